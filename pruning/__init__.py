@@ -1,0 +1,1 @@
+"""Make a language model smaller by deleting its redundant blocks. Knows nothing of the web."""
