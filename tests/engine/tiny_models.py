@@ -1,0 +1,84 @@
+"""Tiny random models of every supported family, and what ``generate`` says they continue with."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+NUM_BLOCKS = 6
+VOCAB_SIZE = 96
+MAX_POSITIONS = 128
+EOS = 1
+WINDOW = 5  # shorter than the prompts, so that sliding windows slide
+
+_LLAMA_LIKE: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": EOS,
+    "pad_token_id": 2,
+}
+_MIXED = ["sliding_attention", "full_attention"] * (NUM_BLOCKS // 2)
+
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "gemma": {},
+    "gemma2": {"sliding_window": WINDOW, "layer_types": _MIXED},
+    "gemma3_text": {"sliding_window": WINDOW, "layer_types": _MIXED},
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": NUM_BLOCKS,
+        "n_head": 4,
+        "n_positions": MAX_POSITIONS,
+        "vocab_size": VOCAB_SIZE,
+        "bos_token_id": 0,
+        "eos_token_id": EOS,
+        "pad_token_id": 2,
+    },
+    "gpt_neox": {},
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW},
+    "olmo2": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi3": {"sliding_window": WINDOW},
+    "qwen2": {},
+    "qwen3": {},
+    "smollm3": {},
+    "starcoder2": {"sliding_window": WINDOW},
+}
+
+
+@cache
+def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
+    """A float32 model of that family; large, untied weights, or it would repeat its last token."""
+    torch.manual_seed(seed)
+    shape = {} if model_type == "gpt2" else _LLAMA_LIKE
+    settings = {**shape, **CONFIGS[model_type], "tie_word_embeddings": False}
+    config = AutoConfig.for_model(model_type, **settings)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def generated(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
+    """Greedy continuation by ``generate``, an end-of-sequence token included: the oracle."""
+    assert isinstance(model, GenerationMixin)
+    ids = torch.tensor([list(prompt)])
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+    )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
