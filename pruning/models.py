@@ -1,0 +1,165 @@
+"""Dense models on disk: finding one by name, looking at it cheaply, loading it strictly.
+
+Safetensors only, never remote code, and never a model whose config and weights disagree:
+transformers would fill missing blocks with random numbers and only log it.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from pruning.blocks import architecture
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class ModelNotFound(LookupError):
+    """No model of this name is in the store."""
+
+
+class NotAModel(ValueError):
+    """A directory that is there but holds no model that can be loaded."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the config alone tells, without reading a weight."""
+
+    name: str
+    path: Path
+    model_type: str
+    num_blocks: int
+    max_positions: int | None
+    vocab_size: int
+    dtype: str
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: Path
+
+
+class ModelStore:
+    """Directories with ``config.json`` and safetensors, one per model, under one root."""
+
+    def __init__(self, root: Path, *, allow_paths: bool = False) -> None:
+        self._root = root
+        self._allow_paths = allow_paths
+
+    def names(self) -> list[str]:
+        if not self._root.is_dir():
+            return []
+        configs = self._root.glob("*/config.json")
+        return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
+
+    def path(self, name: str) -> Path:
+        """Where the model lies. Raises ``ModelNotFound``."""
+        if _NAME.fullmatch(name) and (path := self._root / name).is_dir():
+            return path
+        if self._allow_paths and Path(name).is_dir():
+            return Path(name)
+        known = ", ".join(self.names()) or "none yet"
+        raise ModelNotFound(f"no model named {name[:128]!r}; the known ones are: {known}")
+
+    def inspect(self, name: str) -> ModelInfo:
+        """Raises ``ModelNotFound``, ``NotAModel``, or what ``blocks.architecture`` raises."""
+        path = self.path(name)
+        config = read_config(path)
+        architecture(config)
+        return ModelInfo(
+            name=name,
+            path=path,
+            model_type=config.model_type,
+            num_blocks=config.num_hidden_layers,
+            max_positions=getattr(config, "max_position_embeddings", None),
+            vocab_size=config.vocab_size,
+            dtype=str(config.dtype or torch.float32).removeprefix("torch."),
+            weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+        )
+
+    def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+        return load(self.path(name), dtype=dtype, device=device)
+
+
+def read_config(path: Path) -> PreTrainedConfig:
+    """The config of a model directory; raises ``NotAModel`` saying what is missing."""
+    if not (path / "config.json").is_file():
+        raise NotAModel(f"{path} is not a model: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise NotAModel(
+            f"{path} has no .safetensors file: convert its weights to safetensors first"
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (ValueError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise NotAModel(f"{path}/config.json cannot be read: {error}") from error
+    return config
+
+
+def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Load model and tokenizer, in evaluation mode.
+
+    ``dtype`` is a torch name or "auto" (the checkpoint's), ``device`` a torch device or "auto".
+    Raises ``NotAModel`` when any key is missing, unexpected or of another shape.
+    """
+    architecture(read_config(path))
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise NotAModel(f"{path} cannot be loaded: {error}") from error
+    model, report = loaded
+    _refuse_wrong_keys(path, report)
+    return LoadedModel(model.to(pick_device(device)).eval(), tokenizer, path)
+
+
+def pick_device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def set_up_torch(threads: int | None = None) -> None:
+    """For a process's start: how many CPU threads to use, and no chatter of libraries."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def num_parameters(model: PreTrainedModel) -> int:
+    """Distinct parameters: tied weights count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in report.get(kind, ())):
+            raise NotAModel(
+                f"{path}: config and weights disagree, {len(keys)} {kind.replace('_', ' ')} "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the model again"
+            )

@@ -1,0 +1,139 @@
+"""Windows from files and from the model itself, and a clear word where there are none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruning.calibration import CalibrationError, Windows, calibrate, held_out
+from pruning.models import LoadedModel
+from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, Sampling
+
+
+def spec_of(path: Path, **settings: object) -> CalibrationSpec:
+    defaults = {"num_samples": 3, "seqlen": 8, "path": str(path), "dataset": Dataset.FILE}
+    return CalibrationSpec(**{**defaults, **settings})  # type: ignore[arg-type]  # a test's kwargs
+
+
+def run(loaded: LoadedModel, spec: CalibrationSpec) -> Windows:
+    return calibrate(spec, loaded.model, loaded.tokenizer)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(f"line {number} of the lazy dog" for number in range(50)))
+    return path
+
+
+def test_windows_are_pieces_of_the_text_and_as_many_as_asked(
+    tiny_loaded: LoadedModel, text_file: Path
+) -> None:
+    windows = run(tiny_loaded, spec_of(text_file))
+    assert windows.token_ids.shape == (3, 8)
+    text = text_file.read_text()
+    assert all(piece in text for piece in tiny_loaded.tokenizer.batch_decode(windows.token_ids))
+
+
+def test_rows_join_as_many_lines_as_asked_and_take_the_windows_that_fit(
+    tiny_loaded: LoadedModel, text_file: Path
+) -> None:
+    windows = run(tiny_loaded, spec_of(text_file, sampling=Sampling.ROWS))
+    joined = "".join(tiny_loaded.tokenizer.batch_decode(windows.token_ids))
+    rows = joined.split("\n")
+    assert len(rows) == 3
+    assert set(rows[:-1]) <= set(text_file.read_text().splitlines())
+
+
+def test_the_seed_decides_the_sample_and_the_digest_tells(
+    tiny_loaded: LoadedModel, text_file: Path
+) -> None:
+    digests = {run(tiny_loaded, spec_of(text_file, seed=seed)).digest for seed in (0, 0, 1)}
+    assert len(digests) == 2
+
+
+def test_the_digest_knows_the_shape() -> None:
+    ids = torch.arange(12)
+    assert Windows(ids.view(3, 4), "a").digest != Windows(ids.view(4, 3), "a").digest
+    assert Windows(ids.view(3, 4), "a").digest == Windows(ids.view(3, 4), "b").digest
+
+
+def test_jsonl_takes_the_text_of_every_record(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"the fox {n}", "id": n}) for n in range(30)))
+    windows = run(tiny_loaded, spec_of(path))
+    assert "the fox" in tiny_loaded.tokenizer.decode(windows.token_ids.flatten())
+    assert '"id"' not in tiny_loaded.tokenizer.decode(windows.token_ids.flatten())
+
+
+def test_self_writes_its_own_text_the_same_for_the_same_seed(tiny_loaded: LoadedModel) -> None:
+    spec = CalibrationSpec(num_samples=4, seqlen=16)
+    before = torch.random.get_rng_state()
+    windows = run(tiny_loaded, spec)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert windows.token_ids.shape == (4, 16)
+    assert windows.digest == run(tiny_loaded, spec).digest
+    assert windows.digest != held_out(spec, tiny_loaded.model, tiny_loaded.tokenizer).digest
+    assert len({tuple(row.tolist()) for row in windows.token_ids}) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "code"),
+    [
+        (b"", "empty.txt", "empty_text"),
+        (b"\n \n", "blank.txt", "empty_text"),
+        (b"too short", "short.txt", "not_enough_text"),
+        ("na\u00efve ".encode("latin-1") * 100, "latin.txt", "wrong_encoding"),
+        (b"no json", "bad.jsonl", "bad_record"),
+        (b'{"words": 1}', "other.jsonl", "bad_record"),
+        (b'["text"]', "list.jsonl", "bad_record"),
+        (None, "missing.txt", "file_unreadable"),
+        (None, ".", "file_unreadable"),
+    ],
+)
+def test_a_file_that_will_not_do_is_refused_with_its_reason(
+    tiny_loaded: LoadedModel, tmp_path: Path, content: bytes | None, name: str, code: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CalibrationError) as caught:
+        run(tiny_loaded, spec_of(path))
+    assert caught.value.code == code
+
+
+def test_windows_longer_than_the_models_positions_are_refused(
+    tiny_loaded: LoadedModel, text_file: Path
+) -> None:
+    with pytest.raises(CalibrationError, match="256 positions"):
+        run(tiny_loaded, spec_of(text_file, seqlen=257))
+
+
+def test_a_data_set_that_cannot_be_reached_says_what_to_use_instead(
+    tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    spec = CalibrationSpec(dataset=Dataset.WIKITEXT2)
+    with pytest.raises(CalibrationError, match="'self', where there is no network") as caught:
+        run(tiny_loaded, spec)
+    assert caught.value.code == "dataset_unreachable"
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ({"num_samples": 0}, "calibration.num_samples"),
+        ({"num_samples": 10**9}, "calibration.num_samples"),
+        ({"num_samples": 10**5, "seqlen": 10**6}, "calibration.num_samples"),
+        ({"seqlen": 1}, "calibration.seqlen"),
+        ({"seed": -1}, "calibration.seed"),
+        ({"dataset": Dataset.FILE}, "calibration.path"),
+        ({"path": "x.txt"}, "calibration.path"),
+    ],
+)
+def test_absurd_settings_are_refused_by_name(settings: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        CalibrationSpec(**settings)  # type: ignore[arg-type]  # a test's kwargs
+    assert caught.value.param == param

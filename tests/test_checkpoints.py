@@ -1,0 +1,135 @@
+"""Published is whole and verified, or it is not there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pruning.checkpoints import (
+    MANIFEST,
+    CheckpointCorrupt,
+    CheckpointExists,
+    CheckpointNotFound,
+    CheckpointStore,
+    Manifest,
+    Quality,
+    open_checkpoint,
+    publish,
+)
+from pruning.models import load
+
+
+def manifest_of(name: str = "tiny@prn-1", spec_digest: str = "a") -> Manifest:
+    return Manifest(
+        name=name,
+        parent="tiny",
+        num_blocks=6,
+        removed_blocks=(3, 1),
+        num_parameters=10,
+        dense_num_parameters=14,
+        quality=Quality((1.0, 1.1, 1.3), (2.0, 2.1, 2.3), "some text"),
+        dtype="float32",
+        calibration={"source": "self", "num_windows": 1, "seqlen": 8, "digest": "d"},
+        spec={},
+        spec_digest=spec_digest,
+        versions={},
+        created_at=1.0,
+    )
+
+
+def writer(source: Path) -> Callable[[Path], None]:
+    def write(directory: Path) -> None:
+        for file in source.iterdir():
+            (directory / file.name).write_bytes(file.read_bytes())
+
+    return write
+
+
+@pytest.fixture
+def published(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    target = tmp_path / "checkpoints" / "tiny@prn-1"
+    publish(target, manifest_of(), writer(tiny_model_dir))
+    return target
+
+
+def test_a_published_checkpoint_is_listed_and_opens(published: Path) -> None:
+    store = CheckpointStore(published.parent)
+    assert store.names() == ["tiny@prn-1"]
+    manifest = store.manifest("tiny@prn-1")
+    assert manifest == Manifest.from_json(manifest.to_json())
+    assert manifest.keep == (0, 2, 4, 5)
+    assert manifest.keep_after(1) == (0, 1, 2, 4, 5)
+    assert store.open("tiny@prn-1").model.config.num_hidden_layers == 6
+
+
+def test_nothing_is_left_of_a_publication_that_failed(tmp_path: Path) -> None:
+    target = tmp_path / "tiny@prn-1"
+
+    def write(directory: Path) -> None:
+        (directory / "half").write_text("written")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        publish(target, manifest_of(), write)
+    assert not target.exists()
+    assert CheckpointStore(tmp_path).names() == []
+    assert not list((tmp_path / ".staging").iterdir())
+
+
+def test_a_directory_without_manifest_is_no_checkpoint(published: Path) -> None:
+    (published.parent / "half").mkdir()
+    (published.parent / "half" / "config.json").write_text("{}")
+    store = CheckpointStore(published.parent)
+    assert store.names() == ["tiny@prn-1"]
+    with pytest.raises(CheckpointNotFound):
+        store.manifest("half")
+
+
+def test_publishing_the_same_twice_keeps_the_first(published: Path, tiny_model_dir: Path) -> None:
+    first = (published / MANIFEST).read_text()
+    again = publish(published, manifest_of(), writer(tiny_model_dir))
+    assert again == Manifest.from_json(first)
+    assert (published / MANIFEST).read_text() == first
+
+
+def test_something_else_is_never_overwritten(published: Path, tiny_model_dir: Path) -> None:
+    before = (published / MANIFEST).read_text()
+    with pytest.raises(CheckpointExists):
+        publish(published, manifest_of(spec_digest="other"), writer(tiny_model_dir))
+    assert (published / MANIFEST).read_text() == before
+
+
+def corrupt_a_byte(path: Path) -> None:
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "model.safetensors").write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped bit": corrupt_a_byte,
+    "a missing file": lambda path: (path / "tokenizer.json").unlink(),
+    "surplus weights": lambda path: (path / "more.safetensors").write_bytes(b""),
+    "a cut manifest": lambda path: (path / MANIFEST).write_text("{"),
+    "a manifest of another kind": lambda path: (path / MANIFEST).write_text('{"name": 1}'),
+    "an edited config": lambda path: (path / "config.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_damage_is_noticed_on_opening(published: Path, damage: Callable[[Path], object]) -> None:
+    damage(published)
+    with pytest.raises(CheckpointCorrupt):
+        open_checkpoint(published)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".staging", "none"])
+def test_names_cannot_leave_the_store(published: Path, name: str) -> None:
+    with pytest.raises(CheckpointNotFound):
+        CheckpointStore(published.parent).manifest(name)
+
+
+def test_files_can_be_read_by_others(published: Path) -> None:
+    assert all(file.stat().st_mode & 0o044 for file in published.iterdir())
+    assert json.loads((published / MANIFEST).read_text())["format"] == 1
+    assert load(published).model is not None
