@@ -7,6 +7,7 @@ visible. What has no manifest, or does not match it, is not a checkpoint.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from pruning.sleb import Blocks
 MANIFEST = "manifest.json"
 STAGING = ".staging"
 FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
 
 
 class CheckpointNotFound(LookupError):
@@ -103,10 +105,9 @@ class CheckpointStore:
 
     def path(self, name: str) -> Path:
         """Where a checkpoint of this name lies or will lie; the name may not leave the store."""
-        path = self._root / name
-        if path.parent != self._root or name.startswith("."):
+        if not _NAME.fullmatch(name):
             raise CheckpointNotFound(f"no checkpoint can be named {name[:128]!r}")
-        return path
+        return self._root / name
 
     def names(self) -> list[str]:
         return sorted(path.parent.name for path in self._root.glob(f"[!.]*/{MANIFEST}"))

@@ -54,7 +54,7 @@ def sleb(
     ``removed`` resumes behind blocks chosen earlier, ``dense_loss`` then saves an evaluation.
     Raises ``TooManyRemovals`` or ``ValueError`` before any work, later ``NonFiniteLoss``.
     """
-    free = max(0, num_blocks - protect_first - protect_last)
+    free = max(0, num_blocks - max(1, protect_first + protect_last))  # one block has to stay
     if not len(removed) <= num_remove <= free or min(protect_first, protect_last) < 0:
         raise TooManyRemovals(f"cannot remove {num_remove} of {num_blocks} blocks: {free} are free")
     keep = list(range(num_blocks))

@@ -109,7 +109,7 @@ class PruneSpec:
         Raises ``TooManyRemovals`` for a search that could not be finished.
         """
         num_remove = self.target(num_blocks)
-        free = max(0, num_blocks - self.protect_first - self.protect_last)
+        free = max(0, num_blocks - max(1, self.protect_first + self.protect_last))
         if num_remove > free:
             raise TooManyRemovals(
                 f"cannot remove {num_remove} of {num_blocks} blocks: with the first "

@@ -18,7 +18,7 @@ from pruning.blocks import (
     view,
 )
 from pruning.loss import last_hidden
-from tests.engine.tiny_models import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
+from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
 
 
 def load_model(path: Path) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from pruning.evaluate import perplexity, perplexity_curve
 from pruning.loss import mean_loss
 from pruning.scoring import PlainScorer, SharedPrefixScorer, StateBudgetTooSmall
 from pruning.sleb import sleb
-from tests.engine.tiny_models import NUM_BLOCKS, VOCAB_SIZE, tiny_model
+from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 
 HIDDEN_SIZE = 32
 

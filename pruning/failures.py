@@ -1,0 +1,39 @@
+"""Why a job failed, in a form for programs: exceptions of a pruning run as error codes."""
+
+from collections.abc import Mapping
+
+import torch
+
+from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.calibration import CalibrationError
+from pruning.checkpoints import CheckpointExists
+from pruning.job import JobError
+from pruning.models import ModelNotFound, NotAModel
+from pruning.sleb import NonFiniteLoss, TooManyRemovals
+from pruning.spec import InvalidSpec
+
+CODES: Mapping[type[Exception], str] = {
+    InvalidSpec: "invalid_spec",
+    TooManyRemovals: "too_many_removals",
+    ModelNotFound: "model_not_found",
+    NotAModel: "not_a_model",
+    UnknownArchitecture: "unknown_architecture",
+    UnsupportedConfig: "unsupported_config",
+    NonFiniteLoss: "non_finite_loss",
+    CheckpointExists: "checkpoint_exists",
+    MemoryError: "out_of_memory",
+    torch.OutOfMemoryError: "out_of_memory",
+}
+_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch has no exception of its own for main memory
+
+
+def describe(error: Exception) -> JobError:
+    """What may be told of ``error``: of one that nobody expected, nothing but that it happened."""
+    if isinstance(error, CalibrationError):
+        return JobError(error.code, str(error))
+    for kind, code in CODES.items():
+        if isinstance(error, kind):
+            return JobError(code, str(error) or code, getattr(error, "param", None))
+    if _CPU_ALLOCATOR in str(error):
+        return JobError("out_of_memory", str(error))
+    return JobError("internal_error", "a defect of this service: the worker's log has the rest")

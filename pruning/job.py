@@ -1,0 +1,173 @@
+"""A pruning job as data: its states, the moves between them, its record and its events.
+
+Knows no Redis, no queue and no torch: how records are kept is the business of ``jobs.py``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from pruning.spec import PruneSpec
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"  # asked to stop, the worker obeys after its current evaluation
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+class Phase(StrEnum):
+    LOAD = "load"
+    CALIBRATE = "calibrate"
+    SEARCH = "search"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+
+
+_S = JobStatus
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
+    {
+        _S.QUEUED: frozenset({_S.RUNNING, _S.FAILED, _S.CANCELLED}),
+        _S.RUNNING: frozenset(
+            {_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}  # queued: handed back
+        ),
+        _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
+        # cancelling to succeeded: the request came when the model was already published
+        _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),
+        _S.SUCCEEDED: frozenset(),
+        _S.FAILED: frozenset(),
+        _S.CANCELLED: frozenset(),
+    }
+)
+
+
+class IllegalTransition(ValueError):
+    """The job is in a state that does not allow what was asked."""
+
+    def __init__(self, job_id: str, status: JobStatus, wanted: str) -> None:
+        super().__init__(f"job {job_id} is {status}, which does not allow: {wanted}")
+        self.job_id = job_id
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Candidate evaluations of the search; ``evaluations_total`` is 0 until it is known."""
+
+    evaluations_done: int = 0
+    evaluations_total: int = 0
+
+    @property
+    def ratio(self) -> float:
+        return self.evaluations_done / self.evaluations_total if self.evaluations_total else 0.0
+
+
+@dataclass(frozen=True)
+class JobError:
+    code: str  # for programs: "invalid_spec", "model_not_found", "worker_lost", ...
+    message: str
+    param: str | None = None  # the dotted name of the setting at fault
+
+
+@dataclass(frozen=True)
+class Job:
+    """Times are seconds since the epoch, losses nats per predicted token.
+
+    ``losses[i]`` is the loss after ``removed_blocks[:i + 1]`` went; ``attempt`` counts the
+    workers that took the job, ``num_lost`` those that died with it.
+    """
+
+    id: str
+    model: str
+    spec: PruneSpec
+    status: JobStatus
+    created_at: float
+    phase: Phase | None = None
+    progress: Progress = Progress()
+    removed_blocks: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    dense_loss: float | None = None
+    attempt: int = 0
+    num_lost: int = 0
+    worker: str | None = None
+    pruned_model: str | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    estimated_finish: float | None = None  # from the pace of the search, so only during it
+    error: JobError | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> "Job":
+        """The job in a record of text fields; a field that is missing or empty has no value yet."""
+        spec = PruneSpec.from_dict(json.loads(fields["spec"]))
+        return cls(
+            id=fields["id"],
+            model=spec.model,
+            spec=spec,
+            status=JobStatus(fields["status"]),
+            created_at=float(fields["created_at"]),
+            phase=Phase(phase) if (phase := fields.get("phase")) else None,
+            progress=_progress(fields),
+            removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
+            losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
+            dense_loss=_number(fields, "dense_loss"),
+            attempt=int(fields.get("attempt") or 0),
+            num_lost=int(fields.get("num_lost") or 0),
+            worker=fields.get("worker") or None,
+            pruned_model=fields.get("pruned_model") or None,
+            started_at=_number(fields, "started_at"),
+            finished_at=_number(fields, "finished_at"),
+            estimated_finish=_estimated_finish(fields),
+            error=JobError(**json.loads(error)) if (error := fields.get("error")) else None,
+            metadata=json.loads(fields.get("metadata") or "{}"),
+        )
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    id: str  # orders the events of one job
+    created_at: float
+    level: str  # "info", "warn" or "error"
+    message: str
+    type: str  # "message" or "metrics"
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """Newest first; ``has_more`` says that older ones follow."""
+
+    jobs: tuple[Job, ...]
+    has_more: bool
+
+
+def _number(fields: Mapping[str, str], name: str) -> float | None:
+    return float(text) if (text := fields.get(name)) else None
+
+
+def _progress(fields: Mapping[str, str]) -> Progress:
+    done, total = fields.get("evaluations_done") or 0, fields.get("evaluations_total") or 0
+    return Progress(evaluations_done=int(done), evaluations_total=int(total))
+
+
+def _estimated_finish(fields: Mapping[str, str]) -> float | None:
+    """When the search would end if every evaluation took as long as those so far."""
+    began, last = _number(fields, "search_started_at"), _number(fields, "evaluated_at")
+    progress = _progress(fields)
+    is_searching = fields.get("phase") == Phase.SEARCH and not fields.get("finished_at")
+    if not is_searching or not began or not last or not progress.evaluations_done:
+        return None
+    pace_s = (last - began) / progress.evaluations_done
+    return last + pace_s * (progress.evaluations_total - progress.evaluations_done)

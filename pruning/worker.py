@@ -1,0 +1,158 @@
+"""The task of a delivery: runs one job in a process of its own and writes down how it goes.
+
+Knows no queue: whatever ends this process, the job is delivered again. Torch is imported only
+once there is something to prune.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
+
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from rq import get_current_job
+
+from pruning.config import WorkerSettings
+from pruning.job import IllegalTransition, Job, JobStatus, Phase
+from pruning.jobs import JobNotFound, JobStore, JobStoreUnavailable, StaleAttempt
+from pruning.queue import DELIVERIES, connect, give_up
+from pruning.sleb import Removal
+
+_T = TypeVar("_T")
+_PATIENCE_S = 60
+
+logger = logging.getLogger(__name__)
+
+
+class Cancelled(Exception):
+    """The job is to stop: raised out of the run, between two evaluations."""
+
+
+def run_job(job_id: str) -> None:
+    """Run the job in this process. Raises ``StaleAttempt`` once another worker has it."""
+    settings = WorkerSettings()
+    assert settings.redis_url is not None  # the parent has put it into our environment
+    delivery = get_current_job()
+    worker = delivery.worker_name if delivery and delivery.worker_name else "unnamed"
+    # no patience with progress: a search does not wait for it
+    with closing(JobStore(connect(settings.redis_url, patience_s=0))) as store:
+        execute(job_id, store, worker, lambda job, observer: _prune(settings, job, observer))
+
+
+def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
+    import torch  # noqa: PLC0415 - seconds, which a job that has ended already need not wait
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    from pruning.checkpoints import CheckpointStore  # noqa: PLC0415
+    from pruning.models import ModelStore  # noqa: PLC0415
+    from pruning.pipeline import prune  # noqa: PLC0415
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    name = f"{job.model}@{job.id}"
+    prune(
+        job.spec,
+        name=name,
+        target=CheckpointStore(settings.checkpoints_dir).path(name),
+        models=ModelStore(settings.models_dir),
+        observer=observer,
+        device=settings.device,
+    )
+    return name
+
+
+def execute(
+    job_id: str, store: JobStore, worker: str, run: Callable[[Job, "JobObserver"], str]
+) -> None:
+    """Take the job, ``run`` it to the name of a published model, record how it ended.
+
+    A job that has ended is left alone. Raises what ``run_job`` raises.
+    """
+    try:
+        job = _insist(lambda: store.start(job_id, worker))
+    except JobNotFound:
+        return
+    except IllegalTransition as refused:
+        if refused.status is JobStatus.CANCELLING:  # its worker died before it could obey
+            _insist(lambda: store.cancelled(job_id))
+        return
+    if job.num_lost >= DELIVERIES:
+        give_up(store, job_id)
+        return
+    observer = JobObserver(store, job)
+    end = _outcome(store, job, observer, run)
+    _insist(observer.catch_up)
+    _insist(end)
+
+
+def _outcome(
+    store: JobStore, job: Job, observer: "JobObserver", run: Callable[[Job, "JobObserver"], str]
+) -> Callable[[], JobStatus]:
+    """Run the job; what is returned records its end."""
+    try:
+        pruned_model = run(job, observer)
+    except Cancelled:
+        return lambda: store.cancelled(job.id, job.attempt)
+    except StaleAttempt:
+        raise
+    except Exception as error:
+        from pruning.failures import describe  # noqa: PLC0415 - as above
+
+        logger.exception("job %s failed", job.id)
+        failure = describe(error)
+        return lambda: store.fail(job.id, failure, job.attempt)
+    return lambda: store.succeed(job.id, pruned_model, job.attempt)
+
+
+class JobObserver:
+    """Writes the progress of one attempt, and stops the run when the record says so.
+
+    Progress that cannot be written is no reason to stop: the next that can is newer.
+    """
+
+    def __init__(self, store: JobStore, job: Job) -> None:
+        self._store = store
+        self._id = job.id
+        self._attempt = job.attempt
+        self._removals: list[Removal] = []
+        self._is_behind = False  # something could not be written
+
+    def phase(self, phase: str) -> None:
+        self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
+
+    def evaluated(self, done: int, total: int) -> None:
+        self._write(lambda: self._store.evaluated(self._id, done, total, self._attempt))
+
+    def removed(self, removal: Removal) -> None:
+        self._removals.append(removal)
+        self._write(lambda: self._store.removed(self._id, self._removals, self._attempt))
+
+    def catch_up(self) -> None:
+        """Write what was missed of the removals, which have to be complete in the end."""
+        if self._is_behind and self._removals:
+            self._store.removed(self._id, self._removals, self._attempt)
+        self._is_behind = False
+
+    def _write(self, write: Callable[[], JobStatus]) -> None:
+        try:
+            self.catch_up()
+            status = write()
+        except JobStoreUnavailable as error:
+            if not self._is_behind:
+                logger.warning("the search goes on, its progress is not recorded: %s", error)
+            self._is_behind = True
+        except IllegalTransition as error:
+            raise StaleAttempt(str(error)) from error
+        else:
+            if status is JobStatus.CANCELLING:
+                raise Cancelled
+
+
+def _insist(write: Callable[[], _T]) -> _T:
+    """Write what must not be lost, for as long as a Redis that restarts may take."""
+    backoff = ExponentialBackoff(cap=1, base=0.05)
+    retry = Retry(backoff, _PATIENCE_S, (JobStoreUnavailable,))
+    return retry.call_with_retry(write, lambda _error: None)

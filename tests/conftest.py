@@ -1,0 +1,1 @@
+pytest_plugins = ["tests.model_fixtures", "tests.redis_fixtures", "tests.worker_fixtures"]

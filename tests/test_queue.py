@@ -1,0 +1,184 @@
+"""Deliveries without a worker: what enqueue and recover put into RQ."""
+
+import json
+import zlib
+
+import pytest
+import redis
+from rq.executions import Execution
+from rq.job import Job as Delivery
+from rq.job import JobStatus as DeliveryStatus
+from rq.serializers import JSONSerializer
+
+from pruning.job import JobStatus
+from pruning.jobs import JobStore, JobStoreUnavailable
+from pruning.queue import DELIVERIES, PruneQueue, connect, worker_lost
+from pruning.spec import PruneSpec
+
+SPEC = PruneSpec(model="tiny", num_remove=1)
+
+
+@pytest.fixture
+def queue(redis_client: redis.Redis) -> PruneQueue:
+    return PruneQueue(redis_client)
+
+
+@pytest.fixture
+def job_id(job_store: JobStore) -> str:
+    return job_store.create(SPEC).id
+
+
+def delivery_of(client: redis.Redis, job_id: str) -> Delivery:
+    return Delivery.fetch(job_id, client, JSONSerializer)
+
+
+def take(queue: PruneQueue, job_id: str, lease_s: int = 60) -> None:
+    """What a worker does first: take the job off the queue, then lease it."""
+    client = queue.rq.connection
+    client.lmove(queue.rq.key, queue.rq.intermediate_queue_key, "LEFT", "RIGHT")
+    with client.pipeline() as pipeline:
+        Execution.create(delivery_of(client, job_id), lease_s, pipeline)
+        pipeline.execute()
+
+
+def test_enqueue_twice_delivers_once(queue: PruneQueue, job_id: str) -> None:
+    queue.enqueue(job_id)
+    queue.enqueue(job_id)
+    assert queue.rq.get_job_ids() == [job_id]
+
+
+def test_a_delivery_is_plain_json(
+    queue: PruneQueue, redis_client: redis.Redis, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    data = redis_client.hget(f"rq:job:{job_id}", "data")
+    assert isinstance(data, bytes)
+    assert json.loads(zlib.decompress(data)) == ["pruning.worker.run_job", None, [job_id], {}]
+
+
+def test_a_delivery_has_no_time_limit(
+    queue: PruneQueue, redis_client: redis.Redis, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    assert delivery_of(redis_client, job_id).timeout == -1
+
+
+def test_enqueue_without_redis_says_so() -> None:
+    client = connect("unix:///nowhere/valkey.sock", patience_s=0)
+    with pytest.raises(JobStoreUnavailable):
+        PruneQueue(client).enqueue("prn-0")
+
+
+def test_recover_delivers_what_was_only_recorded(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == [job_id]
+
+
+def test_recover_leaves_a_waiting_job(queue: PruneQueue, job_store: JobStore, job_id: str) -> None:
+    queue.enqueue(job_id)
+    num_events = len(job_store.events(job_id))
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == [job_id]
+    assert len(job_store.events(job_id)) == num_events
+
+
+@pytest.mark.parametrize("was_recorded", [True, False])
+def test_recover_leaves_a_leased_job(
+    queue: PruneQueue, job_store: JobStore, job_id: str, was_recorded: bool
+) -> None:
+    queue.enqueue(job_id)
+    take(queue, job_id)
+    delivery_of(queue.rq.connection, job_id).set_status(DeliveryStatus.STARTED)
+    if was_recorded:
+        job_store.start(job_id, "worker")
+    before = job_store.get(job_id)
+    queue.recover(job_store)
+    assert job_store.get(job_id) == before
+    assert queue.rq.get_job_ids() == []
+
+
+def test_recover_leaves_a_job_between_queue_and_lease(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    queue.rq.connection.lmove(queue.rq.key, queue.rq.intermediate_queue_key, "LEFT", "RIGHT")
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == []
+
+
+def test_recover_delivers_a_running_job_that_nobody_holds(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    job_store.start(job_id, "worker")
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == [job_id]
+    job = job_store.get(job_id)
+    assert (job.status, job.num_lost, job.worker) == (JobStatus.QUEUED, 0, None)
+
+
+def test_recover_delivers_a_job_whose_delivery_has_ended(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    queue.rq.connection.delete(queue.rq.key)
+    delivery_of(queue.rq.connection, job_id).set_status(DeliveryStatus.FINISHED)
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == [job_id]
+    assert delivery_of(queue.rq.connection, job_id).get_status() == "queued"
+
+
+def test_recover_ends_a_cancelled_job_that_nobody_holds(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    job_store.start(job_id, "worker")
+    job_store.cancel(job_id)
+    queue.recover(job_store)
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
+    assert queue.rq.get_job_ids() == []
+
+
+def test_recover_leaves_ended_jobs(queue: PruneQueue, job_store: JobStore, job_id: str) -> None:
+    attempt = job_store.start(job_id, "worker").attempt
+    job_store.succeed(job_id, "tiny@x", attempt)
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == []
+
+
+def test_the_third_lost_worker_ends_the_job(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    delivery = delivery_of(queue.rq.connection, job_id)
+    for num_lost in range(1, DELIVERIES):
+        job_store.start(job_id, "worker")
+        worker_lost(job_store, delivery)
+        job = job_store.get(job_id)
+        assert (job.status, job.num_lost) == (JobStatus.QUEUED, num_lost)
+        assert delivery.should_retry
+    job_store.start(job_id, "worker")
+    worker_lost(job_store, delivery)
+    ended = job_store.get(job_id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert ended.error.code == "worker_lost"
+    assert not delivery.should_retry
+
+
+def test_a_lost_worker_of_an_ended_job_changes_nothing(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    delivery = delivery_of(queue.rq.connection, job_id)
+    attempt = job_store.start(job_id, "worker").attempt
+    job_store.succeed(job_id, "tiny@x", attempt)
+    worker_lost(job_store, delivery)
+    assert job_store.get(job_id).status is JobStatus.SUCCEEDED
+    assert not delivery.should_retry
+
+
+def test_the_caretaker_of_the_queue_may_die(queue: PruneQueue, redis_client: redis.Redis) -> None:
+    assert queue.rq.acquire_maintenance_lock()
+    assert not queue.rq.acquire_maintenance_lock()
+    assert 0 < redis_client.ttl(queue.rq.registry_cleaning_key) <= queue.rq.lease_s

@@ -1,0 +1,234 @@
+"""The task of a delivery, run in this process: what ends how, and what is written down."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import redis
+import torch
+
+from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.calibration import CalibrationError
+from pruning.checkpoints import CheckpointExists
+from pruning.job import IllegalTransition, Job, JobError, JobStatus, Phase
+from pruning.jobs import JobStore, JobStoreUnavailable, StaleAttempt
+from pruning.models import ModelNotFound, NotAModel
+from pruning.queue import DELIVERIES
+from pruning.sleb import NonFiniteLoss, Removal, TooManyRemovals
+from pruning.spec import InvalidSpec, PruneSpec
+from pruning.worker import JobObserver, execute
+
+SPEC = PruneSpec(model="tiny", num_remove=1)
+FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, {3: 2.5, 4: 2.75})
+SECOND = Removal(2, 4, 3.5, 2.0, None, None, {4: 3.5})
+
+Run = Callable[[Job, JobObserver], str]
+
+
+@pytest.fixture
+def job_id(job_store: JobStore) -> str:
+    return job_store.create(SPEC).id
+
+
+def fails_with(error: Exception) -> Run:
+    def run(_job: Job, _observer: JobObserver) -> str:
+        raise error
+
+    return run
+
+
+def never(_job: Job, _observer: JobObserver) -> str:
+    raise AssertionError("this job must not run")
+
+
+def test_a_run_is_written_down(job_store: JobStore, job_id: str) -> None:
+    def run(job: Job, observer: JobObserver) -> str:
+        assert (job.id, job.spec, job.attempt) == (job_id, SPEC, 1)
+        observer.phase("search")
+        observer.evaluated(1, 2)
+        observer.evaluated(2, 2)
+        observer.removed(FIRST)
+        observer.phase("publish")
+        return "tiny@x"
+
+    execute(job_id, job_store, "a worker", run)
+    job = job_store.get(job_id)
+    assert (job.status, job.pruned_model, job.worker) == (
+        JobStatus.SUCCEEDED,
+        "tiny@x",
+        "a worker",
+    )
+    assert (job.phase, job.removed_blocks, job.losses) == (Phase.PUBLISH, (3,), (2.5,))
+    assert (job.progress.evaluations_done, job.progress.evaluations_total) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            InvalidSpec("calibration.seqlen", "bad"),
+            JobError("invalid_spec", "bad", "calibration.seqlen"),
+        ),
+        (TooManyRemovals("bad"), JobError("too_many_removals", "bad")),
+        (ModelNotFound("bad"), JobError("model_not_found", "bad")),
+        (NotAModel("bad"), JobError("not_a_model", "bad")),
+        (UnknownArchitecture("bad"), JobError("unknown_architecture", "bad")),
+        (UnsupportedConfig("bad"), JobError("unsupported_config", "bad")),
+        (CalibrationError("dataset_unavailable", "bad"), JobError("dataset_unavailable", "bad")),
+        (NonFiniteLoss("bad"), JobError("non_finite_loss", "bad")),
+        (CheckpointExists("bad"), JobError("checkpoint_exists", "bad")),
+        (MemoryError(), JobError("out_of_memory", "out_of_memory")),
+        (torch.OutOfMemoryError("bad"), JobError("out_of_memory", "bad")),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_known_failure_has_its_code(
+    job_store: JobStore, job_id: str, error: Exception, expected: JobError
+) -> None:
+    execute(job_id, job_store, "worker", fails_with(error))
+    job = job_store.get(job_id)
+    assert (job.status, job.error) == (JobStatus.FAILED, expected)
+
+
+def test_main_memory_that_torch_cannot_have_is_out_of_memory(
+    job_store: JobStore, job_id: str
+) -> None:
+    execute(job_id, job_store, "worker", lambda _job, _observer: str(torch.empty(2**50)))
+    error = job_store.get(job_id).error
+    assert error is not None
+    assert error.code == "out_of_memory"
+
+
+def test_a_defect_is_told_to_the_log_alone(
+    job_store: JobStore, job_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(job_id, job_store, "worker", fails_with(RuntimeError("a path and a password")))
+    error = job_store.get(job_id).error
+    assert error is not None
+    assert error.code == "internal_error"
+    assert "password" not in error.message
+    assert "a path and a password" in caplog.text
+
+
+def test_cancel_stops_the_run_at_its_next_word(job_store: JobStore, job_id: str) -> None:
+    def run(_job: Job, observer: JobObserver) -> str:
+        observer.removed(FIRST)
+        job_store.cancel(job_id)
+        observer.evaluated(1, 2)
+        raise AssertionError("not stopped")
+
+    execute(job_id, job_store, "worker", run)
+    job = job_store.get(job_id)
+    assert (job.status, job.removed_blocks) == (JobStatus.CANCELLED, (3,))
+
+
+def test_cancel_that_comes_too_late_leaves_a_published_model(
+    job_store: JobStore, job_id: str
+) -> None:
+    def run(_job: Job, _observer: JobObserver) -> str:
+        job_store.cancel(job_id)
+        return "tiny@x"
+
+    execute(job_id, job_store, "worker", run)
+    assert job_store.get(job_id).status is JobStatus.SUCCEEDED
+
+
+def test_a_job_that_was_to_be_cancelled_when_its_worker_died_does_not_run(
+    job_store: JobStore, job_id: str
+) -> None:
+    job_store.start(job_id, "a dead worker")
+    job_store.cancel(job_id)
+    execute(job_id, job_store, "worker", never)
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
+
+
+def test_a_second_delivery_of_an_ended_job_does_nothing(job_store: JobStore, job_id: str) -> None:
+    execute(job_id, job_store, "worker", lambda _job, _observer: "tiny@x")
+    before = job_store.get(job_id)
+    execute(job_id, job_store, "worker", never)
+    execute("prn-00000000000000000dead", job_store, "worker", never)
+    assert job_store.get(job_id) == before
+
+
+def test_a_job_that_has_cost_enough_workers_does_not_run(job_store: JobStore, job_id: str) -> None:
+    for _ in range(DELIVERIES):
+        job_store.requeue(job_id, "its worker died", is_lost=True)
+    execute(job_id, job_store, "worker", never)
+    error = job_store.get(job_id).error
+    assert error is not None
+    assert error.code == "worker_lost"
+
+
+def take_over(store: JobStore, job_id: str) -> None:
+    store.start(job_id, "the next worker")
+
+
+def hand_back(store: JobStore, job_id: str) -> None:
+    store.requeue(job_id, "its lease ran out", is_lost=True)
+
+
+@pytest.mark.parametrize("lose", [take_over, hand_back])
+@pytest.mark.parametrize("is_in_progress", [True, False])
+def test_a_worker_that_lost_its_job_writes_nothing(
+    job_store: JobStore,
+    job_id: str,
+    lose: Callable[[JobStore, str], None],
+    is_in_progress: bool,
+) -> None:
+    def run(_job: Job, observer: JobObserver) -> str:
+        lose(job_store, job_id)
+        if is_in_progress:
+            observer.evaluated(1, 2)
+        return "tiny@x"
+
+    with pytest.raises((StaleAttempt, IllegalTransition)):
+        execute(job_id, job_store, "worker", run)
+    job = job_store.get(job_id)
+    assert (job.pruned_model, job.progress.evaluations_done) == (None, 0)
+    assert not job.status.is_final
+
+
+class FlakyStore(JobStore):
+    """A store whose Redis is away for the next ``failures`` writes of progress."""
+
+    failures = 0
+
+    def evaluated(
+        self, job_id: str, done: int, total: int, attempt: int | None = None
+    ) -> JobStatus:
+        self._fail_perhaps()
+        return super().evaluated(job_id, done, total, attempt)
+
+    def removed(
+        self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
+    ) -> JobStatus:
+        self._fail_perhaps()
+        return super().removed(job_id, removals, attempt)
+
+    def _fail_perhaps(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise JobStoreUnavailable("gone for a moment")
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3, 4, 5])
+def test_a_store_that_is_away_stops_no_search_and_loses_no_removal(
+    redis_client: redis.Redis, job_id: str, failures: int
+) -> None:
+    store = FlakyStore(redis_client)
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        observer.evaluated(1, 3)
+        store.failures = failures
+        observer.removed(FIRST)
+        observer.evaluated(2, 3)
+        observer.evaluated(3, 3)
+        observer.removed(SECOND)
+        return "tiny@x"
+
+    execute(job_id, store, "worker", run)
+    job = store.get(job_id)
+    assert (job.status, job.removed_blocks, job.losses) == (
+        JobStatus.SUCCEEDED,
+        (3, 4),
+        (2.5, 3.5),
+    )

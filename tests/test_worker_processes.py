@@ -1,0 +1,208 @@
+"""Workers as real processes over a real Valkey: killed, frozen, stopped, cut off."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import redis
+
+from app.valkey import embedded_valkey
+from pruning.checkpoints import CheckpointStore
+from pruning.job import Job, JobStatus
+from pruning.jobs import JobStore
+from pruning.queue import DELIVERIES, PruneQueue
+from pruning.spec import CalibrationSpec, PruneSpec
+from tests.waiting import wait_until
+from tests.worker_fixtures import Workers, is_alive
+from tests.worker_process import DIE, HOLD
+
+SPEC = PruneSpec(model="tiny", num_remove=2, calibration=CalibrationSpec(num_samples=2, seqlen=16))
+
+
+def submit(client: redis.Redis, task: str = HOLD) -> Job:
+    job = JobStore(client).create(SPEC)
+    PruneQueue(client, task=task).enqueue(job.id)
+    return job
+
+
+def wait_for(store: JobStore, job_id: str, status: JobStatus) -> Job:
+    wait_until(lambda: store.get(job_id).status is status, f"job {status}")
+    return store.get(job_id)
+
+
+def test_a_worker_prunes_a_real_model(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore, tiny_models_dir: Path
+) -> None:
+    assert tiny_models_dir == workers.data_dir / "models"
+    job = job_store.create(SPEC)
+    PruneQueue(redis_client).enqueue(job.id)
+    workers.start()
+    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    checkpoints = CheckpointStore(workers.data_dir / "checkpoints")
+    manifest = checkpoints.manifest(f"tiny@{job.id}")
+    assert checkpoints.open(f"tiny@{job.id}").model.config.num_hidden_layers == 4
+    assert ended.pruned_model == f"tiny@{job.id}"
+    assert ended.removed_blocks == manifest.removed_blocks
+    assert (ended.dense_loss, *ended.losses) == manifest.quality.losses
+    assert ended.progress.evaluations_done == ended.progress.evaluations_total == 4 + 3
+    assert (ended.attempt, ended.num_lost) == (1, 0)
+
+
+def test_a_killed_child_is_replaced(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client)
+    workers.start()
+    (first,) = workers.wait_for_children(1)
+    os.kill(first, signal.SIGKILL)
+    workers.wait_for_children(2)
+    workers.release()
+    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    assert (ended.attempt, ended.num_lost) == (2, 1)
+
+
+def test_a_child_dies_with_its_parent_and_the_next_worker_takes_over(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client)
+    parent = workers.start()
+    (first,) = workers.wait_for_children(1)
+    workers.start()
+    parent.kill()
+    wait_until(lambda: not is_alive(first), "the child dead")
+    assert len(workers.children()) == 1
+    workers.wait_for_children(2)
+    workers.release()
+    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    assert (ended.attempt, ended.num_lost) == (2, 1)
+
+
+def test_a_frozen_worker_cannot_write_over_its_successor(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client)
+    parent = workers.start()
+    (first,) = workers.wait_for_children(1)
+    for pid in (parent.pid, first):
+        os.kill(pid, signal.SIGSTOP)
+    workers.start()
+    workers.wait_for_children(2)
+    for pid in (parent.pid, first):
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not is_alive(first), "the child that had lost the job dead")
+    running = job_store.get(job.id)
+    assert (running.status, running.attempt) == (JobStatus.RUNNING, 2)
+    workers.release()
+    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    assert (ended.attempt, len(workers.children())) == (2, 2)
+
+
+def test_a_stopped_worker_hands_its_job_back(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client)
+    parent = workers.start()
+    (first,) = workers.wait_for_children(1)
+    parent.terminate()
+    assert parent.wait(10) == 0
+    assert not is_alive(first)
+    assert job_store.get(job.id).status is JobStatus.QUEUED
+    workers.start()
+    workers.wait_for_children(2)
+    workers.release()
+    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    assert (ended.attempt, ended.num_lost) == (2, 0)
+
+
+def test_an_idle_worker_stops_at_once(workers: Workers, redis_client: redis.Redis) -> None:
+    parent = workers.start()
+
+    def is_idle() -> bool:
+        return any(
+            redis_client.hget(key, "state") == b"idle"
+            for key in redis_client.smembers("rq:workers")
+        )
+
+    wait_until(is_idle, "the worker waiting for a job")
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(10) == 0
+
+
+def test_a_running_job_obeys_cancel(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client)
+    workers.start()
+    (child,) = workers.wait_for_children(1)
+    assert job_store.cancel(job.id).status is JobStatus.CANCELLING
+    ended = wait_for(job_store, job.id, JobStatus.CANCELLED)
+    assert ended.progress.evaluations_done > 0
+    wait_until(lambda: not is_alive(child), "the child gone")
+
+
+def test_a_job_that_kills_its_workers_fails_in_the_end(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client, DIE)
+    workers.start()
+    ended = wait_for(job_store, job.id, JobStatus.FAILED)
+    assert ended.error is not None
+    assert ended.error.code == "worker_lost"
+    assert (ended.attempt, ended.num_lost) == (DELIVERIES, DELIVERIES)
+    wait_until(lambda: not redis_client.llen("rq:queue:prune"), "no further delivery")
+
+
+def test_a_recorded_job_that_was_never_enqueued_is_taken(
+    workers: Workers, job_store: JobStore
+) -> None:
+    """Its submitter died between the two."""
+    job = job_store.create(SPEC)
+    workers.start()
+    wait_until(lambda: job_store.get(job.id).attempt == 1, "the job started")
+
+
+def test_a_worker_waits_for_no_torch() -> None:
+    """Only a child that has something to prune pays for it, in seconds and in memory."""
+    check = "import sys, pruning.supervisor, pruning.worker; print('torch' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "False\n"
+
+
+def test_a_child_has_no_secrets_on_its_command_line(
+    workers: Workers, redis_client: redis.Redis, redis_url: str
+) -> None:
+    submit(redis_client)
+    workers.start()
+    (child,) = workers.wait_for_children(1)
+    command = Path(f"/proc/{child}/cmdline").read_text()
+    assert "run_child" in command
+    assert redis_url.removeprefix("unix://") not in command
+
+
+def test_a_search_goes_on_while_redis_is_away(tmp_path: Path) -> None:
+    with embedded_valkey(tmp_path) as url, redis.Redis.from_url(url) as client:
+        store = JobStore(client)
+        workers = Workers(tmp_path, url)
+        job = submit(client)
+        workers.start()
+        try:
+            (child,) = workers.wait_for_children(1)
+            # what the server has not synced yet is lost with it, and a second is what that may take
+            wait_until(lambda: store.get(job.id).progress.evaluations_done > 75, "some progress")
+            os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)
+            with embedded_valkey(tmp_path):
+                before = store.get(job.id).progress.evaluations_done
+                wait_until(
+                    lambda: store.get(job.id).progress.evaluations_done > before, "new progress"
+                )
+                workers.release()
+                ended = wait_for(store, job.id, JobStatus.SUCCEEDED)
+                workers.kill_all()
+        finally:
+            workers.kill_all()
+        assert ended.attempt == 1
+        assert workers.children() == [child]

@@ -1,0 +1,57 @@
+"""A worker as a process of its own, and tasks for it that a test can steer through files.
+
+Run as ``python -m tests.worker_process REDIS_URL LEASE_S``; data directory from the environment.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+
+from pruning.config import WorkerSettings
+from pruning.job import Job
+from pruning.jobs import JobStore
+from pruning.queue import connect
+from pruning.supervisor import run_worker
+from pruning.worker import JobObserver, execute
+
+HOLD = "tests.worker_process.hold"
+DIE = "tests.worker_process.die"
+
+
+def hold(job_id: str) -> None:
+    """Note the process id, then count evaluations until the file ``release`` is there."""
+    data_dir = WorkerSettings().data_dir
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        with (data_dir / "pids").open("a") as pids:
+            print(os.getpid(), file=pids)
+        done = 0
+        while not (data_dir / "release").exists():
+            done += 1
+            observer.evaluated(done, 1_000_000)
+            threading.Event().wait(0.02)
+        return "held"
+
+    _execute(job_id, run)
+
+
+def die(job_id: str) -> None:
+    def run(_job: Job, _observer: JobObserver) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    _execute(job_id, run)
+
+
+def _execute(job_id: str, run: Callable[[Job, JobObserver], str]) -> None:
+    settings = WorkerSettings()
+    assert settings.redis_url is not None
+    with closing(JobStore(connect(settings.redis_url, patience_s=0))) as store:
+        execute(job_id, store, f"process {os.getpid()}", run)
+
+
+if __name__ == "__main__":
+    run_worker(WorkerSettings(), sys.argv[1], lease_s=int(sys.argv[2]))
