@@ -1,0 +1,1 @@
+"""Generation: continuous batching of variants on token ids. Knows no HTTP and no settings."""

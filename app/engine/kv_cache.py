@@ -1,0 +1,106 @@
+"""Keys and values of one variant's running sequences: a slot each, contiguous, written in place.
+
+Implements the part of a transformers ``Cache`` that decoder blocks call. Which sequence holds
+which slot, and when it ends, is the scheduler's affair.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where one forward writes, and what it reads: neighbouring slots, from position 0 on."""
+
+    first_slot: int
+    positions: torch.Tensor  # [rows, width], distinct within a row
+    num_tokens: int  # read per slot; past every position written
+    cache_shape: tuple[int, int]  # slots, and tokens per slot, needed by all running sequences
+
+
+class SlotCache(Cache):
+    """Per block a pair of tensors ``[slots, heads, tokens, head_dim]``, grown and cut as needed.
+
+    What no sequence uses is zero or finite, for the mask multiplies it by zero.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._keys: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._window: Window | None = None
+
+    def open(self, window: Window) -> None:
+        """Say what the next forward writes and reads."""
+        self._window = window
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_args: object,
+        **_kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``[rows, heads, width, dim]``; returns views ``[rows, heads, num_tokens, dim]``."""
+        assert self._window is not None
+        if layer_idx == len(self._keys):
+            self._keys.append(_empty_like(key_states))
+            self._values.append(_empty_like(value_states))
+        return (
+            _write(self._keys, layer_idx, key_states, self._window),
+            _write(self._values, layer_idx, value_states, self._window),
+        )
+
+    @torch.inference_mode()
+    def free(self, slot: int, last: int) -> None:
+        """Give up ``slot``: what ``last``, the last slot in use, holds moves there."""
+        for tensor in (*self._keys, *self._values):
+            if last != slot:
+                tensor[slot] = tensor[last]
+            tensor[last : last + 1] = 0  # a slice: a failed forward may not have made the slot
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 the name is the base class's
+        """Models ask before they look at the positions that they are given."""
+        return 0
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
+    def check_integrity(self, num_slots: int, num_tokens: int) -> None:
+        """Raise ``AssertionError`` unless these fit, free slots are zero and all is finite."""
+        for tensor in (*self._keys, *self._values):
+            assert tensor.shape[0] >= num_slots
+            assert tensor.shape[2] >= num_tokens
+            assert not tensor[num_slots:].any(), "a freed slot was not cleared"
+            assert tensor.isfinite().all()
+
+
+def _empty_like(states: torch.Tensor) -> torch.Tensor:
+    _, num_heads, _, head_dim = states.shape
+    return states.new_zeros(0, num_heads, 0, head_dim)
+
+
+def _write(
+    tensors: list[torch.Tensor], layer_idx: int, states: torch.Tensor, window: Window
+) -> torch.Tensor:
+    tensor = tensors[layer_idx] = _fitted(tensors[layer_idx], *window.cache_shape)
+    rows = slice(window.first_slot, window.first_slot + len(states))
+    slots = torch.arange(rows.start, rows.stop, device=states.device)[:, None]
+    tensor[slots, :, window.positions] = states.transpose(1, 2)
+    return tensor[rows, :, : window.num_tokens]
+
+
+def _fitted(tensor: torch.Tensor, num_slots: int, num_tokens: int) -> torch.Tensor:
+    """The tensor, or a copy with just this room if it is too small or more than twice too big."""
+    slots, num_heads, tokens, head_dim = tensor.shape
+    is_enough = slots >= num_slots and tokens >= num_tokens
+    if is_enough and slots * tokens <= 2 * num_slots * num_tokens:
+        return tensor
+    fitted = tensor.new_zeros(num_slots, num_heads, num_tokens, head_dim)
+    slots, tokens = min(slots, num_slots), min(tokens, num_tokens)
+    fitted[:slots, :, :tokens] = tensor[:slots, :, :tokens]
+    return fitted

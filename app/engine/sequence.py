@@ -1,0 +1,172 @@
+"""A request, the sequence it becomes, and the events that leave the engine.
+
+Values only: no model, no clock and no torch is needed to make or read one.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from app.engine.variants import Variant
+
+_COLDEST = 1e-5  # below this only the best token has a chance, and the division would overflow
+
+
+class InvalidSampling(ValueError):
+    """A sampling parameter is out of range; ``param`` is its name."""
+
+    def __init__(self, param: str, value: object, expected: str) -> None:
+        super().__init__(f"{param}={value}: expected {expected}")
+        self.param = param
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # an end-of-sequence or stop token was generated
+    LENGTH = "length"  # max_new_tokens were generated
+    ABORT = "abort"  # cancelled
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request picks its tokens, and when it has enough. Raises ``InvalidSampling``."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is off
+    seed: int | None = None  # None draws a fresh one
+    stop_token_ids: frozenset[int] = frozenset()  # beside the model's own end of sequence
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _check("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        _check("temperature", self.temperature, 0, 100)
+        _check("top_k", self.top_k, 0, 1_000_000)
+        if not 0 < self.top_p <= 1:  # false for nan as well
+            raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
+        if self.seed is not None:
+            _check("seed", self.seed, 0, 2**63 - 1)
+        if any(token_id < 0 for token_id in self.stop_token_ids):
+            raise InvalidSampling("stop_token_ids", sorted(self.stop_token_ids), "token ids from 0")
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < _COLDEST
+
+
+@dataclass(frozen=True)
+class Request:
+    request_id: str
+    variant: "Variant"
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    arrived_s: float = field(default_factory=time.monotonic, compare=False)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Moments on the monotonic clock, None for what was not reached, and the durations between."""
+
+    arrived_s: float
+    scheduled_s: float | None
+    first_token_s: float | None
+    finished_s: float
+    num_tokens: int  # generated, an end-of-sequence token included
+
+    @property
+    def queue_s(self) -> float:
+        """Arrival to the first forward; all the time there was, if it never came to that."""
+        return (self.finished_s if self.scheduled_s is None else self.scheduled_s) - self.arrived_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Arrival to the first token."""
+        return None if self.first_token_s is None else self.first_token_s - self.arrived_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean time per token after the first; None for fewer than two tokens."""
+        if self.first_token_s is None or self.num_tokens < 2:
+            return None
+        return (self.finished_s - self.first_token_s) / (self.num_tokens - 1)
+
+    @property
+    def e2e_s(self) -> float:
+        return self.finished_s - self.arrived_s
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One generated token, or the end of a request, or both.
+
+    Every generated token is one event, so that counting them gives what ``generate`` returns.
+    The last event has ``finish_reason`` and ``timings``: with STOP its token ended the sequence
+    and is no text; with ABORT and ERROR there is no token.
+    """
+
+    request_id: str
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    timings: Timings | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the token belongs to the answer's text."""
+        return self.token_id is not None and self.finish_reason is not FinishReason.STOP
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request on its way through the engine; only the engine and its scheduler change it."""
+
+    request: Request
+    generator: "torch.Generator | None"  # None for greedy
+    tokens: list[int] = field(init=False)  # the prompt, then what was generated
+    num_cached: int = 0  # leading tokens whose keys and values are in the slot
+    slot: int | None = None  # None while waiting
+    scheduled_s: float | None = None
+    first_token_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+
+    @property
+    def num_uncached(self) -> int:
+        return len(self.tokens) - self.num_cached
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def max_len(self) -> int:
+        """Tokens it may grow to: what its slot has to have room for."""
+        return len(self.request.prompt_ids) + self.request.params.max_new_tokens
+
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last token was the last one, or None if it was not."""
+        params = self.request.params
+        ends = not params.ignore_eos and self.tokens[-1] in self.request.variant.eos_token_ids
+        if ends or self.tokens[-1] in params.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_generated >= params.max_new_tokens else None
+
+    def timings(self, now_s: float) -> Timings:
+        return Timings(
+            arrived_s=self.request.arrived_s,
+            scheduled_s=self.scheduled_s,
+            first_token_s=self.first_token_s,
+            finished_s=now_s,
+            num_tokens=self.num_generated,
+        )
+
+
+def _check(param: str, value: float, low: int, high: int) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidSampling(param, value, f"{low} to {high}")
