@@ -1,0 +1,145 @@
+"""The ``sleb`` command: what the user types, turned into calls. Every import of weight is lazy."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Sampling
+
+app = typer.Typer(
+    name="sleb",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make language models cheaper by deleting redundant transformer blocks, serve them beside "
+    "their dense parents, and see what that bought.",
+)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on [SLEB_HOST, 127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(help="Port, 0 picks a free one [SLEB_PORT, 8000].")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        app()
+    except ValidationError as error:
+        errors.print(f"[red]error:[/] settings: {error}", markup=True)
+        sys.exit(2)
+    except Exception as error:
+        if not _is_ours(error):
+            raise
+        errors.print("[red]error:[/] ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(2 if isinstance(error, InvalidSpec) else 1)
+
+
+@app.command()
+def up(host: Host = None, port: Port = None) -> None:
+    """Run everything on this machine: embedded Valkey, one worker and the API."""
+    from app.config import serve_settings
+    from app.up import run_up
+
+    run_up(serve_settings(host=host, port=port))
+
+
+@app.command()
+def serve(host: Host = None, port: Port = None) -> None:
+    """Run the API: generation, jobs, models, metrics."""
+    from app.config import serve_settings
+    from app.serve import run_api
+
+    run_api(serve_settings(host=host, port=port))
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker: takes pruning jobs, one at a time."""
+    from app.valkey import redis_url
+    from pruning.config import WorkerSettings
+    from pruning.supervisor import run_worker
+
+    settings = WorkerSettings()
+    with redis_url(settings) as url:
+        run_worker(settings, url)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models of the data directory and their pruned variants."""
+    from app.config import serve_settings
+    from app.tables import print_models
+
+    print_models(serve_settings(), as_json=as_json)
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option(help="Leave the service running at the end.")] = False,
+    port: Port = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a real model, serve it beside its dense parent, and show what that bought."""
+    from app.config import serve_settings
+    from app.demo import run_demo
+
+    run_demo(serve_settings(port=port), keep=keep, as_json=as_json)
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")],
+    out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
+    num_remove: Annotated[int | None, typer.Option(help="How many blocks to remove.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the blocks to remove, rounded up.")
+    ] = None,
+    calibration: Annotated[
+        str, typer.Option(help="A text or jsonl file, or self, wikitext2, c4.")
+    ] = Dataset.SELF.value,
+    sampling: Annotated[
+        Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
+    ] = Sampling.WINDOWS,
+    num_samples: Annotated[int, typer.Option(help="Windows, or rows of raw text.")] = 16,
+    seqlen: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
+    protect_first: Annotated[int, typer.Option(help="First alive blocks that stay.")] = 1,
+    protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    evaluate: Annotated[bool, typer.Option(help="Perplexity of every depth at the end.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Prune a model here and now, without any server, and write a Hugging Face checkpoint."""
+    from app.prune import run_prune
+    from pruning.config import Settings
+
+    is_named = calibration in set(Dataset) - {Dataset.FILE}
+    spec = PruneSpec(
+        model=model,
+        num_remove=num_remove,
+        sparsity=sparsity,
+        calibration=CalibrationSpec(
+            dataset=Dataset(calibration) if is_named else Dataset.FILE,
+            sampling=sampling,
+            num_samples=num_samples,
+            seqlen=seqlen,
+            seed=seed,
+            path=None if is_named else calibration,
+        ),
+        protect_first=protect_first,
+        protect_last=protect_last,
+        dtype=dtype,
+        evaluate=evaluate,
+    )
+    run_prune(spec, out, Settings(), as_json=as_json)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Our own errors are messages to the user; anything else is a defect, with its traceback."""
+    return type(error).__module__.partition(".")[0] in ("app", "pruning")

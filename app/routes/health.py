@@ -1,0 +1,49 @@
+"""Is it alive, is it ready, what is it, and how is it doing."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import exposition
+
+from app.deps import ServicesDep
+from app.schemas import HealthView, VersionView
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live", responses={503: {"model": HealthView}})
+def live(services: ServicesDep, response: Response) -> HealthView:
+    """503 when the engine's thread has died: only a restart helps then."""
+    if services.readiness.reason != "starting" and not services.engine.is_alive:
+        response.status_code = 503
+        return HealthView(status="dead", detail="the engine's thread has ended: restart")
+    return HealthView(status="alive")
+
+
+@router.get("/health/ready", responses={503: {"model": HealthView}})
+def ready(services: ServicesDep, response: Response) -> HealthView:
+    """503 while models are loading and while the process drains."""
+    reason = services.readiness.reason
+    if reason is None and not services.engine.is_alive:
+        reason = "the engine's thread has ended"
+    if reason is not None:
+        response.status_code = 503
+        response.headers["Retry-After"] = "1"
+        return HealthView(status="not ready", detail=reason)
+    return HealthView(status="ready")
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(services: ServicesDep, request: Request) -> Response:
+    """Prometheus text, or OpenMetrics where the scraper asks for it."""
+    encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(services.metrics.registry), media_type=content_type)
+
+
+@router.get("/version")
+def versions() -> VersionView:
+    return VersionView(
+        sleb_serve=version("sleb-serve"),
+        torch=version("torch"),
+        transformers=version("transformers"),
+    )

@@ -1,0 +1,27 @@
+"""``sleb serve``: the API under uvicorn, with the job store it needs."""
+
+import logging
+
+import uvicorn
+
+from app.config import ServeSettings
+from app.main import create_app
+from app.valkey import redis_url
+from pruning.models import set_up_torch
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def run_api(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``."""
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    set_up_torch(settings.threads)
+    with redis_url(settings) as url:
+        uvicorn.run(
+            create_app(settings, redis_url=url),
+            host=str(settings.host),
+            port=settings.port,
+            log_level=settings.log_level,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        )

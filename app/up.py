@@ -1,0 +1,78 @@
+"""``sleb up``: the embedded Valkey, one worker and the API, started and stopped together."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+
+from app.config import ServeSettings
+from app.valkey import redis_url
+from pruning.config import child_environment
+from pruning.process import end_with_parent
+
+GRACE_S = 15.0  # what a child may take to end, on top of its drain, before it is killed
+
+
+class ChildEnded(RuntimeError):
+    """One of the processes ended by itself, so the others were stopped."""
+
+
+def run_up(settings: ServeSettings) -> None:
+    """Run until SIGTERM, Ctrl-C or the end of any child. Raises ``ChildEnded``."""
+    stop = threading.Event()
+    with redis_url(settings), _signals(stop):
+        environment = child_environment(settings)  # each holds the embedded Valkey by itself
+        with (
+            _child("worker", environment, GRACE_S) as worker,
+            _child("serve", environment, settings.drain_s + GRACE_S) as api,
+        ):
+            _watch([worker, api], stop)
+
+
+def _watch(children: Sequence["subprocess.Popen[bytes]"], stop: threading.Event) -> None:
+    while not stop.wait(0.2):
+        for child in children:
+            if (code := child.poll()) is not None:
+                raise ChildEnded(f"a process ended with code {code}: its output above says why")
+
+
+@contextmanager
+def _child(
+    command: str, environment: dict[str, str], patience_s: float
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """In a session of its own, so that Ctrl-C reaches it through us alone, and in order."""
+    child = subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-m", "app", command],
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads here
+    )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT end the wait instead of the process, so that everything is put away."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,59 @@
+"""The whole API in this process, on a tiny model and a real Valkey, without a worker."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from app.config import ServeSettings
+from app.main import create_app
+from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.models import ModelStore
+from pruning.pipeline import prune
+from pruning.sleb import Removal
+from pruning.spec import CalibrationSpec, PruneSpec
+from tests.waiting import wait_until
+
+
+class Silent:
+    def phase(self, phase: str) -> None: ...
+
+    def evaluated(self, done: int, total: int) -> None: ...
+
+    def removed(self, removal: Removal) -> None: ...
+
+
+def publish_pruned(data_dir: Path, num_remove: int = 3, job: str = "prn-1") -> Manifest:
+    """What a worker leaves behind when a job of this depth has succeeded."""
+    name = f"tiny@{job}"
+    return prune(
+        PruneSpec("tiny", num_remove, calibration=CalibrationSpec(num_samples=2, seqlen=12)),
+        name=name,
+        target=CheckpointStore(data_dir / "checkpoints").path(name),
+        models=ModelStore(data_dir / "models"),
+        observer=Silent(),
+    )
+
+
+@pytest.fixture
+def data_dir(tiny_models_dir: Path) -> Path:
+    return tiny_models_dir.parent
+
+
+@pytest.fixture
+def settings(data_dir: Path) -> ServeSettings:
+    return ServeSettings(data_dir=data_dir, max_num_seqs=8, max_waiting=4, drain_s=0)
+
+
+@pytest.fixture
+def client(
+    settings: ServeSettings, redis_url: str, redis_client: redis.Redis
+) -> Iterator[TestClient]:
+    """``redis_client`` makes the store empty before and checks it afterwards."""
+    redis_client.ping()
+    app = create_app(settings, redis_url=redis_url)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+        yield client

@@ -1,0 +1,157 @@
+"""Jobs over HTTP: taken or refused at once, found again, cancelled; worked on by a real worker."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from app.config import ServeSettings
+from app.main import create_app
+from pruning.worker import run_job
+from tests.tiny_directory import MAX_POSITIONS
+
+JOB: dict[str, Any] = {
+    "model": "tiny",
+    "num_remove": 2,
+    "calibration": {"num_samples": 2, "seqlen": 8},
+}
+
+
+def submit(client: TestClient, **change: Any) -> dict[str, Any]:
+    response = client.post("/prune-jobs", json={**JOB, **change})
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def test_a_job_is_taken_and_can_be_found(client: TestClient) -> None:
+    response = client.post("/prune-jobs", json={**JOB, "metadata": {"team": "platform"}})
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == job["urls"]["self"] == f"/prune-jobs/{job['id']}"
+    assert int(response.headers["retry-after"]) > 0
+    assert (job["object"], job["status"], job["attempt"]) == ("prune_job", "queued", 0)
+    assert job["metadata"] == {"team": "platform"}
+    assert client.get(job["urls"]["self"]).json() == job
+    assert 'sleb_prune_jobs{state="queued"} 1.0' in client.get("/metrics").text
+
+
+def test_a_worked_job_becomes_a_variant(
+    client: TestClient, data_dir: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
+    job = submit(client)
+    run_job(job["id"])
+    job = client.get(job["urls"]["self"]).json()
+    assert job["status"] == "succeeded"
+    assert job["progress"] == {"evaluations_done": 7, "evaluations_total": 7, "ratio": 1.0}
+    assert len(job["removed_blocks"]) == len(job["losses"]) == 2
+    assert job["created_at"] <= job["started_at"] <= job["finished_at"]
+    model = client.get(f"/models/{job['pruned_model']}").json()
+    assert model["removed_blocks"] == job["removed_blocks"]
+    assert model["num_blocks"] == 4
+    names = [entry["id"] for entry in client.get("/models").json()["data"]]
+    assert names == ["tiny", "tiny@-1", "tiny@-2", job["pruned_model"]]
+
+
+def test_lists_are_pages_newest_first(client: TestClient) -> None:
+    ids = [submit(client)["id"] for _ in range(5)][::-1]
+    first = client.get("/prune-jobs", params={"limit": 3}).json()
+    assert [job["id"] for job in first["data"]] == ids[:3]
+    assert first["has_more"]
+    rest = client.get("/prune-jobs", params={"limit": 3, "after": ids[2]}).json()
+    assert [job["id"] for job in rest["data"]] == ids[3:]
+    assert not rest["has_more"]
+    assert client.get("/prune-jobs", params={"status": "running"}).json()["data"] == []
+
+
+def test_a_waiting_job_can_be_cancelled_once(client: TestClient) -> None:
+    job = submit(client)
+    cancelled = client.post(job["urls"]["cancel"])
+    assert cancelled.status_code == 202
+    assert cancelled.json()["status"] == "cancelled"
+    again = client.post(job["urls"]["cancel"])
+    assert again.status_code == 409
+    assert again.json()["type"].endswith("illegal-transition")
+
+
+BAD: list[tuple[dict[str, Any], int, str]] = [
+    ({"model": "other"}, 404, "known ones are"),
+    ({"model": "/etc"}, 404, "known ones are"),
+    ({"model": "odd"}, 422, "safetensors"),
+    ({"num_remove": 5}, 422, "4 can go"),
+    ({"num_remove": 10**40}, 422, "can go"),
+    ({"num_remove": 0}, 422, "1 or more"),
+    ({"num_remove": -3}, 422, "1 or more"),
+    ({"num_remove": 2.5}, 422, "integer"),
+    ({"num_remove": "two"}, 422, "integer"),
+    ({"num_remove": None}, 422, "exactly one"),
+    ({"sparsity": 0.2}, 422, "exactly one"),
+    ({"num_remove": None, "sparsity": 1.5}, 422, "between 0 and 1"),
+    ({"protect_first": -1}, 422, "0 or more"),
+    ({"protect_first": 6}, 422, "0 can go"),
+    ({"dtype": "int4"}, 422, "dtype"),
+    ({"metadata": {"k" * 65: "v"}}, 422, "64"),
+    ({"surprise": True}, 422, "Extra inputs"),
+    ({"calibration": {"seqlen": MAX_POSITIONS + 1}}, 422, "positions"),
+    ({"calibration": {"num_samples": 10**12}}, 422, "num_samples"),
+    ({"calibration": {"dataset": "the-web"}}, 422, "calibration/dataset"),
+    ({"calibration": {"dataset": "file"}}, 422, "path"),
+    ({"calibration": {"dataset": "file", "path": "none.txt"}}, 422, "texts folder"),
+    ({"calibration": {"dataset": "file", "path": "../models/tiny/config.json"}}, 422, "texts"),
+    ({"calibration": {"dataset": "file", "path": "/etc/passwd"}}, 422, "texts folder"),
+    ({"calibration": {"dataset": "file", "path": "link"}}, 422, "texts folder"),
+    ({"calibration": {"dataset": "file", "path": "a\0b"}}, 422, "null"),
+]
+
+
+@pytest.mark.parametrize(("change", "status", "word"), BAD)
+def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
+    client: TestClient, data_dir: Path, change: dict[str, Any], status: int, word: str
+) -> None:
+    (data_dir / "models" / "odd").mkdir()
+    (data_dir / "models" / "odd" / "config.json").write_text('{"model_type": "llama"}')
+    (data_dir / "texts").mkdir()
+    (data_dir / "texts" / "link").symlink_to("/etc/passwd")
+    response = client.post("/prune-jobs", json={**JOB, **change})
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert word in json.dumps(response.json())
+    assert client.get("/prune-jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("job_id", ["prn-1", "prn-" + "0" * 21, "..", "%00", "a" * 300, "é"])
+def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
+    for method, path in (("GET", ""), ("POST", "/cancel")):
+        assert client.request(method, f"/prune-jobs/{job_id}{path}").status_code == 404
+
+
+def test_a_file_of_the_texts_folder_is_taken(client: TestClient, data_dir: Path) -> None:
+    (data_dir / "texts").mkdir()
+    (data_dir / "texts" / "a.txt").write_text("text")
+    job = submit(client, calibration={"dataset": "file", "path": "a.txt"})
+    assert job["spec"]["calibration"]["path"] == str(data_dir / "texts" / "a.txt")
+
+
+def test_without_its_store_the_api_says_so_and_generates_on(
+    settings: ServeSettings, tmp_path: Path
+) -> None:
+    app = create_app(settings, redis_url=f"unix://{tmp_path}/none.sock")
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.post("/prune-jobs", json=JOB)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
+        assert client.post("/generate", json=body).status_code == 200
+        assert client.get("/metrics").status_code == 200
+
+
+def test_the_queue_holds_the_job_of_an_accepted_request(
+    client: TestClient, redis_client: redis.Redis
+) -> None:
+    job = submit(client)
+    assert any(job["id"].encode() in key for key in redis_client.keys("rq:job:*"))
