@@ -82,6 +82,7 @@ def models(as_json: AsJson = False) -> None:
 @app.command()
 def demo(
     keep: Annotated[bool, typer.Option(help="Leave the service running at the end.")] = False,
+    num_remove: Annotated[int, typer.Option(min=1, max=28, help="How many of 30 blocks.")] = 6,
     port: Port = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +90,7 @@ def demo(
     from app.config import serve_settings
     from app.demo import run_demo
 
-    run_demo(serve_settings(port=port), keep=keep, as_json=as_json)
+    run_demo(serve_settings(port=port), num_remove, keep=keep, as_json=as_json)
 
 
 @app.command()

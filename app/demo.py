@@ -21,7 +21,6 @@ from pruning.config import child_environment
 from pruning.demo_model import NAME, ensure_demo_model
 from pruning.models import set_up_torch
 
-NUM_REMOVE = 6
 CALIBRATION = {"dataset": "self", "num_samples": 8, "seqlen": 64}
 START_S = 120.0  # for the service to become ready
 STOP_S = 60.0
@@ -31,7 +30,7 @@ class DemoFailed(RuntimeError):
     """A step of the demo did not come to its end."""
 
 
-def run_demo(settings: ServeSettings, *, keep: bool, as_json: bool) -> None:
+def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: bool) -> None:
     """Fetch the model, start everything, prune, generate, report, and stop what was started."""
     console = Console(stderr=True, highlight=False)
     set_up_torch()
@@ -40,9 +39,9 @@ def run_demo(settings: ServeSettings, *, keep: bool, as_json: bool) -> None:
     console.print(f"[green]✓[/] {NAME} in {path}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with _service(settings, console, keep=keep) as url, httpx2.Client(base_url=url) as client:
-        job = _prune(client, console)
+        job = _prune(client, console, num_remove)
         with console.status("Generating with both, in turn"):
-            dense, pruned = measure(client, [NAME, f"{NAME}@-{NUM_REMOVE}"])
+            dense, pruned = measure(client, [NAME, f"{NAME}@-{num_remove}"])
         print_report(job, dense, pruned, as_json=as_json)
         print_next_steps(console, url, job["id"], is_running=keep)
 
@@ -101,14 +100,14 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
     raise DemoFailed(f"the service did not become ready; the end of {log}:\n{tail}")
 
 
-def _prune(client: httpx2.Client, console: Console) -> dict[str, Any]:
+def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str, Any]:
     """Submit the job and show its progress until it has succeeded."""
-    body = {"model": NAME, "num_remove": NUM_REMOVE, "calibration": CALIBRATION}
+    body = {"model": NAME, "num_remove": num_remove, "calibration": CALIBRATION}
     response = client.post("/prune-jobs", json=body)
     if response.status_code != 202:
         raise DemoFailed(f"POST /prune-jobs answered {response.status_code}: {response.text}")
     job: dict[str, Any] = response.json()
-    console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {NUM_REMOVE} blocks to remove")
+    console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {num_remove} blocks to remove")
     pause = threading.Event()
     with search_progress(console) as progress:
         task = progress.add_task("queued", total=None)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
-from pruning.queue import PruneQueue
 
 from app.catalog import Catalog
 from app.config import ServeSettings
@@ -14,6 +13,7 @@ from app.metrics import Metrics
 from app.registry import ModelRegistry
 from pruning.jobs import JobStore
 from pruning.models import ModelStore
+from pruning.queue import PruneQueue
 
 
 @dataclass

@@ -178,6 +178,7 @@ def test_a_worker_that_lost_its_job_writes_nothing(
         lose(job_store, job_id)
         if is_in_progress:
             observer.evaluated(1, 2)
+            raise AssertionError("not stopped")
         return "tiny@x"
 
     with pytest.raises((StaleAttempt, IllegalTransition)):
@@ -208,6 +209,23 @@ class FlakyStore(JobStore):
         if self.failures:
             self.failures -= 1
             raise JobStoreUnavailable("gone for a moment")
+
+
+def test_a_removal_that_was_missed_is_written_as_soon_as_possible(
+    redis_client: redis.Redis, job_id: str
+) -> None:
+    store = FlakyStore(redis_client)
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        store.failures = 1
+        observer.removed(FIRST)
+        assert store.get(job_id).removed_blocks == ()
+        observer.phase("evaluate")
+        assert store.get(job_id).removed_blocks == (3,)
+        return "tiny@x"
+
+    execute(job_id, store, "worker", run)
+    assert store.get(job_id).status is JobStatus.SUCCEEDED
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3, 4, 5])

@@ -69,10 +69,9 @@ def test_a_child_dies_with_its_parent_and_the_next_worker_takes_over(
     job = submit(redis_client)
     parent = workers.start()
     (first,) = workers.wait_for_children(1)
-    workers.start()
     parent.kill()
     wait_until(lambda: not is_alive(first), "the child dead")
-    assert len(workers.children()) == 1
+    workers.start()
     workers.wait_for_children(2)
     workers.release()
     ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)

@@ -1,0 +1,53 @@
+# The only door: what people, CI and hooks run.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint fmt serve worker up bench clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## a virtual environment with everything in it
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
+	$(BIN)/sleb demo $(if $(KEEP),--keep)
+
+test: lint  ## lint, types, import contracts, then all tests but the slow ones
+	$(PYTEST) -n 2 -m 'not slow'
+
+test-slow: setup  ## the heavy proofs: the demo model, the reference search, the whole demo
+	$(PYTEST) -m slow --timeout 1500
+
+lint: setup  ## ruff, mypy, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+up: setup  ## embedded Valkey, a worker and the API
+	$(BIN)/sleb up
+
+serve: setup  ## the API alone
+	$(BIN)/sleb serve
+
+worker: setup  ## one worker alone
+	$(BIN)/sleb worker
+
+bench: setup  ## the search, plain against shared prefixes, on the demo model
+	$(BIN)/python -m benchmarks.search
+
+clean:  ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

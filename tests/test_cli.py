@@ -1,0 +1,89 @@
+"""The command line as a user types it, in processes of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.e2e.processes import environment
+
+
+def sleb(data_dir: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def data_dir(tiny_models_dir: Path) -> Path:
+    return tiny_models_dir.parent
+
+
+def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path) -> None:
+    ran = sleb(data_dir, "--help")
+    assert ran.returncode == 0
+    for command in ("up", "serve", "worker", "prune", "models", "demo"):
+        assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command
+    code = "import sys, app.cli; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prune_writes_a_model_without_any_server(data_dir: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    out = tmp_path / "pruned"
+    common = ["--calibration", str(text), "--num-samples", "2", "--seqlen", "16", "--json"]
+    ran = sleb(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["path"] == str(out)
+    assert len(report["removed_blocks"]) == 2
+    assert "removed block" in ran.stderr
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+
+
+def test_models_lists_the_catalogue(data_dir: Path) -> None:
+    assert json.loads(sleb(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
+    assert "tiny" in sleb(data_dir, "models").stdout
+
+
+def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    ran = sleb(data_dir, "prune", "tiny", "--num-remove", "1", "--out", str(tmp_path / "out"))
+    assert ran.returncode == 1
+    assert "exists already" in ran.stderr
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
+        (["prune", "tiny", "--num-remove", "5"], 1, "4 can go"),
+        (["prune", "tiny", "--num-remove", "1", "--calibration", "none.txt"], 1, "none.txt"),
+        (["prune", "tiny"], 2, "exactly one"),
+        (["prune", "tiny", "--num-remove", "0"], 2, "1 or more"),
+        (["prune", "tiny", "--num-remove", "x"], 2, "valid int"),
+        (["prune", "tiny", "--num-remove", "1", "--seqlen", "0"], 2, "seqlen"),
+        (["no-such-command"], 2, "No such command"),
+        (["serve", "--port", "99999"], 2, "port"),
+    ],
+)
+def test_errors_are_one_message_and_a_code(
+    data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
+) -> None:
+    extra = ["--out", str(tmp_path / "out")] if arguments[0] == "prune" else []
+    ran = sleb(data_dir, *arguments, *extra)
+    assert ran.returncode == code, ran.stderr
+    assert word in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,120 @@
+"""The parent of a worker, called in this process: leases that ran out, were lost, or are held."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+from rq.executions import Execution
+from rq.job import Job as Delivery
+from rq.job import JobStatus as DeliveryStatus
+from rq.serializers import JSONSerializer
+
+from pruning.job import JobStatus
+from pruning.jobs import JobStore
+from pruning.queue import PruneQueue, connect
+from pruning.spec import PruneSpec
+from pruning.supervisor import PruneWorker
+from tests.waiting import wait_until
+
+LONGER_THAN_THE_SERVER_IS_UP_S = 10**9
+
+
+@pytest.fixture
+def delivery(redis_client: redis.Redis, job_store: JobStore) -> Delivery:
+    """A job that a worker has taken and started, as RQ and the record have it."""
+    job = job_store.create(PruneSpec(model="tiny", num_remove=1))
+    queue = PruneQueue(redis_client)
+    queue.enqueue(job.id)
+    redis_client.delete(queue.rq.key)
+    job_store.start(job.id, "a worker")
+    taken = Delivery.fetch(job.id, redis_client, JSONSerializer)
+    taken.set_status(DeliveryStatus.STARTED)
+    return taken
+
+
+@pytest.fixture
+def child() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(["sleep", "60"], process_group=0) as process:
+        yield process
+        process.kill()
+
+
+def lease(delivery: Delivery, client: redis.Redis, lease_s: int = 60) -> Execution:
+    with client.pipeline() as pipeline:
+        execution = Execution.create(delivery, lease_s, pipeline)
+        pipeline.execute()
+    return execution
+
+
+def let_it_run_out(delivery: Delivery, client: redis.Redis) -> None:
+    execution = lease(delivery, client)
+    past = {execution.composite_key: time.time() - 1}
+    client.zadd(delivery.started_job_registry.key, past)
+
+
+def test_a_lease_that_ran_out_sends_the_job_back(
+    delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    let_it_run_out(delivery, redis_client)
+    worker = PruneWorker("worker", redis_client, lease_s=1)
+
+    def is_sent_back() -> bool:
+        worker.clean_registries()  # does nothing until the server has been up for a lease
+        return job_store.get(delivery.id).status is not JobStatus.RUNNING
+
+    wait_until(is_sent_back, "the job taken from its worker")
+    job = job_store.get(delivery.id)
+    assert (job.status, job.num_lost) == (JobStatus.QUEUED, 1)
+    assert worker.queues[0].get_job_ids() == [delivery.id]
+
+
+def test_nobody_loses_a_lease_that_could_not_be_renewed_while_redis_was_away(
+    delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    let_it_run_out(delivery, redis_client)
+    worker = PruneWorker("worker", redis_client, lease_s=LONGER_THAN_THE_SERVER_IS_UP_S)
+    worker.clean_registries()
+    assert job_store.get(delivery.id).status is JobStatus.RUNNING
+    assert worker.queues[0].get_job_ids() == []
+
+
+def test_the_child_of_a_lost_lease_is_killed(
+    delivery: Delivery, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
+) -> None:
+    """Long phases write nothing, so a child may not see by itself that the job is gone."""
+    worker = PruneWorker("worker", redis_client, lease_s=15)
+    worker.register_birth()  # type: ignore[no-untyped-call]  # so it is in RQ
+    execution = lease(delivery, redis_client)
+    worker._horse_pid = child.pid
+    worker.maintain_heartbeats(delivery, execution)
+    assert child.poll() is None
+    redis_client.delete(delivery.started_job_registry.key)
+    worker.maintain_heartbeats(delivery, execution)
+    assert child.wait(10) == -signal.SIGKILL
+
+
+def test_a_worker_without_a_child_kills_nobody(redis_client: redis.Redis) -> None:
+    """Process group 0 would be this one."""
+    PruneWorker("worker", redis_client, lease_s=15).kill_horse()
+
+
+def test_a_heartbeat_may_fail(delivery: Delivery, redis_client: redis.Redis) -> None:
+    execution = lease(delivery, redis_client)
+    away = connect("unix:///nowhere/valkey.sock", patience_s=0)
+    worker = PruneWorker("worker", away, lease_s=15, is_child=True)
+    worker.maintain_heartbeats(delivery, execution)
+
+
+def test_a_second_delivery_of_a_leased_job_is_dropped(
+    delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    lease(delivery, redis_client)
+    worker = PruneWorker("worker", redis_client, lease_s=15)
+    queue = worker.queues[0]
+    redis_client.rpush(queue.intermediate_queue_key, delivery.id)
+    worker.execute_job(delivery, queue)
+    assert queue.intermediate_queue.get_job_ids() == []
+    assert job_store.get(delivery.id).attempt == 1
