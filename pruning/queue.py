@@ -88,11 +88,10 @@ class PruneQueue:
             job_ids = [job_id for status in _UNFINISHED for job_id in store.ids(status)]
             deliveries = Delivery.fetch_many(job_ids, self.rq.connection, JSONSerializer)
             # asked after the deliveries: what was started in between has its lease by now
-            taken = set(self.rq.started_job_registry.get_job_ids(cleanup=False))
-            taken.update(self.rq.intermediate_queue.get_job_ids())
+            leased = set(self.rq.started_job_registry.get_job_ids(cleanup=False))
         for job_id, delivery in zip(job_ids, deliveries, strict=True):
             is_waiting = delivery and delivery.get_status(refresh=False) == DeliveryStatus.QUEUED
-            if not is_waiting and job_id not in taken:
+            if not is_waiting and job_id not in leased:
                 with _unless_ended(job_id):
                     self._redeliver(store, job_id)
 

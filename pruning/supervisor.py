@@ -49,7 +49,8 @@ def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE
     worker = PruneWorker(name, client, lease_s=lease_s)
     worker.environment = child_environment(settings, redis_url)
     try:
-        worker.work(logging_level=settings.log_level.upper())
+        # RQ tells every few seconds that it has cleaned up
+        worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")
     finally:
         client.close()
     if not worker.is_stopping:

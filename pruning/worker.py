@@ -82,10 +82,11 @@ def execute(
     if job.num_lost >= DELIVERIES:
         give_up(store, job_id)
         return
+    logger.info("job %s: attempt %d", job_id, job.attempt)
     observer = JobObserver(store, job)
     end = _outcome(store, job, observer, run)
     _insist(observer.catch_up)
-    _insist(end)
+    logger.info("job %s: %s", job_id, _insist(end))
 
 
 def _outcome(

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -40,6 +41,12 @@ def child() -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen(["sleep", "60"], process_group=0) as process:
         yield process
         process.kill()
+
+
+def registered(client: redis.Redis) -> PruneWorker:
+    worker = PruneWorker("worker", client, lease_s=15)
+    worker.register_birth()  # type: ignore[no-untyped-call]  # so it is in RQ
+    return worker
 
 
 def lease(delivery: Delivery, client: redis.Redis, lease_s: int = 60) -> Execution:
@@ -85,8 +92,7 @@ def test_the_child_of_a_lost_lease_is_killed(
     delivery: Delivery, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
 ) -> None:
     """Long phases write nothing, so a child may not see by itself that the job is gone."""
-    worker = PruneWorker("worker", redis_client, lease_s=15)
-    worker.register_birth()  # type: ignore[no-untyped-call]  # so it is in RQ
+    worker = registered(redis_client)
     execution = lease(delivery, redis_client)
     worker._horse_pid = child.pid
     worker.maintain_heartbeats(delivery, execution)
@@ -96,9 +102,28 @@ def test_the_child_of_a_lost_lease_is_killed(
     assert child.wait(10) == -signal.SIGKILL
 
 
-def test_a_worker_without_a_child_kills_nobody(redis_client: redis.Redis) -> None:
-    """Process group 0 would be this one."""
-    PruneWorker("worker", redis_client, lease_s=15).kill_horse()
+def test_a_worker_without_a_child_kills_nobody() -> None:
+    """Process group 0 would be its own, so a process of its own tries it."""
+    attempt = (
+        "from pruning.queue import connect\n"
+        "from pruning.supervisor import PruneWorker\n"
+        "away = connect('unix:///nowhere', patience_s=0)\n"
+        "PruneWorker('worker', away, lease_s=15, is_child=True).kill_horse()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", attempt], process_group=0, check=False)
+    assert done.returncode == 0
+
+
+def test_a_child_that_died_before_it_had_started_leaves_nothing_behind(
+    delivery: Delivery, redis_client: redis.Redis
+) -> None:
+    """Its job would be found, and delivered once more, when it has long been running again."""
+    worker = registered(redis_client)
+    queue = worker.queues[0]
+    redis_client.rpush(queue.intermediate_queue_key, delivery.id)
+    worker.handle_job_failure(delivery, queue, execution=lease(delivery, redis_client))
+    assert queue.intermediate_queue.get_job_ids() == []
+    assert queue.get_job_ids() == [delivery.id]
 
 
 def test_a_heartbeat_may_fail(delivery: Delivery, redis_client: redis.Redis) -> None:
@@ -112,7 +137,7 @@ def test_a_second_delivery_of_a_leased_job_is_dropped(
     delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     lease(delivery, redis_client)
-    worker = PruneWorker("worker", redis_client, lease_s=15)
+    worker = registered(redis_client)
     queue = worker.queues[0]
     redis_client.rpush(queue.intermediate_queue_key, delivery.id)
     worker.execute_job(delivery, queue)

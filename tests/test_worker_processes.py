@@ -28,7 +28,7 @@ def submit(client: redis.Redis, task: str = HOLD) -> Job:
 
 
 def wait_for(store: JobStore, job_id: str, status: JobStatus) -> Job:
-    wait_until(lambda: store.get(job_id).status is status, f"job {status}")
+    wait_until(lambda: store.get(job_id).status is status, f"job {status}", timeout_s=90)
     return store.get(job_id)
 
 

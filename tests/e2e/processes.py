@@ -1,4 +1,4 @@
-"""The processes that work on one data directory, found by their environment or command line."""
+"""The processes that work on one data directory."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,11 @@ def processes_of(data_dir: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
         try:
+            # Valkey writes over its environment, but works in the data directory.
             is_ours = process.environ().get("SLEB_DATA_DIR") == str(data_dir)
+            is_ours |= process.cwd().startswith(str(data_dir))
             if process.status() != psutil.STATUS_ZOMBIE and is_ours:
                 found.append(" ".join(process.cmdline()))
         except psutil.Error:
             continue
     return found
-
-
-def is_gone(data_dir: Path, *, ignoring: str) -> bool:
-    return all(ignoring in command for command in processes_of(data_dir))

@@ -1,0 +1,137 @@
+"""The README cannot rot: its commands are run, its tables are compared with the code."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from app.cli import app as command_line
+from app.config import ServeSettings
+from app.main import create_app
+from pruning.blocks import ARCHITECTURES
+from pruning.checkpoints import CheckpointStore
+from pruning.config import WorkerSettings
+from pruning.models import ModelStore
+from pruning.pipeline import prune
+from pruning.spec import CalibrationSpec, PruneSpec
+from tests.api.conftest import Silent
+from tests.tiny_directory import write_tiny_model
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODEL = "smollm2-135m"  # the name in the README, here of a tiny model
+SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+CURL_LINES = re.findall(r"^curl .*$", SHELL.replace("\\\n", " "), re.MULTILINE)
+CODE = "\n".join([SHELL, *re.findall(r"`([^`\n]+)`", README)])
+
+
+@pytest.fixture
+def client(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterator[TestClient]:
+    """The app as it is after ``make demo``: the model, and one job that removed six blocks."""
+    redis_client.ping()
+    write_tiny_model(tmp_path / "models" / MODEL, num_blocks=8)
+    name = f"{MODEL}@prn-1"
+    prune(
+        PruneSpec(MODEL, num_remove=6, calibration=CalibrationSpec(num_samples=2, seqlen=8)),
+        name=name,
+        target=CheckpointStore(tmp_path / "checkpoints").path(name),
+        models=ModelStore(tmp_path / "models"),
+        observer=Silent(),
+    )
+    app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+        yield client
+
+
+def request_of(line: str) -> dict[str, Any]:
+    """What this curl line sends, in the words of the test client."""
+    words = iter(shlex.split(line, comments=True)[1:])
+    request: dict[str, Any] = {"method": "GET", "headers": {}}
+    for word in words:
+        if word == "-H":
+            name, _, value = next(words).partition(": ")
+            request["headers"][name] = value
+        elif word == "-d":
+            request |= {"method": "POST", "content": next(words)}
+        elif word == "-X":
+            request["method"] = next(words)
+        else:
+            assert word.startswith("http://localhost:8000/"), f"this test knows no {word!r}"
+            request["url"] = word
+    return request
+
+
+def test_every_curl_line_works_in_the_order_of_the_readme(client: TestClient) -> None:
+    answers = []
+    job_id = ""
+    for line in CURL_LINES:
+        response = client.request(**request_of(line.replace("$JOB", job_id)))
+        assert response.is_success, f"{line}: {response.text}"
+        if response.status_code == 202:
+            job_id = response.json()["id"]
+        if response.headers["content-type"] == "application/json":
+            answers.append(response.json())
+    generated = [answer for answer in answers if answer.get("object") == "generation"]
+    assert [answer["variant"] for answer in generated] == ["dense", "pruned", "pruned"]
+    assert [len(answer["outputs"]) for answer in generated] == [1, 1, 2]
+    assert answers[-1]["status"] == "cancelled"
+
+
+def test_every_metric_it_names_is_there(client: TestClient) -> None:
+    found = client.get("/metrics").text
+    metrics = set(re.findall(r"`(sleb_[a-z_]+)`", README))
+    assert metrics
+    assert not {metric for metric in metrics if f"# TYPE {metric} " not in found}
+
+
+def test_the_settings_table_is_complete_and_has_the_right_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    rows = re.findall(r"^\| `(SLEB_\w+)` \| (.+?) \|", README, re.MULTILINE)
+    fields = {**WorkerSettings.model_fields, **ServeSettings.model_fields}
+    defaults = {
+        name: field.get_default(call_default_factory=True) for name, field in fields.items()
+    }
+    assert dict(rows) == {
+        f"SLEB_{name.upper()}": "unset" if default is None else f"`{in_home(default)}`"
+        for name, default in defaults.items()
+    }
+
+
+def in_home(default: object) -> str:
+    return str(default).replace(str(Path.home()), "~")
+
+
+def test_every_make_target_it_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z-]+)", CODE, re.MULTILINE))
+    assert {"demo", "test", "up"} <= named <= targets
+
+
+def test_it_names_every_command_and_no_other() -> None:
+    commands = {
+        command.callback.__name__
+        for command in command_line.registered_commands
+        if command.callback
+    }
+    assert set(re.findall(r"(?:^|/)sleb ([a-z]+)", CODE, re.MULTILINE)) == commands
+
+
+def test_its_list_of_families_is_the_one_of_the_code() -> None:
+    families = README.partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
+    assert re.findall(r"`(\w+)`", families) == sorted(ARCHITECTURES)
+
+
+def test_every_file_it_links_to_exists() -> None:
+    links = set(re.findall(r"\]\(([^):#]+)\)", README))
+    assert links
+    assert not {link for link in links if not (ROOT / link).exists()}
