@@ -47,7 +47,7 @@ worker: setup  ## one worker alone
 	$(BIN)/sleb worker
 
 bench: setup  ## the search, plain against shared prefixes, on the demo model
-	$(BIN)/python -m benchmarks.search
+	$(BIN)/python -m benchmarks.search --out benchmarks/results/search.json
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

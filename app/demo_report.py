@@ -20,7 +20,7 @@ def print_report(job: dict[str, Any], dense: Side, pruned: Side, *, as_json: boo
         print_json({"job": job, **sides, "speedup": speedup})
         return
     table = Table(title="What pruning bought, and what it cost")
-    for heading in ("", "dense", "pruned", "dense / pruned"):
+    for heading in ("", "dense", "pruned", "gain"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, left, right, ratio in _rows(dense, pruned):
         table.add_row(name, left, right, ratio)
@@ -49,7 +49,12 @@ def _rows(dense: Side, pruned: Side) -> list[tuple[str, str, str, str]]:
         row("perplexity", left["perplexity"], right["perplexity"], "{:.2f}"),
         row("time to first token", dense.ttft_s * 1e3, pruned.ttft_s * 1e3, "{:.0f} ms"),
         row("time per output token", dense.tpot_s * 1e3, pruned.tpot_s * 1e3, "{:.1f} ms"),
-        row("tokens per second", dense.tokens_per_s, pruned.tokens_per_s, "{:.1f}"),
+        (
+            "tokens per second",
+            f"{dense.tokens_per_s:.1f}",
+            f"{pruned.tokens_per_s:.1f}",
+            f"{pruned.tokens_per_s / dense.tokens_per_s:.2f}×",  # the one where more is better
+        ),
     ]
 
 

@@ -89,6 +89,8 @@ async def _preload(services: Services) -> None:
     """Load what is there. One model that cannot be loaded does not keep the others away."""
     services.readiness.reason = "loading models"
     wanted = services.settings.preload
+    if not services.registry.catalog.dense_names():
+        logger.warning("no models in %s: put one there", services.settings.models_dir)
     for name in services.registry.catalog.dense_names() if wanted is None else wanted:
         try:
             await services.generator.load(name)

@@ -48,7 +48,7 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         return
     table = Table()
     for heading in ("model", "blocks", "removed blocks", "perplexity", ""):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
         perplexity = f"{entry.perplexity:.2f}" if entry.perplexity is not None else ""

@@ -60,13 +60,18 @@ def calibrate(
 def held_out(
     spec: CalibrationSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Windows:
-    """Windows to evaluate on: the test split, own text of another seed, or the same file.
+    """Windows to evaluate on: the test split, own text of another seed, the rest of a file.
 
-    A file has no second half that could be trusted to be alike, and the source says so.
+    A file may have no rest; then they are the calibration windows, and the source says so.
     """
     if spec.dataset is Dataset.SELF:
-        spec = replace(spec, seed=spec.seed + 1)
-    return _windows(spec, model, tokenizer, split="test")
+        return _windows(replace(spec, seed=spec.seed + 1), model, tokenizer, split="test")
+    if spec.path is None:
+        return _windows(spec, model, tokenizer, split="test")
+    used, rest = _cut(read_file(Path(spec.path)), spec, tokenizer)
+    if rest.shape[0]:
+        return Windows(rest, f"file {spec.path}, other windows than the calibration's")
+    return Windows(used, f"file {spec.path}, the calibration's own windows: it has no others")
 
 
 def _windows(
@@ -82,29 +87,42 @@ def _windows(
         source = f"self (seed {spec.seed})"
         return Windows(sampled_text(model, spec.num_samples, spec.seqlen, spec.seed), source)
     if spec.path is not None:
-        return Windows(_cut(read_file(Path(spec.path)), spec, tokenizer), f"file {spec.path}")
-    corpus = _HUB_CORPORA[spec.dataset](split)
-    return Windows(_cut(corpus, spec, tokenizer), f"{spec.dataset} {split}")
+        used, _ = _cut(read_file(Path(spec.path)), spec, tokenizer)
+        return Windows(used, f"file {spec.path}")
+    used, _ = _cut(_HUB_CORPORA[spec.dataset](split), spec, tokenizer)
+    return Windows(used, f"{spec.dataset} {split}")
 
 
-def _cut(corpus: Corpus, spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def _cut(
+    corpus: Corpus, spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The windows that ``spec`` asks for, and up to as many others of the same text."""
     rng = random.Random(spec.seed)  # noqa: S311 - a reproducible sample, not a secret
-    rows = list(corpus.rows)
+    wanted = spec.num_samples
     if spec.sampling is Sampling.ROWS:
-        rng.shuffle(rows)
-        rows = rows[: spec.num_samples]
-    token_ids = tokenizer(corpus.separator.join(rows), verbose=False).input_ids
-    num_windows, wanted = len(token_ids) // spec.seqlen, spec.num_samples
-    if num_windows == 0 or (spec.sampling is Sampling.WINDOWS and num_windows < wanted):
+        rows = rng.sample(corpus.rows, len(corpus.rows))
+        used, rest = (
+            _all_windows(corpus.separator.join(part), spec.seqlen, tokenizer)
+            for part in (rows[:wanted], rows[wanted : 2 * wanted])
+        )
+    else:
+        windows = _all_windows(corpus.separator.join(corpus.rows), spec.seqlen, tokenizer)
+        order = rng.sample(range(len(windows)), len(windows))
+        used, rest = windows[sorted(order[:wanted])], windows[sorted(order[wanted : 2 * wanted])]
+    least = 1 if spec.sampling is Sampling.ROWS else wanted
+    if len(used) < least:
         raise CalibrationError(
             "not_enough_text",
-            f"the text gives {len(token_ids)} tokens, {num_windows} windows of {spec.seqlen}: "
+            f"the text gives {len(used)} windows of {spec.seqlen} tokens, {least} are needed: "
             f"add text, or ask for fewer samples or a smaller seqlen",
         )
-    windows = torch.tensor(token_ids[: num_windows * spec.seqlen]).view(num_windows, spec.seqlen)
-    if spec.sampling is Sampling.WINDOWS:
-        windows = windows[sorted(rng.sample(range(num_windows), wanted))]
-    return windows
+    return used, rest
+
+
+def _all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    token_ids = torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.int64)
+    num_windows = len(token_ids) // seqlen
+    return token_ids[: num_windows * seqlen].view(num_windows, seqlen)
 
 
 def read_file(path: Path) -> Corpus:

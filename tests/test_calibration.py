@@ -53,6 +53,31 @@ def test_the_seed_decides_the_sample_and_the_digest_tells(
     assert len(digests) == 2
 
 
+@pytest.mark.parametrize("sampling", Sampling)
+def test_a_file_is_evaluated_on_windows_that_did_not_choose(
+    tiny_loaded: LoadedModel, text_file: Path, sampling: Sampling
+) -> None:
+    spec = spec_of(text_file, sampling=sampling)
+    used = run(tiny_loaded, spec)
+    rest = held_out(spec, tiny_loaded.model, tiny_loaded.tokenizer)
+    assert len(rest.token_ids) > 0
+    assert not {tuple(w) for w in used.token_ids.tolist()} & {
+        tuple(w) for w in rest.token_ids.tolist()
+    }
+    assert "other windows" in rest.source
+
+
+def test_a_file_without_a_rest_is_evaluated_on_itself_and_says_so(
+    tiny_loaded: LoadedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("the quick brown fox " * 8)
+    all_windows = spec_of(tmp_path / "short.txt", num_samples=1, seqlen=20)
+    used = run(tiny_loaded, all_windows)
+    again = held_out(all_windows, tiny_loaded.model, tiny_loaded.tokenizer)
+    assert again.digest == used.digest
+    assert "the calibration's own windows" in again.source
+
+
 def test_the_digest_knows_the_shape() -> None:
     ids = torch.arange(12)
     assert Windows(ids.view(3, 4), "a").digest != Windows(ids.view(4, 3), "a").digest

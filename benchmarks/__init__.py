@@ -1,0 +1,1 @@
+"""Measurements: both sides in one process, ratios, and the facts of the machine."""
