@@ -1,6 +1,9 @@
 """``sleb serve``: the API under uvicorn, with the job store it needs."""
 
 import logging
+import signal
+from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -16,6 +19,7 @@ def run_api(settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
     set_up_torch(settings.threads)
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     with redis_url(settings) as url:
         uvicorn.run(
             create_app(settings, redis_url=url),
@@ -25,3 +29,8 @@ def run_api(settings: ServeSettings) -> None:
             access_log=settings.log_level == "debug",
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End by unwinding, so that the embedded Valkey is let go of."""
+    raise SystemExit(0)

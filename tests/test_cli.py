@@ -2,14 +2,17 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.processes import environment
+from tests.e2e.processes import environment, is_ready, processes_of
+from tests.waiting import wait_until
 
 
 def sleb(data_dir: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -87,3 +90,18 @@ def test_errors_are_one_message_and_a_code(
     assert word in ran.stderr
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_serve_ends_on_sigterm_and_takes_its_valkey_with_it(data_dir: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
+    with (
+        subprocess.Popen(command, env=environment(data_dir)) as server,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        wait_until(lambda: is_ready(client), "the API is ready", 60)
+        server.terminate()
+        assert server.wait(30) == 0
+    wait_until(lambda: processes_of(data_dir) == [], "Valkey has ended")

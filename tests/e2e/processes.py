@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import httpx2
 import psutil
 
 
@@ -23,3 +24,10 @@ def processes_of(data_dir: Path) -> list[str]:
         except psutil.Error:
             continue
     return found
+
+
+def is_ready(client: httpx2.Client) -> bool:
+    try:
+        return client.get("/health/ready").status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from app.valkey import embedded_valkey
-from tests.e2e.processes import environment, processes_of
+from tests.e2e.processes import environment, is_ready, processes_of
 from tests.waiting import wait_until
 
 NUM_REMOVE = 2
@@ -103,13 +103,6 @@ def running_up(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", http
             up.kill()
 
 
-def is_ready(client: httpx2.Client) -> bool:
-    try:
-        return client.get("/health/ready").status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
 @pytest.mark.timeout(300)
 def test_up_serves_a_real_request_and_ends_on_sigterm(demo_data_dir: Path) -> None:
     with running_up(demo_data_dir) as (up, client):
@@ -127,9 +120,14 @@ def test_nothing_outlives_an_up_that_was_killed(demo_data_dir: Path) -> None:
         up.kill()
         up.wait()
     wait_until(lambda: all(map(is_valkey, processes_of(demo_data_dir))), "the others' end", 60)
-    with embedded_valkey(demo_data_dir):  # may have lost its users; the next one takes it over
+    # Users that were killed do not stop Valkey; the next one takes it over, and does.
+    wait_until(lambda: is_stopped_by_its_next_user(demo_data_dir), "Valkey's end")
+
+
+def is_stopped_by_its_next_user(data_dir: Path) -> bool:
+    with embedded_valkey(data_dir):
         pass
-    wait_until(lambda: processes_of(demo_data_dir) == [], "Valkey's end")
+    return processes_of(data_dir) == []
 
 
 def is_valkey(command: str) -> bool:
