@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from app.catalog import Catalog, Entry, UnknownModel
 from app.engine.variants import Variant, make_variant
 from pruning.checkpoints import CheckpointStore
-from pruning.models import LoadedModel, ModelStore
+from pruning.models import LoadedModel, ModelStore, NotAModel
 from pruning.sleb import Blocks
 
 
@@ -68,6 +68,8 @@ class ModelRegistry:
 
     def _weights_of(self, entry: Entry) -> tuple[str, Blocks | None]:
         """Load what the entry needs; returns under which name, and which blocks to keep of it."""
+        if entry.error is not None:
+            raise NotAModel(entry.error)
         if entry.is_view:
             if entry.base not in self._weights:
                 self._weights[entry.base] = self._models.load(entry.base, device=self._device)

@@ -10,6 +10,9 @@ import secrets
 import signal
 import socket
 import sys
+import threading
+from contextlib import suppress
+from resource import struct_rusage
 from types import FrameType
 from typing import Any
 
@@ -30,6 +33,7 @@ from pruning.queue import LEASE_S, LeasedQueue, PruneQueue, connect, worker_lost
 
 _CHILD = "from pruning.supervisor import run_child; run_child()"
 _LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LOOK_UP_S = 0.1
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 
 
@@ -133,7 +137,19 @@ class PruneWorker(Worker):
         else:
             super().execute_job(job, queue)
 
+    def wait_for_horse(self) -> tuple[int | None, int | None, struct_rusage | None]:
+        """As RQ's, but looking up: a signal that another thread has got interrupts no ``wait4``."""
+        with suppress(ChildProcessError):
+            while True:
+                ended = os.wait4(self.horse_pid, os.WNOHANG)
+                if ended[0]:
+                    return ended
+                threading.Event().wait(_LOOK_UP_S)
+        return None, None, None
+
     def maintain_heartbeats(self, job: Delivery, execution: Execution) -> None:
+        if self.is_stopping:  # RQ's alarm may have broken into ``request_stop``
+            self.kill_horse()
         try:
             super().maintain_heartbeats(job, execution)
             if not self._holds(job, execution):

@@ -41,17 +41,12 @@ def run_job(job_id: str) -> None:
 
 
 def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
-    import torch  # noqa: PLC0415 - seconds, which a job that has ended already need not wait
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
-
+    # Torch takes seconds, which a job that has ended already need not wait for.
     from pruning.checkpoints import CheckpointStore  # noqa: PLC0415
-    from pruning.models import ModelStore  # noqa: PLC0415
+    from pruning.models import ModelStore, set_up_torch  # noqa: PLC0415
     from pruning.pipeline import prune  # noqa: PLC0415
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    set_up_torch(settings.threads)
     name = f"{job.model}@{job.id}"
     prune(
         job.spec,

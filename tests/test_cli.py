@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import httpx2
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.e2e.processes import environment, is_ready, processes_of
+from tests.e2e.processes import environment, free_port, is_ready, processes_of
 from tests.waiting import wait_until
 
 
@@ -93,9 +92,7 @@ def test_errors_are_one_message_and_a_code(
 
 
 def test_serve_ends_on_sigterm_and_takes_its_valkey_with_it(data_dir: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
     with (
         subprocess.Popen(command, env=environment(data_dir)) as server,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pruning.blocks import view
-from pruning.calibration import CalibrationError
+from pruning.calibration import CalibrationError, calibrate
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
@@ -75,8 +75,6 @@ def test_a_run_tells_every_step_and_publishes_what_the_search_found(tiny_models_
 def test_the_order_is_that_of_the_plain_search(tiny_models_dir: Path) -> None:
     manifest = run(tiny_models_dir, Recorder())
     dense = ModelStore(tiny_models_dir).load("tiny")
-    from pruning.calibration import calibrate  # noqa: PLC0415 - beside its only use
-
     windows = calibrate(SPEC.calibration, dense.model, dense.tokenizer)
     found = sleb(PlainScorer(dense.model, windows.token_ids), NUM_BLOCKS, 3)
     assert manifest.removed_blocks == tuple(removal.block for removal in found)

@@ -1,8 +1,10 @@
 """The parent of a worker, called in this process: leases that ran out, were lost, or are held."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -100,6 +102,51 @@ def test_the_child_of_a_lost_lease_is_killed(
     redis_client.delete(delivery.started_job_registry.key)
     worker.maintain_heartbeats(delivery, execution)
     assert child.wait(10) == -signal.SIGKILL
+
+
+def test_a_stopping_worker_kills_its_child_for_certain(
+    delivery: Delivery, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
+) -> None:
+    """The alarm by which RQ interrupts its wait can interrupt the handler of SIGTERM as well."""
+    worker = registered(redis_client)
+    worker._horse_pid = child.pid
+    worker.is_stopping = True
+    worker.maintain_heartbeats(delivery, lease(delivery, redis_client))
+    assert child.wait(10) == -signal.SIGKILL
+
+
+def test_a_signal_that_another_thread_got_is_noticed(
+    redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
+) -> None:
+    class NoticedError(Exception):
+        pass
+
+    def notice(_number: int, _frame: object) -> None:
+        raise NoticedError
+
+    def signal_itself() -> None:
+        threading.Event().wait(0.3)  # by then the main thread waits for the child
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    worker = PruneWorker("worker", redis_client, lease_s=15, is_child=True)
+    worker._horse_pid = child.pid
+    before = signal.signal(signal.SIGUSR1, notice)
+    threading.Thread(target=signal_itself).start()
+    try:
+        with pytest.raises(NoticedError):
+            worker.wait_for_horse()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_end_of_a_child_is_seen(redis_client: redis.Redis) -> None:
+    worker = PruneWorker("worker", redis_client, lease_s=15, is_child=True)
+    child = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 3"], {})
+    worker._horse_pid = child
+    pid, status, _usage = worker.wait_for_horse()
+    assert status is not None
+    assert (pid, os.waitstatus_to_exitcode(status)) == (child, 3)
+    assert worker.wait_for_horse() == (None, None, None)
 
 
 def test_a_worker_without_a_child_kills_nobody() -> None:

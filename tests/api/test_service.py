@@ -94,6 +94,9 @@ def test_models_that_cannot_be_served_are_listed_with_the_reason(
     assert entries["tiny"]["error"] is None
     assert entries["tiny"]["is_loaded"]
     assert "safetensors" in entries["odd"]["error"]
+    answer = client.post("/generate", json={"model": "odd", "prompt": "a"})
+    assert answer.status_code == 422
+    assert "safetensors" in answer.json()["detail"]
 
 
 def test_the_schema_and_its_page_are_there(client: TestClient) -> None:

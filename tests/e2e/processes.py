@@ -1,6 +1,7 @@
 """The processes that work on one data directory."""
 
 import os
+import socket
 from pathlib import Path
 
 import httpx2
@@ -9,6 +10,12 @@ import psutil
 
 def environment(data_dir: Path) -> dict[str, str]:
     return {**os.environ, "SLEB_DATA_DIR": str(data_dir), "COLUMNS": "100"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def processes_of(data_dir: Path) -> list[str]:

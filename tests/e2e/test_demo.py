@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import httpx2
 import pytest
 
 from app.valkey import embedded_valkey
-from tests.e2e.processes import environment, is_ready, processes_of
+from tests.e2e.processes import environment, free_port, is_ready, processes_of
 from tests.waiting import wait_until
 
 NUM_REMOVE = 2
@@ -88,9 +87,7 @@ def test_ctrl_c_stops_everything_that_the_demo_started(demo_data_dir: Path) -> N
 @contextmanager
 def running_up(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
     """``sleb up``, ready to answer; killed with all that belongs to it if the test fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "app", "up", "--port", str(port)]
     with (
         subprocess.Popen(command, env=environment(data_dir)) as up,
