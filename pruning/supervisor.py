@@ -106,10 +106,10 @@ class PruneWorker(Worker):
             prepare_for_work=not is_child,
         )
 
-    def get_heartbeat_ttl(self, job: Delivery, working_time: float = 0.0) -> int:  # noqa: ARG002
+    def get_heartbeat_ttl(self, job: Delivery, working_time: float = 0.0) -> int:  # noqa: ARG002 - the signature is RQ's
         return self._lease_s
 
-    def fork_work_horse(self, job: Delivery, queue: Queue) -> None:  # noqa: ARG002
+    def fork_work_horse(self, job: Delivery, queue: Queue) -> None:  # noqa: ARG002 - the signature is RQ's
         assert self.execution is not None
         who = (self.name, job.id, self.execution.id, str(os.getpid()), str(self._lease_s))
         command = [sys.executable, "-c", _CHILD, *who]
@@ -122,7 +122,7 @@ class PruneWorker(Worker):
         if self.horse_pid:  # group 0 would be our own
             super().kill_horse(sig)
 
-    def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is RQ's
         """Kill the child, after whose death the job is handed back. Asked again, just leave."""
         if self.is_stopping:
             raise SystemExit(1)
