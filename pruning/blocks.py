@@ -4,10 +4,11 @@ The only file that knows module paths. A family is a row of ``ARCHITECTURES``, n
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -138,32 +139,31 @@ def block_calls(
     model: PreTrainedModel, token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[BlockCall, ...]]:
     """The hidden states in front of the first block ``[batch, seqlen, hidden_size]``, and how the
-    model calls every block on these ``token_ids [batch, seqlen]``, without a cache.
+    model calls every block on windows of this length, without a cache. No block runs.
+
+    The calls are those for a single window, which broadcast over any number of them.
     """
-    inputs: list[torch.Tensor] = []
     calls: list[BlockCall] = []
 
-    def record(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0])
-        calls.append(BlockCall(block, args[1:], kwargs))
+    def note(block: nn.Module, hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
+        calls.append(BlockCall(block, args, kwargs))
+        return hidden
 
-    hooks = [
-        block.register_forward_pre_hook(record, with_kwargs=True) for block in block_list(model)
-    ]
-    try:
-        model.base_model(token_ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs[0], tuple(calls)
+    skeleton = view(model, range(num_blocks(model)))
+    for block, shell in zip(block_list(model), block_list(skeleton), strict=True):
+        shell.__dict__.update(forward=partial(note, block), _forward_hooks={})
+    for parent, name in _tail(skeleton):
+        setattr(parent, name, nn.Identity())
+    skeleton.base_model(token_ids[:1], use_cache=False)
+    noted = tuple(calls)
+    hidden: torch.Tensor = skeleton.base_model(token_ids, use_cache=False).last_hidden_state
+    return hidden, noted
 
 
 def finish(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Hidden states behind the last block to those in front of the head, both ``[..., width]``."""
-    for path in architecture(model.config).tail:
-        parent, _, name = path.rpartition(".")
-        if (module := getattr(model.get_submodule(parent), name)) is not None:
-            hidden = module(hidden)
+    for parent, name in _tail(model):
+        hidden = getattr(parent, name)(hidden)
     return hidden
 
 
@@ -173,6 +173,15 @@ def final_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     row = architecture(model.config)
     cap = getattr(model.config, row.logit_softcap) if row.logit_softcap else None
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _tail(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
+    """The modules between the last block and the head that this model has, by parent and name."""
+    for path in architecture(model.config).tail:
+        parent_path, _, name = path.rpartition(".")
+        parent = model.get_submodule(parent_path)
+        if getattr(parent, name) is not None:
+            yield parent, name
 
 
 def _config_of(config: PreTrainedConfig, keep: Sequence[int]) -> PreTrainedConfig:

@@ -2,27 +2,25 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
-import torch
-from transformers import PreTrainedModel
-
-from pruning.blocks import num_blocks, view
-from pruning.loss import mean_loss
+from pruning.removal import Losses
+from pruning.sleb import RoundScorer
 
 MAX_NATS = 700.0  # a broken model's loss may be beyond what exp can say in a float
 
 
-def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 16) -> float:
-    """exp of the mean nats per token over non-overlapping windows ``[num_windows, seqlen]``."""
-    return math.exp(min(mean_loss(model, windows, batch_size), MAX_NATS))
+def perplexity(losses: Losses) -> float:
+    """exp of the mean nats per token over windows that do not overlap."""
+    return math.exp(min(fmean(losses), MAX_NATS))
 
 
 def perplexity_curve(
-    model: PreTrainedModel, removed: Sequence[int], windows: torch.Tensor
+    scorer: RoundScorer, num_blocks: int, removed: Sequence[int]
 ) -> Iterator[float]:
-    """Perplexity after 0, 1, 2 ... of the removals: one job, every depth."""
-    keep = list(range(num_blocks(model)))
-    yield perplexity(model, windows)
+    """Perplexity after 0, 1, 2 ... of the removals, on the windows of ``scorer``: every depth."""
+    keep = list(range(num_blocks))
+    yield perplexity(scorer.losses(tuple(keep)))
     for block in removed:
         keep.remove(block)
-        yield perplexity(view(model, keep), windows)
+        yield perplexity(scorer.losses(tuple(keep)))

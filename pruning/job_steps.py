@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from pruning.job import TRANSITIONS, JobError, JobStatus, Phase
 from pruning.job_change import Change, Event
-from pruning.sleb import Removal
+from pruning.removal import Removal
 from pruning.spec import PruneSpec
 
 _OF_ONE_ATTEMPT = (

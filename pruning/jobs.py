@@ -34,7 +34,7 @@ from pruning.job import (
     Phase,
 )
 from pruning.job_change import SCRIPT, Change, Event, Outcome, Place, read_event
-from pruning.sleb import Removal
+from pruning.removal import Removal
 from pruning.spec import PruneSpec
 
 RECORD = "sleb:job:{id}"

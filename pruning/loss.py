@@ -18,10 +18,9 @@ def mean_loss(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1
 
     Every window stands alone: its first token predicts and is not predicted.
     """
-    total = 0.0
-    for batch in torch.split(windows.to(model.device), batch_size):
-        total += float(summed_loss(model, last_hidden(model, batch), batch))
-    return total / (windows.shape[0] * (windows.shape[1] - 1))
+    batches = torch.split(windows.to(model.device), batch_size)
+    losses = [window_losses(model, last_hidden(model, batch), batch) for batch in batches]
+    return float(torch.cat(losses).mean())
 
 
 def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
@@ -30,23 +29,27 @@ def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor
     return hidden
 
 
-def summed_loss(
+def window_losses(
     model: PreTrainedModel, hidden: torch.Tensor, token_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of the nats of all next tokens, a float64 scalar, computed a chunk of rows at a time."""
+    """Mean nats per predicted token of each window, float64 ``[batch]``, a chunk of rows at a time.
+
+    Of the model only the head is used, on ``hidden [batch, seqlen, hidden_size]``.
+    """
     rows = hidden[:, :-1].flatten(0, 1)
     targets = token_ids[:, 1:].flatten()
     rows_per_chunk = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
-    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    chunks = torch.split(rows, rows_per_chunk), torch.split(targets, rows_per_chunk)
-    for chunk, target in zip(*chunks, strict=True):
-        total += _nats(final_logits(model, chunk).float(), target)
-    return total
+    nats = [
+        _nats(final_logits(model, chunk).float(), target)
+        for chunk, target in zip(
+            torch.split(rows, rows_per_chunk), torch.split(targets, rows_per_chunk), strict=True
+        )
+    ]
+    return torch.cat(nats).double().view(token_ids.shape[0], -1).mean(dim=1)
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Summed cross entropy of ``[rows, vocab]``, overwritten: no second array of that size."""
+    """Cross entropy of each of ``[rows, vocab]``, overwritten: no second array of that size."""
     of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
     peak = logits.amax(dim=1, keepdim=True)
-    normaliser = logits.sub_(peak).exp_().sum(dim=1).log_().add_(peak.squeeze(1))
-    return (normaliser - of_target).double().sum()
+    return logits.sub_(peak).exp_().sum(dim=1).log_().add_(peak.squeeze(1)).sub_(of_target)

@@ -1,199 +1,205 @@
 """Round scorers: what losing one more block costs on the calibration windows.
 
 ``PlainScorer`` is the oracle. ``SharedPrefixScorer`` gives the same losses and leaves out what it
-has computed before: in front of a removed block nothing changes.
+has computed before.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.blocks import BlockCall, block_calls, finish, num_blocks, view
-from pruning.loss import mean_loss, summed_loss
-from pruning.sleb import Blocks
+from pruning.blocks import finish, num_blocks, view
+from pruning.loss import window_losses
+from pruning.memory import free_bytes
+from pruning.prefixes import Prefixes, Walk
+from pruning.removal import Losses
+from pruning.sleb import Blocks, RoundScorer
 
-# Hidden states in front of a block, keyed by that block; the key ``num_blocks`` is behind the last.
-_Trail = dict[int, torch.Tensor]
+BATCH_TOKENS = 4096  # through a block at once: enough to keep a device busy
+PLAIN_LOGITS_BYTES = 2**30
+
+
+class WindowScorer(RoundScorer, Protocol):
+    """Scores candidates on some of its windows, or on all of them at once."""
+
+    @property
+    def num_windows(self) -> int: ...
+
+    def score(
+        self, keep: Blocks, candidates: Blocks, windows: range
+    ) -> Iterator[tuple[int, Losses]]:
+        """Yield ``(block, losses of keep without it)`` on these windows alone.
+
+        ``windows`` begin and end at 0, ``num_windows``, or boundaries that the scorer was told of.
+        """
 
 
 class PlainScorer:
-    """One whole forward pass per candidate: slow, obvious, and the oracle of anything faster.
-
-    ``windows`` are token ids ``[num_windows, seqlen]``.
+    """One whole forward pass per candidate, every logit of it: slow, obvious, and the oracle of
+    anything faster. ``windows`` are token ids ``[num_windows, seqlen]``.
     """
 
     def __init__(self, model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 16) -> None:
+        logits_bytes = 4 * windows.shape[1] * model.config.vocab_size
         self._model = model
-        self._windows = windows
-        self._batch_size = batch_size
+        self._batch_size = max(1, min(batch_size, PLAIN_LOGITS_BYTES // logits_bytes))
+        self._windows = windows.to(model.device)
 
-    def loss(self, keep: Blocks) -> float:
-        return mean_loss(view(self._model, keep), self._windows, self._batch_size)
+    @torch.inference_mode()
+    def losses(self, keep: Blocks) -> Losses:
+        pruned = view(self._model, keep)
+        found: list[float] = []
+        for batch in torch.split(self._windows, self._batch_size):
+            logits = pruned(batch, use_cache=False).logits[:, :-1].float()
+            nats = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
+            found += nats.double().mean(dim=1).tolist()
+        return found
 
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, float]]:
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         for block in candidates:
-            yield block, self.loss(tuple(alive for alive in keep if alive != block))
+            yield block, self.losses(tuple(alive for alive in keep if alive != block))
 
 
 class StateBudgetTooSmall(ValueError):
-    """Not even the hidden states of one batch of windows fit into the byte budget."""
+    """Not even the hidden states of one window fit into the byte budget."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the windows are cut into batches, and how much of each may stay in memory."""
+
+    batch_sizes: tuple[int, ...]
+    num_states: int  # hidden states of every window that fit
+    keeps_all: bool  # trunks of all batches at once, or else a batch after the other, forgotten
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        windows: torch.Tensor,
+        state_budget: int | None,
+        boundaries: Sequence[int],
+    ) -> "Plan":
+        """Raises ``StateBudgetTooSmall``; without a budget, half of the memory that is free."""
+        num_windows, seqlen = windows.shape
+        budget = free_bytes(model.device) // 2 if state_budget is None else state_budget
+        state = seqlen * model.config.hidden_size * model.dtype.itemsize
+        trunk = state * (num_blocks(model) + 1)
+        if budget < trunk:
+            raise StateBudgetTooSmall(
+                f"a state budget of {budget} bytes: the states of one window of {seqlen} tokens "
+                f"need {trunk}; raise the budget, free memory, or use a smaller seqlen"
+            )
+        largest = max(1, min(BATCH_TOKENS // seqlen, budget // trunk))
+        sizes = [
+            min(largest, end - begin)
+            for first, end in pairwise(sorted({0, *boundaries, num_windows}))
+            for begin in range(first, end, largest)
+        ]
+        num_states = budget // (num_windows * state)
+        return cls(tuple(sizes), num_states, num_states > num_blocks(model))
 
 
 class SharedPrefixScorer:
     """Exact, with 2.2 to 2.7 times fewer block passes than the plain scorer.
 
-    A trunk runs once, and every candidate branches off in front of its own block. When block r has
-    gone, a candidate in front of r resumes behind r, where its branch of the last round stands.
-    ``state_bytes`` bounds the hidden states kept; what does not fit is computed again.
+    ``windows`` are token ids ``[num_windows, seqlen]``; ``state_budget`` bounds the bytes of hidden
+    states kept: what does not fit is computed again. No batch crosses one of the ``boundaries``.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         windows: torch.Tensor,
-        batch_size: int = 16,
-        state_bytes: int = 2**31,
+        *,
+        state_budget: int | None = None,
+        boundaries: Sequence[int] = (),
     ) -> None:
         self._model = model
-        batches = torch.split(windows.to(model.device), batch_size)
-        state = windows.shape[1] * model.config.hidden_size * model.dtype.itemsize
-        one_trunk = batches[0].shape[0] * state * (num_blocks(model) + 1)
-        if state_bytes < one_trunk:
-            raise StateBudgetTooSmall(
-                f"state_bytes={state_bytes}: one batch of {batches[0].shape[0]} windows needs "
-                f"{one_trunk}; raise it, or use smaller batches or a smaller seqlen"
-            )
-        num_states = state_bytes // (windows.shape[0] * state)
-        self._batches = [_Batch(model, batch, num_states) for batch in batches]
-        # Trunks of all batches at once, or else one batch after the other, forgetting each.
-        self._keeps_all = num_states > num_blocks(model)
-        self._num_predicted = windows.shape[0] * (windows.shape[1] - 1)
+        self._windows = windows.to(model.device)
+        self._boundaries = boundaries
+        self.num_windows = windows.shape[0]
+        self.set_state_budget(state_budget)
 
-    def loss(self, keep: Blocks) -> float:
-        total = 0.0
+    def set_state_budget(self, state_budget: int | None) -> None:
+        """From now on; everything known is forgotten. Raises ``StateBudgetTooSmall``."""
+        plan = Plan.of(self._model, self._windows, state_budget, self._boundaries)
+        batches = torch.split(self._windows, list(plan.batch_sizes))
+        self._keeps_all = plan.keeps_all
+        self._batches = [Prefixes(self._model, batch, plan.num_states) for batch in batches]
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the hidden states known now."""
+        return sum(batch.state_bytes for batch in self._batches)
+
+    def losses(self, keep: Blocks) -> Losses:
+        found: list[float] = []
         for batch in self._batches:
-            total += batch.loss(keep)
-            if not self._keeps_all:
-                batch.forget()
-        return total / self._num_predicted
+            with self._held(batch):
+                found += self._of_batch(batch, keep)
+        return found
 
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, float]]:
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        return self.score(keep, candidates, range(self.num_windows))
+
+    def score(
+        self, keep: Blocks, candidates: Blocks, windows: range
+    ) -> Iterator[tuple[int, Losses]]:
+        batches = self._between(windows)
         if self._keeps_all:
             for block in candidates:
-                total = sum(batch.loss_without(block, keep) for batch in self._batches)
-                yield block, total / self._num_predicted
+                yield block, [loss for b in batches for loss in self._of_batch(b, keep, block)]
             return
-        totals = dict.fromkeys(candidates, 0.0)
+        losses: dict[int, list[float]] = {block: [] for block in candidates}
+        for batch in batches:
+            with self._held(batch):
+                for block in candidates:
+                    losses[block] += self._of_batch(batch, keep, block)
+                    if batch is batches[-1]:
+                        yield block, losses[block]
+
+    @contextmanager
+    def _held(self, batch: Prefixes) -> Iterator[None]:
+        """A batch whose states are not to outlive its turn, unless the budget has room for all."""
+        try:
+            yield
+        finally:
+            if not self._keeps_all:
+                batch.forget()
+
+    def _between(self, windows: range) -> list[Prefixes]:
+        begins, begin = [], 0
         for batch in self._batches:
-            for block in candidates:
-                totals[block] += batch.loss_without(block, keep)
-                if batch is self._batches[-1]:
-                    yield block, totals[block] / self._num_predicted
-            batch.forget()
-
-
-class _Batch:
-    """One batch of windows, with the states that are known for the blocks kept now."""
-
-    def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int) -> None:
-        self._model = model
-        self._token_ids = token_ids
-        self._num_states = num_states
-        self._calls: Sequence[BlockCall] = ()
-        self._first: torch.Tensor | None = None
-        self._keep: Blocks = ()
-        self._trunk: _Trail = {}
-        self._branches: dict[int, _Trail] = {}  # by the block that the branch does without
-
-    def forget(self) -> None:
-        self._calls, self._first, self._keep = (), None, ()
-        self._trunk, self._branches = {}, {}
+            begins.append(begin)
+            begin += batch.token_ids.shape[0]
+        chosen = [batch for at, batch in zip(begins, self._batches, strict=True) if at in windows]
+        if sum(batch.token_ids.shape[0] for batch in chosen) != len(windows):
+            raise ValueError(f"{windows} do not begin and end at boundaries: {self._boundaries}")
+        return chosen
 
     @torch.inference_mode()
-    def loss(self, keep: Blocks) -> float:
-        """Summed nats of the model that keeps these blocks; leaves its trunk behind."""
-        self._move_to(keep)
-        return self._summed(self._follow(self._trunk, keep, keep))
+    def _of_batch(self, batch: Prefixes, keep: Blocks, without: int | None = None) -> list[float]:
+        if not batch.is_prepared:
+            batch.prepare()
+        batch.move_to(keep)
+        if without is not None and not batch.has_branch(without):
+            _run(batch.trunk(until=without), batch)
+        walk = batch.trunk() if without is None else batch.branch(without)
+        _run(walk, batch)
+        losses = window_losses(self._model, finish(self._model, walk.hidden), batch.token_ids)
+        if not losses.isfinite().all():
+            batch.forget()  # nothing may build on states that gave no number
+        found: list[float] = losses.tolist()
+        return found
 
-    @torch.inference_mode()
-    def loss_without(self, block: int, keep: Blocks) -> float:
-        """Summed nats of ``keep`` less one block, from the nearest state that is known."""
-        self._move_to(keep)
-        trail = self._branches.get(block)
-        if trail is None:
-            behind = self._after(block, keep)
-            trail = {behind: self._follow(self._trunk, keep, keep, until=block)}
-        without = tuple(alive for alive in keep if alive != block)
-        start, columns = max(trail), self._columns(block, without)
-        hidden = self._follow(trail, without, columns)
-        self._branches[block] = {at: trail[at] for at in trail if at == start or at in columns}
-        return self._summed(hidden)
 
-    def _follow(
-        self, trail: _Trail, keep: Blocks, columns: Sequence[int], until: int | None = None
-    ) -> torch.Tensor:
-        """The state in front of ``until`` (or behind the last block), from the nearest known one.
-
-        States in front of ``columns`` are added to the trail on the way.
-        """
-        end = num_blocks(self._model) if until is None else until
-        start = max(block for block in trail if block <= end)
-        hidden = trail[start]
-        for block in keep:
-            if start <= block < end:
-                if block in columns:
-                    trail[block] = hidden
-                hidden = self._calls[block](hidden)
-        if until is not None:
-            trail[until] = hidden
-        return hidden
-
-    def _move_to(self, keep: Blocks) -> None:
-        """Carry over what stays true when the kept blocks change by one removal; or start anew."""
-        if keep == self._keep:
-            return
-        gone = set(self._keep) - set(keep)
-        if len(gone) == 1 and set(keep) < set(self._keep):
-            self._remove(gone.pop(), keep)
-        else:
-            if self._first is None:
-                self._first, self._calls = block_calls(self._model, self._token_ids)
-            self._trunk = {keep[0] if keep else num_blocks(self._model): self._first}
-            self._branches = {}
-        self._keep = keep
-
-    def _remove(self, gone: int, keep: Blocks) -> None:
-        behind = self._after(gone, keep)
-
-        def carried(trail: _Trail) -> _Trail:
-            """States in front of the gone block are now in front of the one behind it."""
-            return {
-                behind if block == gone else block: hidden
-                for block, hidden in trail.items()
-                if block <= gone
-            }
-
-        branch = self._branches.pop(gone, {})
-        self._trunk = {**carried(self._trunk), **branch}
-        self._branches = {
-            block: trail_
-            for block, trail in self._branches.items()
-            if block < gone and (trail_ := carried(trail))
-        }
-
-    def _after(self, block: int, keep: Blocks) -> int:
-        return next((alive for alive in keep if alive > block), num_blocks(self._model))
-
-    def _columns(self, block: int, without: Blocks) -> Sequence[int]:
-        """In front of which blocks to keep a branch's states: all, or as many as the budget has."""
-        later = [alive for alive in without if alive > block]
-        free = self._num_states - 2 * (len(without) + 1)  # the trunk, and where branches resume
-        num_possible = len(without) * (len(without) - 1) // 2
-        if free >= num_possible:
-            return later
-        share = max(0, free) * len(later) // max(1, num_possible)
-        return later[:: len(later) // share] if share else ()
-
-    def _summed(self, hidden: torch.Tensor) -> float:
-        return float(summed_loss(self._model, finish(self._model, hidden), self._token_ids))
+def _run(walk: Walk, batch: Prefixes) -> None:
+    while (block := walk.at) is not None:
+        walk.advance(batch.calls[block](walk.hidden))

@@ -3,10 +3,11 @@
 Block indices only: models, text, devices and what a loss is belong to the scorer.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import Protocol
+
+from pruning.removal import Losses, Removal, verdict
 
 Blocks = tuple[int, ...]  # indices in the dense model, ascending
 
@@ -15,27 +16,14 @@ class TooManyRemovals(ValueError):
     """More blocks are to be removed than the barriers leave free."""
 
 
-class NonFiniteLoss(ArithmeticError):
-    """A loss is infinite or not a number, so candidates cannot be compared."""
-
-
 class RoundScorer(Protocol):
-    def loss(self, keep: Blocks) -> float:
-        """Loss, in nats per predicted token, of the model that keeps exactly these blocks."""
+    def losses(self, keep: Blocks) -> Losses:
+        """Losses of the model that keeps exactly these blocks."""
 
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterable[tuple[int, float]]:
-        """Yield ``(block, loss of keep without that block)`` for each candidate, in any order."""
-
-
-@dataclass(frozen=True)
-class Removal:
-    step: int  # 1 for the first block that goes
-    block: int
-    loss: float
-    dense_loss: float
-    runner_up: int | None
-    margin: float | None  # how much more the runner-up would have cost, in nats
-    scores: Mapping[int, float]
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterable[tuple[int, Losses]]:
+        """Yield ``(block, losses of keep without it)`` for each candidate, in any order; those of
+        the first windows alone where they show that it cannot be the best.
+        """
 
 
 def sleb(
@@ -52,7 +40,7 @@ def sleb(
 
     Candidates are the alive blocks but the first and last few; ties go to the lowest index.
     ``removed`` resumes behind blocks chosen earlier, ``dense_loss`` then saves an evaluation.
-    Raises ``TooManyRemovals`` or ``ValueError`` before any work, later ``NonFiniteLoss``.
+    Raises ``TooManyRemovals`` or ``ValueError`` before any work, later what ``verdict`` raises.
     """
     free = max(0, num_blocks - max(1, protect_first + protect_last))  # one block has to stay
     if not len(removed) <= num_remove <= free or min(protect_first, protect_last) < 0:
@@ -63,13 +51,9 @@ def sleb(
             raise ValueError(f"cannot resume from {list(removed)}: {block} was no candidate")
         keep.remove(block)
     for step in range(len(removed) + 1, num_remove + 1):
-        dense_loss = scorer.loss(tuple(range(num_blocks))) if dense_loss is None else dense_loss
+        if dense_loss is None:
+            dense_loss = fmean(scorer.losses(tuple(range(num_blocks))))
         candidates = tuple(keep[protect_first : len(keep) - protect_last])
-        scores = dict(scorer.score_round(tuple(keep), candidates))
-        if not all(map(math.isfinite, [dense_loss, *scores.values()])):
-            raise NonFiniteLoss(f"step {step}: dense loss {dense_loss}, without a block {scores}")
-        best, *others = sorted(scores, key=lambda block: (scores[block], block))
-        runner_up = others[0] if others else None
-        margin = None if runner_up is None else scores[runner_up] - scores[best]
-        keep.remove(best)
-        yield Removal(step, best, scores[best], dense_loss, runner_up, margin, scores)
+        removal = verdict(step, dense_loss, dict(scorer.score_round(tuple(keep), candidates)))
+        keep.remove(removal.block)
+        yield removal

@@ -12,8 +12,10 @@ from pruning.blocks import (
     UnknownArchitecture,
     UnsupportedConfig,
     architecture,
+    block_calls,
     block_list,
     final_logits,
+    finish,
     num_blocks,
     view,
 )
@@ -101,6 +103,21 @@ class TestEveryFamily:
         for position, block in enumerate(block_list(view(tiny_model(family), KEEP))):
             places = {m.__dict__["layer_idx"] for m in block.modules() if "layer_idx" in m.__dict__}
             assert places <= {position}
+
+    def test_blocks_called_one_by_one_give_the_models_logits(self, family: str) -> None:
+        """On more windows than the calls were noted for, and no block ran when they were."""
+        dense, ids = tiny_model(family), token_ids(rows=3)
+        ran: list[object] = []
+        hooks = [b.register_forward_hook(lambda *_: ran.append(1)) for b in block_list(dense)]
+        with torch.inference_mode():
+            hidden, calls = block_calls(dense, ids)
+            assert not ran
+            for call in calls:
+                hidden = call(hidden)
+            found = final_logits(dense, finish(dense, hidden))
+        for hook in hooks:
+            hook.remove()
+        torch.testing.assert_close(found, logits_of(dense, ids))
 
     def test_logits_of_the_last_hidden_states_are_the_models_own(self, family: str) -> None:
         pruned, ids = view(tiny_model(family), KEEP), token_ids()

@@ -9,7 +9,7 @@ from redis.retry import Retry
 
 from pruning.job import Job, JobError, JobStatus, Phase
 from pruning.jobs import JobNotFound, JobStore, JobStoreUnavailable
-from pruning.sleb import Removal
+from pruning.removal import Removal
 from pruning.spec import CalibrationSpec, PruneSpec, Sampling
 from tests.redis_fixtures import leaked_keys
 
@@ -18,7 +18,10 @@ ERROR = JobError("not_enough_text", "too short", "calibration.num_samples")
 
 
 def removals(count: int) -> list[Removal]:
-    return [Removal(n, 10 + n, 0.1 + 0.2 * n, 3.7, 5, 0.01, {4: 1.0, 5: 2.0}) for n in range(count)]
+    scores, seen = {4: 1.0, 5: 2.0}, {4: 8, 5: 8}
+    return [
+        Removal(n, 10 + n, 0.1 + 0.2 * n, 3.7, 5, 0.01, 0.002, scores, seen) for n in range(count)
+    ]
 
 
 def messages(store: JobStore, job_id: str) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.sleb import Blocks, NonFiniteLoss, Removal, TooManyRemovals, sleb
+from pruning.removal import Losses, NonFiniteLoss, Removal, verdict
+from pruning.sleb import Blocks, TooManyRemovals, sleb
 from pruning.spec import PruneSpec
 
 
@@ -27,9 +28,12 @@ class TableScorer:
         self.asked.append(keep)
         return random.Random(f"{self._seed}{keep}").randrange(self._grid) / self._grid
 
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, float]]:
+    def losses(self, keep: Blocks) -> Losses:
+        return [self.loss(keep)]
+
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         for block in random.Random(self._seed).sample(candidates, len(candidates)):
-            yield block, self.loss(tuple(alive for alive in keep if alive != block))
+            yield block, self.losses(tuple(alive for alive in keep if alive != block))
 
 
 def greedy_order(
@@ -128,6 +132,27 @@ def test_a_loss_that_is_no_number_ends_the_search(bad: float) -> None:
 
     with pytest.raises(NonFiniteLoss, match="step 1"):
         next(sleb(Broken(0), 6, 1))
+
+
+def test_of_candidates_that_saw_less_none_goes_whatever_its_mean() -> None:
+    found = verdict(1, 1.0, {1: [0.5, 0.1], 2: [2.0, 3.0, 4.0], 3: [2.0, 3.0, 4.5]})
+    assert (found.block, found.loss) == (2, 3.0)
+    assert found.num_windows == {1: 2, 2: 3, 3: 3}
+
+
+def test_the_margin_is_paired_and_so_is_its_error() -> None:
+    """What both find hard cancels: 1, 9 and 5 are far apart, the gaps 0.1, 0.2 and 0.3 are not."""
+    found = verdict(1, 1.0, {1: [1.1, 9.2, 5.3], 2: [1.0, 9.0, 5.0], 3: [4.0, 9.0, 9.0]})
+    assert (found.block, found.runner_up) == (2, 1)
+    assert found.margin == pytest.approx(0.2)
+    assert found.margin_error == pytest.approx(0.1 / math.sqrt(3))
+
+
+def test_one_window_has_a_margin_and_no_error_one_candidate_neither() -> None:
+    found = verdict(1, 1.0, {1: [2.0], 2: [2.5]})
+    assert (found.runner_up, found.margin, found.margin_error) == (2, 0.5, None)
+    alone = verdict(1, 1.0, {4: [2.0, 3.0]})
+    assert (alone.runner_up, alone.margin, alone.margin_error) == (None, None, None)
 
 
 def test_every_round_takes_fewer_evaluations_and_the_total_is_known_before() -> None:

@@ -12,7 +12,7 @@ from app.main import create_app
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.sleb import Removal
+from pruning.removal import Removal
 from pruning.spec import CalibrationSpec, PruneSpec
 from tests.waiting import wait_until
 
