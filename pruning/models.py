@@ -116,7 +116,8 @@ def read_config(path: Path) -> PreTrainedConfig:
 def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
     """Load model and tokenizer, in evaluation mode.
 
-    ``dtype`` is a torch name or "auto" (the checkpoint's), ``device`` a torch device or "auto".
+    ``dtype`` is a torch name or "auto" (the checkpoint's), ``device`` a torch device or "auto"; on
+    "meta" no weight is read, but the keys are checked all the same.
     Raises ``NotAModel`` when any key is missing, unexpected or of another shape.
     """
     architecture(read_config(path))
@@ -127,6 +128,7 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            device_map="meta" if device == "meta" else None,
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
