@@ -15,7 +15,7 @@ setup: $(VENV)/.installed  ## a virtual environment with everything in it
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,dev]'
 	@touch $@
 
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
@@ -46,8 +46,8 @@ serve: setup  ## the API alone
 worker: setup  ## one worker alone
 	$(BIN)/sleb worker
 
-bench: setup  ## the search, plain against shared prefixes, on the demo model
-	$(BIN)/python -m benchmarks.search --out benchmarks/results/search.json
+bench: setup  ## the search in all its modes, on the demo model (half an hour on two cores)
+	$(BIN)/python -m benchmarks.search --modes plain,exact,staged,stream --out search.json
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
