@@ -2,13 +2,21 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Sampling
+from pruning.spec import (
+    CalibrationSpec,
+    Dataset,
+    InvalidSpec,
+    PruneSpec,
+    Resident,
+    Sampling,
+    Search,
+)
 
 app = typer.Typer(
     name="sleb",
@@ -101,6 +109,12 @@ def prune(
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the blocks to remove, rounded up.")
     ] = None,
+    max_perplexity_ratio: Annotated[
+        float | None, typer.Option(help="Stop before pruned / dense perplexity passes this.")
+    ] = None,
+    target_speedup: Annotated[
+        float | None, typer.Option(help="Remove the fewest blocks that decode this much faster.")
+    ] = None,
     calibration: Annotated[
         str, typer.Option(help="A text or jsonl file, or self, wikitext2, c4.")
     ] = Dataset.SELF.value,
@@ -114,31 +128,53 @@ def prune(
     protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     evaluate: Annotated[bool, typer.Option(help="Perplexity of every depth at the end.")] = True,
+    search: Annotated[
+        Search, typer.Option(help="exact, or staged: clearly worse candidates leave early.")
+    ] = Search.EXACT,
+    resident: Annotated[
+        Resident, typer.Option(help="model, or stream: one block at a time from the disk.")
+    ] = Resident.MODEL,
+    state_budget: Annotated[
+        str | None, typer.Option(help="Bytes of hidden states to keep, as 4GiB.", metavar="BYTES")
+    ] = None,
+    actors: Annotated[int | None, typer.Option(help="Ray actors to search on, 0 for none.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a model here and now, without any server, and write a Hugging Face checkpoint."""
-    from app.prune import run_prune
+    """Prune a model here and now, without any server, and write a Hugging Face checkpoint.
+
+    One of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup says how far to go.
+    """
     from pruning.config import Settings
 
-    is_named = calibration in set(Dataset) - {Dataset.FILE}
     spec = PruneSpec(
         model=model,
         num_remove=num_remove,
         sparsity=sparsity,
-        calibration=CalibrationSpec(
-            dataset=Dataset(calibration) if is_named else Dataset.FILE,
-            sampling=sampling,
-            num_samples=num_samples,
-            seqlen=seqlen,
-            seed=seed,
-            path=None if is_named else calibration,
-        ),
+        max_perplexity_ratio=max_perplexity_ratio,
+        target_speedup=target_speedup,
+        calibration=_calibration(calibration, sampling, num_samples, seqlen, seed),
         protect_first=protect_first,
         protect_last=protect_last,
         dtype=dtype,
         evaluate=evaluate,
+        search=search,
+        resident=resident,
     )
-    run_prune(spec, out, Settings(), as_json=as_json)
+    given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    from app.prune import run_prune  # brings torch: what is wrong above is told without it
+
+    run_prune(spec, out, settings, as_json=as_json)
+
+
+def _calibration(
+    text: str, sampling: Sampling, num_samples: int, seqlen: int, seed: int
+) -> CalibrationSpec:
+    """``text`` names a data set, or else a file."""
+    is_named = text in set(Dataset) - {Dataset.FILE}
+    dataset = Dataset(text) if is_named else Dataset.FILE
+    path = None if is_named else text
+    return CalibrationSpec(dataset, sampling, num_samples, seqlen, seed, path)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from pruning.job import IllegalTransition
 from pruning.jobs import JobNotFound, JobStoreUnavailable
 from pruning.models import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec
+from pruning.spec import InvalidSpec, TargetUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     IllegalTransition: (409, "illegal-transition", "The job's state does not allow this."),
     InvalidSpec: (422, "invalid-spec", "A setting of the job is out of range."),
     TooManyRemovals: (422, "too-many-removals", "The model has not that many free blocks."),
+    TargetUnreachable: (422, "target-unreachable", "No number of removals gives what is asked."),
     NotAModel: (422, "not-a-model", "The model's directory holds no usable model."),
     UnknownArchitecture: (422, "unknown-architecture", "The model's family is not supported."),
     UnsupportedConfig: (422, "unsupported-config", "The model's configuration is not supported."),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from pruning.spec import Dataset, Sampling
+from pruning.spec import Dataset, Resident, Sampling, Search
 
 MAX_PROMPTS = 256
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -28,16 +28,42 @@ class CalibrationBody(_Body):
 
 
 class PruneJobBody(_Body):
-    """One of ``num_remove`` and ``sparsity`` says how far to go."""
+    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup says how far
+    to go.
+    """
 
     model: ModelName
-    num_remove: int | None = None
-    sparsity: float | None = None
+    num_remove: int | None = Field(default=None, description="Blocks to remove, 1 or more.")
+    sparsity: float | None = Field(
+        default=None, description="Share of all blocks to remove, between 0 and 1, rounded up."
+    )
+    max_perplexity_ratio: float | None = Field(
+        default=None,
+        description="Stop in front of the first removal that makes the perplexity on the "
+        "calibration windows more than this many times the dense model's; above 1.",
+    )
+    target_speedup: float | None = Field(
+        default=None,
+        description="Remove the fewest blocks that make a decode step this many times as fast, by "
+        "the times of this model's parts on the worker's device; above 1.",
+    )
     calibration: CalibrationBody = CalibrationBody()
     protect_first: int = 1
     protect_last: int = 1
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    evaluate: bool = True
+    evaluate: bool = Field(
+        default=True, description="Measure the perplexity of every depth on held-out text."
+    )
+    search: Search = Field(
+        default=Search.EXACT,
+        description="exact: every candidate on every window; staged: candidates that are clearly "
+        "worse leave the round after a few windows.",
+    )
+    resident: Resident = Field(
+        default=Resident.MODEL,
+        description="model: all weights on the device; stream: blocks visit it one at a time. "
+        "stream takes its calibration text from file, wikitext2 or c4.",
+    )
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],

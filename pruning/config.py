@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, ByteSize, Field, NonNegativeInt, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -35,6 +35,13 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:<n>"')
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads of torch; unset leaves its own choice."
+    )
+    state_budget: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        default=None,
+        description="Bytes of hidden states a search may keep; unset: half of the free memory.",
+    )
+    num_actors: NonNegativeInt = Field(
+        default=0, description="Ray actors to spread the candidates of a search over; 0: none."
     )
 
     @property

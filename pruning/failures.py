@@ -4,23 +4,31 @@ from collections.abc import Mapping
 
 import torch
 
+from pruning.actors import ClusterLost
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.checkpoints import CheckpointExists
+from pruning.cluster import ClusterUnavailable
 from pruning.job import JobError
 from pruning.models import ModelNotFound, NotAModel
-from pruning.sleb import NonFiniteLoss, TooManyRemovals
-from pruning.spec import InvalidSpec
+from pruning.removal import NonFiniteLoss
+from pruning.scoring import StateBudgetTooSmall
+from pruning.sleb import TooManyRemovals
+from pruning.spec import InvalidSpec, TargetUnreachable
 
 CODES: Mapping[type[Exception], str] = {
     InvalidSpec: "invalid_spec",
     TooManyRemovals: "too_many_removals",
+    TargetUnreachable: "target_unreachable",
     ModelNotFound: "model_not_found",
     NotAModel: "not_a_model",
     UnknownArchitecture: "unknown_architecture",
     UnsupportedConfig: "unsupported_config",
     NonFiniteLoss: "non_finite_loss",
     CheckpointExists: "checkpoint_exists",
+    StateBudgetTooSmall: "state_budget_too_small",
+    ClusterUnavailable: "cluster_unavailable",
+    ClusterLost: "cluster_lost",
     MemoryError: "out_of_memory",
     torch.OutOfMemoryError: "out_of_memory",
 }

@@ -7,22 +7,22 @@ with nothing published.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from pruning.blocks import num_blocks, view
 from pruning.calibration import Windows, calibrate, held_out
 from pruning.checkpoints import Manifest, Quality, publish
 from pruning.evaluate import perplexity_curve
-from pruning.memory import free_bytes
 from pruning.model_card import model_card
-from pruning.models import LoadedModel, ModelStore, num_parameters
-from pruning.scoring import SharedPrefixScorer
-from pruning.sleb import Blocks, Removal, RoundScorer, sleb
+from pruning.models import ModelStore, num_parameters
+from pruning.removal import Removal
+from pruning.residence import Machine, Residence, reside
+from pruning.search import Observer, counted, search
 from pruning.spec import PruneSpec
+from pruning.trajectory_plot import PLOT_FILE, plot
 
 # Copied as they are: a tokenizer written anew may differ from its parent's by a byte.
 _COPIED_FILES = (
@@ -39,19 +39,6 @@ _COPIED_FILES = (
 )
 
 
-class Observer(Protocol):
-    """Told of everything as it happens; may raise to stop the run."""
-
-    def phase(self, phase: str) -> None:
-        """``load``, ``calibrate``, ``search``, ``evaluate`` or ``publish`` begins."""
-
-    def evaluated(self, done: int, total: int) -> None:
-        """One more candidate loss of a known total is there."""
-
-    def removed(self, removal: Removal) -> None:
-        """A round is over."""
-
-
 def prune(
     spec: PruneSpec,
     *,
@@ -59,7 +46,7 @@ def prune(
     target: Path,
     models: ModelStore,
     observer: Observer,
-    device: str = "auto",
+    machine: Machine | None = None,
     removals: Sequence[Removal] = (),
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint called ``name`` at ``target``.
@@ -70,11 +57,12 @@ def prune(
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)
     observer.phase("load")
-    dense = models.load(spec.model, dtype=spec.dtype, device=device)
+    dense = reside(spec, models, machine or Machine())
     observer.phase("calibrate")
     windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
-    removals = [*removals, *_search(spec, dense, windows, observer, removals)]
+    to_count = counted(spec, dense, len(removals))
+    removals = [*removals, *search(to_count, dense, windows.token_ids, observer, removals)]
     observer.phase("evaluate")
     quality = _quality(spec, dense, removals)
     observer.phase("publish")
@@ -82,62 +70,17 @@ def prune(
     return publish(target, manifest, lambda path: _write(path, dense, manifest, removals))
 
 
-class _Observed:
-    """A scorer that tells the observer of every candidate it has scored."""
-
-    def __init__(self, scorer: RoundScorer, observer: Observer, done: int, total: int) -> None:
-        self._scorer = scorer
-        self._observer = observer
-        self._done = done
-        self._total = total
-
-    def loss(self, keep: Blocks) -> float:
-        return self._scorer.loss(keep)
-
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, float]]:
-        for scored in self._scorer.score_round(keep, candidates):
-            self._done += 1
-            self._observer.evaluated(self._done, self._total)
-            yield scored
-
-
-def _search(
-    spec: PruneSpec,
-    dense: LoadedModel,
-    windows: Windows,
-    observer: Observer,
-    earlier: Sequence[Removal],
-) -> Iterator[Removal]:
-    blocks = num_blocks(dense.model)
-    total = spec.num_evaluations(blocks)
-    done = total - spec.num_evaluations(blocks, len(earlier))
-    scorer = SharedPrefixScorer(
-        dense.model, windows.token_ids, state_bytes=free_bytes(dense.model.device) // 2
-    )
-    observer.evaluated(done, total)
-    for removal in sleb(
-        _Observed(scorer, observer, done, total),
-        blocks,
-        spec.target(blocks),
-        protect_first=spec.protect_first,
-        protect_last=spec.protect_last,
-        removed=[removal.block for removal in earlier],
-        dense_loss=earlier[0].dense_loss if earlier else None,
-    ):
-        observer.removed(removal)
-        yield removal
-
-
-def _quality(spec: PruneSpec, dense: LoadedModel, removals: Sequence[Removal]) -> Quality:
+def _quality(spec: PruneSpec, dense: Residence, removals: Sequence[Removal]) -> Quality:
     losses = (removals[0].dense_loss, *(removal.loss for removal in removals))
     if not spec.evaluate:
         return Quality(losses)
     windows = held_out(spec.calibration, dense.model, dense.tokenizer)
-    blocks = [removal.block for removal in removals]
+    removed = [removal.block for removal in removals]
+    scorer = dense.local_scorer(windows.token_ids)
     num_windows, seqlen = windows.token_ids.shape
     return Quality(
         losses=losses,
-        perplexities=tuple(perplexity_curve(dense.model, blocks, windows.token_ids)),
+        perplexities=tuple(perplexity_curve(scorer, num_blocks(dense.model), removed)),
         evaluated_on=f"{windows.source}, {num_windows} windows of {seqlen} tokens",
     )
 
@@ -145,7 +88,7 @@ def _quality(spec: PruneSpec, dense: LoadedModel, removals: Sequence[Removal]) -
 def _manifest(
     spec: PruneSpec,
     name: str,
-    dense: LoadedModel,
+    dense: Residence,
     windows: Windows,
     removals: Sequence[Removal],
     quality: Quality,
@@ -176,13 +119,14 @@ def _manifest(
 
 
 def _write(
-    directory: Path, dense: LoadedModel, manifest: Manifest, removals: Sequence[Removal]
+    directory: Path, dense: Residence, manifest: Manifest, removals: Sequence[Removal]
 ) -> None:
-    view(dense.model, manifest.keep).save_pretrained(directory)
+    dense.save(manifest.keep, directory)
     for file in _COPIED_FILES:
         if (dense.path / file).is_file():
             shutil.copyfile(dense.path / file, directory / file)
-    card = model_card(manifest)
+    card = model_card(manifest, removals)
     (directory / "README.md").write_text(card, encoding="utf-8")
+    (directory / PLOT_FILE).write_bytes(plot(manifest))
     record = json.dumps([asdict(removal) for removal in removals], indent=2)
     (directory / "removal.json").write_text(record + "\n", encoding="utf-8")

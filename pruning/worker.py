@@ -17,7 +17,7 @@ from pruning.config import WorkerSettings
 from pruning.job import IllegalTransition, Job, JobStatus, Phase
 from pruning.jobs import JobNotFound, JobStore, JobStoreUnavailable, StaleAttempt
 from pruning.queue import DELIVERIES, connect, give_up
-from pruning.sleb import Removal
+from pruning.removal import Removal
 
 _T = TypeVar("_T")
 _PATIENCE_S = 60
@@ -45,6 +45,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     from pruning.checkpoints import CheckpointStore  # noqa: PLC0415 - as said above
     from pruning.models import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
     from pruning.pipeline import prune  # noqa: PLC0415 - as said above
+    from pruning.residence import Machine  # noqa: PLC0415 - as said above
 
     set_up_torch(settings.threads)
     name = f"{job.model}@{job.id}"
@@ -54,7 +55,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
         target=CheckpointStore(settings.checkpoints_dir).path(name),
         models=ModelStore(settings.models_dir),
         observer=observer,
-        device=settings.device,
+        machine=Machine(settings.device, settings.state_budget, settings.num_actors),
     )
     return name
 

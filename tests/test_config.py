@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ByteSize, ValidationError
 
 from pruning.config import Settings, WorkerSettings, child_environment
 
@@ -32,12 +32,29 @@ def test_a_relative_data_directory_is_made_absolute(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("LOG_LEVEL", "loud"), ("THREADS", "0"), ("THREADS", "x")],
+    [
+        ("LOG_LEVEL", "loud"),
+        ("THREADS", "0"),
+        ("THREADS", "x"),
+        ("STATE_BUDGET", "0"),
+        ("STATE_BUDGET", "4 boxes"),
+        ("NUM_ACTORS", "-1"),
+    ],
 )
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"SLEB_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         WorkerSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("4GiB", 4 * 2**30), ("1.5 MB", 1_500_000), ("4096", 4096), ("", None)]
+)
+def test_a_budget_is_bytes_or_a_human_size(
+    monkeypatch: pytest.MonkeyPatch, text: str, num_bytes: int | None
+) -> None:
+    monkeypatch.setenv("SLEB_STATE_BUDGET", text)
+    assert Settings().state_budget == num_bytes
 
 
 def test_settings_do_not_change_and_do_not_show_the_password(tmp_path: Path) -> None:
@@ -50,7 +67,8 @@ def test_settings_do_not_change_and_do_not_show_the_password(tmp_path: Path) -> 
 def test_a_child_comes_to_the_same_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    settings = WorkerSettings(data_dir=tmp_path, threads=3, log_level="error")
+    settings = WorkerSettings(data_dir=tmp_path, threads=3, log_level="error", num_actors=2)
+    settings = settings.model_copy(update={"state_budget": ByteSize(2**31)})
     for name, value in child_environment(settings, "unix:///x").items():
         monkeypatch.setenv(name, value)
     assert WorkerSettings() == settings.model_copy(update={"redis_url": "unix:///x"})

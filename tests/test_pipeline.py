@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,35 +13,14 @@ from pruning.calibration import CalibrationError, calibrate
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
+from pruning.removal import Removal
 from pruning.scoring import PlainScorer
-from pruning.sleb import Removal, TooManyRemovals, sleb
+from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec import CalibrationSpec, Dataset, PruneSpec
+from tests.recorder import Recorder, Stop
 from tests.tiny_directory import NUM_BLOCKS
 
 SPEC = PruneSpec("tiny", num_remove=3, calibration=CalibrationSpec(num_samples=4, seqlen=12))
-
-
-class Stop(Exception):
-    pass
-
-
-@dataclass
-class Recorder:
-    stop_after: int | None = None  # evaluations
-    phases: list[str] = field(default_factory=list)
-    evaluations: list[tuple[int, int]] = field(default_factory=list)
-    removals: list[Removal] = field(default_factory=list)
-
-    def phase(self, phase: str) -> None:
-        self.phases.append(phase)
-
-    def evaluated(self, done: int, total: int) -> None:
-        self.evaluations.append((done, total))
-        if done == self.stop_after:
-            raise Stop
-
-    def removed(self, removal: Removal) -> None:
-        self.removals.append(removal)
 
 
 def run(
@@ -143,20 +121,3 @@ def test_text_that_will_not_do_ends_the_run_without_a_trace(tiny_models_dir: Pat
     with pytest.raises(CalibrationError):
         run(tiny_models_dir, Recorder(), PruneSpec("tiny", num_remove=1, calibration=calibration))
     assert not (tiny_models_dir.parent / "checkpoints").exists()
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "num_blocks", "expected"),
-    [(0.2, 32, 7), (0.1, 30, 3), (0.2, 30, 6), (0.25, 4, 1), (0.01, 6, 1)],
-)
-def test_sparsity_is_rounded_up_as_in_the_paper(
-    sparsity: float, num_blocks: int, expected: int
-) -> None:
-    assert PruneSpec("any", sparsity=sparsity).target(num_blocks) == expected
-
-
-def test_a_spec_survives_json_and_its_digest_with_it() -> None:
-    again = PruneSpec.from_dict(json.loads(json.dumps(SPEC.to_dict())))
-    assert again == SPEC
-    assert again.digest() == SPEC.digest()
-    assert again.digest() != PruneSpec("tiny", num_remove=2).digest()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from app.cli import app as command_line
 from app.config import ServeSettings
@@ -18,7 +19,7 @@ from pruning.checkpoints import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec import CalibrationSpec, PruneSpec, Resident, Search
 from tests.api.conftest import Silent
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
@@ -115,6 +116,18 @@ def test_every_make_target_it_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = set(re.findall(r"^make ([a-z-]+)", CODE, re.MULTILINE))
     assert {"demo", "test", "up"} <= named <= targets
+
+
+def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: list[PruneSpec] = []
+    monkeypatch.setattr("app.prune.run_prune", lambda spec, *_, **__: specs.append(spec))
+    lines = re.findall(r"^\.venv/bin/sleb (prune .*)$", SHELL, re.MULTILINE)
+    for line in lines:
+        result = CliRunner().invoke(command_line, shlex.split(line, comments=True))
+        assert result.exit_code == 0, f"{line}: {result.output}{result.exception}"
+    assert len(specs) == len(lines) >= 6
+    assert {spec.search for spec in specs} == set(Search)
+    assert {spec.resident for spec in specs} == set(Resident)
 
 
 def test_it_names_every_command_and_no_other() -> None:

@@ -6,20 +6,24 @@ import pytest
 import redis
 import torch
 
+from pruning.actors import ClusterLost
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.checkpoints import CheckpointExists
+from pruning.cluster import ClusterUnavailable
 from pruning.job import IllegalTransition, Job, JobError, JobStatus, Phase
 from pruning.jobs import JobStore, JobStoreUnavailable, StaleAttempt
 from pruning.models import ModelNotFound, NotAModel
 from pruning.queue import DELIVERIES
-from pruning.sleb import NonFiniteLoss, Removal, TooManyRemovals
-from pruning.spec import InvalidSpec, PruneSpec
+from pruning.removal import NonFiniteLoss, Removal
+from pruning.scoring import StateBudgetTooSmall
+from pruning.sleb import TooManyRemovals
+from pruning.spec import InvalidSpec, PruneSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute
 
 SPEC = PruneSpec(model="tiny", num_remove=1)
-FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, {3: 2.5, 4: 2.75})
-SECOND = Removal(2, 4, 3.5, 2.0, None, None, {4: 3.5})
+FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, None, {3: 2.5, 4: 2.75}, {3: 1, 4: 1})
+SECOND = Removal(2, 4, 3.5, 2.0, None, None, None, {4: 3.5}, {4: 1})
 
 Run = Callable[[Job, JobObserver], str]
 
@@ -66,6 +70,10 @@ def test_a_run_is_written_down(job_store: JobStore, job_id: str) -> None:
             JobError("invalid_spec", "bad", "calibration.seqlen"),
         ),
         (TooManyRemovals("bad"), JobError("too_many_removals", "bad")),
+        (
+            TargetUnreachable("target_speedup", "bad"),
+            JobError("target_unreachable", "bad", "target_speedup"),
+        ),
         (ModelNotFound("bad"), JobError("model_not_found", "bad")),
         (NotAModel("bad"), JobError("not_a_model", "bad")),
         (UnknownArchitecture("bad"), JobError("unknown_architecture", "bad")),
@@ -73,6 +81,9 @@ def test_a_run_is_written_down(job_store: JobStore, job_id: str) -> None:
         (CalibrationError("dataset_unavailable", "bad"), JobError("dataset_unavailable", "bad")),
         (NonFiniteLoss("bad"), JobError("non_finite_loss", "bad")),
         (CheckpointExists("bad"), JobError("checkpoint_exists", "bad")),
+        (StateBudgetTooSmall("bad"), JobError("state_budget_too_small", "bad")),
+        (ClusterUnavailable("bad"), JobError("cluster_unavailable", "bad")),
+        (ClusterLost("bad"), JobError("cluster_lost", "bad")),
         (MemoryError(), JobError("out_of_memory", "out_of_memory")),
         (torch.OutOfMemoryError("bad"), JobError("out_of_memory", "bad")),
     ],

@@ -74,11 +74,15 @@ def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
         model=body.model,
         num_remove=body.num_remove,
         sparsity=body.sparsity,
+        max_perplexity_ratio=body.max_perplexity_ratio,
+        target_speedup=body.target_speedup,
         calibration=_calibration(body.calibration, texts_dir),
         protect_first=body.protect_first,
         protect_last=body.protect_last,
         dtype=body.dtype,
         evaluate=body.evaluate,
+        search=body.search,
+        resident=body.resident,
     )
 
 

@@ -92,6 +92,15 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"num_remove": None}, 422, "exactly one"),
     ({"sparsity": 0.2}, 422, "exactly one"),
     ({"num_remove": None, "sparsity": 1.5}, 422, "between 0 and 1"),
+    ({"num_remove": None, "max_perplexity_ratio": 1.0}, 422, "above 1"),
+    ({"num_remove": None, "target_speedup": 0.9}, 422, "above 1"),
+    ({"num_remove": None, "target_speedup": 10**400}, 422, "valid number"),
+    ({"num_remove": None, "target_speedup": 3.5}, 422, "more than 3"),
+    ({"num_remove": None, "target_speedup": 1.5, "max_perplexity_ratio": 2}, 422, "exactly one"),
+    ({"num_remove": None, "target_speedup": 1.5, "protect_last": 5}, 422, "0 can go"),
+    ({"search": "fast"}, 422, "staged"),
+    ({"resident": "disk"}, 422, "stream"),
+    ({"resident": "stream"}, 422, "wikitext2"),
     ({"protect_first": -1}, 422, "0 or more"),
     ({"protect_first": 6}, 422, "0 can go"),
     ({"dtype": "int4"}, 422, "dtype"),
@@ -122,6 +131,52 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
     assert response.headers["content-type"] == "application/problem+json"
     assert word in json.dumps(response.json())
     assert client.get("/prune-jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("target", ["sparsity", "max_perplexity_ratio", "target_speedup"])
+def test_numbers_that_json_does_not_know_are_refused(
+    client: TestClient, target: str, number: str
+) -> None:
+    body = f'{{"model": "tiny", "{target}": {number}}}'
+    headers = {"content-type": "application/json"}
+    response = client.post("/prune-jobs", content=body, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["param"] == target
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"num_remove": None}, "num_remove"),
+        ({"target_speedup": 1.5}, "target_speedup"),
+        ({"num_remove": None, "max_perplexity_ratio": 0.5}, "max_perplexity_ratio"),
+        ({"num_remove": None, "target_speedup": 3.5}, "target_speedup"),
+        ({"resident": "stream"}, "calibration.dataset"),
+    ],
+)
+def test_a_refusal_names_the_setting_at_fault(
+    client: TestClient, change: dict[str, Any], param: str
+) -> None:
+    assert client.post("/prune-jobs", json={**JOB, **change}).json()["param"] == param
+
+
+@pytest.mark.parametrize("target", [{"max_perplexity_ratio": 1.5}, {"target_speedup": 1.1}])
+def test_a_job_is_taken_with_every_setting_of_the_search(
+    client: TestClient, data_dir: Path, target: dict[str, float]
+) -> None:
+    (data_dir / "texts").mkdir()
+    (data_dir / "texts" / "a.txt").write_text("text")
+    change = {**target, "search": "staged", "resident": "stream", "num_remove": None}
+    spec = submit(client, **change, calibration={"dataset": "file", "path": "a.txt"})["spec"]
+    assert spec.items() >= change.items()
+
+
+def test_the_api_description_explains_the_targets(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    fields = schemas["PruneJobBody"]["properties"]
+    for name in ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup", "search"):
+        assert fields[name]["description"], name
 
 
 @pytest.mark.parametrize("job_id", ["prn-1", "prn-" + "0" * 21, "..", "%00", "a" * 300, "é"])

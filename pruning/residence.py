@@ -1,0 +1,155 @@
+"""Where the weights of the dense model are while it is pruned: in memory, in several processes, or
+on disk with blocks that visit memory one at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.blocks import view
+from pruning.cluster import ClusterScorer
+from pruning.export import export
+from pruning.models import LoadedModel, ModelStore
+from pruning.scoring import SharedPrefixScorer, WindowScorer
+from pruning.sleb import Blocks
+from pruning.spec import InvalidSpec, PruneSpec, Resident
+from pruning.stream_scoring import StreamedScorer
+from pruning.streaming import StreamedModel
+from pruning.timing import BlockTimes, measure_streamed_times, measure_times
+
+
+class Residence(Protocol):
+    """The dense model, and the steps of a pruning run that depend on where its weights are."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Config, modules and shapes are always there; weights only if they are in memory."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    @contextmanager
+    def scorer(
+        self, windows: torch.Tensor, boundaries: Sequence[int] = ()
+    ) -> Iterator[WindowScorer]:
+        """For the search on ``windows [num_windows, seqlen]``, as long as the context lasts."""
+
+    def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
+        """In this process, for the odd evaluation."""
+
+    def times(self) -> BlockTimes:
+        """What one decode step takes, on the device of the run."""
+
+    def save(self, keep: Blocks, directory: Path) -> None:
+        """Write configs and weights of the model that keeps these blocks."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use: a torch device or "auto", and bytes for hidden states, or half of what
+    is free. With ``num_actors`` the search is spread over that many processes of a Ray cluster.
+    """
+
+    device: str = "auto"
+    state_budget: int | None = None
+    num_actors: int = 0
+
+
+def reside(spec: PruneSpec, models: ModelStore, machine: Machine) -> Residence:
+    """Load what has to be in memory. Raises what ``ModelStore.load`` raises, or ``InvalidSpec``."""
+    if spec.resident is Resident.MODEL:
+        loaded = models.load(spec.model, dtype=spec.dtype, device=machine.device)
+        return _InMemory(loaded, spec.dtype, machine)
+    if machine.num_actors:
+        raise InvalidSpec("resident", "streamed blocks and actors exclude each other: choose one")
+    path = models.path(spec.model)
+    return _OnDisk(StreamedModel(path, dtype=spec.dtype, device=machine.device), machine)
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    loaded: LoadedModel
+    dtype: str
+    machine: Machine
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.loaded.tokenizer
+
+    @property
+    def path(self) -> Path:
+        return self.loaded.path
+
+    @contextmanager
+    def scorer(
+        self, windows: torch.Tensor, boundaries: Sequence[int] = ()
+    ) -> Iterator[WindowScorer]:
+        if not self.machine.num_actors:
+            yield self.local_scorer(windows, boundaries)
+            return
+        with ClusterScorer(
+            self.path,
+            windows,
+            num_actors=self.machine.num_actors,
+            dtype=self.dtype,
+            device=self.machine.device.partition(":")[0],  # which GPU, Ray decides
+            state_budget=self.machine.state_budget,
+            boundaries=boundaries,
+        ) as scorer:
+            yield scorer
+
+    def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
+        budget = self.machine.state_budget
+        return SharedPrefixScorer(self.model, windows, state_budget=budget, boundaries=boundaries)
+
+    def times(self) -> BlockTimes:
+        return measure_times(self.model)
+
+    def save(self, keep: Blocks, directory: Path) -> None:
+        view(self.model, keep).save_pretrained(directory)
+
+
+@dataclass(frozen=True)
+class _OnDisk:
+    streamed: StreamedModel
+    machine: Machine
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.streamed.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.streamed.tokenizer
+
+    @property
+    def path(self) -> Path:
+        return self.streamed.path
+
+    @contextmanager
+    def scorer(
+        self, windows: torch.Tensor, boundaries: Sequence[int] = ()
+    ) -> Iterator[WindowScorer]:
+        yield self.local_scorer(windows, boundaries)
+
+    def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
+        budget = self.machine.state_budget
+        return StreamedScorer(self.streamed, windows, state_budget=budget, boundaries=boundaries)
+
+    def times(self) -> BlockTimes:
+        return measure_streamed_times(self.streamed)
+
+    def save(self, keep: Blocks, directory: Path) -> None:
+        export(self.streamed, keep, directory)

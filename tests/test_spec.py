@@ -1,0 +1,165 @@
+"""The spec: one target, numbers in their ranges, and a record that every release can read."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.sleb import TooManyRemovals
+from pruning.spec import (
+    CalibrationSpec,
+    Dataset,
+    InvalidSpec,
+    PruneSpec,
+    Resident,
+    Sampling,
+    Search,
+    TargetUnreachable,
+)
+
+TARGETS: Mapping[str, Any] = {
+    "num_remove": 2,
+    "sparsity": 0.2,
+    "max_perplexity_ratio": 1.5,
+    "target_speedup": 1.2,
+}
+FILE = CalibrationSpec(dataset=Dataset.FILE, path="text.txt")
+FULL = PruneSpec(
+    "tiny",
+    sparsity=0.1,
+    calibration=CalibrationSpec(Dataset.C4, Sampling.ROWS, 3, 40, 7),
+    protect_first=2,
+    protect_last=0,
+    dtype="float32",
+    evaluate=False,
+    search=Search.STAGED,
+    resident=Resident.STREAM,
+)
+
+
+@given(st.sets(st.sampled_from(sorted(TARGETS))))
+def test_exactly_one_target_is_needed(names: set[str]) -> None:
+    targets = {name: TARGETS[name] for name in names}
+    if len(names) == 1:
+        assert PruneSpec("tiny", **targets).to_dict().items() >= targets.items()
+        return
+    with pytest.raises(InvalidSpec) as caught:
+        PruneSpec("tiny", **targets)
+    assert caught.value.param in (names or {"num_remove"})
+    assert all(name in str(caught.value) for name in TARGETS)
+
+
+BAD: list[tuple[str, float, str]] = [
+    ("num_remove", 0, "1 or more"),
+    ("num_remove", -(10**40), "1 or more"),
+    ("sparsity", 0.0, "between 0 and 1"),
+    ("sparsity", 1.0, "between 0 and 1"),
+    ("max_perplexity_ratio", 1.0, "above 1"),
+    ("max_perplexity_ratio", -2.0, "above 1"),
+    ("target_speedup", 1.0, "above 1"),
+    ("target_speedup", 0.5, "above 1"),
+    *((name, math.nan, "nan: expected") for name in TARGETS),
+    *((name, math.inf, "inf: expected") for name in TARGETS),
+    *((name, -math.inf, "-inf: expected") for name in TARGETS),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD)
+def test_a_target_out_of_its_range_is_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message) as caught:
+        PruneSpec("tiny", **{name: value})
+    assert caught.value.param == name
+
+
+def test_streamed_blocks_cannot_write_the_text_themselves() -> None:
+    with pytest.raises(InvalidSpec, match="wikitext2") as caught:
+        PruneSpec("tiny", num_remove=1, resident=Resident.STREAM)
+    assert caught.value.param == "calibration.dataset"
+    assert PruneSpec("tiny", num_remove=1, resident=Resident.STREAM, calibration=FILE)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "num_blocks", "expected"),
+    [(0.2, 32, 7), (0.1, 30, 3), (0.2, 30, 6), (0.25, 4, 1), (0.01, 6, 1), (1e-300, 6, 1)],
+)
+def test_sparsity_is_rounded_up_as_in_the_paper(
+    sparsity: float, num_blocks: int, expected: int
+) -> None:
+    assert PruneSpec("any", sparsity=sparsity).most_removals(num_blocks) == expected
+
+
+@pytest.mark.parametrize("name", ["max_perplexity_ratio", "target_speedup"])
+def test_what_only_the_search_shows_may_take_every_free_block(name: str) -> None:
+    target: dict[str, Any] = {name: 1.2}
+    spec = PruneSpec("any", **target, protect_last=2)
+    assert spec.most_removals(8) == 5
+    assert spec.num_evaluations(8) == 5 + 4 + 3 + 2 + 1
+    assert spec.num_evaluations(8, num_removed=2) == 3 + 2 + 1
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_a_model_without_free_blocks_is_refused_for_every_target(name: str) -> None:
+    spec = PruneSpec("any", **{name: TARGETS[name]}, protect_first=4, protect_last=4)
+    with pytest.raises(TooManyRemovals, match="0 can go"):
+        spec.num_evaluations(8)
+
+
+def test_a_speedup_beyond_the_block_count_is_refused_before_anything_is_measured() -> None:
+    assert PruneSpec("any", target_speedup=4.0).num_evaluations(8) == 6 + 5 + 4 + 3 + 2 + 1
+    with pytest.raises(TargetUnreachable, match="cannot be more than 4;") as caught:
+        PruneSpec("any", target_speedup=4.01).num_evaluations(8)
+    assert caught.value.param == "target_speedup"
+
+
+@given(ratio=st.floats(1.01, 1e6), dense_loss=st.floats(0, 20), share=st.floats(0, 3).filter(abs))
+def test_a_perplexity_ratio_is_passed_where_the_perplexities_say_so(
+    ratio: float, dense_loss: float, share: float
+) -> None:
+    spec = PruneSpec("any", max_perplexity_ratio=ratio)
+    loss = dense_loss + share * math.log(ratio)
+    if abs(share - 1) > 1e-6:
+        assert spec.passes(loss, dense_loss) == (math.exp(loss) / math.exp(dense_loss) > ratio)
+    assert not spec.passes(dense_loss, dense_loss)
+    assert spec.passes(1e9, dense_loss)
+
+
+def test_only_a_perplexity_ratio_can_be_passed() -> None:
+    others = TARGETS.keys() - {"max_perplexity_ratio"}
+    assert not any(PruneSpec("any", **{name: TARGETS[name]}).passes(9, 1) for name in others)
+
+
+@pytest.mark.parametrize("spec", [FULL, *(PruneSpec("m", **{n: v}) for n, v in TARGETS.items())])
+def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
+    again = PruneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    assert again.digest() == spec.digest()
+    assert again.digest() != PruneSpec("m", num_remove=3).digest()
+    assert isinstance(again.search, Search)
+    assert isinstance(again.resident, Resident)
+
+
+def test_every_setting_has_a_part_in_the_digest() -> None:
+    spec = PruneSpec("m", num_remove=2, calibration=FILE)
+    digests = {
+        PruneSpec("m", num_remove=2, calibration=FILE, **change).digest()
+        for change in ({"search": Search.STAGED}, {"resident": Resident.STREAM}, {})
+    }
+    assert len(digests) == 3
+    assert spec.digest() in digests
+
+
+def test_a_record_of_an_earlier_release_takes_the_defaults() -> None:
+    calibration = {"dataset": "self", "sampling": "rows", "num_samples": 2, "seqlen": 8, "seed": 1}
+    record = {"model": "m", "num_remove": None, "sparsity": 0.2, "calibration": calibration}
+    spec = PruneSpec.from_dict(record)
+    assert (spec.search, spec.resident, spec.target_speedup) == (
+        Search.EXACT,
+        Resident.MODEL,
+        None,
+    )
+    assert spec.calibration.sampling is Sampling.ROWS
+    assert PruneSpec.from_dict({"model": "m", "num_remove": 1}) == PruneSpec("m", num_remove=1)
