@@ -5,56 +5,117 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
-from app.tables import print_manifest
+from app.tables import print_run
 from pruning.checkpoints import CheckpointExists
 from pruning.config import Settings
 from pruning.demo_model import NAME, ensure_demo_model
 from pruning.models import ModelStore, set_up_torch
 from pruning.pipeline import prune
-from pruning.sleb import Removal
+from pruning.removal import Removal
+from pruning.residence import Machine
 from pruning.spec import PruneSpec
 
 
+class _Count(ProgressColumn):
+    """Evaluations done, of how many, and the percentage: rounded down, so 100 % is the end."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        done, total = int(task.completed), int(task.total)
+        thousandths = 1000 * done // total if total else 1000
+        bound = " at most" if task.fields.get("at_most") and done < total else ""
+        return Text(f"{done} of{bound} {total}  {thousandths / 10:.1f}%", style="cyan")
+
+
+class _Eta(ProgressColumn):
+    """Time left at the pace since the first count; between two counts, it runs down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[TaskID, tuple[float, float]] = {}  # count, elapsed seconds
+        self._last: dict[TaskID, tuple[float, float]] = {}
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.finished or task.elapsed is None:
+            return Text()
+        now = task.completed, task.elapsed
+        first = self._first.setdefault(task.id, now)
+        if self._last.setdefault(task.id, now)[0] != task.completed:
+            self._last[task.id] = now
+        done, at_s = self._last[task.id]
+        if done == first[0]:
+            return Text("ETA -:--:--", style="blue")
+        left_s = (at_s - first[1]) / (done - first[0]) * (task.total - done)
+        seconds = round(max(0, at_s + left_s - task.elapsed))
+        text = f"ETA {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return Text(text, style="blue")
+
+
 def search_progress(console: Console) -> Progress:
-    """A bar over candidate evaluations, whose number is known from the start."""
+    """Bars over candidate evaluations; a task without a total has neither count nor ETA.
+
+    A task with the field ``at_most`` has a total that it may not reach.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
+        _Count(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _Eta(),
         console=console,
     )
 
 
-class _Bar:
-    """Shows a run: a bar for the search, a line for every phase and every removal."""
+class SearchBar:
+    """Shows a run: a bar for the search, a line for every removal; keeps the removals."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, *, at_most: bool = False) -> None:
+        self.removals: list[Removal] = []
         self._progress = progress
-        self._task = progress.add_task("load", total=None)
+        self._at_most = at_most  # the search may end early
+        self._task: TaskID | None = None
 
     def phase(self, phase: str) -> None:
-        self._progress.update(self._task, description=phase)
+        self.end()
+        self._task = self._progress.add_task(phase, total=None, at_most=self._at_most)
 
     def evaluated(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
 
     def removed(self, removal: Removal) -> None:
-        margin = "" if removal.margin is None else f", {removal.margin:.4f} before the next"
+        self.removals.append(removal)
         self._progress.console.print(
             f"  removed block {removal.block}: loss {removal.loss:.4f} "
-            f"(dense {removal.dense_loss:.4f}){margin}"
+            f"(dense {removal.dense_loss:.4f}){_lead(removal)}"
         )
+
+    def end(self) -> None:
+        """End the phase. The search keeps its line, at 100 % of what it took; others leave none."""
+        if self._task is None:
+            return
+        task = self._progress.tasks[self._progress.task_ids.index(self._task)]
+        is_counted = task.total is not None
+        self._progress.update(self._task, total=task.completed, visible=is_counted)
+        self._progress.stop_task(self._task)
+        self._task = None
+
+
+def _lead(removal: Removal) -> str:
+    if removal.margin is None:
+        return ""
+    error = "" if removal.margin_error is None else f" ± {removal.margin_error:.4f}"
+    return f", {removal.margin:.4f}{error} before {removal.runner_up}"
 
 
 def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) -> None:
@@ -67,12 +128,14 @@ def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) 
         ensure_demo_model(settings.models_dir)
     models = ModelStore(settings.models_dir, allow_paths=True)
     with search_progress(Console(stderr=True)) as progress:
+        bar = SearchBar(progress, at_most=spec.max_perplexity_ratio is not None)
         manifest = prune(
             spec,
             name=out.name,
             target=out,
             models=models,
-            observer=_Bar(progress),
-            device=settings.device,
+            observer=bar,
+            machine=Machine(settings.device, settings.state_budget, settings.num_actors),
         )
-    print_manifest(manifest, out, as_json=as_json)
+        bar.end()
+    print_run(manifest, bar.removals, out, as_json=as_json)

@@ -1,42 +1,58 @@
 """Tables on the terminal, each also as JSON."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from app.catalog import Catalog, Entry
 from app.config import ServeSettings
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
+from pruning.removal import Removal
+from pruning.trajectory import legend, rows, table
+from pruning.trajectory_plot import PLOT_FILE
 
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
     Console().print_json(json.dumps(data))
 
 
-def print_manifest(manifest: Manifest, path: Path, *, as_json: bool) -> None:
-    """What every removal cost, and where the checkpoint lies."""
+def print_run(
+    manifest: Manifest, removals: Sequence[Removal], path: Path, *, as_json: bool
+) -> None:
+    """The trajectory of a pruning run, and where its checkpoint lies."""
+    trajectory = rows(manifest, removals)
     if as_json:
-        print_json({"path": str(path), **asdict(manifest)})
+        print_json(
+            {
+                "path": str(path),
+                "plot": str(path / PLOT_FILE),
+                "trajectory": [asdict(row) for row in trajectory],
+                **asdict(manifest),
+            }
+        )
         return
-    quality = manifest.quality
-    table = Table(title=f"{manifest.parent}, block by block")
-    for heading in ("blocks", "removed", "loss", "perplexity"):
-        table.add_column(heading, justify="right")
-    for num_removed, loss in enumerate(quality.losses):
-        block = str(manifest.removed_blocks[num_removed - 1]) if num_removed else "-"
-        perplexity = f"{quality.perplexities[num_removed]:.2f}" if quality.perplexities else "-"
-        table.add_row(str(manifest.num_blocks - num_removed), block, f"{loss:.4f}", perplexity)
+    headings, cells = table(trajectory)
+    printed = Table(title=escape(f"{manifest.parent}, block by block"))
+    for heading in headings:
+        printed.add_column(heading, justify="right")
+    for line in cells:
+        printed.add_row(*line)
     console = Console(highlight=False)
-    console.print(table)
-    if quality.evaluated_on:
-        console.print(f"perplexity on held-out text: {quality.evaluated_on}")
+    console.print(printed)
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
-    console.print(f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {path}")
+    for text in (
+        *legend(manifest, headings),
+        f"plot: {path / PLOT_FILE}",
+        f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {path}",
+    ):
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def print_models(settings: ServeSettings, *, as_json: bool) -> None:
@@ -46,14 +62,14 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
     if as_json:
         print_json([_entry_json(entry) for entry in entries])
         return
-    table = Table()
+    listed = Table()
     for heading in ("model", "blocks", "removed blocks", "perplexity", ""):
-        table.add_column(heading, overflow="fold")
+        listed.add_column(heading, overflow="fold")
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
         perplexity = f"{entry.perplexity:.2f}" if entry.perplexity is not None else ""
-        table.add_row(entry.name, str(entry.num_blocks), removed, perplexity, entry.error or "")
-    Console().print(table if entries else f"no models in {settings.models_dir}")
+        listed.add_row(entry.name, str(entry.num_blocks), removed, perplexity, entry.error or "")
+    Console().print(listed if entries else f"no models in {settings.models_dir}")
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:

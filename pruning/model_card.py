@@ -1,6 +1,12 @@
 """The README.md of a published checkpoint, in the form model hubs read."""
 
+from collections.abc import Sequence
+
 from pruning.checkpoints import Manifest
+from pruning.removal import Removal
+from pruning.spec import PruneSpec, Resident, Search
+from pruning.trajectory import legend, rows, table
+from pruning.trajectory_plot import PLOT_FILE
 
 _CARD = """\
 ---
@@ -28,26 +34,31 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 
 ## What each removal cost
 
-| blocks removed | block | loss on calibration text (nats/token) | perplexity on held-out text |
-|--:|--:|--:|--:|
-{rows}
+![Perplexity against blocks removed, and a strip of all blocks]({plot})
 
+{table}
+
+{legend}
+
+{search}
 Calibration: {source}, {num_windows} windows of {seqlen} tokens
 (sha256 of the token ids `{digest}`).
-Held-out text: {evaluated_on}.
 
 Low perplexity does not prove that reasoning survived: try the model on your own task.
 `removal.json` holds every candidate's loss in every round, `manifest.json` the lineage.
 """
+_EXACT = "every candidate was measured on all calibration windows"
+_STAGED = "candidates that were clearly worse on some calibration windows were spared the others"
+_STREAMED = ", block weights streamed from disk"
 
 
-def model_card(manifest: Manifest) -> str:
-    quality = manifest.quality
-    rows = []
-    for num_removed, loss in enumerate(quality.losses):
-        block = manifest.removed_blocks[num_removed - 1] if num_removed else "none"
-        perplexity = f"{quality.perplexities[num_removed]:.3f}" if quality.perplexities else "-"
-        rows.append(f"| {num_removed} | {block} | {loss:.4f} | {perplexity} |")
+def model_card(manifest: Manifest, removals: Sequence[Removal] = ()) -> str:
+    """``removals`` add to the table what the manifest does not say: how close each round was."""
+    headings, cells = table(rows(manifest, removals))
+    rule = ["--:"] * len(headings)
+    spec = PruneSpec.from_dict(manifest.spec)
+    search = _STAGED if spec.search is Search.STAGED else _EXACT
+    streamed = _STREAMED if spec.resident is Resident.STREAM else ""
     return _CARD.format(
         name=manifest.name,
         parent=manifest.parent,
@@ -55,7 +66,9 @@ def model_card(manifest: Manifest) -> str:
         num_blocks=manifest.num_blocks,
         num_parameters=manifest.num_parameters,
         dense_num_parameters=manifest.dense_num_parameters,
-        rows="\n".join(rows),
-        evaluated_on=quality.evaluated_on or "none was evaluated",
+        plot=PLOT_FILE,
+        table="\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *cells]),
+        legend="\n".join(f"- {text}" for text in legend(manifest, headings)),
+        search=f"Search: {spec.search}, {search}{streamed}.",
         **manifest.calibration,
     )

@@ -1,0 +1,209 @@
+"""The trajectory as a picture: perplexity against blocks removed, above a strip of all blocks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pruning.checkpoints import Manifest
+from pruning.spec import PruneSpec
+from pruning.trajectory import calibration_perplexities, short
+
+if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLOT_FILE = "trajectory.png"
+DPI = 160
+CEILING = 1e6  # a perplexity beyond it is noise, and on its scale all others would look alike
+CELLS_PER_ROW = 40
+_WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 4.4, 0.42  # inches
+_FEWEST_COLUMNS = 24  # that the strip has room for: the cells of a small model are no bars
+_CROWDED = 32  # labels of so many points stand upright
+
+# The palette of Okabe and Ito, for every kind of eye; width, dash and hatch tell the same.
+_HELD_OUT, _REMOVED, _GREY = "#0072B2", "#C44E00", "#707070"
+_INK = "#222222"
+_CELL_COLORS: Mapping[str, str] = MappingProxyType(
+    {"removed, in this order": _REMOVED, "kept": "#D6E6F2", "protected": "#A9A9A9"}
+)
+_STYLE: Mapping[str, Any] = MappingProxyType(
+    {
+        "axes.axisbelow": True,
+        "axes.edgecolor": _GREY,
+        "axes.grid": True,
+        "axes.labelcolor": _INK,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "font.size": 10,
+        "grid.color": "#E6E6E6",
+        "hatch.linewidth": 0.8,
+        "legend.borderaxespad": 0,
+        "legend.borderpad": 0,
+        "legend.columnspacing": 1.5,
+        "legend.frameon": False,
+        "savefig.dpi": DPI,
+        "text.color": _INK,
+        "text.parse_math": False,  # the name of a model may have dollars
+    }
+)
+
+
+def plot(manifest: Manifest) -> bytes:
+    """A PNG; equal manifests give equal bytes. Needs no display, and leaves no setting changed."""
+    from matplotlib import style  # noqa: PLC0415 - as said above
+
+    buffer = BytesIO()
+    with style.context(["default", dict(_STYLE)]):  # whatever the user's own style may be
+        draw(manifest).savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw(manifest: Manifest) -> "Figure":
+    """The figure behind ``plot``: its first axes hold the curve, its second the strip."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as said above
+
+    num_rows = math.ceil(manifest.num_blocks / CELLS_PER_ROW)
+    height = _CURVE_HEIGHT + num_rows * _ROW_HEIGHT + 0.37
+    figure = Figure(figsize=(_WIDTH, height))
+
+    def axes(left: float, bottom: float, width: float, top: float) -> "Axes":
+        box = left / _WIDTH, bottom / height, width / _WIDTH, (top - bottom) / height
+        return figure.add_axes(box)
+
+    title, result = _titles(manifest)
+    figure.text(0.2 / _WIDTH, 1 - 0.15 / height, title, size=13, weight="bold", va="top")
+    figure.text(0.2 / _WIDTH, 1 - 0.42 / height, result, size=11, va="top")
+    floor = height - _CURVE_HEIGHT
+    _draw_curve(axes(0.85, floor + 0.55, _WIDTH - 1.05, height - 1.02), manifest)
+    _draw_strip(axes(0.2, 0.06, _WIDTH - 0.4, 0.06 + num_rows * _ROW_HEIGHT), manifest, num_rows)
+    return figure
+
+
+def _titles(manifest: Manifest) -> tuple[str, str]:
+    name = manifest.parent if len(manifest.parent) <= 40 else f"…{manifest.parent[-39:]}"
+    num_removed = len(manifest.removed_blocks)
+    held_out = manifest.quality.perplexities
+    values = held_out or calibration_perplexities(manifest)
+    text = "held-out" if held_out else "calibration"
+    cost = f"{short(values[0])} → {short(values[-1])}, {short(values[-1] / values[0])} × dense"
+    return (
+        f"{name} without {num_removed} of its {manifest.num_blocks} blocks",
+        f"perplexity on {text} text {cost}",
+    )
+
+
+def _draw_curve(axes: "Axes", manifest: Manifest) -> None:
+    calibration = _drawn(calibration_perplexities(manifest))
+    held_out = _drawn(manifest.quality.perplexities)
+    main = held_out or calibration
+    steps = range(len(main))
+    labels = ["held-out text"] * bool(held_out) + ["calibration text, exp(loss)"]
+    axes.plot(steps, main, "-o", color=_HELD_OUT, lw=2.2, ms=5, label=labels[0], zorder=3)
+    if held_out:
+        axes.plot(steps, calibration, "--", color=_GREY, lw=1, label=labels[1])
+    if beyond := [step for step in steps if main[step] == CEILING]:
+        line, label = [CEILING] * len(beyond), f"above {CEILING:,.0f}"
+        axes.plot(beyond, line, "^", color=_INK, ms=9, label=label, zorder=4)
+    is_below = bool(held_out) and sum(calibration) > sum(held_out)
+    _label_points(axes, manifest.removed_blocks, main[1:], is_below=is_below)
+    _scale(axes, [*calibration, *held_out])
+    axes.set_xlim(-0.5, len(main) - 0.5)
+    axes.set_xticks(steps[:: math.ceil(len(main) / 25)])
+    axes.set_xlabel("blocks removed; at each point, the block that went")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.03), ncols=3)
+
+
+def _label_points(
+    axes: "Axes", blocks: Sequence[int], values: Sequence[float], *, is_below: bool
+) -> None:
+    """On the side of a rising curve that the other curve leaves free."""
+    away = -1 if is_below else 1
+    sideways: Mapping[str, Any] = {"ha": "left" if is_below else "right", "size": 9}
+    upright: Mapping[str, Any] = {"ha": "center", "size": 7, "rotation": 90}
+    is_crowded = len(blocks) > _CROWDED
+    for step, (block, value) in enumerate(zip(blocks, values, strict=True), start=1):
+        axes.annotate(
+            str(block),
+            (step, value),
+            xytext=(0 if is_crowded else -3 * away, 5 * away),
+            textcoords="offset points",
+            va="top" if is_below else "bottom",
+            color=_REMOVED,
+            weight="bold",
+            zorder=5,
+            **(upright if is_crowded else sideways),
+        )
+
+
+def _scale(axes: "Axes", values: Sequence[float]) -> None:
+    """Room for the labels; logarithmic only if the smallest values would lie on the floor."""
+    low, high = min(values), max(values)
+    if high / low <= 10:
+        room = 0.12 * (high - low) or 0.1 * high
+        axes.set_ylim(low - room, high + room)
+        axes.set_ylabel("perplexity")
+    else:
+        room = (high / low) ** 0.1
+        axes.set_yscale("log")
+        axes.set_ylim(low / room, high * room)
+        axes.set_yticks(log_ticks(low / room, high * room))
+        axes.minorticks_off()
+        axes.set_ylabel("perplexity, logarithmic")
+    axes.yaxis.set_major_formatter(_compact)
+
+
+def _compact(value: float, _position: object = None) -> str:
+    for factor, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """The round numbers in this range: powers of ten, and over few decades 2 and 5 as well."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 4 else (1,)
+    ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _draw_strip(axes: "Axes", manifest: Manifest, num_rows: int) -> None:
+    num_columns = math.ceil(manifest.num_blocks / num_rows)
+    order = {block: step for step, block in enumerate(manifest.removed_blocks, start=1)}
+    for kind, blocks in _kinds(manifest).items():
+        columns = [block % num_columns for block in blocks]
+        bottoms = [num_rows - block // num_columns - 0.68 for block in blocks]
+        color = _CELL_COLORS[kind]
+        hatch = "////" if kind == "protected" else ""
+        axes.bar(columns, 0.62, 0.92, bottoms, color=color, hatch=hatch, ec="white", label=kind)
+        for block, column, bottom in zip(blocks, columns, bottoms, strict=True):
+            look: dict[str, Any] = {"ha": "center", "size": 7, "va": "top", "color": _GREY}
+            if block in order:
+                look |= {"weight": "bold", "color": _REMOVED}
+                inside = {**look, "size": 9, "va": "center", "color": "white"}
+                axes.text(column, bottom + 0.3, str(order[block]), inside)
+            axes.text(column, bottom - 0.03, str(block), look)
+    axes.set_xlim(-0.5, max(num_columns, _FEWEST_COLUMNS) - 0.5)
+    axes.set_ylim(0, num_rows)
+    axes.set_axis_off()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
+
+
+def _kinds(manifest: Manifest) -> dict[str, list[int]]:
+    """The blocks of each kind that there is."""
+    spec = PruneSpec.from_dict(manifest.spec)
+    candidates = range(spec.protect_first, manifest.num_blocks - spec.protect_last)
+    blocks: dict[str, list[int]] = {kind: [] for kind in _CELL_COLORS}
+    for block in range(manifest.num_blocks):
+        if block in manifest.removed_blocks:
+            blocks["removed, in this order"].append(block)
+        else:
+            blocks["kept" if block in candidates else "protected"].append(block)
+    return {kind: members for kind, members in blocks.items() if members}
+
+
+def _drawn(perplexities: Sequence[float]) -> list[float]:
+    """What is too high, or not a number, lies on the ceiling."""
+    return [min(CEILING, value) for value in perplexities]  # in this order NaN loses

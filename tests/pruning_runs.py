@@ -1,0 +1,58 @@
+"""What a pruning run leaves behind, made without one: manifests and removals of any shape."""
+
+from collections.abc import Sequence
+
+from pruning.checkpoints import Manifest, Quality
+from pruning.removal import Removal, verdict
+from pruning.spec import CalibrationSpec, Dataset, PruneSpec, Resident, Search
+
+
+def manifest_of(
+    num_blocks: int,
+    removed: Sequence[int],
+    losses: Sequence[float],
+    perplexities: Sequence[float] = (),
+    *,
+    parent: str = "tiny",
+    protect_first: int = 1,
+    protect_last: int = 1,
+    search: Search = Search.EXACT,
+    resident: Resident = Resident.MODEL,
+) -> Manifest:
+    spec = PruneSpec(
+        parent,
+        max(1, len(removed)),
+        protect_first=protect_first,
+        protect_last=protect_last,
+        search=search,
+        resident=resident,
+        calibration=CalibrationSpec(dataset=Dataset.FILE, path="text.txt"),
+    )
+    return Manifest(
+        name="tiny@prn-1",
+        parent=parent,
+        num_blocks=num_blocks,
+        removed_blocks=tuple(removed),
+        num_parameters=900,
+        dense_num_parameters=1000,
+        quality=Quality(
+            tuple(losses), tuple(perplexities), "some text, 4 windows" if perplexities else ""
+        ),
+        dtype="float32",
+        calibration={"source": "self", "num_windows": 3, "seqlen": 8, "digest": "d1g"},
+        spec=spec.to_dict(),
+        spec_digest="a",
+        versions={},
+        created_at=1.0,
+    )
+
+
+RUN = manifest_of(6, (3, 1), (4.0, 4.25, 5.0), (50.0, 60.0, 125.0))
+
+
+def removals_of_run(*, is_staged: bool) -> list[Removal]:
+    """Of ``RUN``, on three windows; in a race, the worst candidates have seen one of them."""
+    seen = 1 if is_staged else 3
+    first = {1: [4.4, 4.3, 4.35], 2: [5.0] * seen, 3: [4.2, 4.3, 4.25], 4: [6.0] * seen}
+    second = {1: [5.0, 5.0, 5.0], 2: [5.5, 5.5, 5.5], 4: [7.0] * seen}
+    return [verdict(1, 4.0, first), verdict(2, 4.0, second)]
