@@ -1,0 +1,215 @@
+"""The ways to search that are compared, a round at a time, and what every round costs."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from statistics import fmean
+from typing import Protocol, TypeVar
+
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from pruning.blocks import block_list, num_blocks
+from pruning.removal import Losses, Removal, verdict
+from pruning.scoring import PlainScorer, SharedPrefixScorer
+from pruning.sleb import Blocks, RoundScorer, sleb
+from pruning.staged import StagedScorer, stages
+from pruning.stream_scoring import StreamedScorer
+from pruning.streaming import StreamedModel
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A block pass takes all windows through one block, in however many batches."""
+
+    seconds: float
+    block_passes: float
+    window_evaluations: float = 0  # of candidates
+
+    def times(self, factor: float) -> "Cost":
+        return Cost(
+            self.seconds * factor, self.block_passes * factor, self.window_evaluations * factor
+        )
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.seconds + other.seconds,
+            self.block_passes + other.block_passes,
+            self.window_evaluations + other.window_evaluations,
+        )
+
+
+class Meter:
+    """Measures what work on watched models costs, with token ids of ``num_windows``."""
+
+    def __init__(self, num_windows: int) -> None:
+        self._num_windows = num_windows
+        self._passed = 0  # windows through a block
+
+    def watch(self, model: PreTrainedModel) -> list[RemovableHandle]:
+        """And with it all of its views, until the handles are removed."""
+        return [block.register_forward_hook(self._count) for block in block_list(model)]
+
+    def cost_of(self, work: Callable[[], _T]) -> tuple[_T, Cost]:
+        self._passed = 0
+        began_s = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - began_s
+        return result, Cost(seconds, self._passed / self._num_windows)
+
+    def _count(self, _block: object, _args: object, hidden: torch.Tensor) -> None:
+        self._passed += hidden.shape[0]
+
+
+class _HoldsStates(Protocol):
+    @property
+    def state_bytes(self) -> int: ...
+
+
+class Watched:
+    """A scorer, and the most bytes of states that were held when a candidate was done."""
+
+    def __init__(self, scorer: RoundScorer, states: _HoldsStates | None) -> None:
+        self._scorer = scorer
+        self._states = states
+        self.peak_state_bytes = 0
+
+    def losses(self, keep: Blocks) -> Losses:
+        return self._scorer.losses(keep)
+
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        for scored in self._scorer.score_round(keep, candidates):
+            if self._states is not None:
+                self.peak_state_bytes = max(self.peak_state_bytes, self._states.state_bytes)
+            yield scored
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was decided, and the cost of all candidates, those left out included."""
+
+    removal: Removal
+    cost: Cost
+
+
+class Mode:
+    """One way to search ``depth`` blocks, and what it has found and cost so far.
+
+    If it is ``sampled``, so many candidates stand for all of a round, and it decides nothing.
+    """
+
+    def __init__(
+        self,
+        scorer: Watched,
+        meter: Meter,
+        depth: int,
+        peak_weight_bytes: Callable[[], int],
+        sampled: tuple[int, "Mode"] | None = None,
+    ) -> None:
+        self.scorer = scorer
+        self.depth = depth
+        self.peak_weight_bytes = peak_weight_bytes
+        self.sampled = sampled[0] if sampled else None
+        self.dense = Cost(0, 0)
+        self.dense_loss = 0.0
+        self.rounds: list[Round] = []
+        self._meter = meter
+        self._leader = sampled[1] if sampled else None
+        self._search: Iterator[Removal] | None = None
+
+    @property
+    def removals(self) -> list[Removal]:
+        return [each.removal for each in self.rounds]
+
+    @property
+    def order(self) -> list[int] | None:
+        return None if self.sampled else [removal.block for removal in self.removals]
+
+    @property
+    def path(self) -> list[int]:
+        """The blocks removed round by round, whoever decided it."""
+        return [removal.block for removal in (self._leader or self).removals]
+
+    @property
+    def cost(self) -> Cost:
+        """Of the dense evaluation and all rounds."""
+        return sum((each.cost for each in self.rounds), self.dense)
+
+    def advance(self) -> None:
+        """One more round; the first needs the dense model's loss."""
+        if self._search is None:
+            every = tuple(range(self.depth))
+            losses, self.dense = self._meter.cost_of(lambda: self.scorer.losses(every))
+            self.dense_loss = fmean(losses)
+            self._search = self._begin()
+        search = self._search
+        removal, cost = self._meter.cost_of(lambda: next(search))
+        num_candidates = self.depth - len(self.rounds) - 2  # the first and last are none
+        cost += Cost(0, 0, sum(removal.num_windows.values()))
+        self.rounds.append(Round(removal, cost.times(num_candidates / len(removal.scores))))
+
+    def _begin(self) -> Iterator[Removal]:
+        if self._leader is None or self.sampled is None:
+            most = self.depth - 2
+            return sleb(self.scorer, self.depth, most, dense_loss=self.dense_loss)
+        return self._sampled_rounds(self._leader, self.sampled)
+
+    def _sampled_rounds(self, leader: "Mode", num_candidates: int) -> Iterator[Removal]:
+        """The rounds as the leader decides them."""
+        for step in count(1):
+            gone = leader.path[: step - 1]
+            keep = tuple(block for block in range(self.depth) if block not in gone)
+            candidates = spread(keep[1:-1], num_candidates)
+            losses = dict(self.scorer.score_round(keep, candidates))
+            yield verdict(step, self.dense_loss, losses)
+
+
+def spread(candidates: Blocks, number: int) -> Blocks:
+    """So many of them, evenly, or all."""
+    number = min(number, len(candidates))
+    return tuple(
+        candidates[(2 * index + 1) * len(candidates) // (2 * number)] for index in range(number)
+    )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Makes modes that all work on ``windows [num_windows, seqlen]``; the budget in bytes is for
+    each of them.
+    """
+
+    windows: torch.Tensor
+    state_budget: int
+    meter: Meter
+
+    def resident(
+        self, name: str, model: PreTrainedModel, sampled: tuple[int, Mode] | None = None
+    ) -> Mode:
+        """``plain``, ``exact`` or ``staged``, on a watched model that is in memory."""
+        weights = weight_bytes(model)
+        scorer = self._resident_scorer(name, model)
+        return Mode(scorer, self.meter, num_blocks(model), lambda: weights, sampled)
+
+    def streamed(self, streamed: StreamedModel) -> Mode:
+        """On a model whose skeleton is watched."""
+        scorer = StreamedScorer(streamed, self.windows, state_budget=self.state_budget)
+        depth = num_blocks(streamed.model)
+        return Mode(Watched(scorer, scorer), self.meter, depth, lambda: streamed.peak_bytes)
+
+    def _resident_scorer(self, name: str, model: PreTrainedModel) -> Watched:
+        if name == "plain":
+            return Watched(PlainScorer(model, self.windows), None)
+        boundaries = stages(self.windows.shape[0]) if name == "staged" else ()
+        shared = SharedPrefixScorer(
+            model, self.windows, state_budget=self.state_budget, boundaries=boundaries
+        )
+        return Watched(StagedScorer(shared) if name == "staged" else shared, shared)
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Tied weights count once."""
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -1,0 +1,131 @@
+"""What the modes of a search benchmark found and cost, side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.modes import Mode, Round
+from pruning.removal import Removal
+
+
+def report(modes: Mapping[str, Mode], truth: Mapping[str, Any] | None) -> dict[str, Any]:
+    """By mode; ``truth`` is a reference with ``removal_order`` and ``scores``."""
+    return {name: _of_mode(mode, modes, truth) for name, mode in modes.items()}
+
+
+def _of_mode(
+    mode: Mode, modes: Mapping[str, Mode], truth: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    plain, cost = modes.get("plain"), mode.cost
+    found: dict[str, Any] = {
+        "order": mode.order,
+        "losses": None if mode.sampled else [removal.loss for removal in mode.removals],
+        "dense_loss": mode.dense_loss,
+        "seconds": round(cost.seconds, 3),
+        "peak_weight_bytes": mode.peak_weight_bytes(),
+        "peak_state_bytes": mode.scorer.peak_state_bytes,
+        "block_passes": round(cost.block_passes, 2),
+        "window_evaluations": round(cost.window_evaluations),
+        "order_equal_to_plain": _same(mode, plain),
+        "order_equal_to_exact": _same(mode, modes.get("exact")),
+        "order_equal_to_reference": None,
+        "speedup_vs_plain": round(plain.cost.seconds / cost.seconds, 3) if plain else None,
+        "largest_loss_difference_to_plain": _difference(mode, plain),
+        "largest_loss_difference_to_exact": _difference(mode, modes.get("exact")),
+        "largest_loss_difference_to_reference": None,
+        "dense_seconds": round(mode.dense.seconds, 3),
+        "rounds": [_of_round(each) for each in mode.rounds],
+    }
+    if truth and mode.order is not None:
+        found["order_equal_to_reference"] = mode.order == truth["removal_order"][: len(mode.order)]
+        found["largest_loss_difference_to_reference"] = _to_reference(mode, truth)
+    if mode.sampled:
+        found["extrapolated_from"] = {"candidates_per_round": mode.sampled}
+    return found
+
+
+def _of_round(each: Round) -> dict[str, Any]:
+    removal = each.removal
+    return {
+        "seconds": round(each.cost.seconds, 3),
+        "block_passes": round(each.cost.block_passes, 2),
+        "runner_up": removal.runner_up,
+        "margin": removal.margin,
+        "margin_error": removal.margin_error,
+        "scores": removal.scores,
+        "num_windows": removal.num_windows,
+    }
+
+
+def _same(mode: Mode, other: Mode | None) -> bool | None:
+    if other is None or mode.order is None or other.order is None:
+        return None
+    return mode.order == other.order
+
+
+def _difference(mode: Mode, other: Mode | None) -> float | None:
+    """Between losses over all windows of the same model, which both have evaluated."""
+    if other is None:
+        return None
+    largest = 0.0
+    for step, (ours, theirs) in enumerate(zip(mode.removals, other.removals, strict=False)):
+        if mode.path[:step] != other.path[:step]:
+            break
+        seen_by_both = _complete(ours).keys() & _complete(theirs).keys()
+        gaps = [abs(ours.scores[block] - theirs.scores[block]) for block in seen_by_both]
+        largest = max([largest, *gaps])
+    return largest
+
+
+def _to_reference(mode: Mode, truth: Mapping[str, Any]) -> float:
+    largest = 0.0
+    for removal, scores in zip(mode.removals, truth["scores"], strict=False):
+        gaps = [abs(loss - float(scores[str(b)])) for b, loss in _complete(removal).items()]
+        largest = max([largest, *gaps])
+        if removal.block != truth["removal_order"][removal.step - 1]:
+            break
+    return largest
+
+
+def _complete(removal: Removal) -> dict[int, float]:
+    """Scores behind which are all windows."""
+    most = max(removal.num_windows.values())
+    return {b: loss for b, loss in removal.scores.items() if removal.num_windows[b] == most}
+
+
+_ROWS = {
+    "seconds": "seconds",
+    "speedup_vs_plain": "times as fast as plain",
+    "block_passes": "block passes",
+    "window_evaluations": "window evaluations",
+    "peak_weight_bytes": "weights, MiB at most",
+    "peak_state_bytes": "states, MiB at most",
+    "order_equal_to_plain": "order of plain",
+    "order_equal_to_exact": "order of exact",
+    "order_equal_to_reference": "order of the reference",
+    "largest_loss_difference_to_reference": "losses differ from it by",
+}
+
+
+def show(modes: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """A column for every mode, and the orders below."""
+    table = Table("", *modes)
+    for key, heading in _ROWS.items():
+        table.add_row(heading, *(_cell(key, found[key]) for found in modes.values()))
+    console.print(table)
+    for name, found in modes.items():
+        if "extrapolated_from" in found:
+            number = found["extrapolated_from"]["candidates_per_round"]
+            console.print(f"{name}: extrapolated from {number} candidates in every round")
+        else:
+            console.print(f"{name}: {found['order']}")
+
+
+def _cell(key: str, value: bool | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value / 2**20:.1f}" if key.endswith("_bytes") else f"{value:.6g}"
