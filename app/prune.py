@@ -22,6 +22,7 @@ from pruning.models import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal
 from pruning.residence import Machine
+from pruning.search_state import Plan, Scored
 from pruning.spec import PruneSpec
 
 
@@ -89,7 +90,10 @@ class SearchBar:
         self.end()
         self._task = self._progress.add_task(phase, total=None, at_most=self._at_most)
 
-    def evaluated(self, done: int, total: int) -> None:
+    def searching(self, _plan: Plan, done: int, total: int) -> None:
+        self.evaluated(done, total)
+
+    def evaluated(self, done: int, total: int, _scored: Scored | None = None) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
 

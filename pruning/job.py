@@ -166,8 +166,9 @@ def _estimated_finish(fields: Mapping[str, str]) -> float | None:
     """When the search would end if every evaluation took as long as those so far."""
     began, last = _number(fields, "search_started_at"), _number(fields, "evaluated_at")
     progress = _progress(fields)
+    num_timed = progress.evaluations_done - int(fields.get("evaluations_before") or 0)
     is_searching = fields.get("phase") == Phase.SEARCH and not fields.get("finished_at")
-    if not is_searching or not began or not last or not progress.evaluations_done:
+    if not is_searching or not began or not last or num_timed <= 0:
         return None
-    pace_s = (last - began) / progress.evaluations_done
+    pace_s = (last - began) / num_timed
     return last + pace_s * (progress.evaluations_total - progress.evaluations_done)

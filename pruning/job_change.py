@@ -14,7 +14,7 @@ from redis.commands.core import Script
 
 from pruning.job import TRANSITIONS, JobEvent, JobStatus
 
-# KEYS record, events. ARGV the change as JSON: every value is text, so no digit of a float is lost.
+# KEYS record, events, search state. ARGV the change as JSON, of text: no float loses a digit.
 # The indexes are named in the JSON, which only a cluster would mind, and RQ rules that out.
 SCRIPT = """
 local change = cjson.decode(ARGV[1])
@@ -32,6 +32,9 @@ end
 for name, value in pairs(change.fields) do redis.call('HSET', KEYS[1], name, value) end
 if change.finals[after] then redis.call('HSET', KEYS[1], 'finished_at', change.now) end
 for _, name in ipairs(change.counted) do redis.call('HINCRBY', KEYS[1], name, 1) end
+if change.search_anew or change.finals[after] then redis.call('DEL', KEYS[3]) end
+for name, value in pairs(change.search) do redis.call('HSET', KEYS[3], name, value) end
+for _, name in ipairs(change.search_over) do redis.call('HDEL', KEYS[3], name) end
 if change.event then
   local event = {'status', after}
   for name, value in pairs(change.event) do
@@ -64,7 +67,8 @@ class Event:
 class Change:
     """``moves`` maps the states it may begin in to the state it ends in; no others are allowed.
 
-    ``fields`` are set, ``counted`` go up by one.
+    ``fields`` are set, ``counted`` go up by one. Of the search state, which an ended job has no
+    longer, ``search`` fields are set and ``search_over`` ones removed, if ``is_anew`` behind all.
     """
 
     name: str  # of what is asked, for the message when it is refused
@@ -72,6 +76,9 @@ class Change:
     fields: Mapping[str, str] = field(default_factory=dict)
     event: Event | None = None
     counted: tuple[str, ...] = ()
+    search: Mapping[str, str] = field(default_factory=dict)
+    search_over: tuple[str, ...] = ()
+    is_anew: bool = False
 
     def __post_init__(self) -> None:
         for before, after in self.moves.items():
@@ -95,6 +102,7 @@ class Place:
     job_id: str
     record: str
     events: str
+    search: str
     indexes: Mapping[JobStatus, str]
     events_kept: int
 
@@ -114,13 +122,17 @@ def apply(script: Script, place: Place, change: Change, attempt: int | None) -> 
         "now": str(now),
         "events_kept": str(place.events_kept),
         "counted": change.counted,
+        "search": change.search,
+        "search_over": change.search_over,
+        "search_anew": change.is_anew,
     }
     # absent rather than null, which is true in Lua
     if attempt is not None:
         argument["attempt"] = str(attempt)
     if change.event is not None:
         argument["event"] = change.event.to_fields(now)
-    code, status, attempt = script(keys=[place.record, place.events], args=[json.dumps(argument)])
+    keys = [place.record, place.events, place.search]
+    code, status, attempt = script(keys=keys, args=[json.dumps(argument)])
     return Outcome(code.decode(), status.decode(), int(attempt))
 
 

@@ -8,19 +8,18 @@ from dataclasses import asdict
 from pruning.job import TRANSITIONS, JobError, JobStatus, Phase
 from pruning.job_change import Change, Event
 from pruning.removal import Removal
+from pruning.search_state import (
+    Plan,
+    Scored,
+    decided_fields,
+    plan_field,
+    round_fields,
+    scored_field,
+)
 from pruning.spec import PruneSpec
 
-_OF_ONE_ATTEMPT = (
-    "worker",
-    "phase",
-    "evaluations_done",
-    "evaluations_total",
-    "search_started_at",
-    "evaluated_at",
-    "removed_blocks",
-    "losses",
-    "dense_loss",
-)
+_OF_ONE_ATTEMPT = ("worker", "phase", "search_started_at", "evaluated_at")
+_OF_ONE_PLAN = ("removed_blocks", "losses", "dense_loss")
 _WORKING = {status: status for status in (JobStatus.RUNNING, JobStatus.CANCELLING)}
 
 
@@ -82,14 +81,28 @@ def _taken_by(worker: str) -> dict[str, str]:
 
 
 def phase_begun(phase: Phase) -> Change:
-    fields = {"phase": phase.value}
-    if phase is Phase.SEARCH:
-        fields["search_started_at"] = str(time.time())
     event = Event(f"phase {phase}", data={"phase": phase.value})
-    return Change("work on it", _WORKING, fields, event=event)
+    return Change("work on it", _WORKING, {"phase": phase.value}, event=event)
 
 
-def evaluated(done: int, total: int) -> Change:
+def searching(plan: Plan, done: int, total: int, *, is_anew: bool) -> Change:
+    """The search goes on behind ``done`` evaluations, or forgets what another plan had found."""
+    fields = {
+        "evaluations_done": str(done),
+        "evaluations_total": str(total),
+        "evaluations_before": str(done),
+        "search_started_at": str(time.time()),
+    }
+    if is_anew:
+        fields |= dict.fromkeys(_OF_ONE_PLAN, "")
+    data = {"evaluations_done": done, "evaluations_total": total}
+    message = f"search goes on behind {done} of {total} evaluations" if done else "search begins"
+    event = Event(message, type="metrics", data=data)
+    plan_ = plan_field(plan)
+    return Change("work on it", _WORKING, fields, event=event, search=plan_, is_anew=is_anew)
+
+
+def evaluated(done: int, total: int, scored: Scored | None = None) -> Change:
     """An event for every whole percent only: a search may take thousands of evaluations."""
     fields = {
         "evaluations_done": str(done),
@@ -99,21 +112,34 @@ def evaluated(done: int, total: int) -> Change:
     data = {"evaluations_done": done, "evaluations_total": total}
     event = Event(f"{done} of {total} evaluations", type="metrics", data=data)
     is_whole_percent = total > 0 and done * 100 // total > (done - 1) * 100 // total
-    return Change("work on it", _WORKING, fields, event=event if is_whole_percent else None)
+    return Change(
+        "work on it",
+        _WORKING,
+        fields,
+        event=event if is_whole_percent else None,
+        search=scored_field(scored) if scored else {},
+    )
 
 
 def removed(removals: Sequence[Removal]) -> Change:
     """All of them so far: one that was written twice, or missed before, then does no harm."""
     last = removals[-1]
     data = asdict(last)
-    del data["scores"]  # a number per candidate, of interest in the published record only
+    del data["scores"], data["num_windows"]  # of interest in the published record only
     fields = {
         "removed_blocks": " ".join(str(removal.block) for removal in removals),
         "losses": " ".join(str(removal.loss) for removal in removals),
         "dense_loss": str(last.dense_loss),
     }
     event = Event(f"removed block {last.block}", type="metrics", data=data)
-    return Change("work on it", _WORKING, fields, event=event)
+    return Change(
+        "work on it",
+        _WORKING,
+        fields,
+        event=event,
+        search=round_fields(removals),
+        search_over=decided_fields(last),
+    )
 
 
 def succeeded(pruned_model: str) -> Change:

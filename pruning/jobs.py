@@ -6,6 +6,7 @@ event happen together or not at all. How jobs reach a worker is the business of 
     key                     holds                                    lifetime
     sleb:job:{id}           hash: one record                         permanent
     sleb:job:{id}:events    stream: what happened, the last 1000     permanent
+    sleb:job:{id}:search    hash: what its search has found so far   until the job has ended
     sleb:jobs               zset: all ids, in order of creation      permanent
     sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
 
@@ -35,10 +36,12 @@ from pruning.job import (
 )
 from pruning.job_change import SCRIPT, Change, Event, Outcome, Place, read_event
 from pruning.removal import Removal
+from pruning.search_state import Plan, Scored, SearchState
 from pruning.spec import PruneSpec
 
 RECORD = "sleb:job:{id}"
 EVENTS = "sleb:job:{id}:events"
+SEARCH = "sleb:job:{id}:search"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
 MAX_EVENTS = 1000
@@ -175,7 +178,7 @@ class JobStore:
         return self._write(job_id, job_steps.requeued(reason, is_lost=is_lost), None)
 
     def start(self, job_id: str, worker: str) -> Job:
-        """Take the job, from the queue or from a worker that was lost: its search begins anew.
+        """Take the job, from the queue or from a worker that was lost.
 
         The ``attempt`` of the job it returns belongs to the caller alone. Raises
         ``IllegalTransition`` if the job has ended or is to be cancelled.
@@ -191,11 +194,35 @@ class JobStore:
     def set_phase(self, job_id: str, phase: Phase, attempt: int | None = None) -> JobStatus:
         return self._write(job_id, job_steps.phase_begun(phase), attempt)
 
-    def evaluated(
-        self, job_id: str, done: int, total: int, attempt: int | None = None
+    def search_state(self, job_id: str) -> SearchState:
+        """What the job's search has found so far, by whatever worker."""
+        with reaching_redis():
+            return SearchState.from_fields(_texts(self._redis.hgetall(SEARCH.format(id=job_id))))
+
+    def searching(
+        self,
+        job_id: str,
+        plan: Plan,
+        done: int,
+        total: int,
+        attempt: int | None = None,
+        *,
+        is_anew: bool = False,
     ) -> JobStatus:
-        """Count the candidate evaluation ``done`` of ``total``."""
-        return self._write(job_id, job_steps.evaluated(done, total), attempt)
+        """The search goes on behind ``done`` evaluations; anew, what was found is forgotten."""
+        change = job_steps.searching(plan, done, total, is_anew=is_anew)
+        return self._write(job_id, change, attempt)
+
+    def evaluated(
+        self,
+        job_id: str,
+        done: int,
+        total: int,
+        attempt: int | None = None,
+        scored: Scored | None = None,
+    ) -> JobStatus:
+        """Count the candidate evaluation ``done`` of ``total``, and keep what it gave."""
+        return self._write(job_id, job_steps.evaluated(done, total, scored), attempt)
 
     def removed(
         self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
@@ -219,8 +246,8 @@ class JobStore:
     def _change(self, job_id: str, change: Change, attempt: int | None = None) -> Outcome:
         if not _ID.fullmatch(job_id):
             raise JobNotFound(job_id)
-        record, events = RECORD.format(id=job_id), EVENTS.format(id=job_id)
-        place = Place(job_id, record, events, _STATUS_INDEXES, MAX_EVENTS)
+        record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
+        place = Place(job_id, record, events, search, _STATUS_INDEXES, MAX_EVENTS)
         with reaching_redis():
             outcome = job_change.apply(self._script, place, change, attempt)
         if outcome.code == "missing":

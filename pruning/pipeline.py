@@ -20,7 +20,8 @@ from pruning.model_card import model_card
 from pruning.models import ModelStore, num_parameters
 from pruning.removal import Removal
 from pruning.residence import Machine, Residence, reside
-from pruning.search import Observer, counted, search
+from pruning.search import Observer, search
+from pruning.search_state import SearchState
 from pruning.spec import PruneSpec
 from pruning.trajectory_plot import PLOT_FILE, plot
 
@@ -47,12 +48,13 @@ def prune(
     models: ModelStore,
     observer: Observer,
     machine: Machine | None = None,
-    removals: Sequence[Removal] = (),
+    earlier: SearchState | None = None,
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint called ``name`` at ``target``.
 
-    ``removals`` resumes a search behind the rounds it had finished. A search that cannot end, as
-    with more removals than free blocks, is refused before the weights are read.
+    ``earlier`` is what another process had found for the same spec: the search goes on behind it. A
+    search that cannot end, as with more removals than free blocks, is refused before the weights
+    are read.
     """
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)
@@ -61,8 +63,7 @@ def prune(
     observer.phase("calibrate")
     windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
-    to_count = counted(spec, dense, len(removals))
-    removals = [*removals, *search(to_count, dense, windows.token_ids, observer, removals)]
+    removals = search(spec, dense, windows, observer, earlier or SearchState())
     observer.phase("evaluate")
     quality = _quality(spec, dense, removals)
     observer.phase("publish")

@@ -18,6 +18,7 @@ from pruning.job import IllegalTransition, Job, JobStatus, Phase
 from pruning.jobs import JobNotFound, JobStore, JobStoreUnavailable, StaleAttempt
 from pruning.queue import DELIVERIES, connect, give_up
 from pruning.removal import Removal
+from pruning.search_state import Plan, Scored, SearchState
 
 _T = TypeVar("_T")
 _PATIENCE_S = 60
@@ -56,6 +57,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
         models=ModelStore(settings.models_dir),
         observer=observer,
         machine=Machine(settings.device, settings.state_budget, settings.num_actors),
+        earlier=observer.earlier,
     )
     return name
 
@@ -79,7 +81,7 @@ def execute(
         give_up(store, job_id)
         return
     logger.info("job %s: attempt %d", job_id, job.attempt)
-    observer = JobObserver(store, job)
+    observer = JobObserver(store, job, _insist(lambda: store.search_state(job_id)))
     end = _outcome(store, job, observer, run)
     _insist(observer.catch_up)
     logger.info("job %s: %s", job_id, _insist(end))
@@ -110,40 +112,59 @@ class JobObserver:
     Progress that cannot be written is no reason to stop: the next that can is newer.
     """
 
-    def __init__(self, store: JobStore, job: Job) -> None:
+    def __init__(self, store: JobStore, job: Job, earlier: SearchState) -> None:
+        self.earlier = earlier
         self._store = store
         self._id = job.id
         self._attempt = job.attempt
-        self._removals: list[Removal] = []
-        self._is_behind = False  # something could not be written
+        self._plan = earlier.plan
+        self._removals = list(earlier.removals)
+        self._unwritten: list[Callable[[], JobStatus]] = []  # what must not be lost, in order
+        self._is_away = False
 
     def phase(self, phase: str) -> None:
         self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
 
-    def evaluated(self, done: int, total: int) -> None:
-        self._write(lambda: self._store.evaluated(self._id, done, total, self._attempt))
+    def searching(self, plan: Plan, done: int, total: int) -> None:
+        is_anew = plan != self._plan
+        if is_anew:
+            self._plan, self._removals = plan, []
+        self._unwritten.append(
+            lambda: self._store.searching(
+                self._id, plan, done, total, self._attempt, is_anew=is_anew
+            )
+        )
+        self._write()
+
+    def evaluated(self, done: int, total: int, scored: Scored | None = None) -> None:
+        self._write(lambda: self._store.evaluated(self._id, done, total, self._attempt, scored))
 
     def removed(self, removal: Removal) -> None:
         self._removals.append(removal)
-        self._write(lambda: self._store.removed(self._id, self._removals, self._attempt))
+        found = tuple(self._removals)
+        self._unwritten.append(lambda: self._store.removed(self._id, found, self._attempt))
+        self._write()
 
-    def catch_up(self) -> None:
-        """Write what was missed of the removals, which have to be complete in the end."""
-        if self._is_behind and self._removals:
-            self._store.removed(self._id, self._removals, self._attempt)
-        self._is_behind = False
+    def catch_up(self) -> JobStatus | None:
+        """Write what must not be lost and could not be written when it was found."""
+        status = None
+        while self._unwritten:
+            status = self._unwritten[0]()
+            del self._unwritten[0]
+        return status
 
-    def _write(self, write: Callable[[], JobStatus]) -> None:
+    def _write(self, write: Callable[[], JobStatus] | None = None) -> None:
         try:
-            self.catch_up()
-            status = write()
+            status = self.catch_up()
+            status = write() if write is not None else status
         except JobStoreUnavailable as error:
-            if not self._is_behind:
+            if not self._is_away:
                 logger.warning("the search goes on, its progress is not recorded: %s", error)
-            self._is_behind = True
+            self._is_away = True
         except IllegalTransition as error:
             raise StaleAttempt(str(error)) from error
         else:
+            self._is_away = False
             if status is JobStatus.CANCELLING:
                 raise Cancelled
 

@@ -52,7 +52,7 @@ def test_a_worker_that_lost_its_job_cannot_write_any_more(job_store: JobStore) -
     job_store.removed(job_id, removals(2), zombie)
     successor = job_store.start(job_id, "successor")
     assert (successor.attempt, successor.num_lost) == (2, 1)
-    assert successor.removed_blocks == ()
+    assert successor.removed_blocks == (10, 11)
     writes: tuple[Callable[[], JobStatus], ...] = (
         lambda: job_store.set_phase(job_id, Phase.SEARCH, zombie),
         lambda: job_store.evaluated(job_id, 1, 2, zombie),
@@ -75,7 +75,7 @@ def test_a_job_goes_back_to_the_queue(job_store: JobStore, is_lost: bool, num_lo
     job_store.removed(job_id, removals(1))
     assert job_store.requeue(job_id, "worker stopped", is_lost=is_lost) is JobStatus.QUEUED
     job = job_store.get(job_id)
-    assert (job.num_lost, job.worker, job.removed_blocks) == (num_lost, None, ())
+    assert (job.num_lost, job.worker, job.removed_blocks) == (num_lost, None, (10,))
     assert job_store.start(job_id, "w2").attempt == 2
 
 

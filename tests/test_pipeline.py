@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from pruning.calibration import CalibrationError, calibrate
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.removal import Removal
 from pruning.scoring import PlainScorer
+from pruning.search_state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec import CalibrationSpec, Dataset, PruneSpec
 from tests.recorder import Recorder, Stop
@@ -28,13 +29,11 @@ def run(
     observer: Recorder,
     spec: PruneSpec = SPEC,
     name: str = "tiny@prn-1",
-    removals: tuple[Removal, ...] = (),
+    earlier: SearchState | None = None,
 ) -> Manifest:
     target = models_dir.parent / "checkpoints" / name
     models = ModelStore(models_dir)
-    return prune(
-        spec, name=name, target=target, models=models, observer=observer, removals=removals
-    )
+    return prune(spec, name=name, target=target, models=models, observer=observer, earlier=earlier)
 
 
 def test_a_run_tells_every_step_and_publishes_what_the_search_found(tiny_models_dir: Path) -> None:
@@ -92,18 +91,33 @@ def test_tokenizer_and_template_are_the_parents_byte_for_byte(tiny_models_dir: P
     assert manifest.calibration["digest"] in card
 
 
-def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(tiny_models_dir: Path) -> None:
-    whole = run(tiny_models_dir, Recorder(), name="tiny@whole")
-    stopped = Recorder(stop_after=5)
+@pytest.mark.parametrize("stop_after", range(1, 9))
+def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
+    tiny_models_dir: Path, stop_after: int
+) -> None:
+    """Wherever it stops: nothing that was scored is scored again, and no number differs."""
+    whole = Recorder()
+    expected = run(tiny_models_dir, whole, name="tiny@whole")
+    stopped, resumed = Recorder(stop_after=stop_after), Recorder()
     with pytest.raises(Stop):
         run(tiny_models_dir, stopped, name="tiny@cut")
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == ["tiny@whole"]
-    resumed = Recorder()
-    rest = run(tiny_models_dir, resumed, name="tiny@cut", removals=tuple(stopped.removals))
-    assert rest.removed_blocks == whole.removed_blocks
-    assert rest.quality == whole.quality
-    assert resumed.evaluations[0] == (4, 9)
-    assert resumed.evaluations[-1] == (9, 9)
+    found = run(tiny_models_dir, resumed, name="tiny@cut", earlier=stopped.state)
+    assert found.removed_blocks == expected.removed_blocks
+    assert found.quality == expected.quality
+    assert [*stopped.removals, *resumed.removals] == whole.removals
+    assert resumed.evaluations == [(done, 9) for done in range(stop_after, 10)]
+    assert len(stopped.scored) + len(resumed.scored) == 9
+
+
+def test_what_was_found_on_other_windows_is_not_built_upon(tiny_models_dir: Path) -> None:
+    other = replace(SPEC, calibration=replace(SPEC.calibration, seed=1))
+    earlier, whole, found = Recorder(), Recorder(), Recorder()
+    run(tiny_models_dir, earlier, other, name="tiny@other")
+    run(tiny_models_dir, whole, name="tiny@whole")
+    run(tiny_models_dir, found, name="tiny@found", earlier=earlier.state)
+    assert found.evaluations[0] == (0, 9)
+    assert found.removals == whole.removals
 
 
 def test_a_run_that_cannot_end_is_refused_before_the_weights_are_read(

@@ -20,7 +20,7 @@ from pruning.config import WorkerSettings
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import CalibrationSpec, PruneSpec, Resident, Search
-from tests.api.conftest import Silent
+from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
 
@@ -43,7 +43,7 @@ def client(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterato
         name=name,
         target=CheckpointStore(tmp_path / "checkpoints").path(name),
         models=ModelStore(tmp_path / "models"),
-        observer=Silent(),
+        observer=Recorder(),
     )
     app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
     with TestClient(app, raise_server_exceptions=False) as client:

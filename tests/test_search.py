@@ -11,7 +11,7 @@ from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.residence import Machine, reside
-from pruning.search import counted
+from pruning.search_state import SearchState
 from pruning.spec import (
     CalibrationSpec,
     Dataset,
@@ -22,10 +22,12 @@ from pruning.spec import (
     TargetUnreachable,
 )
 from pruning.timing import BlockTimes
-from tests.recorder import Recorder
+from tests.recorder import Recorder, Stop
 from tests.tiny_directory import NUM_BLOCKS
 
 WEIGHTS = "model.safetensors"
+# text that the model wrote, or a random model may do better without some of its blocks
+OWN_WORDS = PruneSpec("tiny", num_remove=4, calibration=CalibrationSpec(num_samples=8, seqlen=24))
 
 
 @pytest.fixture
@@ -37,7 +39,11 @@ def spec(tmp_path: Path) -> PruneSpec:
 
 
 def run(
-    models_dir: Path, spec: PruneSpec, name: str, observer: Recorder | None = None
+    models_dir: Path,
+    spec: PruneSpec,
+    name: str,
+    observer: Recorder | None = None,
+    earlier: SearchState | None = None,
 ) -> tuple[Manifest, Path]:
     target = models_dir.parent / "checkpoints" / name
     manifest = prune(
@@ -46,19 +52,20 @@ def run(
         target=target,
         models=ModelStore(models_dir),
         observer=observer or Recorder(),
+        earlier=earlier,
     )
     return manifest, target
 
 
 def test_a_perplexity_ratio_is_not_passed_and_nothing_behind_it_is_removed(
-    tiny_models_dir: Path, spec: PruneSpec
+    tiny_models_dir: Path,
 ) -> None:
-    whole, _ = run(tiny_models_dir, replace(spec, num_remove=4), "tiny@whole")
+    whole, _ = run(tiny_models_dir, OWN_WORDS, "tiny@whole")
     losses = whole.quality.losses
     ratios = [exp(loss - losses[0]) for loss in losses[1:]]
-    first_beyond = next(step for step, ratio in enumerate(ratios) if ratio > ratios[0])
-    limit = (ratios[first_beyond] + max(ratios[:first_beyond])) / 2
-    target = replace(spec, num_remove=None, max_perplexity_ratio=limit)
+    first_beyond = next(step for step, ratio in enumerate(ratios) if ratio > max(1, ratios[0]))
+    limit = (ratios[first_beyond] + max(1, *ratios[:first_beyond])) / 2
+    target = replace(OWN_WORDS, num_remove=None, max_perplexity_ratio=limit)
     recorder = Recorder()
     found, _ = run(tiny_models_dir, target, "tiny@limited", recorder)
     assert found.removed_blocks == whole.removed_blocks[:first_beyond]
@@ -67,13 +74,11 @@ def test_a_perplexity_ratio_is_not_passed_and_nothing_behind_it_is_removed(
     assert {total for _, total in recorder.evaluations} == {4 + 3 + 2 + 1}
 
 
-def test_a_ratio_that_the_first_removal_passes_publishes_nothing(
-    tiny_models_dir: Path, spec: PruneSpec
-) -> None:
-    whole, _ = run(tiny_models_dir, spec, "tiny@whole")
+def test_a_ratio_that_the_first_removal_passes_publishes_nothing(tiny_models_dir: Path) -> None:
+    whole, _ = run(tiny_models_dir, OWN_WORDS, "tiny@whole")
     ratio = exp(whole.quality.losses[1] - whole.quality.losses[0])
     assert ratio > 1
-    target = replace(spec, num_remove=None, max_perplexity_ratio=(1 + ratio) / 2)
+    target = replace(OWN_WORDS, num_remove=None, max_perplexity_ratio=(1 + ratio) / 2)
     with pytest.raises(TargetUnreachable, match="very first removal") as refused:
         run(tiny_models_dir, target, "tiny@none")
     assert refused.value.param == "max_perplexity_ratio"
@@ -92,10 +97,25 @@ def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
     assert len(found.removed_blocks) == 2
     assert found.spec["target_speedup"] == 1.3
     assert recorder.evaluations[-1] == (4 + 3, 4 + 3)
-    dense = reside(target, ModelStore(tiny_models_dir), Machine())
-    assert counted(target, dense, num_earlier=3).num_remove == 3
+    too_much = replace(target, target_speedup=2.5)
     with pytest.raises(TargetUnreachable, match="out of reach"):
-        counted(replace(target, target_speedup=2.5), dense, num_earlier=0)
+        run(tiny_models_dir, too_much, "tiny@too-fast")
+
+
+def test_a_speedup_that_was_measured_once_holds_for_the_rest_of_the_search(
+    tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_head = BlockTimes(embedding_s=1e-3, block_s=1e-3, head_s=5e-3)
+    monkeypatch.setattr("pruning.residence.measure_times", lambda _model: slow_head)
+    target = replace(spec, num_remove=None, target_speedup=1.3)
+    first, again = Recorder(stop_after=5), Recorder()
+    with pytest.raises(Stop):
+        run(tiny_models_dir, target, "tiny@stopped", first)
+    faster = BlockTimes(embedding_s=0, block_s=1e-3, head_s=0)
+    monkeypatch.setattr("pruning.residence.measure_times", lambda _model: faster)
+    run(tiny_models_dir, target, "tiny@resumed", again, first.state)
+    assert again.plans == first.plans
+    assert first.plans[0].num_remove == 3
 
 
 def test_a_speedup_is_really_measured(tiny_models_dir: Path, spec: PruneSpec) -> None:

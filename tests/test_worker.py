@@ -1,9 +1,8 @@
 """The task of a delivery, run in this process: what ends how, and what is written down."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
-import redis
 import torch
 
 from pruning.actors import ClusterLost
@@ -12,11 +11,12 @@ from pruning.calibration import CalibrationError
 from pruning.checkpoints import CheckpointExists
 from pruning.cluster import ClusterUnavailable
 from pruning.job import IllegalTransition, Job, JobError, JobStatus, Phase
-from pruning.jobs import JobStore, JobStoreUnavailable, StaleAttempt
+from pruning.jobs import JobStore, StaleAttempt
 from pruning.models import ModelNotFound, NotAModel
 from pruning.queue import DELIVERIES
 from pruning.removal import NonFiniteLoss, Removal
 from pruning.scoring import StateBudgetTooSmall
+from pruning.search_state import Plan, Scored, SearchState
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, PruneSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute
@@ -196,62 +196,27 @@ def test_a_worker_that_lost_its_job_writes_nothing(
     assert not job.status.is_final
 
 
-class FlakyStore(JobStore):
-    """A store whose Redis is away for the next ``failures`` writes of progress."""
-
-    failures = 0
-
-    def evaluated(
-        self, job_id: str, done: int, total: int, attempt: int | None = None
-    ) -> JobStatus:
-        self._fail_perhaps()
-        return super().evaluated(job_id, done, total, attempt)
-
-    def removed(
-        self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
-    ) -> JobStatus:
-        self._fail_perhaps()
-        return super().removed(job_id, removals, attempt)
-
-    def _fail_perhaps(self) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise JobStoreUnavailable("gone for a moment")
-
-
-def test_a_removal_that_was_missed_is_written_as_soon_as_possible(
-    redis_client: redis.Redis, job_id: str
+def test_a_worker_goes_on_with_what_the_one_before_has_found(
+    job_store: JobStore, job_id: str
 ) -> None:
-    store = FlakyStore(redis_client)
+    plan = Plan("d1g", 2)
 
-    def run(_job: Job, observer: JobObserver) -> str:
-        store.failures = 1
+    def lost(_job: Job, observer: JobObserver) -> str:
+        assert observer.earlier == SearchState()
+        observer.searching(plan, 0, 2)
+        observer.evaluated(1, 2, Scored(1, 3, [2.5]))
         observer.removed(FIRST)
-        assert store.get(job_id).removed_blocks == ()
-        observer.phase("evaluate")
-        assert store.get(job_id).removed_blocks == (3,)
-        return "tiny@x"
+        job_store.requeue(job_id, "its worker died", is_lost=True)
+        return "tiny@lost"
 
-    execute(job_id, store, "worker", run)
-    assert store.get(job_id).status is JobStatus.SUCCEEDED
-
-
-@pytest.mark.parametrize("failures", [1, 2, 3, 4, 5])
-def test_a_store_that_is_away_stops_no_search_and_loses_no_removal(
-    redis_client: redis.Redis, job_id: str, failures: int
-) -> None:
-    store = FlakyStore(redis_client)
-
-    def run(_job: Job, observer: JobObserver) -> str:
-        observer.evaluated(1, 3)
-        store.failures = failures
-        observer.removed(FIRST)
-        observer.evaluated(2, 3)
-        observer.evaluated(3, 3)
+    def resumed(_job: Job, observer: JobObserver) -> str:
+        assert observer.earlier == SearchState(plan, (FIRST,))
+        observer.searching(plan, 1, 2)
         observer.removed(SECOND)
         return "tiny@x"
 
-    execute(job_id, store, "worker", run)
-    job = store.get(job_id)
-    assert job.status is JobStatus.SUCCEEDED
-    assert (job.removed_blocks, job.losses) == ((3, 4), (2.5, 3.5))
+    with pytest.raises((StaleAttempt, IllegalTransition)):
+        execute(job_id, job_store, "first", lost)
+    execute(job_id, job_store, "second", resumed)
+    job = job_store.get(job_id)
+    assert (job.status, job.removed_blocks) == (JobStatus.SUCCEEDED, (3, 4))

@@ -12,17 +12,9 @@ from app.main import create_app
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.removal import Removal
 from pruning.spec import CalibrationSpec, PruneSpec
+from tests.recorder import Recorder
 from tests.waiting import wait_until
-
-
-class Silent:
-    def phase(self, phase: str) -> None: ...
-
-    def evaluated(self, done: int, total: int) -> None: ...
-
-    def removed(self, removal: Removal) -> None: ...
 
 
 def publish_pruned(data_dir: Path, num_remove: int = 3, job: str = "prn-1") -> Manifest:
@@ -33,7 +25,7 @@ def publish_pruned(data_dir: Path, num_remove: int = 3, job: str = "prn-1") -> M
         name=name,
         target=CheckpointStore(data_dir / "checkpoints").path(name),
         models=ModelStore(data_dir / "models"),
-        observer=Silent(),
+        observer=Recorder(),
     )
 
 

@@ -1,0 +1,130 @@
+"""What a job keeps of its search: for whoever goes on with it, and for nobody once it has ended."""
+
+import time
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.job import JobError, Phase
+from pruning.jobs import SEARCH, JobStore, StaleAttempt
+from pruning.removal import Removal, verdict
+from pruning.search_state import (
+    Plan,
+    Scored,
+    SearchState,
+    decided_fields,
+    plan_field,
+    round_fields,
+    scored_field,
+)
+from pruning.spec import PruneSpec
+
+PLAN = Plan("d1g", 3)
+FIRST = verdict(1, 2.0, {1: [2.5, 2.25], 2: [3.0, 2.0], 3: [2.125]})
+SECOND = verdict(2, 2.0, {2: [1 / 3, 0.1], 3: [3.0, 2.0]})
+losses = st.lists(st.floats(0, 20), min_size=1, max_size=4)
+
+
+@pytest.fixture
+def job_id(job_store: JobStore) -> str:
+    job_id = job_store.create(PruneSpec("tiny", num_remove=3)).id
+    job_store.start(job_id, "first")
+    return job_id
+
+
+@given(
+    rounds=st.lists(st.dictionaries(st.integers(0, 99), losses, min_size=1), max_size=4),
+    scored=st.dictionaries(st.integers(0, 99), losses),
+)
+def test_a_state_survives_being_text(
+    rounds: list[dict[int, list[float]]], scored: dict[int, list[float]]
+) -> None:
+    removals = [verdict(step, 1.5, found) for step, found in enumerate(rounds, start=1)]
+    fields = {**plan_field(PLAN), **round_fields(removals)}
+    for block, found in scored.items():
+        fields |= scored_field(Scored(len(rounds) + 1, block, found))
+    fields |= scored_field(Scored(len(rounds) + 2, 7, [1.0]))  # of no round that can be next
+    assert SearchState.from_fields(fields) == SearchState(PLAN, tuple(removals), scored)
+
+
+def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: str) -> None:
+    assert job_store.search_state(job_id) == SearchState()
+    job_store.searching(job_id, PLAN, 0, 9)
+    for done, block in enumerate(FIRST.scores, start=1):
+        job_store.evaluated(job_id, done, 9, scored=Scored(1, block, [1.0 * block]))
+    assert job_store.search_state(job_id) == SearchState(PLAN, (), {1: [1.0], 2: [2.0], 3: [3.0]})
+    job_store.removed(job_id, [FIRST])
+    job_store.evaluated(job_id, 4, 9, scored=Scored(2, 3, [0.1, 1 / 3]))
+    assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST,), {3: [0.1, 1 / 3]})
+    job_store.removed(job_id, [FIRST, SECOND])
+    assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST, SECOND))
+
+
+def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
+    job_store: JobStore, job_id: str
+) -> None:
+    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.evaluated(job_id, 4, 9, scored=Scored(2, 3, [0.5]))
+    job_store.removed(job_id, [FIRST])
+    job_store.requeue(job_id, "its worker died", is_lost=True)
+    waiting = job_store.get(job_id)
+    assert (waiting.removed_blocks, waiting.progress.evaluations_done) == ((FIRST.block,), 4)
+    assert (waiting.worker, waiting.phase) == (None, None)
+    job_store.start(job_id, "second")
+    assert job_store.search_state(job_id).removals == (FIRST,)
+
+
+def test_another_plan_forgets_what_was_found(job_store: JobStore, job_id: str) -> None:
+    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.removed(job_id, [FIRST])
+    other = Plan("0ther", 3)
+    job_store.searching(job_id, other, 0, 9, is_anew=True)
+    assert job_store.search_state(job_id) == SearchState(other)
+    assert job_store.get(job_id).removed_blocks == ()
+
+
+def test_a_worker_that_lost_the_job_adds_nothing(job_store: JobStore, job_id: str) -> None:
+    job_store.searching(job_id, PLAN, 0, 9, attempt=1)
+    job_store.start(job_id, "second")
+    with pytest.raises(StaleAttempt):
+        job_store.evaluated(job_id, 1, 9, 1, Scored(1, 1, [9.0]))
+    with pytest.raises(StaleAttempt):
+        job_store.removed(job_id, [FIRST], 1)
+    assert job_store.search_state(job_id) == SearchState(PLAN)
+
+
+@pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
+def test_an_ended_job_keeps_its_removals_and_no_state(
+    job_store: JobStore, job_id: str, redis_client: redis.Redis, end: str
+) -> None:
+    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.removed(job_id, [FIRST])
+    if end == "succeed":
+        job_store.succeed(job_id, "tiny@x")
+    elif end == "fail":
+        job_store.fail(job_id, JobError("out_of_memory", "no"))
+    else:
+        job_store.cancel(job_id)
+        job_store.cancelled(job_id)
+    assert job_store.get(job_id).removed_blocks == (FIRST.block,)
+    assert not redis_client.exists(SEARCH.format(id=job_id))
+
+
+def test_the_pace_counts_what_this_worker_has_done(job_store: JobStore, job_id: str) -> None:
+    """Behind 90 evaluations of an earlier worker, the first of its own says how long 9 take."""
+    began_s = time.time()
+    job_store.set_phase(job_id, Phase.SEARCH)
+    job_store.searching(job_id, PLAN, 90, 100)
+    assert job_store.get(job_id).estimated_finish is None
+    job_store.evaluated(job_id, 91, 100)
+    now_s = time.time()
+    finish_s = job_store.get(job_id).estimated_finish
+    assert finish_s is not None
+    assert began_s < finish_s <= now_s + 9 * (now_s - began_s)
+
+
+def test_decided_candidates_are_those_of_the_round() -> None:
+    removal: Removal = FIRST
+    assert decided_fields(removal) == ("scored:1:1", "scored:1:2", "scored:1:3")
