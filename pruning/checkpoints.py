@@ -112,6 +112,9 @@ class CheckpointStore:
     def names(self) -> list[str]:
         return sorted(path.parent.name for path in self._root.glob(f"[!.]*/{MANIFEST}"))
 
+    def holds(self, name: str) -> bool:
+        return bool(_NAME.fullmatch(name)) and (self._root / name / MANIFEST).is_file()
+
     def manifest(self, name: str) -> Manifest:
         try:
             return read_manifest(self.path(name))

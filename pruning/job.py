@@ -108,6 +108,11 @@ class Job:
     error: JobError | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def checkpoint_name(self) -> str:
+        """Of what it publishes in the end, or has published."""
+        return f"{self.model}@{self.id}"
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "Job":
         """The job in a record of text fields; a field that is missing or empty has no value yet."""

@@ -9,6 +9,7 @@ event happen together or not at all. How jobs reach a worker is the business of 
     sleb:job:{id}:search    hash: what its search has found so far   until the job has ended
     sleb:jobs               zset: all ids, in order of creation      permanent
     sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
+    sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
 
 The keys of RQ begin with ``rq:``; ``queue.py`` says which of them stay.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import redis
 from redis import exceptions as redis_errors
 
-from pruning import job_change, job_steps
+from pruning import job_change, job_creation, job_steps
 from pruning.job import (
     IllegalTransition,
     Job,
@@ -34,7 +35,7 @@ from pruning.job import (
     JobStatus,
     Phase,
 )
-from pruning.job_change import SCRIPT, Change, Event, Outcome, Place, read_event
+from pruning.job_change import SCRIPT, Change, Outcome, Place, read_event
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
 from pruning.spec import PruneSpec
@@ -44,6 +45,8 @@ EVENTS = "sleb:job:{id}:events"
 SEARCH = "sleb:job:{id}:search"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
+IDEMPOTENCY = "sleb:idempotency:{key}"  # its digest: a key may be any text
+OF_ONE_JOB = (RECORD, EVENTS, SEARCH)  # what goes when it is deleted
 MAX_EVENTS = 1000
 PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*")
 
@@ -91,25 +94,28 @@ class JobStore:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._script = client.register_script(SCRIPT)
+        self._creation = client.register_script(job_creation.SCRIPT)
 
     def close(self) -> None:
         self._redis.close()
 
-    def create(self, spec: PruneSpec, metadata: Mapping[str, str] | None = None) -> Job:
-        """Record a queued job. It waits until somebody enqueues it."""
+    def create(
+        self,
+        spec: PruneSpec,
+        metadata: Mapping[str, str] | None = None,
+        terms: job_creation.Terms = job_creation.UNCONDITIONAL,
+    ) -> Job:
+        """Record a queued job. It waits until somebody enqueues it.
+
+        Raises ``QueueFull`` or ``IdempotencyInFlight``, as the ``terms`` ask.
+        """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
-        fields: dict[Any, Any] = job_steps.new_record(job_id, spec, metadata or {}, now)
-        event: dict[Any, Any] = {
-            "status": JobStatus.QUEUED.value,
-            **Event("job created").to_fields(now),
-        }
-        with reaching_redis(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(RECORD.format(id=job_id), mapping=fields)
-            pipeline.zadd(INDEX, {job_id: 0})
-            pipeline.zadd(_STATUS_INDEXES[JobStatus.QUEUED], {job_id: 0})
-            pipeline.xadd(EVENTS.format(id=job_id), event)
-            pipeline.execute()
+        fields = job_steps.new_record(job_id, spec, metadata or {}, now)
+        own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
+        with reaching_redis():
+            keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
+            job_creation.create(self._creation, keys, fields, terms)
         return Job.from_fields(fields)
 
     def get(self, job_id: str) -> Job:

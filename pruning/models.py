@@ -45,6 +45,7 @@ class ModelInfo:
     num_blocks: int
     max_positions: int | None
     vocab_size: int
+    hidden_size: int
     dtype: str
     weight_bytes: int
 
@@ -90,6 +91,7 @@ class ModelStore:
             num_blocks=config.num_hidden_layers,
             max_positions=getattr(config, "max_position_embeddings", None),
             vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
             dtype=str(config.dtype or torch.float32).removeprefix("torch."),
             weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
         )

@@ -49,7 +49,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     from pruning.residence import Machine  # noqa: PLC0415 - as said above
 
     set_up_torch(settings.threads)
-    name = f"{job.model}@{job.id}"
+    name = job.checkpoint_name
     prune(
         job.spec,
         name=name,

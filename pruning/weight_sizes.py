@@ -1,0 +1,60 @@
+"""How large the weights of a model on disk are, from the headers of its files alone. No torch."""
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pruning.models import NotAModel
+
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+_OF_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # what blocks are called in all families
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Numbers of parameters, as stored: of two tied ones a file may hold one or both."""
+
+    num_in_blocks: int
+    num_elsewhere: int
+
+    def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
+        """Of a model of ``num_blocks`` equal blocks without so many of them."""
+        kept = num_blocks - num_removed
+        return self.num_elsewhere + self.num_in_blocks * kept // num_blocks
+
+
+def weight_sizes(path: Path) -> WeightSizes:
+    """Of the safetensors in the directory ``path``. Raises ``NotAModel`` if one is none."""
+    in_blocks = elsewhere = 0
+    for file in path.glob("*.safetensors"):
+        for name, num_parameters in _tensors(file):
+            if _OF_BLOCK.search(name):
+                in_blocks += num_parameters
+            else:
+                elsewhere += num_parameters
+    return WeightSizes(in_blocks, elsewhere)
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, int]]:
+    try:
+        for name, tensor in _header(file).items():
+            if name != "__metadata__":
+                yield name, prod(tensor["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise NotAModel(
+            f"{file} is not a safetensors file ({error}): put the model there again"
+        ) from error
+
+
+def _header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        (num_bytes,) = struct.unpack("<Q", opened.read(8))
+        if num_bytes > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {num_bytes} bytes")
+        header: dict[str, Any] = json.loads(opened.read(num_bytes))
+    return header

@@ -1,0 +1,53 @@
+"""Creating jobs on a real server: how many may wait, and what a repeated command does."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from pruning import job_steps
+from pruning.job import JobStatus
+from pruning.job_creation import SCRIPT, UNCONDITIONAL, QueueFull, Terms, create
+from pruning.jobs import EVENTS, INDEX, RECORD, STATUS_INDEX, JobStore
+from pruning.spec import PruneSpec
+
+SPEC = PruneSpec(model="tiny", num_remove=2)
+
+
+def test_no_more_may_wait_than_the_terms_say(job_store: JobStore) -> None:
+    first = job_store.create(SPEC, terms=Terms(max_queued=2))
+    job_store.create(SPEC, terms=Terms(max_queued=2))
+    with pytest.raises(QueueFull, match="2 jobs are waiting") as refused:
+        job_store.create(SPEC, terms=Terms(max_queued=2))
+    assert refused.value.retry_after_s > 0
+    assert job_store.counts()[JobStatus.QUEUED] == 2
+    job_store.start(first.id, "w")
+    job_store.create(SPEC, terms=Terms(max_queued=2))
+
+
+def test_the_bound_holds_for_many_at_once(job_store: JobStore) -> None:
+    def is_taken(_client: int) -> bool:
+        try:
+            job_store.create(SPEC, terms=Terms(max_queued=7))
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(max_workers=20) as clients:
+        assert sum(clients.map(is_taken, range(60))) == 7
+    assert len(job_store.list(100).jobs) == 7
+
+
+def test_a_command_that_is_sent_again_creates_nothing_more(
+    job_store: JobStore, redis_client: redis.Redis
+) -> None:
+    job_id = "prn-" + "0" * 21
+    keys = (RECORD.format(id=job_id), EVENTS.format(id=job_id), INDEX)
+    queued = STATUS_INDEX.format(status=JobStatus.QUEUED)
+    script = redis_client.register_script(SCRIPT)
+    fields = job_steps.new_record(job_id, SPEC, {}, 1.0)
+    create(script, (*keys, queued), fields, UNCONDITIONAL)
+    job_store.start(job_id, "w")
+    create(script, (*keys, queued), fields, Terms(max_queued=0))
+    assert job_store.get(job_id).status is JobStatus.RUNNING
+    assert [event.message for event in job_store.events(job_id)] == ["job created", "started by w"]
