@@ -133,7 +133,10 @@ class Catalog:
         return [manifest for manifest in found if manifest is not None]
 
     def _manifest(self, name: str) -> Manifest | None:
-        """Read once: what is published never changes."""
+        """Read once: what is published never changes, but may be deleted."""
+        if not self._checkpoints.holds(name):
+            self._manifests.pop(name, None)
+            return None
         if name not in self._manifests:
             try:
                 self._manifests[name] = self._checkpoints.manifest(name)

@@ -27,6 +27,9 @@ class ServeSettings(Settings):
     max_model_len: PositiveInt | None = Field(
         default=None, description="Tokens of prompt and answer together; unset: the model's limit."
     )
+    max_queued_jobs: PositiveInt = Field(
+        default=100, description="Pruning jobs that may wait; more are refused with 429."
+    )
     max_body_bytes: PositiveInt = Field(
         default=4 * 2**20, description="Largest request body; a larger one is refused with 413."
     )

@@ -11,6 +11,9 @@ from app.engine.async_engine import AsyncEngine
 from app.generation import Generator
 from app.metrics import Metrics
 from app.registry import ModelRegistry
+from pruning.event_feed import EventFeed
+from pruning.idempotency import IdempotencyKeys
+from pruning.job_deletion import JobDeletion
 from pruning.jobs import JobStore
 from pruning.models import ModelStore
 from pruning.queue import PruneQueue
@@ -31,7 +34,10 @@ class Services:
     engine: AsyncEngine
     generator: Generator
     jobs: JobStore
+    idempotency: IdempotencyKeys
+    deletion: JobDeletion
     queue: PruneQueue
+    feed: EventFeed
     metrics: Metrics
     readiness: Readiness
 

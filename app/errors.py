@@ -22,8 +22,12 @@ from app.engine.engine import RequestRefused
 from app.engine.sequence import InvalidSampling
 from app.generation import GenerationFailed
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
-from pruning.checkpoints import CheckpointCorrupt
+from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound
+from pruning.estimate import DiskTooSmall
+from pruning.event_feed import TooManyWatchers
+from pruning.idempotency import IdempotencyKeyReused
 from pruning.job import IllegalTransition
+from pruning.job_creation import IdempotencyInFlight, QueueFull
 from pruning.jobs import JobNotFound, JobStoreUnavailable
 from pruning.models import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
@@ -37,7 +41,10 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     UnknownModel: (404, "model-not-found", "There is no such model."),
     ModelNotFound: (404, "model-not-found", "There is no such model."),
     JobNotFound: (404, "job-not-found", "There is no such job."),
+    CheckpointNotFound: (404, "checkpoint-not-found", "There is no such checkpoint, or such file."),
     IllegalTransition: (409, "illegal-transition", "The job's state does not allow this."),
+    IdempotencyInFlight: (409, "idempotency-in-flight", "The first such request is not over yet."),
+    IdempotencyKeyReused: (422, "idempotency-key-reused", "The key belongs to another request."),
     InvalidSpec: (422, "invalid-spec", "A setting of the job is out of range."),
     TooManyRemovals: (422, "too-many-removals", "The model has not that many free blocks."),
     TargetUnreachable: (422, "target-unreachable", "No number of removals gives what is asked."),
@@ -45,21 +52,44 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     UnknownArchitecture: (422, "unknown-architecture", "The model's family is not supported."),
     UnsupportedConfig: (422, "unsupported-config", "The model's configuration is not supported."),
     CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is not what was published."),
+    DiskTooSmall: (422, "disk-too-small", "The pruned model would not fit on the disk."),
     InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
     RequestRefused: (422, "request-refused", "The model cannot take this prompt."),
+    QueueFull: (429, "queue-full", "Too many jobs are waiting."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
+    TooManyWatchers: (429, "too-many-watchers", "Too many clients follow jobs."),
     EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),
     GenerationFailed: (500, "generation-failed", "The engine failed on this request."),
 }
 
 
+_TOO_LARGE_TITLE = "The request's body is too large."
 _TOO_LARGE = {
     "type": "body-too-large",
-    "title": "The request's body is too large.",
+    "title": _TOO_LARGE_TITLE,
     "status": 413,
     "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
 }
+
+
+_DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # from fastapi_problem
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+
+
+def described(*errors: type[Exception], has_body: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The answers to these errors by status, and to any invalid request, as OpenAPI responses."""
+    rows = [(*PROBLEMS[error], hasattr(error, "retry_after_s")) for error in errors]
+    rows += [(422, "", "The request is not valid.", False)]
+    rows += [(413, "", _TOO_LARGE_TITLE, False)] if has_body else []
+    found: dict[int | str, dict[str, Any]] = {}
+    for status, _type, title, has_retry_after in rows:
+        content = {"application/problem+json": {"schema": _DOCUMENT}}
+        answer = found.setdefault(status, {"description": "", "content": content})
+        answer["description"] = f"{answer['description']} {title}".strip()
+        if has_retry_after or status in (429, 503):
+            answer["headers"] = _RETRY_AFTER
+    return found
 
 
 def install_errors(app: FastAPI) -> None:
@@ -131,7 +161,10 @@ def _validation_problem(
         for found in error.errors()
     ]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
-    return Problem("The request is not valid.", "invalid-request", first, 422, errors=errors[:50])
+    outside = [str(found["loc"][1]) for found in error.errors() if found["loc"][0] != "body"]
+    extra: dict[str, Any] = {"param": outside[0]} if outside else {}
+    title = "The request is not valid."
+    return Problem(title, "invalid-request", first, 422, errors=errors[:50], **extra)
 
 
 def _add_request_id(

@@ -19,9 +19,12 @@ from app.errors import install_errors
 from app.generation import Generator
 from app.metrics import Metrics
 from app.registry import ModelRegistry
-from app.routes import generate, health, models, prune_jobs
+from app.routes import generate, health, job_checkpoints, job_events, models, prune_jobs
 from pruning.checkpoints import CheckpointStore
+from pruning.event_feed import EventFeed
+from pruning.idempotency import IdempotencyKeys
 from pruning.job import JobStatus
+from pruning.job_deletion import JobDeletion
 from pruning.jobs import JobStore, JobStoreUnavailable
 from pruning.models import ModelStore
 from pruning.queue import PruneQueue, connect
@@ -55,7 +58,7 @@ def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_plain)
     install_errors(app)
-    for route in (prune_jobs, generate, models, health):
+    for route in (prune_jobs, job_checkpoints, job_events, generate, models, health):
         app.include_router(route.router)
     return app
 
@@ -79,7 +82,10 @@ def _services(settings: ServeSettings, redis_url: str, engine: Engine | None) ->
         engine=async_engine,
         generator=Generator(registry, async_engine, metrics),
         jobs=jobs,
+        idempotency=IdempotencyKeys(connection),
+        deletion=JobDeletion(connection, jobs, checkpoints),
         queue=PruneQueue(connection),
+        feed=EventFeed(redis_url),
         metrics=metrics,
         readiness=Readiness(),
     )

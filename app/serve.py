@@ -2,6 +2,8 @@
 
 import logging
 import signal
+import socket
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -21,7 +23,7 @@ def run_api(settings: ServeSettings) -> None:
     set_up_torch(settings.threads)
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     with redis_url(settings) as url:
-        uvicorn.run(
+        config = uvicorn.Config(
             create_app(settings, redis_url=url),
             host=str(settings.host),
             port=settings.port,
@@ -29,6 +31,16 @@ def run_api(settings: ServeSettings) -> None:
             access_log=settings.log_level == "debug",
             timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
+        with suppress(KeyboardInterrupt):
+            ApiServer(config).run()
+
+
+class ApiServer(uvicorn.Server):
+    """At the end, waits for the answers to requests, but not for clients that only watch."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan.state["services"].feed.stop()
+        await super().shutdown(sockets)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:

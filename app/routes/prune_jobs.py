@@ -1,50 +1,108 @@
-"""Pruning jobs: submit one, list them, look at one, cancel one. The work is the worker's."""
+"""Pruning jobs: submit one, list them, look at one, cancel one, delete one. The work is the
+worker's.
+"""
 
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from app.deps import ServicesDep
-from app.schemas import (
-    CalibrationBody,
-    JobErrorView,
-    ProgressView,
-    PruneJobBody,
-    PruneJobList,
-    PruneJobView,
-)
-from pruning.job import Job, JobStatus
-from pruning.spec import CalibrationSpec, InvalidSpec, PruneSpec
+from app.errors import described
+from app.job_schemas import EstimateView, PruneJobBody, PruneJobList, PruneJobView
+from app.job_views import estimate_view, job_view
+from app.submission import estimate
+from app.submission import submit as submit_job
+from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.estimate import DiskTooSmall
+from pruning.idempotency import IdempotencyKeyReused
+from pruning.job import IllegalTransition, JobStatus
+from pruning.job_creation import IdempotencyInFlight, QueueFull
+from pruning.jobs import JobNotFound, JobStoreUnavailable
+from pruning.models import ModelNotFound, NotAModel
+from pruning.sleb import TooManyRemovals
+from pruning.spec import InvalidSpec, TargetUnreachable
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
 POLL_AFTER_S = 2
 
+_ACCEPTED: dict[str, Any] = {
+    "description": "The job waits, or did so when the first request with this key was answered.",
+    "headers": {
+        "Location": {"description": "Where to look at it.", "schema": {"type": "string"}},
+        "Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}},
+        "Idempotent-Replayed": {
+            "description": "true: this is the answer to an earlier request.",
+            "schema": {"type": "string"},
+        },
+    },
+}
+_REFUSALS = described(
+    ModelNotFound,
+    JobNotFound,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    InvalidSpec,
+    TooManyRemovals,
+    TargetUnreachable,
+    NotAModel,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    DiskTooSmall,
+    QueueFull,
+    JobStoreUnavailable,
+    has_body=True,
+)
+_OF_ONE_JOB = described(JobNotFound, JobStoreUnavailable)
+_OF_A_CHANGE = described(JobNotFound, IllegalTransition, JobStoreUnavailable)
 
-@router.post("", status_code=202)
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Any text of the client's. Within 24 hours, requests with one key make one job "
+        "and get the same answer.",
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=PruneJobView,
+    responses={
+        **_REFUSALS,
+        200: {"model": EstimateView, "description": "With dry_run: what the job would need."},
+        202: _ACCEPTED,
+    },
+)
 def submit(
-    body: PruneJobBody, services: ServicesDep, request: Request, response: Response
-) -> PruneJobView:
-    """Take a job if it can be done at all; what cannot is refused here, not hours later."""
-    spec = _spec(body, services.settings.texts_dir)
-    info = services.models.inspect(spec.model)
-    spec.num_evaluations(info.num_blocks)
-    if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
-        raise InvalidSpec(
-            "calibration.seqlen",
-            f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions of "
-            f"{spec.model}",
-        )
-    job = services.jobs.create(spec, body.metadata)
-    services.queue.enqueue(job.id)
-    view = job_view(job, request)
+    body: PruneJobBody,
+    services: ServicesDep,
+    request: Request,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> PruneJobView | JSONResponse:
+    """Take a job if it can be done at all; what cannot is refused here, not hours later.
+
+    With ``dry_run`` nothing is created, and a key is not looked at.
+    """
+    if body.dry_run:
+        return JSONResponse(estimate_view(estimate(body, services)).model_dump(mode="json"))
+    submitted = submit_job(body, services, idempotency_key)
+    view = job_view(submitted.job, request)
     response.headers["Location"] = view.urls["self"]
     response.headers["Retry-After"] = str(POLL_AFTER_S)
+    if submitted.is_replayed:
+        response.headers["Idempotent-Replayed"] = "true"
     return view
 
 
-@router.get("")
+@router.get("", responses=_OF_ONE_JOB)
 def list_jobs(
     services: ServicesDep,
     request: Request,
@@ -58,83 +116,23 @@ def list_jobs(
     return PruneJobList(data=jobs, has_more=page.has_more)
 
 
-@router.get("/{job_id}", name="get_prune_job")
+@router.get("/{job_id}", name="get_prune_job", responses=_OF_ONE_JOB)
 def get_job(job_id: str, services: ServicesDep, request: Request) -> PruneJobView:
     return job_view(services.jobs.get(job_id), request)
 
 
-@router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job")
+@router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_OF_A_CHANGE)
 def cancel(job_id: str, services: ServicesDep, request: Request) -> PruneJobView:
     """A waiting job ends at once, a running one after its current evaluation."""
     return job_view(services.jobs.cancel(job_id), request)
 
 
-def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
-    return PruneSpec(
-        model=body.model,
-        num_remove=body.num_remove,
-        sparsity=body.sparsity,
-        max_perplexity_ratio=body.max_perplexity_ratio,
-        target_speedup=body.target_speedup,
-        calibration=_calibration(body.calibration, texts_dir),
-        protect_first=body.protect_first,
-        protect_last=body.protect_last,
-        dtype=body.dtype,
-        evaluate=body.evaluate,
-        search=body.search,
-        resident=body.resident,
-    )
+@router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_OF_A_CHANGE)
+def delete(job_id: str, services: ServicesDep) -> None:
+    """Delete a job that has ended, with its events and what it has published.
 
-
-def _calibration(body: CalibrationBody, texts_dir: Path) -> CalibrationSpec:
-    path = None if body.path is None else str(_confined(body.path, texts_dir))
-    return CalibrationSpec(
-        body.dataset, body.sampling, body.num_samples, body.seqlen, body.seed, path
-    )
-
-
-def _confined(path: str, texts_dir: Path) -> Path:
-    """A client may name files of the texts folder, links resolved, and no others."""
-    if "\0" in path:
-        raise InvalidSpec("calibration.path", "the path contains a null character")
-    resolved = (texts_dir / path).resolve()
-    if not resolved.is_relative_to(texts_dir.resolve()) or not resolved.is_file():
-        raise InvalidSpec(
-            "calibration.path",
-            f"no file {path[:256]!r} in the texts folder of the service: put it there first",
-        )
-    return resolved
-
-
-def job_view(job: Job, request: Request) -> PruneJobView:
-    error = job.error
-    return PruneJobView(
-        id=job.id,
-        model=job.model,
-        status=job.status.value,
-        phase=job.phase.value if job.phase else None,
-        progress=ProgressView(
-            evaluations_done=job.progress.evaluations_done,
-            evaluations_total=job.progress.evaluations_total,
-            ratio=job.progress.ratio,
-        ),
-        removed_blocks=list(job.removed_blocks),
-        losses=list(job.losses),
-        dense_loss=job.dense_loss,
-        attempt=job.attempt,
-        worker=job.worker,
-        pruned_model=job.pruned_model,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        estimated_finish=job.estimated_finish,
-        error=JobErrorView(code=error.code, message=error.message, param=error.param)
-        if error
-        else None,
-        metadata=dict(job.metadata),
-        spec=job.spec.to_dict(),
-        urls={
-            "self": request.url_for("get_prune_job", job_id=job.id).path,
-            "cancel": request.url_for("cancel_prune_job", job_id=job.id).path,
-        },
-    )
+    Its variants can no longer be named, and ``<model>@-k`` falls back to the order before. What is
+    being generated with one goes on undisturbed: its weights are in memory, mostly the dense
+    model's own.
+    """
+    services.deletion.delete(job_id)

@@ -1,0 +1,179 @@
+"""The wire format of the job routes: what comes in, checked, and what goes out."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from app.schemas import Body, ModelName
+from pruning.spec import Dataset, Resident, Sampling, Search
+
+
+class CalibrationBody(Body):
+    """Calibration text; the defaults need no network."""
+
+    dataset: Dataset = Dataset.SELF
+    sampling: Sampling = Sampling.WINDOWS
+    num_samples: int = 16
+    seqlen: int = 128
+    seed: int = 0
+    path: str | None = Field(default=None, max_length=4096, description="Within the texts folder.")
+
+
+class PruneJobBody(Body):
+    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup says how far
+    to go.
+    """
+
+    model: ModelName
+    num_remove: int | None = Field(default=None, description="Blocks to remove, 1 or more.")
+    sparsity: float | None = Field(
+        default=None, description="Share of all blocks to remove, between 0 and 1, rounded up."
+    )
+    max_perplexity_ratio: float | None = Field(
+        default=None,
+        description="Stop in front of the first removal that makes the perplexity on the "
+        "calibration windows more than this many times the dense model's; above 1.",
+    )
+    target_speedup: float | None = Field(
+        default=None,
+        description="Remove the fewest blocks that make a decode step this many times as fast, by "
+        "the times of this model's parts on the worker's device; above 1.",
+    )
+    calibration: CalibrationBody = CalibrationBody()
+    protect_first: int = 1
+    protect_last: int = 1
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    evaluate: bool = Field(
+        default=True, description="Measure the perplexity of every depth on held-out text."
+    )
+    search: Search = Field(
+        default=Search.EXACT,
+        description="exact: every candidate on every window; staged: candidates that are clearly "
+        "worse leave the round after a few windows.",
+    )
+    resident: Resident = Field(
+        default=Resident.MODEL,
+        description="model: all weights on the device; stream: blocks visit it one at a time. "
+        "stream takes its calibration text from file, wikitext2 or c4.",
+    )
+    metadata: dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ] = Field(default_factory=dict, max_length=16)
+    dry_run: bool = Field(
+        default=False, description="Say what the job would need, and create nothing."
+    )
+
+
+class ProgressView(BaseModel):
+    evaluations_done: int
+    evaluations_total: int
+    ratio: float
+
+
+class JobErrorView(BaseModel):
+    code: str
+    message: str
+    param: str | None
+
+
+class ConditionView(BaseModel):
+    """As Kubernetes has them: one per state that the job is in, or has been in.
+
+    ``last_transition_at`` is null where the record does not tell it.
+    """
+
+    type: Literal["Queued", "Running", "Paused", "Succeeded", "Failed", "Cancelled"]
+    status: Literal["True", "False"]
+    last_transition_at: float | None
+    reason: str
+    message: str
+
+
+class PruneJobView(BaseModel):
+    id: str
+    object: Literal["prune_job"] = "prune_job"
+    model: str
+    status: str
+    phase: str | None
+    progress: ProgressView
+    removed_blocks: list[int]
+    losses: list[float]
+    dense_loss: float | None
+    attempt: int
+    worker: str | None
+    pruned_model: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    estimated_finish: float | None
+    error: JobErrorView | None
+    conditions: list[ConditionView]
+    metadata: dict[str, str]
+    spec: dict[str, Any]
+    urls: dict[str, str]
+
+
+class EstimateView(BaseModel):
+    """What a job would need. Bytes are those of weights and hidden states alone."""
+
+    object: Literal["prune_job.estimate"] = "prune_job.estimate"
+    model: str
+    evaluations_total: int
+    is_upper_bound: bool = Field(description="Whether only the search shows how far it goes.")
+    estimated_s: float | None = Field(description="Null without an earlier job to judge by.")
+    estimated_from: list[str] = Field(
+        description="The jobs that it is judged by: same model, same kind of search and windows."
+    )
+    weight_bytes: int
+    state_bytes: int | None = Field(
+        description="Hidden states at full speed; null where the text decides how many windows."
+    )
+    least_state_bytes: int = Field(description="With less the search cannot run.")
+    checkpoint_bytes: int = Field(description="At most, on disk.")
+    free_disk_bytes: int
+
+
+class CheckpointFileView(BaseModel):
+    name: str
+    num_bytes: int
+    sha256: str
+    url: str
+
+
+class CheckpointView(BaseModel):
+    id: str
+    object: Literal["prune_job.checkpoint"] = "prune_job.checkpoint"
+    created_at: float
+    num_blocks: int
+    removed_blocks: list[int]
+    num_parameters: int
+    variants: list[str] = Field(description="Models to generate with now: its prefixes.")
+    files: list[CheckpointFileView]
+
+
+class CheckpointList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[CheckpointView]
+
+
+class PruneJobList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[PruneJobView]
+    has_more: bool
+
+
+class PruneJobEventView(BaseModel):
+    id: str
+    object: Literal["prune_job.event"] = "prune_job.event"
+    created_at: float
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any]
+
+
+class PruneJobEventList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[PruneJobEventView]
+    has_more: bool

@@ -1,0 +1,116 @@
+"""Jobs and estimates as the wire shows them."""
+
+from typing import Literal
+
+from fastapi import Request
+
+from app.job_schemas import ConditionView, EstimateView, JobErrorView, ProgressView, PruneJobView
+from app.submission import Estimate
+from pruning.job import Job, JobStatus
+
+_RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
+
+
+def job_view(job: Job, request: Request) -> PruneJobView:
+    error = job.error
+    own = request.url_for("get_prune_job", job_id=job.id).path
+    return PruneJobView(
+        id=job.id,
+        model=job.model,
+        status=job.status.value,
+        phase=job.phase.value if job.phase else None,
+        progress=ProgressView(
+            evaluations_done=job.progress.evaluations_done,
+            evaluations_total=job.progress.evaluations_total,
+            ratio=job.progress.ratio,
+        ),
+        removed_blocks=list(job.removed_blocks),
+        losses=list(job.losses),
+        dense_loss=job.dense_loss,
+        attempt=job.attempt,
+        worker=job.worker,
+        pruned_model=job.pruned_model,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        estimated_finish=job.estimated_finish,
+        error=JobErrorView(code=error.code, message=error.message, param=error.param)
+        if error
+        else None,
+        conditions=_conditions(job),
+        metadata=dict(job.metadata),
+        spec=job.spec.to_dict(),
+        urls={
+            "self": own,
+            "cancel": f"{own}/cancel",
+            "events": f"{own}/events",
+            "checkpoints": f"{own}/checkpoints",
+        },
+    )
+
+
+def estimate_view(estimate: Estimate) -> EstimateView:
+    needed = estimate.footprint
+    return EstimateView(
+        model=estimate.model,
+        evaluations_total=estimate.num_evaluations,
+        is_upper_bound=estimate.is_upper_bound,
+        estimated_s=estimate.duration.seconds,
+        estimated_from=list(estimate.duration.jobs),
+        weight_bytes=needed.weight_bytes,
+        state_bytes=needed.state_bytes,
+        least_state_bytes=needed.least_state_bytes,
+        checkpoint_bytes=needed.checkpoint_bytes,
+        free_disk_bytes=estimate.free_disk_bytes,
+    )
+
+
+def _conditions(job: Job) -> list[ConditionView]:
+    """From the record, which has the times of creation, of the last start and of the end."""
+    found = [_queued(job)]
+    if job.attempt:
+        found.append(_running(job))
+    if job.status is JobStatus.PAUSED:
+        found.append(_condition("Paused", None, "Paused", "its GPU is free for others"))
+    if job.status is JobStatus.SUCCEEDED:
+        message = f"published {job.pruned_model}"
+        found.append(_condition("Succeeded", job.finished_at, "Published", message))
+    if job.status is JobStatus.FAILED:
+        reason, message = (job.error.code, job.error.message) if job.error else ("Failed", "")
+        found.append(_condition("Failed", job.finished_at, reason, message))
+    if job.status is JobStatus.CANCELLED:
+        found.append(_condition("Cancelled", job.finished_at, "Requested", "cancelled on request"))
+    return found
+
+
+def _queued(job: Job) -> ConditionView:
+    if job.status is not JobStatus.QUEUED:
+        since = job.finished_at if job.started_at is None else job.started_at
+        message = "a worker has taken it" if job.attempt else "no worker has taken it"
+        return _condition("Queued", since, "Left", message, status="False")
+    if job.attempt:
+        return _condition("Queued", None, "HandedBack", "waits for another worker")
+    return _condition("Queued", job.created_at, "Submitted", "waits for a worker")
+
+
+def _running(job: Job) -> ConditionView:
+    if job.status in _RUNNING:
+        is_asked = job.status is JobStatus.CANCELLING
+        message = f"attempt {job.attempt} by {job.worker}"
+        reason = "Cancelling" if is_asked else "Started"
+        return _condition("Running", job.started_at, reason, message)
+    message = f"its status is {job.status}"
+    return _condition("Running", job.finished_at, "Left", message, status="False")
+
+
+def _condition(
+    type_: Literal["Queued", "Running", "Paused", "Succeeded", "Failed", "Cancelled"],
+    since: float | None,
+    reason: str,
+    message: str,
+    *,
+    status: Literal["True", "False"] = "True",
+) -> ConditionView:
+    return ConditionView(
+        type=type_, status=status, last_transition_at=since, reason=reason, message=message
+    )

@@ -1,0 +1,103 @@
+"""What happened to a job: a page of its events, or a stream of them as they come."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import StringConstraints
+from starlette.types import Receive, Scope, Send
+
+from app.deps import ServicesDep
+from app.errors import described
+from app.job_schemas import PruneJobEventList, PruneJobEventView
+from pruning.event_feed import EventFeed, TooManyWatchers
+from pruning.job import JobEvent
+from pruning.jobs import JobNotFound, JobStoreUnavailable
+
+router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
+
+STREAM = "text/event-stream"
+KEEP_ALIVE_S = 15.0
+RECONNECT_MS = 2000
+
+EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    **described(JobNotFound, TooManyWatchers, JobStoreUnavailable),
+    200: {"content": {STREAM: {"schema": {"type": "string"}}}},
+}
+
+
+@router.get(
+    "/{job_id}/events",
+    name="list_prune_job_events",
+    response_model=PruneJobEventList,
+    responses=_ANSWERS,
+)
+async def list_events(
+    job_id: str,
+    services: ServicesDep,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100, description="Of a page.")] = 20,
+    after: Annotated[
+        EventId | None, Query(description="The id of the last event that is known.")
+    ] = None,
+    last_event_id: Annotated[
+        EventId | None, Header(description="As after, and before it; for a stream only.")
+    ] = None,
+) -> PruneJobEventList | Response:
+    """The oldest first.
+
+    With ``Accept: text/event-stream``, a stream of server-sent events that ends with the job.
+    """
+    if STREAM in request.headers.get("accept", ""):
+        await run_in_threadpool(services.jobs.get, job_id)  # or there is nothing to follow
+        return _EventStream(services.feed, job_id, last_event_id or after)
+    events = await run_in_threadpool(services.jobs.events, job_id, after, limit + 1)
+    views = [_event_view(event) for event in events[:limit]]
+    return PruneJobEventList(data=views, has_more=len(events) > limit)
+
+
+class _EventStream(EventSourceResponse):
+    """Is a watcher from before its headers until it ends, however that comes."""
+
+    def __init__(self, feed: EventFeed, job_id: str, after: str | None) -> None:
+        # no-cache and no buffering, or a proxy may hold events back
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__((), headers=headers)
+        self._watch = feed.watch(job_id, after)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._watch as events:
+            self.body_iterator = _lines(events)
+            await super().__call__(scope, receive, send)
+
+
+async def _lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]:
+    yield format_sse_event(retry=RECONNECT_MS)
+    sent_at = time.monotonic()
+    try:
+        async for event in events:
+            if event is not None:
+                data = _event_view(event).model_dump_json()
+                yield format_sse_event(id=event.id, event=event.type, data_str=data)
+            elif time.monotonic() - sent_at >= KEEP_ALIVE_S:
+                yield KEEPALIVE_COMMENT
+            else:
+                continue
+            sent_at = time.monotonic()
+    except JobStoreUnavailable:
+        yield format_sse_event(comment="the job store does not answer: connect again later")
+
+
+def _event_view(event: JobEvent) -> PruneJobEventView:
+    return PruneJobEventView(
+        id=event.id,
+        created_at=event.created_at,
+        level=event.level,
+        message=event.message,
+        type=event.type,
+        data=dict(event.data),
+    )

@@ -1,0 +1,182 @@
+"""From the body of a request to a waiting job, or to what such a job would need.
+
+What can never be done is refused here, not hours later.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.deps import Services
+from app.job_schemas import CalibrationBody, PruneJobBody
+from pruning.estimate import (
+    DiskTooSmall,
+    Duration,
+    Footprint,
+    duration,
+    footprint,
+    is_upper_bound,
+    wait_s,
+)
+from pruning.job import Job, JobStatus
+from pruning.job_creation import Claim, QueueFull, Terms
+from pruning.jobs import JobStoreUnavailable
+from pruning.spec import CalibrationSpec, InvalidSpec, PruneSpec
+from pruning.weight_sizes import weight_sizes
+
+_JUDGED_BY = 100  # of the newest jobs
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The job as it was when it was created, now or for an earlier request with the same key."""
+
+    job: Job
+    is_replayed: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    model: str
+    num_evaluations: int
+    is_upper_bound: bool
+    duration: Duration
+    footprint: Footprint
+    free_disk_bytes: int
+
+
+@dataclass(frozen=True)
+class _Checked:
+    spec: PruneSpec
+    num_evaluations: int
+    footprint: Footprint
+    free_disk_bytes: int
+
+
+def submit(body: PruneJobBody, services: Services, key: str | None) -> Submitted:
+    """Create the job and bring it to the workers. What is refused leaves nothing, not even its key.
+
+    Raises what the spec and the model's directory raise, ``DiskTooSmall``, ``QueueFull``, what
+    ``IdempotencyKeys.claim`` raises, and ``JobNotFound`` if the key's job was deleted.
+    """
+    claim = None if key is None else services.idempotency.claim(key, _fingerprint(body))
+    if isinstance(claim, str):
+        return Submitted(_as_created(services.jobs.get(claim)), is_replayed=True)
+    with _released_if_refused(services, claim):
+        spec = _checked(body, services).spec
+        terms = Terms(services.settings.max_queued_jobs, claim)
+        try:
+            job = services.jobs.create(spec, body.metadata, terms)
+        except QueueFull as full:
+            full.retry_after_s = _wait_s(services)
+            raise
+    services.queue.enqueue(job.id)
+    return Submitted(job, is_replayed=False)
+
+
+def estimate(body: PruneJobBody, services: Services) -> Estimate:
+    """What the job would need; raises as ``submit`` does, but for key and queue."""
+    checked = _checked(body, services)
+    spec = checked.spec
+    succeeded = services.jobs.list(_JUDGED_BY, status=JobStatus.SUCCEEDED).jobs
+    return Estimate(
+        model=spec.model,
+        num_evaluations=checked.num_evaluations,
+        is_upper_bound=is_upper_bound(spec),
+        duration=duration(spec, checked.num_evaluations, succeeded),
+        footprint=checked.footprint,
+        free_disk_bytes=checked.free_disk_bytes,
+    )
+
+
+def _fingerprint(body: PruneJobBody) -> str:
+    """Of what the body says, however it is written and whichever defaults it leaves out."""
+    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _as_created(job: Job) -> Job:
+    """An answer that is given again says what it said first."""
+    created = (job.id, job.model, job.spec, JobStatus.QUEUED, job.created_at)
+    return Job(*created, metadata=job.metadata)
+
+
+@contextmanager
+def _released_if_refused(services: Services, claim: Claim | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        if claim is not None:
+            with suppress(JobStoreUnavailable):  # then it runs out by itself
+                services.idempotency.release(claim)
+        raise
+
+
+def _wait_s(services: Services) -> float:
+    running = services.jobs.list(_JUDGED_BY, status=JobStatus.RUNNING).jobs
+    succeeded = services.jobs.list(_JUDGED_BY, status=JobStatus.SUCCEEDED).jobs
+    return wait_s(running, succeeded, time.time())
+
+
+def _checked(body: PruneJobBody, services: Services) -> _Checked:
+    spec = _spec(body, services.settings.texts_dir)
+    info = services.models.inspect(spec.model)
+    num_evaluations = spec.num_evaluations(info.num_blocks)
+    if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
+        raise InvalidSpec(
+            "calibration.seqlen",
+            f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions of "
+            f"{spec.model}",
+        )
+    needed = footprint(spec, info, weight_sizes(info.path))
+    free_bytes = shutil.disk_usage(_nearest(services.settings.checkpoints_dir)).free
+    if needed.least_checkpoint_bytes > free_bytes:
+        raise DiskTooSmall(needed.least_checkpoint_bytes, free_bytes)
+    return _Checked(spec, num_evaluations, needed, free_bytes)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself or what it will be made in."""
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
+    return PruneSpec(
+        model=body.model,
+        num_remove=body.num_remove,
+        sparsity=body.sparsity,
+        max_perplexity_ratio=body.max_perplexity_ratio,
+        target_speedup=body.target_speedup,
+        calibration=_calibration(body.calibration, texts_dir),
+        protect_first=body.protect_first,
+        protect_last=body.protect_last,
+        dtype=body.dtype,
+        evaluate=body.evaluate,
+        search=body.search,
+        resident=body.resident,
+    )
+
+
+def _calibration(body: CalibrationBody, texts_dir: Path) -> CalibrationSpec:
+    path = None if body.path is None else str(_confined(body.path, texts_dir))
+    return CalibrationSpec(
+        body.dataset, body.sampling, body.num_samples, body.seqlen, body.seed, path
+    )
+
+
+def _confined(path: str, texts_dir: Path) -> Path:
+    """A client may name files of the texts folder, links resolved, and no others."""
+    if "\0" in path:
+        raise InvalidSpec("calibration.path", "the path contains a null character")
+    resolved = (texts_dir / path).resolve()
+    if not resolved.is_relative_to(texts_dir.resolve()) or not resolved.is_file():
+        raise InvalidSpec(
+            "calibration.path",
+            f"no file {path[:256]!r} in the texts folder of the service: put it there first",
+        )
+    return resolved
