@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from app.jobs_cli import jobs
 from pruning.spec import (
     CalibrationSpec,
     Dataset,
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Make language models cheaper by deleting redundant transformer blocks, serve them beside "
     "their dense parents, and see what that bought.",
 )
+app.add_typer(jobs, name="jobs")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [SLEB_HOST, 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(help="Port, 0 picks a free one [SLEB_PORT, 8000].")]

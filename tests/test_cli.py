@@ -32,7 +32,7 @@ def data_dir(tiny_models_dir: Path) -> Path:
 def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path) -> None:
     ran = sleb(data_dir, "--help")
     assert ran.returncode == 0
-    for command in ("up", "serve", "worker", "prune", "models", "demo"):
+    for command in ("up", "serve", "worker", "prune", "models", "demo", "jobs"):
         assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command
     code = "import sys, app.cli; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -135,7 +135,7 @@ def test_it_names_every_command_and_no_other() -> None:
         command.callback.__name__
         for command in command_line.registered_commands
         if command.callback
-    }
+    } | {group.name for group in command_line.registered_groups}
     assert set(re.findall(r"(?:^|/)sleb ([a-z]+)", CODE, re.MULTILINE)) == commands
 
 

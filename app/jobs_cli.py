@@ -1,0 +1,108 @@
+"""``sleb jobs``: asking a service about its jobs. Every import of weight is lazy."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pruning.job import JobStatus
+
+if TYPE_CHECKING:
+    from app.job_client import JobClient
+
+jobs = typer.Typer(
+    no_args_is_help=True,
+    help="List, show, watch and cancel the jobs of a running service.",
+)
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="As the service gave it: prn-...")]
+Url = Annotated[
+    str | None,
+    typer.Option(help="Of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@jobs.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, the newest first.")] = 20,
+    status: Annotated[JobStatus | None, typer.Option(help="Only those in this state.")] = None,
+    url: Url = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs."""
+    from app.job_tables import print_jobs
+
+    with _client(url) as client:
+        page = client.list(limit, status)
+    if as_json:
+        _print_json(page["data"])
+    else:
+        print_jobs(page["data"], has_more=page["has_more"])
+
+
+@jobs.command()
+def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Show one job."""
+    from app.job_tables import print_job
+
+    with _client(url) as client:
+        job = client.get(job_id)
+    if as_json:
+        _print_json(job)
+    else:
+        print_job(job)
+
+
+@jobs.command()
+def watch(
+    job_id: JobId,
+    url: Url = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON per event.")
+    ] = False,
+) -> None:
+    """Follow a job to its end; exit code 1 if it does not succeed. Ctrl-C leaves the job alone."""
+    with _client(url) as client:
+        try:
+            if as_json:
+                from app.job_client import follow
+
+                follow(client, job_id, lambda event: typer.echo(json.dumps(event)))
+            else:
+                from app.job_watch import watch as watch_job
+
+                watch_job(client, job_id)
+        except KeyboardInterrupt:
+            typer.echo(f"job {job_id} goes on without being watched", err=True)
+            raise
+
+
+@jobs.command()
+def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """End a waiting job at once, a running one after its current evaluation."""
+    with _client(url) as client:
+        job = client.cancel(job_id)
+    if as_json:
+        _print_json(job)
+    else:
+        typer.echo(f"job {job_id} is {job['status']}")
+
+
+@contextmanager
+def _client(url: str | None) -> "Iterator[JobClient]":
+    from app.config import serve_settings
+    from app.job_client import JobClient, url_of
+
+    client = JobClient(url_of(serve_settings()) if url is None else url)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
+    Console().print_json(json.dumps(data))
