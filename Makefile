@@ -22,7 +22,7 @@ demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
 	$(BIN)/sleb demo $(if $(KEEP),--keep)
 
 test: lint  ## lint, types, import contracts, then all tests but the slow ones
-	$(PYTEST) -n 2 -m 'not slow'
+	$(PYTEST) -n 2 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the heavy proofs: the demo model, the reference search, the whole demo
 	$(PYTEST) -m slow --timeout 1500
