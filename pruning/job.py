@@ -85,7 +85,7 @@ class Job:
     """Times are seconds since the epoch, losses nats per predicted token.
 
     ``losses[i]`` is the loss after ``removed_blocks[:i + 1]`` went; ``attempt`` counts the
-    workers that took the job, ``num_lost`` those that died with it.
+    workers that took the job, ``num_lost`` those that died with it since it last got on.
     """
 
     id: str

@@ -20,6 +20,7 @@ from pruning.spec import PruneSpec
 
 _OF_ONE_ATTEMPT = ("worker", "phase", "search_started_at", "evaluated_at")
 _OF_ONE_PLAN = ("removed_blocks", "losses", "dense_loss")
+_GOT_ON = {"num_lost": "0"}  # workers that die further on do not die of the same thing
 _WORKING = {status: status for status in (JobStatus.RUNNING, JobStatus.CANCELLING)}
 
 
@@ -115,7 +116,7 @@ def evaluated(done: int, total: int, scored: Scored | None = None) -> Change:
     return Change(
         "work on it",
         _WORKING,
-        fields,
+        fields | _GOT_ON if scored else fields,
         event=event if is_whole_percent else None,
         search=scored_field(scored) if scored else {},
     )
@@ -130,6 +131,7 @@ def removed(removals: Sequence[Removal]) -> Change:
         "removed_blocks": " ".join(str(removal.block) for removal in removals),
         "losses": " ".join(str(removal.loss) for removal in removals),
         "dense_loss": str(last.dense_loss),
+        **_GOT_ON,
     }
     event = Event(f"removed block {last.block}", type="metrics", data=data)
     return Change(

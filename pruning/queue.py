@@ -121,7 +121,9 @@ def worker_lost(store: JobStore, delivery: Delivery) -> None:
 
 
 def give_up(store: JobStore, job_id: str) -> None:
-    message = f"{DELIVERIES} workers died while they ran this job: the log of the last says why"
+    message = (
+        f"{DELIVERIES} workers died with this job at the same point: the log of the last says why"
+    )
     store.fail(job_id, JobError("worker_lost", message))
 
 

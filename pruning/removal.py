@@ -30,7 +30,8 @@ class Removal:
 def verdict(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Removal:
     """The candidate with the lowest mean of those that saw every window, the lowest index in a tie.
 
-    ``losses`` has a block's absence as key. Raises ``NonFiniteLoss``.
+    The runner-up is the next among those, or else among those that saw the most. ``losses`` has a
+    block's absence as key. Raises ``NonFiniteLoss``.
     """
     scores = {block: fmean(losses[block]) for block in sorted(losses)}
     if not all(map(isfinite, [dense_loss, *scores.values()])):
@@ -38,7 +39,12 @@ def verdict(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Remov
     num_windows = {block: len(losses[block]) for block in scores}
     most = max(num_windows.values())
     best = min((b for b in scores if num_windows[b] == most), key=scores.__getitem__)
-    gaps = {b: paired_gaps(losses[b], losses[best]) for b in scores if b != best}
+    others = {b: num_windows[b] for b in scores if b != best}
+    gaps = {
+        block: paired_gaps(losses[block], losses[best])
+        for block, number in others.items()
+        if number == max(others.values())  # who saw less was behind somebody else
+    }
     runner_up = min(gaps, key=lambda block: fmean(gaps[block]), default=None)
     gap = [] if runner_up is None else gaps[runner_up]
     return Removal(

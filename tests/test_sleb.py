@@ -148,6 +148,12 @@ def test_the_margin_is_paired_and_so_is_its_error() -> None:
     assert found.margin_error == pytest.approx(0.1 / math.sqrt(3))
 
 
+def test_the_runner_up_is_one_of_those_that_saw_the_most() -> None:
+    losses = {1: [1.0] * 4, 2: [2.0, 2.5], 3: [1.0], 4: [3.0, 3.0]}
+    found = verdict(1, 1.0, losses)
+    assert (found.block, found.runner_up, found.margin) == (1, 2, 1.25)
+
+
 def test_one_window_has_a_margin_and_no_error_one_candidate_neither() -> None:
     found = verdict(1, 1.0, {1: [2.0], 2: [2.5]})
     assert (found.runner_up, found.margin, found.margin_error) == (2, 0.5, None)
