@@ -35,7 +35,6 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(demo_data_dir: Path) -> N
     assert speedup["measured"] == pytest.approx(
         report["dense"]["tpot_s"] / report["pruned"]["tpot_s"]
     )
-    assert 0.5 < speedup["measured"] < 2.5
     for next_step in ("/docs", "/metrics", "/prune-jobs/", "curl"):
         assert next_step in ran.stderr
     assert processes_of(demo_data_dir) == []
@@ -66,7 +65,7 @@ def check_sides(dense: dict[str, Any], pruned: dict[str, Any]) -> None:
     for side in (dense, pruned):
         assert len(side["completion"]) > 20
         assert 0 < side["ttft_s"] < 60
-        assert 0 < side["tpot_s"] < side["ttft_s"] * 5
+        assert 0 < side["tpot_s"] < 60
         # four prompts at once, 48 tokens each: the rate cannot beat four per decode step
         assert 0 < side["tokens_per_s"] <= 4 / side["tpot_s"] * 1.1
 
