@@ -71,6 +71,7 @@ def main(
 ) -> None:
     set_up_torch()
     names = _names(modes, plain_candidates)
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after a round of work
     truth = json.loads(reference.read_text()) if reference else None
     spec = _calibration(text, num_windows, seqlen, seed)
     if random_weights:

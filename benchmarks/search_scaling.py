@@ -49,6 +49,7 @@ def main(
     threads: int | None = None,
 ) -> None:
     """Exact searches on random models, all cases in turn, several times over."""
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
     set_up_torch(threads)
     by_blocks = [Case(num_blocks, 16) for num_blocks in NUM_BLOCKS]
     by_tokens = [Case(16, num_windows) for num_windows in NUM_WINDOWS]
