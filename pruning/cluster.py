@@ -22,6 +22,7 @@ from pruning.actors import Crew, Evaluated
 from pruning.dealing import deal
 from pruning.evaluator import NO_BLOCK, Recipe
 from pruning.removal import Losses
+from pruning.scoring import BATCH_TOKENS
 from pruning.sleb import Blocks
 
 # Means over windows that are closer than this, in nats, count as tied between actors. On devices
@@ -39,9 +40,10 @@ class ClusterScorer:
 
     Is a ``RoundScorer`` and a ``WindowScorer`` over ``windows [num_windows, seqlen]``; one round at
     a time. ``device`` is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; ``state_budget``
-    is of each actor. Candidates too close to the best to tell which actor's rounding decided are
-    evaluated again on one actor. Raises what loading the model raises, or ``ClusterUnavailable``;
-    in a round ``ClusterLost`` once ``max_restarts`` fresh actors in a row failed in every place.
+    and ``batch_tokens`` are of each actor. Candidates too close to the best to tell which actor's
+    rounding decided are evaluated again on one actor. Raises what loading the model raises, or
+    ``ClusterUnavailable``; in a round ``ClusterLost`` once ``max_restarts`` fresh actors in a row
+    failed in every place.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ClusterScorer:
         dtype: str = "auto",
         device: str = "auto",
         state_budget: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
         max_restarts: int = 2,
     ) -> None:
@@ -69,7 +72,9 @@ class ClusterScorer:
         with ExitStack() as stack:
             stack.enter_context(_connected(ray))
             total = ray.cluster_resources()
-            recipe = _recipe(total, path, num_actors, dtype, device, state_budget, boundaries)
+            recipe = _recipe(
+                total, path, num_actors, dtype, device, state_budget, batch_tokens, boundaries
+            )
             self._crew = Crew(
                 ray, recipe, windows, num_actors=num_actors, max_restarts=max_restarts
             )
@@ -147,6 +152,7 @@ def _recipe(
     dtype: str,
     device: str,
     state_budget: int | None,
+    batch_tokens: int,
     boundaries: Sequence[int],
 ) -> Recipe:
     """``total``: what the cluster has, by Ray's names. Raises ``ClusterUnavailable``."""
@@ -165,6 +171,7 @@ def _recipe(
         num_gpus=int(on_gpus),
         num_sharing=1 if on_gpus else num_actors,
         state_budget=state_budget,
+        batch_tokens=batch_tokens,
         boundaries=tuple(boundaries),
     )
 

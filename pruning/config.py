@@ -5,11 +5,12 @@
 
 import json
 import os
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal
 
 import platformdirs
-from pydantic import AfterValidator, ByteSize, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -30,6 +31,9 @@ class Settings(BaseSettings):
         default=None,
         repr=False,  # may carry a password
         description="redis://, rediss:// or unix:// URL; unset means the embedded Valkey.",
+    )
+    host: IPv4Address | IPv6Address | Literal["localhost"] = Field(
+        default=IPv4Address("127.0.0.1"), description="Address to listen on."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:<n>"')
@@ -59,6 +63,14 @@ class Settings(BaseSettings):
 
 class WorkerSettings(Settings):
     """A process that runs pruning jobs."""
+
+    worker_metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of the worker's /metrics; 0 for none."
+    )
+    cancel_s: NonNegativeFloat = Field(
+        default=30.0,
+        description="How long a job may take to cancel or pause before its process is killed.",
+    )
 
 
 def child_environment(settings: Settings, redis_url: str | None = None) -> dict[str, str]:

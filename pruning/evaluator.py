@@ -26,6 +26,7 @@ class Recipe:
     num_gpus: int
     num_sharing: int  # actors that may have to share one device's memory
     state_budget: int | None
+    batch_tokens: int
     boundaries: tuple[int, ...]
 
 
@@ -40,7 +41,11 @@ class Evaluator:
         if budget is None:
             budget = free_bytes(model.device) // (2 * recipe.num_sharing)
         self._scorer = SharedPrefixScorer(
-            model, windows, state_budget=budget, boundaries=recipe.boundaries
+            model,
+            windows,
+            state_budget=budget,
+            batch_tokens=recipe.batch_tokens,
+            boundaries=recipe.boundaries,
         )
         self._answers: Iterator[tuple[int, Losses]] = iter(())
         return str(model.dtype)

@@ -13,7 +13,8 @@ from redis.backoff import ExponentialBackoff
 
 from pruning.job import JobEvent, JobStatus
 from pruning.job_change import read_event
-from pruning.jobs import EVENTS, RECORD, reaching_redis
+from pruning.jobs import EVENTS, RECORD
+from pruning.outage import reaching_redis
 
 MAX_WATCHERS = 100
 LOOK_EVERY_S = 1.0  # how soon a quiet watcher learns that the feed stops or its job is gone

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from pruning.actors import ClusterLost
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
-from pruning.checkpoints import CheckpointExists
 from pruning.cluster import ClusterUnavailable
 from pruning.job import JobError
 from pruning.models import ModelNotFound, NotAModel
+from pruning.out_of_memory import is_out_of_memory, shortage
+from pruning.publishing import CheckpointExists, DiskFull
 from pruning.removal import NonFiniteLoss
 from pruning.scoring import StateBudgetTooSmall
 from pruning.sleb import TooManyRemovals
@@ -26,22 +25,24 @@ CODES: Mapping[type[Exception], str] = {
     UnsupportedConfig: "unsupported_config",
     NonFiniteLoss: "non_finite_loss",
     CheckpointExists: "checkpoint_exists",
+    DiskFull: "disk_full",
     StateBudgetTooSmall: "state_budget_too_small",
     ClusterUnavailable: "cluster_unavailable",
     ClusterLost: "cluster_lost",
-    MemoryError: "out_of_memory",
-    torch.OutOfMemoryError: "out_of_memory",
 }
-_CPU_ALLOCATOR = "DefaultCPUAllocator"  # torch has no exception of its own for main memory
+_AGAIN = (
+    "with half the batch as well: use shorter windows, a smaller dtype, resident=stream, or a "
+    "device with more memory"
+)
 
 
 def describe(error: Exception) -> JobError:
     """What may be told of ``error``: of one that nobody expected, nothing but that it happened."""
     if isinstance(error, CalibrationError):
         return JobError(error.code, str(error))
+    if is_out_of_memory(error):
+        return JobError("out_of_memory", f"{shortage(error)}, {_AGAIN}")
     for kind, code in CODES.items():
         if isinstance(error, kind):
             return JobError(code, str(error) or code, getattr(error, "param", None))
-    if _CPU_ALLOCATOR in str(error):
-        return JobError("out_of_memory", str(error))
     return JobError("internal_error", "a defect of this service: the worker's log has the rest")

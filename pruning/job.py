@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pruning.spec import PruneSpec
+from pruning.webhook import Webhook
 
 
 class JobStatus(StrEnum):
@@ -27,6 +28,13 @@ class JobStatus(StrEnum):
         return not TRANSITIONS[self]
 
 
+class StopRequest(StrEnum):
+    """What is asked of the worker that has a job: to stop, and what then becomes of the job."""
+
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
 class Phase(StrEnum):
     LOAD = "load"
     CALIBRATE = "calibrate"
@@ -38,7 +46,7 @@ class Phase(StrEnum):
 _S = JobStatus
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     {
-        _S.QUEUED: frozenset({_S.RUNNING, _S.FAILED, _S.CANCELLED}),
+        _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
         _S.RUNNING: frozenset(
             {_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}  # queued: handed back
         ),
@@ -50,6 +58,14 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
         _S.CANCELLED: frozenset(),
     }
 )
+
+
+class JobNotFound(LookupError):
+    """There is no such job."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id[:64]!r}: it was deleted, or the id is mistyped")
+        self.job_id = job_id
 
 
 class IllegalTransition(ValueError):
@@ -74,6 +90,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Evaluations by the worker that took the job last, and the seconds they took altogether."""
+
+    num_evaluations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class JobError:
     code: str  # for programs: "invalid_spec", "model_not_found", "worker_lost", ...
     message: str
@@ -85,7 +109,8 @@ class Job:
     """Times are seconds since the epoch, losses nats per predicted token.
 
     ``losses[i]`` is the loss after ``removed_blocks[:i + 1]`` went; ``attempt`` counts the
-    workers that took the job, ``num_lost`` those that died with it since it last got on.
+    workers that took the job, ``num_lost`` those that died with it since it last got on. Jobs
+    of higher ``priority`` are taken first. A running job may have been asked to pause.
     """
 
     id: str
@@ -93,13 +118,18 @@ class Job:
     spec: PruneSpec
     status: JobStatus
     created_at: float
+    priority: int = 0
+    status_since: float | None = None
+    pause_requested_at: float | None = None
     phase: Phase | None = None
     progress: Progress = Progress()
+    pace: Pace = Pace()
     removed_blocks: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
     dense_loss: float | None = None
     attempt: int = 0
     num_lost: int = 0
+    num_halvings: int = 0  # of its batches, for want of memory
     worker: str | None = None
     pruned_model: str | None = None
     started_at: float | None = None
@@ -107,6 +137,11 @@ class Job:
     estimated_finish: float | None = None  # from the pace of the search, so only during it
     error: JobError | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    webhook: Webhook | None = None
+
+    @property
+    def stop_request(self) -> StopRequest | None:
+        return stop_request(self.status, is_pausing=self.pause_requested_at is not None)
 
     @property
     def checkpoint_name(self) -> str:
@@ -123,13 +158,18 @@ class Job:
             spec=spec,
             status=JobStatus(fields["status"]),
             created_at=float(fields["created_at"]),
+            priority=int(fields.get("priority") or 0),
+            status_since=_number(fields, "status_since"),
+            pause_requested_at=_number(fields, "pause_requested_at"),
             phase=Phase(phase) if (phase := fields.get("phase")) else None,
             progress=_progress(fields),
+            pace=_pace(fields),
             removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
             losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
             dense_loss=_number(fields, "dense_loss"),
             attempt=int(fields.get("attempt") or 0),
             num_lost=int(fields.get("num_lost") or 0),
+            num_halvings=int(fields.get("num_halvings") or 0),
             worker=fields.get("worker") or None,
             pruned_model=fields.get("pruned_model") or None,
             started_at=_number(fields, "started_at"),
@@ -137,6 +177,7 @@ class Job:
             estimated_finish=_estimated_finish(fields),
             error=JobError(**json.loads(error)) if (error := fields.get("error")) else None,
             metadata=json.loads(fields.get("metadata") or "{}"),
+            webhook=Webhook.from_json(text) if (text := fields.get("webhook")) else None,
         )
 
 
@@ -158,6 +199,13 @@ class JobPage:
     has_more: bool
 
 
+def stop_request(status: JobStatus, *, is_pausing: bool) -> StopRequest | None:
+    """What the worker of a job in this state is asked."""
+    if status is JobStatus.CANCELLING:
+        return StopRequest.CANCEL
+    return StopRequest.PAUSE if is_pausing else None
+
+
 def _number(fields: Mapping[str, str], name: str) -> float | None:
     return float(text) if (text := fields.get(name)) else None
 
@@ -167,13 +215,20 @@ def _progress(fields: Mapping[str, str]) -> Progress:
     return Progress(evaluations_done=int(done), evaluations_total=int(total))
 
 
+def _pace(fields: Mapping[str, str]) -> Pace:
+    began, last = _number(fields, "search_started_at"), _number(fields, "evaluated_at")
+    num_before = int(fields.get("evaluations_before") or 0)
+    num_evaluations = _progress(fields).evaluations_done - num_before
+    if not began or not last or num_evaluations <= 0:
+        return Pace()
+    return Pace(num_evaluations, last - began)
+
+
 def _estimated_finish(fields: Mapping[str, str]) -> float | None:
     """When the search would end if every evaluation took as long as those so far."""
-    began, last = _number(fields, "search_started_at"), _number(fields, "evaluated_at")
-    progress = _progress(fields)
-    num_timed = progress.evaluations_done - int(fields.get("evaluations_before") or 0)
+    pace, progress, last = _pace(fields), _progress(fields), _number(fields, "evaluated_at")
     is_searching = fields.get("phase") == Phase.SEARCH and not fields.get("finished_at")
-    if not is_searching or not began or not last or num_timed <= 0:
+    if not is_searching or not pace.num_evaluations or not last:
         return None
-    pace_s = (last - began) / num_timed
-    return last + pace_s * (progress.evaluations_total - progress.evaluations_done)
+    num_left = progress.evaluations_total - progress.evaluations_done
+    return last + pace.seconds / pace.num_evaluations * num_left

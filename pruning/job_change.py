@@ -1,38 +1,56 @@
 """One change of a job's record, made in one atomic step.
 
-The check of the state, the new fields, the indexes and the event happen together or not at all.
-Knows the script and the form of an event, and no key names: those are given to it.
+The check of the state, the new fields, the indexes, the event and the message to the job's webhook
+happen together or not at all. Knows the script and the form of an event, and no key names: those
+are given to it.
 """
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis.commands.core import Script
 
-from pruning.job import TRANSITIONS, JobEvent, JobStatus
+from pruning.job import (
+    TRANSITIONS,
+    IllegalTransition,
+    JobEvent,
+    JobNotFound,
+    JobStatus,
+    StopRequest,
+    stop_request,
+)
 
-# KEYS record, events, search state. ARGV the change as JSON, of text: no float loses a digit.
+# KEYS record, events, search state, webhook messages, outbox.
+# ARGV the changes as JSON, of text: no float loses a digit.
 # The indexes are named in the JSON, which only a cluster would mind, and RQ rules that out.
+# A request to pause belongs to the state it was made in.
 SCRIPT = """
-local change = cjson.decode(ARGV[1])
-local before = redis.call('HGET', KEYS[1], 'status')
-if not before then return {'missing', '', '0'} end
-local attempt = redis.call('HGET', KEYS[1], 'attempt') or '0'
-if change.attempt and attempt ~= change.attempt then return {'stale', before, attempt} end
+local given = cjson.decode(ARGV[1])
+local record = redis.call('HMGET', KEYS[1], 'status', 'attempt', 'pause_requested_at')
+local before, attempt = record[1], record[2] or '0'
+if not before then return {'missing', '', '0', 0} end
+if given.attempt and attempt ~= given.attempt then return {'stale', before, attempt, 0} end
+local is_pausing = (record[3] or '') ~= ''
+local change
+for _, one in ipairs(given.changes) do
+  local fits = one.moves[before] and (one.if_pausing == nil or one.if_pausing == is_pausing)
+  if fits then change = one break end
+end
+if not change then return {'refused', before, attempt, 0} end
 local after = change.moves[before]
-if not after then return {'refused', before, attempt} end
 if after ~= before then
-  redis.call('HSET', KEYS[1], 'status', after)
-  redis.call('ZREM', change.indexes[before], change.id)
-  redis.call('ZADD', change.indexes[after], 0, change.id)
+  redis.call('HSET', KEYS[1], 'status', after, 'status_since', given.now)
+  redis.call('HDEL', KEYS[1], 'pause_requested_at')
+  redis.call('ZREM', given.indexes[before], given.id)
+  redis.call('ZADD', given.indexes[after], 0, given.id)
 end
 for name, value in pairs(change.fields) do redis.call('HSET', KEYS[1], name, value) end
-if change.finals[after] then redis.call('HSET', KEYS[1], 'finished_at', change.now) end
+if given.finals[after] then redis.call('HSET', KEYS[1], 'finished_at', given.now) end
 for _, name in ipairs(change.counted) do redis.call('HINCRBY', KEYS[1], name, 1) end
-if change.search_anew or change.finals[after] then redis.call('DEL', KEYS[3]) end
+if change.search_anew or given.finals[after] then redis.call('DEL', KEYS[3]) end
 for name, value in pairs(change.search) do redis.call('HSET', KEYS[3], name, value) end
 for _, name in ipairs(change.search_over) do redis.call('HDEL', KEYS[3], name) end
 if change.event then
@@ -41,10 +59,27 @@ if change.event then
     event[#event + 1] = name
     event[#event + 1] = value
   end
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', change.events_kept, '*', unpack(event))
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', given.events_kept, '*', unpack(event))
 end
-return {'done', after, redis.call('HGET', KEYS[1], 'attempt') or '0'}
+local webhook = after ~= before and redis.call('HGET', KEYS[1], 'webhook') or ''
+for _, type in ipairs(webhook ~= '' and cjson.decode(webhook).events or {}) do
+  if type == 'prune_job.' .. after then
+    local number = redis.call('HINCRBY', KEYS[1], 'num_messages', 1)
+    local message = {type = type, created_at = given.now, num_attempts = 0, record = {}}
+    local fields = redis.call('HGETALL', KEYS[1])
+    for at = 1, #fields, 2 do message.record[fields[at]] = fields[at + 1] end
+    local id = 'msg_' .. given.id .. '_' .. number
+    redis.call('HSET', KEYS[4], id, cjson.encode(message))
+    redis.call('ZADD', KEYS[5], 0, id)
+  end
+end
+record = redis.call('HMGET', KEYS[1], 'attempt', 'pause_requested_at')
+return {'done', after, record[1] or '0', (record[2] or '') ~= '' and 1 or 0}
 """
+
+
+class StaleAttempt(RuntimeError):
+    """A worker that had lost the job to another one tried to write to it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,8 @@ class Change:
 
     ``fields`` are set, ``counted`` go up by one. Of the search state, which an ended job has no
     longer, ``search`` fields are set and ``search_over`` ones removed, if ``is_anew`` behind all.
+    With ``if_pausing`` it is for jobs alone that are asked to pause, or alone for those that are
+    not.
     """
 
     name: str  # of what is asked, for the message when it is refused
@@ -79,6 +116,7 @@ class Change:
     search: Mapping[str, str] = field(default_factory=dict)
     search_over: tuple[str, ...] = ()
     is_anew: bool = False
+    if_pausing: bool | None = None
 
     def __post_init__(self) -> None:
         for before, after in self.moves.items():
@@ -88,52 +126,66 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``code`` is "done", "missing", "refused" or "stale"; only "done" has changed anything."""
+    """What the record has after a change."""
 
-    code: str
-    status: str
+    status: JobStatus
     attempt: int
+    stop_request: StopRequest | None
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is kept: the names of its keys and of the index of every status."""
+    """Where a job is kept: ``keys`` as the script wants them, and the index of every status."""
 
     job_id: str
-    record: str
-    events: str
-    search: str
+    keys: tuple[str, ...]
     indexes: Mapping[JobStatus, str]
     events_kept: int
 
 
-def apply(script: Script, place: Place, change: Change, attempt: int | None) -> Outcome:
-    """Run ``change`` through ``SCRIPT`` as it is registered with a client.
+def apply(script: Script, place: Place, changes: Sequence[Change], attempt: int | None) -> Outcome:
+    """Make the first of the ``changes`` that the job allows, through ``SCRIPT`` as registered.
 
-    ``attempt`` is that of the worker that writes, None for everybody else.
+    ``attempt`` is that of the worker that writes, None for everybody else. Raises ``JobNotFound``,
+    ``StaleAttempt``, or ``IllegalTransition`` if there is no such change; then nothing has changed.
     """
     now = time.time()
     argument: dict[str, Any] = {
         "id": place.job_id,
-        "moves": change.moves,
         "indexes": place.indexes,
         "finals": {status: True for status in JobStatus if status.is_final},
-        "fields": change.fields,
         "now": str(now),
         "events_kept": str(place.events_kept),
+        "changes": [_argument(change, now) for change in changes],
+    }
+    # absent rather than null, which is true in Lua
+    if attempt is not None:
+        argument["attempt"] = str(attempt)
+    code, status, current, is_pausing = script(keys=place.keys, args=[json.dumps(argument)])
+    if code == b"missing":
+        raise JobNotFound(place.job_id)
+    if code == b"stale":
+        raise StaleAttempt(f"job {place.job_id} has a newer worker than attempt {attempt}")
+    found = JobStatus(status.decode())
+    if code == b"refused":
+        raise IllegalTransition(place.job_id, found, changes[0].name)
+    return Outcome(found, int(current), stop_request(found, is_pausing=bool(is_pausing)))
+
+
+def _argument(change: Change, now: float) -> dict[str, Any]:
+    argument: dict[str, Any] = {
+        "moves": change.moves,
+        "fields": change.fields,
         "counted": change.counted,
         "search": change.search,
         "search_over": change.search_over,
         "search_anew": change.is_anew,
     }
-    # absent rather than null, which is true in Lua
-    if attempt is not None:
-        argument["attempt"] = str(attempt)
     if change.event is not None:
         argument["event"] = change.event.to_fields(now)
-    keys = [place.record, place.events, place.search]
-    code, status, attempt = script(keys=keys, args=[json.dumps(argument)])
-    return Outcome(code.decode(), status.decode(), int(attempt))
+    if change.if_pausing is not None:
+        argument["if_pausing"] = change.if_pausing
+    return argument
 
 
 def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 
 from pruning.job import TRANSITIONS, JobError, JobStatus, Phase
 from pruning.job_change import Change, Event
@@ -17,11 +18,16 @@ from pruning.search_state import (
     scored_field,
 )
 from pruning.spec import PruneSpec
+from pruning.webhook import Webhook
 
 _OF_ONE_ATTEMPT = ("worker", "phase", "search_started_at", "evaluated_at")
 _OF_ONE_PLAN = ("removed_blocks", "losses", "dense_loss")
+_IN_FRONT = {"in_front": "1"}  # of others of its priority, once it has left the queue and is back
+_HALVED = {"num_halvings": "1"}
 _GOT_ON = {"num_lost": "0"}  # workers that die further on do not die of the same thing
-_WORKING = {status: status for status in (JobStatus.RUNNING, JobStatus.CANCELLING)}
+_S = JobStatus
+_WORKING = {status: status for status in (_S.RUNNING, _S.CANCELLING)}
+_STILL_RUNNING = {_S.RUNNING: _S.RUNNING}
 
 
 def _to(wanted: JobStatus) -> Mapping[JobStatus, JobStatus]:
@@ -29,7 +35,12 @@ def _to(wanted: JobStatus) -> Mapping[JobStatus, JobStatus]:
 
 
 def new_record(
-    job_id: str, spec: PruneSpec, metadata: Mapping[str, str], now: float
+    job_id: str,
+    spec: PruneSpec,
+    metadata: Mapping[str, str],
+    now: float,
+    priority: int = 0,
+    webhook: Webhook | None = None,
 ) -> dict[str, str]:
     """The fields of a job that was just submitted."""
     return {
@@ -37,7 +48,10 @@ def new_record(
         "spec": json.dumps(spec.to_dict()),
         "status": JobStatus.QUEUED.value,
         "created_at": str(now),
+        "status_since": str(now),
+        "priority": str(priority),
         "metadata": json.dumps(dict(metadata)),
+        "webhook": webhook.to_json() if webhook else "",
     }
 
 
@@ -51,34 +65,74 @@ def cancelling() -> Change:
     return Change("cancel", moves, event=Event("cancel requested"))
 
 
-def requeued(reason: str, *, is_lost: bool) -> Change:
-    moves = {
-        JobStatus.QUEUED: JobStatus.QUEUED,  # its worker died before it had started
-        JobStatus.RUNNING: JobStatus.QUEUED,
-        JobStatus.CANCELLING: JobStatus.CANCELLED,  # nobody is left to stop
-    }
+def pausing() -> tuple[Change, ...]:
+    """A running job stays so until its worker obeys. Once more changes nothing."""
+    asked = {"pause_requested_at": str(time.time())}
+    return (
+        Change("pause", {_S.QUEUED: _S.PAUSED}, event=Event("paused")),
+        Change("pause", _STILL_RUNNING, asked, Event("pause requested"), if_pausing=False),
+        Change("pause", {**_STILL_RUNNING, _S.PAUSED: _S.PAUSED}),
+    )
+
+
+def resumed() -> tuple[Change, ...]:
+    """From its pause, or from a request for one that its worker has not obeyed yet."""
+    withdrawn = {"pause_requested_at": ""}
+    return (
+        Change("resume", {_S.PAUSED: _S.QUEUED}, _IN_FRONT, Event("resumed")),
+        Change("resume", _STILL_RUNNING, withdrawn, Event("pause withdrawn"), if_pausing=True),
+    )
+
+
+def stopped() -> tuple[Change, ...]:
+    """Its worker has obeyed, if it is still meant to."""
+    return _left(Event("cancelled"), Event("paused"), Event("handed back: no pause is wanted now"))
+
+
+def released(reason: str, *, is_lost: bool) -> tuple[Change, ...]:
+    """Nobody works on it any more, for ``reason``; if its worker is lost, that counts."""
+    level = "warn" if is_lost else "info"
+    ended, paused = (Event(f"{word}: {reason}", level) for word in ("cancelled", "paused"))
+    return _left(ended, paused, Event(reason, level), counted=("num_lost",) if is_lost else ())
+
+
+def short_of_memory(reason: str) -> tuple[Change, ...]:
+    """Its worker has given it up, for another one to try with half the batch."""
+    warning = Event(reason, "warn")
+    return _left(Event("cancelled"), Event(f"paused: {reason}", "warn"), warning, _HALVED)
+
+
+def _left(
+    cancelled: Event,
+    paused: Event,
+    queued: Event,
+    also: Mapping[str, str] = MappingProxyType({}),
+    counted: tuple[str, ...] = (),
+) -> tuple[Change, ...]:
+    fields = {**dict.fromkeys(_OF_ONE_ATTEMPT, ""), **also}
+    return (
+        Change("leave it", {_S.CANCELLING: _S.CANCELLED}, event=cancelled),
+        Change("leave it", {_S.RUNNING: _S.PAUSED}, fields, paused, if_pausing=True),
+        Change("leave it", {_S.RUNNING: _S.QUEUED}, fields | _IN_FRONT, queued, counted),
+        Change("leave it", {_S.QUEUED: _S.QUEUED}, fields, queued, counted),  # had not begun
+    )
+
+
+def started(worker: str) -> tuple[Change, ...]:
+    """By its next worker, or by one that takes it from a worker that died without a word."""
     fields = dict.fromkeys(_OF_ONE_ATTEMPT, "")
-    event = Event(reason, level="warn" if is_lost else "info")
-    return Change("requeue", moves, fields, event=event, counted=("num_lost",) if is_lost else ())
+    fields |= {"worker": worker, "started_at": str(time.time())}
+    lost = Event(f"taken over by {worker}", level="warn")
+    both = ("attempt", "num_lost")
+    return (
+        Change("start", {_S.QUEUED: _S.RUNNING}, fields, Event(f"started by {worker}"), both[:1]),
+        Change("start", _STILL_RUNNING, fields, lost, both, if_pausing=False),
+    )
 
 
-def started(worker: str) -> Change:
-    moves = {JobStatus.QUEUED: JobStatus.RUNNING}
-    event = Event(f"started by {worker}")
-    return Change("start", moves, _taken_by(worker), event=event, counted=("attempt",))
-
-
-def taken_over(worker: str) -> Change:
-    """From a worker that died without a word."""
-    moves = {JobStatus.RUNNING: JobStatus.RUNNING}
-    event = Event(f"taken over by {worker}", level="warn")
-    counted = ("attempt", "num_lost")
-    return Change("take over", moves, _taken_by(worker), event=event, counted=counted)
-
-
-def _taken_by(worker: str) -> dict[str, str]:
-    fields = dict.fromkeys(_OF_ONE_ATTEMPT, "")
-    return {**fields, "worker": worker, "started_at": str(time.time())}
+def confirmed() -> Change:
+    """Nothing happens, which only whoever works on the job may ask for."""
+    return Change("work on it", _WORKING)
 
 
 def phase_begun(phase: Phase) -> Change:
@@ -154,8 +208,3 @@ def failed(error: JobError) -> Change:
     fields = {"error": json.dumps(asdict(error))}
     event = Event(error.message, level="error", data=asdict(error))
     return Change("fail", _to(JobStatus.FAILED), fields, event=event)
-
-
-def cancelled() -> Change:
-    moves = {JobStatus.CANCELLING: JobStatus.CANCELLED}
-    return Change("end as cancelled", moves, event=Event("cancelled"))

@@ -7,8 +7,11 @@ event happen together or not at all. How jobs reach a worker is the business of 
     sleb:job:{id}           hash: one record                         permanent
     sleb:job:{id}:events    stream: what happened, the last 1000     permanent
     sleb:job:{id}:search    hash: what its search has found so far   until the job has ended
+    sleb:job:{id}:messages  hash: what its webhook is to be told     until told, or given up
+    sleb:job:{id}:told      list: the last 100 tries to tell it      permanent
     sleb:jobs               zset: all ids, in order of creation      permanent
     sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
+    sleb:outbox             zset: ids of all messages, by when due   as the messages
     sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
 
 The keys of RQ begin with ``rq:``; ``queue.py`` says which of them stay.
@@ -17,78 +20,44 @@ The keys of RQ begin with ``rq:``; ``queue.py`` says which of them stay.
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import redis
-from redis import exceptions as redis_errors
 
 from pruning import job_change, job_creation, job_steps
-from pruning.job import (
-    IllegalTransition,
-    Job,
-    JobError,
-    JobEvent,
-    JobPage,
-    JobStatus,
-    Phase,
-)
+from pruning.job import Job, JobError, JobEvent, JobNotFound, JobPage, JobStatus, Phase, StopRequest
 from pruning.job_change import SCRIPT, Change, Outcome, Place, read_event
+from pruning.outage import reaching_redis
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
 from pruning.spec import PruneSpec
+from pruning.webhook import Webhook
 
 RECORD = "sleb:job:{id}"
 EVENTS = "sleb:job:{id}:events"
 SEARCH = "sleb:job:{id}:search"
+MESSAGES = "sleb:job:{id}:messages"
+TOLD = "sleb:job:{id}:told"
+OUTBOX = "sleb:outbox"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
 IDEMPOTENCY = "sleb:idempotency:{key}"  # its digest: a key may be any text
-OF_ONE_JOB = (RECORD, EVENTS, SEARCH)  # what goes when it is deleted
+OF_ONE_JOB = (MESSAGES, RECORD, EVENTS, SEARCH, TOLD)  # what goes when it is deleted
 MAX_EVENTS = 1000
-PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*")
+PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox")
 
 _ID = re.compile(r"prn-[0-9a-f]{21}")
 _STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
 
 
-class JobNotFound(LookupError):
-    """There is no such job."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"there is no job {job_id[:64]!r}: it was deleted, or the id is mistyped")
-        self.job_id = job_id
-
-
-class StaleAttempt(RuntimeError):
-    """A worker that had lost the job to another one tried to write to it."""
-
-
-class JobStoreUnavailable(ConnectionError):
-    """Redis cannot be reached, or refuses to write."""
-
-
-@contextmanager
-def reaching_redis() -> Iterator[None]:
-    """Turn what redis-py raises while Redis is away into ``JobStoreUnavailable``."""
-    try:
-        yield
-    except (
-        redis_errors.ConnectionError,
-        redis_errors.TimeoutError,
-        redis_errors.ReadOnlyError,
-        redis_errors.OutOfMemoryError,
-    ) as error:
-        raise JobStoreUnavailable(f"the job store does not answer: {error}") from error
-
-
 class JobStore:
     """Every method may raise ``JobStoreUnavailable``; those that take an id, ``JobNotFound``.
 
-    What a worker calls takes the ``attempt`` that ``start`` gave it, raises ``StaleAttempt`` once
-    another worker has the job, and returns the job's status: CANCELLING tells it to stop.
+    What a worker calls takes the ``attempt`` that ``start`` gave it, and raises ``StaleAttempt``
+    once another worker has the job. What it writes on its way returns the request to stop, if
+    there is one.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -104,6 +73,8 @@ class JobStore:
         spec: PruneSpec,
         metadata: Mapping[str, str] | None = None,
         terms: job_creation.Terms = job_creation.UNCONDITIONAL,
+        priority: int = 0,
+        webhook: Webhook | None = None,
     ) -> Job:
         """Record a queued job. It waits until somebody enqueues it.
 
@@ -111,7 +82,7 @@ class JobStore:
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
-        fields = job_steps.new_record(job_id, spec, metadata or {}, now)
+        fields = job_steps.new_record(job_id, spec, metadata or {}, now, priority, webhook)
         own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
         with reaching_redis():
             keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
@@ -176,29 +147,46 @@ class JobStore:
         self._change(job_id, job_steps.cancelling())
         return self.get(job_id)
 
-    def requeue(self, job_id: str, reason: str, *, is_lost: bool) -> JobStatus:
-        """Take the job from a worker that has stopped; one that was being cancelled is cancelled.
+    def pause(self, job_id: str) -> Job:
+        """Take a job out of the queue, ask the worker of one that runs; once more changes nothing.
 
-        ``is_lost`` counts it against the job: its worker died with it.
+        Raises ``IllegalTransition`` if the job has ended or is to be cancelled.
         """
-        return self._write(job_id, job_steps.requeued(reason, is_lost=is_lost), None)
+        self._change(job_id, *job_steps.pausing())
+        return self.get(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job, to be enqueued by the caller; or withdraw a request to pause.
+
+        Raises ``IllegalTransition`` if the job is neither paused nor about to be.
+        """
+        self._change(job_id, *job_steps.resumed())
+        return self.get(job_id)
+
+    def requeue(self, job_id: str, reason: str, *, is_lost: bool) -> JobStatus:
+        """Take the job from a worker that has gone; one that was to stop is cancelled or paused.
+
+        ``is_lost`` counts it against a job that goes on: its worker died with it.
+        """
+        return self._change(job_id, *job_steps.released(reason, is_lost=is_lost)).status
 
     def start(self, job_id: str, worker: str) -> Job:
         """Take the job, from the queue or from a worker that was lost.
 
         The ``attempt`` of the job it returns belongs to the caller alone. Raises
-        ``IllegalTransition`` if the job has ended or is to be cancelled.
+        ``IllegalTransition`` if the job has ended or is to stop.
         """
-        try:
-            outcome = self._change(job_id, job_steps.started(worker))
-        except IllegalTransition as refused:
-            if refused.status is not JobStatus.RUNNING:
-                raise
-            outcome = self._change(job_id, job_steps.taken_over(worker))
+        outcome = self._change(job_id, *job_steps.started(worker))
         return replace(self.get(job_id), attempt=outcome.attempt)
 
-    def set_phase(self, job_id: str, phase: Phase, attempt: int | None = None) -> JobStatus:
-        return self._write(job_id, job_steps.phase_begun(phase), attempt)
+    def set_phase(
+        self, job_id: str, phase: Phase, attempt: int | None = None
+    ) -> StopRequest | None:
+        return self._change(job_id, job_steps.phase_begun(phase), attempt=attempt).stop_request
+
+    def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
+        """Change nothing, but raise like all that a worker writes."""
+        return self._change(job_id, job_steps.confirmed(), attempt=attempt).stop_request
 
     def search_state(self, job_id: str) -> SearchState:
         """What the job's search has found so far, by whatever worker."""
@@ -214,10 +202,10 @@ class JobStore:
         attempt: int | None = None,
         *,
         is_anew: bool = False,
-    ) -> JobStatus:
+    ) -> StopRequest | None:
         """The search goes on behind ``done`` evaluations; anew, what was found is forgotten."""
         change = job_steps.searching(plan, done, total, is_anew=is_anew)
-        return self._write(job_id, change, attempt)
+        return self._change(job_id, change, attempt=attempt).stop_request
 
     def evaluated(
         self,
@@ -226,43 +214,38 @@ class JobStore:
         total: int,
         attempt: int | None = None,
         scored: Scored | None = None,
-    ) -> JobStatus:
+    ) -> StopRequest | None:
         """Count the candidate evaluation ``done`` of ``total``, and keep what it gave."""
-        return self._write(job_id, job_steps.evaluated(done, total, scored), attempt)
+        change = job_steps.evaluated(done, total, scored)
+        return self._change(job_id, change, attempt=attempt).stop_request
 
     def removed(
         self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
-    ) -> JobStatus:
+    ) -> StopRequest | None:
         """``removals`` are all of this search so far."""
-        return self._write(job_id, job_steps.removed(removals), attempt)
+        return self._change(job_id, job_steps.removed(removals), attempt=attempt).stop_request
 
     def succeed(self, job_id: str, pruned_model: str, attempt: int | None = None) -> JobStatus:
-        return self._write(job_id, job_steps.succeeded(pruned_model), attempt)
+        return self._change(job_id, job_steps.succeeded(pruned_model), attempt=attempt).status
 
     def fail(self, job_id: str, error: JobError, attempt: int | None = None) -> JobStatus:
-        return self._write(job_id, job_steps.failed(error), attempt)
+        return self._change(job_id, job_steps.failed(error), attempt=attempt).status
 
-    def cancelled(self, job_id: str, attempt: int | None = None) -> JobStatus:
-        """The worker has obeyed; what was found stays in the record."""
-        return self._write(job_id, job_steps.cancelled(), attempt)
+    def stopped(self, job_id: str, attempt: int | None = None) -> JobStatus:
+        """The worker has obeyed. Back in the queue, if it was asked no longer."""
+        return self._change(job_id, *job_steps.stopped(), attempt=attempt).status
 
-    def _write(self, job_id: str, change: Change, attempt: int | None) -> JobStatus:
-        return JobStatus(self._change(job_id, change, attempt).status)
+    def short_of_memory(self, job_id: str, reason: str, attempt: int | None = None) -> JobStatus:
+        """The worker gives the job back, to be tried with half the batch."""
+        return self._change(job_id, *job_steps.short_of_memory(reason), attempt=attempt).status
 
-    def _change(self, job_id: str, change: Change, attempt: int | None = None) -> Outcome:
+    def _change(self, job_id: str, *changes: Change, attempt: int | None = None) -> Outcome:
         if not _ID.fullmatch(job_id):
             raise JobNotFound(job_id)
-        record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
-        place = Place(job_id, record, events, search, _STATUS_INDEXES, MAX_EVENTS)
+        own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
+        place = Place(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with reaching_redis():
-            outcome = job_change.apply(self._script, place, change, attempt)
-        if outcome.code == "missing":
-            raise JobNotFound(job_id)
-        if outcome.code == "stale":
-            raise StaleAttempt(f"job {job_id} has a newer worker than attempt {attempt}")
-        if outcome.code == "refused":
-            raise IllegalTransition(job_id, JobStatus(outcome.status), change.name)
-        return outcome
+            return job_change.apply(self._script, place, changes, attempt)
 
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:

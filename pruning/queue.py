@@ -11,27 +11,24 @@ keeps of one job goes within ``KEPT_S`` after the job.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
-from rq import Queue
 from rq import Retry as Redelivery
 from rq.exceptions import DuplicateJobError
-from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as Delivery
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
-from rq.utils import now
 
-from pruning.job import IllegalTransition, JobError, JobStatus
-from pruning.jobs import JobNotFound, JobStore, reaching_redis
+from pruning.job import IllegalTransition, JobError, JobNotFound, JobStatus
+from pruning.jobs import JobStore
+from pruning.leased_queue import LEASE_S, LeasedQueue
+from pruning.outage import reaching_redis
 
 TASK = "pruning.worker.run_job"
 DELIVERIES = 3
-LEASE_S = 15
 KEPT_S = 3600
 PERMANENT_KEYS = (
     "rq:queues",
@@ -43,18 +40,25 @@ PERMANENT_KEYS = (
     "rq:job:*",  # while it is delivered
 )
 
+# KEYS a delivery. One that is over must not be taken for one that is on its way.
+_FORGET_ENDED = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'finished' or status == 'failed' then redis.call('DEL', KEYS[1]) end
+"""
 _UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
 _NO_LIMIT = 1000
 
 logger = logging.getLogger(__name__)
 
 
-def connect(redis_url: str, *, patience_s: int = 60) -> redis.Redis:
-    """A client whose every command waits this long for a Redis that is away."""
+def connect(redis_url: str, *, patience_s: int = 60, answer_s: float = 5) -> redis.Redis:
+    """A client whose every command waits ``patience_s`` for a Redis that is away, and ``answer_s``
+    for one that does not answer.
+    """
     return redis.Redis.from_url(
         redis_url,
-        socket_connect_timeout=2,
-        socket_timeout=5,
+        socket_connect_timeout=min(2, answer_s),
+        socket_timeout=answer_s,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), patience_s),
     )
 
@@ -63,6 +67,7 @@ class PruneQueue:
     """Deliveries of recorded jobs. Every method may raise ``JobStoreUnavailable``."""
 
     def __init__(self, client: redis.Redis, *, task: str = TASK, lease_s: int = LEASE_S) -> None:
+        self._forget_ended = client.register_script(_FORGET_ENDED)
         self.rq = LeasedQueue("prune", connection=client, serializer=JSONSerializer)
         self.rq.lease_s = lease_s
         self._task = task
@@ -70,6 +75,7 @@ class PruneQueue:
     def enqueue(self, job_id: str) -> None:
         """Deliver a recorded job. While a delivery is on its way, another changes nothing."""
         with reaching_redis(), suppress(DuplicateJobError):
+            self._forget_ended(keys=[Delivery.key_for(job_id)])
             self.rq.enqueue_call(
                 self._task,
                 args=(job_id,),
@@ -77,10 +83,16 @@ class PruneQueue:
                 unique=True,
                 timeout=-1,
                 # without a limit of RQ's: the record counts, and not every redelivery
-                retry=Redelivery(max=_NO_LIMIT, enqueue_at_front=True),
+                retry=Redelivery(max=_NO_LIMIT),
                 result_ttl=KEPT_S,
                 failure_ttl=KEPT_S,
             )
+
+    def enqueue_again(self, store: JobStore, job_id: str) -> None:
+        """Deliver a job that went back to the queue before its last delivery had ended."""
+        with _unless_ended(job_id):
+            if store.get(job_id).status is JobStatus.QUEUED:
+                self.enqueue(job_id)
 
     def recover(self, store: JobStore) -> None:
         """Deliver the jobs that nobody has and that are not on their way to anybody."""
@@ -102,22 +114,32 @@ class PruneQueue:
                 self.rq.connection.delete(Delivery.key_for(job_id))
             self.enqueue(job_id)
 
-    def hand_back(self, store: JobStore, delivery: Delivery, pipeline: Pipeline) -> None:
-        """Deliver it again when ``pipeline`` is executed."""
-        with _unless_ended(delivery.id):
-            store.requeue(delivery.id, "handed back by a worker that stops", is_lost=False)
-        delivery.retry(self.rq, pipeline)
+    def hand_back(
+        self, store: JobStore, delivery: Delivery, reason: str, pipeline: Pipeline
+    ) -> None:
+        """Deliver it again when ``pipeline`` is executed, or never, if it was to stop anyway."""
+        if _requeued(store, delivery.id, reason, is_lost=False):
+            delivery.retry(self.rq, pipeline)
+        else:
+            pipeline.delete(delivery.key)
 
 
 def worker_lost(store: JobStore, delivery: Delivery) -> None:
     """Record that the worker of this delivery died, and tell RQ whether to deliver again."""
-    with _unless_ended(delivery.id):
-        status = store.requeue(delivery.id, "its worker died", is_lost=True)
-        if status is JobStatus.QUEUED:
+    if _requeued(store, delivery.id, "its worker died", is_lost=True):
+        with _unless_ended(delivery.id):
             if store.get(delivery.id).num_lost < DELIVERIES:
                 return
             give_up(store, delivery.id)
     delivery.retries_left = 0
+
+
+def _requeued(store: JobStore, job_id: str, reason: str, *, is_lost: bool) -> bool:
+    """False if nobody is to go on with it."""
+    status = None
+    with _unless_ended(job_id):
+        status = store.requeue(job_id, reason, is_lost=is_lost)
+    return status is JobStatus.QUEUED
 
 
 def give_up(store: JobStore, job_id: str) -> None:
@@ -134,32 +156,3 @@ def _unless_ended(job_id: str) -> Iterator[None]:
         yield
     except (IllegalTransition, JobNotFound) as error:
         logger.info("job %s is left as it is: %s", job_id, error)
-
-
-class _TakenQueue(IntermediateQueue):
-    """Jobs that were taken off the queue but are not leased yet: for milliseconds, as a rule."""
-
-    lease_s = LEASE_S
-
-    def should_be_cleaned_up(self, job_id: str) -> bool:
-        first_seen = self.get_first_seen(job_id)
-        return first_seen is not None and now() - first_seen > timedelta(seconds=self.lease_s)
-
-    def remove(self, job_id: str) -> None:
-        super().remove(job_id)
-        self.connection.delete(self.get_first_seen_key(job_id))
-
-
-class LeasedQueue(Queue):
-    """RQ's queue, except that no death of its caretaker stalls it for longer than a lease."""
-
-    lease_s = LEASE_S
-
-    def acquire_maintenance_lock(self) -> bool:
-        return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=self.lease_s))
-
-    @property
-    def intermediate_queue(self) -> IntermediateQueue:
-        taken = _TakenQueue(self.key, connection=self.connection)
-        taken.lease_s = self.lease_s
-        return taken

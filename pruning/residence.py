@@ -15,7 +15,7 @@ from pruning.blocks import view
 from pruning.cluster import ClusterScorer
 from pruning.export import export
 from pruning.models import LoadedModel, ModelStore
-from pruning.scoring import SharedPrefixScorer, WindowScorer
+from pruning.scoring import BATCH_TOKENS, SharedPrefixScorer, WindowScorer
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec, PruneSpec, Resident
 from pruning.stream_scoring import StreamedScorer
@@ -56,11 +56,13 @@ class Residence(Protocol):
 class Machine:
     """What a run may use: a torch device or "auto", and bytes for hidden states, or half of what
     is free. With ``num_actors`` the search is spread over that many processes of a Ray cluster.
+    ``batch_tokens`` go through a block at once, or one window if it has more.
     """
 
     device: str = "auto"
     state_budget: int | None = None
     num_actors: int = 0
+    batch_tokens: int = BATCH_TOKENS
 
 
 def reside(spec: PruneSpec, models: ModelStore, machine: Machine) -> Residence:
@@ -106,13 +108,19 @@ class _InMemory:
             dtype=self.dtype,
             device=self.machine.device.partition(":")[0],  # which GPU, Ray decides
             state_budget=self.machine.state_budget,
+            batch_tokens=self.machine.batch_tokens,
             boundaries=boundaries,
         ) as scorer:
             yield scorer
 
     def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
-        budget = self.machine.state_budget
-        return SharedPrefixScorer(self.model, windows, state_budget=budget, boundaries=boundaries)
+        return SharedPrefixScorer(
+            self.model,
+            windows,
+            state_budget=self.machine.state_budget,
+            batch_tokens=self.machine.batch_tokens,
+            boundaries=boundaries,
+        )
 
     def times(self) -> BlockTimes:
         return measure_times(self.model)
@@ -145,8 +153,13 @@ class _OnDisk:
         yield self.local_scorer(windows, boundaries)
 
     def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
-        budget = self.machine.state_budget
-        return StreamedScorer(self.streamed, windows, state_budget=budget, boundaries=boundaries)
+        return StreamedScorer(
+            self.streamed,
+            windows,
+            state_budget=self.machine.state_budget,
+            batch_tokens=self.machine.batch_tokens,
+            boundaries=boundaries,
+        )
 
     def times(self) -> BlockTimes:
         return measure_streamed_times(self.streamed)

@@ -28,7 +28,8 @@ class StreamedScorer:
 
     ``windows`` are token ids ``[num_windows, seqlen]``. ``state_budget`` bounds the bytes of hidden
     states; windows that do not fit into one sweep are swept group by group, and then nothing is
-    kept from round to round. No batch crosses one of the ``boundaries``.
+    kept from round to round. ``batch_tokens`` at most go through a block in one call, but at least
+    one window. No batch crosses one of the ``boundaries``.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class StreamedScorer:
         windows: torch.Tensor,
         *,
         state_budget: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
     ) -> None:
         self._streamed = streamed
+        self._batch_tokens = batch_tokens
         self._windows = windows.to(streamed.device)
         self._boundaries = boundaries
         self.num_windows = windows.shape[0]
@@ -62,7 +65,7 @@ class StreamedScorer:
         num_states = budget // (num_windows * state)
         self._keeps_all = num_states > 3 * depth  # room as well for where branches resume
         self._windows_per_sweep = budget // sweep
-        largest = max(1, min(BATCH_TOKENS // seqlen, self._windows_per_sweep))
+        largest = max(1, min(self._batch_tokens // seqlen, self._windows_per_sweep))
         self._batches: dict[int, Prefixes] = {}  # by their first window
         for first, last in pairwise(sorted({0, *self._boundaries, num_windows})):
             for begin in range(first, last, largest):
@@ -122,7 +125,7 @@ class StreamedScorer:
         with closing(self._streamed.blocks(asked)) as visits:
             for block in visits:
                 walks = [walk for each in routes for walk in each.walks() if walk.at == block]
-                _advance(walks, group[0].calls[block])
+                _advance(walks, group[0].calls[block], self._batch_tokens)
                 for each in routes:
                     each.branch_off()
         with self._streamed.head():
@@ -184,9 +187,9 @@ class _Routes:
         return through
 
 
-def _advance(walks: Sequence[Walk], call: BlockCall) -> None:
+def _advance(walks: Sequence[Walk], call: BlockCall, batch_tokens: int) -> None:
     """Run a block on what the walks have come to, several of them in one call."""
-    for group in _packed(walks, _num_tokens, BATCH_TOKENS):
+    for group in _packed(walks, _num_tokens, batch_tokens):
         if len(group) == 1:
             group[0].advance(call(group[0].hidden))
             continue

@@ -1,16 +1,16 @@
 """The parent process of a worker: takes jobs, runs each in a child of its own, minds its lease.
 
 The child is killed rather than asked when the worker stops or has lost the lease; the job is then
-delivered again. A child never outlives its parent. Knows no torch: only the child pays for it.
+delivered again. It is killed as well if it does not do what it is asked: to cancel or to pause.
+A child never outlives its parent. Knows no torch: only the child pays for it.
 """
 
-import logging
+import math
 import os
-import secrets
 import signal
-import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from resource import struct_rusage
 from types import FrameType
@@ -18,6 +18,7 @@ from typing import Any
 
 import redis
 from redis import exceptions as redis_errors
+from redis.client import Pipeline
 from rq.exceptions import AbandonedJobError, StopRequested
 from rq.executions import Execution
 from rq.job import Job as Delivery
@@ -26,55 +27,16 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import Worker, WorkerStatus
 
-from pruning.config import WorkerSettings, child_environment
-from pruning.jobs import JobStore, JobStoreUnavailable
-from pruning.process import end_with_parent
-from pruning.queue import LEASE_S, LeasedQueue, PruneQueue, connect, worker_lost
+from pruning.job import Job, JobNotFound, JobStatus
+from pruning.jobs import JobStore
+from pruning.leased_queue import LeasedQueue
+from pruning.outage import JobStoreUnavailable
+from pruning.queue import PruneQueue, worker_lost
+from pruning.worker_metrics import WorkerMetrics
 
-_CHILD = "from pruning.supervisor import run_child; run_child()"
-_LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_CHILD = "from pruning.entrypoints import run_child; run_child()"
 _LOOK_UP_S = 0.1
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
-
-
-class WorkerEnded(RuntimeError):
-    """The worker stopped although nobody asked it to."""
-
-
-def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE_S) -> None:
-    """Run jobs one after the other until SIGTERM or SIGINT; in the main thread only.
-
-    Either signal ends it within seconds: a running job goes back to the queue. Raises
-    ``WorkerEnded`` if it stops for any other reason.
-    """
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG)
-    client = connect(redis_url)
-    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-    worker = PruneWorker(name, client, lease_s=lease_s)
-    worker.environment = child_environment(settings, redis_url)
-    try:
-        # RQ tells every few seconds that it has cleaned up
-        worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")
-    finally:
-        client.close()
-    if not worker.is_stopping:
-        raise WorkerEnded("the worker stopped by itself: its log says why")
-
-
-def run_child() -> None:
-    """Run one delivery, named on the command line, in a process that ends with its parent."""
-    name, job_id, execution_id, parent, lease_s = sys.argv[1:]
-    end_with_parent(int(parent), signal.SIGKILL)  # outside Linux the lease must do
-    settings = WorkerSettings()
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG)
-    assert settings.redis_url is not None  # the parent has put it into our environment
-    client = connect(settings.redis_url)
-    worker = PruneWorker(name, client, lease_s=int(lease_s), is_child=True)
-    delivery = Delivery.fetch(job_id, client, JSONSerializer)
-    execution = Execution.fetch(execution_id, job_id, connection=client)
-    execution._job = delivery
-    worker.execution = execution
-    worker.main_work_horse(delivery, worker.queues[0])
 
 
 class PruneWorker(Worker):
@@ -92,7 +54,12 @@ class PruneWorker(Worker):
         self._store = JobStore(client)
         self._lease_s = lease_s
         self.environment: dict[str, str] = {}  # of the children
+        self.cancel_s = math.inf  # that a child may take to stop after it was asked
+        self._asked_s: float | None = None  # when that was, as far as its parent knows
+        self._is_overdue = False
         self.is_stopping = False
+        self.metrics = WorkerMetrics(name, lease_s)
+        self._has_sent_back = False  # the job that it has
         super().__init__(
             [self._deliveries.rq],
             name,
@@ -135,7 +102,12 @@ class PruneWorker(Worker):
         if job.id in queue.started_job_registry:  # delivered twice, and somebody has its lease
             queue.intermediate_queue.remove(job.id)
         else:
-            super().execute_job(job, queue)
+            began, self._has_sent_back = time.time(), False
+            self._asked_s, self._is_overdue = None, False
+            with self.metrics.busy():
+                super().execute_job(job, queue)
+            self._count_end(job.id, began)
+            self._enqueue_again(job.id)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, struct_rusage | None]:
         """As RQ's, but looking up: a signal that another thread has got interrupts no ``wait4``."""
@@ -147,16 +119,36 @@ class PruneWorker(Worker):
                 threading.Event().wait(_LOOK_UP_S)
         return None, None, None
 
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None:  # or it is sent later
+            self.metrics.heartbeat()
+
     def maintain_heartbeats(self, job: Delivery, execution: Execution) -> None:
         if self.is_stopping:  # RQ's alarm may have broken into ``request_stop``
             self.kill_horse()
         try:
             super().maintain_heartbeats(job, execution)
+            self.metrics.heartbeat()
+            self._kill_if_overdue(self._look(job.id))
             if not self._holds(job, execution):
                 self.log.error("the lease of job %s was lost, so its child is killed", job.id)
                 self.kill_horse()
         except _AWAY as error:
             self.log.warning("no heartbeat for job %s: %s", job.id, error)
+
+    def _kill_if_overdue(self, job: Job | None) -> None:
+        if job is None:  # not now, or not any more
+            return
+        if job.stop_request is None:
+            self._asked_s = None
+            return
+        now_s = time.monotonic()
+        self._asked_s = now_s if self._asked_s is None else self._asked_s
+        if now_s - self._asked_s >= self.cancel_s:
+            self.log.warning("job %s does not %s, so its child is killed", job.id, job.stop_request)
+            self._is_overdue = True
+            self.kill_horse()
 
     def _holds(self, job: Delivery, execution: Execution) -> bool:
         key = job.started_job_registry.key
@@ -172,24 +164,63 @@ class PruneWorker(Worker):
     ) -> None:
         """The child died, or the task raised: deliver again, unless somebody else already has."""
         queue.intermediate_queue.remove(job.id)
+        self._look(job.id)  # before its record forgets the attempt
         if execution is not None and not self._holds(job, execution):
             self.executions.pop(execution.id, None)
-        elif self.is_stopping:
-            self._hand_back(job, execution)
+            return
+        self._has_sent_back = True
+        if self.is_stopping:
+            self._hand_back(job, "handed back by a worker that stops", execution)
+        elif self._is_overdue:
+            reason = f"killed, as it went on for {self.cancel_s:g} s after it was to stop"
+            self._hand_back(job, reason, execution)
         else:
+            self.metrics.child_lost()
             worker_lost(self._store, job)
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
 
-    def _hand_back(self, job: Delivery, execution: Execution | None) -> None:
+    def _hand_back(self, job: Delivery, reason: str, execution: Execution | None) -> None:
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
-            self._deliveries.hand_back(self._store, job, pipeline)
+            self._deliveries.hand_back(self._store, job, reason, pipeline)
             pipeline.execute()
+
+    def _enqueue_again(self, job_id: str) -> None:
+        """If its child has given it back, or it was resumed before its child had ended."""
+        try:
+            self._deliveries.enqueue_again(self._store, job_id)
+        except JobStoreUnavailable as error:
+            self.log.warning("whether job %s goes on is looked at later: %s", job_id, error)
 
     def _abandoned(self, job: Delivery, kind: type[BaseException], *_rest: object) -> None:
         """RQ has found that a lease ran out, and is about to deliver again or to give up."""
         if issubclass(kind, AbandonedJobError):
+            began, self._has_sent_back = time.time(), True
+            self.metrics.lease_expired()
             worker_lost(self._store, job)
+            self._count_end(job.id, began)
+
+    def _look(self, job_id: str) -> Job | None:
+        """Count what is new in the record; metrics are no reason to wait or to fail."""
+        try:
+            job = self._store.get(job_id)
+        except (JobNotFound, JobStoreUnavailable):
+            return None
+        self.metrics.looked_at(job)
+        return job
+
+    def _count_end(self, job_id: str, began: float) -> None:
+        """Of what began then, unless the job was at its end before."""
+        if (job := self._look(job_id)) is None:
+            return
+        is_anothers = job.worker not in (None, self.name)
+        if not is_anothers and job.finished_at is not None and job.finished_at >= began:
+            self.metrics.ended(job.status)
+            return
+        # what its child has given back by itself is not lost
+        is_lost = is_anothers or (job.status is JobStatus.QUEUED and job.num_lost > 0)
+        if is_lost and not self._has_sent_back:
+            self.metrics.lease_lost()
 
     def clean_registries(self) -> None:
         """Look for leases that ran out, except while nobody could renew his: Redis was away."""

@@ -14,20 +14,23 @@ from redis.retry import Retry
 from rq import get_current_job
 
 from pruning.config import WorkerSettings
-from pruning.job import IllegalTransition, Job, JobStatus, Phase
-from pruning.jobs import JobNotFound, JobStore, JobStoreUnavailable, StaleAttempt
+from pruning.job import IllegalTransition, Job, JobNotFound, JobStatus, Phase, StopRequest
+from pruning.job_change import StaleAttempt
+from pruning.jobs import JobStore
+from pruning.outage import JobStoreUnavailable
 from pruning.queue import DELIVERIES, connect, give_up
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
 
 _T = TypeVar("_T")
 _PATIENCE_S = 60
+_ASKED = (JobStatus.RUNNING, JobStatus.CANCELLING)  # to stop, if starting is refused
 
 logger = logging.getLogger(__name__)
 
 
-class Cancelled(Exception):
-    """The job is to stop: raised out of the run, between two evaluations."""
+class Stopped(Exception):
+    """The job is to be cancelled or paused: raised out of the run, between two evaluations."""
 
 
 def run_job(job_id: str) -> None:
@@ -47,6 +50,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     from pruning.models import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
     from pruning.pipeline import prune  # noqa: PLC0415 - as said above
     from pruning.residence import Machine  # noqa: PLC0415 - as said above
+    from pruning.scoring import BATCH_TOKENS  # noqa: PLC0415 - as said above
 
     set_up_torch(settings.threads)
     name = job.checkpoint_name
@@ -56,8 +60,14 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
         target=CheckpointStore(settings.checkpoints_dir).path(name),
         models=ModelStore(settings.models_dir),
         observer=observer,
-        machine=Machine(settings.device, settings.state_budget, settings.num_actors),
+        machine=Machine(
+            settings.device,
+            settings.state_budget,
+            settings.num_actors,
+            BATCH_TOKENS >> job.num_halvings,
+        ),
         earlier=observer.earlier,
+        confirm=observer.confirm,
     )
     return name
 
@@ -74,8 +84,8 @@ def execute(
     except JobNotFound:
         return
     except IllegalTransition as refused:
-        if refused.status is JobStatus.CANCELLING:  # its worker died before it could obey
-            _insist(lambda: store.cancelled(job_id))
+        if refused.status in _ASKED:  # its worker died before it could obey
+            _insist(lambda: store.stopped(job_id))
         return
     if job.num_lost >= DELIVERIES:
         give_up(store, job_id)
@@ -93,14 +103,18 @@ def _outcome(
     """Run the job; what is returned records its end."""
     try:
         pruned_model = run(job, observer)
-    except Cancelled:
-        return lambda: store.cancelled(job.id, job.attempt)
-    except StaleAttempt:
+    except Stopped:
+        return lambda: store.stopped(job.id, job.attempt)
+    except (StaleAttempt, JobStoreUnavailable):
         raise
     except Exception as error:
         from pruning.failures import describe  # noqa: PLC0415 - as above
+        from pruning.out_of_memory import is_out_of_memory, shortage  # noqa: PLC0415 - as above
 
         logger.exception("job %s failed", job.id)
+        if is_out_of_memory(error) and not job.num_halvings:
+            reason = f"{shortage(error)}: tried once more, with half the batch"
+            return lambda: store.short_of_memory(job.id, reason, job.attempt)
         failure = describe(error)
         return lambda: store.fail(job.id, failure, job.attempt)
     return lambda: store.succeed(job.id, pruned_model, job.attempt)
@@ -119,7 +133,8 @@ class JobObserver:
         self._attempt = job.attempt
         self._plan = earlier.plan
         self._removals = list(earlier.removals)
-        self._unwritten: list[Callable[[], JobStatus]] = []  # what must not be lost, in order
+        # what must not be lost, in order
+        self._unwritten: list[Callable[[], StopRequest | None]] = []
         self._is_away = False
 
     def phase(self, phase: str) -> None:
@@ -145,18 +160,30 @@ class JobObserver:
         self._unwritten.append(lambda: self._store.removed(self._id, found, self._attempt))
         self._write()
 
-    def catch_up(self) -> JobStatus | None:
-        """Write what must not be lost and could not be written when it was found."""
-        status = None
-        while self._unwritten:
-            status = self._unwritten[0]()
-            del self._unwritten[0]
-        return status
+    def confirm(self) -> None:
+        """Ask whether the job is still there and ours, for as long as it takes to be answered.
 
-    def _write(self, write: Callable[[], JobStatus] | None = None) -> None:
+        Who does not know may not publish: the job may have ended elsewhere, and been deleted.
+        """
         try:
-            status = self.catch_up()
-            status = write() if write is not None else status
+            request = _insist(lambda: self._store.confirm(self._id, self._attempt))
+        except (IllegalTransition, JobNotFound) as error:
+            raise StaleAttempt(str(error)) from error
+        if request is not None:
+            raise Stopped
+
+    def catch_up(self) -> StopRequest | None:
+        """Write what must not be lost and could not be written when it was found."""
+        request = None
+        while self._unwritten:
+            request = self._unwritten[0]()
+            del self._unwritten[0]
+        return request
+
+    def _write(self, write: Callable[[], StopRequest | None] | None = None) -> None:
+        try:
+            request = self.catch_up()
+            request = write() if write is not None else request
         except JobStoreUnavailable as error:
             if not self._is_away:
                 logger.warning("the search goes on, its progress is not recorded: %s", error)
@@ -165,8 +192,8 @@ class JobObserver:
             raise StaleAttempt(str(error)) from error
         else:
             self._is_away = False
-            if status is JobStatus.CANCELLING:
-                raise Cancelled
+            if request is not None:
+                raise Stopped
 
 
 def _insist(write: Callable[[], _T]) -> _T:

@@ -3,9 +3,10 @@
 The embedded one, unless SLEB_TEST_REDIS_URL names another. Without any, tests fail.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.valkey import embedded_valkey
 from pruning import jobs, queue
+from pruning.job import JobStatus
 from pruning.jobs import JobStore
 
 
@@ -23,7 +25,7 @@ class RedisTestSettings(BaseSettings):
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def _server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := RedisTestSettings().redis_url:
         yield url
         return
@@ -33,14 +35,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def redis_url(_server_url: str) -> Iterator[str]:
+    """Of an empty store, for any client; when all are done with it, it must be in order."""
+    with redis.Redis.from_url(_server_url) as client:
+        client.flushdb()
+        yield _server_url
+        complaints = disorder(client)
+        client.flushdb()
+        assert not complaints, f"what the test has left in Redis: {complaints}"
+
+
+@pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
-    """Empty at the start; at the end, every key must have a lifetime or be known to stay."""
     with redis.Redis.from_url(redis_url) as client:
-        client.flushdb()
         yield client
-        leaked = leaked_keys(client)
-        client.flushdb()
-        assert not leaked, f"keys with neither a TTL nor a row in the table of jobs.py: {leaked}"
 
 
 @pytest.fixture
@@ -48,9 +56,47 @@ def job_store(redis_client: redis.Redis) -> JobStore:
     return JobStore(redis_client)
 
 
-def leaked_keys(client: redis.Redis) -> list[str]:
-    """Keys that would stay for ever without anybody having said so."""
-    names = [name.decode() for name in client.scan_iter()]
-    forever = [name for name in names if client.ttl(name) == -1]
+def disorder(client: redis.Redis) -> list[str]:
+    """What no moment may find in Redis, each as a sentence."""
+    names = sorted(name.decode() for name in client.scan_iter())
+    records = [name for name in names if fnmatchcase(name, jobs.RECORD.format(id="prn-*"))]
+    statuses = {
+        name.split(":")[2]: JobStatus(status.decode())
+        for name in records
+        if name.count(":") == 2 and isinstance(status := client.hget(name, "status"), bytes)
+    }
+    return [
+        *_eternal(client, names),
+        *_ownerless(records, statuses),
+        *_misplaced(client, statuses),
+    ]
+
+
+def _eternal(client: redis.Redis, names: Sequence[str]) -> Iterator[str]:
     known = (*jobs.PERMANENT_KEYS, *queue.PERMANENT_KEYS)
-    return [name for name in forever if not any(fnmatchcase(name, row) for row in known)]
+    for name in names:
+        if client.ttl(name) == -1 and not any(fnmatchcase(name, row) for row in known):
+            yield f"{name} has neither a lifetime nor a row in the table of jobs.py"
+
+
+def _ownerless(names: Sequence[str], statuses: Mapping[str, JobStatus]) -> Iterator[str]:
+    """What is kept of one job goes with its record; the state of its search, when it has ended."""
+    for name in names:
+        job_id = name.split(":")[2]
+        if job_id not in statuses:
+            yield f"{name} belongs to no job"
+        elif name == jobs.SEARCH.format(id=job_id) and statuses[job_id].is_final:
+            yield f"{name} has outlived its search"
+
+
+def _misplaced(client: redis.Redis, statuses: Mapping[str, JobStatus]) -> Iterator[str]:
+    """The indexes list every job where it belongs, and nothing else."""
+    indexes = {jobs.INDEX: set(statuses)}
+    for status in JobStatus:
+        members = {job_id for job_id, found in statuses.items() if found is status}
+        indexes[jobs.STATUS_INDEX.format(status=status)] = members
+    for name, members in indexes.items():
+        found: Any = client.zrange(name, 0, -1)
+        listed = {member.decode() for member in found}
+        if listed != members:
+            yield f"{name} is wrong about {sorted(listed ^ members)}"

@@ -24,6 +24,7 @@ def recipe(path: Path, state_budget: int | None = None) -> Recipe:
         num_gpus=0,
         num_sharing=2,
         state_budget=state_budget,
+        batch_tokens=4096,
         boundaries=(2,),
     )
 

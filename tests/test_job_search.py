@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.job import JobError, Phase
-from pruning.jobs import SEARCH, JobStore, StaleAttempt
+from pruning.job_change import StaleAttempt
+from pruning.jobs import RECORD, SEARCH, JobStore
 from pruning.removal import Removal, verdict
 from pruning.search_state import (
     Plan,
@@ -107,7 +108,7 @@ def test_an_ended_job_keeps_its_removals_and_no_state(
         job_store.fail(job_id, JobError("out_of_memory", "no"))
     else:
         job_store.cancel(job_id)
-        job_store.cancelled(job_id)
+        job_store.stopped(job_id)
     assert job_store.get(job_id).removed_blocks == (FIRST.block,)
     assert not redis_client.exists(SEARCH.format(id=job_id))
 
@@ -123,6 +124,30 @@ def test_the_pace_counts_what_this_worker_has_done(job_store: JobStore, job_id: 
     finish_s = job_store.get(job_id).estimated_finish
     assert finish_s is not None
     assert began_s < finish_s <= now_s + 9 * (now_s - began_s)
+
+
+def test_the_time_of_a_pause_does_not_count(
+    job_store: JobStore, job_id: str, redis_client: redis.Redis
+) -> None:
+    job_store.set_phase(job_id, Phase.SEARCH)
+    job_store.searching(job_id, PLAN, 0, 100)
+    job_store.evaluated(job_id, 90, 100)
+    long_ago = str(time.time() - 1e6)
+    redis_client.hset(RECORD.format(id=job_id), "search_started_at", long_ago)
+    job_store.pause(job_id)
+    assert job_store.get(job_id).estimated_finish is not None  # it runs
+    job_store.stopped(job_id)
+    assert job_store.get(job_id).estimated_finish is None
+    job_store.resume(job_id)
+    assert job_store.get(job_id).estimated_finish is None
+    job_store.start(job_id, "second")
+    job_store.set_phase(job_id, Phase.SEARCH)
+    assert job_store.get(job_id).estimated_finish is None
+    job_store.searching(job_id, PLAN, 90, 100)
+    job_store.evaluated(job_id, 91, 100)
+    finish_s = job_store.get(job_id).estimated_finish
+    assert finish_s is not None
+    assert finish_s < time.time() + 60
 
 
 def test_decided_candidates_are_those_of_the_round() -> None:

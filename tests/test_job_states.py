@@ -8,9 +8,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pruning.job import TRANSITIONS, IllegalTransition, JobStatus, Phase
-from pruning.job_change import Change
-from pruning.jobs import JobStore, StaleAttempt
+from pruning.job import TRANSITIONS, IllegalTransition, Job, JobStatus, Phase, StopRequest
+from pruning.job_change import Change, StaleAttempt
+from pruning.jobs import JobStore
 from tests.test_jobs import ERROR, SPEC, removals
 
 # ---- cancelling, losing and taking over
@@ -28,13 +28,13 @@ def test_a_waiting_job_is_cancelled_at_once(job_store: JobStore) -> None:
 def test_a_running_job_is_asked_to_stop_and_its_worker_hears_of_it(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     attempt = job_store.start(job_id, "w").attempt
-    assert job_store.evaluated(job_id, 1, 9, attempt) is JobStatus.RUNNING
+    assert job_store.evaluated(job_id, 1, 9, attempt) is None
     assert job_store.cancel(job_id).status is JobStatus.CANCELLING
     assert job_store.cancel(job_id).status is JobStatus.CANCELLING
-    assert job_store.evaluated(job_id, 2, 9, attempt) is JobStatus.CANCELLING
+    assert job_store.evaluated(job_id, 2, 9, attempt) is StopRequest.CANCEL
     with pytest.raises(IllegalTransition):
         job_store.start(job_id, "another")
-    assert job_store.cancelled(job_id, attempt) is JobStatus.CANCELLED
+    assert job_store.stopped(job_id, attempt) is JobStatus.CANCELLED
     with pytest.raises(IllegalTransition):
         job_store.cancel(job_id)
 
@@ -53,13 +53,13 @@ def test_a_worker_that_lost_its_job_cannot_write_any_more(job_store: JobStore) -
     successor = job_store.start(job_id, "successor")
     assert (successor.attempt, successor.num_lost) == (2, 1)
     assert successor.removed_blocks == (10, 11)
-    writes: tuple[Callable[[], JobStatus], ...] = (
+    writes: tuple[Callable[[], object], ...] = (
         lambda: job_store.set_phase(job_id, Phase.SEARCH, zombie),
         lambda: job_store.evaluated(job_id, 1, 2, zombie),
         lambda: job_store.removed(job_id, removals(1), zombie),
         lambda: job_store.succeed(job_id, "tiny@zombie", zombie),
         lambda: job_store.fail(job_id, ERROR, zombie),
-        lambda: job_store.cancelled(job_id, zombie),
+        lambda: job_store.stopped(job_id, zombie),
     )
     before = job_store.get(job_id)
     for write in writes:
@@ -107,15 +107,19 @@ CHANGES: Mapping[str, Callable[[JobStore, str], object]] = {
     "evaluated": lambda store, job_id: store.evaluated(job_id, 1, 2),
     "removed": lambda store, job_id: store.removed(job_id, removals(1)),
     "cancel": lambda store, job_id: store.cancel(job_id),
-    "cancelled": lambda store, job_id: store.cancelled(job_id),
-    "requeue": lambda store, job_id: store.requeue(job_id, "lost", is_lost=True),
+    "pause": lambda store, job_id: store.pause(job_id),
+    "resume": lambda store, job_id: store.resume(job_id),
+    "stopped": lambda store, job_id: store.stopped(job_id),
+    "lost": lambda store, job_id: store.requeue(job_id, "lost", is_lost=True),
+    "handed back": lambda store, job_id: store.requeue(job_id, "stops", is_lost=False),
+    "short of memory": lambda store, job_id: store.short_of_memory(job_id, "2 GiB"),
     "succeed": lambda store, job_id: store.succeed(job_id, "tiny@x"),
     "fail": lambda store, job_id: store.fail(job_id, ERROR),
 }
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(names=st.lists(st.sampled_from(sorted(CHANGES)), max_size=12))
 def test_whatever_happens_the_state_machine_holds(
@@ -132,12 +136,25 @@ def test_whatever_happens_the_state_machine_holds(
             assert len(job_store.events(job_id)) == num_events
             continue
         after = job_store.get(job_id)
-        moved = after.status is not before.status
-        assert not moved or after.status in TRANSITIONS[before.status]
-        assert len(job_store.events(job_id)) == num_events + 1
-        assert (after.finished_at is not None) == after.status.is_final
+        check_move(before, after)
+        is_told = len(job_store.events(job_id)) == num_events + 1
+        assert is_told or (name == "pause" and after == before)
         assert job_store.ids(after.status) == (job_id,)
         assert sum(job_store.counts().values()) == 1
+
+
+def check_move(before: Job, after: Job) -> None:
+    moved = after.status is not before.status
+    assert not moved or after.status in TRANSITIONS[before.status]
+    assert moved == (after.status_since != before.status_since)
+    assert (after.finished_at is not None) == after.status.is_final
+    has_worker = after.status in {JobStatus.RUNNING, JobStatus.CANCELLING}
+    assert has_worker <= (after.worker is not None)
+    assert not (after.status in {JobStatus.QUEUED, JobStatus.PAUSED} and after.worker)
+    assert after.pause_requested_at is None or after.status is JobStatus.RUNNING
+    if before.stop_request is StopRequest.PAUSE:  # whoever goes then is not missed
+        assert after.num_lost in {0, before.num_lost}
+        assert after.status is not JobStatus.QUEUED
 
 
 def test_a_change_cannot_be_written_that_the_table_does_not_have() -> None:

@@ -7,11 +7,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pruning.job import Job, JobError, JobStatus, Phase
-from pruning.jobs import JobNotFound, JobStore, JobStoreUnavailable
+from pruning.job import Job, JobError, JobNotFound, JobStatus, Phase
+from pruning.jobs import INDEX, RECORD, SEARCH, JobStore
+from pruning.outage import JobStoreUnavailable
 from pruning.removal import Removal
 from pruning.spec import CalibrationSpec, PruneSpec, Sampling
-from tests.redis_fixtures import leaked_keys
+from tests.redis_fixtures import disorder
 
 SPEC = PruneSpec(model="tiny", num_remove=2)
 ERROR = JobError("not_enough_text", "too short", "calibration.num_samples")
@@ -198,11 +199,29 @@ def test_the_stream_of_events_is_bounded(job_store: JobStore) -> None:
     assert 1000 <= len(job_store.events(job_id, limit=5000)) <= 1100
 
 
-def test_a_key_that_nobody_knows_of_is_found(redis_client: redis.Redis) -> None:
-    redis_client.set("sleb:forgotten", 1)
+@pytest.mark.parametrize(
+    ("forget", "word"),
+    [
+        (lambda client, _id: client.set("sleb:forgotten", 1), "sleb:forgotten has neither"),
+        (lambda client, id_: client.delete(RECORD.format(id=id_)), "events belongs to no job"),
+        (lambda client, id_: client.hset(SEARCH.format(id=id_), "a", 1), "outlived its search"),
+        (lambda client, id_: client.zrem(INDEX, id_), "sleb:jobs is wrong"),
+        (lambda client, id_: client.zadd("sleb:jobs:queued", {id_: 0}), "queued is wrong"),
+    ],
+)
+def test_what_would_be_left_behind_is_found_after_every_test(
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    forget: Callable[[redis.Redis, str], object],
+    word: str,
+) -> None:
+    job_id = job_store.create(SPEC).id
+    job_store.cancel(job_id)
     redis_client.set("sleb:expires", 1, ex=60)
-    assert leaked_keys(redis_client) == ["sleb:forgotten"]
-    redis_client.delete("sleb:forgotten")
+    assert disorder(redis_client) == []
+    forget(redis_client, job_id)
+    assert word in " ".join(disorder(redis_client))
+    redis_client.flushdb()
 
 
 def test_without_a_server_there_is_one_kind_of_error() -> None:

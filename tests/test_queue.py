@@ -11,7 +11,8 @@ from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
 from pruning.job import JobStatus
-from pruning.jobs import JobStore, JobStoreUnavailable
+from pruning.jobs import JobStore
+from pruning.outage import JobStoreUnavailable
 from pruning.queue import DELIVERIES, PruneQueue, connect, worker_lost
 from pruning.spec import PruneSpec
 
@@ -144,6 +145,75 @@ def test_recover_leaves_ended_jobs(queue: PruneQueue, job_store: JobStore, job_i
     job_store.succeed(job_id, "tiny@x", attempt)
     queue.recover(job_store)
     assert queue.rq.get_job_ids() == []
+
+
+def test_recover_pauses_a_job_whose_worker_went_before_it_obeyed(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    job_store.start(job_id, "worker")
+    job_store.pause(job_id)
+    queue.recover(job_store)
+    job = job_store.get(job_id)
+    assert (job.status, job.num_lost) == (JobStatus.PAUSED, 0)
+    queue.recover(job_store)
+    assert queue.rq.get_job_ids() == []
+
+
+@pytest.mark.parametrize("status", [None, DeliveryStatus.FINISHED, DeliveryStatus.FAILED])
+def test_a_job_is_delivered_again_once_its_delivery_is_over(
+    queue: PruneQueue, job_id: str, status: DeliveryStatus | None
+) -> None:
+    queue.enqueue(job_id)
+    queue.rq.connection.delete(queue.rq.key)
+    if status is not None:
+        delivery_of(queue.rq.connection, job_id).set_status(status)
+    queue.enqueue(job_id)
+    assert queue.rq.get_job_ids() == ([] if status is None else [job_id])
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_a_job_that_is_to_stop_is_not_handed_to_anybody(
+    queue: PruneQueue, job_store: JobStore, job_id: str, is_running: bool
+) -> None:
+    queue.enqueue(job_id)
+    queue.rq.connection.delete(queue.rq.key)
+    delivery = delivery_of(queue.rq.connection, job_id)
+    if is_running:
+        job_store.start(job_id, "worker")
+    job_store.pause(job_id)
+    with queue.rq.connection.pipeline() as pipeline:
+        queue.hand_back(job_store, delivery, "it stops", pipeline)
+        pipeline.execute()
+    assert job_store.get(job_id).status is JobStatus.PAUSED
+    assert queue.rq.get_job_ids() == []
+    job_store.resume(job_id)
+    queue.enqueue(job_id)
+    assert queue.rq.get_job_ids() == [job_id]
+
+
+def test_a_lost_worker_of_a_job_that_was_to_pause_is_no_reason_to_go_on(
+    queue: PruneQueue, job_store: JobStore, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    delivery = delivery_of(queue.rq.connection, job_id)
+    job_store.start(job_id, "worker")
+    job_store.pause(job_id)
+    worker_lost(job_store, delivery)
+    assert job_store.get(job_id).status is JobStatus.PAUSED
+    assert not delivery.should_retry
+
+
+@pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.PAUSED, None])
+def test_what_went_back_before_its_delivery_had_ended_is_delivered_again(
+    queue: PruneQueue, job_store: JobStore, job_id: str, status: JobStatus | None
+) -> None:
+    attempt = job_store.start(job_id, "worker").attempt
+    job_store.pause(job_id)
+    job_store.stopped(job_id, attempt)
+    if status is JobStatus.QUEUED:
+        job_store.resume(job_id)
+    queue.enqueue_again(job_store, job_id if status else "prn-" + "0" * 21)
+    assert queue.rq.get_job_ids() == ([job_id] if status is JobStatus.QUEUED else [])
 
 
 def test_the_third_lost_worker_ends_the_job(

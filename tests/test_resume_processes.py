@@ -1,4 +1,4 @@
-"""Searches by real workers that are killed in the middle: they end as if nothing had happened."""
+"""Searches by real workers that are killed or paused: they end as if nothing had happened."""
 
 import os
 import signal
@@ -14,23 +14,15 @@ from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.job import Job, JobStatus
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec
-from tests.tiny_directory import write_tiny_model
+from pruning.spec import PruneSpec
+from tests.long_search import EVALUATIONS, long_search
 from tests.waiting import wait_until
-from tests.worker_fixtures import Workers
-
-NUM_BLOCKS, NUM_REMOVE = 14, 5
-EVALUATIONS = 12 + 11 + 10 + 9 + 8
+from tests.worker_fixtures import Workers, is_alive
 
 
 @pytest.fixture
 def spec(workers: Workers) -> PruneSpec:
-    """Of a search that takes some seconds, on one thread as the workers have it."""
-    write_tiny_model(workers.data_dir / "models" / "tiny", num_blocks=NUM_BLOCKS)
-    text = workers.data_dir / "text.txt"
-    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(9000)))
-    calibration = CalibrationSpec(Dataset.FILE, num_samples=128, seqlen=128, path=str(text))
-    return PruneSpec("tiny", num_remove=NUM_REMOVE, calibration=calibration, evaluate=False)
+    return long_search(workers.data_dir)
 
 
 def submit(client: redis.Redis, spec: PruneSpec) -> Job:
@@ -54,8 +46,26 @@ def kill(victims: str, parent: "subprocess.Popen[bytes]") -> None:
         parent.wait()
 
 
-def disturbed(workers: Workers, store: JobStore, job_id: str, victims: Sequence[str]) -> list[int]:
-    """Kill as told, each time a little further on; what was done when it happened."""
+def pause(store: JobStore, job_id: str, parent: "subprocess.Popen[bytes]") -> None:
+    """Until nobody works on it, and so nobody has the GPU."""
+    child = child_of(parent)
+    assert child is not None
+    assert store.pause(job_id).status is JobStatus.RUNNING
+    wait_until(lambda: store.get(job_id).status is JobStatus.PAUSED, "the job paused")
+    wait_until(lambda: not is_alive(child), "the child gone")
+    assert store.get(job_id).num_lost == 0
+
+
+def resume(store: JobStore, client: redis.Redis, job_id: str) -> None:
+    store.resume(job_id)
+    PruneQueue(client).enqueue(job_id)
+
+
+def disturbed(
+    workers: Workers, client: redis.Redis, job_id: str, victims: Sequence[str]
+) -> list[int]:
+    """Kill or pause as told, each time a little further on; what was done when it happened."""
+    store = JobStore(client)
     parent = workers.start()
     killed_at: list[int] = []
     for step, victim in enumerate(victims, start=1):
@@ -65,9 +75,14 @@ def disturbed(workers: Workers, store: JobStore, job_id: str, victims: Sequence[
             return store.get(job_id).progress.evaluations_done >= further
 
         wait_until(has_got_further, f"{further} evaluations", timeout_s=90)
-        kill(victim, parent)
+        if victim == "pause":
+            pause(store, job_id, parent)
+        else:
+            kill(victim, parent)
         killed_at.append(store.get(job_id).progress.evaluations_done)
-        if victim != "child":
+        if victim == "pause":
+            resume(store, client, job_id)
+        elif victim != "child":
             parent = workers.start()
     wait_until(lambda: store.get(job_id).status.is_final, "the end", timeout_s=90)
     return killed_at
@@ -76,7 +91,7 @@ def disturbed(workers: Workers, store: JobStore, job_id: str, victims: Sequence[
 def check(workers: Workers, client: redis.Redis, spec: PruneSpec, victims: Sequence[str]) -> None:
     store = JobStore(client)
     job = submit(client, spec)
-    killed_at = disturbed(workers, store, job.id, victims)
+    killed_at = disturbed(workers, client, job.id, victims)
     whole = submit(client, spec)
     wait_until(lambda: store.get(whole.id).status.is_final, "the undisturbed job", timeout_s=90)
     ended = store.get(job.id)
@@ -100,16 +115,16 @@ def found(data_dir: Path, job: Job) -> tuple[tuple[int, ...], tuple[float, ...],
 
 
 @pytest.mark.timeout(400)
-def test_a_search_goes_on_behind_a_killed_child_and_a_killed_worker(
+def test_a_search_goes_on_behind_a_killed_child_a_pause_and_a_killed_worker(
     workers: Workers, redis_client: redis.Redis, spec: PruneSpec
 ) -> None:
-    check(workers, redis_client, spec, ["child", "parent"])
+    check(workers, redis_client, spec, ["child", "pause", "parent"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_ten_kills_of_one_job_change_nothing(
+def test_ten_kills_and_two_pauses_of_one_job_change_nothing(
     workers: Workers, redis_client: redis.Redis, spec: PruneSpec
 ) -> None:
-    victims = ["child", "parent", "both", "child", "child", "both", "parent", "child", "both"]
-    check(workers, redis_client, spec, [*victims, "child"])
+    victims = ["child", "parent", "both", "pause", "child", "child", "both", "parent", "child"]
+    check(workers, redis_client, spec, [*victims, "both", "pause", "child"])

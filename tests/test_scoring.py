@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pruning import loss, scoring
+from pruning import loss
 from pruning.blocks import ARCHITECTURES, block_list, view
 from pruning.evaluate import perplexity_curve
 from pruning.loss import mean_loss
@@ -125,10 +125,10 @@ def test_shared_prefixes_give_the_plain_losses_and_order(
     search = partial(sleb, protect_first=barriers[0], protect_last=barriers[1])
     plain = list(search(PlainScorer(model, token_ids), NUM_BLOCKS, num_remove))
     removed = [removal.block for removal in plain[:resume_after]]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "BATCH_TOKENS", batch_tokens)
-        state_budget = int(budget * one_trunk_bytes(shape[1]))
-        scorer = SharedPrefixScorer(model, token_ids, state_budget=state_budget)
+    state_budget = int(budget * one_trunk_bytes(shape[1]))
+    scorer = SharedPrefixScorer(
+        model, token_ids, state_budget=state_budget, batch_tokens=batch_tokens
+    )
     found = list(search(scorer, NUM_BLOCKS, num_remove, removed=removed))
     assert_equal(found, plain[len(removed) :])
 

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning import stream_scoring
 from pruning.blocks import ARCHITECTURES, block_list
 from pruning.removal import NonFiniteLoss
 from pruning.scoring import PlainScorer, StateBudgetTooSmall
@@ -75,10 +74,10 @@ def test_streamed_blocks_give_the_plain_losses_and_order(
     plain = list(search(PlainScorer(tiny_model(family), token_ids), NUM_BLOCKS, num_remove))
     removed = [removal.block for removal in plain[:resume_after]]
     state_budget = int(budget * one_sweep_bytes(shape[1]))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_scoring, "BATCH_TOKENS", batch_tokens)
-        scorer = StreamedScorer(streamed(family), token_ids, state_budget=state_budget)
-        found = list(search(scorer, NUM_BLOCKS, num_remove, removed=removed))
+    scorer = StreamedScorer(
+        streamed(family), token_ids, state_budget=state_budget, batch_tokens=batch_tokens
+    )
+    found = list(search(scorer, NUM_BLOCKS, num_remove, removed=removed))
     assert_equal(found, plain[len(removed) :])
 
 

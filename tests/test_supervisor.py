@@ -15,7 +15,7 @@ from rq.job import Job as Delivery
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
-from pruning.job import JobStatus
+from pruning.job import JobStatus, StopRequest
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue, connect
 from pruning.spec import PruneSpec
@@ -113,6 +113,55 @@ def test_a_stopping_worker_kills_its_child_for_certain(
     worker.is_stopping = True
     worker.maintain_heartbeats(delivery, lease(delivery, redis_client))
     assert child.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("request_", StopRequest)
+def test_a_child_that_does_not_stop_as_asked_is_killed(
+    delivery: Delivery,
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    child: "subprocess.Popen[bytes]",
+    request_: StopRequest,
+) -> None:
+    worker = registered(redis_client)
+    execution = lease(delivery, redis_client)
+    worker._horse_pid, worker.cancel_s = child.pid, 0.2
+    is_pause = request_ is StopRequest.PAUSE
+    (job_store.pause if is_pause else job_store.cancel)(delivery.id)
+    worker.maintain_heartbeats(delivery, execution)
+    assert child.poll() is None
+
+    def is_killed() -> bool:
+        worker.maintain_heartbeats(delivery, execution)
+        return child.poll() is not None
+
+    wait_until(is_killed, "the child killed")
+    worker.handle_job_failure(delivery, worker.queues[0], execution=execution)
+    job, told = job_store.get(delivery.id), job_store.events(delivery.id)[-1].message
+    assert job.status is (JobStatus.PAUSED if is_pause else JobStatus.CANCELLED)
+    assert job.num_lost == 0
+    assert told.endswith("killed, as it went on for 0.2 s after it was to stop")
+    assert worker.queues[0].get_job_ids() == []
+    assert not redis_client.exists(delivery.key)
+
+
+def test_a_child_that_is_asked_no_longer_has_all_its_time_again(
+    delivery: Delivery,
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    child: "subprocess.Popen[bytes]",
+) -> None:
+    worker = registered(redis_client)
+    execution = lease(delivery, redis_client)
+    worker._horse_pid = child.pid
+    job_store.pause(delivery.id)
+    worker.maintain_heartbeats(delivery, execution)
+    job_store.resume(delivery.id)
+    worker.maintain_heartbeats(delivery, execution)
+    asked_since = worker._asked_s
+    worker.cancel_s = 0
+    worker.maintain_heartbeats(delivery, execution)
+    assert (asked_since, child.poll()) == (None, None)
 
 
 def test_a_signal_that_another_thread_got_is_noticed(

@@ -3,22 +3,14 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from pruning.actors import ClusterLost
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig
-from pruning.calibration import CalibrationError
-from pruning.checkpoints import CheckpointExists
-from pruning.cluster import ClusterUnavailable
-from pruning.job import IllegalTransition, Job, JobError, JobStatus, Phase
-from pruning.jobs import JobStore, StaleAttempt
-from pruning.models import ModelNotFound, NotAModel
+from pruning.job import IllegalTransition, Job, JobStatus, Phase
+from pruning.job_change import StaleAttempt
+from pruning.jobs import JobStore
 from pruning.queue import DELIVERIES
-from pruning.removal import NonFiniteLoss, Removal
-from pruning.scoring import StateBudgetTooSmall
+from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
-from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, PruneSpec, TargetUnreachable
+from pruning.spec import PruneSpec
 from pruning.worker import JobObserver, execute
 
 SPEC = PruneSpec(model="tiny", num_remove=1)
@@ -31,13 +23,6 @@ Run = Callable[[Job, JobObserver], str]
 @pytest.fixture
 def job_id(job_store: JobStore) -> str:
     return job_store.create(SPEC).id
-
-
-def fails_with(error: Exception) -> Run:
-    def run(_job: Job, _observer: JobObserver) -> str:
-        raise error
-
-    return run
 
 
 def never(_job: Job, _observer: JobObserver) -> str:
@@ -60,61 +45,6 @@ def test_a_run_is_written_down(job_store: JobStore, job_id: str) -> None:
     assert (job.pruned_model, job.worker) == ("tiny@x", "a worker")
     assert (job.phase, job.removed_blocks, job.losses) == (Phase.PUBLISH, (3,), (2.5,))
     assert (job.progress.evaluations_done, job.progress.evaluations_total) == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (
-            InvalidSpec("calibration.seqlen", "bad"),
-            JobError("invalid_spec", "bad", "calibration.seqlen"),
-        ),
-        (TooManyRemovals("bad"), JobError("too_many_removals", "bad")),
-        (
-            TargetUnreachable("target_speedup", "bad"),
-            JobError("target_unreachable", "bad", "target_speedup"),
-        ),
-        (ModelNotFound("bad"), JobError("model_not_found", "bad")),
-        (NotAModel("bad"), JobError("not_a_model", "bad")),
-        (UnknownArchitecture("bad"), JobError("unknown_architecture", "bad")),
-        (UnsupportedConfig("bad"), JobError("unsupported_config", "bad")),
-        (CalibrationError("dataset_unavailable", "bad"), JobError("dataset_unavailable", "bad")),
-        (NonFiniteLoss("bad"), JobError("non_finite_loss", "bad")),
-        (CheckpointExists("bad"), JobError("checkpoint_exists", "bad")),
-        (StateBudgetTooSmall("bad"), JobError("state_budget_too_small", "bad")),
-        (ClusterUnavailable("bad"), JobError("cluster_unavailable", "bad")),
-        (ClusterLost("bad"), JobError("cluster_lost", "bad")),
-        (MemoryError(), JobError("out_of_memory", "out_of_memory")),
-        (torch.OutOfMemoryError("bad"), JobError("out_of_memory", "bad")),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
-def test_a_known_failure_has_its_code(
-    job_store: JobStore, job_id: str, error: Exception, expected: JobError
-) -> None:
-    execute(job_id, job_store, "worker", fails_with(error))
-    job = job_store.get(job_id)
-    assert (job.status, job.error) == (JobStatus.FAILED, expected)
-
-
-def test_main_memory_that_torch_cannot_have_is_out_of_memory(
-    job_store: JobStore, job_id: str
-) -> None:
-    execute(job_id, job_store, "worker", lambda _job, _observer: str(torch.empty(2**50)))
-    error = job_store.get(job_id).error
-    assert error is not None
-    assert error.code == "out_of_memory"
-
-
-def test_a_defect_is_told_to_the_log_alone(
-    job_store: JobStore, job_id: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    execute(job_id, job_store, "worker", fails_with(RuntimeError("a path and a password")))
-    error = job_store.get(job_id).error
-    assert error is not None
-    assert error.code == "internal_error"
-    assert "password" not in error.message
-    assert "a path and a password" in caplog.text
 
 
 def test_cancel_stops_the_run_at_its_next_word(job_store: JobStore, job_id: str) -> None:
@@ -147,6 +77,34 @@ def test_a_job_that_was_to_be_cancelled_when_its_worker_died_does_not_run(
     job_store.cancel(job_id)
     execute(job_id, job_store, "worker", never)
     assert job_store.get(job_id).status is JobStatus.CANCELLED
+
+
+def test_pause_stops_the_run_at_its_next_word_and_the_next_goes_on(
+    job_store: JobStore, job_id: str
+) -> None:
+    def run(job: Job, observer: JobObserver) -> str:
+        assert len(observer.earlier.removals) == job.attempt - 1
+        observer.removed(FIRST)
+        job_store.pause(job_id)
+        observer.evaluated(1, 2)
+        raise AssertionError("not stopped")
+
+    execute(job_id, job_store, "worker", run)
+    execute(job_id, job_store, "worker", never)
+    assert job_store.get(job_id).status is JobStatus.PAUSED
+    job_store.resume(job_id)
+    execute(job_id, job_store, "worker", run)
+    job = job_store.get(job_id)
+    assert (job.status, job.attempt, job.num_lost) == (JobStatus.PAUSED, 2, 0)
+
+
+def test_a_job_that_was_to_pause_when_its_worker_died_does_not_run(
+    job_store: JobStore, job_id: str
+) -> None:
+    job_store.start(job_id, "a dead worker")
+    job_store.pause(job_id)
+    execute(job_id, job_store, "worker", never)
+    assert job_store.get(job_id).status is JobStatus.PAUSED
 
 
 def test_a_second_delivery_of_an_ended_job_does_nothing(job_store: JobStore, job_id: str) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 import redis
 
-from pruning.job import Job, JobStatus
-from pruning.jobs import JobStore, JobStoreUnavailable
+from pruning.job import Job, JobStatus, StopRequest
+from pruning.jobs import JobStore
+from pruning.outage import JobStoreUnavailable
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
 from pruning.spec import PruneSpec
@@ -33,7 +34,7 @@ class FlakyStore(JobStore):
         total: int,
         attempt: int | None = None,
         scored: Scored | None = None,
-    ) -> JobStatus:
+    ) -> StopRequest | None:
         self._fail_perhaps()
         return super().evaluated(job_id, done, total, attempt, scored)
 
@@ -46,13 +47,13 @@ class FlakyStore(JobStore):
         attempt: int | None = None,
         *,
         is_anew: bool = False,
-    ) -> JobStatus:
+    ) -> StopRequest | None:
         self._fail_perhaps()
         return super().searching(job_id, plan, done, total, attempt, is_anew=is_anew)
 
     def removed(
         self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
-    ) -> JobStatus:
+    ) -> StopRequest | None:
         self._fail_perhaps()
         return super().removed(job_id, removals, attempt)
 

@@ -1,22 +1,26 @@
 """Workers as real processes over a real Valkey: killed, frozen, stopped, cut off."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import redis
 
-from app.valkey import embedded_valkey
 from pruning.checkpoints import CheckpointStore
 from pruning.job import Job, JobStatus
 from pruning.jobs import JobStore
 from pruning.queue import DELIVERIES, PruneQueue
 from pruning.spec import CalibrationSpec, PruneSpec
+from tests.e2e.processes import free_port
+from tests.exposition import Scrape
+from tests.job_lives import REMOVAL
 from tests.waiting import wait_until
 from tests.worker_fixtures import Workers, is_alive
-from tests.worker_process import DIE, HOLD
+from tests.worker_process import DIE, HOLD, IGNORE, OVERFLOW
 
 SPEC = PruneSpec(model="tiny", num_remove=2, calibration=CalibrationSpec(num_samples=2, seqlen=16))
 
@@ -32,13 +36,22 @@ def wait_for(store: JobStore, job_id: str, status: JobStatus) -> Job:
     return store.get(job_id)
 
 
+def scrape(port: int) -> Scrape:
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        return Scrape(page.read().decode())
+
+
+def wait_for_metric(port: int, name: str, value: float, **labels: str) -> None:
+    wait_until(lambda: scrape(port).value(name, **labels) == value, f"{name} at {value}")
+
+
 def test_a_worker_prunes_a_real_model(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore, tiny_models_dir: Path
 ) -> None:
     assert tiny_models_dir == workers.data_dir / "models"
     job = job_store.create(SPEC)
     PruneQueue(redis_client).enqueue(job.id)
-    workers.start()
+    workers.start(port := free_port())
     ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
     checkpoints = CheckpointStore(workers.data_dir / "checkpoints")
     manifest = checkpoints.manifest(f"tiny@{job.id}")
@@ -48,19 +61,30 @@ def test_a_worker_prunes_a_real_model(
     assert (ended.dense_loss, *ended.losses) == manifest.quality.losses
     assert ended.progress.evaluations_done == ended.progress.evaluations_total == 4 + 3
     assert (ended.attempt, ended.num_lost) == (1, 0)
+    wait_for_metric(port, "sleb_prune_jobs_ended_total", 1, state="succeeded")
+    assert scrape(port).value("sleb_prune_evaluations_total") == 4 + 3
+    assert scrape(port).value("sleb_worker_up") == 1
 
 
 def test_a_killed_child_is_replaced(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     job = submit(redis_client)
-    workers.start()
+    workers.start(port := free_port())
     (first,) = workers.wait_for_children(1)
+    wait_until(lambda: job_store.get(job.id).progress.evaluations_done >= 5, "some evaluations")
+    done = job_store.get(job.id).progress.evaluations_done
     os.kill(first, signal.SIGKILL)
     workers.wait_for_children(2)
+    assert scrape(port).value("sleb_prune_children_lost_total") == 1
+    by_the_first = scrape(port).value("sleb_prune_evaluations_total") or 0
+    assert by_the_first >= done
     workers.release()
     ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost) == (2, 1)
+    wait_for_metric(port, "sleb_prune_jobs_ended_total", 1, state="succeeded")
+    by_both = by_the_first + ended.progress.evaluations_done
+    assert scrape(port).value("sleb_prune_evaluations_total") == by_both
 
 
 def test_a_child_dies_with_its_parent_and_the_next_worker_takes_over(
@@ -82,20 +106,25 @@ def test_a_frozen_worker_cannot_write_over_its_successor(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     job = submit(redis_client)
-    parent = workers.start()
+    parent = workers.start(port := free_port())
     (first,) = workers.wait_for_children(1)
     for pid in (parent.pid, first):
         os.kill(pid, signal.SIGSTOP)
-    workers.start()
+    workers.start(others_port := free_port())
     workers.wait_for_children(2)
-    for pid in (parent.pid, first):
-        os.kill(pid, signal.SIGCONT)
+    # the child first, alone: nobody is there to kill it, so it ends by what its write is told
+    os.kill(first, signal.SIGCONT)
     wait_until(lambda: not is_alive(first), "the child that had lost the job dead")
+    os.kill(parent.pid, signal.SIGCONT)
     running = job_store.get(job.id)
     assert (running.status, running.attempt) == (JobStatus.RUNNING, 2)
+    wait_for_metric(port, "sleb_prune_leases_lost_total", 1)
+    assert scrape(others_port).value("sleb_prune_leases_expired_total") == 1
     workers.release()
     ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, len(workers.children())) == (2, 2)
+    wait_for_metric(others_port, "sleb_prune_jobs_ended_total", 1, state="succeeded")
+    assert scrape(port).value("sleb_prune_jobs_ended_total", state="succeeded") == 0
 
 
 def test_a_stopped_worker_hands_its_job_back(
@@ -141,6 +170,34 @@ def test_a_running_job_obeys_cancel(
     wait_until(lambda: not is_alive(child), "the child gone")
 
 
+def test_a_job_that_does_not_obey_cancel_is_killed(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client, IGNORE)
+    workers.cancel_s = 1
+    workers.start()
+    (child,) = workers.wait_for_children(1)
+    job_store.cancel(job.id)
+    ended = wait_for(job_store, job.id, JobStatus.CANCELLED)
+    assert not is_alive(child)
+    assert ended.removed_blocks == (REMOVAL.block,)
+    wait_until(lambda: not redis_client.llen("rq:queue:prune"), "no further delivery")
+
+
+def test_a_job_that_is_out_of_memory_is_tried_again_at_once(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore, tiny_models_dir: Path
+) -> None:
+    """By the task that workers know, which has memory enough."""
+    assert tiny_models_dir == workers.data_dir / "models"
+    job = submit(redis_client, OVERFLOW)
+    workers.start()
+    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    assert (ended.attempt, ended.num_lost, ended.num_halvings) == (2, 0, 1)
+    said = [re.split(r" by |:", event.message)[0] for event in job_store.events(job.id)]
+    # nobody had to find that it was without a delivery
+    assert said[:4] == ["job created", "started", "out of memory in main memory", "started"]
+
+
 def test_a_job_that_kills_its_workers_fails_in_the_end(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
@@ -164,7 +221,7 @@ def test_a_recorded_job_that_was_never_enqueued_is_taken(
 
 def test_a_worker_waits_for_no_torch() -> None:
     """Only a child that has something to prune pays for it, in seconds and in memory."""
-    check = "import sys, pruning.supervisor, pruning.worker; print('torch' in sys.modules)"
+    check = "import sys, pruning.entrypoints, pruning.worker; print('torch' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True
     )
@@ -180,28 +237,3 @@ def test_a_child_has_no_secrets_on_its_command_line(
     command = Path(f"/proc/{child}/cmdline").read_text()
     assert "run_child" in command
     assert redis_url.removeprefix("unix://") not in command
-
-
-def test_a_search_goes_on_while_redis_is_away(tmp_path: Path) -> None:
-    with embedded_valkey(tmp_path) as url, redis.Redis.from_url(url) as client:
-        store = JobStore(client)
-        workers = Workers(tmp_path, url)
-        job = submit(client)
-        workers.start()
-        try:
-            (child,) = workers.wait_for_children(1)
-            # what the server has not synced yet is lost with it, and a second is what that may take
-            wait_until(lambda: store.get(job.id).progress.evaluations_done > 75, "some progress")
-            os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)
-            with embedded_valkey(tmp_path):
-                before = store.get(job.id).progress.evaluations_done
-                wait_until(
-                    lambda: store.get(job.id).progress.evaluations_done > before, "new progress"
-                )
-                workers.release()
-                ended = wait_for(store, job.id, JobStatus.SUCCEEDED)
-                workers.kill_all()
-        finally:
-            workers.kill_all()
-        assert ended.attempt == 1
-        assert workers.children() == [child]

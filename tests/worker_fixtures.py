@@ -19,14 +19,22 @@ class Workers:
 
     def __init__(self, data_dir: Path, redis_url: str) -> None:
         self.data_dir = data_dir
+        self.cancel_s = 30.0
         self._url = redis_url
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self, metrics_port: int = 0) -> "subprocess.Popen[bytes]":
+        settings = WorkerSettings(
+            data_dir=self.data_dir,
+            threads=1,
+            cancel_s=self.cancel_s,
+            worker_metrics_port=metrics_port,
+        )
         command = [sys.executable, "-m", "tests.worker_process", self._url, str(LEASE_S)]
-        environment = child_environment(WorkerSettings(data_dir=self.data_dir, threads=1))
         with (self.data_dir / f"worker-{len(self._started)}.log").open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, env=child_environment(settings), stdout=log, stderr=log
+            )
         self._started.append(process)
         return process
 

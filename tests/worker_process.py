@@ -10,15 +10,21 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 
+from rq import get_current_job
+
 from pruning.config import WorkerSettings
+from pruning.entrypoints import run_worker
 from pruning.job import Job
 from pruning.jobs import JobStore
 from pruning.queue import connect
-from pruning.supervisor import run_worker
+from pruning.search_state import Plan
 from pruning.worker import JobObserver, execute
+from tests.job_lives import REMOVAL
 
 HOLD = "tests.worker_process.hold"
 DIE = "tests.worker_process.die"
+IGNORE = "tests.worker_process.ignore"
+OVERFLOW = "tests.worker_process.overflow"
 
 
 def hold(job_id: str) -> None:
@@ -26,14 +32,33 @@ def hold(job_id: str) -> None:
     data_dir = WorkerSettings().data_dir
 
     def run(_job: Job, observer: JobObserver) -> str:
-        with (data_dir / "pids").open("a") as pids:
-            print(os.getpid(), file=pids)
+        _note_process()
+        observer.searching(Plan("held", 1), 0, 1_000_000)
         done = 0
         while not (data_dir / "release").exists():
             done += 1
             observer.evaluated(done, 1_000_000)
             threading.Event().wait(0.02)
         return "held"
+
+    _execute(job_id, run)
+
+
+def ignore(job_id: str) -> None:
+    """Note the process id behind a removal, then hear of nothing any more."""
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        observer.removed(REMOVAL)
+        _note_process()
+        threading.Event().wait()
+        raise AssertionError
+
+    _execute(job_id, run)
+
+
+def overflow(job_id: str) -> None:
+    def run(_job: Job, _observer: JobObserver) -> str:
+        raise MemoryError
 
     _execute(job_id, run)
 
@@ -46,11 +71,19 @@ def die(job_id: str) -> None:
     _execute(job_id, run)
 
 
+def _note_process() -> None:
+    with (WorkerSettings().data_dir / "pids").open("a") as pids:
+        print(os.getpid(), file=pids)
+
+
 def _execute(job_id: str, run: Callable[[Job, JobObserver], str]) -> None:
     settings = WorkerSettings()
     assert settings.redis_url is not None
+    delivery = get_current_job()
+    assert delivery is not None
+    assert delivery.worker_name is not None
     with closing(JobStore(connect(settings.redis_url, patience_s=0))) as store:
-        execute(job_id, store, f"process {os.getpid()}", run)
+        execute(job_id, store, delivery.worker_name, run)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""How the two processes of a worker begin: the parent, and the child it starts for each job."""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+
+from rq.executions import Execution
+from rq.job import Job as Delivery
+from rq.serializers import JSONSerializer
+
+from pruning.config import WorkerSettings, child_environment
+from pruning.leased_queue import LEASE_S
+from pruning.process import end_with_parent
+from pruning.queue import connect
+from pruning.supervisor import PruneWorker
+
+_LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class WorkerEnded(RuntimeError):
+    """The worker stopped although nobody asked it to."""
+
+
+def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE_S) -> None:
+    """Run jobs one after the other until SIGTERM or SIGINT; in the main thread only.
+
+    Either signal ends it within seconds: a running job goes back to the queue. Raises
+    ``WorkerEnded`` if it stops for any other reason, ``MetricsPortUnavailable`` at once.
+    """
+    logging.basicConfig(level=settings.log_level.upper(), format=_LOG)
+    client = connect(redis_url)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+    worker = PruneWorker(name, client, lease_s=lease_s)
+    worker.environment = child_environment(settings, redis_url)
+    worker.cancel_s = settings.cancel_s
+    try:
+        with worker.metrics.served(str(settings.host), settings.worker_metrics_port):
+            # RQ tells every few seconds that it has cleaned up
+            worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")
+    finally:
+        client.close()
+    if not worker.is_stopping:
+        raise WorkerEnded("the worker stopped by itself: its log says why")
+
+
+def run_child() -> None:
+    """Run one delivery, named on the command line, in a process that ends with its parent."""
+    name, job_id, execution_id, parent, lease_s = sys.argv[1:]
+    end_with_parent(int(parent), signal.SIGKILL)  # outside Linux the lease must do
+    settings = WorkerSettings()
+    logging.basicConfig(level=settings.log_level.upper(), format=_LOG)
+    assert settings.redis_url is not None  # the parent has put it into our environment
+    client = connect(settings.redis_url)
+    worker = PruneWorker(name, client, lease_s=int(lease_s), is_child=True)
+    delivery = Delivery.fetch(job_id, client, JSONSerializer)
+    execution = Execution.fetch(execution_id, job_id, connection=client)
+    execution._job = delivery
+    worker.execution = execution
+    worker.main_work_horse(delivery, worker.queues[0])
