@@ -2,19 +2,25 @@
 
 A name is ``<model>`` for the dense model, ``<model>@-6`` for six blocks less by its current
 removal order, ``<model>@<job>`` for a job's full depth, ``<model>@<job>-6`` for a prefix of it.
+Prefixes have their names from the moment the job has found them. Until it has published them, the
+job store is asked, and for such names alone.
 """
 
 import logging
 import re
 from dataclasses import dataclass
 
+from app.removal_order import RemovalOrder, of_checkpoint, of_job
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
-from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore, Manifest
+from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.job import Job, JobNotFound, JobStatus
+from pruning.jobs import JobStore
 from pruning.models import ModelInfo, ModelStore, NotAModel
 from pruning.sleb import Blocks
 
 logger = logging.getLogger(__name__)
 
+_MOST_JOBS = 100  # of each status, that are listed before they have published
 _PREFIX = re.compile(r"(?P<order>.+@|.+[^-@])-(?P<depth>[0-9]{1,4})")
 
 
@@ -29,7 +35,7 @@ class Entry:
     name: str
     base: str  # the dense model
     info: ModelInfo | None  # of the dense model; None where only a checkpoint of it is here
-    order: Manifest | None  # the removal order it belongs to, for a dense model its current one
+    order: RemovalOrder | None  # that it belongs to, for a dense model its current one
     num_removed: int = 0
     error: str | None = None  # why it cannot be served
 
@@ -60,17 +66,29 @@ class Entry:
         return blocks > 0 and (self.order is None or self.order.num_blocks == blocks)
 
     @property
+    def is_published(self) -> bool:
+        """False for what only the record of a job tells."""
+        return self.order is None or self.order.is_published
+
+    @property
     def is_whole_checkpoint(self) -> bool:
-        return self.order is not None and self.num_removed == len(self.order.removed_blocks)
+        order = self.order
+        return order is not None and order.is_published and self.num_removed == order.depth
 
 
 class Catalog:
-    """Reads the directories anew on every call, so what a worker publishes appears at once."""
+    """Reads the directories anew on every call, so what a worker publishes appears at once.
 
-    def __init__(self, models: ModelStore, checkpoints: CheckpointStore) -> None:
+    Without ``jobs`` there is only what is published.
+    """
+
+    def __init__(
+        self, models: ModelStore, checkpoints: CheckpointStore, jobs: JobStore | None = None
+    ) -> None:
         self._models = models
         self._checkpoints = checkpoints
-        self._manifests: dict[str, Manifest] = {}
+        self._jobs = jobs
+        self._published: dict[str, RemovalOrder] = {}
 
     def dense_names(self) -> list[str]:
         return self._models.names()
@@ -82,33 +100,65 @@ class Catalog:
         for name in self.dense_names():
             dense = self._dense(name, orders.get(name))
             found.append(dense)
-            depths = range(1, len(dense.order.removed_blocks) + 1) if dense.order else ()
-            found += [Entry(f"{name}@-{k}", name, dense.info, dense.order, k) for k in depths]
-        return found + [self._whole(manifest) for manifest in self._all_manifests()]
+            if dense.order is not None:
+                found += self._prefixes(f"{name}@", dense.order)
+        return found + [self._whole(order) for order in self._all_published()]
+
+    def unpublished(self) -> list[Entry]:
+        """The prefixes that jobs which have not ended have found so far.
+
+        Raises ``JobStoreUnavailable``.
+        """
+        if self._jobs is None:
+            return []
+        unfinished = [status for status in JobStatus if not status.is_final]
+        pages = [self._jobs.list(_MOST_JOBS, status=status) for status in unfinished]
+        found: list[Entry] = []
+        for job in (job for page in pages for job in page.jobs):
+            order = None if self._checkpoints.holds(job.checkpoint_name) else self._of_job(job)
+            found += self._prefixes(order.name, order) if order is not None else ()
+        return found
+
+    def order(self, name: str) -> RemovalOrder | None:
+        """What the job of ``<model>@<job>`` has published or, until then, found.
+
+        Raises ``JobStoreUnavailable`` if it is not published and the store cannot be asked.
+        """
+        return self._published_order(name) or self._found_so_far(name)
+
+    def prefixes(self, order: RemovalOrder) -> list[Entry]:
+        """Those that can be served: all of them beside the dense parent, without it the whole."""
+        entries = self._prefixes(order.name, order)
+        return [entry for entry in entries if entry.is_view or entry.is_whole_checkpoint]
 
     def resolve(self, name: str) -> Entry:
-        """Raises ``UnknownModel``, saying what there is."""
+        """Raises ``UnknownModel``, saying what there is, and what ``order`` raises."""
         if name in self.dense_names():
             return self._dense(name, self._current_orders().get(name))
-        if manifest := self._manifest(name):
-            return self._whole(manifest)
+        if order := self._published_order(name):
+            return self._whole(order)
         match = _PREFIX.fullmatch(name)
-        order = self._order(match["order"]) if match else None
+        order = self._order_of_prefix(match["order"]) if match else None
         if match is None or order is None:
             raise UnknownModel(
                 f"no model named {name[:128]!r}: GET /models lists them all; dense ones: "
                 f"{', '.join(self.dense_names()) or 'none, the models directory is empty'}"
             )
         depth = int(match["depth"])
-        if not 1 <= depth <= (deepest := len(order.removed_blocks)):
-            raise UnknownModel(f"{name!r}: that removal order has depths 1 to {deepest}")
+        if not 1 <= depth <= order.depth:
+            raise UnknownModel(f"{name!r}: that removal order has depths 1 to {order.depth}")
         return Entry(name, order.parent, self._info(order.parent), order, depth)
 
-    def _order(self, name: str) -> Manifest | None:
+    def _order_of_prefix(self, name: str) -> RemovalOrder | None:
         """Of ``<model>@`` the current order, of ``<model>@<job>`` that job's."""
-        return self._current_orders().get(name[:-1]) if name[-1] == "@" else self._manifest(name)
+        return self._current_orders().get(name[:-1]) if name[-1] == "@" else self.order(name)
 
-    def _dense(self, name: str, order: Manifest | None) -> Entry:
+    def _prefixes(self, name: str, order: RemovalOrder) -> list[Entry]:
+        info = self._info(order.parent)
+        depths = range(1, order.depth + 1)
+        return [Entry(f"{name}-{k}", order.parent, info, order, k) for k in depths]
+
+    def _dense(self, name: str, order: RemovalOrder | None) -> Entry:
         try:
             info = self._models.inspect(name)
         except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
@@ -116,33 +166,46 @@ class Catalog:
         is_of_this_model = order is not None and order.num_blocks == info.num_blocks
         return Entry(name, name, info, order if is_of_this_model else None)
 
-    def _whole(self, order: Manifest) -> Entry:
-        depth = len(order.removed_blocks)
-        return Entry(order.name, order.parent, self._info(order.parent), order, depth)
+    def _whole(self, order: RemovalOrder) -> Entry:
+        return Entry(order.name, order.parent, self._info(order.parent), order, order.depth)
 
     def _info(self, name: str) -> ModelInfo | None:
         return self._dense(name, None).info if name in self.dense_names() else None
 
-    def _current_orders(self) -> dict[str, Manifest]:
-        """The newest removal order of every dense model."""
-        by_age = sorted(self._all_manifests(), key=lambda manifest: manifest.created_at)
-        return {manifest.parent: manifest for manifest in by_age}
+    def _current_orders(self) -> dict[str, RemovalOrder]:
+        """The newest published removal order of every dense model."""
+        by_age = sorted(self._all_published(), key=lambda order: order.created_at)
+        return {order.parent: order for order in by_age}
 
-    def _all_manifests(self) -> list[Manifest]:
-        found = (self._manifest(name) for name in self._checkpoints.names())
-        return [manifest for manifest in found if manifest is not None]
+    def _all_published(self) -> list[RemovalOrder]:
+        found = (self._published_order(name) for name in self._checkpoints.names())
+        return [order for order in found if order is not None]
 
-    def _manifest(self, name: str) -> Manifest | None:
+    def _published_order(self, name: str) -> RemovalOrder | None:
         """Read once: what is published never changes, but may be deleted."""
         if not self._checkpoints.holds(name):
-            self._manifests.pop(name, None)
+            self._published.pop(name, None)
             return None
-        if name not in self._manifests:
+        if name not in self._published:
             try:
-                self._manifests[name] = self._checkpoints.manifest(name)
+                self._published[name] = of_checkpoint(self._checkpoints.manifest(name))
             except CheckpointNotFound:
                 return None
             except CheckpointCorrupt as error:
                 logger.warning("a checkpoint is left out: %s", error)
                 return None
-        return self._manifests[name]
+        return self._published[name]
+
+    def _found_so_far(self, name: str) -> RemovalOrder | None:
+        model, _, job_id = name.rpartition("@")
+        if self._jobs is None or model not in self.dense_names():
+            return None
+        try:
+            job = self._jobs.get(job_id)
+        except JobNotFound:
+            return None
+        return self._of_job(job) if job.checkpoint_name == name else None
+
+    def _of_job(self, job: Job) -> RemovalOrder | None:
+        info = self._info(job.model) if job.removed_blocks else None
+        return of_job(job, info) if info is not None else None

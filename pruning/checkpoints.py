@@ -1,35 +1,28 @@
 """Published checkpoints: plain Hugging Face directories with a manifest, whole or not there at all.
 
-Files are written beside the target and synced, the manifest comes last, one rename makes them
-visible. What has no manifest, or does not match it, is not a checkpoint.
+What has no manifest, or does not match it, is not a checkpoint. ``publishing.py`` makes them.
 """
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+import torch
 
 from pruning.models import LoadedModel, load
 from pruning.sleb import Blocks
 
 MANIFEST = "manifest.json"
-STAGING = ".staging"
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
 
 
 class CheckpointNotFound(LookupError):
     """No published checkpoint of this name."""
-
-
-class CheckpointExists(FileExistsError):
-    """The target is taken by something that is not the same checkpoint."""
 
 
 class CheckpointCorrupt(ValueError):
@@ -70,6 +63,12 @@ class Manifest:
     created_at: float  # seconds since the epoch
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format: int = FORMAT
+
+    @property
+    def weight_bytes(self) -> int:
+        """What its weights take on disk; the rest is a few MB."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.num_parameters * dtype.itemsize
 
     @property
     def keep(self) -> Blocks:
@@ -132,10 +131,9 @@ class CheckpointStore:
 
 def read_manifest(path: Path) -> Manifest:
     """Raises ``FileNotFoundError`` or ``CheckpointCorrupt``."""
-    text = (path / MANIFEST).read_text(encoding="utf-8")
     try:
-        return Manifest.from_json(text)
-    except (ValueError, TypeError, KeyError) as error:
+        return Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointCorrupt(f"{path / MANIFEST} is not a manifest: {error}") from error
 
 
@@ -152,64 +150,12 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
     for name, entry in manifest.files.items():
         if not (path / name).is_file():
             raise CheckpointCorrupt(f"{path}: {name} is missing; publish the checkpoint again")
-        if _entry(path / name) != entry:
+        if file_entry(path / name) != entry:
             raise CheckpointCorrupt(f"{path}: {name} has changed since it was published")
     return load(path, device=device)
 
 
-def publish(target: Path, manifest: Manifest, write: Callable[[Path], None]) -> Manifest:
-    """Make what ``write(directory)`` writes visible at ``target``, all of it or nothing.
-
-    Publishing the same thing twice keeps the first. Raises ``CheckpointExists`` if ``target`` is
-    something else.
-    """
-    staging = target.parent / STAGING / f"{target.name}-{uuid4().hex}"
-    staging.mkdir(parents=True)
-    try:
-        write(staging)
-        manifest = replace(manifest, files=_sync_files(staging))
-        with (staging / MANIFEST).open("w", encoding="utf-8") as file:
-            file.write(manifest.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_directory(staging)
-        return _reveal(staging, target, manifest)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _reveal(staging: Path, target: Path, manifest: Manifest) -> Manifest:
-    try:
-        staging.rename(target)
-    except OSError as error:
-        if not target.exists():
-            raise
-        published = read_manifest(target) if (target / MANIFEST).is_file() else None
-        if published is None or published.spec_digest != manifest.spec_digest:
-            raise CheckpointExists(f"{target} exists already: choose another place") from error
-        return published
-    _sync_directory(target.parent)
-    return manifest
-
-
-def _sync_files(directory: Path) -> dict[str, FileEntry]:
-    entries = {}
-    for path in sorted(directory.iterdir()):
-        path.chmod(0o644)  # safetensors writes for its owner alone, but others serve it
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        entries[path.name] = _entry(path)
-    return entries
-
-
-def _entry(path: Path) -> FileEntry:
+def file_entry(path: Path) -> FileEntry:
+    """Of a file as it is now."""
     with path.open("rb") as file:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

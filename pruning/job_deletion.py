@@ -1,27 +1,34 @@
 """The end of an ended job: its published checkpoint, its record, and all that is kept beside it."""
 
-import shutil
-from pathlib import Path
-from uuid import uuid4
+from contextlib import suppress
 
 import redis
 
-from pruning.checkpoints import STAGING, CheckpointStore
-from pruning.job import IllegalTransition, JobStatus
-from pruning.jobs import INDEX, OF_ONE_JOB, STATUS_INDEX, JobStore, reaching_redis
+from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.job import IllegalTransition, Job, JobStatus
+from pruning.jobs import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX, JobStore
+from pruning.outage import reaching_redis
+from pruning.staging import remove, thwart
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
 
-# KEYS what is kept of the job, its record first. ARGV its id and the indexes that may list it.
+# KEYS the outbox, and what is kept of the job, its webhook messages first. ARGV its id and the
+# indexes that may list it.
 # The status is not asked for again: an ended job stays ended.
 _SCRIPT = """
-redis.call('DEL', unpack(KEYS))
+for _, message in ipairs(redis.call('HKEYS', KEYS[2])) do redis.call('ZREM', KEYS[1], message) end
+for at = 2, #KEYS do redis.call('DEL', KEYS[at]) end
 for at = 2, #ARGV do redis.call('ZREM', ARGV[at], ARGV[1]) end
 """
 
 
 class JobDeletion:
-    """Deletes jobs with what they have published."""
+    """Deletes ended jobs, or one side of them alone: what they have published, or their record.
+
+    Every method may raise ``JobStoreUnavailable``; those that take an id, ``JobNotFound``, and
+    ``IllegalTransition`` if the job has not ended. What dies in between is finished by asking
+    again.
+    """
 
     def __init__(self, client: redis.Redis, jobs: JobStore, checkpoints: CheckpointStore) -> None:
         self._script = client.register_script(_SCRIPT)
@@ -29,31 +36,45 @@ class JobDeletion:
         self._checkpoints = checkpoints
 
     def delete(self, job_id: str) -> None:
-        """Make the checkpoint invisible, forget the job, then free the disk.
+        """Both, and so that no worker that has lost the job can bring anything of it back."""
+        job = self._ended(job_id)
+        self._unpublish(job)
+        self._forget(job)
+        self._unpublish(job)  # a worker may have had leave to publish before, and done it since
 
-        What dies in between is finished by asking again, but for files that nobody sees any more:
-        those lie in the staging folder. Raises ``JobNotFound``, ``IllegalTransition`` if the job
-        has not ended, or ``JobStoreUnavailable``.
-        """
+    def unpublish(self, job_id: str) -> None:
+        """Only the checkpoint. The record can still say which blocks went."""
+        self._unpublish(self._ended(job_id))
+
+    def forget(self, job_id: str) -> None:
+        """Only the record. The checkpoint stays for ever, as if no job had made it."""
+        self._forget(self._ended(job_id))
+
+    def has_published(self, job: Job) -> bool:
+        """Whether what lies under the job's name is its checkpoint, and not somebody else's."""
+        try:
+            manifest = self._checkpoints.manifest(job.checkpoint_name)
+        except CheckpointNotFound:
+            return False
+        except CheckpointCorrupt:
+            return True
+        return manifest.spec_digest == job.spec.digest()
+
+    def _ended(self, job_id: str) -> Job:
         job = self._jobs.get(job_id)
-        if job.status not in _FINALS:
+        if not job.status.is_final:
             raise IllegalTransition(job_id, job.status, "delete")
-        hidden = _hide(self._checkpoints.path(job.checkpoint_name))
-        keys = [key.format(id=job_id) for key in OF_ONE_JOB]
+        return job
+
+    def _unpublish(self, job: Job) -> None:
+        path = self._checkpoints.path(job.checkpoint_name)
+        thwart(path)
+        if self.has_published(job):
+            with suppress(FileNotFoundError):  # somebody else was faster
+                remove(path)
+
+    def _forget(self, job: Job) -> None:
+        keys = [OUTBOX, *(key.format(id=job.id) for key in OF_ONE_JOB)]
         indexes = [STATUS_INDEX.format(status=status) for status in _FINALS]
         with reaching_redis():
-            self._script(keys=keys, args=[job_id, INDEX, *indexes])
-        if hidden is not None:
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _hide(checkpoint: Path) -> Path | None:
-    """Move it to where nobody looks for checkpoints, all of it at once."""
-    staging = checkpoint.parent / STAGING
-    hidden = staging / f"{checkpoint.name}-{uuid4().hex}"
-    try:
-        checkpoint.stat()
-        staging.mkdir(exist_ok=True)
-        return checkpoint.rename(hidden)
-    except FileNotFoundError:
-        return None
+            self._script(keys=keys, args=[job.id, INDEX, *indexes])

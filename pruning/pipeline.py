@@ -7,17 +7,18 @@ with nothing published.
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from pruning.blocks import num_blocks, view
 from pruning.calibration import Windows, calibrate, held_out
-from pruning.checkpoints import Manifest, Quality, publish
+from pruning.checkpoints import Manifest, Quality
 from pruning.evaluate import perplexity_curve
 from pruning.model_card import model_card
 from pruning.models import ModelStore, num_parameters
+from pruning.publishing import publish
 from pruning.removal import Removal
 from pruning.residence import Machine, Residence, reside
 from pruning.search import Observer, search
@@ -49,12 +50,13 @@ def prune(
     observer: Observer,
     machine: Machine | None = None,
     earlier: SearchState | None = None,
+    confirm: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint called ``name`` at ``target``.
 
-    ``earlier`` is what another process had found for the same spec: the search goes on behind it. A
-    search that cannot end, as with more removals than free blocks, is refused before the weights
-    are read.
+    ``earlier`` is what another process had found for the same spec: the search goes on behind it.
+    ``confirm`` is asked right before the checkpoint becomes visible, and may raise. A search that
+    cannot end, as with more removals than free blocks, is refused before the weights are read.
     """
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)
@@ -68,7 +70,7 @@ def prune(
     quality = _quality(spec, dense, removals)
     observer.phase("publish")
     manifest = _manifest(spec, name, dense, windows, removals, quality)
-    return publish(target, manifest, lambda path: _write(path, dense, manifest, removals))
+    return publish(target, manifest, lambda path: _write(path, dense, manifest, removals), confirm)
 
 
 def _quality(spec: PruneSpec, dense: Residence, removals: Sequence[Removal]) -> Quality:

@@ -9,15 +9,14 @@ import pytest
 from pruning.checkpoints import (
     MANIFEST,
     CheckpointCorrupt,
-    CheckpointExists,
     CheckpointNotFound,
     CheckpointStore,
     Manifest,
     Quality,
     open_checkpoint,
-    publish,
 )
 from pruning.models import load
+from pruning.publishing import publish
 
 
 def manifest_of(name: str = "tiny@prn-1", spec_digest: str = "a") -> Manifest:
@@ -63,20 +62,6 @@ def test_a_published_checkpoint_is_listed_and_opens(published: Path) -> None:
     assert store.open("tiny@prn-1").model.config.num_hidden_layers == 6
 
 
-def test_nothing_is_left_of_a_publication_that_failed(tmp_path: Path) -> None:
-    target = tmp_path / "tiny@prn-1"
-
-    def write(directory: Path) -> None:
-        (directory / "half").write_text("written")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        publish(target, manifest_of(), write)
-    assert not target.exists()
-    assert CheckpointStore(tmp_path).names() == []
-    assert not list((tmp_path / ".staging").iterdir())
-
-
 def test_a_directory_without_manifest_is_no_checkpoint(published: Path) -> None:
     (published.parent / "half").mkdir()
     (published.parent / "half" / "config.json").write_text("{}")
@@ -84,20 +69,6 @@ def test_a_directory_without_manifest_is_no_checkpoint(published: Path) -> None:
     assert store.names() == ["tiny@prn-1"]
     with pytest.raises(CheckpointNotFound):
         store.manifest("half")
-
-
-def test_publishing_the_same_twice_keeps_the_first(published: Path, tiny_model_dir: Path) -> None:
-    first = (published / MANIFEST).read_text()
-    again = publish(published, manifest_of(), writer(tiny_model_dir))
-    assert again == Manifest.from_json(first)
-    assert (published / MANIFEST).read_text() == first
-
-
-def test_something_else_is_never_overwritten(published: Path, tiny_model_dir: Path) -> None:
-    before = (published / MANIFEST).read_text()
-    with pytest.raises(CheckpointExists):
-        publish(published, manifest_of(spec_digest="other"), writer(tiny_model_dir))
-    assert (published / MANIFEST).read_text() == before
 
 
 def corrupt_a_byte(path: Path) -> None:

@@ -1,15 +1,23 @@
 """Deleting jobs: what is left of them in Redis and on disk, which is nothing."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import redis
 
 from pruning.checkpoints import MANIFEST, CheckpointStore
-from pruning.job import IllegalTransition, Job, JobError, JobStatus
+from pruning.job import IllegalTransition, Job, JobError, JobNotFound, JobStatus
 from pruning.job_deletion import JobDeletion
-from pruning.jobs import JobNotFound, JobStore
+from pruning.jobs import JobStore
+from pruning.publishing import publish
 from pruning.spec import PruneSpec
+from pruning.staging import STAGING
+from tests.crashes import dies
+from tests.test_checkpoints import manifest_of
+from tests.test_publishing import FILES, write
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 SPEC = PruneSpec(model="tiny", num_remove=2)
 
@@ -38,8 +46,7 @@ def ended(store: JobStore, status: JobStatus) -> Job:
 
 def published(root: Path, job: Job) -> Path:
     path = root / job.checkpoint_name
-    path.mkdir(parents=True)
-    (path / MANIFEST).write_text("{}")
+    publish(path, manifest_of(path.name, job.spec.digest()), write)
     return path
 
 
@@ -84,19 +91,91 @@ def test_a_job_that_has_not_ended_is_left_alone(
     assert job_store.get(job.id).status is JobStatus.CANCELLING
 
 
-def test_what_was_interrupted_is_finished_by_asking_again(
+def test_a_kill_at_any_step_is_finished_by_asking_again(
+    deletion: JobDeletion, job_store: JobStore, redis_url: str, root: Path
+) -> None:
+    """And until then, a checkpoint is there as a whole or not, and does not outlive its record."""
+    job = ended(job_store, JobStatus.SUCCEEDED)
+
+    def delete() -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            JobDeletion(client, JobStore(client), CheckpointStore(root)).delete(job.id)
+
+    is_dead, step = True, 0
+    while is_dead:
+        step += 1
+        path = published(root, job)
+        is_dead = dies(delete, step)
+        assert names_in(path) in ([], sorted([*FILES, MANIFEST]))
+        if is_known(job_store, job):
+            deletion.delete(job.id)
+        assert not path.exists()
+        job = ended(job_store, JobStatus.SUCCEEDED)
+    assert step > 10
+
+
+def is_known(store: JobStore, job: Job) -> bool:
+    try:
+        return store.get(job.id) == job
+    except JobNotFound:
+        return False
+
+
+def names_in(path: Path) -> list[str]:
+    return sorted(file.name for file in path.glob("*"))
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", manifest_of(spec_digest="other").to_json()])
+def test_what_somebody_else_has_put_there_stays(
+    deletion: JobDeletion, job_store: JobStore, root: Path, manifest: str
+) -> None:
+    """One that cannot be read is taken for the job's own."""
+    job = ended(job_store, JobStatus.FAILED)
+    path = root / job.checkpoint_name
+    path.mkdir(parents=True)
+    (path / "note.txt").write_text("mine")
+    if manifest:
+        (path / MANIFEST).write_text(manifest)
+    deletion.delete(job.id)
+    assert path.exists() == (manifest != "[]")
+
+
+def test_each_side_can_go_alone(deletion: JobDeletion, job_store: JobStore, root: Path) -> None:
+    job, other = (ended(job_store, JobStatus.SUCCEEDED) for _ in range(2))
+    paths = [published(root, one) for one in (job, other)]
+    for _ in range(2):
+        deletion.unpublish(job.id)
+    deletion.forget(other.id)
+    assert [path.exists() for path in paths] == [False, True]
+    assert job_store.list().jobs == (job,)
+
+
+def test_a_worker_that_was_about_to_publish_a_deleted_job_cannot(
+    deletion: JobDeletion, job_store: JobStore, root: Path
+) -> None:
+    job = ended(job_store, JobStatus.SUCCEEDED)
+    path = published(root, job)
+
+    def thawed_too_late() -> None:
+        deletion.delete(job.id)
+
+    shutil.rmtree(path)
+    with pytest.raises(FileNotFoundError):
+        publish(path, manifest_of(path.name, job.spec.digest()), write, thawed_too_late)
+    assert CheckpointStore(root).names() == []
+    assert names_in(root / STAGING) == []
+
+
+def test_what_a_worker_publishes_while_its_job_is_deleted_goes_as_well(
     deletion: JobDeletion, job_store: JobStore, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = published(root, job := ended(job_store, JobStatus.SUCCEEDED))
+    job = ended(job_store, JobStatus.SUCCEEDED)
+    forget = deletion._forget
 
-    def dies(**_given: object) -> None:
-        raise KeyboardInterrupt
+    def publish_meanwhile(job: Job) -> None:
+        forget(job)
+        published(root, job)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(deletion, "_script", dies)
-        with pytest.raises(KeyboardInterrupt):
-            deletion.delete(job.id)
-    assert not path.exists()
-    assert job_store.get(job.id) == job
+    monkeypatch.setattr(deletion, "_forget", publish_meanwhile)
     deletion.delete(job.id)
-    assert job_store.list().jobs == ()
+    assert CheckpointStore(root).names() == []

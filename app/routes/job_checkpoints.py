@@ -1,16 +1,18 @@
-"""What a job has published: the checkpoint, the names it can be served under, and its files."""
+"""What a job has published or found so far: the names it can be served under, and its files."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
 
-from app.catalog import Catalog
+from app.catalog import Entry
 from app.deps import Services, ServicesDep
+from app.download import REFUSED, Download
 from app.errors import described
-from app.job_schemas import CheckpointFileView, CheckpointList, CheckpointView
+from app.job_schemas import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
+from app.removal_order import RemovalOrder, of_checkpoint
 from pruning.checkpoints import (
     MANIFEST,
     CheckpointCorrupt,
@@ -19,7 +21,8 @@ from pruning.checkpoints import (
     FileEntry,
     Manifest,
 )
-from pruning.jobs import JobNotFound, JobStoreUnavailable
+from pruning.job import JobNotFound
+from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 
@@ -27,43 +30,59 @@ _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type"
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     **described(JobNotFound, CheckpointNotFound, CheckpointCorrupt, JobStoreUnavailable),
+    **REFUSED,
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
+    206: {"description": "The part that Range names.", "headers": _ETAG, "content": _BYTES},
     304: {"description": "The file is the one that If-None-Match names.", "headers": _ETAG},
 }
 
 
-@router.get("", responses=described(JobNotFound, CheckpointCorrupt, JobStoreUnavailable))
+@router.get(
+    "",
+    name="list_prune_job_checkpoints",
+    responses=described(JobNotFound, CheckpointCorrupt, JobStoreUnavailable),
+)
 def list_checkpoints(job_id: str, services: ServicesDep, request: Request) -> CheckpointList:
-    """The job's published checkpoint, or none while there is none."""
+    """The job's checkpoint, or before it is published what the job has found: if that is anything.
+
+    The prefixes can be served from the moment they are found, and keep their names. A job that was
+    cancelled or failed keeps those it has found.
+    """
+    name, catalog = services.jobs.get(job_id).checkpoint_name, services.registry.catalog
+    files: Mapping[str, FileEntry] = {}
     try:
-        path, manifest = _published(job_id, services)
+        path, manifest = _published(name, services)
+        order: RemovalOrder | None = of_checkpoint(manifest)
+        files = _files(path, manifest)
     except CheckpointNotFound:
+        order = catalog.order(name)
+    if order is None:
         return CheckpointList(data=[])
-    files = [
-        CheckpointFileView(
-            name=name,
-            num_bytes=entry.num_bytes,
-            sha256=entry.sha256,
-            url=request.url_for("get_checkpoint_file", job_id=job_id, file=name).path,
-        )
-        for name, entry in _files(path, manifest).items()
-    ]
     checkpoint = CheckpointView(
-        id=manifest.name,
-        created_at=manifest.created_at,
-        num_blocks=len(manifest.keep),
-        removed_blocks=list(manifest.removed_blocks),
-        num_parameters=manifest.num_parameters,
-        variants=_servable(manifest, services.registry.catalog),
-        files=files,
+        id=order.name,
+        is_published=order.is_published,
+        created_at=order.created_at if order.is_published else None,
+        num_blocks=order.num_blocks - order.depth,
+        removed_blocks=list(order.removed_blocks),
+        num_parameters=order.num_parameters,
+        prefixes=[_prefix_view(entry) for entry in catalog.prefixes(order)],
+        files=[
+            CheckpointFileView(
+                name=name,
+                num_bytes=entry.num_bytes,
+                sha256=entry.sha256,
+                url=request.url_for("get_checkpoint_file", job_id=job_id, file=name).path,
+            )
+            for name, entry in files.items()
+        ],
     )
     return CheckpointList(data=[checkpoint])
 
 
-@router.get("/{file}", name="get_checkpoint_file", response_class=FileResponse, responses=_DOWNLOAD)
+@router.get("/{file}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD)
 def get_file(job_id: str, file: str, services: ServicesDep, request: Request) -> Response:
     """One file as it was published; its ETag is its sha256, and parts of it can be asked for."""
-    path, manifest = _published(job_id, services)
+    path, manifest = _published(services.jobs.get(job_id).checkpoint_name, services)
     entry = _files(path, manifest).get(file)
     if entry is None or Path(file).name != file:
         raise CheckpointNotFound(
@@ -76,25 +95,33 @@ def get_file(job_id: str, file: str, services: ServicesDep, request: Request) ->
     known = request.headers.get("if-none-match", "")
     if headers["ETag"] in (tag.strip() for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
-    return FileResponse(path / file, headers=headers, filename=file)
+    return Download(
+        path / file, media_type="application/octet-stream", headers=headers, filename=file
+    )
 
 
-def _published(job_id: str, services: Services) -> tuple[Path, Manifest]:
-    """Raises ``JobNotFound``, ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
-    name = services.jobs.get(job_id).checkpoint_name
+def _published(name: str, services: Services) -> tuple[Path, Manifest]:
+    """Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
     checkpoints = CheckpointStore(services.settings.checkpoints_dir)
     return checkpoints.path(name), checkpoints.manifest(name)
 
 
 def _files(path: Path, manifest: Manifest) -> dict[str, FileEntry]:
-    """Those of the manifest, and the manifest itself."""
-    text = (path / MANIFEST).read_bytes()
+    """Those of the manifest, and the manifest itself. Raises ``CheckpointNotFound``."""
+    try:
+        text = (path / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointNotFound(f"{manifest.name} was deleted just now") from error
     own = FileEntry(len(text), hashlib.sha256(text).hexdigest())
     return {**manifest.files, MANIFEST: own}
 
 
-def _servable(manifest: Manifest, catalog: Catalog) -> list[str]:
-    """Names of the prefixes: all of them beside the dense parent, without it the whole alone."""
-    names = [f"{manifest.name}-{k}" for k in range(1, len(manifest.removed_blocks) + 1)]
-    entries = [catalog.resolve(name) for name in names]
-    return [entry.name for entry in entries if entry.is_view or entry.is_whole_checkpoint]
+def _prefix_view(entry: Entry) -> PrefixView:
+    assert entry.order is not None
+    return PrefixView(
+        model=entry.name,
+        num_removed=entry.num_removed,
+        removed_block=entry.removed_blocks[-1],
+        loss=entry.order.quality.losses[entry.num_removed],
+        perplexity=entry.perplexity,
+    )

@@ -35,16 +35,27 @@ def test_there_is_none_before_it_is_published(client: TestClient) -> None:
     assert answer.json() == {"object": "list", "data": []}
 
 
-def test_the_list_names_files_and_variants(
+def test_the_list_names_files_and_prefixes(
     client: TestClient, job: dict[str, Any], data_dir: Path
 ) -> None:
     checkpoint = checkpoint_of(client, job)
     name = f"tiny@{job['id']}"
     assert (checkpoint["id"], checkpoint["num_blocks"]) == (name, 3)
     assert len(checkpoint["removed_blocks"]) == 3
-    assert checkpoint["variants"] == [f"{name}-{k}" for k in (1, 2, 3)]
-    for variant in checkpoint["variants"]:
-        body = {"model": variant, "prompt": "the dog", "max_new_tokens": 1}
+    assert checkpoint["is_published"]
+    manifest = CheckpointStore(data_dir / "checkpoints").manifest(name)
+    assert checkpoint["prefixes"] == [
+        {
+            "model": f"{name}-{k}",
+            "num_removed": k,
+            "removed_block": manifest.removed_blocks[k - 1],
+            "loss": manifest.quality.losses[k],
+            "perplexity": manifest.quality.perplexities[k],
+        }
+        for k in (1, 2, 3)
+    ]
+    for prefix in checkpoint["prefixes"]:
+        body = {"model": prefix["model"], "prompt": "the dog", "max_new_tokens": 1}
         assert client.post("/generate", json=body).status_code == 200
     directory = CheckpointStore(data_dir / "checkpoints").path(name)
     sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
@@ -56,7 +67,8 @@ def test_without_its_dense_parent_only_the_whole_is_servable(
     client: TestClient, job: dict[str, Any], data_dir: Path
 ) -> None:
     (data_dir / "models" / "tiny").rename(data_dir / "away")
-    assert checkpoint_of(client, job)["variants"] == [f"tiny@{job['id']}-3"]
+    [prefix] = checkpoint_of(client, job)["prefixes"]
+    assert prefix["model"] == f"tiny@{job['id']}-3"
 
 
 def test_what_is_downloaded_is_the_checkpoint(
@@ -83,6 +95,41 @@ def test_a_file_that_is_known_is_not_sent_and_a_part_can_be(
     assert (known.status_code, known.content) == (304, b"")
     part = client.get(url, headers={"Range": "bytes=8-15"})
     assert (part.status_code, part.content) == (206, whole.content[8:16])
+
+
+@pytest.mark.parametrize(
+    ("range_", "status"),
+    [
+        ("bytes=", 400),
+        ("bytes=-", 400),
+        ("bytes=a-b", 400),
+        ("bytes=9-8", 400),
+        ("lines=1-2", 400),
+        ("bytes", 400),
+        ("bytes=999999999-", 416),
+        ("bytes=-0", 416),
+        ("bytes=0-1,999999999-", 416),
+    ],
+)
+def test_a_range_that_cannot_be_served_is_a_problem(
+    client: TestClient, job: dict[str, Any], range_: str, status: int
+) -> None:
+    url = f"{job['urls']['checkpoints']}/model.safetensors"
+    answer = client.get(url, headers={"Range": range_})
+    assert answer.status_code == answer.json()["status"] == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]
+    size = client.get(url).headers["content-length"]
+    assert answer.headers.get("content-range") == (f"bytes */{size}" if status == 416 else None)
+    assert answer.headers["x-request-id"]
+
+
+def test_every_answer_about_a_file_is_described(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    answers = paths["/prune-jobs/{job_id}/checkpoints/{file}"]["get"]["responses"]
+    assert set(answers) == {"200", "206", "304", "400", "404", "416", "422", "503"}
+    for status in ("400", "416"):
+        assert list(answers[status]["content"]) == ["application/problem+json"]
 
 
 @pytest.mark.parametrize(

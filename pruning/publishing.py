@@ -1,0 +1,135 @@
+"""Publishing a checkpoint: it becomes visible at once and as a whole, or not at all.
+
+Files are written beside the target and synced, the manifest comes last, one rename makes them
+visible, and durable once the directory is synced. Wherever a process dies in between, publishing
+again does it all.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from pruning.checkpoints import (
+    MANIFEST,
+    CheckpointCorrupt,
+    FileEntry,
+    Manifest,
+    file_entry,
+    read_manifest,
+)
+from pruning.staging import staged, sweep, sync_directory
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CheckpointExists(FileExistsError):
+    """The target is taken by something that is not the same checkpoint."""
+
+
+class DiskFull(RuntimeError):
+    """There is not enough room for a checkpoint where it has to go."""
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"the pruned checkpoint does not fit: its weights alone take {needed_bytes} bytes, and "
+            f"{free_bytes} are free on the disk of the checkpoints, or a quota allows less: free "
+            "some, then prune again"
+        )
+
+
+def publish(
+    target: Path,
+    manifest: Manifest,
+    write: Callable[[Path], None],
+    confirm: Callable[[], object] = lambda: None,
+) -> Manifest:
+    """Make what ``write(directory)`` writes visible at ``target``, all of it or nothing.
+
+    ``confirm`` is asked at the last moment, and may raise to stop it. Publishing the same thing
+    twice keeps the first. Raises ``CheckpointExists`` if ``target`` is something else, and
+    ``DiskFull``.
+    """
+    sweep(target.parent)
+    if (published := _published(target, manifest)) is not None:
+        return published
+    try:
+        with staged(target) as staging:
+            return _publish(staging, target, manifest, write, confirm)
+    except (OSError, SafetensorError) as error:
+        if not _is_of_a_full_disk(error):
+            raise
+        raise DiskFull(manifest.weight_bytes, _free_bytes(target.parent)) from error
+
+
+def _publish(
+    staging: Path,
+    target: Path,
+    manifest: Manifest,
+    write: Callable[[Path], None],
+    confirm: Callable[[], object],
+) -> Manifest:
+    if manifest.weight_bytes > (free_bytes := _free_bytes(staging)):
+        raise DiskFull(manifest.weight_bytes, free_bytes)
+    write(staging)
+    manifest = replace(manifest, files=_sync_files(staging))
+    with (staging / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(manifest.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(staging)
+    confirm()
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if (published := _published(target, manifest)) is not None:
+            return published
+        if not target.exists():
+            raise
+        raise _taken(target) from error
+    sync_directory(target.parent)
+    return manifest
+
+
+def _published(target: Path, manifest: Manifest) -> Manifest | None:
+    """The same thing, if it was published before; another raises ``CheckpointExists``."""
+    try:
+        published = read_manifest(target)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except CheckpointCorrupt as error:
+        raise _taken(target) from error
+    if published.spec_digest != manifest.spec_digest:
+        raise _taken(target)
+    sync_directory(target.parent)  # whoever published it may have died before it came to that
+    return published
+
+
+def _taken(target: Path) -> CheckpointExists:
+    return CheckpointExists(f"{target} exists already: choose another place")
+
+
+def _is_of_a_full_disk(error: OSError | SafetensorError) -> bool:
+    """safetensors has nothing but its text for an error of the system."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return any(f"os error {number}" in str(error) for number in _FULL)
+
+
+def _free_bytes(path: Path) -> int:
+    """Where ``path`` is, or will be made."""
+    return shutil.disk_usage(next(at for at in (path, *path.parents) if at.is_dir())).free
+
+
+def _sync_files(directory: Path) -> dict[str, FileEntry]:
+    entries = {}
+    for path in sorted(directory.iterdir()):
+        path.chmod(0o644)  # safetensors writes for its owner alone, but others serve it
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        entries[path.name] = file_entry(path)
+    return entries

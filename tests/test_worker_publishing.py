@@ -1,0 +1,130 @@
+"""The last question of a worker before its checkpoint becomes visible: is the job still mine?"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from pruning import worker
+from pruning.checkpoints import CheckpointStore
+from pruning.job import Job, JobStatus, StopRequest
+from pruning.job_change import StaleAttempt
+from pruning.job_deletion import JobDeletion
+from pruning.jobs import JobStore
+from pruning.models import ModelStore
+from pruning.outage import JobStoreUnavailable
+from pruning.pipeline import prune
+from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.worker import JobObserver, execute
+
+SPEC = PruneSpec("tiny", 1, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False)
+
+
+@pytest.fixture
+def job_id(job_store: JobStore) -> str:
+    return job_store.create(SPEC).id
+
+
+def confirms_after(happen: Callable[[], object]) -> Callable[[Job, JobObserver], str]:
+    def run(_job: Job, observer: JobObserver) -> str:
+        happen()
+        observer.confirm()
+        return "tiny@x"
+
+    return run
+
+
+def test_the_job_of_its_worker_is_published(job_store: JobStore, job_id: str) -> None:
+    num_events = len(job_store.events(job_id))
+    execute(job_id, job_store, "worker", confirms_after(lambda: None))
+    assert job_store.get(job_id).status is JobStatus.SUCCEEDED
+    assert len(job_store.events(job_id)) == num_events + 2  # started, published
+
+
+def test_a_cancelled_job_is_not_published(job_store: JobStore, job_id: str) -> None:
+    execute(job_id, job_store, "worker", confirms_after(lambda: job_store.cancel(job_id)))
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
+
+
+def test_a_job_that_another_worker_has_is_not_published(job_store: JobStore, job_id: str) -> None:
+    run = confirms_after(lambda: job_store.start(job_id, "the next worker"))
+    with pytest.raises(StaleAttempt):
+        execute(job_id, job_store, "worker", run)
+    assert job_store.get(job_id).status is JobStatus.RUNNING
+
+
+def test_the_process_of_a_job_asks(
+    job_store: JobStore,
+    job_id: str,
+    tiny_models_dir: Path,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
+    confirm = JobStore.confirm
+
+    def cancelled_first(store: JobStore, job_id: str, attempt: int) -> StopRequest | None:
+        store.cancel(job_id)
+        return confirm(store, job_id, attempt)
+
+    monkeypatch.setattr(JobStore, "confirm", cancelled_first)
+    worker.run_job(job_id)
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
+    assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
+
+
+class AwayStore(JobStore):
+    """Whose Redis is away for the next ``failures`` confirmations."""
+
+    failures = 0
+
+    def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
+        if self.failures:
+            self.failures -= 1
+            raise JobStoreUnavailable("gone for a moment")
+        return super().confirm(job_id, attempt)
+
+
+def test_a_worker_waits_for_the_answer(redis_client: redis.Redis, job_id: str) -> None:
+    store = AwayStore(redis_client)
+    store.failures = 2
+    execute(job_id, store, "worker", confirms_after(lambda: None))
+    assert store.get(job_id).status is JobStatus.SUCCEEDED
+
+
+def test_without_an_answer_the_job_has_not_failed(
+    redis_client: redis.Redis, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is delivered again, as after any end of its process."""
+    monkeypatch.setattr(worker, "_PATIENCE_S", 1)
+    store = AwayStore(redis_client)
+    store.failures = 2
+    with pytest.raises(JobStoreUnavailable):
+        execute(job_id, store, "worker", confirms_after(lambda: None))
+    assert store.get(job_id).status is JobStatus.RUNNING
+
+
+def test_of_a_job_that_was_deleted_meanwhile_nothing_is_published(
+    redis_client: redis.Redis, job_store: JobStore, job_id: str, tiny_models_dir: Path
+) -> None:
+    """By a worker that was frozen when it had begun to publish, while another ended the job."""
+    checkpoints = CheckpointStore(tiny_models_dir.parent / "checkpoints")
+
+    def run(job: Job, observer: JobObserver) -> str:
+        def thawed() -> None:
+            next_ = job_store.start(job_id, "the next worker")
+            job_store.succeed(job_id, "tiny@x", next_.attempt)
+            JobDeletion(redis_client, job_store, checkpoints).delete(job_id)
+            observer.confirm()
+
+        name = job.checkpoint_name
+        models = ModelStore(tiny_models_dir)
+        target = checkpoints.path(name)
+        prune(SPEC, name=name, target=target, models=models, observer=observer, confirm=thawed)
+        raise AssertionError
+
+    with pytest.raises(StaleAttempt, match="no job"):
+        execute(job_id, job_store, "worker", run)
+    assert checkpoints.names() == []
