@@ -1,0 +1,132 @@
+"""One signed POST of a webhook message, to exactly the address that was judged.
+
+Signatures are those of https://www.standardwebhooks.com.
+"""
+
+import asyncio
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx2
+from standardwebhooks import Webhook as Signer
+
+from app.webhook_target import (
+    Address,
+    AddressRule,
+    InvalidWebhook,
+    Resolver,
+    UnknownHost,
+    allowed_addresses,
+    parse,
+    resolve,
+)
+
+TIMEOUT_S = 15.0  # for everything: looking the name up, connecting, the answer's headers
+CONNECT_S = 5.0  # to one address, so that there is time for the next
+NUM_LOOKUPS = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``error`` says in words why the message was not taken; None if it was."""
+
+    status: int | None
+    error: str | None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the receiver wants no more of it."""
+        return self.status == 410
+
+
+class WebhookSender:
+    """Sends messages that are signed with ``secret``, to addresses that the rule allows."""
+
+    def __init__(
+        self,
+        secret: str,
+        is_allowed: AddressRule,
+        *,
+        resolver: Resolver = resolve,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._signer = Signer(secret)
+        self._is_allowed = is_allowed
+        self._resolver = resolver
+        self._tls = tls or httpx2.create_ssl_context()
+        self._timeout_s = timeout_s
+        # of their own: a resolver that hangs must not take the threads that others need
+        self._lookups = ThreadPoolExecutor(NUM_LOOKUPS, thread_name_prefix="webhook-lookup")
+
+    def close(self) -> None:
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    async def send(self, message_id: str, url: str, body: str) -> Answer:
+        """POST it once. A redirect is not followed, and the body of the answer is not read."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                status = await self._send(message_id, parse(url), body)
+        except TimeoutError:
+            return Answer(None, f"no answer within {self._timeout_s:g} s")
+        except (InvalidWebhook, UnknownHost) as error:
+            return Answer(None, str(error))
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            return Answer(None, f"no response: {type(error).__name__} {error}".rstrip())
+        return Answer(status, _refusal(status))
+
+    async def _send(self, message_id: str, url: httpx2.URL, body: str) -> int:
+        loop = asyncio.get_running_loop()
+        addresses = await loop.run_in_executor(
+            self._lookups, allowed_addresses, url, self._is_allowed, self._resolver
+        )
+        headers = self._headers(message_id, url, body)
+        *others, last = addresses
+        for address in others:
+            try:
+                return await self._post(url, address, headers, body)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                continue
+        return await self._post(url, last, headers, body)
+
+    def _headers(self, message_id: str, url: httpx2.URL, body: str) -> dict[str, str]:
+        now = datetime.now(UTC)
+        return {
+            "Host": url.netloc.decode("ascii"),
+            "User-Agent": "sleb-serve",
+            "Content-Type": "application/json",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._signer.sign(message_id, now, body),
+        }
+
+    async def _post(
+        self, url: httpx2.URL, address: Address, headers: dict[str, str], body: str
+    ) -> int:
+        """Past any proxy of the environment, which would look the name up once more."""
+        client = httpx2.AsyncClient(
+            verify=self._tls,
+            trust_env=False,
+            timeout=httpx2.Timeout(self._timeout_s, connect=CONNECT_S),
+        )
+        request = client.build_request(
+            "POST",
+            url.copy_with(host=str(address)),
+            headers=headers,
+            content=body,
+            extensions={"sni_hostname": url.raw_host.decode("ascii")},
+        )
+        async with client:  # a new one for each: a kept connection would belong to an address
+            response = await client.send(request, stream=True, follow_redirects=False)
+            await response.aclose()
+            return response.status_code
+
+
+def _refusal(status: int) -> str | None:
+    if 200 <= status < 300:
+        return None
+    if 300 <= status < 400:
+        return f"answered {status}: redirects are not followed"
+    return f"answered {status}"
