@@ -1,0 +1,63 @@
+"""The metrics of pruning jobs that an API process shows: what the job store says at the scrape.
+
+What happens in a worker, it counts itself: see ``pruning/worker_metrics.py``.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pruning.job_stats import JobStats
+from pruning.outage import JobStoreUnavailable
+
+
+class JobCollector(Collector):
+    """Without its job store a scrape still succeeds, and says so in ``sleb_job_store_up``."""
+
+    def __init__(self, read: Callable[[], JobStats]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # or registering would read the store
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            stats = self._read()
+        except JobStoreUnavailable:
+            yield _store_up(is_up=False)
+            return
+        yield _store_up(is_up=True)
+        jobs = GaugeMetricFamily("sleb_prune_jobs", "Pruning jobs by state.", labels=["state"])
+        for state, count in stats.num_jobs.items():
+            jobs.add_metric([state.value], count)
+        yield jobs
+        yield GaugeMetricFamily(
+            "sleb_prune_queue_age_seconds",
+            "How long the first of the queued jobs has been waiting; 0 without any.",
+            value=stats.queue_age_s,
+        )
+        yield GaugeMetricFamily(
+            "sleb_prune_workers", "Workers that are alive.", value=stats.num_workers
+        )
+        yield from _at_work(stats)
+
+
+def _store_up(*, is_up: bool) -> Metric:
+    return GaugeMetricFamily("sleb_job_store_up", "1 if the job store answers.", value=is_up)
+
+
+def _at_work(stats: JobStats) -> Iterable[Metric]:
+    """A job has series only while a worker has it, so there are never more than workers."""
+    labels = ["model_name", "job_id"]
+    ratio = GaugeMetricFamily(
+        "sleb_prune_job_progress_ratio", "Candidate evaluations done, 0 to 1.", labels=labels
+    )
+    lost = GaugeMetricFamily(
+        "sleb_prune_job_workers_lost", "Workers that died with it at one point.", labels=labels
+    )
+    for job in stats.at_work:
+        ratio.add_metric([job.model, job.id], job.progress.ratio)
+        lost.add_metric([job.model, job.id], job.num_lost)
+    yield ratio
+    yield lost
