@@ -1,6 +1,7 @@
-"""The engine behind asyncio: the one thread that steps it, admission control, and draining.
+"""The engine behind asyncio: the one thread that steps it, what watches that thread, and draining.
 
-Knows when to refuse and how to end. What is generated, and in which order, is the engine's affair.
+Knows how to begin, to end, and to tell that it is stuck. What is generated, and in which order, is
+the engine's affair; who may come in is admission's.
 """
 
 import asyncio
@@ -8,44 +9,49 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from dataclasses import dataclass
 
+from app.engine.admission import Admission
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
-from app.engine.sequence import Request, TokenEvent
-from app.engine.stream import Stream
+from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.stream import OnEnd, Stream
+from app.engine.variants import Variant
 
 logger = logging.getLogger(__name__)
 
-_PACE_WINDOW = 32  # finished requests that the pace is taken from
-_MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
-
-
-class Overloaded(RuntimeError):
-    """No more requests may wait; ``retry_after_s`` is when the line should have emptied."""
-
-    def __init__(self, num_waiting: int, retry_after_s: float) -> None:
-        super().__init__(
-            f"{num_waiting} requests are waiting, and no more may: retry in {retry_after_s:.0f} s"
-        )
-        self.retry_after_s = retry_after_s
+_JOIN_S = 10.0  # for the step that runs when the engine is stopped
 
 
 class EngineStopped(RuntimeError):
     """The engine takes nothing: not started, draining, stopped, or its thread has died."""
 
 
+@dataclass(frozen=True)
+class _Cancel:
+    request_id: str
+    reason: FinishReason
+
+
 class AsyncEngine:
     """Owns an engine and the thread that steps it. Belongs to the event loop it is started in."""
 
-    def __init__(self, engine: Engine, max_waiting: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_waiting: int,
+        *,
+        max_waiting_tokens: int = 131_072,
+        stall_s: float = 120.0,
+    ) -> None:
         self._engine = engine
-        self.max_open: Final = engine.limits.max_num_seqs + max_waiting
-        self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
+        self._admission = Admission(engine.limits.max_num_seqs + max_waiting, max_waiting_tokens)
+        self._stall_s = stall_s
+        self._commands: queue.SimpleQueue[Request | _Cancel | None] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}  # open requests, from admission to last event
         self._stats = engine.stats()
-        self._finished_s: deque[float] = deque(maxlen=_PACE_WINDOW)
+        self._moved_s = time.monotonic()  # when a step ended last, or work came after none
         self._drained = asyncio.Event()
         self._is_accepting = False
         self._has_failed = False
@@ -57,9 +63,34 @@ class AsyncEngine:
         """Whether the thread runs: from ``start`` to ``stop``, unless it crashes."""
         return self._thread is not None and self._thread.is_alive() and not self._has_failed
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since a step has ended, while there is work; 0 while there is none."""
+        return time.monotonic() - self._moved_s if self._streams else 0.0
+
+    @property
+    def ailment(self) -> str | None:
+        """What only a restart can mend; None for an engine that is well."""
+        if not self.is_alive:
+            return "the engine's thread has ended: restart"
+        if (stalled_s := self.stalled_s) > self._stall_s:
+            return (
+                f"the engine has work, but no step has ended for {stalled_s:.0f} s, where "
+                f"{self._stall_s:g} s are allowed: restart"
+            )
+        return None
+
     def stats(self) -> EngineStats:
         """The engine's figures after its latest step."""
         return self._stats
+
+    def check_number(self, num_requests: int) -> None:
+        """Raise ``TooManyPrompts`` for more than are ever taken at once."""
+        self._admission.check_number(num_requests)
+
+    def max_len(self, variant: Variant) -> int:
+        """Tokens of prompt and answer that a request for this variant may have."""
+        return self._engine.max_len(variant)
 
     def start(self) -> None:
         """Start the thread. Raises ``RuntimeError`` outside of an event loop or if it runs."""
@@ -72,7 +103,10 @@ class AsyncEngine:
         self._is_accepting = True
 
     async def stop(self, drain_s: float = 0.0) -> None:
-        """Refuse new requests, let open ones finish for up to ``drain_s``, abort the rest."""
+        """Refuse new requests, let open ones finish for up to ``drain_s``, abort the rest.
+
+        A thread that is stuck in a step is left behind: it ends with the process.
+        """
         self._is_accepting = False
         if self._thread is None:
             return
@@ -80,55 +114,64 @@ class AsyncEngine:
             async with asyncio.timeout(drain_s):
                 await self._drained.wait()
         for request_id in self._streams:
-            self._commands.put(request_id)
+            self._commands.put(_Cancel(request_id, FinishReason.ABORT))
         self._commands.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _JOIN_S)
+        if self._thread.is_alive():
+            logger.error("a step of the engine has not ended for %.0f s: left behind", _JOIN_S)
         self._thread = None
+        self._fail(EngineStopped("the engine has stopped in the middle of a step"))
 
-    def stream(self, request: Request) -> Stream:
+    def stream(self, request: Request, on_end: OnEnd | None = None) -> Stream:
         """Hand a request to the engine: ``async with engine.stream(request) as events``.
 
+        Raises as ``streams`` does.
+        """
+        return self.streams([request], on_end)[0]
+
+    def streams(self, requests: Sequence[Request], on_end: OnEnd | None = None) -> list[Stream]:
+        """Hand over all of these requests, or none: half an answer would be of no use.
+
         Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped`` at once, before any event.
-        Should the engine crash later, the iteration raises ``EngineStopped``.
+        Should the engine crash later, the iterations raise ``EngineStopped``. ``on_end`` is called
+        once per request with its last event, even if the stream was left before it.
         """
         if not self._is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
-        self._engine.check(request)
-        if request.request_id in self._streams:
-            raise DuplicateRequest(f"request {request.request_id} is open already")
-        if len(self._streams) >= self.max_open:
-            num_waiting = len(self._streams) - self._stats.num_running
-            raise Overloaded(num_waiting, self._retry_after_s(num_waiting))
-        stream = Stream(request.request_id, self._cancel)
-        self._streams[request.request_id] = stream
-        self._drained.clear()
-        self._commands.put(request)
-        return stream
+        for request in requests:
+            self._engine.check(request)
+            if request.request_id in self._streams:
+                raise DuplicateRequest(f"request {request.request_id} is open already")
+        self._admission.admit(requests)
+        if not self._streams:
+            self._moved_s = time.monotonic()
+            self._drained.clear()
+        streams = [Stream(request, self._cancel, on_end) for request in requests]
+        self._streams |= {stream.request_id: stream for stream in streams}
+        for request in requests:
+            self._commands.put(request)
+        return streams
 
-    def _cancel(self, stream: Stream) -> None:
+    def _cancel(self, stream: Stream, reason: FinishReason) -> None:
         if self._streams.get(stream.request_id) is stream:
-            self._commands.put(stream.request_id)
+            self._commands.put(_Cancel(stream.request_id, reason))
 
-    def _retry_after_s(self, num_waiting: int) -> float:
-        if len(self._finished_s) < 2:
-            return _MIN_RETRY_S
-        pace_s = (time.monotonic() - self._finished_s[0]) / len(self._finished_s)
-        return min(max(num_waiting * pace_s, _MIN_RETRY_S), _MAX_RETRY_S)
-
-    def _deliver(self, events: list[TokenEvent], stats: EngineStats) -> None:
+    def _deliver(self, events: list[TokenEvent], stats: EngineStats, busy_s: float) -> None:
+        if self._thread is None:
+            return  # left behind, with nobody to tell
         self._stats = stats
+        self._admission.take(events, busy_s)
         for event in events:
             self._streams[event.request_id].put(event)
             if event.finish_reason is not None:
                 del self._streams[event.request_id]
-                self._finished_s.append(time.monotonic())
         if not self._streams:
             self._drained.set()
 
-    def _fail(self) -> None:
+    def _fail(self, error: EngineStopped) -> None:
         self._is_accepting = False
         for stream in self._streams.values():
-            stream.put(EngineStopped("the engine has crashed; its log says why"))
+            stream.fail(error)
         self._streams.clear()
         self._drained.set()
 
@@ -141,12 +184,16 @@ class AsyncEngine:
             while is_running:
                 events, is_running = self._obey()
                 events += self._engine.step()
-                self._loop.call_soon_threadsafe(self._deliver, events, self._engine.stats())
+                began_s, self._moved_s = self._moved_s, time.monotonic()
+                self._loop.call_soon_threadsafe(
+                    self._deliver, events, self._engine.stats(), self._moved_s - began_s
+                )
         except Exception:
             self._has_failed = True
             logger.exception("the engine thread has died")
+            crash = EngineStopped("the engine has crashed; its log says why")
             with suppress(RuntimeError):  # the event loop may be what is gone
-                self._loop.call_soon_threadsafe(self._fail)
+                self._loop.call_soon_threadsafe(self._fail, crash)
 
     def _obey(self) -> tuple[list[TokenEvent], bool]:
         """Carry out what was asked since the last step; waits for it while there is no work.
@@ -154,14 +201,16 @@ class AsyncEngine:
         Returns the events of what was cancelled, and whether to go on.
         """
         events: list[TokenEvent] = []
-        must_wait = not self._engine.has_work
+        if must_wait := not self._engine.has_work:
+            self._engine.check_integrity()  # costs nothing now: an idle engine holds no cache
         while must_wait or not self._commands.empty():
-            must_wait = False
             command = self._commands.get()
+            if must_wait:
+                must_wait, self._moved_s = False, time.monotonic()
             if command is None:
                 return events, False
             if isinstance(command, Request):
                 self._engine.add(command)
-            elif event := self._engine.cancel(command):
+            elif event := self._engine.cancel(command.request_id, command.reason):
                 events.append(event)
         return events, True

@@ -5,13 +5,15 @@ Synchronous, on token ids: text, threads and streams are the shell's affair.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from app.engine.runner import Runner
-from app.engine.sampling import new_generator, next_tokens
+from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
-from app.engine.sequence import FinishReason, Request, Sequence, TokenEvent
+from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
 from app.engine.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -55,8 +57,11 @@ class EngineStats:
 class Engine:
     """Continuous batching of any number of variants. Not thread-safe: one thread drives it."""
 
-    def __init__(self, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self, limits: EngineLimits | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.limits = limits or EngineLimits()
+        self._clock = clock
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._runners: dict[Variant, Runner] = {}  # of the variants with running sequences
@@ -98,24 +103,34 @@ class Engine:
         self._sequences[request.request_id] = seq
         self._scheduler.add(seq)
 
-    def cancel(self, request_id: str) -> TokenEvent | None:
-        """End a request now, with ABORT; its slot is free at once. None if there is no such one."""
+    def cancel(
+        self, request_id: str, reason: FinishReason = FinishReason.ABORT
+    ) -> TokenEvent | None:
+        """End a request now; its slot is free at once. None if there is no such request."""
         seq = self._sequences.get(request_id)
-        return None if seq is None else self._finish(seq, FinishReason.ABORT)
+        return None if seq is None else self._finish(seq, reason)
 
     def step(self) -> list[TokenEvent]:
-        """One forward and the tokens it brought. A failure ends the sequences of its batch only."""
+        """One forward, the tokens it brought, and the ends of what is past its deadline.
+
+        A failure of any kind ends the sequences of its batch only, but for one of the device
+        itself: that raises ``torch.AcceleratorError``, as no later forward could succeed.
+        """
+        events = self._expire()
         batch = self._scheduler.next_batch()
         if batch is None:
-            return []
+            return events
         try:
-            token_ids = self._run(batch)
+            choices = self._run(batch)
+        except torch.AcceleratorError:
+            raise
         except Exception:
             ids = [seq.request.request_id for seq in batch.sequences]
             logger.exception("a forward of %s failed, and with it %s", batch.variant.name, ids)
             # From the last slot on, so that none of them has to move into another's.
-            return [self._finish(seq, FinishReason.ERROR) for seq in reversed(batch.sequences)]
-        return [self._advance(seq, token_id) for seq, token_id in token_ids]
+            failed = reversed(batch.sequences)
+            return events + [self._finish(seq, FinishReason.ERROR) for seq in failed]
+        return events + [self._advance(seq, choice) for seq, choice in choices]
 
     def stats(self) -> EngineStats:
         waiting, running = self._scheduler.waiting, self._scheduler.running
@@ -143,11 +158,20 @@ class Engine:
             longest = max(seq.num_cached for seq in running[variant])
             runner.cache.check_integrity(len(running[variant]), longest)
 
-    def _run(self, batch: Batch) -> list[tuple[Sequence, int | None]]:
+    def _expire(self) -> list[TokenEvent]:
+        now_s = self._clock()
+        deadlines_s = ((seq, seq.request.deadline_s) for seq in self._sequences.values())
+        late = [
+            seq for seq, deadline_s in deadlines_s if deadline_s is not None and deadline_s <= now_s
+        ]
+        return [self._finish(seq, FinishReason.TIMEOUT) for seq in late]
+
+    def _run(self, batch: Batch) -> list[tuple[Sequence, Choice | None]]:
         """The next token of every sequence whose tokens are all cached now."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         for seq in batch.sequences:
-            seq.scheduled_s = seq.scheduled_s or now_s
+            if seq.scheduled_s is None:
+                seq.scheduled_s = now_s
         if batch.variant not in self._runners:
             self._runners[batch.variant] = Runner(batch.variant)
         logits = self._runners[batch.variant].forward(batch)
@@ -156,33 +180,38 @@ class Engine:
         ready = [row for row, seq in enumerate(batch.sequences) if not seq.num_uncached]
         seqs = [batch.sequences[row] for row in ready]
         self._batch_size = len(batch.sequences)
-        token_ids = next_tokens(
-            logits[ready], [seq.request.params for seq in seqs], [seq.generator for seq in seqs]
-        )
-        return list(zip(seqs, token_ids, strict=True))
+        return list(zip(seqs, next_tokens(logits[ready], seqs), strict=True))
 
-    def _advance(self, seq: Sequence, token_id: int | None) -> TokenEvent:
-        if token_id is None:
+    def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
+        if choice is None:
             logger.error("request %s: its logits are not finite", seq.request.request_id)
             return self._finish(seq, FinishReason.ERROR)
-        seq.tokens.append(token_id)
-        seq.first_token_s = seq.first_token_s or time.monotonic()
-        if reason := seq.finish_reason():
-            return self._finish(seq, reason, token_id)
-        return TokenEvent(seq.request.request_id, token_id)
+        seq.tokens.append(choice.token_id)
+        if seq.first_token_s is None:
+            seq.first_token_s = self._clock()
+        reason = seq.finish_reason()
+        return TokenEvent(
+            seq.request.request_id,
+            choice.token_id,
+            reason,
+            None if reason is None else self._end(seq),
+            choice.logprob,
+            choice.top_logprobs,
+        )
 
-    def _finish(
-        self, seq: Sequence, reason: FinishReason, token_id: int | None = None
-    ) -> TokenEvent:
+    def _finish(self, seq: Sequence, reason: FinishReason) -> TokenEvent:
+        """End a sequence without another token."""
+        return TokenEvent(seq.request.request_id, None, reason, self._end(seq))
+
+    def _end(self, seq: Sequence) -> Timings:
         del self._sequences[seq.request.request_id]
         self._release(seq)
-        timings = seq.timings(time.monotonic())
-        return TokenEvent(seq.request.request_id, token_id, reason, timings)
+        return seq.timings(self._clock())
 
     def _release(self, seq: Sequence) -> None:
         variant, slot = seq.request.variant, seq.slot
         last = self._scheduler.remove(seq)
         if variant not in self._scheduler.running:
             self._runners.pop(variant, None)  # idle: its cache goes
-        elif slot is not None and last is not None:
+        elif slot is not None and last is not None and variant in self._runners:
             self._runners[variant].cache.free(slot, last)

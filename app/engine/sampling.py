@@ -4,13 +4,23 @@ A sequence draws one number per token and compares it with probabilities in the 
 ids. So what it gets depends on its seed and its logits only, never on its neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 
 import torch
 
-from app.engine.sequence import SamplingParams
+from app.engine.sequence import SamplingParams, Sequence
 
 _NUCLEUS = 1024  # best tokens to look for top-p among; sorting all takes as long as a forward
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A sequence's next token; with the model's own log-probabilities where it asks for them."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 def new_generator(params: SamplingParams) -> torch.Generator | None:
@@ -25,30 +35,55 @@ def new_generator(params: SamplingParams) -> torch.Generator | None:
     return generator
 
 
-def next_tokens(
-    logits: torch.Tensor,
-    params: Sequence[SamplingParams],
-    generators: Sequence[torch.Generator | None],
-) -> list[int | None]:
-    """Token ids for rows of float32 logits ``[rows, vocab]``; None where they are not finite."""
-    best, best_ids = logits.max(dim=-1)
-    token_ids: list[int | None] = list(best_ids.tolist())
-    drawn: list[int] = []
-    for row, is_finite in enumerate(best.isfinite().tolist()):
-        if not is_finite:
-            token_ids[row] = None
-        elif not params[row].is_greedy:
-            drawn.append(row)
+def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
+    """Choices for rows of float32 logits ``[rows, vocab]``; None where they are not finite."""
+    params = [seq.request.params for seq in seqs]
+    penalised = _penalised(logits, seqs)
+    best, best_ids = penalised.max(dim=-1)
+    is_finite = best.isfinite().tolist()
+    token_ids: list[int] = best_ids.tolist()
+    drawn = [row for row, its in enumerate(params) if is_finite[row] and not its.is_greedy]
     if drawn:
-        probabilities = filtered_probabilities(logits[drawn], [params[row] for row in drawn])
-        draws = _draw(probabilities, [generators[row] for row in drawn])
+        probabilities = filtered_probabilities(penalised[drawn], [params[row] for row in drawn])
+        draws = _draw(probabilities, [seqs[row].generator for row in drawn])
         for row, token_id in zip(drawn, draws, strict=True):
             token_ids[row] = token_id
-    return token_ids
+    choices = [
+        Choice(token_id) if is_finite[row] else None for row, token_id in enumerate(token_ids)
+    ]
+    reported = [row for row, its in enumerate(params) if its.num_logprobs is not None]
+    if reported:
+        _report(logits, choices, {row: params[row].num_logprobs or 0 for row in reported})
+    return choices
 
 
-def filtered_probabilities(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Probabilities ``[rows, vocab]`` after temperature, then top-k, then top-p."""
+def _penalised(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+    """Less for tokens that a sequence has already, prompt included, as CTRL (arXiv 1909.05858)."""
+    rows = [row for row, seq in enumerate(seqs) if seq.request.params.repetition_penalty != 1]
+    if not rows:
+        return logits
+    penalised = logits.clone()
+    for row in rows:
+        seen = torch.tensor(seqs[row].tokens, device=logits.device)
+        scores = logits[row, seen]
+        penalty = seqs[row].request.params.repetition_penalty
+        penalised[row, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return penalised
+
+
+def _report(logits: torch.Tensor, choices: list[Choice | None], num_best: dict[int, int]) -> None:
+    """Put log-probabilities into the choices of the rows in ``num_best``."""
+    logprobs = logits[list(num_best)].log_softmax(dim=-1)
+    best = logprobs.topk(min(max(num_best.values()), logprobs.shape[-1]), dim=-1)
+    table = zip(num_best.items(), logprobs, best.indices, best.values, strict=True)
+    for (row, num), its, best_ids, best_values in table:
+        if (choice := choices[row]) is not None:
+            top = zip(best_ids[:num].tolist(), best_values[:num].tolist(), strict=True)
+            choices[row] = Choice(choice.token_id, float(its[choice.token_id]), tuple(top))
+
+
+def filtered_probabilities(logits: torch.Tensor, params: Rows[SamplingParams]) -> torch.Tensor:
+    """Probabilities ``[rows, vocab]`` after temperature, then top-k, then top-p, then min-p."""
     temperatures = logits.new_tensor([its.temperature for its in params])[:, None]
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
     if rows := [row for row, its in enumerate(params) if its.top_k]:
@@ -56,16 +91,18 @@ def filtered_probabilities(logits: torch.Tensor, params: Sequence[SamplingParams
     probabilities = logits.softmax(dim=-1)
     if rows := [row for row, its in enumerate(params) if its.top_p < 1]:
         probabilities[rows] = _keep_top_p(probabilities[rows], [params[row].top_p for row in rows])
+    if rows := [row for row, its in enumerate(params) if its.min_p]:
+        probabilities[rows] = _keep_min_p(probabilities[rows], [params[row].min_p for row in rows])
     return probabilities
 
 
-def _keep_top_k(logits: torch.Tensor, top_k: Sequence[int]) -> torch.Tensor:
+def _keep_top_k(logits: torch.Tensor, top_k: Rows[int]) -> torch.Tensor:
     ranks = torch.tensor(top_k, device=logits.device).clamp(max=logits.shape[-1])[:, None]
     best = logits.topk(int(ranks.max()), dim=-1).values
     return logits.masked_fill(logits < best.gather(-1, ranks - 1), -torch.inf)
 
 
-def _keep_top_p(probabilities: torch.Tensor, top_p: Sequence[float]) -> torch.Tensor:
+def _keep_top_p(probabilities: torch.Tensor, top_p: Rows[float]) -> torch.Tensor:
     """Zero all but the most probable tokens that together reach ``top_p``, ties included."""
     limits = torch.tensor(top_p, dtype=torch.float64, device=probabilities.device)[:, None]
     num_best = min(_NUCLEUS, probabilities.shape[-1])
@@ -77,7 +114,14 @@ def _keep_top_p(probabilities: torch.Tensor, top_p: Sequence[float]) -> torch.Te
     return probabilities.masked_fill(probabilities < lowest, 0.0)
 
 
-def _draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator | None]) -> list[int]:
+def _keep_min_p(probabilities: torch.Tensor, min_p: Rows[float]) -> torch.Tensor:
+    """Zero what has less than this share of the best token's probability (arXiv 2407.01082)."""
+    shares = probabilities.new_tensor(min_p)[:, None]
+    least = shares * probabilities.amax(dim=-1, keepdim=True)
+    return probabilities.masked_fill(probabilities < least, 0.0)
+
+
+def _draw(probabilities: torch.Tensor, generators: Rows[torch.Generator | None]) -> list[int]:
     cumulative = probabilities.double().cumsum(dim=-1)  # float32 would round small ones away
     numbers = torch.cat([torch.rand(1, generator=generator) for generator in generators])
     thresholds = numbers.to(cumulative)[:, None] * cumulative[:, -1:]

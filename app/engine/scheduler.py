@@ -61,15 +61,17 @@ def cache_shape(num_slots: int, num_tokens: int) -> tuple[int, int]:
 class Scheduler:
     """Prompts wait in one line per variant; running sequences are kept in the order of their slots.
 
-    A round is one prefill, if anything waits, and then one decode of each variant. So a long
-    prompt holds up the running ones for one chunk at a time, and no variant waits for another's
-    sequences to end.
+    A round is one prefill, if anything waits, and then one decode of each variant. Prefills go
+    round the variants: the one whose turn it is reads on in its half-read prompt, or else admits
+    from its line. So a running sequence is held up for one chunk at a time, however many long
+    prompts come, and a short prompt waits for no other variant's long one.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
-        self.waiting: dict[Variant, deque[Sequence]] = {}  # the first variant has the turn
+        self.waiting: dict[Variant, deque[Sequence]] = {}
         self.running: dict[Variant, list[Sequence]] = {}  # index = slot
+        self._turns: deque[Variant] = deque()  # to prefill, of all that wait or run
         self._decodes_due: deque[Variant] = deque()
 
     @property
@@ -86,7 +88,10 @@ class Scheduler:
         return self._reserved() / self.limits.max_cache_tokens
 
     def add(self, seq: Sequence) -> None:
-        self.waiting.setdefault(seq.request.variant, deque()).append(seq)
+        variant = seq.request.variant
+        self.waiting.setdefault(variant, deque()).append(seq)
+        if variant not in self._turns:
+            self._turns.append(variant)
 
     def remove(self, seq: Sequence) -> int | None:
         """Forget a sequence; returns the slot that is free now, None if it held none.
@@ -94,46 +99,64 @@ class Scheduler:
         That is always the last slot of the variant: its tenant takes over the slot of ``seq``.
         """
         variant = seq.request.variant
+        free = None if seq.slot is None else self._leave(seq, seq.slot)
         if seq.slot is None:
             self.waiting[variant].remove(seq)
             if not self.waiting[variant]:
                 del self.waiting[variant]
-            return None
-        slots = self.running[variant]
+        if variant not in self.waiting and variant not in self.running:
+            self._turns.remove(variant)
+        return free
+
+    def _leave(self, seq: Sequence, slot: int) -> int:
+        slots = self.running[seq.request.variant]
         last = slots.pop()
         if last is not seq:
-            slots[seq.slot] = last
-            last.slot = seq.slot
+            slots[slot] = last
+            last.slot = slot
         if not slots:
-            del self.running[variant]
+            del self.running[seq.request.variant]
         return len(slots)
 
     def next_batch(self) -> Batch | None:
         """The next forward, None if there is nothing to do; admits waiting sequences to slots."""
-        if not self._decodes_due:
+        while True:
+            while self._decodes_due:
+                variant = self._decodes_due.popleft()
+                slots = self.running.get(variant, [])
+                if any(seq.num_uncached == 1 for seq in slots):  # not for a half-read prompt alone
+                    return self._batch(variant, slots, 1)
+            prefill = self._prefill()
             self._decodes_due.extend(self.running)
-            if prefill := self._continue_prompt() or self._admit():
+            if prefill is not None or not self.running:
                 return prefill
-        while self._decodes_due:
-            variant = self._decodes_due.popleft()
-            if variant in self.running:
-                return self._batch(variant, self.running[variant], 1)
+
+    def _prefill(self) -> Batch | None:
+        """Of the next variant in turn. One whose prompt finds no room keeps its turn, and until
+        it does, nobody else is admitted: or others would take each slot that becomes free."""
+        may_admit = True
+        for variant in self._turns:
+            batch = self._continue_prompt(variant)
+            if batch is None and may_admit and variant in self.waiting:
+                batch = self._admit(variant)
+                may_admit = batch is not None
+            if batch is not None:
+                self._turns.remove(variant)
+                self._turns.append(variant)
+                return batch
         return None
 
-    def _continue_prompt(self) -> Batch | None:
-        """The next chunk of a prompt that was longer than a batch; there is at most one."""
-        for variant, seqs in self.running.items():
-            for seq in seqs:
-                if seq.num_uncached > 1:
-                    width = min(seq.num_uncached, self.limits.max_batch_tokens)
-                    return self._batch(variant, [seq], width)
+    def _continue_prompt(self, variant: "Variant") -> Batch | None:
+        """The next chunk of a prompt that was longer than a batch; a variant has one at most."""
+        for seq in self.running.get(variant, ()):
+            if seq.num_uncached > 1:
+                width = min(seq.num_uncached, self.limits.max_batch_tokens)
+                return self._batch(variant, [seq], width)
         return None
 
-    def _admit(self) -> Batch | None:
-        """Prompts from the line whose turn it is. One that finds no room keeps the turn."""
-        if not self.waiting:
-            return None
-        variant, line = next(iter(self.waiting.items()))
+    def _admit(self, variant: "Variant") -> Batch | None:
+        """As many prompts from the front of the line as fit into one batch; None if none does."""
+        line = self.waiting[variant]
         group: list[Sequence] = []
         width = 0
         while line and self._has_room(line[0]):
@@ -145,12 +168,9 @@ class Scheduler:
             seq.slot = len(slots)
             slots.append(seq)
             group.append(seq)
-        if not group:
-            return None
-        del self.waiting[variant]
-        if line:
-            self.waiting[variant] = line  # to the end: the other variants' turn
-        return self._batch(variant, group, width)
+        if not line:
+            del self.waiting[variant]
+        return self._batch(variant, group, width) if group else None
 
     def _has_room(self, seq: Sequence) -> bool:
         if self.num_running >= self.limits.max_num_seqs:
@@ -178,10 +198,12 @@ class Scheduler:
         """Raise ``AssertionError`` if a slot is lost, shared or beyond the limits."""
         assert self.num_running <= self.limits.max_num_seqs
         assert self._reserved() <= self.limits.max_cache_tokens
+        assert sorted(map(id, self._turns)) == sorted(map(id, {**self.waiting, **self.running}))
         for variant, slots in self.running.items():
             assert slots, variant.name
             assert [seq.slot for seq in slots] == list(range(len(slots))), variant.name
             assert all(seq.num_uncached > 0 for seq in slots), variant.name
+            assert sum(seq.num_uncached > 1 for seq in slots) <= 1, variant.name
         for variant, line in self.waiting.items():
             assert line, variant.name
             assert all(seq.slot is None and seq.num_cached == 0 for seq in line), variant.name

@@ -29,6 +29,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # an end-of-sequence or stop token was generated
     LENGTH = "length"  # max_new_tokens were generated
     ABORT = "abort"  # cancelled
+    TIMEOUT = "timeout"  # its deadline passed
     ERROR = "error"
 
 
@@ -40,14 +41,20 @@ class SamplingParams:
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 is off
+    min_p: float = 0.0  # of the best token's probability; 0 is off
+    repetition_penalty: float = 1.0  # on every token of the prompt and the answer; 1 is off
     seed: int | None = None  # None draws a fresh one
     stop_token_ids: frozenset[int] = frozenset()  # beside the model's own end of sequence
     ignore_eos: bool = False
+    num_logprobs: int | None = None  # best tokens to report beside the chosen one; None: no report
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
         _check("temperature", self.temperature, 0, 100)
         _check("top_k", self.top_k, 0, 1_000_000)
+        _check("min_p", self.min_p, 0, 1)
+        _check("repetition_penalty", self.repetition_penalty, 0.1, 2)
+        _check("num_logprobs", self.num_logprobs or 0, 0, 20)
         if not 0 < self.top_p <= 1:  # false for nan as well
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
         if self.seed is not None:
@@ -67,6 +74,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
+    deadline_s: float | None = None  # moment on the monotonic clock at which it ends with TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -107,13 +115,16 @@ class TokenEvent:
 
     Every generated token is one event, so that counting them gives what ``generate`` returns.
     The last event has ``finish_reason`` and ``timings``: with STOP its token ended the sequence
-    and is no text; with ABORT and ERROR there is no token.
+    and is no text; with ABORT, TIMEOUT and ERROR there is no token. Log-probabilities are the
+    model's own, in front of penalty, temperature and filters.
     """
 
     request_id: str
     token_id: int | None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    logprob: float | None = None  # of the token; None if the request asked for none
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # token ids, the most likely first
 
     @property
     def is_text(self) -> bool:
@@ -167,6 +178,6 @@ class Sequence:
         )
 
 
-def _check(param: str, value: float, low: int, high: int) -> None:
+def _check(param: str, value: float, low: float, high: float) -> None:
     if not (math.isfinite(value) and low <= value <= high):
         raise InvalidSampling(param, value, f"{low} to {high}")

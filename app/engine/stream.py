@@ -1,31 +1,57 @@
 """The events of one request, as an asynchronous iterator that ends what it no longer wants."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from types import TracebackType
 
-from app.engine.sequence import TokenEvent
+from app.engine.sequence import FinishReason, Request, Timings, TokenEvent
+
+OnEnd = Callable[[Request, TokenEvent], None]
 
 
 class Stream:
-    """Events up to and with the last one. Leaving ``async with`` cancels what still runs."""
+    """Events up to and with the last one. Leaving ``async with`` cancels what still runs.
 
-    def __init__(self, request_id: str, cancel: Callable[["Stream"], None]) -> None:
-        self.request_id = request_id
+    ``on_end`` is told the last event of every request, whether anybody still reads or not.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        cancel: Callable[["Stream", FinishReason], None],
+        on_end: OnEnd | None = None,
+    ) -> None:
+        self.request = request
         self._cancel = cancel
+        self._on_end = on_end
         self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
         self._is_done = False
 
-    def put(self, event: TokenEvent | Exception) -> None:
-        self._events.put_nowait(event)
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
 
-    def cancel(self) -> None:
-        """End the request early; the last event is still to come: an ABORT with timings.
+    def put(self, event: TokenEvent) -> None:
+        self._events.put_nowait(event)
+        if event.finish_reason is not None and self._on_end is not None:
+            self._on_end(self.request, event)
+
+    def fail(self, error: Exception) -> None:
+        """End it without the engine: the iteration raises ``error``."""
+        self._events.put_nowait(error)
+        if self._on_end is not None:
+            timings = Timings(self.request.arrived_s, None, None, time.monotonic(), num_tokens=0)
+            last = TokenEvent(self.request_id, None, FinishReason.ERROR, timings)
+            self._on_end(self.request, last)
+
+    def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End the request early; the last event is still to come, with that reason and timings.
 
         Tokens that were on their way come before it.
         """
         if not self._is_done:
-            self._cancel(self)
+            self._cancel(self, reason)
 
     async def aclose(self) -> None:
         self.cancel()

@@ -1,14 +1,66 @@
-"""Tokens to text, piece by piece: incremental detokenising and stop strings.
+"""Messages to tokens by the chat template, and tokens to text, piece by piece.
 
 What is handed out is final: never half a character, nor part of what may become a stop string.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of sentencepiece, for what has no other token
 _MAX_PENDING = 32  # tokens; a character has four bytes, so more than this is never one
+
+
+class NoChatTemplate(ValueError):
+    """The tokenizer does not say how messages become a prompt."""
+
+
+class MessagesRefused(ValueError):
+    """The chat template does not take these messages, for instance their order."""
+
+    param = "messages"
+
+
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
+) -> tuple[int, ...]:
+    """The prompt that asks for the next message. Raises ``NoChatTemplate``, ``MessagesRefused``."""
+    if not tokenizer.chat_template:
+        raise NoChatTemplate(
+            "this model's tokenizer has no chat template: send a prompt instead of messages"
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise MessagesRefused(f"the chat template cannot render them: {error}") from error
+    # The template writes the special tokens itself.
+    return tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """What a token is inside of a text, where its leading space counts; special ones by name."""
+    once, twice = (
+        tokenizer.decode([token_id] * times, clean_up_tokenization_spaces=False) for times in (1, 2)
+    )
+    return str(twice)[len(str(once)) :]
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes | None:
+    """UTF-8 of the token's text; of half a character its bytes, or None if they are not known."""
+    text = token_text(tokenizer, token_id)
+    if _REPLACEMENT not in text:
+        return text.encode()
+    token = str(tokenizer.convert_ids_to_tokens(token_id))
+    if match := _BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(match[1])
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}  # of byte-level BPE
+    return bytes(letters[letter] for letter in token) if letters.keys() >= set(token) else None
 
 
 class Detokenizer:
@@ -104,6 +156,7 @@ class TextStream:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = StopStrings(stop)
+        self.num_characters = 0  # that all tokens so far have completed, stopped or not
 
     @property
     def is_stopped(self) -> bool:
@@ -111,7 +164,9 @@ class TextStream:
         return self._stop_strings.matched is not None
 
     def push(self, token_id: int) -> str:
-        return self._stop_strings.push(self._detokenizer.push(token_id))
+        piece = self._detokenizer.push(token_id)
+        self.num_characters += len(piece)
+        return self._stop_strings.push(piece)
 
     def flush(self) -> str:
         """The rest, when the request has ended by itself."""

@@ -1,15 +1,18 @@
-"""Requests for tests, and an engine run to exhaustion with its invariants checked at every step."""
+"""Requests for tests, what they must give, and an engine run with its invariants checked."""
 
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence as Values
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
+
 from app.engine.engine import Engine
-from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
+from app.engine.sampling import Choice, new_generator, next_tokens
+from app.engine.sequence import FinishReason, Request, SamplingParams, Sequence, TokenEvent
 from app.engine.variants import Variant, make_variant
 from tests.tiny import VOCAB_SIZE, generated, tiny_model
 
@@ -29,11 +32,12 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def request(
-    prompt_ids: Sequence[int] = (5, 6, 7),
+    prompt_ids: Values[int] = (5, 6, 7),
     of: Variant | None = None,
     *,
     request_id: str | None = None,
     max_new_tokens: int = 8,
+    deadline_s: float | None = None,
     **params: Any,
 ) -> Request:
     return Request(
@@ -41,12 +45,29 @@ def request(
         variant=of or variant(),
         prompt_ids=tuple(prompt_ids),
         params=SamplingParams(max_new_tokens=max_new_tokens, **params),
+        deadline_s=deadline_s,
     )
 
 
 def expected(its: Request) -> list[int]:
     """What ``generate`` makes of a greedy request."""
     return generated(its.variant.model, its.prompt_ids, its.params.max_new_tokens)
+
+
+@torch.inference_mode()
+def plain(its: Request) -> list[Choice]:
+    """What any request must give: whole forwards without a cache, one sequence, token by token."""
+    seq = Sequence(its, new_generator(its.params))
+    choices = []
+    for _ in range(its.params.max_new_tokens):
+        logits = its.variant.model(torch.tensor([seq.tokens])).logits[:, -1].float()
+        [choice] = next_tokens(logits, [seq])
+        assert choice is not None
+        seq.tokens.append(choice.token_id)
+        choices.append(choice)
+        if seq.finish_reason():
+            break
+    return choices
 
 
 @dataclass
@@ -56,7 +77,7 @@ class Outcome:
     tokens: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     last: dict[str, TokenEvent] = field(default_factory=dict)
 
-    def take(self, events: Sequence[TokenEvent]) -> None:
+    def take(self, events: Values[TokenEvent]) -> None:
         for event in events:
             assert event.request_id not in self.last, "an event after the last one"
             if event.token_id is not None:

@@ -18,12 +18,23 @@ Scenario = Callable[[AsyncEngine], Coroutine[Any, Any, None]]
 
 
 def scenario(
-    run: Scenario, *, max_waiting: int = 8, engine: Engine | None = None, **limits: int
+    run: Scenario,
+    *,
+    max_waiting: int = 8,
+    max_waiting_tokens: int = 100_000,
+    stall_s: float = 60.0,
+    engine: Engine | None = None,
+    **limits: int,
 ) -> None:
     """Run it on a started engine, which is stopped afterwards."""
 
     async def main() -> None:
-        its = AsyncEngine(engine or Engine(EngineLimits(**limits)), max_waiting)
+        its = AsyncEngine(
+            engine or Engine(EngineLimits(**limits)),
+            max_waiting,
+            max_waiting_tokens=max_waiting_tokens,
+            stall_s=stall_s,
+        )
         its.start()
         try:
             await run(its)

@@ -1,13 +1,16 @@
 import asyncio
+import time
+from dataclasses import replace
 
 import pytest
 
-from app.engine.async_engine import AsyncEngine, EngineStopped, Overloaded
+from app.engine.admission import Overloaded, TooManyPrompts
+from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import DuplicateRequest, Engine, PromptTooLong
-from app.engine.sequence import FinishReason, TokenEvent
+from app.engine.sequence import FinishReason, Request, TokenEvent
 from tests.engine.requests import prompt, request, variant
 from tests.engine.scenarios import endless, events_of, scenario, until
-from tests.tiny import generated
+from tests.tiny import MAX_POSITIONS, generated
 
 
 def test_streams_run_together_and_give_what_generate_gives() -> None:
@@ -53,6 +56,75 @@ def test_too_many_waiting_requests_are_turned_away() -> None:
             await stream.aclose()
 
     scenario(run, max_num_seqs=1, max_waiting=2)
+
+
+def test_too_many_waiting_tokens_are_turned_away_too() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        waiting = [engine.stream(endless(seed)) for seed in range(2)]
+        with pytest.raises(Overloaded, match="tokens are waiting"):
+            engine.stream(endless(2))
+        await anext(waiting[0])
+        async with engine.stream(endless(2)):
+            pass
+        for stream in waiting:
+            await stream.aclose()
+
+    scenario(run, max_num_seqs=1, max_waiting_tokens=2 * MAX_POSITIONS)
+
+
+def test_a_group_is_taken_whole_or_not_at_all() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        with pytest.raises(PromptTooLong):
+            engine.streams([request(prompt(5)), request([3] * 500)])
+        first = engine.stream(endless())
+        with pytest.raises(Overloaded):
+            engine.streams([endless(1), endless(2)])
+        with pytest.raises(TooManyPrompts):
+            engine.streams([endless(seed) for seed in range(4)])
+        assert engine.stats().num_running + engine.stats().num_waiting <= 1
+        for stream in [first, *engine.streams([endless(1)])]:
+            await stream.aclose()
+
+    scenario(run, max_num_seqs=1, max_waiting=1)
+
+
+def test_a_deadline_ends_what_runs_and_what_waits() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        deadline_s = time.monotonic() + 0.05
+        hurried = [replace(endless(seed), deadline_s=deadline_s) for seed in range(2)]
+        results = await asyncio.gather(*(events_of(engine.stream(its)) for its in hurried))
+        for events in results:
+            assert events[-1].finish_reason in {FinishReason.TIMEOUT, FinishReason.LENGTH}
+        assert results[1][-1].finish_reason is FinishReason.TIMEOUT
+
+    scenario(run, max_num_seqs=1)
+
+
+def test_every_end_is_told_even_to_those_who_have_left() -> None:
+    ends: dict[str, FinishReason | None] = {}
+
+    def on_end(its: Request, last: TokenEvent) -> None:
+        assert its.request_id not in ends
+        assert last.timings is not None
+        ends[its.request_id] = last.finish_reason
+
+    async def run(engine: AsyncEngine) -> None:
+        await events_of(engine.stream(request(request_id="read", max_new_tokens=2), on_end))
+        async with engine.stream(endless(request_id="left"), on_end) as stream:
+            await anext(stream)
+        stopped = engine.stream(endless(request_id="stopped"), on_end)
+        stopped.cancel(FinishReason.STOP)
+        await events_of(stopped)
+        engine.stream(endless(request_id="aborted"), on_end)
+        await engine.stop()
+
+    scenario(run)
+    assert ends == {
+        "read": FinishReason.LENGTH,
+        "left": FinishReason.ABORT,
+        "stopped": FinishReason.STOP,
+        "aborted": FinishReason.ABORT,
+    }
 
 
 def test_stopping_lets_running_requests_finish_and_takes_no_new_ones() -> None:
@@ -101,11 +173,17 @@ class _Crashing(Engine):
 def test_a_crash_fails_every_open_stream_and_all_that_come_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    ends = []
+
+    def on_end(_request: Request, last: TokenEvent) -> None:
+        ends.append(last.finish_reason)
+
     async def run(engine: AsyncEngine) -> None:
-        streams = [engine.stream(endless(seed)) for seed in range(3)]
+        streams = [engine.stream(endless(seed), on_end) for seed in range(3)]
         for stream in streams:
             with pytest.raises(EngineStopped, match="crashed"):
                 await events_of(stream)
+        assert ends == [FinishReason.ERROR] * 3
         assert not engine.is_alive
         with pytest.raises(EngineStopped):
             engine.stream(request())

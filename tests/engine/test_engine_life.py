@@ -17,10 +17,10 @@ from app.engine.engine import (
     VariantStats,
 )
 from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason, Request
+from app.engine.sequence import FinishReason, Request, Timings
 from app.engine.variants import make_variant
 from pruning.blocks import block_list
-from tests.engine.requests import Outcome, expected, prompt, request, run, variant
+from tests.engine.requests import Outcome, expected, plain, prompt, request, run, variant
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE
 
 DENSE, PRUNED = variant(), variant(pruned=True)
@@ -116,6 +116,58 @@ def test_a_half_read_prompt_can_be_cancelled() -> None:
     assert run(engine, short).of(short) == expected(short)
 
 
+def test_past_its_deadline_a_request_ends_within_a_step_running_or_waiting() -> None:
+    clock = Clock()
+    engine, outcome = Engine(EngineLimits(max_num_seqs=1), clock=clock), Outcome()
+    running = request(prompt(5), max_new_tokens=50, deadline_s=10.0, ignore_eos=True)
+    waiting = request(prompt(6), deadline_s=10.0)
+    patient = request(prompt(7), max_new_tokens=6)
+    for its in (running, waiting, patient):
+        engine.add(its)
+    for clock.now_s in (0.0, 5.0, 9.9):
+        outcome.take(engine.step())
+    assert outcome.last == {}
+    clock.now_s = 10.0
+    outcome.take(engine.step())
+    engine.check_integrity()
+    assert [outcome.reason(its) for its in (running, waiting)] == [FinishReason.TIMEOUT] * 2
+    assert outcome.of(running) == plain_tokens(running)[:3]
+    assert outcome.of(waiting) == []
+    run(engine, outcome=outcome)
+    assert outcome.of(patient) == expected(patient)
+
+
+def test_a_deadline_that_has_passed_on_arrival_costs_no_forward() -> None:
+    engine = Engine(clock=lambda: 5.0)
+    late = request(deadline_s=4.0)
+    outcome = run(engine, late)
+    assert outcome.reason(late) is FinishReason.TIMEOUT
+    assert outcome.last[late.request_id].timings == Timings(late.arrived_s, None, None, 5.0, 0)
+
+
+def test_cancelling_can_have_another_reason() -> None:
+    engine = Engine()
+    its = request()
+    engine.add(its)
+    event = engine.cancel(its.request_id, FinishReason.STOP)
+    assert event is not None
+    assert event.finish_reason is FinishReason.STOP
+    assert not event.is_text
+
+
+def test_a_variant_that_cannot_run_at_all_harms_no_other() -> None:
+    config = copy.deepcopy(DENSE.model.config)
+    config.layer_types = ["chunked_attention"] * config.num_hidden_layers
+    odd_model = copy.copy(DENSE.model)
+    odd_model.config = config
+    odd = make_variant("odd", "odd", odd_model)
+    doomed = [request(prompt(5), odd) for _ in range(2)]
+    fine = request(prompt(5), max_new_tokens=12)
+    outcome = run(Engine(), doomed[0], fine, doomed[1])
+    assert [outcome.reason(its) for its in doomed] == [FinishReason.ERROR] * 2
+    assert outcome.of(fine) == expected(fine)
+
+
 def test_a_failing_forward_ends_its_own_sequences_only(caplog: pytest.LogCaptureFixture) -> None:
     broken = make_variant("broken", "tiny", DENSE.model, (0, 1, 2))
     block_list(broken.model)[1].mlp = _Failing(after=3)
@@ -128,6 +180,15 @@ def test_a_failing_forward_ends_its_own_sequences_only(caplog: pytest.LogCapture
         assert its.request_id in caplog.text
     for its in fine:
         assert outcome.of(its) == expected(its)
+
+
+def test_a_lost_device_is_more_than_the_failure_of_a_batch() -> None:
+    broken = make_variant("broken", "tiny", DENSE.model, (0, 1, 2))
+    block_list(broken.model)[1].mlp = _Failing(after=0, error=torch.AcceleratorError("no device"))
+    engine = Engine()
+    engine.add(request(prompt(5), broken))
+    with pytest.raises(torch.AcceleratorError):
+        engine.step()
 
 
 def test_a_failing_prefill_leaves_the_running_sequences_of_its_variant_alone() -> None:
@@ -195,15 +256,27 @@ def test_an_idle_engine_holds_nothing() -> None:
     assert (stats.batch_size, stats.variants) == (0, {})
 
 
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def plain_tokens(its: Request) -> list[int]:
+    return [choice.token_id for choice in plain(its)]
+
+
 class _Failing(nn.Module):
     """A part of a block that fails after a number of forwards, as when memory runs out."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, error: Exception | None = None) -> None:
         super().__init__()
         self.countdown = after
+        self._error = error or MemoryError("no room for the activations")
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if not self.countdown:
-            raise MemoryError("no room for the activations")
+            raise self._error
         self.countdown -= 1
         return hidden

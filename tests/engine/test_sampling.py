@@ -1,9 +1,16 @@
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from app.engine.sampling import filtered_probabilities, new_generator, next_tokens
-from app.engine.sequence import SamplingParams
+from app.engine.sampling import Choice, filtered_probabilities, new_generator, next_tokens
+from app.engine.sequence import Request, SamplingParams, Sequence
+from tests.engine.requests import variant
 
 VOCAB = 64
 
@@ -12,8 +19,17 @@ def logits(rows: int = 1, vocab: int = VOCAB, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 3
 
 
+def sequence(params: SamplingParams, tokens: tuple[int, ...] = (5, 6, 7)) -> Sequence:
+    return Sequence(Request("a", variant(), tokens, params), new_generator(params))
+
+
+def tokens_of(scores: torch.Tensor, *seqs: Sequence) -> list[int | None]:
+    choices = next_tokens(scores, seqs)
+    return [None if choice is None else choice.token_id for choice in choices]
+
+
 def draw(scores: torch.Tensor, *params: SamplingParams) -> list[int | None]:
-    return next_tokens(scores, params, [new_generator(its) for its in params])
+    return tokens_of(scores, *map(sequence, params))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +41,9 @@ def draw(scores: torch.Tensor, *params: SamplingParams) -> list[int | None]:
         SamplingParams(temperature=1.5, top_k=20, top_p=0.6),
         SamplingParams(temperature=1.0, top_p=1e-6),
         SamplingParams(temperature=1.0, top_k=10 * VOCAB),
+        SamplingParams(temperature=0.8, min_p=0.1),
+        SamplingParams(temperature=1.5, top_k=30, top_p=0.9, min_p=0.05),
+        SamplingParams(temperature=1.0, min_p=1.0),
     ],
     ids=str,
 )
@@ -35,6 +54,8 @@ def test_probabilities_are_those_of_the_transformers_warpers(params: SamplingPar
         expected = TopKLogitsWarper(params.top_k)(None, expected)
     if params.top_p < 1:
         expected = TopPLogitsWarper(params.top_p)(None, expected)
+    if params.min_p:
+        expected = MinPLogitsWarper(params.min_p)(None, expected)  # type: ignore[arg-type]  # unread
     ours = filtered_probabilities(scores, [params] * 3)
     renormalised = ours / ours.sum(dim=-1, keepdim=True)
     torch.testing.assert_close(renormalised, expected.softmax(dim=-1))
@@ -75,20 +96,18 @@ def test_a_seed_gives_the_same_tokens_whatever_its_neighbours_do() -> None:
         SamplingParams(temperature=0.5, top_k=3, seed=9),
     ]
     steps = [logits(4, seed=step) for step in range(20)]
-    alone = new_generator(mine)
-    crowd = [new_generator(its) for its in (*others, mine)]
+    alone = sequence(mine)
+    crowd = [sequence(its) for its in (*others, mine)]
     for scores in steps:
-        expected = next_tokens(scores[3:], [mine], [alone])
-        assert next_tokens(scores, [*others, mine], crowd)[3:] == expected
+        assert tokens_of(scores, *crowd)[3:] == tokens_of(scores[3:], alone)
 
 
 def test_another_seed_gives_other_tokens_and_no_seed_never_the_same() -> None:
     scores = torch.zeros(1, VOCAB)  # every token as likely as the other
 
     def tokens(seed: int | None) -> list[list[int | None]]:
-        params = SamplingParams(temperature=1.0, seed=seed)
-        generator = new_generator(params)
-        return [next_tokens(scores, [params], [generator]) for _ in range(20)]
+        seq = sequence(SamplingParams(temperature=1.0, seed=seed))
+        return [tokens_of(scores, seq) for _ in range(20)]
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)
@@ -96,10 +115,9 @@ def test_another_seed_gives_other_tokens_and_no_seed_never_the_same() -> None:
 
 
 def test_tokens_come_as_often_as_they_are_likely() -> None:
-    params = SamplingParams(temperature=1.0, seed=0)
-    generator = new_generator(params)
+    seq = sequence(SamplingParams(temperature=1.0, seed=0))
     scores = torch.tensor([[0.5, 0.3, 0.0, 0.2]]).log()
-    drawn = [next_tokens(scores, [params], [generator])[0] for _ in range(2000)]
+    drawn = [tokens_of(scores, seq)[0] for _ in range(2000)]
     assert [drawn.count(token) / 2000 for token in range(4)] == pytest.approx(
         [0.5, 0.3, 0.0, 0.2], abs=0.04
     )
@@ -112,3 +130,66 @@ def test_the_coldest_and_the_narrowest_sampling_is_greedy() -> None:
     assert draw(scores, *[SamplingParams(temperature=1e-4, seed=3)] * 2) == best
     assert draw(scores, *[SamplingParams(temperature=5.0, top_k=1, seed=3)] * 2) == best
     assert draw(scores, *[SamplingParams(temperature=5.0, top_p=1e-9, seed=3)] * 2) == best
+    assert draw(scores, *[SamplingParams(temperature=5.0, min_p=1.0, seed=3)] * 2) == best
+
+
+@pytest.mark.parametrize("penalty", [0.1, 0.7, 1.3, 2.0])
+def test_a_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    context = (3, 9, 9, 60)
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    params = SamplingParams(repetition_penalty=penalty)
+    for seed in range(20):
+        scores = logits(2, seed=seed)
+        before = scores.clone()
+        penalised = processor(torch.tensor([context]), scores[:1].clone())
+        seqs = sequence(params, context), sequence(SamplingParams(), context)
+        assert tokens_of(scores, *seqs) == [
+            int(penalised.argmax()),
+            int(scores[1].argmax()),
+        ]
+        assert torch.equal(scores, before), "the caller's logits are not ours to change"
+
+
+def test_a_repetition_penalty_counts_what_was_generated() -> None:
+    scores = torch.tensor([[0.0, 1.0, 1.1, 1.2]])
+    seq = sequence(SamplingParams(repetition_penalty=2.0), (0,))
+    found = []
+    for _ in range(3):
+        [token_id] = tokens_of(scores, seq)
+        assert token_id is not None
+        seq.tokens.append(token_id)
+        found.append(token_id)
+    assert found == [3, 2, 1]
+
+
+def test_a_sampled_row_is_penalised_too() -> None:
+    params = SamplingParams(temperature=1.0, top_k=1, repetition_penalty=2.0, seed=0)
+    assert tokens_of(torch.tensor([[0.0, 1.0, 1.5]]), sequence(params, (2,))) == [1]
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    scores = logits(4)
+    expected = scores.log_softmax(dim=-1)
+    seqs = [
+        sequence(SamplingParams(num_logprobs=3)),
+        sequence(SamplingParams()),
+        sequence(SamplingParams(temperature=9.0, seed=1, num_logprobs=0)),
+        sequence(SamplingParams(repetition_penalty=2.0, num_logprobs=20), tuple(range(VOCAB))),
+    ]
+    choices = next_tokens(scores, seqs)
+    for row, num in ((0, 3), (2, 0), (3, 20)):
+        choice = choices[row]
+        assert choice is not None
+        assert choice.logprob == pytest.approx(float(expected[row, choice.token_id]))
+        best = expected[row].topk(num)
+        assert [token_id for token_id, _ in choice.top_logprobs] == best.indices.tolist()
+        assert [its for _, its in choice.top_logprobs] == pytest.approx(best.values.tolist())
+    assert choices[1] == Choice(int(scores[1].argmax()))
+
+
+def test_there_are_no_more_log_probabilities_than_tokens_and_none_of_what_is_not_finite() -> None:
+    seqs = [sequence(SamplingParams(num_logprobs=20), (0,)) for _ in range(2)]
+    chosen, none = next_tokens(torch.tensor([[1.0, 2.0, 0.0], [torch.nan, 1.0, 0.0]]), seqs)
+    assert chosen is not None
+    assert [token_id for token_id, _ in chosen.top_logprobs] == [1, 0, 2]
+    assert none is None

@@ -3,6 +3,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.engine.scheduler import Batch, EngineLimits, InvalidLimits, Scheduler, cache_shape
 from app.engine.sequence import Sequence
@@ -10,6 +12,7 @@ from app.engine.variants import Variant
 from tests.engine.requests import request, variant
 
 DENSE, PRUNED = variant(), variant(pruned=True)
+OTHER = variant(family="gpt2")
 
 
 def sequence(num_prompt: int, of: Variant = DENSE, max_new_tokens: int = 8) -> Sequence:
@@ -56,8 +59,7 @@ def test_prompts_that_fit_one_batch_are_prefilled_together_in_order_of_arrival()
 def test_padding_counts_toward_the_batch() -> None:
     short, long, last = sequence(2), sequence(10), sequence(2)
     its = scheduler(short, long, last, max_batch_tokens=20)
-    assert run_next(its).sequences == (short, long)
-    assert run_next(its).sequences == (last,)
+    assert [run_next(its).sequences for _ in range(3)] == [(short, long), (short, long), (last,)]
 
 
 def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
@@ -75,8 +77,8 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
     its = scheduler(running, max_batch_tokens=20)
     run_next(its)
     its.add(long)
-    batches = [run_next(its) for _ in range(6)]
-    assert [batch.width for batch in batches] == [20, 1, 20, 1, 8, 1]
+    batches = [run_next(its) for _ in range(7)]
+    assert [batch.width for batch in batches] == [1, 20, 1, 20, 1, 8, 1]
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
 
@@ -103,6 +105,65 @@ def test_a_flood_of_one_variant_does_not_keep_another_waiting() -> None:
     for _ in range(3):
         run_next(its)
     assert late.slot == 0
+
+
+def test_a_short_prompt_waits_for_one_chunk_of_another_variants_long_one() -> None:
+    its = scheduler(*[sequence(500, PRUNED) for _ in range(3)], max_batch_tokens=20)
+    run_next(its)
+    late = sequence(10)
+    its.add(late)
+    assert [run_next(its).sequences == (late,) for _ in range(2)] == [False, True]
+
+
+def test_a_long_prompt_alone_is_read_without_decodes_in_between() -> None:
+    its = scheduler(sequence(50), max_batch_tokens=20)
+    assert [run_next(its).width for _ in range(4)] == [20, 20, 10, 1]
+
+
+def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
+    its = scheduler(*[sequence(100, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=20)
+    chunks = [batch for batch in (run_next(its) for _ in range(30)) if batch.width == 20]
+    assert [batch.variant for batch in chunks[:8]] == [DENSE, PRUNED] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.sampled_from([DENSE, PRUNED, OTHER]),
+            st.sampled_from([1, 2, 7, 30, 90]),  # tokens of the prompt
+            st.integers(0, 3),  # batches since the arrival before
+        ),
+        min_size=1,
+        max_size=15,
+    ),
+    max_batch_tokens=st.sampled_from([1, 8, 20]),
+    max_num_seqs=st.integers(1, 12),
+)
+def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_variant(
+    arrivals: list[tuple[Variant, int, int]], max_batch_tokens: int, max_num_seqs: int
+) -> None:
+    its = scheduler(max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs)
+    passed_over: dict[Sequence, list[Batch]] = {}  # since its last token
+    due = [(of, length, wait) for of, length, wait in arrivals]
+    while due or its.num_running or its.num_waiting:
+        if due and not (its.num_running and due[0][2]):
+            of, length, _ = due.pop(0)
+            its.add(sequence(length, of))
+        elif due:
+            due[0] = (*due[0][:2], due[0][2] - 1)
+        batch = run_next(its)
+        assert batch.width * len(batch.sequences) <= max(max_batch_tokens, len(batch.sequences))
+        for seq, batches in passed_over.items():
+            batches.append(batch)
+            assert len(batches) <= 1 + 2 or seq in batch.sequences
+            assert sum(one.width > 1 for one in batches) <= 1
+        for seq in batch.sequences:
+            if seq.num_generated:
+                passed_over[seq] = []
+            if seq.num_generated >= seq.request.params.max_new_tokens:
+                its.remove(seq)
+                del passed_over[seq]
 
 
 def test_no_more_sequences_run_than_there_are_slots() -> None:

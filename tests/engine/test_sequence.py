@@ -20,6 +20,15 @@ from app.engine.sequence import FinishReason, InvalidSampling, SamplingParams, T
         ("top_p", 1.01),
         ("top_p", math.nan),
         ("top_k", -1),
+        ("min_p", -0.1),
+        ("min_p", 1.01),
+        ("min_p", math.nan),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 2.1),
+        ("repetition_penalty", math.nan),
+        ("repetition_penalty", math.inf),
+        ("num_logprobs", -1),
+        ("num_logprobs", 21),
         ("top_k", 10**9),
         ("seed", -1),
         ("seed", 2**63),
@@ -35,6 +44,8 @@ def test_a_parameter_out_of_range_is_refused_by_name(param: str, value: Any) -> 
 def test_the_ends_of_the_ranges_are_valid() -> None:
     SamplingParams(max_new_tokens=1, temperature=0, top_p=1e-9, top_k=0, seed=0)
     SamplingParams(max_new_tokens=10**6, temperature=100, top_p=1, top_k=10**6, seed=2**63 - 1)
+    SamplingParams(min_p=0, repetition_penalty=0.1, num_logprobs=0)
+    SamplingParams(min_p=1, repetition_penalty=2, num_logprobs=20)
 
 
 def test_no_temperature_is_greedy_and_so_is_almost_none() -> None:
@@ -74,3 +85,4 @@ def test_the_token_that_stops_a_sequence_is_no_text() -> None:
     assert TokenEvent("a", 5, FinishReason.LENGTH).is_text
     assert not TokenEvent("a", 5, FinishReason.STOP).is_text
     assert not TokenEvent("a", None, FinishReason.ABORT).is_text
+    assert not TokenEvent("a", None, FinishReason.TIMEOUT).is_text

@@ -20,8 +20,10 @@ class _Recording(Engine):
         super().__init__(limits)
         self.aborted: list[str] = []
 
-    def cancel(self, request_id: str) -> TokenEvent | None:
-        event = super().cancel(request_id)
+    def cancel(
+        self, request_id: str, reason: FinishReason = FinishReason.ABORT
+    ) -> TokenEvent | None:
+        event = super().cancel(request_id, reason)
         if event is not None:
             self.aborted.append(request_id)
         return event

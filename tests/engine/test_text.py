@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 
 import pytest
@@ -7,7 +8,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from app.engine.text import Detokenizer, StopStrings, TextStream
+from app.engine.text import (
+    Detokenizer,
+    MessagesRefused,
+    NoChatTemplate,
+    StopStrings,
+    TextStream,
+    chat_prompt,
+    token_bytes,
+    token_text,
+)
 
 CORPUS = ["the cat sat on the mat", "naïve café, 東京 и 🦊🦊", "  two  spaces\nand a line"] * 4
 EOS = "<|end|>"
@@ -186,3 +196,59 @@ def test_a_stream_without_stop_strings_gives_everything() -> None:
     out = "".join(stream.push(token_id) for token_id in byte_level()(text)["input_ids"])
     assert out + stream.flush() == text
     assert not stream.is_stopped
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_like])
+def test_tokens_one_by_one_have_the_bytes_of_their_text(
+    make: Callable[[], PreTrainedTokenizerFast],
+) -> None:
+    tokenizer = make()
+    for text in ("the cat, a cat", "é 🦊 €", "naïve"):
+        raw = [token_bytes(tokenizer, token_id) for token_id in tokenizer(text)["input_ids"]]
+        assert b"".join(part or b"?" for part in raw).strip() == text.encode()
+
+
+def test_a_token_keeps_its_space_and_a_special_one_its_name() -> None:
+    for tokenizer in (byte_level(), sentencepiece_like()):
+        token_id = tokenizer("a the")["input_ids"][-1]
+        assert token_text(tokenizer, token_id) == " the"
+        assert token_text(tokenizer, tokenizer(EOS)["input_ids"][-1]) == EOS
+
+
+def test_the_length_of_the_text_so_far_is_told_whatever_was_cut_off() -> None:
+    stream = TextStream(byte_level(), stop=["cat"])
+    text = "the cat 🦊"
+    for token_id in byte_level()(text)["input_ids"]:
+        stream.push(token_id)
+    assert stream.num_characters == len(text)
+
+
+MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the cat"}]
+
+
+def with_template(template: str | None) -> PreTrainedTokenizerFast:
+    tokenizer = copy(byte_level())
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_messages_become_a_prompt_as_the_template_has_it() -> None:
+    tokenizer = with_template(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    expected = f"[system]be brief{EOS}[user]the cat{EOS}[assistant]"
+    assert tokenizer.decode(list(chat_prompt(tokenizer, MESSAGES))) == expected
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system') }}", "{{ 1 + messages }}", "{{ nothing.at.all }}"]
+)
+def test_what_the_template_cannot_render_is_refused_with_its_reason(template: str) -> None:
+    with pytest.raises(MessagesRefused, match="cannot render"):
+        chat_prompt(with_template(template), MESSAGES)
+
+
+def test_without_a_template_there_is_no_chat() -> None:
+    with pytest.raises(NoChatTemplate, match="send a prompt"):
+        chat_prompt(with_template(None), MESSAGES)
