@@ -1,20 +1,43 @@
 """Settings of the API process: the only file of this package that reads the environment."""
 
-from ipaddress import IPv4Address, IPv6Address
+from base64 import b64decode
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic_settings import SettingsConfigDict
 
 from pruning.config import Settings
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
+
+
+def _signing_secret(text: str) -> str:
+    """As Standard Webhooks has it, in base64 with its padding."""
+    try:
+        key = b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
+    except ValueError:
+        key = b""
+    if not text.startswith(_SECRET_PREFIX) or not 24 <= len(key) <= 64:
+        raise ValueError(
+            "must be whsec_ and the base64 of 24 to 64 random bytes; to make one: "
+            "echo whsec_$(openssl rand -base64 32)"
+        )
+    return text
 
 
 class ServeSettings(Settings):
     """A process that answers HTTP; each field is ``SLEB_<NAME>`` in the environment."""
 
-    host: IPv4Address | IPv6Address | Literal["localhost"] = Field(
-        default=IPv4Address("127.0.0.1"), description="Address to listen on."
-    )
+    model_config = SettingsConfigDict(hide_input_in_errors=True)  # it may be a secret
+
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 picks a free one.")
     preload: tuple[str, ...] | None = Field(
         default=None,
@@ -24,6 +47,10 @@ class ServeSettings(Settings):
     max_waiting: NonNegativeInt = Field(
         default=256, description="Sequences that may wait for a slot; more are refused with 429."
     )
+    max_waiting_tokens: PositiveInt = Field(
+        default=131_072,
+        description="Tokens, of prompts and of whole answers, that may wait; more are refused.",
+    )
     max_model_len: PositiveInt | None = Field(
         default=None, description="Tokens of prompt and answer together; unset: the model's limit."
     )
@@ -32,6 +59,26 @@ class ServeSettings(Settings):
     )
     max_body_bytes: PositiveInt = Field(
         default=4 * 2**20, description="Largest request body; a larger one is refused with 413."
+    )
+    webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = Field(
+        default=None,
+        repr=False,
+        description="whsec_ and the base64 of 24 to 64 random bytes; unset: no webhooks.",
+    )
+    webhook_allow_private: bool = Field(
+        default=False, description="Whether webhooks may go to addresses that are not public."
+    )
+    keep_jobs_s: PositiveFloat | None = Field(
+        default=None, description="How long after its end a job is kept; unset: for ever."
+    )
+    keep_checkpoints_s: PositiveFloat | None = Field(
+        default=None, description="How long its checkpoint is kept; unset: for ever."
+    )
+    request_timeout_s: PositiveFloat | None = Field(
+        default=None, description="The longest that a generation may take; unset: no limit."
+    )
+    engine_stall_s: PositiveFloat = Field(
+        default=120.0, description="A step of the engine that takes longer makes it count as dead."
     )
     drain_s: NonNegativeFloat = Field(
         default=30.0, description="How long running requests may take to end at shutdown."

@@ -7,23 +7,19 @@ from fastapi import Depends, Request
 
 from app.catalog import Catalog
 from app.config import ServeSettings
-from app.engine.async_engine import AsyncEngine
+from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.generation import Generator
 from app.metrics import Metrics
+from app.readiness import Readiness
 from app.registry import ModelRegistry
 from pruning.event_feed import EventFeed
 from pruning.idempotency import IdempotencyKeys
 from pruning.job_deletion import JobDeletion
+from pruning.job_stats import JobStatsReader
 from pruning.jobs import JobStore
 from pruning.models import ModelStore
 from pruning.queue import PruneQueue
-
-
-@dataclass
-class Readiness:
-    """Whether traffic should come here; ``reason`` says why not."""
-
-    reason: str | None = "starting"
+from pruning.webhook_outbox import WebhookOutbox
 
 
 @dataclass(frozen=True)
@@ -34,9 +30,11 @@ class Services:
     engine: AsyncEngine
     generator: Generator
     jobs: JobStore
+    job_stats: JobStatsReader
     idempotency: IdempotencyKeys
     deletion: JobDeletion
     queue: PruneQueue
+    outbox: WebhookOutbox
     feed: EventFeed
     metrics: Metrics
     readiness: Readiness
@@ -59,7 +57,11 @@ def _catalog(request: Request) -> Catalog:
 
 
 def _generator(request: Request) -> Generator:
-    return _services(request).generator
+    """Not for what arrives while the process drains. Raises ``EngineStopped``."""
+    services = _services(request)
+    if services.readiness.is_draining:
+        raise EngineStopped("this process is shutting down: ask another, or this one later")
+    return services.generator
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,7 +1,7 @@
 """One table from exceptions to HTTP: RFC 9457 problem documents, with nothing internal in a 500."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from asgi_correlation_id import correlation_id
@@ -13,23 +13,29 @@ from fastapi_problem.handler import (
     add_exception_handler,
     new_exception_handler,
 )
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.answer import GenerationFailed
 from app.catalog import UnknownModel
-from app.engine.async_engine import EngineStopped, Overloaded
-from app.engine.engine import RequestRefused
+from app.engine.admission import Overloaded
+from app.engine.async_engine import EngineStopped
+from app.engine.engine import PromptTooLong, RequestRefused
 from app.engine.sequence import InvalidSampling
-from app.generation import GenerationFailed
+from app.engine.text import MessagesRefused, NoChatTemplate
+from app.openai_errors import envelope, is_openai
+from app.webhook_target import InvalidWebhook, WebhooksOff
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound
 from pruning.estimate import DiskTooSmall
 from pruning.event_feed import TooManyWatchers
 from pruning.idempotency import IdempotencyKeyReused
-from pruning.job import IllegalTransition
+from pruning.job import IllegalTransition, JobNotFound
 from pruning.job_creation import IdempotencyInFlight, QueueFull
-from pruning.jobs import JobNotFound, JobStoreUnavailable
 from pruning.models import ModelNotFound, NotAModel
+from pruning.outage import JobStoreUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 
@@ -53,14 +59,20 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     UnsupportedConfig: (422, "unsupported-config", "The model's configuration is not supported."),
     CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is not what was published."),
     DiskTooSmall: (422, "disk-too-small", "The pruned model would not fit on the disk."),
+    InvalidWebhook: (422, "invalid-webhook", "Nothing can be sent to the webhook's URL."),
+    WebhooksOff: (422, "webhooks-off", "This service sends no webhooks."),
     InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
+    PromptTooLong: (422, "prompt-too-long", "Prompt and answer do not fit into the model."),
     RequestRefused: (422, "request-refused", "The model cannot take this prompt."),
+    NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
+    MessagesRefused: (422, "messages-refused", "The model's chat template refuses the messages."),
     QueueFull: (429, "queue-full", "Too many jobs are waiting."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
     TooManyWatchers: (429, "too-many-watchers", "Too many clients follow jobs."),
     EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),
     GenerationFailed: (500, "generation-failed", "The engine failed on this request."),
+    ClientDisconnect: (499, "client-gone", "The client has gone before its answer."),
 }
 
 
@@ -73,6 +85,7 @@ _TOO_LARGE = {
 }
 
 
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # from fastapi_problem
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 
@@ -81,6 +94,7 @@ def described(*errors: type[Exception], has_body: bool = False) -> dict[int | st
     """The answers to these errors by status, and to any invalid request, as OpenAPI responses."""
     rows = [(*PROBLEMS[error], hasattr(error, "retry_after_s")) for error in errors]
     rows += [(422, "", "The request is not valid.", False)]
+    rows += [(400, "", "The body is no text.", False)] if has_body else []
     rows += [(413, "", _TOO_LARGE_TITLE, False)] if has_body else []
     found: dict[int | str, dict[str, Any]] = {}
     for status, _type, title, has_retry_after in rows:
@@ -97,11 +111,11 @@ def install_errors(app: FastAPI) -> None:
     handler = new_exception_handler(
         logger=logger,
         unhandled_wrappers={"default": _Unexpected},
-        handlers={error: _to_problem(*row) for error, row in PROBLEMS.items()},
-        post_hooks=[_add_request_id],
+        handlers=dict.fromkeys(PROBLEMS, lambda _handler, _request, error: problem_of(error)),
+        post_hooks=[_add_request_id, _add_allowed, _to_openai],
         request_validation_handler=_validation_problem,
     )
-    add_exception_handler(app, handler)
+    add_exception_handler(app, handler, generic_swagger_defaults=False)  # ours are exact
     for error in PROBLEMS:  # or starlette takes them for defects, and raises them once more
         app.add_exception_handler(error, handler)
     app.add_middleware(_TooLarge)
@@ -131,40 +145,51 @@ class _TooLarge:
             nonlocal is_replaced
             if message["type"] == "http.response.start" and message["status"] == 413:
                 is_replaced = True
-                await JSONResponse(_TOO_LARGE, 413, media_type="application/problem+json")(
-                    scope, receive, send
-                )
+                await _too_large(scope["path"])(scope, receive, send)
             elif not is_replaced:
                 await send(message)
 
         await self._app(scope, receive, replace)
 
 
-def _to_problem(
-    status: int, type_: str, title: str
-) -> Callable[[ExceptionHandler, Request, Exception], Problem]:
-    def handle(_handler: ExceptionHandler, _request: Request, error: Exception) -> Problem:
-        extra = {"param": param} if (param := getattr(error, "param", None)) else {}
-        retry_after_s = getattr(error, "retry_after_s", 1.0 if status == 503 else None)
-        headers = {"Retry-After": f"{retry_after_s:.0f}"} if retry_after_s is not None else {}
-        return Problem(title, type_, str(error), status, headers, **extra)
+def _too_large(path: str) -> Response:
+    if is_openai(path):
+        return JSONResponse(envelope(_TOO_LARGE, path)[1], 413)
+    return JSONResponse(_TOO_LARGE, 413, media_type="application/problem+json")
 
-    return handle
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told about it; about a defect, only that there is one."""
+    for kind, (status, type_, title) in PROBLEMS.items():
+        if isinstance(error, kind):
+            extra = {"param": param} if (param := getattr(error, "param", None)) else {}
+            retry_after_s = getattr(error, "retry_after_s", 1.0 if status == 503 else None)
+            headers = {"Retry-After": f"{retry_after_s:.0f}"} if retry_after_s is not None else {}
+            return Problem(title, type_, str(error), status, headers, **extra)
+    return _Unexpected()
 
 
 def _validation_problem(
     _handler: ExceptionHandler, _request: Request, error: RequestValidationError
 ) -> Problem:
     """A pointer per error, and never the input itself: it may be megabytes, or a secret."""
-    errors = [
-        {"pointer": "/" + "/".join(str(part) for part in found["loc"][1:]), "detail": found["msg"]}
-        for found in error.errors()
-    ]
+    errors = [_pointed_at(found) for found in error.errors()]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
     outside = [str(found["loc"][1]) for found in error.errors() if found["loc"][0] != "body"]
     extra: dict[str, Any] = {"param": outside[0]} if outside else {}
     title = "The request is not valid."
     return Problem(title, "invalid-request", first, 422, errors=errors[:50], **extra)
+
+
+def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:
+    where, what = list(found["loc"][1:]), str(found["msg"]).removeprefix("Value error, ")
+    if found["type"] == "json_invalid":
+        what = f"this is no JSON: {found['ctx']['error']}, at character {where.pop()}"
+    elif found["type"] == "extra_forbidden":
+        what = "there is no such field: leave it out"
+    elif found["loc"] == ("body",) and found["type"] in ("missing", "model_attributes_type"):
+        what = "expected a JSON object, sent with Content-Type: application/json"
+    return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
 
 
 def _add_request_id(
@@ -173,4 +198,30 @@ def _add_request_id(
     """Outside the middleware that does it for all other answers."""
     if content["type"] == _Unexpected.type_ and (request_id := correlation_id.get()):
         response.headers["X-Request-Id"] = request_id
+    return content, response
+
+
+def _add_allowed(
+    content: dict[str, Any], request: Request, response: Response
+) -> tuple[dict[str, Any], Response]:
+    """All methods of the resource (RFC 9110, 15.5.6): starlette tells those of one route only."""
+    if content["status"] == 405:
+        scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+        allowed = [
+            method
+            for method, scope in scopes.items()
+            if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+        ]
+        response.headers["Allow"] = ", ".join(allowed)
+    return content, response
+
+
+def _to_openai(
+    content: dict[str, Any], request: Request, response: Response
+) -> tuple[dict[str, Any], Response]:
+    """Clients of the OpenAI routes know the envelope of OpenAI only."""
+    if is_openai(request.url.path):
+        response.status_code, content = envelope(content, request.url.path)
+        response.body = JSONResponse(content).body
+        response.headers["content-type"] = "application/json"
     return content, response

@@ -4,155 +4,195 @@ Knows no HTTP: what goes wrong is raised as an error of its own.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from uuid import uuid4
 
-from app.engine.async_engine import AsyncEngine, Overloaded
-from app.engine.engine import RequestRefused
-from app.engine.sequence import FinishReason, Request, SamplingParams, Timings, TokenEvent
+from app.answer import Answer, GenerationFailed, Output, Piece
+from app.engine.admission import Overloaded
+from app.engine.async_engine import AsyncEngine
+from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
 from app.engine.stream import Stream
 from app.engine.text import TextStream
 from app.metrics import Labels, Metrics
 from app.registry import ModelRegistry, ServedModel
 
-
-class TooManyPrompts(RequestRefused):
-    """One call brings more prompts than the engine ever takes at once."""
-
-
-class GenerationFailed(RuntimeError):
-    """The engine gave up on a request that it had accepted."""
+_LAST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Output:
-    """One finished answer; ``token_ids`` are all generated ones, an end of sequence included."""
+class Call:
+    """What one client asks for: ``n`` answers to each prompt, a text or its token ids.
 
-    text: str
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    token_ids: tuple[int, ...]
-    timings: Timings
+    The answers to a prompt follow one another; with a seed, each has a seed of its own.
+    """
+
+    served: ServedModel
+    prompts: Sequence[str | Sequence[int]]
+    params: SamplingParams
+    stop: Sequence[str] = ()
+    n: int = 1
+    timeout_s: float | None = None  # what it cuts short ends with TIMEOUT
+    fills_context: bool = False  # as many tokens as fit, whatever max_new_tokens says
 
 
 class Generator:
     """Answers prompts with any variant of the registry, all prompts of a call in one batch."""
 
-    def __init__(self, registry: ModelRegistry, engine: AsyncEngine, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        engine: AsyncEngine,
+        metrics: Metrics,
+        *,
+        max_timeout_s: float | None = None,
+    ) -> None:
         self._registry = registry
         self._engine = engine
         self._metrics = metrics
+        self._max_timeout_s = max_timeout_s
 
     async def load(self, name: str) -> ServedModel:
         """The variant of this name, off the event loop: reading weights can take minutes."""
         return await asyncio.to_thread(self._registry.get, name)
 
-    async def generate(
-        self,
-        served: ServedModel,
-        prompts: Sequence[str],
-        params: SamplingParams,
-        stop: Sequence[str] = (),
-    ) -> list[Output]:
-        """One output per prompt, in their order.
+    async def generate(self, call: Call) -> list[Output]:
+        """One output per answer, in their order. Raises what ``open`` and ``news`` do."""
+        async with self.open(call) as generation:
+            while not generation.is_over:
+                await generation.news()
+            return generation.outputs
 
-        Raises ``RequestRefused``, ``Overloaded``, ``EngineStopped`` before anything runs, and
-        ``GenerationFailed``. Cancelling the task, or one failure, cancels every prompt.
+    @asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator["Generation"]:
+        """The answers as they grow; leaving it cancels what still runs.
+
+        Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped`` before anything runs.
         """
-        prompt_ids = await asyncio.to_thread(_tokenize, served, prompts)
-        requests = [
-            Request(f"gen-{uuid4().hex}", served.variant, ids, params) for ids in prompt_ids
-        ]
-        streams = self._admit(requests)
+        self._engine.check_number(len(call.prompts) * call.n)  # before any work is done
+        prompts = await asyncio.to_thread(_tokenize, call)
+        requests = self._requests(call, prompts)
+        labels = labels_of(call.served)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._collect(served, request, stream, stop))
-                    for request, stream in zip(requests, streams, strict=True)
-                ]
-        except* GenerationFailed as failures:
-            raise failures.exceptions[0] from None
-        finally:
-            for stream in streams:
-                await stream.aclose()
-        return [task.result() for task in tasks]
-
-    def _admit(self, requests: Sequence[Request]) -> list[Stream]:
-        """All of them or none: half an answer would be of no use."""
-        if len(requests) > (most := self._engine.max_open):
-            raise TooManyPrompts(
-                f"{len(requests)} prompts in one request: this service takes {most} at most, "
-                f"running and waiting; send fewer at once"
-            )
-        streams: list[Stream] = []
-        try:
-            for request in requests:
-                streams.append(self._engine.stream(request))  # noqa: PERF401 - undone below
-        except Exception as error:
-            for stream in streams:
-                stream.cancel()
-            if isinstance(error, Overloaded):
-                self._metrics.rejected("queue_full")
+            streams = self._engine.streams(requests, partial(self._count, labels))
+        except Overloaded as refusal:
+            self._metrics.rejected(refusal.reason)
             raise
-        return streams
+        generation = Generation(call, streams, partial(self._metrics.token_gap, labels))
+        try:
+            yield generation
+        finally:
+            await generation.aclose()
 
-    async def _collect(
-        self, served: ServedModel, request: Request, stream: Stream, stop: Sequence[str]
-    ) -> Output:
-        answer = _Answer(TextStream(served.tokenizer, stop))
-        labels = Labels(served.entry.name, is_pruned=served.entry.num_removed > 0)
+    def _requests(self, call: Call, prompts: Iterable[tuple[int, ...]]) -> list[Request]:
+        timeouts_s = [its for its in (call.timeout_s, self._max_timeout_s) if its is not None]
+        deadline_s = time.monotonic() + min(timeouts_s) if timeouts_s else None
+        return [
+            Request(
+                f"gen-{uuid4().hex}",
+                call.served.variant,
+                ids,
+                self._params(call, len(ids), number),
+                deadline_s=deadline_s,
+            )
+            for ids in prompts
+            for number in range(call.n)
+        ]
+
+    def _params(self, call: Call, num_prompt_tokens: int, number: int) -> SamplingParams:
+        """Of one of the ``n`` answers to a prompt of that length."""
+        params = call.params
+        if call.fills_context:
+            rest = self._engine.max_len(call.served.variant) - num_prompt_tokens
+            params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
+        if params.seed is not None and number:
+            params = replace(params, seed=(params.seed + number) % (_LAST_SEED + 1))
+        return params
+
+    def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
+        assert last.finish_reason is not None
+        assert last.timings is not None
+        self._metrics.finished(labels, len(request.prompt_ids), last.finish_reason, last.timings)
+
+
+class Generation:
+    """The answers to one call, growing side by side, and read at whatever pace."""
+
+    def __init__(
+        self, call: Call, streams: Sequence[Stream], on_gap: Callable[[float], None]
+    ) -> None:
+        self._streams = streams
+        self._on_gap = on_gap
+        self._answers = [
+            Answer(
+                index,
+                len(stream.request.prompt_ids),
+                TextStream(call.served.tokenizer, call.stop),
+            )
+            for index, stream in enumerate(streams)
+        ]
+        self._has_news = asyncio.Event()
+        self._tasks = [
+            asyncio.create_task(self._follow(answer, stream))
+            for answer, stream in zip(self._answers, streams, strict=True)
+        ]
+        for task in self._tasks:
+            task.add_done_callback(lambda _task: self._has_news.set())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether ``news`` has told the end of every answer."""
+        return all(answer.is_taken for answer in self._answers)
+
+    @property
+    def outputs(self) -> list[Output]:
+        """The finished answers, once it is over."""
+        return [answer.output for answer in self._answers]
+
+    async def news(self) -> list[Piece]:
+        """What is new, an answer a piece; waits for it. Whoever stops waiting loses nothing.
+
+        Raises ``GenerationFailed`` or ``EngineStopped`` if one of the answers cannot be finished.
+        """
+        pieces: list[Piece] = []
+        while not pieces and not self.is_over:
+            await self._has_news.wait()
+            self._has_news.clear()
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            pieces = [piece for answer in self._answers if (piece := answer.take())]
+        return pieces
+
+    async def aclose(self) -> None:
+        """Cancel what still runs."""
+        for task in self._tasks:
+            task.cancel()
+        for stream in self._streams:
+            await stream.aclose()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, answer: Answer, stream: Stream) -> None:
         async for event in stream:
             if (gap_s := answer.add(event)) is not None:
-                self._metrics.token_gap(labels, gap_s)
+                self._on_gap(gap_s)
             if answer.is_stopped:
-                stream.cancel()
+                stream.cancel(FinishReason.STOP)
+            self._has_news.set()
             if event.finish_reason is not None:
-                assert event.timings is not None
-                output = answer.output(event, len(request.prompt_ids))
-                self._metrics.finished(
-                    labels, len(request.prompt_ids), output.finish_reason, output.timings
-                )
-                return output
+                return
         raise GenerationFailed("the engine ended this request without a word; try again")
 
 
-class _Answer:
-    """Gathers the events of one request until it ends or a stop string appears."""
-
-    def __init__(self, text: TextStream) -> None:
-        self._text = text
-        self._pieces: list[str] = []
-        self._token_ids: list[int] = []
-        self._last_token_s: float | None = None
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._text.is_stopped
-
-    def add(self, event: TokenEvent) -> float | None:
-        """Take the next token; returns the seconds since the one before it."""
-        if event.token_id is None or self.is_stopped:
-            return None
-        self._token_ids.append(event.token_id)
-        if event.is_text:
-            self._pieces.append(self._text.push(event.token_id))
-        now_s = asyncio.get_running_loop().time()
-        last_s, self._last_token_s = self._last_token_s, now_s
-        return None if last_s is None else now_s - last_s
-
-    def output(self, last: TokenEvent, num_prompt_tokens: int) -> Output:
-        reason = last.finish_reason
-        assert reason is not None
-        assert last.timings is not None
-        if reason is FinishReason.ERROR:
-            raise GenerationFailed("the engine failed on this request; its log says why")
-        text = "".join(self._pieces) + ("" if self.is_stopped else self._text.flush())
-        if self.is_stopped:
-            reason = FinishReason.STOP
-        return Output(text, reason, num_prompt_tokens, tuple(self._token_ids), last.timings)
+def labels_of(served: ServedModel) -> Labels:
+    return Labels(served.entry.name, is_pruned=served.entry.num_removed > 0)
 
 
-def _tokenize(served: ServedModel, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    encoded = served.tokenizer(list(prompts), verbose=False)
-    return [tuple(ids) for ids in encoded.input_ids]
+def _tokenize(call: Call) -> list[tuple[int, ...]]:
+    """Token ids of every prompt; texts get the special tokens that the model begins with."""
+    texts = [prompt for prompt in call.prompts if isinstance(prompt, str)]
+    encoded = iter(call.served.tokenizer(texts, verbose=False).input_ids if texts else ())
+    return [tuple(next(encoded) if isinstance(prompt, str) else prompt) for prompt in call.prompts]

@@ -1,7 +1,7 @@
 """What a program that talks to the job routes over HTTP needs; follows jobs over broken lines."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv6Address
 from typing import Any
@@ -56,8 +56,21 @@ class JobClient:
     def get(self, job_id: str) -> dict[str, Any]:
         return self._request("GET", _path(job_id))
 
+    def webhook_deliveries(self, job_id: str) -> Sequence[dict[str, Any]]:
+        """Every attempt that is remembered, the oldest first."""
+        found: list[dict[str, Any]] = self._request("GET", f"{_path(job_id)}/webhook-deliveries")[
+            "data"
+        ]
+        return found
+
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._request("POST", f"{_path(job_id)}/cancel")
+
+    def pause(self, job_id: str) -> dict[str, Any]:
+        return self._request("POST", f"{_path(job_id)}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        return self._request("POST", f"{_path(job_id)}/resume")
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Every event, once and in order, until the job has ended.

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.schemas import Body, ModelName
 from pruning.spec import Dataset, Resident, Sampling, Search
+from pruning.webhook import FINAL_EVENTS, WebhookEvent
 
 
 class CalibrationBody(Body):
@@ -13,10 +14,25 @@ class CalibrationBody(Body):
 
     dataset: Dataset = Dataset.SELF
     sampling: Sampling = Sampling.WINDOWS
-    num_samples: int = 16
-    seqlen: int = 128
-    seed: int = 0
+    num_samples: int = Field(default=16, json_schema_extra={"minimum": 1, "maximum": 100_000})
+    seqlen: int = Field(default=128, json_schema_extra={"minimum": 2, "maximum": 1_000_000})
+    seed: int = Field(default=0, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1})
     path: str | None = Field(default=None, max_length=4096, description="Within the texts folder.")
+
+
+class WebhookBody(Body):
+    """Where to send a signed message when the job comes to a status; by default, to a final one."""
+
+    url: str = Field(description="http or https, without credentials, up to 2048 characters.")
+    events: list[WebhookEvent] = Field(
+        default=list(FINAL_EVENTS), min_length=1, max_length=len(WebhookEvent)
+    )
+
+
+_TARGETS = ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup")
+_ONE_TARGET: dict[str, Any] = {
+    "oneOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in _TARGETS]
+}
 
 
 class PruneJobBody(Body):
@@ -24,25 +40,42 @@ class PruneJobBody(Body):
     to go.
     """
 
+    # The ranges below are for whoever reads the description of the API: the spec checks them.
+    model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
+
     model: ModelName
-    num_remove: int | None = Field(default=None, description="Blocks to remove, 1 or more.")
+    num_remove: int | None = Field(
+        default=None,
+        description="Blocks to remove, 1 or more.",
+        json_schema_extra={"minimum": 1},
+    )
     sparsity: float | None = Field(
-        default=None, description="Share of all blocks to remove, between 0 and 1, rounded up."
+        default=None,
+        description="Share of all blocks to remove, between 0 and 1, rounded up.",
+        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = Field(
         default=None,
         description="Stop in front of the first removal that makes the perplexity on the "
         "calibration windows more than this many times the dense model's; above 1.",
+        json_schema_extra={"exclusiveMinimum": 1},
     )
     target_speedup: float | None = Field(
         default=None,
         description="Remove the fewest blocks that make a decode step this many times as fast, by "
         "the times of this model's parts on the worker's device; above 1.",
+        json_schema_extra={"exclusiveMinimum": 1},
     )
     calibration: CalibrationBody = CalibrationBody()
-    protect_first: int = 1
-    protect_last: int = 1
+    protect_first: int = Field(default=1, json_schema_extra={"minimum": 0})
+    protect_last: int = Field(default=1, json_schema_extra={"minimum": 0})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Higher goes first; of equal ones those that had begun, then the oldest.",
+    )
     evaluate: bool = Field(
         default=True, description="Measure the perplexity of every depth on held-out text."
     )
@@ -60,6 +93,7 @@ class PruneJobBody(Body):
         Annotated[str, StringConstraints(max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],
     ] = Field(default_factory=dict, max_length=16)
+    webhook: WebhookBody | None = None
     dry_run: bool = Field(
         default=False, description="Say what the job would need, and create nothing."
     )
@@ -90,11 +124,20 @@ class ConditionView(BaseModel):
     message: str
 
 
+class WebhookView(BaseModel):
+    url: str
+    events: list[WebhookEvent]
+
+
 class PruneJobView(BaseModel):
     id: str
     object: Literal["prune_job"] = "prune_job"
     model: str
     status: str
+    priority: int
+    pause_requested_at: float | None = Field(
+        description="While it runs although it is to pause: its worker has not stopped yet."
+    )
     phase: str | None
     progress: ProgressView
     removed_blocks: list[int]
@@ -110,6 +153,7 @@ class PruneJobView(BaseModel):
     error: JobErrorView | None
     conditions: list[ConditionView]
     metadata: dict[str, str]
+    webhook: WebhookView | None
     spec: dict[str, Any]
     urls: dict[str, str]
 
@@ -141,14 +185,27 @@ class CheckpointFileView(BaseModel):
     url: str
 
 
+class PrefixView(BaseModel):
+    """The dense model without the first blocks of a removal order."""
+
+    model: str = Field(description="The name to generate with.")
+    num_removed: int
+    removed_block: int = Field(description="The last that went.")
+    loss: float
+    perplexity: float | None = Field(description="On held-out text; null: not evaluated yet.")
+
+
 class CheckpointView(BaseModel):
+    """What a job has published, or has found so far: then it has prefixes, but no files yet."""
+
     id: str
     object: Literal["prune_job.checkpoint"] = "prune_job.checkpoint"
-    created_at: float
+    is_published: bool
+    created_at: float | None = Field(description="When it was published.")
     num_blocks: int
     removed_blocks: list[int]
-    num_parameters: int
-    variants: list[str] = Field(description="Models to generate with now: its prefixes.")
+    num_parameters: int | None
+    prefixes: list[PrefixView] = Field(description="Those that can be generated with now.")
     files: list[CheckpointFileView]
 
 
@@ -177,3 +234,22 @@ class PruneJobEventList(BaseModel):
     object: Literal["list"] = "list"
     data: list[PruneJobEventView]
     has_more: bool
+
+
+class WebhookDeliveryView(BaseModel):
+    """One attempt to deliver a message."""
+
+    id: str = Field(description="Of the message, as its webhook-id says.")
+    object: Literal["webhook_delivery"] = "webhook_delivery"
+    type: WebhookEvent
+    attempt: int = Field(description="1 for the first.")
+    at: float
+    duration_s: float
+    response_status: int | None = Field(description="Null if there was no response.")
+    error: str | None = Field(description="Null if the message was taken.")
+    next_attempt_at: float | None = Field(description="Null if it was taken, or given up.")
+
+
+class WebhookDeliveryList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[WebhookDeliveryView]

@@ -8,19 +8,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_TIMES = ("created_at", "started_at", "finished_at", "estimated_finish")
+_TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
+_HEADINGS = (
+    "job",
+    "model",
+    "status",
+    "priority",
+    "phase",
+    "evaluations",
+    "removed blocks",
+    "created",
+)
 
 
 def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
     """A line for each, the newest first."""
     console = Console(highlight=False)
     listed = Table()
-    for heading in ("job", "model", "status", "phase", "evaluations", "removed blocks", "created"):
+    for heading in _HEADINGS:
         listed.add_column(heading, overflow="fold")
     for job in jobs:
-        cells = (job["id"], job["model"], job["status"], job["phase"] or "", _progress(job))
+        cells = (job["id"], job["model"], _status(job), str(job["priority"]), job["phase"] or "")
         removed = " ".join(map(str, job["removed_blocks"]))
-        listed.add_row(*map(Text, (*cells, removed, _local(job["created_at"]))))
+        listed.add_row(*map(Text, (*cells, _progress(job), removed, _local(job["created_at"]))))
     console.print(listed if jobs else "no jobs")
     if has_more:
         console.print("there are older ones: --limit says how many to list")
@@ -39,6 +49,25 @@ def print_job(job: dict[str, Any]) -> None:
     Console(highlight=False).print(shown)
 
 
+def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
+    """A line for each attempt; nothing without any."""
+    shown = Table()
+    for heading in ("webhook message", "attempt", "at", "took", "result", "next attempt"):
+        shown.add_column(heading, overflow="fold")
+    for one in deliveries:
+        result = one["error"] or f"delivered, {one['response_status']}"
+        following = one["next_attempt_at"]
+        fate = _local(following) if following else "none: given up" if one["error"] else ""
+        times = (_local(one["at"]), f"{one['duration_s']:.2f} s")
+        shown.add_row(*map(Text, (one["type"], str(one["attempt"]), *times, result, fate)))
+    if deliveries:
+        Console(highlight=False).print(shown)
+
+
+def _status(job: dict[str, Any]) -> str:
+    return f"{job['status']}, to pause" if job["pause_requested_at"] else str(job["status"])
+
+
 def _progress(job: dict[str, Any]) -> str:
     progress = job["progress"]
     if not progress["evaluations_total"]:
@@ -48,7 +77,8 @@ def _progress(job: dict[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {part}" for name, part in value.items() if part is not None)
+        parts = {name: part for name, part in value.items() if part is not None}
+        return "\n".join(f"{name}: {_plain(part)}" for name, part in parts.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -4,20 +4,34 @@ from typing import Literal
 
 from fastapi import Request
 
-from app.job_schemas import ConditionView, EstimateView, JobErrorView, ProgressView, PruneJobView
+from app.job_schemas import (
+    ConditionView,
+    EstimateView,
+    JobErrorView,
+    ProgressView,
+    PruneJobView,
+    WebhookView,
+)
 from app.submission import Estimate
-from pruning.job import Job, JobStatus
+from pruning.job import Job, JobStatus, StopRequest
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
+_REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}
 
 
 def job_view(job: Job, request: Request) -> PruneJobView:
-    error = job.error
-    own = request.url_for("get_prune_job", job_id=job.id).path
+    return job_view_at(request.url_for("get_prune_job", job_id=job.id).path, job)
+
+
+def job_view_at(own: str, job: Job) -> PruneJobView:
+    """As it looks where the job's own path is known, and there may be no request."""
+    error, webhook = job.error, job.webhook
     return PruneJobView(
         id=job.id,
         model=job.model,
         status=job.status.value,
+        priority=job.priority,
+        pause_requested_at=job.pause_requested_at,
         phase=job.phase.value if job.phase else None,
         progress=ProgressView(
             evaluations_done=job.progress.evaluations_done,
@@ -39,12 +53,16 @@ def job_view(job: Job, request: Request) -> PruneJobView:
         else None,
         conditions=_conditions(job),
         metadata=dict(job.metadata),
+        webhook=WebhookView(url=webhook.url, events=list(webhook.events)) if webhook else None,
         spec=job.spec.to_dict(),
         urls={
             "self": own,
             "cancel": f"{own}/cancel",
+            "pause": f"{own}/pause",
+            "resume": f"{own}/resume",
             "events": f"{own}/events",
             "checkpoints": f"{own}/checkpoints",
+            "webhook_deliveries": f"{own}/webhook-deliveries",
         },
     )
 
@@ -66,12 +84,17 @@ def estimate_view(estimate: Estimate) -> EstimateView:
 
 
 def _conditions(job: Job) -> list[ConditionView]:
-    """From the record, which has the times of creation, of the last start and of the end."""
+    """From the record, which has the times of creation, last start and last change."""
     found = [_queued(job)]
     if job.attempt:
         found.append(_running(job))
     if job.status is JobStatus.PAUSED:
-        found.append(_condition("Paused", None, "Paused", "its GPU is free for others"))
+        message = "it goes on when it is resumed; its GPU is free for others"
+        found.append(_condition("Paused", job.status_since, "Requested", message))
+    if job.pause_requested_at is not None:
+        message = "its worker stops after the current evaluation"
+        asked = job.pause_requested_at
+        found.append(_condition("Paused", asked, "Requested", message, status="False"))
     if job.status is JobStatus.SUCCEEDED:
         message = f"published {job.pruned_model}"
         found.append(_condition("Succeeded", job.finished_at, "Published", message))
@@ -85,22 +108,20 @@ def _conditions(job: Job) -> list[ConditionView]:
 
 def _queued(job: Job) -> ConditionView:
     if job.status is not JobStatus.QUEUED:
-        since = job.finished_at if job.started_at is None else job.started_at
+        since = job.status_since if job.started_at is None else job.started_at
         message = "a worker has taken it" if job.attempt else "no worker has taken it"
         return _condition("Queued", since, "Left", message, status="False")
-    if job.attempt:
-        return _condition("Queued", None, "HandedBack", "waits for another worker")
+    if job.status_since != job.created_at:
+        return _condition("Queued", job.status_since, "Returned", "waits for a worker again")
     return _condition("Queued", job.created_at, "Submitted", "waits for a worker")
 
 
 def _running(job: Job) -> ConditionView:
     if job.status in _RUNNING:
-        is_asked = job.status is JobStatus.CANCELLING
         message = f"attempt {job.attempt} by {job.worker}"
-        reason = "Cancelling" if is_asked else "Started"
-        return _condition("Running", job.started_at, reason, message)
+        return _condition("Running", job.started_at, _REASONS[job.stop_request], message)
     message = f"its status is {job.status}"
-    return _condition("Running", job.finished_at, "Left", message, status="False")
+    return _condition("Running", job.status_since, "Left", message, status="False")
 
 
 def _condition(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 jobs = typer.Typer(
     no_args_is_help=True,
-    help="List, show, watch and cancel the jobs of a running service.",
+    help="List, show, watch, pause, resume and cancel the jobs of a running service.",
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As the service gave it: prn-...")]
@@ -46,15 +46,17 @@ def list_jobs(
 
 @jobs.command()
 def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Show one job."""
-    from app.job_tables import print_job
+    """Show one job, and what came of the messages to its webhook."""
+    from app.job_tables import print_deliveries, print_job
 
     with _client(url) as client:
         job = client.get(job_id)
+        deliveries = client.webhook_deliveries(job_id) if job["webhook"] else []
     if as_json:
-        _print_json(job)
+        _print_json({**job, "webhook_deliveries": deliveries} if job["webhook"] else job)
     else:
         print_job(job)
+        print_deliveries(deliveries)
 
 
 @jobs.command()
@@ -85,11 +87,21 @@ def watch(
 def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """End a waiting job at once, a running one after its current evaluation."""
     with _client(url) as client:
-        job = client.cancel(job_id)
-    if as_json:
-        _print_json(job)
-    else:
-        typer.echo(f"job {job_id} is {job['status']}")
+        _print_change(client.cancel(job_id), as_json=as_json)
+
+
+@jobs.command()
+def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Take a waiting job out of the queue; stop a running one, which keeps what was found."""
+    with _client(url) as client:
+        _print_change(client.pause(job_id), as_json=as_json)
+
+
+@jobs.command()
+def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
+    """Queue a paused job: it goes on behind what was found."""
+    with _client(url) as client:
+        _print_change(client.resume(job_id), as_json=as_json)
 
 
 @contextmanager
@@ -102,6 +114,14 @@ def _client(url: str | None) -> "Iterator[JobClient]":
         yield client
     finally:
         client.close()
+
+
+def _print_change(job: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(job)
+        return
+    pauses = ", and pauses after its current evaluation" if job["pause_requested_at"] else ""
+    typer.echo(f"job {job['id']} is {job['status']}{pauses}")
 
 
 def _print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say

@@ -2,63 +2,100 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from app.api_description import describe_exactly
 from app.catalog import Catalog
 from app.config import ServeSettings
-from app.deps import Readiness, Services, State
+from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.errors import install_errors
 from app.generation import Generator
+from app.job_metrics import JobCollector
+from app.job_views import job_view_at
 from app.metrics import Metrics
+from app.readiness import Readiness
 from app.registry import ModelRegistry
-from app.routes import generate, health, job_checkpoints, job_events, models, prune_jobs
+from app.routes import (
+    generate,
+    health,
+    job_checkpoints,
+    job_events,
+    models,
+    openai,
+    prune_jobs,
+    webhook_deliveries,
+)
+from app.webhook_delivery import WebhookDeliverer
+from app.webhook_sender import WebhookSender
+from app.webhook_target import address_rule
 from pruning.checkpoints import CheckpointStore
 from pruning.event_feed import EventFeed
 from pruning.idempotency import IdempotencyKeys
-from pruning.job import JobStatus
+from pruning.job import Job
 from pruning.job_deletion import JobDeletion
-from pruning.jobs import JobStore, JobStoreUnavailable
+from pruning.job_stats import JobStatsReader
+from pruning.jobs import JobStore
 from pruning.models import ModelStore
+from pruning.outage import JobStoreUnavailable
 from pruning.queue import PruneQueue, connect
+from pruning.retention import Keep, Retention
+from pruning.webhook_outbox import WebhookOutbox
 
 logger = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 60
 
 
 def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None = None) -> FastAPI:
     """An app that touches nothing until its lifespan begins."""
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         services = _services(settings, redis_url, engine)
+        deliverer = _deliverer(app, services)
         services.engine.start()
+        if deliverer is not None:
+            deliverer.start()
         loading = asyncio.create_task(_preload(services))
+        is_over = asyncio.Event()
+        sweeping = asyncio.create_task(_sweep(services, is_over))
         try:
             yield {"services": services}
         finally:
-            services.readiness.reason = "draining"
+            services.readiness.drain(settings.drain_s)  # if the server has not begun with it
             loading.cancel()
             with suppress(asyncio.CancelledError):
                 await loading
-            await services.engine.stop(settings.drain_s)
+            is_over.set()
+            await sweeping
+            ends = [services.engine.stop(services.readiness.drain_s)]
+            if deliverer is not None:
+                ends.append(deliverer.stop(services.readiness.drain_s))
+            await asyncio.gather(*ends)
             services.jobs.close()
+            services.job_stats.close()
 
     app = FastAPI(
         title="sleb-serve",
         summary="Dense language models and their depth-pruned variants, served and compared.",
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,  # for links between operations
     )
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_plain)
     install_errors(app)
-    for route in (prune_jobs, job_checkpoints, job_events, generate, models, health):
+    app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_plain)
+    describe_exactly(app)
+    jobs = (prune_jobs, job_checkpoints, job_events, webhook_deliveries)
+    for route in (*jobs, generate, models, openai, health):
         app.include_router(route.router)
     return app
 
@@ -66,29 +103,54 @@ def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None
 def _services(settings: ServeSettings, redis_url: str, engine: Engine | None) -> Services:
     models_ = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
-    registry = ModelRegistry(
-        Catalog(models_, checkpoints), models_, checkpoints, device=settings.device
-    )
-    limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
-    async_engine = AsyncEngine(engine or Engine(limits), settings.max_waiting)
     connection = connect(redis_url, patience_s=2)
     jobs = JobStore(connection)
+    catalog = Catalog(models_, checkpoints, jobs)
+    registry = ModelRegistry(catalog, models_, checkpoints, device=settings.device)
+    limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
+    async_engine = AsyncEngine(
+        engine or Engine(limits),
+        settings.max_waiting,
+        max_waiting_tokens=settings.max_waiting_tokens,
+        stall_s=settings.engine_stall_s,
+    )
     metrics = Metrics()
-    metrics.watch(async_engine.stats, lambda: _job_counts(jobs), registry.catalog.entries)
+    metrics.watch(async_engine.stats, registry.catalog.entries)
+    job_stats = JobStatsReader(redis_url)
+    metrics.registry.register(JobCollector(job_stats.read))
     return Services(
         settings=settings,
         models=models_,
         registry=registry,
         engine=async_engine,
-        generator=Generator(registry, async_engine, metrics),
+        generator=Generator(
+            registry, async_engine, metrics, max_timeout_s=settings.request_timeout_s
+        ),
         jobs=jobs,
+        job_stats=job_stats,
         idempotency=IdempotencyKeys(connection),
         deletion=JobDeletion(connection, jobs, checkpoints),
         queue=PruneQueue(connection),
+        outbox=WebhookOutbox(connection),
         feed=EventFeed(redis_url),
         metrics=metrics,
         readiness=Readiness(),
     )
+
+
+def _deliverer(app: FastAPI, services: Services) -> WebhookDeliverer | None:
+    """None without a secret: messages then wait for a process that has one."""
+    settings = services.settings
+    if settings.webhook_secret is None:
+        return None
+    rule = address_rule(is_private_allowed=settings.webhook_allow_private)
+    sender = WebhookSender(settings.webhook_secret, rule)
+
+    def describe(job: Job) -> dict[str, Any]:
+        path = app.url_path_for("get_prune_job", job_id=job.id)
+        return job_view_at(path, job).model_dump(mode="json")
+
+    return WebhookDeliverer(services.outbox, sender, describe)
 
 
 async def _preload(services: Services) -> None:
@@ -105,11 +167,20 @@ async def _preload(services: Services) -> None:
     services.readiness.reason = None
 
 
-def _job_counts(jobs: JobStore) -> Mapping[JobStatus, int]:
-    try:
-        return jobs.counts()
-    except JobStoreUnavailable:
-        return {}
+async def _sweep(services: Services, is_over: asyncio.Event) -> None:
+    """Here and not in a worker, which may be busy for days, or be there only when it is needed."""
+    settings = services.settings
+    keep = Keep(settings.keep_jobs_s, settings.keep_checkpoints_s)
+    retention = Retention(keep, settings.checkpoints_dir, services.jobs, services.deletion)
+    while not is_over.is_set():
+        try:
+            await asyncio.to_thread(retention.sweep)
+        except JobStoreUnavailable as error:
+            logger.warning("ended jobs are swept later: %s", error)
+        except Exception:
+            logger.exception("this sweep was not finished")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(is_over.wait(), SWEEP_EVERY_S)
 
 
 def _is_plain(request_id: str) -> bool:

@@ -3,16 +3,16 @@
 Fed with what leaves the engine; knows no route and no engine internals.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
+import torch
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.catalog import Entry
 from app.engine.engine import EngineStats
-from app.engine.sequence import Timings
-from pruning.job import JobStatus
+from app.engine.sequence import FinishReason, Timings
 
 _LABELS = ("model_name", "variant", "traffic")
 
@@ -83,13 +83,19 @@ class Metrics:
         )
 
     def finished(
-        self, labels: "Labels", num_prompt_tokens: int, reason: str, timings: Timings
+        self, labels: "Labels", num_prompt_tokens: int, reason: FinishReason, timings: Timings
     ) -> None:
-        """Count one request that has left the engine."""
+        """Count one request that has left the engine, whichever way.
+
+        How long it took is told only of those that ran their course: what a client or a failure
+        cut short would make latencies look better than they are.
+        """
         values = labels.values
         self._prompt_tokens.labels(*values).inc(num_prompt_tokens)
         self._generation_tokens.labels(*values).inc(timings.num_tokens)
         self._success.labels(*values, reason).inc()
+        if reason in {FinishReason.ABORT, FinishReason.ERROR}:
+            return
         self._queue.labels(*values).observe(timings.queue_s)
         self._e2e.labels(*values).observe(timings.e2e_s)
         if timings.ttft_s is not None:
@@ -104,13 +110,10 @@ class Metrics:
         self._rejections.labels(reason).inc()
 
     def watch(
-        self,
-        stats: Callable[[], EngineStats],
-        jobs: Callable[[], Mapping[JobStatus, int]],
-        entries: Callable[[], Iterable[Entry]],
+        self, stats: Callable[[], EngineStats], entries: Callable[[], Iterable[Entry]]
     ) -> None:
-        """Read these whenever the metrics are scraped; ``jobs`` is empty where Redis is away."""
-        self.registry.register(_Watched(stats, jobs, entries))
+        """Read these whenever the metrics are scraped."""
+        self.registry.register(_Watched(stats, entries))
 
 
 class Labels:
@@ -122,13 +125,9 @@ class Labels:
 
 class _Watched(Collector):
     def __init__(
-        self,
-        stats: Callable[[], EngineStats],
-        jobs: Callable[[], Mapping[JobStatus, int]],
-        entries: Callable[[], Iterable[Entry]],
+        self, stats: Callable[[], EngineStats], entries: Callable[[], Iterable[Entry]]
     ) -> None:
         self._stats = stats
-        self._jobs = jobs
         self._entries = entries
 
     def describe(self) -> Iterable[Metric]:
@@ -142,10 +141,7 @@ class _Watched(Collector):
             "sleb_kv_cache_usage_perc", "Share of the cache, 0 to 1.", stats.kv_cache_usage
         )
         yield _gauge("sleb_batch_size", "Sequences in the latest decode step.", stats.batch_size)
-        jobs = GaugeMetricFamily("sleb_prune_jobs", "Pruning jobs by state.", labels=["state"])
-        for state, count in self._jobs().items():
-            jobs.add_metric([state.value], count)
-        yield jobs
+        yield from _gpu_memory()
         yield self._model_info()
 
     def _model_info(self) -> Metric:
@@ -160,6 +156,23 @@ class _Watched(Collector):
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _gpu_memory() -> Iterable[Metric]:
+    """Of this process; where it uses no CUDA there are no such series."""
+    if not torch.cuda.is_initialized():
+        return
+    allocated = GaugeMetricFamily(
+        "sleb_gpu_memory_allocated_bytes", "Held by tensors of this process.", labels=["device"]
+    )
+    reserved = GaugeMetricFamily(
+        "sleb_gpu_memory_reserved_bytes", "Held by this process altogether.", labels=["device"]
+    )
+    for device in range(torch.cuda.device_count()):
+        allocated.add_metric([str(device)], torch.cuda.memory_allocated(device))
+        reserved.add_metric([str(device)], torch.cuda.memory_reserved(device))
+    yield allocated
+    yield reserved
 
 
 def _info_labels(entry: Entry) -> list[str]:

@@ -15,11 +15,11 @@ from rich.progress import (
 from rich.text import Text
 
 from app.tables import print_run
-from pruning.checkpoints import CheckpointExists
 from pruning.config import Settings
 from pruning.demo_model import NAME, ensure_demo_model
 from pruning.models import ModelStore, set_up_torch
 from pruning.pipeline import prune
+from pruning.publishing import CheckpointExists
 from pruning.removal import Removal
 from pruning.residence import Machine
 from pruning.search_state import Plan, Scored

@@ -8,6 +8,8 @@ MAX_PROMPTS = 256
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopStrings = StopString | Annotated[list[StopString], Field(max_length=16)]
+StopTokenIds = Annotated[list[int], Field(max_length=256)]
 
 
 class Body(BaseModel):
@@ -25,12 +27,30 @@ class GenerateBody(Body):
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
-    seed: int | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = Field(
-        default_factory=list
+    min_p: float = Field(
+        default=0.0, description="Only tokens of at least this share of the best one's probability."
     )
+    repetition_penalty: float = Field(
+        default=1.0, description="Above 1, what was in prompt or answer becomes less likely."
+    )
+    seed: int | None = None
+    stop: StopStrings = Field(default_factory=list)
+    stop_token_ids: StopTokenIds = Field(default_factory=list)
     ignore_eos: bool = False
     return_token_ids: bool = False
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Alternatives to report with each token's log-probability.",
+    )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="What is not done by then ends with finish_reason timeout.",
+    )
+    stream: bool = Field(default=False, description="Answer with server-sent events.")
 
 
 class TimingsView(BaseModel):
@@ -42,6 +62,18 @@ class TimingsView(BaseModel):
     e2e_s: float
 
 
+class LogprobView(BaseModel):
+    token_id: int
+    token: str
+    logprob: float
+
+
+class TokenView(LogprobView):
+    """A generated token. Log-probabilities are the model's own, before any sampling setting."""
+
+    top: list[LogprobView]
+
+
 class OutputView(BaseModel):
     index: int
     text: str
@@ -50,6 +82,16 @@ class OutputView(BaseModel):
     completion_tokens: int
     timings: TimingsView
     token_ids: list[int] | None = None
+    logprobs: list[TokenView] | None = None
+
+
+class PieceView(BaseModel):
+    """What is new of one output, as an event: text that is final, and the tokens behind it."""
+
+    index: int
+    text: str
+    token_ids: list[int] | None = None
+    logprobs: list[TokenView] | None = None
 
 
 class GenerateView(BaseModel):
@@ -74,6 +116,9 @@ class ModelView(BaseModel):
     evaluated_on: str | None
     num_parameters: int | None
     checkpoint: str | None
+    is_published: bool = Field(
+        description="False for what a job has found but not published: it has no checkpoint yet."
+    )
     dtype: str | None
     max_positions: int | None
     is_loaded: bool

@@ -1,5 +1,6 @@
 """``sleb serve``: the API under uvicorn, with the job store it needs."""
 
+import asyncio
 import logging
 import signal
 import socket
@@ -10,16 +11,20 @@ from typing import NoReturn
 import uvicorn
 
 from app.config import ServeSettings
+from app.deps import Services
 from app.main import create_app
+from app.readiness import Readiness
 from app.valkey import redis_url
 from pruning.models import set_up_torch
 
+_LOOK_S = 0.1  # between two looks for a second Ctrl-C
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run_api(settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``."""
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # or it logs URLs, with their secrets
     set_up_torch(settings.threads)
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
     with redis_url(settings) as url:
@@ -29,18 +34,32 @@ def run_api(settings: ServeSettings) -> None:
             port=settings.port,
             log_level=settings.log_level,
             access_log=settings.log_level == "debug",
-            timeout_graceful_shutdown=max(1, round(settings.drain_s)),
         )
         with suppress(KeyboardInterrupt):
             ApiServer(config).run()
 
 
 class ApiServer(uvicorn.Server):
-    """At the end, waits for the answers to requests, but not for clients that only watch."""
+    """At the end says so while it still listens, and waits for the answers to what has begun.
+
+    It does not wait for clients that only watch. One deadline holds for all of the shutdown.
+    """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.lifespan.state["services"].feed.stop()
+        services = self.lifespan.state["services"]
+        assert isinstance(services, Services)
+        services.readiness.drain(services.settings.drain_s)
+        services.feed.stop()
+        await self._answer(services.readiness)
+        await services.engine.stop()  # what is not done by now is answered as far as it came
+        self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
         await super().shutdown(sockets)
+
+    async def _answer(self, readiness: Readiness) -> None:
+        """Wait for the requests that have begun; a second Ctrl-C ends it."""
+        begun = set(self.server_state.tasks)
+        while begun and readiness.drain_s and not self.force_exit:
+            _, begun = await asyncio.wait(begun, timeout=min(readiness.drain_s, _LOOK_S))
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:

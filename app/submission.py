@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.config import ServeSettings
 from app.deps import Services
-from app.job_schemas import CalibrationBody, PruneJobBody
+from app.job_schemas import CalibrationBody, PruneJobBody, WebhookBody
+from app.webhook_target import WebhooksOff, address_rule, check
 from pruning.estimate import (
     DiskTooSmall,
     Duration,
@@ -25,8 +27,9 @@ from pruning.estimate import (
 )
 from pruning.job import Job, JobStatus
 from pruning.job_creation import Claim, QueueFull, Terms
-from pruning.jobs import JobStoreUnavailable
+from pruning.outage import JobStoreUnavailable
 from pruning.spec import CalibrationSpec, InvalidSpec, PruneSpec
+from pruning.webhook import Webhook
 from pruning.weight_sizes import weight_sizes
 
 _JUDGED_BY = 100  # of the newest jobs
@@ -53,6 +56,7 @@ class Estimate:
 @dataclass(frozen=True)
 class _Checked:
     spec: PruneSpec
+    webhook: Webhook | None
     num_evaluations: int
     footprint: Footprint
     free_disk_bytes: int
@@ -61,17 +65,20 @@ class _Checked:
 def submit(body: PruneJobBody, services: Services, key: str | None) -> Submitted:
     """Create the job and bring it to the workers. What is refused leaves nothing, not even its key.
 
-    Raises what the spec and the model's directory raise, ``DiskTooSmall``, ``QueueFull``, what
-    ``IdempotencyKeys.claim`` raises, and ``JobNotFound`` if the key's job was deleted.
+    Raises what the spec and the model's directory raise, ``DiskTooSmall``, ``InvalidWebhook``,
+    ``WebhooksOff``, ``QueueFull``, what ``IdempotencyKeys.claim`` raises, and ``JobNotFound`` if
+    the key's job was deleted.
     """
     claim = None if key is None else services.idempotency.claim(key, _fingerprint(body))
     if isinstance(claim, str):
         return Submitted(_as_created(services.jobs.get(claim)), is_replayed=True)
     with _released_if_refused(services, claim):
-        spec = _checked(body, services).spec
+        checked = _checked(body, services)
         terms = Terms(services.settings.max_queued_jobs, claim)
         try:
-            job = services.jobs.create(spec, body.metadata, terms)
+            job = services.jobs.create(
+                checked.spec, body.metadata, terms, body.priority, checked.webhook
+            )
         except QueueFull as full:
             full.retry_after_s = _wait_s(services)
             raise
@@ -103,7 +110,13 @@ def _fingerprint(body: PruneJobBody) -> str:
 def _as_created(job: Job) -> Job:
     """An answer that is given again says what it said first."""
     created = (job.id, job.model, job.spec, JobStatus.QUEUED, job.created_at)
-    return Job(*created, metadata=job.metadata)
+    return Job(
+        *created,
+        priority=job.priority,
+        status_since=job.created_at,
+        metadata=job.metadata,
+        webhook=job.webhook,
+    )
 
 
 @contextmanager
@@ -137,7 +150,15 @@ def _checked(body: PruneJobBody, services: Services) -> _Checked:
     free_bytes = shutil.disk_usage(_nearest(services.settings.checkpoints_dir)).free
     if needed.least_checkpoint_bytes > free_bytes:
         raise DiskTooSmall(needed.least_checkpoint_bytes, free_bytes)
-    return _Checked(spec, num_evaluations, needed, free_bytes)
+    webhook = None if body.webhook is None else _webhook(body.webhook, services.settings)
+    return _Checked(spec, webhook, num_evaluations, needed, free_bytes)
+
+
+def _webhook(body: WebhookBody, settings: ServeSettings) -> Webhook:
+    if settings.webhook_secret is None:
+        raise WebhooksOff
+    check(body.url, address_rule(is_private_allowed=settings.webhook_allow_private))
+    return Webhook(body.url, tuple(dict.fromkeys(body.events)))
 
 
 def _nearest(path: Path) -> Path:
@@ -169,12 +190,19 @@ def _calibration(body: CalibrationBody, texts_dir: Path) -> CalibrationSpec:
     )
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long, or it may not be looked at
+        return False
+
+
 def _confined(path: str, texts_dir: Path) -> Path:
     """A client may name files of the texts folder, links resolved, and no others."""
     if "\0" in path:
         raise InvalidSpec("calibration.path", "the path contains a null character")
     resolved = (texts_dir / path).resolve()
-    if not resolved.is_relative_to(texts_dir.resolve()) or not resolved.is_file():
+    if not resolved.is_relative_to(texts_dir.resolve()) or not _is_file(resolved):
         raise InvalidSpec(
             "calibration.path",
             f"no file {path[:256]!r} in the texts folder of the service: put it there first",

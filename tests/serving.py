@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from app.config import ServeSettings
+from app.engine.engine import Engine
 from app.main import create_app
 from app.serve import ApiServer
 from tests.waiting import wait_until
@@ -15,14 +16,18 @@ from tests.waiting import wait_until
 
 @contextmanager
 def serving(
-    settings: ServeSettings, redis_url: str, port: int = 0
+    settings: ServeSettings, redis_url: str, port: int = 0, engine: Engine | None = None
 ) -> Iterator[tuple[ApiServer, str]]:
     """The API as ``sleb serve`` runs it, in a thread; stopped at the end, if it is not by then."""
     config = uvicorn.Config(
-        create_app(settings, redis_url=redis_url), log_config=None, timeout_graceful_shutdown=60
+        create_app(settings, redis_url=redis_url, engine=engine), log_config=None
     )
     server = ApiServer(config)
-    with socket.create_server(("127.0.0.1", port)) as listener:
+    # said to be TCP, or asyncio leaves Nagle's algorithm on, and every answer takes 40 ms
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

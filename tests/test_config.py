@@ -39,6 +39,7 @@ def test_a_relative_data_directory_is_made_absolute(
         ("STATE_BUDGET", "0"),
         ("STATE_BUDGET", "4 boxes"),
         ("NUM_ACTORS", "-1"),
+        ("CANCEL_S", "-1"),
     ],
 )
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,8 +15,10 @@ import redis
 from app.cli import main
 from app.config import ServeSettings
 from pruning.job import JobError, JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs import TOLD, JobStore
 from pruning.spec import PruneSpec
+from pruning.webhook import Webhook
+from pruning.webhook_outbox import Attempt, WebhookOutbox
 from tests.e2e.processes import free_port
 from tests.job_lives import succeed
 from tests.serving import serving
@@ -88,6 +91,28 @@ def test_jobs_are_listed_and_shown_for_people_and_for_programs(
     assert json.loads(sleb.jobs("show", job_id, "--json")[1])["pruned_model"] == "tiny@x"
 
 
+def test_showing_a_job_tells_what_came_of_its_webhook(
+    sleb: Sleb, job_store: JobStore, redis_client: redis.Redis
+) -> None:
+    webhook = Webhook("https://[red]hooks.example/")
+    job_id = job_store.create(PruneSpec("tiny", num_remove=1), webhook=webhook).id
+    succeed(job_store, job_id)
+    outbox = WebhookOutbox(redis_client)
+    (message,) = outbox.claim(1)
+    failed = Attempt(message.id, message.type, 1, 1e9, 0.25, 500, "answered 500 [red]", 2e9)
+    given_up = replace(failed, number=2, response_status=None, next_attempt_at=None)
+    for attempt in (failed, given_up, replace(failed, error=None, next_attempt_at=None)):
+        redis_client.rpush(TOLD.format(id=job_id), json.dumps(asdict(attempt)))
+    _, out, _ = sleb.jobs("show", job_id)
+    for text in ("url: https://[red]hooks.example/", "prune_job.failed", "answered 500 [red]"):
+        assert text in out
+    for text in ("0.25 s", "2033-05-1", "given up", "delivered, 500"):
+        assert text in out
+    shown = json.loads(sleb.jobs("show", job_id, "--json")[1])
+    assert [one["attempt"] for one in shown["webhook_deliveries"]] == [1, 2, 1]
+    assert shown["webhook"]["url"] == webhook.url
+
+
 def test_an_empty_list_says_so(sleb: Sleb) -> None:
     assert sleb.jobs("list")[:2] == (0, "no jobs\n")
 
@@ -100,7 +125,32 @@ def test_a_job_is_cancelled_once(sleb: Sleb, job_store: JobStore, job_id: str) -
     assert "does not allow: cancel" in err
 
 
-@pytest.mark.parametrize("command", ["show", "watch", "cancel"])
+def test_a_job_is_paused_and_resumed(sleb: Sleb, job_store: JobStore, job_id: str) -> None:
+    assert sleb.jobs("pause", job_id) == (0, f"job {job_id} is paused\n", "")
+    assert sleb.jobs("resume", job_id) == (0, f"job {job_id} is queued\n", "")
+    job_store.start(job_id, "worker-1")
+    code, out, _ = sleb.jobs("pause", job_id)
+    assert (code, out) == (
+        0,
+        f"job {job_id} is running, and pauses after its current evaluation\n",
+    )
+    assert "running, to pause" in sleb.jobs("list")[1]
+    assert "pause_requested_at" in sleb.jobs("show", job_id)[1]
+    resumed = json.loads(sleb.jobs("resume", job_id, "--json")[1])
+    assert (resumed["status"], resumed["pause_requested_at"]) == ("running", None)
+    code, _, err = sleb.jobs("resume", job_id)
+    assert code == 1
+    assert "does not allow: resume" in err
+
+
+def test_priorities_are_listed(sleb: Sleb, job_store: JobStore) -> None:
+    job_store.create(PruneSpec("tiny", num_remove=1), priority=-73)
+    out = sleb.jobs("list")[1]
+    assert "priority" in out
+    assert "-73" in out
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "cancel", "pause", "resume"])
 def test_a_job_that_is_not_there_is_one_line(sleb: Sleb, command: str) -> None:
     code, out, err = sleb.jobs(command, "prn-1/../x")
     assert (code, out) == (1, "")

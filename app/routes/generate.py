@@ -1,59 +1,73 @@
 """Batched generation, from the dense model or any of its pruned variants."""
 
-import time
+from typing import Any
 
-from asgi_correlation_id import correlation_id
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
+from app.answer import GenerationFailed
+from app.api_description import EVENT_STREAM
+from app.catalog import UnknownModel
 from app.deps import GeneratorDep
+from app.engine.admission import Overloaded
+from app.engine.async_engine import EngineStopped
+from app.engine.engine import RequestRefused
 from app.engine.sequence import SamplingParams
-from app.generation import Output
+from app.errors import described
+from app.event_stream import answer
+from app.generate_format import GenerateFormat
+from app.generation import Call
 from app.routes.models import variant_kind
-from app.schemas import GenerateBody, GenerateView, OutputView, TimingsView
+from app.schemas import GenerateBody, GenerateView
+from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])
 
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    **described(
+        UnknownModel,
+        RequestRefused,
+        Overloaded,
+        EngineStopped,
+        JobStoreUnavailable,
+        GenerationFailed,
+        has_body=True,
+    ),
+    200: {"content": EVENT_STREAM},
+}
 
-@router.post("/generate")
-async def generate(body: GenerateBody, generator: GeneratorDep) -> GenerateView:
-    """Answer one or many prompts, served together as one batch."""
-    params = SamplingParams(
+
+@router.post("/generate", response_model=GenerateView, responses=_ANSWERS)
+async def generate(
+    body: GenerateBody, generator: GeneratorDep, request: Request
+) -> GenerateView | Response:
+    """Answer one or many prompts, served together as one batch.
+
+    With ``stream``, server-sent events: ``text`` with what is new of an output, and at the end
+    ``done`` with all that the answer without it has, or ``error`` with a problem document.
+    """
+    params = _params(body)
+    served = await generator.load(body.model)
+    call = Call(
+        served,
+        prompts=[body.prompt] if isinstance(body.prompt, str) else body.prompt,
+        params=params,
+        stop=[body.stop] if isinstance(body.stop, str) else body.stop,
+        timeout_s=body.timeout_s,
+    )
+    format_ = GenerateFormat(body, served.tokenizer, variant_kind(served.entry))
+    return await answer(request, generator, call, format_, is_streamed=body.stream)
+
+
+def _params(body: GenerateBody) -> SamplingParams:
+    return SamplingParams(
         max_new_tokens=body.max_new_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
         seed=body.seed,
+        stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
-    )
-    served = await generator.load(body.model)
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop
-    outputs = await generator.generate(served, prompts, params, stop)
-    return GenerateView(
-        id=correlation_id.get() or "",
-        model=body.model,
-        variant=variant_kind(served.entry),
-        created_at=time.time(),
-        outputs=[
-            _output_view(index, output, return_token_ids=body.return_token_ids)
-            for index, output in enumerate(outputs)
-        ],
-    )
-
-
-def _output_view(index: int, output: Output, *, return_token_ids: bool) -> OutputView:
-    timings = output.timings
-    return OutputView(
-        index=index,
-        text=output.text,
-        finish_reason=output.finish_reason.value,
-        prompt_tokens=output.num_prompt_tokens,
-        completion_tokens=len(output.token_ids),
-        timings=TimingsView(
-            queue_s=timings.queue_s,
-            ttft_s=timings.ttft_s,
-            tpot_s=timings.tpot_s,
-            e2e_s=timings.e2e_s,
-        ),
-        token_ids=list(output.token_ids) if return_token_ids else None,
+        num_logprobs=body.logprobs,
     )

@@ -1,6 +1,7 @@
 """Is it alive, is it ready, what is it, and how is it doing."""
 
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
@@ -13,19 +14,18 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
 def live(services: ServicesDep, response: Response) -> HealthView:
-    """503 when the engine's thread has died: only a restart helps then."""
-    if services.readiness.reason != "starting" and not services.engine.is_alive:
+    """503 when the engine's thread has died, or is stuck in a step: only a restart helps then."""
+    ailment = services.engine.ailment
+    if services.readiness.reason != "starting" and ailment is not None:
         response.status_code = 503
-        return HealthView(status="dead", detail="the engine's thread has ended: restart")
+        return HealthView(status="dead", detail=ailment)
     return HealthView(status="alive")
 
 
 @router.get("/health/ready", responses={503: {"model": HealthView}})
 def ready(services: ServicesDep, response: Response) -> HealthView:
     """503 while models are loading and while the process drains."""
-    reason = services.readiness.reason
-    if reason is None and not services.engine.is_alive:
-        reason = "the engine's thread has ended"
+    reason = services.readiness.reason or services.engine.ailment
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -33,7 +33,13 @@ def ready(services: ServicesDep, response: Response) -> HealthView:
     return HealthView(status="ready")
 
 
-@router.get("/metrics", response_class=Response)
+_FORMATS = ("text/plain", "application/openmetrics-text")
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {name: {"schema": {"type": "string"}} for name in _FORMATS}}
+}
+
+
+@router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(services: ServicesDep, request: Request) -> Response:
     """Prometheus text, or OpenMetrics where the scraper asks for it."""
     encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))

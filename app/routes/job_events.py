@@ -10,12 +10,13 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
+from app.api_description import EVENT_STREAM
 from app.deps import ServicesDep
 from app.errors import described
 from app.job_schemas import PruneJobEventList, PruneJobEventView
 from pruning.event_feed import EventFeed, TooManyWatchers
-from pruning.job import JobEvent
-from pruning.jobs import JobNotFound, JobStoreUnavailable
+from pruning.job import JobEvent, JobNotFound
+from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
@@ -26,7 +27,7 @@ RECONNECT_MS = 2000
 EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     **described(JobNotFound, TooManyWatchers, JobStoreUnavailable),
-    200: {"content": {STREAM: {"schema": {"type": "string"}}}},
+    200: {"content": EVENT_STREAM},
 }
 
 

@@ -1,5 +1,5 @@
-"""Pruning jobs: submit one, list them, look at one, cancel one, delete one. The work is the
-worker's.
+"""Pruning jobs: submit one, list them, look at one, pause, resume, cancel or delete it. The work is
+the worker's.
 """
 
 from typing import Annotated, Any
@@ -13,13 +13,14 @@ from app.job_schemas import EstimateView, PruneJobBody, PruneJobList, PruneJobVi
 from app.job_views import estimate_view, job_view
 from app.submission import estimate
 from app.submission import submit as submit_job
+from app.webhook_target import InvalidWebhook, WebhooksOff
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.estimate import DiskTooSmall
 from pruning.idempotency import IdempotencyKeyReused
-from pruning.job import IllegalTransition, JobStatus
+from pruning.job import IllegalTransition, JobNotFound, JobStatus
 from pruning.job_creation import IdempotencyInFlight, QueueFull
-from pruning.jobs import JobNotFound, JobStoreUnavailable
 from pruning.models import ModelNotFound, NotAModel
+from pruning.outage import JobStoreUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 
@@ -27,6 +28,16 @@ router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
 POLL_AFTER_S = 2
 
+_LINKED = (
+    "get_prune_job",
+    "pause_prune_job",
+    "resume_prune_job",
+    "cancel_prune_job",
+    "delete_prune_job",
+    "list_prune_job_events",
+    "list_prune_job_checkpoints",
+    "list_prune_job_webhook_deliveries",
+)
 _ACCEPTED: dict[str, Any] = {
     "description": "The job waits, or did so when the first request with this key was answered.",
     "headers": {
@@ -36,6 +47,10 @@ _ACCEPTED: dict[str, Any] = {
             "description": "true: this is the answer to an earlier request.",
             "schema": {"type": "string"},
         },
+    },
+    "links": {
+        name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
+        for name in _LINKED
     },
 }
 _REFUSALS = described(
@@ -50,6 +65,8 @@ _REFUSALS = described(
     UnknownArchitecture,
     UnsupportedConfig,
     DiskTooSmall,
+    InvalidWebhook,
+    WebhooksOff,
     QueueFull,
     JobStoreUnavailable,
     has_body=True,
@@ -73,6 +90,7 @@ IdempotencyKey = Annotated[
 @router.post(
     "",
     status_code=202,
+    name="create_prune_job",
     response_model=PruneJobView,
     responses={
         **_REFUSALS,
@@ -102,7 +120,7 @@ def submit(
     return view
 
 
-@router.get("", responses=_OF_ONE_JOB)
+@router.get("", name="list_prune_jobs", responses=_OF_ONE_JOB)
 def list_jobs(
     services: ServicesDep,
     request: Request,
@@ -123,8 +141,32 @@ def get_job(job_id: str, services: ServicesDep, request: Request) -> PruneJobVie
 
 @router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_OF_A_CHANGE)
 def cancel(job_id: str, services: ServicesDep, request: Request) -> PruneJobView:
-    """A waiting job ends at once, a running one after its current evaluation."""
+    """A waiting job ends at once, a running one after its current evaluation, or when its process
+    has been killed for not stopping. What was found can still be read.
+    """
     return job_view(services.jobs.cancel(job_id), request)
+
+
+@router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_OF_A_CHANGE)
+def pause(job_id: str, services: ServicesDep, request: Request) -> PruneJobView:
+    """A waiting job leaves the queue at once, a running one stops after its current evaluation.
+
+    It keeps what was found. Until its worker has stopped it is still running, and has
+    ``pause_requested_at``. To pause once more changes nothing.
+    """
+    return job_view(services.jobs.pause(job_id), request)
+
+
+@router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_OF_A_CHANGE)
+def resume(job_id: str, services: ServicesDep, request: Request) -> PruneJobView:
+    """A paused job goes to the front of its priority, and goes on behind what was found.
+
+    While its worker has not stopped yet, the request to pause is withdrawn.
+    """
+    job = services.jobs.resume(job_id)
+    if job.status is JobStatus.QUEUED:
+        services.queue.enqueue(job_id)
+    return job_view(job, request)
 
 
 @router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_OF_A_CHANGE)

@@ -17,11 +17,14 @@ from tests.recorder import Recorder
 from tests.waiting import wait_until
 
 
-def publish_pruned(data_dir: Path, num_remove: int = 3, job: str = "prn-1") -> Manifest:
-    """What a worker leaves behind when a job of this depth has succeeded."""
+def publish_pruned(
+    data_dir: Path, num_remove: int = 3, job: str = "prn-1", spec: PruneSpec | None = None
+) -> Manifest:
+    """What a worker leaves behind when a job of this depth, or this spec, has succeeded."""
     name = f"tiny@{job}"
+    calibration = CalibrationSpec(num_samples=2, seqlen=12)
     return prune(
-        PruneSpec("tiny", num_remove, calibration=CalibrationSpec(num_samples=2, seqlen=12)),
+        spec or PruneSpec("tiny", num_remove, calibration=calibration),
         name=name,
         target=CheckpointStore(data_dir / "checkpoints").path(name),
         models=ModelStore(data_dir / "models"),

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +87,3 @@ def test_a_key_is_short_and_printable(client: TestClient, key: str) -> None:
     answer = client.post("/prune-jobs", json=JOB, headers=headers)
     assert answer.status_code == 422
     assert answer.json()["param"] == "Idempotency-Key"
-
-
-def test_twenty_clients_at_once_make_one_job_per_key(client: TestClient) -> None:
-    def until_taken(key: str) -> str:
-        while (answer := post_with_key(client, key)).status_code == 409:
-            assert answer.headers["retry-after"]
-        assert answer.status_code == 202, answer.text
-        job_id: str = answer.json()["id"]
-        return job_id
-
-    keys = [f"key-{number}" for _, number in product(range(20), range(10))]
-    with ThreadPoolExecutor(max_workers=20) as clients:
-        made = list(clients.map(until_taken, keys))
-    assert num_jobs(client) == len(set(made)) == 10
-    assert len(set(zip(keys, made, strict=True))) == 10

@@ -117,7 +117,7 @@ def test_a_stream_follows_a_job_to_its_end(
         assert next(messages) == "started by worker-1"
         job_store.cancel(job_id)
         assert next(messages) == "cancel requested"
-        job_store.cancelled(job_id, attempt)
+        job_store.stopped(job_id, attempt)
         assert list(messages) == ["cancelled"]
 
 

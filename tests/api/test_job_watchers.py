@@ -74,8 +74,9 @@ def test_a_store_that_goes_away_ends_the_stream_and_is_503_before_it(
 def test_a_server_that_stops_does_not_wait_for_watchers(
     settings: ServeSettings, redis_url: str, job_id: str
 ) -> None:
+    patient = settings.model_copy(update={"drain_s": 60.0})
     with (
-        serving(settings, redis_url) as (server, url),
+        serving(patient, redis_url) as (server, url),
         httpx2.Client(base_url=url) as client,
         client.sse(url_of(job_id), timeout=30) as source,
     ):

@@ -105,7 +105,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"protect_first": 6}, 422, "0 can go"),
     ({"dtype": "int4"}, 422, "dtype"),
     ({"metadata": {"k" * 65: "v"}}, 422, "64"),
-    ({"surprise": True}, 422, "Extra inputs"),
+    ({"surprise": True}, 422, "no such field"),
     ({"calibration": {"seqlen": MAX_POSITIONS + 1}}, 422, "positions"),
     ({"calibration": {"num_samples": 10**12}}, 422, "num_samples"),
     ({"calibration": {"dataset": "the-web"}}, 422, "calibration/dataset"),
@@ -115,6 +115,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "/etc/passwd"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "link"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "a\0b"}}, 422, "null"),
+    ({"calibration": {"dataset": "file", "path": "a" * 300}}, 422, "texts folder"),
 ]
 
 

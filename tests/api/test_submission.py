@@ -155,7 +155,7 @@ def test_an_ended_job_is_deleted_with_its_checkpoint(
     assert refused.status_code == 409
     assert refused.json()["type"].endswith("illegal-transition")
     job_store.start(job["id"], "w")
-    name = publish_pruned(data_dir, job=job["id"]).name
+    name = publish_pruned(data_dir, job=job["id"], spec=job_store.get(job["id"]).spec).name
     job_store.succeed(job["id"], name)
     body = {"model": f"{name}-2", "prompt": "the dog", "max_new_tokens": 2}
     assert client.post("/generate", json=body).status_code == 200
@@ -183,7 +183,8 @@ def test_conditions_tell_the_states_a_job_has_been_in(
     started = job_store.get(job_id).started_at
     assert conditions() == [("Queued", "False", started), ("Running", "True", started)]
     job_store.requeue(job_id, "handed back", is_lost=False)
-    assert conditions() == [("Queued", "True", None), ("Running", "False", None)]
+    back = job_store.get(job_id).status_since
+    assert conditions() == [("Queued", "True", back), ("Running", "False", back)]
     job_store.cancel(job_id)
     ended = job_store.get(job_id).finished_at
     assert job_store.get(job_id).status is JobStatus.CANCELLED

@@ -1,0 +1,90 @@
+"""A generation as server-sent events: what every wire format of it has in common."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Protocol, TypeVar
+
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from app.answer import Output, Piece
+from app.disconnect import unless_gone
+from app.errors import problem_of
+from app.generation import Call, Generation, Generator
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 15.0
+
+_View_co = TypeVar("_View_co", covariant=True)
+
+
+class AnswerFormat(Protocol[_View_co]):
+    """How answers look on the wire: as a whole, or event by event.
+
+    Whatever it raises ends a stream with ``error``.
+    """
+
+    def whole(self, outputs: Sequence[Output]) -> _View_co: ...
+
+    def pieces(self, pieces: Sequence[Piece]) -> Iterable[bytes]: ...
+
+    def end(self, outputs: Sequence[Output]) -> Iterable[bytes]: ...
+
+    def error(self, error: Exception) -> bytes: ...
+
+
+async def answer(
+    request: Request,
+    generator: Generator,
+    call: Call,
+    format_: AnswerFormat[_View_co],
+    *,
+    is_streamed: bool,
+) -> "_View_co | EventStream":
+    """What a route returns for this call. Raises what ``Generator.generate`` does."""
+    if is_streamed:
+        return EventStream(generator.open(call), format_)
+    return format_.whole(await unless_gone(request.receive, generator.generate(call)))
+
+
+class EventStream(EventSourceResponse):
+    """What is refused is raised before its headers; later errors are its last event."""
+
+    def __init__(
+        self, opening: AbstractAsyncContextManager[Generation], format_: AnswerFormat[object]
+    ) -> None:
+        # no-cache and no buffering, or a proxy may hold events back
+        super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._opening = opening
+        self._format = format_
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        with suppress(ClientDisconnect):
+            await unless_gone(receive, self._stream(send))
+
+    async def _stream(self, send: Send) -> None:
+        async with self._opening as generation:
+            self.body_iterator = _events(generation, self._format)
+            with suppress(OSError):  # how some servers say that the client has gone
+                await self.stream_response(send)
+
+
+async def _events(generation: Generation, format_: AnswerFormat[object]) -> AsyncIterator[bytes]:
+    try:
+        while not generation.is_over:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    pieces = await generation.news()
+            except TimeoutError:
+                yield KEEPALIVE_COMMENT
+            else:
+                yield b"".join(format_.pieces(pieces))
+        yield b"".join(format_.end(generation.outputs))
+    except Exception as error:
+        if problem_of(error).status >= 500:
+            logger.exception("a stream ends with an error")
+        yield format_.error(error)

@@ -1,0 +1,223 @@
+"""The wire format of the OpenAI routes: the public API's field names, defaults and null values.
+
+A field that cannot change the answer is taken and ignored. One that would, and that this service
+does not have, is refused unless it asks for nothing; so is a field that nobody knows.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from app.schemas import MAX_PROMPTS, Body, ModelName, StopStrings, StopTokenIds
+
+MAX_CHOICES = 128
+TokenIds = Annotated[list[StrictInt], Field(min_length=1)]
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # half of a surrogate pair is no text, and pydantic lets it through in a union
+    return text
+
+
+AnyText = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[AnyText, StringConstraints(min_length=1)]
+
+
+def _or(message: str) -> WrapValidator:
+    """Whatever the type refuses is refused with this message, and not once per branch of it."""
+
+    def check(value: object, handler: Callable[[object], object]) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("expected", message) from None
+
+    return WrapValidator(check)
+
+
+Number = Annotated[float, Field(strict=True)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Nothing = Annotated[list[Any], Field(max_length=0)]
+NoTools = Annotated[Nothing | None, _or("this service has no tools: leave it out")]
+NoToolChoice = Annotated[
+    Literal["none", "auto"] | None, _or("this service has no tools: leave it out")
+]
+Unsupported = Annotated[None, _or("this service does not have it: leave it out")]
+NoPenalty = Annotated[
+    Annotated[float, Field(ge=0, le=0)] | None,
+    _or("no penalty but 0 is supported here: repetition_penalty is"),
+]
+Ignored = Annotated[Any, Field(description="Taken, and without effect.")]
+Prompts = Annotated[
+    Text
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
+    _or(
+        f"expected a text, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either kind, "
+        "none of them empty"
+    ),
+]
+
+
+class StreamOptions(Body):
+    include_usage: StrictBool | None = None
+    continuous_usage_stats: StrictBool | None = None  # as vLLM has it: usage in every chunk
+    include_obfuscation: Ignored = None
+
+
+class GenerationBody(Body):
+    """What both kinds of completions have in common."""
+
+    model: ModelName
+    frequency_penalty: NoPenalty = None
+    presence_penalty: NoPenalty = None
+    logit_bias: Annotated[
+        Annotated[dict[str, Any], Field(max_length=0)] | None,
+        _or("this service has no logit_bias: leave it out"),
+    ] = None
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] | None = None
+    seed: StrictInt | None = None
+    stop: Annotated[
+        StopStrings | None, _or("expected a text or a list of up to 16, of 1 to 256 characters")
+    ] = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Number | None = Field(default=None, description="1 by default; 0 is greedy.")
+    top_p: Number | None = None
+    user: Ignored = None
+
+    # As vLLM has them.
+    ignore_eos: StrictBool | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    stop_token_ids: StopTokenIds | None = None
+    top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1 are off.")
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_a_stream(
+        cls, options: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if options and not info.data.get("stream"):
+            raise ValueError("expected only with stream: true")
+        return options
+
+
+class CompletionBody(GenerationBody):
+    """Answers that continue a prompt: a text or its token ids, or many of either."""
+
+    prompt: Prompts
+    best_of: StrictInt | None = None
+    echo: StrictBool | None = None
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    max_tokens: MaxTokens | None = Field(default=None, description="16 by default.")
+    suffix: Annotated[Literal[""] | None, _or("this service cannot insert: leave it out")] = None
+
+    @field_validator("best_of")
+    @classmethod
+    def _returns_all(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        if best_of is not None and best_of != (info.data.get("n") or 1):
+            raise ValueError("expected the same as n: this service returns every answer")
+        return best_of
+
+    @field_validator("logprobs")
+    @classmethod
+    def _are_of_the_answer(cls, logprobs: int | None, info: ValidationInfo) -> int | None:
+        if logprobs is not None and info.data.get("echo"):
+            raise ValueError("not together with echo: those of a prompt are not computed")
+        return logprobs
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: AnyText
+
+
+class Message(Body):
+    """The fields without use are those of an earlier answer, which may be sent back as it was."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        AnyText | list[TextPart],
+        _or('expected a text or a list of parts {"type": "text", "text": "..."}, and no other'),
+    ]
+    name: AnyText | None = None
+    annotations: Nothing | None = None
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    refusal: Unsupported = None
+    tool_calls: NoTools = None
+
+    def as_template_input(self) -> dict[str, str]:
+        """As chat templates know messages; the developer's are those of the system."""
+        role = "system" if self.role == "developer" else self.role
+        parts = [self.content] if isinstance(self.content, str) else self.content
+        text = "\n".join(part if isinstance(part, str) else part.text for part in parts)
+        return {"role": role, "content": text} | ({"name": self.name} if self.name else {})
+
+
+class _TextFormat(Body):
+    type: Literal["text"]
+
+
+class ChatBody(GenerationBody):
+    """The assistant's next message."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    max_completion_tokens: MaxTokens | None = Field(
+        default=None, description="By default as many as fit behind the messages."
+    )
+    max_tokens: MaxTokens | None = Field(default=None, description="As max_completion_tokens.")
+    response_format: Annotated[
+        _TextFormat | None, _or('only {"type": "text"} is supported here')
+    ] = None
+    modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported here')] = (
+        None
+    )
+    tools: NoTools = None
+    tool_choice: NoToolChoice = None
+    functions: NoTools = None
+    function_call: NoToolChoice = None
+    audio: Unsupported = None
+    moderation: Unsupported = None
+    reasoning_effort: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+    metadata: Ignored = None
+    parallel_tool_calls: Ignored = None
+    prediction: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+    store: Ignored = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
+        if top is not None and not info.data.get("logprobs"):
+            raise ValueError("expected only with logprobs: true")
+        return top
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _is_one_limit(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        if limit is not None and info.data.get("max_completion_tokens") not in (None, limit):
+            raise ValueError("differs from max_completion_tokens: send one of them")
+        return limit

@@ -1,0 +1,118 @@
+"""OpenAI's API, as far as it is about text: models, completions, chat completions."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+
+from app.api_description import EVENT_STREAM
+from app.catalog import Entry
+from app.deps import CatalogDep, GeneratorDep
+from app.engine.sequence import SamplingParams
+from app.engine.text import chat_prompt
+from app.event_stream import answer
+from app.generation import Call
+from app.openai_chat import ChatFormat
+from app.openai_completions import CompletionFormat
+from app.openai_schemas import ChatBody, CompletionBody, GenerationBody
+from app.openai_views import ChatView, CompletionView, ErrorView, ModelCard, ModelCardList
+from pruning.models import NotAModel
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+_Value = TypeVar("_Value")
+_ERROR: dict[str, Any] = {"model": ErrorView}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    **dict.fromkeys((400, 404, 413, 429, 500, 503), _ERROR),
+    200: {"content": EVENT_STREAM},
+}
+
+
+@router.get("/models", responses={503: _ERROR})
+def list_openai_models(catalog: CatalogDep) -> ModelCardList:
+    """Every variant that can be served."""
+    return ModelCardList(data=[_card(entry) for entry in catalog.entries() if not entry.error])
+
+
+@router.get("/models/{model}", responses=dict.fromkeys((400, 404, 503), _ERROR))
+def retrieve_openai_model(model: str, catalog: CatalogDep) -> ModelCard:
+    entry = catalog.resolve(model)
+    if entry.error:
+        raise NotAModel(entry.error)
+    return _card(entry)
+
+
+@router.post("/completions", response_model=CompletionView, responses=_ANSWERS)
+async def create_completion(
+    body: CompletionBody, generator: GeneratorDep, request: Request
+) -> CompletionView | Response:
+    """Continue one or many prompts, served together as one batch."""
+    params = _params(body, max_new_tokens=_or(body.max_tokens, 16), num_logprobs=body.logprobs)
+    served = await generator.load(body.model)
+    prompts = _prompts(body)
+    call = Call(served, prompts, params, _stop(body), n=_or(body.n, 1))
+    format_ = CompletionFormat(body, served.tokenizer, prompts)
+    return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
+
+
+@router.post("/chat/completions", response_model=ChatView, responses=_ANSWERS)
+async def create_chat_completion(
+    body: ChatBody, generator: GeneratorDep, request: Request
+) -> ChatView | Response:
+    """The next message, asked for with the model's own chat template."""
+    limit = body.max_completion_tokens or body.max_tokens
+    num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
+    params = _params(body, max_new_tokens=limit or 1, num_logprobs=num_logprobs)
+    served = await generator.load(body.model)
+    messages = [message.as_template_input() for message in body.messages]
+    prompt = await asyncio.to_thread(chat_prompt, served.tokenizer, messages)
+    call = Call(
+        served, [prompt], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
+    )
+    format_ = ChatFormat(body, served.tokenizer)
+    return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
+
+
+def _params(
+    body: GenerationBody, *, max_new_tokens: int, num_logprobs: int | None
+) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=_or(body.temperature, 1.0),
+        top_p=_or(body.top_p, 1.0),
+        top_k=max(_or(body.top_k, 0), 0),
+        min_p=_or(body.min_p, 0.0),
+        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        seed=body.seed,
+        stop_token_ids=frozenset(_or(body.stop_token_ids, [])),
+        ignore_eos=bool(body.ignore_eos),
+        num_logprobs=num_logprobs,
+    )
+
+
+def _prompts(body: CompletionBody) -> Sequence[str | Sequence[int]]:
+    """One prompt may come without a list around it."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    return [prompt] if isinstance(prompt[0], int) else prompt
+
+
+def _stop(body: GenerationBody) -> list[str]:
+    return [body.stop] if isinstance(body.stop, str) else _or(body.stop, [])
+
+
+def _or(value: _Value | None, default: _Value) -> _Value:
+    """Null is as good as nothing."""
+    return default if value is None else value
+
+
+def _card(entry: Entry) -> ModelCard:
+    is_pruned = entry.num_removed > 0
+    return ModelCard(
+        id=entry.name,
+        created=int(entry.order.created_at) if entry.order and is_pruned else 0,
+        parent=entry.base if is_pruned else None,
+        max_model_len=entry.info.max_positions if entry.info else None,
+    )
