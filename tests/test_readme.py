@@ -3,12 +3,16 @@
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import redis
+import torch
 from fastapi.testclient import TestClient
+from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
 from app.cli import app as command_line
@@ -20,6 +24,7 @@ from pruning.config import WorkerSettings
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import CalibrationSpec, PruneSpec, Resident, Search
+from pruning.worker_metrics import WorkerMetrics
 from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
@@ -63,6 +68,8 @@ def request_of(line: str) -> dict[str, Any]:
             request |= {"method": "POST", "content": next(words)}
         elif word == "-X":
             request["method"] = next(words)
+        elif word == "-N":  # not to hold back what is streamed
+            pass
         else:
             assert word.startswith("http://localhost:8000/"), f"this test knows no {word!r}"
             request["url"] = word
@@ -82,12 +89,26 @@ def test_every_curl_line_works_in_the_order_of_the_readme(client: TestClient) ->
     generated = [answer for answer in answers if answer.get("object") == "generation"]
     assert [answer["variant"] for answer in generated] == ["dense", "pruned", "pruned"]
     assert [len(answer["outputs"]) for answer in generated] == [1, 1, 2]
-    assert answers[-1]["status"] == "cancelled"
+    assert [answer["status"] for answer in answers if "status" in answer][-1] == "cancelled"
+    assert "text_completion" in {answer.get("object") for answer in answers}
+
+
+def test_its_example_of_the_openai_client_works(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (example,) = [block for block in blocks if "import OpenAI" in block]
+    monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
+    exec(example, {})  # noqa: S102 - our own text
+    assert capsys.readouterr().out
 
 
 def test_every_metric_it_names_is_there(client: TestClient) -> None:
-    found = client.get("/metrics").text
+    of_a_worker = generate_latest(WorkerMetrics("worker", lease_s=1).registry).decode()
+    found = client.get("/metrics").text + of_a_worker
     metrics = set(re.findall(r"`(sleb_[a-z_]+)`", README))
+    if not torch.cuda.is_initialized():
+        metrics = {metric for metric in metrics if not metric.startswith("sleb_gpu_")}
     assert metrics
     assert not {metric for metric in metrics if f"# TYPE {metric} " not in found}
 
