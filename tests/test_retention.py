@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import redis
@@ -112,7 +113,7 @@ def test_checkpoints_of_no_job_or_of_somebody_else_stay(
 
 
 def test_leftovers_go_even_if_everything_else_is_kept_for_ever(root: Path) -> None:
-    (root / STAGING / "left").mkdir(parents=True)
+    (root / STAGING / f"left-{uuid4().hex}").mkdir(parents=True)
     away = redis.Redis.from_url("unix:///nowhere/valkey.sock")
     retention(away, root, Keep()).sweep()
     assert list((root / STAGING).iterdir()) == []

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -196,7 +197,7 @@ def test_the_api_sweeps_away_what_is_due(
     job = job_store.cancel(job_store.create(PruneSpec("tiny", 1)).id)
     redis_client.hset(RECORD.format(id=job.id), "finished_at", str(time.time() - 120))
     redis_client.hset(RECORD.format(id=job.id), "created_at", str(time.time() - 120))
-    (data_dir / "checkpoints" / ".staging" / "left").mkdir(parents=True)
+    (data_dir / "checkpoints" / ".staging" / f"left-{uuid4().hex}").mkdir(parents=True)
     app = create_app(settings.model_copy(update={"keep_jobs_s": keep_s}), redis_url=redis_url)
     with TestClient(app) as client:
         staging = data_dir / "checkpoints" / ".staging"
