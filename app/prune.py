@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -104,13 +105,17 @@ class SearchBar:
             f"(dense {removal.dense_loss:.4f}){_lead(removal)}"
         )
 
+    def warned(self, message: str) -> None:
+        self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
+
     def end(self) -> None:
-        """End the phase. The search keeps its line, at 100 % of what it took; others leave none."""
+        """End the phase. The search keeps its line, where it stands; others leave none."""
         if self._task is None:
             return
         task = self._progress.tasks[self._progress.task_ids.index(self._task)]
         is_counted = task.total is not None
-        self._progress.update(self._task, total=task.completed, visible=is_counted)
+        total = task.completed if self._at_most else task.total  # one that ended early is whole
+        self._progress.update(self._task, total=total, visible=is_counted)
         self._progress.stop_task(self._task)
         self._task = None
 

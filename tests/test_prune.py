@@ -98,6 +98,14 @@ def test_a_hundred_percent_is_shown_at_the_end_only(progress: Progress) -> None:
     assert "50000 of 50000 100.0%" in shown(progress)
 
 
+def test_a_search_that_is_broken_off_stays_where_it_was(progress: Progress) -> None:
+    bar = SearchBar(progress)
+    bar.phase("search")
+    bar.evaluated(7, 10)
+    bar.end()
+    assert "search 7 of 10 70.0%" in shown(progress)
+
+
 def test_a_search_that_ends_early_is_done_all_the_same(progress: Progress, clock: Clock) -> None:
     bar = SearchBar(progress, at_most=True)
     bar.phase("search")
