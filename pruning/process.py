@@ -1,11 +1,32 @@
-"""What a child process owes its parent: not to outlive it."""
+"""What a child process owes its parent: not to outlive it, and to end when it is asked to."""
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def heeding(signum: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Meanwhile the signal ends nothing: what is yielded tells whether it has come.
+
+    In the main thread only.
+    """
+    has_come = False
+
+    def note(*_: object) -> None:
+        nonlocal has_come
+        has_come = True
+
+    before = signal.signal(signum, note)
+    try:
+        yield lambda: has_come
+    finally:
+        signal.signal(signum, before)
 
 
 def end_with_parent(parent: int, how: signal.Signals) -> None:

@@ -1,7 +1,8 @@
 """The parent process of a worker: takes jobs, runs each in a child of its own, minds its lease.
 
-The child is killed rather than asked when the worker stops or has lost the lease; the job is then
-delivered again. It is killed as well if it does not do what it is asked: to cancel or to pause.
+The child is killed rather than asked when the worker has lost the lease; the job is then delivered
+again. It is killed as well if it does not do what it is asked: to cancel, to pause, or to end its
+evaluation because the worker stops.
 A child never outlives its parent. Knows no torch: only the child pays for it.
 """
 
@@ -36,6 +37,7 @@ from pruning.worker_metrics import WorkerMetrics
 
 _CHILD = "from pruning.entrypoints import run_child; run_child()"
 _LOOK_UP_S = 0.1
+_LEAVE_S = 6.0  # that a child may take to end its evaluation; the worker itself has 10 s
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 
 
@@ -58,6 +60,7 @@ class PruneWorker(Worker):
         self._asked_s: float | None = None  # when that was, as far as its parent knows
         self._is_overdue = False
         self.is_stopping = False
+        self._kill_at_s = math.inf  # the child, if it has not ended by then
         self.metrics = WorkerMetrics(name, lease_s)
         self._has_sent_back = False  # the job that it has
         super().__init__(
@@ -82,7 +85,7 @@ class PruneWorker(Worker):
         command = [sys.executable, "-c", _CHILD, *who]
         # a process group of its own: Ctrl-C is for the parent
         self._horse_pid = os.posix_spawn(sys.executable, command, self.environment, setpgroup=0)
-        if self.is_stopping:  # the signal came while there was nothing to kill yet
+        if self.is_stopping:  # the signal came while there was nobody to ask yet
             self.kill_horse()
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
@@ -90,13 +93,19 @@ class PruneWorker(Worker):
             super().kill_horse(sig)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is RQ's
-        """Kill the child, after whose death the job is handed back. Asked again, just leave."""
+        """Ask the child to end, after which the job is handed back. Asked again, just leave."""
         if self.is_stopping:
             raise SystemExit(1)
         self.is_stopping = self._stop_requested = True
-        self.kill_horse()
+        self._ask_child_to_end()
         if self.get_state() != WorkerStatus.BUSY:
             raise StopRequested
+
+    def _ask_child_to_end(self) -> None:
+        self._kill_at_s = min(self._kill_at_s, time.monotonic() + _LEAVE_S)
+        if self.horse_pid:
+            with suppress(ProcessLookupError):  # itself, not what it has started
+                os.kill(self.horse_pid, signal.SIGTERM)
 
     def execute_job(self, job: Delivery, queue: Queue) -> None:
         if job.id in queue.started_job_registry:  # delivered twice, and somebody has its lease
@@ -116,6 +125,8 @@ class PruneWorker(Worker):
                 ended = os.wait4(self.horse_pid, os.WNOHANG)
                 if ended[0]:
                     return ended
+                if time.monotonic() >= self._kill_at_s:
+                    self.kill_horse()
                 threading.Event().wait(_LOOK_UP_S)
         return None, None, None
 
@@ -126,7 +137,7 @@ class PruneWorker(Worker):
 
     def maintain_heartbeats(self, job: Delivery, execution: Execution) -> None:
         if self.is_stopping:  # RQ's alarm may have broken into ``request_stop``
-            self.kill_horse()
+            self._ask_child_to_end()
         try:
             super().maintain_heartbeats(job, execution)
             self.metrics.heartbeat()

@@ -5,6 +5,8 @@ once there is something to prune.
 """
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 from contextlib import closing
 from typing import TypeVar
@@ -18,6 +20,7 @@ from pruning.job import IllegalTransition, Job, JobNotFound, JobStatus, Phase, S
 from pruning.job_change import StaleAttempt
 from pruning.jobs import JobStore
 from pruning.outage import JobStoreUnavailable
+from pruning.process import heeding
 from pruning.queue import DELIVERIES, connect, give_up
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
@@ -31,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 class Stopped(Exception):
     """The job is to be cancelled or paused: raised out of the run, between two evaluations."""
+
+
+class WorkerStops(Exception):
+    """The worker is to stop: raised out of the run once what it has found is written down."""
 
 
 def run_job(job_id: str) -> None:
@@ -77,7 +84,8 @@ def execute(
 ) -> None:
     """Take the job, ``run`` it to the name of a published model, record how it ended.
 
-    A job that has ended is left alone. Raises what ``run_job`` raises.
+    A job that has ended is left alone. SIGTERM ends this process, as soon as the evaluation that
+    runs is recorded. Raises what ``run_job`` raises.
     """
     try:
         job = _insist(lambda: store.start(job_id, worker))
@@ -91,8 +99,14 @@ def execute(
         give_up(store, job_id)
         return
     logger.info("job %s: attempt %d", job_id, job.attempt)
-    observer = JobObserver(store, job, _insist(lambda: store.search_state(job_id)))
-    end = _outcome(store, job, observer, run)
+    earlier = _insist(lambda: store.search_state(job_id))
+    with heeding(signal.SIGTERM) as is_to_end:
+        observer = JobObserver(store, job, earlier, is_to_end)
+        try:
+            end = _outcome(store, job, observer, run)
+        except WorkerStops:
+            logger.info("job %s: left, as the worker stops", job_id)
+            os._exit(1)  # RQ would take an exception for the end of the job
     _insist(observer.catch_up)
     logger.info("job %s: %s", job_id, _insist(end))
 
@@ -105,7 +119,7 @@ def _outcome(
         pruned_model = run(job, observer)
     except Stopped:
         return lambda: store.stopped(job.id, job.attempt)
-    except (StaleAttempt, JobStoreUnavailable):
+    except (StaleAttempt, JobStoreUnavailable, WorkerStops):
         raise
     except Exception as error:
         from pruning.failures import describe  # noqa: PLC0415 - as above
@@ -123,10 +137,17 @@ def _outcome(
 class JobObserver:
     """Writes the progress of one attempt, and stops the run when the record says so.
 
-    Progress that cannot be written is no reason to stop: the next that can is newer.
+    Progress that cannot be written is no reason to stop: the next that can is newer. Once
+    ``is_to_end``, the run is left behind the next write.
     """
 
-    def __init__(self, store: JobStore, job: Job, earlier: SearchState) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        job: Job,
+        earlier: SearchState,
+        is_to_end: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.earlier = earlier
         self._store = store
         self._id = job.id
@@ -136,6 +157,7 @@ class JobObserver:
         # what must not be lost, in order
         self._unwritten: list[Callable[[], StopRequest | None]] = []
         self._is_away = False
+        self._is_to_end = is_to_end
 
     def phase(self, phase: str) -> None:
         self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
@@ -194,6 +216,8 @@ class JobObserver:
             self._is_away = False
             if request is not None:
                 raise Stopped
+            if self._is_to_end():
+                raise WorkerStops
 
 
 def _insist(write: Callable[[], _T]) -> _T:

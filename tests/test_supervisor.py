@@ -104,7 +104,7 @@ def test_the_child_of_a_lost_lease_is_killed(
     assert child.wait(10) == -signal.SIGKILL
 
 
-def test_a_stopping_worker_kills_its_child_for_certain(
+def test_a_stopping_worker_asks_its_child_to_end_for_certain(
     delivery: Delivery, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
 ) -> None:
     """The alarm by which RQ interrupts its wait can interrupt the handler of SIGTERM as well."""
@@ -112,7 +112,7 @@ def test_a_stopping_worker_kills_its_child_for_certain(
     worker._horse_pid = child.pid
     worker.is_stopping = True
     worker.maintain_heartbeats(delivery, lease(delivery, redis_client))
-    assert child.wait(10) == -signal.SIGKILL
+    assert child.wait(10) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("request_", StopRequest)

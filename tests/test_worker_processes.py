@@ -20,7 +20,7 @@ from tests.exposition import Scrape
 from tests.job_lives import REMOVAL
 from tests.waiting import wait_until
 from tests.worker_fixtures import Workers, is_alive
-from tests.worker_process import DIE, HOLD, IGNORE, OVERFLOW
+from tests.worker_process import DIE, FINISH, HOLD, IGNORE, OVERFLOW
 
 SPEC = PruneSpec(model="tiny", num_remove=2, calibration=CalibrationSpec(num_samples=2, seqlen=16))
 
@@ -142,6 +142,33 @@ def test_a_stopped_worker_hands_its_job_back(
     workers.release()
     ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost) == (2, 0)
+
+
+def test_a_worker_that_stops_finishes_its_evaluation(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client, FINISH)
+    parent = workers.start()
+    (child,) = workers.wait_for_children(1)
+    parent.terminate()
+    assert parent.wait(10) == 0
+    assert not is_alive(child)
+    left = job_store.get(job.id)
+    assert (left.status, left.progress.evaluations_done) == (JobStatus.QUEUED, 1)
+    assert left.num_lost == 0
+
+
+def test_a_worker_stops_however_long_an_evaluation_takes(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    job = submit(redis_client, IGNORE)
+    parent = workers.start()
+    (child,) = workers.wait_for_children(1)
+    parent.terminate()
+    assert parent.wait(10) == 0
+    assert not is_alive(child)
+    left = job_store.get(job.id)
+    assert (left.status, left.num_lost) == (JobStatus.QUEUED, 0)
 
 
 def test_an_idle_worker_stops_at_once(workers: Workers, redis_client: redis.Redis) -> None:

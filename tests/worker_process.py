@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from types import FrameType
 
 from rq import get_current_job
 
@@ -23,6 +24,7 @@ from tests.job_lives import REMOVAL
 
 HOLD = "tests.worker_process.hold"
 DIE = "tests.worker_process.die"
+FINISH = "tests.worker_process.finish"
 IGNORE = "tests.worker_process.ignore"
 OVERFLOW = "tests.worker_process.overflow"
 
@@ -40,6 +42,27 @@ def hold(job_id: str) -> None:
             observer.evaluated(done, 1_000_000)
             threading.Event().wait(0.02)
         return "held"
+
+    _execute(job_id, run)
+
+
+def finish(job_id: str) -> None:
+    """Note the process id, then be in an evaluation that ends after SIGTERM has come."""
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        asked, heed = threading.Event(), signal.getsignal(signal.SIGTERM)
+        assert callable(heed)
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            asked.set()
+            heed(signum, frame)
+
+        signal.signal(signal.SIGTERM, note)
+        observer.searching(Plan("held", 1), 0, 2)
+        _note_process()
+        asked.wait()
+        observer.evaluated(1, 2)
+        raise AssertionError
 
     _execute(job_id, run)
 
