@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
 
+from pruning.gpu_memory import GpuMemoryCollector
 from pruning.job import Job, JobStatus, Pace
 
 
@@ -52,6 +53,7 @@ class WorkerMetrics:
         self._busy = Gauge("sleb_worker_busy", "1 while it has a job.", registry=registry)
         up = Gauge("sleb_worker_up", "1 while it reaches the job store.", registry=registry)
         up.set_function(lambda: time.monotonic() - self._last_beat_s < lease_s)
+        registry.register(GpuMemoryCollector())
 
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[None]:
