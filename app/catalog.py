@@ -8,15 +8,17 @@ job store is asked, and for such names alone.
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from app.entry import Entry, external_entry
+from app.external_models import ExternalModel
+from app.parents import Parents
 from app.removal_order import RemovalOrder, of_checkpoint, of_job
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.job import Job, JobNotFound, JobStatus
 from pruning.jobs import JobStore
-from pruning.models import ModelInfo, ModelStore, NotAModel
-from pruning.sleb import Blocks
+from pruning.models import ModelStore, NotAModel
 
 logger = logging.getLogger(__name__)
 
@@ -28,73 +30,34 @@ class UnknownModel(LookupError):
     """No model, checkpoint or prefix goes by this name."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One name and what it stands for: a dense model, or a prefix of a removal order."""
-
-    name: str
-    base: str  # the dense model
-    info: ModelInfo | None  # of the dense model; None where only a checkpoint of it is here
-    order: RemovalOrder | None  # that it belongs to, for a dense model its current one
-    num_removed: int = 0
-    error: str | None = None  # why it cannot be served
-
-    @property
-    def removed_blocks(self) -> Blocks:
-        return self.order.removed_blocks[: self.num_removed] if self.order else ()
-
-    @property
-    def keep(self) -> Blocks | None:
-        """Alive blocks; None for all of them."""
-        return self.order.keep_after(self.num_removed) if self.order and self.num_removed else None
-
-    @property
-    def num_blocks(self) -> int:
-        of_dense = self.order.num_blocks if self.order else self.info.num_blocks if self.info else 0
-        return of_dense - self.num_removed
-
-    @property
-    def perplexity(self) -> float | None:
-        """On the held-out windows of the job behind the order."""
-        curve = self.order.quality.perplexities if self.order else ()
-        return curve[self.num_removed] if curve else None
-
-    @property
-    def is_view(self) -> bool:
-        """Whether the dense weights are here, and those that the order was found on."""
-        blocks = self.info.num_blocks if self.info else 0
-        return blocks > 0 and (self.order is None or self.order.num_blocks == blocks)
-
-    @property
-    def is_published(self) -> bool:
-        """False for what only the record of a job tells."""
-        return self.order is None or self.order.is_published
-
-    @property
-    def is_whole_checkpoint(self) -> bool:
-        order = self.order
-        return order is not None and order.is_published and self.num_removed == order.depth
-
-
 class Catalog:
     """Reads the directories anew on every call, so what a worker publishes appears at once.
 
-    Without ``jobs`` there is only what is published.
+    Without ``jobs`` there is only what is published. An external model comes before others of its
+    name.
     """
 
     def __init__(
-        self, models: ModelStore, checkpoints: CheckpointStore, jobs: JobStore | None = None
+        self,
+        models: ModelStore,
+        checkpoints: CheckpointStore,
+        jobs: JobStore | None = None,
+        external: Sequence[ExternalModel] = (),
     ) -> None:
         self._models = models
         self._checkpoints = checkpoints
         self._jobs = jobs
+        self._external = {model.name: model for model in external}
+        self._parents = Parents(models)
         self._published: dict[str, RemovalOrder] = {}
 
     def dense_names(self) -> list[str]:
         return self._models.names()
 
     def entries(self) -> list[Entry]:
-        """Each dense model with the prefixes of its current order, then every checkpoint."""
+        """Each dense model with the prefixes of its current order, every checkpoint, and what
+        other servers generate for.
+        """
         orders = self._current_orders()
         found = []
         for name in self.dense_names():
@@ -102,7 +65,9 @@ class Catalog:
             found.append(dense)
             if dense.order is not None:
                 found += self._prefixes(f"{name}@", dense.order)
-        return found + [self._whole(order) for order in self._all_published()]
+        found += [self._whole(order) for order in self._all_published()]
+        found = [entry for entry in found if entry.name not in self._external]
+        return found + [self._elsewhere(model) for model in self._external.values()]
 
     def unpublished(self) -> list[Entry]:
         """The prefixes that jobs which have not ended have found so far.
@@ -133,6 +98,8 @@ class Catalog:
 
     def resolve(self, name: str) -> Entry:
         """Raises ``UnknownModel``, saying what there is, and what ``order`` raises."""
+        if name in self._external:
+            return self._elsewhere(self._external[name])
         if name in self.dense_names():
             return self._dense(name, self._current_orders().get(name))
         if order := self._published_order(name):
@@ -147,14 +114,14 @@ class Catalog:
         depth = int(match["depth"])
         if not 1 <= depth <= order.depth:
             raise UnknownModel(f"{name!r}: that removal order has depths 1 to {order.depth}")
-        return Entry(name, order.parent, self._info(order.parent), order, depth)
+        return Entry(name, order.parent, self._parents.of(order), order, depth)
 
     def _order_of_prefix(self, name: str) -> RemovalOrder | None:
         """Of ``<model>@`` the current order, of ``<model>@<job>`` that job's."""
         return self._current_orders().get(name[:-1]) if name[-1] == "@" else self.order(name)
 
     def _prefixes(self, name: str, order: RemovalOrder) -> list[Entry]:
-        info = self._info(order.parent)
+        info = self._parents.of(order)
         depths = range(1, order.depth + 1)
         return [Entry(f"{name}-{k}", order.parent, info, order, k) for k in depths]
 
@@ -163,14 +130,21 @@ class Catalog:
             info = self._models.inspect(name)
         except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
             return Entry(name, name, None, None, error=str(error))
-        is_of_this_model = order is not None and order.num_blocks == info.num_blocks
+        is_of_this_model = order is not None and self._parents.of(order) is not None
         return Entry(name, name, info, order if is_of_this_model else None)
 
     def _whole(self, order: RemovalOrder) -> Entry:
-        return Entry(order.name, order.parent, self._info(order.parent), order, order.depth)
+        return Entry(order.name, order.parent, self._parents.of(order), order, order.depth)
 
-    def _info(self, name: str) -> ModelInfo | None:
-        return self._dense(name, None).info if name in self.dense_names() else None
+    def _elsewhere(self, model: ExternalModel) -> Entry:
+        """With the newest order here that its blocks were removed by, and so its perplexity."""
+        removed = model.removed_blocks
+        known = [
+            its
+            for its in self._all_published()
+            if its.parent == model.parent and removed == its.removed_blocks[: len(removed)] != ()
+        ]
+        return external_entry(model, max(known, key=lambda its: its.created_at, default=None))
 
     def _current_orders(self) -> dict[str, RemovalOrder]:
         """The newest published removal order of every dense model."""
@@ -207,5 +181,5 @@ class Catalog:
         return self._of_job(job) if job.checkpoint_name == name else None
 
     def _of_job(self, job: Job) -> RemovalOrder | None:
-        info = self._info(job.model) if job.removed_blocks else None
+        info = self._parents.info(job.model) if job.removed_blocks else None
         return of_job(job, info) if info is not None else None

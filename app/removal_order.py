@@ -24,6 +24,7 @@ class RemovalOrder:
     is_published: bool
     num_parameters: int | None = None  # of the whole order
     dense_num_parameters: int | None = None
+    parent_fingerprint: str | None = None  # None: any parent of that depth will do
 
     @property
     def depth(self) -> int:
@@ -47,6 +48,7 @@ def of_checkpoint(manifest: Manifest) -> RemovalOrder:
         is_published=True,
         num_parameters=manifest.num_parameters,
         dense_num_parameters=manifest.dense_num_parameters,
+        parent_fingerprint=manifest.parent_fingerprint,
     )
 
 

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.catalog import Catalog, Entry
+from app.catalog import Catalog
 from app.config import ServeSettings
+from app.entry import Entry
+from app.external_models import read_external_models
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.removal import Removal
@@ -58,7 +60,9 @@ def print_run(
 def print_models(settings: ServeSettings, *, as_json: bool) -> None:
     """The catalogue of the data directory, without any server."""
     models = ModelStore(settings.models_dir)
-    entries = Catalog(models, CheckpointStore(settings.checkpoints_dir)).entries()
+    external = read_external_models(settings.external_models_file)
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    entries = Catalog(models, checkpoints, external=external).entries()
     if as_json:
         print_json([_entry_json(entry) for entry in entries])
         return

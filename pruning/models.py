@@ -24,6 +24,19 @@ from transformers.utils import logging
 
 from pruning.blocks import architecture
 
+# What belongs to a model beside config and weights: its tokenizer, how to generate, its licence.
+COMPANION_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "LICENSE",
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -100,6 +113,11 @@ class ModelStore:
         return load(self.path(name), dtype=dtype, device=device)
 
 
+def is_name(text: str) -> bool:
+    """Whether a model can be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def read_config(path: Path) -> PreTrainedConfig:
     """The config of a model directory; raises ``NotAModel`` saying what is missing."""
     if not (path / "config.json").is_file():
@@ -108,10 +126,17 @@ def read_config(path: Path) -> PreTrainedConfig:
         raise NotAModel(
             f"{path} has no .safetensors file: convert its weights to safetensors first"
         )
+    return parse_config(path)
+
+
+def parse_config(path: Path) -> PreTrainedConfig:
+    """That of a directory which may have no weights yet. Raises ``NotAModel``."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise NotAModel(f"{path}/config.json cannot be read: {error}") from error
+        needs_code = "trust_remote_code" in str(error)
+        reason = "the model brings code of its own, which is never run" if needs_code else error
+        raise NotAModel(f"{path}/config.json cannot be read: {reason}") from error
     return config
 
 

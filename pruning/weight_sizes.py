@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -40,21 +41,29 @@ def weight_sizes(path: Path) -> WeightSizes:
     return WeightSizes(in_blocks, elsewhere)
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, int]]:
-    try:
-        for name, tensor in _header(file).items():
-            if name != "__metadata__":
-                yield name, prod(tensor["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise NotAModel(
-            f"{file} is not a safetensors file ({error}): put the model there again"
-        ) from error
-
-
-def _header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its tensors begin. Raises ``NotAModel``."""
+    with _told_as_not_a_model(file), file.open("rb") as opened:
         (num_bytes,) = struct.unpack("<Q", opened.read(8))
         if num_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
         header: dict[str, Any] = json.loads(opened.read(num_bytes))
-    return header
+        return header, 8 + num_bytes
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, int]]:
+    header, _ = read_header(file)
+    with _told_as_not_a_model(file):
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                yield name, prod(tensor["shape"])
+
+
+@contextmanager
+def _told_as_not_a_model(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise NotAModel(
+            f"{file} is not a safetensors file ({error}): put the model there again"
+        ) from error

@@ -5,11 +5,17 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from app.catalog import Entry, UnknownModel
-from app.deps import CatalogDep, ServicesDep
+from app.catalog import UnknownModel
+from app.deps import CatalogDep, GeneratorDep, Services, ServicesDep
+from app.engine.async_engine import EngineStopped
+from app.entry import Entry
 from app.errors import described
-from app.registry import ModelRegistry
+from app.registry import ModelReplaced
 from app.schemas import ModelList, ModelView
+from app.unloading import ModelInUse, unload
+from app.weights import NoRoomForWeights, WeightsLoading
+from pruning.checkpoints import CheckpointCorrupt
+from pruning.models import NotAModel
 from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -21,31 +27,66 @@ def list_models(catalog: CatalogDep, services: ServicesDep) -> ModelList:
     entries = catalog.entries()
     with suppress(JobStoreUnavailable):
         entries += catalog.unpublished()
-    return ModelList(data=[model_view(entry, services.registry) for entry in entries])
+    return ModelList(data=[model_view(entry, services) for entry in entries])
 
 
 @router.get("/{name}", name="get_model", responses=described(UnknownModel, JobStoreUnavailable))
 def get_model(name: str, catalog: CatalogDep, services: ServicesDep) -> ModelView:
-    return model_view(catalog.resolve(name), services.registry)
+    return model_view(catalog.resolve(name), services)
+
+
+@router.post(
+    "/{name}/load",
+    responses=described(
+        UnknownModel,
+        NotAModel,
+        CheckpointCorrupt,
+        ModelReplaced,
+        NoRoomForWeights,
+        EngineStopped,
+        JobStoreUnavailable,
+    ),
+)
+async def load_model(name: str, generator: GeneratorDep, services: ServicesDep) -> ModelView:
+    """Answers when the model is in memory, at once if it is; requests load it by themselves too."""
+    served = await generator.load(name)
+    return model_view(served.entry, services)
+
+
+@router.post(
+    "/{name}/unload",
+    status_code=204,
+    responses=described(UnknownModel, ModelInUse, WeightsLoading, JobStoreUnavailable),
+)
+async def unload_model(name: str, services: ServicesDep) -> None:
+    """Free the memory of a model and all its views, or drop the one view that this name is.
+
+    Refused while requests for any of them run or wait. The next request loads it again.
+    """
+    await unload(name, services.registry, services.engine)
 
 
 def variant_kind(entry: Entry) -> Literal["dense", "pruned"]:
     return "pruned" if entry.num_removed else "dense"
 
 
-def model_view(entry: Entry, registry: ModelRegistry) -> ModelView:
-    order = entry.order
+def model_view(entry: Entry, services: Services) -> ModelView:
+    order, registry = entry.order, services.registry
     quality = order.quality if order else None
     curve = quality.perplexities if quality else ()
     return ModelView(
         id=entry.name,
         variant=variant_kind(entry),
+        backend=entry.external.backend if entry.external else "engine",
         parent=entry.base if entry.num_removed else None,
         num_blocks=entry.num_blocks,
         removed_blocks=list(entry.removed_blocks),
         losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
         perplexity=entry.perplexity,
         dense_perplexity=curve[0] if curve else None,
+        probe_score=entry.probe.score if entry.probe else None,
+        dense_probe_score=quality.probe.dense.score if quality and quality.probe else None,
+        warnings=list(quality.warnings) if quality and entry.is_whole_checkpoint else [],
         evaluated_on=(quality.evaluated_on or None) if quality else None,
         num_parameters=_num_parameters(entry),
         checkpoint=order.name if order and entry.num_removed and order.is_published else None,
@@ -53,8 +94,16 @@ def model_view(entry: Entry, registry: ModelRegistry) -> ModelView:
         dtype=entry.info.dtype if entry.info else order.dtype if order else None,
         max_positions=entry.info.max_positions if entry.info else None,
         is_loaded=registry.is_loaded(entry),
+        weight_bytes=registry.weight_bytes().get(entry.name, 0),
+        kv_cache_bytes=_kv_cache_bytes(entry, services),
         error=entry.error,
     )
+
+
+def _kv_cache_bytes(entry: Entry, services: Services) -> int:
+    variant = services.registry.variant(entry)
+    running = services.engine.stats().variants.get(variant.name) if variant else None
+    return running.kv_cache_bytes if running else 0
 
 
 def _num_parameters(entry: Entry) -> int | None:

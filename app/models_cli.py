@@ -1,0 +1,43 @@
+"""``sleb models``: what is in the models directory, and how it gets there. Imports are lazy."""
+
+from typing import Annotated
+
+import typer
+
+models = typer.Typer(
+    invoke_without_command=True,
+    help="List the models of the data directory and their pruned variants, or add one.",
+)
+
+
+@models.callback()
+def list_models(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from app.config import serve_settings
+    from app.tables import print_models
+
+    print_models(serve_settings(), as_json=as_json)
+
+
+@models.command()
+def add(
+    source: Annotated[
+        str, typer.Argument(help="ORG/NAME on the Hugging Face hub, or a directory.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What it is served as; by default the last part of SOURCE.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub; by default the main one.")
+    ] = None,
+) -> None:
+    """Fetch or copy a model: its safetensors, config and tokenizer, and nothing else."""
+    from app.add_model import add_model
+    from app.config import serve_settings
+
+    target = add_model(source, serve_settings(), name=name, revision=revision)
+    typer.echo(f"{target.name} is in {target}")

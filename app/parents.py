@@ -1,0 +1,62 @@
+"""The dense models that removal orders are of: whether they are here, and are still the same."""
+
+import logging
+from pathlib import Path
+
+from app.removal_order import RemovalOrder
+from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.fingerprint import fingerprint
+from pruning.models import ModelInfo, ModelNotFound, ModelStore, NotAModel
+
+logger = logging.getLogger(__name__)
+
+_Stamp = tuple[tuple[str, int, int], ...]  # names, bytes and times of files
+
+
+class Parents:
+    """Looks at files anew on every call, but reads them again only when they have changed."""
+
+    def __init__(self, models: ModelStore) -> None:
+        self._models = models
+        self._fingerprints: dict[Path, tuple[_Stamp, str]] = {}
+        self._lost: set[str] = set()  # orders whose loss has been told
+
+    def info(self, name: str) -> ModelInfo | None:
+        """Of the dense model of this name; None if there is none that can be used."""
+        try:
+            return self._models.inspect(name)
+        except (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig):
+            return None
+
+    def of(self, order: RemovalOrder) -> ModelInfo | None:
+        """The model that the order was found on; None if it is not here, or was replaced."""
+        info = self.info(order.parent)
+        if info is None or info.num_blocks != order.num_blocks:
+            return None
+        if order.parent_fingerprint not in (None, self._fingerprint(info.path)):
+            self._tell_lost(order)
+            return None
+        return info
+
+    def _fingerprint(self, path: Path) -> str | None:
+        """None for files that cannot be read."""
+        try:
+            files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+            stats = [(file.name, file.stat()) for file in files]
+            stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+            if path not in self._fingerprints or self._fingerprints[path][0] != stamp:
+                self._fingerprints[path] = (stamp, fingerprint(path))
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be compared with its removal orders: %s", path, error)
+            return None
+        return self._fingerprints[path][1]
+
+    def _tell_lost(self, order: RemovalOrder) -> None:
+        if order.name not in self._lost:
+            self._lost.add(order.name)
+            logger.warning(
+                "%s is served from its own weights, and its prefixes are not served: the dense "
+                "model %s has been replaced since it was pruned",
+                order.name,
+                order.parent,
+            )

@@ -1,0 +1,28 @@
+"""Letting go of models in memory, but not under the requests that run on them."""
+
+import asyncio
+
+from app.engine.async_engine import AsyncEngine
+from app.registry import ModelRegistry
+from pruning.memory import give_back
+
+
+class ModelInUse(RuntimeError):
+    """Requests need what is to be unloaded."""
+
+
+async def unload(name: str, registry: ModelRegistry, engine: AsyncEngine) -> None:
+    """Free the memory of a model and all views of it, or drop the one view that this name is.
+
+    A request that has found the model, but is not in the engine yet, ends on what it holds.
+    Raises what ``ModelRegistry.find`` does, ``WeightsLoading`` or ``ModelInUse``.
+    """
+    entry = await asyncio.to_thread(registry.find, name)
+    # Nothing is awaited between the look and the deed, so no request gets in between.
+    if num_open := engine.num_open(registry.variants(entry)):
+        raise ModelInUse(
+            f"{num_open} requests for {name!r} or its views are running or waiting: unload it when "
+            f"they have ended"
+        )
+    registry.drop(entry)
+    await asyncio.to_thread(give_back)
