@@ -11,9 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from app.answer import Output, Piece
+from app.call import Call
 from app.disconnect import unless_gone
 from app.errors import problem_of
-from app.generation import Call, Generation, Generator
+from app.generation import Generation, Generator
 
 logger = logging.getLogger(__name__)
 

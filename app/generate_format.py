@@ -7,10 +7,8 @@ from typing import Literal
 
 from asgi_correlation_id import correlation_id
 from fastapi.sse import format_sse_event
-from transformers import PreTrainedTokenizerBase
 
-from app.answer import Output, Piece, Token
-from app.engine.text import token_text
+from app.answer import Output, Piece, Token, TokenKey
 from app.errors import problem_of
 from app.schemas import (
     GenerateBody,
@@ -21,19 +19,22 @@ from app.schemas import (
     TimingsView,
     TokenView,
 )
+from app.vocabulary import NoTokenIds, Vocabulary
 
 
 class GenerateFormat:
-    """Events are ``text``, one per output and moment, then ``done`` or ``error``."""
+    """Events are ``text``, one per output and moment, then ``done`` or ``error``.
+
+    Raises ``NoTokenIds``.
+    """
 
     def __init__(
-        self,
-        body: GenerateBody,
-        tokenizer: PreTrainedTokenizerBase,
-        variant: Literal["dense", "pruned"],
+        self, body: GenerateBody, vocabulary: Vocabulary, variant: Literal["dense", "pruned"]
     ) -> None:
+        if body.return_token_ids and not vocabulary.has_ids:
+            raise NoTokenIds("return_token_ids")
         self._body = body
-        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._variant: Literal["dense", "pruned"] = variant
 
     def whole(self, outputs: Sequence[Output]) -> GenerateView:
@@ -71,7 +72,7 @@ class GenerateFormat:
             text=output.text,
             finish_reason=output.finish_reason.value,
             prompt_tokens=output.num_prompt_tokens,
-            completion_tokens=len(output.tokens),
+            completion_tokens=output.num_tokens,
             timings=TimingsView(
                 queue_s=timings.queue_s,
                 ttft_s=timings.ttft_s,
@@ -83,19 +84,21 @@ class GenerateFormat:
         )
 
     def _token_ids(self, tokens: Iterable[Token]) -> list[int] | None:
-        return [token.id for token in tokens] if self._body.return_token_ids else None
+        if not self._body.return_token_ids:
+            return None
+        return [token.key for token in tokens if isinstance(token.key, int)]
 
     def _logprobs(self, tokens: Iterable[Token]) -> list[TokenView] | None:
         if self._body.logprobs is None:
             return None
         return [
             TokenView(
-                **self._logprob(token.id, token.logprob or 0.0).model_dump(),
-                top=[self._logprob(token_id, value) for token_id, value in token.top_logprobs],
+                **self._logprob(token.key, token.logprob or 0.0).model_dump(),
+                top=[self._logprob(key, value) for key, value in token.top_logprobs],
             )
             for token in tokens
         ]
 
-    def _logprob(self, token_id: int, logprob: float) -> LogprobView:
-        text = token_text(self._tokenizer, token_id)
-        return LogprobView(token_id=token_id, token=text, logprob=logprob)
+    def _logprob(self, token: TokenKey, logprob: float) -> LogprobView:
+        token_id = token if isinstance(token, int) else None
+        return LogprobView(token_id=token_id, token=self._vocabulary.spell(token), logprob=logprob)

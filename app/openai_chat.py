@@ -3,10 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
-
-from app.answer import Output, Piece, Token
-from app.engine.text import token_bytes, token_text
+from app.answer import Output, Piece, Token, TokenKey
 from app.openai_format import OpenAIFormat, finish_of, finite
 from app.openai_schemas import ChatBody
 from app.openai_views import (
@@ -21,13 +18,14 @@ from app.openai_views import (
     TopLogprob,
     Usage,
 )
+from app.vocabulary import Vocabulary
 
 
 class ChatFormat(OpenAIFormat):
     """In a stream, the role comes with an answer's first piece, its end as a chunk of its own."""
 
-    def __init__(self, body: ChatBody, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__("chatcmpl", body, tokenizer)
+    def __init__(self, body: ChatBody, vocabulary: Vocabulary) -> None:
+        super().__init__("chatcmpl", body, vocabulary)
         self._has_logprobs = bool(body.logprobs)
         self._begun: set[int] = set()  # answers whose role has been said
 
@@ -86,14 +84,14 @@ class ChatFormat(OpenAIFormat):
         return ChoiceLogprobs(content=[self._token(token) for token in tokens if token.is_text])
 
     def _token(self, token: Token) -> TokenLogprob:
-        chosen = self._logprob(token.id, token.logprob)
-        top = [self._logprob(token_id, logprob) for token_id, logprob in token.top_logprobs]
+        chosen = self._logprob(token.key, token.logprob)
+        top = [self._logprob(key, logprob) for key, logprob in token.top_logprobs]
         return TokenLogprob(**chosen.model_dump(), top_logprobs=top)
 
-    def _logprob(self, token_id: int, logprob: float | None) -> TopLogprob:
-        raw = token_bytes(self._tokenizer, token_id)
+    def _logprob(self, token: TokenKey, logprob: float | None) -> TopLogprob:
+        raw = self._vocabulary.raw(token)
         return TopLogprob(
-            token=token_text(self._tokenizer, token_id),
+            token=self._vocabulary.spell(token),
             logprob=finite(logprob),
             bytes=None if raw is None else list(raw),
         )

@@ -2,29 +2,29 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from app.answer import Output, Piece, Token
-from app.engine.text import token_text
 from app.openai_format import OpenAIFormat, finish_of, finite
 from app.openai_schemas import CompletionBody
 from app.openai_views import CompletionChoice, CompletionView, LegacyLogprobs, Usage
+from app.vocabulary import Vocabulary
 
 
 class CompletionFormat(OpenAIFormat):
-    """``prompts`` are those of the body, as texts or token ids."""
+    """``prompts`` are those of the body, as texts or token ids. Raises ``NoTokenIds``."""
 
     def __init__(
         self,
         body: CompletionBody,
-        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
         prompts: Sequence[str | Sequence[int]],
     ) -> None:
-        super().__init__("cmpl", body, tokenizer)
+        super().__init__("cmpl", body, vocabulary)
         self._num_logprobs = body.logprobs
         self._to_echo: dict[int, str] = {}  # what goes in front of an answer's first text
         if body.echo:
-            texts = [its if isinstance(its, str) else self._text(its) for its in prompts]
+            texts = [
+                its if isinstance(its, str) else vocabulary.decode(its, "echo") for its in prompts
+            ]
             self._to_echo = dict(enumerate(text for text in texts for _ in range(self._n)))
 
     def whole(self, outputs: Sequence[Output]) -> CompletionView:
@@ -57,17 +57,12 @@ class CompletionFormat(OpenAIFormat):
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
 
-    def _text(self, token_ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
     def _logprobs(self, tokens: Iterable[Token]) -> LegacyLogprobs | None:
         if self._num_logprobs is None:
             return None
         tokens = [token for token in tokens if token.is_text]
         return LegacyLogprobs(
-            tokens=[token_text(self._tokenizer, token.id) for token in tokens],
+            tokens=[self._vocabulary.spell(token.key) for token in tokens],
             token_logprobs=[finite(token.logprob) for token in tokens],
             top_logprobs=[self._top(token) for token in tokens] if self._num_logprobs else None,
             text_offset=[token.offset for token in tokens],
@@ -76,6 +71,6 @@ class CompletionFormat(OpenAIFormat):
     def _top(self, token: Token) -> dict[str, float]:
         """The best ones and the chosen one; of tokens with the same text, the most likely."""
         found: dict[str, float] = {}
-        for token_id, logprob in (*token.top_logprobs, (token.id, token.logprob)):
-            found.setdefault(token_text(self._tokenizer, token_id), finite(logprob))
+        for key, logprob in (*token.top_logprobs, (token.key, token.logprob)):
+            found.setdefault(self._vocabulary.spell(key), finite(logprob))
         return found

@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
-from transformers import PreTrainedTokenizerBase
 
 from app.answer import Output, Piece
 from app.engine.async_engine import EngineStopped
@@ -17,6 +16,7 @@ from app.errors import problem_of
 from app.openai_errors import envelope
 from app.openai_schemas import GenerationBody, StreamOptions
 from app.openai_views import Finish, Usage
+from app.vocabulary import Vocabulary
 
 _UNLIKELY = -9999.0  # OpenAI's number for what has no chance; JSON knows no infinity
 
@@ -24,15 +24,13 @@ _UNLIKELY = -9999.0  # OpenAI's number for what has no chance; JSON knows no inf
 class OpenAIFormat(ABC):
     """Of one request: the answers to it, or the chunks of them."""
 
-    def __init__(
-        self, prefix: str, body: GenerationBody, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def __init__(self, prefix: str, body: GenerationBody, vocabulary: Vocabulary) -> None:
         options = body.stream_options or StreamOptions()
         self._id = f"{prefix}-{uuid4().hex}"
         self._created = int(time.time())
         self._model = body.model
         self._n = body.n or 1
-        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._has_usage = bool(options.include_usage)
         self._has_usage_so_far = self._has_usage and bool(options.continuous_usage_stats)
 
@@ -55,10 +53,10 @@ class OpenAIFormat(ABC):
     def _usage(self, outputs: Sequence[Output]) -> Usage:
         """A prompt counts once, however many answers it gets."""
         num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs[:: self._n])
-        return Usage.of(num_prompt_tokens, sum(len(output.tokens) for output in outputs))
+        return Usage.of(num_prompt_tokens, sum(output.num_tokens for output in outputs))
 
     def _usage_so_far(self, piece: Piece) -> Usage | None:
-        if not self._has_usage_so_far:
+        if not self._has_usage_so_far or piece.num_prompt_tokens is None:
             return None
         return Usage.of(piece.num_prompt_tokens, piece.num_tokens)
 

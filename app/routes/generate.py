@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.answer import GenerationFailed
 from app.api_description import EVENT_STREAM
+from app.call import Call
 from app.catalog import UnknownModel
 from app.deps import GeneratorDep
 from app.engine.admission import Overloaded
@@ -14,10 +15,19 @@ from app.engine.engine import RequestRefused
 from app.engine.sequence import SamplingParams
 from app.errors import described
 from app.event_stream import answer
+from app.external_client import (
+    BackendFailed,
+    BackendOverloaded,
+    BackendRefused,
+    BackendTimedOut,
+    BackendUnavailable,
+)
 from app.generate_format import GenerateFormat
-from app.generation import Call
+from app.registry import ModelReplaced
 from app.routes.models import variant_kind
 from app.schemas import GenerateBody, GenerateView
+from app.vocabulary import Vocabulary
+from app.weights import NoRoomForWeights
 from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])
@@ -29,7 +39,14 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         Overloaded,
         EngineStopped,
         JobStoreUnavailable,
+        ModelReplaced,
+        NoRoomForWeights,
         GenerationFailed,
+        BackendFailed,
+        BackendOverloaded,
+        BackendRefused,
+        BackendTimedOut,
+        BackendUnavailable,
         has_body=True,
     ),
     200: {"content": EVENT_STREAM},
@@ -54,7 +71,7 @@ async def generate(
         stop=[body.stop] if isinstance(body.stop, str) else body.stop,
         timeout_s=body.timeout_s,
     )
-    format_ = GenerateFormat(body, served.tokenizer, variant_kind(served.entry))
+    format_ = GenerateFormat(body, Vocabulary(served.tokenizer), variant_kind(served.entry))
     return await answer(request, generator, call, format_, is_streamed=body.stream)
 
 

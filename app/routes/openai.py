@@ -1,22 +1,21 @@
 """OpenAI's API, as far as it is about text: models, completions, chat completions."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from app.api_description import EVENT_STREAM
-from app.catalog import Entry
+from app.call import Call, Chat
 from app.deps import CatalogDep, GeneratorDep
 from app.engine.sequence import SamplingParams
-from app.engine.text import chat_prompt
+from app.entry import Entry
 from app.event_stream import answer
-from app.generation import Call
 from app.openai_chat import ChatFormat
 from app.openai_completions import CompletionFormat
 from app.openai_schemas import ChatBody, CompletionBody, GenerationBody
 from app.openai_views import ChatView, CompletionView, ErrorView, ModelCard, ModelCardList
+from app.vocabulary import Vocabulary
 from pruning.models import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -24,7 +23,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 _Value = TypeVar("_Value")
 _ERROR: dict[str, Any] = {"model": ErrorView}
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    **dict.fromkeys((400, 404, 413, 429, 500, 503), _ERROR),
+    **dict.fromkeys((400, 404, 413, 429, 500, 502, 503, 504, 507), _ERROR),
     200: {"content": EVENT_STREAM},
 }
 
@@ -52,7 +51,7 @@ async def create_completion(
     served = await generator.load(body.model)
     prompts = _prompts(body)
     call = Call(served, prompts, params, _stop(body), n=_or(body.n, 1))
-    format_ = CompletionFormat(body, served.tokenizer, prompts)
+    format_ = CompletionFormat(body, Vocabulary(served.tokenizer), prompts)
     return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
 
 
@@ -65,12 +64,9 @@ async def create_chat_completion(
     num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or 1, num_logprobs=num_logprobs)
     served = await generator.load(body.model)
-    messages = [message.as_template_input() for message in body.messages]
-    prompt = await asyncio.to_thread(chat_prompt, served.tokenizer, messages)
-    call = Call(
-        served, [prompt], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
-    )
-    format_ = ChatFormat(body, served.tokenizer)
+    chat = Chat([message.as_template_input() for message in body.messages])
+    call = Call(served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None)
+    format_ = ChatFormat(body, Vocabulary(served.tokenizer))
     return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
 
 

@@ -1,0 +1,55 @@
+"""What one client asks for, whoever is to generate it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from app.engine.sequence import SamplingParams
+from app.entry import Entry
+from app.external_models import ExternalModel
+from app.registry import ServedModel
+
+_LAST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class ServedElsewhere:
+    """A model that another server generates for: it has a tokenizer, and nobody else has."""
+
+    entry: Entry
+    model: ExternalModel
+
+    @property
+    def tokenizer(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages that the model's chat template makes a prompt of: role, content, maybe a name."""
+
+    messages: Sequence[Mapping[str, str]]
+
+
+Prompt = str | Sequence[int] | Chat
+
+
+@dataclass(frozen=True)
+class Call:
+    """``n`` answers to each prompt, a text, its token ids or messages.
+
+    The answers to a prompt follow one another; with a seed, each has a seed of its own.
+    """
+
+    served: ServedModel | ServedElsewhere
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    stop: Sequence[str] = ()
+    n: int = 1
+    timeout_s: float | None = None  # what it cuts short ends with TIMEOUT
+    fills_context: bool = False  # as many tokens as fit, whatever max_new_tokens says
+
+    def params_of(self, number: int) -> SamplingParams:
+        """Of one of the ``n`` answers to a prompt."""
+        if self.params.seed is None or not number:
+            return self.params
+        return replace(self.params, seed=(self.params.seed + number) % (_LAST_SEED + 1))

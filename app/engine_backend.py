@@ -1,0 +1,149 @@
+"""Answers by the engine of this process: text to tokens, its streams, and tokens to text."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from uuid import uuid4
+
+from app.answer import Answer, GenerationFailed, Token
+from app.call import Call, Chat, Prompt
+from app.engine.admission import Overloaded
+from app.engine.async_engine import AsyncEngine
+from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
+from app.engine.stream import Stream
+from app.engine.text import TextStream, chat_prompt
+from app.metrics import Labels, Metrics, labels_of
+from app.registry import ServedModel
+
+
+class EngineBackend:
+    """Takes all prompts of a call or none, and has them generated as one batch."""
+
+    def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+
+    async def answers(
+        self, call: Call, served: ServedModel, deadline_s: float | None
+    ) -> list[Answer]:
+        """Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and what a chat template
+        does, before anything runs.
+        """
+        self._engine.check_number(len(call.prompts) * call.n)  # before any work is done
+        prompts = await asyncio.to_thread(_tokenize, call.prompts, served)
+        requests = self._requests(call, served, prompts, deadline_s)
+        labels = labels_of(served.entry)
+        try:
+            streams = self._engine.streams(requests, partial(self._count, labels))
+        except Overloaded as refusal:
+            self._metrics.rejected(refusal.reason)
+            raise
+        on_gap = partial(self._metrics.token_gap, labels)
+        return [
+            EngineAnswer(index, stream, TextStream(served.tokenizer, call.stop), on_gap)
+            for index, stream in enumerate(streams)
+        ]
+
+    def _requests(
+        self,
+        call: Call,
+        served: ServedModel,
+        prompts: Iterable[tuple[int, ...]],
+        deadline_s: float | None,
+    ) -> list[Request]:
+        return [
+            Request(
+                f"gen-{uuid4().hex}",
+                served.variant,
+                ids,
+                self._params(call, served, len(ids), number),
+                deadline_s=deadline_s,
+            )
+            for ids in prompts
+            for number in range(call.n)
+        ]
+
+    def _params(
+        self, call: Call, served: ServedModel, num_prompt_tokens: int, number: int
+    ) -> SamplingParams:
+        """Of one of the ``n`` answers to a prompt of that length."""
+        params = call.params_of(number)
+        if call.fills_context:
+            rest = self._engine.max_len(served.variant) - num_prompt_tokens
+            params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
+        return params
+
+    def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
+        assert last.finish_reason is not None
+        assert last.timings is not None
+        self._metrics.finished(labels, len(request.prompt_ids), last.finish_reason, last.timings)
+
+
+class EngineAnswer(Answer):
+    """Made of the events of one request, until it ends or a stop string appears."""
+
+    def __init__(
+        self, index: int, stream: Stream, text: TextStream, on_gap: Callable[[float], None]
+    ) -> None:
+        super().__init__(index, len(stream.request.prompt_ids))
+        self.has_begun = True
+        self._stream = stream
+        self._detokenized = text
+        self._on_gap = on_gap  # told the seconds between a token and the one before it
+        self._last_token_s: float | None = None
+
+    async def follow(self, tell: Callable[[], None]) -> None:
+        """Raises ``GenerationFailed`` for the end that the engine makes of what it cannot do, and
+        ``EngineStopped``.
+        """
+        async for event in self._stream:
+            if event.token_id is not None and not self._detokenized.is_stopped:
+                self._add_token(event.token_id, event)
+            if event.finish_reason is not None:
+                self._end(event.finish_reason, event)
+            elif self._detokenized.is_stopped:
+                self._stream.cancel(FinishReason.STOP)
+            tell()
+            if event.finish_reason is not None:
+                return
+        raise GenerationFailed("the engine ended this request without a word; try again")
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def _add_token(self, token_id: int, event: TokenEvent) -> None:
+        offset = self._detokenized.num_characters
+        self._tokens.append(
+            Token(token_id, event.is_text, offset, event.logprob, event.top_logprobs)
+        )
+        self._num_tokens += 1
+        if event.is_text:
+            self._text.append(self._detokenized.push(token_id))
+        now_s = asyncio.get_running_loop().time()
+        if self._last_token_s is not None:
+            self._on_gap(now_s - self._last_token_s)
+        self._last_token_s = now_s
+
+    def _end(self, reason: FinishReason, last: TokenEvent) -> None:
+        assert last.timings is not None
+        if reason is FinishReason.ERROR:
+            raise GenerationFailed("the engine failed on this request; its log says why")
+        if not self._detokenized.is_stopped:
+            self._text.append(self._detokenized.flush())
+        is_stopped = self._detokenized.is_stopped
+        self._finish(FinishReason.STOP if is_stopped else reason, last.timings)
+
+
+def _tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
+    """Token ids of every prompt; texts get the special tokens that the model begins with."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(served.tokenizer(texts, verbose=False).input_ids if texts else ())
+    return [
+        tuple(next(encoded))
+        if isinstance(prompt, str)
+        else chat_prompt(served.tokenizer, prompt.messages)
+        if isinstance(prompt, Chat)
+        else tuple(prompt)
+        for prompt in prompts
+    ]

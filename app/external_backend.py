@@ -1,0 +1,199 @@
+"""Answers by other servers: one request there for each, so that usage and end are its own.
+
+A text is passed on as it comes. Moments are those of its arrival here.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from app.answer import Answer
+from app.call import Call, ServedElsewhere
+from app.engine.admission import Overloaded
+from app.engine.sequence import FinishReason, Timings
+from app.entry import external_entry
+from app.external_chunks import Chunk
+from app.external_client import (
+    BackendError,
+    BackendFailed,
+    BackendOverloaded,
+    BackendRefused,
+    ExternalClient,
+)
+from app.external_models import ExternalModel
+from app.external_places import Places
+from app.external_request import Asked, asked_of
+from app.metrics import Metrics, labels_of
+
+
+@dataclass(frozen=True, eq=False)
+class _Server:
+    served: ServedElsewhere
+    client: ExternalClient
+    places: Places
+    answers: "set[ExternalAnswer]" = field(default_factory=set)  # that are open
+
+
+class ExternalBackend:
+    """The servers of all declared models. Belongs to an event loop; to be closed."""
+
+    def __init__(self, models: Sequence[ExternalModel], metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._servers = {
+            model.name: _Server(
+                ServedElsewhere(external_entry(model), model),
+                ExternalClient(model),
+                Places(model.max_num_seqs, model.max_waiting),
+            )
+            for model in models
+        }
+
+    def served(self, name: str) -> ServedElsewhere | None:
+        """None for a model that is not declared."""
+        server = self._servers.get(name)
+        return None if server is None else server.served
+
+    def num_running(self) -> Mapping[str, int]:
+        """Requests that the servers work on, by model."""
+        return {name: server.places.num_running for name, server in self._servers.items()}
+
+    def num_waiting(self) -> Mapping[str, int]:
+        """Requests that wait here, by model."""
+        return {name: server.places.num_waiting for name, server in self._servers.items()}
+
+    async def answers(
+        self, call: Call, served: ServedElsewhere, deadline_s: float | None
+    ) -> list[Answer]:
+        """Admits all of them or none: each has to be closed.
+
+        Raises ``TooManyPrompts`` or ``Overloaded``.
+        """
+        server = self._servers[served.model.name]
+        asked = [asked_of(call, its, number) for its in call.prompts for number in range(call.n)]
+        try:
+            server.places.admit(len(asked))
+        except Overloaded as refusal:
+            self._metrics.rejected(refusal.reason)
+            raise
+        return [
+            ExternalAnswer(index, its, server, self._metrics, deadline_s)
+            for index, its in enumerate(asked)
+        ]
+
+    def abort(self) -> None:
+        """End what is open as far as it has come."""
+        for server in self._servers.values():
+            for answer in server.answers:
+                answer.abort()
+
+    async def aclose(self) -> None:
+        for server in self._servers.values():
+            await server.client.aclose()
+
+
+class ExternalAnswer(Answer):
+    """Gathers what one request brings. Counted once, however it ends."""
+
+    def __init__(
+        self, index: int, asked: Asked, server: _Server, metrics: Metrics, deadline_s: float | None
+    ) -> None:
+        super().__init__(index, num_prompt_tokens=None)
+        self._asked = asked
+        self._server = server
+        self._metrics = metrics
+        self._labels = labels_of(server.served.entry)
+        self._deadline_s = deadline_s
+        self._limit: asyncio.Timeout | None = None
+        self._cut = FinishReason.TIMEOUT  # the reason, if the deadline ends it
+        self._arrived_s = time.monotonic()
+        self._scheduled_s: float | None = None
+        self._first_token_s: float | None = None
+        self._last_token_s: float | None = None
+        self._end: tuple[FinishReason, float] | None = None  # as it was told, and when
+        server.answers.add(self)
+
+    async def follow(self, tell: Callable[[], None]) -> None:
+        """Raises a ``BackendError``."""
+        try:
+            reason = await self._ask(tell)
+        except BackendOverloaded:
+            self._leave()
+            self._metrics.rejected("backend_overloaded")
+            raise
+        except BackendRefused:
+            self._leave()
+            raise
+        except BackendError:
+            self._count(FinishReason.ERROR)
+            raise
+        self._finish(reason, self._count(reason))
+        tell()
+
+    async def aclose(self) -> None:
+        if self in self._server.answers:
+            self._count(FinishReason.ABORT)
+
+    def abort(self) -> None:
+        """End it now, with what there is."""
+        self._cut, self._deadline_s = FinishReason.ABORT, time.monotonic()
+        if self._limit is not None:
+            self._limit.reschedule(self._deadline_s)
+
+    async def _ask(self, tell: Callable[[], None]) -> FinishReason:
+        try:
+            async with asyncio.timeout_at(self._deadline_s) as self._limit:
+                async with self._server.places.running():
+                    self._scheduled_s = time.monotonic()
+                    await self._read(tell)
+        except TimeoutError:
+            return self._cut
+        finally:
+            self._limit = None
+        if self._end is None or self._num_prompt_tokens is None:
+            raise BackendFailed(
+                f"the server of {self._server.served.model.name!r} ended its stream without a "
+                f"finish_reason or usage: it must support stream_options.include_usage"
+            )
+        return self._end[0]
+
+    async def _read(self, tell: Callable[[], None]) -> None:
+        async with self._server.client.stream(self._asked.path, self._asked.body) as chunks:
+            self.has_begun = True
+            tell()
+            async for chunk in chunks:
+                self._add(chunk)
+                tell()
+
+    def _add(self, chunk: Chunk) -> None:
+        now_s = time.monotonic()
+        if chunk.text or chunk.tokens:
+            self._text.append(chunk.text)
+            self._tokens += chunk.tokens
+            self._num_tokens += max(len(chunk.tokens), 1)  # until the usage tells it exactly
+            if self._last_token_s is None:
+                self._first_token_s = now_s
+            else:
+                self._metrics.token_gap(self._labels, now_s - self._last_token_s)
+            self._last_token_s = now_s
+        if chunk.finish_reason is not None:
+            self._end = chunk.finish_reason, now_s
+        if chunk.usage is not None:
+            self._num_prompt_tokens = chunk.usage.num_prompt_tokens
+            self._num_tokens = chunk.usage.num_tokens
+
+    def _count(self, reason: FinishReason) -> Timings:
+        self._leave()
+        finished_s = self._end[1] if self._end else time.monotonic()
+        first_token_s = self._first_token_s
+        if first_token_s is None and self._num_tokens:
+            first_token_s = finished_s  # an end of sequence at once, which has no text
+        timings = Timings(
+            self._arrived_s, self._scheduled_s, first_token_s, finished_s, self._num_tokens
+        )
+        self._metrics.finished(self._labels, self._num_prompt_tokens or 0, reason, timings)
+        return timings
+
+    def _leave(self) -> None:
+        self._server.answers.discard(self)
+        self._server.places.leave()

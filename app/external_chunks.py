@@ -1,0 +1,152 @@
+"""What an OpenAI server streams, as this project knows answers: text, tokens, an end, usage."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+
+from app.answer import Spelling, Token, TokenKey
+from app.engine.sequence import FinishReason
+
+_REPLACEMENT = "\ufffd"
+_MAX_TOLD_CHARS = 1000
+# vLLM's ends of what its server gave up on; whatever else is no limit is a stop
+_FAILED = ("abort", "error")
+
+
+class ChunkRefused(ValueError):
+    """The server says in its stream that it cannot go on."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    num_prompt_tokens: int
+    num_tokens: int  # generated
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What came at one moment. The usage comes with the last one, or behind the end."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason | None
+    usage: Usage | None
+
+
+class _TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class _ChatToken(_TopLogprob):
+    top_logprobs: list[_TopLogprob] = Field(default_factory=list)
+
+
+class _Logprobs(BaseModel):
+    """Of either route: four lists with an element per token, or one of objects."""
+
+    tokens: list[str] = Field(default_factory=list)
+    token_logprobs: list[float | None] = Field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] | None = None
+    content: list[_ChatToken] | None = None
+
+
+class _Delta(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    text: str = ""
+    delta: _Delta = Field(default_factory=_Delta)
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(hide_input_in_errors=True)  # it is a client's answer
+
+    error: Any = None
+    choices: list[_Choice] = Field(default_factory=list, max_length=1)
+    usage: _Usage | None = None
+
+
+class ChunkReader:
+    """Reads the events of one answer; counts its characters, for the places of its tokens."""
+
+    def __init__(self) -> None:
+        self._num_characters = 0
+
+    def read(self, data: str) -> Chunk:
+        """Raises ``ValueError`` for what is no chunk, and of that kind ``ChunkRefused``."""
+        event = _Event.model_validate_json(data)
+        if event.error is not None:
+            raise ChunkRefused(f"it said: {str(event.error)[:_MAX_TOLD_CHARS]}")
+        choice = event.choices[0] if event.choices else _Choice()
+        if choice.finish_reason in _FAILED:
+            raise ChunkRefused(f"it said finish_reason {choice.finish_reason}")
+        tokens = tuple(self._tokens(choice.logprobs)) if choice.logprobs else ()
+        text = choice.text or choice.delta.content or ""
+        self._num_characters += len(text)
+        usage = event.usage
+        return Chunk(
+            text,
+            tokens,
+            _finish_reason(choice.finish_reason),
+            Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None,
+        )
+
+    def _tokens(self, logprobs: _Logprobs) -> Iterable[Token]:
+        of_chat = logprobs.content is not None
+        found = list(_chat_tokens(logprobs) if of_chat else _completion_tokens(logprobs))
+        lengths = [len(token.text) for token, _, _ in found]
+        offsets = list(accumulate(lengths, initial=self._num_characters))
+        told = logprobs.text_offset or []
+        # exact also inside a character; but some servers count each chunk from 0, or tell nothing
+        if len(told) == len(found) and min(told, default=0) >= self._num_characters:
+            offsets = told
+        for (token, logprob, top), offset in zip(found, offsets, strict=False):
+            yield Token(token, True, offset, logprob, top)
+
+
+_Found = tuple[Spelling, float | None, tuple[tuple[TokenKey, float], ...]]
+
+
+def _completion_tokens(logprobs: _Logprobs) -> Iterable[_Found]:
+    """Tokens are known by their texts alone there, also the best ones."""
+    tops = logprobs.top_logprobs or [None] * len(logprobs.tokens)
+    for text, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, tops, strict=True):
+        yield _spelling(text), logprob, _ranked(top or {})
+
+
+def _ranked(top: Mapping[str, float]) -> tuple[tuple[TokenKey, float], ...]:
+    best_first = sorted(top.items(), key=lambda item: -item[1])
+    return tuple((_spelling(text), logprob) for text, logprob in best_first)
+
+
+def _chat_tokens(logprobs: _Logprobs) -> Iterable[_Found]:
+    for its in logprobs.content or ():
+        top = tuple((_spelling(one.token, one.bytes), one.logprob) for one in its.top_logprobs)
+        yield _spelling(its.token, its.bytes), its.logprob, top
+
+
+def _spelling(text: str, raw: Iterable[int] | None = None) -> Spelling:
+    """A token's bytes as they are told, or as its text has them, if that is whole."""
+    if raw is not None:
+        return Spelling(text, bytes(raw))
+    return Spelling(text, None if _REPLACEMENT in text else text.encode())
+
+
+def _finish_reason(text: str | None) -> FinishReason | None:
+    if text is None:
+        return None
+    return FinishReason.LENGTH if text == "length" else FinishReason.STOP

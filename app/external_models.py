@@ -1,0 +1,159 @@
+"""Models that another server generates for: what a file declares about them, checked.
+
+The server speaks OpenAI's API, as vLLM does. Nothing here talks to it.
+"""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import httpx2
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}$"
+
+
+class InvalidExternalModels(ValueError):
+    """The file that declares external models cannot be used."""
+
+
+@dataclass(frozen=True)
+class ExternalModel:
+    """A model that is generated for by the server behind ``base_url``."""
+
+    name: str  # as it is served here
+    backend: Literal["openai"]  # whose API the server speaks
+    base_url: str  # without a slash at its end; /completions comes behind it
+    model: str  # its name there
+    api_key: str | None = field(repr=False)  # sent as a bearer token
+    parent: str | None  # the dense model that it was made of; None for a dense one
+    removed_blocks: tuple[int, ...]  # of the parent; empty where only their number is known
+    num_removed: int
+    num_blocks: int | None  # that are left, if that was declared
+    max_num_seqs: int  # requests at once
+    max_waiting: int  # requests that wait here for one of those to end
+    connect_s: float  # seconds until a connection has to be there
+    silence_s: float  # seconds that may pass without a byte
+
+
+def _endpoint(text: str) -> str:
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"this is not a URL: {error}") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError("expected http:// or https:// and a host")
+    if url.port is not None and not 0 < url.port < 2**16:
+        raise ValueError(f"there is no port {url.port}")
+    if url.userinfo or url.query or url.fragment:
+        raise ValueError("expected no credentials, query or fragment: api_key_file has the key")
+    return str(url).rstrip("/")
+
+
+_Text = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class _Declared(BaseModel):
+    """One ``[[models]]`` of the file."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    name: Annotated[str, StringConstraints(pattern=_NAME)]
+    backend: Literal["openai"] = "openai"
+    base_url: Annotated[str, AfterValidator(_endpoint)]
+    model: _Text | None = None
+    api_key_file: Path | None = None
+    parent: _Text | None = None
+    removed_blocks: tuple[NonNegativeInt, ...] = ()
+    num_removed: PositiveInt | None = None
+    num_blocks: PositiveInt | None = None
+    max_num_seqs: PositiveInt = 64
+    max_waiting: NonNegativeInt = 256
+    connect_s: PositiveFloat = 5.0
+    silence_s: PositiveFloat = 120.0
+
+    @model_validator(mode="after")
+    def _has_a_lineage_or_none(self) -> Self:
+        num_named = len(set(self.removed_blocks))
+        if num_named != len(self.removed_blocks):
+            raise ValueError("removed_blocks names a block twice")
+        if self.num_removed is not None and num_named not in (0, self.num_removed):
+            raise ValueError(f"num_removed is {self.num_removed}, but removed_blocks {num_named}")
+        if bool(self.parent) != bool(self.num_removed or num_named):
+            raise ValueError("parent goes together with removed_blocks or num_removed")
+        return self
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    models: tuple[_Declared, ...] = Field(default=())
+
+
+def read_external_models(path: Path | None) -> tuple[ExternalModel, ...]:
+    """What the TOML file declares, in its order; None declares nothing.
+
+    Paths in it are relative to its directory.
+
+    Raises ``InvalidExternalModels`` for a file, or a key, that is not there or cannot be used.
+    """
+    if path is None:
+        return ()
+    try:
+        declared = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).models
+    except (OSError, ValueError) as error:
+        raise InvalidExternalModels(f"{path}: {_reason(error)}") from error
+    names = [its.name for its in declared]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidExternalModels(f"{path}: {', '.join(twice)} is declared twice")
+    return tuple(_model(its, path.parent) for its in declared)
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_input=False, include_url=False)
+    return "; ".join(f"{'.'.join(map(str, its['loc']))}: {its['msg']}" for its in found)
+
+
+def _model(declared: _Declared, directory: Path) -> ExternalModel:
+    key_file = declared.api_key_file
+    return ExternalModel(
+        name=declared.name,
+        backend=declared.backend,
+        base_url=declared.base_url,
+        model=declared.model or declared.name,
+        api_key=None if key_file is None else _key(directory / key_file.expanduser()),
+        parent=declared.parent,
+        removed_blocks=declared.removed_blocks,
+        num_removed=declared.num_removed or len(declared.removed_blocks),
+        num_blocks=declared.num_blocks,
+        max_num_seqs=declared.max_num_seqs,
+        max_waiting=declared.max_waiting,
+        connect_s=declared.connect_s,
+        silence_s=declared.silence_s,
+    )
+
+
+def _key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise InvalidExternalModels(f"the api_key_file {path} cannot be read: {error}") from error
+    if not (key.isascii() and key.isprintable() and key):
+        raise InvalidExternalModels(
+            f"the api_key_file {path} must hold one line of printable ASCII characters"
+        )
+    return key
