@@ -15,7 +15,7 @@ setup: $(VENV)/.installed  ## a virtual environment with everything in it
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,dev,eval]'
 	@touch $@
 
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)

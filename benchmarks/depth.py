@@ -1,0 +1,122 @@
+"""What removed blocks buy per output token, what they can buy at best, and what variants weigh."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+
+from app.catalog import Catalog, UnknownModel
+from app.engine.variants import Variant, make_variant
+from benchmarks.steady import SteadyBatch, median_steps_s
+from benchmarks.workload import Ask
+from pruning.blocks import num_blocks
+from pruning.sleb import Blocks
+from pruning.timing import BlockTimes, measure_times
+
+_SUFFIX = re.compile(r"@-(?P<depth>[0-9]{1,4})")
+_NUM_VARIANTS = 10
+
+
+class UnknownVariant(ValueError):
+    """A variant that the model does not have."""
+
+
+def removed_blocks(
+    model: str, suffix: str, every: int, given: Blocks | None, catalog: Catalog
+) -> Blocks:
+    """What ``@-k`` means: of the order that is given, else published, else the last ``k`` blocks.
+
+    Which ones makes no difference to speed. Raises ``UnknownVariant``.
+    """
+    match = _SUFFIX.fullmatch(suffix)
+    depth = int(match["depth"]) if match else 0
+    if not 1 <= depth < every:
+        raise UnknownVariant(f"{suffix!r}: expected @-1 to @-{every - 1}")
+    if given is None:
+        try:
+            return catalog.resolve(f"{model}{suffix}").removed_blocks
+        except UnknownModel:
+            return tuple(range(every - depth, every))
+    if len(set(given)) < depth or not set(given) <= set(range(every)):
+        raise UnknownVariant(
+            f"{suffix!r} of the order {list(given)}: expected {depth} different blocks of {every}"
+        )
+    return given[:depth]
+
+
+def without(dense: Variant, removed: Iterable[int]) -> Variant:
+    keep = [block for block in dense.keep if block not in set(removed)]
+    return make_variant(
+        f"{dense.name}@-{len(dense.keep) - len(keep)}", dense.name, dense.model, keep
+    )
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Of one variant over the dense model; times in seconds, of a token for every sequence."""
+
+    removed_blocks: Blocks
+    batch_size: int
+    dense_s: float
+    pruned_s: float
+    half_s: float  # with the first half of the blocks
+    parts: BlockTimes  # of the dense model's step: what has to be done, and no more
+    speedup: float
+    bound: float  # by these parts
+    bound_by_blocks_alone: float
+
+
+def measure_speedup(
+    dense: Variant, removed: Blocks, asks: Sequence[Ask], num_steps: int
+) -> Speedup:
+    """Decode steps of both and of half of the model, in turn, on the same requests.
+
+    The bound is what a step of nothing but embeddings, blocks and head gains. What a block takes,
+    with its attention and cache, is the difference between the whole model and its half.
+    """
+    every = len(dense.keep)
+    half = without(dense, range(every // 2, every))
+    pruned = without(dense, removed)
+    sides = {"dense": dense, "pruned": pruned, "half": half}
+    batches = {name: SteadyBatch(variant, asks) for name, variant in sides.items()}
+    steps_s = median_steps_s(batches, num_steps)
+    block_s = (steps_s["dense"] - steps_s["half"]) / (every - len(half.keep))
+    parts = replace(measure_times(dense.model, len(asks)), block_s=block_s)
+    return Speedup(
+        removed_blocks=removed,
+        batch_size=len(asks),
+        dense_s=steps_s["dense"],
+        pruned_s=steps_s["pruned"],
+        half_s=steps_s["half"],
+        parts=parts,
+        speedup=steps_s["dense"] / steps_s["pruned"],
+        bound=parts.speedup(every, len(removed)),
+        bound_by_blocks_alone=every / len(pruned.keep),
+    )
+
+
+def measure_weights(dense: Variant) -> dict[str, int]:
+    """Bytes of the dense model alone, and with ten of its variants; shared storage counts once."""
+    every = num_blocks(dense.model)
+    variants = [
+        without(dense, ((first + more) % every for more in range(1 + first % (every - 1))))
+        for first in range(_NUM_VARIANTS)
+    ]
+    return {
+        "variants": len({variant.keep for variant in variants}),
+        "dense_bytes": storage_bytes([dense]),
+        "bytes": storage_bytes([dense, *variants]),
+    }
+
+
+def storage_bytes(variants: Sequence[Variant]) -> int:
+    """Of all parameters and buffers."""
+    models = [variant.model for variant in variants]
+    tensors = chain.from_iterable(chain(model.parameters(), model.buffers()) for model in models)
+    storages: dict[int, torch.UntypedStorage] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+    return sum(storage.nbytes() for storage in storages.values())

@@ -1,0 +1,195 @@
+"""The paper's three metrics against each other: what the model is like without the blocks that each
+of them chooses, at equal depth, on text that chose none of them.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine
+from pruning.blocks import num_blocks
+from pruning.calibration import Windows, calibrate
+from pruning.config import Settings
+from pruning.demo_model import NAME, ensure_demo_model
+from pruning.evaluate import perplexity
+from pruning.models import ModelStore, set_up_torch
+from pruning.removal import Removal
+from pruning.residence import Machine, Residence, reside
+from pruning.search import search
+from pruning.search_state import Plan, Scored, SearchState
+from pruning.sleb import Blocks
+from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one metric chose, and what that cost."""
+
+    order: tuple[int, ...]
+    losses: tuple[float, ...]  # on the calibration windows after each removal, nats per token
+    perplexities: Mapping[int, float]  # on held-out text, by blocks removed
+    evaluations: int
+    seconds: float  # of the search alone
+
+
+class _Watch:
+    """Counts evaluations, and says which blocks go."""
+
+    def __init__(self, console: Console, metric: Metric) -> None:
+        self.evaluations = 0
+        self._console = console
+        self._metric = metric
+
+    def phase(self, phase: str) -> None:
+        """There is but one."""
+
+    def searching(self, _plan: Plan, _done: int, _total: int) -> None:
+        """Always from the beginning."""
+
+    def evaluated(self, done: int, _total: int, _scored: Scored | None) -> None:
+        self.evaluations = done
+
+    def removed(self, removal: Removal) -> None:
+        self._console.print(f"{self._metric}: block {removal.block}, loss {removal.loss:.4f}")
+
+
+class _HeldOut:
+    """Perplexities on text that has no part in the search; a set of blocks is measured once."""
+
+    def __init__(self, dense: Residence, windows: Windows) -> None:
+        self._scorer = dense.local_scorer(windows.token_ids)
+        self._known: dict[Blocks, float] = {}
+
+    def perplexity(self, keep: Blocks) -> float:
+        if keep not in self._known:
+            self._known[keep] = perplexity(self._scorer.losses(keep))
+        return self._known[keep]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where to write the JSON; a table lies beside it.")],
+    calibration: Annotated[Path, typer.Option(help="Text that chooses the blocks.")],
+    held_out: Annotated[Path, typer.Option(help="Other text, for the perplexities.")],
+    model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
+    num_windows: int = 16,
+    seqlen: int = 128,
+    seed: int = 0,
+    held_out_windows: int = 32,
+    held_out_seqlen: int = 512,
+    depths: Annotated[str, typer.Option(help="Numbers of removed blocks.")] = "3,6,9",
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    set_up_torch()
+    settings = Settings()
+    if model == NAME:
+        ensure_demo_model(settings.models_dir)
+    numbers = sorted({int(depth) for depth in depths.split(",")})
+    text = _text(calibration, num_windows, seqlen, seed)
+    spec = PruneSpec(model, num_remove=numbers[-1], calibration=text)
+    dense = reside(spec, ModelStore(settings.models_dir, allow_paths=True), Machine())
+    windows = calibrate(text, dense.model, dense.tokenizer)
+    other = _text(held_out, held_out_windows, held_out_seqlen, seed)
+    judge = _HeldOut(dense, calibrate(other, dense.model, dense.tokenizer))
+    console = Console(stderr=True, highlight=False)
+    report: dict[str, Any] = {
+        "num_blocks": num_blocks(dense.model),
+        "depths": numbers,
+        "calibration": f"{calibration.name}, {num_windows} windows of {seqlen} tokens",
+        "held_out": f"{held_out.name}, {held_out_windows} windows of {held_out_seqlen} tokens",
+        "dense_perplexity": judge.perplexity(tuple(range(num_blocks(dense.model)))),
+        "metrics": {},
+        "dtype": str(dense.model.dtype).removeprefix("torch."),
+        "machine": machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.metrics", *sys.argv[1:]]),
+    }
+    for metric in Metric:
+        found = _found(replace(spec, metric=metric), dense, windows, judge, numbers, console)
+        report["metrics"][metric.value] = asdict(found)
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    out.with_suffix(".md").write_text(_markdown(report))
+    _show(report)
+
+
+def _text(path: Path, num_windows: int, seqlen: int, seed: int) -> CalibrationSpec:
+    return CalibrationSpec(
+        Dataset.FILE, num_samples=num_windows, seqlen=seqlen, seed=seed, path=str(path)
+    )
+
+
+def _found(
+    spec: PruneSpec,
+    dense: Residence,
+    windows: Windows,
+    judge: _HeldOut,
+    depths: Sequence[int],
+    console: Console,
+) -> Found:
+    watch = _Watch(console, spec.metric)
+    began_s = time.perf_counter()
+    removals = search(spec, dense, windows, watch, SearchState())
+    seconds = time.perf_counter() - began_s
+    order = tuple(removal.block for removal in removals)
+    blocks = range(num_blocks(dense.model))
+    keeps = {depth: tuple(b for b in blocks if b not in order[:depth]) for depth in depths}
+    return Found(
+        order=order,
+        losses=tuple(removal.loss for removal in removals),
+        perplexities={depth: judge.perplexity(keep) for depth, keep in keeps.items()},
+        evaluations=watch.evaluations,
+        seconds=round(seconds, 2),
+    )
+
+
+def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and a line for each metric."""
+    depths = report["depths"]
+    headings = ["metric", *(f"{depth} blocks" for depth in depths), "evaluations", "seconds"]
+    lines = [
+        [
+            metric,
+            *(f"{found['perplexities'][depth]:.2f}" for depth in depths),
+            str(found["evaluations"]),
+            f"{found['seconds']:.0f}",
+        ]
+        for metric, found in report["metrics"].items()
+    ]
+    return headings, lines
+
+
+_HEAD = """\
+# The paper's metrics at equal depth
+
+Perplexity on {held_out}, of a model of {num_blocks} blocks.
+Dense it is {dense_perplexity:.2f}. Blocks are chosen on {calibration}.
+Machine and command are in the JSON file of the same name.
+"""
+
+
+def _markdown(report: Mapping[str, Any]) -> str:
+    headings, lines = _table(report)
+    rows = [headings, ["---", *["--:"] * (len(headings) - 1)], *lines]
+    orders = [f"- {name}: {found['order']}" for name, found in report["metrics"].items()]
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    parts = [_HEAD.format(**report), *table, "", "Blocks in the order in which they go:", ""]
+    return "\n".join([*parts, *orders, ""])
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    headings, lines = _table(report)
+    table = Table(*headings, title=f"perplexity, dense {report['dense_perplexity']:.2f}")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,169 @@
+"""How fast models are served: against what transformers offers, over HTTP, pruned, and in context.
+
+All sides of a comparison take turns, on the same requests with answers of forced lengths.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from app.catalog import Catalog
+from app.engine.variants import make_variant
+from benchmarks import http_parts, offline_parts
+from benchmarks.depth import UnknownVariant, removed_blocks
+from benchmarks.machine import machine
+from benchmarks.plan import Baseline, Found, Part, Plan, Subject
+from benchmarks.search import Dtype
+from benchmarks.serve_report import all_ratios, show
+from pruning.blocks import num_blocks
+from pruning.checkpoints import CheckpointStore
+from pruning.config import Settings
+from pruning.demo_model import NAME, ensure_demo_model
+from pruning.models import ModelStore, set_up_torch
+from pruning.sleb import Blocks
+
+_Name = TypeVar("_Name", Part, Baseline)
+
+PARTS: Mapping[Part, Callable[[Subject, Plan], Found]] = MappingProxyType(
+    {
+        Part.OFFLINE: offline_parts.offline,
+        Part.MIXED: offline_parts.mixed,
+        Part.BATCH1: offline_parts.batch1,
+        Part.PRUNED: offline_parts.pruned,
+        Part.WEIGHTS: offline_parts.weights,
+        Part.CONTEXT: offline_parts.context,
+        Part.HTTP: http_parts.http,
+    }
+)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
+    model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
+    variants: Annotated[str, typer.Option(help="To compare with the dense one.")] = "@-6",
+    removed: Annotated[
+        str | None, typer.Option(help="Removal order, else the published one, else the last.")
+    ] = None,
+    parts: Annotated[str, typer.Option(help=f"Some of {', '.join(Part)}.")] = ",".join(Part),
+    against: Annotated[str, typer.Option(help=f"Some of {', '.join(Baseline)}.")] = ",".join(
+        Baseline
+    ),
+    concurrency: Annotated[str, typer.Option(help="Clients of the closed loops.")] = "1,8,32,64",
+    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
+    output_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
+    context_lens: Annotated[str, typer.Option(help="Tokens.")] = "128,256,512,1024,2048,4096",
+    mixed_prompt_lens: Annotated[str, typer.Option(help="Tokens, from-to.")] = "16-256",
+    mixed_output_lens: Annotated[str, typer.Option(help="Tokens, from-to.")] = "8-128",
+    open_loop_rate: Annotated[
+        float | None, typer.Option(help="Requests per second, else half of what is managed.")
+    ] = None,
+    dtype: Dtype = Dtype.BFLOAT16,
+    repeats: Annotated[int, typer.Option(min=1, help="Whose median counts.")] = 3,
+    seed: int = 0,
+    threads: Annotated[int | None, typer.Option(help="Of torch, in every process.")] = None,
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    plan = Plan(
+        parts=_names(parts, Part),
+        against=_names(against, Baseline),
+        concurrency=_numbers(concurrency, "concurrency"),
+        prompt_len=prompt_len,
+        output_len=output_len,
+        context_lens=_numbers(context_lens, "context-lens"),
+        mixed_prompt_lens=_range(mixed_prompt_lens, "mixed-prompt-lens"),
+        mixed_output_lens=_range(mixed_output_lens, "mixed-output-lens"),
+        open_loop_rate=open_loop_rate,
+        repeats=repeats,
+        seed=seed,
+    )
+    order = None if removed is None else _numbers(removed, "removed")
+    run(_subject(model, variants.split(","), order, dtype, threads), plan, out)
+
+
+def run(subject: Subject, plan: Plan, out: Path) -> None:
+    """One part after the other; what is known so far is written after every one."""
+    progress = Console(stderr=True, highlight=False)
+    found: dict[Part, Found] = {}
+    seconds: dict[Part, float] = {}
+    report: dict[str, object] = {}
+    for part in plan.parts:
+        began_s = time.perf_counter()
+        found[part] = PARTS[part](subject, plan)
+        seconds[part] = round(time.perf_counter() - began_s, 1)
+        progress.print(f"{part}: {seconds[part]} s")
+        report = {
+            "ratios": all_ratios(dict(its for one in found.values() for its in one.ratios.items())),
+            "parts": {name: one.details for name, one in found.items()},
+            "seconds": seconds,
+            **_facts(subject, plan),
+        }
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    tables = "\n".join(one.markdown for one in found.values() if one.markdown)
+    if tables:
+        out.with_suffix(".md").write_text(tables)
+    show(report, tables, Console())
+
+
+def _facts(subject: Subject, plan: Plan) -> dict[str, object]:
+    return {
+        "model": subject.dense.name,
+        "dtype": subject.dtype,
+        "plan": asdict(plan),
+        "machine": machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.serve", *sys.argv[1:]]),
+    }
+
+
+def _subject(
+    name: str, suffixes: list[str], order: Blocks | None, dtype: Dtype, threads: int | None
+) -> Subject:
+    settings = Settings()
+    threads = threads or settings.threads
+    set_up_torch(threads)
+    if name == NAME:
+        ensure_demo_model(settings.models_dir)
+    store = ModelStore(settings.models_dir, allow_paths=True)
+    path = store.path(name).absolute()
+    loaded = store.load(name, dtype=dtype, device=settings.device)
+    dense = make_variant(path.name, path.name, loaded.model)
+    catalog = Catalog(store, CheckpointStore(settings.checkpoints_dir))
+    every = num_blocks(loaded.model)
+    try:
+        blocks = {its: removed_blocks(name, its, every, order, catalog) for its in suffixes}
+    except UnknownVariant as error:
+        raise typer.BadParameter(f"--variants or --removed: {error}") from error
+    return Subject(path, dense, loaded.tokenizer, blocks, dtype, threads)
+
+
+def _names(text: str, kind: type[_Name]) -> tuple[_Name, ...]:
+    names = [name for name in text.split(",") if name]
+    if unknown := set(names) - set(kind):
+        raise typer.BadParameter(f"unknown {sorted(unknown)}; there are {', '.join(kind)}")
+    return tuple(name for name in kind if name in names)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"--{option} {text}: expected numbers with commas") from error
+
+
+def _range(text: str, option: str) -> tuple[int, int]:
+    numbers = _numbers(text.replace("-", ",", 1), option)
+    if len(numbers) != 2:
+        raise typer.BadParameter(f"--{option} {text}: expected from-to")
+    return numbers[0], numbers[1]
+
+
+if __name__ == "__main__":
+    typer.run(main)

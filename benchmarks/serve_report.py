@@ -1,0 +1,89 @@
+"""The ratios of a serving benchmark beside what they should be, and its latencies."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+AT_LEAST, AT_MOST = "at least", "at most"
+_OF_THE_BOUND = 0.95
+
+# None: nothing is asked of it by itself.
+TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
+    {
+        "offline_vs_generate": (AT_LEAST, 1.4),
+        "offline_vs_continuous_batching": (AT_LEAST, 2.5),
+        "offline_mixed_vs_static": (AT_LEAST, 2.0),
+        "http_vs_offline": (AT_LEAST, 0.93),
+        "http_vs_transformers_serve": (AT_LEAST, 2.0),
+        "batch1_vs_generate": (AT_LEAST, 1.2),
+        "batch1_compiled_vs_generate": (AT_LEAST, 1.7),
+        "pruned_speedup": None,  # 95 % of the bound
+        "pruned_speedup_bound": None,
+        "weights_with_ten_variants": (AT_MOST, 1.05),
+    }
+)
+
+
+def all_ratios(found: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Every ratio there is, None where it was not measured."""
+    values = {name: found.get(name) for name in TARGETS}
+    return {name: None if its is None else round(its, 4) for name, its in values.items()}
+
+
+def target(name: str, ratios: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """What a ratio should be."""
+    bound = ratios["pruned_speedup_bound"]
+    if name == "pruned_speedup" and bound is not None:
+        return AT_LEAST, _OF_THE_BOUND * bound
+    return TARGETS[name]
+
+
+def is_met(value: float, wanted: tuple[str, float]) -> bool:
+    sense, limit = wanted
+    return value >= limit if sense == AT_LEAST else value <= limit
+
+
+def show(report: Mapping[str, Any], tables: str, console: Console) -> None:
+    """Latencies, tables in Markdown as they are, and the ratios."""
+    parts = report["parts"]
+    for concurrency, sides in parts.get("http", {}).get("closed_loop", {}).items():
+        console.print(_latencies(f"closed loop, {concurrency} at a time", sides))
+    if "http" in parts:
+        opened = dict(parts["http"]["open_loop"])
+        requests_per_s = opened.pop("requests_per_s")
+        console.print(_latencies(f"open loop, {requests_per_s:.2f} requests/s", opened))
+    if tables:
+        console.print(Markdown(tables))
+    console.print(_ratios(report["ratios"]))
+
+
+def _ratios(ratios: Mapping[str, float | None]) -> Table:
+    table = Table("ratio", "measured", "target", "met")
+    for name, value in ratios.items():
+        wanted = target(name, ratios)
+        table.add_row(
+            name,
+            "-" if value is None else f"{value:.3f}",
+            "" if wanted is None else f"{wanted[0]} {wanted[1]:.3g}",
+            "" if value is None or wanted is None else "yes" if is_met(value, wanted) else "no",
+        )
+    return table
+
+
+def _latencies(title: str, sides: Mapping[str, Any]) -> Table:
+    """A row for each side and latency, in milliseconds."""
+    table = Table("side", "tokens/s", "latency, ms", "mean", "p50", "p95", "p99", title=title)
+    for name, its in sides.items():
+        for key in ("ttft_s", "tpot_s", "itl_s"):
+            values = its[key] or {}
+            cells = (f"{1e3 * value:.1f}" for value in values.values())
+            is_first = key == "ttft_s"
+            rate = f"{its['tokens_per_s']:.1f}"
+            table.add_row(
+                name if is_first else "", rate if is_first else "", key[:-2].upper(), *cells
+            )
+    return table

@@ -1,0 +1,146 @@
+"""Servers to put load on: the project's and transformers' own, each a process on a free port."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx2
+
+from app.config import ServeSettings
+from benchmarks.workload import Ask
+from pruning.config import child_environment
+
+_START_S = 300.0
+_STOP_S = 60.0
+_LOOK_S = 0.2
+
+
+class ServerFailed(RuntimeError):
+    """A server has not become ready, or does not answer as it should."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Speaks ``/v1/completions``; the extra fields make answers greedy and as long as asked for."""
+
+    url: str
+    model: str
+    takes_ids: bool
+    extra: Mapping[str, object]
+
+    def body(self, ask: Ask) -> Mapping[str, object]:
+        return {
+            "model": self.model,
+            "prompt": list(ask.prompt_ids) if self.takes_ids else ask.text,
+            "max_tokens": ask.num_new_tokens,
+            "stream": True,
+            **self.extra,
+        }
+
+
+@contextmanager
+def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]:
+    """``sleb serve`` with its defaults, on a data directory of its own that links the model."""
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        data_dir, port = Path(directory), _free_port()
+        _link(model, data_dir / "models" / model.name, dtype)
+        settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
+        environment = child_environment(settings)
+        environment.pop("SLEB_REDIS_URL", None)  # the embedded store, not anybody's own
+        command = [sys.executable, "-m", "app", "serve"]
+        extra = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
+        with _running(command, environment, port, "/health/ready", data_dir / "serve.log"):
+            yield Server(f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=extra)
+
+
+@contextmanager
+def transformers_serve(
+    model: Path, dtype: str, threads: int | None, num_pages: int | None = None
+) -> Iterator[Server]:
+    """``transformers serve`` as it comes, or with continuous batching over so many pages of cache.
+
+    By itself it would take most of the memory for them. Raises ``ServerFailed``, without its
+    extra as well: it needs the package ``openai`` beside what is here.
+    """
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        port = _free_port()
+        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
+        command += ["--dtype", dtype, "--port", str(port), "--host", "127.0.0.1"]
+        if num_pages is not None:
+            command += ["--continuous-batching", "--cb-num-blocks", str(num_pages)]
+        never = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+        extra = {"generation_config": json.dumps(never)}
+        environment = child_environment(ServeSettings())
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        log = Path(directory) / "serve.log"
+        with _running(command, environment, port, "/health", log):
+            yield Server(f"http://127.0.0.1:{port}", str(model), takes_ids=False, extra=extra)
+
+
+def _link(model: Path, link: Path, dtype: str) -> None:
+    """The model in another data type: its files, and a config that says so."""
+    link.mkdir(parents=True)
+    for file in model.iterdir():
+        (link / file.name).symlink_to(file.absolute())
+    config = json.loads((model / "config.json").read_text())
+    (link / "config.json").unlink()
+    (link / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: Mapping[str, str], port: int, health: str, log: Path
+) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
+        yield
+        if process.poll() is not None:
+            raise ServerFailed(f"{command[2:4]} has ended:\n{_tail(log)}")
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    pause = threading.Event()
+    for _ in range(int(_START_S / _LOOK_S)):
+        if process.poll() is not None:
+            break
+        try:
+            if httpx2.get(url).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        pause.wait(_LOOK_S)
+    raise ServerFailed(f"{url} did not become ready; the end of the server's log:\n{_tail(log)}")
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

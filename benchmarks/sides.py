@@ -1,0 +1,33 @@
+"""Sides of a comparison that take turns within one process, so that noise troubles all alike."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from benchmarks.latencies import Pass, rate
+from benchmarks.workload import Ask
+
+_NUM_WARM_UP = 8  # requests
+
+Side = Callable[[Sequence[Ask]], Pass]
+
+
+def alternate(
+    sides: Mapping[str, Side], asks: Sequence[Ask], repeats: int
+) -> dict[str, list[Pass]]:
+    """All sides in turn, so often, after a short turn that does not count."""
+    few = asks[:_NUM_WARM_UP]
+    short = [replace(ask, num_new_tokens=min(ask.num_new_tokens, 2)) for ask in few]
+    for side in sides.values():
+        side(short)
+    passes: dict[str, list[Pass]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            passes[name].append(side(asks))
+    return passes
+
+
+def ratio(passes: Mapping[str, Sequence[Pass]], ours: str, theirs: str) -> float | None:
+    """How many times as many tokens per second; None unless both were run."""
+    if ours not in passes or theirs not in passes:
+        return None
+    return rate(passes[ours]) / rate(passes[theirs])
