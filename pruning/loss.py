@@ -4,6 +4,8 @@ Always from float32 logits: bfloat16 would quantise the loss at 0.008 nats and m
 than the gaps that decide a round.
 """
 
+from collections.abc import Iterator
+
 import torch
 from transformers import PreTrainedModel
 
@@ -38,14 +40,32 @@ def window_losses(
     """
     rows = hidden[:, :-1].flatten(0, 1)
     targets = token_ids[:, 1:].flatten()
-    rows_per_chunk = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
-    nats = [
-        _nats(final_logits(model, chunk).float(), target)
-        for chunk, target in zip(
-            torch.split(rows, rows_per_chunk), torch.split(targets, rows_per_chunk), strict=True
-        )
-    ]
+    nats = [_nats(logits, target) for logits, target in _chunks(model, rows, targets)]
     return torch.cat(nats).double().view(token_ids.shape[0], -1).mean(dim=1)
+
+
+def token_losses(
+    model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For hidden states ``[rows, hidden_size]`` in front of the head: nats of the ``targets``
+    ``[rows]``, float32, and whether each is the likeliest token, the first of equal ones.
+    """
+    nats, is_likeliest = [], []
+    for logits, target in _chunks(model, rows, targets):
+        is_likeliest.append(logits.argmax(dim=1) == target)
+        nats.append(_nats(logits, target))
+    return torch.cat(nats), torch.cat(is_likeliest)
+
+
+def _chunks(
+    model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits in float32 ``[rows, vocab]`` of some of the rows, to be overwritten, and targets."""
+    rows_per_chunk = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
+    for chunk, target in zip(
+        torch.split(rows, rows_per_chunk), torch.split(targets, rows_per_chunk), strict=True
+    ):
+        yield final_logits(model, chunk).float(), target
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,65 @@
+"""What a name on the command line stands for: weights somewhere on disk, and blocks to keep."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.catalog import Catalog, UnknownModel
+from app.entry import Entry
+from pruning.checkpoints import MANIFEST, CheckpointStore, read_manifest, verify
+from pruning.config import Settings
+from pruning.demo_model import NAME, ensure_demo_model
+from pruning.models import ModelStore, NotAModel
+from pruning.sleb import Blocks
+
+
+class NotEvaluable(ValueError):
+    """The model is not in the hands of this process, or not in the way that a task needs it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model to evaluate. Those with one ``path`` share their weights."""
+
+    name: str
+    path: Path
+    keep: Blocks | None  # of the blocks there; None for all
+    removed_blocks: Blocks  # of the dense parent, in the order they went
+
+
+def subject_of(name: str, settings: Settings) -> Subject:
+    """By a name of the catalogue, or else a directory with a dense model or a checkpoint.
+
+    A published checkpoint is compared with its manifest. Raises ``UnknownModel``, ``NotAModel``,
+    ``NotEvaluable`` or ``CheckpointCorrupt``.
+    """
+    if name.partition("@")[0] == NAME:
+        ensure_demo_model(settings.models_dir)
+    models = ModelStore(settings.models_dir)
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    try:
+        entry = Catalog(models, checkpoints).resolve(name)
+    except UnknownModel:
+        if not Path(name).is_dir():
+            raise
+        return _directory(Path(name), name)
+    return _entry(entry, models, checkpoints)
+
+
+def _entry(entry: Entry, models: ModelStore, checkpoints: CheckpointStore) -> Subject:
+    if entry.error is not None:
+        raise NotAModel(entry.error)
+    if entry.is_view:
+        return Subject(entry.name, models.path(entry.base), entry.keep, entry.removed_blocks)
+    if entry.order is None or not entry.is_whole_checkpoint:
+        raise NotEvaluable(
+            f"{entry.name!r} is a part of {entry.base!r}, which is not in the models directory: "
+            "put it there, or evaluate the whole checkpoint"
+        )
+    return _directory(checkpoints.path(entry.order.name), entry.name)
+
+
+def _directory(path: Path, name: str) -> Subject:
+    if not (path / MANIFEST).is_file():
+        return Subject(name, path, None, ())
+    verify(path)
+    return Subject(name, path, None, read_manifest(path).removed_blocks)

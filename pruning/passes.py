@@ -1,0 +1,118 @@
+"""Forward passes of a model without some of its blocks, wherever its weights are: what every
+evaluation is made of.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.blocks import BlockCall, block_calls, finish, view
+from pruning.loss import last_hidden
+from pruning.memory import free_bytes
+from pruning.scoring import BATCH_TOKENS, StateBudgetTooSmall
+from pruning.sleb import Blocks
+from pruning.streaming import StreamedModel
+
+
+class Passes(Protocol):
+    """One model, dense or pruned, ready to look at token ids."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """For its config, and for its head as long as ``hidden`` waits to be asked for more."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens, padding included, to look at in one call; at least one sequence."""
+
+    def hidden(
+        self, batches: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield for each of the token ids ``[batch, seqlen]`` the same on the model's device, and
+        the hidden states ``[batch, seqlen, hidden_size]`` in front of the head.
+        """
+
+
+class InMemoryPasses:
+    """The blocks ``keep`` of a model that is on its device as a whole; None keeps all of them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        keep: Blocks | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> None:
+        self.model = model if keep is None else view(model, keep)
+        self.batch_tokens = batch_tokens
+
+    @torch.inference_mode()
+    def hidden(
+        self, batches: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in batches:
+            token_ids = batch.to(self.model.device)
+            yield token_ids, last_hidden(self.model, token_ids)
+
+
+@dataclass(frozen=True)
+class StreamedPasses:
+    """The blocks ``keep`` of a model on disk: each visits once for as many batches as have room.
+
+    ``state_budget`` bounds the bytes of hidden states; without, half of what is free on the device.
+    """
+
+    streamed: StreamedModel
+    keep: Blocks
+    state_budget: int | None = None
+    batch_tokens: int = BATCH_TOKENS
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.streamed.model
+
+    @torch.inference_mode()
+    def hidden(
+        self, batches: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Raises ``StateBudgetTooSmall`` if a single batch is beyond the budget."""
+        for group in self._groups(batches):
+            yield from self._sweep(group)
+
+    def _groups(self, batches: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        device, budget = self.streamed.device, self.state_budget
+        budget = free_bytes(device) // 2 if budget is None else budget
+        per_token = self.model.config.hidden_size * self.model.dtype.itemsize
+        groups: list[list[torch.Tensor]] = []
+        room = 0
+        for batch in batches:
+            if (needed := batch.numel() * per_token) > budget:
+                raise StateBudgetTooSmall(
+                    f"a state budget of {budget} bytes: a batch of {batch.numel()} tokens needs "
+                    f"{needed}; raise the budget or free memory"
+                )
+            if needed > room:
+                groups.append([])
+                room = budget
+            groups[-1].append(batch)
+            room -= needed
+        return groups
+
+    def _sweep(self, group: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        token_ids = [batch.to(self.streamed.device) for batch in group]
+        states: list[torch.Tensor] = []
+        calls: dict[int, tuple[BlockCall, ...]] = {}  # by length: masks and positions depend on it
+        with self.streamed.embeddings():
+            for batch in token_ids:
+                hidden, calls[batch.shape[1]] = block_calls(self.model, batch)
+                states.append(hidden)
+        with closing(self.streamed.blocks(self.keep)) as visits:
+            for block in visits:
+                for at, batch in enumerate(token_ids):
+                    states[at] = calls[batch.shape[1]][block](states[at])
+        with self.streamed.head():
+            for batch, hidden in zip(token_ids, states, strict=True):
+                yield batch, finish(self.model, hidden)

@@ -1,0 +1,57 @@
+"""Perplexity as the paper measures it: windows that do not overlap, each on its own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
+
+import torch
+
+from pruning.calibration import Windows
+from pruning.evaluate import perplexity
+from pruning.loss import window_losses
+from pruning.passes import Passes
+from pruning.removal import NonFiniteLoss
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What it was measured on belongs to the number: text, windows, and their length."""
+
+    text: str
+    num_windows: int
+    seqlen: int  # tokens of a window; all but the first are predicted
+    loss: float  # mean nats per predicted token
+    perplexity: float  # exp of it
+    digest: str  # of the token ids: equal ones make two perplexities comparable
+
+
+@torch.inference_mode()
+def measure_perplexity(
+    passes: Passes,
+    windows: Windows,
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
+) -> Perplexity:
+    """On all ``windows``. ``observe`` is told how many of them are done, and of how many.
+
+    Raises ``NonFiniteLoss``.
+    """
+    num_windows, seqlen = windows.token_ids.shape
+    losses: list[float] = []
+    for some in _losses(passes, windows.token_ids, max(1, passes.batch_tokens // seqlen)):
+        losses += some
+        observe(len(losses), num_windows)
+    if not all(map(isfinite, losses)):
+        raise NonFiniteLoss(
+            f"the loss on {windows.source} is not finite: the model's weights or its dtype are "
+            "broken; try float32"
+        )
+    return Perplexity(
+        windows.source, num_windows, seqlen, fmean(losses), perplexity(losses), windows.digest
+    )
+
+
+def _losses(passes: Passes, windows: torch.Tensor, batch_size: int) -> Iterator[list[float]]:
+    for token_ids, hidden in passes.hidden(torch.split(windows, batch_size)):
+        found: list[float] = window_losses(passes.model, hidden, token_ids).tolist()
+        yield found

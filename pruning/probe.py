@@ -1,0 +1,215 @@
+"""Small questions with one right answer: what perplexity does not see a model lose.
+
+Arithmetic, copying, JSON and short code, written by a program from a seed, so there is nothing to
+fetch and nothing that a model can have read. Each question comes with solved ones in front of it
+and with wrong answers that look alike.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pruning.probe_score import Kind
+
+NUM_ITEMS = 40  # of each kind
+_NUM_SOLVED = 3  # in front of each question
+_NUM_WRONG = 3
+_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ida", "Jan", "Kim", "Lea")
+_CITIES = ("Bonn", "Cork", "Graz", "Kyoto", "Lyon", "Oslo", "Quito", "Riga", "Turin", "Zagreb")
+_THINGS = ("pens", "cups", "keys", "eggs", "nuts", "hats", "maps", "bags")
+_WORDS = (
+    "river", "lamp", "stone", "cloud", "table", "horse", "green", "paper", "window", "bread",
+    "silver", "garden", "winter", "bottle", "music", "forest", "candle", "letter", "market",
+    "ocean", "pepper", "saddle", "ticket", "velvet", "yellow", "bridge", "copper", "dragon",
+)  # fmt: skip
+_CALLED: Mapping[str, Callable[[Sequence[int]], int]] = MappingProxyType(
+    {"max": max, "min": min, "len": len, "sum": sum}
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question, without white space at its end. Answers begin with a space and end a line."""
+
+    kind: Kind
+    prompt: str
+    answer: str
+    wrong: tuple[str, ...]
+
+
+def probe_items(seed: int = 0, num_items: int = NUM_ITEMS) -> tuple[Item, ...]:
+    """``num_items`` of each kind; the same for the same arguments."""
+    items = []
+    for kind, templates in _TEMPLATES.items():
+        rng = random.Random(f"{kind} {seed}")  # noqa: S311 - a reproducible sample, not a secret
+        questions: set[str] = set()
+        while len(questions) < num_items:
+            item = _item(rng, kind, templates[len(questions) % len(templates)])
+            if item.prompt not in questions:
+                questions.add(item.prompt)
+                items.append(item)
+    return tuple(items)
+
+
+def digest(items: Sequence[Item]) -> str:
+    """Hex sha256 of what is asked, and of all answers."""
+    return hashlib.sha256(json.dumps([asdict(item) for item in items]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Question:
+    text: str
+    answer: str
+    wrong: Sequence[str]  # some may be right by chance, or twice there
+
+
+_Template = Callable[[random.Random], _Question]
+
+
+def _item(rng: random.Random, kind: Kind, template: _Template) -> Item:
+    """A question behind solved ones of its sort."""
+    asked = template(rng)
+    solved: list[_Question] = []
+    while len(solved) < _NUM_SOLVED:
+        question = template(rng)
+        if question.text != asked.text:
+            solved.append(question)
+    lines = [f"{question.text} {question.answer}\n" for question in solved]
+    wrong = [f" {text}\n" for text in dict.fromkeys(asked.wrong) if text != asked.answer]
+    return Item(
+        kind, "".join([*lines, asked.text]), f" {asked.answer}\n", tuple(wrong[:_NUM_WRONG])
+    )
+
+
+def _near(rng: random.Random, number: int) -> list[str]:
+    """Numbers that one slip away would have given."""
+    slips = [number + 1, number - 1, number + 10, number + 2, abs(number - 10)]
+    return [str(slip) for slip in rng.sample(slips, len(slips)) if slip >= 0]
+
+
+def _sum(rng: random.Random) -> _Question:
+    left, right = rng.randint(1, 9), rng.randint(1, 9)
+    return _Question(f"{left} + {right} =", str(left + right), _near(rng, left + right))
+
+
+def _large_sum(rng: random.Random) -> _Question:
+    left, right = rng.randint(11, 79), rng.randint(11, 79)
+    return _Question(f"{left} + {right} =", str(left + right), _near(rng, left + right))
+
+
+def _difference(rng: random.Random) -> _Question:
+    right, rest = rng.randint(1, 9), rng.randint(1, 10)
+    return _Question(f"{right + rest} - {right} =", str(rest), _near(rng, rest))
+
+
+def _product(rng: random.Random) -> _Question:
+    left, right = rng.randint(2, 9), rng.randint(2, 9)
+    return _Question(f"{left} * {right} =", str(left * right), _near(rng, left * right))
+
+
+def _story(rng: random.Random) -> _Question:
+    had, got = rng.randint(2, 9), rng.randint(2, 9)
+    name, things = rng.choice(_NAMES), rng.choice(_THINGS)
+    text = f"{name} had {had} {things} and got {got} more. Now {name} has"
+    return _Question(
+        text, f"{had + got} {things}.", [f"{n} {things}." for n in _near(rng, had + got)]
+    )
+
+
+def _swapped(rng: random.Random, words: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Every way of swapping two neighbours, in any order."""
+    for at in rng.sample(range(len(words) - 1), len(words) - 1):
+        yield [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
+
+
+def _copied(rng: random.Random, words: Sequence[str]) -> _Question:
+    text = " ".join(words)
+    wrong = [" ".join(others) for others in _swapped(rng, words)]
+    return _Question(f"Say: {text}\nSaid:", text, wrong)
+
+
+def _words(rng: random.Random) -> _Question:
+    return _copied(rng, rng.sample(_WORDS, rng.randint(5, 7)))
+
+
+def _codes(rng: random.Random) -> _Question:
+    return _copied(rng, [f"{rng.choice('bcdfghjk')}{rng.randint(10, 99)}" for _ in range(5)])
+
+
+def _recall(rng: random.Random) -> _Question:
+    names = rng.sample(_NAMES, 5)
+    cities = rng.sample(_CITIES, 5)
+    told = ", ".join(f"{name}: {city}" for name, city in zip(names, cities, strict=True))
+    at = rng.randrange(5)
+    wrong = [city for city in cities if city != cities[at]]
+    return _Question(f"{told}. {names[at]}:", cities[at], wrong)
+
+
+def _record(rng: random.Random, values: Mapping[str, Any]) -> _Question:
+    """A line of fields as JSON; the wrong ones swap values, forget a quote, a colon or the end."""
+    text = ", ".join(f"{key}={value}" for key, value in values.items())
+    right = json.dumps(values)
+    keys = list(values)
+    swapped = {**values, keys[0]: values[keys[-1]], keys[-1]: values[keys[0]]}
+    last = f'"{keys[-1]}"'
+    wrong = [
+        json.dumps(swapped),
+        right.replace(last, last[:-1]),
+        right.replace(f"{last}: ", f"{last} "),
+        right.replace("}", "]"),
+    ]
+    return _Question(f"{text} ->", right, rng.sample(wrong, len(wrong)))
+
+
+def _person(rng: random.Random) -> _Question:
+    return _record(rng, {"name": rng.choice(_NAMES), "age": rng.randint(20, 89)})
+
+
+def _trip(rng: random.Random) -> _Question:
+    start, end = rng.sample(_CITIES, 2)
+    return _record(rng, {"from": start, "to": end, "days": rng.randint(2, 9)})
+
+
+def _stock(rng: random.Random) -> _Question:
+    values = {"item": rng.choice(_THINGS), "count": rng.randint(11, 99)}
+    return _record(rng, {**values, "sold": rng.choice([True, False])})
+
+
+def _called(rng: random.Random) -> _Question:
+    """A call of a built-in function on a few numbers, and its value."""
+    numbers = rng.sample(range(1, 20), rng.randint(3, 5))
+    name = rng.choice(list(_CALLED))
+    value = _CALLED[name](numbers)
+    wrong = [str(number) for number in (*numbers, sum(numbers), len(numbers))]
+    return _Question(f"{name}({numbers}) ==", str(value), wrong)
+
+
+def _indexed(rng: random.Random) -> _Question:
+    words = rng.sample(_WORDS, 4)
+    at = rng.randrange(4)
+    wrong = [f'"{word}"' for word in rng.sample(words, 4)]
+    return _Question(f"{json.dumps(words)}[{at}] ==", f'"{words[at]}"', wrong)
+
+
+def _defined(rng: random.Random) -> _Question:
+    """A one-line function, from what it is said to do."""
+    number = rng.randint(2, 99)
+    said = {"add": "+", "subtract": "-", "multiply by": "*", "divide by": "/"}
+    word = rng.choice(list(said))
+    wrong = [f"lambda x: x {sign} {number}" for sign in said.values()]
+    text = f"# {word} {number}\nf ="
+    return _Question(text, f"lambda x: x {said[word]} {number}", rng.sample(wrong, len(wrong)))
+
+
+_TEMPLATES: Mapping[Kind, Sequence[_Template]] = MappingProxyType(
+    {
+        Kind.ARITHMETIC: (_sum, _large_sum, _difference, _product, _story),
+        Kind.COPYING: (_words, _codes, _recall),
+        Kind.JSON: (_person, _trip, _stock),
+        Kind.CODE: (_called, _indexed, _defined),
+    }
+)

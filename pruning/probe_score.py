@@ -1,0 +1,118 @@
+"""What a model has made of the probe's questions, as data: answers, scores, and what was lost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+from typing import Any
+
+from pruning.removal import standard_error
+
+
+class Kind(StrEnum):
+    ARITHMETIC = "arithmetic"
+    COPYING = "copying"
+    JSON = "json"
+    CODE = "code"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of an item: whether the right answer was likelier than every wrong one, and
+    whether it is what the model writes when it always takes its likeliest token.
+    """
+
+    kind: Kind
+    is_chosen: bool
+    is_written: bool
+
+    @property
+    def score(self) -> float:
+        return (self.is_chosen + self.is_written) / 2
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """Shares of the items, 0 to 1; ``score`` is the mean of the other two.
+
+    Whoever guesses gets 1 / 4 of ``chosen`` and nothing of ``written``.
+    """
+
+    kind: Kind
+    num_items: int
+    chosen: float
+    written: float
+    score: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """Of all kinds, which count alike. Scores compare only if ``digest``, of the items, is one."""
+
+    score: float
+    standard_error: float
+    kinds: tuple[KindScore, ...]
+    digest: str
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ProbeScore":
+        """Inverse of ``dataclasses.asdict``, through JSON as well."""
+        kinds = (KindScore(**{**kind, "kind": Kind(kind["kind"])}) for kind in data["kinds"])
+        return cls(**{**data, "kinds": tuple(kinds)})
+
+
+def summary(answers: Sequence[Answer], items_digest: str) -> ProbeScore:
+    asked = {answer.kind for answer in answers}
+    kinds = tuple(_kind_score(kind, answers) for kind in Kind if kind in asked)
+    return ProbeScore(
+        score=fmean(kind.score for kind in kinds),
+        standard_error=sum(kind.standard_error**2 for kind in kinds) ** 0.5 / len(kinds),
+        kinds=kinds,
+        digest=items_digest,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same questions to two models. ``drop`` is of the score, and its error is judged question
+    by question, so that what is hard for both does not blur it.
+    """
+
+    dense: ProbeScore
+    pruned: ProbeScore
+    drop: float
+    standard_error: float
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Comparison":
+        """Inverse of ``dataclasses.asdict``, through JSON as well."""
+        scores = {name: ProbeScore.from_dict(data[name]) for name in ("dense", "pruned")}
+        return cls(**{**data, **scores})
+
+
+def compare(dense: Sequence[Answer], pruned: Sequence[Answer], items_digest: str) -> Comparison:
+    """Of answers to the same items in the same order, two of each kind or more."""
+    lost: dict[Kind, list[float]] = {}
+    for before, after in zip(dense, pruned, strict=True):
+        lost.setdefault(before.kind, []).append(before.score - after.score)
+    errors = [standard_error(values) for values in lost.values()]
+    return Comparison(
+        summary(dense, items_digest),
+        summary(pruned, items_digest),
+        drop=fmean(map(fmean, lost.values())),
+        standard_error=sum(error**2 for error in errors) ** 0.5 / len(errors),
+    )
+
+
+def _kind_score(kind: Kind, answers: Sequence[Answer]) -> KindScore:
+    of_kind = [answer for answer in answers if answer.kind is kind]
+    scores = [answer.score for answer in of_kind]
+    return KindScore(
+        kind=kind,
+        num_items=len(of_kind),
+        chosen=fmean(answer.is_chosen for answer in of_kind),
+        written=fmean(answer.is_written for answer in of_kind),
+        score=fmean(scores),
+        standard_error=standard_error(scores),
+    )

@@ -1,0 +1,114 @@
+"""A model answers the probe: one forward pass over every question with each of its answers.
+
+Nothing is generated. What a model writes when it always takes its likeliest token is the right
+answer, token by token, exactly if each of its tokens is the likeliest behind those in front of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pruning.loss import token_losses
+from pruning.passes import Passes
+from pruning.probe import Item
+from pruning.probe_score import Answer
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One answer behind its question: the tokens of both, and where those of the answer begin."""
+
+    item: int
+    option: int  # 0 is right
+    token_ids: list[int]
+    begin: int
+
+
+@torch.inference_mode()
+def answer(
+    passes: Passes,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
+) -> list[Answer]:
+    """In the order of the items. ``observe`` is told how many answers are scored, and of how many.
+
+    Equal likelihoods count against the right answer, as does a loss that is not a number.
+    """
+    candidates = [
+        _candidate(tokenizer, item, number, option)
+        for number, item in enumerate(items)
+        for option in range(1 + len(item.wrong))
+    ]
+    batches = list(_batches(candidates, passes.batch_tokens))
+    found: dict[tuple[int, int], _Verdict] = {}
+    hidden = passes.hidden([_padded(batch) for batch in batches])
+    for batch, (token_ids, states) in zip(batches, hidden, strict=True):
+        for candidate, verdict in zip(
+            batch, _verdicts(passes, batch, token_ids, states), strict=True
+        ):
+            found[candidate.item, candidate.option] = verdict
+        observe(len(found), len(candidates))
+    return [_answer(number, item, found) for number, item in enumerate(items)]
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    nats: float  # of the whole answer
+    is_written: bool
+
+
+def _answer(number: int, item: Item, found: Mapping[tuple[int, int], _Verdict]) -> Answer:
+    right = found[number, 0]
+    is_chosen = all(
+        right.nats < found[number, option].nats for option in range(1, 1 + len(item.wrong))
+    )
+    return Answer(item.kind, is_chosen, right.is_written)
+
+
+def _candidate(
+    tokenizer: PreTrainedTokenizerBase, item: Item, number: int, option: int
+) -> _Candidate:
+    """The tokens of the whole text; a token on the seam belongs to the answer."""
+    text = item.prompt + (item.answer, *item.wrong)[option]
+    prompt: list[int] = tokenizer(item.prompt).input_ids
+    whole: list[int] = tokenizer(text).input_ids
+    common = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False))
+    )
+    return _Candidate(number, option, whole, max(1, common))
+
+
+def _batches(candidates: Sequence[_Candidate], batch_tokens: int) -> Iterator[list[_Candidate]]:
+    """Of like lengths, so that little is padded."""
+    batch: list[_Candidate] = []
+    for candidate in sorted(candidates, key=lambda its: len(its.token_ids)):
+        if batch and (len(batch) + 1) * len(candidate.token_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(candidate)
+    yield batch
+
+
+def _padded(batch: Sequence[_Candidate]) -> torch.Tensor:
+    """Token ids ``[batch, seqlen]``. What stands behind a text changes nothing in front of it."""
+    rows = [torch.tensor(candidate.token_ids) for candidate in batch]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _verdicts(
+    passes: Passes, batch: Sequence[_Candidate], token_ids: torch.Tensor, states: torch.Tensor
+) -> Iterator[_Verdict]:
+    """Of the answers in a batch, from hidden states ``[batch, seqlen, hidden_size]``."""
+    spans = [(row, slice(c.begin, len(c.token_ids))) for row, c in enumerate(batch)]
+    targets = torch.cat([token_ids[row, span] for row, span in spans])
+    rows = torch.cat([states[row, span.start - 1 : span.stop - 1] for row, span in spans])
+    nats, is_likeliest = token_losses(passes.model, rows, targets)
+    lengths = [span.stop - span.start for _, span in spans]
+    for ours, likeliest in zip(
+        torch.split(nats, lengths), torch.split(is_likeliest, lengths), strict=True
+    ):
+        yield _Verdict(float(ours.double().sum()), bool(likeliest.all()))

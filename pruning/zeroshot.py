@@ -1,0 +1,146 @@
+"""Tasks of lm-eval on a model in memory, pruned views included: no checkpoint has to be written.
+
+Needs the extra ``eval``. The paper reports the mean of five tasks without examples, each by its
+length-normalised accuracy where it has one.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.blocks import num_blocks, view
+
+PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
+_PREFERRED = ("acc_norm", "acc")
+
+
+class ZeroShotUnavailable(RuntimeError):
+    """lm-eval is not installed."""
+
+
+class TaskUnusable(ValueError):
+    """lm-eval knows no such task, or cannot get its data."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """``value`` is of ``metric``: acc_norm, else acc, else the first that the task has."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    num_samples: int
+    num_shots: int
+    metrics: Mapping[str, float]  # all that the task has
+
+
+def require_lm_eval() -> None:
+    """Raises ``ZeroShotUnavailable`` before anything is loaded for nothing."""
+    if find_spec("lm_eval") is None:
+        raise ZeroShotUnavailable(
+            "tasks of lm-eval need it installed: pip install 'sleb-serve[eval]'"
+        )
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    tasks_dir: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+) -> list[TaskScore]:
+    """Scores of ``tasks``, of lm-eval's own or of the YAML files under ``tasks_dir``.
+
+    ``limit`` takes the first so many samples of each. Raises ``ZeroShotUnavailable`` or
+    ``TaskUnusable``.
+    """
+    require_lm_eval()
+    from lm_eval import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
+    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - as above
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = _task_manager(tasks, tasks_dir)
+    _load(manager, tasks)
+    evaluated = simple_evaluate(
+        HFLM(pretrained=_detached(model), tokenizer=tokenizer, batch_size=batch_size),
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        log_samples=False,
+    )
+    assert evaluated is not None  # None is for processes of a higher rank
+    return [_score(name, evaluated) for name in evaluated["results"]]
+
+
+def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:
+    """What the paper reports, 0 to 1; None unless all of its five tasks are there."""
+    values = {score.task: score.value for score in scores}
+    if not values.keys() >= set(PAPER_TASKS):
+        return None
+    return fmean(values[task] for task in PAPER_TASKS)
+
+
+def _detached(model: PreTrainedModel) -> PreTrainedModel:
+    """A view of all blocks whose weights stay as they are: lm-eval ties them anew, and would so
+    change a model that was loaded with two that differ.
+    """
+    whole = view(model, range(num_blocks(model)))
+    whole.__dict__["tie_weights"] = lambda *_args, **_kwargs: None
+    return whole
+
+
+def _task_manager(tasks: Sequence[str], tasks_dir: Path | None) -> Any:  # noqa: ANN401 - an extra
+    """Its own thousands of files are looked through only if the folder is not enough."""
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415 - as above
+
+    folder = None if tasks_dir is None else str(tasks_dir)
+    if folder is not None:
+        local = TaskManager(include_path=folder, include_defaults=False)
+        if set(tasks) <= set(local.all_tasks):
+            return local
+    manager = TaskManager(include_path=folder)
+    if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+        raise TaskUnusable(
+            f"lm-eval knows no task {', '.join(unknown)}: `lm-eval ls tasks` lists its own, and "
+            "--tasks-dir names a folder with yours"
+        )
+    return manager
+
+
+def _load(manager: Any, tasks: Sequence[str]) -> None:  # noqa: ANN401 - an extra
+    try:
+        manager.load(list(tasks))
+    except Exception as error:  # a dozen classes, from DNS to a wrong YAML file
+        raise TaskUnusable(
+            f"the data of {', '.join(tasks)} cannot be had: {type(error).__name__}: {error}. Where "
+            "there is no network, give tasks of your own with --tasks-dir"
+        ) from error
+
+
+def _score(name: str, evaluated: Mapping[str, Any]) -> TaskScore:
+    """Of keys like ``acc,none`` and ``acc_stderr,none``, metric and filter, the first counts."""
+    values: dict[str, float] = {}
+    for key, value in evaluated["results"][name].items():
+        metric, _, filtered_by = key.partition(",")
+        if filtered_by and isinstance(value, (int, float)):
+            values.setdefault(metric, float(value))
+    metrics = {name: value for name, value in values.items() if not name.endswith("_stderr")}
+    metric = next((name for name in _PREFERRED if name in metrics), next(iter(metrics)))
+    return TaskScore(
+        task=name,
+        metric=metric,
+        value=metrics[metric],
+        standard_error=values.get(f"{metric}_stderr"),
+        num_samples=evaluated["n-samples"].get(name, {}).get("effective", 0),
+        num_shots=evaluated["n-shot"].get(name, 0),
+        metrics=metrics,
+    )
