@@ -89,7 +89,7 @@ def _windows(
     if spec.path is not None:
         used, _ = _cut(read_file(Path(spec.path)), spec, tokenizer)
         return Windows(used, f"file {spec.path}")
-    used, _ = _cut(_HUB_CORPORA[spec.dataset](split), spec, tokenizer)
+    used, _ = _cut(hub_corpus(spec.dataset, split), spec, tokenizer)
     return Windows(used, f"{spec.dataset} {split}")
 
 
@@ -102,11 +102,11 @@ def _cut(
     if spec.sampling is Sampling.ROWS:
         rows = rng.sample(corpus.rows, len(corpus.rows))
         used, rest = (
-            _all_windows(corpus.separator.join(part), spec.seqlen, tokenizer)
+            all_windows(corpus.separator.join(part), spec.seqlen, tokenizer)
             for part in (rows[:wanted], rows[wanted : 2 * wanted])
         )
     else:
-        windows = _all_windows(corpus.separator.join(corpus.rows), spec.seqlen, tokenizer)
+        windows = all_windows(corpus.separator.join(corpus.rows), spec.seqlen, tokenizer)
         order = rng.sample(range(len(windows)), len(windows))
         used, rest = windows[sorted(order[:wanted])], windows[sorted(order[wanted : 2 * wanted])]
     least = 1 if spec.sampling is Sampling.ROWS else wanted
@@ -119,7 +119,8 @@ def _cut(
     return used, rest
 
 
-def _all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """As many windows ``[num_windows, seqlen]`` as the text gives; what is left over is dropped."""
     token_ids = torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.int64)
     num_windows = len(token_ids) // seqlen
     return token_ids[: num_windows * seqlen].view(num_windows, seqlen)
@@ -127,24 +128,29 @@ def _all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> 
 
 def read_file(path: Path) -> Corpus:
     """Rows of a UTF-8 file: its lines, or the ``text`` of every record of a ``.jsonl``."""
-    try:
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise CalibrationError(
-                "file_too_large", f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}"
-            )
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            "wrong_encoding", f"{path} is not UTF-8 (byte {error.start}): convert it first"
-        ) from error
-    except OSError as error:
-        raise CalibrationError("file_unreadable", f"{path}: {error.strerror}") from error
+    lines = read_text(path).splitlines()
     rows = lines
     if path.suffix == ".jsonl":
         rows = [_text_of(line, path, at) for at, line in enumerate(lines, 1) if line.strip()]
     if not any(row.strip() for row in rows):
         raise CalibrationError("empty_text", f"{path} holds no text")
     return Corpus(rows, "\n")
+
+
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file. Raises ``CalibrationError``."""
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise CalibrationError(
+                "file_too_large", f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            "wrong_encoding", f"{path} is not UTF-8 (byte {error.start}): convert it first"
+        ) from error
+    except OSError as error:
+        raise CalibrationError("file_unreadable", f"{path}: {error.strerror}") from error
 
 
 def _text_of(line: str, path: Path, number: int) -> str:
@@ -217,3 +223,8 @@ _HUB_CORPORA: dict[Dataset, Callable[[str], Corpus]] = {
     Dataset.WIKITEXT2: _wikitext2,
     Dataset.C4: _c4,
 }
+
+
+def hub_corpus(dataset: Dataset, split: str) -> Corpus:
+    """Of ``wikitext2`` or ``c4``, the split ``train`` or ``test``. Raises ``CalibrationError``."""
+    return _HUB_CORPORA[dataset](split)

@@ -1,19 +1,21 @@
-"""The search that a spec asks for: exact or staged, to a count of blocks or to a target."""
+"""The search that a spec asks for: by which metric, exact or staged, to a count or to a target."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import exp
 from types import MappingProxyType
 from typing import Protocol
 
 from pruning.blocks import num_blocks
 from pruning.calibration import Windows
+from pruning.ranking import Ranker, ranked
 from pruning.removal import Losses, Removal
 from pruning.residence import Residence
 from pruning.scoring import WindowScorer
-from pruning.search_state import Plan, Scored, SearchState
+from pruning.search_state import RANKING, Plan, Scored, SearchState
 from pruning.sleb import Blocks, RoundScorer, sleb
-from pruning.spec import PruneSpec, Search, TargetUnreachable
+from pruning.spec import Metric, PruneSpec, Search, TargetUnreachable
 from pruning.staged import StagedScorer, stages
 
 
@@ -68,11 +70,11 @@ def search(
     blocks = num_blocks(residence.model)
     boundaries = stages(len(windows.token_ids)) if spec.search is Search.STAGED else ()
     total = _num_evaluations(spec, plan, blocks, 0)
-    done = total - _num_evaluations(spec, plan, blocks, len(removals))
+    tally = _Tally(observer, total - _num_left(spec, plan, state, blocks), total)
     with residence.scorer(windows.token_ids, boundaries) as scorer:
-        observed = _observed(spec, scorer, observer, state, done, total)
-        for removal in sleb(
-            observed,
+        observer.searching(plan, tally.done, total)
+        choose = _chooser(spec, residence, windows, scorer, state, tally)
+        for removal in choose(
             blocks,
             plan.num_remove,
             protect_first=spec.protect_first,
@@ -88,6 +90,26 @@ def search(
     return removals
 
 
+def _chooser(
+    spec: PruneSpec,
+    residence: Residence,
+    windows: Windows,
+    scorer: WindowScorer,
+    state: SearchState,
+    tally: "_Tally",
+) -> Callable[..., Iterator[Removal]]:
+    """``sleb`` or ``ranked``, that takes the settings which both have."""
+    if spec.search is Search.STAGED:  # a race depends on who runs in it: whole rounds only
+        return partial(sleb, _ObservedScorer(StagedScorer(scorer), tally))
+    step = len(state.removals) + 1
+    observed = _ObservedScorer(scorer, tally, step, state.scored)
+    if spec.metric is Metric.SLEB:
+        return partial(sleb, observed)
+    is_cosine = spec.metric is Metric.COSINE
+    ranker: Ranker = residence.cosine_ranker(windows.token_ids) if is_cosine else scorer
+    return partial(ranked, observed, _Observed(ranker, tally, RANKING, state.ranking))
+
+
 def _num_evaluations(spec: PruneSpec, plan: Plan, blocks: int, num_removed: int) -> int:
     """With the number of blocks as its plan has it, in place of any target."""
     counted = replace(
@@ -100,22 +122,15 @@ def _num_evaluations(spec: PruneSpec, plan: Plan, blocks: int, num_removed: int)
     return counted.num_evaluations(blocks, num_removed)
 
 
-def _observed(
-    spec: PruneSpec,
-    scorer: WindowScorer,
-    observer: Observer,
-    state: SearchState,
-    done: int,
-    total: int,
-) -> RoundScorer:
-    assert state.plan is not None
-    if spec.search is Search.STAGED:  # a race depends on who runs in it: whole rounds only
-        observer.searching(state.plan, done, total)
-        return _Observed(StagedScorer(scorer), observer, done, total)
-    observer.searching(state.plan, done + len(state.scored), total)
-    return _Observed(
-        scorer, observer, done + len(state.scored), total, state.scored, len(state.removals) + 1
-    )
+def _num_left(spec: PruneSpec, plan: Plan, state: SearchState, blocks: int) -> int:
+    """Evaluations that are still to be done behind ``state``."""
+    left = _num_evaluations(spec, plan, blocks, len(state.removals)) - len(state.scored)
+    if spec.search is Search.STAGED:
+        return left + len(state.scored)
+    if spec.metric is Metric.SLEB or not state.removals:
+        return left - len(state.ranking)
+    known = {*state.ranking, *(removal.block for removal in state.removals)}
+    return left + len(set(range(spec.protect_first, blocks - spec.protect_last)) - known)
 
 
 def _refuse_none(spec: PruneSpec, removal: Removal) -> None:
@@ -129,8 +144,21 @@ def _refuse_none(spec: PruneSpec, removal: Removal) -> None:
         )
 
 
+class _Tally:
+    """Counts evaluations, and tells the observer of each."""
+
+    def __init__(self, observer: Observer, done: int, total: int) -> None:
+        self.done = done
+        self._observer = observer
+        self._total = total
+
+    def add(self, scored: Scored | None) -> None:
+        self.done += 1
+        self._observer.evaluated(self.done, self._total, scored)
+
+
 class _Observed:
-    """A scorer that tells the observer of every candidate it has scored.
+    """A ranker that counts every candidate it has scored.
 
     ``known`` candidates of its first round are not scored again. Without a ``step``, the number of
     that round, nothing is said to resume within a round by.
@@ -138,31 +166,37 @@ class _Observed:
 
     def __init__(
         self,
-        scorer: RoundScorer,
-        observer: Observer,
-        done: int,
-        total: int,
-        known: Mapping[int, Losses] = MappingProxyType({}),
+        ranker: Ranker,
+        tally: _Tally,
         step: int | None = None,
+        known: Mapping[int, Losses] = MappingProxyType({}),
     ) -> None:
-        self._scorer = scorer
-        self._observer = observer
-        self._done = done
-        self._total = total
-        self._known = known
+        self._ranker = ranker
+        self._tally = tally
         self._step = step
-
-    def losses(self, keep: Blocks) -> Losses:
-        return self._scorer.losses(keep)
+        self._known = known
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         known, self._known = self._known, {}
         yield from ((block, known[block]) for block in candidates if block in known)
         unknown = tuple(block for block in candidates if block not in known)
-        for block, losses in self._scorer.score_round(keep, unknown):
-            self._done += 1
-            scored = None if self._step is None else Scored(self._step, block, losses)
-            self._observer.evaluated(self._done, self._total, scored)
+        for block, losses in self._ranker.score_round(keep, unknown):
+            self._tally.add(None if self._step is None else Scored(self._step, block, losses))
             yield block, losses
         if self._step is not None:
             self._step += 1
+
+
+class _ObservedScorer(_Observed):
+    def __init__(
+        self,
+        scorer: RoundScorer,
+        tally: _Tally,
+        step: int | None = None,
+        known: Mapping[int, Losses] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(scorer, tally, step, known)
+        self._scorer = scorer
+
+    def losses(self, keep: Blocks) -> Losses:
+        return self._scorer.losses(keep)

@@ -8,6 +8,7 @@ from typing import Any
 from pruning.removal import Losses, Removal
 
 PLAN = "plan"
+RANKING = 0  # the round of a metric that looks at the dense model alone, in front of the first
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate of a round that is not decided yet."""
+    """One candidate of a round that is not decided yet, or of the ranking, which stays."""
 
     step: int
     block: int
@@ -29,11 +30,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class SearchState:
-    """``scored`` are candidates of the round behind ``removals``, and their losses."""
+    """``scored`` are candidates of the round behind ``removals``, and their losses; ``ranking`` are
+    scores of the dense model's, for a metric that goes by them.
+    """
 
     plan: Plan | None = None
     removals: tuple[Removal, ...] = ()
     scored: Mapping[int, Losses] = field(default_factory=dict)
+    ranking: Mapping[int, Losses] = field(default_factory=dict)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "SearchState":
@@ -41,15 +45,11 @@ class SearchState:
         removals: list[Removal] = []
         while (text := fields.get(_round(len(removals) + 1))) is not None:
             removals.append(_removal(json.loads(text)))
-        prefix = _scored(len(removals) + 1, "")
         return cls(
             plan=Plan(**json.loads(fields[PLAN])) if PLAN in fields else None,
             removals=tuple(removals),
-            scored={
-                int(name.removeprefix(prefix)): json.loads(text)
-                for name, text in fields.items()
-                if name.startswith(prefix)
-            },
+            scored=_scored_in(fields, len(removals) + 1),
+            ranking=_scored_in(fields, RANKING),
         )
 
 
@@ -76,6 +76,15 @@ def _round(step: int) -> str:
 
 def _scored(step: int, block: int | str) -> str:
     return f"scored:{step}:{block}"
+
+
+def _scored_in(fields: Mapping[str, str], step: int) -> dict[int, Losses]:
+    prefix = _scored(step, "")
+    return {
+        int(name.removeprefix(prefix)): json.loads(text)
+        for name, text in fields.items()
+        if name.startswith(prefix)
+    }
 
 
 def _removal(data: Mapping[str, Any]) -> Removal:

@@ -9,17 +9,31 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from pruning.calibration_spec import (
+    Calibration,
+    CalibrationMix,
+    CalibrationSpec,
+    Dataset,
+    InvalidSpec,
+    Sampling,
+    calibration_from,
+)
+from pruning.gate_spec import Gate
 from pruning.sleb import TooManyRemovals
 
-MAX_CALIBRATION_TOKENS = 2**28  # a thousand times the paper's
-
-
-class InvalidSpec(ValueError):
-    """A setting is out of range; ``param`` is its dotted name in the request."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
+__all__ = [
+    "Calibration",
+    "CalibrationMix",
+    "CalibrationSpec",
+    "Dataset",
+    "InvalidSpec",
+    "Metric",
+    "PruneSpec",
+    "Resident",
+    "Sampling",
+    "Search",
+    "TargetUnreachable",
+]
 
 
 class TargetUnreachable(ValueError):
@@ -30,16 +44,14 @@ class TargetUnreachable(ValueError):
         self.param = param
 
 
-class Dataset(StrEnum):
-    WIKITEXT2 = "wikitext2"
-    C4 = "c4"
-    FILE = "file"
-    SELF = "self"  # text sampled from the dense model: needs no network and no licence
+class Metric(StrEnum):
+    """What says which block goes next: metrics 1, 2 and 3 of the paper (arXiv 2402.09025, section
+    3). For windows of tokens w, a lower number goes first.
+    """
 
-
-class Sampling(StrEnum):
-    ROWS = "rows"  # num_samples raw rows joined, however few windows that gives: the reference code
-    WINDOWS = "windows"  # num_samples windows of seqlen tokens: what the paper says
+    COSINE = "cosine"  # 1: 1 - cos(input, output of block j), mean over tokens, of the dense model
+    ONE_SHOT = "one_shot"  # 2: mean of -log p(w_k | w_<k), of the dense model without block j alone
+    SLEB = "sleb"  # 3: the same of the model as pruned so far without block j, anew in every round
 
 
 class Search(StrEnum):
@@ -50,40 +62,6 @@ class Search(StrEnum):
 class Resident(StrEnum):
     MODEL = "model"  # all weights on the device
     STREAM = "stream"  # block weights stay on disk and visit the device one block at a time
-
-
-@dataclass(frozen=True)
-class CalibrationSpec:
-    """Calibration text: ``num_samples`` rows or windows, cut into windows of ``seqlen`` tokens."""
-
-    dataset: Dataset = Dataset.SELF
-    sampling: Sampling = Sampling.WINDOWS
-    num_samples: int = 16
-    seqlen: int = 128
-    seed: int = 0
-    path: str | None = None  # of the text or jsonl file, for dataset "file"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_samples <= 100_000:
-            raise InvalidSpec(
-                "calibration.num_samples", f"num_samples={self.num_samples}: expected 1 to 100000"
-            )
-        if not 2 <= self.seqlen <= 1_000_000:
-            raise InvalidSpec(
-                "calibration.seqlen", f"seqlen={self.seqlen}: expected 2 to 1000000 tokens"
-            )
-        if (num_tokens := self.num_samples * self.seqlen) > MAX_CALIBRATION_TOKENS:
-            raise InvalidSpec(
-                "calibration.num_samples",
-                f"num_samples x seqlen is {num_tokens} tokens, the limit is "
-                f"{MAX_CALIBRATION_TOKENS}; the paper uses 128 x 2048",
-            )
-        if not 0 <= self.seed < 2**32:
-            raise InvalidSpec("calibration.seed", f"seed={self.seed}: expected 0 to 2**32 - 1")
-        if (self.dataset is Dataset.FILE) != (self.path is not None):
-            raise InvalidSpec(
-                "calibration.path", "a path belongs to dataset 'file', and to no other"
-            )
 
 
 # how far to go, each with the range that a number of it must lie in, both ends excluded
@@ -107,13 +85,15 @@ class PruneSpec:
     sparsity: float | None = None  # removed / all blocks, rounded up: 0.2 of 32 blocks is 7
     max_perplexity_ratio: float | None = None  # pruned / dense, on the calibration windows
     target_speedup: float | None = None  # dense / pruned time of a decode step, on this device
-    calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
+    calibration: Calibration = field(default_factory=CalibrationSpec)
     protect_first: int = 1
     protect_last: int = 1
     dtype: str = "auto"  # "auto" keeps the checkpoint's
     evaluate: bool = True  # perplexity of every prefix on held-out text
+    metric: Metric = Metric.SLEB
     search: Search = Search.EXACT
     resident: Resident = Resident.MODEL
+    gate: Gate | None = None  # what the whole order may cost to be published
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -125,7 +105,22 @@ class PruneSpec:
             raise InvalidSpec(
                 "dtype", f"dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16"
             )
-        if self.resident is Resident.STREAM and self.calibration.dataset is Dataset.SELF:
+        if self.search is Search.STAGED and self.metric is not Metric.SLEB:
+            raise InvalidSpec(
+                "search",
+                f"search=staged races for the best of a round, and metric={self.metric} ranks all "
+                "candidates at once: choose search=exact",
+            )
+        self._check_text()
+        if self.gate and self.gate.max_perplexity_ratio is not None and not self.evaluate:
+            raise InvalidSpec(
+                "gate.max_perplexity_ratio",
+                "gate.max_perplexity_ratio needs perplexities on held-out text: leave evaluate on",
+            )
+
+    def _check_text(self) -> None:
+        datasets = {source.dataset for source in self.calibration.parts}
+        if self.resident is Resident.STREAM and Dataset.SELF in datasets:
             raise InvalidSpec(
                 "calibration.dataset",
                 "text sampled from the model needs the whole model in memory: with "
@@ -167,8 +162,9 @@ class PruneSpec:
         return ratio is not None and loss - dense_loss > math.log(ratio)
 
     def num_evaluations(self, num_blocks: int, num_removed: int = 0) -> int:
-        """Candidate losses that the search still needs: 189 for 7 of 32 blocks, 2 protected.
+        """Evaluations that the search still needs: 189 for 7 of 32 blocks, 2 protected.
 
+        Metrics 1 and 2 need one for each candidate of the dense model, and one after each removal.
         Exact for ``num_remove`` and ``sparsity``, an upper bound for the other two. Raises
         ``TooManyRemovals`` or ``TargetUnreachable`` for a search that could not be finished.
         """
@@ -179,6 +175,8 @@ class PruneSpec:
                 f"{self.protect_first} and last {self.protect_last} protected, {free} can go"
             )
         self._check_reachable(num_blocks, free)
+        if self.metric is not Metric.SLEB:
+            return (0 if num_removed else free) + num_remove - num_removed
         return sum(free - step for step in range(num_removed, num_remove))
 
     def _free(self, num_blocks: int) -> int:
@@ -199,16 +197,13 @@ class PruneSpec:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "calibration": self.calibration.to_wire()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":
         """Inverse of ``to_dict``, through JSON as well; what is missing takes its default."""
-        calibration = _typed(data.get("calibration", {}), dataset=Dataset, sampling=Sampling)
-        values = _typed(data, search=Search, resident=Resident)
-        return cls(**{**values, "calibration": CalibrationSpec(**calibration)})
-
-
-def _typed(data: Mapping[str, Any], **kinds: type[StrEnum]) -> dict[str, Any]:
-    enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
-    return {**data, **enums}
+        kinds = {"metric": Metric, "search": Search, "resident": Resident}
+        enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
+        gate = Gate.from_dict(given) if (given := data.get("gate")) else None
+        calibration = calibration_from(data.get("calibration", {}))
+        return cls(**{**data, **enums, "calibration": calibration, "gate": gate})

@@ -14,6 +14,7 @@ from pruning.spec import (
     CalibrationSpec,
     Dataset,
     InvalidSpec,
+    Metric,
     PruneSpec,
     Resident,
     Sampling,
@@ -101,6 +102,15 @@ def test_what_only_the_search_shows_may_take_every_free_block(name: str) -> None
     assert spec.num_evaluations(8, num_removed=2) == 3 + 2 + 1
 
 
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.ONE_SHOT])
+def test_a_ranking_takes_a_look_at_every_candidate_and_one_at_every_removal(metric: Metric) -> None:
+    spec = PruneSpec("any", num_remove=7, metric=metric)
+    assert spec.num_evaluations(32) == 30 + 7
+    assert spec.num_evaluations(32, num_removed=2) == 5
+    bound = PruneSpec("any", max_perplexity_ratio=1.5, metric=metric)
+    assert bound.num_evaluations(8) == 6 + 6
+
+
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_a_model_without_free_blocks_is_refused_for_every_target(name: str) -> None:
     spec = PruneSpec("any", **{name: TARGETS[name]}, protect_first=4, protect_last=4)
@@ -146,9 +156,15 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
     spec = PruneSpec("m", num_remove=2, calibration=FILE)
     digests = {
         PruneSpec("m", num_remove=2, calibration=FILE, **change).digest()
-        for change in ({"search": Search.STAGED}, {"resident": Resident.STREAM}, {})
+        for change in (
+            {"search": Search.STAGED},
+            {"resident": Resident.STREAM},
+            {"metric": Metric.COSINE},
+            {"metric": Metric.ONE_SHOT},
+            {},
+        )
     }
-    assert len(digests) == 3
+    assert len(digests) == 5
     assert spec.digest() in digests
 
 
@@ -156,10 +172,11 @@ def test_a_record_of_an_earlier_release_takes_the_defaults() -> None:
     calibration = {"dataset": "self", "sampling": "rows", "num_samples": 2, "seqlen": 8, "seed": 1}
     record = {"model": "m", "num_remove": None, "sparsity": 0.2, "calibration": calibration}
     spec = PruneSpec.from_dict(record)
-    assert (spec.search, spec.resident, spec.target_speedup) == (
+    assert (spec.metric, spec.search, spec.resident, spec.target_speedup) == (
+        Metric.SLEB,
         Search.EXACT,
         Resident.MODEL,
         None,
     )
-    assert spec.calibration.sampling is Sampling.ROWS
+    assert spec.calibration.parts[0].sampling is Sampling.ROWS
     assert PruneSpec.from_dict({"model": "m", "num_remove": 1}) == PruneSpec("m", num_remove=1)

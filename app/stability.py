@@ -1,0 +1,115 @@
+"""``sleb stability``: one search over several samples of text, and how far the results agree."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from app.prune import search_progress
+from app.tables import print_json
+from pruning.config import Settings
+from pruning.demo_model import NAME, ensure_demo_model
+from pruning.models import ModelStore, set_up_torch
+from pruning.publishing import CheckpointExists
+from pruning.removal import Removal
+from pruning.residence import Machine, reside
+from pruning.search_state import Plan, Scored
+from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.stability import Run, Stability, stability
+from pruning.stability_plot import PLOT_FILE, plot
+from pruning.stability_report import block_table, conclusions, depth_table, to_wire
+from pruning.stability_runs import judges, runs, samples
+from pruning.trajectory import Cells
+
+REPORT_FILE = "stability.json"
+
+
+class _RunBar:
+    """Moves the one bar of all searches by what the run of this number does."""
+
+    def __init__(self, progress: Progress, task: TaskID, number: int) -> None:
+        self._progress = progress
+        self._task = task
+        self._number = number
+
+    def phase(self, phase: str) -> None:
+        """A run is a search alone."""
+
+    def searching(self, _plan: Plan, done: int, total: int) -> None:
+        self.evaluated(done, total)
+
+    def evaluated(self, done: int, total: int, _scored: Scored | None = None) -> None:
+        self._progress.update(self._task, completed=self._number * total + done)
+
+    def removed(self, removal: Removal) -> None:
+        """The line of a run says all of them."""
+
+
+def run_stability(
+    spec: PruneSpec,
+    texts: Mapping[str, CalibrationSpec],
+    seeds: Sequence[int],
+    out: Path,
+    settings: Settings,
+    *,
+    as_json: bool,
+) -> None:
+    """Write report and picture into ``out``, which must not be there yet or be empty, anew after
+    every run from the second on.
+    """
+    out = out.expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointExists(f"{out} exists already: choose another --out")
+    set_up_torch(settings.threads)
+    if spec.model == NAME:
+        ensure_demo_model(settings.models_dir)
+    models = ModelStore(settings.models_dir, allow_paths=True)
+    num_blocks = models.inspect(spec.model).num_blocks
+    total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
+    machine = Machine(settings.device, settings.state_budget, settings.num_actors)
+    dense = reside(spec, models, machine)
+    taken = samples(texts, seeds, dense.model, dense.tokenizer)
+    judged_on = judges(taken, dense.model, dense.tokenizer)
+    num_free = num_blocks - spec.protect_first - spec.protect_last
+    found: list[Run] = []
+    with search_progress(Console(stderr=True)) as progress:
+        task = progress.add_task("search", total=total)
+        for run in runs(spec, dense, taken, judged_on, lambda n: _RunBar(progress, task, n)):
+            found.append(run)
+            progress.console.print(f"  {run.name}: {list(run.order)}", markup=False)
+            report = stability(spec.model, num_blocks, num_free, found)
+            if len(found) > 1:
+                _write(out, report)
+    print_report(report, out, as_json=as_json)
+
+
+def _write(out: Path, report: Stability) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_wire(report), indent=2) + "\n"
+    (out / REPORT_FILE).write_text(text, encoding="utf-8")
+    (out / PLOT_FILE).write_bytes(plot(report))
+
+
+def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
+    """Two tables, then what they mean."""
+    if as_json:
+        print_json({"path": str(out), **to_wire(report)})
+        return
+    console = Console(highlight=False)
+    console.print(_printed(f"{report.model}, block by block", *block_table(report)))
+    console.print(_printed("depth by depth", *depth_table(report)))
+    for text in (*conclusions(report), f"report and picture: {out}"):
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:
+    table = Table(title=escape(title))
+    for heading in headings:
+        table.add_column(escape(heading), justify="right")
+    for line in lines:
+        table.add_row(*line)
+    return table

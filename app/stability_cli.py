@@ -1,0 +1,87 @@
+"""``sleb stability`` as the user types it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.calibration_options import source_of
+from pruning.spec import (
+    CalibrationSpec,
+    Dataset,
+    InvalidSpec,
+    Metric,
+    PruneSpec,
+    Resident,
+    Sampling,
+    Search,
+)
+
+
+def stability(
+    model: Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")],
+    out: Annotated[Path, typer.Option(help="Directory for stability.json and stability.png.")],
+    num_remove: Annotated[int, typer.Option(help="How many blocks to remove.")],
+    seeds: Annotated[str, typer.Option(help="Of the samples, separated by commas.")] = "0,1,2,3",
+    calibration: Annotated[
+        list[str],
+        typer.Option(
+            help="A text or jsonl file, or self, wikitext2, c4; each is searched on alone.",
+            metavar="TEXT",
+        ),
+    ] = [Dataset.SELF.value],  # noqa: B006 - typer wants it so, and nobody changes it
+    sampling: Annotated[
+        Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
+    ] = Sampling.WINDOWS,
+    num_samples: Annotated[int, typer.Option(help="Windows, or rows, of each sample.")] = 16,
+    seqlen: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
+    protect_first: Annotated[int, typer.Option(help="First alive blocks that stay.")] = 1,
+    protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    metric: Annotated[Metric, typer.Option(help="As of sleb prune.")] = Metric.SLEB,
+    search: Annotated[Search, typer.Option(help="exact or staged.")] = Search.EXACT,
+    resident: Annotated[Resident, typer.Option(help="model or stream.")] = Resident.MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Repeat a search over samples and texts: which blocks go every time, and which by chance.
+
+    Every --calibration is searched on with every seed, and all are judged on text of no sample.
+    """
+    from pruning.config import Settings
+
+    numbers = _numbers(seeds)
+    texts = {
+        text: source_of(text, sampling, num_samples, seqlen, numbers[0]) for text in calibration
+    }
+    _check(texts, calibration, numbers)
+    spec = PruneSpec(
+        model=model,
+        num_remove=num_remove,
+        calibration=texts[calibration[0]],
+        protect_first=protect_first,
+        protect_last=protect_last,
+        dtype=dtype,
+        metric=metric,
+        search=search,
+        resident=resident,
+    )
+    from app.stability import run_stability  # brings torch: what is wrong above is told without it
+
+    run_stability(spec, texts, numbers, out, Settings(), as_json=as_json)
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise InvalidSpec("seeds", f"seeds={seeds!r}: expected numbers, as 0,1,2,3") from error
+
+
+def _check(texts: dict[str, CalibrationSpec], given: list[str], seeds: list[int]) -> None:
+    """All runs have to be different, and two at least."""
+    if len(texts) < len(given):
+        raise InvalidSpec("calibration", "a text is named twice: give each of them once")
+    if len(set(seeds)) < len(seeds):
+        raise InvalidSpec("seeds", f"seeds={seeds}: give each of them once")
+    if len(texts) * len(seeds) < 2:
+        raise InvalidSpec("seeds", "one run has nothing to agree with: give two seeds or two texts")

@@ -1,0 +1,171 @@
+"""Which text a search is calibrated on: one source, or several mixed by weight. Plain data."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+MAX_CALIBRATION_TOKENS = 2**28  # a thousand times the paper's
+MAX_SOURCES = 64
+
+
+class InvalidSpec(ValueError):
+    """A setting is out of range; ``param`` is its dotted name in the request."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Dataset(StrEnum):
+    WIKITEXT2 = "wikitext2"
+    C4 = "c4"
+    FILE = "file"
+    SELF = "self"  # text sampled from the dense model: needs no network and no licence
+
+
+class Sampling(StrEnum):
+    ROWS = "rows"  # num_samples raw rows joined, however few windows that gives: the reference code
+    WINDOWS = "windows"  # num_samples windows of seqlen tokens: what the paper says
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Calibration text: ``num_samples`` rows or windows, cut into windows of ``seqlen`` tokens."""
+
+    dataset: Dataset = Dataset.SELF
+    sampling: Sampling = Sampling.WINDOWS
+    num_samples: int = 16
+    seqlen: int = 128
+    seed: int = 0
+    path: str | None = None  # of the text or jsonl file, for dataset "file"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_samples <= 100_000:
+            raise InvalidSpec(
+                "calibration.num_samples", f"num_samples={self.num_samples}: expected 1 to 100000"
+            )
+        if not 2 <= self.seqlen <= 1_000_000:
+            raise InvalidSpec(
+                "calibration.seqlen", f"seqlen={self.seqlen}: expected 2 to 1000000 tokens"
+            )
+        if (num_tokens := self.num_samples * self.seqlen) > MAX_CALIBRATION_TOKENS:
+            raise InvalidSpec(
+                "calibration.num_samples",
+                f"num_samples x seqlen is {num_tokens} tokens, the limit is "
+                f"{MAX_CALIBRATION_TOKENS}; the paper uses 128 x 2048",
+            )
+        if not 0 <= self.seed < 2**32:
+            raise InvalidSpec("calibration.seed", f"seed={self.seed}: expected 0 to 2**32 - 1")
+        if (self.dataset is Dataset.FILE) != (self.path is not None):
+            raise InvalidSpec(
+                "calibration.path", "a path belongs to dataset 'file', and to no other"
+            )
+
+    @property
+    def parts(self) -> tuple["CalibrationSpec", ...]:
+        return (self,)
+
+    def to_wire(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CalibrationMix:
+    """Several sources, each with its own seed and sampling; ``num_samples`` is that of the mix.
+
+    Each gets its share of the samples by weight: the whole part, and what is left goes to the
+    largest remainders, of equal ones to the first; but nobody goes without.
+    """
+
+    sources: tuple[CalibrationSpec, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.sources) == len(self.weights) <= MAX_SOURCES:
+            raise InvalidSpec(
+                "calibration", f"{len(self.sources)} sources: expected 1 to {MAX_SOURCES}"
+            )
+        for at, weight in enumerate(self.weights):
+            if not 0 < weight < math.inf:  # false for NaN
+                raise InvalidSpec(
+                    f"calibration.{at}.weight", f"weight={weight}: expected a finite number above 0"
+                )
+        for name in ("seqlen", "num_samples"):
+            self._check_equal(name)
+        if len(self.sources) > self.num_samples:
+            raise InvalidSpec(
+                "calibration.0.num_samples",
+                f"num_samples={self.num_samples} of the mix is too few for {len(self.sources)} "
+                "sources: ask for one each at least",
+            )
+        texts = [(source.dataset, source.path) for source in self.sources]
+        for at, text in enumerate(texts):
+            if text in texts[:at]:  # one's held-out text would be the other's calibration
+                raise InvalidSpec(
+                    f"calibration.{at}", "this text is in the mix already: give it more weight"
+                )
+
+    def _check_equal(self, name: str) -> None:
+        values = [getattr(source, name) for source in self.sources]
+        for at, value in enumerate(values):
+            if value != values[0]:
+                raise InvalidSpec(
+                    f"calibration.{at}.{name}",
+                    f"{name}={value}, and {values[0]} in front of it: it is that of the whole mix, "
+                    "the same in every source",
+                )
+
+    @property
+    def num_samples(self) -> int:
+        return self.sources[0].num_samples
+
+    @property
+    def seqlen(self) -> int:
+        return self.sources[0].seqlen
+
+    @property
+    def parts(self) -> tuple[CalibrationSpec, ...]:
+        """The sources with their shares of the samples."""
+        shares = apportioned(self.num_samples, self.weights)
+        return tuple(
+            replace(source, num_samples=share)
+            for source, share in zip(self.sources, shares, strict=True)
+        )
+
+    def to_wire(self) -> list[dict[str, Any]]:
+        pairs = zip(self.sources, self.weights, strict=True)
+        return [{**asdict(source), "weight": weight} for source, weight in pairs]
+
+
+Calibration = CalibrationSpec | CalibrationMix
+
+
+def calibration_from(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Calibration:
+    """Inverse of ``to_wire``, through JSON as well; what is missing takes its default."""
+    if isinstance(data, Mapping):
+        return _source(data)
+    weights = tuple(float(source.get("weight", 1)) for source in data)
+    return CalibrationMix(tuple(_source(source) for source in data), weights)
+
+
+def _source(data: Mapping[str, Any]) -> CalibrationSpec:
+    kinds = {"dataset": Dataset, "sampling": Sampling}
+    enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
+    return CalibrationSpec(**{name: data[name] for name in data if name != "weight"} | enums)
+
+
+def apportioned(total: int, weights: Sequence[float]) -> list[int]:
+    """``total`` in whole shares by weight, by largest remainders, with one for each at least."""
+    largest = max(weights)  # the sum of them all may be beyond a float
+    scale = math.fsum(weight / largest for weight in weights)
+    quotas = [total * (weight / largest) / scale for weight in weights]
+    shares = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda at: shares[at] - quotas[at])
+    for at in by_remainder[: total - sum(shares)]:
+        shares[at] += 1
+    while 0 in shares:
+        shares[shares.index(max(shares))] -= 1
+        shares[shares.index(0)] = 1
+    return shares

@@ -1,0 +1,96 @@
+"""Metric 1 of the paper: how much a block changes what comes into it (arXiv 2402.09025, section 3;
+the measure that arXiv 2403.03853 calls Block Influence).
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from pruning.blocks import BlockCall, block_calls
+from pruning.memory import free_bytes
+from pruning.removal import Losses
+from pruning.scoring import BATCH_TOKENS
+from pruning.sleb import Blocks
+from pruning.streaming import StreamedModel
+
+
+class CosineRanker:
+    """Scores every candidate in one pass through the model.
+
+    For a block and a window of T tokens, ``1 - (1 / T) sum_t x_t . y_t / (|x_t| |y_t|)``, where
+    ``x_t`` is the hidden state of token t in front of the block and ``y_t`` the one behind it, in
+    float64: the most similar block has the lowest score. ``windows`` are token ids
+    ``[num_windows, seqlen]``. Of a streamed model as many of them go along as ``state_budget`` has
+    room for, or one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | StreamedModel,
+        windows: torch.Tensor,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        state_budget: int | None = None,
+    ) -> None:
+        self._batch_size = self._sweep_size = max(1, batch_tokens // windows.shape[1])
+        self._weights: StreamedModel | _InMemory
+        if isinstance(model, StreamedModel):
+            self._weights = model
+            self._sweep_size = _num_fitting(model, windows.shape[1], state_budget)
+        else:
+            self._weights = _InMemory(model)
+        self._windows = windows.to(self._weights.device)
+
+    @torch.inference_mode()
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        """Yield ``(block, scores by window)`` in the model of the blocks ``keep``."""
+        scores: dict[int, list[float]] = {block: [] for block in candidates}
+        path = tuple(block for block in keep if block <= max(candidates, default=-1))
+        for sweep in torch.split(self._windows, self._sweep_size):
+            batches, calls = self._embedded(sweep)
+            with closing(self._weights.blocks(path)) as visits:
+                for block in visits:
+                    before, batches = batches, [calls[block](hidden) for hidden in batches]
+                    if block in scores:
+                        scores[block] += _changes(before, batches)
+        yield from scores.items()
+
+    def _embedded(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], tuple[BlockCall, ...]]:
+        with self._weights.embeddings():
+            parts = torch.split(windows, self._batch_size)
+            found = [block_calls(self._weights.model, part) for part in parts]
+        return [hidden for hidden, _ in found], found[0][1]
+
+
+class _InMemory:
+    """A model of which nothing has to be fetched."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.device = model.device
+
+    @contextmanager
+    def embeddings(self) -> Iterator[None]:
+        yield
+
+    def blocks(self, indices: Iterable[int]) -> Generator[int]:
+        yield from indices
+
+
+def _num_fitting(streamed: StreamedModel, seqlen: int, state_budget: int | None) -> int:
+    """How many windows have room for their states in front of a block and behind it."""
+    width: int = streamed.model.config.hidden_size
+    budget = free_bytes(streamed.device) // 2 if state_budget is None else state_budget
+    return max(1, budget // (2 * seqlen * width * streamed.model.dtype.itemsize))
+
+
+def _changes(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[float]:
+    """Of batches of hidden states ``[batch, seqlen, hidden_size]``, a number for every window."""
+    found: list[float] = []
+    for ours, theirs in zip(before, after, strict=True):
+        similar = F.cosine_similarity(ours.double(), theirs.double(), dim=-1)
+        found += (1 - similar.mean(dim=1)).tolist()
+    return found

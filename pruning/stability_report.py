@@ -1,0 +1,110 @@
+"""A stability report for people and for programs: conclusions in words, tables, JSON."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pruning.stability import NUM_ERRORS, Depth, Stability
+from pruning.trajectory import NONE, Cells, short
+
+_MUCH = 0.25  # of windows in common
+
+
+def to_wire(report: Stability) -> dict[str, Any]:
+    """As JSON can say it, without digests of windows and the scores of whole rounds."""
+    data = asdict(report)
+    for run in data["runs"]:
+        del run["windows"]
+        for removal in run["removals"]:
+            del removal["scores"], removal["num_windows"]
+    return {"conclusions": list(conclusions(report)), **data}
+
+
+def conclusions(report: Stability) -> Iterator[str]:
+    """What the numbers mean, the most important first."""
+    last, num_runs = report.depths[-1], len(report.runs)
+    yield _headline(report, last, num_runs)
+    if num_margins := sum(depth.num_margins for depth in report.depths):
+        num_close = sum(depth.num_close for depth in report.depths)
+        yield (
+            f"In {num_close} of {num_margins} rounds the runner-up was within {NUM_ERRORS:g} "
+            "standard errors of the block that went."
+        )
+    for text, spread in last.perplexities.items():
+        dense, more = report.dense_perplexities[text], spread.highest / spread.lowest - 1
+        yield (
+            f"On held-out text of {text}, perplexity without {last.num_removed} blocks is "
+            f"{short(spread.lowest)} to {short(spread.highest)} (dense {short(dense)}): which "
+            f"sample chose makes up to {more:.1%}."
+        )
+    within, across = last.overlap_within_text, last.overlap_across_texts
+    if within is not None and across is not None:
+        yield (
+            f"Runs on one text agree at {within:.2f}, runs on different texts at {across:.2f}: "
+            + ("the text matters more than the seed." if across < within else "no text stands out.")
+        )
+    if report.window_overlap is not None and report.window_overlap > _MUCH:
+        yield (
+            f"Two samples of one text have {report.window_overlap:.0%} of their windows in "
+            "common, so that they agree says little: give more text, or take fewer windows."
+        )
+
+
+def _headline(report: Stability, last: Depth, num_runs: int) -> str:
+    if report.is_choice_in_noise:
+        shared = ", ".join(map(str, last.shared_by_all)) or "none"
+        return (
+            f"Which {last.num_removed} blocks go is inside the noise: {num_runs} runs removed "
+            f"{last.num_sets} different sets, whose overlap is {last.overlap:.2f} on average "
+            f"({last.overlap_by_chance:.2f} by chance). In all of them went: {shared}."
+        )
+    if last.num_orders > 1:
+        return (
+            f"The order is inside the noise, the choice is not: {num_runs} runs removed the same "
+            f"{last.num_removed} blocks, in {last.num_orders} different orders."
+        )
+    if report.is_order_in_noise:
+        return (
+            f"All {num_runs} runs removed the same blocks in the same order, but not every round "
+            "was clear: another sample may turn some of them."
+        )
+    return (
+        f"The order is outside the noise: all {num_runs} runs removed the same blocks in the same "
+        "order, and every round was clear."
+    )
+
+
+def block_table(report: Stability) -> tuple[Cells, list[Cells]]:
+    """Headings, and a line for each block that went anywhere."""
+    num_runs = len(report.runs)
+    lines: list[Cells] = [
+        (str(one.block), f"{one.num_runs} of {num_runs}", " ".join(map(str, one.steps)))
+        for one in report.picked
+    ]
+    return ("block", "went in", "as removal"), lines
+
+
+def depth_table(report: Stability) -> tuple[Cells, list[Cells]]:
+    """Headings, and a line for each number of removed blocks."""
+    texts = list(report.dense_perplexities)
+    spreads = [f"perplexity, {text}" if len(texts) > 1 else "perplexity" for text in texts]
+    headings = ("removed", "sets", "overlap", "lowest", "by chance", "close", *spreads)
+    return headings, [_depth_line(depth, texts) for depth in report.depths]
+
+
+def _depth_line(depth: Depth, texts: Sequence[str]) -> Cells:
+    close = f"{depth.num_close} of {depth.num_margins}" if depth.num_margins else NONE
+    spreads = [depth.perplexities[text] for text in texts]
+    return (
+        str(depth.num_removed),
+        str(depth.num_sets),
+        _share(depth.overlap),
+        _share(depth.lowest_overlap),
+        _share(depth.overlap_by_chance),
+        close,
+        *(f"{short(s.lowest)} to {short(s.highest)}" for s in spreads),
+    )
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"

@@ -1,0 +1,116 @@
+"""The same search over several samples of several texts, each judged on text that chose nothing."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.blocks import num_blocks
+from pruning.calibration import CalibrationError, Windows, calibrate, held_out
+from pruning.evaluate import perplexity
+from pruning.removal import Losses
+from pruning.residence import Residence
+from pruning.search import Observer, search
+from pruning.search_state import SearchState
+from pruning.sleb import Blocks, RoundScorer
+from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.stability import Run
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one run is calibrated on."""
+
+    text: str
+    spec: CalibrationSpec
+    windows: Windows
+
+
+def samples(
+    texts: Mapping[str, CalibrationSpec],
+    seeds: Sequence[int],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Sample]:
+    """Of every text, one for each seed. Raises ``CalibrationError``."""
+    specs = [(name, replace(text, seed=seed)) for name, text in texts.items() for seed in seeds]
+    return [Sample(name, spec, calibrate(spec, model, tokenizer)) for name, spec in specs]
+
+
+def judges(
+    taken: Sequence[Sample], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Windows]:
+    """By text, windows that are in none of the samples. Raises ``CalibrationError`` for a text that
+    has no others.
+    """
+    used = {_key(window) for sample in taken for window in sample.windows.token_ids}
+    found: dict[str, dict[tuple[int, ...], torch.Tensor]] = {}
+    for sample in taken:
+        of_text = found.setdefault(sample.text, {})
+        for window in held_out(sample.spec, model, tokenizer).token_ids:
+            if _key(window) not in used:
+                of_text[_key(window)] = window
+    for text, windows in found.items():
+        if not windows:
+            raise CalibrationError(
+                "not_enough_text",
+                f"all windows of {text} are in some sample, and none is left to judge by: give a "
+                "longer text, or take fewer or shorter windows",
+            )
+    return {
+        text: Windows(torch.stack(list(windows.values())), f"{text}, windows of no sample")
+        for text, windows in found.items()
+    }
+
+
+def runs(
+    spec: PruneSpec,
+    dense: Residence,
+    taken: Sequence[Sample],
+    judged_on: Mapping[str, Windows],
+    observer: Callable[[int], Observer],
+) -> Iterator[Run]:
+    """Yield a run for each sample; ``observer`` of its number is told of it. Raises what ``search``
+    raises.
+    """
+    curves = {text: _Curve(dense, windows) for text, windows in judged_on.items()}
+    for number, sample in enumerate(taken):
+        mine = replace(spec, calibration=sample.spec)
+        removals = search(mine, dense, sample.windows, observer(number), SearchState())
+        order = [removal.block for removal in removals]
+        yield Run(
+            text=sample.text,
+            seed=sample.spec.seed,
+            removals=tuple(removals),
+            perplexities={text: curve.perplexities(order) for text, curve in curves.items()},
+            windows=tuple(_digest(window) for window in sample.windows.token_ids),
+        )
+
+
+class _Curve:
+    """Perplexities on one text; what several runs keep alike is measured once."""
+
+    def __init__(self, dense: Residence, windows: Windows) -> None:
+        self._scorer: RoundScorer = dense.local_scorer(windows.token_ids)
+        self._num_blocks = num_blocks(dense.model)
+        self._known: dict[Blocks, Losses] = {}
+
+    def perplexities(self, order: Sequence[int]) -> tuple[float, ...]:
+        """Of the dense model, and after each removal."""
+        gone = [frozenset(order[:number]) for number in range(len(order) + 1)]
+        keeps = [tuple(b for b in range(self._num_blocks) if b not in some) for some in gone]
+        return tuple(perplexity(self._losses(keep)) for keep in keeps)
+
+    def _losses(self, keep: Blocks) -> Losses:
+        if keep not in self._known:
+            self._known[keep] = self._scorer.losses(keep)
+        return self._known[keep]
+
+
+def _key(window: torch.Tensor) -> tuple[int, ...]:
+    return tuple(window.tolist())
+
+
+def _digest(window: torch.Tensor) -> str:
+    return Windows(window.unsqueeze(0), "").digest
