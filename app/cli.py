@@ -8,11 +8,16 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from app.calibration_options import calibration_of
+from app.eval_cli import evaluate
 from app.jobs_cli import jobs
+from app.models_cli import models
+from app.stability_cli import stability
+from pruning.gate_spec import GateAction, gate_of
 from pruning.spec import (
-    CalibrationSpec,
     Dataset,
     InvalidSpec,
+    Metric,
     PruneSpec,
     Resident,
     Sampling,
@@ -27,7 +32,10 @@ app = typer.Typer(
     help="Make language models cheaper by deleting redundant transformer blocks, serve them beside "
     "their dense parents, and see what that bought.",
 )
+app.command("eval")(evaluate)
+app.command()(stability)
 app.add_typer(jobs, name="jobs")
+app.add_typer(models, name="models")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [SLEB_HOST, 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(help="Port, 0 picks a free one [SLEB_PORT, 8000].")]
@@ -81,15 +89,6 @@ def worker() -> None:
 
 
 @app.command()
-def models(as_json: AsJson = False) -> None:
-    """List the models of the data directory and their pruned variants."""
-    from app.config import serve_settings
-    from app.tables import print_models
-
-    print_models(serve_settings(), as_json=as_json)
-
-
-@app.command()
 def demo(
     keep: Annotated[bool, typer.Option(help="Leave the service running at the end.")] = False,
     num_remove: Annotated[int, typer.Option(min=1, max=28, help="How many of 30 blocks.")] = 6,
@@ -118,8 +117,13 @@ def prune(
         float | None, typer.Option(help="Remove the fewest blocks that decode this much faster.")
     ] = None,
     calibration: Annotated[
-        str, typer.Option(help="A text or jsonl file, or self, wikitext2, c4.")
-    ] = Dataset.SELF.value,
+        list[str],
+        typer.Option(
+            help="A text or jsonl file, or self, wikitext2, c4; several are mixed, as in "
+            "--calibration A.txt --calibration B.txt=2.",
+            metavar="TEXT[=WEIGHT]",
+        ),
+    ] = [Dataset.SELF.value],  # noqa: B006 - typer wants it so, and nobody changes it
     sampling: Annotated[
         Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
     ] = Sampling.WINDOWS,
@@ -130,12 +134,24 @@ def prune(
     protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     evaluate: Annotated[bool, typer.Option(help="Perplexity of every depth at the end.")] = True,
+    metric: Annotated[
+        Metric, typer.Option(help="The paper's metric 3, or 1 or 2, which look at the dense model.")
+    ] = Metric.SLEB,
     search: Annotated[
         Search, typer.Option(help="exact, or staged: clearly worse candidates leave early.")
     ] = Search.EXACT,
     resident: Annotated[
         Resident, typer.Option(help="model, or stream: one block at a time from the disk.")
     ] = Resident.MODEL,
+    gate_max_probe_drop: Annotated[
+        float | None, typer.Option(help="How much of the probe's score, 0 to 1, may be lost.")
+    ] = None,
+    gate_max_perplexity_ratio: Annotated[
+        float | None, typer.Option(help="Pruned / dense perplexity on held-out text, at most.")
+    ] = None,
+    gate_action: Annotated[
+        GateAction, typer.Option(help="What comes of more: publish with a warning, or not at all.")
+    ] = GateAction.WARN,
     state_budget: Annotated[
         str | None, typer.Option(help="Bytes of hidden states to keep, as 4GiB.", metavar="BYTES")
     ] = None,
@@ -154,29 +170,21 @@ def prune(
         sparsity=sparsity,
         max_perplexity_ratio=max_perplexity_ratio,
         target_speedup=target_speedup,
-        calibration=_calibration(calibration, sampling, num_samples, seqlen, seed),
+        calibration=calibration_of(calibration, sampling, num_samples, seqlen, seed),
         protect_first=protect_first,
         protect_last=protect_last,
         dtype=dtype,
         evaluate=evaluate,
+        metric=metric,
         search=search,
         resident=resident,
+        gate=gate_of(gate_max_probe_drop, gate_max_perplexity_ratio, gate_action),
     )
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     from app.prune import run_prune  # brings torch: what is wrong above is told without it
 
     run_prune(spec, out, settings, as_json=as_json)
-
-
-def _calibration(
-    text: str, sampling: Sampling, num_samples: int, seqlen: int, seed: int
-) -> CalibrationSpec:
-    """``text`` names a data set, or else a file."""
-    is_named = text in set(Dataset) - {Dataset.FILE}
-    dataset = Dataset(text) if is_named else Dataset.FILE
-    path = None if is_named else text
-    return CalibrationSpec(dataset, sampling, num_samples, seqlen, seed, path)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import (
     AfterValidator,
+    ByteSize,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -14,7 +15,7 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from pruning.config import Settings
+from pruning.config import AbsolutePath, Settings
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
 
@@ -42,6 +43,19 @@ class ServeSettings(Settings):
     preload: tuple[str, ...] | None = Field(
         default=None,
         description="Models to load before the service is ready, as a JSON list; unset means all.",
+    )
+    max_weight_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        default=None,
+        description="Weights that may be loaded at once; unset: what the device has free.",
+    )
+    external_models: AbsolutePath | None = Field(
+        default=None,
+        description="TOML file that declares models of other servers; unset: the data "
+        "directory's external.toml, if there is one.",
+    )
+    model_sources: tuple[str, ...] | None = Field(
+        default=None,
+        description='Hub models that may be fetched, as ["ORG/*"]; unset: any. HTTP fetches none.',
     )
     max_num_seqs: PositiveInt = Field(default=64, description="Sequences generated at once.")
     max_waiting: NonNegativeInt = Field(
@@ -83,6 +97,12 @@ class ServeSettings(Settings):
     drain_s: NonNegativeFloat = Field(
         default=30.0, description="How long running requests may take to end at shutdown."
     )
+
+    @property
+    def external_models_file(self) -> Path | None:
+        """None if there is nothing to read."""
+        usual = self.data_dir / "external.toml"
+        return self.external_models or (usual if usual.exists() else None)
 
     @property
     def texts_dir(self) -> Path:

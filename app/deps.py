@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from app.catalog import Catalog
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
+from app.external_backend import ExternalBackend
 from app.generation import Generator
 from app.metrics import Metrics
 from app.readiness import Readiness
@@ -28,6 +29,7 @@ class Services:
     models: ModelStore
     registry: ModelRegistry
     engine: AsyncEngine
+    external: ExternalBackend
     generator: Generator
     jobs: JobStore
     job_stats: JobStatsReader

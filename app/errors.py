@@ -25,8 +25,20 @@ from app.engine.async_engine import EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused
 from app.engine.sequence import InvalidSampling
 from app.engine.text import MessagesRefused, NoChatTemplate
+from app.external_client import (
+    BackendFailed,
+    BackendOverloaded,
+    BackendRefused,
+    BackendTimedOut,
+    BackendUnavailable,
+)
+from app.job_bodies import without_tags
 from app.openai_errors import envelope, is_openai
+from app.registry import ModelReplaced
+from app.unloading import ModelInUse
+from app.vocabulary import NoTokenIds
 from app.webhook_target import InvalidWebhook, WebhooksOff
+from app.weights import NoRoomForWeights, WeightsLoading
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound
 from pruning.estimate import DiskTooSmall
@@ -41,7 +53,6 @@ from pruning.spec import InvalidSpec, TargetUnreachable
 
 logger = logging.getLogger(__name__)
 
-
 # exception: status, type of the problem, title. The message of the exception is the detail.
 PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     UnknownModel: (404, "model-not-found", "There is no such model."),
@@ -49,6 +60,9 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     JobNotFound: (404, "job-not-found", "There is no such job."),
     CheckpointNotFound: (404, "checkpoint-not-found", "There is no such checkpoint, or such file."),
     IllegalTransition: (409, "illegal-transition", "The job's state does not allow this."),
+    ModelInUse: (409, "model-in-use", "Requests are running on the model."),
+    ModelReplaced: (409, "model-replaced", "Another model of that name is loaded."),
+    WeightsLoading: (409, "model-loading", "The model is being loaded."),
     IdempotencyInFlight: (409, "idempotency-in-flight", "The first such request is not over yet."),
     IdempotencyKeyReused: (422, "idempotency-key-reused", "The key belongs to another request."),
     InvalidSpec: (422, "invalid-spec", "A setting of the job is out of range."),
@@ -66,15 +80,22 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     RequestRefused: (422, "request-refused", "The model cannot take this prompt."),
     NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
     MessagesRefused: (422, "messages-refused", "The model's chat template refuses the messages."),
+    NoTokenIds: (422, "no-token-ids", "The model's tokens are not known by their ids."),
+    BackendRefused: (422, "backend-refused", "The model's server does not take this request."),
+    BackendOverloaded: (429, "backend-overloaded", "The model's server takes no more requests."),
     QueueFull: (429, "queue-full", "Too many jobs are waiting."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
     TooManyWatchers: (429, "too-many-watchers", "Too many clients follow jobs."),
     EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),
+    BackendUnavailable: (503, "backend-unavailable", "The model's server cannot serve now."),
+    BackendFailed: (502, "backend-failed", "The model's server did not answer as it should."),
+    BackendTimedOut: (504, "backend-timed-out", "The model's server did not answer in time."),
+    # not 503, which asks clients to come back: somebody has to make room first (RFC 4918, 11.5)
+    NoRoomForWeights: (507, "no-room-for-weights", "The model does not fit beside what is loaded."),
     GenerationFailed: (500, "generation-failed", "The engine failed on this request."),
     ClientDisconnect: (499, "client-gone", "The client has gone before its answer."),
 }
-
 
 _TOO_LARGE_TITLE = "The request's body is too large."
 _TOO_LARGE = {
@@ -83,7 +104,6 @@ _TOO_LARGE = {
     "status": 413,
     "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
 }
-
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # from fastapi_problem
@@ -182,7 +202,7 @@ def _validation_problem(
 
 
 def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:
-    where, what = list(found["loc"][1:]), str(found["msg"]).removeprefix("Value error, ")
+    where, what = without_tags(found["loc"][1:]), str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
         what = f"this is no JSON: {found['ctx']['error']}, at character {where.pop()}"
     elif found["type"] == "extra_forbidden":

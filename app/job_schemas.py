@@ -1,102 +1,10 @@
-"""The wire format of the job routes: what comes in, checked, and what goes out."""
+"""The wire format of the job routes: what goes out."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field
 
-from app.schemas import Body, ModelName
-from pruning.spec import Dataset, Resident, Sampling, Search
-from pruning.webhook import FINAL_EVENTS, WebhookEvent
-
-
-class CalibrationBody(Body):
-    """Calibration text; the defaults need no network."""
-
-    dataset: Dataset = Dataset.SELF
-    sampling: Sampling = Sampling.WINDOWS
-    num_samples: int = Field(default=16, json_schema_extra={"minimum": 1, "maximum": 100_000})
-    seqlen: int = Field(default=128, json_schema_extra={"minimum": 2, "maximum": 1_000_000})
-    seed: int = Field(default=0, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1})
-    path: str | None = Field(default=None, max_length=4096, description="Within the texts folder.")
-
-
-class WebhookBody(Body):
-    """Where to send a signed message when the job comes to a status; by default, to a final one."""
-
-    url: str = Field(description="http or https, without credentials, up to 2048 characters.")
-    events: list[WebhookEvent] = Field(
-        default=list(FINAL_EVENTS), min_length=1, max_length=len(WebhookEvent)
-    )
-
-
-_TARGETS = ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup")
-_ONE_TARGET: dict[str, Any] = {
-    "oneOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in _TARGETS]
-}
-
-
-class PruneJobBody(Body):
-    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup says how far
-    to go.
-    """
-
-    # The ranges below are for whoever reads the description of the API: the spec checks them.
-    model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
-
-    model: ModelName
-    num_remove: int | None = Field(
-        default=None,
-        description="Blocks to remove, 1 or more.",
-        json_schema_extra={"minimum": 1},
-    )
-    sparsity: float | None = Field(
-        default=None,
-        description="Share of all blocks to remove, between 0 and 1, rounded up.",
-        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
-    )
-    max_perplexity_ratio: float | None = Field(
-        default=None,
-        description="Stop in front of the first removal that makes the perplexity on the "
-        "calibration windows more than this many times the dense model's; above 1.",
-        json_schema_extra={"exclusiveMinimum": 1},
-    )
-    target_speedup: float | None = Field(
-        default=None,
-        description="Remove the fewest blocks that make a decode step this many times as fast, by "
-        "the times of this model's parts on the worker's device; above 1.",
-        json_schema_extra={"exclusiveMinimum": 1},
-    )
-    calibration: CalibrationBody = CalibrationBody()
-    protect_first: int = Field(default=1, json_schema_extra={"minimum": 0})
-    protect_last: int = Field(default=1, json_schema_extra={"minimum": 0})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    priority: int = Field(
-        default=0,
-        ge=-100,
-        le=100,
-        description="Higher goes first; of equal ones those that had begun, then the oldest.",
-    )
-    evaluate: bool = Field(
-        default=True, description="Measure the perplexity of every depth on held-out text."
-    )
-    search: Search = Field(
-        default=Search.EXACT,
-        description="exact: every candidate on every window; staged: candidates that are clearly "
-        "worse leave the round after a few windows.",
-    )
-    resident: Resident = Field(
-        default=Resident.MODEL,
-        description="model: all weights on the device; stream: blocks visit it one at a time. "
-        "stream takes its calibration text from file, wikitext2 or c4.",
-    )
-    metadata: dict[
-        Annotated[str, StringConstraints(max_length=64)],
-        Annotated[str, StringConstraints(max_length=512)],
-    ] = Field(default_factory=dict, max_length=16)
-    webhook: WebhookBody | None = None
-    dry_run: bool = Field(
-        default=False, description="Say what the job would need, and create nothing."
-    )
+from pruning.webhook import WebhookEvent
 
 
 class ProgressView(BaseModel):

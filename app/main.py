@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -17,7 +17,10 @@ from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
+from app.engine_backend import EngineBackend
 from app.errors import install_errors
+from app.external_backend import ExternalBackend
+from app.external_models import ExternalModel, read_external_models
 from app.generation import Generator
 from app.job_metrics import JobCollector
 from app.job_views import job_view_at
@@ -56,11 +59,14 @@ SWEEP_EVERY_S = 60
 
 
 def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None = None) -> FastAPI:
-    """An app that touches nothing until its lifespan begins."""
+    """An app that touches nothing until its lifespan begins, but for the file of other servers'
+    models. Raises ``InvalidExternalModels``.
+    """
+    declared = read_external_models(settings.external_models_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        services = _services(settings, redis_url, engine)
+        services = _services(settings, redis_url, engine, declared)
         deliverer = _deliverer(app, services)
         services.engine.start()
         if deliverer is not None:
@@ -81,6 +87,7 @@ def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None
             if deliverer is not None:
                 ends.append(deliverer.stop(services.readiness.drain_s))
             await asyncio.gather(*ends)
+            await services.external.aclose()
             services.jobs.close()
             services.job_stats.close()
 
@@ -100,13 +107,24 @@ def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None
     return app
 
 
-def _services(settings: ServeSettings, redis_url: str, engine: Engine | None) -> Services:
+def _services(
+    settings: ServeSettings,
+    redis_url: str,
+    engine: Engine | None,
+    declared: Sequence[ExternalModel],
+) -> Services:
     models_ = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
     connection = connect(redis_url, patience_s=2)
     jobs = JobStore(connection)
-    catalog = Catalog(models_, checkpoints, jobs)
-    registry = ModelRegistry(catalog, models_, checkpoints, device=settings.device)
+    catalog = Catalog(models_, checkpoints, jobs, declared)
+    registry = ModelRegistry(
+        catalog,
+        models_,
+        checkpoints,
+        device=settings.device,
+        max_weight_bytes=settings.max_weight_bytes,
+    )
     limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
     async_engine = AsyncEngine(
         engine or Engine(limits),
@@ -115,7 +133,9 @@ def _services(settings: ServeSettings, redis_url: str, engine: Engine | None) ->
         stall_s=settings.engine_stall_s,
     )
     metrics = Metrics()
-    metrics.watch(async_engine.stats, registry.catalog.entries)
+    metrics.watch(async_engine.stats, registry.catalog.entries, registry.weight_bytes)
+    external = ExternalBackend(declared, metrics)
+    metrics.watch_external(external.num_running, external.num_waiting)
     job_stats = JobStatsReader(redis_url)
     metrics.registry.register(JobCollector(job_stats.read))
     return Services(
@@ -123,8 +143,12 @@ def _services(settings: ServeSettings, redis_url: str, engine: Engine | None) ->
         models=models_,
         registry=registry,
         engine=async_engine,
+        external=external,
         generator=Generator(
-            registry, async_engine, metrics, max_timeout_s=settings.request_timeout_s
+            registry,
+            EngineBackend(async_engine, metrics),
+            external,
+            max_timeout_s=settings.request_timeout_s,
         ),
         jobs=jobs,
         job_stats=job_stats,

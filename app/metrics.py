@@ -3,16 +3,16 @@
 Fed with what leaves the engine; knows no route and no engine internals.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.catalog import Entry
 from app.engine.engine import EngineStats
 from app.engine.sequence import FinishReason, Timings
+from app.entry import Entry
 
 _LABELS = ("model_name", "variant", "traffic")
 
@@ -110,10 +110,21 @@ class Metrics:
         self._rejections.labels(reason).inc()
 
     def watch(
-        self, stats: Callable[[], EngineStats], entries: Callable[[], Iterable[Entry]]
+        self,
+        stats: Callable[[], EngineStats],
+        entries: Callable[[], Iterable[Entry]],
+        weight_bytes: Callable[[], Mapping[str, int]],
     ) -> None:
         """Read these whenever the metrics are scraped."""
-        self.registry.register(_Watched(stats, entries))
+        self.registry.register(_Watched(stats, entries, weight_bytes))
+
+    def watch_external(
+        self,
+        num_running: Callable[[], Mapping[str, int]],
+        num_waiting: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Likewise, of models that other servers generate for, by name."""
+        self.registry.register(_WatchedElsewhere(num_running, num_waiting))
 
 
 class Labels:
@@ -123,12 +134,20 @@ class Labels:
         self.values = (model_name, "pruned" if is_pruned else "dense", traffic)
 
 
+def labels_of(entry: Entry) -> Labels:
+    return Labels(entry.name, is_pruned=entry.num_removed > 0)
+
+
 class _Watched(Collector):
     def __init__(
-        self, stats: Callable[[], EngineStats], entries: Callable[[], Iterable[Entry]]
+        self,
+        stats: Callable[[], EngineStats],
+        entries: Callable[[], Iterable[Entry]],
+        weight_bytes: Callable[[], Mapping[str, int]],
     ) -> None:
         self._stats = stats
         self._entries = entries
+        self._weight_bytes = weight_bytes
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -141,21 +160,52 @@ class _Watched(Collector):
             "sleb_kv_cache_usage_perc", "Share of the cache, 0 to 1.", stats.kv_cache_usage
         )
         yield _gauge("sleb_batch_size", "Sequences in the latest decode step.", stats.batch_size)
+        caches = {name: its.kv_cache_bytes for name, its in stats.variants.items()}
+        yield _by_model("sleb_kv_cache_bytes", "Held for its running sequences.", caches)
+        yield _by_model("sleb_model_weight_bytes", "Weights in memory.", self._weight_bytes())
         yield from _gpu_memory()
-        yield self._model_info()
+        entries = [entry for entry in self._entries() if entry.error is None]
+        scores = {entry.name: entry.probe.score for entry in entries if entry.probe}
+        yield _by_model("sleb_model_probe_score", "Share of the probe, 0 to 1.", scores)
+        yield _model_info(entries)
 
-    def _model_info(self) -> Metric:
-        names = ["model_name", "parent", "num_blocks", "removed_blocks", "job_id"]
-        names += ["perplexity", "dense_perplexity", "dtype"]
-        info = GaugeMetricFamily("sleb_model_info", "Lineage and quality, always 1.", labels=names)
-        for entry in self._entries():
-            if entry.error is None:
-                info.add_metric(_info_labels(entry), 1)
-        return info
+
+def _model_info(entries: Iterable[Entry]) -> Metric:
+    names = ["model_name", "parent", "num_blocks", "removed_blocks", "job_id"]
+    names += ["perplexity", "dense_perplexity", "dtype"]
+    info = GaugeMetricFamily("sleb_model_info", "Lineage and quality, always 1.", labels=names)
+    for entry in entries:
+        info.add_metric(_info_labels(entry), 1)
+    return info
+
+
+class _WatchedElsewhere(Collector):
+    def __init__(
+        self,
+        num_running: Callable[[], Mapping[str, int]],
+        num_waiting: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._num_running = num_running
+        self._num_waiting = num_waiting
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        running, waiting = self._num_running(), self._num_waiting()
+        yield _by_model("sleb_external_requests_running", "At another server.", running)
+        yield _by_model("sleb_external_requests_waiting", "Here, for another server.", waiting)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _by_model(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+    for model, value in values.items():
+        gauge.add_metric([model], value)
+    return gauge
 
 
 def _gpu_memory() -> Iterable[Metric]:

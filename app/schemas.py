@@ -63,7 +63,7 @@ class TimingsView(BaseModel):
 
 
 class LogprobView(BaseModel):
-    token_id: int
+    token_id: int | None = Field(description="Null where another server generates.")
     token: str
     logprob: float
 
@@ -107,12 +107,20 @@ class ModelView(BaseModel):
     id: str
     object: Literal["model"] = "model"
     variant: Literal["dense", "pruned"]
+    backend: Literal["engine", "openai"] = Field(
+        description="What generates for it: this service's engine, or another server's API."
+    )
     parent: str | None
     num_blocks: int
     removed_blocks: list[int]
     losses: list[float]
     perplexity: float | None
     dense_perplexity: float | None
+    probe_score: float | None = Field(
+        description="0 to 1; of the dense model and of a job's full depth, if its gate asked."
+    )
+    dense_probe_score: float | None
+    warnings: list[str] = Field(description="Of the gate of the job behind it, at full depth.")
     evaluated_on: str | None
     num_parameters: int | None
     checkpoint: str | None
@@ -121,7 +129,13 @@ class ModelView(BaseModel):
     )
     dtype: str | None
     max_positions: int | None
-    is_loaded: bool
+    is_loaded: bool = Field(description="Whether the next request has to wait for nothing.")
+    weight_bytes: int = Field(
+        description="Of its weights in memory; 0 for a view, which has those of its parent."
+    )
+    kv_cache_bytes: int = Field(
+        description="Of the cache of its running requests; names of the same blocks share one."
+    )
     error: str | None
 
 

@@ -52,6 +52,7 @@ class ApiServer(uvicorn.Server):
         services.feed.stop()
         await self._answer(services.readiness)
         await services.engine.stop()  # what is not done by now is answered as far as it came
+        services.external.abort()
         self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
         await super().shutdown(sockets)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.config import ServeSettings
 from app.deps import Services
-from app.job_schemas import CalibrationBody, PruneJobBody, WebhookBody
+from app.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
 from app.webhook_target import WebhooksOff, address_rule, check
 from pruning.estimate import (
     DiskTooSmall,
@@ -25,10 +25,11 @@ from pruning.estimate import (
     is_upper_bound,
     wait_s,
 )
+from pruning.gate_spec import Gate
 from pruning.job import Job, JobStatus
 from pruning.job_creation import Claim, QueueFull, Terms
 from pruning.outage import JobStoreUnavailable
-from pruning.spec import CalibrationSpec, InvalidSpec, PruneSpec
+from pruning.spec import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
 from pruning.webhook import Webhook
 from pruning.weight_sizes import weight_sizes
 
@@ -178,16 +179,30 @@ def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
         protect_last=body.protect_last,
         dtype=body.dtype,
         evaluate=body.evaluate,
+        metric=body.metric,
         search=body.search,
         resident=body.resident,
+        gate=None if body.gate is None else Gate(**body.gate.model_dump()),
     )
 
 
-def _calibration(body: CalibrationBody, texts_dir: Path) -> CalibrationSpec:
-    path = None if body.path is None else str(_confined(body.path, texts_dir))
-    return CalibrationSpec(
-        body.dataset, body.sampling, body.num_samples, body.seqlen, body.seed, path
-    )
+def _calibration(body: CalibrationBody | list[SourceBody], texts_dir: Path) -> Calibration:
+    if isinstance(body, CalibrationBody):
+        return _source(body, texts_dir, "calibration")
+    sources = [_source(source, texts_dir, f"calibration.{at}") for at, source in enumerate(body)]
+    return CalibrationMix(tuple(sources), tuple(source.weight for source in body))
+
+
+def _source(body: CalibrationBody, texts_dir: Path, param: str) -> CalibrationSpec:
+    """``param`` is the dotted name of the source in the body."""
+    try:
+        path = None if body.path is None else str(_confined(body.path, texts_dir))
+        return CalibrationSpec(
+            body.dataset, body.sampling, body.num_samples, body.seqlen, body.seed, path
+        )
+    except InvalidSpec as error:
+        at = error.param.replace("calibration", param, 1)
+        raise InvalidSpec(at, str(error)) from error
 
 
 def _is_file(path: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pruning.models import LoadedModel, load
+from pruning.probe_score import Comparison
 from pruning.sleb import Blocks
 
 MANIFEST = "manifest.json"
@@ -42,6 +43,8 @@ class Quality:
     losses: tuple[float, ...]  # on the calibration windows, dense first
     perplexities: tuple[float, ...] = ()  # on held-out windows, dense first; empty: not evaluated
     evaluated_on: str = ""  # text, windows and window length behind the perplexities
+    probe: Comparison | None = None  # with none and with all of the removals
+    warnings: tuple[str, ...] = ()  # of the gate, in words
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Manifest:
     created_at: float  # seconds since the epoch
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format: int = FORMAT
+    parent_fingerprint: str | None = None  # of the dense parent; what is older has none
 
     @property
     def weight_bytes(self) -> int:
@@ -90,6 +94,8 @@ class Manifest:
             losses=tuple(quality["losses"]),
             perplexities=tuple(quality["perplexities"]),
             evaluated_on=quality["evaluated_on"],
+            probe=Comparison.from_dict(probe) if (probe := quality.get("probe")) else None,
+            warnings=tuple(quality.get("warnings", ())),
         )
         data["removed_blocks"] = tuple(data["removed_blocks"])
         data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
@@ -140,8 +146,17 @@ def read_manifest(path: Path) -> Manifest:
 def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
     """Load a published checkpoint.
 
+    Raises what ``verify`` raises, and ``NotAModel`` if keys and config disagree.
+    """
+    verify(path)
+    return load(path, device=device)
+
+
+def verify(path: Path) -> Manifest:
+    """Compare a published checkpoint with its manifest, which reads every byte of it.
+
     Raises ``CheckpointCorrupt`` if any file is missing, surplus weights lie beside it or a
-    digest differs, ``NotAModel`` if keys and config disagree.
+    digest differs.
     """
     manifest = read_manifest(path)
     weights = {file.name for file in path.glob("*.safetensors")}
@@ -152,7 +167,7 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
             raise CheckpointCorrupt(f"{path}: {name} is missing; publish the checkpoint again")
         if file_entry(path / name) != entry:
             raise CheckpointCorrupt(f"{path}: {name} has changed since it was published")
-    return load(path, device=device)
+    return manifest
 
 
 def file_entry(path: Path) -> FileEntry:

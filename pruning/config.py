@@ -18,12 +18,15 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
 class Settings(BaseSettings):
     """Every field is read from ``SLEB_<NAME>``; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(env_prefix="SLEB_", env_ignore_empty=True, frozen=True)
 
-    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+    data_dir: AbsolutePath = Field(
         default_factory=lambda: platformdirs.user_data_path("sleb-serve"),
         description="Models, checkpoints and the embedded Valkey live here.",
     )

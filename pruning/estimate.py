@@ -65,7 +65,7 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
     all_states = text.num_samples * state_bytes * ((3 if is_streamed else 2) * blocks + 1)
     return Footprint(
         weight_bytes=item_bytes * sizes.num_parameters(blocks),
-        state_bytes=None if text.sampling is Sampling.ROWS else all_states,
+        state_bytes=None if Sampling.ROWS in _samplings(spec) else all_states,
         least_state_bytes=state_bytes * ((2 if is_streamed else 1) * blocks + 1),
         checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, fewest),
         least_checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, most),
@@ -118,5 +118,10 @@ def _ran_s(job: Job) -> float | None:
 def _work(spec: PruneSpec) -> tuple[object, ...]:
     """What decides how long one evaluation takes."""
     text = spec.calibration
-    windows = (text.sampling, text.num_samples, text.seqlen)
-    return (spec.model, spec.dtype, spec.search, spec.resident, spec.evaluate, *windows)
+    windows = (_samplings(spec), text.num_samples, text.seqlen)
+    how = (spec.metric, spec.search, spec.resident, spec.evaluate)
+    return (spec.model, spec.dtype, *how, *windows)
+
+
+def _samplings(spec: PruneSpec) -> frozenset[Sampling]:
+    return frozenset(part.sampling for part in spec.calibration.parts)

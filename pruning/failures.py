@@ -6,6 +6,7 @@ from pruning.actors import ClusterLost
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.cluster import ClusterUnavailable
+from pruning.gate import QualityGateFailed
 from pruning.job import JobError
 from pruning.models import ModelNotFound, NotAModel
 from pruning.out_of_memory import is_out_of_memory, shortage
@@ -26,6 +27,7 @@ CODES: Mapping[type[Exception], str] = {
     NonFiniteLoss: "non_finite_loss",
     CheckpointExists: "checkpoint_exists",
     DiskFull: "disk_full",
+    QualityGateFailed: "quality_gate",
     StateBudgetTooSmall: "state_budget_too_small",
     ClusterUnavailable: "cluster_unavailable",
     ClusterLost: "cluster_lost",

@@ -198,6 +198,10 @@ def removed(removals: Sequence[Removal]) -> Change:
     )
 
 
+def warned(message: str) -> Change:
+    return Change("work on it", _WORKING, event=Event(message, level="warn"))
+
+
 def succeeded(pruned_model: str) -> Change:
     fields = {"pruned_model": pruned_model}
     event = Event(f"published {pruned_model}")

@@ -225,6 +225,9 @@ class JobStore:
         """``removals`` are all of this search so far."""
         return self._change(job_id, job_steps.removed(removals), attempt=attempt).stop_request
 
+    def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
+        return self._change(job_id, job_steps.warned(message), attempt=attempt).stop_request
+
     def succeed(self, job_id: str, pruned_model: str, attempt: int | None = None) -> JobStatus:
         return self._change(job_id, job_steps.succeeded(pruned_model), attempt=attempt).status
 

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.blocks import view
 from pruning.cluster import ClusterScorer
 from pruning.export import export
-from pruning.models import LoadedModel, ModelStore
+from pruning.models import LoadedModel, ModelStore, load
+from pruning.passes import InMemoryPasses, Passes, StreamedPasses
 from pruning.scoring import BATCH_TOKENS, SharedPrefixScorer, WindowScorer
+from pruning.similarity import CosineRanker
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec, PruneSpec, Resident
 from pruning.stream_scoring import StreamedScorer
@@ -45,6 +47,12 @@ class Residence(Protocol):
     def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
         """In this process, for the odd evaluation."""
 
+    def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
+        """Of all blocks on ``windows [num_windows, seqlen]``, in this process."""
+
+    def passes(self, keep: Blocks) -> Passes:
+        """Of the model that keeps these blocks, in this process."""
+
     def times(self) -> BlockTimes:
         """What one decode step takes, on the device of the run."""
 
@@ -67,13 +75,18 @@ class Machine:
 
 def reside(spec: PruneSpec, models: ModelStore, machine: Machine) -> Residence:
     """Load what has to be in memory. Raises what ``ModelStore.load`` raises, or ``InvalidSpec``."""
-    if spec.resident is Resident.MODEL:
-        loaded = models.load(spec.model, dtype=spec.dtype, device=machine.device)
-        return _InMemory(loaded, spec.dtype, machine)
-    if machine.num_actors:
+    if spec.resident is Resident.STREAM and machine.num_actors:
         raise InvalidSpec("resident", "streamed blocks and actors exclude each other: choose one")
-    path = models.path(spec.model)
-    return _OnDisk(StreamedModel(path, dtype=spec.dtype, device=machine.device), machine)
+    return reside_at(models.path(spec.model), spec.resident, machine, dtype=spec.dtype)
+
+
+def reside_at(
+    path: Path, resident: Resident, machine: Machine, *, dtype: str = "auto"
+) -> Residence:
+    """The model in the directory ``path``. Raises what ``models.load`` raises."""
+    if resident is Resident.MODEL:
+        return _InMemory(load(path, dtype=dtype, device=machine.device), dtype, machine)
+    return _OnDisk(StreamedModel(path, dtype=dtype, device=machine.device), machine)
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,12 @@ class _InMemory:
             boundaries=boundaries,
         )
 
+    def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
+        return CosineRanker(self.model, windows, batch_tokens=self.machine.batch_tokens)
+
+    def passes(self, keep: Blocks) -> Passes:
+        return InMemoryPasses(self.model, keep, self.machine.batch_tokens)
+
     def times(self) -> BlockTimes:
         return measure_times(self.model)
 
@@ -160,6 +179,18 @@ class _OnDisk:
             batch_tokens=self.machine.batch_tokens,
             boundaries=boundaries,
         )
+
+    def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
+        return CosineRanker(
+            self.streamed,
+            windows,
+            batch_tokens=self.machine.batch_tokens,
+            state_budget=self.machine.state_budget,
+        )
+
+    def passes(self, keep: Blocks) -> Passes:
+        machine = self.machine
+        return StreamedPasses(self.streamed, keep, machine.state_budget, machine.batch_tokens)
 
     def times(self) -> BlockTimes:
         return measure_streamed_times(self.streamed)

@@ -1,7 +1,7 @@
 """How long the parts of one decode step take on a device, and what removals that can buy.
 
-A step is one sequence and one token with nothing cached. Attention over a long context makes
-blocks dearer, so a speed-up computed here is the least that decoding gives.
+A step is a token for each sequence, as a rule for one, with nothing cached. Attention over a long
+context makes blocks dearer, so a speed-up computed here is the least that decoding gives.
 """
 
 import time
@@ -56,12 +56,12 @@ class BlockTimes:
 
 
 @torch.inference_mode()
-def measure_times(model: PreTrainedModel) -> BlockTimes:
-    """Times of a model that is on its device as a whole.
+def measure_times(model: PreTrainedModel, num_sequences: int = 1) -> BlockTimes:
+    """Times of a model that is on its device as a whole, with a token for each sequence.
 
     Every repeat goes through all parts in turn, so each finds the caches as decoding leaves them.
     """
-    step = _Step(model)
+    step = _Step(model, num_sequences)
     blocks = [partial(step.block, index) for index in range(num_blocks(model))]
     embedding_s, *blocks_s, head_s = _medians_s([step.embed, *blocks, step.head], step.device)
     return BlockTimes(embedding_s, fmean(blocks_s), head_s)
@@ -94,17 +94,17 @@ class _AtBlocks(Exception):
 class _Step:
     """The parts of a decode step; made while the embeddings have their weights."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, num_sequences: int = 1) -> None:
         self.device = next(model.get_input_embeddings().parameters()).device
         self._model = model
-        self._token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        self._hidden, self._calls = block_calls(model, self._token)
+        self._tokens = torch.zeros((num_sequences, 1), dtype=torch.long, device=self.device)
+        self._hidden, self._calls = block_calls(model, self._tokens)
         self._front = view(model, range(num_blocks(model)))
         block_list(self._front)[0].__dict__["forward"] = _stop
 
     def embed(self) -> None:
         with suppress(_AtBlocks):
-            self._front.base_model(self._token, use_cache=False)
+            self._front.base_model(self._tokens, use_cache=False)
 
     def block(self, index: int) -> None:
         self._calls[index](self._hidden)

@@ -5,12 +5,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints import Manifest, Quality
 from pruning.evaluate import MAX_NATS
 from pruning.removal import Removal
+from pruning.spec import Metric, PruneSpec
 
 Cells = tuple[str, ...]
 NONE = "-"
+_MARGINS: Mapping[Metric, str] = MappingProxyType(
+    {
+        Metric.COSINE: "by how much more the runner-up changes its input, as 1 - cosine",
+        Metric.ONE_SHOT: "nats by which the dense model is worse without the runner-up",
+        Metric.SLEB: "nats by which the runner-up was worse",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Row:
     loss: float  # on the calibration windows, nats per predicted token
     perplexity: float | None  # on held-out windows
     ratio: float  # to the dense perplexity, held-out if there is one, else on calibration windows
-    margin: float | None  # nats by which the runner-up was worse
+    margin: float | None  # by which the runner-up was worse, in nats or as the metric has it
     margin_error: float | None  # its standard error
     num_candidates: int | None  # of the round
     num_full: int | None  # candidates that were evaluated on every window
@@ -54,22 +62,38 @@ def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
 
 
 def legend(manifest: Manifest, headings: Cells) -> list[str]:
-    """One sentence for each heading that does not explain itself."""
+    """One sentence for each heading that does not explain itself, and for what the gate found."""
     evaluated_on = manifest.quality.evaluated_on
     compared = "perplexity" if evaluated_on else "exp(loss)"
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: on held-out text, {evaluated_on}.",
         "× dense": f"× dense: {compared} as a multiple of the dense model's.",
-        "margin": "margin: nats by which the runner-up was worse ± standard error over windows.",
+        "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
         "in full": "in full: candidates evaluated on every window, and not on the first few alone.",
     }
-    return [sentence for name, sentence in sentences.items() if name in headings]
+    told = [sentence for name, sentence in sentences.items() if name in headings]
+    return told + _gate(manifest.quality)
+
+
+def _gate(quality: Quality) -> list[str]:
+    found = [f"warning: {warning}." for warning in quality.warnings]
+    if (probe := quality.probe) is not None:
+        found.insert(
+            0,
+            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, of 1; "
+            f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}.",
+        )
+    return found
 
 
 def short(value: float) -> str:
     """A perplexity or a ratio, in a few characters however large it is."""
     return f"{value:,.2f}" if value < 1e6 else f"{value:.1e}"
+
+
+def _metric(manifest: Manifest) -> Metric:
+    return PruneSpec.from_dict(manifest.spec).metric
 
 
 def _row(manifest: Manifest, step: int, removal: Removal | None) -> Row:

@@ -28,7 +28,7 @@ _INK = "#222222"
 _CELL_COLORS: Mapping[str, str] = MappingProxyType(
     {"removed, in this order": _REMOVED, "kept": "#D6E6F2", "protected": "#A9A9A9"}
 )
-_STYLE: Mapping[str, Any] = MappingProxyType(
+STYLE: Mapping[str, Any] = MappingProxyType(
     {
         "axes.axisbelow": True,
         "axes.edgecolor": _GREY,
@@ -55,7 +55,7 @@ def plot(manifest: Manifest) -> bytes:
     from matplotlib import style  # noqa: PLC0415 - as said above
 
     buffer = BytesIO()
-    with style.context(["default", dict(_STYLE)]):  # whatever the user's own style may be
+    with style.context(["default", dict(STYLE)]):  # whatever the user's own style may be
         draw(manifest).savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -151,10 +151,10 @@ def _scale(axes: "Axes", values: Sequence[float]) -> None:
         axes.set_yticks(log_ticks(low / room, high * room))
         axes.minorticks_off()
         axes.set_ylabel("perplexity, logarithmic")
-    axes.yaxis.set_major_formatter(_compact)
+    axes.yaxis.set_major_formatter(compact)
 
 
-def _compact(value: float, _position: object = None) -> str:
+def compact(value: float, _position: object = None) -> str:
     for factor, letter in ((1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:g}{letter}"

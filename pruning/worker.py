@@ -182,6 +182,10 @@ class JobObserver:
         self._unwritten.append(lambda: self._store.removed(self._id, found, self._attempt))
         self._write()
 
+    def warned(self, message: str) -> None:
+        self._unwritten.append(lambda: self._store.warn(self._id, message, self._attempt))
+        self._write()
+
     def confirm(self) -> None:
         """Ask whether the job is still there and ours, for as long as it takes to be answered.
 

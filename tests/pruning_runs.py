@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pruning.checkpoints import Manifest, Quality
 from pruning.removal import Removal, verdict
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec, Resident, Search
+from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Search
 
 
 def manifest_of(
@@ -18,6 +18,7 @@ def manifest_of(
     protect_last: int = 1,
     search: Search = Search.EXACT,
     resident: Resident = Resident.MODEL,
+    metric: Metric = Metric.SLEB,
 ) -> Manifest:
     spec = PruneSpec(
         parent,
@@ -26,6 +27,7 @@ def manifest_of(
         protect_last=protect_last,
         search=search,
         resident=resident,
+        metric=metric,
         calibration=CalibrationSpec(dataset=Dataset.FILE, path="text.txt"),
     )
     return Manifest(

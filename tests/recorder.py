@@ -26,6 +26,7 @@ class Recorder:
     evaluations: list[tuple[int, int]] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     removals: list[Removal] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
 
     def phase(self, phase: str) -> None:
@@ -44,6 +45,9 @@ class Recorder:
 
     def removed(self, removal: Removal) -> None:
         self.removals.append(removal)
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
 
     @property
     def state(self) -> SearchState:

@@ -32,7 +32,17 @@ def data_dir(tiny_models_dir: Path) -> Path:
 def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path) -> None:
     ran = sleb(data_dir, "--help")
     assert ran.returncode == 0
-    for command in ("up", "serve", "worker", "prune", "models", "demo", "jobs"):
+    for command in (
+        "up",
+        "serve",
+        "worker",
+        "prune",
+        "eval",
+        "models",
+        "demo",
+        "jobs",
+        "stability",
+    ):
         assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command
     code = "import sys, app.cli; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -78,11 +88,23 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
         (["prune", "tiny", "--target-speedup", "1"], 2, "above 1"),
         (["prune", "tiny", "--num-remove", "1", "--resident", "stream"], 2, "wikitext2"),
         (["prune", "tiny", "--num-remove", "1", "--search", "fast"], 2, "staged"),
+        (["prune", "tiny", "--num-remove", "1", "--metric", "l2"], 2, "one_shot"),
+        (["prune", "tiny", "--num-remove", "1", "--calibration", "self=0"], 2, "above 0"),
         (["prune", "tiny", "--num-remove", "1", "--state-budget", "much"], 2, "state_budget"),
         (["prune", "tiny", "--num-remove", "1", "--actors", "-1"], 2, "num_actors"),
         (["prune", "tiny", "--num-remove", "0"], 2, "1 or more"),
         (["prune", "tiny", "--num-remove", "x"], 2, "valid int"),
         (["prune", "tiny", "--num-remove", "1", "--seqlen", "0"], 2, "seqlen"),
+        (["prune", "tiny", "--num-remove", "1", "--gate-max-probe-drop", "2"], 2, "below 1"),
+        (["eval", "none"], 1, "no model named 'none'"),
+        (["eval", "tiny", "--tasks", "ppl:"], 1, "expected ppl:TEXT"),
+        (["eval", "tiny", "--tasks", "ppl:none.txt", "--seqlen", "16"], 1, "none.txt"),
+        (["eval", "tiny", "--dtype", "int8"], 2, "bfloat16"),
+        (["stability", "tiny", "--num-remove", "1", "--seeds", "0"], 2, "two seeds"),
+        (["stability", "tiny", "--num-remove", "1", "--seeds", "0,x"], 2, "expected numbers"),
+        (["stability", "tiny", "--num-remove", "1", "--seeds", "0,0"], 2, "each of them once"),
+        (["stability", "tiny", "--num-remove", "5"], 1, "4 can go"),
+        (["stability", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
         (["no-such-command"], 2, "No such command"),
         (["serve", "--port", "99999"], 2, "port"),
     ],
@@ -90,7 +112,7 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
 def test_errors_are_one_message_and_a_code(
     data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
 ) -> None:
-    extra = ["--out", str(tmp_path / "out")] if arguments[0] == "prune" else []
+    extra = ["--out", str(tmp_path / "out")] if arguments[0] in {"prune", "stability"} else []
     ran = sleb(data_dir, *arguments, *extra)
     assert ran.returncode == code, ran.stderr
     assert word in ran.stderr

@@ -12,7 +12,7 @@ from pruning.checkpoints import CheckpointStore
 from pruning.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.job import Job, JobStatus, Progress
 from pruning.models import ModelStore, NotAModel
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec, Resident, Sampling, Search
+from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Sampling, Search
 from pruning.weight_sizes import WeightSizes, weight_sizes
 from tests.api.conftest import publish_pruned
 from tests.tiny import tiny_model
@@ -125,6 +125,7 @@ def test_a_job_takes_as_long_as_earlier_ones_of_its_kind() -> None:
         job(1, spec=replace(SPEC, model="other")),
         job(1, spec=replace(SPEC, calibration=replace(WINDOWS, seqlen=32))),
         job(1, spec=replace(SPEC, search=Search.STAGED)),
+        job(1, spec=replace(SPEC, metric=Metric.COSINE)),
         job(1, attempt=2),
         job(1, status=JobStatus.FAILED),
         job(1, progress=Progress()),

@@ -8,6 +8,7 @@ from pruning.actors import ClusterLost
 from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.cluster import ClusterUnavailable
+from pruning.gate import QualityGateFailed
 from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore
 from pruning.models import ModelNotFound, NotAModel
@@ -44,6 +45,10 @@ def fails_with(error: Exception) -> Run:
         (
             TargetUnreachable("target_speedup", "bad"),
             JobError("target_unreachable", "bad", "target_speedup"),
+        ),
+        (
+            QualityGateFailed("gate.max_probe_drop", "bad"),
+            JobError("quality_gate", "bad", "gate.max_probe_drop"),
         ),
         (ModelNotFound("bad"), JobError("model_not_found", "bad")),
         (NotAModel("bad"), JobError("not_a_model", "bad")),

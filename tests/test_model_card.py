@@ -1,7 +1,9 @@
 """The card of a checkpoint shows its trajectory and how it was found."""
 
+import pytest
+
 from pruning.model_card import model_card
-from pruning.spec import Resident, Search
+from pruning.spec import Metric, Resident, Search
 from pruning.trajectory_plot import PLOT_FILE
 from tests.pruning_runs import RUN, manifest_of, removals_of_run
 
@@ -29,3 +31,18 @@ def test_the_card_says_how_the_search_was_made() -> None:
     assert "streamed from disk" in card
     assert "2 of 4" in card
     assert "{" not in card
+
+
+@pytest.mark.parametrize(
+    ("metric", "chosen", "margin"),
+    [
+        (Metric.COSINE, "the cosine similarity of input and output", "as 1 - cosine"),
+        (Metric.ONE_SHOT, "the loss without each alone", "nats by which the dense model is worse"),
+        (Metric.SLEB, "SLEB", "nats by which the runner-up was worse"),
+    ],
+)
+def test_the_card_says_by_which_metric(metric: Metric, chosen: str, margin: str) -> None:
+    manifest = manifest_of(6, (3, 1), (4.0, 4.25, 5.0), metric=metric)
+    card = model_card(manifest, removals_of_run(is_staged=False))
+    assert f"chosen by {chosen}\n(arXiv 2402.09025)" in card
+    assert margin in card

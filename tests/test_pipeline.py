@@ -21,7 +21,8 @@ from pruning.spec import CalibrationSpec, Dataset, PruneSpec
 from tests.recorder import Recorder, Stop
 from tests.tiny_directory import NUM_BLOCKS
 
-SPEC = PruneSpec("tiny", num_remove=3, calibration=CalibrationSpec(num_samples=4, seqlen=12))
+TEXT = CalibrationSpec(num_samples=4, seqlen=12)
+SPEC = PruneSpec("tiny", num_remove=3, calibration=TEXT)
 
 
 def run(
@@ -52,7 +53,7 @@ def test_a_run_tells_every_step_and_publishes_what_the_search_found(tiny_models_
 def test_the_order_is_that_of_the_plain_search(tiny_models_dir: Path) -> None:
     manifest = run(tiny_models_dir, Recorder())
     dense = ModelStore(tiny_models_dir).load("tiny")
-    windows = calibrate(SPEC.calibration, dense.model, dense.tokenizer)
+    windows = calibrate(TEXT, dense.model, dense.tokenizer)
     found = sleb(PlainScorer(dense.model, windows.token_ids), NUM_BLOCKS, 3)
     assert manifest.removed_blocks == tuple(removal.block for removal in found)
     assert manifest.calibration["digest"] == windows.digest
@@ -111,7 +112,7 @@ def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
 
 
 def test_what_was_found_on_other_windows_is_not_built_upon(tiny_models_dir: Path) -> None:
-    other = replace(SPEC, calibration=replace(SPEC.calibration, seed=1))
+    other = replace(SPEC, calibration=replace(TEXT, seed=1))
     earlier, whole, found = Recorder(), Recorder(), Recorder()
     run(tiny_models_dir, earlier, other, name="tiny@other")
     run(tiny_models_dir, whole, name="tiny@whole")

@@ -23,7 +23,7 @@ from pruning.checkpoints import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec, Resident, Search
+from pruning.spec import CalibrationMix, CalibrationSpec, Metric, PruneSpec, Resident, Search
 from pruning.worker_metrics import WorkerMetrics
 from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
@@ -84,7 +84,7 @@ def test_every_curl_line_works_in_the_order_of_the_readme(client: TestClient) ->
         assert response.is_success, f"{line}: {response.text}"
         if response.status_code == 202:
             job_id = response.json()["id"]
-        if response.headers["content-type"] == "application/json":
+        if response.content and response.headers["content-type"] == "application/json":
             answers.append(response.json())
     generated = [answer for answer in answers if answer.get("object") == "generation"]
     assert [answer["variant"] for answer in generated] == ["dense", "pruned", "pruned"]
@@ -149,11 +149,25 @@ def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
     assert len(specs) == len(lines) >= 6
     assert {spec.search for spec in specs} == set(Search)
     assert {spec.resident for spec in specs} == set(Resident)
+    assert {spec.metric for spec in specs} >= {Metric.COSINE, Metric.SLEB}
+    assert any(isinstance(spec.calibration, CalibrationMix) for spec in specs)
+
+
+def test_its_stability_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[set[str], list[int]]] = []
+    monkeypatch.setattr(
+        "app.stability.run_stability",
+        lambda _spec, texts, seeds, *_, **__: asked.append((set(texts), seeds)),
+    )
+    [line] = re.findall(r"^\.venv/bin/sleb (stability .*)$", SHELL, re.MULTILINE)
+    result = CliRunner().invoke(command_line, shlex.split(line))
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
+    assert asked == [({"file.txt", "self"}, [0, 1, 2, 3])]
 
 
 def test_it_names_every_command_and_no_other() -> None:
     commands = {
-        command.callback.__name__
+        command.name or command.callback.__name__
         for command in command_line.registered_commands
         if command.callback
     } | {group.name for group in command_line.registered_groups}

@@ -71,8 +71,9 @@ def test_few_windows_take_more_errors(num_windows: int, expected: float) -> None
     assert errors_behind(10**6) == pytest.approx(NUM_ERRORS, rel=1e-4)
 
 
+# The same draws every time: a race can be lost by chance, and is not promised to be won.
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.05, 0.2]))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=25, derandomize=True, database=None)
 def test_the_order_is_the_exact_one_at_a_fraction_of_the_evaluations(
     seed: int, noise: float
 ) -> None:

@@ -191,7 +191,8 @@ def test_a_running_job_obeys_cancel(
     job = submit(redis_client)
     workers.start()
     (child,) = workers.wait_for_children(1)
-    assert job_store.cancel(job.id).status is JobStatus.CANCELLING
+    # it may have obeyed before the answer is read
+    assert job_store.cancel(job.id).status in (JobStatus.CANCELLING, JobStatus.CANCELLED)
     ended = wait_for(job_store, job.id, JobStatus.CANCELLED)
     assert ended.progress.evaluations_done > 0
     wait_until(lambda: not is_alive(child), "the child gone")

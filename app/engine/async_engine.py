@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -91,6 +91,10 @@ class AsyncEngine:
     def max_len(self, variant: Variant) -> int:
         """Tokens of prompt and answer that a request for this variant may have."""
         return self._engine.max_len(variant)
+
+    def num_open(self, variants: Collection[Variant]) -> int:
+        """Requests for these, from their admission to their last event."""
+        return sum(stream.request.variant in variants for stream in self._streams.values())
 
     def start(self) -> None:
         """Start the thread. Raises ``RuntimeError`` outside of an event loop or if it runs."""

@@ -43,6 +43,7 @@ class DuplicateRequest(RequestRefused):
 class VariantStats:
     num_running: int
     num_waiting: int
+    kv_cache_bytes: int
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,15 @@ class Engine:
                 variant.name: VariantStats(
                     num_running=len(running.get(variant, ())),
                     num_waiting=len(waiting.get(variant, ())),
+                    kv_cache_bytes=self._cache_bytes(variant),
                 )
                 for variant in {**running, **waiting}
             },
         )
+
+    def _cache_bytes(self, variant: Variant) -> int:
+        runner = self._runners.get(variant)
+        return 0 if runner is None else runner.cache.num_bytes
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if slots, caches and sequences disagree. Reads every cache."""

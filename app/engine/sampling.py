@@ -123,7 +123,9 @@ def _keep_min_p(probabilities: torch.Tensor, min_p: Rows[float]) -> torch.Tensor
 
 def _draw(probabilities: torch.Tensor, generators: Rows[torch.Generator | None]) -> list[int]:
     cumulative = probabilities.double().cumsum(dim=-1)  # float32 would round small ones away
-    numbers = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+    numbers = torch.cat(
+        [torch.rand(1, generator=generator, dtype=torch.float32) for generator in generators]
+    )
     thresholds = numbers.to(cumulative)[:, None] * cumulative[:, -1:]
     token_ids: list[int] = torch.searchsorted(cumulative, thresholds, right=True)[:, 0].tolist()
     return token_ids

@@ -106,6 +106,8 @@ class Scheduler:
                 del self.waiting[variant]
         if variant not in self.waiting and variant not in self.running:
             self._turns.remove(variant)
+            # nothing may hold the weights of what is gone
+            self._decodes_due = deque(due for due in self._decodes_due if due is not variant)
         return free
 
     def _leave(self, seq: Sequence, slot: int) -> int:

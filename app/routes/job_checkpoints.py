@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.catalog import Entry
 from app.deps import Services, ServicesDep
 from app.download import REFUSED, Download
+from app.entry import Entry
 from app.errors import described
 from app.job_schemas import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.removal_order import RemovalOrder, of_checkpoint

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 
 from app.deps import ServicesDep
 from app.errors import described
-from app.job_schemas import EstimateView, PruneJobBody, PruneJobList, PruneJobView
+from app.job_bodies import PruneJobBody
+from app.job_schemas import EstimateView, PruneJobList, PruneJobView
 from app.job_views import estimate_view, job_view
 from app.submission import estimate
 from app.submission import submit as submit_job

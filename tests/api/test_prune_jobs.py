@@ -116,6 +116,20 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "link"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "a\0b"}}, 422, "null"),
     ({"calibration": {"dataset": "file", "path": "a" * 300}}, 422, "texts folder"),
+    ({"calibration": {"weight": 2}}, 422, "calibration/weight: there is no such field"),
+    ({"calibration": "text"}, 422, "/calibration: "),
+    ({"calibration": []}, 422, "at least 1 item"),
+    ({"calibration": [{"dataset": "c4"}, {"weight": 0}]}, 422, "above 0"),
+    ({"calibration": [{"dataset": "c4"}, {"weight": -1}]}, 422, "above 0"),
+    ({"calibration": [{"dataset": "the-web"}]}, 422, "calibration/0/dataset"),
+    ({"calibration": [{"dataset": "c4"}, {"seqlen": 9}]}, 422, "same in every source"),
+    ({"calibration": [{}, {"num_samples": 0}]}, 422, "expected 1 to"),
+    ({"calibration": [{"num_samples": 1}, {"dataset": "c4", "num_samples": 1}]}, 422, "too few"),
+    ({"calibration": [{}, {}]}, 422, "more weight"),
+    ({"calibration": [{}], "resident": "stream"}, 422, "wikitext2"),
+    ({"calibration": [{"seqlen": MAX_POSITIONS + 1}]}, 422, "positions"),
+    ({"metric": "l2"}, 422, "one_shot"),
+    ({"metric": "cosine", "search": "staged"}, 422, "search=exact"),
 ]
 
 
@@ -154,6 +168,11 @@ def test_numbers_that_json_does_not_know_are_refused(
         ({"num_remove": None, "max_perplexity_ratio": 0.5}, "max_perplexity_ratio"),
         ({"num_remove": None, "target_speedup": 3.5}, "target_speedup"),
         ({"resident": "stream"}, "calibration.dataset"),
+        ({"metric": "one_shot", "search": "staged"}, "search"),
+        ({"calibration": {"seqlen": 1}}, "calibration.seqlen"),
+        ({"calibration": [{}, {"dataset": "c4", "seqlen": 1}]}, "calibration.1.seqlen"),
+        ({"calibration": [{"dataset": "file", "path": "none.txt"}]}, "calibration.0.path"),
+        ({"calibration": [{}, {"dataset": "c4", "weight": 0}]}, "calibration.1.weight"),
     ],
 )
 def test_a_refusal_names_the_setting_at_fault(
@@ -173,10 +192,35 @@ def test_a_job_is_taken_with_every_setting_of_the_search(
     assert spec.items() >= change.items()
 
 
+@pytest.mark.parametrize("weight", ["NaN", "Infinity", "-Infinity"])
+def test_a_weight_is_a_number(client: TestClient, weight: str) -> None:
+    body = f'{{"model": "tiny", "num_remove": 1, "calibration": [{{"weight": {weight}}}]}}'
+    headers = {"content-type": "application/json"}
+    response = client.post("/prune-jobs", content=body, headers=headers)
+    assert response.status_code == 422
+    assert response.json()["param"] == "calibration.0.weight"
+
+
+def test_a_mix_of_texts_and_another_metric_are_taken(client: TestClient, data_dir: Path) -> None:
+    (data_dir / "texts").mkdir()
+    (data_dir / "texts" / "a.txt").write_text("text")
+    mix = [{"dataset": "file", "path": "a.txt", "weight": 2.5, "seed": 3}, {"seed": 4}]
+    spec = submit(client, calibration=mix, metric="one_shot")["spec"]
+    assert spec["metric"] == "one_shot"
+    file, own = spec["calibration"]
+    assert (file["path"], file["weight"], file["seed"]) == (
+        str(data_dir / "texts" / "a.txt"),
+        2.5,
+        3,
+    )
+    assert (own["dataset"], own["weight"], own["seed"]) == ("self", 1.0, 4)
+
+
 def test_the_api_description_explains_the_targets(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     fields = schemas["PruneJobBody"]["properties"]
-    for name in ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup", "search"):
+    names = ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup", "search", "metric")
+    for name in (*names, "calibration"):
         assert fields[name]["description"], name
 
 

@@ -242,7 +242,12 @@ def test_stats_tell_what_runs_and_what_waits() -> None:
         engine.check_integrity()
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (3, 2)
-    assert stats.variants == {DENSE.name: VariantStats(3, 0), PRUNED.name: VariantStats(0, 2)}
+    config = DENSE.model.config
+    token_bytes = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert stats.variants == {
+        DENSE.name: VariantStats(3, 0, kv_cache_bytes=4 * 64 * token_bytes),
+        PRUNED.name: VariantStats(0, 2, kv_cache_bytes=0),
+    }
     assert stats.kv_cache_usage == 4 * 64 / 1024
     assert stats.batch_size == 3
 

@@ -193,3 +193,15 @@ def test_there_are_no_more_log_probabilities_than_tokens_and_none_of_what_is_not
     assert chosen is not None
     assert [token_id for token_id, _ in chosen.top_logprobs] == [1, 0, 2]
     assert none is None
+
+
+def test_draws_do_not_depend_on_the_default_dtype() -> None:
+    """Which transformers changes, for all threads, while it loads a model."""
+    scores = logits(8, vocab=4096)
+    params = [SamplingParams(temperature=5.0, seed=seed) for seed in range(8)]
+    expected = draw(scores, *params)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert draw(scores, *params) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
