@@ -110,7 +110,7 @@ def test_a_stream_is_the_whole_answer(services: Both) -> None:
     ):
         *pieces, (name, last) = events_in(source)
     assert name == "done"
-    assert len(pieces) > 2 * len(PROMPTS)
+    assert len(pieces) >= len(PROMPTS)
     assert facts(last["outputs"]) == facts(
         services.generate(services.there, **body | {"model": "tiny"}).json()["outputs"]
     )
