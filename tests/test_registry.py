@@ -149,15 +149,18 @@ def test_a_parent_that_was_written_anew_is_still_the_same(
     assert not registry.catalog.resolve(manifest.name).is_view
 
 
+@pytest.mark.parametrize("num_blocks", [4, 6, 8])
 def test_a_manifest_without_a_fingerprint_is_of_any_parent_of_that_depth(
-    tiny_models_dir: Path, manifest: Manifest
+    tiny_models_dir: Path, manifest: Manifest, num_blocks: int
 ) -> None:
     file = tiny_models_dir.parent / "checkpoints" / manifest.name / MANIFEST
     data = json.loads(file.read_text())
     assert data.pop("parent_fingerprint") == fingerprint(tiny_models_dir / "tiny")
     file.write_text(json.dumps(data))
-    replace(tiny_models_dir.parent)
-    assert registry_of(tiny_models_dir.parent).catalog.resolve(manifest.name).is_view
+    replace(tiny_models_dir.parent, num_blocks=num_blocks)
+    catalog = registry_of(tiny_models_dir.parent).catalog
+    assert catalog.resolve(manifest.name).is_view == (num_blocks == 6)
+    assert (catalog.resolve("tiny").order is not None) == (num_blocks == 6)
 
 
 def test_one_tensor_is_enough_to_be_another_model(tiny_models_dir: Path) -> None:

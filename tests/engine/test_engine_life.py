@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import weakref
 
 import pytest
 import torch
@@ -259,6 +260,21 @@ def test_an_idle_engine_holds_nothing() -> None:
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0.0)
     assert (stats.batch_size, stats.variants) == (0, {})
+
+
+@pytest.mark.parametrize("num_steps", range(1, 8))
+def test_nothing_holds_a_variant_whose_requests_are_over(num_steps: int) -> None:
+    """Its weights may be unloaded, while others run."""
+    engine, of = Engine(), make_variant("gone", "tiny", DENSE.model, (0, 2))
+    its = request(of=of, max_new_tokens=50)
+    engine.add(request(of=DENSE, max_new_tokens=50))
+    engine.add(its)
+    for _ in range(num_steps):
+        engine.step()
+    engine.cancel(its.request_id)
+    watch = weakref.ref(of)
+    del of, its
+    assert watch() is None
 
 
 class Clock:
