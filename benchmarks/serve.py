@@ -5,6 +5,7 @@ All sides of a comparison take turns, on the same requests with answers of force
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -166,4 +167,5 @@ def _range(text: str, option: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
     typer.run(main)

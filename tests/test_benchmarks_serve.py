@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer
 
@@ -16,6 +17,7 @@ from benchmarks.serve import main, run
 from benchmarks.serve_report import TARGETS
 from pruning.models import LoadedModel
 from tests.e2e.processes import environment
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = tuple(part for part in Part if part is not Part.HTTP)
@@ -147,12 +149,28 @@ def test_transformers_serve_gets_the_same_requests(tiny_model_dir: Path, tmp_pat
     )
 
 
+def test_no_server_outlives_a_benchmark_that_is_stopped(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    line = command_line(tiny_model_dir, tmp_path, "--parts", "http")
+    with subprocess.Popen(line, cwd=ROOT, env=environment(tmp_path)) as benchmark:
+        process = psutil.Process(benchmark.pid)
+        (server,) = wait_until(process.children, "the benchmark has started a server")
+        benchmark.terminate()
+        assert benchmark.wait(60) != 0
+    assert not server.is_running()
+
+
 def command(model: Path, directory: Path, *more: str) -> dict[str, Any]:
     """What the command writes about so small a model."""
-    out = directory / "serve.json"
+    line = command_line(model, directory, *more)
+    subprocess.run(line, check=True, cwd=ROOT, env=environment(directory))
+    report: dict[str, Any] = json.loads((directory / "serve.json").read_text())
+    return report
+
+
+def command_line(model: Path, directory: Path, *more: str) -> list[str]:
     line = [sys.executable, "-m", "benchmarks.serve", "--model", str(model), "--variants", "@-2"]
     line += ["--dtype", "float32", "--threads", "1", "--concurrency", "1,3", "--repeats", "1"]
-    line += ["--prompt-len", "8", "--output-len", "5", "--out", str(out), *more]
-    subprocess.run(line, check=True, cwd=ROOT, env=environment(directory))
-    report: dict[str, Any] = json.loads(out.read_text())
-    return report
+    line += ["--prompt-len", "8", "--output-len", "5", "--out", str(directory / "serve.json")]
+    return [*line, *more]

@@ -71,6 +71,18 @@ def test_every_family_can_be_timed_and_is_left_alone(model_type: str) -> None:
     assert torch.equal(model(token_ids).logits, before)
 
 
+@pytest.mark.parametrize("num_sequences", [1, 5])
+def test_every_part_gets_a_token_of_each_sequence(num_sequences: int) -> None:
+    model = deepcopy(tiny_model("llama"))
+    shapes: set[tuple[int, ...]] = set()
+    parts = [model.get_input_embeddings(), *block_list(model), model.get_output_embeddings()]
+    for module in parts:
+        module.register_forward_pre_hook(lambda _, args: shapes.add(tuple(args[0].shape[:2])))
+    measure_times(model, num_sequences)
+    assert shapes - {(1, 1)} == {(num_sequences, 1)} - {(1, 1)}
+    assert (num_sequences, 1) in shapes
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
 def test_a_streamed_model_is_timed_with_never_more_than_a_part_in_memory(
     model_type: str, tmp_path: Path
