@@ -58,7 +58,7 @@ def _findings(gate: Gate, quality: Quality) -> dict[str, str]:
             f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f} where {limit} is allowed"
         )
     limit, curve = gate.max_perplexity_ratio, quality.perplexities
-    if limit is not None and curve and curve[-1] > limit * curve[0]:
+    if limit is not None and curve and not curve[-1] <= limit * curve[0]:  # NaN is too much
         found["gate.max_perplexity_ratio"] = (
             f"perplexity went from {curve[0]:.4g} to {curve[-1]:.4g} on {quality.evaluated_on}, "
             f"{curve[-1] / curve[0]:.4g} times as much where {limit} is allowed"

@@ -1,6 +1,7 @@
 """The gate in front of publishing: what passes, what is warned of, and what is refused."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -61,6 +62,11 @@ def test_what_is_beyond_a_limit_is_said_with_its_numbers() -> None:
     with pytest.raises(QualityGateFailed) as caught:
         gated(Gate(0.5, 1.4, REFUSE), QUALITY, lost_half)
     assert caught.value.param == "gate.max_perplexity_ratio"
+
+
+def test_a_perplexity_that_is_no_number_is_beyond_any_limit() -> None:
+    broken = replace(QUALITY, perplexities=(10.0, 12.0, math.nan))
+    assert len(gated(Gate(max_perplexity_ratio=1e9), broken, never).warnings) == 1
 
 
 @pytest.mark.parametrize(
