@@ -64,6 +64,8 @@ class Resident(StrEnum):
     STREAM = "stream"  # block weights stay on disk and visit the device one block at a time
 
 
+# settings that came after checkpoints had been published, with the value that means none
+_LATER: Mapping[str, object] = MappingProxyType({"metric": Metric.SLEB, "gate": None})
 # how far to go, each with the range that a number of it must lie in, both ends excluded
 _TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -193,8 +195,15 @@ class PruneSpec:
             )
 
     def digest(self) -> str:
-        """Hex sha256 of every setting: equal specs, equal digests, on any machine."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """Hex sha256 of every setting: equal specs, equal digests, on any machine.
+
+        Settings of ``_LATER`` count only where they are given, so that older digests stay true.
+        """
+        settings = self.to_dict()
+        for name in _LATER:
+            if getattr(self, name) == _LATER[name]:
+                del settings[name]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "calibration": self.calibration.to_wire()}

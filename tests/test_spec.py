@@ -152,6 +152,12 @@ def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
     assert isinstance(again.resident, Resident)
 
 
+def test_the_digest_of_a_spec_is_what_it_was_before_it_could_have_more_settings() -> None:
+    """Checkpoints have it in their manifests, and are known for their job's by it."""
+    before = "a506ce7071938d5a4733d78df2215a665710310969399516ee93f9552b245c15"
+    assert PruneSpec("tiny", num_remove=2).digest() == before
+
+
 def test_every_setting_has_a_part_in_the_digest() -> None:
     spec = PruneSpec("m", num_remove=2, calibration=FILE)
     digests = {
