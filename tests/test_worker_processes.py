@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from urllib.request import urlopen
 
+import pytest
 import redis
 
 from pruning.checkpoints import CheckpointStore
@@ -144,24 +145,15 @@ def test_a_stopped_worker_hands_its_job_back(
     assert (ended.attempt, ended.num_lost) == (2, 0)
 
 
-def test_a_worker_that_stops_finishes_its_evaluation(
-    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+@pytest.mark.parametrize(("task", "num_done"), [(FINISH, 1), (IGNORE, 0)])
+def test_a_worker_that_stops_waits_for_its_evaluation_but_not_for_ever(
+    workers: Workers,
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    task: str,
+    num_done: int,
 ) -> None:
-    job = submit(redis_client, FINISH)
-    parent = workers.start()
-    (child,) = workers.wait_for_children(1)
-    parent.terminate()
-    assert parent.wait(10) == 0
-    assert not is_alive(child)
-    left = job_store.get(job.id)
-    assert (left.status, left.progress.evaluations_done) == (JobStatus.QUEUED, 1)
-    assert left.num_lost == 0
-
-
-def test_a_worker_stops_however_long_an_evaluation_takes(
-    workers: Workers, redis_client: redis.Redis, job_store: JobStore
-) -> None:
-    job = submit(redis_client, IGNORE)
+    job = submit(redis_client, task)
     parent = workers.start()
     (child,) = workers.wait_for_children(1)
     parent.terminate()
@@ -169,6 +161,7 @@ def test_a_worker_stops_however_long_an_evaluation_takes(
     assert not is_alive(child)
     left = job_store.get(job.id)
     assert (left.status, left.num_lost) == (JobStatus.QUEUED, 0)
+    assert left.progress.evaluations_done == num_done
 
 
 def test_an_idle_worker_stops_at_once(workers: Workers, redis_client: redis.Redis) -> None:
