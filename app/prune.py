@@ -127,15 +127,26 @@ def _lead(removal: Removal) -> str:
     return f", {removal.margin:.4f}{error} before {removal.runner_up}"
 
 
-def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) -> None:
-    """Publish at ``out``, which must not be there yet."""
+def new_place(out: Path) -> Path:
+    """Absolute. Raises ``CheckpointExists`` unless nothing is there, or an empty directory."""
     out = out.expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointExists(f"{out} exists already: choose another --out")
+    return out
+
+
+def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
+    """Where the command line looks for the model: by name, the demo's is fetched, or by path."""
     set_up_torch(settings.threads)
     if spec.model == NAME:
         ensure_demo_model(settings.models_dir)
-    models = ModelStore(settings.models_dir, allow_paths=True)
+    return ModelStore(settings.models_dir, allow_paths=True)
+
+
+def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) -> None:
+    """Publish at ``out``, which must not be there yet."""
+    out = new_place(out)
+    models = models_for(spec, settings)
     with search_progress(Console(stderr=True)) as progress:
         bar = SearchBar(progress, at_most=spec.max_perplexity_ratio is not None)
         manifest = prune(

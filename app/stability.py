@@ -9,12 +9,9 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from app.prune import search_progress
+from app.prune import models_for, new_place, search_progress
 from app.tables import print_json
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.models import ModelStore, set_up_torch
-from pruning.publishing import CheckpointExists
 from pruning.removal import Removal
 from pruning.residence import Machine, reside
 from pruning.search_state import Plan, Scored
@@ -61,13 +58,8 @@ def run_stability(
     """Write report and picture into ``out``, which must not be there yet or be empty, anew after
     every run from the second on.
     """
-    out = out.expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointExists(f"{out} exists already: choose another --out")
-    set_up_torch(settings.threads)
-    if spec.model == NAME:
-        ensure_demo_model(settings.models_dir)
-    models = ModelStore(settings.models_dir, allow_paths=True)
+    out = new_place(out)
+    models = models_for(spec, settings)
     num_blocks = models.inspect(spec.model).num_blocks
     total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
     machine = Machine(settings.device, settings.state_budget, settings.num_actors)
