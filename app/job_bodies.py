@@ -54,6 +54,15 @@ class WebhookBody(Body):
 class GateBody(Body):
     """What the whole removal order may cost. One limit at least is given."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "number"}}}
+                for name in ("max_probe_drop", "max_perplexity_ratio")
+            ]
+        }
+    )
+
     max_probe_drop: float | None = Field(
         default=None,
         description="How much of the probe's score, which is 0 to 1, may be lost.",
