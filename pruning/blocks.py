@@ -26,6 +26,21 @@ class UnsupportedConfig(ValueError):
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Names in a block of the usual kind: attention, then a feed-forward part, each between two
+    norms and added to what came in. A family may lack a norm."""
+
+    norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
+    attention: str = "self_attn"
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one alone is all three
+    head_norms: tuple[str, ...] = ()  # of queries and of keys
+    output: str = "o_proj"
+    feed_forward: str = "mlp"
+    rotation: str = "model.rotary_emb"  # a path from the causal language model
+    rotates_by_kind: bool = False  # each kind of attention has frequencies of its own
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Where a family keeps things; paths are dotted and start at the causal language model."""
 
@@ -34,16 +49,24 @@ class Architecture:
     per_block: tuple[str, ...] = ("layer_types",)  # config lists with one entry per block
     logit_softcap: str | None = None  # config key: logits become cap * tanh(logits / cap)
     depth_dependent: tuple[str, ...] = ()  # config switches that make a weight depend on its depth
+    parts: Parts | None = None  # None where blocks are not of the usual kind
 
 
-_LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",))
+_LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
 _GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
+_HEAD_NORMS = ("q_norm", "k_norm")
+_NORMS_BEHIND = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
+_FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
+               "pre_feedforward_layernorm", "post_feedforward_layernorm")  # fmt: skip
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "gemma": _LLAMA_LIKE,
-        "gemma2": _GEMMA_LIKE,
-        "gemma3_text": _GEMMA_LIKE,
+        "gemma2": replace(_GEMMA_LIKE, parts=None),  # caps the scores of its attention
+        "gemma3_text": replace(
+            _GEMMA_LIKE,
+            parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
+        ),
         "gpt2": Architecture(
             blocks="transformer.h",
             tail=("transformer.ln_f",),
@@ -52,14 +75,14 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gpt_neox": Architecture(blocks="gpt_neox.layers", tail=("gpt_neox.final_layer_norm",)),
         "llama": _LLAMA_LIKE,
         "mistral": _LLAMA_LIKE,
-        "olmo2": _LLAMA_LIKE,
+        "olmo2": replace(_LLAMA_LIKE, parts=Parts(norms=_NORMS_BEHIND, head_norms=_HEAD_NORMS)),
         "opt": Architecture(
             blocks="model.decoder.layers",
             tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
         ),
-        "phi3": _LLAMA_LIKE,
+        "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
         "qwen2": _LLAMA_LIKE,
-        "qwen3": _LLAMA_LIKE,
+        "qwen3": replace(_LLAMA_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
         "smollm3": replace(_LLAMA_LIKE, per_block=("layer_types", "no_rope_layers")),
         "starcoder2": _LLAMA_LIKE,
     }
