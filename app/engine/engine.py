@@ -181,12 +181,14 @@ class Engine:
         if batch.variant not in self._runners:
             self._runners[batch.variant] = Runner(batch.variant)
         logits = self._runners[batch.variant].forward(batch)
-        for seq in batch.sequences:
-            seq.num_cached += min(batch.width, seq.num_uncached)
+        for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
+            seq.num_cached += num
         ready = [row for row, seq in enumerate(batch.sequences) if not seq.num_uncached]
         seqs = [batch.sequences[row] for row in ready]
         self._batch_size = len(batch.sequences)
-        return list(zip(seqs, next_tokens(logits[ready], seqs), strict=True))
+        if len(ready) < len(logits):  # all of a decode are ready, and its copy would take long
+            logits = logits[ready]
+        return list(zip(seqs, next_tokens(logits, seqs), strict=True))
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         if choice is None:

@@ -12,12 +12,13 @@ from transformers import Cache
 
 @dataclass(frozen=True)
 class Window:
-    """Where one forward writes, and what it reads: neighbouring slots, from position 0 on."""
+    """Where the tokens of one forward are written, and what they read."""
 
-    first_slot: int
-    positions: torch.Tensor  # [rows, width], distinct within a row
-    num_tokens: int  # read per slot; past every position written
+    slots: torch.Tensor  # [tokens]
+    positions: torch.Tensor  # [tokens]; no two tokens have slot and position in common
     cache_shape: tuple[int, int]  # slots, and tokens per slot, needed by all running sequences
+    rows: slice | None  # slots that are read; None: the tokens of this forward, and no cache
+    num_tokens: int = 0  # read of each of them, from position 0 on
 
 
 class SlotCache(Cache):
@@ -44,14 +45,22 @@ class SlotCache(Cache):
         *_args: object,
         **_kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``[rows, heads, width, dim]``; returns views ``[rows, heads, num_tokens, dim]``."""
+        """As ``write`` for what models pass, ``[rows, heads, width, head_dim]``."""
+        keys, values = (its.transpose(1, 2).flatten(0, 1) for its in (key_states, value_states))
+        return self.write(keys, values, layer_idx)
+
+    def write(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``[tokens, heads, head_dim]``; returns what the window reads, as views of
+        ``[rows, heads, num_tokens, head_dim]``."""
         assert self._window is not None
         if layer_idx == len(self._keys):
-            self._keys.append(_empty_like(key_states))
-            self._values.append(_empty_like(value_states))
+            self._keys.append(_empty_like(keys))
+            self._values.append(_empty_like(values))
         return (
-            _write(self._keys, layer_idx, key_states, self._window),
-            _write(self._values, layer_idx, value_states, self._window),
+            _write(self._keys, layer_idx, keys, self._window),
+            _write(self._values, layer_idx, values, self._window),
         )
 
     @torch.inference_mode()
@@ -80,7 +89,7 @@ class SlotCache(Cache):
 
 
 def _empty_like(states: torch.Tensor) -> torch.Tensor:
-    _, num_heads, _, head_dim = states.shape
+    _, num_heads, head_dim = states.shape
     return states.new_zeros(0, num_heads, 0, head_dim)
 
 
@@ -88,10 +97,10 @@ def _write(
     tensors: list[torch.Tensor], layer_idx: int, states: torch.Tensor, window: Window
 ) -> torch.Tensor:
     tensor = tensors[layer_idx] = _fitted(tensors[layer_idx], *window.cache_shape)
-    rows = slice(window.first_slot, window.first_slot + len(states))
-    slots = torch.arange(rows.start, rows.stop, device=states.device)[:, None]
-    tensor[slots, :, window.positions] = states.transpose(1, 2)
-    return tensor[rows, :, : window.num_tokens]
+    tensor[window.slots, :, window.positions] = states
+    if window.rows is None:
+        return states.transpose(0, 1)[None]
+    return tensor[window.rows, :, : window.num_tokens]
 
 
 def _fitted(tensor: torch.Tensor, num_slots: int, num_tokens: int) -> torch.Tensor:

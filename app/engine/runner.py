@@ -1,25 +1,30 @@
 """The forward of one variant over its cache: a batch of sequences in, logits out.
 
-Prefill and decode differ only in how many tokens each sequence is fed. Rows are padded on the
-right; positions and masks are explicit, because every sequence is somewhere else. A token a row
-takes the flat step where there is one, all else the model's own forward.
+Prefill and decode differ only in how many tokens each sequence is fed. Nothing is padded: prompts
+lie packed in one row, and positions and masks are explicit. Models whose blocks are of the usual
+kind go through the flat forward, the others through their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import accumulate, chain
 
 import torch
-from transformers import PreTrainedConfig
 
-from app.engine.decode import flat_decoder, kinds_of_attention, vector_kernels
+from app.engine.attention import (
+    Apart,
+    Attention,
+    Together,
+    attention_windows,
+    causal_mask,
+    own_mask,
+    packed_mask,
+)
+from app.engine.flat_forward import flat_model, vector_kernels
 from app.engine.kv_cache import SlotCache, Window
 from app.engine.scheduler import Batch
 from app.engine.variants import Variant
 from pruning.blocks import final_logits
-
-
-class UnsupportedAttention(ValueError):
-    """Blocks attend in a way that no mask here describes."""
 
 
 class Runner:
@@ -27,72 +32,78 @@ class Runner:
         self.cache = SlotCache()
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
-        self._decode = flat_decoder(variant.model)
+        self._flat = flat_model(variant.model)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """Float32 logits ``[rows, vocab]`` behind the last token that each sequence is fed."""
-        device = self._model.device
-        fed = [seq.tokens[seq.num_cached : seq.num_cached + batch.width] for seq in batch.sequences]
-        padded = [ids + [0] * (batch.width - len(ids)) for ids in fed]
-        starts = torch.tensor([seq.num_cached for seq in batch.sequences], device=device)
-        positions = starts[:, None] + torch.arange(batch.width, device=device)
-        num_tokens = max(seq.num_cached for seq in batch.sequences) + batch.width
-        first_slot = batch.sequences[0].slot
-        assert first_slot is not None
-        window = Window(first_slot, positions, num_tokens, batch.cache_shape)
-        is_one_token = len(fed) * batch.width == 1
-        with vector_kernels() if is_one_token else nullcontext():
-            hidden = self._hidden(torch.tensor(padded, device=device), window)
-            last = torch.tensor([len(ids) - 1 for ids in fed], device=device)
-            rows = torch.arange(len(fed), device=device)
-            return final_logits(self._model, hidden[rows, last]).float()
-
-    def _hidden(self, token_ids: torch.Tensor, window: Window) -> torch.Tensor:
-        """In front of the head, ``[rows, width, hidden_size]``."""
+        places = [
+            range(seq.num_cached, seq.num_cached + num)
+            for seq, num in zip(batch.sequences, batch.num_fed, strict=True)
+        ]
+        fed = [
+            seq.tokens[its.start : its.stop]
+            for seq, its in zip(batch.sequences, places, strict=True)
+        ]
+        token_ids = torch.tensor([*chain(*fed)], device=self._model.device)
+        window = self._window(batch, places)
         self.cache.open(window)
-        masks = self._masks(window)
-        if self._decode is not None and token_ids.shape[1] == 1:
-            return self._decode(token_ids[:, 0], window.positions, masks, self.cache)[:, None]
+        with vector_kernels() if len(token_ids) == 1 else nullcontext():
+            if self._flat is None:
+                hidden = self._own_forward(token_ids, window, batch)
+            else:
+                attention = self._attention(window, places)
+                hidden = self._flat(token_ids, window.positions, attention, self.cache)
+            if not batch.is_one_token_each:
+                hidden = hidden[[num - 1 for num in accumulate(batch.num_fed)]]
+            return final_logits(self._model, hidden).float()
+
+    def _window(self, batch: Batch, places: Sequence[range]) -> Window:
+        first, num_slots = batch.sequences[0].slot, len(places)
+        assert first is not None
+        if batch.is_one_token_each:  # whole steps of the cache: a product over them is far faster
+            rows, num_tokens = slice(first, first + num_slots), batch.cache_shape[1]
+        elif num_slots == 1:
+            rows, num_tokens = slice(first, first + 1), places[0].stop
+        else:
+            assert not any(its.start for its in places), "only whole prompts are packed"
+            rows, num_tokens = None, 0
+        slots = [slot for slot, its in enumerate(places, first) for _ in its]
+        positions = [*chain(*places)]
+        ours = torch.tensor([slots, positions], device=self._model.device)
+        return Window(ours[0], ours[1], batch.cache_shape, rows, num_tokens)
+
+    def _attention(self, window: Window, places: Sequence[range]) -> Attention:
+        dtype = self._model.dtype
+        if all(len(its) == 1 for its in places):
+            positions = window.positions[:, None]
+            return Together(
+                {
+                    kind: causal_mask(positions, window.num_tokens, reach, dtype)
+                    for kind, reach in self._windows.items()
+                }
+            )
+        masks = {
+            kind: [own_mask(its, reach, dtype, self._model.device) for its in places]
+            for kind, reach in self._windows.items()
+        }
+        return Apart([len(its) for its in places], [its.stop for its in places], masks)
+
+    def _own_forward(self, token_ids: torch.Tensor, window: Window, batch: Batch) -> torch.Tensor:
+        """The model's; hidden states ``[tokens, hidden_size]`` in front of the head."""
+        shape = (-1, 1) if batch.is_one_token_each else (1, -1)
+        positions = window.positions.view(shape)
+        masks = {
+            kind: packed_mask(window.positions, batch.num_fed, reach, self._model.dtype)
+            if window.rows is None
+            else causal_mask(positions, window.num_tokens, reach, self._model.dtype)
+            for kind, reach in self._windows.items()
+        }
         hidden: torch.Tensor = self._model.base_model(
-            input_ids=token_ids,
+            input_ids=token_ids.view(shape),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            position_ids=window.positions,
+            position_ids=positions,
             cache=self.cache,
             use_cache=True,
         ).last_hidden_state
-        return hidden
-
-    def _masks(self, window: Window) -> dict[str, torch.Tensor]:
-        """Additive masks ``[rows, 1, width, num_tokens]``, one per kind of block."""
-        return {
-            kind: causal_mask(window.positions, window.num_tokens, reach, self._model.dtype)
-            for kind, reach in self._windows.items()
-        }
-
-
-def attention_windows(config: PreTrainedConfig) -> Mapping[str, int | None]:
-    """Kinds of attention among the blocks, with how far back each looks (None: all the way)."""
-    windows = {
-        "full_attention": None,
-        "sliding_attention": getattr(config, "sliding_window", None),
-    }
-    kinds = set(kinds_of_attention(config))
-    if unknown := kinds - windows.keys():
-        raise UnsupportedAttention(
-            f"{config.model_type} has blocks of type {', '.join(sorted(unknown))}; "
-            f"the engine knows {', '.join(windows)}"
-        )
-    return {kind: windows[kind] for kind in kinds}
-
-
-def causal_mask(
-    positions: torch.Tensor, num_tokens: int, window: int | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """Zero where queries at ``positions`` ``[rows, width]`` may look, else the lowest number."""
-    distance = positions[:, None, :, None] - torch.arange(num_tokens, device=positions.device)
-    hidden = distance < 0
-    if window is not None:
-        hidden |= distance >= window
-    zeros = torch.zeros(hidden.shape, dtype=dtype, device=positions.device)
-    return zeros.masked_fill(hidden, torch.finfo(dtype).min)
+        return hidden.flatten(0, 1)

@@ -22,7 +22,7 @@ class InvalidLimits(ValueError):
 @dataclass(frozen=True)
 class EngineLimits:
     max_num_seqs: int = 64  # sequences that hold a slot, of all variants together
-    max_batch_tokens: int = 512  # of one prefill forward, padding included
+    max_batch_tokens: int = 512  # of one prefill forward
     max_cache_tokens: int = 65_536  # of all caches, padding included, once every answer is full
     max_model_len: int | None = None  # tokens of prompt and answer; None leaves it to the model
 
@@ -41,15 +41,20 @@ class EngineLimits:
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward: each sequence is fed up to ``width`` of the tokens it has not cached yet.
+    """One forward: each sequence is fed so many of the tokens it has not cached yet.
 
-    The sequences are of one variant and hold neighbouring slots, in order.
+    The sequences are of one variant and hold neighbouring slots, in order. Where there are several
+    and they are fed more than a token each, nothing of them is cached yet.
     """
 
     variant: "Variant"
     sequences: tuple[Sequence, ...]
-    width: int
+    num_fed: tuple[int, ...]  # of each
     cache_shape: tuple[int, int]  # slots, and tokens per slot, that the variant's cache needs
+
+    @property
+    def is_one_token_each(self) -> bool:
+        return max(self.num_fed) == 1
 
 
 def cache_shape(num_slots: int, num_tokens: int) -> tuple[int, int]:
@@ -127,7 +132,7 @@ class Scheduler:
                 variant = self._decodes_due.popleft()
                 slots = self.running.get(variant, [])
                 if any(seq.num_uncached == 1 for seq in slots):  # not for a half-read prompt alone
-                    return self._batch(variant, slots, 1)
+                    return self._batch(variant, slots, [1] * len(slots))
             prefill = self._prefill()
             self._decodes_due.extend(self.running)
             if prefill is not None or not self.running:
@@ -152,27 +157,31 @@ class Scheduler:
         """The next chunk of a prompt that was longer than a batch; a variant has one at most."""
         for seq in self.running.get(variant, ()):
             if seq.num_uncached > 1:
-                width = min(seq.num_uncached, self.limits.max_batch_tokens)
-                return self._batch(variant, [seq], width)
+                return self._batch(variant, [seq], [self._chunk(seq)])
         return None
 
     def _admit(self, variant: "Variant") -> Batch | None:
         """As many prompts from the front of the line as fit into one batch; None if none does."""
         line = self.waiting[variant]
         group: list[Sequence] = []
-        width = 0
+        num_fed: list[int] = []
         while line and self._has_room(line[0]):
-            wider = max(width, min(line[0].num_uncached, self.limits.max_batch_tokens))
-            if group and wider * (len(group) + 1) > self.limits.max_batch_tokens:
+            num_fed.append(self._chunk(line[0]))
+            if group and sum(num_fed) > self.limits.max_batch_tokens:
+                num_fed.pop()
                 break
-            seq, width = line.popleft(), wider
+            seq = line.popleft()
             slots = self.running.setdefault(variant, [])
             seq.slot = len(slots)
             slots.append(seq)
             group.append(seq)
         if not line:
             del self.waiting[variant]
-        return self._batch(variant, group, width) if group else None
+        return self._batch(variant, group, num_fed) if group else None
+
+    def _chunk(self, seq: Sequence) -> int:
+        """Tokens of its prompt that one forward takes at most."""
+        return min(seq.num_uncached, self.limits.max_batch_tokens)
 
     def _has_room(self, seq: Sequence) -> bool:
         if self.num_running >= self.limits.max_num_seqs:
@@ -190,11 +199,12 @@ class Scheduler:
             total += num_slots * num_tokens
         return total
 
-    def _batch(self, variant: "Variant", seqs: list[Sequence], width: int) -> Batch:
+    def _batch(self, variant: "Variant", seqs: list[Sequence], num_fed: list[int]) -> Batch:
         slots = self.running[variant]
         longest = max(seq.num_cached for seq in slots)
-        newest = max(seq.num_cached for seq in seqs) + width
-        return Batch(variant, tuple(seqs), width, cache_shape(len(slots), max(longest, newest)))
+        newest = max(seq.num_cached + num for seq, num in zip(seqs, num_fed, strict=True))
+        shape = cache_shape(len(slots), max(longest, newest))
+        return Batch(variant, tuple(seqs), tuple(num_fed), shape)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a slot is lost, shared or beyond the limits."""

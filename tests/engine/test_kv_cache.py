@@ -14,8 +14,10 @@ def write(
     shape: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.tensor(positions)
-    cache.open(Window(first_slot, places, int(places.max()) + 1, shape))
     rows, width = places.shape
+    read = slice(first_slot, first_slot + rows)
+    slots = torch.arange(read.start, read.stop).repeat_interleave(width)
+    cache.open(Window(slots, places.flatten(), shape, read, int(places.max()) + 1))
     keys = torch.full((rows, HEADS, width, DIM), value)
     return cache.update(keys, -keys, 0)
 
@@ -26,6 +28,19 @@ def test_what_is_written_is_read_at_its_slot_and_position() -> None:
     keys, values = write(cache, 0, [[2], [1]], 2.0, (2, 64))
     assert keys[:, 0, :, 0].tolist() == [[1, 1, 2], [1, 2, 0]]
     assert torch.equal(values, -keys)
+
+
+def test_packed_prompts_go_to_their_slots_and_read_themselves() -> None:
+    cache = SlotCache()
+    slots, positions = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])
+    cache.open(Window(slots, positions, (2, 64), rows=None))
+    tokens = torch.arange(1.0, 6.0)[:, None, None].expand(5, HEADS, DIM)
+    keys, values = cache.write(tokens, -tokens, 0)
+    assert keys.shape == (1, HEADS, 5, DIM)
+    assert keys[0, 1, :, 0].tolist() == [1, 2, 3, 4, 5]
+    assert torch.equal(values, -keys)
+    keys, _ = write(cache, 0, [[3], [3]], 9.0, (2, 64))
+    assert keys[:, 0, :, 0].tolist() == [[1, 2, 0, 9], [3, 4, 5, 9]]
 
 
 def test_reading_is_a_view_into_the_cache() -> None:

@@ -31,8 +31,8 @@ def run_next(its: Scheduler) -> Batch:
     """What the engine does with a batch, without a model: every token that is generated is a 5."""
     batch = its.next_batch()
     assert batch is not None
-    for seq in batch.sequences:
-        seq.num_cached += min(batch.width, seq.num_uncached)
+    for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
+        seq.num_cached += num
         if not seq.num_uncached:
             seq.tokens.append(5)
     its.check_integrity()
@@ -52,14 +52,16 @@ def test_prompts_that_fit_one_batch_are_prefilled_together_in_order_of_arrival()
     seqs = [sequence(length) for length in (3, 8, 5)]
     batch = run_next(scheduler(*seqs))
     assert batch.sequences == tuple(seqs)
-    assert batch.width == 8
+    assert batch.num_fed == (3, 8, 5)
     assert [seq.slot for seq in seqs] == [0, 1, 2]
 
 
-def test_padding_counts_toward_the_batch() -> None:
-    short, long, last = sequence(2), sequence(10), sequence(2)
+def test_a_batch_takes_whole_prompts_while_they_fit() -> None:
+    short, long, last = sequence(2), sequence(10), sequence(9)
     its = scheduler(short, long, last, max_batch_tokens=20)
-    assert [run_next(its).sequences for _ in range(3)] == [(short, long), (short, long), (last,)]
+    batches = [run_next(its) for _ in range(3)]
+    assert [batch.sequences for batch in batches] == [(short, long), (short, long), (last,)]
+    assert [batch.num_fed for batch in batches] == [(2, 10), (1, 1), (9,)]
 
 
 def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
@@ -67,9 +69,9 @@ def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
     run_next(its)
     its.add(sequence(100))
     its.add(sequence(500))
-    widths = [run_next(its).width for _ in range(6)]
-    assert widths.count(1) < 6
-    assert all(1 in pair for pair in itertools.pairwise(widths))
+    are_decodes = [run_next(its).is_one_token_each for _ in range(6)]
+    assert not all(are_decodes)
+    assert all(map(any, itertools.pairwise(are_decodes)))
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
@@ -78,7 +80,9 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
     run_next(its)
     its.add(long)
     batches = [run_next(its) for _ in range(7)]
-    assert [batch.width for batch in batches] == [1, 20, 1, 20, 1, 8, 1]
+    # the last 2 of the 50 are read one by one, in the decodes between the chunks
+    fed = [(1,), (20,), (1, 1), (20,), (1, 1), (8,), (1, 1)]
+    assert [batch.num_fed for batch in batches] == fed
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
 
@@ -86,7 +90,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
 def test_a_decode_takes_every_running_sequence_of_a_variant() -> None:
     seqs = [sequence(3), sequence(40), sequence(5)]
     its = scheduler(*seqs, max_batch_tokens=20)
-    decodes = [batch for batch in (run_next(its) for _ in range(12)) if batch.width == 1]
+    decodes = [batch for batch in (run_next(its) for _ in range(12)) if batch.is_one_token_each]
     assert decodes[-1].sequences == tuple(seqs)
 
 
@@ -117,12 +121,12 @@ def test_a_short_prompt_waits_for_one_chunk_of_another_variants_long_one() -> No
 
 def test_a_long_prompt_alone_is_read_without_decodes_in_between() -> None:
     its = scheduler(sequence(50), max_batch_tokens=20)
-    assert [run_next(its).width for _ in range(4)] == [20, 20, 10, 1]
+    assert [run_next(its).num_fed for _ in range(4)] == [(20,), (20,), (10,), (1,)]
 
 
 def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
     its = scheduler(*[sequence(100, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=20)
-    chunks = [batch for batch in (run_next(its) for _ in range(30)) if batch.width == 20]
+    chunks = [batch for batch in (run_next(its) for _ in range(30)) if batch.num_fed == (20,)]
     assert [batch.variant for batch in chunks[:8]] == [DENSE, PRUNED] * 4
 
 
@@ -153,11 +157,13 @@ def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_var
         elif due:
             due[0] = (*due[0][:2], due[0][2] - 1)
         batch = run_next(its)
-        assert batch.width * len(batch.sequences) <= max(max_batch_tokens, len(batch.sequences))
+        assert sum(batch.num_fed) <= max(max_batch_tokens, len(batch.sequences))
+        cached = [seq.num_cached for seq in batch.sequences]
+        assert batch.is_one_token_each or cached == list(batch.num_fed) or len(cached) == 1
         for seq, batches in passed_over.items():
             batches.append(batch)
             assert len(batches) <= 1 + 2 or seq in batch.sequences
-            assert sum(one.width > 1 for one in batches) <= 1
+            assert sum(not one.is_one_token_each for one in batches) <= 1
         for seq in batch.sequences:
             if seq.num_generated:
                 passed_over[seq] = []

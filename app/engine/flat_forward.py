@@ -1,20 +1,20 @@
-"""A decode step written flat: one token for each of some sequences, over the model's own modules.
+"""The forward written flat: tokens of any number of sequences over the model's own modules.
 
-It computes to the bit what the model's own forward computes, without the layers in between, which
-take a tenth of a small model's step. It knows blocks of the usual kind; all else, prefill
-included, goes through the model's forward, which is its oracle.
+It computes what the model's own forward computes, without the layers in between, which take a
+tenth of a small model's step. It knows blocks of the usual kind; every other model goes through
+its own forward, which is the oracle of this one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from app.engine.attention import Attention, kinds_of_attention
 from app.engine.kv_cache import SlotCache
 from pruning.blocks import Parts, architecture, block_list, finish
 
@@ -23,11 +23,11 @@ from pruning.blocks import Parts, architecture, block_list, finish
 class Rotation:
     """What turns queries and keys to their positions."""
 
-    cos: torch.Tensor  # [rows, 1, head_dim]
+    cos: torch.Tensor  # [tokens, 1, head_dim]
     sin: torch.Tensor  # of the same shape, its first half negative
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
-        """Of ``[rows, heads, head_dim]``."""
+        """Of ``[tokens, heads, head_dim]``."""
         halves_swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
         return (heads * self.cos + halves_swapped * self.sin).to(heads.dtype)
 
@@ -49,16 +49,16 @@ class FlatBlock:
     is_rotated: bool
 
     def __call__(
-        self, hidden: torch.Tensor, rotation: Rotation, mask: torch.Tensor, cache: SlotCache
+        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
     ) -> torch.Tensor:
-        """Hidden states ``[rows, hidden_size]`` to the next; writes the cache that is open."""
+        """Hidden states ``[tokens, hidden_size]`` to the next; writes the cache that is open."""
         before, after, before_feed, after_feed = self.norms
-        hidden = hidden + after(self._attend(before(hidden), rotation, mask, cache))
+        hidden = hidden + after(self._attend(before(hidden), rotation, attention, cache))
         fed: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
         return hidden + fed
 
     def _attend(
-        self, hidden: torch.Tensor, rotation: Rotation, mask: torch.Tensor, cache: SlotCache
+        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
     ) -> torch.Tensor:
         projected = torch.cat([project(hidden) for project in self.projections], dim=-1)
         heads = projected.view(len(hidden), -1, self.head_dim)
@@ -67,17 +67,13 @@ class FlatBlock:
             queries, keys = map(_normed, self.head_norms, (queries, keys))
         if self.is_rotated:
             queries, keys = rotation(queries), rotation(keys)
-        keys, values = cache.update(keys.unsqueeze(2), values.unsqueeze(2), self.position)
-        # The queries that share a key head go in as if they were successive tokens of it.
-        grouped = queries.reshape(len(hidden), self.num_heads[1], -1, self.head_dim)
-        attended = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=mask, scale=self.scaling
-        )
+        keys, values = cache.write(keys, values, self.position)
+        attended = attention(self.kind, queries, keys, values, self.scaling)
         out: torch.Tensor = self.output(attended.flatten(1))
         return out
 
 
-class FlatDecoder:
+class FlatModel:
     """All blocks of a model, with what is in front of them and behind."""
 
     def __init__(self, model: PreTrainedModel, parts: Parts, blocks: Iterable[FlatBlock]) -> None:
@@ -91,35 +87,36 @@ class FlatDecoder:
         self,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
-        masks: Mapping[str, torch.Tensor],
+        attention: Attention,
         cache: SlotCache,
     ) -> torch.Tensor:
-        """Hidden states ``[rows, hidden_size]`` in front of the head, for a token a row.
+        """Hidden states ``[tokens, hidden_size]`` in front of the head.
 
-        ``token_ids`` is ``[rows]``, ``positions`` ``[rows, 1]`` where the cache is open, and a mask
-        ``[rows, 1, 1, num_tokens]``, additive, one per kind of attention.
+        ``token_ids`` and ``positions`` are ``[tokens]``, laid out as the attention and the window
+        in which the cache is open say.
         """
         hidden = self._model.get_input_embeddings()(token_ids)
         rotations = {kind: self._rotation(kind, hidden, positions) for kind in self._kinds}
         for block in self._blocks:
-            hidden = block(hidden, rotations[block.kind], masks[block.kind], cache)
+            hidden = block(hidden, rotations[block.kind], attention, cache)
         return finish(self._model, hidden)
 
     def turns_whole_heads(self) -> bool:
         """False for a model that turns a part of each head only, which is not written here."""
         first = self._blocks[0]
         device = self._model.device
-        somewhere = torch.zeros(1, 1, dtype=torch.long, device=device)
+        somewhere = torch.zeros(1, dtype=torch.long, device=device)
         rotation = self._rotation(first.kind, torch.zeros(1, device=device), somewhere)
         return rotation.cos.shape[-1] == first.head_dim
 
     def _rotation(self, kind: str, hidden: torch.Tensor, positions: torch.Tensor) -> Rotation:
-        cos, sin = self._rotate(hidden, positions, *([kind] if self._rotates_by_kind else []))
+        kinds = [kind] if self._rotates_by_kind else []
+        cos, sin = self._rotate(hidden, positions[:, None], *kinds)
         first, second = sin.chunk(2, dim=-1)
         return Rotation(cos, torch.cat((-first, second), dim=-1))
 
 
-def flat_decoder(model: PreTrainedModel) -> FlatDecoder | None:
+def flat_model(model: PreTrainedModel) -> FlatModel | None:
     """None for a model that does anything which is not written here."""
     parts = architecture(model.config).parts
     blocks = block_list(model)
@@ -128,7 +125,7 @@ def flat_decoder(model: PreTrainedModel) -> FlatDecoder | None:
     if not all(_is_usual(block, parts) for block in blocks):
         return None
     kinds = kinds_of_attention(model.config)
-    decoder = FlatDecoder(
+    decoder = FlatModel(
         model,
         parts,
         [
@@ -137,13 +134,6 @@ def flat_decoder(model: PreTrainedModel) -> FlatDecoder | None:
         ],
     )
     return decoder if decoder.turns_whole_heads() else None
-
-
-def kinds_of_attention(config: PreTrainedConfig) -> list[str]:
-    """Of each block."""
-    window: int | None = getattr(config, "sliding_window", None)
-    default = "full_attention" if window is None else "sliding_attention"
-    return list(getattr(config, "layer_types", None) or [default] * config.num_hidden_layers)
 
 
 @contextmanager
