@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pruning.spec import Resident
+from pruning.spec import Quantize, Resident
 
 Models = Annotated[
     list[str],
@@ -47,12 +47,16 @@ def evaluate(
     ] = None,
     tasks_dir: Annotated[
         Path | None,
-        typer.Option(help="A folder with lm-eval tasks of your own; their code is run."),
+        typer.Option(help="A folder with tasks of lm-eval of your own [SLEB_TASKS_DIR]."),
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="auto is the checkpoint's own.")] = Dtype.AUTO,
     resident: Annotated[
         Resident | None,
         typer.Option(help="model, or stream: one block at a time; by default what fits."),
+    ] = None,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(help="Each model with weights of 8 or 4 bits as well, its parent in front."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON into this file as well.")] = None,
@@ -61,12 +65,14 @@ def evaluate(
     from app.evaluation import Options, Tasks, run_evaluation
     from pruning.config import Settings
 
+    settings = Settings()
+    tasks_dir = tasks_dir or settings.tasks_dir
     parsed = Tasks.parse([name for given in tasks for name in given.split(",")])
     run_evaluation(
         models,
         replace(parsed, seqlen=seqlen, num_windows=num_windows, tasks_dir=tasks_dir, limit=limit),
-        Options(dtype.value, resident, texts_dir),
-        Settings(),
+        Options(dtype.value, resident, texts_dir, quantize),
+        settings,
         as_json=as_json,
         out=out,
     )

@@ -28,6 +28,7 @@ class Evaluation:
     num_blocks: int
     removed_blocks: Blocks
     dtype: str
+    weights: str | None  # int8 or int4, if they were quantised for this
     perplexities: tuple[Perplexity, ...]
     probe: ProbeScore | None
     tasks: tuple[TaskScore, ...]
@@ -69,6 +70,8 @@ def _rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "blocks", str(evaluation.num_blocks)
     yield "removed blocks", " ".join(map(str, evaluation.removed_blocks)) or "none"
     yield "dtype", evaluation.dtype
+    if evaluation.weights is not None:
+        yield "weights of the blocks", evaluation.weights
     for its in evaluation.perplexities:
         windows = f"windows of {its.seqlen}"
         yield f"perplexity, {its.text}, {windows}", f"{its.perplexity:.4f}"

@@ -3,26 +3,27 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from app.eval_subject import NotEvaluable, Subject, subject_of
 from app.eval_tables import Evaluation, print_evaluations
 from app.prune import search_progress
-from pruning.blocks import num_blocks, view
+from pruning.blocks import num_blocks
 from pruning.config import Settings
-from pruning.memory import free_bytes
-from pruning.models import pick_device, set_up_torch
+from pruning.models import set_up_torch
+from pruning.passes import Passes
 from pruning.perplexity import Perplexity, measure_perplexity
 from pruning.probe import digest, probe_items
 from pruning.probe_score import ProbeScore, summary
 from pruning.probing import answer
-from pruning.residence import Machine, Residence, reside_at
+from pruning.quantize import require_torchao
+from pruning.residence import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
-from pruning.spec import Resident
+from pruning.spec import Quantize, Resident
 from pruning.texts import text_windows
 from pruning.zeroshot import PAPER_TASKS, TaskScore, mean_accuracy, require_lm_eval, score_tasks
 
@@ -66,6 +67,7 @@ class Options:
     dtype: str = "auto"
     resident: Resident | None = None  # None: in memory if it fits, else streamed
     texts_dir: Path | None = None  # None: the one of the data directory
+    quantize: Quantize | None = None  # each model with such weights as well
 
 
 def run_evaluation(
@@ -81,59 +83,75 @@ def run_evaluation(
     if tasks.zero_shot:
         require_lm_eval()
     set_up_torch(settings.threads)
-    subjects = [subject_of(name, settings) for name in names]
+    if options.quantize is not None:
+        require_torchao()
+    columns = _columns([subject_of(name, settings) for name in names], options.quantize)
     with search_progress(Console(stderr=True)) as progress:
-        found = dict(_evaluated(subjects, tasks, options, settings, progress))
-    print_evaluations([found[subject] for subject in subjects], as_json=as_json, out=out)
+        found = dict(_evaluated(columns, tasks, options, settings, progress))
+    print_evaluations([found[column] for column in columns], as_json=as_json, out=out)
+
+
+@dataclass(frozen=True)
+class _Column:
+    subject: Subject
+    weights: Quantize | None = None  # None for those of the checkpoint
+
+
+def _columns(subjects: Sequence[Subject], quantize: Quantize | None) -> list[_Column]:
+    """With ``quantize`` also each of them quantised, and dense parents that nobody named."""
+    columns = [_Column(subject) for subject in subjects]
+    if quantize is None:
+        return columns
+    named = {subject.path for subject in subjects if subject.keep is None}
+    parents = dict.fromkeys(subject.path for subject in subjects if subject.path not in named)
+    in_front = [_Column(Subject(path.name, path, None, ())) for path in parents]
+    quantised = [_Column(subject, quantize) for subject in subjects]
+    pairs = zip(columns, quantised, strict=True)
+    return [*in_front, *(column for pair in pairs for column in pair)]
 
 
 def _evaluated(
-    subjects: Sequence[Subject],
+    columns: Sequence[_Column],
     tasks: Tasks,
     options: Options,
     settings: Settings,
     progress: Progress,
-) -> Iterator[tuple[Subject, Evaluation]]:
+) -> Iterator[tuple[_Column, Evaluation]]:
     machine = Machine(settings.device, settings.state_budget)
     texts_dir = options.texts_dir or settings.data_dir / "texts"
-    for path in dict.fromkeys(subject.path for subject in subjects):
-        resident = options.resident or _where_it_fits(path, machine)
-        if tasks.zero_shot and resident is Resident.STREAM:
+    for path in dict.fromkeys(column.subject.path for column in columns):
+        resident = options.resident or where_it_fits(path, machine)
+        if resident is Resident.STREAM and (tasks.zero_shot or options.quantize):
             raise NotEvaluable(
-                f"{path} does not fit into memory or is to be streamed, and tasks of lm-eval need "
-                "the whole model there: leave them out, or say --resident model"
+                f"{path} does not fit into memory or is to be streamed, and tasks of lm-eval and "
+                "quantised weights need the whole model there: leave them out, or say --resident "
+                "model"
             )
         loading = progress.add_task("load", total=None)
         residence = reside_at(path, resident, machine, dtype=options.dtype)
         progress.remove_task(loading)
-        for subject in (its for its in subjects if its.path == path):
-            run = _Run(subject, residence, tasks, texts_dir, progress)
-            yield subject, run.evaluation()
-
-
-def _where_it_fits(path: Path, machine: Machine) -> Resident:
-    """In memory, unless its files alone are larger than what is free on the device."""
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    is_too_large = size > free_bytes(torch.device(pick_device(machine.device)))
-    return Resident.STREAM if is_too_large else Resident.MODEL
+        for column in (its for its in columns if its.subject.path == path):
+            yield column, _Run(column, residence, tasks, texts_dir, progress).evaluation()
 
 
 @dataclass(frozen=True)
 class _Run:
     """One model, loaded, and what is to be measured of it."""
 
-    subject: Subject
+    column: _Column
     residence: Residence
     tasks: Tasks
     texts_dir: Path
     progress: Progress
 
     def evaluation(self) -> Evaluation:
+        subject, weights = self.column.subject, self.column.weights
         scores = self._zero_shot()
         return Evaluation(
-            model=self.subject.name,
+            model=subject.name,
+            weights=None if weights is None else weights.value,
             num_blocks=len(self._keep),
-            removed_blocks=self.subject.removed_blocks,
+            removed_blocks=subject.removed_blocks,
             dtype=str(self.residence.model.dtype).removeprefix("torch."),
             perplexities=tuple(self._perplexity(text) for text in self.tasks.texts),
             probe=self._probe() if self.tasks.has_probe else None,
@@ -143,8 +161,12 @@ class _Run:
 
     @property
     def _keep(self) -> Blocks:
-        keep = self.subject.keep
+        keep = self.column.subject.keep
         return tuple(range(num_blocks(self.residence.model))) if keep is None else keep
+
+    @cached_property
+    def _passes(self) -> Passes:
+        return self.residence.passes(self._keep, self.column.weights)
 
     def _perplexity(self, text: str) -> Perplexity:
         windows = text_windows(
@@ -156,13 +178,12 @@ class _Run:
             num_windows=self.tasks.num_windows,
         )
         with self._observed(f"ppl:{text}") as observe:
-            return measure_perplexity(self.residence.passes(self._keep), windows, observe=observe)
+            return measure_perplexity(self._passes, windows, observe=observe)
 
     def _probe(self) -> ProbeScore:
         items = probe_items()
         with self._observed("probe") as observe:
-            passes = self.residence.passes(self._keep)
-            answers = answer(passes, self.residence.tokenizer, items, observe=observe)
+            answers = answer(self._passes, self.residence.tokenizer, items, observe=observe)
         return summary(answers, digest(items))
 
     def _zero_shot(self) -> list[TaskScore]:
@@ -170,7 +191,7 @@ class _Run:
             return []
         with self._observed(", ".join(self.tasks.zero_shot)):
             return score_tasks(
-                view(self.residence.model, self._keep),
+                self._passes.model,
                 self.residence.tokenizer,
                 self.tasks.zero_shot,
                 tasks_dir=self.tasks.tasks_dir,
@@ -180,7 +201,7 @@ class _Run:
     @contextmanager
     def _observed(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """A bar while it is measured."""
-        bar = self.progress.add_task(f"{self.subject.name}  {what}", total=None)
+        bar = self.progress.add_task(f"{self.column.subject.name}  {what}", total=None)
 
         def observe(done: int, total: int) -> None:
             self.progress.update(bar, completed=done, total=total)

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag
 from app.schemas import Body, ModelName
 from pruning.calibration_spec import MAX_SOURCES
 from pruning.gate_spec import GateAction
-from pruning.spec import Dataset, Metric, Resident, Sampling, Search
+from pruning.spec import Dataset, Metric, Quantize, Resident, Sampling, Search
 from pruning.webhook import FINAL_EVENTS, WebhookEvent
 
 _ONE, _MIX = "<one>", "<mix>"  # the two things that a calibration may be
@@ -152,6 +152,15 @@ class PruneJobBody(Body):
         "stream takes its calibration text from file, wikitext2 or c4.",
     )
     gate: GateBody | None = None
+    quantize: Quantize | None = Field(
+        default=None,
+        description="Measure the perplexity of the pruned model with weights of 8 or 4 bits in its "
+        "blocks as well; needs evaluate. What is published has plain weights all the same.",
+    )
+    zero_shot: bool = Field(
+        default=False,
+        description="Ask the paper's five tasks, by lm-eval, of the dense and of the pruned model.",
+    )
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],

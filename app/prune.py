@@ -155,7 +155,13 @@ def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) 
             target=out,
             models=models,
             observer=bar,
-            machine=Machine(settings.device, settings.state_budget, settings.num_actors),
+            machine=Machine(
+                settings.device,
+                settings.state_budget,
+                settings.num_actors,
+                tasks_dir=settings.tasks_dir,
+            ),
+            verify=settings.verify,
         )
         bar.end()
     print_run(manifest, bar.removals, out, as_json=as_json)

@@ -29,6 +29,7 @@ from pruning.gate_spec import Gate
 from pruning.job import Job, JobStatus
 from pruning.job_creation import Claim, QueueFull, Terms
 from pruning.outage import JobStoreUnavailable
+from pruning.quantize import check_quantizable
 from pruning.spec import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
 from pruning.webhook import Webhook
 from pruning.weight_sizes import weight_sizes
@@ -140,6 +141,8 @@ def _wait_s(services: Services) -> float:
 def _checked(body: PruneJobBody, services: Services) -> _Checked:
     spec = _spec(body, services.settings.texts_dir)
     info = services.models.inspect(spec.model)
+    if spec.quantize is not None:
+        check_quantizable(info.model_type)
     num_evaluations = spec.num_evaluations(info.num_blocks)
     if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
         raise InvalidSpec(
@@ -183,6 +186,8 @@ def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
         search=body.search,
         resident=body.resident,
         gate=None if body.gate is None else Gate(**body.gate.model_dump()),
+        quantize=body.quantize,
+        zero_shot=body.zero_shot,
     )
 
 

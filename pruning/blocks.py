@@ -1,109 +1,46 @@
 """Transformer blocks of a Hugging Face model: how many there are, and views without some of them.
 
-The only file that knows module paths. A family is a row of ``ARCHITECTURES``, never a branch.
+Where they are, ``architectures`` says: no module path is written anywhere else.
 """
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-_Module = TypeVar("_Module", bound=nn.Module)
-
-
-class UnknownArchitecture(ValueError):
-    """No row of ``ARCHITECTURES`` says where this model keeps its blocks."""
-
-
-class UnsupportedConfig(ValueError):
-    """A known family, in a configuration that does not survive the removal of blocks."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Names in a block of the usual kind: attention, then a feed-forward part, each between two
-    norms and added to what came in. A family may lack a norm."""
-
-    norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
-    attention: str = "self_attn"
-    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one alone is all three
-    head_norms: tuple[str, ...] = ()  # of queries and of keys
-    output: str = "o_proj"
-    feed_forward: str = "mlp"
-    rotation: str = "model.rotary_emb"  # a path from the causal language model
-    rotates_by_kind: bool = False  # each kind of attention has frequencies of its own
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Where a family keeps things; paths are dotted and start at the causal language model."""
-
-    blocks: str
-    tail: tuple[str, ...]  # what follows the last block, up to the head; some may be None
-    per_block: tuple[str, ...] = ("layer_types",)  # config lists with one entry per block
-    logit_softcap: str | None = None  # config key: logits become cap * tanh(logits / cap)
-    depth_dependent: tuple[str, ...] = ()  # config switches that make a weight depend on its depth
-    parts: Parts | None = None  # None where blocks are not of the usual kind
-
-
-_LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
-_GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
-_HEAD_NORMS = ("q_norm", "k_norm")
-_NORMS_BEHIND = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
-_FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
-               "pre_feedforward_layernorm", "post_feedforward_layernorm")  # fmt: skip
-
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
-    {
-        "gemma": _LLAMA_LIKE,
-        "gemma2": replace(_GEMMA_LIKE, parts=None),  # caps the scores of its attention
-        "gemma3_text": replace(
-            _GEMMA_LIKE,
-            parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
-        ),
-        "gpt2": Architecture(
-            blocks="transformer.h",
-            tail=("transformer.ln_f",),
-            depth_dependent=("scale_attn_by_inverse_layer_idx",),
-        ),
-        "gpt_neox": Architecture(blocks="gpt_neox.layers", tail=("gpt_neox.final_layer_norm",)),
-        "llama": _LLAMA_LIKE,
-        "mistral": _LLAMA_LIKE,
-        "olmo2": replace(_LLAMA_LIKE, parts=Parts(norms=_NORMS_BEHIND, head_norms=_HEAD_NORMS)),
-        "opt": Architecture(
-            blocks="model.decoder.layers",
-            tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
-        ),
-        "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
-        "qwen2": _LLAMA_LIKE,
-        "qwen3": replace(_LLAMA_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
-        "smollm3": replace(_LLAMA_LIKE, per_block=("layer_types", "no_rope_layers")),
-        "starcoder2": _LLAMA_LIKE,
-    }
+from pruning.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Parts,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    architecture,
+    unknown_architecture,
 )
 
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "BlockCall",
+    "Parts",
+    "UnknownArchitecture",
+    "UnsupportedConfig",
+    "architecture",
+    "block_calls",
+    "block_list",
+    "final_logits",
+    "finish",
+    "num_blocks",
+    "unknown_architecture",
+    "view",
+]
 
-def architecture(config: PreTrainedConfig) -> Architecture:
-    """The row for this model; raises ``UnknownArchitecture`` or ``UnsupportedConfig``."""
-    row = ARCHITECTURES.get(config.model_type)
-    if row is None:
-        raise UnknownArchitecture(
-            f"models of type {config.model_type!r} are not supported; "
-            f"the known ones are {', '.join(sorted(ARCHITECTURES))}"
-        )
-    for switch in row.depth_dependent:
-        if getattr(config, switch, False):
-            raise UnsupportedConfig(
-                f"{config.model_type} with {switch}=true cannot lose blocks: its weights depend on "
-                f"their depth, so a pruned checkpoint would compute something else"
-            )
-    return row
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def num_blocks(model: PreTrainedModel) -> int:

@@ -1,16 +1,19 @@
-"""A pruned checkpoint written from a streamed model, with one tensor in memory at a time.
+"""A pruned checkpoint written from a streamed model, with one parameter in memory at a time.
 
 Configs, keys and values are those that ``save_pretrained`` writes of a view of the whole model.
 """
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -35,12 +38,19 @@ def export(
     pruned = view(streamed.model, keep)
     pruned.save_pretrained(directory, state_dict={})  # the configs alone
     dense_names = {id(parameter): name for name, parameter in streamed.model.named_parameters()}
-    parameters = revert_weight_conversion(pruned, dict(pruned.named_parameters()))
-    split = split_torch_state_dict_into_shards(parameters, max_shard_size=shard_bytes)
+    parameters: dict[str, torch.Tensor] = dict(pruned.named_parameters())
+    tensors = revert_weight_conversion(pruned, parameters)  # as they are stored, without values
+    sources = {
+        stored: _Source(name, dense_names[id(parameter)])
+        for name, parameter in parameters.items()
+        for stored in revert_weight_conversion(pruned, {name: parameter})
+    }
+    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for file, names in split.filename_to_tensors.items():
-        shard = {name: parameters[name] for name in names}
-        stored = {name: dense_names[id(parameter)] for name, parameter in shard.items()}
-        _write(directory / file, shard, stored, streamed)
+        shard = {name: tensors[name] for name in names}
+        wanted = {sources[name] for name in names}
+        values = (_values(source, pruned, streamed) for source in sorted(wanted))
+        _write(directory / file, shard, chain.from_iterable(values))
     if split.is_sharded:
         metadata = {"total_parameters": pruned.num_parameters(), **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
@@ -48,28 +58,56 @@ def export(
         (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
 
 
+def kept_weights(
+    streamed: StreamedModel, keep: Sequence[int]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield ``(name, values)`` of every parameter of the model that keeps these blocks."""
+    dense_names = {id(parameter): name for name, parameter in streamed.model.named_parameters()}
+    for name, parameter in view(streamed.model, keep).named_parameters():
+        for _, values in streamed.read([dense_names[id(parameter)]]):
+            yield name, values
+
+
+@dataclass(frozen=True, order=True)
+class _Source:
+    """A parameter, of which one tensor is stored or, as of the experts of a layer, several."""
+
+    name: str
+    dense_name: str
+
+
+def _values(
+    source: _Source, pruned: PreTrainedModel, streamed: StreamedModel
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is stored of it, by the names of the file."""
+    for _, values in streamed.read([source.dense_name]):
+        yield from revert_weight_conversion(pruned, {source.name: values}).items()
+
+
 def _write(
-    file: Path,
-    shard: Mapping[str, torch.Tensor],
-    dense_names: Mapping[str, str],
-    streamed: StreamedModel,
+    file: Path, shard: Mapping[str, torch.Tensor], values: Iterable[tuple[str, torch.Tensor]]
 ) -> None:
-    """One safetensors file: the length of a JSON header, the header, and the values behind it."""
+    """One safetensors file: the length of a JSON header, the header, and the values behind it.
+
+    ``values`` come in any order; those of tensors in other shards are passed over.
+    """
     # The widest first, so that all are aligned, and then by name, as safetensors itself does.
     names = sorted(shard, key=lambda name: (-shard[name].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
     end = 0
     for name in names:
-        begin, end = end, end + shard[name].nbytes
+        begins[name], end = end, end + shard[name].nbytes
         header[name] = {
             "dtype": _DTYPES[shard[name].dtype],
             "shape": list(shard[name].shape),
-            "data_offsets": [begin, end],
+            "data_offsets": [begins[name], end],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     with file.open("wb") as written:
         written.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name in names:
-            for _, values in streamed.read([dense_names[name]]):
-                written.write(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+        for name, tensor in values:
+            if name in begins:
+                written.seek(8 + len(encoded) + begins[name])
+                written.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -6,11 +6,13 @@ transformers would fill missing blocks with random numbers and only log it.
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pruning.blocks import architecture
+from pruning.blocks import ARCHITECTURES, architecture, unknown_architecture
 
 # What belongs to a model beside config and weights: its tokenizer, how to generate, its licence.
 COMPANION_FILES = (
@@ -130,14 +132,29 @@ def read_config(path: Path) -> PreTrainedConfig:
 
 
 def parse_config(path: Path) -> PreTrainedConfig:
-    """That of a directory which may have no weights yet. Raises ``NotAModel``."""
+    """That of a directory which may have no weights yet.
+
+    Raises ``NotAModel``, or ``UnknownArchitecture`` for a type that transformers does not know.
+    """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (StrictDataclassError, ValueError, OSError, KeyError, TypeError) as error:
         needs_code = "trust_remote_code" in str(error)
+        if not needs_code and (unknown := _type_without_row(path)) is not None:
+            raise unknown_architecture(unknown) from error
         reason = "the model brings code of its own, which is never run" if needs_code else error
         raise NotAModel(f"{path}/config.json cannot be read: {reason}") from error
     return config
+
+
+def _type_without_row(path: Path) -> str | None:
+    """What the config calls its type, if that is a name and none that is supported."""
+    try:
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    return model_type if isinstance(model_type, str) and model_type not in ARCHITECTURES else None
 
 
 def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -155,6 +172,7 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # or the error would not say which: refused below
             device_map="meta" if device == "meta" else None,
             **options,
         )
@@ -164,6 +182,13 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     model, report = loaded
     _refuse_wrong_keys(path, report)
     return LoadedModel(model.to(pick_device(device)).eval(), tokenizer, path)
+
+
+def copy_companions(source: Path, directory: Path) -> None:
+    """As they are: a tokenizer that is written anew may differ by a byte."""
+    for name in COMPANION_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
 
 
 def pick_device(device: str) -> str:

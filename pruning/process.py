@@ -1,6 +1,9 @@
-"""What a child process owes its parent: not to outlive it, and to end when it is asked to."""
+"""What a process owes others: to say nothing needless, to end when it is asked to, and a child not
+to outlive its parent.
+"""
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -8,6 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
+# transformers imports torchao wherever it is installed, and that says what it misses without CUDA
+_CHATTY = ("torchao", "torch.utils._pytree")
+
+
+def hush_libraries() -> None:
+    """For a process's start, in front of torch: let no library warn of what is not in use."""
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ __all__ = [
     "InvalidSpec",
     "Metric",
     "PruneSpec",
+    "Quantize",
     "Resident",
     "Sampling",
     "Search",
@@ -59,13 +60,22 @@ class Search(StrEnum):
     STAGED = "staged"  # candidates race, and those clearly worse leave after a few windows
 
 
+class Quantize(StrEnum):
+    """Weights of the blocks, to be measured beside the plain ones."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 class Resident(StrEnum):
     MODEL = "model"  # all weights on the device
     STREAM = "stream"  # block weights stay on disk and visit the device one block at a time
 
 
 # settings that came after checkpoints had been published, with the value that means none
-_LATER: Mapping[str, object] = MappingProxyType({"metric": Metric.SLEB, "gate": None})
+_LATER: Mapping[str, object] = MappingProxyType(
+    {"metric": Metric.SLEB, "gate": None, "quantize": None, "zero_shot": False}
+)
 # how far to go, each with the range that a number of it must lie in, both ends excluded
 _TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -96,6 +106,8 @@ class PruneSpec:
     search: Search = Search.EXACT
     resident: Resident = Resident.MODEL
     gate: Gate | None = None  # what the whole order may cost to be published
+    quantize: Quantize | None = None  # measure perplexity with such weights as well
+    zero_shot: bool = False  # ask the paper's five tasks of dense and pruned
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -114,11 +126,7 @@ class PruneSpec:
                 "candidates at once: choose search=exact",
             )
         self._check_text()
-        if self.gate and self.gate.max_perplexity_ratio is not None and not self.evaluate:
-            raise InvalidSpec(
-                "gate.max_perplexity_ratio",
-                "gate.max_perplexity_ratio needs perplexities on held-out text: leave evaluate on",
-            )
+        self._check_measures()
 
     def _check_text(self) -> None:
         datasets = {source.dataset for source in self.calibration.parts}
@@ -128,6 +136,23 @@ class PruneSpec:
                 "text sampled from the model needs the whole model in memory: with "
                 "resident=stream calibrate on a file, wikitext2 or c4",
             )
+
+    def _check_measures(self) -> None:
+        needs_text = {
+            "gate.max_perplexity_ratio": self.gate and self.gate.max_perplexity_ratio is not None,
+            "quantize": self.quantize is not None,
+        }
+        needs_model = {"quantize": self.quantize is not None, "zero_shot": self.zero_shot}
+        for name, is_asked in needs_text.items():
+            if is_asked and not self.evaluate:
+                raise InvalidSpec(
+                    name, f"{name} needs perplexities on held-out text: leave evaluate on"
+                )
+        for name, is_asked in needs_model.items():
+            if is_asked and self.resident is Resident.STREAM:
+                raise InvalidSpec(
+                    name, f"{name} needs the whole model in memory, and resident=stream has not"
+                )
 
     def _check_target(self) -> None:
         given = {name: value for name in _TARGETS if (value := getattr(self, name)) is not None}
@@ -211,8 +236,9 @@ class PruneSpec:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":
         """Inverse of ``to_dict``, through JSON as well; what is missing takes its default."""
-        kinds = {"metric": Metric, "search": Search, "resident": Resident}
-        enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
-        gate = Gate.from_dict(given) if (given := data.get("gate")) else None
+        kinds = {"metric": Metric, "search": Search, "resident": Resident, "quantize": Quantize}
+        given = {name: data[name] for name in kinds if data.get(name) is not None}
+        enums = {name: kinds[name](value) for name, value in given.items()}
+        gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None
         calibration = calibration_from(data.get("calibration", {}))
         return cls(**{**data, **enums, "calibration": calibration, "gate": gate})

@@ -1,7 +1,7 @@
 """What every removal cost, round by round: the rows behind each table of a pruning run."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -73,18 +73,28 @@ def legend(manifest: Manifest, headings: Cells) -> list[str]:
         "in full": "in full: candidates evaluated on every window, and not on the first few alone.",
     }
     told = [sentence for name, sentence in sentences.items() if name in headings]
-    return told + _gate(manifest.quality)
+    return [*told, *_measured(manifest.quality)]
 
 
-def _gate(quality: Quality) -> list[str]:
-    found = [f"warning: {warning}." for warning in quality.warnings]
-    if (probe := quality.probe) is not None:
-        found.insert(
-            0,
-            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, of 1; "
-            f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}.",
+def _measured(quality: Quality) -> Iterator[str]:
+    """What is known of the whole order alone, and what the gate found."""
+    if (its := quality.quantized) is not None:
+        dense, pruned = (short(quality.perplexities[at]) for at in (0, -1))
+        yield (
+            f"quantised: perplexity {dense} dense, {pruned} pruned, {short(its.perplexity)} pruned "
+            f"with {its.weights} weights, which were measured and are not what is published."
         )
-    return found
+    if (asked := quality.zero_shot) is not None and asked.dense_mean and asked.pruned_mean:
+        yield (
+            f"zero-shot: {asked.dense_mean:.4f} dense, {asked.pruned_mean:.4f} pruned, the mean of "
+            f"{', '.join(score.task for score in asked.pruned)}."
+        )
+    if (probe := quality.probe) is not None:
+        yield (
+            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, of 1; "
+            f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}."
+        )
+    yield from (f"warning: {warning}." for warning in quality.warnings)
 
 
 def short(value: float) -> str:

@@ -6,17 +6,26 @@ length-normalised accuracy where it has one.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.blocks import num_blocks, view
+from pruning.task_scores import PAPER_TASKS, TaskScore, mean_accuracy
 
-PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
+__all__ = [
+    "PAPER_TASKS",
+    "TaskScore",
+    "TaskUnusable",
+    "ZeroShotUnavailable",
+    "fetch_tasks",
+    "mean_accuracy",
+    "require_lm_eval",
+    "score_tasks",
+]
+
 _PREFERRED = ("acc_norm", "acc")
 
 
@@ -28,25 +37,19 @@ class TaskUnusable(ValueError):
     """lm-eval knows no such task, or cannot get its data."""
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """``value`` is of ``metric``: acc_norm, else acc, else the first that the task has."""
-
-    task: str
-    metric: str
-    value: float
-    standard_error: float | None
-    num_samples: int
-    num_shots: int
-    metrics: Mapping[str, float]  # all that the task has
-
-
 def require_lm_eval() -> None:
     """Raises ``ZeroShotUnavailable`` before anything is loaded for nothing."""
     if find_spec("lm_eval") is None:
         raise ZeroShotUnavailable(
             "tasks of lm-eval need it installed: pip install 'sleb-serve[eval]'"
         )
+
+
+def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:
+    """Have the data of ``tasks`` on this machine. Raises as ``score_tasks`` does."""
+    require_lm_eval()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _load(_task_manager(tasks, tasks_dir), tasks)
 
 
 def score_tasks(
@@ -79,14 +82,6 @@ def score_tasks(
     )
     assert evaluated is not None  # None is for processes of a higher rank
     return [_score(name, evaluated) for name in evaluated["results"]]
-
-
-def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:
-    """What the paper reports, 0 to 1; None unless all of its five tasks are there."""
-    values = {score.task: score.value for score in scores}
-    if not values.keys() >= set(PAPER_TASKS):
-        return None
-    return fmean(values[task] for task in PAPER_TASKS)
 
 
 def _detached(model: PreTrainedModel) -> PreTrainedModel:

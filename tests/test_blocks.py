@@ -141,3 +141,18 @@ def test_weights_that_depend_on_their_depth_are_refused() -> None:
     config = AutoConfig.for_model("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(UnsupportedConfig, match="scale_attn_by_inverse_layer_idx"):
         architecture(config)
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"), [("mlp_only_layers", [0, 2]), ("decoder_sparse_step", 2)]
+)
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_blocks_that_are_of_two_kinds_by_their_depth_are_refused(
+    family: str, switch: str, value: object
+) -> None:
+    assert architecture(AutoConfig.for_model(family)) is ARCHITECTURES[family]
+    config = AutoConfig.for_model(family, **{switch: value})
+    with pytest.raises(
+        UnsupportedConfig, match=rf"{family} with {switch}=.*only {switch}=(\[\]|1)"
+    ):
+        architecture(config)

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.e2e.processes import environment, free_port, is_ready, processes_of
+from tests.unsupported import quantize_config, write_unsupported
 from tests.waiting import wait_until
 
 
@@ -96,6 +97,8 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
         (["prune", "tiny", "--num-remove", "x"], 2, "valid int"),
         (["prune", "tiny", "--num-remove", "1", "--seqlen", "0"], 2, "seqlen"),
         (["prune", "tiny", "--num-remove", "1", "--gate-max-probe-drop", "2"], 2, "below 1"),
+        (["prune", "tiny", "--num-remove", "1", "--quantize", "int2"], 2, "int8"),
+        (["prune", "tiny", "--num-remove", "1", "--quantize", "int8", "--no-evaluate"], 2, "leave"),
         (["eval", "none"], 1, "no model named 'none'"),
         (["eval", "tiny", "--tasks", "ppl:"], 1, "expected ppl:TEXT"),
         (["eval", "tiny", "--tasks", "ppl:none.txt", "--seqlen", "16"], 1, "none.txt"),
@@ -118,6 +121,18 @@ def test_errors_are_one_message_and_a_code(
     assert word in ran.stderr
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_pruned_are_told_what_can(data_dir: Path, tmp_path: Path) -> None:
+    write_unsupported(data_dir / "models" / "encoder", "t5")
+    quantize_config(data_dir / "models" / "tiny", "bitsandbytes")
+    for model, said in (("encoder", "decoder-only"), ("tiny", "give the unquantised model")):
+        ran = sleb(data_dir, "prune", model, "--num-remove", "1", "--out", str(tmp_path / "out"))
+        told = " ".join(ran.stderr.split())  # a narrow terminal breaks lines
+        assert (ran.returncode, told.count("error:")) == (1, 1)
+        assert said in told
+        assert "Traceback" not in told
+        assert not (tmp_path / "out").exists()
 
 
 def test_serve_ends_on_sigterm_and_takes_its_valkey_with_it(data_dir: Path) -> None:

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from app.cli import app as command_line
 from app.eval_subject import NotEvaluable
 from app.evaluation import InvalidTasks, Tasks
+from pruning.blocks import view
 from pruning.checkpoints import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.quantize import quantized
+from pruning.spec import CalibrationSpec, PruneSpec, Quantize
 from pruning.texts import TextUnusable
 from pruning.zeroshot import PAPER_TASKS
 from tests.recorder import Recorder
@@ -91,6 +93,31 @@ def test_streamed_the_numbers_are_the_same(data_dir: Path, published: Manifest) 
     with pytest.raises(NotEvaluable, match="--resident model"):
         run("tiny", "--tasks", "piqa", "--resident", "stream")
     assert data_dir.exists()
+
+
+@pytest.mark.parametrize("weights", Quantize)
+def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
+    data_dir: Path, published: Manifest, weights: Quantize
+) -> None:
+    whole_text = PPL[:-2]
+    arguments = [*whole_text, "--quantize", weights.value]
+    found = run("tiny@-2", *arguments)
+    assert [(its["model"], its["weights"]) for its in found] == [
+        ("tiny", None),
+        ("tiny@-2", None),
+        ("tiny@-2", weights.value),
+    ]
+    dense, pruned, small = (its["perplexities"][1]["perplexity"] for its in found)
+    loaded = ModelStore(data_dir / "models").load("tiny")
+    its = quantized(view(loaded.model, published.keep), weights)
+    assert small == pytest.approx(by_hand(its, loaded.tokenizer, TEXT, 16), rel=1e-3)
+    plain = run("tiny", "tiny@-2", *whole_text)
+    assert [dense, pruned] == [its["perplexities"][1]["perplexity"] for its in plain]
+    named = run("tiny", "tiny@-2", "tiny@prn-1", *arguments)
+    assert [its["weights"] for its in named] == [None, weights.value] * 3
+    assert [its["perplexities"][1]["perplexity"] for its in named[2:4]] == [pruned, small]
+    with pytest.raises(NotEvaluable, match="--resident model"):
+        run("tiny", "--quantize", weights.value, "--resident", "stream")
 
 
 def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pruning.blocks import UnknownArchitecture
+from pruning.blocks import UnknownArchitecture, UnsupportedConfig
 from pruning.models import ModelNotFound, ModelStore, NotAModel, load
 from tests.tiny_directory import MAX_POSITIONS, NUM_BLOCKS
+from tests.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupported
 
 
 def edit_config(path: Path, **changes: object) -> None:
@@ -81,3 +82,26 @@ def test_directories_that_are_no_models_say_what_is_missing(tiny_models_dir: Pat
         (path / "config.json").write_text(text)
         with pytest.raises((NotAModel, UnknownArchitecture)):
             store.inspect("odd")
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_models_of_other_kinds_never_load_and_it_says_what_is_supported(
+    tmp_path: Path, model_type: str
+) -> None:
+    path = write_unsupported(tmp_path / "other", model_type)
+    said = f"'{model_type}'.*decoder-only.*llama"
+    with pytest.raises(UnknownArchitecture, match=said):
+        load(path)
+    with pytest.raises(UnknownArchitecture, match=said):
+        ModelStore(tmp_path).inspect("other")
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_quantised_models_never_load_and_it_says_what_to_give(
+    tiny_models_dir: Path, method: str
+) -> None:
+    quantize_config(tiny_models_dir / "tiny", method)
+    with pytest.raises(UnsupportedConfig, match=rf"\({method}\).*give the unquantised model"):
+        load(tiny_models_dir / "tiny")
+    with pytest.raises(UnsupportedConfig, match=method):
+        ModelStore(tiny_models_dir).inspect("tiny")

@@ -16,6 +16,7 @@ from pruning.spec import (
     InvalidSpec,
     Metric,
     PruneSpec,
+    Quantize,
     Resident,
     Sampling,
     Search,
@@ -142,7 +143,12 @@ def test_only_a_perplexity_ratio_can_be_passed() -> None:
     assert not any(PruneSpec("any", **{name: TARGETS[name]}).passes(9, 1) for name in others)
 
 
-@pytest.mark.parametrize("spec", [FULL, *(PruneSpec("m", **{n: v}) for n, v in TARGETS.items())])
+MEASURED = PruneSpec("m", num_remove=1, quantize=Quantize.INT4, zero_shot=True)
+
+
+@pytest.mark.parametrize(
+    "spec", [FULL, MEASURED, *(PruneSpec("m", **{n: v}) for n, v in TARGETS.items())]
+)
 def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
     again = PruneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
@@ -150,12 +156,27 @@ def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
     assert again.digest() != PruneSpec("m", num_remove=3).digest()
     assert isinstance(again.search, Search)
     assert isinstance(again.resident, Resident)
+    assert type(again.quantize) is type(spec.quantize)
 
 
 def test_the_digest_of_a_spec_is_what_it_was_before_it_could_have_more_settings() -> None:
     """Checkpoints have it in their manifests, and are known for their job's by it."""
     before = "a506ce7071938d5a4733d78df2215a665710310969399516ee93f9552b245c15"
     assert PruneSpec("tiny", num_remove=2).digest() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ({"quantize": Quantize.INT8, "evaluate": False}, "quantize"),
+        ({"quantize": Quantize.INT4, "resident": Resident.STREAM}, "quantize"),
+        ({"zero_shot": True, "resident": Resident.STREAM}, "zero_shot"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(settings: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidSpec, match=param) as caught:
+        PruneSpec("m", num_remove=1, calibration=FILE, **settings)
+    assert caught.value.param == param
 
 
 def test_every_setting_has_a_part_in_the_digest() -> None:
@@ -167,10 +188,13 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {"resident": Resident.STREAM},
             {"metric": Metric.COSINE},
             {"metric": Metric.ONE_SHOT},
+            {"quantize": Quantize.INT8},
+            {"quantize": Quantize.INT4},
+            {"zero_shot": True},
             {},
         )
     }
-    assert len(digests) == 5
+    assert len(digests) == 8
     assert spec.digest() in digests
 
 

@@ -50,16 +50,22 @@ DOCUMENTS = [
 ]
 
 
+def write_tasks(folder: Path, *names: str) -> Path:
+    """Tasks of these names, all with the same questions; ``folder`` gets their data as well."""
+    folder.mkdir(parents=True)
+    data = folder / "questions.jsonl"
+    data.write_text("\n".join(map(json.dumps, DOCUMENTS)))
+    for name in names:
+        text = TASK.format(data=data).replace("task: toy", f"task: {name}")
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
 @pytest.fixture
 def tasks_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the task; what the data set library keeps goes elsewhere in ``tmp_path``."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    data = tmp_path / "toy.jsonl"
-    data.write_text("\n".join(map(json.dumps, DOCUMENTS)))
-    (folder / "toy.yaml").write_text(TASK.format(data=data))
-    return folder
+    return write_tasks(tmp_path / "tasks", "toy")
 
 
 @torch.inference_mode()

@@ -27,6 +27,8 @@ _LLAMA_LIKE: Mapping[str, Any] = {
     "pad_token_id": 2,
 }
 _MIXED = ["sliding_attention", "full_attention"] * (NUM_BLOCKS // 2)
+_BOTH = {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": _MIXED}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gemma": {},
@@ -45,12 +47,21 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt_neox": {},
     "llama": {},
     "mistral": {"sliding_window": WINDOW},
+    "mixtral": {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmo2": {},
+    "olmoe": _EXPERTS,
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "phi3": {"sliding_window": WINDOW},
-    "qwen2": {},
-    "qwen3": {},
-    "smollm3": {},
+    "qwen2": _BOTH,
+    "qwen2_moe": {**_EXPERTS, **_BOTH, "shared_expert_intermediate_size": 24},
+    "qwen3": _BOTH,
+    "qwen3_moe": {
+        **_EXPERTS,
+        "num_experts": 12,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+    },
+    "smollm3": {**_BOTH, "no_rope_layers": [1, 1, 0, 1, 1, 0]},
     "starcoder2": {"sliding_window": WINDOW},
 }
 

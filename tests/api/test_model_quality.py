@@ -1,15 +1,19 @@
 """What the catalogue, the metrics and the job routes say of a model's quality."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints import MANIFEST, Manifest
 from pruning.gate_spec import Gate
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec import CalibrationSpec, PruneSpec, Quantize
+from pruning.task_scores import PAPER_TASKS, TaskScore
 from tests.api.conftest import publish_pruned
 from tests.exposition import Scrape
+from tests.tiny_checkpoints import write_checkpoint
 
 
 @pytest.fixture
@@ -47,6 +51,69 @@ def test_a_job_without_a_gate_has_no_scores(data_dir: Path, client: TestClient) 
         assert (found["probe_score"], found["dense_probe_score"]) == (None, None)
         assert found["warnings"] == []
     assert Scrape(client.get("/metrics").text).series("sleb_model_probe_score") == []
+
+
+def test_the_perplexity_with_quantised_weights_is_of_full_depth(
+    data_dir: Path, client: TestClient
+) -> None:
+    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    spec = PruneSpec("tiny", 3, calibration=calibration, quantize=Quantize.INT8)
+    measured = publish_pruned(data_dir, spec=spec).quality.quantized
+    assert measured is not None
+    found = {model["id"]: model for model in client.get("/models").json()["data"]}
+    for name, expected in (
+        ("tiny", (None, None)),
+        ("tiny@-1", (None, None)),
+        ("tiny@-3", ("int8", measured.perplexity)),
+        ("tiny@prn-1", ("int8", measured.perplexity)),
+    ):
+        model = found[name]
+        assert (model["quantized_weights"], model["quantized_perplexity"]) == expected
+    scrape = Scrape(client.get("/metrics").text)
+    assert scrape.value("sleb_model_quantized_perplexity", model_name="tiny@-3") == pytest.approx(
+        measured.perplexity
+    )
+
+
+def test_the_mean_of_the_papers_tasks_is_told_as_the_probes_score_is(
+    data_dir: Path, client: TestClient
+) -> None:
+    name = publish_pruned(data_dir).name
+    file = data_dir / "checkpoints" / name / MANIFEST
+    scores = {
+        which: [
+            asdict(TaskScore(task, "acc_norm", value, 0.01, 9, 0, {"acc_norm": value}))
+            for task in PAPER_TASKS
+        ]
+        for which, value in (("dense", 0.75), ("pruned", 0.5))
+    }
+    manifest = json.loads(file.read_text())
+    manifest["quality"]["zero_shot"] = scores
+    file.write_text(json.dumps(manifest))
+    found = {model["id"]: model for model in client.get("/models").json()["data"]}
+    expected = {"tiny": 0.75, "tiny@-1": None, "tiny@-3": 0.5, name: 0.5}
+    assert {model: found[model]["zero_shot"] for model in expected} == expected
+    assert all(found[model]["dense_zero_shot"] == 0.75 for model in expected)
+    scrape = Scrape(client.get("/metrics").text)
+    for model, value in (("tiny", 0.75), ("tiny@-3", 0.5)):
+        assert scrape.value("sleb_model_zero_shot_accuracy", model_name=model) == value
+
+
+def test_a_job_says_what_else_to_measure_and_is_refused_what_cannot_be(
+    data_dir: Path, client: TestClient
+) -> None:
+    body = {"model": "tiny", "num_remove": 1, "quantize": "int4", "zero_shot": True}
+    spec = client.post("/prune-jobs", json=body).json()["spec"]
+    assert (spec["quantize"], spec["zero_shot"]) == ("int4", True)
+    write_checkpoint(data_dir / "models" / "experts", "qwen3_moe")
+    for change, problem, param in (
+        ({"evaluate": False}, "invalid-spec", "quantize"),
+        ({"model": "experts"}, "unsupported-config", "quantize"),
+        ({"quantize": "int2"}, "invalid-request", None),
+    ):
+        refused = client.post("/prune-jobs", json={**body, **change})
+        assert (refused.status_code, refused.json()["type"]) == (422, problem)
+        assert refused.json().get("param") == param
 
 
 def test_a_job_takes_its_gate_and_refuses_one_that_makes_no_sense(client: TestClient) -> None:

@@ -95,7 +95,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_models_own_forward(family: 
     both = forwards([rounded], sizes)
     for (ours, theirs), (truth, _) in zip(both, exact, strict=True):
         error, allowed = ((its - truth).pow(2).mean().sqrt() for its in (ours, theirs))
-        assert error < 1.3 * allowed
+        assert error < 2 * allowed
 
 
 def eager(model: PreTrainedModel) -> None:

@@ -1,0 +1,137 @@
+"""Families of models as a table: where each keeps its blocks, and what of it can be pruned.
+
+A family is a row of ``ARCHITECTURES``, never a branch.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from transformers import PreTrainedConfig
+
+
+class UnknownArchitecture(ValueError):
+    """No row of ``ARCHITECTURES`` says where this model keeps its blocks."""
+
+
+class UnsupportedConfig(ValueError):
+    """A known family, in a configuration that does not survive the removal of blocks."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Names in a block of the usual kind: attention, then a feed-forward part, each between two
+    norms and added to what came in. A family may lack a norm."""
+
+    norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
+    attention: str = "self_attn"
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one alone is all three
+    head_norms: tuple[str, ...] = ()  # of queries and of keys
+    output: str = "o_proj"
+    feed_forward: str = "mlp"
+    rotation: str = "model.rotary_emb"  # a path from the causal language model
+    rotates_by_kind: bool = False  # each kind of attention has frequencies of its own
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a family keeps things; paths are dotted and start at the causal language model."""
+
+    blocks: str
+    tail: tuple[str, ...]  # what follows the last block, up to the head; some may be None
+    per_block: tuple[str, ...] = ("layer_types",)  # config lists with one entry per block
+    logit_softcap: str | None = None  # config key: logits become cap * tanh(logits / cap)
+    # config switches that make blocks depend on their depth, with the value at which none does
+    depth_dependent: tuple[tuple[str, object], ...] = ()
+    parts: Parts | None = None  # None where blocks are not of the usual kind
+    is_linear: bool = True  # whether every matrix of a block is that of an nn.Linear
+
+
+_LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
+_GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
+# a block with a router chooses some experts for each token, whoever else is in the batch
+_WITH_EXPERTS = replace(
+    _LLAMA_LIKE,
+    depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
+    parts=None,
+    is_linear=False,
+)
+_HEAD_NORMS = ("q_norm", "k_norm")
+_NORMS_BEHIND = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
+_FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
+               "pre_feedforward_layernorm", "post_feedforward_layernorm")  # fmt: skip
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "gemma": _LLAMA_LIKE,
+        "gemma2": replace(_GEMMA_LIKE, parts=None),  # caps the scores of its attention
+        "gemma3_text": replace(
+            _GEMMA_LIKE,
+            parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
+        ),
+        "gpt2": Architecture(
+            blocks="transformer.h",
+            tail=("transformer.ln_f",),
+            depth_dependent=(("scale_attn_by_inverse_layer_idx", False),),
+            is_linear=False,
+        ),
+        "gpt_neox": Architecture(blocks="gpt_neox.layers", tail=("gpt_neox.final_layer_norm",)),
+        "llama": _LLAMA_LIKE,
+        "mistral": _LLAMA_LIKE,
+        "mixtral": _WITH_EXPERTS,
+        "olmo2": replace(_LLAMA_LIKE, parts=Parts(norms=_NORMS_BEHIND, head_norms=_HEAD_NORMS)),
+        "olmoe": _WITH_EXPERTS,
+        "opt": Architecture(
+            blocks="model.decoder.layers",
+            tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+        ),
+        "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
+        "qwen2": _LLAMA_LIKE,
+        "qwen2_moe": _WITH_EXPERTS,
+        "qwen3": replace(_LLAMA_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
+        "qwen3_moe": _WITH_EXPERTS,
+        "smollm3": replace(_LLAMA_LIKE, per_block=("layer_types", "no_rope_layers")),
+        "starcoder2": _LLAMA_LIKE,
+    }
+)
+
+
+def architecture(config: PreTrainedConfig) -> Architecture:
+    """The row for this model; raises ``UnknownArchitecture`` or ``UnsupportedConfig``."""
+    row = ARCHITECTURES.get(config.model_type)
+    if row is None:
+        raise unknown_architecture(config.model_type)
+    if (method := _quantized_by(config)) is not None:
+        raise UnsupportedConfig(
+            f"the weights of this model are quantised ({method}), and only plain weights can be "
+            f"scored, served and published: give the unquantised model that it was made of"
+        )
+    for switch, harmless in row.depth_dependent:
+        if (value := getattr(config, switch, harmless)) != harmless:
+            raise UnsupportedConfig(
+                f"{config.model_type} with {switch}={json.dumps(value)} cannot lose blocks: what a "
+                f"block is depends on its depth, so a pruned checkpoint would compute something "
+                f"else; only {switch}={json.dumps(harmless)} is supported"
+            )
+    return row
+
+
+def unknown_architecture(model_type: str) -> UnknownArchitecture:
+    """The error for models of a type that has no row, which says what is supported."""
+    return UnknownArchitecture(
+        f"models of type {model_type!r} are not supported: blocks can be removed from decoder-only "
+        f"language models of the types {', '.join(sorted(ARCHITECTURES))}, and not from others, as "
+        f"those with an encoder, with states instead of attention, or for images"
+    )
+
+
+def _quantized_by(config: PreTrainedConfig) -> str | None:
+    """The method, by the name that the config has for it; None for weights as they were trained."""
+    given = getattr(config, "quantization_config", None)
+    if given is None:
+        given = getattr(config, "compression_config", None)  # as llm-compressor wrote it first
+    if given is None:
+        return None
+    fields = given if isinstance(given, dict) else given.to_dict()
+    return str(fields.get("quant_method", "an unnamed method"))

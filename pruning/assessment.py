@@ -1,0 +1,78 @@
+"""What all removals of a run have cost: perplexity, tasks, weights of few bits, and the gate."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from pruning.blocks import num_blocks, view
+from pruning.calibration import Windows
+from pruning.evaluate import perplexity_curve
+from pruning.gate import ask_both, gated
+from pruning.mixing import held_out
+from pruning.models import ModelInfo
+from pruning.perplexity import measure_perplexity
+from pruning.quality import Quality, Quantized
+from pruning.quantize import check_quantizable, require_torchao
+from pruning.removal import Removal
+from pruning.residence import Residence
+from pruning.sleb import Blocks
+from pruning.spec import PruneSpec
+from pruning.task_scores import ZeroShot
+from pruning.zeroshot import PAPER_TASKS, fetch_tasks, score_tasks
+
+
+def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
+    """Look, in front of the search, for what ``assess`` will need.
+
+    Raises ``QuantizeUnavailable``, ``CannotQuantize``, ``ZeroShotUnavailable`` or ``TaskUnusable``.
+    """
+    if spec.quantize is not None:
+        require_torchao()
+        check_quantizable(info.model_type)
+    if spec.zero_shot:
+        fetch_tasks(PAPER_TASKS, tasks_dir)
+
+
+def assess(
+    spec: PruneSpec, dense: Residence, removals: Sequence[Removal], tasks_dir: Path | None = None
+) -> Quality:
+    """Measure what the spec asks for. ``tasks_dir`` has tasks of lm-eval that go before its own.
+
+    Raises ``QualityGateFailed``, and what ``prepare`` raises.
+    """
+    removed = tuple(removal.block for removal in removals)
+    keep = tuple(block for block in range(num_blocks(dense.model)) if block not in removed)
+    quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
+    if spec.evaluate:
+        windows = held_out(spec.calibration, dense.model, dense.tokenizer)
+        quality = _with_perplexities(quality, dense, windows, removed)
+        if spec.quantize is not None:
+            passes = dense.passes(keep, spec.quantize)
+            found = measure_perplexity(passes, windows).perplexity
+            quality = replace(quality, quantized=Quantized(spec.quantize.value, found))
+    if spec.gate is not None:
+        quality = gated(spec.gate, quality, partial(ask_both, dense, removed))
+    if spec.zero_shot:
+        quality = replace(quality, zero_shot=_zero_shot(dense, keep, tasks_dir))
+    return quality
+
+
+def _with_perplexities(
+    quality: Quality, dense: Residence, windows: Windows, removed: Blocks
+) -> Quality:
+    scorer = dense.local_scorer(windows.token_ids)
+    num_windows, seqlen = windows.token_ids.shape
+    return replace(
+        quality,
+        perplexities=tuple(perplexity_curve(scorer, num_blocks(dense.model), removed)),
+        evaluated_on=f"{windows.source}, {num_windows} windows of {seqlen} tokens",
+    )
+
+
+def _zero_shot(dense: Residence, keep: Blocks, tasks_dir: Path | None) -> ZeroShot:
+    whole, pruned = (
+        tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
+        for model in (dense.model, view(dense.model, keep))
+    )
+    return ZeroShot(whole, pruned)
