@@ -14,8 +14,23 @@ from typing import Any
 import torch
 
 from pruning.models import LoadedModel, load
-from pruning.probe_score import Comparison
+from pruning.quality import Quality
 from pruning.sleb import Blocks
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "CheckpointCorrupt",
+    "CheckpointNotFound",
+    "CheckpointStore",
+    "FileEntry",
+    "Manifest",
+    "Quality",
+    "file_entry",
+    "open_checkpoint",
+    "read_manifest",
+    "verify",
+]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -34,17 +49,6 @@ class CheckpointCorrupt(ValueError):
 class FileEntry:
     num_bytes: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What the removals cost, for 0, 1, 2 ... blocks removed; losses in nats per token."""
-
-    losses: tuple[float, ...]  # on the calibration windows, dense first
-    perplexities: tuple[float, ...] = ()  # on held-out windows, dense first; empty: not evaluated
-    evaluated_on: str = ""  # text, windows and window length behind the perplexities
-    probe: Comparison | None = None  # with none and with all of the removals
-    warnings: tuple[str, ...] = ()  # of the gate, in words
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         data = json.loads(text)
-        quality = data["quality"]
-        data["quality"] = Quality(
-            losses=tuple(quality["losses"]),
-            perplexities=tuple(quality["perplexities"]),
-            evaluated_on=quality["evaluated_on"],
-            probe=Comparison.from_dict(probe) if (probe := quality.get("probe")) else None,
-            warnings=tuple(quality.get("warnings", ())),
-        )
+        data["quality"] = Quality.from_dict(data["quality"])
         data["removed_blocks"] = tuple(data["removed_blocks"])
         data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
         return cls(**data)

@@ -11,10 +11,13 @@ from pruning.job import JobError
 from pruning.models import ModelNotFound, NotAModel
 from pruning.out_of_memory import is_out_of_memory, shortage
 from pruning.publishing import CheckpointExists, DiskFull
+from pruning.quantize import QuantizeUnavailable
+from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.scoring import StateBudgetTooSmall
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable
 
 CODES: Mapping[type[Exception], str] = {
     InvalidSpec: "invalid_spec",
@@ -28,6 +31,10 @@ CODES: Mapping[type[Exception], str] = {
     CheckpointExists: "checkpoint_exists",
     DiskFull: "disk_full",
     QualityGateFailed: "quality_gate",
+    CheckpointNotPortable: "checkpoint_not_portable",
+    QuantizeUnavailable: "quantize_unavailable",
+    ZeroShotUnavailable: "zero_shot_unavailable",
+    TaskUnusable: "task_unusable",
     StateBudgetTooSmall: "state_budget_too_small",
     ClusterUnavailable: "cluster_unavailable",
     ClusterLost: "cluster_lost",

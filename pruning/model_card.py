@@ -1,29 +1,28 @@
 """The README.md of a published checkpoint, in the form model hubs read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints import Manifest
+from pruning.lineage import Lineage
 from pruning.removal import Removal
 from pruning.spec import Metric, PruneSpec, Resident, Search
 from pruning.trajectory import legend, rows, table
 from pruning.trajectory_plot import PLOT_FILE
 
-_CARD = """\
+_HEAD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {parent}
+base_model: {base_model}
 base_model_relation: finetune
 tags: [sleb, depth-pruning]
----
+{licence_line}---
 
 # {name}
-
-{parent} without {num_removed} of its {num_blocks} transformer blocks, chosen by {metric}
-(arXiv 2402.09025) and otherwise unchanged: {num_parameters:,} of {dense_num_parameters:,}
-parameters are left. The licence is that of {parent}.
-
+"""
+_LOADING = """\
 It is a plain Hugging Face model:
 
 ```python
@@ -32,6 +31,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 ```
+
+vLLM needs no override, as the config counts the blocks that are left:
+`vllm serve path/to/this/directory`. For llama.cpp, convert it with
+`sleb export path/to/this/directory --gguf model.gguf`, or with its own `convert_hf_to_gguf.py`.
+
+## Lineage and licence
+
+{lineage}
+"""
+_CARD = """\
+{head}
+{parent} without {num_removed} of its {num_blocks} transformer blocks, chosen by {metric}
+(arXiv 2402.09025) and otherwise unchanged: {num_parameters:,} of {dense_num_parameters:,}
+parameters are left.
+
+{loading}
 
 ## What each removal cost
 
@@ -49,6 +64,11 @@ Low perplexity does not prove that reasoning survived: try the model on your own
 `removal.json` holds every candidate's score in every round, `calibration.json` what each window
 begins with, `manifest.json` the lineage.
 """
+_EXPORT = """\
+{head}
+{parent} {kept} {num_blocks} transformer blocks, in {dtype}.
+
+{loading}"""
 _METRICS: Mapping[Metric, str] = MappingProxyType(
     {
         Metric.COSINE: "the cosine similarity of input and output",
@@ -56,20 +76,25 @@ _METRICS: Mapping[Metric, str] = MappingProxyType(
         Metric.SLEB: "SLEB",
     }
 )
+_UNKNOWN = Lineage()
 _EXACT = "every candidate was measured on all calibration windows"
 _STAGED = "candidates that were clearly worse on some calibration windows were spared the others"
 _STREAMED = ", block weights streamed from disk"
 
 
-def model_card(manifest: Manifest, removals: Sequence[Removal] = ()) -> str:
+def model_card(
+    manifest: Manifest, removals: Sequence[Removal] = (), lineage: Lineage = _UNKNOWN
+) -> str:
     """``removals`` add to the table what the manifest does not say: how close each round was."""
     headings, cells = table(rows(manifest, removals))
     rule = ["--:"] * len(headings)
     spec = PruneSpec.from_dict(manifest.spec)
     search = _STAGED if spec.search is Search.STAGED else _EXACT
     streamed = _STREAMED if spec.resident is Resident.STREAM else ""
+    removed = manifest.removed_blocks
     return _CARD.format(
-        name=manifest.name,
+        head=_head(manifest.name, manifest.parent, lineage),
+        loading=_loading(manifest.parent, manifest.num_blocks, removed, lineage),
         parent=manifest.parent,
         num_removed=len(manifest.removed_blocks),
         num_blocks=manifest.num_blocks,
@@ -82,3 +107,52 @@ def model_card(manifest: Manifest, removals: Sequence[Removal] = ()) -> str:
         search=f"Search: {spec.search}, {search}{streamed}.",
         **manifest.calibration,
     )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was written elsewhere; ``removed_blocks`` of ``num_blocks`` of its parent."""
+
+    name: str
+    parent: str
+    num_blocks: int
+    removed_blocks: Sequence[int]
+    dtype: str
+
+
+def export_card(exported: Exported, lineage: Lineage) -> str:
+    """Of a model without a manifest: what it is, how to load it, where it comes from."""
+    kept = "with all of its"
+    if exported.removed_blocks:
+        kept = f"without {len(exported.removed_blocks)} of its"
+    return _EXPORT.format(
+        head=_head(exported.name, exported.parent, lineage),
+        loading=_loading(exported.parent, exported.num_blocks, exported.removed_blocks, lineage),
+        parent=exported.parent,
+        kept=kept,
+        num_blocks=exported.num_blocks,
+        dtype=exported.dtype,
+    )
+
+
+def _head(name: str, parent: str, lineage: Lineage) -> str:
+    licence_line = f"license: {lineage.licence}\n" if lineage.licence else ""
+    return _HEAD.format(name=name, base_model=lineage.source or parent, licence_line=licence_line)
+
+
+def _loading(parent: str, num_blocks: int, removed: Sequence[int], lineage: Lineage) -> str:
+    return _LOADING.format(lineage="\n".join(_lineage(parent, num_blocks, removed, lineage)))
+
+
+def _lineage(
+    parent: str, num_blocks: int, removed: Sequence[int], lineage: Lineage
+) -> Iterator[str]:
+    source = f", from {lineage.source} at commit {lineage.commit}" if lineage.source else ""
+    yield f"- Made of {parent}{source}, which has {num_blocks} blocks."
+    if removed:
+        order = ", ".join(map(str, removed))
+        yield f"- Blocks removed, counted from 0 and in the order they went: {order}."
+    yield "- Nothing was trained: what is left has the parent's values, in the dtype of the files."
+    text = ", and its text is in LICENSE" if lineage.has_licence_text else ""
+    named = f" ({lineage.licence})" if lineage.licence else ""
+    yield f"- The licence is that of {parent}{named}{text}."

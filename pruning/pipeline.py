@@ -5,7 +5,6 @@ with nothing published.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -14,15 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+from pruning.assessment import assess, prepare
 from pruning.blocks import num_blocks, view
 from pruning.calibration import Windows
 from pruning.checkpoints import Manifest, Quality
-from pruning.evaluate import perplexity_curve
+from pruning.config import Verify
 from pruning.fingerprint import fingerprint
-from pruning.gate import ask_both, gated
-from pruning.mixing import calibrate, described, held_out
+from pruning.lineage import lineage_of
+from pruning.mixing import calibrate, described
 from pruning.model_card import model_card
-from pruning.models import COMPANION_FILES, ModelStore, num_parameters
+from pruning.models import ModelStore, copy_companions, num_parameters
+from pruning.portability import verify_portable
 from pruning.publishing import publish
 from pruning.removal import Removal
 from pruning.residence import Machine, Residence, reside
@@ -49,25 +50,30 @@ def prune(
     machine: Machine | None = None,
     earlier: SearchState | None = None,
     confirm: Callable[[], object] = lambda: None,
+    verify: Verify = Verify.INLINE,
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint called ``name`` at ``target``.
 
     ``earlier`` is what another process had found for the same spec: the search goes on behind it.
-    ``confirm`` is asked right before the checkpoint becomes visible, and may raise. A search that
-    cannot end, as with more removals than free blocks, is refused before the weights are read.
-    Raises ``QualityGateFailed`` if the result is worse than the spec allows.
+    ``confirm`` is asked right before the checkpoint becomes visible, and meanwhile if another
+    process verifies it; it may raise. A search that cannot end, as with more removals than free
+    blocks, is refused before the weights are read.
+    Raises ``QualityGateFailed`` if the result is worse than the spec allows, and
+    ``CheckpointNotPortable`` if it does not load as what it is.
     """
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)
+    machine = machine or Machine()
     observer.phase("load")
-    dense = reside(spec, models, machine or Machine())
+    prepare(spec, info, machine.tasks_dir)
+    dense = reside(spec, models, machine)
     parent_fingerprint = fingerprint(dense.path)  # now, as it may be replaced during the search
     observer.phase("calibrate")
     windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
     removals = search(spec, dense, windows, observer, earlier or SearchState())
     observer.phase("evaluate")
-    quality = _quality(spec, dense, removals)
+    quality = assess(spec, dense, removals, machine.tasks_dir)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
@@ -76,33 +82,18 @@ def prune(
         parent_fingerprint=parent_fingerprint,
     )
     return publish(
-        target, manifest, lambda path: _write(path, dense, manifest, removals, windows), confirm
-    )
-
-
-def _quality(spec: PruneSpec, dense: Residence, removals: Sequence[Removal]) -> Quality:
-    """Raises ``QualityGateFailed``."""
-    quality = _losses_and_perplexities(spec, dense, removals)
-    if spec.gate is None:
-        return quality
-    removed = [removal.block for removal in removals]
-    return gated(spec.gate, quality, partial(ask_both, dense, removed))
-
-
-def _losses_and_perplexities(
-    spec: PruneSpec, dense: Residence, removals: Sequence[Removal]
-) -> Quality:
-    losses = (removals[0].dense_loss, *(removal.loss for removal in removals))
-    if not spec.evaluate:
-        return Quality(losses)
-    windows = held_out(spec.calibration, dense.model, dense.tokenizer)
-    removed = [removal.block for removal in removals]
-    scorer = dense.local_scorer(windows.token_ids)
-    num_windows, seqlen = windows.token_ids.shape
-    return Quality(
-        losses=losses,
-        perplexities=tuple(perplexity_curve(scorer, num_blocks(dense.model), removed)),
-        evaluated_on=f"{windows.source}, {num_windows} windows of {seqlen} tokens",
+        target,
+        manifest,
+        lambda path: _write(path, dense, manifest, removals, windows),
+        confirm,
+        partial(
+            verify_portable,
+            dense=dense,
+            keep=manifest.keep,
+            how=verify,
+            device=machine.device,
+            ask=confirm,
+        ),
     )
 
 
@@ -147,10 +138,8 @@ def _write(
     windows: Windows,
 ) -> None:
     dense.save(manifest.keep, directory)
-    for file in COMPANION_FILES:  # as they are: a tokenizer written anew may differ by a byte
-        if (dense.path / file).is_file():
-            shutil.copyfile(dense.path / file, directory / file)
-    card = model_card(manifest, removals)
+    copy_companions(dense.path, directory)
+    card = model_card(manifest, removals, lineage_of(dense.path))
     (directory / "README.md").write_text(card, encoding="utf-8")
     (directory / PLOT_FILE).write_bytes(plot(manifest))
     _write_json(directory / "removal.json", [asdict(removal) for removal in removals])

@@ -8,9 +8,11 @@ again does it all.
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -36,9 +38,9 @@ class DiskFull(RuntimeError):
 
     def __init__(self, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            f"the pruned checkpoint does not fit: its weights alone take {needed_bytes} bytes, and "
-            f"{free_bytes} are free on the disk of the checkpoints, or a quota allows less: free "
-            "some, then prune again"
+            f"the model does not fit: its weights alone take {needed_bytes} bytes, and "
+            f"{free_bytes} are free on the disk that it goes to, or a quota allows less: free "
+            "some, then try again"
         )
 
 
@@ -47,23 +49,81 @@ def publish(
     manifest: Manifest,
     write: Callable[[Path], None],
     confirm: Callable[[], object] = lambda: None,
+    verify: Callable[[Path], object] = lambda _directory: None,
 ) -> Manifest:
     """Make what ``write(directory)`` writes visible at ``target``, all of it or nothing.
 
-    ``confirm`` is asked at the last moment, and may raise to stop it. Publishing the same thing
-    twice keeps the first. Raises ``CheckpointExists`` if ``target`` is something else, and
-    ``DiskFull``.
+    ``verify`` looks at it once it is complete, ``confirm`` is asked at the last moment, and either
+    may raise to stop it. Publishing the same thing twice keeps the first. Raises
+    ``CheckpointExists`` if ``target`` is something else, and ``DiskFull``.
     """
     sweep(target.parent)
     if (published := _published(target, manifest)) is not None:
         return published
+    with _room_for(manifest.weight_bytes, target), staged(target) as staging:
+        return _publish(staging, target, manifest, write, confirm, verify)
+
+
+def place(
+    target: Path, num_bytes: int, write: Callable[[Path], None], *, overwrite: bool = False
+) -> None:
+    """Make what ``write(directory)`` writes visible at ``target``, all of it or nothing: any
+    model, with no manifest. Its weights take ``num_bytes``.
+
+    With ``overwrite`` a model that is there goes once the new one is complete. Raises
+    ``CheckpointExists`` and ``DiskFull``.
+    """
+    check_place(target, overwrite=overwrite)
+    sweep(target.parent)
+    with _room_for(num_bytes, target), staged(target) as staging:
+        if num_bytes > (free_bytes := _free_bytes(staging)):
+            raise DiskFull(num_bytes, free_bytes)
+        write(staging)
+        _sync_files(staging)
+        sync_directory(staging)
+        with _put_aside(target):
+            staging.rename(target)
+            sync_directory(target.parent)
+
+
+def check_place(target: Path, *, overwrite: bool) -> None:
+    """Raises ``CheckpointExists`` if ``place`` would."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise _taken(target)
+    if not (target / "config.json").is_file() or (target / MANIFEST).exists():
+        raise CheckpointExists(
+            f"{target} is not overwritten: it is no exported model, as it has no config.json or "
+            f"a {MANIFEST}; choose another place"
+        )
+
+
+@contextmanager
+def _put_aside(target: Path) -> Iterator[None]:
+    """What is at ``target`` has another name meanwhile, gets its own back on an error, or goes."""
+    if not target.exists():
+        yield
+        return
+    aside = target.with_name(f"{target.name}.old-{uuid4().hex}")
+    target.rename(aside)
     try:
-        with staged(target) as staging:
-            return _publish(staging, target, manifest, write, confirm)
+        yield
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _room_for(num_bytes: int, target: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into ``DiskFull``."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         if not _is_of_a_full_disk(error):
             raise
-        raise DiskFull(manifest.weight_bytes, _free_bytes(target.parent)) from error
+        raise DiskFull(num_bytes, _free_bytes(target.parent)) from error
 
 
 def _publish(
@@ -72,6 +132,7 @@ def _publish(
     manifest: Manifest,
     write: Callable[[Path], None],
     confirm: Callable[[], object],
+    verify: Callable[[Path], object],
 ) -> Manifest:
     if manifest.weight_bytes > (free_bytes := _free_bytes(staging)):
         raise DiskFull(manifest.weight_bytes, free_bytes)
@@ -82,6 +143,7 @@ def _publish(
         file.flush()
         os.fsync(file.fileno())
     sync_directory(staging)
+    verify(staging)
     confirm()
     try:
         staging.rename(target)

@@ -13,13 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.blocks import view
 from pruning.cluster import ClusterScorer
-from pruning.export import export
-from pruning.models import LoadedModel, ModelStore, load
+from pruning.export import SHARD_BYTES, export, kept_weights
+from pruning.memory import free_bytes
+from pruning.models import LoadedModel, ModelStore, load, pick_device
 from pruning.passes import InMemoryPasses, Passes, StreamedPasses
+from pruning.quantize import CannotQuantize, quantized
 from pruning.scoring import BATCH_TOKENS, SharedPrefixScorer, WindowScorer
 from pruning.similarity import CosineRanker
 from pruning.sleb import Blocks
-from pruning.spec import InvalidSpec, PruneSpec, Resident
+from pruning.spec import InvalidSpec, PruneSpec, Quantize, Resident
 from pruning.stream_scoring import StreamedScorer
 from pruning.streaming import StreamedModel
 from pruning.timing import BlockTimes, measure_streamed_times, measure_times
@@ -50,27 +52,35 @@ class Residence(Protocol):
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
         """Of all blocks on ``windows [num_windows, seqlen]``, in this process."""
 
-    def passes(self, keep: Blocks) -> Passes:
-        """Of the model that keeps these blocks, in this process."""
+    def passes(self, keep: Blocks, quantize: Quantize | None = None) -> Passes:
+        """Of the model that keeps these blocks, in this process, with plain weights or others.
+
+        Raises ``QuantizeUnavailable`` or ``CannotQuantize``.
+        """
 
     def times(self) -> BlockTimes:
         """What one decode step takes, on the device of the run."""
 
-    def save(self, keep: Blocks, directory: Path) -> None:
-        """Write configs and weights of the model that keeps these blocks."""
+    def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield ``(name, values)`` of every parameter of the model that keeps these blocks."""
+
+    def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        """Write configs and weights of the model that keeps these blocks; shards are no larger."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a run may use: a torch device or "auto", and bytes for hidden states, or half of what
     is free. With ``num_actors`` the search is spread over that many processes of a Ray cluster.
-    ``batch_tokens`` go through a block at once, or one window if it has more.
+    ``batch_tokens`` go through a block at once, or one window if it has more. ``tasks_dir`` is a
+    folder with tasks of lm-eval, which go before its own.
     """
 
     device: str = "auto"
     state_budget: int | None = None
     num_actors: int = 0
     batch_tokens: int = BATCH_TOKENS
+    tasks_dir: Path | None = None
 
 
 def reside(spec: PruneSpec, models: ModelStore, machine: Machine) -> Residence:
@@ -87,6 +97,13 @@ def reside_at(
     if resident is Resident.MODEL:
         return _InMemory(load(path, dtype=dtype, device=machine.device), dtype, machine)
     return _OnDisk(StreamedModel(path, dtype=dtype, device=machine.device), machine)
+
+
+def where_it_fits(path: Path, machine: Machine) -> Resident:
+    """In memory, unless its files alone are larger than what is free on the device."""
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    is_too_large = size > free_bytes(torch.device(pick_device(machine.device)))
+    return Resident.STREAM if is_too_large else Resident.MODEL
 
 
 @dataclass(frozen=True)
@@ -138,14 +155,19 @@ class _InMemory:
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
         return CosineRanker(self.model, windows, batch_tokens=self.machine.batch_tokens)
 
-    def passes(self, keep: Blocks) -> Passes:
-        return InMemoryPasses(self.model, keep, self.machine.batch_tokens)
+    def passes(self, keep: Blocks, quantize: Quantize | None = None) -> Passes:
+        pruned = view(self.model, keep)
+        its = pruned if quantize is None else quantized(pruned, quantize)
+        return InMemoryPasses(its, batch_tokens=self.machine.batch_tokens)
 
     def times(self) -> BlockTimes:
         return measure_times(self.model)
 
-    def save(self, keep: Blocks, directory: Path) -> None:
-        view(self.model, keep).save_pretrained(directory)
+    def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from view(self.model, keep).named_parameters()
+
+    def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        view(self.model, keep).save_pretrained(directory, max_shard_size=shard_bytes)
 
 
 @dataclass(frozen=True)
@@ -188,12 +210,17 @@ class _OnDisk:
             state_budget=self.machine.state_budget,
         )
 
-    def passes(self, keep: Blocks) -> Passes:
+    def passes(self, keep: Blocks, quantize: Quantize | None = None) -> Passes:
+        if quantize is not None:
+            raise CannotQuantize("a model that is streamed cannot be quantised: load it whole")
         machine = self.machine
         return StreamedPasses(self.streamed, keep, machine.state_budget, machine.batch_tokens)
 
     def times(self) -> BlockTimes:
         return measure_streamed_times(self.streamed)
 
-    def save(self, keep: Blocks, directory: Path) -> None:
-        export(self.streamed, keep, directory)
+    def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
+        return kept_weights(self.streamed, keep)
+
+    def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        export(self.streamed, keep, directory, shard_bytes)

@@ -72,9 +72,11 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
             settings.state_budget,
             settings.num_actors,
             BATCH_TOKENS >> job.num_halvings,
+            settings.tasks_dir,
         ),
         earlier=observer.earlier,
         confirm=observer.confirm,
+        verify=settings.verify,
     )
     return name
 

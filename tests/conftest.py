@@ -1,4 +1,8 @@
-"""What all tests share: fixtures by subject, and one thread for models too small for two."""
+"""What all tests share: fixtures by subject, one thread for models too small for two, and no fresh
+process for each checkpoint.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,3 +13,10 @@ pytest_plugins = ["tests.model_fixtures", "tests.redis_fixtures", "tests.worker_
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _verified_inline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLEB_VERIFY", "inline")
+        yield

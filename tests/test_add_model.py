@@ -14,9 +14,10 @@ import pytest
 from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
 
-from app.add_model import ORIGIN_FILE, ModelNotAdded, add_model
+from app.add_model import ModelNotAdded, add_model
 from app.config import ServeSettings
 from app.hub import HubError
+from pruning.lineage import ORIGIN_FILE
 from pruning.models import ModelStore
 from tests.e2e.processes import environment
 from tests.hub_server import TOKEN, Hub, Repo, hub_server

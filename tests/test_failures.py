@@ -13,12 +13,15 @@ from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore
 from pruning.models import ModelNotFound, NotAModel
 from pruning.publishing import CheckpointExists, DiskFull
+from pruning.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.queue import PruneQueue
+from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.scoring import StateBudgetTooSmall
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute
+from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable
 from tests.test_worker import FIRST, SECOND, SPEC, Run
 
 
@@ -50,10 +53,15 @@ def fails_with(error: Exception) -> Run:
             QualityGateFailed("gate.max_probe_drop", "bad"),
             JobError("quality_gate", "bad", "gate.max_probe_drop"),
         ),
+        (CheckpointNotPortable("bad"), JobError("checkpoint_not_portable", "bad")),
         (ModelNotFound("bad"), JobError("model_not_found", "bad")),
         (NotAModel("bad"), JobError("not_a_model", "bad")),
         (UnknownArchitecture("bad"), JobError("unknown_architecture", "bad")),
         (UnsupportedConfig("bad"), JobError("unsupported_config", "bad")),
+        (CannotQuantize("bad"), JobError("unsupported_config", "bad", "quantize")),
+        (QuantizeUnavailable("bad"), JobError("quantize_unavailable", "bad")),
+        (ZeroShotUnavailable("bad"), JobError("zero_shot_unavailable", "bad")),
+        (TaskUnusable("bad"), JobError("task_unusable", "bad")),
         (CalibrationError("dataset_unavailable", "bad"), JobError("dataset_unavailable", "bad")),
         (NonFiniteLoss("bad"), JobError("non_finite_loss", "bad")),
         (CheckpointExists("bad"), JobError("checkpoint_exists", "bad")),

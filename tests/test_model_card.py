@@ -1,8 +1,12 @@
 """The card of a checkpoint shows its trajectory and how it was found."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from pruning.model_card import model_card
+from pruning.lineage import Lineage, lineage_of
+from pruning.model_card import Exported, export_card, model_card
 from pruning.spec import Metric, Resident, Search
 from pruning.trajectory_plot import PLOT_FILE
 from tests.pruning_runs import RUN, manifest_of, removals_of_run
@@ -46,3 +50,52 @@ def test_the_card_says_by_which_metric(metric: Metric, chosen: str, margin: str)
     card = model_card(manifest, removals_of_run(is_staged=False))
     assert f"chosen by {chosen}\n(arXiv 2402.09025)" in card
     assert margin in card
+
+
+def test_the_card_says_where_the_parent_is_from_and_what_may_be_done_with_it() -> None:
+    card = model_card(RUN, (), Lineage("org/tiny", "c0ffee", "apache-2.0", has_licence_text=True))
+    head = card.split("---\n")[1]
+    assert "base_model: org/tiny\n" in head
+    assert "license: apache-2.0\n" in head
+    assert "- Made of tiny, from org/tiny at commit c0ffee, which has 6 blocks." in card
+    assert "- Blocks removed, counted from 0 and in the order they went: 3, 1." in card
+    assert "- The licence is that of tiny (apache-2.0), and its text is in LICENSE." in card
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    card = model_card(RUN)
+    assert "base_model: tiny\n" in card
+    assert "license:" not in card
+    assert "- Made of tiny, which has 6 blocks." in card
+    assert "- The licence is that of tiny." in card
+    assert "{" not in card
+
+
+def test_a_card_says_how_to_load_it_elsewhere() -> None:
+    exported = export_card(Exported("tiny@-1", "tiny", 6, (), "float16"), Lineage())
+    for card in (model_card(RUN), exported):
+        assert "AutoModelForCausalLM.from_pretrained" in card
+        assert "`vllm serve path/to/this/directory`" in card
+        assert "--gguf model.gguf" in card
+    assert "tiny with all of its 6 transformer blocks, in float16." in exported
+    assert "Blocks removed" not in exported
+
+
+def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:
+    assert lineage_of(tmp_path) == Lineage()
+    (tmp_path / "LICENSE").write_text("do as you like")
+    (tmp_path / "README.md").write_text("---\ntags: [x]\nlicense: mit\n---\nlicense: none\n")
+    origin = {"source": "org/tiny", "commit": "c0ffee", "revision": None, "added_at": 1.0}
+    (tmp_path / "sleb-origin.json").write_text(json.dumps(origin))
+    assert lineage_of(tmp_path) == Lineage("org/tiny", "c0ffee", "mit", has_licence_text=True)
+
+
+@pytest.mark.parametrize(
+    "card", ["license: mit", "---\nlicense: [a, b]\n---\n", "---\nx: 1\n---\n"]
+)
+@pytest.mark.parametrize("origin", ["{", "[]", '{"source": "/home/me/tiny", "commit": null}'])
+def test_what_cannot_be_told_is_not_guessed(tmp_path: Path, card: str, origin: str) -> None:
+    """And a directory that was copied is nobody else's business."""
+    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "sleb-origin.json").write_text(origin)
+    assert lineage_of(tmp_path) == Lineage()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -71,6 +72,34 @@ def test_the_process_of_a_job_asks(
 
     monkeypatch.setattr(JobStore, "confirm", cancelled_first)
     worker.run_job(job_id)
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
+    assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
+
+
+def test_the_process_of_a_job_asks_while_its_checkpoint_is_verified(
+    job_store: JobStore,
+    job_id: str,
+    tiny_models_dir: Path,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cancelled meanwhile, it does not wait for a process that was about to load the model."""
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
+    monkeypatch.setenv("SLEB_VERIFY", "process")
+    monkeypatch.setattr("pruning.portability.ASK_EVERY_S", 0.01)
+    confirm, compared = JobStore.confirm, 0
+
+    def cancelled_first(store: JobStore, job_id: str, attempt: int) -> StopRequest | None:
+        nonlocal compared
+        compared += len(psutil.Process().children())
+        store.cancel(job_id)
+        return confirm(store, job_id, attempt)
+
+    monkeypatch.setattr(JobStore, "confirm", cancelled_first)
+    before = len(psutil.Process().children())
+    worker.run_job(job_id)
+    assert compared == before + 1
     assert job_store.get(job_id).status is JobStatus.CANCELLED
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
 

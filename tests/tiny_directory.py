@@ -27,12 +27,19 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def write_tiny_model(path: Path, *, num_blocks: int = NUM_BLOCKS, seed: int = 0) -> Path:
+def write_tiny_model(
+    path: Path,
+    *,
+    num_blocks: int = NUM_BLOCKS,
+    seed: int = 0,
+    family: str = "llama",
+    tied: bool = False,
+) -> Path:
     """Large weights, so that blocks differ in what they do and text does not repeat itself."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        "llama",
+        family,
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
@@ -42,7 +49,7 @@ def write_tiny_model(path: Path, *, num_blocks: int = NUM_BLOCKS, seed: int = 0)
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -9,7 +9,8 @@ import psutil
 
 
 def environment(data_dir: Path) -> dict[str, str]:
-    return {**os.environ, "SLEB_DATA_DIR": str(data_dir), "COLUMNS": "100"}
+    ours = {"SLEB_DATA_DIR": str(data_dir), "SLEB_VERIFY": "process", "COLUMNS": "100"}
+    return {**os.environ, **ours}
 
 
 def free_port() -> int:

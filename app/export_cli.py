@@ -1,0 +1,54 @@
+"""``sleb export``: a model leaves for other programs. Every import of weight is lazy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from app.eval_cli import Dtype
+
+
+def _num_bytes(text: str) -> int:
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no size: expected bytes, as 2GB or 500MiB"
+        ) from error
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r} is no size: expected more than 0 bytes")
+    return int(size)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, or a directory.")
+    ],
+    out_dir: Annotated[
+        Path | None, typer.Argument(help="Directory for the model; optional with --gguf.")
+    ] = None,
+    dtype: Annotated[
+        Dtype,
+        typer.Option("--dtype", "--merge-dtype", help="Of the weights; auto is the model's own."),
+    ] = Dtype.AUTO,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest safetensors file, as 2GB.", metavar="BYTES")
+    ] = "5GB",
+    gguf: Annotated[
+        Path | None, typer.Option(help="Write this file for llama.cpp as well.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a model or file that is there already.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
+) -> None:
+    """Write a dense or pruned model as a plain Hugging Face directory, and load it to be sure."""
+    if out_dir is None and gguf is None:
+        raise typer.BadParameter("say where to: OUT_DIR, --gguf FILE, or both")
+    shard_bytes = _num_bytes(max_shard_size)
+    from app.export import Export, run_export
+    from pruning.config import Settings
+
+    wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite)
+    run_export(wanted, Settings(), as_json=as_json)

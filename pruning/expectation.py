@@ -1,0 +1,172 @@
+"""What a checkpoint has to show when it is loaded again: told by the model that it was written of.
+
+It goes to another process as one safetensors file, what is no tensor as JSON in the header.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from pruning.blocks import architecture, final_logits
+from pruning.memory import free_bytes, give_back
+from pruning.models import COMPANION_FILES, pick_device
+from pruning.passes import InMemoryPasses, Passes
+from pruning.residence import Residence
+from pruning.sleb import Blocks
+
+NUM_WINDOWS = 3
+WINDOW_TOKENS = 16
+NEW_TOKENS = 16
+SAMPLE = "The quick brown fox: 3.14 × 2,000 isn't\n\n    naïve, 数学 or 🦊!"
+_NOT_OF_THE_TOKENIZER = ("generation_config.json", "LICENSE")
+_TENSORS = ("token_ids", "logits", "scores")
+_ROOM = 1.25  # times the weights: what loading and a few short passes take beside them
+_KEY = "expectation"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the checkpoint is to be loaded: whole, or one block at a time; ``threads`` of torch."""
+
+    device: str
+    is_streamed: bool
+    threads: int
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What is compared. ``logits [windows, seqlen, vocab]`` are those of ``token_ids [windows,
+    seqlen]``; ``scores [new tokens, vocab]`` those by which ``continuation`` was chosen, greedily,
+    behind the first window. ``per_block`` are the config's lists, ``weights`` has a sha256 of every
+    parameter, ``companions`` one of every file of the tokenizer, None for one that is not there.
+    """
+
+    num_blocks: int
+    dtype: str
+    per_block: Mapping[str, Sequence[Any]]
+    weights: Mapping[str, str]
+    companions: Mapping[str, str | None]
+    sample_ids: Sequence[int]  # of ``SAMPLE``, by the parent's tokenizer
+    continuation: Sequence[int]  # empty if the checkpoint is streamed
+    loading: Loading
+    token_ids: torch.Tensor
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+    def save(self, file: Path) -> None:
+        fields = {name: value for name, value in vars(self).items() if name not in _TENSORS}
+        told = json.dumps({**fields, "loading": asdict(self.loading)})
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in _TENSORS}
+        save_file(tensors, file, metadata={_KEY: told})
+
+    @classmethod
+    def read(cls, file: Path) -> "Expectation":
+        with safe_open(file, framework="pt") as opened:
+            fields = json.loads(opened.metadata()[_KEY])
+            tensors = {name: opened.get_tensor(name) for name in _TENSORS}
+        loading = Loading(**fields.pop("loading"))
+        return cls(**fields, **tensors, loading=loading)
+
+
+@torch.inference_mode()
+def expectation(dense: Residence, keep: Blocks, device: str = "auto") -> Expectation:
+    """Of the checkpoint that keeps these blocks, loaded on ``device`` if it has the room.
+
+    Memory that is not used any more is given back first. Each weight is read once, and a
+    continuation is computed only where that does not read them all again for every token.
+    """
+    give_back()
+    weights: dict[str, str] = {}
+    num_bytes = 0
+    for name, values in dense.weights(keep):
+        weights[name] = digest(values)
+        num_bytes += values.nbytes
+    loading = _loading(num_bytes, pick_device(device))
+    passes = dense.passes(keep)
+    windows = _windows(dense.model.config)
+    logits = logits_of(passes, windows)
+    continuation: list[int] = []
+    scores = logits[0, :0]
+    if isinstance(passes, InMemoryPasses) and not loading.is_streamed:
+        continuation, scores = _continued(passes, windows[0])
+    return Expectation(
+        num_blocks=len(keep),
+        dtype=str(dense.model.dtype).removeprefix("torch."),
+        per_block=_per_block(dense.model.config, keep),
+        weights=weights,
+        companions=companions(dense.path),
+        sample_ids=sample_ids(dense.tokenizer),
+        continuation=continuation,
+        loading=loading,
+        token_ids=windows,
+        logits=logits,
+        scores=scores,
+    )
+
+
+def digest(values: torch.Tensor) -> str:
+    """The sha256 of a tensor's bytes, in the order of its elements."""
+    data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(data.data).hexdigest()
+
+
+def companions(directory: Path) -> dict[str, str | None]:
+    """The sha256 of each file that belongs to a tokenizer, None for those that are not there."""
+    found: dict[str, str | None] = {}
+    for name in COMPANION_FILES:
+        if name not in _NOT_OF_THE_TOKENIZER:
+            file = directory / name
+            found[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return found
+
+
+def sample_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer(SAMPLE).input_ids
+    return ids
+
+
+def _per_block(config: PreTrainedConfig, keep: Blocks) -> dict[str, list[Any]]:
+    """From the dense config, and not from what a view made of it."""
+    lists = {key: getattr(config, key, None) for key in architecture(config).per_block}
+    return {key: [its[block] for block in keep] for key, its in lists.items() if its is not None}
+
+
+def _windows(config: PreTrainedConfig) -> torch.Tensor:
+    """Token ids ``[windows, seqlen]``: the same for the same vocabulary, and nobody's text."""
+    positions = getattr(config, "max_position_embeddings", None) or 2 * WINDOW_TOKENS
+    shape = (NUM_WINDOWS, min(WINDOW_TOKENS, positions // 2))
+    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+
+
+def _loading(num_bytes: int, device: str) -> Loading:
+    """Where there is room for the whole checkpoint beside what this process holds."""
+    needed, threads = int(_ROOM * num_bytes), torch.get_num_threads()
+    for place in dict.fromkeys((device, "cpu")):
+        if needed < free_bytes(torch.device(place)):
+            return Loading(place, is_streamed=False, threads=threads)
+    return Loading(device, is_streamed=True, threads=threads)
+
+
+def logits_of(passes: Passes, token_ids: torch.Tensor) -> torch.Tensor:
+    """Logits ``[batch, seqlen, vocab]`` of token ids ``[batch, seqlen]``."""
+    # before the next is asked for, as a head that visits is gone by then
+    [logits] = (final_logits(passes.model, hidden) for _, hidden in passes.hidden([token_ids]))
+    return logits
+
+
+def _continued(passes: Passes, prompt: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+    """The greedy continuation, and the logits ``[new tokens, vocab]`` that chose it; no cache."""
+    token_ids, scores = prompt.unsqueeze(0), []
+    for _ in range(NEW_TOKENS):
+        last = logits_of(passes, token_ids)[0, -1]
+        scores.append(last)
+        token_ids = torch.cat([token_ids, last.argmax().cpu().view(1, 1)], dim=1)
+    return token_ids[0, len(prompt) :].tolist(), torch.stack(scores)

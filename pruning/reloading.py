@@ -1,0 +1,204 @@
+"""A directory is loaded as any user would load it, and compared with what it was written of.
+
+Run as ``python -m pruning.reloading DIRECTORY EXPECTATION VERDICT PARENT`` in a fresh process, it
+writes what differs into the file ``VERDICT``: nothing of what wrote the directory is left there.
+"""
+
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+
+from pruning.blocks import num_blocks
+from pruning.expectation import NEW_TOKENS, Expectation, companions, digest, logits_of, sample_ids
+from pruning.models import load, read_config, set_up_torch
+from pruning.passes import StreamedPasses
+from pruning.process import end_with_parent
+from pruning.streaming import StreamedModel
+
+# By how much logits may differ, as a share of the largest; on one device they rarely do at all.
+TOLERANCES: Mapping[str, float] = MappingProxyType(
+    {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+)
+_MANY = 3  # names of weights in a message
+
+
+class CheckpointNotPortable(RuntimeError):
+    """What was written does not load as the model that it was written of."""
+
+
+def compare(directory: Path, expected: Expectation) -> None:
+    """Load the model in ``directory`` and raise ``CheckpointNotPortable`` for the first difference.
+
+    What is cheap to see comes first. Weights have to be equal bit for bit, logits within the
+    tolerance of their dtype, and a greedy continuation token by token, but for a tie that rounding
+    may turn.
+    """
+    _compare_files(companions(directory), expected)
+    try:
+        _compare_config(directory, expected)
+        if expected.loading.is_streamed:
+            _compare_streamed(directory, expected)
+        else:
+            _compare_whole(directory, expected)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CheckpointNotPortable(f"transformers cannot load it: {error}") from error
+
+
+def _compare_files(found: Mapping[str, str | None], expected: Expectation) -> None:
+    for name, sha256 in expected.companions.items():
+        if found[name] == sha256:
+            continue
+        how = "is missing" if found[name] is None else "is not there in the parent"
+        if sha256 is not None and found[name] is not None:
+            how = "differs from the parent's"
+        raise CheckpointNotPortable(f"the tokenizer is not the parent's: {name} {how}")
+
+
+def _compare_config(directory: Path, expected: Expectation) -> None:
+    config = read_config(directory)
+    _same("num_hidden_layers of config.json", config.num_hidden_layers, expected.num_blocks)
+    _same("dtype of config.json", str(config.dtype).removeprefix("torch."), expected.dtype)
+    for key, entries in expected.per_block.items():
+        _same(f"{key} of config.json", getattr(config, key, None), list(entries))
+
+
+def compare_gguf(file: Path, expected: Expectation) -> None:
+    """As ``compare``, of what transformers makes of a GGUF file; its tokenizer is left out, as
+    transformers does not heed how the file says that text is split.
+    """
+    if expected.loading.is_streamed:
+        raise CheckpointNotPortable(
+            "transformers reads GGUF files as a whole, and there is not enough memory: free some, "
+            "or set SLEB_VERIFY=off to take the file unseen"
+        )
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=getattr(torch, expected.dtype),
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise CheckpointNotPortable(f"transformers cannot load it: {error}") from error
+    model, report = read
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        _same(kind.replace("_", " "), sorted(map(str, report[kind])), [])
+    del model.config.quantization_config  # its weights are plain ones, whatever held them
+    _compare_model(model.to(expected.loading.device).eval(), expected)
+
+
+def _compare_whole(directory: Path, expected: Expectation) -> None:
+    loaded = load(directory, device=expected.loading.device)
+    _same("token ids of a sample text", sample_ids(loaded.tokenizer), list(expected.sample_ids))
+    _compare_model(loaded.model, expected)
+
+
+@torch.inference_mode()
+def _compare_model(model: PreTrainedModel, expected: Expectation) -> None:
+    _compare_shape(model, expected)
+    _compare_weights({name: digest(its) for name, its in model.named_parameters()}, expected)
+    token_ids = expected.token_ids.to(model.device)
+    _compare_logits(model(token_ids, use_cache=False).logits, expected)
+    _compare_continuation(model, token_ids[:1], expected)
+
+
+@torch.inference_mode()
+def _compare_streamed(directory: Path, expected: Expectation) -> None:
+    streamed = StreamedModel(directory, device=expected.loading.device)
+    _same("token ids of a sample text", sample_ids(streamed.tokenizer), list(expected.sample_ids))
+    _compare_shape(streamed.model, expected)
+    names = [name for name, _ in streamed.model.named_parameters()]
+    _compare_weights({name: digest(its) for name, its in streamed.read(names)}, expected)
+    passes = StreamedPasses(streamed, tuple(range(expected.num_blocks)))
+    _compare_logits(logits_of(passes, expected.token_ids), expected)
+
+
+def _compare_shape(model: PreTrainedModel, expected: Expectation) -> None:
+    _same("number of blocks", num_blocks(model), expected.num_blocks)
+    _same("dtype of the model", str(model.dtype).removeprefix("torch."), expected.dtype)
+
+
+def _compare_weights(found: Mapping[str, str], expected: Expectation) -> None:
+    wrong = sorted(
+        name
+        for name in {*found, *expected.weights}
+        if found.get(name) != expected.weights.get(name)
+    )
+    if wrong:
+        named = f"{', '.join(wrong[:_MANY])}{', ...' if len(wrong) > _MANY else ''}"
+        raise CheckpointNotPortable(f"{len(wrong)} weights have other values: {named}")
+
+
+def _compare_logits(found: torch.Tensor, expected: Expectation) -> None:
+    logits = expected.logits.double()
+    if not torch.isfinite(logits).all():
+        raise CheckpointNotPortable(
+            f"some logits of the model itself are no numbers in {expected.dtype}: its weights or "
+            f"states are beyond the range of that dtype, choose another"
+        )
+    difference = float((found.cpu().double() - logits).abs().max())
+    if not difference <= (allowed := _tolerance(logits, expected)):  # NaN is too much
+        raise CheckpointNotPortable(
+            f"logits of fixed token ids differ by up to {difference:.3g}, where {allowed:.3g} is "
+            f"allowed in {expected.dtype}"
+        )
+
+
+def _compare_continuation(
+    model: PreTrainedModel, prompt: torch.Tensor, expected: Expectation
+) -> None:
+    """By transformers' own ``generate``, with its cache and without the checkpoint's settings."""
+    if not expected.continuation:
+        return
+    assert isinstance(model, GenerationMixin)
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS)
+    output = model.generate(prompt, attention_mask=torch.ones_like(prompt))
+    found: list[int] = output[0, prompt.shape[1] :].tolist()
+    for step, (token, wanted) in enumerate(zip(found, expected.continuation, strict=True)):
+        if token == wanted:
+            continue
+        scores = expected.scores[step].double()
+        if float(scores[wanted] - scores[token]) <= _tolerance(scores, expected):
+            return  # a tie: what comes behind it is another text
+        raise CheckpointNotPortable(
+            f"greedy generation differs at token {step + 1}: {token}, where {wanted} was expected"
+        )
+
+
+def _tolerance(logits: torch.Tensor, expected: Expectation) -> float:
+    return TOLERANCES[expected.dtype] * float(logits.abs().max())
+
+
+def _same(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise CheckpointNotPortable(f"{what}: found {found}, expected {wanted}")
+
+
+def _main(directory: str, expectation: str, verdict: str, parent: str) -> int:
+    """The exit code: 0 if nothing differs; else 1, once what differs is written down."""
+    end_with_parent(int(parent), signal.SIGKILL)
+    expected = Expectation.read(Path(expectation))
+    set_up_torch(expected.loading.threads)
+    try:
+        compare(Path(directory), expected)
+    except CheckpointNotPortable as error:
+        Path(verdict).write_text(str(error), encoding="utf-8")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))
