@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from app.engine.sequence import SamplingParams
 from app.entry import Entry
@@ -31,6 +32,7 @@ class Chat:
 
 
 Prompt = str | Sequence[int] | Chat
+Traffic = Literal["live", "bench"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Call:
     n: int = 1
     timeout_s: float | None = None  # what it cuts short ends with TIMEOUT
     fills_context: bool = False  # as many tokens as fit, whatever max_new_tokens says
+    traffic: Traffic = "live"  # what its requests are counted as
 
     def params_of(self, number: int) -> SamplingParams:
         """Of one of the ``n`` answers to a prompt."""

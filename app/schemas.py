@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.engine.sequence import SamplingParams
+
 MAX_PROMPTS = 256
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Prompt = Annotated[str, StringConstraints(min_length=1)]
@@ -18,10 +20,9 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class GenerateBody(Body):
-    """One or many prompts, generated together as one batch. Temperature 0 is greedy."""
+class PromptsBody(Body):
+    """One or many prompts, and how to continue them. Temperature 0 is greedy."""
 
-    model: ModelName
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -37,6 +38,35 @@ class GenerateBody(Body):
     stop: StopStrings = Field(default_factory=list)
     stop_token_ids: StopTokenIds = Field(default_factory=list)
     ignore_eos: bool = False
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    def params(self, num_logprobs: int | None = None) -> SamplingParams:
+        """Raises ``InvalidSampling``."""
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop_token_ids=frozenset(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            num_logprobs=num_logprobs,
+        )
+
+
+class GenerateBody(PromptsBody):
+    """Generated together as one batch."""
+
+    model: ModelName
     return_token_ids: bool = False
     logprobs: int | None = Field(
         default=None,
@@ -120,6 +150,15 @@ class ModelView(BaseModel):
         description="0 to 1; of the dense model and of a job's full depth, if its gate asked."
     )
     dense_probe_score: float | None
+    zero_shot: float | None = Field(
+        description="Mean accuracy, 0 to 1, of the paper's five tasks; of the same two, if the job "
+        "asked them."
+    )
+    dense_zero_shot: float | None
+    quantized_weights: Literal["int8", "int4"] | None = Field(
+        description="What quantized_perplexity was measured with; the weights here are plain."
+    )
+    quantized_perplexity: float | None
     warnings: list[str] = Field(description="Of the gate of the job behind it, at full depth.")
     evaluated_on: str | None
     num_parameters: int | None

@@ -4,6 +4,7 @@ import asyncio
 
 from app.engine.async_engine import AsyncEngine
 from app.registry import ModelRegistry
+from app.shadow import Shadow
 from pruning.memory import give_back
 
 
@@ -11,7 +12,9 @@ class ModelInUse(RuntimeError):
     """Requests need what is to be unloaded."""
 
 
-async def unload(name: str, registry: ModelRegistry, engine: AsyncEngine) -> None:
+async def unload(
+    name: str, registry: ModelRegistry, engine: AsyncEngine, shadow: Shadow | None
+) -> None:
     """Free the memory of a model and all views of it, or drop the one view that this name is.
 
     A request that has found the model, but is not in the engine yet, ends on what it holds.
@@ -19,10 +22,13 @@ async def unload(name: str, registry: ModelRegistry, engine: AsyncEngine) -> Non
     """
     entry = await asyncio.to_thread(registry.find, name)
     # Nothing is awaited between the look and the deed, so no request gets in between.
-    if num_open := engine.num_open(registry.variants(entry)):
+    variants = registry.variants(entry)
+    if num_open := engine.num_open(variants):
         raise ModelInUse(
             f"{num_open} requests for {name!r} or its views are running or waiting: unload it when "
             f"they have ended"
         )
     registry.drop(entry)
+    if shadow is not None:
+        await shadow.forget(variants)
     await asyncio.to_thread(give_back)

@@ -1,14 +1,15 @@
 """What removed blocks buy per output token, what they can buy at best, and what variants weigh."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 
+from app.bench_plan import without
 from app.catalog import Catalog, UnknownModel
-from app.engine.variants import Variant, make_variant
+from app.engine.variants import Variant
 from benchmarks.steady import SteadyBatch, median_steps_s
 from benchmarks.workload import Ask
 from pruning.blocks import num_blocks
@@ -44,13 +45,6 @@ def removed_blocks(
             f"{suffix!r} of the order {list(given)}: expected {depth} different blocks of {every}"
         )
     return given[:depth]
-
-
-def without(dense: Variant, removed: Iterable[int]) -> Variant:
-    keep = [block for block in dense.keep if block not in set(removed)]
-    return make_variant(
-        f"{dense.name}@-{len(dense.keep) - len(keep)}", dense.name, dense.model, keep
-    )
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def measure_weights(dense: Variant) -> dict[str, int]:
     """Bytes of the dense model alone, and with ten of its variants; shared storage counts once."""
     every = num_blocks(dense.model)
     variants = [
-        without(dense, ((first + more) % every for more in range(1 + first % (every - 1))))
+        without(dense, {(first + more) % every for more in range(1 + first % (every - 1))})
         for first in range(_NUM_VARIANTS)
     ]
     return {

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine
+from app.machine import machine
 from pruning.blocks import num_blocks
 from pruning.calibration import Windows, calibrate
 from pruning.config import Settings

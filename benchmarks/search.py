@@ -17,16 +17,16 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.machine import machine
+from app.machine import machine
 from benchmarks.modes import Bench, Meter, Mode, weight_bytes
 from benchmarks.search_report import report, show
-from benchmarks.shapes import SHAPES, random_model, random_tokens
 from pruning.blocks import num_blocks
 from pruning.calibration import calibrate
 from pruning.config import Settings
 from pruning.demo_model import NAME, ensure_demo_model
 from pruning.memory import free_bytes
 from pruning.models import ModelStore, set_up_torch
+from pruning.shapes import SHAPES, random_model, random_tokens
 from pruning.spec import CalibrationSpec, Dataset
 from pruning.streaming import StreamedModel
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.machine import machine
+from app.machine import machine
 from benchmarks.modes import Bench, Meter
 from pruning.models import set_up_torch
 

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from app.catalog import Catalog
 from app.engine.variants import make_variant
+from app.machine import machine
 from benchmarks import http_parts, offline_parts
 from benchmarks.depth import UnknownVariant, removed_blocks
-from benchmarks.machine import machine
 from benchmarks.plan import Baseline, Found, Part, Plan, Subject
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show

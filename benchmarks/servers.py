@@ -62,6 +62,18 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
 
 
 @contextmanager
+def sleb_serve_on(settings: ServeSettings, model: str) -> Iterator[Server]:
+    """``sleb serve`` with these settings, port aside, for a model of their data directory."""
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        port = _free_port()
+        environment = child_environment(settings.model_copy(update={"port": port}))
+        command = [sys.executable, "-m", "app", "serve"]
+        extra = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
+        with _running(command, environment, port, "/health/ready", Path(directory) / "serve.log"):
+            yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=extra)
+
+
+@contextmanager
 def transformers_serve(
     model: Path, dtype: str, threads: int | None, num_pages: int | None = None
 ) -> Iterator[Server]:

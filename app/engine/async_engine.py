@@ -5,33 +5,26 @@ the engine's affair; who may come in is admission's.
 """
 
 import asyncio
-import logging
-import queue
-import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from app.engine.admission import Admission
+from app.engine.admission import Admission, Overloaded
+from app.engine.background import Background, BackgroundStream
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
+from app.engine.engine_thread import Cancel, EngineThread
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.stream import OnEnd, Stream
+from app.engine.turns import Work
 from app.engine.variants import Variant
 
-logger = logging.getLogger(__name__)
-
-_JOIN_S = 10.0  # for the step that runs when the engine is stopped
+_Result = TypeVar("_Result")
 
 
 class EngineStopped(RuntimeError):
     """The engine takes nothing: not started, draining, stopped, or its thread has died."""
-
-
-@dataclass(frozen=True)
-class _Cancel:
-    request_id: str
-    reason: FinishReason
 
 
 class AsyncEngine:
@@ -46,27 +39,26 @@ class AsyncEngine:
         stall_s: float = 120.0,
     ) -> None:
         self._engine = engine
+        self._thread = EngineThread(engine)
         self._admission = Admission(engine.limits.max_num_seqs + max_waiting, max_waiting_tokens)
         self._stall_s = stall_s
-        self._commands: queue.SimpleQueue[Request | _Cancel | None] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}  # open requests, from admission to last event
+        self._works: dict[Future[Any], Variant] = {}
+        self._background = Background()
         self._stats = engine.stats()
-        self._moved_s = time.monotonic()  # when a step ended last, or work came after none
         self._drained = asyncio.Event()
         self._is_accepting = False
-        self._has_failed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs: from ``start`` to ``stop``, unless it crashes."""
-        return self._thread is not None and self._thread.is_alive() and not self._has_failed
+        return self._thread.is_alive
 
     @property
     def stalled_s(self) -> float:
         """Seconds since a step has ended, while there is work; 0 while there is none."""
-        return time.monotonic() - self._moved_s if self._streams else 0.0
+        has_work = self._streams or self._works
+        return time.monotonic() - self._thread.moved_s if has_work else 0.0
 
     @property
     def ailment(self) -> str | None:
@@ -88,22 +80,24 @@ class AsyncEngine:
         """Raise ``TooManyPrompts`` for more than are ever taken at once."""
         self._admission.check_number(num_requests)
 
+    @property
+    def max_chunk(self) -> int:
+        """Tokens of a prompt that one step reads."""
+        return self._engine.limits.max_batch_tokens
+
     def max_len(self, variant: Variant) -> int:
         """Tokens of prompt and answer that a request for this variant may have."""
         return self._engine.max_len(variant)
 
     def num_open(self, variants: Collection[Variant]) -> int:
-        """Requests for these, from their admission to their last event."""
-        return sum(stream.request.variant in variants for stream in self._streams.values())
+        """Requests and works on these, from their admission to their end; no background."""
+        requests = sum(stream.request.variant in variants for stream in self._streams.values())
+        return requests + sum(variant in variants for variant in self._works.values())
 
     def start(self) -> None:
         """Start the thread. Raises ``RuntimeError`` outside of an event loop or if it runs."""
-        if self._thread is not None:
-            raise RuntimeError("the engine is started already")
-        self._loop = asyncio.get_running_loop()
+        self._thread.start(self._deliver, self._crash)
         self._drained.set()
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self._thread.start()
         self._is_accepting = True
 
     async def stop(self, drain_s: float = 0.0) -> None:
@@ -112,18 +106,15 @@ class AsyncEngine:
         A thread that is stuck in a step is left behind: it ends with the process.
         """
         self._is_accepting = False
-        if self._thread is None:
+        if not self._thread.is_started:
             return
+        self.drop_background("stopped")
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._drained.wait()
         for request_id in self._streams:
-            self._commands.put(_Cancel(request_id, FinishReason.ABORT))
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join, _JOIN_S)
-        if self._thread.is_alive():
-            logger.error("a step of the engine has not ended for %.0f s: left behind", _JOIN_S)
-        self._thread = None
+            self._thread.put(Cancel(request_id, FinishReason.ABORT))
+        await self._thread.stop()
         self._fail(EngineStopped("the engine has stopped in the middle of a step"))
 
     def stream(self, request: Request, on_end: OnEnd | None = None) -> Stream:
@@ -147,74 +138,93 @@ class AsyncEngine:
             if request.request_id in self._streams:
                 raise DuplicateRequest(f"request {request.request_id} is open already")
         self._admission.admit(requests)
-        if not self._streams:
-            self._moved_s = time.monotonic()
-            self._drained.clear()
+        self._begin()
         streams = [Stream(request, self._cancel, on_end) for request in requests]
         self._streams |= {stream.request_id: stream for stream in streams}
+        if len(self._streams) > 1:
+            for stream in self._streams.values():
+                stream.was_alone = False
+        if len(self._streams) > self._engine.limits.max_num_seqs:  # somebody has to wait
+            self.drop_background("overload")
         for request in requests:
-            self._commands.put(request)
+            self._thread.put(request)
         return streams
 
+    async def run(self, pieces: Generator[None, None, _Result], variant: Variant) -> _Result:
+        """What these return, run in the engine's thread, one after each of its steps.
+
+        Whoever stops waiting stops them. Raises what they do, or ``EngineStopped``.
+        """
+        if not self._is_accepting:
+            raise EngineStopped("the engine is not taking work: it is stopping or has stopped")
+        self._begin()
+        work = Work(pieces)
+        self._works[work.future] = variant
+        self._thread.put(work)
+        try:
+            return await asyncio.wrap_future(work.future)
+        finally:
+            self._works.pop(work.future, None)
+            self._background.note_end(time.monotonic())
+            self._end()
+
+    def background(self, request: Request) -> BackgroundStream:
+        """A request that takes steps only while nothing else has any to take, and may be dropped.
+
+        Nobody waits for it, and no limit counts it. Raises ``RequestRefused``, ``BackgroundBusy``,
+        ``EngineStopped``, or ``Overloaded`` while requests wait for a slot.
+        """
+        if not self._is_accepting:
+            raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
+        self._engine.check(request)
+        if len(self._streams) > self._engine.limits.max_num_seqs:
+            raise Overloaded(f"{len(self._streams)} requests", "queue_full", 1.0)
+        stream = self._background.open(request, self._cancel)
+        self._thread.put(request)
+        return stream
+
+    def drop_background(self, why: str, variants: Collection[Variant] | None = None) -> None:
+        """End all background requests, or those for these variants."""
+        self._background.drop(why, variants)
+
+    def _begin(self) -> None:
+        if not self._streams and not self._works:
+            self._thread.moved_s = time.monotonic()
+            self._drained.clear()
+
+    def _end(self) -> None:
+        if not self._streams and not self._works:
+            self._drained.set()
+
     def _cancel(self, stream: Stream, reason: FinishReason) -> None:
-        if self._streams.get(stream.request_id) is stream:
-            self._commands.put(_Cancel(stream.request_id, reason))
+        if self._streams.get(stream.request_id) is stream or self._background.holds(stream):
+            self._thread.put(Cancel(stream.request_id, reason))
 
     def _deliver(self, events: list[TokenEvent], stats: EngineStats, busy_s: float) -> None:
-        if self._thread is None:
+        if not self._thread.is_started:
             return  # left behind, with nobody to tell
         self._stats = stats
-        self._admission.take(events, busy_s)
-        for event in events:
+        others = self._streams.values()
+        live = [event for event in events if not self._background.deliver(event, others)]
+        self._admission.take(live, busy_s)
+        for event in live:
             self._streams[event.request_id].put(event)
-            if event.finish_reason is not None:
+            if event.timings is not None:
+                self._background.note_end(event.timings.finished_s)
                 del self._streams[event.request_id]
-        if not self._streams:
-            self._drained.set()
+        self._end()
+
+    def _crash(self) -> None:
+        self._fail(EngineStopped("the engine has crashed; its log says why"))
 
     def _fail(self, error: EngineStopped) -> None:
         self._is_accepting = False
         for stream in self._streams.values():
             stream.fail(error)
         self._streams.clear()
+        self._background.fail(error)
+        for future in self._works:
+            if not future.done():
+                future.set_exception(error)
+        self._works.clear()
         self._drained.set()
-
-    # What follows runs in the thread; only it touches the engine.
-
-    def _serve(self) -> None:
-        assert self._loop is not None
-        try:
-            is_running = True
-            while is_running:
-                events, is_running = self._obey()
-                events += self._engine.step()
-                began_s, self._moved_s = self._moved_s, time.monotonic()
-                self._loop.call_soon_threadsafe(
-                    self._deliver, events, self._engine.stats(), self._moved_s - began_s
-                )
-        except Exception:
-            self._has_failed = True
-            logger.exception("the engine thread has died")
-            crash = EngineStopped("the engine has crashed; its log says why")
-            with suppress(RuntimeError):  # the event loop may be what is gone
-                self._loop.call_soon_threadsafe(self._fail, crash)
-
-    def _obey(self) -> tuple[list[TokenEvent], bool]:
-        """Carry out what was asked since the last step; waits for it while there is no work.
-
-        Returns the events of what was cancelled, and whether to go on.
-        """
-        events: list[TokenEvent] = []
-        if must_wait := not self._engine.has_work:
-            self._engine.check_integrity()  # costs nothing now: an idle engine holds no cache
-        while must_wait or not self._commands.empty():
-            command = self._commands.get()
-            if must_wait:
-                must_wait, self._moved_s = False, time.monotonic()
-            if command is None:
-                return events, False
-            if isinstance(command, Request):
-                self._engine.add(command)
-            elif event := self._engine.cancel(command.request_id, command.reason):
-                events.append(event)
-        return events, True

@@ -23,6 +23,7 @@ class Stream:
         on_end: OnEnd | None = None,
     ) -> None:
         self.request = request
+        self.was_alone = True  # whether no other request was open beside it
         self._cancel = cancel
         self._on_end = on_end
         self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()

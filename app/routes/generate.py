@@ -12,7 +12,6 @@ from app.deps import GeneratorDep
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import RequestRefused
-from app.engine.sequence import SamplingParams
 from app.errors import described
 from app.event_stream import answer
 from app.external_client import (
@@ -62,29 +61,14 @@ async def generate(
     With ``stream``, server-sent events: ``text`` with what is new of an output, and at the end
     ``done`` with all that the answer without it has, or ``error`` with a problem document.
     """
-    params = _params(body)
+    params = body.params(body.logprobs)
     served = await generator.load(body.model)
     call = Call(
         served,
-        prompts=[body.prompt] if isinstance(body.prompt, str) else body.prompt,
+        prompts=body.prompts,
         params=params,
-        stop=[body.stop] if isinstance(body.stop, str) else body.stop,
+        stop=body.stop_strings,
         timeout_s=body.timeout_s,
     )
     format_ = GenerateFormat(body, Vocabulary(served.tokenizer), variant_kind(served.entry))
     return await answer(request, generator, call, format_, is_streamed=body.stream)
-
-
-def _params(body: GenerateBody) -> SamplingParams:
-    return SamplingParams(
-        max_new_tokens=body.max_new_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        seed=body.seed,
-        stop_token_ids=frozenset(body.stop_token_ids),
-        ignore_eos=body.ignore_eos,
-        num_logprobs=body.logprobs,
-    )

@@ -12,6 +12,7 @@ from transformers import GenerationMixin
 from pruning.blocks import view
 from pruning.models import LoadedModel
 from tests.api.conftest import publish_pruned
+from tests.exposition import Scrape
 from tests.tiny_directory import MAX_POSITIONS
 from tests.waiting import wait_until
 
@@ -193,10 +194,13 @@ def test_more_than_may_wait_is_refused_whole_with_advice_when_to_come_back(
     client: TestClient,
 ) -> None:
     body = {"model": "tiny", "prompt": ["the dog"] * 12, "max_new_tokens": 250, "ignore_eos": True}
+    its = {"model_name": "tiny", "variant": "dense"}
     with ThreadPoolExecutor() as pool:
         running = pool.submit(client.post, "/generate", json=body)
         wait_until(
-            lambda: "sleb_num_requests_running 8.0" in client.get("/metrics").text,
+            lambda: (
+                Scrape(client.get("/metrics").text).value("sleb_num_requests_running", **its) == 8
+            ),
             "all slots taken",
         )
         response = client.post("/generate", json={"model": "tiny", "prompt": "the dog"})
@@ -204,4 +208,5 @@ def test_more_than_may_wait_is_refused_whole_with_advice_when_to_come_back(
         assert int(response.headers["retry-after"]) >= 1
         assert running.result().status_code == 200
     generate(client, max_new_tokens=1)
-    assert 'sleb_admission_rejections_total{reason="queue_full"} 1.0' in client.get("/metrics").text
+    its |= {"traffic": "live", "reason": "queue_full"}
+    assert Scrape(client.get("/metrics").text).value("sleb_admission_rejections_total", **its) == 1

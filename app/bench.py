@@ -1,0 +1,155 @@
+"""``sleb bench``: what fewer blocks buy, measured so that it can be believed."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from app.bench_plan import DENSE, Plan, Scenario, Subject
+from app.bench_plot import PLOT_FILE, plot
+from app.bench_report import HEADINGS, cells, markdown, reasons
+from app.bench_result import Bench, to_wire
+from app.bench_runs import Sample, measure, warm_up
+from app.catalog import Catalog, UnknownModel
+from app.engine.variants import Variant, make_variant
+from app.machine import machine
+from app.speedup import turn_order
+from app.tables import print_json
+from pruning.checkpoints import CheckpointStore
+from pruning.config import Settings
+from pruning.demo_model import NAME, ensure_demo_model
+from pruning.models import ModelStore, set_up_torch
+from pruning.shapes import random_model
+from pruning.sleb import Blocks
+from pruning.timing import measure_times
+
+REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
+_DEPTH = re.compile(r"@-(?P<depth>[0-9]{1,4})")
+
+
+def run_bench(subject: Subject, plan: Plan, out: Path, facts: Mapping[str, object]) -> Bench:
+    """All scenarios one after another; ``out`` gets the reports anew after each.
+
+    Raises ``WrongLength`` and, for lengths that the model does not take, ``RequestRefused``.
+    """
+    sides = subject.sides()
+    parts = {its: measure_times(subject.dense.model, plan.rows(its)) for its in plan.scenarios}
+    weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
+    bench = Bench(subject, plan, {}, parts, weights, {**facts, "machine": machine()})
+    with Progress(console=Console(stderr=True)) as progress:
+        for scenario in plan.scenarios:
+            task = progress.add_task(scenario, total=len(sides) * (1 + plan.repeats))
+            samples = _measured(sides, scenario, plan, partial(progress.advance, task))
+            bench = replace(bench, samples={**bench.samples, scenario: samples})
+            _write(bench, out)
+    return bench
+
+
+def stored_subject(name: str, variants: Sequence[str], dtype: str, settings: Settings) -> Subject:
+    """A model of the data directory, and variants of its published removal orders.
+
+    ``dense`` is the model once more. Raises ``UnknownModel``, ``ModelNotFound`` or ``NotAModel``.
+    """
+    set_up_torch(settings.threads)
+    if name == NAME:
+        ensure_demo_model(settings.models_dir)
+    models = ModelStore(settings.models_dir)
+    catalog = Catalog(models, CheckpointStore(settings.checkpoints_dir))
+    removed: dict[str, Blocks] = {}
+    for variant in variants:
+        if variant == DENSE:
+            removed[_again(variant)] = ()
+            continue
+        entry = catalog.resolve(variant if variant.startswith(name) else f"{name}{variant}")
+        if not entry.is_view or entry.base != name:
+            raise UnknownModel(f"{entry.name!r} is not a variant of the {name!r} that is here")
+        removed[entry.name] = entry.removed_blocks
+    loaded = models.load(name, dtype=dtype, device=settings.device)
+    return Subject(name, make_variant(name, name, loaded.model), removed)
+
+
+def random_subject(shape: str, variants: Sequence[str], dtype: str, settings: Settings) -> Subject:
+    """A model of a published shape whose weights are drawn; ``@-k`` is without its last k blocks,
+    as which ones makes no difference to speed. Raises ``UnknownShape`` or ``UnknownModel``.
+    """
+    set_up_torch(settings.threads)
+    kind = "bfloat16" if dtype == "auto" else dtype
+    dense = make_variant(shape, shape, random_model(shape, kind, device=settings.device))
+    every = len(dense.keep)
+    removed: dict[str, Blocks] = {}
+    for variant in variants:
+        match = _DEPTH.fullmatch(variant)
+        if variant == DENSE:
+            removed[_again(variant)] = ()
+        elif match and 1 <= int(match["depth"]) < every:
+            removed[f"{shape}{variant}"] = tuple(range(every - int(match["depth"]), every))
+        else:
+            raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{every - 1}")
+    return Subject(shape, dense, removed)
+
+
+def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(out), **to_wire(bench)})
+        return
+    console = Console(highlight=False)
+    for scenario in bench.samples:
+        rows = [row for row in bench.rows() if row.scenario is scenario]
+        title = escape(f"{scenario}: {bench.plan.described(scenario)}")
+        table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", collapse_padding=True)
+        for place, heading in enumerate(HEADINGS[:-1]):  # the verdicts follow, with their reasons
+            table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=True)
+        for row in rows:
+            side, *others = cells(row)[:-1]
+            table.add_row(escape(side.removeprefix(bench.subject.name)), *others)
+        console.print(table)
+        for reason in reasons(rows):
+            console.print(f"  {reason}", markup=False, soft_wrap=True)
+    console.print(f"reports and picture: {out}", markup=False, soft_wrap=True)
+
+
+def facts_of(dtype: str) -> dict[str, object]:
+    return {"dtype": dtype, "command": shlex.join(["sleb", *sys.argv[1:]])}
+
+
+def _measured(
+    sides: Mapping[str, Variant], scenario: Scenario, plan: Plan, advance: Callable[[], None]
+) -> dict[str, list[Sample]]:
+    names = list(sides)
+    for variant in sides.values():
+        warm_up(variant, scenario, plan)
+        advance()
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for repeat in range(plan.repeats):
+        for index in turn_order(len(names), repeat):
+            samples[names[index]].append(measure(sides[names[index]], scenario, plan))
+            advance()
+    return samples
+
+
+def _write(bench: Bench, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_wire(bench), indent=2) + "\n"
+    (out / REPORT_FILE).write_text(text, encoding="utf-8")
+    (out / TABLE_FILE).write_text(markdown(bench), encoding="utf-8")
+    (out / PLOT_FILE).write_bytes(plot(bench))
+
+
+def _weight_bytes(variant: Variant) -> int:
+    """Tied weights count once."""
+    return sum(parameter.nbytes for parameter in variant.model.parameters())
+
+
+def _again(name: str) -> str:
+    """A side of its own, which has to come out as equal."""
+    return f"{name} again"

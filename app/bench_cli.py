@@ -1,0 +1,76 @@
+"""``sleb bench`` as the user types it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(help="Name in the data directory.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Directory for bench.json, bench.md and bench.png.")
+    ] = Path("bench"),
+    variants: Annotated[
+        str, typer.Option(help="To compare with the dense model; dense is that model once more.")
+    ] = "@-6",
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a model: llama-2-7b, llama-2-70b or opt-6.7b.", metavar="SHAPE"
+        ),
+    ] = None,
+    scenarios: Annotated[
+        str, typer.Option(help="Some of generation, prompt, served.")
+    ] = "generation,prompt,served",
+    batch_size: Annotated[int, typer.Option(min=1, help="Of generation.")] = 64,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of generation and served.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Of generation.")] = 128,
+    long_prompt: Annotated[int, typer.Option(min=1, help="Tokens of prompt.")] = 2048,
+    concurrency: Annotated[int, typer.Option(min=1, help="Clients of served.")] = 8,
+    requests: Annotated[int, typer.Option(min=1, help="Of all clients of served.")] = 32,
+    served_tokens: Annotated[int, typer.Option(min=2, help="New ones of each request.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Two at least for an interval.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Measure what fewer blocks buy: dense and pruned in turn, with intervals and verdicts.
+
+    Generation and prompt processing as in the paper, and requests of many clients. Answers have
+    forced lengths. Beside each speed-up stands what blocks, embeddings and head allow.
+    """
+    if (model is None) == (random_weights is None):
+        raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
+    if dtype not in {"auto", "float32", "bfloat16", "float16"}:
+        raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
+    from app.bench import facts_of, print_bench, random_subject, run_bench, stored_subject
+    from app.bench_plan import Plan, Scenario
+    from pruning.config import Settings
+
+    names = [name for name in scenarios.split(",") if name]
+    if not names or set(names) - set(Scenario):
+        raise typer.BadParameter(f"--scenarios {scenarios}: expected some of {', '.join(Scenario)}")
+    plan = Plan(
+        scenarios=tuple(its for its in Scenario if its in names),
+        batch_size=batch_size,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        long_prompt=long_prompt,
+        concurrency=concurrency,
+        requests=requests,
+        served_tokens=served_tokens,
+        repeats=repeats,
+        seed=seed,
+    )
+    asked = [name for name in variants.split(",") if name]
+    settings, out = Settings(), out.expanduser().absolute()
+    out.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    if model is not None:
+        subject = stored_subject(model, asked, dtype, settings)
+    else:
+        subject = random_subject(random_weights or "", asked, dtype, settings)
+    found = run_bench(subject, plan, out, facts_of(dtype))
+    print_bench(found, out, as_json=as_json)

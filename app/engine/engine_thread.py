@@ -1,0 +1,120 @@
+"""The one thread that steps the engine: told what to do by commands, and tells what it did."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from app.engine.engine import Engine, EngineStats
+from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.turns import Turns, Work
+
+logger = logging.getLogger(__name__)
+
+_JOIN_S = 10.0  # for the step that runs when the engine is stopped
+
+
+@dataclass(frozen=True)
+class Cancel:
+    request_id: str
+    reason: FinishReason
+
+
+Deliver = Callable[[list[TokenEvent], EngineStats, float], None]  # seconds busy with requests
+
+
+class EngineThread:
+    """Runs from ``start`` to ``stop``, unless it crashes. Used from one event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.moved_s = time.monotonic()  # when a step ended last, or work came after none
+        self._engine = engine
+        self._turns = Turns(engine)
+        self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | None] = queue.SimpleQueue()
+        self._has_failed = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """Not after ``stop``, even where the thread is left behind."""
+        return self._thread is not None
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and not self._has_failed
+
+    def start(self, deliver: Deliver, crash: Callable[[], None]) -> None:
+        """Both are called on the running event loop: after every step, and once at a crash.
+
+        Raises ``RuntimeError`` outside of an event loop or if it runs.
+        """
+        if self._thread is not None:
+            raise RuntimeError("the engine is started already")
+        arguments = (asyncio.get_running_loop(), deliver, crash)
+        self._thread = threading.Thread(
+            target=self._serve, args=arguments, name="engine", daemon=True
+        )
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End behind what was asked before. One that is stuck in a step is left behind: it ends
+        with the process.
+        """
+        if self._thread is None:
+            return
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join, _JOIN_S)
+        if self._thread.is_alive():
+            logger.error("a step of the engine has not ended for %.0f s: left behind", _JOIN_S)
+        self._thread = None
+
+    def put(self, command: Request | Work[Any] | Cancel) -> None:
+        """To be carried out before the next step, in this order."""
+        self._commands.put(command)
+
+    # What follows runs in the thread; only it touches the engine.
+
+    def _serve(
+        self, loop: asyncio.AbstractEventLoop, deliver: Deliver, crash: Callable[[], None]
+    ) -> None:
+        try:
+            is_running = True
+            while is_running:
+                events, is_running = self._obey()
+                is_busy = self._turns.has_requests
+                events += self._turns.step()
+                began_s, self.moved_s = self.moved_s, time.monotonic()
+                busy_s = self.moved_s - began_s if is_busy else 0.0
+                loop.call_soon_threadsafe(deliver, events, self._engine.stats(), busy_s)
+        except Exception:
+            self._has_failed = True
+            logger.exception("the engine thread has died")
+            with suppress(RuntimeError):  # the event loop may be what is gone
+                loop.call_soon_threadsafe(crash)
+
+    def _obey(self) -> tuple[list[TokenEvent], bool]:
+        """Carry out what was asked since the last step; waits for it while there is no work.
+
+        Returns the events of what was cancelled, and whether to go on.
+        """
+        events: list[TokenEvent] = []
+        if must_wait := not self._turns.has_work:
+            self._turns.check_integrity()  # costs nothing now: an idle engine holds no cache
+        while must_wait or not self._commands.empty():
+            command = self._commands.get()
+            if must_wait:
+                must_wait, self.moved_s = False, time.monotonic()
+            if command is None:
+                return events, False
+            if isinstance(command, Request):
+                self._turns.add(command)
+            elif isinstance(command, Work):
+                self._turns.add_work(command)
+            elif event := self._turns.cancel(command.request_id, command.reason):
+                events.append(event)
+        return events, True

@@ -1,0 +1,90 @@
+"""How much faster, from times taken in pairs, and whether the figure may be believed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+
+EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
+
+# Student's t at 97.5 %, by degrees of freedom from 1 on.
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+class Verdict(StrEnum):
+    FASTER = "faster"
+    SLOWER = "slower"
+    NO_DIFFERENCE = "no difference"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Ratio of mean times, baseline over variant, with its 95 % interval if there are two pairs.
+
+    ``reason`` says what the verdict rests on or, where there is none, what is missing.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    num_pairs: int
+    verdict: Verdict
+    reason: str
+
+
+def turn_order(number: int, repeat: int) -> list[int]:
+    """Sides in the order of this repeat: each is first equally often, two go A B, B A."""
+    return [(repeat + place) % number for place in range(number)]
+
+
+def speedup(
+    baseline_s: Sequence[float], variant_s: Sequence[float], objection: str | None = None
+) -> Speedup:
+    """Of times measured in pairs, one of each side under the same conditions.
+
+    The interval is that of a ratio of means by Student's t over the residuals ``b - ratio * v``
+    (Cochran, Sampling Techniques, 6.5). With the few pairs that there are here it covers what it
+    says, where resampling them does not. With an ``objection`` there is no verdict. Raises
+    ``ValueError`` unless there are as many times of each side, and all above 0.
+    """
+    if len(baseline_s) != len(variant_s) or min(*baseline_s, *variant_s, 1.0) <= 0:
+        raise ValueError("expected as many times of each side, all of them above 0")
+    ratio = fmean(baseline_s) / fmean(variant_s)
+    num_pairs = len(baseline_s)
+    if num_pairs < 2:
+        reason = objection or "one pair has no interval: ask for more repeats"
+        return Speedup(ratio, None, None, num_pairs, Verdict.UNDECIDED, reason)
+    residuals = [b - ratio * v for b, v in zip(baseline_s, variant_s, strict=True)]
+    variance = sum(its * its for its in residuals) / (num_pairs - 1)
+    error = math.sqrt(variance / num_pairs) / fmean(variant_s)
+    margin = _student(num_pairs - 1) * error
+    low, high = max(ratio - margin, 0.0), ratio + margin
+    verdict, reason = _judge(ratio, low, high)
+    if objection is not None:
+        verdict, reason = Verdict.UNDECIDED, objection
+    return Speedup(ratio, low, high, num_pairs, verdict, reason)
+
+
+def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
+    interval = f"the 95 % interval {low:.3f} to {high:.3f}"
+    is_clear = high - low <= abs(ratio - 1)
+    if low > 1 and is_clear:
+        return Verdict.FASTER, f"{interval} lies above 1"
+    if high < 1 and is_clear:
+        return Verdict.SLOWER, f"{interval} lies below 1"
+    if low >= 1 - EQUAL_WITHIN and high <= 1 + EQUAL_WITHIN:
+        return Verdict.NO_DIFFERENCE, f"{interval} lies within {EQUAL_WITHIN:.0%} of 1"
+    what = "contains 1" if low <= 1 <= high else f"is wider than the effect of {ratio - 1:+.1%}"
+    return Verdict.UNDECIDED, f"{interval} {what}: repeat it more often, or on a quieter machine"
+
+
+def _student(degrees: int) -> float:
+    if degrees <= len(_STUDENT):
+        return _STUDENT[degrees - 1]
+    return 1.96 + 2.4 / degrees

@@ -1,0 +1,86 @@
+"""A speed-up is a claim: it is made when the times allow it, and only then."""
+
+import random
+from statistics import fmean
+
+import pytest
+
+from app.speedup import Verdict, speedup, turn_order
+
+
+def times(mean_s: float, noise: float, number: int, seed: int) -> list[float]:
+    draw = random.Random(seed)
+    return [mean_s * draw.lognormvariate(0, noise) for _ in range(number)]
+
+
+def test_the_ratio_is_that_of_the_means() -> None:
+    assert speedup([1.0, 3.0], [1.0, 1.0]).ratio == 2.0  # the mean of the ratios is another
+
+
+def test_a_side_against_itself_is_no_difference() -> None:
+    found = speedup([1.0, 1.2, 1.1], [1.0, 1.2, 1.1])
+    assert (found.ratio, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert found.verdict is Verdict.NO_DIFFERENCE
+
+
+@pytest.mark.parametrize(
+    ("baseline_s", "variant_s", "verdict", "why"),
+    [
+        ([1.25, 1.26, 1.24], [1.0, 1.0, 1.0], Verdict.FASTER, "above 1"),
+        ([1.0, 1.0, 1.0], [1.25, 1.26, 1.24], Verdict.SLOWER, "below 1"),
+        ([1.0, 1.01, 1.0], [1.0, 1.0, 1.01], Verdict.NO_DIFFERENCE, "within 3% of 1"),
+        ([1.0, 1.4, 1.2], [1.3, 1.0, 1.1], Verdict.UNDECIDED, "contains 1"),
+        ([1.05, 1.15, 1.1, 1.1], [1.0] * 4, Verdict.UNDECIDED, "wider than the effect"),
+        ([1.25], [1.0], Verdict.UNDECIDED, "one pair"),
+    ],
+)
+def test_verdicts(
+    baseline_s: list[float], variant_s: list[float], verdict: Verdict, why: str
+) -> None:
+    found = speedup(baseline_s, variant_s)
+    assert found.verdict is verdict, found
+    assert why in found.reason
+
+
+def test_an_objection_leaves_the_numbers_and_no_verdict() -> None:
+    found = speedup([1.25, 1.26, 1.24], [1.0, 1.0, 1.0], "unequal lengths")
+    assert (found.verdict, found.reason) == (Verdict.UNDECIDED, "unequal lengths")
+    assert found.ratio == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("number", [3, 5, 10, 40])
+def test_intervals_hold_the_truth_as_often_as_they_say(number: int) -> None:
+    """Noise that troubles both sides of a pair, and noise of each side."""
+    true, hits = 1.25, 0
+    for seed in range(600):
+        common = times(1.0, 0.1, number, seed)
+        own = times(true, 0.05, number, 1000 + seed), times(1.0, 0.05, number, 2000 + seed)
+        sides = [[a * b for a, b in zip(common, side, strict=True)] for side in own]
+        found = speedup(sides[0], sides[1])
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= true <= found.high
+    assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_equal_sides_are_hardly_ever_told_apart() -> None:
+    found = [
+        speedup(times(1.0, 0.1, 5, seed), times(1.0, 0.1, 5, 5000 + seed)) for seed in range(500)
+    ]
+    wrong = [its for its in found if its.verdict in {Verdict.FASTER, Verdict.SLOWER}]
+    assert len(wrong) / len(found) < 0.03
+    assert fmean(its.ratio for its in found) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(("one", "other"), [([1.0], [1.0, 1.0]), ([0.0, 1.0], [1.0, 1.0])])
+def test_what_are_no_pairs_of_times_is_refused(one: list[float], other: list[float]) -> None:
+    with pytest.raises(ValueError, match="as many times"):
+        speedup(one, other)
+
+
+def test_nobody_always_goes_first() -> None:
+    for number in (2, 3, 5):
+        orders = [turn_order(number, repeat) for repeat in range(number)]
+        assert all(sorted(order) == list(range(number)) for order in orders)
+        for place in range(number):
+            assert {order[place] for order in orders} == set(range(number))
