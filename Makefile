@@ -5,7 +5,7 @@ PYTHON ?= python3
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint fmt serve worker up bench clean
+.PHONY: help setup dashboards demo test test-slow lint fmt serve worker up bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ setup: $(VENV)/.installed  ## a virtual environment with everything in it
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,dev,eval]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,dev,eval,otel,quantize]'
 	@touch $@
 
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
@@ -48,6 +48,9 @@ worker: setup  ## one worker alone
 
 bench: setup  ## the search in all its modes, on the demo model (half an hour on two cores)
 	$(BIN)/python -m benchmarks.search --modes plain,exact,staged,stream --out search.json
+
+dashboards: setup  ## write the Grafana dashboards anew, from the Python in dashboards/
+	$(BIN)/python -m dashboards
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

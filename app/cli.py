@@ -8,17 +8,21 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from app.bench_cli import bench
 from app.calibration_options import calibration_of
 from app.eval_cli import evaluate
+from app.export_cli import export
 from app.jobs_cli import jobs
 from app.models_cli import models
 from app.stability_cli import stability
 from pruning.gate_spec import GateAction, gate_of
+from pruning.process import hush_libraries
 from pruning.spec import (
     Dataset,
     InvalidSpec,
     Metric,
     PruneSpec,
+    Quantize,
     Resident,
     Sampling,
     Search,
@@ -33,7 +37,9 @@ app = typer.Typer(
     "their dense parents, and see what that bought.",
 )
 app.command("eval")(evaluate)
+app.command()(export)
 app.command()(stability)
+app.command()(bench)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 
@@ -44,6 +50,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    hush_libraries()
     errors = Console(stderr=True, highlight=False)
     try:
         app()
@@ -152,6 +159,13 @@ def prune(
     gate_action: Annotated[
         GateAction, typer.Option(help="What comes of more: publish with a warning, or not at all.")
     ] = GateAction.WARN,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(help="Measure the pruned model with weights of 8 or 4 bits as well."),
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Ask the paper's five tasks of dense and pruned.")
+    ] = False,
     state_budget: Annotated[
         str | None, typer.Option(help="Bytes of hidden states to keep, as 4GiB.", metavar="BYTES")
     ] = None,
@@ -179,6 +193,8 @@ def prune(
         search=search,
         resident=resident,
         gate=gate_of(gate_max_probe_drop, gate_max_perplexity_ratio, gate_action),
+        quantize=quantize,
+        zero_shot=zero_shot,
     )
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
+    AnyHttpUrl,
     ByteSize,
     Field,
     NonNegativeFloat,
@@ -17,6 +19,7 @@ from pydantic_settings import SettingsConfigDict
 
 from pruning.config import AbsolutePath, Settings
 
+_DIRECTION = r"^(dense|[^@]*@.+)$"
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
 
 
@@ -37,7 +40,10 @@ def _signing_secret(text: str) -> str:
 class ServeSettings(Settings):
     """A process that answers HTTP; each field is ``SLEB_<NAME>`` in the environment."""
 
-    model_config = SettingsConfigDict(hide_input_in_errors=True)  # it may be a secret
+    model_config = SettingsConfigDict(
+        hide_input_in_errors=True,  # it may be a secret
+        populate_by_name=True,
+    )
 
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 picks a free one.")
     preload: tuple[str, ...] | None = Field(
@@ -90,6 +96,23 @@ class ServeSettings(Settings):
     )
     request_timeout_s: PositiveFloat | None = Field(
         default=None, description="The longest that a generation may take; unset: no limit."
+    )
+    shadow_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of live requests that are replayed on another variant while idle.",
+    )
+    shadow_direction: Annotated[str, Field(pattern=_DIRECTION)] = Field(
+        default="dense",
+        description="dense: those of pruned variants on their dense model; NAME@-6, or @-6 for "
+        "any: those of dense models on that variant.",
+    )
+    otlp_endpoint: AnyHttpUrl | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        description="OpenTelemetry collector that traces go to, by HTTP; unset: nowhere. "
+        "OTEL_EXPORTER_OTLP_ENDPOINT is another name of it.",
     )
     engine_stall_s: PositiveFloat = Field(
         default=120.0, description="A step of the engine that takes longer makes it count as dead."

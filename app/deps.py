@@ -13,6 +13,7 @@ from app.generation import Generator
 from app.metrics import Metrics
 from app.readiness import Readiness
 from app.registry import ModelRegistry
+from app.shadow import Shadow
 from pruning.event_feed import EventFeed
 from pruning.idempotency import IdempotencyKeys
 from pruning.job_deletion import JobDeletion
@@ -39,6 +40,7 @@ class Services:
     outbox: WebhookOutbox
     feed: EventFeed
     metrics: Metrics
+    shadow: Shadow | None
     readiness: Readiness
 
 

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
 
-from app.answer import Answer, GenerationFailed, Token
+from app.answer import Answer, GenerationFailed, Output, Token
 from app.call import Call, Chat, Prompt
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine
@@ -17,12 +17,27 @@ from app.metrics import Labels, Metrics, labels_of
 from app.registry import ServedModel
 
 
+@dataclass(frozen=True)
+class Answered:
+    """An answer that has come to its end, with the stream that it was made of."""
+
+    call: Call
+    served: ServedModel
+    stream: Stream
+    output: Output
+
+
 class EngineBackend:
     """Takes all prompts of a call or none, and has them generated as one batch."""
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._listeners: list[Callable[[Answered], None]] = []
+
+    def on_answer(self, listener: Callable[[Answered], None]) -> None:
+        """Have this told of every answer that somebody has waited for to its end."""
+        self._listeners.append(listener)
 
     async def answers(
         self, call: Call, served: ServedModel, deadline_s: float | None
@@ -31,17 +46,24 @@ class EngineBackend:
         does, before anything runs.
         """
         self._engine.check_number(len(call.prompts) * call.n)  # before any work is done
-        prompts = await asyncio.to_thread(_tokenize, call.prompts, served)
+        prompts = await asyncio.to_thread(tokenize, call.prompts, served)
         requests = self._requests(call, served, prompts, deadline_s)
-        labels = labels_of(served.entry)
+        labels = labels_of(served.entry, call.traffic)
         try:
             streams = self._engine.streams(requests, partial(self._count, labels))
         except Overloaded as refusal:
-            self._metrics.rejected(refusal.reason)
+            self._metrics.rejected(labels, refusal.reason)
             raise
+        self._metrics.admitted(labels)
         on_gap = partial(self._metrics.token_gap, labels)
         return [
-            EngineAnswer(index, stream, TextStream(served.tokenizer, call.stop), on_gap)
+            EngineAnswer(
+                index,
+                stream,
+                TextStream(served.tokenizer, call.stop),
+                on_gap,
+                partial(self._tell, call, served, stream),
+            )
             for index, stream in enumerate(streams)
         ]
 
@@ -74,6 +96,10 @@ class EngineBackend:
             params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
         return params
 
+    def _tell(self, call: Call, served: ServedModel, stream: Stream, output: Output) -> None:
+        for listener in self._listeners:
+            listener(Answered(call, served, stream, output))
+
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None
         assert last.timings is not None
@@ -84,13 +110,19 @@ class EngineAnswer(Answer):
     """Made of the events of one request, until it ends or a stop string appears."""
 
     def __init__(
-        self, index: int, stream: Stream, text: TextStream, on_gap: Callable[[float], None]
+        self,
+        index: int,
+        stream: Stream,
+        text: TextStream,
+        on_gap: Callable[[float], None] | None = None,
+        on_done: Callable[[Output], None] | None = None,
     ) -> None:
         super().__init__(index, len(stream.request.prompt_ids))
         self.has_begun = True
         self._stream = stream
         self._detokenized = text
         self._on_gap = on_gap  # told the seconds between a token and the one before it
+        self._on_done = on_done
         self._last_token_s: float | None = None
 
     async def follow(self, tell: Callable[[], None]) -> None:
@@ -121,7 +153,7 @@ class EngineAnswer(Answer):
         if event.is_text:
             self._text.append(self._detokenized.push(token_id))
         now_s = asyncio.get_running_loop().time()
-        if self._last_token_s is not None:
+        if self._last_token_s is not None and self._on_gap is not None:
             self._on_gap(now_s - self._last_token_s)
         self._last_token_s = now_s
 
@@ -133,9 +165,11 @@ class EngineAnswer(Answer):
             self._text.append(self._detokenized.flush())
         is_stopped = self._detokenized.is_stopped
         self._finish(FinishReason.STOP if is_stopped else reason, last.timings)
+        if self._on_done is not None:
+            self._on_done(self.output)
 
 
-def _tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
+def tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
     """Token ids of every prompt; texts get the special tokens that the model begins with."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(served.tokenizer(texts, verbose=False).input_ids if texts else ())

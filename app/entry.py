@@ -6,6 +6,7 @@ from app.external_models import ExternalModel
 from app.removal_order import RemovalOrder
 from pruning.models import ModelInfo
 from pruning.probe_score import ProbeScore
+from pruning.quality import Quantized
 from pruning.sleb import Blocks
 
 
@@ -41,6 +42,20 @@ class Entry:
         return of_dense - self.num_removed
 
     @property
+    def num_parameters(self) -> int | None:
+        """Exact: all blocks of the supported families are of one size. None if no job counted."""
+        order = self.order
+        if order is None or order.num_parameters is None or order.dense_num_parameters is None:
+            return None
+        per_block = (order.dense_num_parameters - order.num_parameters) // order.depth
+        return order.dense_num_parameters - per_block * self.num_removed
+
+    @property
+    def dtype(self) -> str | None:
+        """Of the weights, by torch's name for it."""
+        return self.info.dtype if self.info else self.order.dtype if self.order else None
+
+    @property
     def perplexity(self) -> float | None:
         """On the held-out windows of the job behind the order."""
         curve = self.order.quality.perplexities if self.order else ()
@@ -53,6 +68,20 @@ class Entry:
         if both is None or self.order is None:
             return None
         return {0: both.dense, self.order.depth: both.pruned}.get(self.num_removed)
+
+    @property
+    def zero_shot(self) -> float | None:
+        """The mean of the paper's tasks, 0 to 1, of the same two, if the job asked for it."""
+        both = self.order.quality.zero_shot if self.order else None
+        if both is None or self.order is None:
+            return None
+        return {0: both.dense_mean, self.order.depth: both.pruned_mean}.get(self.num_removed)
+
+    @property
+    def quantized(self) -> Quantized | None:
+        """Of the whole order alone, if its job asked for it."""
+        is_whole = self.order is not None and self.num_removed == self.order.depth
+        return self.order.quality.quantized if self.order and is_whole else None
 
     @property
     def is_view(self) -> bool:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.answer import GenerationFailed
 from app.catalog import UnknownModel
+from app.comparing import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused
@@ -77,6 +78,7 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     WebhooksOff: (422, "webhooks-off", "This service sends no webhooks."),
     InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
     PromptTooLong: (422, "prompt-too-long", "Prompt and answer do not fit into the model."),
+    NotComparable: (422, "not-comparable", "The models cannot be compared."),
     RequestRefused: (422, "request-refused", "The model cannot take this prompt."),
     NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
     MessagesRefused: (422, "messages-refused", "The model's chat template refuses the messages."),

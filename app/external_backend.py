@@ -74,7 +74,7 @@ class ExternalBackend:
         try:
             server.places.admit(len(asked))
         except Overloaded as refusal:
-            self._metrics.rejected(refusal.reason)
+            self._metrics.rejected(labels_of(served.entry), refusal.reason)
             raise
         return [
             ExternalAnswer(index, its, server, self._metrics, deadline_s)
@@ -111,6 +111,7 @@ class ExternalAnswer(Answer):
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
         self._end: tuple[FinishReason, float] | None = None  # as it was told, and when
+        metrics.admitted(self._labels)
         server.answers.add(self)
 
     async def follow(self, tell: Callable[[], None]) -> None:
@@ -119,7 +120,7 @@ class ExternalAnswer(Answer):
             reason = await self._ask(tell)
         except BackendOverloaded:
             self._leave()
-            self._metrics.rejected("backend_overloaded")
+            self._metrics.rejected(self._labels, "backend_overloaded")
             raise
         except BackendRefused:
             self._leave()

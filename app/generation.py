@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 
 from app.answer import Answer, Output, Piece
 from app.call import Call, ServedElsewhere
+from app.catalog import UnknownModel
 from app.engine_backend import EngineBackend
 from app.external_backend import ExternalBackend
+from app.metrics import Metrics
 from app.registry import ModelRegistry, ServedModel
 
 
@@ -23,19 +25,26 @@ class Generator:
         registry: ModelRegistry,
         engine: EngineBackend,
         external: ExternalBackend,
+        metrics: Metrics,
         *,
         max_timeout_s: float | None = None,
     ) -> None:
         self._registry = registry
         self._engine = engine
         self._external = external
+        self._metrics = metrics
         self._max_timeout_s = max_timeout_s
 
     async def load(self, name: str) -> ServedModel | ServedElsewhere:
         """The variant of this name. Reading weights can take minutes, and holds up nobody else."""
         if (served := self._external.served(name)) is not None:
             return served
-        return await asyncio.wrap_future(await asyncio.to_thread(self._registry.begin, name))
+        try:
+            loading = await asyncio.to_thread(self._registry.begin, name)
+        except UnknownModel:
+            self._metrics.unknown_model()
+            raise
+        return await asyncio.wrap_future(loading)
 
     async def generate(self, call: Call) -> list[Output]:
         """One output per answer, in their order. Raises what ``open`` and ``news`` do."""

@@ -56,8 +56,28 @@ def _at_work(stats: JobStats) -> Iterable[Metric]:
     lost = GaugeMetricFamily(
         "sleb_prune_job_workers_lost", "Workers that died with it at one point.", labels=labels
     )
+    finish = GaugeMetricFamily(
+        "sleb_prune_job_estimated_finish_timestamp_seconds",
+        "When its search would end at its pace so far, since the epoch.",
+        labels=labels,
+    )
     for job in stats.at_work:
         ratio.add_metric([job.model, job.id], job.progress.ratio)
         lost.add_metric([job.model, job.id], job.num_lost)
-    yield ratio
-    yield lost
+        if job.estimated_finish is not None:
+            finish.add_metric([job.model, job.id], job.estimated_finish)
+    yield from (ratio, lost, finish, _losses(stats))
+
+
+def _losses(stats: JobStats) -> Metric:
+    """One series a round, so at most as many as the model has blocks."""
+    losses = GaugeMetricFamily(
+        "sleb_prune_job_loss",
+        "Nats per predicted token after so many removals.",
+        labels=["model_name", "job_id", "num_removed"],
+    )
+    for job in stats.at_work:
+        found = () if job.dense_loss is None else (job.dense_loss, *job.losses)
+        for num_removed, loss in enumerate(found):
+            losses.add_metric([job.model, job.id, str(num_removed)], loss)
+    return losses

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
@@ -22,12 +22,15 @@ from app.errors import install_errors
 from app.external_backend import ExternalBackend
 from app.external_models import ExternalModel, read_external_models
 from app.generation import Generator
+from app.http_metrics import CountedRequests
 from app.job_metrics import JobCollector
 from app.job_views import job_view_at
 from app.metrics import Metrics
+from app.model_metrics import ExternalCollector, ModelCollector
 from app.readiness import Readiness
 from app.registry import ModelRegistry
 from app.routes import (
+    compare,
     generate,
     health,
     job_checkpoints,
@@ -37,6 +40,8 @@ from app.routes import (
     prune_jobs,
     webhook_deliveries,
 )
+from app.shadow import shadow_of
+from app.upkeep import preload, sweep
 from app.webhook_delivery import WebhookDeliverer
 from app.webhook_sender import WebhookSender
 from app.webhook_target import address_rule
@@ -48,32 +53,40 @@ from pruning.job_deletion import JobDeletion
 from pruning.job_stats import JobStatsReader
 from pruning.jobs import JobStore
 from pruning.models import ModelStore
-from pruning.outage import JobStoreUnavailable
 from pruning.queue import PruneQueue, connect
-from pruning.retention import Keep, Retention
 from pruning.webhook_outbox import WebhookOutbox
+
+if TYPE_CHECKING:
+    from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
-SWEEP_EVERY_S = 60
 
-
-def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None = None) -> FastAPI:
+def create_app(
+    settings: ServeSettings,
+    *,
+    redis_url: str,
+    engine: Engine | None = None,
+    tracing: "Tracing | None" = None,
+) -> FastAPI:
     """An app that touches nothing until its lifespan begins, but for the file of other servers'
     models. Raises ``InvalidExternalModels``.
     """
     declared = read_external_models(settings.external_models_file)
+    tracing = tracing or _tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         services = _services(settings, redis_url, engine, declared)
         deliverer = _deliverer(app, services)
+        if tracing is not None:
+            services.metrics.on_finished(tracing.finished)
         services.engine.start()
         if deliverer is not None:
             deliverer.start()
-        loading = asyncio.create_task(_preload(services))
+        loading = asyncio.create_task(preload(services))
         is_over = asyncio.Event()
-        sweeping = asyncio.create_task(_sweep(services, is_over))
+        sweeping = asyncio.create_task(sweep(services, is_over))
         try:
             yield {"services": services}
         finally:
@@ -87,24 +100,39 @@ def create_app(settings: ServeSettings, *, redis_url: str, engine: Engine | None
             if deliverer is not None:
                 ends.append(deliverer.stop(services.readiness.drain_s))
             await asyncio.gather(*ends)
+            if services.shadow is not None:
+                await services.shadow.aclose()
             await services.external.aclose()
             services.jobs.close()
             services.job_stats.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPI(
         title="sleb-serve",
         summary="Dense language models and their depth-pruned variants, served and compared.",
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,  # for links between operations
+        telemetry=tracing.fastapi if tracing is not None else None,
     )
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     install_errors(app)
+    app.add_middleware(CountedRequests)
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_plain)
     describe_exactly(app)
     jobs = (prune_jobs, job_checkpoints, job_events, webhook_deliveries)
-    for route in (*jobs, generate, models, openai, health):
+    for route in (*jobs, generate, compare, models, openai, health):
         app.include_router(route.router)
     return app
+
+
+def _tracing(settings: ServeSettings) -> "Tracing | None":
+    """Without an endpoint nothing of it is imported: the extra may not be there."""
+    if settings.otlp_endpoint is None:
+        return None
+    from app.tracing import tracing_to  # noqa: PLC0415
+
+    return tracing_to(str(settings.otlp_endpoint))
 
 
 def _services(
@@ -133,9 +161,13 @@ def _services(
         stall_s=settings.engine_stall_s,
     )
     metrics = Metrics()
-    metrics.watch(async_engine.stats, registry.catalog.entries, registry.weight_bytes)
+    metrics.registry.register(ModelCollector(async_engine.stats, registry))
     external = ExternalBackend(declared, metrics)
-    metrics.watch_external(external.num_running, external.num_waiting)
+    metrics.registry.register(ExternalCollector(external.num_running, external.num_waiting))
+    readiness = Readiness()
+    backend = EngineBackend(async_engine, metrics)
+    shadow = shadow_of(settings, registry, async_engine, metrics, backend)
+    metrics.watch_readiness(readiness)
     job_stats = JobStatsReader(redis_url)
     metrics.registry.register(JobCollector(job_stats.read))
     return Services(
@@ -146,8 +178,9 @@ def _services(
         external=external,
         generator=Generator(
             registry,
-            EngineBackend(async_engine, metrics),
+            backend,
             external,
+            metrics,
             max_timeout_s=settings.request_timeout_s,
         ),
         jobs=jobs,
@@ -158,7 +191,8 @@ def _services(
         outbox=WebhookOutbox(connection),
         feed=EventFeed(redis_url),
         metrics=metrics,
-        readiness=Readiness(),
+        shadow=shadow,
+        readiness=readiness,
     )
 
 
@@ -175,36 +209,6 @@ def _deliverer(app: FastAPI, services: Services) -> WebhookDeliverer | None:
         return job_view_at(path, job).model_dump(mode="json")
 
     return WebhookDeliverer(services.outbox, sender, describe)
-
-
-async def _preload(services: Services) -> None:
-    """Load what is there. One model that cannot be loaded does not keep the others away."""
-    services.readiness.reason = "loading models"
-    wanted = services.settings.preload
-    if not services.registry.catalog.dense_names():
-        logger.warning("no models in %s: put one there", services.settings.models_dir)
-    for name in services.registry.catalog.dense_names() if wanted is None else wanted:
-        try:
-            await services.generator.load(name)
-        except Exception:
-            logger.exception("model %s is not served", name)
-    services.readiness.reason = None
-
-
-async def _sweep(services: Services, is_over: asyncio.Event) -> None:
-    """Here and not in a worker, which may be busy for days, or be there only when it is needed."""
-    settings = services.settings
-    keep = Keep(settings.keep_jobs_s, settings.keep_checkpoints_s)
-    retention = Retention(keep, settings.checkpoints_dir, services.jobs, services.deletion)
-    while not is_over.is_set():
-        try:
-            await asyncio.to_thread(retention.sweep)
-        except JobStoreUnavailable as error:
-            logger.warning("ended jobs are swept later: %s", error)
-        except Exception:
-            logger.exception("this sweep was not finished")
-        with suppress(TimeoutError):
-            await asyncio.wait_for(is_over.wait(), SWEEP_EVERY_S)
 
 
 def _is_plain(request_id: str) -> bool:

@@ -90,6 +90,12 @@ class ModelRegistry:
         """Of all that is loaded, by name. Views have none: theirs are their dense parent's."""
         return {name: weights.num_bytes for name, weights in self._weights.loaded().items()}
 
+    def loaded_variants(self) -> list[Variant]:
+        """All that were asked for, of what is in memory."""
+        weights = self._weights.loaded().values()
+        with self._lock:
+            return [variant for its in weights for variant in its.variants.values()]
+
     def variants(self, entry: Entry) -> Collection[Variant]:
         """Those that could not run without what ``drop`` lets go of."""
         own = self._weights.loaded().get(entry.name)

@@ -4,26 +4,28 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from asgi_correlation_id import correlation_id
 
 from app.config import ServeSettings
 from app.deps import Services
 from app.main import create_app
 from app.readiness import Readiness
 from app.valkey import redis_url
+from pruning.logs import set_up_logging
 from pruning.models import set_up_torch
 
 _LOOK_S = 0.1  # between two looks for a second Ctrl-C
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run_api(settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``."""
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    set_up_logging(settings.log_level, settings.log_format, _request_id)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # or it logs URLs, with their secrets
     set_up_torch(settings.threads)
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
@@ -32,6 +34,7 @@ def run_api(settings: ServeSettings) -> None:
             create_app(settings, redis_url=url),
             host=str(settings.host),
             port=settings.port,
+            log_config=None,  # as everybody's
             log_level=settings.log_level,
             access_log=settings.log_level == "debug",
         )
@@ -66,3 +69,9 @@ class ApiServer(uvicorn.Server):
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     """End by unwinding, so that the embedded Valkey is let go of."""
     raise SystemExit(0)
+
+
+def _request_id() -> Mapping[str, str]:
+    """For what is logged while a request is answered."""
+    found = correlation_id.get()
+    return {"request_id": found} if found else {}

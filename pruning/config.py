@@ -5,6 +5,7 @@
 
 import json
 import os
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,12 +14,22 @@ import platformdirs
 from pydantic import AfterValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pruning.logs import LogFormat
+
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+class Verify(StrEnum):
+    """Where a checkpoint is loaded and compared before it becomes visible."""
+
+    PROCESS = "process"  # a fresh one, as a user's would be
+    INLINE = "inline"  # the one that writes it: quicker, and blind to what is left in it
+    OFF = "off"
 
 
 class Settings(BaseSettings):
@@ -39,6 +50,9 @@ class Settings(BaseSettings):
         default=IPv4Address("127.0.0.1"), description="Address to listen on."
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: LogFormat = Field(
+        default="text", description="text for people, json for an object a line."
+    )
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:<n>"')
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads of torch; unset leaves its own choice."
@@ -49,6 +63,15 @@ class Settings(BaseSettings):
     )
     num_actors: NonNegativeInt = Field(
         default=0, description="Ray actors to spread the candidates of a search over; 0: none."
+    )
+    verify: Verify = Field(
+        default=Verify.PROCESS,
+        description="Where a checkpoint is loaded and compared before it is published.",
+    )
+
+    tasks_dir: AbsolutePath | None = Field(
+        default=None,
+        description="A folder with tasks of lm-eval, which go before its own; their code is run.",
     )
 
     @property
@@ -86,3 +109,8 @@ def child_environment(settings: Settings, redis_url: str | None = None) -> dict[
         for name, value in fields.items()
     }
     return {**os.environ, **texts}
+
+
+def offline_environment() -> dict[str, str]:
+    """For a process that loads models and may ask no hub."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -1,6 +1,5 @@
 """How the two processes of a worker begin: the parent, and the child it starts for each job."""
 
-import logging
 import os
 import secrets
 import signal
@@ -13,11 +12,10 @@ from rq.serializers import JSONSerializer
 
 from pruning.config import WorkerSettings, child_environment
 from pruning.leased_queue import LEASE_S
-from pruning.process import end_with_parent
+from pruning.logs import set_up_logging
+from pruning.process import end_with_parent, hush_libraries
 from pruning.queue import connect
 from pruning.supervisor import PruneWorker
-
-_LOG = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class WorkerEnded(RuntimeError):
@@ -30,7 +28,8 @@ def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE
     Either signal ends it within seconds: a running job goes back to the queue. Raises
     ``WorkerEnded`` if it stops for any other reason, ``MetricsPortUnavailable`` at once.
     """
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG)
+    set_up_logging(settings.log_level, settings.log_format)
+    hush_libraries()
     client = connect(redis_url)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     worker = PruneWorker(name, client, lease_s=lease_s)
@@ -51,7 +50,8 @@ def run_child() -> None:
     name, job_id, execution_id, parent, lease_s = sys.argv[1:]
     end_with_parent(int(parent), signal.SIGKILL)  # outside Linux the lease must do
     settings = WorkerSettings()
-    logging.basicConfig(level=settings.log_level.upper(), format=_LOG)
+    set_up_logging(settings.log_level, settings.log_format, lambda: {"job_id": job_id})
+    hush_libraries()
     assert settings.redis_url is not None  # the parent has put it into our environment
     client = connect(settings.redis_url)
     worker = PruneWorker(name, client, lease_s=int(lease_s), is_child=True)

@@ -99,7 +99,7 @@ class WorkerMetrics:
         before = self._counted if goes_on else Pace()
         self._attempt, self._counted = attempt, pace
         if num_new := pace.num_evaluations - before.num_evaluations:
-            self._evaluations.inc(num_new)
+            self._evaluations.inc(num_new, {"job_id": job.id})
             each_s = max(0.0, pace.seconds - before.seconds) / num_new
             for _ in range(num_new):
                 self._evaluation_s.observe(each_s)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from pruning.job import Job, JobStatus, Pace
 from pruning.spec import PruneSpec
@@ -48,6 +49,13 @@ def test_every_look_counts_what_is_new(metrics: WorkerMetrics) -> None:
     found = scrape(metrics)
     assert found.value(EVALUATIONS) == found.value(f"{SECONDS}_count") == 8
     assert found.value(f"{SECONDS}_sum") == pytest.approx(5.0)
+
+
+def test_what_is_counted_has_the_id_of_its_job_as_exemplar(metrics: WorkerMetrics) -> None:
+    metrics.looked_at(at(3, 1.5))
+    text = openmetrics(metrics.registry).decode()  # type: ignore[no-untyped-call]
+    [line] = [line for line in text.splitlines() if line.startswith(EVALUATIONS)]
+    assert '# {job_id="prn-1"} 3.0' in line
 
 
 def test_what_another_worker_does_is_not_counted(metrics: WorkerMetrics) -> None:

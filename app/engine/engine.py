@@ -183,6 +183,9 @@ class Engine:
         logits = self._runners[batch.variant].forward(batch)
         for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
             seq.num_cached += num
+            if seq.num_generated:  # so this is a decode step
+                seq.num_decodes += 1
+                seq.sum_batch_sizes += len(batch.sequences)
         ready = [row for row, seq in enumerate(batch.sequences) if not seq.num_uncached]
         seqs = [batch.sequences[row] for row in ready]
         self._batch_size = len(batch.sequences)

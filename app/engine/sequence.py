@@ -75,6 +75,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
     deadline_s: float | None = None  # moment on the monotonic clock at which it ends with TIMEOUT
+    is_background: bool = False  # runs only while no other request does
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Timings:
     first_token_s: float | None
     finished_s: float
     num_tokens: int  # generated, an end-of-sequence token included
+    mean_batch_size: float | None = None  # of the decode steps it was in; None without any
 
     @property
     def queue_s(self) -> float:
@@ -96,6 +98,18 @@ class Timings:
     def ttft_s(self) -> float | None:
         """Arrival to the first token."""
         return None if self.first_token_s is None else self.first_token_s - self.arrived_s
+
+    @property
+    def prefill_s(self) -> float | None:
+        """The first forward to the first token."""
+        if self.scheduled_s is None or self.first_token_s is None:
+            return None
+        return self.first_token_s - self.scheduled_s
+
+    @property
+    def decode_s(self) -> float | None:
+        """The first token to the end."""
+        return None if self.first_token_s is None else self.finished_s - self.first_token_s
 
     @property
     def tpot_s(self) -> float | None:
@@ -143,6 +157,8 @@ class Sequence:
     slot: int | None = None  # None while waiting
     scheduled_s: float | None = None
     first_token_s: float | None = None
+    num_decodes: int = 0
+    sum_batch_sizes: int = 0  # of those decode steps
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -175,6 +191,7 @@ class Sequence:
             first_token_s=self.first_token_s,
             finished_s=now_s,
             num_tokens=self.num_generated,
+            mean_batch_size=self.sum_batch_sizes / self.num_decodes if self.num_decodes else None,
         )
 
 

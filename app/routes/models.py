@@ -63,7 +63,7 @@ async def unload_model(name: str, services: ServicesDep) -> None:
 
     Refused while requests for any of them run or wait. The next request loads it again.
     """
-    await unload(name, services.registry, services.engine)
+    await unload(name, services.registry, services.engine, services.shadow)
 
 
 def variant_kind(entry: Entry) -> Literal["dense", "pruned"]:
@@ -86,12 +86,16 @@ def model_view(entry: Entry, services: Services) -> ModelView:
         dense_perplexity=curve[0] if curve else None,
         probe_score=entry.probe.score if entry.probe else None,
         dense_probe_score=quality.probe.dense.score if quality and quality.probe else None,
+        zero_shot=entry.zero_shot,
+        dense_zero_shot=quality.zero_shot.dense_mean if quality and quality.zero_shot else None,
+        quantized_weights=entry.quantized.weights if entry.quantized else None,
+        quantized_perplexity=entry.quantized.perplexity if entry.quantized else None,
         warnings=list(quality.warnings) if quality and entry.is_whole_checkpoint else [],
         evaluated_on=(quality.evaluated_on or None) if quality else None,
-        num_parameters=_num_parameters(entry),
+        num_parameters=entry.num_parameters,
         checkpoint=order.name if order and entry.num_removed and order.is_published else None,
         is_published=entry.is_published,
-        dtype=entry.info.dtype if entry.info else order.dtype if order else None,
+        dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
         is_loaded=registry.is_loaded(entry),
         weight_bytes=registry.weight_bytes().get(entry.name, 0),
@@ -104,12 +108,3 @@ def _kv_cache_bytes(entry: Entry, services: Services) -> int:
     variant = services.registry.variant(entry)
     running = services.engine.stats().variants.get(variant.name) if variant else None
     return running.kv_cache_bytes if running else 0
-
-
-def _num_parameters(entry: Entry) -> int | None:
-    """Exact: all blocks of the supported families are of one size."""
-    order = entry.order
-    if order is None or order.num_parameters is None or order.dense_num_parameters is None:
-        return None
-    per_block = (order.dense_num_parameters - order.num_parameters) // order.depth
-    return order.dense_num_parameters - per_block * entry.num_removed

@@ -26,10 +26,13 @@ REQUESTS: list[tuple[str, int, dict[str, Any]]] = [  # with the number of answer
 ]
 
 
-def send(url: str, path: str, body: dict[str, Any]) -> socket.socket:
+def send(
+    url: str, path: str, body: dict[str, Any], common: dict[str, Any] | None = None
+) -> socket.socket:
     """The request on a bare connection; its answer is not read."""
     host, port = url.removeprefix("http://").split(":")
-    content = json.dumps({"model": "tiny", "ignore_eos": True, **body})
+    common = {"model": "tiny", "ignore_eos": True} if common is None else common
+    content = json.dumps({**common, **body})
     connection = socket.create_connection((host, int(port)))
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())

@@ -31,7 +31,7 @@ def begin(client: httpx2.Client, pool: ThreadPoolExecutor) -> list[Future[httpx2
 
 def num_open(client: httpx2.Client) -> int:
     lines = client.get("/metrics").text.splitlines()
-    names = ("sleb_num_requests_running ", "sleb_num_requests_waiting ")
+    names = ("sleb_num_requests_running{", "sleb_num_requests_waiting{")
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith(names))
 
 

@@ -229,7 +229,9 @@ def counts(client: TestClient, model: str = "odd") -> "Counter[str]":
     metrics = Scrape(client.get("/metrics").text)
     values = {
         "errors": metrics.value("sleb_request_success_total", finished_reason="error", **labels),
-        "rejections": metrics.value("sleb_admission_rejections_total", reason="backend_overloaded"),
+        "rejections": metrics.value(
+            "sleb_admission_rejections_total", reason="backend_overloaded", **labels
+        ),
         "latencies": metrics.value("sleb_e2e_request_latency_seconds_count", **labels),
         "generated": metrics.value("sleb_generation_tokens_total", **labels),
         "prompt": metrics.value("sleb_prompt_tokens_total", **labels),

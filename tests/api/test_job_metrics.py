@@ -18,6 +18,7 @@ from pruning.search_state import Plan
 from pruning.spec import PruneSpec
 from pruning.supervisor import PruneWorker
 from tests.exposition import Scrape
+from tests.job_lives import REMOVAL
 
 SPEC = PruneSpec("tiny", num_remove=1)
 PROGRESS = "sleb_prune_job_progress_ratio"
@@ -56,6 +57,25 @@ def test_a_job_has_series_of_its_own_while_a_worker_has_it(
     assert scrape(client).series(PROGRESS) == [own]
     job_store.succeed(job.id, "tiny@x", job.attempt)
     assert scrape(client).series(PROGRESS) == []
+
+
+def test_a_search_tells_its_losses_by_round_and_when_it_would_end(
+    client: TestClient, job_store: JobStore
+) -> None:
+    job = job_store.start(job_store.create(SPEC).id, "a worker")
+    loss, finish = "sleb_prune_job_loss", "sleb_prune_job_estimated_finish_timestamp_seconds"
+    own = {"model_name": "tiny", "job_id": job.id}
+    assert not scrape(client).series(finish)
+    job_store.searching(job.id, Plan("d1g", 1), 0, 8, job.attempt)
+    job_store.evaluated(job.id, 2, 8, job.attempt)
+    job_store.removed(job.id, [REMOVAL], job.attempt)
+    found, record = scrape(client), job_store.get(job.id)
+    assert found.value(finish, **own) == record.estimated_finish
+    losses = [found.value(loss, num_removed=str(number), **own) for number in range(2)]
+    assert losses == [record.dense_loss, *record.losses]
+    assert len(found.series(loss)) == 2
+    job_store.succeed(job.id, "tiny@x", job.attempt)
+    assert not scrape(client).series(loss)
 
 
 def test_the_age_of_the_queue_is_that_of_the_longest_wait(
@@ -100,6 +120,6 @@ def test_a_scrape_waits_for_no_store(
             found = scrape(client)
             took_s = time.monotonic() - began
     assert found.value("sleb_job_store_up") == 0
-    assert "sleb_num_requests_running" in found.names
+    assert "sleb_kv_cache_usage_perc" in found.names
     assert not {name for name in found.names if name.startswith("sleb_prune")}
     assert took_s < ANSWER_S * 4

@@ -94,6 +94,23 @@ def test_one_new_token_is_one_event() -> None:
     assert not engine.has_work
 
 
+def test_a_request_knows_what_it_shared_its_decode_steps_with() -> None:
+    """Four tokens are three decode steps: of both for two of them, then of the longer one alone."""
+    short, long = request(max_new_tokens=3), request(max_new_tokens=5)
+    last = run(Engine(), short, long).last
+    sizes = []
+    for its in (short, long):
+        timings = last[its.request_id].timings
+        assert timings is not None
+        assert timings.prefill_s is not None
+        assert timings.decode_s is not None
+        assert timings.queue_s + timings.prefill_s + timings.decode_s == pytest.approx(
+            timings.e2e_s
+        )
+        sizes.append(timings.mean_batch_size)
+    assert sizes == [2, (2 + 2 + 1 + 1) / 4]
+
+
 def test_timings_are_in_order() -> None:
     its = request(prompt(9), max_new_tokens=5)
     timings = run(Engine(), its).last[its.request_id].timings

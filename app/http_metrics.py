@@ -1,0 +1,45 @@
+"""Counts what HTTP was answered, by the route's template and not by its path: those are few."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.deps import Services
+
+_OTHER = "other"  # a path that no route takes, a method that nobody knows
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_GONE = 499  # nothing was answered
+_DEFECT = 500  # what an error becomes that nobody handles
+
+
+class CountedRequests:
+    """ASGI middleware: tells the metrics of the process of every request, when it is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = _CLIENT_GONE
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except Exception:
+            status = _DEFECT
+            raise
+        finally:
+            _count(scope, status)
+
+
+def _count(scope: Scope, status: int) -> None:
+    services = scope["state"]["services"]
+    assert isinstance(services, Services)
+    route = getattr(scope.get("route"), "path", _OTHER)
+    method = scope["method"] if scope["method"] in _METHODS else _OTHER
+    services.metrics.answered(route, method, status)

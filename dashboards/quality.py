@@ -1,0 +1,115 @@
+"""What pruning cost in quality, as far as live traffic and pairs of answers show it."""
+
+from collections.abc import Iterator
+
+from dashboards import queries
+from dashboards.frame import Panel
+from dashboards.panels import About, Query, lines, stat_panel
+from dashboards.queries import DENSE, PRUNED
+
+_PAIR = 'live_model=~"$dense|$pruned",shadow_model=~"$dense|$pruned"'
+_NO_PAIRS = "no shadow traffic"
+_ABOUT_PAIRS = (
+    "A share of live requests, SLEB_SHADOW_SHARE, is answered once more by the other model."
+)
+
+
+def quality_row() -> Iterator[Panel]:
+    yield _agreement()
+    yield _paired_speedup()
+    yield _pairs()
+    yield _probe()
+    yield _agreement_over_time()
+    yield _length_ratio()
+    for model, name in ((DENSE, "$dense"), (PRUNED, "$pruned")):
+        yield _finish_reasons(model, name)
+
+
+def _agreement() -> Panel:
+    total = f"sum(rate(sleb_shadow_agreement_ratio_count{{{_PAIR}}}[$__range]))"
+    differing = f'sum(rate(sleb_shadow_agreement_ratio_bucket{{{_PAIR},le="0.99"}}[$__range]))'
+    mean = f"sum(rate(sleb_shadow_agreement_ratio_sum{{{_PAIR}}}[$__range])) / {total}"
+    text = f"Tokens before the first difference, of those of the longer answer. {_ABOUT_PAIRS}"
+    return stat_panel(
+        About("Agreement", text, "percentunit", _NO_PAIRS, decimals=1),
+        [Query("mean", mean), Query("equal answers", f"1 - {differing} / {total}")],
+    )
+
+
+def _paired_speedup() -> Panel:
+    def ratio(metric: str) -> str:
+        dense, pruned = (
+            f'sum(rate({metric}_sum{{{_PAIR},variant="{side}"}}[$__range]))'
+            for side in ("dense", "pruned")
+        )
+        return f"{dense} / {pruned}"
+
+    pairs = f'sum(increase(sleb_shadow_tpot_seconds_count{{{_PAIR},variant="pruned"}}[$__range]))'
+    text = f"The same requests on both, each alone in the engine: the fair ratio. {_ABOUT_PAIRS}"
+    return stat_panel(
+        About("Speed-up of pairs", text, "suffix:×", _NO_PAIRS, decimals=2),
+        [
+            Query("per output token", ratio("sleb_shadow_tpot_seconds")),
+            Query("prefill", ratio("sleb_shadow_prefill_seconds")),
+            Query("pairs", pairs, "short", 0),
+        ],
+        ((0.0, "red"), (1.0, "green")),
+    )
+
+
+def _pairs() -> Panel:
+    done = f"sum(increase(sleb_shadow_done_total{{{_PAIR}}}[$__range]))"
+    dropped = 'sum(increase(sleb_shadow_dropped_total{live_model=~"$dense|$pruned"}[$__range]))'
+    return stat_panel(
+        About("Pairs", f"{_ABOUT_PAIRS} Live requests come first.", "short", _NO_PAIRS, decimals=0),
+        [Query("compared", done), Query("not made or not finished", dropped)],
+    )
+
+
+def _probe() -> Panel:
+    return stat_panel(
+        About(
+            "Probe",
+            "The share of the gate's questions that are answered right, for jobs with such a gate.",
+            "percentunit",
+            "no job asked for it",
+            decimals=1,
+        ),
+        [
+            Query(name, f"max({metric}{{model_name={PRUNED}}})")
+            for name, metric in (
+                ("$dense", "sleb_model_dense_probe_score"),
+                ("$pruned", "sleb_model_probe_score"),
+            )
+        ],
+    )
+
+
+def _agreement_over_time() -> Panel:
+    return lines(
+        About("Agreement over time", _ABOUT_PAIRS, "percentunit", _NO_PAIRS, width=12),
+        [
+            Query(f"{name}, {{{{live_model}}}}", f"sleb:shadow_agreement:mean{window}{{{_PAIR}}}")
+            for window, name in (("30m", "30 minutes"), ("1d", "a day"))
+        ],
+    )
+
+
+def _length_ratio() -> Panel:
+    shadow, live = (
+        f'sum(rate(sleb_shadow_answer_tokens_total{{{_PAIR},variant="{side}"}}[$__rate_interval]))'
+        for side in ("pruned", "dense")
+    )
+    text = (
+        f"Tokens of the answers of pairs: the pruned model's over the dense one's. {_ABOUT_PAIRS}"
+    )
+    about = About("Length ratio", text, "suffix:×", _NO_PAIRS, width=12, decimals=2)
+    return lines(about, [Query("pruned over dense", f"{shadow} / {live}")])
+
+
+def _finish_reasons(model: str, name: str) -> Panel:
+    ended = f"rate(sleb_request_success_total{queries.of(model)}[$__rate_interval])"
+    share = f"sum by (finished_reason) ({ended}) / on () group_left () sum({ended})"
+    text = "A pruned model that no longer finds an end stops by length more often."
+    about = About(f"How requests end, {name}", text, "percentunit", width=12)
+    return lines(about, [Query("{{finished_reason}}", share)], is_stacked=True)

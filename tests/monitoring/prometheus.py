@@ -1,0 +1,149 @@
+"""A real Prometheus with the shipped configuration, scraping this machine once a second."""
+
+import math
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tests.e2e.processes import free_port
+from tests.waiting import wait_until
+
+DOCKER = Path(__file__).parents[2] / "docker"
+SHIPPED = DOCKER / "prometheus"
+_HOW = "it comes with Debian's package: apt-get install prometheus"
+
+
+class Machine(BaseSettings):
+    """Whether this is CI, where nothing may be left out."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True)
+
+    ci: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    labels: Mapping[str, str]
+    value: float
+
+
+class Prometheus:
+    """Its HTTP API."""
+
+    def __init__(self, client: httpx2.Client) -> None:
+        self._client = client
+
+    def is_ready(self) -> bool:
+        try:
+            return self._client.get("/-/ready").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def query(self, expr: str) -> list[Sample]:
+        """The instant vector of now. Fails on a query that Prometheus refuses."""
+        answer = self._client.get("/api/v1/query", params={"query": expr}).json()
+        assert answer["status"] == "success", f"{expr}: {answer}"
+        if answer["data"]["resultType"] == "scalar":
+            return [Sample({}, float(answer["data"]["result"][1]))]
+        return [
+            Sample(found["metric"], float(found["value"][1])) for found in answer["data"]["result"]
+        ]
+
+    def has_data(self, expr: str, over_s: float) -> bool:
+        """Whether the query has any number, at any second of the time just past."""
+        now_s = time.time()
+        span = {"start": str(now_s - over_s), "end": str(now_s), "step": "1"}
+        answer = self._client.get("/api/v1/query_range", params={"query": expr, **span}).json()
+        assert answer["status"] == "success", f"{expr}: {answer}"
+        numbers = (float(at[1]) for found in answer["data"]["result"] for at in found["values"])
+        return any(not math.isnan(number) for number in numbers)
+
+    def value(self, expr: str) -> float:
+        """Of a query with one result."""
+        [sample] = self.query(expr)
+        return sample.value
+
+    def rules(self) -> list[dict[str, Any]]:
+        groups = self._client.get("/api/v1/rules").json()["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    def exemplars(self, expr: str) -> list[Mapping[str, str]]:
+        """The labels of all that were scraped."""
+        given = {"query": expr, "start": "0", "end": "99999999999"}
+        answer = self._client.get("/api/v1/query_exemplars", params=given).json()
+        return [its["labels"] for series in answer["data"] for its in series["exemplars"]]
+
+
+def tool(name: str) -> str:
+    """The path of ``prometheus`` or ``promtool``; fails in CI without it, elsewhere skips."""
+    found = shutil.which(name)
+    if found is None:
+        give_up = pytest.fail if Machine().ci else pytest.skip
+        give_up(f"{name} is not installed; {_HOW}")
+    assert found is not None
+    return found
+
+
+@contextmanager
+def prometheus(directory: Path, targets: Mapping[str, str]) -> Iterator[Prometheus]:
+    """Scrapes these ``HOST:PORT`` by the name of their job; its rules are the shipped ones."""
+    binary, port = tool("prometheus"), free_port()
+    directory.mkdir()
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(_fast(targets)), encoding="utf-8")
+    command = [
+        binary,
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
+        "--log.level=warn",
+    ]
+    with (
+        (directory / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        try:
+            found = Prometheus(client)
+            wait_until(found.is_ready, "Prometheus is ready")
+            yield found
+        finally:
+            process.kill()
+
+
+def _fast(targets: Mapping[str, str]) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    second = ("scrape_interval", "scrape_timeout", "evaluation_interval")
+    config["global"] |= dict.fromkeys(second, "1s")
+    config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
+    shipped = {its["job_name"] for its in config["scrape_configs"]}
+    assert targets.keys() <= shipped, f"{SHIPPED} scrapes {shipped}"
+    config["scrape_configs"] = [
+        {"job_name": job, "static_configs": [{"targets": [address]}]}
+        for job, address in targets.items()
+    ]
+    return config
+
+
+def with_values(expr: str, values: Mapping[str, str]) -> str:
+    """The query as Grafana sends it, with the dashboard's variables and its own in it."""
+    for name in sorted(values, key=len, reverse=True):
+        expr = expr.replace(f"${name}", values[name])
+    assert "$" not in expr, f"a variable is not known here: {expr}"
+    return expr
+
+
+def alerts_and_records() -> Sequence[Mapping[str, str]]:
+    """Every shipped rule."""
+    files = (yaml.safe_load(path.read_text()) for path in sorted((SHIPPED / "rules").iterdir()))
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
