@@ -1,9 +1,8 @@
 """What transformers itself offers to generate with, on the same weights."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import (
@@ -95,13 +94,11 @@ class _Watch(BaseStreamer):
         pass
 
 
-@contextmanager
-def continuous_batching(
-    model: PreTrainedModel, asks: Sequence[Ask]
-) -> Iterator[Callable[[Sequence[Ask]], Pass]]:
-    """Its own continuous batching as it comes, set up once, with room for all of these at a time.
+def run_continuous(model: PreTrainedModel, asks: Sequence[Ask]) -> Pass:
+    """Its own continuous batching as it comes, with room for all of these at a time.
 
-    It may change how a model attends, so it gets a view of its own.
+    Set up for each turn and warmed before its clock starts: its thread is never quite idle, and
+    would slow down the other sides. It may change how a model attends, so it gets a view.
     """
     shell = view(model, range(num_blocks(model)))
     assert isinstance(shell, GenerationMixin)
@@ -116,7 +113,8 @@ def continuous_batching(
         continuous_batching_config=config,
         workload_hints=WorkloadHints(prompt_len, output_len, len(asks)),
     ) as manager:
-        yield partial(_run_managed, manager)
+        _run_managed(manager, [replace(asks[0], num_new_tokens=1)])
+        return _run_managed(manager, asks)
 
 
 def pages_of(num_tokens: int) -> int:

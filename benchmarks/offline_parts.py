@@ -1,10 +1,9 @@
 """The parts of the serving benchmark that need no server."""
 
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 
-from benchmarks.baselines import continuous_batching, run_one_by_one, run_static
+from benchmarks.baselines import run_continuous, run_one_by_one, run_static
 from benchmarks.context_length import markdown, measure_growth
 from benchmarks.depth import measure_speedup, measure_weights
 from benchmarks.latencies import median_tpot_s, performance, throughput
@@ -21,13 +20,11 @@ def offline(subject: Subject, plan: Plan) -> Found:
     """Requests of one length, all there from the start."""
     asks = subject.prompts(plan).uniform(plan.num_requests, plan.prompt_len, plan.output_len)
     sides: dict[str, Side] = {"engine": partial(run_engine, subject.dense, concurrency=len(asks))}
-    with ExitStack() as stack:
-        if Baseline.GENERATE in plan.against:
-            sides["generate"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
-        if Baseline.CONTINUOUS_BATCHING in plan.against:
-            managed = continuous_batching(subject.dense.model, asks)
-            sides["continuous-batching"] = stack.enter_context(managed)
-        passes = alternate(sides, asks, plan.repeats)
+    if Baseline.GENERATE in plan.against:
+        sides["generate"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
+    if Baseline.CONTINUOUS_BATCHING in plan.against:
+        sides["continuous-batching"] = partial(run_continuous, subject.dense.model)
+    passes = alternate(sides, asks, plan.repeats)
     details = {name: throughput(its) for name, its in passes.items()}
     return Found(
         details | {"engine": performance(passes["engine"])},

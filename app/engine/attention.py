@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-# Rows times tokens between which, on a CPU, two products beat one fused call. Above, scores that
-# exist as a whole would take too much memory.
+# Rows times tokens between which, on a CPU, two products of several rows beat one fused call.
+# Above, scores that exist as a whole would take too much memory.
 _FEWEST_SCORES, _MOST_SCORES = 512, 512 * 512
 
 
@@ -36,7 +36,7 @@ class Together:
         # The queries that share a key head go in as if they were successive tokens of it.
         grouped = queries.reshape(rows, num_key_heads, -1, head_dim)
         mask = self.masks[kind]
-        if keys.device.type == "cpu" and rows * num_tokens > _FEWEST_SCORES:
+        if keys.device.type == "cpu" and rows > 1 and rows * num_tokens > _FEWEST_SCORES:
             attended = _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
         else:
             attended = F.scaled_dot_product_attention(
