@@ -11,7 +11,7 @@ from app.catalog import Catalog
 from app.engine.engine import Engine
 from app.engine.sequence import TokenEvent
 from app.engine.variants import Variant, make_variant
-from benchmarks.baselines import continuous_batching, run_one_by_one, run_static
+from benchmarks.baselines import run_continuous, run_one_by_one, run_static
 from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
 from benchmarks.latencies import Answered, Pass
 from benchmarks.offline import WrongLength, answered, run_engine
@@ -68,10 +68,8 @@ def test_baselines_count_what_was_asked_for(dense: Variant, prompts: Prompts) ->
     assert ends_s[0] == ends_s[1] < ends_s[2] == ends_s[3] < ends_s[4]
     single = run_one_by_one(dense.model, asks)
     assert [len(answer.came_s) for answer in single.answers] == lengths
-    with continuous_batching(dense.model, asks) as managed:
-        for _ in range(2):
-            found = managed(asks)
-            assert sorted(answer.num_tokens for answer in found.answers) == sorted(lengths)
+    continuous = run_continuous(dense.model, asks)
+    assert sorted(answer.num_tokens for answer in continuous.answers) == sorted(lengths)
 
 
 def test_an_answer_of_another_length_is_an_error(prompts: Prompts) -> None:
