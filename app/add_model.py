@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
 from app.hub import HubModel, is_repo_id
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig, architecture
+from pruning.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.lineage import ORIGIN_FILE
 from pruning.models import COMPANION_FILES, NotAModel, is_name, load, parse_config, set_up_torch
 from pruning.staging import make_directory, staged, sweep, sync_directory

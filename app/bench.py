@@ -22,9 +22,9 @@ from app.bench_result import Bench, to_wire
 from app.bench_runs import Sample, measure, warm_up
 from app.catalog import Catalog, UnknownModel
 from app.engine.variants import Variant, make_variant
+from app.json_output import print_json
 from app.machine import machine
 from app.speedup import turn_order
-from app.tables import print_json
 from pruning.checkpoints import CheckpointStore
 from pruning.config import Settings
 from pruning.demo_model import NAME, ensure_demo_model

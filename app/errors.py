@@ -40,7 +40,7 @@ from app.unloading import ModelInUse
 from app.vocabulary import NoTokenIds
 from app.webhook_target import InvalidWebhook, WebhooksOff
 from app.weights import NoRoomForWeights, WeightsLoading
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound
 from pruning.estimate import DiskTooSmall
 from pruning.event_feed import TooManyWatchers

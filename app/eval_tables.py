@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.tables import print_json
+from app.json_output import print_json
 from pruning.perplexity import Perplexity
 from pruning.probe_score import ProbeScore
 from pruning.sleb import Blocks

@@ -63,7 +63,7 @@ class EventStream(EventSourceResponse):
         self._opening = opening
         self._format = format_
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         with suppress(ClientDisconnect):
             await unless_gone(receive, self._stream(send))
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 from rich.console import Console
 
 from app.eval_subject import Subject, subject_of
-from app.tables import print_json
+from app.json_output import print_json
 from pruning.blocks import num_blocks, view
 from pruning.checkpoints import MANIFEST, read_manifest
 from pruning.config import Settings, Verify

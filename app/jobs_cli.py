@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from app.json_output import print_json
 from pruning.job import JobStatus
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def list_jobs(
     with _client(url) as client:
         page = client.list(limit, status)
     if as_json:
-        _print_json(page["data"])
+        print_json(page["data"])
     else:
         print_jobs(page["data"], has_more=page["has_more"])
 
@@ -53,7 +53,7 @@ def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
         job = client.get(job_id)
         deliveries = client.webhook_deliveries(job_id) if job["webhook"] else []
     if as_json:
-        _print_json({**job, "webhook_deliveries": deliveries} if job["webhook"] else job)
+        print_json({**job, "webhook_deliveries": deliveries} if job["webhook"] else job)
     else:
         print_job(job)
         print_deliveries(deliveries)
@@ -118,11 +118,7 @@ def _client(url: str | None) -> "Iterator[JobClient]":
 
 def _print_change(job: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        _print_json(job)
+        print_json(job)
         return
     pauses = ", and pauses after its current evaluation" if job["pause_requested_at"] else ""
     typer.echo(f"job {job['id']} is {job['status']}{pauses}")
-
-
-def _print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
-    Console().print_json(json.dumps(data))

@@ -130,7 +130,7 @@ def _tracing(settings: ServeSettings) -> "Tracing | None":
     """Without an endpoint nothing of it is imported: the extra may not be there."""
     if settings.otlp_endpoint is None:
         return None
-    from app.tracing import tracing_to  # noqa: PLC0415
+    from app.tracing import tracing_to  # noqa: PLC0415 - an extra
 
     return tracing_to(str(settings.otlp_endpoint))
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from app.removal_order import RemovalOrder
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.fingerprint import fingerprint
 from pruning.models import ModelInfo, ModelNotFound, ModelStore, NotAModel
 

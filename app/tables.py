@@ -1,6 +1,5 @@
 """Tables on the terminal, each also as JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +13,12 @@ from app.catalog import Catalog
 from app.config import ServeSettings
 from app.entry import Entry
 from app.external_models import read_external_models
+from app.json_output import print_json
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.removal import Removal
 from pruning.trajectory import legend, rows, table
 from pruning.trajectory_plot import PLOT_FILE
-
-
-def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
-    Console().print_json(json.dumps(data))
 
 
 def print_run(

@@ -20,7 +20,6 @@ TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
         "http_vs_offline": (AT_LEAST, 0.93),
         "http_vs_transformers_serve": (AT_LEAST, 2.0),
         "batch1_vs_generate": (AT_LEAST, 1.2),
-        "batch1_compiled_vs_generate": (AT_LEAST, 1.7),
         "pruned_speedup": None,  # 95 % of the bound
         "pruned_speedup_bound": None,
         "weights_with_ten_variants": (AT_MOST, 1.05),

@@ -13,32 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    Parts,
-    UnknownArchitecture,
-    UnsupportedConfig,
-    architecture,
-    unknown_architecture,
-)
-
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "BlockCall",
-    "Parts",
-    "UnknownArchitecture",
-    "UnsupportedConfig",
-    "architecture",
-    "block_calls",
-    "block_list",
-    "final_logits",
-    "finish",
-    "num_blocks",
-    "unknown_architecture",
-    "view",
-]
+from pruning.architectures import architecture
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

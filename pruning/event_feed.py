@@ -13,7 +13,7 @@ from redis.backoff import ExponentialBackoff
 
 from pruning.job import JobEvent, JobStatus
 from pruning.job_change import read_event
-from pruning.jobs import EVENTS, RECORD
+from pruning.job_keys import EVENTS, RECORD
 from pruning.outage import reaching_redis
 
 MAX_WATCHERS = 100

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from pruning.blocks import architecture, final_logits
+from pruning.architectures import architecture
+from pruning.blocks import final_logits
 from pruning.memory import free_bytes, give_back
 from pruning.models import COMPANION_FILES, pick_device
 from pruning.passes import InMemoryPasses, Passes

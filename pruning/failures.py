@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pruning.actors import ClusterLost
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.cluster import ClusterUnavailable
 from pruning.gate import QualityGateFailed

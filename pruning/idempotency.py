@@ -10,7 +10,7 @@ import secrets
 import redis
 
 from pruning.job_creation import CLAIM_S, Claim, IdempotencyInFlight
-from pruning.jobs import IDEMPOTENCY
+from pruning.job_keys import IDEMPOTENCY
 from pruning.outage import reaching_redis
 
 # KEYS the idempotency key, ARGV the reservation: one that has run out may be another's by now.

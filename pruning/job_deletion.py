@@ -6,7 +6,8 @@ import redis
 
 from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.job import IllegalTransition, Job, JobStatus
-from pruning.jobs import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX, JobStore
+from pruning.job_keys import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX
+from pruning.jobs import JobStore
 from pruning.outage import reaching_redis
 from pruning.staging import remove, thwart
 

@@ -13,7 +13,8 @@ from rq.utils import now, utcparse
 from rq.worker_registration import get_keys
 
 from pruning.job import Job, JobStatus
-from pruning.jobs import RECORD, JobStore
+from pruning.job_keys import RECORD
+from pruning.jobs import JobStore
 from pruning.leased_queue import LEASE_S
 from pruning.outage import reaching_redis
 from pruning.queue import connect

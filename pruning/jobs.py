@@ -1,20 +1,7 @@
-"""The job store: records, states and events of pruning jobs. The one file that knows Redis keys.
+"""The job store: records, states and events of pruning jobs. Nobody else changes them.
 
 Every change is one script call: the check of the state, the new fields, the indexes and the
 event happen together or not at all. How jobs reach a worker is the business of ``queue.py``.
-
-    key                     holds                                    lifetime
-    sleb:job:{id}           hash: one record                         permanent
-    sleb:job:{id}:events    stream: what happened, the last 1000     permanent
-    sleb:job:{id}:search    hash: what its search has found so far   until the job has ended
-    sleb:job:{id}:messages  hash: what its webhook is to be told     until told, or given up
-    sleb:job:{id}:told      list: the last 100 tries to tell it      permanent
-    sleb:jobs               zset: all ids, in order of creation      permanent
-    sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
-    sleb:outbox             zset: ids of all messages, by when due   as the messages
-    sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
-
-The keys of RQ begin with ``rq:``; ``queue.py`` says which of them stay.
 """
 
 import re
@@ -29,24 +16,14 @@ import redis
 from pruning import job_change, job_creation, job_steps
 from pruning.job import Job, JobError, JobEvent, JobNotFound, JobPage, JobStatus, Phase, StopRequest
 from pruning.job_change import SCRIPT, Change, Outcome, Place, read_event
+from pruning.job_keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.outage import reaching_redis
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
 from pruning.spec import PruneSpec
 from pruning.webhook import Webhook
 
-RECORD = "sleb:job:{id}"
-EVENTS = "sleb:job:{id}:events"
-SEARCH = "sleb:job:{id}:search"
-MESSAGES = "sleb:job:{id}:messages"
-TOLD = "sleb:job:{id}:told"
-OUTBOX = "sleb:outbox"
-INDEX = "sleb:jobs"
-STATUS_INDEX = "sleb:jobs:{status}"
-IDEMPOTENCY = "sleb:idempotency:{key}"  # its digest: a key may be any text
-OF_ONE_JOB = (MESSAGES, RECORD, EVENTS, SEARCH, TOLD)  # what goes when it is deleted
 MAX_EVENTS = 1000
-PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox")
 
 _ID = re.compile(r"prn-[0-9a-f]{21}")
 _STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}

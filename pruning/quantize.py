@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.blocks import ARCHITECTURES, UnsupportedConfig, block_list, num_blocks, view
+from pruning.architectures import ARCHITECTURES, UnsupportedConfig
+from pruning.blocks import block_list, num_blocks, view
 from pruning.spec import Quantize
 
 MAX_GROUP = 128  # weights of int4 that share a scale, at most: as GPTQ and AWQ have it

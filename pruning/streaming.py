@@ -17,7 +17,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruning.blocks import architecture, num_blocks
+from pruning.architectures import architecture
+from pruning.blocks import num_blocks
 from pruning.models import load, pick_device
 from pruning.weight_files import WeightFiles
 

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 
 from pruning.job import Job
-from pruning.jobs import MESSAGES, OUTBOX, TOLD
+from pruning.job_keys import MESSAGES, OUTBOX, TOLD
 from pruning.outage import reaching_redis
 
 LEASE_S = 60.0  # much longer than one attempt may take

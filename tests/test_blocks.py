@@ -7,18 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pruning.blocks import (
+from pruning.architectures import (
     ARCHITECTURES,
     UnknownArchitecture,
     UnsupportedConfig,
     architecture,
-    block_calls,
-    block_list,
-    final_logits,
-    finish,
-    num_blocks,
-    view,
 )
+from pruning.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
 from pruning.loss import last_hidden
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
 

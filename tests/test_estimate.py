@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pruning.blocks import ARCHITECTURES
+from pruning.architectures import ARCHITECTURES
 from pruning.checkpoints import CheckpointStore
 from pruning.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.job import Job, JobStatus, Progress

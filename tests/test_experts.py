@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruning.blocks import ARCHITECTURES, view
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import view
 from pruning.checkpoints import CheckpointStore, open_checkpoint
 from pruning.export import export
 from pruning.models import ModelStore, NotAModel, load

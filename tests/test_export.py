@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pruning.blocks import ARCHITECTURES, view
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import view
 from pruning.export import export
 from pruning.models import load
 from pruning.streaming import StreamedModel

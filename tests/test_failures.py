@@ -5,7 +5,7 @@ import redis
 import torch
 
 from pruning.actors import ClusterLost
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.cluster import ClusterUnavailable
 from pruning.gate import QualityGateFailed

@@ -16,7 +16,8 @@ from app.config import ServeSettings
 from app.job_client import JobClient, Refused, ServiceUnavailable, url_of
 from pruning.event_feed import EventFeed
 from pruning.job import JobStatus, Phase
-from pruning.jobs import EVENTS, JobStore
+from pruning.job_keys import EVENTS
+from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 from tests.e2e.processes import environment, free_port
 from tests.serving import serving

@@ -8,7 +8,8 @@ import redis
 from pruning import job_steps
 from pruning.job import JobStatus
 from pruning.job_creation import SCRIPT, UNCONDITIONAL, QueueFull, Terms, create
-from pruning.jobs import EVENTS, INDEX, RECORD, STATUS_INDEX, JobStore
+from pruning.job_keys import EVENTS, INDEX, RECORD, STATUS_INDEX
+from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=2)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pruning.job import JobError, Phase
 from pruning.job_change import StaleAttempt
-from pruning.jobs import RECORD, SEARCH, JobStore
+from pruning.job_keys import RECORD, SEARCH
+from pruning.jobs import JobStore
 from pruning.removal import Removal, verdict
 from pruning.search_state import (
     Plan,

@@ -8,7 +8,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pruning.job import Job, JobError, JobNotFound, JobStatus, Phase
-from pruning.jobs import INDEX, RECORD, SEARCH, JobStore
+from pruning.job_keys import INDEX, RECORD, SEARCH
+from pruning.jobs import JobStore
 from pruning.outage import JobStoreUnavailable
 from pruning.removal import Removal
 from pruning.spec import CalibrationSpec, PruneSpec, Sampling

@@ -15,7 +15,8 @@ import redis
 from app.cli import main
 from app.config import ServeSettings
 from pruning.job import JobError, JobStatus
-from pruning.jobs import TOLD, JobStore
+from pruning.job_keys import TOLD
+from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 from pruning.webhook import Webhook
 from pruning.webhook_outbox import Attempt, WebhookOutbox

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.blocks import ARCHITECTURES, view
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import view
 from pruning.calibration import Windows
 from pruning.models import LoadedModel, load
 from pruning.passes import InMemoryPasses, Passes, StreamedPasses

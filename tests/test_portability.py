@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pruning import portability
-from pruning.blocks import ARCHITECTURES, architecture, view
+from pruning.architectures import ARCHITECTURES, architecture
+from pruning.blocks import view
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.config import Verify
 from pruning.expectation import Expectation, expectation

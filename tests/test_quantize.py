@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning import quantize
-from pruning.blocks import ARCHITECTURES, block_list, num_blocks, view
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import block_list, num_blocks, view
 from pruning.quantize import (
     CannotQuantize,
     QuantizeUnavailable,

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from app.cli import app as command_line
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.blocks import ARCHITECTURES
+from pruning.architectures import ARCHITECTURES
 from pruning.checkpoints import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.models import ModelStore

@@ -10,7 +10,8 @@ import redis
 from pruning.checkpoints import MANIFEST, CheckpointStore
 from pruning.job import Job, JobStatus
 from pruning.job_deletion import JobDeletion
-from pruning.jobs import RECORD, JobStore
+from pruning.job_keys import RECORD
+from pruning.jobs import JobStore
 from pruning.publishing import publish
 from pruning.retention import Keep, Retention
 from pruning.staging import STAGING

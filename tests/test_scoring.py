@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pruning import loss
-from pruning.blocks import ARCHITECTURES, block_list, view
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import block_list, view
 from pruning.evaluate import perplexity_curve
 from pruning.loss import mean_loss
 from pruning.removal import NonFiniteLoss, Removal

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pruning.blocks import ARCHITECTURES, view
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import view
 from pruning.similarity import CosineRanker
 from pruning.streaming import StreamedModel
 from tests.test_scoring import windows

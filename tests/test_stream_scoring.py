@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.blocks import ARCHITECTURES, block_list
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import block_list
 from pruning.removal import NonFiniteLoss
 from pruning.scoring import PlainScorer, StateBudgetTooSmall
 from pruning.sleb import sleb

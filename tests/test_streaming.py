@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pruning.blocks import ARCHITECTURES, block_calls, block_list, final_logits, finish
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import block_calls, block_list, final_logits, finish
 from pruning.models import NotAModel, load
 from pruning.streaming import StreamedModel
 from tests.test_models import edit_config

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning.blocks import ARCHITECTURES, block_list
+from pruning.architectures import ARCHITECTURES
+from pruning.blocks import block_list
 from pruning.spec import TargetUnreachable
 from pruning.streaming import StreamedModel
 from pruning.timing import BlockTimes, measure_streamed_times, measure_times

@@ -15,7 +15,8 @@ from app.webhook_delivery import BACK_OFF_S, JITTER, WebhookDeliverer
 from app.webhook_sender import WebhookSender
 from app.webhook_target import address_rule
 from pruning.job import Job
-from pruning.jobs import OUTBOX, JobStore
+from pruning.job_keys import OUTBOX
+from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 from pruning.webhook import Webhook, WebhookEvent
 from pruning.webhook_outbox import WebhookOutbox

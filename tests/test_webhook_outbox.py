@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pruning.checkpoints import CheckpointStore
 from pruning.job import IllegalTransition, JobError, JobStatus
 from pruning.job_deletion import JobDeletion
-from pruning.jobs import MESSAGES, OUTBOX, JobStore
+from pruning.job_keys import MESSAGES, OUTBOX
+from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 from pruning.webhook import FINAL_EVENTS, Webhook, WebhookEvent
 from pruning.webhook_outbox import MAX_ATTEMPTS_KEPT, Attempt, Message, WebhookOutbox

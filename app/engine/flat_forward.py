@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from app.engine.attention import Attention, kinds_of_attention
 from app.engine.kv_cache import SlotCache
-from pruning.blocks import Parts, architecture, block_list, finish
+from pruning.architectures import Parts, architecture
+from pruning.blocks import block_list, finish
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from app.job_views import estimate_view, job_view
 from app.submission import estimate
 from app.submission import submit as submit_job
 from app.webhook_target import InvalidWebhook, WebhooksOff
-from pruning.blocks import UnknownArchitecture, UnsupportedConfig
+from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.estimate import DiskTooSmall
 from pruning.idempotency import IdempotencyKeyReused
 from pruning.job import IllegalTransition, JobNotFound, JobStatus

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 
 from pruning.event_feed import EventFeed
 from pruning.job import JobError
-from pruning.jobs import EVENTS, JobStore
+from pruning.job_keys import EVENTS
+from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 from tests.job_lives import succeed
 

@@ -12,8 +12,9 @@ from rq.utils import utcformat
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.job import JobStatus
+from pruning.job_keys import RECORD
 from pruning.job_stats import ANSWER_S
-from pruning.jobs import RECORD, JobStore
+from pruning.jobs import JobStore
 from pruning.search_state import Plan
 from pruning.spec import PruneSpec
 from pruning.supervisor import PruneWorker

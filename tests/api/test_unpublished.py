@@ -13,7 +13,8 @@ from app.config import ServeSettings
 from app.main import create_app
 from pruning.blocks import view
 from pruning.job import StopRequest
-from pruning.jobs import RECORD, JobStore
+from pruning.job_keys import RECORD
+from pruning.jobs import JobStore
 from pruning.models import LoadedModel
 from pruning.removal import Removal
 from pruning.spec import PruneSpec
