@@ -2,10 +2,11 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+MINUTES ?= 30
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards demo test test-slow lint fmt serve worker up bench clean
+.PHONY: help setup dashboards docs demo test test-slow soak lint fmt serve worker up bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,7 +26,10 @@ test: lint  ## lint, types, import contracts, then all tests but the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the heavy proofs: the demo model, the reference search, the whole demo
-	$(PYTEST) -m slow --timeout 1500
+	$(PYTEST) -m 'slow and not soak' --timeout 1500
+
+soak: setup  ## half an hour of load, with a worker killed and Redis restarted every minute (MINUTES=n)
+	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak tests/soak
 
 lint: setup  ## ruff, mypy, import contracts
 	$(BIN)/ruff format --check .
@@ -51,6 +55,9 @@ bench: setup  ## the search in all its modes, on the demo model (half an hour on
 
 dashboards: setup  ## write the Grafana dashboards anew, from the Python in dashboards/
 	$(BIN)/python -m dashboards
+
+docs: setup  ## write the table of settings anew, from the fields in the code
+	$(BIN)/python -m app.settings_docs
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

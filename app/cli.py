@@ -10,10 +10,13 @@ from rich.console import Console
 
 from app.bench_cli import bench
 from app.calibration_options import calibration_of
+from app.config_cli import config
+from app.doctor_cli import doctor
 from app.eval_cli import evaluate
 from app.export_cli import export
 from app.jobs_cli import jobs
 from app.models_cli import models
+from app.settings_table import UnknownSetting, check_variables
 from app.stability_cli import stability
 from pruning.gate_spec import GateAction, gate_of
 from pruning.process import hush_libraries
@@ -40,6 +43,8 @@ app.command("eval")(evaluate)
 app.command()(export)
 app.command()(stability)
 app.command()(bench)
+app.command()(config)
+app.command()(doctor)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 
@@ -62,16 +67,26 @@ def main() -> None:
             raise
         errors.print("[red]error:[/] ", end="")
         errors.print(str(error), markup=False)
-        sys.exit(2 if isinstance(error, InvalidSpec) else 1)
+        sys.exit(2 if isinstance(error, InvalidSpec | UnknownSetting) else 1)
+
+
+@app.callback()
+def begin(context: typer.Context) -> None:
+    """What every command does first; the doctor tells it with all else that is wrong."""
+    if context.invoked_subcommand != "doctor":
+        check_variables()
 
 
 @app.command()
 def up(host: Host = None, port: Port = None) -> None:
     """Run everything on this machine: embedded Valkey, one worker and the API."""
-    from app.config import serve_settings
+    from app.config import check_ports, serve_settings
     from app.up import run_up
+    from pruning.config import WorkerSettings
 
-    run_up(serve_settings(host=host, port=port))
+    settings = serve_settings(host=host, port=port)
+    check_ports(settings, WorkerSettings())
+    run_up(settings)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from base64 import b64decode
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
@@ -14,10 +14,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 from pydantic_settings import SettingsConfigDict
 
-from pruning.config import AbsolutePath, Settings
+from pruning.config import AbsolutePath, Settings, WorkerSettings
 
 _DIRECTION = r"^(dense|[^@]*@.+)$"
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
@@ -40,86 +41,115 @@ def _signing_secret(text: str) -> str:
 class ServeSettings(Settings):
     """A process that answers HTTP; each field is ``SLEB_<NAME>`` in the environment."""
 
-    model_config = SettingsConfigDict(
-        hide_input_in_errors=True,  # it may be a secret
-        populate_by_name=True,
-    )
+    model_config = SettingsConfigDict(populate_by_name=True)
 
-    port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 picks a free one.")
+    port: int = Field(default=8000, ge=0, le=65535, description="its port; 0 picks a free one")
     preload: tuple[str, ...] | None = Field(
         default=None,
-        description="Models to load before the service is ready, as a JSON list; unset means all.",
+        description="JSON list of the models to load before the API is ready; unset means all "
+        "dense ones",
     )
     max_weight_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,
-        description="Weights that may be loaded at once; unset: what the device has free.",
+        description="weights that may be loaded at once, in bytes or as `40GiB`; unset is what "
+        "the device has free",
     )
     external_models: AbsolutePath | None = Field(
         default=None,
-        description="TOML file that declares models of other servers; unset: the data "
-        "directory's external.toml, if there is one.",
+        description="file that declares models on other servers; unset is `external.toml` in the "
+        "data directory, if there is one",
     )
     model_sources: tuple[str, ...] | None = Field(
         default=None,
-        description='Hub models that may be fetched, as ["ORG/*"]; unset: any. HTTP fetches none.',
+        description="JSON list of the hub models that `sleb models add` may fetch, as "
+        '`["my-org/*"]`; unset is any',
     )
-    max_num_seqs: PositiveInt = Field(default=64, description="Sequences generated at once.")
+    max_num_seqs: PositiveInt = Field(
+        default=64, description="sequences generated at once, of all variants together"
+    )
     max_waiting: NonNegativeInt = Field(
-        default=256, description="Sequences that may wait for a slot; more are refused with 429."
+        default=256,
+        description="sequences that may wait beyond those; more are refused with 429",
     )
     max_waiting_tokens: PositiveInt = Field(
         default=131_072,
-        description="Tokens, of prompts and of whole answers, that may wait; more are refused.",
+        description="tokens, of prompts and of whole answers, that may wait; more are refused "
+        "with 429",
     )
-    max_model_len: PositiveInt | None = Field(
-        default=None, description="Tokens of prompt and answer together; unset: the model's limit."
+    max_model_len: Annotated[int, Field(ge=2)] | None = Field(  # one each
+        default=None,
+        description="tokens of prompt and answer together; unset leaves the model's limit",
     )
     max_queued_jobs: PositiveInt = Field(
-        default=100, description="Pruning jobs that may wait; more are refused with 429."
+        default=100,
+        description="pruning jobs that may wait for a worker; more are refused with 429",
     )
-    max_body_bytes: PositiveInt = Field(
-        default=4 * 2**20, description="Largest request body; a larger one is refused with 413."
+    max_body_bytes: int = Field(
+        default=4 * 2**20,
+        ge=64,  # what the shortest request takes
+        description="largest request body; a larger one is refused with 413",
     )
     webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = Field(
         default=None,
         repr=False,
-        description="whsec_ and the base64 of 24 to 64 random bytes; unset: no webhooks.",
+        description="signs webhooks: `whsec_` and the base64 of 24 to 64 random bytes; unset "
+        "refuses them",
     )
     webhook_allow_private: bool = Field(
-        default=False, description="Whether webhooks may go to addresses that are not public."
+        default=False, description="`true` lets webhooks go to addresses that are not public"
     )
     keep_jobs_s: PositiveFloat | None = Field(
-        default=None, description="How long after its end a job is kept; unset: for ever."
+        default=None, description="seconds after its end that a job is kept; unset is for ever"
     )
     keep_checkpoints_s: PositiveFloat | None = Field(
-        default=None, description="How long its checkpoint is kept; unset: for ever."
+        default=None,
+        description="seconds after its end that a job's checkpoint is kept; unset is for ever",
     )
     request_timeout_s: PositiveFloat | None = Field(
-        default=None, description="The longest that a generation may take; unset: no limit."
+        default=None,
+        description="longest that a generation may take, in seconds; what it cuts short ends with "
+        "`timeout`",
     )
     shadow_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Share of live requests that are replayed on another variant while idle.",
+        description="share, 0 to 1, of live requests that are replayed on another variant while "
+        "nothing else runs",
     )
     shadow_direction: Annotated[str, Field(pattern=_DIRECTION)] = Field(
         default="dense",
-        description="dense: those of pruned variants on their dense model; NAME@-6, or @-6 for "
-        "any: those of dense models on that variant.",
+        description="`dense`: those of pruned variants on their dense model; `NAME@-6`, or `@-6` "
+        "for any: those of dense models on that variant",
     )
     otlp_endpoint: AnyHttpUrl | None = Field(
         default=None,
         validation_alias=AliasChoices("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
-        description="OpenTelemetry collector that traces go to, by HTTP; unset: nowhere. "
-        "OTEL_EXPORTER_OTLP_ENDPOINT is another name of it.",
+        description="OpenTelemetry collector that traces go to, as `http://HOST:4318`; unset is "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`, or nowhere; needs the extra `otel`",
     )
     engine_stall_s: PositiveFloat = Field(
-        default=120.0, description="A step of the engine that takes longer makes it count as dead."
+        default=120.0,
+        description="seconds without the end of a step, while there is work, after which "
+        "`/health/live` is 503",
     )
     drain_s: NonNegativeFloat = Field(
-        default=30.0, description="How long running requests may take to end at shutdown."
+        default=30.0, description="seconds that running requests may take to end at shutdown"
     )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.shadow_direction != "dense" and not self.shadow_share:
+            raise ValueError(
+                "SLEB_SHADOW_DIRECTION is set, but SLEB_SHADOW_SHARE is 0, so nothing is "
+                "replayed: set the share, as 0.05, or unset the direction"
+            )
+        if self.webhook_allow_private and self.webhook_secret is None:
+            raise ValueError(
+                "SLEB_WEBHOOK_ALLOW_PRIVATE is true, but without SLEB_WEBHOOK_SECRET no webhook "
+                "is sent: set the secret, or unset the other"
+            )
+        return self
 
     @property
     def external_models_file(self) -> Path | None:
@@ -137,3 +167,16 @@ def serve_settings(**overrides: object) -> ServeSettings:
     """From the environment; what the command line gives, and is not None, comes first."""
     given = {name: value for name, value in overrides.items() if value is not None}
     return ServeSettings(**given)  # type: ignore[arg-type]  # pydantic checks the values
+
+
+class PortTaken(ValueError):
+    """Two processes of one machine are to listen on one port."""
+
+
+def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
+    """Of an API and a worker on one machine. Raises ``PortTaken``."""
+    if api.port and api.port == worker.worker_metrics_port:
+        raise PortTaken(
+            f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "
+            "worker's metrics need a port each"
+        )

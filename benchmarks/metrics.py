@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.machine import machine
+from app.settings_table import check_variables
 from pruning.blocks import num_blocks
 from pruning.calibration import Windows, calibrate
 from pruning.config import Settings
@@ -89,6 +90,7 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
     set_up_torch()
+    check_variables()
     settings = Settings()
     if model == NAME:
         ensure_demo_model(settings.models_dir)

@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.machine import machine
+from app.settings_table import check_variables
 from benchmarks.modes import Bench, Meter, Mode, weight_bytes
 from benchmarks.search_report import report, show
 from pruning.blocks import num_blocks
@@ -136,6 +137,7 @@ def _stored(
     spec: CalibrationSpec,
     truth: dict[str, Any] | None,
 ) -> Subject:
+    check_variables()
     settings = Settings()
     if name == NAME:
         ensure_demo_model(settings.models_dir)

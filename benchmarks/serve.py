@@ -20,6 +20,7 @@ from rich.console import Console
 from app.catalog import Catalog
 from app.engine.variants import make_variant
 from app.machine import machine
+from app.settings_table import check_variables
 from benchmarks import http_parts, offline_parts
 from benchmarks.depth import UnknownVariant, removed_blocks
 from benchmarks.plan import Baseline, Found, Part, Plan, Subject
@@ -127,6 +128,7 @@ def _facts(subject: Subject, plan: Plan) -> dict[str, object]:
 def _subject(
     name: str, suffixes: list[str], order: Blocks | None, dtype: Dtype, threads: int | None
 ) -> Subject:
+    check_variables()
     settings = Settings()
     threads = threads or settings.threads
     set_up_torch(threads)

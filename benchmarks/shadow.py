@@ -22,6 +22,7 @@ from rich.console import Console
 
 from app.config import ServeSettings
 from app.machine import machine
+from app.settings_table import check_variables
 from app.speedup import turn_order
 from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop
@@ -44,6 +45,7 @@ def main(
     seed: int = 0,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    check_variables()
     settings = ServeSettings()
     info = ModelStore(settings.models_dir).inspect(model.partition("@")[0])
     draw = Random(seed)  # noqa: S311 - no secret

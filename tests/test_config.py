@@ -58,6 +58,15 @@ def test_a_budget_is_bytes_or_a_human_size(
     assert Settings().state_budget == num_bytes
 
 
+@pytest.mark.parametrize(
+    "url", ["http://:secret@host", "redis:://secret", "redis://:secret@host:x", "unix://", "host"]
+)
+def test_a_url_of_no_store_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValidationError, match="must be redis://HOST:PORT") as refused:
+        Settings(redis_url=url)
+    assert "secret" not in str(refused.value)
+
+
 def test_settings_do_not_change_and_do_not_show_the_password(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, redis_url="redis://:secret@host")
     assert "secret" not in repr(settings)

@@ -20,7 +20,6 @@ from app.config import ServeSettings
 from app.main import create_app
 from pruning.architectures import ARCHITECTURES
 from pruning.checkpoints import CheckpointStore
-from pruning.config import WorkerSettings
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import CalibrationMix, CalibrationSpec, Metric, PruneSpec, Resident, Search
@@ -111,25 +110,6 @@ def test_every_metric_it_names_is_there(client: TestClient) -> None:
         metrics = {metric for metric in metrics if not metric.startswith("sleb_gpu_")}
     assert metrics
     assert not {metric for metric in metrics if f"# TYPE {metric} " not in found}
-
-
-def test_the_settings_table_is_complete_and_has_the_right_defaults(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    rows = re.findall(r"^\| `(SLEB_\w+)` \| (.+?) \|", README, re.MULTILINE)
-    fields = {**WorkerSettings.model_fields, **ServeSettings.model_fields}
-    defaults = {
-        name: field.get_default(call_default_factory=True) for name, field in fields.items()
-    }
-    assert dict(rows) == {
-        f"SLEB_{name.upper()}": "unset" if default is None else f"`{in_home(default)}`"
-        for name, default in defaults.items()
-    }
-
-
-def in_home(default: object) -> str:
-    return str(default).replace(str(Path.home()), "~")
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -1,0 +1,111 @@
+"""``sleb doctor``: everything that may keep the service from working here, looked at in turn."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app import doctor_gpu, doctor_machine, doctor_models, doctor_store
+from app.config import PortTaken, ServeSettings, check_ports
+from app.finding import Finding, Level, fine, wrong
+from app.settings_table import UnknownSetting, check_variables
+from pruning.config import Settings, WorkerSettings
+
+_COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
+
+
+def diagnose() -> list[Finding]:
+    """Of this machine, with the environment of this process; settings that cannot be end it."""
+    try:
+        check_variables()
+        api, worker = ServeSettings(), WorkerSettings()
+        check_ports(api, worker)
+    except (UnknownSetting, PortTaken, ValidationError) as error:
+        advice = "correct the environment, then ask again: the rest was not looked at"
+        return [doctor_machine.packages(), wrong("settings", _reason(error), advice)]
+    return [
+        doctor_machine.packages(),
+        fine("settings", "known, and fit together"),
+        doctor_machine.extras(_needed(api)),
+        *_hardware(api),
+        *_directories(api),
+        *doctor_store.store(api),
+        *doctor_models.models(api.models_dir),
+        *doctor_models.checkpoints(api.checkpoints_dir),
+        doctor_models.external(api.external_models_file),
+        *_limits(api, worker),
+    ]
+
+
+def is_healthy(findings: Sequence[Finding]) -> bool:
+    return all(its.level is not Level.WRONG for its in findings)
+
+
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    console = Console(highlight=False)
+    if as_json:
+        found = [asdict(its) for its in findings]
+        console.print_json(json.dumps({"healthy": is_healthy(findings), "findings": found}))
+        return
+    table = Table()
+    for heading in ("check", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for its in findings:
+        level = f"[{_COLOURS[its.level]}]{its.level}[/]"
+        table.add_row(escape(its.check), level, escape(its.said), escape(its.advice))
+    console.print(table)
+    num_wrong = sum(its.level is Level.WRONG for its in findings)
+    console.print("all is well" if is_healthy(findings) else f"wrong: {num_wrong}")
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_input=False, include_url=False)
+    return "; ".join(": ".join([*map(str, its["loc"]), its["msg"]]) for its in found)
+
+
+def _needed(api: ServeSettings) -> dict[str, str]:
+    """Packages of the extras, to the setting that asks for them."""
+    asked = {
+        "ray": ("SLEB_NUM_ACTORS", api.num_actors > 0),
+        "opentelemetry-sdk": ("SLEB_OTLP_ENDPOINT", api.otlp_endpoint is not None),
+        "lm-eval": ("SLEB_TASKS_DIR", api.tasks_dir is not None),
+    }
+    return {package: variable for package, (variable, is_set) in asked.items() if is_set}
+
+
+def _hardware(api: ServeSettings) -> list[Finding]:
+    found = doctor_gpu.gpus()
+    device = doctor_gpu.device(api.device, found)
+    if device.level is Level.WRONG:
+        return [device]
+    room = doctor_gpu.room_bytes(api.device, found)
+    room = min(room, api.max_weight_bytes or room)
+    weights = doctor_models.weights(api.models_dir)
+    preloaded = list(weights) if api.preload is None else api.preload
+    return [device, doctor_machine.memory(weights, preloaded, room)]
+
+
+def _directories(settings: Settings) -> list[Finding]:
+    there = (settings.checkpoints_dir, settings.valkey_dir)
+    largest = max(doctor_models.weights(settings.models_dir).values(), default=0)
+    return [
+        doctor_machine.writable(settings.data_dir),
+        *(doctor_machine.writable(its) for its in there if its.exists()),
+        doctor_machine.disk(settings.data_dir, largest),
+    ]
+
+
+def _limits(api: ServeSettings, worker: WorkerSettings) -> list[Finding]:
+    host = str(api.host)
+    port = worker.worker_metrics_port
+    return [
+        doctor_machine.port("SLEB_PORT", host, api.port, "sleb_ready"),
+        doctor_machine.port("SLEB_WORKER_METRICS_PORT", host, port, "sleb_worker_up"),
+        doctor_machine.open_files(api.max_num_seqs + api.max_waiting),
+    ]

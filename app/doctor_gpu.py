@@ -1,0 +1,99 @@
+"""The doctor's look at the GPU: what the driver has, what torch can use, and what is asked for."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pynvml
+import torch
+
+from app.finding import Finding, fine, size, wrong
+
+_CHECK = "device"
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, with cgroups of version 2
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """Versions as "12.8": the newest that the driver knows, and the one torch was built for."""
+
+    total_bytes: tuple[int, ...] = ()  # of each that the driver has
+    driver_cuda: str | None = None
+    torch_cuda: str | None = None
+    num_usable: int = 0  # by torch
+
+
+def gpus() -> Gpus:
+    """Of this machine; a driver that is not there has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is told below what torch would warn of
+        num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    torch_cuda = torch.version.cuda
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return Gpus(torch_cuda=torch_cuda, num_usable=num_usable)
+    try:
+        total = tuple(_total_bytes(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        newest = int(pynvml.nvmlSystemGetCudaDriverVersion())
+    except pynvml.NVMLError:
+        return Gpus(torch_cuda=torch_cuda, num_usable=num_usable)
+    finally:
+        pynvml.nvmlShutdown()
+    return Gpus(total, f"{newest // 1000}.{newest % 1000 // 10}", torch_cuda, num_usable)
+
+
+def device(wanted: str, found: Gpus) -> Finding:
+    """Whether ``wanted``, as in ``SLEB_DEVICE``, can be had."""
+    kind, _, index = wanted.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or not (index.isdigit() if index else ":" not in wanted):
+        said = f"SLEB_DEVICE is {wanted}, expected auto, cpu, cuda or cuda:1, ..."
+        return wrong(_CHECK, said, "set it to one of these")
+    if kind == "cpu":
+        return fine(_CHECK, "the CPU, as SLEB_DEVICE says")
+    if found.total_bytes and not found.num_usable:
+        return _unusable(found)
+    if kind == "cuda" and int(index or 0) >= found.num_usable:
+        said = f"SLEB_DEVICE is {wanted}, but torch can use {found.num_usable} GPUs"
+        return wrong(_CHECK, said, "set it to one that is there, or to auto")
+    if not found.num_usable:
+        return fine(_CHECK, "the CPU: there is no GPU that torch could use")
+    return fine(_CHECK, f"{found.num_usable} of {len(found.total_bytes)} GPUs can be used")
+
+
+def room_bytes(wanted: str, found: Gpus) -> int:
+    """All memory of the device that ``wanted`` leads to, free or not."""
+    if wanted != "cpu" and found.num_usable and found.total_bytes:
+        index = int(wanted.partition(":")[2] or 0)
+        return found.total_bytes[min(index, len(found.total_bytes) - 1)]
+    host = int(psutil.virtual_memory().total)
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else ""
+    return min(host, int(limit)) if limit.isdigit() else host
+
+
+def _unusable(found: Gpus) -> Finding:
+    seen = f"the driver has {len(found.total_bytes)} GPUs ({_sizes(found.total_bytes)})"
+    if found.torch_cuda is None:
+        said = f"{seen}, but this torch was built without CUDA"
+        return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
+    if _number(found.driver_cuda) < _number(found.torch_cuda):
+        said = f"{seen} and CUDA {found.driver_cuda}, but torch was built for {found.torch_cuda}"
+        advice = f"update the driver, or install a torch for CUDA {found.driver_cuda}"
+        return wrong(_CHECK, said, advice)
+    said = f"{seen}, but torch can use none"
+    advice = "look at CUDA_VISIBLE_DEVICES and nvidia-smi, or set SLEB_DEVICE=cpu"
+    return wrong(_CHECK, said, advice)
+
+
+def _number(cuda: str | None) -> tuple[int, ...]:
+    return tuple(map(int, cuda.split("."))) if cuda else ()
+
+
+def _sizes(total_bytes: Sequence[int]) -> str:
+    return ", ".join(map(size, total_bytes))
+
+
+def _total_bytes(index: int) -> int:
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).total)

@@ -1,0 +1,51 @@
+"""What every setting is in this process and where that comes from, fit to be shown to anybody."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.config import ServeSettings
+from app.settings_table import Setting, settings, shown
+from pruning.config import WorkerSettings, set_variables
+
+_MASK = "***"
+# Rather too much than too little: a password may have a slash in it, and a query any key.
+_USERINFO = re.compile(r"(?<=://).*@")
+_QUERY = re.compile(r"(?<=[?&])(?!db=)([^=&#]+)=[^&#]*")
+
+
+@dataclass(frozen=True)
+class Effective:
+    variable: str
+    value: str  # secrets are masked
+    source: str  # "default", or "environment" with the variable's name if it is another one
+
+
+def effective() -> list[Effective]:
+    """In the order of the table. Raises pydantic's ``ValidationError`` for what cannot be."""
+    worker, api = WorkerSettings(), ServeSettings()
+    given = set_variables()
+    return [_of(its, worker if hasattr(worker, its.field) else api, given) for its in settings()]
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user, password and what its query gives, except for ``db``."""
+    return _QUERY.sub(rf"\1={_MASK}", _USERINFO.sub(f"{_MASK}@", url))
+
+
+def _of(its: Setting, of: WorkerSettings | ServeSettings, given: Mapping[str, str]) -> Effective:
+    value: Any = getattr(of, its.field)
+    used = next((name for name in its.variables if name in given), None)
+    if used is None:
+        source = "default"
+    else:
+        source = "environment" if used == its.variables[0] else f"environment, {used}"
+    return Effective(its.variables[0], _masked(type(of), its.field, shown(value)), source)
+
+
+def _masked(model: type[WorkerSettings | ServeSettings], field: str, text: str) -> str:
+    if "://" in text:
+        return without_secrets(text)
+    is_secret = not model.model_fields[field].repr and text != "unset"
+    return _MASK if is_secret else text

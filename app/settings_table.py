@@ -1,0 +1,91 @@
+"""Every setting of every process in one table, made of the fields; and variables that are none."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from app.config import ServeSettings
+from pruning.config import WorkerSettings, set_variables
+
+_PREFIX = "SLEB_"
+_OF_TESTS = "SLEB_TEST_"
+
+
+class UnknownSetting(ValueError):
+    """A variable that looks like a setting and is none."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    field: str
+    variables: tuple[str, ...]  # the first is ours; any other is used where ours is unset
+    default: str
+    meaning: str  # Markdown
+
+
+def settings() -> tuple[Setting, ...]:
+    """Those of all processes first, then those of workers, then those of the API."""
+    fields = {**WorkerSettings.model_fields, **ServeSettings.model_fields}
+    return tuple(
+        Setting(name, _variables(name, field), shown(_default(field)), field.description or "")
+        for name, field in fields.items()
+    )
+
+
+def shown(value: object) -> str:
+    """As one would write it into a variable; "unset" for None."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{its}"' for its in value) + "]"
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def markdown(table: Iterable[Setting]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for its in table:
+        default = its.default.replace(str(Path.home()), "~")
+        quoted = default if default == "unset" else f"`{default}`"
+        lines.append(f"| `{its.variables[0]}` | {quoted} | {its.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def check_variables(variables: Mapping[str, str] | None = None) -> None:
+    """Raise ``UnknownSetting`` for each ``SLEB_*`` among them that is no setting.
+
+    By default those of this process. What begins with ``SLEB_TEST_`` is left to the tests.
+    """
+    given = set_variables() if variables is None else variables
+    known = {name for its in settings() for name in its.variables}
+    unknown = sorted(
+        name
+        for name in given
+        if name.startswith(_PREFIX) and not name.startswith(_OF_TESTS) and name not in known
+    )
+    if unknown:
+        raise UnknownSetting("\n".join(_no_setting(name, known) for name in unknown))
+
+
+def _no_setting(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, [its for its in known if its.startswith(_PREFIX)], n=1)
+    hint = f"did you mean {near[0]}?" if near else "docs/settings.md has them all."
+    return f"there is no setting {name}: {hint} Correct or unset the variable"
+
+
+def _variables(name: str, field: FieldInfo) -> tuple[str, ...]:
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (f"{_PREFIX}{name.upper()}",)
+
+
+def _default(field: FieldInfo) -> object:
+    return field.get_default(call_default_factory=True, validated_data={})
