@@ -55,13 +55,12 @@ class EngineBackend:
             self._metrics.rejected(labels, refusal.reason)
             raise
         self._metrics.admitted(labels)
-        on_gap = partial(self._metrics.token_gap, labels)
         return [
             EngineAnswer(
                 index,
                 stream,
                 TextStream(served.tokenizer, call.stop),
-                on_gap,
+                self._metrics.token_gaps(labels),
                 partial(self._tell, call, served, stream),
             )
             for index, stream in enumerate(streams)

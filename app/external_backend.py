@@ -103,6 +103,7 @@ class ExternalAnswer(Answer):
         self._server = server
         self._metrics = metrics
         self._labels = labels_of(server.served.entry)
+        self._on_gap = metrics.token_gaps(self._labels)
         self._deadline_s = deadline_s
         self._limit: asyncio.Timeout | None = None
         self._cut = FinishReason.TIMEOUT  # the reason, if the deadline ends it
@@ -175,7 +176,7 @@ class ExternalAnswer(Answer):
             if self._last_token_s is None:
                 self._first_token_s = now_s
             else:
-                self._metrics.token_gap(self._labels, now_s - self._last_token_s)
+                self._on_gap(now_s - self._last_token_s)
             self._last_token_s = now_s
         if chunk.finish_reason is not None:
             self._end = chunk.finish_reason, now_s

@@ -150,8 +150,19 @@ class Metrics:
         for listener in self._listeners:
             listener(labels, num_prompt_tokens, reason, timings)
 
-    def token_gap(self, labels: Labels, seconds: float) -> None:
-        self._observe(labels, self._itl, seconds)
+    def token_gaps(self, labels: Labels) -> Callable[[float], None]:
+        """What to tell the seconds between the tokens of one answer, as they come.
+
+        Only the longest so far bring the request's id: nobody looks for the others.
+        """
+        gaps, longest_s = self._itl.labels(*labels.values), 0.0
+
+        def observe(seconds: float) -> None:
+            nonlocal longest_s
+            gaps.observe(seconds, labels.exemplar if seconds > longest_s else None)
+            longest_s = max(longest_s, seconds)
+
+        return observe
 
     def rejected(self, labels: Labels, reason: str) -> None:
         self._rejections.labels(*labels.values, reason).inc()

@@ -34,6 +34,7 @@ def test_an_embedded_server_that_cannot_start_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     [found] = store(Settings(data_dir=tmp_path / "file"))
     assert (found.check, found.level) == ("job store", Level.WRONG)
+    assert "valkey.log" in found.advice
 
 
 @pytest.mark.parametrize("given", ["", "?password=hunter1"], ids=["none", "wrong"])

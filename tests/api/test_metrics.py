@@ -1,11 +1,14 @@
 """What the API's /metrics says of requests: lengths, batches, ids, no names of clients' own."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
+from asgi_correlation_id import correlation_id
 from fastapi.testclient import TestClient
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from app.engine.sequence import FinishReason, Timings
@@ -50,6 +53,28 @@ def test_latencies_have_the_id_of_a_request_as_exemplar(
     found = exemplars(page.text)
     assert found.keys() >= LATENCIES
     assert all(found[name] == {request_id[:118]} for name in LATENCIES)
+
+
+def test_of_the_gaps_of_an_answer_only_the_longest_so_far_bring_its_id() -> None:
+    def labels() -> Labels:
+        correlation_id.set("req-7")
+        return Labels("tiny", is_pruned=False)
+
+    metrics = Metrics()
+    token_gap = metrics.token_gaps(copy_context().run(labels))
+    gaps_s = (0.004, 0.03, 0.002, 0.2, 0.03)
+    for seconds in gaps_s:
+        token_gap(seconds)
+    page = openmetrics.generate_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
+    (family,) = (
+        its
+        for its in text_string_to_metric_families(page)  # type: ignore[no-untyped-call]
+        if its.name == "sleb_inter_token_latency_seconds"
+    )
+    shown = [its.exemplar for its in family.samples if its.exemplar]
+    assert [its.value for its in shown] == [0.004, 0.03, 0.2]
+    (count,) = (its.value for its in family.samples if its.name.endswith("_count"))
+    assert count == len(gaps_s)
 
 
 def test_what_is_asked_without_openmetrics_has_no_exemplars(client: TestClient) -> None:

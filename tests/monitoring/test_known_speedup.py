@@ -42,12 +42,13 @@ def cases() -> Iterator[tuple[str, str, float, list[float]]]:
 
 
 def feed(metrics: Metrics, labels: Labels, tpots_s: list[float]) -> None:
+    token_gap = metrics.token_gaps(labels)
     for tpot_s in tpots_s:
         ttft_s = PREFILL_TOKENS * tpot_s
         end_s = ttft_s + tpot_s * (NUM_TOKENS - 1)
         timings = Timings(0.0, 0.0, ttft_s, end_s, NUM_TOKENS, 1.0)
         metrics.finished(labels, 10, FinishReason.LENGTH, timings)
-        metrics.token_gap(labels, tpot_s)
+        token_gap(tpot_s)
 
 
 @contextmanager
