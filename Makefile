@@ -6,7 +6,7 @@ MINUTES ?= 30
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards docs demo test test-slow soak lint fmt serve worker up bench clean
+.PHONY: help setup dashboards docs demo test test-slow image-test soak lint fmt serve worker up bench audit sbom clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,16 +26,20 @@ test: lint  ## lint, types, import contracts, then all tests but the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the heavy proofs: the demo model, the reference search, the whole demo
-	$(PYTEST) -m 'slow and not soak' --timeout 1500
+	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500
 
 soak: setup  ## half an hour of load, with a worker killed and Redis restarted every minute (MINUTES=n)
 	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak tests/soak
 
-lint: setup  ## ruff, mypy, import contracts
+image-test: setup  ## build the image and run it, as root: apt-get install buildah crun debootstrap netavark
+	$(PYTEST) -m image tests/image -rA
+
+lint: setup  ## ruff, mypy, import contracts, hadolint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 fmt: setup  ## put the code into shape
 	$(BIN)/ruff format .
@@ -56,8 +60,21 @@ bench: setup  ## the search in all its modes, on the demo model (half an hour on
 dashboards: setup  ## write the Grafana dashboards anew, from the Python in dashboards/
 	$(BIN)/python -m dashboards
 
-docs: setup  ## write the table of settings anew, from the fields in the code
+docs: setup  ## write the pages of settings and of routes anew, from the code
 	$(BIN)/python -m app.settings_docs
+	$(BIN)/python -m app.rest_docs
+
+audit: setup sbom  ## whether anything that is installed is known to be vulnerable
+	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
+		| sed 's/+.*//' > build/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+		--requirement build/installed.txt $(AUDIT) \
+		|| { echo 'make audit: vulnerable, or not known: the lines above say which' >&2; exit 1; }
+
+sbom: setup  ## build/sbom.json, a software bill of materials (CycloneDX)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--no-validate --output-format JSON --output-file build/sbom.json $(BIN)/python
 
 clean:  ## remove the environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

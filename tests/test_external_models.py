@@ -7,6 +7,7 @@ import pytest
 from app.config import ServeSettings
 from app.external_models import InvalidExternalModels, read_external_models
 from app.main import create_app
+from tests.pages import GUIDES, blocks
 
 WHOLE = """
 [[models]]
@@ -109,10 +110,10 @@ def test_a_service_with_a_file_that_is_wrong_does_not_start(tmp_path: Path) -> N
         create_app(ServeSettings(data_dir=tmp_path), redis_url="unix:///none")
 
 
-def test_the_example_of_the_readme_can_be_used(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_example_of_the_guide_can_be_used(tmp_path: Path) -> None:
+    (example,) = [its.code for its in blocks(*GUIDES) if its.language == "toml"]
     file = tmp_path / "external.toml"
-    file.write_text(text.partition("```toml\n")[2].partition("```")[0])
+    file.write_text(example)
     dense, pruned = read_external_models(file)
     assert (dense.num_removed, pruned.parent, pruned.num_removed) == (0, dense.name, 6)
     assert (dense.max_num_seqs, dense.max_waiting) == (pruned.max_num_seqs, pruned.max_waiting)

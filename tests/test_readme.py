@@ -1,4 +1,7 @@
-"""The README cannot rot: its commands are run, its tables are compared with the code."""
+"""README and guides cannot rot: commands are run, tables are compared with the code.
+
+What is here is quick; `test_guides.py` runs every command of the guides as it stands.
+"""
 
 import re
 import shlex
@@ -24,16 +27,20 @@ from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import CalibrationMix, CalibrationSpec, Metric, PruneSpec, Resident, Search
 from pruning.worker_metrics import WorkerMetrics
+from tests.pages import GUIDES, README, ROOT, blocks, commands, prose
 from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODEL = "smollm2-135m"  # the name in the README, here of a tiny model
-SHELL = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
-CURL_LINES = re.findall(r"^curl .*$", SHELL.replace("\\\n", " "), re.MULTILINE)
-CODE = "\n".join([SHELL, *re.findall(r"`([^`\n]+)`", README)])
+SERVE, JOBS, PRUNE = (
+    ROOT / "docs" / "guides" / f"{name}.md" for name in ("serve", "jobs", "prune")
+)
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")), *GUIDES)
+MODEL = "smollm2-135m"  # the name in the pages, here of a tiny model
+CURL_LINES = re.findall(
+    r"^curl .*$", commands(README, JOBS, SERVE).replace("\\\n", " "), re.MULTILINE
+)
+CODE = "\n".join([commands(*PAGES), *re.findall(r"`([^`\n]+)`", prose(*PAGES))])
 
 
 @pytest.fixture
@@ -75,7 +82,7 @@ def request_of(line: str) -> dict[str, Any]:
     return request
 
 
-def test_every_curl_line_works_in_the_order_of_the_readme(client: TestClient) -> None:
+def test_every_curl_line_works_in_the_order_of_the_pages(client: TestClient) -> None:
     answers = []
     job_id = ""
     for line in CURL_LINES:
@@ -86,33 +93,35 @@ def test_every_curl_line_works_in_the_order_of_the_readme(client: TestClient) ->
         if response.content and response.headers["content-type"] == "application/json":
             answers.append(response.json())
     generated = [answer for answer in answers if answer.get("object") == "generation"]
-    assert [answer["variant"] for answer in generated] == ["dense", "pruned", "pruned"]
-    assert [len(answer["outputs"]) for answer in generated] == [1, 1, 2]
-    assert [answer["status"] for answer in answers if "status" in answer][-1] == "cancelled"
+    variants = ["dense", "pruned"]  # of the README, then of the guide
+    assert [answer["variant"] for answer in generated] == [*variants, *variants, "pruned"]
+    assert [len(answer["outputs"]) for answer in generated] == [1, 1, 1, 1, 2]
+    assert [its["status"] for its in answers if "removed_blocks" in its and "urls" in its][-1] == (
+        "cancelled"
+    )
     assert "text_completion" in {answer.get("object") for answer in answers}
 
 
-def test_its_example_of_the_openai_client_works(
+def test_the_example_of_the_openai_client_works(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    (example,) = [block for block in blocks if "import OpenAI" in block]
+    (example,) = [its.code for its in blocks(SERVE) if "import OpenAI" in its.code]
     monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
     exec(example, {})  # noqa: S102 - our own text
     assert capsys.readouterr().out
 
 
-def test_every_metric_it_names_is_there(client: TestClient) -> None:
+def test_every_metric_that_a_guide_names_is_there(client: TestClient) -> None:
     of_a_worker = generate_latest(WorkerMetrics("worker", lease_s=1).registry).decode()
     found = client.get("/metrics").text + of_a_worker
-    metrics = set(re.findall(r"`(sleb_[a-z_]+)`", README))
+    metrics = set(re.findall(r"`(sleb_[a-z_]+)`", prose(README, *GUIDES)))
     if not torch.cuda.is_initialized():
         metrics = {metric for metric in metrics if not metric.startswith("sleb_gpu_")}
     assert metrics
     assert not {metric for metric in metrics if f"# TYPE {metric} " not in found}
 
 
-def test_every_make_target_it_names_exists() -> None:
+def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = set(re.findall(r"^make ([a-z-]+)", CODE, re.MULTILINE))
@@ -122,7 +131,7 @@ def test_every_make_target_it_names_exists() -> None:
 def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     specs: list[PruneSpec] = []
     monkeypatch.setattr("app.prune.run_prune", lambda spec, *_, **__: specs.append(spec))
-    lines = re.findall(r"^\.venv/bin/sleb (prune .*)$", SHELL, re.MULTILINE)
+    lines = re.findall(r"^\.venv/bin/sleb (prune .*)$", commands(README, PRUNE), re.MULTILINE)
     for line in lines:
         result = CliRunner().invoke(command_line, shlex.split(line, comments=True))
         assert result.exit_code == 0, f"{line}: {result.output}{result.exception}"
@@ -133,19 +142,19 @@ def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
     assert any(isinstance(spec.calibration, CalibrationMix) for spec in specs)
 
 
-def test_its_stability_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stability_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[set[str], list[int]]] = []
     monkeypatch.setattr(
         "app.stability.run_stability",
         lambda _spec, texts, seeds, *_, **__: asked.append((set(texts), seeds)),
     )
-    [line] = re.findall(r"^\.venv/bin/sleb (stability .*)$", SHELL, re.MULTILINE)
+    [line] = re.findall(r"^\.venv/bin/sleb (stability .*)$", commands(PRUNE), re.MULTILINE)
     result = CliRunner().invoke(command_line, shlex.split(line))
     assert result.exit_code == 0, f"{result.output}{result.exception}"
     assert asked == [({"file.txt", "self"}, [0, 1, 2, 3])]
 
 
-def test_it_names_every_command_and_no_other() -> None:
+def test_every_command_is_named_and_no_other() -> None:
     commands = {
         command.name or command.callback.__name__
         for command in command_line.registered_commands
@@ -154,12 +163,25 @@ def test_it_names_every_command_and_no_other() -> None:
     assert set(re.findall(r"(?:^|/)sleb ([a-z]+)", CODE, re.MULTILINE)) == commands
 
 
-def test_its_list_of_families_is_the_one_of_the_code() -> None:
-    families = README.partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
+def test_the_list_of_families_is_the_one_of_the_code() -> None:
+    families = prose(PRUNE).partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
     assert re.findall(r"`(\w+)`", families) == sorted(ARCHITECTURES)
 
 
-def test_every_file_it_links_to_exists() -> None:
-    links = set(re.findall(r"\]\(([^):#]+)\)", README))
-    assert links
-    assert not {link for link in links if not (ROOT / link).exists()}
+def test_every_link_leads_somewhere() -> None:
+    """To a file, and to a heading in it, where it names one."""
+    dead, num_links = [], 0
+    for page in PAGES:
+        for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page)):
+            target = (page.parent / file).resolve() if file else page
+            num_links += 1
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                dead.append(f"{page.name}: {file}#{anchor}")
+    assert not dead
+    assert num_links > 50
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}

@@ -1,7 +1,6 @@
 """Webhooks over HTTP: taken or refused at once, told of the end, listed, deleted with their job."""
 
 import json
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +19,9 @@ from pruning.jobs import JobStore
 from pruning.webhook import WebhookEvent
 from tests.api.test_prune_jobs import JOB, submit
 from tests.job_lives import succeed
+from tests.pages import GUIDES, blocks
 from tests.waiting import wait_until
 from tests.webhook_receiver import SECRET, Receiver, receiving, verify
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -260,18 +258,13 @@ def test_every_status_can_be_asked_for() -> None:
     assert {event.removeprefix("prune_job.") for event in WebhookEvent} == set(JobStatus)
 
 
-# ---- the receiver of the README
+# ---- the receiver of the guide
 
 
-def test_the_receiver_of_the_readme_verifies(client: TestClient, job_store: JobStore) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = (
-        block
-        for block in re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-        if "standardwebhooks" in block
-    )
+def test_the_receiver_of_the_guide_verifies(client: TestClient, job_store: JobStore) -> None:
+    (code,) = [its.code for its in blocks(*GUIDES) if "import Webhook" in its.code]
     names: dict[str, Any] = {}
-    exec(code.replace("whsec_...", SECRET), names)  # noqa: S102 - our own README
+    exec(code.replace("whsec_...", SECRET), names)  # noqa: S102 - our own guide
     app = names["app"]
     assert isinstance(app, FastAPI)
     with receiving() as receiver, TestClient(app) as documented:
