@@ -1,40 +1,67 @@
 # One image for the API and the worker: `serve` is the default command, `worker` the other.
+# CUDA comes with torch, so any base with Python 3.11 or newer and Debian's packages will do.
 ARG BASE=python:3.13-slim
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN python3 -m venv /opt/sleb
+# pip has an environment of its own, so that it is not in the one that is shipped.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/pip \
+    && python3 -m venv --without-pip /opt/sleb
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_PYTHON=/opt/sleb/bin/python
 WORKDIR /src
 
-# The dependencies have a layer of their own, which only a change of pyproject.toml builds anew.
-# torch comes from pip's default index; --build-arg PIP_EXTRA_INDEX_URL=... adds one with other builds.
-ARG PIP_EXTRA_INDEX_URL=
+FROM build AS requirements
 COPY pyproject.toml ./
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt \
-    && /opt/sleb/bin/pip install --requirement requirements.txt
+RUN python3 -c 'import tomllib; its = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*its["dependencies"], *its["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
 
-COPY README.md ./
+# The dependencies have a layer of their own, which only a change of that list builds anew.
+# TORCH=cpu takes torch without CUDA from TORCH_CPU_INDEX, the index of PyTorch's CPU builds: a fifth
+# of the size, for the CPU alone. Without that index it is pip's usual torch, which has CUDA as well.
+# A secret `pip.conf` may name another index: docker build --secret id=pip.conf,src=FILE ...
+FROM build AS dependencies
+ARG TORCH=cuda
+ARG TORCH_CPU_INDEX=
+COPY --from=requirements /src/requirements.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    case "${TORCH}" in \
+        cuda) ;; \
+        cpu) [ -z "${TORCH_CPU_INDEX}" ] || /opt/pip/bin/pip install --no-deps --index-url "${TORCH_CPU_INDEX}" "$(grep '^torch[<>=]' requirements.txt)" ;; \
+        *) echo "TORCH is ${TORCH}, but has to be cuda or cpu" >&2; exit 2 ;; \
+    esac \
+    && /opt/pip/bin/pip install --requirement requirements.txt
+
+FROM build AS application
+COPY pyproject.toml README.md ./
 COPY pruning ./pruning
 COPY app ./app
-RUN /opt/sleb/bin/pip install --no-deps .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    /opt/pip/bin/pip install --no-deps --root /staged .
 
 # hadolint ignore=DL3006
 FROM ${BASE}
-LABEL org.opencontainers.image.title="sleb-serve" \
-      org.opencontainers.image.description="Depth-pruned language models, served beside their dense parents"
-
 # Fixed ids, so that whoever owns a volume can be named; the folders give a new volume its owner.
 RUN groupadd --gid 10001 sleb \
     && useradd --uid 10001 --gid sleb --home-dir /data --no-create-home --shell /usr/sbin/nologin sleb \
     && install -d -o sleb -g sleb /data /data/models /data/texts /data/checkpoints
 
-COPY --from=build /opt/sleb /opt/sleb
+COPY --from=build /usr/bin/tini-static /usr/bin/tini
+COPY --from=dependencies /opt/sleb /opt/sleb
+COPY --from=application /staged /
+
 # The root file system may be read-only: whatever is written goes to /data or /tmp.
 ENV PATH=/opt/sleb/bin:$PATH \
+    HOME=/data \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/data/huggingface \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     SLEB_DATA_DIR=/data \
     SLEB_HOST=0.0.0.0
 USER 10001:10001
@@ -45,5 +72,13 @@ EXPOSE 8000
 # Loading models may take minutes, during which the API is alive but not ready.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('SLEB_PORT', '8000') + '/health/ready', timeout=4)"]
-ENTRYPOINT ["sleb"]
+# tini reaps what dead processes leave, and hands signals on.
+ENTRYPOINT ["tini", "--", "sleb"]
 CMD ["serve"]
+
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="sleb-serve" \
+      org.opencontainers.image.description="Depth-pruned language models, served beside their dense parents" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -18,6 +18,7 @@ from app.jobs_cli import jobs
 from app.models_cli import models
 from app.settings_table import UnknownSetting, check_variables
 from app.stability_cli import stability
+from pruning.config import UnreadableSecrets
 from pruning.gate_spec import GateAction, gate_of
 from pruning.process import hush_libraries
 from pruning.spec import (
@@ -67,7 +68,7 @@ def main() -> None:
             raise
         errors.print("[red]error:[/] ", end="")
         errors.print(str(error), markup=False)
-        sys.exit(2 if isinstance(error, InvalidSpec | UnknownSetting) else 1)
+        sys.exit(2 if isinstance(error, InvalidSpec | UnknownSetting | UnreadableSecrets) else 1)
 
 
 @app.callback()

@@ -1,13 +1,13 @@
 """What every setting is in this process and where that comes from, fit to be shown to anybody."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from app.config import ServeSettings
 from app.settings_table import Setting, settings, shown
-from pruning.config import WorkerSettings, set_variables
+from pruning.config import WorkerSettings, secret_files, set_variables
 
 _MASK = "***"
 # Rather too much than too little: a password may have a slash in it, and a query any key.
@@ -19,14 +19,14 @@ _QUERY = re.compile(r"(?<=[?&])(?!db=)([^=&#]+)=[^&#]*")
 class Effective:
     variable: str
     value: str  # secrets are masked
-    source: str  # "default", or "environment" with the variable's name if it is another one
+    source: str  # "default", "file" or "environment", with the variable's name if it is another one
 
 
 def effective() -> list[Effective]:
     """In the order of the table. Raises pydantic's ``ValidationError`` for what cannot be."""
     worker, api = WorkerSettings(), ServeSettings()
-    given = set_variables()
-    return [_of(its, worker if hasattr(worker, its.field) else api, given) for its in settings()]
+    places: dict[str, Collection[str]] = {"environment": set_variables(), "file": secret_files()}
+    return [_of(its, worker if hasattr(worker, its.field) else api, places) for its in settings()]
 
 
 def without_secrets(url: str) -> str:
@@ -34,14 +34,20 @@ def without_secrets(url: str) -> str:
     return _QUERY.sub(rf"\1={_MASK}", _USERINFO.sub(f"{_MASK}@", url))
 
 
-def _of(its: Setting, of: WorkerSettings | ServeSettings, given: Mapping[str, str]) -> Effective:
+def _of(
+    its: Setting, of: WorkerSettings | ServeSettings, places: Mapping[str, Collection[str]]
+) -> Effective:
     value: Any = getattr(of, its.field)
-    used = next((name for name in its.variables if name in given), None)
-    if used is None:
-        source = "default"
-    else:
-        source = "environment" if used == its.variables[0] else f"environment, {used}"
+    source = next(_sources(its, places), "default")
     return Effective(its.variables[0], _masked(type(of), its.field, shown(value)), source)
+
+
+def _sources(its: Setting, places: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """The one that is used comes first."""
+    for place, names in places.items():
+        for name in its.variables:
+            if name in names:
+                yield place if name == its.variables[0] else f"{place}, {name}"
 
 
 def _masked(model: type[WorkerSettings | ServeSettings], field: str, text: str) -> str:

@@ -11,9 +11,10 @@ _PAGE = """\
 
 # Settings
 
-From the environment. An empty variable counts as unset. A `SLEB_*` variable that is not in this
-table, or settings that contradict each other, end every command at its start with a message that
-names them. (Kubernetes adds variables of its own for a service that is called `sleb`: give the
+From the environment; what is secret better from files in `SLEB_SECRETS_DIR`, as Docker and
+Kubernetes mount them. An empty variable counts as unset. A `SLEB_*` variable or file that is not in
+this table, or settings that contradict each other, end every command at its start with a message
+that names them. (Kubernetes adds variables of its own for a service that is called `sleb`: give the
 service another name, or the pod `enableServiceLinks: false`.)
 
 `sleb config` prints what is in effect and where it comes from, without secrets; `sleb doctor` says

@@ -10,7 +10,7 @@ from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from app.config import ServeSettings
-from pruning.config import WorkerSettings, set_variables
+from pruning.config import WorkerSettings, secret_files, set_variables
 
 _PREFIX = "SLEB_"
 _OF_TESTS = "SLEB_TEST_"
@@ -61,9 +61,10 @@ def markdown(table: Iterable[Setting]) -> str:
 def check_variables(variables: Mapping[str, str] | None = None) -> None:
     """Raise ``UnknownSetting`` for each ``SLEB_*`` among them that is no setting.
 
-    By default those of this process. What begins with ``SLEB_TEST_`` is left to the tests.
+    By default those of this process, and its files of secrets. What begins with ``SLEB_TEST_`` is
+    left to the tests.
     """
-    given = set_variables() if variables is None else variables
+    given = {*set_variables(), *secret_files()} if variables is None else set(variables)
     known = {name for its in settings() for name in its.variables}
     unknown = sorted(
         name

@@ -1,4 +1,4 @@
-"""Settings, from the environment: the only file of this package that reads it.
+"""Settings, from the environment and the files of secrets: the only file that reads it here.
 
 ``Settings`` is what every process shares; a process that needs more inherits from it.
 """
@@ -13,7 +13,12 @@ from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import AfterValidator, ByteSize, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from pruning.logs import LogFormat
 
@@ -45,8 +50,14 @@ class Verify(StrEnum):
     OFF = "off"
 
 
+class UnreadableSecrets(ValueError):
+    """What ``SLEB_SECRETS_DIR`` names cannot be read."""
+
+
 class Settings(BaseSettings):
     """Every field is read from ``SLEB_<NAME>``; an empty variable counts as unset.
+
+    Where there is none, a file of that name in ``secrets_dir`` is read.
 
     Descriptions are Markdown: the table of all settings is made of them.
     """
@@ -66,6 +77,11 @@ class Settings(BaseSettings):
         default=None,
         repr=False,  # may carry a password
         description="`redis://`, `rediss://` or `unix://` URL; unset starts the embedded Valkey",
+    )
+    secrets_dir: AbsolutePath | None = Field(
+        default=None,
+        description="folder with a file for each setting that is to be secret, named like its "
+        "variable (`sleb_redis_url`); the variable itself goes before it",
     )
     host: IPv4Address | IPv6Address | Literal["localhost"] = Field(
         default=IPv4Address("127.0.0.1"),
@@ -106,6 +122,20 @@ class Settings(BaseSettings):
         "of a job or of `sleb eval`; their code is run",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - it may name no folder
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        directory = _secrets_dir()
+        if directory is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, directory)
+
     @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"
@@ -134,6 +164,35 @@ class WorkerSettings(Settings):
 def set_variables() -> dict[str, str]:
     """All variables of this process that are not empty, by their names in capitals."""
     return {name.upper(): value for name, value in os.environ.items() if value}
+
+
+def secret_files() -> dict[str, Path]:
+    """The files of ``SLEB_SECRETS_DIR``, by their names in capitals.
+
+    Raises ``UnreadableSecrets``.
+    """
+    directory = _secrets_dir()
+    found = directory.iterdir() if directory else ()
+    return {path.name.upper(): path for path in found if path.is_file()}
+
+
+def _secrets_dir() -> Path | None:
+    given = set_variables().get("SLEB_SECRETS_DIR")
+    if given is None:
+        return None
+    directory = _absolute(Path(given))
+    try:
+        closed = [
+            its for its in directory.iterdir() if its.is_file() and not os.access(its, os.R_OK)
+        ]
+    except OSError as error:
+        raise UnreadableSecrets(
+            f"SLEB_SECRETS_DIR is {given}, which is no folder that can be read "
+            f"({error.strerror}): name one, or unset the variable"
+        ) from error
+    if closed:
+        raise UnreadableSecrets(f"{closed[0]} cannot be read: let the user of this process read it")
+    return directory
 
 
 def child_environment(settings: Settings, redis_url: str | None = None) -> dict[str, str]:

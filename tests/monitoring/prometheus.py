@@ -20,7 +20,6 @@ from tests.waiting import wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SHIPPED = DOCKER / "prometheus"
-_HOW = "it comes with Debian's package: apt-get install prometheus"
 
 
 class Machine(BaseSettings):
@@ -84,12 +83,14 @@ class Prometheus:
         return [its["labels"] for series in answer["data"] for its in series["exemplars"]]
 
 
-def tool(name: str) -> str:
-    """The path of ``prometheus`` or ``promtool``; fails in CI without it, elsewhere skips."""
+def tool(name: str, package: str = "prometheus") -> str:
+    """The path of a command of a Debian package; fails in CI without it, elsewhere skips."""
     found = shutil.which(name)
     if found is None:
         give_up = pytest.fail if Machine().ci else pytest.skip
-        give_up(f"{name} is not installed; {_HOW}")
+        give_up(
+            f"{name} is not installed; it comes with Debian's package: apt-get install {package}"
+        )
     assert found is not None
     return found
 

@@ -1,0 +1,52 @@
+"""The Dockerfile without building it: `make image-test` builds it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.image.compose import ROOT
+from tests.monitoring.prometheus import tool
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def hadolint(path: Path) -> subprocess.CompletedProcess[str]:
+    binary = Path(sys.executable).with_name("hadolint")
+    return subprocess.run([binary, path], capture_output=True, text=True, check=False)
+
+
+def test_hadolint_finds_nothing_and_would() -> None:
+    ran = hadolint(ROOT / "Dockerfile")
+    assert (ran.returncode, ran.stdout) == (0, "")
+
+
+def test_hadolint_is_not_deaf(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE.replace("WORKDIR /src", "WORKDIR src"))
+    assert "DL3000" in hadolint(tmp_path / "Dockerfile").stdout
+
+
+def test_what_docker_sees_is_what_is_copied() -> None:
+    seen = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.+) \./", DOCKERFILE, re.MULTILINE)
+    assert set(seen) == {name for line in copied for name in line.split()}
+    assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)]
+)
+def test_a_missing_compose_fails_in_ci_and_is_left_out_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="apt-get install docker-compose"):
+        tool("docker-compose", package="docker-compose")
+
+
+def test_ci_installs_it() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert script.index("docker-compose") < script.index("make test")
