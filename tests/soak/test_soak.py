@@ -1,0 +1,130 @@
+"""Mixed traffic on real processes, while workers are killed and Redis goes away, again and again.
+
+`make soak MINUTES=30`. Every minute has each disturbance once.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import httpx2
+import pytest
+import redis
+from pydantic import PositiveFloat
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from rich.console import Console
+
+from tests.redis_fixtures import disorder
+from tests.soak.jobs import JobsClient, jobs
+from tests.soak.service import AWAY_S, Service, running
+from tests.soak.tally import Tally
+from tests.soak.traffic import KINDS, ask, traffic
+from tests.tiny_directory import write_tiny_model
+from tests.waiting import wait_until
+
+MIB = 2**20
+MAX_GROWTH_BYTES = 32 * MIB  # of the API from its warm state to the end, however long that takes
+MAX_NEW_FILES = 40  # connections to Redis, which are kept; each of the clients leaves thousands
+_LOOK_S = 0.5
+_WORKER_AT, _STORE_AT = 0.25, 0.6  # of each period
+_PERIOD_S = 60.0
+_PATIENCE_S = 12.0  # that a kill may wait for a job to hit
+_MOST_TO_FAIL = 5  # things that are wrong, behind which there is no use in going on
+
+Disturbance = tuple[float, Callable[[Service], None]]
+
+
+class SoakSettings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="SLEB_TEST_SOAK_", env_ignore_empty=True, frozen=True
+    )
+
+    minutes: PositiveFloat = 2.0
+
+
+DURATION_S = SoakSettings().minutes * 60
+
+
+def disturbances() -> list[Disturbance]:
+    """What happens, and when at the earliest, in seconds from the beginning."""
+    period_s = min(_PERIOD_S, DURATION_S)
+    found: list[Disturbance] = []
+    for number in range(int(DURATION_S // period_s)):
+        away_s = (number + _STORE_AT) * period_s
+        found.append(((number + _WORKER_AT) * period_s, Service.kill_worker))
+        found.append((away_s, Service.take_store_away))
+        found.append((away_s + AWAY_S, Service.bring_store_back))
+    return found
+
+
+def soak(service: Service, tally: Tally) -> list[int]:
+    """Disturb, and look at the memory of the API, until the time is over: bytes at each look."""
+    began_s, coming = time.monotonic(), disturbances()
+    found: list[int] = []
+    while (now_s := time.monotonic() - began_s) < DURATION_S or coming:
+        wait_until(lambda: time.monotonic() - began_s >= now_s + _LOOK_S, "the next look")
+        found.append(service.rss_bytes)
+        if coming and _is_time(*coming[0], now_s, service):
+            coming.pop(0)[1](service)
+        if len(tally.failures) >= _MOST_TO_FAIL and not service.may_lack_store(time.monotonic()):
+            break
+    return found
+
+
+def _is_time(
+    due_s: float, happen: Callable[[Service], None], now_s: float, service: Service
+) -> bool:
+    if happen is Service.kill_worker and not service.has_child():
+        return now_s >= due_s + _PATIENCE_S
+    return now_s >= due_s
+
+
+def warm_up(service: Service, client: JobsClient, tally: Tally) -> None:
+    """A first job, so that there is something pruned, and one request of each kind."""
+    client.submit()
+    client.wait_for_all()
+    with httpx2.Client(base_url=service.url, timeout=60) as http:
+        wait_until(lambda: http.get("/models/tiny@-2").is_success, "the pruned model is there")
+        for kind in KINDS:
+            ask(kind, http, Random(0), tally)
+
+
+def growth(rss_bytes: list[int]) -> tuple[float, float]:
+    """Medians, in bytes, of an eighth of the time behind the first quarter, and of the last."""
+    eighth = max(1, len(rss_bytes) // 8)
+    return median(rss_bytes[2 * eighth : 3 * eighth]), median(rss_bytes[-eighth:])
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(DURATION_S + 900)
+def test_mixed_traffic_while_workers_are_killed_and_redis_goes_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_model(tmp_path / "models" / "tiny")
+    tally = Tally()
+    with running(tmp_path) as service, closing(JobsClient(service, tally)) as client:
+        warm_up(service, client, tally)
+        tasks, files = service.tasks(), service.num_files()
+        with traffic(service.url, tally), jobs(client, tally):
+            rss_bytes = soak(service, tally)
+        client.wait_for_all()
+        client.check_all()
+        client.close()  # or it holds a connection
+        first, last = growth(rss_bytes)
+        with capsys.disabled():
+            told = f"{len(client.accepted)} jobs accepted, {'; '.join(service.disturbances)}"
+            memory = f"API: {first / MIB:.0f} MiB when warm, {last / MIB:.0f} MiB at the end"
+            Console(width=100).print(tally.table(f"{DURATION_S:g} s"), told, memory)
+        assert not tally.failures
+        wait_until(lambda: not service.taken(), f"no slot is taken: {service.taken()}")
+        service.check_health()
+        wait_until(lambda: len(service.tasks()) <= len(tasks), "all tasks have ended")
+        wait_until(lambda: not service.num_clients(), "all connections are closed")
+        assert service.num_files() - files < MAX_NEW_FILES
+        with redis.Redis.from_url(service.valkey.url) as store:
+            assert disorder(store) == []
+        assert last - first < MAX_GROWTH_BYTES
