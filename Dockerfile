@@ -56,6 +56,7 @@ COPY --from=dependencies /opt/sleb /opt/sleb
 COPY --from=application /staged /
 
 # The root file system may be read-only: whatever is written goes to /data or /tmp.
+# The API does not start beyond loopback without a key: `keys create NAME --scope admin` comes first.
 ENV PATH=/opt/sleb/bin:$PATH \
     HOME=/data \
     PYTHONUNBUFFERED=1 \

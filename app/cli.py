@@ -15,6 +15,7 @@ from app.doctor_cli import doctor
 from app.eval_cli import evaluate
 from app.export_cli import export
 from app.jobs_cli import jobs
+from app.keys_cli import keys
 from app.models_cli import models
 from app.settings_table import UnknownSetting, check_variables
 from app.stability_cli import stability
@@ -47,10 +48,15 @@ app.command()(bench)
 app.command()(config)
 app.command()(doctor)
 app.add_typer(jobs, name="jobs")
+app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [SLEB_HOST, 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(help="Port, 0 picks a free one [SLEB_PORT, 8000].")]
+Insecure = Annotated[
+    bool | None,
+    typer.Option("--insecure", help="Listen to other machines without any key [SLEB_INSECURE]."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -79,24 +85,24 @@ def begin(context: typer.Context) -> None:
 
 
 @app.command()
-def up(host: Host = None, port: Port = None) -> None:
+def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: embedded Valkey, one worker and the API."""
     from app.config import check_ports, serve_settings
     from app.up import run_up
     from pruning.config import WorkerSettings
 
-    settings = serve_settings(host=host, port=port)
+    settings = serve_settings(host=host, port=port, insecure=insecure)
     check_ports(settings, WorkerSettings())
     run_up(settings)
 
 
 @app.command()
-def serve(host: Host = None, port: Port = None) -> None:
+def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run the API: generation, jobs, models, metrics."""
     from app.config import serve_settings
     from app.serve import run_api
 
-    run_api(serve_settings(host=host, port=port))
+    run_api(serve_settings(host=host, port=port, insecure=insecure))
 
 
 @app.command()

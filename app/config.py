@@ -44,6 +44,15 @@ class ServeSettings(Settings):
     model_config = SettingsConfigDict(populate_by_name=True)
 
     port: int = Field(default=8000, ge=0, le=65535, description="its port; 0 picks a free one")
+    insecure: bool = Field(
+        default=False,
+        description="`true` lets the API listen to other machines without any key",
+    )
+    api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = Field(
+        default=None,
+        repr=False,
+        description="key that `sleb jobs` and `sleb demo` send to the service",
+    )
     preload: tuple[str, ...] | None = Field(
         default=None,
         description="JSON list of the models to load before the API is ready; unset means all "
@@ -150,6 +159,10 @@ class ServeSettings(Settings):
                 "is sent: set the secret, or unset the other"
             )
         return self
+
+    @property
+    def keys_file(self) -> Path:
+        return self.data_dir / "keys.json"
 
     @property
     def external_models_file(self) -> Path | None:

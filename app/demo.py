@@ -16,6 +16,7 @@ from rich.console import Console
 from app.comparison import measure
 from app.config import ServeSettings
 from app.demo_report import print_next_steps, print_report
+from app.job_client import authorization
 from app.prune import search_progress
 from pruning.config import child_environment
 from pruning.demo_model import NAME, ensure_demo_model
@@ -38,7 +39,11 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
         path = ensure_demo_model(settings.models_dir)
     console.print(f"[green]✓[/] {NAME} in {path}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    with _service(settings, console, keep=keep) as url, httpx2.Client(base_url=url) as client:
+    headers = authorization(settings.api_key)
+    with (
+        _service(settings, console, keep=keep) as url,
+        httpx2.Client(base_url=url, headers=headers) as client,
+    ):
         job = _prune(client, console, num_remove)
         with console.status("Generating with both, in turn"):
             dense, pruned = measure(client, [NAME, f"{NAME}@-{num_remove}"])

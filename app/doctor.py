@@ -10,8 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from app import doctor_gpu, doctor_machine, doctor_models, doctor_store
+from app.access import OpenDoor, check_door, is_loopback
+from app.api_keys import InvalidKeyFile, KeyFile
 from app.config import PortTaken, ServeSettings, check_ports
-from app.finding import Finding, Level, fine, wrong
+from app.finding import Finding, Level, fine, note, wrong
 from app.settings_table import UnknownSetting, check_variables
 from pruning.config import Settings, WorkerSettings
 
@@ -33,6 +35,7 @@ def diagnose() -> list[Finding]:
         doctor_machine.extras(_needed(api)),
         *_hardware(api),
         *_directories(api),
+        _keys(api),
         *doctor_store.store(api),
         *doctor_models.models(api.models_dir),
         *doctor_models.checkpoints(api.checkpoints_dir),
@@ -99,6 +102,20 @@ def _directories(settings: Settings) -> list[Finding]:
         *(doctor_machine.writable(its) for its in there if its.exists()),
         doctor_machine.disk(settings.data_dir, largest),
     ]
+
+
+def _keys(api: ServeSettings) -> Finding:
+    try:
+        check_door(api)
+    except (OpenDoor, InvalidKeyFile) as error:
+        return wrong("keys", str(error), "until then neither `sleb serve` nor `sleb up` starts")
+    keys = KeyFile(api.keys_file)
+    if keys.exists:
+        return fine("keys", f"asked for; there are {len(keys.known())}")
+    if is_loopback(api):
+        return fine("keys", "none, and none needed: only this machine is listened to")
+    said = f"none, and insecure: whoever reaches {api.host} may do everything"
+    return note("keys", said, "be sure that something else keeps others out, or make a key")
 
 
 def _limits(api: ServeSettings, worker: WorkerSettings) -> list[Finding]:

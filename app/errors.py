@@ -16,9 +16,9 @@ from fastapi_problem.handler import (
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.answer import GenerationFailed
+from app.api_keys import KeyRefused, ScopeMissing
 from app.catalog import UnknownModel
 from app.comparing import NotComparable
 from app.engine.admission import Overloaded
@@ -35,6 +35,7 @@ from app.external_client import (
 )
 from app.job_bodies import without_tags
 from app.openai_errors import envelope, is_openai
+from app.refusals import TOO_LARGE_TITLE, TooLarge
 from app.registry import ModelReplaced
 from app.unloading import ModelInUse
 from app.vocabulary import NoTokenIds
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 # exception: status, type of the problem, title. The message of the exception is the detail.
 PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
+    KeyRefused: (401, "invalid-api-key", "The request has no key that counts."),
+    ScopeMissing: (403, "scope-missing", "The key is not for this."),
     UnknownModel: (404, "model-not-found", "There is no such model."),
     ModelNotFound: (404, "model-not-found", "There is no such model."),
     JobNotFound: (404, "job-not-found", "There is no such job."),
@@ -99,14 +102,6 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     ClientDisconnect: (499, "client-gone", "The client has gone before its answer."),
 }
 
-_TOO_LARGE_TITLE = "The request's body is too large."
-_TOO_LARGE = {
-    "type": "body-too-large",
-    "title": _TOO_LARGE_TITLE,
-    "status": 413,
-    "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
-}
-
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # from fastapi_problem
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
@@ -117,7 +112,7 @@ def described(*errors: type[Exception], has_body: bool = False) -> dict[int | st
     rows = [(*PROBLEMS[error], hasattr(error, "retry_after_s")) for error in errors]
     rows += [(422, "", "The request is not valid.", False)]
     rows += [(400, "", "The body is no text.", False)] if has_body else []
-    rows += [(413, "", _TOO_LARGE_TITLE, False)] if has_body else []
+    rows += [(413, "", TOO_LARGE_TITLE, False)] if has_body else []
     found: dict[int | str, dict[str, Any]] = {}
     for status, _type, title, has_retry_after in rows:
         content = {"application/problem+json": {"schema": _DOCUMENT}}
@@ -140,7 +135,7 @@ def install_errors(app: FastAPI) -> None:
     add_exception_handler(app, handler, generic_swagger_defaults=False)  # ours are exact
     for error in PROBLEMS:  # or starlette takes them for defects, and raises them once more
         app.add_exception_handler(error, handler)
-    app.add_middleware(_TooLarge)
+    app.add_middleware(TooLarge)
 
 
 class _Unexpected(StatusProblem):
@@ -154,41 +149,20 @@ class _Unexpected(StatusProblem):
         super().__init__("The log has more under this request's id; please report it.")
 
 
-class _TooLarge:
-    """The body limit answers in plain text, before any handler is asked."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_replaced = False
-
-        async def replace(message: Message) -> None:
-            nonlocal is_replaced
-            if message["type"] == "http.response.start" and message["status"] == 413:
-                is_replaced = True
-                await _too_large(scope["path"])(scope, receive, send)
-            elif not is_replaced:
-                await send(message)
-
-        await self._app(scope, receive, replace)
-
-
-def _too_large(path: str) -> Response:
-    if is_openai(path):
-        return JSONResponse(envelope(_TOO_LARGE, path)[1], 413)
-    return JSONResponse(_TOO_LARGE, 413, media_type="application/problem+json")
-
-
 def problem_of(error: Exception) -> Problem:
     """What a client is told about it; about a defect, only that there is one."""
     for kind, (status, type_, title) in PROBLEMS.items():
         if isinstance(error, kind):
             extra = {"param": param} if (param := getattr(error, "param", None)) else {}
-            retry_after_s = getattr(error, "retry_after_s", 1.0 if status == 503 else None)
-            headers = {"Retry-After": f"{retry_after_s:.0f}"} if retry_after_s is not None else {}
-            return Problem(title, type_, str(error), status, headers, **extra)
+            return Problem(title, type_, str(error), status, _headers(error, status), **extra)
     return _Unexpected()
+
+
+def _headers(error: Exception, status: int) -> dict[str, str]:
+    retry_after_s = getattr(error, "retry_after_s", 1.0 if status == 503 else None)
+    headers = {"Retry-After": f"{retry_after_s:.0f}"} if retry_after_s is not None else {}
+    challenge = getattr(error, "challenge", None)
+    return headers if challenge is None else {**headers, "WWW-Authenticate": challenge}
 
 
 def _validation_problem(

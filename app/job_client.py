@@ -19,6 +19,7 @@ LONGEST_PAUSE_S = 10.0
 MAX_FAILURES = 10  # in a row, about a minute
 
 _PASSING = (429, 502, 503, 504)
+_NO_KEY = 401
 
 
 class ServiceUnavailable(ConnectionError):
@@ -39,11 +40,11 @@ class JobClient:
     Every method may raise ``ServiceUnavailable`` and ``Refused``.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
         self._pause = threading.Event()
         with self._reaching():
-            self._http = httpx2.Client(base_url=url, timeout=ANSWER_S)
+            self._http = httpx2.Client(base_url=url, timeout=ANSWER_S, headers=authorization(key))
 
     def close(self) -> None:
         self._http.close()
@@ -125,6 +126,8 @@ class JobClient:
             return
         is_problem = response.headers.get("content-type") == "application/problem+json"
         detail = response.json()["detail"] if is_problem else response.reason_phrase
+        if response.status_code == _NO_KEY:
+            detail += "; commands take it from SLEB_API_KEY"
         answer = f"{self._url} answers {response.status_code}: {detail}"
         if response.status_code in _PASSING:
             raise ServiceUnavailable(answer)
@@ -155,6 +158,11 @@ def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None
         status = event["data"]["status"]
         if _is_final(status) and status != JobStatus.SUCCEEDED:
             raise JobNotSucceeded(f"job {job_id} {status}: {event['message']}")
+
+
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that a service with keys asks for."""
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def url_of(settings: ServeSettings) -> str:

@@ -109,7 +109,8 @@ def _client(url: str | None) -> "Iterator[JobClient]":
     from app.config import serve_settings
     from app.job_client import JobClient, url_of
 
-    client = JobClient(url_of(serve_settings()) if url is None else url)
+    settings = serve_settings()
+    client = JobClient(url_of(settings) if url is None else url, settings.api_key)
     try:
         yield client
     finally:

@@ -10,6 +10,7 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from app.access import access_to
 from app.api_description import describe_exactly
 from app.catalog import Catalog
 from app.config import ServeSettings
@@ -22,6 +23,7 @@ from app.errors import install_errors
 from app.external_backend import ExternalBackend
 from app.external_models import ExternalModel, read_external_models
 from app.generation import Generator
+from app.guard import Guard, describe_keys
 from app.http_metrics import CountedRequests
 from app.job_metrics import JobCollector
 from app.job_views import job_view_at
@@ -40,6 +42,7 @@ from app.routes import (
     prune_jobs,
     webhook_deliveries,
 )
+from app.security_headers import SecurityHeaders
 from app.shadow import shadow_of
 from app.upkeep import preload, sweep
 from app.webhook_delivery import WebhookDeliverer
@@ -117,9 +120,13 @@ def create_app(
     )
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     install_errors(app)
+    access = access_to(settings)
+    app.add_middleware(Guard, access=access)
     app.add_middleware(CountedRequests)
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_plain)
+    app.add_middleware(SecurityHeaders)
     describe_exactly(app)
+    describe_keys(app, access)
     jobs = (prune_jobs, job_checkpoints, job_events, webhook_deliveries)
     for route in (*jobs, generate, compare, models, openai, health):
         app.include_router(route.router)

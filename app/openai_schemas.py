@@ -23,7 +23,9 @@ from pydantic_core import PydanticCustomError
 from app.schemas import MAX_PROMPTS, Body, ModelName, StopStrings, StopTokenIds
 
 MAX_CHOICES = 128
-TokenIds = Annotated[list[StrictInt], Field(min_length=1)]
+# No vocabulary has more, and tokenizers take no other numbers: asked to echo one, they raise.
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
 def _encodable(text: str) -> str:
@@ -66,8 +68,8 @@ Prompts = Annotated[
     | TokenIds
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
     _or(
-        f"expected a text, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either kind, "
-        "none of them empty"
+        f"expected a text, a list of token ids from 0 on, or a list of 1 to {MAX_PROMPTS} of "
+        "either kind, none of them empty"
     ),
 ]
 

@@ -107,8 +107,12 @@ def _plain(schema: Json) -> str:
 
 
 def _with_bounds(kind: str, schema: Json) -> str:
-    found = [text.format(f"{schema[its]:g}") for its, text in _BOUNDS.items() if its in schema]
+    found = [text.format(_number(schema[its])) for its, text in _BOUNDS.items() if its in schema]
     return ", ".join([kind, *found])
+
+
+def _number(value: float) -> str:
+    return str(int(value) if value == int(value) else value)
 
 
 def _json(value: object) -> str:

@@ -12,6 +12,8 @@ from typing import NoReturn
 import uvicorn
 from asgi_correlation_id import correlation_id
 
+from app.access import check_door
+from app.api_keys import caller
 from app.config import ServeSettings
 from app.deps import Services
 from app.main import create_app
@@ -24,8 +26,12 @@ _LOOK_S = 0.1  # between two looks for a second Ctrl-C
 
 
 def run_api(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``."""
-    set_up_logging(settings.log_level, settings.log_format, _request_id)
+    """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``.
+
+    Raises ``OpenDoor``.
+    """
+    check_door(settings)
+    set_up_logging(settings.log_level, settings.log_format, log_fields)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # or it logs URLs, with their secrets
     set_up_torch(settings.threads)
     signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
@@ -71,7 +77,7 @@ def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
-def _request_id() -> Mapping[str, str]:
+def log_fields() -> Mapping[str, str]:
     """For what is logged while a request is answered."""
-    found = correlation_id.get()
-    return {"request_id": found} if found else {}
+    found = {"request_id": correlation_id.get(), "key": caller.get()}
+    return {name: value for name, value in found.items() if value}

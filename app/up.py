@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+from app.access import check_door
 from app.config import ServeSettings
 from app.valkey import redis_url
 from pruning.config import child_environment
@@ -23,7 +24,8 @@ class ChildEnded(RuntimeError):
 
 
 def run_up(settings: ServeSettings) -> None:
-    """Run until SIGTERM, Ctrl-C or the end of any child. Raises ``ChildEnded``."""
+    """Run until SIGTERM, Ctrl-C or the end of any child. Raises ``ChildEnded``, ``OpenDoor``."""
+    check_door(settings)
     stop = threading.Event()
     with redis_url(settings), _signals(stop):
         environment = child_environment(settings)  # each holds the embedded Valkey by itself

@@ -1,6 +1,7 @@
 """Published is whole and verified, or it is not there."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,17 @@ def test_damage_is_noticed_on_opening(published: Path, damage: Callable[[Path], 
 def test_names_cannot_leave_the_store(published: Path, name: str) -> None:
     with pytest.raises(CheckpointNotFound):
         CheckpointStore(published.parent).manifest(name)
+
+
+def test_a_checkpoint_beside_the_store_is_not_in_it(published: Path) -> None:
+    store = CheckpointStore(published.parent / "store")
+    shutil.copytree(published, store.path("inside"))
+    name = f"../{published.name}"
+    assert store.manifest("inside")
+    assert not store.holds(name)
+    for ask in (store.path, store.manifest):
+        with pytest.raises(CheckpointNotFound):
+            ask(name)
 
 
 def test_files_can_be_read_by_others(published: Path) -> None:

@@ -42,6 +42,7 @@ def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path)
         "models",
         "demo",
         "jobs",
+        "keys",
         "stability",
     ):
         assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from typer.testing import CliRunner
 
+from app.api_keys import KeyFile, Scope
 from app.cli import app as command_line
 from app.config import ServeSettings
 from app.doctor_gpu import Gpus, device, gpus, room_bytes
@@ -94,6 +95,27 @@ def test_settings_that_cannot_be_are_a_finding(
     [found] = [its for its in json.loads(result.stdout)["findings"] if its["level"] == "wrong"]
     assert found["check"] == "settings"
     assert word in found["said"]
+
+
+def test_an_open_door_is_told_until_there_is_a_key(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> tuple[str, str]:
+        result = CliRunner().invoke(command_line, ["doctor", "--json"])
+        found = {its["check"]: its for its in json.loads(result.stdout)["findings"]}["keys"]
+        return found["level"], found["said"]
+
+    assert asked()[0] == "ok"
+    monkeypatch.setenv("SLEB_HOST", "0.0.0.0")  # noqa: S104 - nothing listens
+    level, said = asked()
+    assert level == "wrong"
+    assert "sleb keys create" in said
+    monkeypatch.setenv("SLEB_INSECURE", "true")
+    assert asked()[0] == "note"
+    KeyFile(data_dir / "keys.json").create("a", [Scope.JOBS])
+    assert asked() == ("ok", "asked for; there are 1")
+    (data_dir / "keys.json").write_text("{")
+    assert asked()[0] == "wrong"
 
 
 def test_a_port_that_is_taken_or_not_of_this_machine_is_told() -> None:

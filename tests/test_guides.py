@@ -31,7 +31,7 @@ TEXTS = ("file.txt", "prose.txt", "code.txt")
 RUNS = [page for page in GUIDES if any(its.language == "bash" for its in blocks(page))]
 # Each command, and each job, waits for torch, and these have a dozen of them.
 SLOW = {"jobs", "operate", "prune", "serve"}
-PATIENCE_S = 500.0
+PATIENCE_S = 1400.0
 # The shell of a page ends with the first command that fails, and an answer that is an error fails.
 _STRICT = """
 set -euo pipefail
@@ -113,7 +113,7 @@ def script(page: Path, port: int) -> str:
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "page",
     [

@@ -45,6 +45,9 @@ def test_a_variable_goes_before_a_file(folder: Path, monkeypatch: pytest.MonkeyP
     (folder / "sleb_redis_url").write_text(URL)
     monkeypatch.setenv("SLEB_REDIS_URL", "redis://other")
     assert WorkerSettings().redis_url == "redis://other"
+    assert {its.source for its in effective() if its.variable == "SLEB_REDIS_URL"} == {
+        "environment"
+    }
     monkeypatch.setenv("SLEB_REDIS_URL", "")
     assert WorkerSettings().redis_url == URL
 

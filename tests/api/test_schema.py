@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.api_keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs import JobStore
@@ -55,6 +56,16 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422", "429"]
 """
 
 
+CHECKS_OF_REFUSALS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "ignored_auth",
+)
+
+
 @pytest.fixture
 def url(settings: ServeSettings, redis_url: str) -> Iterator[str]:
     with serving(settings, redis_url) as (_, url):
@@ -91,6 +102,24 @@ def test_the_api_does_what_it_says(url: str, config: Path) -> None:
 @pytest.mark.timeout(1500)
 def test_the_api_does_what_it_says_a_thousand_times(url: str, config: Path) -> None:
     fuzz(url, config, 200)
+
+
+def test_with_a_key_too_and_nothing_ignores_it(
+    url: str, config: Path, settings: ServeSettings
+) -> None:
+    key = KeyFile(settings.keys_file).create("fuzzer", [Scope.ADMIN])
+    header = f"Authorization: Bearer {key}"
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", "--header", header)
+
+
+@pytest.mark.parametrize("scope", [None, Scope.JOBS])
+def test_whoever_is_refused_is_so_as_described(
+    url: str, config: Path, settings: ServeSettings, scope: Scope | None
+) -> None:
+    key = KeyFile(settings.keys_file).create("fuzzer", [scope or Scope.ADMIN])
+    header = ["--header", f"Authorization: Bearer {key}"] if scope else []
+    checks = ["--checks", ",".join(CHECKS_OF_REFUSALS)]
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", *checks, *header)
 
 
 def test_every_operation_on_a_job_is_linked_from_its_creation(settings: ServeSettings) -> None:

@@ -35,6 +35,18 @@ def test_what_docker_sees_is_what_is_copied() -> None:
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
 
 
+def test_dependencies_are_installed_again_only_when_their_list_changes() -> None:
+    """Each stage of the code, and the one image that lays it over the dependencies."""
+    stages = re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)
+    copied = [re.findall(r"^COPY (.+)$", stage, re.MULTILINE) for stage in stages[2:]]
+    requirements, dependencies, application, final = copied
+    assert requirements == ["pyproject.toml ./"]
+    assert dependencies == ["--from=requirements /src/requirements.txt ./"]
+    assert "app ./app" in application
+    sources = [re.findall(r"--from=(\w+)", line)[0] for line in final]
+    assert sources == ["build", "dependencies", "application"]
+
+
 @pytest.mark.parametrize(
     ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)]
 )

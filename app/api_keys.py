@@ -1,0 +1,210 @@
+"""Bearer keys: who has one and what for, in a file that holds their hashes and never a key.
+
+A key is 256 random bits, so one SHA-256 is enough: there is nothing to guess that salt or slow
+hashing could protect, as they do passwords. The file is replaced as a whole and looked at with
+every request, so that all API processes of a data directory learn of a change at once.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+# The name of the key that the request at hand came with; for logs, and for what belongs to one.
+caller: ContextVar[str | None] = ContextVar("caller", default=None)
+
+_FORMAT = 1
+_PREFIX = "sleb_"  # for programs that look for keys where none should be
+_NUM_BYTES = 32
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Scope(StrEnum):
+    """What a key is good for."""
+
+    GENERATE = "generate"
+    JOBS = "jobs"
+    ADMIN = "admin"  # loading and unloading, and all that the others are good for
+
+
+class InvalidKeyFile(ValueError):
+    """The file of the keys is not as this program writes it."""
+
+
+class InvalidKeyName(ValueError):
+    """A key cannot be called so."""
+
+
+class KeyExists(ValueError):
+    """There is a key of this name already."""
+
+
+class UnknownKey(LookupError):
+    """There is no key of this name."""
+
+
+class KeyRefused(Exception):
+    """The request has no key, or none that counts. The message never repeats what was sent."""
+
+    def __init__(self, reason: str, *, is_sent: bool) -> None:
+        super().__init__(f"{reason}: send one as Authorization: Bearer KEY")
+        self.challenge = 'Bearer error="invalid_token"' if is_sent else "Bearer"  # RFC 6750, 3
+
+
+class ScopeMissing(Exception):
+    """The key is good, but for other things."""
+
+    def __init__(self, name: str, scopes: Iterable[Scope]) -> None:
+        wanted = sorted(scopes)
+        super().__init__(
+            f"the key {name!r} is not for this: it needs the scope {' or '.join(wanted)}; "
+            f"`sleb keys create` makes one that has it"
+        )
+        self.challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    name: str
+    scopes: frozenset[Scope]
+    sha256: str  # of the key, hexadecimal
+    created_at: float  # seconds since the epoch
+
+
+class KeyFile:
+    """The keys of one data directory. Every method may raise ``InvalidKeyFile``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._version: tuple[int, ...] | None = None
+        self._keys: tuple[ApiKey, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a key was ever made, be it revoked by now; in doubt, one was."""
+        try:
+            self._path.stat()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def known(self) -> tuple[ApiKey, ...]:
+        """As they are now; the file is read again only if it was replaced."""
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                version = (found.st_mtime_ns, found.st_ino, found.st_size)
+                if version != self._version:
+                    self._keys, self._version = _parsed(file.read(), self._path), version
+        except FileNotFoundError:
+            self._keys, self._version = (), None
+        except OSError as error:
+            raise InvalidKeyFile(f"{self._path} cannot be read: {error.strerror}") from error
+        return self._keys
+
+    def find(self, key: str) -> ApiKey | None:
+        """Compares with all of them, however soon one fits, and in constant time each."""
+        digest = _digest(key)
+        found = None
+        for known in self.known():
+            if hmac.compare_digest(known.sha256, digest):
+                found = known
+        return found
+
+    def create(self, name: str, scopes: Iterable[Scope]) -> str:
+        """The new key, which nobody can be told again.
+
+        Raises ``InvalidKeyName`` or ``KeyExists``.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidKeyName(
+                f"{name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', beginning "
+                "with a letter or a digit"
+            )
+        key = _PREFIX + secrets.token_urlsafe(_NUM_BYTES)
+        with self._changing():
+            known = self.known()
+            if any(its.name == name for its in known):
+                raise KeyExists(f"there is a key named {name!r}: revoke it first, or take another")
+            made = ApiKey(name, frozenset(scopes), _digest(key), time.time())
+            self._replace([*known, made])
+        return key
+
+    def revoke(self, name: str) -> None:
+        """From the next request on it is good for nothing. Raises ``UnknownKey``."""
+        with self._changing():
+            known = self.known()
+            rest = [its for its in known if its.name != name]
+            if len(rest) == len(known):
+                names = ", ".join(its.name for its in known) or "none"
+                raise UnknownKey(f"no key is named {name[:128]!r}; there are: {names}")
+            self._replace(rest)
+
+    def _changing(self) -> FileLock:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self._path}.lock", mode=0o600)
+
+    def _replace(self, keys: Iterable[ApiKey]) -> None:
+        """A reader has the old file or the new one, and after a crash there is one of them."""
+        rows = [
+            {
+                "name": key.name,
+                "scopes": sorted(key.scopes),
+                "sha256": key.sha256,
+                "created_at": key.created_at,
+            }
+            for key in keys
+        ]
+        text = json.dumps({"format": _FORMAT, "keys": rows}, indent=2) + "\n"
+        staged = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as to:
+                to.write(text)
+                to.flush()
+                os.fsync(to.fileno())
+            staged.replace(self._path)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _parsed(text: bytes, path: Path) -> tuple[ApiKey, ...]:
+    try:
+        data = json.loads(text)
+        if data["format"] != _FORMAT:
+            raise ValueError(f"format {data['format']} is not {_FORMAT}")
+        return tuple(_key(row) for row in data["keys"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidKeyFile(
+            f"{path} is not as `sleb keys` writes it ({error}): restore it, or remove it and make "
+            "new keys"
+        ) from error
+
+
+def _key(row: dict[str, Any]) -> ApiKey:
+    key = ApiKey(
+        str(row["name"]),
+        frozenset(Scope(scope) for scope in row["scopes"]),
+        str(row["sha256"]),
+        float(row["created_at"]),
+    )
+    if not _NAME.fullmatch(key.name) or not _DIGEST.fullmatch(key.sha256):
+        raise ValueError("a name or a hash is none")
+    return key

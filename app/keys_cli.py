@@ -1,0 +1,83 @@
+"""``sleb keys``: who may ask the service of a data directory for what. Imports are lazy."""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.api_keys import ApiKey, KeyFile, Scope
+
+keys = typer.Typer(
+    no_args_is_help=True,
+    help="Make, list and revoke the keys that clients of the HTTP API send.",
+)
+
+Name = Annotated[str, typer.Argument(help="For logs and for `sleb keys revoke`; no secret.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@keys.command()
+def create(
+    name: Name,
+    scope: Annotated[list[Scope], typer.Option(help="What it is good for; may be repeated.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once: only its hash is kept.
+
+    generate: /generate, /compare, /v1. jobs: /prune-jobs. admin: everything.
+    """
+    key = _file().create(name, scope)
+    if as_json:
+        _print_json({"name": name, "scopes": sorted(set(scope)), "key": key})
+        return
+    typer.echo(key)
+    typer.echo(
+        f"the key {name!r}, for {', '.join(sorted(set(scope)))}: it is not shown again; clients "
+        "send it as Authorization: Bearer KEY",
+        err=True,
+    )
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List names, scopes and when each was made."""
+    found = _file().known()
+    if as_json:
+        _print_json([_row(key) for key in found])
+        return
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("name", "scopes", "created"):
+        table.add_column(heading)
+    for key in found:
+        created = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        table.add_row(escape(key.name), ", ".join(sorted(key.scopes)), created)
+    Console(highlight=False).print(table)
+
+
+@keys.command()
+def revoke(name: Name, as_json: AsJson = False) -> None:
+    """Take a key back: running services refuse it from their next request on."""
+    _file().revoke(name)
+    if as_json:
+        _print_json({"name": name, "revoked": True})
+    else:
+        typer.echo(f"the key {name!r} is good for nothing any more")
+
+
+def _file() -> KeyFile:
+    from app.config import serve_settings
+
+    return KeyFile(serve_settings().keys_file)
+
+
+def _row(key: ApiKey) -> dict[str, Any]:
+    return {"name": key.name, "scopes": sorted(key.scopes), "created_at": key.created_at}
+
+
+def _print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
+    typer.echo(json.dumps(data, indent=2))

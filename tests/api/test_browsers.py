@@ -1,0 +1,38 @@
+"""What browsers may do with the API: pages of other origins nothing, and answers are no pages."""
+
+from fastapi.testclient import TestClient
+
+
+def test_no_page_of_another_origin_may_read_an_answer(client: TestClient) -> None:
+    origin = {"Origin": "https://elsewhere.example"}
+    asked = {**origin, "Access-Control-Request-Method": "POST"}
+    for answer in (
+        client.get("/models", headers=origin),
+        client.get("/nowhere", headers=origin),
+        client.options("/generate", headers=asked),
+        client.options("/v1/completions", headers=asked),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_answers_and_errors_are_taken_for_what_they_are(client: TestClient) -> None:
+    generated = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 1}
+    for answer in (
+        client.get("/models"),
+        client.get("/nowhere"),
+        client.post("/generate", json=generated),
+        client.post("/generate", json={**generated, "stream": True}),
+        client.post("/generate", content=b"x" * 5_000_000),
+        client.get("/docs"),
+    ):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_form_of_a_page_is_no_request(client: TestClient) -> None:
+    """Browsers send these types to any address without asking first."""
+    body = '{"model": "tiny", "prompt": "the dog", "max_new_tokens": 1}'
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = client.post("/generate", content=body, headers={"content-type": kind})
+        assert answer.status_code == 422

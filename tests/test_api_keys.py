@@ -1,0 +1,133 @@
+"""Keys in their file: what is kept of them, and who learns when of a change."""
+
+import hmac
+import json
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.api_keys import (
+    InvalidKeyFile,
+    InvalidKeyName,
+    KeyExists,
+    KeyFile,
+    Scope,
+    UnknownKey,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "keys.json"
+
+
+def test_a_key_is_found_and_what_is_kept_of_it_is_no_key(path: Path) -> None:
+    keys = KeyFile(path)
+    assert (keys.exists, keys.known(), keys.find("")) == (False, (), None)
+    first = keys.create("first", [Scope.JOBS, Scope.GENERATE])
+    second = keys.create("second", [Scope.ADMIN])
+    assert first != second
+    found = keys.find(first)
+    assert found is not None
+    assert (found.name, set(found.scopes)) == ("first", {Scope.GENERATE, Scope.JOBS})
+    for wrong in ("", first[:-1], first + "x", first.upper(), found.sha256):
+        assert keys.find(wrong) is None, wrong
+    text = path.read_text()
+    assert found.sha256 in text
+    for key in (first, second):
+        assert key.removeprefix("sleb_") not in text
+        assert len(key) == 48
+
+
+def test_the_file_is_for_its_owner_alone_and_nothing_is_left_beside_it(path: Path) -> None:
+    keys = KeyFile(path)
+    keys.create("a", [Scope.JOBS])
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    path.chmod(0o644)
+    keys.revoke("a")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {file.name for file in path.parent.iterdir()} <= {"keys.json", "keys.json.lock"}
+
+
+def test_every_key_is_compared_and_none_in_a_time_that_tells(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = KeyFile(path)
+    first = keys.create("a", [Scope.JOBS])
+    for name in "bcd":
+        keys.create(name, [Scope.JOBS])
+    compared: list[str] = []
+    compare = hmac.compare_digest
+
+    def noted(known: str, given: str) -> bool:
+        compared.append(known)
+        return compare(known, given)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    for key in (first, "none"):
+        compared.clear()
+        keys.find(key)
+        assert compared == [known.sha256 for known in keys.known()]
+
+
+def test_others_learn_of_a_change_at_once_and_read_the_file_only_then(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli, running = KeyFile(path), KeyFile(path)
+    key = cli.create("a", [Scope.JOBS])
+    assert running.find(key) is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", None)
+        assert running.find(key) is not None
+    cli.revoke("a")
+    assert running.find(key) is None
+    assert running.exists
+    again = cli.create("a", [Scope.JOBS])
+    assert running.find(key) is None
+    assert running.find(again) is not None
+
+
+def test_names_are_plain_and_there_is_one_of_each(path: Path) -> None:
+    keys = KeyFile(path)
+    for name in ("", "a" * 65, "a b", "a\n", "../a", "é", "-a", 'a"'):
+        with pytest.raises(InvalidKeyName):
+            keys.create(name, [Scope.JOBS])
+    keys.create("a", [Scope.JOBS])
+    with pytest.raises(KeyExists, match="revoke it first"):
+        keys.create("a", [Scope.ADMIN])
+    with pytest.raises(UnknownKey, match="there are: a"):
+        keys.revoke("b")
+
+
+def test_those_who_change_it_at_once_lose_nothing(path: Path) -> None:
+    names = [f"key-{number}" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda name: KeyFile(path).create(name, [Scope.JOBS]), names))
+    assert all(KeyFile(path).find(key) for key in made)
+    assert sorted(key.name for key in KeyFile(path).known()) == sorted(names)
+
+
+ROW: dict[str, Any] = {"name": "a", "scopes": ["jobs"], "sha256": "0" * 64, "created_at": 1.0}
+BROKEN: list[Any] = [
+    [],
+    {},
+    {"format": 2, "keys": []},
+    {"format": 1, "keys": [{}]},
+    {"format": 1, "keys": [{**ROW, "scopes": ["root"]}]},
+    {"format": 1, "keys": [{**ROW, "sha256": ""}]},
+    {"format": 1, "keys": [{**ROW, "name": "a b"}]},
+]
+
+
+@pytest.mark.parametrize("text", ["", "{", *map(json.dumps, BROKEN)])
+def test_a_file_that_is_not_ours_is_refused(path: Path, text: str) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps({"format": 1, "keys": [ROW]}))
+    assert [key.name for key in KeyFile(path).known()] == ["a"]
+    path.write_text(text)
+    with pytest.raises(InvalidKeyFile, match="make new keys"):
+        KeyFile(path).find("")
