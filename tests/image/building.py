@@ -1,0 +1,192 @@
+"""The Dockerfile built with buildah on a Debian of debootstrap: no engine and no registry."""
+
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.image.compose import ROOT
+
+PACKAGES = ("buildah", "crun", "debootstrap", "netavark")
+_BASE, _IMAGE = "localhost/sleb-test-base", "localhost/sleb-test"
+_PREFIX = Path(sys.base_prefix)
+_IS_OF_DEBIAN = sys.base_prefix == "/usr"
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_PIP_OPTIONS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host")
+
+
+@dataclass(frozen=True)
+class Image:
+    """Unpacked; whatever runs in it mounts its root read-only."""
+
+    root: Path
+    config: Mapping[str, Any]  # as `docker inspect` has it
+
+    @property
+    def site_packages(self) -> Path:
+        [found] = self.root.glob("opt/sleb/lib/python3.*/site-packages")
+        return found
+
+
+def check_tools() -> None:
+    """Fail, saying how to get them, unless this machine has what it takes."""
+    commands = {name: name for name in PACKAGES} | {"netavark": "/usr/lib/podman/netavark"}
+    missing = [name for name, command in commands.items() if shutil.which(command) is None]
+    if missing:
+        pytest.fail(f"apt-get install --no-install-recommends {' '.join(missing)}")
+    if os.geteuid() != 0:
+        pytest.fail("`make image-test` has to be root: it makes a Debian, and mounts it")
+
+
+def built(directory: Path, arguments: Mapping[str, str]) -> Image:
+    """For the CPU, with these build arguments too; a base that is there already is used again."""
+    buildah = Buildah(directory)
+    if not buildah.has(_BASE):
+        buildah.load(_debian(directory), _BASE)
+    index = _torch_index(directory)
+    if index is not None:
+        arguments = {**arguments, "TORCH_CPU_INDEX": "file:///torch"}
+        buildah.mounts.append(f"{index}:/torch:ro")
+    buildah.build({**arguments, "BASE": _BASE, "TORCH": "cpu"}, _pip_config(directory))
+    return buildah.unpacked()
+
+
+class Buildah:
+    """One layer a stage: with vfs every layer is a copy of all below it."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / "tmp").mkdir(parents=True, exist_ok=True)
+        places = ["--root", str(directory / "store"), "--runroot", str(directory / "run")]
+        variables = ["BUILDAH_ISOLATION=chroot", f"TMPDIR={directory / 'tmp'}"]
+        self._command = ["env", *variables, "buildah", "--storage-driver", "vfs", *places]
+        self.mounts = [f"{_CERTIFICATES}:{_CERTIFICATES}:ro"] if _CERTIFICATES.exists() else []
+
+    def has(self, image: str) -> bool:
+        return self._run("images", "--quiet", image, check=False) != ""
+
+    def load(self, root: Path, name: str) -> None:
+        container = self._run("from", "scratch")
+        self._run("copy", container, str(root), "/")
+        self._run("commit", "--rm", container, name)
+
+    def build(self, arguments: Mapping[str, str], pip_config: Path) -> None:
+        options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        options += [f"--volume={mount}" for mount in self.mounts]
+        for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+            most = resource.getrlimit(kind)[1]  # buildah asks for more than a container may have
+            options.append(f"--ulimit={name}={most}:{most}")
+        options += ["--layers=false", "--format=docker", f"--secret=id=pip.conf,src={pip_config}"]
+        self._run("build", *options, f"--tag={_IMAGE}", str(ROOT), is_shown=True)
+
+    def unpacked(self) -> Image:
+        found = json.loads(self._run("inspect", "--type=image", _IMAGE))
+        container = self._run("from", _IMAGE)
+        return Image(Path(self._run("mount", container)), found["Docker"]["config"])
+
+    def clean(self) -> None:
+        """What nobody will use again."""
+        self._run("rm", "--all")
+        self._run("rmi", "--prune")
+
+    def _run(self, *arguments: str, check: bool = True, is_shown: bool = False) -> str:
+        ran = subprocess.run(
+            [*self._command, *arguments],
+            stdout=None if is_shown else subprocess.PIPE,
+            text=True,
+            check=check,
+        )
+        return (ran.stdout or "").strip()
+
+
+def _debian(directory: Path) -> Path:
+    """Of this machine's release and Python, as wheels that lie on its disk are made for both."""
+    root = directory / "debian"
+    if (root / "usr/local/sleb-test").exists():
+        return root
+    packages = [
+        "ca-certificates",
+        *(["python3", "python3-venv"] if Path("/usr") == _PREFIX else []),
+    ]
+    system = platform.freedesktop_os_release()
+    suite = system["VERSION_CODENAME"] if system["ID"] == "debian" else "stable"
+    include = f"--include={','.join(packages)}"
+    command = ["debootstrap", "--variant=minbase", include, suite, str(root)]
+    subprocess.run(command, check=True)
+    shutil.rmtree(root / "var/lib/apt/lists")  # images of Debian come without
+    if Path("/usr") != _PREFIX:
+        _add_python(root)
+    (root / "usr/local/sleb-test").touch()
+    return root
+
+
+def _add_python(root: Path) -> None:
+    """This one, with the libraries that it needs, in the place where images of Python have it."""
+    local = root / "usr/local"
+    unused = shutil.ignore_patterns("site-packages", "test", "config-*", "__pycache__", "_tkinter*")
+    shutil.copytree(
+        _PREFIX / "lib", local / "lib", symlinks=True, dirs_exist_ok=True, ignore=unused
+    )
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    shutil.copy(_PREFIX / "bin" / name, local / "bin")
+    (local / "bin" / "python3").symlink_to(name)
+    modules = [str(its) for its in (local / "lib" / name / "lib-dynload").glob("*.so")]
+    command = ["ldd", str(_PREFIX / "bin" / name), *modules]
+    needed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for library in set(re.findall(r"=> (/\S+)", needed)):
+        if not (root / library.lstrip("/")).exists():
+            shutil.copy(library, local / "lib")
+    subprocess.run(["chroot", root, "ldconfig"], check=True)
+
+
+def _torch_index(directory: Path) -> Path | None:
+    """Of the CPU build that pip finds on this machine's disk, if there is one; or the real one."""
+    found = _pip(
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--quiet",
+        "--report=-",
+        "--only-binary=:all:",
+        "torch",
+    )
+    [torch] = json.loads(found)["install"]
+    url = urlsplit(torch["download_info"]["url"])
+    if url.scheme != "file" or "%2Bcpu" not in url.path:
+        return None
+    wheel = Path(unquote(url.path))
+    page = directory / "index" / "torch"
+    page.mkdir(parents=True, exist_ok=True)
+    shutil.copy(wheel, page)
+    (page / "index.html").write_text(f'<a href="{Path(url.path).name}">{wheel.name}</a>')
+    return page.parent
+
+
+def _pip_config(directory: Path) -> Path:
+    """How pip gets out of this machine; nothing of where it looks for wheels here."""
+    options: dict[str, str] = {}
+    for line in _pip("config", "list").splitlines():
+        name, _, value = line.partition("=")
+        option = name.rpartition(".")[2]
+        if option in _PIP_OPTIONS:
+            options[option] = value.strip("'")
+    target = directory / "pip.conf"
+    lines = [f"{name} = {value}" for name, value in options.items()]
+    target.write_text("\n".join(["[global]", *lines, ""]))
+    return target
+
+
+def _pip(*arguments: str) -> str:
+    command: Sequence[str] = [sys.executable, "-m", "pip", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
