@@ -44,10 +44,16 @@ curl() {
 """
 
 
+def settings_of(data_dir: Path, port: int) -> dict[str, str]:
+    """One thread for models too small for two, and no fresh process for each checkpoint."""
+    ours = {"SLEB_PORT": str(port), "SLEB_THREADS": "1", "SLEB_VERIFY": "inline"}
+    return {**environment(data_dir), **ours}
+
+
 @contextmanager
 def service(data_dir: Path, port: int) -> Iterator[None]:
     """``sleb up``, ready to answer; nothing of it is left behind."""
-    settings = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
+    settings = settings_of(data_dir, port)
     with (data_dir / "up.log").open("wb") as log:
         up = subprocess.Popen(
             [sys.executable, "-m", "app", "up"], env=settings, stdout=log, stderr=log
@@ -125,7 +131,7 @@ def test_its_commands_run(page: Path, checkout: Path, data_dir: Path, tmp_path: 
     port, told = free_port(), tmp_path / "told"
     commands = script(page, port)
     is_served = f"localhost:{port}" in commands
-    settings = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
+    settings = settings_of(data_dir, port)
     with service(data_dir, port) if is_served else nullcontext(), told.open("w") as output:
         shell = subprocess.Popen(
             ["bash", "-c", commands],

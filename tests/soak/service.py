@@ -58,7 +58,12 @@ class Service:
 
     def wait_until_ready(self) -> None:
         with httpx2.Client(base_url=self.url) as client:
-            wait_until(lambda: is_ready(client), "the API is ready", 120)
+
+            def is_up() -> bool:
+                assert self._api.poll() is None, (self.data_dir / "api.log").read_text()[-4000:]
+                return is_ready(client)
+
+            wait_until(is_up, "the API is ready", 300)
 
     def stop(self) -> None:
         self._api.terminate()
