@@ -106,6 +106,29 @@ def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> No
 
 
 @app.command()
+def cluster(
+    host: Host = None,
+    port: Port = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Engines, at least [SLEB_REPLICAS, 1].")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Engines at most, by the load [SLEB_MAX_REPLICAS].")
+    ] = None,
+    insecure: Insecure = None,
+) -> None:
+    """Run the API on a Ray cluster: engines on all its machines, behind one address."""
+    from app.cluster import run_cluster
+    from app.config import cluster_settings
+
+    run_cluster(
+        cluster_settings(
+            host=host, port=port, replicas=replicas, max_replicas=max_replicas, insecure=insecure
+        )
+    )
+
+
+@app.command()
 def worker() -> None:
     """Run a worker: takes pruning jobs, one at a time."""
     from app.valkey import redis_url

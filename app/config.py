@@ -1,8 +1,9 @@
 """Settings of the API process: the only file of this package that reads the environment."""
 
 from base64 import b64decode
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -176,10 +177,56 @@ class ServeSettings(Settings):
         return self.data_dir / "texts"
 
 
+class ClusterSettings(ServeSettings):
+    """A cluster of replicas that each answer HTTP, behind a gate."""
+
+    replicas: PositiveInt = Field(
+        default=1, description="`sleb cluster`: replicas of the engine, at least"
+    )
+    max_replicas: PositiveInt | None = Field(
+        default=None,
+        description="replicas at most, by the load; unset is always as many as at least",
+    )
+    replica_gpus: NonNegativeFloat | None = Field(
+        default=None, description="GPUs of a replica; unset is one, if the cluster has any"
+    )
+    replica_cpus: NonNegativeFloat = Field(
+        default=1.0, description="CPUs of a replica, and its threads where `SLEB_THREADS` is unset"
+    )
+    gates: PositiveInt = Field(
+        default=1, description="processes that hand requests to replicas, and need no GPU"
+    )
+    tokens_per_replica: PositiveInt = Field(
+        default=8192, description="so many waiting tokens call for one more replica"
+    )
+    scale_up_s: NonNegativeFloat = Field(
+        default=30.0, description="seconds that more replicas must be wanted before any is started"
+    )
+    scale_down_s: NonNegativeFloat = Field(
+        default=600.0, description="seconds that fewer must be wanted before any is stopped"
+    )
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"SLEB_MAX_REPLICAS={self.max_replicas} is less than SLEB_REPLICAS={self.replicas}"
+            )
+        return self
+
+
 def serve_settings(**overrides: object) -> ServeSettings:
     """From the environment; what the command line gives, and is not None, comes first."""
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return ServeSettings(**given)  # type: ignore[arg-type]  # pydantic checks the values
+    return ServeSettings(**_given(overrides))
+
+
+def cluster_settings(**overrides: object) -> ClusterSettings:
+    """As ``serve_settings``."""
+    return ClusterSettings(**_given(overrides))
+
+
+def _given(overrides: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in overrides.items() if value is not None}
 
 
 class PortTaken(ValueError):

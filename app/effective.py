@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.config import ServeSettings
+from app.config import ClusterSettings
 from app.settings_table import Setting, settings, shown
 from pruning.config import WorkerSettings, secret_files, set_variables
 
@@ -24,7 +24,7 @@ class Effective:
 
 def effective() -> list[Effective]:
     """In the order of the table. Raises pydantic's ``ValidationError`` for what cannot be."""
-    worker, api = WorkerSettings(), ServeSettings()
+    worker, api = WorkerSettings(), ClusterSettings()
     places: dict[str, Collection[str]] = {"environment": set_variables(), "file": secret_files()}
     return [_of(its, worker if hasattr(worker, its.field) else api, places) for its in settings()]
 
@@ -35,7 +35,7 @@ def without_secrets(url: str) -> str:
 
 
 def _of(
-    its: Setting, of: WorkerSettings | ServeSettings, places: Mapping[str, Collection[str]]
+    its: Setting, of: WorkerSettings | ClusterSettings, places: Mapping[str, Collection[str]]
 ) -> Effective:
     value: Any = getattr(of, its.field)
     source = next(_sources(its, places), "default")
@@ -50,7 +50,7 @@ def _sources(its: Setting, places: Mapping[str, Collection[str]]) -> Iterator[st
                 yield place if name == its.variables[0] else f"{place}, {name}"
 
 
-def _masked(model: type[WorkerSettings | ServeSettings], field: str, text: str) -> str:
+def _masked(model: type[WorkerSettings | ClusterSettings], field: str, text: str) -> str:
     if "://" in text:
         return without_secrets(text)
     is_secret = not model.model_fields[field].repr and text != "unset"

@@ -33,6 +33,7 @@ from app.external_client import (
     BackendTimedOut,
     BackendUnavailable,
 )
+from app.forwarding import NoReplica, ReplicaLost, ReplicasBusy
 from app.job_bodies import without_tags
 from app.openai_errors import envelope, is_openai
 from app.refusals import TOO_LARGE_TITLE, TooLarge
@@ -94,6 +95,9 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),
     BackendUnavailable: (503, "backend-unavailable", "The model's server cannot serve now."),
+    ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),
+    NoReplica: (503, "no-replica", "No replica can answer now."),
+    ReplicaLost: (502, "replica-lost", "The replica that worked on this is gone."),
     BackendFailed: (502, "backend-failed", "The model's server did not answer as it should."),
     BackendTimedOut: (504, "backend-timed-out", "The model's server did not answer in time."),
     # not 503, which asks clients to come back: somebody has to make room first (RFC 4918, 11.5)

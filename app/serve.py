@@ -31,10 +31,8 @@ def run_api(settings: ServeSettings) -> None:
     Raises ``OpenDoor``.
     """
     check_door(settings)
-    set_up_logging(settings.log_level, settings.log_format, log_fields)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # or it logs URLs, with their secrets
-    set_up_torch(settings.threads)
-    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises it again when it has shut down
+    set_up_process(settings)
+    signal.signal(signal.SIGTERM, leave)  # uvicorn raises it again when it has shut down
     with redis_url(settings) as url:
         config = uvicorn.Config(
             create_app(settings, redis_url=url),
@@ -46,6 +44,13 @@ def run_api(settings: ServeSettings) -> None:
         )
         with suppress(KeyboardInterrupt):
             ApiServer(config).run()
+
+
+def set_up_process(settings: ServeSettings) -> None:
+    """Logging and torch, for any process that the app runs in."""
+    set_up_logging(settings.log_level, settings.log_format, log_fields)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # or it logs URLs, with their secrets
+    set_up_torch(settings.threads)
 
 
 class ApiServer(uvicorn.Server):
@@ -72,7 +77,7 @@ class ApiServer(uvicorn.Server):
             _, begun = await asyncio.wait(begun, timeout=min(readiness.drain_s, _LOOK_S))
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
+def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     """End by unwinding, so that the embedded Valkey is let go of."""
     raise SystemExit(0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from app.config import ServeSettings
+from app.config import ClusterSettings
 from pruning.config import WorkerSettings, secret_files, set_variables
 
 _PREFIX = "SLEB_"
@@ -29,8 +29,8 @@ class Setting:
 
 
 def settings() -> tuple[Setting, ...]:
-    """Those of all processes first, then those of workers, then those of the API."""
-    fields = {**WorkerSettings.model_fields, **ServeSettings.model_fields}
+    """Those of all processes first, then those of workers, of the API, and of a cluster."""
+    fields = {**WorkerSettings.model_fields, **ClusterSettings.model_fields}
     return tuple(
         Setting(name, _variables(name, field), shown(_default(field)), field.description or "")
         for name, field in fields.items()

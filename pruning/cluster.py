@@ -68,9 +68,9 @@ class ClusterScorer:
         self._homes: dict[int, int] = {}  # the place that has a candidate's states
         self._keep: Blocks = ()
         self._gone = -1
-        ray = _import_ray()
+        ray = import_ray()
         with ExitStack() as stack:
-            stack.enter_context(_connected(ray))
+            stack.enter_context(connected(ray))
             total = ray.cluster_resources()
             recipe = _recipe(
                 total, path, num_actors, dtype, device, state_budget, batch_tokens, boundaries
@@ -176,19 +176,18 @@ def _recipe(
     )
 
 
-def _import_ray() -> ModuleType:
+def import_ray() -> ModuleType:
     """Raises ``ClusterUnavailable``."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ClusterUnavailable(
-            f"several actors need Ray, which cannot be imported ({error}): "
-            "pip install 'sleb-serve[cluster]'"
+            f"this needs Ray, which cannot be imported ({error}): pip install 'sleb-serve[cluster]'"
         ) from error
 
 
 @contextmanager
-def _connected(ray: ModuleType) -> Iterator[None]:
+def connected(ray: ModuleType) -> Iterator[None]:
     """To the cluster that Ray is told of, or one started here; nothing if there is one already.
 
     Quiet: no dashboard, errors only, and started from here Ray sends no usage statistics.

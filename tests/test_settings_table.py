@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from app.cli import app as command_line
-from app.config import PortTaken, ServeSettings, check_ports
+from app.config import ClusterSettings, PortTaken, ServeSettings, check_ports
 from app.settings_docs import main, page
 from app.settings_table import UnknownSetting, check_variables, settings
 from pruning.config import WorkerSettings, child_environment
@@ -30,7 +30,7 @@ def test_the_page_is_up_to_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_the_page_has_every_setting_with_its_default_and_a_meaning() -> None:
     rows = re.findall(r"^\| `(SLEB_\w+)` \| (.+?) \| (.+) \|$", page(), re.MULTILINE)
-    fields = {**WorkerSettings.model_fields, **ServeSettings.model_fields}
+    fields = {**WorkerSettings.model_fields, **ClusterSettings.model_fields}
     assert [name for name, _, _ in rows] == [f"SLEB_{name.upper()}" for name in fields]
     defaults = {name: default for name, default, _ in rows}
     assert defaults["SLEB_PORT"] == "`8000`"
@@ -77,7 +77,7 @@ def test_what_children_are_given_is_known(monkeypatch: pytest.MonkeyPatch) -> No
         "webhook_secret": SECRET,
         "preload": ("a", "b"),
     }
-    for given in (ServeSettings(**everything), WorkerSettings()):
+    for given in (ClusterSettings(**everything), WorkerSettings()):
         names = child_environment(given, "unix:///x")
         check_variables(names)
         for name, value in names.items():

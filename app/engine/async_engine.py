@@ -81,6 +81,11 @@ class AsyncEngine:
         self._admission.check_number(num_requests)
 
     @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens, of prompts and of whole answers, of requests that have not generated any."""
+        return self._admission.num_waiting_tokens
+
+    @property
     def max_chunk(self) -> int:
         """Tokens of a prompt that one step reads."""
         return self._engine.limits.max_batch_tokens
