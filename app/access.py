@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from urllib.parse import urlsplit
 
 from app.api_keys import ApiKey, InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
 from app.config import ServeSettings
@@ -33,28 +34,51 @@ _SCOPES = {
 _READING = ("GET", "HEAD")
 
 
+class NotLocal(Exception):
+    """A page of elsewhere asks, by way of a browser on this machine."""
+
+    def __init__(self, header: str) -> None:
+        super().__init__(
+            f"the header {header} names another machine, and this service, which asks for no keys, "
+            "answers nobody but this one: ask http://localhost, make a key with `sleb keys "
+            "create`, or start it with --insecure"
+        )
+
+
 class OpenDoor(RuntimeError):
     """Whoever reaches the address could do everything."""
 
 
 class Access:
-    """Asks for keys if it has to, or as soon as there has been one."""
+    """Asks for keys if it has to, or as soon as there has been one.
 
-    def __init__(self, keys: KeyFile, *, is_required: bool) -> None:
+    ``is_guarded``: until then, pages that a browser on this machine shows are kept out. They could
+    post to any address, and read what it answers if their host's name is made to lead to it.
+    """
+
+    def __init__(self, keys: KeyFile, *, is_required: bool, is_guarded: bool = False) -> None:
         self._keys = keys
         self._is_required = is_required
+        self._is_guarded = is_guarded
 
     @property
     def is_on(self) -> bool:
         return self._is_required or self._keys.exists
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nobody but this machine is answered."""
+        return self._is_guarded and not self.is_on
 
     def admit(
         self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]
     ) -> ApiKey | None:
         """Whose request this is; None if anybody's is welcome.
 
-        Raises ``KeyRefused`` or ``ScopeMissing``.
+        Raises ``NotLocal``, ``KeyRefused`` or ``ScopeMissing``.
         """
+        if self.is_local:
+            _check_names(headers)
         scopes = scopes_for(method, path)
         if scopes is None or not self.is_on:
             return None
@@ -76,7 +100,8 @@ class Access:
 
 def access_to(settings: ServeSettings) -> Access:
     is_required = not (is_loopback(settings) or settings.insecure)
-    return Access(KeyFile(settings.keys_file), is_required=is_required)
+    is_guarded = is_loopback(settings) and not settings.insecure
+    return Access(KeyFile(settings.keys_file), is_required=is_required, is_guarded=is_guarded)
 
 
 def check_door(settings: ServeSettings) -> None:
@@ -105,6 +130,11 @@ def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
     return frozenset({Scope.ADMIN, *found})
 
 
+def generates(method: str, path: str) -> bool:
+    """Whether it is work for the engine."""
+    return method not in _READING and Scope.GENERATE in (scopes_for(method, path) or ())
+
+
 def _is_below(path: str, root: str) -> bool:
     return path == root or path.startswith(f"{root}/")
 
@@ -120,3 +150,20 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if len(sent[0]) > MAX_HEADER_BYTES or not key.isascii():
         raise KeyRefused("that is no key: it is too long, or has strange characters", is_sent=True)
     return key.strip().decode("ascii")
+
+
+def _check_names(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Browsers send both, and no page can change them. Raises ``NotLocal``."""
+    for name, value in headers:
+        if name.lower() == b"host" and not _is_here(b"//" + value):
+            raise NotLocal("Host")
+        if name.lower() == b"origin" and not _is_here(value):
+            raise NotLocal("Origin")
+
+
+def _is_here(url: bytes) -> bool:
+    try:
+        host = (urlsplit(url.decode("ascii")).hostname or "").removesuffix(".")
+        return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
+    except ValueError:  # it is no name of this machine, and no address
+        return False

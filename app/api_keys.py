@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class ApiKey:
     scopes: frozenset[Scope]
     sha256: str  # of the key, hexadecimal
     created_at: float  # seconds since the epoch
+    rate_per_min: int | None = None  # requests; None is as the settings say, 0 is any number
+    max_concurrent: int | None = None  # generations, likewise
 
 
 class KeyFile:
@@ -125,8 +127,15 @@ class KeyFile:
                 found = known
         return found
 
-    def create(self, name: str, scopes: Iterable[Scope]) -> str:
-        """The new key, which nobody can be told again.
+    def create(
+        self,
+        name: str,
+        scopes: Iterable[Scope],
+        *,
+        rate_per_min: int | None = None,
+        max_concurrent: int | None = None,
+    ) -> str:
+        """The new key, which nobody can be told again. Its limits are as those of ``ApiKey``.
 
         Raises ``InvalidKeyName`` or ``KeyExists``.
         """
@@ -140,8 +149,9 @@ class KeyFile:
             known = self.known()
             if any(its.name == name for its in known):
                 raise KeyExists(f"there is a key named {name!r}: revoke it first, or take another")
-            made = ApiKey(name, frozenset(scopes), _digest(key), time.time())
-            self._replace([*known, made])
+            digest, now_s = _digest(key), time.time()
+            limits = (rate_per_min, max_concurrent)
+            self._replace([*known, ApiKey(name, frozenset(scopes), digest, now_s, *limits)])
         return key
 
     def revoke(self, name: str) -> None:
@@ -160,15 +170,7 @@ class KeyFile:
 
     def _replace(self, keys: Iterable[ApiKey]) -> None:
         """A reader has the old file or the new one, and after a crash there is one of them."""
-        rows = [
-            {
-                "name": key.name,
-                "scopes": sorted(key.scopes),
-                "sha256": key.sha256,
-                "created_at": key.created_at,
-            }
-            for key in keys
-        ]
+        rows = [{**asdict(key), "scopes": sorted(key.scopes)} for key in keys]
         text = json.dumps({"format": _FORMAT, "keys": rows}, indent=2) + "\n"
         staged = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
         try:
@@ -204,7 +206,15 @@ def _key(row: dict[str, Any]) -> ApiKey:
         frozenset(Scope(scope) for scope in row["scopes"]),
         str(row["sha256"]),
         float(row["created_at"]),
+        _limit(row.get("rate_per_min")),
+        _limit(row.get("max_concurrent")),
     )
     if not _NAME.fullmatch(key.name) or not _DIGEST.fullmatch(key.sha256):
         raise ValueError("a name or a hash is none")
     return key
+
+
+def _limit(found: object) -> int | None:
+    if found is None or (type(found) is int and found >= 0):
+        return found
+    raise ValueError("a limit is no number")

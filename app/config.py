@@ -49,6 +49,17 @@ class ServeSettings(Settings):
         default=False,
         description="`true` lets the API listen to other machines without any key",
     )
+    key_rate: PositiveInt | None = Field(
+        default=None,
+        le=100_000,
+        description="requests that each key without a `--rate` of its own may make within a "
+        "minute; more are refused with 429; unset is any number",
+    )
+    key_concurrent: PositiveInt | None = Field(
+        default=None,
+        description="generations that each key without a `--concurrent` of its own may have at "
+        "once; more are refused with 429; unset is any number",
+    )
     api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = Field(
         default=None,
         repr=False,

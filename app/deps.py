@@ -10,6 +10,7 @@ from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.external_backend import ExternalBackend
 from app.generation import Generator
+from app.key_limits import KeyLimits
 from app.metrics import Metrics
 from app.readiness import Readiness
 from app.registry import ModelRegistry
@@ -39,6 +40,7 @@ class Services:
     queue: PruneQueue
     outbox: WebhookOutbox
     feed: EventFeed
+    key_limits: KeyLimits
     metrics: Metrics
     shadow: Shadow | None
     readiness: Readiness

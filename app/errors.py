@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
+from app.access import NotLocal
 from app.answer import GenerationFailed
 from app.api_keys import KeyRefused, ScopeMissing
 from app.catalog import UnknownModel
@@ -35,6 +36,7 @@ from app.external_client import (
 )
 from app.forwarding import NoReplica, ReplicaLost, ReplicasBusy
 from app.job_bodies import without_tags
+from app.key_limits import LimitReached
 from app.openai_errors import envelope, is_openai
 from app.refusals import TOO_LARGE_TITLE, TooLarge
 from app.registry import ModelReplaced
@@ -58,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 # exception: status, type of the problem, title. The message of the exception is the detail.
 PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
+    NotLocal: (403, "not-local", "Without keys, this machine alone is answered."),
     KeyRefused: (401, "invalid-api-key", "The request has no key that counts."),
     ScopeMissing: (403, "scope-missing", "The key is not for this."),
     UnknownModel: (404, "model-not-found", "There is no such model."),
@@ -91,6 +94,7 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     BackendOverloaded: (429, "backend-overloaded", "The model's server takes no more requests."),
     QueueFull: (429, "queue-full", "Too many jobs are waiting."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
+    LimitReached: (429, "key-limit-reached", "The key has had all that it may for now."),
     TooManyWatchers: (429, "too-many-watchers", "Too many clients follow jobs."),
     EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),

@@ -1,21 +1,24 @@
 """Stands in front of all routes: asks for keys, and says so in the description of the API."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access import Access, scopes_for
-from app.api_keys import KeyRefused, ScopeMissing, caller
-from app.errors import described, problem_of
+from app.access import Access, NotLocal, generates, scopes_for
+from app.api_keys import ApiKey, KeyRefused, ScopeMissing, caller
+from app.deps import Services
+from app.errors import PROBLEMS, described, problem_of
+from app.key_limits import LimitReached, Place
 from app.openai_errors import is_openai
 from app.refusals import refusal
 
 logger = logging.getLogger(__name__)
 
+_REFUSALS = (NotLocal, KeyRefused, ScopeMissing, LimitReached)
 _SCHEME = "bearer"
 _CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}}
 _SHOWN = 200  # characters of a path in the log
@@ -32,51 +35,79 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        method, path = scope["method"], scope["path"]
         try:
-            key = self._access.admit(method, path, scope["headers"])
-        except (KeyRefused, ScopeMissing) as error:
-            logger.info("refused %.16s %r: %s", method, path[:_SHOWN], error)
+            key = self._access.admit(scope["method"], scope["path"], scope["headers"])
+            place = await _place(scope, key)
+        except _REFUSALS as error:
+            logger.info("refused %.16s %r: %s", scope["method"], scope["path"][:_SHOWN], error)
             problem = problem_of(error)
-            answer = refusal(problem.marshal(), path, problem.headers)
+            answer = refusal(problem.marshal(), scope["path"], problem.headers)
             await answer(scope, receive, send)
             return
         token = caller.set(key.name if key else None)
         try:
-            await self._app(scope, receive, send)
+            if place is None:
+                await self._app(scope, receive, send)
+            else:
+                await self._answer(place, scope, receive, send)
         finally:
             caller.reset(token)
 
+    async def _answer(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
+        async def leave_and_send(message: Message) -> None:
+            """Whoever has read an answer to its end may ask the next at once."""
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                await place.leave()
+            await send(message)
 
-def describe_keys(app: FastAPI, access: Access) -> None:
-    """In the words of OpenAPI, while keys are asked for."""
+        try:
+            await self._app(scope, receive, leave_and_send)
+        finally:
+            await asyncio.shield(place.leave())
+
+
+async def _place(scope: Scope, key: ApiKey | None) -> Place | None:
+    """Raises ``LimitReached``."""
+    if key is None:
+        return None
+    services = scope["state"]["services"]
+    assert isinstance(services, Services)
+    is_generation = generates(scope["method"], scope["path"])
+    return await services.key_limits.admit(key, is_generation=is_generation)
+
+
+def describe_refusals(app: FastAPI, access: Access) -> None:
+    """In the words of OpenAPI, as long as they are possible."""
     generate = app.openapi
 
     def description() -> dict[str, Any]:
-        found = generate()
-        if not access.is_on:
-            return found
-        found = deepcopy(found)  # the other one is kept, and keys may be asked for from now on only
-        schemes = found["components"].setdefault("securitySchemes", {})
-        schemes[_SCHEME] = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
+        found = deepcopy(generate())  # that one is kept, and keys may be asked for from now on only
+        if access.is_on:
+            scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
+            found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
         for path, operations in found["paths"].items():
             for method, operation in operations.items():
                 scopes = scopes_for(method.upper(), path)
-                if scopes is not None:
+                if access.is_local:
+                    _add(operation["responses"], path, NotLocal)
+                elif access.is_on and scopes is not None:
                     operation["security"] = [{_SCHEME: sorted(scopes)}]
-                    operation["responses"] |= _refusals(path)
+                    _add(operation["responses"], path, KeyRefused, ScopeMissing, LimitReached)
         return found
 
     app.openapi = description  # type: ignore[method-assign]  # as FastAPI tells one to
 
 
-def _refusals(path: str) -> Mapping[str, Any]:
-    """Of the middleware above: 401 and 403."""
-    answers = described(KeyRefused, ScopeMissing)
-    found = {str(status): dict(answers[status]) for status in (401, 403)}
-    for answer in found.values():
-        answer["headers"] = _CHALLENGE
+def _add(responses: dict[str, Any], path: str, *errors: type[Exception]) -> None:
+    """To what the routes themselves answer: they may have the same status for another reason."""
+    for error in errors:
+        status = PROBLEMS[error][0]
+        answer = dict(described(error)[status])
+        if error in (KeyRefused, ScopeMissing):
+            answer["headers"] = _CHALLENGE
         if is_openai(path):
             view = {"$ref": "#/components/schemas/ErrorView"}
             answer["content"] = {"application/json": {"schema": view}}
-    return found
+        before = responses.setdefault(str(status), answer)
+        if before is not answer:
+            before["description"] += f" {answer['description']}"

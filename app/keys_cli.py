@@ -25,13 +25,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 def create(
     name: Name,
     scope: Annotated[list[Scope], typer.Option(help="What it is good for; may be repeated.")],
+    rate: Annotated[
+        int | None,
+        typer.Option(min=0, max=100_000, help="Requests a minute, 0 for any [SLEB_KEY_RATE]."),
+    ] = None,
+    concurrent: Annotated[
+        int | None,
+        typer.Option(min=0, help="Generations at once, 0 for any [SLEB_KEY_CONCURRENT]."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is kept.
 
     generate: /generate, /compare, /v1. jobs: /prune-jobs. admin: everything.
     """
-    key = _file().create(name, scope)
+    key = _file().create(name, scope, rate_per_min=rate, max_concurrent=concurrent)
     if as_json:
         _print_json({"name": name, "scopes": sorted(set(scope)), "key": key})
         return
@@ -45,17 +53,18 @@ def create(
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """List names, scopes and when each was made."""
+    """List names, scopes, limits and when each was made."""
     found = _file().known()
     if as_json:
         _print_json([_row(key) for key in found])
         return
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("name", "scopes", "created"):
+    for heading in ("name", "scopes", "a minute", "at once", "created"):
         table.add_column(heading)
     for key in found:
         created = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        table.add_row(escape(key.name), ", ".join(sorted(key.scopes)), created)
+        limits = map(_shown, (key.rate_per_min, key.max_concurrent))
+        table.add_row(escape(key.name), ", ".join(sorted(key.scopes)), *limits, created)
     Console(highlight=False).print(table)
 
 
@@ -76,7 +85,17 @@ def _file() -> KeyFile:
 
 
 def _row(key: ApiKey) -> dict[str, Any]:
-    return {"name": key.name, "scopes": sorted(key.scopes), "created_at": key.created_at}
+    return {
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "rate_per_min": key.rate_per_min,
+        "max_concurrent": key.max_concurrent,
+        "created_at": key.created_at,
+    }
+
+
+def _shown(limit: int | None) -> str:
+    return "as set" if limit is None else str(limit or "any")
 
 
 def _print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say

@@ -23,10 +23,11 @@ from app.errors import install_errors
 from app.external_backend import ExternalBackend
 from app.external_models import ExternalModel, read_external_models
 from app.generation import Generator
-from app.guard import Guard, describe_keys
+from app.guard import Guard, describe_refusals
 from app.http_metrics import CountedRequests
 from app.job_metrics import JobCollector
 from app.job_views import job_view_at
+from app.key_limits import KeyLimits
 from app.metrics import Metrics
 from app.model_metrics import ExternalCollector, ModelCollector
 from app.readiness import Readiness
@@ -106,6 +107,7 @@ def create_app(
             if services.shadow is not None:
                 await services.shadow.aclose()
             await services.external.aclose()
+            await services.key_limits.aclose()
             services.jobs.close()
             services.job_stats.close()
             if tracing is not None:
@@ -126,7 +128,7 @@ def create_app(
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_plain)
     app.add_middleware(SecurityHeaders)
     describe_exactly(app)
-    describe_keys(app, access)
+    describe_refusals(app, access)
     jobs = (prune_jobs, job_checkpoints, job_events, webhook_deliveries)
     for route in (*jobs, generate, compare, models, openai, health):
         app.include_router(route.router)
@@ -197,6 +199,12 @@ def _services(
         queue=PruneQueue(connection),
         outbox=WebhookOutbox(connection),
         feed=EventFeed(redis_url),
+        key_limits=KeyLimits(
+            redis_url,
+            metrics,
+            rate_per_min=settings.key_rate,
+            max_concurrent=settings.key_concurrent,
+        ),
         metrics=metrics,
         shadow=shadow,
         readiness=readiness,

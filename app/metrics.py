@@ -65,6 +65,17 @@ class Metrics:
             ("route", "method", "status"),
             registry=self.registry,
         )
+        self._key_refusals = Counter(
+            "sleb_key_limit_refusals",
+            "Requests beyond what their key may ask for.",
+            ("limit",),
+            registry=self.registry,
+        )
+        self._key_limits_unknown = Counter(
+            "sleb_key_limits_unknown",
+            "Requests let in although Redis did not tell what their key may ask for.",
+            registry=self.registry,
+        )
 
     def _histogram(self, name: str, text: str, boundaries: Iterable[float]) -> Histogram:
         return Histogram(name, text, _LABELS, buckets=tuple(boundaries), registry=self.registry)
@@ -185,6 +196,13 @@ class Metrics:
     def answered(self, route: str, method: str, status: int) -> None:
         """Count one HTTP request; ``route`` is a template, as ``/models/{name}``."""
         self._http.labels(route, method, str(status)).inc()
+
+    def key_refused(self, limit: str) -> None:
+        """``limit`` is "rate" or "concurrent"."""
+        self._key_refusals.labels(limit).inc()
+
+    def key_limits_unknown(self) -> None:
+        self._key_limits_unknown.inc()
 
     def watch_readiness(self, readiness: Readiness) -> None:
         ready = Gauge("sleb_ready", "1 while traffic should come here.", registry=self.registry)

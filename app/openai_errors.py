@@ -8,6 +8,7 @@ from typing import Any
 _CODES: Mapping[str, str | None] = {
     "invalid-request": None,
     "overloaded": "rate_limit_exceeded",
+    "key-limit-reached": "rate_limit_exceeded",
     "prompt-too-long": "context_length_exceeded",
 }
 _ABOUT_THE_PROMPT = ("prompt-too-long", "request-refused", "no-chat-template")

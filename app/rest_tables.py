@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_KEYS = "bearer"  # the name of the one scheme
 _REFERENCE = "#/components/schemas/"
 _BOUNDS = {
     "minimum": "≥ {}",
@@ -36,6 +37,8 @@ def _operation(title: str, operation: Json) -> Iterator[str]:
     yield from (f"### `{title}`", "")
     if "description" in operation:
         yield from (_prose(operation["description"]), "")
+    for scheme in operation.get("security", ()):
+        yield from (f"Scope: {', '.join(f'`{scope}`' for scope in scheme[_KEYS])}.", "")
     if parameters := operation.get("parameters"):
         rows = ((its["name"], its["schema"], its) for its in parameters)
         yield from _fields("parameter", rows)

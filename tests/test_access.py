@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from app.access import Access, OpenDoor, access_to, check_door, scopes_for
+from app.access import (
+    Access,
+    OpenDoor,
+    access_to,
+    check_door,
+    generates,
+    scopes_for,
+)
 from app.api_keys import InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
 from app.config import ServeSettings
 from app.main import create_app
@@ -186,3 +193,20 @@ def test_a_refusal_tells_what_is_missing_and_repeats_no_key(keys: KeyFile) -> No
         access.admit("POST", "/generate", bearer(key + "x"))
     assert key not in str(refused.value) + str(missing.value)
     assert refused.value.challenge == 'Bearer error="invalid_token"'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_work"),
+    [
+        ("POST", "/generate", True),
+        ("POST", "/compare", True),
+        ("POST", "/v1/completions", True),
+        ("GET", "/v1/models", False),
+        ("POST", "/prune-jobs", False),
+        ("GET", "/prune-jobs/prn-1/events", False),
+        ("POST", "/models/tiny/load", False),
+        ("GET", "/health/live", False),
+    ],
+)
+def test_what_is_work_for_the_engine(method: str, path: str, is_work: bool) -> None:
+    assert generates(method, path) == is_work

@@ -42,6 +42,13 @@ def test_a_key_is_found_and_what_is_kept_of_it_is_no_key(path: Path) -> None:
         assert len(key) == 48
 
 
+def test_a_key_has_limits_of_its_own_or_none(path: Path) -> None:
+    KeyFile(path).create("own", [Scope.JOBS], rate_per_min=60, max_concurrent=0)
+    KeyFile(path).create("usual", [Scope.JOBS])
+    found = [(its.rate_per_min, its.max_concurrent) for its in KeyFile(path).known()]
+    assert found == [(60, 0), (None, None)]
+
+
 def test_the_file_is_for_its_owner_alone_and_nothing_is_left_beside_it(path: Path) -> None:
     keys = KeyFile(path)
     keys.create("a", [Scope.JOBS])
@@ -120,6 +127,10 @@ BROKEN: list[Any] = [
     {"format": 1, "keys": [{**ROW, "scopes": ["root"]}]},
     {"format": 1, "keys": [{**ROW, "sha256": ""}]},
     {"format": 1, "keys": [{**ROW, "name": "a b"}]},
+    {"format": 1, "keys": [{**ROW, "rate_per_min": -1}]},
+    {"format": 1, "keys": [{**ROW, "rate_per_min": 0.5}]},
+    {"format": 1, "keys": [{**ROW, "max_concurrent": True}]},
+    {"format": 1, "keys": [{**ROW, "max_concurrent": "1"}]},
 ]
 
 

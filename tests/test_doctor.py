@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from app.doctor_machine import disk, extras, memory, open_files, packages, port,
 from app.finding import Level
 from app.main import create_app
 from tests.e2e.processes import free_port
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 SOMEBODY = 65534  # who may nothing
@@ -144,7 +144,7 @@ def test_a_port_that_a_service_of_ours_has_is_well() -> None:
 
 def test_the_api_has_the_metric_that_it_is_known_by(tmp_path: Path, redis_url: str) -> None:
     app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
-    with TestClient(app) as client:
+    with LocalClient(app) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         assert "sleb_ready" in client.get("/metrics").text
 

@@ -5,6 +5,7 @@ A block runs unless its fence says why not, as ```` ```bash no-run: needs Docker
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def checkout(tmp_path: Path, data_dir: Path) -> Path:
     here = tmp_path / "here"
     here.mkdir()
     (here / ".venv").symlink_to(ROOT / ".venv")
-    (here / "my-model").symlink_to(data_dir / "models" / MODEL)
+    shutil.copytree(data_dir / "models" / MODEL, here / "my-model")
     for name in TEXTS:
         (here / name).write_text(text(3000))
     return here

@@ -56,12 +56,31 @@ def test_a_key_is_made_shown_once_listed_and_revoked(sleb: Sleb, tmp_path: Path)
     assert KeyFile(tmp_path / "keys.json").known() == ()
 
 
+def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:
+    sleb("keys", "create", "a", "--scope", "jobs", "--rate", "60", "--concurrent", "0")
+    sleb("keys", "create", "b", "--scope", "jobs")
+    found = {its.name: its for its in KeyFile(tmp_path / "keys.json").known()}
+    assert (found["a"].rate_per_min, found["a"].max_concurrent) == (60, 0)
+    assert (found["b"].rate_per_min, found["b"].max_concurrent) == (None, None)
+    listed = json.loads(sleb("keys", "list", "--json")[1])
+    assert [(row["rate_per_min"], row["max_concurrent"]) for row in listed] == [
+        (60, 0),
+        (None, None),
+    ]
+    rows = [line.split() for line in sleb("keys", "list")[1].splitlines()]
+    shown = {row[0]: row[2:5] for row in rows if row and row[0] in ("a", "b")}
+    assert (shown["a"][:2], shown["b"][:4]) == (["60", "any"], ["as", "set", "as"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (("create", "a b", "--scope", "jobs"), 1, "letters, digits"),
         (("create", "a"), 2, "scope"),
         (("create", "a", "--scope", "root"), 2, "root"),
+        (("create", "a", "--scope", "jobs", "--rate", "-1"), 2, "rate"),
+        (("create", "a", "--scope", "jobs", "--rate", "100001"), 2, "rate"),
+        (("create", "a", "--scope", "jobs", "--concurrent", "-1"), 2, "concurrent"),
         (("revoke", "nobody"), 1, "no key is named 'nobody'"),
     ],
 )

@@ -27,6 +27,7 @@ from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import CalibrationMix, CalibrationSpec, Metric, PruneSpec, Resident, Search
 from pruning.worker_metrics import WorkerMetrics
+from tests.local_client import LocalClient
 from tests.pages import GUIDES, README, ROOT, blocks, commands, prose
 from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
@@ -57,7 +58,7 @@ def client(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterato
         observer=Recorder(),
     )
     app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client
 

@@ -22,6 +22,7 @@ from app.valkey import embedded_valkey
 from pruning.checkpoints import CheckpointStore
 from pruning.spec import PruneSpec
 from tests.exposition import Scrape
+from tests.local_client import LocalClient
 from tests.long_search import EVALUATIONS, long_search
 from tests.redis_fixtures import disorder
 from tests.waiting import wait_until
@@ -116,7 +117,7 @@ def test_redis_that_is_killed_costs_no_job_and_no_removal(tmp_path: Path, spec: 
         embedded_valkey(tmp_path) as url,
         redis.Redis.from_url(url) as redis_client,
         workers_of(tmp_path, url) as workers,
-        TestClient(create_app(settings, redis_url=url)) as client,
+        LocalClient(create_app(settings, redis_url=url)) as client,
     ):
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         api = Api(client, spec)

@@ -13,6 +13,7 @@ from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import CalibrationSpec, PruneSpec
+from tests.local_client import LocalClient
 from tests.recorder import Recorder
 from tests.waiting import wait_until
 
@@ -49,6 +50,6 @@ def client(
     """``redis_client`` makes the store empty before and checks it afterwards."""
     redis_client.ping()
     app = create_app(settings, redis_url=redis_url)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client

@@ -4,7 +4,7 @@ from fastapi.testclient import TestClient
 
 
 def test_no_page_of_another_origin_may_read_an_answer(client: TestClient) -> None:
-    origin = {"Origin": "https://elsewhere.example"}
+    origin = {"Origin": "http://localhost:3000"}  # others are not even answered
     asked = {**origin, "Access-Control-Request-Method": "POST"}
     for answer in (
         client.get("/models", headers=origin),
@@ -36,3 +36,19 @@ def test_a_form_of_a_page_is_no_request(client: TestClient) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         answer = client.post("/generate", content=body, headers={"content-type": kind})
         assert answer.status_code == 422
+
+
+def test_no_page_of_elsewhere_is_answered(client: TestClient) -> None:
+    """Neither one whose name was made to lead here, nor one that posts to this address."""
+    for headers in (
+        {"Host": "rebound.example"},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+    ):
+        for method, path in (("GET", "/models"), ("POST", "/prune-jobs/prn-1/cancel")):
+            refused = client.request(method, path, headers=headers)
+            assert (refused.status_code, refused.json()["type"]) == (403, "not-local")
+        refused = client.get("/v1/models", headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_local")
+    for operations in client.get("/openapi.json").json()["paths"].values():
+        assert all("403" in its["responses"] for its in operations.values())

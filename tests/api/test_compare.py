@@ -22,6 +22,7 @@ from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.test_disconnect import send
 from tests.exposition import Scrape
+from tests.local_client import LocalClient
 from tests.serving import serving
 from tests.waiting import wait_until
 
@@ -132,7 +133,7 @@ def test_variants_take_turns(
 ) -> None:
     redis_client.ping()
     engine = Noting()
-    with TestClient(create_app(settings, redis_url=redis_url, engine=engine)) as client:
+    with LocalClient(create_app(settings, redis_url=redis_url, engine=engine)) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         compare(client, models=["tiny", "tiny@-1"], prompt="the dog", repeats=4)
     turns = ["tiny", "tiny@-1", "tiny@-1", "tiny"]
@@ -147,7 +148,7 @@ def test_with_even_steps_a_model_is_as_fast_as_itself(
     clock: Callable[[], float] = lambda: later_s + next(ticks) * 1e-3  # noqa: E731
     engine = Engine(EngineLimits(max_num_seqs=8), clock=clock)
     app = create_app(settings, redis_url=redis_url, engine=engine)
-    with TestClient(app) as client:
+    with LocalClient(app) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         (result,) = compare(client, models=["tiny", "tiny"], ignore_eos=True)["results"]
     assert result["tpot"]["ratio"] == pytest.approx(1.0)

@@ -14,6 +14,7 @@ from app.engine.engine import Engine
 from app.main import create_app
 from tests.api.engines import CrashingEngine, FailingEngine, gated
 from tests.exposition import Scrape
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 40, "ignore_eos": True}
@@ -25,7 +26,7 @@ def api(
 ) -> Iterator[TestClient]:
     settings = settings.model_copy(update=changes)
     app = create_app(settings, redis_url=redis_url, engine=engine)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client
 

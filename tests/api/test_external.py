@@ -11,7 +11,6 @@ import httpx2
 import openai
 import pytest
 import redis
-from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.engine.engine import Engine
@@ -24,6 +23,7 @@ from tests.api.test_disconnect import send
 from tests.api.test_generate import PROMPTS
 from tests.api.test_generate_stream import events_in, facts
 from tests.exposition import Scrape
+from tests.local_client import LocalClient
 from tests.serving import serving
 from tests.waiting import wait_until
 
@@ -351,7 +351,7 @@ def test_it_is_listed_with_its_lineage(
     declare(data_dir, "vllm-dense", url, num_blocks=6)
     declare(data_dir, "vllm-counted", url, parent="far", num_removed=2, num_blocks=10)
     app = create_app(settings, redis_url=redis_url)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "ready without them")
         entries = {entry["id"]: entry for entry in client.get("/models").json()["data"]}
         assert [entries[its]["backend"] for its in ("tiny", "vllm")] == ["engine", "openai"]

@@ -38,6 +38,7 @@ from tests.api.external import (
 )
 from tests.api.test_generate_stream import events_in
 from tests.exposition import Scrape
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 LABELS = {"variant": "pruned", "traffic": "live"}
@@ -152,7 +153,7 @@ def api_of(data_dir: Path, store_url: str, base_url: str, **declared: Any) -> It
     declare(data_dir, "odd", base_url, **declared)
     declare(data_dir, IMPATIENT, base_url, **declared, silence_s=0.3)
     app = create_app(ServeSettings(data_dir=data_dir, drain_s=0), redis_url=store_url)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client
 

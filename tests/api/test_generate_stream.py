@@ -14,6 +14,7 @@ from app.engine.engine import Engine
 from app.main import create_app
 from tests.api.engines import CrashingEngine, FailingEngine, gated
 from tests.api.test_generate import PROMPTS, generate
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 Event = tuple[str, Any]
@@ -23,7 +24,7 @@ Event = tuple[str, Any]
 def client_of(settings: ServeSettings, redis_url: str, engine: Engine) -> Iterator[TestClient]:
     """The API around an engine of the test's own."""
     app = create_app(settings, redis_url=redis_url, engine=engine)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client
 

@@ -20,6 +20,7 @@ from pruning.spec import PruneSpec
 from pruning.supervisor import PruneWorker
 from tests.exposition import Scrape
 from tests.job_lives import REMOVAL
+from tests.local_client import LocalClient
 
 SPEC = PruneSpec("tiny", num_remove=1)
 PROGRESS = "sleb_prune_job_progress_ratio"
@@ -116,7 +117,7 @@ def test_a_scrape_waits_for_no_store(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         silent = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         app = create_app(settings, redis_url=silent if is_silent else f"unix://{tmp_path}/none")
-        with TestClient(app) as client:
+        with LocalClient(app) as client:
             began = time.monotonic()
             found = scrape(client)
             took_s = time.monotonic() - began

@@ -16,6 +16,7 @@ from pruning.event_feed import EventFeed
 from pruning.jobs import JobStore
 from pruning.spec import PruneSpec
 from tests.api.test_job_events import STREAM, url_of
+from tests.local_client import LocalClient
 from tests.serving import serving
 from tests.waiting import wait_until
 
@@ -57,7 +58,7 @@ def test_a_store_that_goes_away_ends_the_stream_and_is_503_before_it(
 ) -> None:
     app = create_app(settings, redis_url=mortal_store)
     server = redis.Redis.from_url(mortal_store)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         job_id = JobStore(server).create(PruneSpec("tiny", num_remove=1)).id
         with client.stream("GET", url_of(job_id), headers=STREAM) as response:
             lines = response.iter_lines()

@@ -94,7 +94,7 @@ def test_refusals_are_problems_and_on_v1_as_openai_has_them(
     missing = client.post("/generate", json=GENERATE, headers=auth(keys["jobs"])).json()
     assert (missing["type"], missing["status"]) == ("scope-missing", 403)
     api = openai.OpenAI(
-        base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=client
+        base_url="http://localhost/v1", api_key="none", max_retries=0, http_client=client
     )
     with pytest.raises(openai.AuthenticationError) as wrong:
         api.models.list()
@@ -143,7 +143,11 @@ def test_keys_are_asked_for_from_the_first_one_on(
     paths = described["paths"]
     assert paths["/models"]["get"]["security"] == [{"bearer": ["admin", "generate", "jobs"]}]
     assert paths["/models/{name}/load"]["post"]["security"] == [{"bearer": ["admin"]}]
-    assert {"401", "403"} <= paths["/generate"]["post"]["responses"].keys()
+    answers = paths["/generate"]["post"]["responses"]
+    assert {"401", "403"} <= answers.keys()
+    assert "Too many requests" in answers["429"]["description"]
+    assert "The key has had all" in answers["429"]["description"]
+    assert "Retry-After" in paths["/models"]["get"]["responses"]["429"]["headers"]
     assert "security" not in paths["/metrics"]["get"]
 
 
@@ -207,7 +211,7 @@ def test_a_line_of_a_request_has_the_name_of_its_key(
 
 
 def test_what_comes_after_a_request_is_not_its_key_s(
-    settings: ServeSettings, keys: dict[str, str]
+    client: TestClient, settings: ServeSettings, keys: dict[str, str]
 ) -> None:
     seen: list[str | None] = []
 
@@ -217,7 +221,7 @@ def test_what_comes_after_a_request_is_not_its_key_s(
     async def main() -> None:
         headers = [(b"authorization", f"Bearer {keys['jobs']}".encode())]
         scope = {"type": "http", "method": "GET", "path": "/prune-jobs", "headers": headers}
-        await Guard(app, access_to(settings))(scope, never, never)
+        await Guard(app, access_to(settings))({**scope, "state": client.app_state}, never, never)
         seen.append(caller.get())
 
     asyncio.run(main())

@@ -21,6 +21,7 @@ from pruning.models import LoadedModel, ModelStore
 from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.test_generate import generate
+from tests.local_client import LocalClient
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
 
@@ -32,7 +33,7 @@ def api(
     settings: ServeSettings, redis_url: str, engine: Engine | None = None, **changes: Any
 ) -> Iterator[TestClient]:
     app = create_app(settings.model_copy(update=changes), redis_url=redis_url, engine=engine)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client
 

@@ -25,7 +25,7 @@ USER: Any = [{"role": "user", "content": "the dog"}]
 def openai_of(client: TestClient) -> openai.OpenAI:
     """The client as it is sold, on a connection that stays in this process."""
     return openai.OpenAI(
-        base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=client
+        base_url="http://localhost/v1", api_key="none", max_retries=0, http_client=client
     )
 
 

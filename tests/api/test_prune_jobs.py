@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.worker import run_job
+from tests.local_client import LocalClient
 from tests.tiny_directory import MAX_POSITIONS
 
 JOB: dict[str, Any] = {
@@ -241,7 +242,7 @@ def test_without_its_store_the_api_says_so_and_generates_on(
     settings: ServeSettings, tmp_path: Path
 ) -> None:
     app = create_app(settings, redis_url=f"unix://{tmp_path}/none.sock")
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         response = client.post("/prune-jobs", json=JOB)
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from app.api_keys import KeyFile, Scope
@@ -120,6 +121,18 @@ def test_whoever_is_refused_is_so_as_described(
     header = ["--header", f"Authorization: Bearer {key}"] if scope else []
     checks = ["--checks", ",".join(CHECKS_OF_REFUSALS)]
     fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", *checks, *header)
+
+
+def test_whoever_asks_too_much_is_refused_as_described(
+    url: str, config: Path, settings: ServeSettings
+) -> None:
+    key = KeyFile(settings.keys_file).create("fuzzer", [Scope.ADMIN], rate_per_min=20)
+    header = ["--header", f"Authorization: Bearer {key}"]
+    checks = ["--checks", ",".join(CHECKS_OF_REFUSALS)]
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", *checks, *header)
+    assert (
+        httpx2.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"}).status_code == 429
+    )
 
 
 def test_every_operation_on_a_job_is_linked_from_its_creation(settings: ServeSettings) -> None:

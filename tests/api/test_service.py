@@ -12,6 +12,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from app.metric_buckets import latency_buckets
 from tests.api.conftest import publish_pruned
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 
@@ -64,7 +65,7 @@ def test_it_is_not_ready_before_its_models_are_loaded(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
     (data_dir / "models" / "tiny" / "model.safetensors").write_bytes(b"junk")
-    with TestClient(create_app(settings, redis_url=redis_url)) as client:
+    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "ready without it")
         answer = client.post("/generate", json={"model": "tiny", "prompt": "a"})
         assert answer.status_code == 422

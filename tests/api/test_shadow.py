@@ -22,6 +22,7 @@ from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.test_disconnect import send
 from tests.exposition import Scrape
+from tests.local_client import LocalClient
 from tests.serving import serving
 from tests.waiting import wait_until
 
@@ -138,7 +139,7 @@ def test_the_direction_says_what_is_replayed_on_what(
 ) -> None:
     redis_client.ping()
     settings = settings.model_copy(update={"shadow_direction": direction})
-    with TestClient(create_app(settings, redis_url=redis_url)) as client:
+    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         for model in ("tiny", "tiny@-1", "tiny@-2"):
             generate(client, model=model)
@@ -172,7 +173,7 @@ def test_a_variant_that_is_not_here_is_no_counterpart(
 ) -> None:
     redis_client.ping()
     settings = settings.model_copy(update={"shadow_direction": "tiny@-9"})
-    with TestClient(create_app(settings, redis_url=redis_url)) as client:
+    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         generate(client, model="tiny")
         wait_until(
@@ -185,7 +186,7 @@ def test_without_a_share_nothing_is_replayed(
 ) -> None:
     redis_client.ping()
     settings = settings.model_copy(update={"shadow_share": 0.0})
-    with TestClient(create_app(settings, redis_url=redis_url)) as client:
+    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         generate(client)
         assert "\nsleb_shadow" not in client.get("/metrics").text

@@ -18,6 +18,7 @@ from pruning.job import JobStatus
 from pruning.jobs import JobStore
 from tests.api.conftest import publish_pruned
 from tests.api.test_prune_jobs import JOB, submit
+from tests.local_client import LocalClient
 
 
 def post_with_key(client: TestClient, key: str, **change: Any) -> Response:
@@ -87,7 +88,7 @@ def few(settings: ServeSettings, redis_url: str, job_store: JobStore) -> Iterato
     """An API where three jobs may wait."""
     assert not any(job_store.counts().values())
     bounded = settings.model_copy(update={"max_queued_jobs": 3, "preload": ()})
-    with TestClient(create_app(bounded, redis_url=redis_url)) as client:
+    with LocalClient(create_app(bounded, redis_url=redis_url)) as client:
         yield client
 
 

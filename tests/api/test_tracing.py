@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from app.config import ServeSettings
 from app.main import create_app
 from app.tracing import Tracing
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 5, "ignore_eos": True}
@@ -30,7 +31,7 @@ def client(
 ) -> Iterator[TestClient]:
     tracing = Tracing(SimpleSpanProcessor(exporter))
     app = create_app(settings, redis_url=redis_url, tracing=tracing)
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         yield client
 

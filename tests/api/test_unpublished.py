@@ -22,6 +22,7 @@ from pruning.worker import run_job
 from tests.api.conftest import publish_pruned
 from tests.api.test_generate import generate, oracle
 from tests.api.test_prune_jobs import submit
+from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
 LOSSES = (2.5, 3.0)
@@ -158,7 +159,7 @@ def test_published_names_do_not_need_the_job_store(
 ) -> None:
     name = publish_pruned(data_dir).name
     app = create_app(settings, redis_url=f"unix://{tmp_path}/none.sock")
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         for published in ("tiny", "tiny@-1", name, f"{name}-2"):
             assert status_of(client, published) == 200
         assert ids(client) == ["tiny", "tiny@-1", "tiny@-2", "tiny@-3", name]
@@ -200,7 +201,7 @@ def test_the_api_sweeps_away_what_is_due(
     redis_client.hset(RECORD.format(id=job.id), "created_at", str(time.time() - 120))
     (data_dir / "checkpoints" / ".staging" / f"left-{uuid4().hex}").mkdir(parents=True)
     app = create_app(settings.model_copy(update={"keep_jobs_s": keep_s}), redis_url=redis_url)
-    with TestClient(app) as client:
+    with LocalClient(app) as client:
         staging = data_dir / "checkpoints" / ".staging"
         wait_until(lambda: not list(staging.iterdir()), "the leftover is swept")
         if keep_s is not None:

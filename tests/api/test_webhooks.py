@@ -19,6 +19,7 @@ from pruning.jobs import JobStore
 from pruning.webhook import WebhookEvent
 from tests.api.test_prune_jobs import JOB, submit
 from tests.job_lives import succeed
+from tests.local_client import LocalClient
 from tests.pages import GUIDES, blocks
 from tests.waiting import wait_until
 from tests.webhook_receiver import SECRET, Receiver, receiving, verify
@@ -174,7 +175,7 @@ def strict(
     """An API that sends to public addresses only."""
     redis_client.ping()
     public = settings.model_copy(update={"webhook_allow_private": False})
-    with TestClient(create_app(public, redis_url=redis_url)) as client:
+    with LocalClient(create_app(public, redis_url=redis_url)) as client:
         yield client
 
 
@@ -216,7 +217,7 @@ def test_without_a_secret_a_webhook_is_refused_and_says_what_to_set(
 ) -> None:
     redis_client.ping()
     mute = settings.model_copy(update={"webhook_secret": None})
-    with TestClient(create_app(mute, redis_url=redis_url)) as client:
+    with LocalClient(create_app(mute, redis_url=redis_url)) as client:
         problem = refused(client, url="http://127.0.0.1/")
         assert problem["type"].endswith("webhooks-off")
         assert problem["param"] == "webhook"
@@ -236,7 +237,7 @@ def test_messages_wait_for_a_process_that_has_a_secret(
     job_store.cancel(job["id"])
     for secret, number in ((None, 0), (SECRET, 1)):
         one = settings.model_copy(update={"webhook_secret": secret})
-        with TestClient(create_app(one, redis_url=redis_url)) as again:
+        with LocalClient(create_app(one, redis_url=redis_url)) as again:
             if number:
                 wait_until(lambda: receiver.received, "the message has arrived")
             assert again.get("/health/live").status_code == 200
@@ -267,7 +268,7 @@ def test_the_receiver_of_the_guide_verifies(client: TestClient, job_store: JobSt
     exec(code.replace("whsec_...", SECRET), names)  # noqa: S102 - our own guide
     app = names["app"]
     assert isinstance(app, FastAPI)
-    with receiving() as receiver, TestClient(app) as documented:
+    with receiving() as receiver, LocalClient(app) as documented:
         job_store.cancel(submit(client, webhook={"url": receiver.url})["id"])
         (received,) = wait_until(lambda: receiver.received, "the message has arrived")
         headers = dict(received.headers)

@@ -4,6 +4,7 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -116,9 +117,12 @@ def test_mixed_traffic_while_workers_are_killed_and_redis_goes_away(
         client.close()  # or it holds a connection
         first, last = growth(rss_bytes)
         with capsys.disabled():
-            told = f"{len(client.accepted)} jobs accepted, {'; '.join(service.disturbances)}"
+            happened = Counter(service.disturbances).items()
+            told = "; ".join(f"{number} × {what}" for what, number in happened)
             memory = f"API: {first / MIB:.0f} MiB when warm, {last / MIB:.0f} MiB at the end"
-            Console(width=100).print(tally.table(f"{DURATION_S:g} s"), told, memory)
+            jobs_told = f"{len(client.accepted)} jobs accepted"
+            table = tally.table(f"{DURATION_S:g} s")
+            Console(width=100).print(table, jobs_told, told, memory, sep="\n")
         assert not tally.failures
         wait_until(lambda: not service.taken(), f"no slot is taken: {service.taken()}")
         service.check_health()
