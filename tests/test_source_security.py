@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+RQ_CALLS = {"Delivery.fetch", "Delivery.fetch_many", "Delivery.create", "LeasedQueue", "Worker"}
 
 
 def offences(source: str) -> Iterator[str]:
@@ -22,7 +23,7 @@ def offences(source: str) -> Iterator[str]:
         elif isinstance(node, ast.Dict):
             yield from _of_items(zip(node.keys, node.values, strict=True))
         elif isinstance(node, ast.Call):
-            yield from _of_call(node)
+            yield from (*_of_call(node), *_of_deliveries(node))
 
 
 def _of_import(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
@@ -47,6 +48,12 @@ def _of_call(call: ast.Call) -> Iterator[str]:
         is_safe = isinstance(safe, ast.Constant) and safe.value is True
         if not is_safe and "gguf_file" not in given:
             yield "from_pretrained without use_safetensors"
+
+
+def _of_deliveries(call: ast.Call) -> Iterator[str]:
+    """RQ pickles unless each of its classes is told otherwise."""
+    if ast.unparse(call.func) in RQ_CALLS and "JSONSerializer" not in ast.unparse(call):
+        yield "rq without JSONSerializer"
 
 
 def _of_items(items: Iterator[tuple[ast.expr | None, ast.expr]]) -> Iterator[str]:
@@ -83,6 +90,9 @@ def test_no_line_unpickles_or_runs_foreign_code() -> None:
         "AutoModelForCausalLM.from_pretrained('x', use_safetensors=False)",
         "subprocess.run('x', shell=True)",
         "eval(text)",
+        "Delivery.fetch(job_id, client)",
+        "LeasedQueue('prune', connection=client)",
+        "Worker(queues, serializer=None)",
     ],
 )
 def test_such_a_line_would_be_found(line: str) -> None:
