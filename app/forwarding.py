@@ -49,6 +49,14 @@ class Asked:
         return _EVERYWHERE.fullmatch(f"{self.scope['method']} {self.path}") is not None
 
     @property
+    def is_about_health(self) -> bool:
+        return self.path.startswith("/health/")
+
+    def is_answered_by(self, answer: "Whole") -> bool:
+        """Whether the others need not be waited for: one replica that is well is enough."""
+        return self.is_about_health and answer.status == 200
+
+    @property
     def is_repeatable(self) -> bool:
         """Whether another replica may be asked, though nobody knows how far this one came."""
         has_key = any(name == b"idempotency-key" for name, _ in self.scope["headers"])

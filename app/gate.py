@@ -7,7 +7,8 @@ application's own, in the replica.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi.sse import format_sse_event
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 Headers = Iterable[tuple[bytes, bytes]]
 
 MOST_TRIES = 3  # a request that ends every process it comes to is not to end all of them
-_PATIENCE_S = {"GET": 10.0, "POST": 600.0}  # for all replicas to answer; loading takes its time
+_PATIENCE_S = {"GET": 5.0, "POST": 600.0}  # for all replicas to answer; loading takes its time
 
 
 class Gate:
@@ -60,23 +61,41 @@ class Gate:
         return bytes(body)
 
     async def _ask_all(self, asked: Asked) -> Sequence[Whole]:
-        """What those replicas say that live; at least one. Raises ``NoReplica``."""
+        """What those replicas say that live and are in time; at least one. Raises ``NoReplica``."""
         patience_s = _PATIENCE_S[asked.scope["method"]]
+        answers: list[Whole] = []
         try:
-            found = await self._replicas.broadcast("whole", asked).results_async(
-                timeout_s=patience_s, return_exceptions=True
-            )
+            async with asyncio.timeout(patience_s):
+                async with aclosing(self._arriving(asked)) as arriving:
+                    async for answer in arriving:
+                        answers.append(answer)
+                        if asked.is_answered_by(answer):
+                            break
+        except TimeoutError as error:
+            logger.warning("not all replicas answer %s within %.0f s", asked.path, patience_s)
+            if asked.scope["method"] != "GET":
+                raise NoReplica(f"not all have answered within {patience_s:.0f} s") from error
         except DeploymentUnavailableError as error:
             raise NoReplica("no replica is ready: wait until one is") from error
-        except TimeoutError as error:
-            raise NoReplica(f"not all replicas have answered within {patience_s:.0f} s") from error
-        answers = [answer for answer in found if isinstance(answer, Whole)]
-        for failure in found:
-            if isinstance(failure, BaseException):
-                logger.warning("a replica does not answer %s: %s", asked.path, _first_line(failure))
         if not answers:
             raise NoReplica("no replica has answered: wait until one is ready")
         return answers
+
+    async def _arriving(self, asked: Asked) -> AsyncGenerator[Whole]:
+        """As they come: results_async() would lose all answers for one that is late."""
+        broadcast: Any = self._replicas.broadcast("whole", asked)
+        results = await broadcast._fetch_replica_results_async()
+        asking = [asyncio.ensure_future(result.get_async()) for result in results]
+        try:
+            for arriving in asyncio.as_completed(asking):
+                try:
+                    yield await arriving
+                except RayError as error:
+                    logger.warning("a replica cannot say %s: %s", asked.path, _first_line(error))
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
 
 class Forwarded(Response):
@@ -164,7 +183,7 @@ def _joined(asked: Asked, answers: Sequence[Whole]) -> Response:
     if asked.path == "/metrics" and by_status[-1].status == 200:
         pages = {answer.replica: answer.body.decode() for answer in answers}
         return Response(page_of(pages), headers=HEADERS, media_type=CONTENT_TYPE_LATEST)
-    chosen = by_status[0 if asked.path.startswith("/health/") else -1]
+    chosen = by_status[0 if asked.is_about_health else -1]
     response = Response(chosen.body, chosen.status)
     response.raw_headers = _without_id(chosen.headers)
     return response

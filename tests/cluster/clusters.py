@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
@@ -42,7 +43,7 @@ class Service:
 
     def generate(self, prompt: str, num_tokens: int, **body: Any) -> httpx2.Response:
         ask = {**MODEL, "prompt": prompt, "max_new_tokens": num_tokens, **body}
-        return httpx2.post(f"{self.url}/generate", json=ask, timeout=90)
+        return httpx2.post(f"{self.url}/generate", json=ask, timeout=200)
 
     def metric(self, name: str, **labels: str) -> Mapping[str, float]:
         """The sum of the series with these labels, by replica."""
@@ -113,7 +114,22 @@ def room_for_ray() -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_TMPDIR", directory)
-        yield
+        try:
+            yield
+        finally:
+            wait_until(lambda: not processes_in(directory), "all of Ray has ended", 60)
+
+
+def processes_in(directory: str) -> list[int]:
+    """Of Ray: those that were started with this as its directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RAY_TMPDIR") == directory:
+                found += [process.pid] if process.status() != psutil.STATUS_ZOMBIE else []
+        except psutil.Error:
+            continue
+    return found
 
 
 class Many:

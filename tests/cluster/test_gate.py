@@ -47,10 +47,25 @@ class Replicas:
         assert method == "whole"
         return self
 
-    async def results_async(self, **_options: Any) -> list[Any]:
+    async def _fetch_replica_results_async(self) -> list["Result"]:
         if self._wholes is None:
             raise DeploymentUnavailableError(DeploymentID("replica"))
-        return self._wholes
+        return [Result(answer) for answer in self._wholes]
+
+
+class Result:
+    """Of one replica that was asked with all others; None is one that says nothing."""
+
+    def __init__(self, answer: Whole | Exception | None) -> None:
+        self._answer = answer
+
+    async def get_async(self) -> Whole:
+        if self._answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        assert self._answer is not None
+        return self._answer
 
 
 class Attempt:
@@ -197,7 +212,7 @@ def whole(replica: str, status: int, body: bytes = b"{}") -> Whole:
 
 
 def test_one_ready_replica_makes_it_ready_and_one_that_cannot_unload_says_so() -> None:
-    wholes = [whole("a", 200), whole("b", 503), lost()]
+    wholes = [lost(), whole("b", 503), None, whole("a", 200)]
     assert ask(Replicas([], wholes), "/health/ready", "GET")[0]["status"] == 200
     refused = ask(Replicas([], [whole("a", 204), whole("b", 409)]), "/models/tiny/unload")
     assert refused[0]["status"] == 409
@@ -207,6 +222,16 @@ def test_one_ready_replica_makes_it_ready_and_one_that_cannot_unload_says_so() -
 @pytest.mark.parametrize("wholes", [None, [ActorDiedError()]])
 def test_without_any_replica_it_is_not_ready(wholes: list[Any] | None) -> None:
     status, problem = refusal(ask(Replicas([], wholes), "/health/ready", "GET"))
+    assert (status, problem["type"]) == (503, "no-replica")
+
+
+def test_a_replica_that_is_late_is_left_out_but_nothing_is_done_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.gate._PATIENCE_S", {"GET": 0.01, "POST": 0.01})
+    page = ask(Replicas([], [whole("a", 200, b""), None]), "/metrics", "GET")
+    assert b"sleb_replicas 1.0" in page[1]["body"]
+    status, problem = refusal(ask(Replicas([], [whole("a", 204), None]), "/models/tiny/unload"))
     assert (status, problem["type"]) == (503, "no-replica")
 
 

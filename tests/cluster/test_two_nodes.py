@@ -80,6 +80,30 @@ def test_a_stream_that_had_begun_ends_with_an_error(service: Service) -> None:
     wait_for_both(service, {victim})
 
 
+def test_a_frozen_replica_is_found_out_and_fails_no_request(service: Service) -> None:
+    before = service.pids
+    victim = min(before)
+    many = Many([partial(service.generate, "the dog", LONG)] * 8)
+    wait_until(lambda: busy(service) == before, "both are at work")
+    os.kill(victim, signal.SIGSTOP)
+    assert service.client.get("/health/ready").status_code == 200
+    assert service.pids == before - {victim}
+    assert [answer.status_code for answer in many.results(240)] == [200] * 8
+    wait_for_both(service, {victim})
+
+
+def test_with_all_replicas_gone_requests_wait_for_the_first_that_is_back(service: Service) -> None:
+    before = service.pids
+    many = Many([partial(service.generate, "the dog", LONG)] * 8)
+    wait_until(lambda: busy(service) == before, "both are at work")
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    ready = partial(service.client.get, "/health/ready")
+    wait_until(lambda: ready().status_code == 503, "nobody is ready")
+    assert [answer.status_code for answer in many.results()] == [200] * 8
+    wait_for_both(service, before)
+
+
 def test_a_lost_machine_fails_no_request(service: Service) -> None:
     assert service.nodes is not None
     (worker,) = service.nodes.worker_nodes
