@@ -20,8 +20,8 @@ COPY pyproject.toml ./
 RUN python3 -c 'import tomllib; its = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*its["dependencies"], *its["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
 
 # The dependencies have a layer of their own, which only a change of that list builds anew.
-# TORCH=cpu takes torch without CUDA from TORCH_CPU_INDEX, the index of PyTorch's CPU builds: a fifth
-# of the size, for the CPU alone. Without that index it is pip's usual torch, which has CUDA as well.
+# TORCH=cpu takes torch without CUDA from TORCH_CPU_INDEX, the index of PyTorch's CPU builds: far
+# smaller, for the CPU alone. Without that index it is pip's usual torch, which has CUDA as well.
 # A secret `pip.conf` may name another index: docker build --secret id=pip.conf,src=FILE ...
 FROM build AS dependencies
 ARG TORCH=cuda

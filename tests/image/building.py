@@ -112,21 +112,18 @@ class Buildah:
 def _debian(directory: Path) -> Path:
     """Of this machine's release and Python, as wheels that lie on its disk are made for both."""
     root = directory / "debian"
-    if (root / "usr/local/sleb-test").exists():
+    if (directory / "debian-is-whole").exists():
         return root
-    packages = [
-        "ca-certificates",
-        *(["python3", "python3-venv"] if Path("/usr") == _PREFIX else []),
-    ]
+    packages = ["ca-certificates", *(["python3", "python3-venv"] if _IS_OF_DEBIAN else [])]
     system = platform.freedesktop_os_release()
     suite = system["VERSION_CODENAME"] if system["ID"] == "debian" else "stable"
     include = f"--include={','.join(packages)}"
     command = ["debootstrap", "--variant=minbase", include, suite, str(root)]
     subprocess.run(command, check=True)
     shutil.rmtree(root / "var/lib/apt/lists")  # images of Debian come without
-    if Path("/usr") != _PREFIX:
+    if not _IS_OF_DEBIAN:
         _add_python(root)
-    (root / "usr/local/sleb-test").touch()
+    (directory / "debian-is-whole").touch()
     return root
 
 
