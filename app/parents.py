@@ -6,11 +6,9 @@ from pathlib import Path
 from app.removal_order import RemovalOrder
 from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.fingerprint import fingerprint
-from pruning.models import ModelInfo, ModelNotFound, ModelStore, NotAModel
+from pruning.models import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
 logger = logging.getLogger(__name__)
-
-_Stamp = tuple[tuple[str, int, int], ...]  # names, bytes and times of files
 
 
 class Parents:
@@ -18,7 +16,7 @@ class Parents:
 
     def __init__(self, models: ModelStore) -> None:
         self._models = models
-        self._fingerprints: dict[Path, tuple[_Stamp, str]] = {}
+        self._fingerprints: dict[Path, tuple[Stamp, str]] = {}
         self._lost: set[str] = set()  # orders whose loss has been told
 
     def info(self, name: str) -> ModelInfo | None:
@@ -41,9 +39,7 @@ class Parents:
     def _fingerprint(self, path: Path) -> str | None:
         """None for files that cannot be read."""
         try:
-            files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-            stats = [(file.name, file.stat()) for file in files]
-            stamp = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+            stamp = stamp_of(path)
             if path not in self._fingerprints or self._fingerprints[path][0] != stamp:
                 self._fingerprints[path] = (stamp, fingerprint(path))
         except (OSError, ValueError) as error:

@@ -50,6 +50,9 @@ class NotAModel(ValueError):
     """A directory that is there but holds no model that can be loaded."""
 
 
+Stamp = tuple[tuple[str, int, int], ...]  # of files: names, bytes, and times in ns
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What the config alone tells, without reading a weight."""
@@ -78,6 +81,7 @@ class ModelStore:
     def __init__(self, root: Path, *, allow_paths: bool = False) -> None:
         self._root = root
         self._allow_paths = allow_paths
+        self._inspected: dict[str, tuple[Stamp, ModelInfo]] = {}
 
     def names(self) -> list[str]:
         if not self._root.is_dir():
@@ -95,24 +99,42 @@ class ModelStore:
         raise ModelNotFound(f"no model named {name[:128]!r}; the known ones are: {known}")
 
     def inspect(self, name: str) -> ModelInfo:
-        """Raises ``ModelNotFound``, ``NotAModel``, or what ``blocks.architecture`` raises."""
+        """Looks at the files anew, but reads the config only when one of them has changed.
+
+        Raises ``ModelNotFound``, ``NotAModel``, or what ``architectures.architecture`` raises.
+        """
         path = self.path(name)
-        config = read_config(path)
-        architecture(config)
-        return ModelInfo(
-            name=name,
-            path=path,
-            model_type=config.model_type,
-            num_blocks=config.num_hidden_layers,
-            max_positions=getattr(config, "max_position_embeddings", None),
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            dtype=str(config.dtype or torch.float32).removeprefix("torch."),
-            weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
-        )
+        stamp = stamp_of(path)
+        known = self._inspected.get(name)
+        if known is None or known[0] != stamp:
+            known = self._inspected[name] = (stamp, _info(name, path))
+        return known[1]
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         return load(self.path(name), dtype=dtype, device=device)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Of the config and the weights, as far as they are there; another one means other files."""
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    stats = [(file.name, file.stat()) for file in files if file.exists()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _info(name: str, path: Path) -> ModelInfo:
+    config = read_config(path)
+    architecture(config)
+    return ModelInfo(
+        name=name,
+        path=path,
+        model_type=config.model_type,
+        num_blocks=config.num_hidden_layers,
+        max_positions=getattr(config, "max_position_embeddings", None),
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        dtype=str(config.dtype or torch.float32).removeprefix("torch."),
+        weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
+    )
 
 
 def is_name(text: str) -> bool:

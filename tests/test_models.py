@@ -1,6 +1,7 @@
 """A model is found by name, and loaded whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,22 @@ from tests.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupport
 def edit_config(path: Path, **changes: object) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_a_config_is_read_again_when_a_file_has_changed_and_only_then(
+    tiny_models_dir: Path,
+) -> None:
+    store, path = ModelStore(tiny_models_dir), tiny_models_dir / "tiny" / "config.json"
+    before, text = path.stat(), path.read_text()
+    assert store.inspect("tiny").num_blocks == NUM_BLOCKS
+    path.write_text(text.replace(f'"num_hidden_layers": {NUM_BLOCKS}', '"num_hidden_layers": 5'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.inspect("tiny").num_blocks == NUM_BLOCKS, "the same size and time: not read"
+    os.utime(path)
+    assert store.inspect("tiny").num_blocks == 5
+    path.unlink()
+    with pytest.raises(NotAModel, match="has no config"):
+        store.inspect("tiny")
 
 
 def test_names_are_the_directories_with_a_config(tiny_models_dir: Path) -> None:
