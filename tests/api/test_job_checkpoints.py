@@ -127,7 +127,7 @@ def test_a_range_that_cannot_be_served_is_a_problem(
 def test_every_answer_about_a_file_is_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     answers = paths["/prune-jobs/{job_id}/checkpoints/{file}"]["get"]["responses"]
-    assert set(answers) == {"200", "206", "304", "400", "404", "416", "422", "503"}
+    assert set(answers) == {"200", "206", "304", "400", "403", "404", "416", "422", "503"}
     for status in ("400", "416"):
         assert list(answers[status]["content"]) == ["application/problem+json"]
 
