@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from app.engine.kv_cache import Interrupted, never
 from app.engine.runner import Runner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
@@ -56,13 +57,21 @@ class EngineStats:
 
 
 class Engine:
-    """Continuous batching of any number of variants. Not thread-safe: one thread drives it."""
+    """Continuous batching of any number of variants. Not thread-safe: one thread drives it.
+
+    A step is given up, and repeated later, when ``gives_way`` becomes true in the middle of it.
+    """
 
     def __init__(
-        self, limits: EngineLimits | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        limits: EngineLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        gives_way: Callable[[], bool] = never,
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
+        self._gives_way = gives_way
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._runners: dict[Variant, Runner] = {}  # of the variants with running sequences
@@ -125,6 +134,8 @@ class Engine:
             choices = self._run(batch)
         except torch.AcceleratorError:
             raise
+        except Interrupted:
+            return events
         except Exception:
             ids = [seq.request.request_id for seq in batch.sequences]
             logger.exception("a forward of %s failed, and with it %s", batch.variant.name, ids)
@@ -179,7 +190,7 @@ class Engine:
             if seq.scheduled_s is None:
                 seq.scheduled_s = now_s
         if batch.variant not in self._runners:
-            self._runners[batch.variant] = Runner(batch.variant)
+            self._runners[batch.variant] = Runner(batch.variant, self._gives_way)
         logits = self._runners[batch.variant].forward(batch)
         for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
             seq.num_cached += num

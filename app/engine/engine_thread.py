@@ -34,8 +34,8 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self.moved_s = time.monotonic()  # when a step ended last, or work came after none
         self._engine = engine
-        self._turns = Turns(engine)
         self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | None] = queue.SimpleQueue()
+        self._turns = Turns(engine, is_wanted=lambda: not self._commands.empty())
         self._has_failed = False
         self._thread: threading.Thread | None = None
 

@@ -5,7 +5,7 @@ lie packed in one row, and positions and masks are explicit. Models whose blocks
 kind go through the flat forward, the others through their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, chain
 
@@ -21,22 +21,25 @@ from app.engine.attention import (
     packed_mask,
 )
 from app.engine.flat_forward import flat_model, vector_kernels
-from app.engine.kv_cache import SlotCache, Window
+from app.engine.kv_cache import SlotCache, Window, never
 from app.engine.scheduler import Batch
 from app.engine.variants import Variant
 from pruning.blocks import final_logits
 
 
 class Runner:
-    def __init__(self, variant: Variant) -> None:
-        self.cache = SlotCache()
+    def __init__(self, variant: Variant, gives_way: Callable[[], bool] = never) -> None:
+        self.cache = SlotCache(gives_way)
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
         self._flat = flat_model(variant.model)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Float32 logits ``[rows, vocab]`` behind the last token that each sequence is fed."""
+        """Float32 logits ``[rows, vocab]`` behind the last token that each sequence is fed.
+
+        Raises ``Interrupted``.
+        """
         places = [
             range(seq.num_cached, seq.num_cached + num)
             for seq, num in zip(batch.sequences, batch.num_fed, strict=True)

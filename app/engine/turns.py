@@ -1,12 +1,12 @@
 """Whose turn it is in the engine's thread: requests, then other work, then the background.
 
-Runs in that thread alone. A request waits for the piece or the background step that has begun, and
-for no second one.
+Runs in that thread alone. A request waits for the piece of work that has begun, and for no second
+one; of the background, for the block that has begun.
 """
 
 import logging
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,11 +15,12 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from app.engine.engine import Engine
+from app.engine.kv_cache import never
 from app.engine.sequence import FinishReason, Request, TokenEvent
 
 logger = logging.getLogger(__name__)
 
-BACKGROUND_CHUNK = 64  # prompt tokens of one background forward: what a request may wait for
+BACKGROUND_CHUNK = 64  # prompt tokens of one background forward: what may have to be repeated
 
 _Result = TypeVar("_Result")
 
@@ -35,13 +36,16 @@ class Work(Generic[_Result]):
 class Turns:
     """An engine, work that takes a piece after each of its steps, and a second engine, which takes
     steps only while there is nothing else: one sequence at a time, in slots and caches of its own.
+
+    ``is_wanted`` tells in the middle of such a step whether something else has come.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, is_wanted: Callable[[], bool] = never) -> None:
         limits = engine.limits
         chunk = min(BACKGROUND_CHUNK, limits.max_batch_tokens)
         self._engine = engine
-        self._background = Engine(replace(limits, max_num_seqs=1, max_batch_tokens=chunk))
+        limits = replace(limits, max_num_seqs=1, max_batch_tokens=chunk)
+        self._background = Engine(limits, gives_way=is_wanted)
         self._works: deque[Work[Any]] = deque()
 
     @property

@@ -1,10 +1,15 @@
 """Background requests and other work in the engine's thread: they give way, and end well."""
 
 import asyncio
+import threading
 from collections.abc import Generator
 from dataclasses import replace
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
@@ -13,8 +18,11 @@ from app.engine.engine import Engine, PromptTooLong
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.turns import Turns, Work
+from app.engine.variants import make_variant
+from pruning.blocks import block_list
 from tests.engine.requests import Outcome, expected, prompt, request, variant
 from tests.engine.scenarios import endless, events_of, scenario, until
+from tests.tiny import NUM_BLOCKS, tiny_model
 
 
 def background(its: Request) -> Request:
@@ -53,6 +61,73 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
         thread.check_integrity()
     assert outcome.of(its) == expected(its)
     assert outcome.of(other) == expected(other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the flat forward, and a model's own
+@given(wanted=st.lists(st.booleans(), max_size=60))
+@settings(max_examples=20, deadline=None)
+def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) -> None:
+    answers = iter(wanted)
+    thread = Turns(Engine(EngineLimits(max_num_seqs=4)), lambda: next(answers, False))
+    its = background(request(prompt(90), variant(family=family), max_new_tokens=4))
+    outcome = Outcome()
+    thread.add(its)
+    while thread.has_work:
+        outcome.take(thread.step())
+        thread.check_integrity()
+    assert outcome.of(its) == expected(its)
+
+
+def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -> None:
+    asked: list[bool] = []
+
+    def is_wanted() -> bool:
+        asked.append(len(asked) % NUM_BLOCKS == 2)
+        return asked[-1]
+
+    thread, its, outcome = Turns(Engine(), is_wanted), request(prompt(6)), Outcome()
+    thread.add(background(request(prompt(5))))
+    assert thread.step() == []
+    assert asked == [False, False, True]
+    thread.add(its)
+    while its.request_id not in outcome.last:
+        outcome.take(thread.step())
+    assert len(asked) == 3, "a request gives way to nobody"
+    assert outcome.of(its) == expected(its)
+
+
+def test_a_request_that_comes_ends_the_background_step_that_has_begun() -> None:
+    """The step waits in its first block until there is the request; its last is never reached."""
+    its = make_variant("tiny", "tiny", tiny_model("llama", seed=77), None)
+    blocks = block_list(its.model)
+    has_come, fed = threading.Event(), list[int]()
+
+    async def run(engine: AsyncEngine) -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def begin(_module: nn.Module, _args: object, _output: object) -> None:
+            if not has_come.is_set():
+                loop.call_soon_threadsafe(begun.set)
+                assert has_come.wait(30)
+
+        def end(_module: nn.Module, args: tuple[torch.Tensor], _output: object) -> None:
+            fed.append(len(args[0]))
+
+        hooks = [blocks[0].get_submodule("mlp").register_forward_hook(begin)]
+        hooks.append(blocks[-1].get_submodule("mlp").register_forward_hook(end))
+        try:
+            replay = engine.background(background(request(prompt(5), its, max_new_tokens=1)))
+            await begun.wait()
+            stream = engine.stream(request(prompt(7), its, max_new_tokens=1))
+            has_come.set()
+            await events_of(stream)
+            assert [event.finish_reason async for event in replay] == [FinishReason.LENGTH]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    scenario(run)
+    assert fed == [7, 5]
 
 
 def test_one_of_them_runs_at_a_time() -> None:
