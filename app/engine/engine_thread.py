@@ -35,7 +35,8 @@ class EngineThread:
         self.moved_s = time.monotonic()  # when a step ended last, or work came after none
         self._engine = engine
         self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | None] = queue.SimpleQueue()
-        self._turns = Turns(engine, is_wanted=lambda: not self._commands.empty())
+        self._is_wanted = threading.Event()  # something has come that the background gives way to
+        self._turns = Turns(engine, self._is_wanted.is_set)
         self._has_failed = False
         self._thread: threading.Thread | None = None
 
@@ -76,6 +77,8 @@ class EngineThread:
     def put(self, command: Request | Work[Any] | Cancel) -> None:
         """To be carried out before the next step, in this order."""
         self._commands.put(command)
+        if not (isinstance(command, Request) and command.is_background):
+            self._is_wanted.set()
 
     # What follows runs in the thread; only it touches the engine.
 
@@ -103,6 +106,7 @@ class EngineThread:
         Returns the events of what was cancelled, and whether to go on.
         """
         events: list[TokenEvent] = []
+        self._is_wanted.clear()  # first, so that nothing that comes from now on is missed
         if must_wait := not self._turns.has_work:
             self._turns.check_integrity()  # costs nothing now: an idle engine holds no cache
         while must_wait or not self._commands.empty():
