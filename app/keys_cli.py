@@ -1,6 +1,5 @@
 """``sleb keys``: who may ask the service of a data directory for what. Imports are lazy."""
 
-import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.api_keys import ApiKey, KeyFile, Scope
+from app.json_output import print_json
 
 keys = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +41,7 @@ def create(
     """
     key = _file().create(name, scope, rate_per_min=rate, max_concurrent=concurrent)
     if as_json:
-        _print_json({"name": name, "scopes": sorted(set(scope)), "key": key})
+        print_json({"name": name, "scopes": sorted(set(scope)), "key": key})
         return
     typer.echo(key)
     typer.echo(
@@ -56,7 +56,7 @@ def list_keys(as_json: AsJson = False) -> None:
     """List names, scopes, limits and when each was made."""
     found = _file().known()
     if as_json:
-        _print_json([_row(key) for key in found])
+        print_json([_row(key) for key in found])
         return
     table = Table(box=SIMPLE_HEAD)
     for heading in ("name", "scopes", "a minute", "at once", "created"):
@@ -73,7 +73,7 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
     """Take a key back: running services refuse it from their next request on."""
     _file().revoke(name)
     if as_json:
-        _print_json({"name": name, "revoked": True})
+        print_json({"name": name, "revoked": True})
     else:
         typer.echo(f"the key {name!r} is good for nothing any more")
 
@@ -96,7 +96,3 @@ def _row(key: ApiKey) -> dict[str, Any]:
 
 def _shown(limit: int | None) -> str:
     return "as set" if limit is None else str(limit or "any")
-
-
-def _print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
-    typer.echo(json.dumps(data, indent=2))
