@@ -1,15 +1,13 @@
 """The ``sleb`` command: what the user types, turned into calls. Every import of weight is lazy."""
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
 from app.bench_cli import bench
-from app.calibration_options import calibration_of
 from app.config_cli import config
 from app.doctor_cli import doctor
 from app.eval_cli import evaluate
@@ -17,21 +15,12 @@ from app.export_cli import export
 from app.jobs_cli import jobs
 from app.keys_cli import keys
 from app.models_cli import models
+from app.prune_cli import prune
 from app.settings_table import UnknownSetting, check_variables
 from app.stability_cli import stability
 from pruning.config import UnreadableSecrets
-from pruning.gate_spec import GateAction, gate_of
 from pruning.process import hush_libraries
-from pruning.spec import (
-    Dataset,
-    InvalidSpec,
-    Metric,
-    PruneSpec,
-    Quantize,
-    Resident,
-    Sampling,
-    Search,
-)
+from pruning.spec import InvalidSpec
 
 app = typer.Typer(
     name="sleb",
@@ -41,6 +30,7 @@ app = typer.Typer(
     help="Make language models cheaper by deleting redundant transformer blocks, serve them beside "
     "their dense parents, and see what that bought.",
 )
+app.command()(prune)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(stability)
@@ -87,7 +77,8 @@ def begin(context: typer.Context) -> None:
 @app.command()
 def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: embedded Valkey, one worker and the API."""
-    from app.config import check_ports, serve_settings
+    from app.config import serve_settings
+    from app.ports import check_ports
     from app.up import run_up
     from pruning.config import WorkerSettings
 
@@ -152,100 +143,6 @@ def demo(
     from app.demo import run_demo
 
     run_demo(serve_settings(port=port), num_remove, keep=keep, as_json=as_json)
-
-
-@app.command()
-def prune(
-    model: Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")],
-    out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
-    num_remove: Annotated[int | None, typer.Option(help="How many blocks to remove.")] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of the blocks to remove, rounded up.")
-    ] = None,
-    max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Stop before pruned / dense perplexity passes this.")
-    ] = None,
-    target_speedup: Annotated[
-        float | None, typer.Option(help="Remove the fewest blocks that decode this much faster.")
-    ] = None,
-    calibration: Annotated[
-        list[str],
-        typer.Option(
-            help="A text or jsonl file, or self, wikitext2, c4; several are mixed, as in "
-            "--calibration A.txt --calibration B.txt=2.",
-            metavar="TEXT[=WEIGHT]",
-        ),
-    ] = [Dataset.SELF.value],  # noqa: B006 - typer wants it so, and nobody changes it
-    sampling: Annotated[
-        Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
-    ] = Sampling.WINDOWS,
-    num_samples: Annotated[int, typer.Option(help="Windows, or rows of raw text.")] = 16,
-    seqlen: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
-    protect_first: Annotated[int, typer.Option(help="First alive blocks that stay.")] = 1,
-    protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    evaluate: Annotated[bool, typer.Option(help="Perplexity of every depth at the end.")] = True,
-    metric: Annotated[
-        Metric, typer.Option(help="The paper's metric 3, or 1 or 2, which look at the dense model.")
-    ] = Metric.SLEB,
-    search: Annotated[
-        Search, typer.Option(help="exact, or staged: clearly worse candidates leave early.")
-    ] = Search.EXACT,
-    resident: Annotated[
-        Resident, typer.Option(help="model, or stream: one block at a time from the disk.")
-    ] = Resident.MODEL,
-    gate_max_probe_drop: Annotated[
-        float | None, typer.Option(help="How much of the probe's score, 0 to 1, may be lost.")
-    ] = None,
-    gate_max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Pruned / dense perplexity on held-out text, at most.")
-    ] = None,
-    gate_action: Annotated[
-        GateAction, typer.Option(help="What comes of more: publish with a warning, or not at all.")
-    ] = GateAction.WARN,
-    quantize: Annotated[
-        Quantize | None,
-        typer.Option(help="Measure the pruned model with weights of 8 or 4 bits as well."),
-    ] = None,
-    zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Ask the paper's five tasks of dense and pruned.")
-    ] = False,
-    state_budget: Annotated[
-        str | None, typer.Option(help="Bytes of hidden states to keep, as 4GiB.", metavar="BYTES")
-    ] = None,
-    actors: Annotated[int | None, typer.Option(help="Ray actors to search on, 0 for none.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Prune a model here and now, without any server, and write a Hugging Face checkpoint.
-
-    One of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup says how far to go.
-    """
-    from pruning.config import Settings
-
-    spec = PruneSpec(
-        model=model,
-        num_remove=num_remove,
-        sparsity=sparsity,
-        max_perplexity_ratio=max_perplexity_ratio,
-        target_speedup=target_speedup,
-        calibration=calibration_of(calibration, sampling, num_samples, seqlen, seed),
-        protect_first=protect_first,
-        protect_last=protect_last,
-        dtype=dtype,
-        evaluate=evaluate,
-        metric=metric,
-        search=search,
-        resident=resident,
-        gate=gate_of(gate_max_probe_drop, gate_max_perplexity_ratio, gate_action),
-        quantize=quantize,
-        zero_shot=zero_shot,
-    )
-    given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    from app.prune import run_prune  # brings torch: what is wrong above is told without it
-
-    run_prune(spec, out, settings, as_json=as_json)
 
 
 def _is_ours(error: Exception) -> bool:

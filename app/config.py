@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from pruning.config import AbsolutePath, Settings, WorkerSettings
+from pruning.config import AbsolutePath, Settings
 
 _DIRECTION = r"^(dense|[^@]*@.+)$"
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
@@ -238,16 +238,3 @@ def cluster_settings(**overrides: object) -> ClusterSettings:
 
 def _given(overrides: Mapping[str, object]) -> dict[str, Any]:
     return {name: value for name, value in overrides.items() if value is not None}
-
-
-class PortTaken(ValueError):
-    """Two processes of one machine are to listen on one port."""
-
-
-def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
-    """Of an API and a worker on one machine. Raises ``PortTaken``."""
-    if api.port and api.port == worker.worker_metrics_port:
-        raise PortTaken(
-            f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "
-            "worker's metrics need a port each"
-        )

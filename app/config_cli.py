@@ -14,8 +14,9 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print every setting as it is here, and where that comes from; secrets are masked."""
-    from app.config import check_ports, serve_settings
+    from app.config import serve_settings
     from app.effective import effective
+    from app.ports import check_ports
     from pruning.config import WorkerSettings
 
     check_ports(serve_settings(), WorkerSettings())

@@ -12,8 +12,9 @@ from rich.table import Table
 from app import doctor_gpu, doctor_machine, doctor_models, doctor_store
 from app.access import OpenDoor, check_door, is_loopback
 from app.api_keys import InvalidKeyFile, KeyFile
-from app.config import PortTaken, ServeSettings, check_ports
+from app.config import ServeSettings
 from app.finding import Finding, Level, fine, note, wrong
+from app.ports import PortTaken, check_ports
 from app.settings_table import UnknownSetting, check_variables
 from pruning.config import Settings, WorkerSettings
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from app.cli import app as command_line
-from app.config import ClusterSettings, PortTaken, ServeSettings, check_ports
+from app.config import ClusterSettings, ServeSettings
+from app.ports import PortTaken, check_ports
 from app.settings_docs import main, page
 from app.settings_table import UnknownSetting, check_variables, settings
 from pruning.config import WorkerSettings, child_environment
