@@ -1,6 +1,5 @@
 """``sleb doctor``: everything that may keep the service from working here, looked at in turn."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -14,9 +13,10 @@ from app.access import OpenDoor, check_door, is_loopback
 from app.api_keys import InvalidKeyFile, KeyFile
 from app.config import ServeSettings
 from app.finding import Finding, Level, fine, note, wrong
+from app.json_output import print_json
 from app.ports import PortTaken, check_ports
 from app.settings_table import UnknownSetting, check_variables
-from pruning.config import Settings, WorkerSettings
+from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 
 _COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
 
@@ -27,7 +27,7 @@ def diagnose() -> list[Finding]:
         check_variables()
         api, worker = ServeSettings(), WorkerSettings()
         check_ports(api, worker)
-    except (UnknownSetting, PortTaken, ValidationError) as error:
+    except (UnknownSetting, UnreadableSecrets, PortTaken, ValidationError) as error:
         advice = "correct the environment, then ask again: the rest was not looked at"
         return [doctor_machine.packages(), wrong("settings", _reason(error), advice)]
     return [
@@ -50,11 +50,11 @@ def is_healthy(findings: Sequence[Finding]) -> bool:
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    console = Console(highlight=False)
     if as_json:
         found = [asdict(its) for its in findings]
-        console.print_json(json.dumps({"healthy": is_healthy(findings), "findings": found}))
+        print_json({"healthy": is_healthy(findings), "findings": found})
         return
+    console = Console(highlight=False)
     table = Table()
     for heading in ("check", "", "found", "what to do"):
         table.add_column(heading, overflow="fold")

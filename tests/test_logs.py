@@ -4,10 +4,12 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 
+from app.config import ServeSettings
+from app.serve import set_up_process
 from pruning.logs import LogFormat, set_up_logging
 
 logger = logging.getLogger("sleb.test")
@@ -66,3 +68,15 @@ def test_a_line_of_no_request_has_no_id(
 def test_setting_up_twice_does_not_log_twice(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging("info", "json")
     assert len(logged("json", capsys).splitlines()) == 1
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_urls_that_are_asked_are_not_logged_as_they_may_have_secrets(
+    level: Literal["debug", "info"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_process(ServeSettings(log_level=level))
+    logging.getLogger("httpx2").info("HTTP Request: POST https://hook/?token=hunter2")
+    logging.getLogger("sleb.test").info("of ours")
+    told = capsys.readouterr().err
+    assert "of ours" in told
+    assert "hunter2" not in told
