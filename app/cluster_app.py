@@ -29,8 +29,8 @@ def application(args: Mapping[str, Any]) -> serve.Application:
     For ``serve run app.cluster_app:application`` and the config files of Ray Serve. Needs a
     cluster to be connected to. Raises as ``application_of`` does.
     """
-    # Ray Serve alone knows where it listens: it may be anywhere, unless args say otherwise.
-    return application_of(ClusterSettings(**{"host": "0.0.0.0", **args}))  # noqa: S104
+    anywhere = "0.0.0.0"  # noqa: S104 - Ray Serve alone knows where it listens
+    return application_of(ClusterSettings(**{"host": anywhere, **args}))
 
 
 def application_of(settings: ClusterSettings) -> serve.Application:

@@ -146,7 +146,7 @@ class KeyLimits:
 
         return Place(renew, give_back, self.renewed_every_s)
 
-    async def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+    async def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - as redis has it
         """What Redis answers, or None if it does not."""
         if monotonic() < self._rests_until_s:
             return None

@@ -27,9 +27,11 @@ _LOOK_S = 0.05  # between two looks at whether the models are loaded
 
 
 class Replica:
-    """Made in the event loop that it works in. Ray Serve knows its methods by their names."""
+    """Made in the event loop that it works in. Ray Serve knows its methods by their names, and
+    awaits ``__init__`` and ``__del__``.
+    """
 
-    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]
+    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # awaited
         """Returns when its models are loaded. Raises ``NotAModel`` if it sees none."""
         self._name = f"{gethostname()}-{os.getpid()}"
         self._settings = ServeSettings(**settings)

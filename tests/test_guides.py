@@ -16,13 +16,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from pruning.checkpoints import CheckpointStore
-from pruning.models import ModelStore
-from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from tests.api.conftest import publish_pruned
 from tests.e2e.processes import environment, free_port, is_ready, processes_of
 from tests.pages import GUIDES, ROOT, Block, blocks
-from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
 
@@ -76,14 +72,7 @@ def data_dir(tmp_path: Path) -> Path:
     config = write_tiny_model(data_dir / "models" / MODEL, num_blocks=10) / "config.json"
     longer = {**json.loads(config.read_text()), "max_position_embeddings": NUM_TOKENS}
     config.write_text(json.dumps(longer))
-    name = f"{MODEL}@prn-1"
-    prune(
-        PruneSpec(MODEL, num_remove=6, calibration=CalibrationSpec(num_samples=2, seqlen=8)),
-        name=name,
-        target=CheckpointStore(data_dir / "checkpoints").path(name),
-        models=ModelStore(data_dir / "models"),
-        observer=Recorder(),
-    )
+    publish_pruned(data_dir, num_remove=6, model=MODEL)
     (data_dir / "texts").mkdir()
     (data_dir / "texts" / "wikitext2-test.txt").write_text(text(3000))
     return data_dir

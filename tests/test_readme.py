@@ -22,14 +22,11 @@ from app.cli import app as command_line
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.architectures import ARCHITECTURES
-from pruning.checkpoints import CheckpointStore
-from pruning.models import ModelStore
-from pruning.pipeline import prune
-from pruning.spec import CalibrationMix, CalibrationSpec, Metric, PruneSpec, Resident, Search
+from pruning.spec import CalibrationMix, Metric, PruneSpec, Resident, Search
 from pruning.worker_metrics import WorkerMetrics
+from tests.api.conftest import publish_pruned
 from tests.local_client import LocalClient
 from tests.pages import GUIDES, README, ROOT, blocks, commands, prose
-from tests.recorder import Recorder
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
 
@@ -49,14 +46,7 @@ def client(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterato
     """The app as it is after ``make demo``: the model, and one job that removed six blocks."""
     redis_client.ping()
     write_tiny_model(tmp_path / "models" / MODEL, num_blocks=8)
-    name = f"{MODEL}@prn-1"
-    prune(
-        PruneSpec(MODEL, num_remove=6, calibration=CalibrationSpec(num_samples=2, seqlen=8)),
-        name=name,
-        target=CheckpointStore(tmp_path / "checkpoints").path(name),
-        models=ModelStore(tmp_path / "models"),
-        observer=Recorder(),
-    )
+    publish_pruned(tmp_path, num_remove=6, model=MODEL)
     app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
     with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")

@@ -84,7 +84,7 @@ class SlotCache(Cache):
                 tensor[slot] = tensor[last]
             tensor[last : last + 1] = 0  # a slice: a failed forward may not have made the slot
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 the name is the base class's
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the name is the base class's
         """Models ask before they look at the positions that they are given."""
         return 0
 

@@ -19,13 +19,17 @@ from tests.waiting import wait_until
 
 
 def publish_pruned(
-    data_dir: Path, num_remove: int = 3, job: str = "prn-1", spec: PruneSpec | None = None
+    data_dir: Path,
+    num_remove: int = 3,
+    job: str = "prn-1",
+    spec: PruneSpec | None = None,
+    model: str = "tiny",
 ) -> Manifest:
     """What a worker leaves behind when a job of this depth, or this spec, has succeeded."""
-    name = f"tiny@{job}"
+    name = f"{model}@{job}"
     calibration = CalibrationSpec(num_samples=2, seqlen=12)
     return prune(
-        spec or PruneSpec("tiny", num_remove, calibration=calibration),
+        spec or PruneSpec(model, num_remove, calibration=calibration),
         name=name,
         target=CheckpointStore(data_dir / "checkpoints").path(name),
         models=ModelStore(data_dir / "models"),

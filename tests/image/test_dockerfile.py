@@ -5,10 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.image.compose import ROOT
-from tests.monitoring.prometheus import tool
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -45,20 +42,3 @@ def test_dependencies_are_installed_again_only_when_their_list_changes() -> None
     assert "app ./app" in application
     sources = [re.findall(r"--from=(\w+)", line)[0] for line in final]
     assert sources == ["build", "dependencies", "application"]
-
-
-@pytest.mark.parametrize(
-    ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)]
-)
-def test_a_missing_compose_fails_in_ci_and_is_left_out_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ci: str, outcome: type[BaseException]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CI", ci)
-    with pytest.raises(outcome, match="apt-get install docker-compose"):
-        tool("docker-compose", package="docker-compose")
-
-
-def test_ci_installs_it() -> None:
-    script = (ROOT / ".ci" / "run").read_text()
-    assert script.index("docker-compose") < script.index("make test")

@@ -1,7 +1,6 @@
 """A real Prometheus with the shipped configuration, scraping this machine once a second."""
 
 import math
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,23 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 import yaml
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tests.debian import tool
 from tests.e2e.processes import free_port
 from tests.waiting import wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SHIPPED = DOCKER / "prometheus"
-
-
-class Machine(BaseSettings):
-    """Whether this is CI, where nothing may be left out."""
-
-    model_config = SettingsConfigDict(env_ignore_empty=True)
-
-    ci: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,18 +71,6 @@ class Prometheus:
         given = {"query": expr, "start": "0", "end": "99999999999"}
         answer = self._client.get("/api/v1/query_exemplars", params=given).json()
         return [its["labels"] for series in answer["data"] for its in series["exemplars"]]
-
-
-def tool(name: str, package: str = "prometheus") -> str:
-    """The path of a command of a Debian package; fails in CI without it, elsewhere skips."""
-    found = shutil.which(name)
-    if found is None:
-        give_up = pytest.fail if Machine().ci else pytest.skip
-        give_up(
-            f"{name} is not installed; it comes with Debian's package: apt-get install {package}"
-        )
-    assert found is not None
-    return found
 
 
 @contextmanager

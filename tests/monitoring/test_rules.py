@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.monitoring.prometheus import DOCKER, SHIPPED, alerts_and_records, tool
+from tests.debian import tool
+from tests.monitoring.prometheus import DOCKER, SHIPPED, alerts_and_records
 
 HERE = Path(__file__).parent
 UNIT_TESTS = sorted(HERE.glob("*_test.yml"))
