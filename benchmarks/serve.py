@@ -5,7 +5,6 @@ All sides of a comparison take turns, on the same requests with answers of force
 
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from benchmarks.depth import UnknownVariant, removed_blocks
 from benchmarks.plan import Baseline, Found, Part, Plan, Subject
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
+from benchmarks.servers import no_server_left
 from pruning.blocks import num_blocks
 from pruning.checkpoints import CheckpointStore
 from pruning.config import Settings
@@ -169,5 +169,5 @@ def _range(text: str, option: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
-    typer.run(main)
+    with no_server_left():
+        typer.run(main)

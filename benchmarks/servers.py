@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx2
+import psutil
 
 from app.config import ServeSettings
 from benchmarks.workload import Ask
@@ -44,6 +45,20 @@ class Server:
             "stream": True,
             **self.extra,
         }
+
+
+@contextmanager
+def no_server_left() -> Iterator[None]:
+    """SIGTERM ends a benchmark as Ctrl-C does, and with it every process that it has started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        left = psutil.Process().children(recursive=True)
+        for process in left:  # begun just as the signal came: nobody else holds them
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, _STOP_S)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ percentiles of a side are over the requests of all its turns.
 
 import json
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from app.settings_table import check_variables
 from app.speedup import turn_order
 from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop
-from benchmarks.servers import Server, sleb_serve_on
+from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import Ask
 from pruning.models import ModelStore
 
@@ -129,5 +128,5 @@ def _shadow_counts(server: Server) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
-    typer.run(main)
+    with no_server_left():
+        typer.run(main)

@@ -158,6 +158,20 @@ def test_no_server_outlives_a_benchmark_that_is_stopped(
     assert not server.is_running()
 
 
+def test_nor_one_that_nobody_holds_yet() -> None:
+    program = (
+        "import signal, subprocess\n"
+        "from benchmarks.servers import no_server_left\n"
+        "with no_server_left():\n"
+        "    print(subprocess.Popen(['sleep', '600']).pid, flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+    )
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "KeyboardInterrupt" in done.stderr
+    assert not psutil.pid_exists(int(done.stdout))
+
+
 def command(model: Path, directory: Path, *more: str) -> dict[str, Any]:
     """What the command writes about so small a model."""
     line = command_line(model, directory, *more)
