@@ -1,5 +1,6 @@
 """One answer as it grows, whoever generates it: pieces of final text, and at the end all of it."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,19 +72,28 @@ class Answer(ABC):
         self._tokens: list[Token] = []
         self._taken = (0, 0)  # of text and tokens
         self._output: Output | None = None
+        self.failure: Exception | None = None  # what keeps it from its end
         self.has_begun = False  # from when on it can fail, but not be refused any more
         self.is_taken = False  # whether the last piece is out
 
     @abstractmethod
-    async def follow(self, tell: Callable[[], None]) -> None:
-        """Gather to the end; calls ``tell`` whenever there is news.
-
-        Raises what keeps the answer from its end.
-        """
+    def start(self, tell: Callable[[], None]) -> None:
+        """Gather from now on; calls ``tell`` whenever there is news, its end or failure too."""
 
     @abstractmethod
     async def aclose(self) -> None:
         """Nobody wants it any more: whoever generates it stops."""
+
+    async def finish(self) -> Output:
+        """Gather to the end. Raises what keeps the answer from it."""
+        has_news = asyncio.Event()
+        self.start(has_news.set)
+        while self._output is None:
+            if self.failure is not None:
+                raise self.failure
+            await has_news.wait()
+            has_news.clear()
+        return self._output
 
     @property
     def output(self) -> Output:

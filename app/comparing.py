@@ -5,7 +5,6 @@ everybody's steps, and all would look alike. So variants take turns, in another 
 under whatever else the service does meanwhile.
 """
 
-import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.scoring import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variants import Variant
-from app.engine_backend import tokenize
+from app.engine_backend import tokenized
 from app.generation import Generator
 from app.registry import ServedModel
 from app.speedup import Speedup, speedup, turn_order
@@ -85,7 +84,7 @@ class Comparer:
         params = question.params
         if not params.is_greedy and params.seed is None:
             params = replace(params, seed=secrets.randbelow(2**63))
-        prompts = await _off_loop(question.prompts, served[0])
+        prompts = await tokenized(question.prompts, served[0])
         calls = [Call(its, prompts, params, question.stop, traffic="bench") for its in served]
         rounds = await self._rounds(calls, question.repeats)
         scores = await self._scores(served, prompts, [its[0] for its in rounds])
@@ -185,7 +184,3 @@ def _means_s(side: Side, time_s: Callable[[Timings], float | None]) -> list[floa
 
 def _lengths(side: Side) -> list[list[int]]:
     return [[output.num_tokens for output in answers] for answers in side.rounds]
-
-
-async def _off_loop(prompts: Sequence[str], served: ServedModel) -> list[tuple[int, ...]]:
-    return await asyncio.to_thread(tokenize, prompts, served)

@@ -52,19 +52,26 @@ class State(TypedDict):
     services: Services
 
 
-def _services(request: Request) -> Services:
+def _services_of(request: Request) -> Services:
     services = request.state.services
     assert isinstance(services, Services)
     return services
 
 
-def _catalog(request: Request) -> Catalog:
-    return _services(request).registry.catalog
+# All are asynchronous: FastAPI asks any other function in a thread.
 
 
-def _generator(request: Request) -> Generator:
+async def _services(request: Request) -> Services:
+    return _services_of(request)
+
+
+async def _catalog(request: Request) -> Catalog:
+    return _services_of(request).registry.catalog
+
+
+async def _generator(request: Request) -> Generator:
     """Not for what arrives while the process drains. Raises ``EngineStopped``."""
-    services = _services(request)
+    services = _services_of(request)
     if services.readiness.is_draining:
         raise EngineStopped("this process is shutting down: ask another, or this one later")
     return services.generator

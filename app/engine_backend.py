@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
@@ -46,7 +47,7 @@ class EngineBackend:
         does, before anything runs.
         """
         self._engine.check_number(len(call.prompts) * call.n)  # before any work is done
-        prompts = await asyncio.to_thread(tokenize, call.prompts, served)
+        prompts = await tokenized(call.prompts, served)
         requests = self._requests(call, served, prompts, deadline_s)
         labels = labels_of(served.entry, call.traffic)
         try:
@@ -61,7 +62,7 @@ class EngineBackend:
                 stream,
                 TextStream(served.tokenizer, call.stop),
                 self._metrics.token_gaps(labels),
-                partial(self._tell, call, served, stream),
+                self._teller(call, served, stream),
             )
             for index, stream in enumerate(streams)
         ]
@@ -95,9 +96,15 @@ class EngineBackend:
             params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
         return params
 
-    def _tell(self, call: Call, served: ServedModel, stream: Stream, output: Output) -> None:
-        for listener in self._listeners:
-            listener(Answered(call, served, stream, output))
+    def _teller(self, call: Call, served: ServedModel, stream: Stream) -> Callable[[Output], None]:
+        """Tells the listeners in the context of the call, whoever brings the last token."""
+        context = copy_context()
+
+        def tell(output: Output) -> None:
+            for listener in self._listeners:
+                context.run(listener, Answered(call, served, stream, output))
+
+        return tell
 
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None
@@ -124,21 +131,32 @@ class EngineAnswer(Answer):
         self._on_done = on_done
         self._last_token_s: float | None = None
 
-    async def follow(self, tell: Callable[[], None]) -> None:
-        """Raises ``GenerationFailed`` for the end that the engine makes of what it cannot do, and
-        ``EngineStopped``.
+    def start(self, tell: Callable[[], None]) -> None:
+        """Fails with ``GenerationFailed`` at the end that the engine makes of what it cannot do,
+        and with ``EngineStopped``.
         """
-        async for event in self._stream:
-            if event.token_id is not None and not self._detokenized.is_stopped:
-                self._add_token(event.token_id, event)
-            if event.finish_reason is not None:
-                self._end(event.finish_reason, event)
-            elif self._detokenized.is_stopped:
-                self._stream.cancel(FinishReason.STOP)
+
+        def hear(event: TokenEvent | Exception) -> None:
+            try:
+                self._hear(event)
+            except Exception as error:  # noqa: BLE001 - whoever waits is told, and nobody else
+                self.failure = error
+                self._stream.cancel()
             tell()
-            if event.finish_reason is not None:
-                return
-        raise GenerationFailed("the engine ended this request without a word; try again")
+
+        self._stream.tell(hear)
+
+    def _hear(self, event: TokenEvent | Exception) -> None:
+        if self.failure is not None:
+            return
+        if isinstance(event, Exception):
+            raise event
+        if event.token_id is not None and not self._detokenized.is_stopped:
+            self._add_token(event.token_id, event)
+        if event.finish_reason is not None:
+            self._end(event.finish_reason, event)
+        elif self._detokenized.is_stopped:
+            self._stream.cancel(FinishReason.STOP)
 
     async def aclose(self) -> None:
         await self._stream.aclose()
@@ -166,6 +184,13 @@ class EngineAnswer(Answer):
         self._finish(FinishReason.STOP if is_stopped else reason, last.timings)
         if self._on_done is not None:
             self._on_done(self.output)
+
+
+async def tokenized(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
+    """What ``tokenize`` returns, by a thread if there is work to do."""
+    if any(isinstance(prompt, str | Chat) for prompt in prompts):
+        return await asyncio.to_thread(tokenize, prompts, served)
+    return tokenize(prompts, served)
 
 
 def tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:

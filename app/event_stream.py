@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
@@ -76,16 +76,30 @@ class EventStream(EventSourceResponse):
 
 async def _events(generation: Generation, format_: AnswerFormat[object]) -> AsyncIterator[bytes]:
     try:
-        while not generation.is_over:
-            try:
-                async with asyncio.timeout(KEEP_ALIVE_S):
-                    pieces = await generation.news()
-            except TimeoutError:
-                yield KEEPALIVE_COMMENT
-            else:
-                yield b"".join(format_.pieces(pieces))
+        with _woken(generation):
+            while not generation.is_over:
+                pieces = await generation.news()
+                yield b"".join(format_.pieces(pieces)) or KEEPALIVE_COMMENT
         yield b"".join(format_.end(generation.outputs))
     except Exception as error:
         if problem_of(error).status >= 500:
             logger.exception("a stream ends with an error")
         yield format_.error(error)
+
+
+@contextmanager
+def _woken(generation: Generation) -> Iterator[None]:
+    """From time to time, however much is new: a timer for every token would cost more."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def wake() -> None:
+        nonlocal timer
+        generation.wake()
+        timer = loop.call_later(KEEP_ALIVE_S, wake)
+
+    timer = loop.call_later(KEEP_ALIVE_S, wake)
+    try:
+        yield
+    finally:
+        timer.cancel()

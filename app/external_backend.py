@@ -112,11 +112,22 @@ class ExternalAnswer(Answer):
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
         self._end: tuple[FinishReason, float] | None = None  # as it was told, and when
+        self._task: asyncio.Task[None] | None = None
         metrics.admitted(self._labels)
         server.answers.add(self)
 
-    async def follow(self, tell: Callable[[], None]) -> None:
-        """Raises a ``BackendError``."""
+    def start(self, tell: Callable[[], None]) -> None:
+        """Fails with a ``BackendError``."""
+        self._task = asyncio.create_task(self._follow(tell))
+
+    async def _follow(self, tell: Callable[[], None]) -> None:
+        try:
+            await self._gather(tell)
+        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            self.failure = error
+        tell()
+
+    async def _gather(self, tell: Callable[[], None]) -> None:
         try:
             reason = await self._ask(tell)
         except BackendOverloaded:
@@ -130,9 +141,11 @@ class ExternalAnswer(Answer):
             self._count(FinishReason.ERROR)
             raise
         self._finish(reason, self._count(reason))
-        tell()
 
     async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
         if self in self._server.answers:
             self._count(FinishReason.ABORT)
 

@@ -82,9 +82,9 @@ class Generation:
     def __init__(self, answers: Sequence[Answer]) -> None:
         self._answers = answers
         self._has_news = asyncio.Event()
-        self._tasks = [asyncio.create_task(its.follow(self._has_news.set)) for its in answers]
-        for task in self._tasks:
-            task.add_done_callback(lambda _task: self._has_news.set())
+        self._is_woken = False
+        for answer in answers:
+            answer.start(self._has_news.set)
 
     @property
     def is_over(self) -> bool:
@@ -108,6 +108,11 @@ class Generation:
             await self._wait()
         self._has_news.set()  # what came meanwhile is still to be told
 
+    def wake(self) -> None:
+        """Have ``news`` return, without any if there are none."""
+        self._is_woken = True
+        self._has_news.set()
+
     async def news(self) -> list[Piece]:
         """What is new, an answer a piece; waits for it. Whoever stops waiting loses nothing.
 
@@ -115,22 +120,20 @@ class Generation:
         cannot be finished.
         """
         pieces: list[Piece] = []
-        while not pieces and not self.is_over:
+        while not (pieces or self._is_woken or self.is_over):
             await self._wait()
             pieces = [piece for answer in self._answers if (piece := answer.take())]
+        self._is_woken = False
         return pieces
 
     async def aclose(self) -> None:
         """Cancel what still runs."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         for answer in self._answers:
             await answer.aclose()
 
     async def _wait(self) -> None:
         await self._has_news.wait()
         self._has_news.clear()
-        for task in self._tasks:
-            if task.done():
-                task.result()
+        for answer in self._answers:
+            if answer.failure is not None:
+                raise answer.failure

@@ -154,7 +154,7 @@ class Shadow:
             raise _Dropped("stopped" if isinstance(error, EngineStopped) else "error") from error
         answer = EngineAnswer(0, stream, TextStream(served.tokenizer, live.call.stop))
         try:
-            await answer.follow(lambda: None)
+            await answer.finish()
         except GenerationFailed as error:
             raise _Dropped("error") from error
         except EngineStopped as error:

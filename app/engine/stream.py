@@ -1,4 +1,4 @@
-"""The events of one request, as an asynchronous iterator that ends what it no longer wants."""
+"""The events of one request, iterated over or listened to, and its end if nobody wants it."""
 
 import asyncio
 import time
@@ -8,6 +8,7 @@ from types import TracebackType
 from app.engine.sequence import FinishReason, Request, Timings, TokenEvent
 
 OnEnd = Callable[[Request, TokenEvent], None]
+Listener = Callable[[TokenEvent | Exception], None]
 
 
 class Stream:
@@ -27,20 +28,30 @@ class Stream:
         self._cancel = cancel
         self._on_end = on_end
         self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
+        self._hear: Listener = self._events.put_nowait
         self._is_done = False
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
 
+    def tell(self, listener: Listener) -> None:
+        """Call it with each event, or what ``fail`` is told, in place of the iteration.
+
+        A token costs its reader no turn of the event loop then.
+        """
+        while not self._events.empty():
+            listener(self._events.get_nowait())
+        self._hear = listener
+
     def put(self, event: TokenEvent) -> None:
-        self._events.put_nowait(event)
+        self._hear(event)
         if event.finish_reason is not None and self._on_end is not None:
             self._on_end(self.request, event)
 
     def fail(self, error: Exception) -> None:
         """End it without the engine: the iteration raises ``error``."""
-        self._events.put_nowait(error)
+        self._hear(error)
         if self._on_end is not None:
             timings = Timings(self.request.arrived_s, None, None, time.monotonic(), num_tokens=0)
             last = TokenEvent(self.request_id, None, FinishReason.ERROR, timings)
@@ -57,6 +68,7 @@ class Stream:
     async def aclose(self) -> None:
         self.cancel()
         self._is_done = True
+        self._hear = _ignore
 
     def __aiter__(self) -> "Stream":
         return self
@@ -85,3 +97,7 @@ class Stream:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _ignore(_event: TokenEvent | Exception) -> None:
+    """Nobody wants it any more."""

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.engine.engine import Engine
+from app.engine.text import TextStream
 from app.main import create_app
 from tests.api.engines import CrashingEngine, FailingEngine, gated
 from tests.exposition import Scrape
@@ -43,6 +44,27 @@ def num_ended(client: TestClient, reason: str) -> float | None:
         "sleb_request_success_total", {**labels, "finished_reason": reason}
     )
     return found
+
+
+def test_an_answer_whose_text_cannot_be_made_fails_alone(
+    settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = TextStream.push
+    broken: list[TextStream] = []
+
+    def break_the_first(text: TextStream, token_id: int) -> str:
+        broken[:] = broken or [text]
+        if text is broken[0]:
+            raise RuntimeError("no such text")
+        return push(text, token_id)
+
+    monkeypatch.setattr(TextStream, "push", break_the_first)
+    with api(settings, redis_url) as client, ThreadPoolExecutor() as clients:
+        asks = [clients.submit(client.post, "/generate", json=BODY) for _ in range(3)]
+        assert sorted(ask.result().status_code for ask in asks) == [200, 200, 500]
+        services = client.app_state["services"]
+        wait_until(lambda: not services.engine.stats().num_running, "the failed one has ended")
+        assert num_ended(client, "abort") == 1
 
 
 def test_what_the_engine_fails_on_is_counted_as_an_error_and_as_no_latency(

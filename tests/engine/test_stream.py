@@ -10,7 +10,9 @@ from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, TokenEvent
 from app.engine.stream import Stream
+from tests.engine.requests import prompt, request
 from tests.engine.scenarios import endless, events_of, scenario, until
+from tests.tiny import generated
 
 
 class _Recording(Engine):
@@ -101,5 +103,25 @@ def test_a_cancelled_stream_still_tells_its_end() -> None:
         assert last.finish_reason is FinishReason.ABORT
         assert last.timings is not None
         assert last.timings.num_tokens == len(tokens) + 1
+
+    scenario(run)
+
+
+def test_a_listener_hears_everything_until_it_leaves() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        its = request(prompt(9), max_new_tokens=5, ignore_eos=True)
+        stream, left = engine.stream(its), engine.stream(endless(1))
+        await until(lambda: engine.stats().num_running == 1)  # so some of it has come before
+        heard: list[TokenEvent | Exception] = []
+        stream.tell(heard.append)
+        unwanted: list[TokenEvent | Exception] = []
+        left.tell(unwanted.append)
+        await until(lambda: bool(unwanted))
+        await left.aclose()
+        num_heard = len(unwanted)
+        await until(lambda: engine.stats().num_running == 0)
+        tokens = [event.token_id for event in heard if isinstance(event, TokenEvent)]
+        assert tokens == generated(its.variant.model, its.prompt_ids, 5)
+        assert len(unwanted) == num_heard
 
     scenario(run)
