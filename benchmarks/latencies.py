@@ -69,7 +69,7 @@ def throughput(passes: Sequence[Pass]) -> dict[str, object]:
         "tokens_per_s": round(rate(passes), 2),
         "requests": len(passes[0].answers),
         "tokens": passes[0].num_tokens,
-        "seconds": [round(one.seconds, 3) for one in passes],
+        "seconds": [round(one.seconds, 6) for one in passes],
     }
 
 

@@ -3,12 +3,11 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from random import Random
 
-from benchmarks.http_stream import post
+from benchmarks.http_stream import Part, post
 from benchmarks.latencies import Answered, Pass
 from benchmarks.offline import answered
 from benchmarks.servers import Server, ServerFailed
@@ -68,41 +67,31 @@ async def _open_loop(server: Server, asks: Sequence[Ask], per_s: float, seed: in
 
 
 async def _ask(server: Server, ask: Ask) -> Answered:
-    events = _Events()
     sent_s = time.perf_counter()
-    parts = post(f"{server.url}/v1/completions", server.body(ask))
-    async with asyncio.timeout(_TIMEOUT_S), aclosing(parts):
-        async for part in parts:
-            events.take(part, time.perf_counter())
-    return answered(sent_s, events.came_s, ask, events.num_tokens)
+    async with asyncio.timeout(_TIMEOUT_S):
+        parts = await post(f"{server.url}/v1/completions", server.body(ask))
+    came_s, last = _events(parts)
+    return answered(sent_s, came_s, ask, _num_tokens(last))
 
 
-class _Events:
-    """Server-sent events as they come; only the last is read, so that the client stays cheap."""
+def _events(parts: Iterable[Part]) -> tuple[Sequence[float], bytes]:
+    """When the pieces of the answer came, and the last event, which counts the tokens.
 
-    def __init__(self) -> None:
-        self._rest = b""
-        self._moments: list[float] = []
-        self._last = b""
-
-    def take(self, received: bytes, now_s: float) -> None:
-        *events, self._rest = (self._rest + received).split(b"\n\n")
+    That one is no piece, unless it is all there is: an answer without text.
+    """
+    rest, last, moments = b"", b"", []
+    for moment, part in parts:
+        *events, rest = (rest + part).split(b"\n\n")
         for event in events:
             if event.startswith(_DATA) and event != _DONE:
-                self._moments.append(now_s)
-                self._last = event
+                moments.append(moment)
+                last = event
+    return moments[:-1] or moments, last
 
-    @property
-    def came_s(self) -> Sequence[float]:
-        """Of the pieces of the answer: all but the last event, which counts the tokens. Of an
-        answer without text there is nothing else.
-        """
-        return self._moments[:-1] or self._moments
 
-    @property
-    def num_tokens(self) -> int:
-        try:
-            return int(json.loads(self._last.removeprefix(_DATA))["usage"]["completion_tokens"])
-        except (ValueError, KeyError, TypeError) as error:
-            last = self._last.decode(errors="replace")
-            raise ServerFailed(f"the stream does not end with usage, but with {last!r}") from error
+def _num_tokens(last: bytes) -> int:
+    try:
+        return int(json.loads(last.removeprefix(_DATA))["usage"]["completion_tokens"])
+    except (ValueError, KeyError, TypeError) as error:
+        text = last.decode(errors="replace")
+        raise ServerFailed(f"the stream does not end with usage, but with {text!r}") from error

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
-from benchmarks.latencies import Pass, rate
+from benchmarks.latencies import Pass
 from benchmarks.workload import Ask
 
 _NUM_WARM_UP = 8  # requests
@@ -27,7 +28,11 @@ def alternate(
 
 
 def ratio(passes: Mapping[str, Sequence[Pass]], ours: str, theirs: str) -> float | None:
-    """How many times as many tokens per second; None unless both were run."""
+    """How many times as many tokens per second; None unless both were run.
+
+    The median of the ratios of single turns: whatever slows the machine for some turns slows both.
+    """
     if ours not in passes or theirs not in passes:
         return None
-    return rate(passes[ours]) / rate(passes[theirs])
+    pairs = zip(passes[ours], passes[theirs], strict=True)
+    return median(our.tokens_per_s / their.tokens_per_s for our, their in pairs)

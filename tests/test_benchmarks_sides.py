@@ -15,7 +15,7 @@ from benchmarks.baselines import run_continuous, run_one_by_one, run_static
 from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
 from benchmarks.latencies import Answered, Pass
 from benchmarks.offline import WrongLength, answered, run_engine
-from benchmarks.sides import alternate
+from benchmarks.sides import alternate, ratio
 from benchmarks.workload import Ask, NoSuchPrompt, Prompts
 from pruning.checkpoints import CheckpointStore
 from pruning.models import LoadedModel, ModelStore
@@ -91,6 +91,14 @@ def test_sides_take_turns_after_a_short_one_each(prompts: Prompts) -> None:
     found = alternate(sides, prompts.uniform(3, 8, 5), repeats=2)
     assert turns == [("a", 6), ("b", 6), ("a", 15), ("b", 15), ("a", 15), ("b", 15)]
     assert {name: len(its) for name, its in found.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_median_of_turns_beside_each_other() -> None:
+    answers = (Answered(0.0, (1.0,), 10),)
+    ours = [Pass(seconds, answers) for seconds in (1.0, 4.0, 2.0)]  # as the machine slows down
+    theirs = [Pass(seconds, answers) for seconds in (2.0, 8.0, 1.0)]
+    assert ratio({"ours": ours, "theirs": theirs}, "ours", "theirs") == 2.0
+    assert ratio({"ours": ours}, "ours", "theirs") is None
 
 
 def test_prompts_have_exactly_the_tokens_that_their_text_has(
