@@ -88,6 +88,11 @@ class ServeSettings(Settings):
     max_num_seqs: PositiveInt = Field(
         default=64, description="sequences generated at once, of all variants together"
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="`false` takes decode steps on a GPU one kernel at a time, in place of "
+        "recording and replaying them",
+    )
     max_waiting: NonNegativeInt = Field(
         default=256,
         description="sequences that may wait beyond those; more are refused with 429",

@@ -16,6 +16,7 @@ from app.catalog import Catalog
 from app.config import ServeSettings
 from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
+from app.engine.decode_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine_backend import EngineBackend
@@ -164,7 +165,7 @@ def _services(
     )
     limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
     async_engine = AsyncEngine(
-        engine or Engine(limits),
+        engine or Engine(limits, recorder=recorder_on if settings.cuda_graphs else no_recorder),
         settings.max_waiting,
         max_waiting_tokens=settings.max_waiting_tokens,
         stall_s=settings.engine_stall_s,

@@ -7,9 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 
+from app.engine.decode_graphs import Recorder, no_recorder, recorder_on
 from app.engine.kv_cache import Interrupted, never
 from app.engine.runner import Runner
 from app.engine.sampling import Choice, new_generator, next_tokens
@@ -60,6 +62,7 @@ class Engine:
     """Continuous batching of any number of variants. Not thread-safe: one thread drives it.
 
     A step is given up, and repeated later, when ``gives_way`` becomes true in the middle of it.
+    A recorded one could not ask, so such an engine records none.
     """
 
     def __init__(
@@ -68,10 +71,13 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         gives_way: Callable[[], bool] = never,
+        recorder: Callable[[torch.device], Recorder | None] = recorder_on,
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
         self._gives_way = gives_way
+        self._recorder = recorder if gives_way is never else no_recorder
+        self._unrecorded: WeakSet[Variant] = WeakSet()  # tried in vain
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._runners: dict[Variant, Runner] = {}  # of the variants with running sequences
@@ -189,9 +195,7 @@ class Engine:
         for seq in batch.sequences:
             if seq.scheduled_s is None:
                 seq.scheduled_s = now_s
-        if batch.variant not in self._runners:
-            self._runners[batch.variant] = Runner(batch.variant, self._gives_way)
-        logits = self._runners[batch.variant].forward(batch)
+        logits = self._runner(batch.variant).forward(batch)
         for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
             seq.num_cached += num
             if seq.num_generated:  # so this is a decode step
@@ -203,6 +207,13 @@ class Engine:
         if len(ready) < len(logits):  # all of a decode are ready, and its copy would take long
             logits = logits[ready]
         return list(zip(seqs, next_tokens(logits, seqs), strict=True))
+
+    def _runner(self, variant: Variant) -> Runner:
+        if variant not in self._runners:
+            is_tried = variant in self._unrecorded
+            record = None if is_tried else self._recorder(variant.model.device)
+            self._runners[variant] = Runner(variant, self._gives_way, record)
+        return self._runners[variant]
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         if choice is None:
@@ -234,6 +245,12 @@ class Engine:
         variant, slot = seq.request.variant, seq.slot
         last = self._scheduler.remove(seq)
         if variant not in self._scheduler.running:
-            self._runners.pop(variant, None)  # idle: its cache goes
+            self._forget(variant)
         elif slot is not None and last is not None and variant in self._runners:
             self._runners[variant].cache.free(slot, last)
+
+    def _forget(self, variant: Variant) -> None:
+        """It is idle: its cache goes, and its recordings with it."""
+        runner = self._runners.pop(variant, None)
+        if runner is not None and runner.graphs is not None and not runner.graphs.is_possible:
+            self._unrecorded.add(variant)

@@ -5,7 +5,7 @@ lie packed in one row, and positions and masks are explicit. Models whose blocks
 kind go through the flat forward, the others through their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, chain
 
@@ -20,6 +20,7 @@ from app.engine.attention import (
     own_mask,
     packed_mask,
 )
+from app.engine.decode_graphs import DecodeGraphs, Recorder, Shape
 from app.engine.flat_forward import flat_model, vector_kernels
 from app.engine.kv_cache import SlotCache, Window, never
 from app.engine.scheduler import Batch
@@ -28,11 +29,21 @@ from pruning.blocks import final_logits
 
 
 class Runner:
-    def __init__(self, variant: Variant, gives_way: Callable[[], bool] = never) -> None:
+    """Takes decode steps by their recordings where it is given a ``record`` for them."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        gives_way: Callable[[], bool] = never,
+        record: Recorder | None = None,
+    ) -> None:
         self.cache = SlotCache(gives_way)
+        self.graphs: DecodeGraphs | None = None
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
         self._flat = flat_model(variant.model)
+        if record is not None:
+            self.graphs = DecodeGraphs(record, self._decode, self.cache, self._model.device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -40,6 +51,8 @@ class Runner:
 
         Raises ``Interrupted``.
         """
+        if self.graphs is not None and (logits := self.graphs.run(batch)) is not None:
+            return logits
         places = [
             range(seq.num_cached, seq.num_cached + num)
             for seq, num in zip(batch.sequences, batch.num_fed, strict=True)
@@ -53,13 +66,32 @@ class Runner:
         self.cache.open(window)
         with vector_kernels() if len(token_ids) == 1 else nullcontext():
             if self._flat is None:
-                hidden = self._own_forward(token_ids, window, batch)
+                shape = (-1, 1) if batch.is_one_token_each else (1, -1)
+                masks = self._own_masks(window, batch)
+                positions = window.positions.view(shape)
+                hidden = self._own_forward(token_ids.view(shape), positions, masks)
             else:
                 attention = self._attention(window, places)
                 hidden = self._flat(token_ids, window.positions, attention, self.cache)
             if not batch.is_one_token_each:
                 hidden = hidden[[num - 1 for num in accumulate(batch.num_fed)]]
             return final_logits(self._model, hidden).float()
+
+    def _decode(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, shape: Shape
+    ) -> torch.Tensor:
+        """As ``forward`` for a token in each of the first slots, with nothing decided on the host
+        that another step of this shape would decide otherwise.
+        """
+        num_slots, num_tokens = shape
+        slots = torch.arange(num_slots, device=token_ids.device)
+        self.cache.open(Window(slots, positions, shape, slice(0, num_slots), num_tokens))
+        attention = self._together(positions, num_tokens)
+        if self._flat is None:
+            hidden = self._own_forward(token_ids[:, None], positions[:, None], attention.masks)
+        else:
+            hidden = self._flat(token_ids, positions, attention, self.cache)
+        return final_logits(self._model, hidden).float()
 
     def _window(self, batch: Batch, places: Sequence[range]) -> Window:
         first, num_slots = batch.sequences[0].slot, len(places)
@@ -79,31 +111,40 @@ class Runner:
     def _attention(self, window: Window, places: Sequence[range]) -> Attention:
         dtype = self._model.dtype
         if all(len(its) == 1 for its in places):
-            positions = window.positions[:, None]
-            return Together(
-                {
-                    kind: causal_mask(positions, window.num_tokens, reach, dtype)
-                    for kind, reach in self._windows.items()
-                }
-            )
+            return self._together(window.positions, window.num_tokens)
         masks = {
             kind: [own_mask(its, reach, dtype, self._model.device) for its in places]
             for kind, reach in self._windows.items()
         }
         return Apart([len(its) for its in places], [its.stop for its in places], masks)
 
-    def _own_forward(self, token_ids: torch.Tensor, window: Window, batch: Batch) -> torch.Tensor:
-        """The model's; hidden states ``[tokens, hidden_size]`` in front of the head."""
-        shape = (-1, 1) if batch.is_one_token_each else (1, -1)
-        positions = window.positions.view(shape)
-        masks = {
+    def _together(self, positions: torch.Tensor, num_tokens: int) -> Together:
+        """Of one token a slot, at these positions ``[slots]``."""
+        return Together(
+            {
+                kind: causal_mask(positions[:, None], num_tokens, reach, self._model.dtype)
+                for kind, reach in self._windows.items()
+            }
+        )
+
+    def _own_masks(self, window: Window, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """By kind, as the model's own forward takes them."""
+        positions = window.positions.view((-1, 1) if batch.is_one_token_each else (1, -1))
+        return {
             kind: packed_mask(window.positions, batch.num_fed, reach, self._model.dtype)
             if window.rows is None
             else causal_mask(positions, window.num_tokens, reach, self._model.dtype)
             for kind, reach in self._windows.items()
         }
+
+    def _own_forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, masks: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The model's, of ``[rows, width]`` tokens; hidden states ``[tokens, hidden_size]`` in
+        front of the head.
+        """
         hidden: torch.Tensor = self._model.base_model(
-            input_ids=token_ids.view(shape),
+            input_ids=token_ids,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
             position_ids=positions,
             cache=self.cache,

@@ -4,7 +4,7 @@ Knows sequences and counts. It imports no torch and touches no cache; the engine
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from app.engine.sequence import Sequence
@@ -51,6 +51,7 @@ class Batch:
     sequences: tuple[Sequence, ...]
     num_fed: tuple[int, ...]  # of each
     cache_shape: tuple[int, int]  # slots, and tokens per slot, that the variant's cache needs
+    is_decode: bool = False  # a token for every sequence of the variant that runs
 
     @property
     def is_one_token_each(self) -> bool:
@@ -132,7 +133,8 @@ class Scheduler:
                 variant = self._decodes_due.popleft()
                 slots = self.running.get(variant, [])
                 if any(seq.num_uncached == 1 for seq in slots):  # not for a half-read prompt alone
-                    return self._batch(variant, slots, [1] * len(slots))
+                    batch = self._batch(variant, slots, [1] * len(slots))
+                    return replace(batch, is_decode=True)
             prefill = self._prefill()
             self._decodes_due.extend(self.running)
             if prefill is not None or not self.running:

@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from app.engine.decode_graphs import Step
 from app.engine.engine import Engine
 from app.engine.sampling import Choice
 from app.engine.scheduler import EngineLimits
@@ -73,10 +74,14 @@ limits = st.builds(
 class EngineMachine(RuleBasedStateMachine):
     """An engine, and what was asked of it. One step is one second of its clock."""
 
-    @initialize(limits=limits)
-    def start(self, limits: EngineLimits) -> None:
+    @initialize(limits=limits, is_recorded=st.booleans())
+    def start(self, limits: EngineLimits, is_recorded: bool) -> None:
         self.now_s = 0.0
-        self.engine = Engine(limits, clock=lambda: self.now_s)
+        self.engine = Engine(
+            limits,
+            clock=lambda: self.now_s,
+            recorder=lambda _device: again if is_recorded else None,
+        )
         self.open: dict[str, tuple[Request, Arrival]] = {}
         self.choices: dict[str, list[Choice]] = {}
         self.outcome = Outcome()
@@ -145,6 +150,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     def is_late(self, its: Request) -> bool:
         return its.deadline_s is not None and its.deadline_s <= self.now_s
+
+
+def again(step: Step) -> Step:
+    """What a recording does, as a step over the same tensors, padding and all."""
+    return step
 
 
 def check(event: TokenEvent, expected: Choice) -> None:

@@ -58,7 +58,7 @@ def forwards(
         for seed, (num_prompt, num_new) in enumerate(sizes)
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "Runner", lambda its, _gives_way: BothWays(its, seen))
+        patch.setattr(engine_module, "Runner", lambda its, *_: BothWays(its, seen))
         outcome = run(Engine(limits), *asked)
     assert [len(outcome.of(its)) for its in asked] == [num_new for _, num_new in sizes]
     return seen

@@ -89,7 +89,8 @@ def test_a_slot_that_a_failed_forward_never_made_can_be_freed() -> None:
 @pytest.mark.parametrize(("num_slots", "num_tokens"), [(0, 1), (5, 1), (2, 65)])
 def test_integrity_notices_leftovers_and_missing_room(num_slots: int, num_tokens: int) -> None:
     cache = SlotCache()
-    write(cache, 0, [[0], [0]], 1.0, (4, 64))
+    write(cache, 0, [[0, 1], [0, 1]], 1.0, (4, 64))
+    write(cache, 2, [[0], [0]], 1.0, (4, 64))  # as the padding of a replayed decode
     cache.check_integrity(2, 64)
     with pytest.raises(AssertionError):
         cache.check_integrity(num_slots, num_tokens)

@@ -1,0 +1,157 @@
+"""Decode steps recorded as graphs and replayed: launching kernels takes a GPU longer than they do.
+
+A recording repeats the same kernels on the same addresses, without any of the Python in between.
+So there is one for each shape, its sequences rounded up to a power of two, and none outlives the
+tensors of the cache that it was made on.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from app.engine.kv_cache import SlotCache
+from app.engine.scheduler import Batch
+
+logger = logging.getLogger(__name__)
+
+_CLOSE = 0.02  # of the largest logit: how far a replay may be from what it repeats
+
+Step = Callable[[], torch.Tensor]
+Recorder = Callable[[Step], Step]
+Shape = tuple[int, int]  # slots, and tokens per slot
+# A token for each of the first slots and their positions, [slots]: logits [slots, vocab].
+DecodeStep = Callable[[torch.Tensor, torch.Tensor, Shape], torch.Tensor]
+
+
+class WrongReplay(RuntimeError):
+    """A replay has not repeated the step: part of it was decided outside of the graph."""
+
+
+@dataclass(frozen=True)
+class _Graph:
+    fed: torch.Tensor  # [2, slots]: what the step reads, token ids and positions
+    replay: Step
+
+    def run(self, fed: torch.Tensor) -> torch.Tensor:
+        self.fed.copy_(fed)
+        return self.replay()
+
+
+class DecodeGraphs:
+    """Of one variant, over its cache."""
+
+    def __init__(
+        self, record: Recorder, step: DecodeStep, cache: SlotCache, device: torch.device
+    ) -> None:
+        self.is_possible = True
+        self._record = record
+        self._step = step
+        self._cache = cache
+        self._device = device
+        self._graphs: dict[Shape, _Graph] = {}
+        self._on = cache.version
+        self._seen: set[Shape] = set()
+
+    def run(self, batch: Batch) -> torch.Tensor | None:
+        """Logits ``[sequences, vocab]`` of a decode, good until the next one.
+
+        None where the step must be taken as usual: if it cannot be recorded, and once for each
+        shape, as many do not come twice.
+        """
+        if not self.is_possible or not batch.is_decode:
+            return None
+        if batch.cache_shape not in self._seen:
+            self._seen.add(batch.cache_shape)
+            return None
+        graph = self._graph(batch)
+        return None if graph is None else graph.run(_fed(batch))[: len(batch.sequences)]
+
+    def _graph(self, batch: Batch) -> _Graph | None:
+        self._drop_stale()
+        graph = self._graphs.get(batch.cache_shape)
+        if graph is None:
+            try:
+                graph = self._recorded(batch)
+            except Exception:
+                self.is_possible = False
+                self._graphs.clear()
+                logger.warning(
+                    "decode steps of %s cannot be recorded, and are taken one kernel at a time",
+                    batch.variant.name,
+                    exc_info=True,
+                )
+            else:
+                self._graphs[batch.cache_shape] = graph
+        return graph
+
+    def _drop_stale(self) -> None:
+        if self._on != self._cache.version:
+            self._graphs.clear()
+            self._on = self._cache.version
+
+    def _recorded(self, batch: Batch) -> _Graph:
+        """Raises ``WrongReplay``, and whatever keeps the step from being recorded."""
+        shape = batch.cache_shape
+        fed = _fed(batch).to(self._device)
+        expected = self._step(fed[0], fed[1], shape)  # makes the room in the cache, too
+        self._drop_stale()
+        static = _next(fed, len(batch.sequences), shape)
+        graph = _Graph(static, self._record(lambda: self._step(static[0], static[1], shape)))
+        found = graph.run(fed)
+        if not torch.allclose(found, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())):
+            raise WrongReplay("the logits of a replay are not those of the step that it repeats")
+        return graph
+
+
+def _fed(batch: Batch) -> torch.Tensor:
+    """Token ids and positions of all slots of the shape.
+
+    Slots without a sequence are fed the first token of the vocabulary at their first position,
+    which whoever gets the slot writes before it is read.
+    """
+    padding = [0] * (batch.cache_shape[0] - len(batch.sequences))
+    places = [seq.num_cached for seq in batch.sequences]
+    token_ids = [seq.tokens[at] for seq, at in zip(batch.sequences, places, strict=True)]
+    return torch.tensor([token_ids + padding, places + padding])
+
+
+def _next(fed: torch.Tensor, num_sequences: int, shape: Shape) -> torch.Tensor:
+    """What to record on: unlike what the replay is tried on, so that it is seen to read it.
+
+    It writes where the sequences write next, and not over what they have.
+    """
+    token_ids, positions = torch.zeros_like(fed)
+    positions[:num_sequences] = (fed[1, :num_sequences] + 1).clamp(max=shape[1] - 1)
+    return torch.stack((token_ids, positions))
+
+
+def recorder_on(device: torch.device) -> Recorder | None:
+    """None for a device without graphs."""
+    return partial(_record_cuda, device) if device.type == "cuda" else None
+
+
+def no_recorder(_device: torch.device) -> None:
+    """Every step one kernel at a time."""
+
+
+def _record_cuda(device: torch.device, step: Step) -> Step:
+    """Other threads may use the device meanwhile, as those that load weights do."""
+    with torch.cuda.device(device):
+        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(usual)
+        with torch.cuda.stream(aside):
+            step()  # what libraries set up at a first call cannot be recorded
+        usual.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            logits = step()
+
+    def replay() -> torch.Tensor:
+        with torch.cuda.device(device):
+            graph.replay()
+        return logits
+
+    return replay
