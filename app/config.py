@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
+from app.texts_folder import TextsFolder
 from pruning.config import AbsolutePath, Settings
 
 _DIRECTION = r"^(dense|[^@]*@.+)$"
@@ -115,6 +116,11 @@ class ServeSettings(Settings):
         ge=64,  # what the shortest request takes
         description="largest request body; a larger one is refused with 413",
     )
+    max_text_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        default=ByteSize(256 * 2**20),
+        description="largest file of the texts folder that a job may name, in bytes or as `1GiB`; "
+        "a larger one is refused with 422",
+    )
     webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = Field(
         default=None,
         repr=False,
@@ -188,9 +194,8 @@ class ServeSettings(Settings):
         return self.external_models or (usual if usual.exists() else None)
 
     @property
-    def texts_dir(self) -> Path:
-        """Calibration files that jobs may name: nothing outside of it is ever read for one."""
-        return self.data_dir / "texts"
+    def texts(self) -> TextsFolder:
+        return TextsFolder(self.data_dir / "texts", self.max_text_bytes)
 
 
 class ClusterSettings(ServeSettings):

@@ -16,6 +16,7 @@ from app.api_keys import caller
 from app.config import ServeSettings
 from app.deps import Services
 from app.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
+from app.texts_folder import TextsFolder
 from app.webhook_target import WebhooksOff, address_rule, check
 from pruning.estimate import (
     DiskTooSmall,
@@ -146,7 +147,7 @@ def _wait_s(services: Services) -> float:
 
 
 def _checked(body: PruneJobBody, services: Services) -> _Checked:
-    spec = _spec(body, services.settings.texts_dir)
+    spec = _spec(body, services.settings.texts)
     info = services.models.inspect(spec.model)
     if spec.quantize is not None:
         check_quantizable(info.model_type)
@@ -177,14 +178,14 @@ def _nearest(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
-def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
+def _spec(body: PruneJobBody, texts: TextsFolder) -> PruneSpec:
     return PruneSpec(
         model=body.model,
         num_remove=body.num_remove,
         sparsity=body.sparsity,
         max_perplexity_ratio=body.max_perplexity_ratio,
         target_speedup=body.target_speedup,
-        calibration=_calibration(body.calibration, texts_dir),
+        calibration=_calibration(body.calibration, texts),
         protect_first=body.protect_first,
         protect_last=body.protect_last,
         dtype=body.dtype,
@@ -198,40 +199,20 @@ def _spec(body: PruneJobBody, texts_dir: Path) -> PruneSpec:
     )
 
 
-def _calibration(body: CalibrationBody | list[SourceBody], texts_dir: Path) -> Calibration:
+def _calibration(body: CalibrationBody | list[SourceBody], texts: TextsFolder) -> Calibration:
     if isinstance(body, CalibrationBody):
-        return _source(body, texts_dir, "calibration")
-    sources = [_source(source, texts_dir, f"calibration.{at}") for at, source in enumerate(body)]
+        return _source(body, texts, "calibration")
+    sources = [_source(source, texts, f"calibration.{at}") for at, source in enumerate(body)]
     return CalibrationMix(tuple(sources), tuple(source.weight for source in body))
 
 
-def _source(body: CalibrationBody, texts_dir: Path, param: str) -> CalibrationSpec:
+def _source(body: CalibrationBody, texts: TextsFolder, param: str) -> CalibrationSpec:
     """``param`` is the dotted name of the source in the body."""
     try:
-        path = None if body.path is None else str(_confined(body.path, texts_dir))
+        path = None if body.path is None else str(texts.file(body.path))
         return CalibrationSpec(
             body.dataset, body.sampling, body.num_samples, body.seqlen, body.seed, path
         )
     except InvalidSpec as error:
         at = error.param.replace("calibration", param, 1)
         raise InvalidSpec(at, str(error)) from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # its name is too long, or it may not be looked at
-        return False
-
-
-def _confined(path: str, texts_dir: Path) -> Path:
-    """A client may name files of the texts folder, links resolved, and no others."""
-    if "\0" in path:
-        raise InvalidSpec("calibration.path", "the path contains a null character")
-    resolved = (texts_dir / path).resolve()
-    if not resolved.is_relative_to(texts_dir.resolve()) or not _is_file(resolved):
-        raise InvalidSpec(
-            "calibration.path",
-            f"no file {path[:256]!r} in the texts folder of the service: put it there first",
-        )
-    return resolved
