@@ -30,7 +30,7 @@ def run_cluster(settings: ClusterSettings) -> None:
     """
     check_door(settings)
     set_up_process(settings)
-    with suppress(KeyboardInterrupt), connected(import_ray()):
+    with suppress(KeyboardInterrupt), connected(import_ray("serve")):
         signal.signal(signal.SIGTERM, leave)  # Ray's own leaves everything as it is
         with deployed(settings) as url:
             logger.info("the cluster answers on %s", url)

@@ -176,9 +176,11 @@ def _recipe(
     )
 
 
-def import_ray() -> ModuleType:
-    """Raises ``ClusterUnavailable``."""
+def import_ray(*parts: str) -> ModuleType:
+    """With these parts of it, as ``serve``. Raises ``ClusterUnavailable``."""
     try:
+        for part in parts:
+            importlib.import_module(f"ray.{part}")
         return importlib.import_module("ray")
     except ImportError as error:
         raise ClusterUnavailable(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from pruning.actors import ClusterLost, Evaluated
-from pruning.cluster import TIE_NATS, ClusterScorer, ClusterUnavailable
+from pruning.cluster import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.models import load
 from pruning.scoring import PlainScorer, SharedPrefixScorer, StateBudgetTooSmall
 from pruning.sleb import Blocks, sleb
@@ -190,3 +190,10 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
         ClusterScorer(tmp_path, WINDOWS, num_actors=1)
+
+
+def test_nor_is_ray_enough_where_a_part_of_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    assert import_ray().__name__ == "ray"
+    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
+        import_ray("serve")
