@@ -63,6 +63,10 @@ def _tensors(file: Path) -> Iterator[tuple[str, int]]:
 def _told_as_not_a_model(file: Path) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise NotAModel(
+            f"{file} may not be read ({error.strerror}): give it to the user that runs the service"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise NotAModel(
             f"{file} is not a safetensors file ({error}): put the model there again"

@@ -1,5 +1,6 @@
 """What a job needs, compared with what one really writes; how long it takes, from earlier ones."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,19 @@ def test_shards_are_added_up(tmp_path: Path) -> None:
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(NotAModel, match="not a safetensors file"):
+        weight_sizes(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_a_broken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # nothing is refused to root
+    with pytest.raises(NotAModel, match="may not be read"):
         weight_sizes(tmp_path)
 
 
