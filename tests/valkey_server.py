@@ -14,13 +14,20 @@ from tests.waiting import wait_until
 
 @contextmanager
 def valkey(*options: str) -> Iterator[str]:
-    """Yield its URL; its directory has a short name, as sockets must."""
+    """Yield its URL."""
+    with running_valkey(*options) as server:
+        yield server.url
+
+
+@contextmanager
+def running_valkey(*options: str) -> Iterator["ValkeyServer"]:
+    """In a directory with a short name, as sockets must have one."""
     with TemporaryDirectory(prefix="sleb-valkey-") as directory:
         server = ValkeyServer(Path(directory), *options)
         with server.start():
             try:
                 server.wait_until_it_answers()
-                yield server.url
+                yield server
             finally:
                 server.process.terminate()
 
