@@ -31,7 +31,7 @@ test-slow: setup  ## the heavy proofs: the demo model, the reference search, the
 soak: setup  ## half an hour of load, with a worker killed and Redis restarted every minute (MINUTES=n)
 	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak tests/soak
 
-image-test: setup  ## build the image and run it, as root: apt-get install buildah crun debootstrap netavark
+image-test: setup  ## build the image and run it, as root: apt-get install buildah crun debootstrap netavark docker.io docker-cli docker-compose iptables
 	$(PYTEST) -m image tests/image -rA
 
 lint: setup  ## ruff, mypy, import contracts, hadolint

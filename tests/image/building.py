@@ -19,7 +19,7 @@ import pytest
 from tests.image.compose import ROOT
 
 PACKAGES = ("buildah", "crun", "debootstrap", "netavark")
-_BASE, _IMAGE = "localhost/sleb-test-base", "localhost/sleb-test"
+BASE, IMAGE = "localhost/sleb-test-base", "localhost/sleb-test"
 _PREFIX = Path(sys.base_prefix)
 _IS_OF_DEBIAN = sys.base_prefix == "/usr"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -49,16 +49,16 @@ def check_tools() -> None:
         pytest.fail("`make image-test` has to be root: it makes a Debian, and mounts it")
 
 
-def built(directory: Path, arguments: Mapping[str, str]) -> Image:
+def built(buildah: "Buildah", arguments: Mapping[str, str]) -> Image:
     """For the CPU, with these build arguments too; a base that is there already is used again."""
-    buildah = Buildah(directory)
-    if not buildah.has(_BASE):
-        buildah.load(_debian(directory), _BASE)
+    directory = buildah.directory
+    if not buildah.has(BASE):
+        buildah.load(_debian(directory), BASE)
     index = _torch_index(directory)
     if index is not None:
         arguments = {**arguments, "TORCH_CPU_INDEX": "file:///torch"}
         buildah.mounts.append(f"{index}:/torch:ro")
-    buildah.build({**arguments, "BASE": _BASE, "TORCH": "cpu"}, _pip_config(directory))
+    buildah.build({**arguments, "BASE": BASE, "TORCH": "cpu"}, _pip_config(directory))
     return buildah.unpacked()
 
 
@@ -66,6 +66,7 @@ class Buildah:
     """One layer a stage: with vfs every layer is a copy of all below it."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         (directory / "tmp").mkdir(parents=True, exist_ok=True)
         places = ["--root", str(directory / "store"), "--runroot", str(directory / "run")]
         variables = ["BUILDAH_ISOLATION=chroot", f"TMPDIR={directory / 'tmp'}"]
@@ -83,16 +84,33 @@ class Buildah:
     def build(self, arguments: Mapping[str, str], pip_config: Path) -> None:
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--volume={mount}" for mount in self.mounts]
-        for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
-            most = resource.getrlimit(kind)[1]  # buildah asks for more than a container may have
-            options.append(f"--ulimit={name}={most}:{most}")
+        options += _limits()
         options += ["--layers=false", "--format=docker", f"--secret=id=pip.conf,src={pip_config}"]
-        self._run("build", *options, f"--tag={_IMAGE}", str(ROOT), is_shown=True)
+        self._run("build", *options, f"--tag={IMAGE}", str(ROOT), is_shown=True)
 
     def unpacked(self) -> Image:
-        found = json.loads(self._run("inspect", "--type=image", _IMAGE))
-        container = self._run("from", _IMAGE)
+        found = json.loads(self._run("inspect", "--type=image", IMAGE))
+        container = self._run("from", IMAGE)
         return Image(Path(self._run("mount", container)), found["Docker"]["config"])
+
+    def install(
+        self, base: str, name: str, *packages: str, folder: str, owner: str, entrypoint: str = ""
+    ) -> None:
+        """An image of these packages of Debian, with a folder that a new volume is made of."""
+        container = self._run("from", *_limits(), base)
+        command = (
+            f"apt-get update && apt-get install --yes --no-install-recommends {' '.join(packages)} "
+            f"&& install --directory {folder} && chown {owner} {folder}"
+        )
+        self._run("run", container, "sh", "-c", command)
+        started = json.dumps([entrypoint] if entrypoint else [])
+        options = ["--user", owner, "--workingdir", folder, "--entrypoint", started]
+        self._run("config", *options, container)
+        self._run("commit", "--format=docker", "--rm", container, name)
+
+    def save(self, image: str, archive: Path, name: str) -> None:
+        """For ``docker load``, which knows it by this name then."""
+        self._run("push", image, f"docker-archive:{archive}:{name}")
 
     def clean(self) -> None:
         """What nobody will use again."""
@@ -107,6 +125,13 @@ class Buildah:
             check=check,
         )
         return (ran.stdout or "").strip()
+
+
+def _limits() -> list[str]:
+    """As options of buildah, which asks for more than a container may have."""
+    kinds = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+    most = {name: resource.getrlimit(kind)[1] for name, kind in kinds.items()}
+    return [f"--ulimit={name}={its}:{its}" for name, its in most.items()]
 
 
 def _debian(directory: Path) -> Path:

@@ -5,17 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx2
 import pytest
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tests.e2e.processes import free_port
-from tests.image.building import Buildah, Image, built, check_tools
+from tests.image.building import Image
 from tests.image.compose import ROOT, Service, seconds, services, valkey_options
 from tests.image.container import Container
+from tests.image.story import prune_and_generate
 from tests.tiny_directory import write_tiny_model
 from tests.valkey_server import valkey
 from tests.waiting import wait_until
@@ -23,13 +21,6 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.image, pytest.mark.timeout(2400)]
 
 USER = 10001
-REQUEST = {"model": "tiny", "num_remove": 2, "calibration": {"num_samples": 2, "seqlen": 16}}
-
-
-class ImageTestSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SLEB_TEST_", env_ignore_empty=True)
-
-    image_dir: Path | None = None  # where what was built is kept; the base is used again
 
 
 @dataclass(frozen=True)
@@ -39,17 +30,6 @@ class Running:
     client: httpx2.Client
     data_dir: Path
     compose: dict[str, Service]
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
-    check_tools()
-    with TemporaryDirectory(prefix="sleb-image-", dir="/var/tmp") as scratch:
-        directory = ImageTestSettings().image_dir or Path(scratch)
-        try:
-            yield built(directory, {"VERSION": "1.2.3", "REVISION": "abcdef"})
-        finally:
-            Buildah(directory).clean()
 
 
 @pytest.fixture(scope="module")
@@ -138,23 +118,9 @@ def test_it_prunes_and_generates_as_a_user_without_rights(running: Running) -> N
     )
     assert said.stdout.split() == [str(USER), str(USER), "CapEff:", "0" * 16]
     assert "Read-only file system" in said.stderr
-    accepted = running.client.post("/prune-jobs", json=REQUEST)
-    assert accepted.status_code == 202, accepted.text
-    job = wait_until(lambda: ended(running, accepted.json()["id"]), "its end", 300)
-    assert job["status"] == "succeeded", job
-    for model in ("tiny", job["pruned_model"]):
-        body = {"model": model, "prompt": "the quick", "max_new_tokens": 4, "ignore_eos": True}
-        answer = running.client.post("/generate", json=body)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["outputs"][0]["completion_tokens"] == 4
+    prune_and_generate(running.client)
     written = list((running.data_dir / "checkpoints").glob("*/model.safetensors"))
     assert [path.stat().st_uid for path in written] == [USER]
-
-
-def ended(running: Running, job_id: str) -> dict[str, Any]:
-    """The job, or nothing of it while it goes on."""
-    job: dict[str, Any] = running.client.get(f"/prune-jobs/{job_id}").json()
-    return job if job["status"] in {"succeeded", "failed", "cancelled"} else {}
 
 
 def test_a_worker_is_healthy_by_its_own_check(running: Running) -> None:
