@@ -20,10 +20,9 @@ class TextsFolder:
         """
         if "\0" in name:
             raise InvalidSpec("calibration.path", "the path contains a null character")
-        resolved = (self.path / name).resolve()
-        is_inside = resolved.is_relative_to(self.path.resolve())
-        num_bytes = _num_bytes(resolved) if is_inside else None
-        if num_bytes is None:
+        path = self.path / name
+        num_bytes = _num_bytes(path)
+        if num_bytes is None or not path.resolve().is_relative_to(self.path.resolve()):
             raise InvalidSpec(
                 "calibration.path",
                 f"no file {name[:_SHOWN]!r} in the texts folder of the service: put it there first",
@@ -34,7 +33,7 @@ class TextsFolder:
                 f"{name[:_SHOWN]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES allows "
                 f"{self.max_bytes}: a part of it is enough for calibration",
             )
-        return resolved
+        return path.resolve()
 
 
 def _num_bytes(path: Path) -> int | None:

@@ -118,6 +118,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "link"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "a\0b"}}, 422, "null"),
     ({"calibration": {"dataset": "file", "path": "a" * 300}}, 422, "texts folder"),
+    ({"calibration": {"dataset": "file", "path": "loop"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "large"}}, 422, "SLEB_MAX_TEXT_BYTES"),
     ({"calibration": [{"dataset": "file", "path": "large"}]}, 422, "calibration.0.path"),
     ({"calibration": {"weight": 2}}, 422, "calibration/weight: there is no such field"),
@@ -145,6 +146,7 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
     (data_dir / "models" / "odd" / "config.json").write_text('{"model_type": "llama"}')
     (data_dir / "texts").mkdir()
     (data_dir / "texts" / "link").symlink_to("/etc/passwd")
+    (data_dir / "texts" / "loop").symlink_to("loop")
     (data_dir / "texts" / "large").touch()
     os.truncate(data_dir / "texts" / "large", 256 * 2**20 + 1)
     response = client.post("/prune-jobs", json={**JOB, **change})
