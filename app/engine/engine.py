@@ -5,8 +5,7 @@ Synchronous, on token ids: text, threads and streams are the shell's affair.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from weakref import WeakSet
 
 import torch
@@ -17,6 +16,7 @@ from app.engine.runner import Runner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
+from app.engine.stats import EngineStats, VariantStats
 from app.engine.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -40,22 +40,6 @@ class UnknownTokenId(RequestRefused):
 
 class DuplicateRequest(RequestRefused):
     """A request of this id is in the engine already."""
-
-
-@dataclass(frozen=True)
-class VariantStats:
-    num_running: int
-    num_waiting: int
-    kv_cache_bytes: int
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    num_running: int
-    num_waiting: int
-    kv_cache_usage: float  # 0 to 1: share of the cache tokens reserved by running sequences
-    batch_size: int  # sequences in the latest decode forward
-    variants: Mapping[str, VariantStats]  # by name; those with anything to do
 
 
 class Engine:
