@@ -19,7 +19,6 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from app.texts_folder import TextsFolder
 from pruning.config import AbsolutePath, Settings
 
 _DIRECTION = r"^(dense|[^@]*@.+)$"
@@ -194,8 +193,8 @@ class ServeSettings(Settings):
         return self.external_models or (usual if usual.exists() else None)
 
     @property
-    def texts(self) -> TextsFolder:
-        return TextsFolder(self.data_dir / "texts", self.max_text_bytes)
+    def texts_dir(self) -> Path:
+        return self.data_dir / "texts"
 
 
 class ClusterSettings(ServeSettings):

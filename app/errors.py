@@ -34,7 +34,6 @@ from app.external_client import (
     BackendTimedOut,
     BackendUnavailable,
 )
-from app.forwarding import NoReplica, ReplicaLost, ReplicasBusy
 from app.job_bodies import without_tags
 from app.key_limits import LimitReached
 from app.openai_errors import envelope, is_openai
@@ -59,7 +58,9 @@ from pruning.spec import InvalidSpec, TargetUnreachable
 logger = logging.getLogger(__name__)
 
 # exception: status, type of the problem, title. The message of the exception is the detail.
-PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
+Problems = Mapping[type[Exception], tuple[int, str, str]]
+
+PROBLEMS: Problems = {
     NotLocal: (403, "not-local", "Without keys, this machine alone is answered."),
     KeyRefused: (401, "invalid-api-key", "The request has no key that counts."),
     ScopeMissing: (403, "scope-missing", "The key is not for this."),
@@ -99,9 +100,6 @@ PROBLEMS: Mapping[type[Exception], tuple[int, str, str]] = {
     EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),
     BackendUnavailable: (503, "backend-unavailable", "The model's server cannot serve now."),
-    ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),
-    NoReplica: (503, "no-replica", "No replica can answer now."),
-    ReplicaLost: (502, "replica-lost", "The replica that worked on this is gone."),
     BackendFailed: (502, "backend-failed", "The model's server did not answer as it should."),
     BackendTimedOut: (504, "backend-timed-out", "The model's server did not answer in time."),
     # not 503, which asks clients to come back: somebody has to make room first (RFC 4918, 11.5)
@@ -157,9 +155,9 @@ class _Unexpected(StatusProblem):
         super().__init__("The log has more under this request's id; please report it.")
 
 
-def problem_of(error: Exception) -> Problem:
+def problem_of(error: Exception, problems: Problems = PROBLEMS) -> Problem:
     """What a client is told about it; about a defect, only that there is one."""
-    for kind, (status, type_, title) in PROBLEMS.items():
+    for kind, (status, type_, title) in problems.items():
         if isinstance(error, kind):
             extra = {"param": param} if (param := getattr(error, "param", None)) else {}
             return Problem(title, type_, str(error), status, _headers(error, status), **extra)

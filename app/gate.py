@@ -20,12 +20,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.errors import problem_of
+from app.errors import Problems, problem_of
 from app.forwarding import Asked, NoReplica, ReplicaLost, ReplicasBusy, Whole, asked_of
 from app.metrics_page import page_of
 from app.openai_errors import envelope, is_openai
 from app.refusals import refusal
 from app.security_headers import HEADERS
+
+_PROBLEMS: Problems = {
+    ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),
+    NoReplica: (503, "no-replica", "No replica can answer now."),
+    ReplicaLost: (502, "replica-lost", "The replica that worked on this is gone."),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +196,13 @@ def _joined(asked: Asked, answers: Sequence[Whole]) -> Response:
 
 
 def _refusal(error: Exception, path: str) -> Response:
-    problem = problem_of(error)
+    problem = problem_of(error, _PROBLEMS)
     return refusal(problem.marshal(), path, {**(problem.headers or {}), **HEADERS})
 
 
 def _event(error: Exception, path: str) -> bytes:
     """As the application itself ends a stream that fails."""
-    content = problem_of(error).marshal()
+    content = problem_of(error, _PROBLEMS).marshal()
     if is_openai(path):
         return format_sse_event(data_str=json.dumps(envelope(content)[1]))
     return format_sse_event(event="error", data_str=json.dumps(content))

@@ -4,9 +4,10 @@ job that has published none.
 
 from dataclasses import dataclass
 
-from pruning.checkpoints import Manifest, Quality
+from pruning.checkpoints import Manifest
 from pruning.job import Job
 from pruning.models import ModelInfo
+from pruning.quality import Quality
 from pruning.sleb import Blocks
 
 

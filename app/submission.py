@@ -147,7 +147,7 @@ def _wait_s(services: Services) -> float:
 
 
 def _checked(body: PruneJobBody, services: Services) -> _Checked:
-    spec = _spec(body, services.settings.texts)
+    spec = _spec(body, _texts_of(services.settings))
     info = services.models.inspect(spec.model)
     if spec.quantize is not None:
         check_quantizable(info.model_type)
@@ -176,6 +176,10 @@ def _webhook(body: WebhookBody, settings: ServeSettings) -> Webhook:
 def _nearest(path: Path) -> Path:
     """The path itself or what it will be made in."""
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _texts_of(settings: ServeSettings) -> TextsFolder:
+    return TextsFolder(settings.texts_dir, settings.max_text_bytes)
 
 
 def _spec(body: PruneJobBody, texts: TextsFolder) -> PruneSpec:

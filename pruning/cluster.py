@@ -21,8 +21,8 @@ import torch
 from pruning.actors import Crew, Evaluated
 from pruning.dealing import deal
 from pruning.evaluator import NO_BLOCK, Recipe
+from pruning.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.scoring import BATCH_TOKENS
 from pruning.sleb import Blocks
 
 # Means over windows that are closer than this, in nats, count as tied between actors. On devices

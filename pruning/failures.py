@@ -8,13 +8,13 @@ from pruning.calibration import CalibrationError
 from pruning.cluster import ClusterUnavailable
 from pruning.gate import QualityGateFailed
 from pruning.job import JobError
+from pruning.memory import StateBudgetTooSmall
 from pruning.models import ModelNotFound, NotAModel
 from pruning.out_of_memory import is_out_of_memory, shortage
 from pruning.publishing import CheckpointExists, DiskFull
 from pruning.quantize import QuantizeUnavailable
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
-from pruning.scoring import StateBudgetTooSmall
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable

@@ -1,9 +1,15 @@
-"""How much memory a device has left."""
+"""How much memory a device has left, and how much of it an evaluation may use."""
 
 import gc
 
 import psutil
 import torch
+
+BATCH_TOKENS = 4096  # through a block at once: enough to keep a device busy
+
+
+class StateBudgetTooSmall(ValueError):
+    """The byte budget for hidden states has no room for a single batch."""
 
 
 def free_bytes(device: torch.device) -> int:

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.blocks import BlockCall, block_calls, finish, view
 from pruning.loss import last_hidden
-from pruning.memory import free_bytes
-from pruning.scoring import BATCH_TOKENS, StateBudgetTooSmall
+from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
 from pruning.sleb import Blocks
 from pruning.streaming import StreamedModel
 

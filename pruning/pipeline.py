@@ -16,7 +16,7 @@ from typing import Protocol
 from pruning.assessment import assess, prepare
 from pruning.blocks import num_blocks, view
 from pruning.calibration import Windows
-from pruning.checkpoints import Manifest, Quality
+from pruning.checkpoints import Manifest
 from pruning.config import Verify
 from pruning.fingerprint import fingerprint
 from pruning.lineage import lineage_of
@@ -25,6 +25,7 @@ from pruning.model_card import model_card
 from pruning.models import ModelStore, copy_companions, num_parameters
 from pruning.portability import verify_portable
 from pruning.publishing import publish
+from pruning.quality import Quality
 from pruning.removal import Removal
 from pruning.residence import Machine, Residence, reside
 from pruning.search import Observer, search

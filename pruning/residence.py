@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.blocks import view
 from pruning.cluster import ClusterScorer
 from pruning.export import SHARD_BYTES, export, kept_weights
-from pruning.memory import free_bytes
+from pruning.memory import BATCH_TOKENS, free_bytes
 from pruning.models import LoadedModel, ModelStore, load, pick_device
 from pruning.passes import InMemoryPasses, Passes, StreamedPasses
 from pruning.quantize import CannotQuantize, quantized
-from pruning.scoring import BATCH_TOKENS, SharedPrefixScorer, WindowScorer
+from pruning.scoring import SharedPrefixScorer, WindowScorer
 from pruning.similarity import CosineRanker
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec, PruneSpec, Quantize, Resident

@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 
 from pruning.blocks import finish, num_blocks, view
 from pruning.loss import window_losses
-from pruning.memory import free_bytes
+from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
 from pruning.prefixes import Prefixes, Walk
 from pruning.removal import Losses
 from pruning.sleb import Blocks, RoundScorer
 
-BATCH_TOKENS = 4096  # through a block at once: enough to keep a device busy
 PLAIN_LOGITS_BYTES = 2**30
 
 
@@ -64,10 +63,6 @@ class PlainScorer:
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         for block in candidates:
             yield block, self.losses(tuple(alive for alive in keep if alive != block))
-
-
-class StateBudgetTooSmall(ValueError):
-    """Not even the hidden states of one window fit into the byte budget."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.blocks import BlockCall, block_calls
-from pruning.memory import free_bytes
+from pruning.memory import BATCH_TOKENS, free_bytes
 from pruning.removal import Losses
-from pruning.scoring import BATCH_TOKENS
 from pruning.sleb import Blocks
 from pruning.streaming import StreamedModel
 

@@ -13,10 +13,9 @@ import torch
 
 from pruning.blocks import BlockCall, finish, num_blocks
 from pruning.loss import window_losses
-from pruning.memory import free_bytes
+from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
 from pruning.prefixes import Prefixes, Walk
 from pruning.removal import Losses
-from pruning.scoring import BATCH_TOKENS, StateBudgetTooSmall
 from pruning.sleb import Blocks
 from pruning.streaming import StreamedModel
 

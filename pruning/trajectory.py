@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pruning.checkpoints import Manifest, Quality
+from pruning.checkpoints import Manifest
 from pruning.evaluate import MAX_NATS
+from pruning.quality import Quality
 from pruning.removal import Removal
 from pruning.spec import Metric, PruneSpec
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pruning.checkpoints import Manifest, Quality
+from pruning.checkpoints import Manifest
+from pruning.quality import Quality
 from pruning.removal import Removal, verdict
 from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Search
 

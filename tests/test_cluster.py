@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from pruning.actors import ClusterLost, Evaluated
 from pruning.cluster import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
+from pruning.memory import StateBudgetTooSmall
 from pruning.models import load
-from pruning.scoring import PlainScorer, SharedPrefixScorer, StateBudgetTooSmall
+from pruning.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import Blocks, sleb
 from pruning.staged import StagedScorer, stages
 from tests.tiny_directory import write_tiny_model

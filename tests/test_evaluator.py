@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from pruning.evaluator import NO_BLOCK, Evaluator, Recipe
+from pruning.memory import StateBudgetTooSmall
 from pruning.models import load
-from pruning.scoring import SharedPrefixScorer, StateBudgetTooSmall
+from pruning.scoring import SharedPrefixScorer
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.tiny_directory import tiny_tokenizer
 

@@ -11,13 +11,13 @@ from pruning.cluster import ClusterUnavailable
 from pruning.gate import QualityGateFailed
 from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore
+from pruning.memory import StateBudgetTooSmall
 from pruning.models import ModelNotFound, NotAModel
 from pruning.publishing import CheckpointExists, DiskFull
 from pruning.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.queue import PruneQueue
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
-from pruning.scoring import StateBudgetTooSmall
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute

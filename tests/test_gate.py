@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pruning import worker
-from pruning.checkpoints import CheckpointStore, Manifest, Quality
+from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.gate import QualityGateFailed, gated
 from pruning.gate_spec import Gate, GateAction, gate_of
 from pruning.job import JobStatus
@@ -21,6 +21,7 @@ from pruning.pipeline import prune
 from pruning.probe import digest, probe_items
 from pruning.probe_score import Answer, Comparison, Kind, compare, summary
 from pruning.probing import answer
+from pruning.quality import Quality
 from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
 from pruning.trajectory import legend
 from tests.pruning_runs import RUN

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from pruning.checkpoints import Manifest
 from pruning.failures import describe
 from pruning.jobs import JobStore
+from pruning.memory import BATCH_TOKENS
 from pruning.models import ModelStore
 from pruning.out_of_memory import is_out_of_memory, shortage
 from pruning.pipeline import prune
 from pruning.prefixes import Prefixes
 from pruning.residence import Machine
-from pruning.scoring import BATCH_TOKENS
 from pruning.spec import CalibrationSpec, Dataset, PruneSpec, Resident
 from pruning.worker import run_job
 from tests.recorder import Recorder

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.architectures import ARCHITECTURES
 from pruning.blocks import view
 from pruning.calibration import Windows
+from pruning.memory import StateBudgetTooSmall
 from pruning.models import LoadedModel, load
 from pruning.passes import InMemoryPasses, Passes, StreamedPasses
 from pruning.perplexity import measure_perplexity
 from pruning.removal import NonFiniteLoss
-from pruning.scoring import StateBudgetTooSmall
 from pruning.streaming import StreamedModel
 from pruning.texts import TextUnusable, text_windows
 from tests.tiny_checkpoints import write_checkpoint

@@ -17,8 +17,9 @@ from pruning.architectures import ARCHITECTURES
 from pruning.blocks import block_list, view
 from pruning.evaluate import perplexity_curve
 from pruning.loss import mean_loss
+from pruning.memory import StateBudgetTooSmall
 from pruning.removal import NonFiniteLoss, Removal
-from pruning.scoring import PlainScorer, SharedPrefixScorer, StateBudgetTooSmall
+from pruning.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pruning.architectures import ARCHITECTURES
 from pruning.blocks import block_list
+from pruning.memory import StateBudgetTooSmall
 from pruning.removal import NonFiniteLoss
-from pruning.scoring import PlainScorer, StateBudgetTooSmall
+from pruning.scoring import PlainScorer
 from pruning.sleb import sleb
 from pruning.stream_scoring import StreamedScorer
 from pruning.streaming import StreamedModel
