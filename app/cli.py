@@ -20,7 +20,7 @@ from app.settings_table import UnknownSetting, check_variables
 from app.stability_cli import stability
 from pruning.config import UnreadableSecrets
 from pruning.process import hush_libraries
-from pruning.spec import InvalidSpec
+from pruning.spec.prune import InvalidSpec
 
 app = typer.Typer(
     name="sleb",

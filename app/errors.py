@@ -53,7 +53,7 @@ from pruning.job_creation import IdempotencyInFlight, QueueFull
 from pruning.models import ModelNotFound, NotAModel
 from pruning.outage import JobStoreUnavailable
 from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.prune import InvalidSpec, TargetUnreachable
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pruning.spec import Quantize, Resident
+from pruning.spec.prune import Quantize, Resident
 
 Models = Annotated[
     list[str],

@@ -23,7 +23,7 @@ from pruning.probing import answer
 from pruning.quantize import require_torchao
 from pruning.residence import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
-from pruning.spec import Quantize, Resident
+from pruning.spec.prune import Quantize, Resident
 from pruning.texts import text_windows
 from pruning.zeroshot import PAPER_TASKS, TaskScore, mean_accuracy, require_lm_eval, score_tasks
 

@@ -24,7 +24,7 @@ from pruning.publishing import CheckpointExists
 from pruning.removal import Removal
 from pruning.residence import Machine
 from pruning.search_state import Plan, Scored
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 
 
 class _Count(ProgressColumn):

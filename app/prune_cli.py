@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from app.calibration_options import calibration_of
-from pruning.gate_spec import GateAction, gate_of
-from pruning.spec import (
+from pruning.spec.gate import GateAction, gate_of
+from pruning.spec.prune import (
     Dataset,
     Metric,
     PruneSpec,

@@ -15,7 +15,7 @@ from pruning.config import Settings
 from pruning.removal import Removal
 from pruning.residence import Machine, reside
 from pruning.search_state import Plan, Scored
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.stability import Run, Stability, stability
 from pruning.stability_plot import PLOT_FILE, plot
 from pruning.stability_report import block_table, conclusions, depth_table, to_wire

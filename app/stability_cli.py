@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app.calibration_options import source_of
-from pruning.spec import (
+from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,
     InvalidSpec,

@@ -27,12 +27,12 @@ from pruning.estimate import (
     is_upper_bound,
     wait_s,
 )
-from pruning.gate_spec import Gate
 from pruning.job import Job, JobStatus
 from pruning.job_creation import Claim, QueueFull, Terms
 from pruning.outage import JobStoreUnavailable
 from pruning.quantize import check_quantizable
-from pruning.spec import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
+from pruning.spec.gate import Gate
+from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
 from pruning.webhook import Webhook
 from pruning.weight_sizes import weight_sizes
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.spec import InvalidSpec
+from pruning.spec.prune import InvalidSpec
 
 _SHOWN = 256  # characters of a name in a message
 

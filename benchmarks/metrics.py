@@ -28,7 +28,7 @@ from pruning.residence import Machine, Residence, reside
 from pruning.search import search
 from pruning.search_state import Plan, Scored, SearchState
 from pruning.sleb import Blocks
-from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec
+from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
 
 
 @dataclass(frozen=True)

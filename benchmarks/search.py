@@ -28,7 +28,7 @@ from pruning.demo_model import NAME, ensure_demo_model
 from pruning.memory import free_bytes
 from pruning.models import ModelStore, set_up_torch
 from pruning.shapes import SHAPES, random_model, random_tokens
-from pruning.spec import CalibrationSpec, Dataset
+from pruning.spec.prune import CalibrationSpec, Dataset
 from pruning.streaming import StreamedModel
 
 MODES = ("plain", "exact", "staged", "stream")

@@ -17,7 +17,7 @@ from pruning.quantize import check_quantizable, require_torchao
 from pruning.removal import Removal
 from pruning.residence import Residence
 from pruning.sleb import Blocks
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.task_scores import ZeroShot
 from pruning.zeroshot import PAPER_TASKS, fetch_tasks, score_tasks
 

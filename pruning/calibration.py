@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.spec import CalibrationSpec, Dataset, Sampling
+from pruning.spec.prune import CalibrationSpec, Dataset, Sampling
 
 MAX_FILE_BYTES = 2**30
 NUM_C4_DOCUMENTS = 4096  # about two million tokens, eight times what the paper samples from

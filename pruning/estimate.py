@@ -6,7 +6,7 @@ from statistics import median
 
 from pruning.job import Job, JobStatus
 from pruning.models import ModelInfo
-from pruning.spec import PruneSpec, Resident, Sampling
+from pruning.spec.prune import PruneSpec, Resident, Sampling
 from pruning.weight_sizes import WeightSizes
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

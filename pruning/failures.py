@@ -16,7 +16,7 @@ from pruning.quantize import QuantizeUnavailable
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.prune import InvalidSpec, TargetUnreachable
 from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable
 
 CODES: Mapping[type[Exception], str] = {

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pruning.blocks import num_blocks
-from pruning.gate_spec import Gate, GateAction
 from pruning.probe import digest, probe_items
 from pruning.probe_score import Comparison, compare
 from pruning.probing import answer
 from pruning.quality import Quality
 from pruning.residence import Residence
+from pruning.spec.gate import Gate, GateAction
 
 
 class QualityGateFailed(RuntimeError):

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.webhook import Webhook
 
 

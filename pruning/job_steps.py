@@ -17,7 +17,7 @@ from pruning.search_state import (
     round_fields,
     scored_field,
 )
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.webhook import Webhook
 
 _OF_ONE_ATTEMPT = ("worker", "phase", "search_started_at", "evaluated_at")

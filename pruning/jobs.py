@@ -20,7 +20,7 @@ from pruning.job_keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, ST
 from pruning.outage import reaching_redis
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.webhook import Webhook
 
 MAX_EVENTS = 1000

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning import calibration
 from pruning.calibration import Windows
-from pruning.spec import Calibration
+from pruning.spec.prune import Calibration
 
 MAX_BEGINNING = 80  # characters of a window that are quoted
 _TOKENS_QUOTED = 40  # enough for so many characters of common text

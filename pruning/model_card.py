@@ -7,7 +7,7 @@ from types import MappingProxyType
 from pruning.checkpoints import Manifest
 from pruning.lineage import Lineage
 from pruning.removal import Removal
-from pruning.spec import Metric, PruneSpec, Resident, Search
+from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from pruning.trajectory import legend, rows, table
 from pruning.trajectory_plot import PLOT_FILE
 

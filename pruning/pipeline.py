@@ -30,7 +30,7 @@ from pruning.removal import Removal
 from pruning.residence import Machine, Residence, reside
 from pruning.search import Observer, search
 from pruning.search_state import SearchState
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.trajectory_plot import PLOT_FILE, plot
 
 

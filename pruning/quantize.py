@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pruning.architectures import ARCHITECTURES, UnsupportedConfig
 from pruning.blocks import block_list, num_blocks, view
-from pruning.spec import Quantize
+from pruning.spec.prune import Quantize
 
 MAX_GROUP = 128  # weights of int4 that share a scale, at most: as GPTQ and AWQ have it
 _MIN_GROUP = 16

@@ -21,7 +21,7 @@ from pruning.quantize import CannotQuantize, quantized
 from pruning.scoring import SharedPrefixScorer, WindowScorer
 from pruning.similarity import CosineRanker
 from pruning.sleb import Blocks
-from pruning.spec import InvalidSpec, PruneSpec, Quantize, Resident
+from pruning.spec.prune import InvalidSpec, PruneSpec, Quantize, Resident
 from pruning.stream_scoring import StreamedScorer
 from pruning.streaming import StreamedModel
 from pruning.timing import BlockTimes, measure_streamed_times, measure_times

@@ -15,7 +15,7 @@ from pruning.residence import Residence
 from pruning.scoring import WindowScorer
 from pruning.search_state import RANKING, Plan, Scored, SearchState
 from pruning.sleb import Blocks, RoundScorer, sleb
-from pruning.spec import Metric, PruneSpec, Search, TargetUnreachable
+from pruning.spec.prune import Metric, PruneSpec, Search, TargetUnreachable
 from pruning.staged import StagedScorer, stages
 
 

@@ -14,7 +14,7 @@ from pruning.residence import Residence
 from pruning.search import Observer, search
 from pruning.search_state import SearchState
 from pruning.sleb import Blocks, RoundScorer
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.stability import Run
 
 

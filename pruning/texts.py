@@ -22,7 +22,7 @@ from pruning.calibration import (
     read_file,
     read_text,
 )
-from pruning.spec import Dataset
+from pruning.spec.prune import Dataset
 
 _C4_DOCUMENTS = 1100
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
-from pruning.spec import TargetUnreachable
+from pruning.spec.prune import TargetUnreachable
 from pruning.streaming import StreamedModel
 
 _NUM_REPEATS = 9

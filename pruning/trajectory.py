@@ -9,7 +9,7 @@ from pruning.checkpoints import Manifest
 from pruning.evaluate import MAX_NATS
 from pruning.quality import Quality
 from pruning.removal import Removal
-from pruning.spec import Metric, PruneSpec
+from pruning.spec.prune import Metric, PruneSpec
 
 Cells = tuple[str, ...]
 NONE = "-"

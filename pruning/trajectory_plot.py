@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints import Manifest
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.trajectory import calibration_perplexities, short
 
 if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec
+from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec
 from tests.tiny_directory import write_tiny_model
 
 NUM_REMOVE = 5

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pruning.checkpoints import Manifest
 from pruning.quality import Quality
 from pruning.removal import Removal, verdict
-from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Search
+from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Search
 
 
 def manifest_of(

@@ -18,7 +18,7 @@ from pruning.pipeline import prune
 from pruning.quality import Quantized
 from pruning.quantize import CannotQuantize, QuantizeUnavailable, quantized
 from pruning.residence import Machine
-from pruning.spec import CalibrationSpec, PruneSpec, Quantize
+from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
 from pruning.task_scores import PAPER_TASKS, TaskScore, ZeroShot
 from pruning.trajectory import legend
 from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable, score_tasks

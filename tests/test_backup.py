@@ -17,7 +17,7 @@ from pruning.jobs import JobStore
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.queue import PruneQueue
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.job_lives import succeed
 from tests.pages import ROOT, blocks
 from tests.recorder import Recorder

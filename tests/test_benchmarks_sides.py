@@ -20,7 +20,7 @@ from benchmarks.workload import Ask, NoSuchPrompt, Prompts
 from pruning.checkpoints import CheckpointStore
 from pruning.models import LoadedModel, ModelStore
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.recorder import Recorder
 
 

@@ -8,7 +8,7 @@ import torch
 
 from pruning.calibration import CalibrationError, Windows, calibrate, held_out
 from pruning.models import LoadedModel
-from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, Sampling
+from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, Sampling
 
 
 def spec_of(path: Path, **settings: object) -> CalibrationSpec:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from app.calibration_options import calibration_of
-from pruning.spec import CalibrationMix, CalibrationSpec, Dataset, InvalidSpec, Sampling
+from pruning.spec.prune import CalibrationMix, CalibrationSpec, Dataset, InvalidSpec, Sampling
 
 
 def parsed(*texts: str) -> CalibrationSpec | CalibrationMix:

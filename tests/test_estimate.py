@@ -13,7 +13,15 @@ from pruning.checkpoints import CheckpointStore
 from pruning.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.job import Job, JobStatus, Progress
 from pruning.models import ModelStore, NotAModel
-from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Sampling, Search
+from pruning.spec.prune import (
+    CalibrationSpec,
+    Dataset,
+    Metric,
+    PruneSpec,
+    Resident,
+    Sampling,
+    Search,
+)
 from pruning.weight_sizes import WeightSizes, weight_sizes
 from tests.api.conftest import publish_pruned
 from tests.tiny import tiny_model

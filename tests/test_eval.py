@@ -17,7 +17,7 @@ from pruning.checkpoints import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.quantize import quantized
-from pruning.spec import CalibrationSpec, PruneSpec, Quantize
+from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
 from pruning.texts import TextUnusable
 from pruning.zeroshot import PAPER_TASKS
 from tests.recorder import Recorder

@@ -15,7 +15,7 @@ from pruning.checkpoints import CheckpointStore, open_checkpoint
 from pruning.export import export
 from pruning.models import ModelStore, NotAModel, load
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec, Resident
+from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
 from pruning.streaming import StreamedModel
 from tests.recorder import Recorder
 from tests.test_streaming import streamed_logits, whole_logits

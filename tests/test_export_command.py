@@ -23,7 +23,7 @@ from pruning.models import COMPANION_FILES, ModelStore, load
 from pruning.pipeline import prune
 from pruning.publishing import CheckpointExists, DiskFull, place
 from pruning.reloading import TOLERANCES, CheckpointNotPortable
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.recorder import Recorder
 from tests.test_blocks import logits_of, token_ids
 from tests.tiny_checkpoints import write_checkpoint

@@ -19,7 +19,7 @@ from pruning.queue import PruneQueue
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.prune import InvalidSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute
 from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable
 from tests.test_worker import FIRST, SECOND, SPEC, Run

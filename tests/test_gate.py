@@ -12,7 +12,6 @@ import pytest
 from pruning import worker
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.gate import QualityGateFailed, gated
-from pruning.gate_spec import Gate, GateAction, gate_of
 from pruning.job import JobStatus
 from pruning.jobs import JobStore
 from pruning.models import ModelStore
@@ -22,7 +21,8 @@ from pruning.probe import digest, probe_items
 from pruning.probe_score import Answer, Comparison, Kind, compare, summary
 from pruning.probing import answer
 from pruning.quality import Quality
-from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
+from pruning.spec.gate import Gate, GateAction, gate_of
+from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
 from pruning.trajectory import legend
 from tests.pruning_runs import RUN
 from tests.recorder import Recorder

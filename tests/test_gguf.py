@@ -20,7 +20,7 @@ from pruning.gguf_vocabulary import GgufUnsupported, vocabulary_of
 from pruning.models import load
 from pruning.reloading import CheckpointNotPortable, compare_gguf
 from pruning.residence import Machine, Residence, reside_at
-from pruning.spec import Resident
+from pruning.spec.prune import Resident
 from tests.test_blocks import logits_of, token_ids
 from tests.test_models import edit_config
 from tests.tiny_directory import tiny_tokenizer, write_tiny_model

@@ -9,7 +9,7 @@ import redis
 from pruning.idempotency import IdempotencyKeyReused, IdempotencyKeys
 from pruning.job_creation import CLAIM_S, KEY_KEPT_S, Claim, IdempotencyInFlight, Terms
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.waiting import wait_until
 
 SPEC = PruneSpec(model="tiny", num_remove=2)

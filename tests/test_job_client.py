@@ -18,7 +18,7 @@ from pruning.event_feed import EventFeed
 from pruning.job import JobStatus, Phase
 from pruning.job_keys import EVENTS
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.e2e.processes import environment, free_port
 from tests.serving import serving
 

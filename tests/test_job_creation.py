@@ -10,7 +10,7 @@ from pruning.job import JobStatus
 from pruning.job_creation import SCRIPT, UNCONDITIONAL, QueueFull, Terms, create
 from pruning.job_keys import EVENTS, INDEX, RECORD, STATUS_INDEX
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=2)
 

@@ -11,7 +11,7 @@ from pruning.job import IllegalTransition, Job, JobError, JobNotFound, JobStatus
 from pruning.job_deletion import JobDeletion
 from pruning.jobs import JobStore
 from pruning.publishing import publish
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.staging import STAGING
 from tests.crashes import dies
 from tests.test_checkpoints import manifest_of

@@ -17,7 +17,7 @@ from pruning.job import IllegalTransition, JobStatus
 from pruning.jobs import JobStore
 from pruning.leased_queue import LeasedQueue
 from pruning.queue import PruneQueue
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker
 
 SPEC = PruneSpec(model="tiny", num_remove=1)

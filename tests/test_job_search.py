@@ -21,7 +21,7 @@ from pruning.search_state import (
     round_fields,
     scored_field,
 )
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 
 PLAN = Plan("d1g", 3)
 FIRST = verdict(1, 2.0, {1: [2.5, 2.25], 2: [3.0, 2.0], 3: [2.125]})

@@ -12,7 +12,7 @@ from pruning.job_keys import INDEX, RECORD, SEARCH
 from pruning.jobs import JobStore
 from pruning.outage import JobStoreUnavailable
 from pruning.removal import Removal
-from pruning.spec import CalibrationSpec, PruneSpec, Sampling
+from pruning.spec.prune import CalibrationSpec, PruneSpec, Sampling
 from tests.redis_fixtures import disorder
 
 SPEC = PruneSpec(model="tiny", num_remove=2)

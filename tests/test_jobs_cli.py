@@ -17,7 +17,7 @@ from app.config import ServeSettings
 from pruning.job import JobError, JobStatus
 from pruning.job_keys import TOLD
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.webhook import Webhook
 from pruning.webhook_outbox import Attempt, WebhookOutbox
 from tests.e2e.processes import free_port

@@ -14,7 +14,7 @@ from rq.exceptions import DequeueTimeout
 from pruning.jobs import JobStore
 from pruning.leased_queue import LeasedQueue
 from pruning.queue import PruneQueue
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=1)
 

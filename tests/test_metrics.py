@@ -12,7 +12,15 @@ from pruning.models import load
 from pruning.scoring import PlainScorer
 from pruning.search_state import SearchState
 from pruning.similarity import CosineRanker
-from pruning.spec import CalibrationSpec, Dataset, InvalidSpec, Metric, PruneSpec, Resident, Search
+from pruning.spec.prune import (
+    CalibrationSpec,
+    Dataset,
+    InvalidSpec,
+    Metric,
+    PruneSpec,
+    Resident,
+    Search,
+)
 from tests.recorder import Recorder, Stop
 from tests.test_search import run
 from tests.tiny_directory import NUM_BLOCKS

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from pruning import calibration
 from pruning.calibration import Windows
-from pruning.calibration_spec import MAX_SOURCES, apportioned, calibration_from
 from pruning.mixing import MAX_BEGINNING, beginning, calibrate, described, held_out, mixed
 from pruning.models import LoadedModel
 from pruning.search_state import SearchState
-from pruning.spec import (
+from pruning.spec.calibration import MAX_SOURCES, apportioned, calibration_from
+from pruning.spec.prune import (
     CalibrationMix,
     CalibrationSpec,
     Dataset,

@@ -17,7 +17,7 @@ from pruning.out_of_memory import is_out_of_memory, shortage
 from pruning.pipeline import prune
 from pruning.prefixes import Prefixes
 from pruning.residence import Machine
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec, Resident
+from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
 from pruning.worker import run_job
 from tests.recorder import Recorder
 

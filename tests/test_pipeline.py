@@ -17,7 +17,7 @@ from pruning.pipeline import prune
 from pruning.scoring import PlainScorer
 from pruning.search_state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
-from pruning.spec import CalibrationSpec, Dataset, PruneSpec
+from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec
 from tests.recorder import Recorder, Stop
 from tests.tiny_directory import NUM_BLOCKS
 

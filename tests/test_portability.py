@@ -27,7 +27,7 @@ from pruning.portability import verify_portable
 from pruning.publishing import publish
 from pruning.reloading import CheckpointNotPortable, compare
 from pruning.residence import Machine, Residence, reside_at
-from pruning.spec import CalibrationSpec, PruneSpec, Resident
+from pruning.spec.prune import CalibrationSpec, PruneSpec, Resident
 from pruning.streaming import StreamedModel
 from tests.recorder import Recorder
 from tests.test_blocks import logits_of, token_ids

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from app.prune import SearchBar, run_prune, search_progress
 from app.tables import print_run
 from pruning.config import Settings
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.trajectory_plot import PLOT_FILE
 from tests.pruning_runs import RUN, manifest_of, removals_of_run
 

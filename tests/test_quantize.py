@@ -17,7 +17,7 @@ from pruning.quantize import (
     check_quantizable,
     quantized,
 )
-from pruning.spec import Quantize
+from pruning.spec.prune import Quantize
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
 
 LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)

@@ -14,7 +14,7 @@ from pruning.job import JobStatus
 from pruning.jobs import JobStore
 from pruning.outage import JobStoreUnavailable
 from pruning.queue import DELIVERIES, PruneQueue, connect, worker_lost
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=1)
 

@@ -20,7 +20,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from app.valkey import embedded_valkey
 from pruning.checkpoints import CheckpointStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.exposition import Scrape
 from tests.local_client import LocalClient
 from tests.long_search import EVALUATIONS, long_search

@@ -19,7 +19,7 @@ from pruning.checkpoints import MANIFEST, CheckpointStore, Manifest
 from pruning.fingerprint import fingerprint
 from pruning.models import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.recorder import Recorder
 from tests.tiny import generated
 from tests.tiny_directory import write_tiny_model

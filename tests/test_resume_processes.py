@@ -14,7 +14,7 @@ from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.job import Job, JobStatus
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.long_search import EVALUATIONS, long_search
 from tests.waiting import wait_until
 from tests.worker_fixtures import Workers, is_alive

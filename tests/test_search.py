@@ -12,7 +12,7 @@ from pruning.models import ModelStore
 from pruning.pipeline import prune
 from pruning.residence import Machine, reside
 from pruning.search_state import SearchState
-from pruning.spec import (
+from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,
     InvalidSpec,

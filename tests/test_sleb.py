@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pruning.removal import Losses, NonFiniteLoss, Removal, verdict
 from pruning.sleb import Blocks, TooManyRemovals, sleb
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 
 
 class TableScorer:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.sleb import TooManyRemovals
-from pruning.spec import (
+from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,
     InvalidSpec,

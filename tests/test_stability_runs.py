@@ -14,7 +14,7 @@ from pruning.models import ModelStore
 from pruning.publishing import CheckpointExists
 from pruning.residence import Machine, Residence, reside
 from pruning.scoring import PlainScorer
-from pruning.spec import CalibrationSpec, Dataset, Metric, PruneSpec
+from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
 from pruning.stability_plot import PLOT_FILE
 from pruning.stability_runs import Sample, judges, runs, samples
 from tests.recorder import Recorder

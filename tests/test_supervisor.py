@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 from pruning.job import JobStatus, StopRequest
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue, connect
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker
 from tests.waiting import wait_until
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pruning.architectures import ARCHITECTURES
 from pruning.blocks import block_list
-from pruning.spec import TargetUnreachable
+from pruning.spec.prune import TargetUnreachable
 from pruning.streaming import StreamedModel
 from pruning.timing import BlockTimes, measure_streamed_times, measure_times
 from tests.tiny import tiny_model

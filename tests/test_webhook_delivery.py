@@ -17,7 +17,7 @@ from app.webhook_target import address_rule
 from pruning.job import Job
 from pruning.job_keys import OUTBOX
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.webhook import Webhook, WebhookEvent
 from pruning.webhook_outbox import WebhookOutbox
 from tests.job_lives import succeed

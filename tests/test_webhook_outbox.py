@@ -15,7 +15,7 @@ from pruning.job import IllegalTransition, JobError, JobStatus
 from pruning.job_deletion import JobDeletion
 from pruning.job_keys import MESSAGES, OUTBOX
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.webhook import FINAL_EVENTS, Webhook, WebhookEvent
 from pruning.webhook_outbox import MAX_ATTEMPTS_KEPT, Attempt, Message, WebhookOutbox
 from tests.job_lives import succeed

@@ -9,7 +9,7 @@ from app.compare_schemas import MAX_MODELS, MAX_REPEATS, CompareBody
 from app.job_bodies import PruneJobBody
 from app.openai_schemas import MAX_CHOICES, ChatBody, CompletionBody
 from app.schemas import MAX_PROMPTS, GenerateBody
-from pruning.calibration_spec import MAX_SOURCES
+from pruning.spec.calibration import MAX_SOURCES
 
 GENERATE: dict[str, Any] = {"model": "tiny", "prompt": "a"}
 COMPARE: dict[str, Any] = {"models": ["tiny", "tiny@-1"], "prompt": "a", "repeats": 1}

@@ -10,7 +10,7 @@ from pruning.jobs import JobStore
 from pruning.queue import DELIVERIES
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.worker import JobObserver, execute
 
 SPEC = PruneSpec(model="tiny", num_remove=1)

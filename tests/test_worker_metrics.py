@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from pruning.job import Job, JobStatus, Pace
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.worker_metrics import MetricsPortUnavailable, WorkerMetrics
 from tests.exposition import Scrape
 from tests.waiting import wait_until

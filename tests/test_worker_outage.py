@@ -10,7 +10,7 @@ from pruning.jobs import JobStore
 from pruning.outage import JobStoreUnavailable
 from pruning.removal import Removal
 from pruning.search_state import Plan, Scored, SearchState
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.worker import JobObserver, execute
 
 FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, None, {3: 2.5, 4: 2.75}, {3: 1, 4: 1})

@@ -15,7 +15,7 @@ from pruning.checkpoints import CheckpointStore
 from pruning.job import Job, JobStatus
 from pruning.jobs import JobStore
 from pruning.queue import DELIVERIES, PruneQueue
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.e2e.processes import free_port
 from tests.exposition import Scrape
 from tests.job_lives import REMOVAL

@@ -16,7 +16,7 @@ from pruning.jobs import JobStore
 from pruning.models import ModelStore
 from pruning.outage import JobStoreUnavailable
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.worker import JobObserver, execute
 
 SPEC = PruneSpec("tiny", 1, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False)

@@ -23,7 +23,7 @@ from pruning.job_creation import IdempotencyInFlight, QueueFull
 from pruning.models import ModelNotFound, NotAModel
 from pruning.outage import JobStoreUnavailable
 from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.prune import InvalidSpec, TargetUnreachable
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 

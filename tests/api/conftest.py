@@ -12,7 +12,7 @@ from app.main import create_app
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.local_client import LocalClient
 from tests.recorder import Recorder
 from tests.waiting import wait_until

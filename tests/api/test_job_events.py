@@ -11,7 +11,7 @@ from pruning.event_feed import EventFeed
 from pruning.job import JobError
 from pruning.job_keys import EVENTS
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.job_lives import succeed
 
 STREAM = {"Accept": "text/event-stream"}

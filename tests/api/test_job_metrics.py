@@ -16,7 +16,7 @@ from pruning.job_keys import RECORD
 from pruning.job_stats import ANSWER_S
 from pruning.jobs import JobStore
 from pruning.search_state import Plan
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker
 from tests.exposition import Scrape
 from tests.job_lives import REMOVAL

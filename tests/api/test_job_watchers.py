@@ -14,7 +14,7 @@ from app.main import create_app
 from app.valkey import embedded_valkey
 from pruning.event_feed import EventFeed
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.api.test_job_events import STREAM, url_of
 from tests.local_client import LocalClient
 from tests.serving import serving

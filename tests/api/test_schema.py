@@ -17,7 +17,7 @@ from app.api_keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs import JobStore
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from tests.api.conftest import publish_pruned
 from tests.job_lives import succeed
 from tests.serving import serving

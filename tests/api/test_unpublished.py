@@ -17,7 +17,7 @@ from pruning.job_keys import RECORD
 from pruning.jobs import JobStore
 from pruning.models import LoadedModel
 from pruning.removal import Removal
-from pruning.spec import PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.worker import run_job
 from tests.api.conftest import publish_pruned
 from tests.api.test_generate import generate, oracle

@@ -17,7 +17,7 @@ from pruning.probe import Item, digest, probe_items
 from pruning.probe_score import Answer, compare
 from pruning.probing import answer
 from pruning.quantize import quantized
-from pruning.spec import Quantize
+from pruning.spec.prune import Quantize
 from pruning.texts import text_windows
 
 TEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2-test.txt"

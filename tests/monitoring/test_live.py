@@ -17,11 +17,11 @@ import redis
 
 from app.config import ServeSettings
 from dashboards.queries import metrics_in
-from pruning.gate_spec import Gate
 from pruning.gpu_memory import GpuMemoryCollector
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue
-from pruning.spec import CalibrationSpec, PruneSpec
+from pruning.spec.gate import Gate
+from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.api.conftest import publish_pruned
 from tests.e2e.processes import free_port
 from tests.exposition import Scrape

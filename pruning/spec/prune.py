@@ -9,7 +9,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from pruning.calibration_spec import (
+from pruning.sleb import TooManyRemovals
+from pruning.spec.calibration import (
     Calibration,
     CalibrationMix,
     CalibrationSpec,
@@ -18,8 +19,7 @@ from pruning.calibration_spec import (
     Sampling,
     calibration_from,
 )
-from pruning.gate_spec import Gate
-from pruning.sleb import TooManyRemovals
+from pruning.spec.gate import Gate
 
 __all__ = [
     "Calibration",
