@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.access import check_door
 from app.config import ClusterSettings
 from app.serve import leave, set_up_process
-from pruning.cluster import connected, import_ray
+from pruning.search.ray_scoring import connected, import_ray
 
 if TYPE_CHECKING:
     from ray.serve.schema import ServeStatus

@@ -21,7 +21,7 @@ from pruning.probe import digest, probe_items
 from pruning.probe_score import ProbeScore, summary
 from pruning.probing import answer
 from pruning.quantize import require_torchao
-from pruning.residence import Machine, Residence, reside_at, where_it_fits
+from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
 from pruning.texts import text_windows

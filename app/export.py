@@ -21,7 +21,7 @@ from pruning.models import copy_companions, num_parameters, read_config, set_up_
 from pruning.portability import verify_portable
 from pruning.publishing import CheckpointExists, check_place, place
 from pruning.reloading import compare_gguf
-from pruning.residence import Machine, Residence, reside_at, where_it_fits
+from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
 
 

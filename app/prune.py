@@ -22,8 +22,8 @@ from pruning.models import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.publishing import CheckpointExists
 from pruning.removal import Removal
-from pruning.residence import Machine
-from pruning.search_state import Plan, Scored
+from pruning.search.dense_model import Machine
+from pruning.search.state import Plan, Scored
 from pruning.spec.prune import PruneSpec
 
 

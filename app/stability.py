@@ -13,8 +13,8 @@ from app.json_output import print_json
 from app.prune import models_for, new_place, search_progress
 from pruning.config import Settings
 from pruning.removal import Removal
-from pruning.residence import Machine, reside
-from pruning.search_state import Plan, Scored
+from pruning.search.dense_model import Machine, reside
+from pruning.search.state import Plan, Scored
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.stability import Run, Stability, stability
 from pruning.stability_plot import PLOT_FILE, plot

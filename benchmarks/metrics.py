@@ -24,9 +24,9 @@ from pruning.demo_model import NAME, ensure_demo_model
 from pruning.evaluate import perplexity
 from pruning.models import ModelStore, set_up_torch
 from pruning.removal import Removal
-from pruning.residence import Machine, Residence, reside
-from pruning.search import search
-from pruning.search_state import Plan, Scored, SearchState
+from pruning.search.dense_model import Machine, Residence, reside
+from pruning.search.search import search
+from pruning.search.state import Plan, Scored, SearchState
 from pruning.sleb import Blocks
 from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from pruning.blocks import block_list, num_blocks
 from pruning.removal import Losses, Removal, verdict
-from pruning.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.staged import StagedScorer, stages
+from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks, RoundScorer, sleb
-from pruning.staged import StagedScorer, stages
-from pruning.stream_scoring import StreamedScorer
 from pruning.streaming import StreamedModel
 
 _T = TypeVar("_T")

@@ -15,7 +15,7 @@ from pruning.perplexity import measure_perplexity
 from pruning.quality import Quality, Quantized
 from pruning.quantize import check_quantizable, require_torchao
 from pruning.removal import Removal
-from pruning.residence import Residence
+from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
 from pruning.task_scores import ZeroShot

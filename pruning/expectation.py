@@ -20,7 +20,7 @@ from pruning.blocks import final_logits
 from pruning.memory import free_bytes, give_back
 from pruning.models import COMPANION_FILES, pick_device
 from pruning.passes import InMemoryPasses, Passes
-from pruning.residence import Residence
+from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 
 NUM_WINDOWS = 3

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-from pruning.actors import ClusterLost
 from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
-from pruning.cluster import ClusterUnavailable
 from pruning.gate import QualityGateFailed
 from pruning.job import JobError
 from pruning.memory import StateBudgetTooSmall
@@ -15,6 +13,8 @@ from pruning.publishing import CheckpointExists, DiskFull
 from pruning.quantize import QuantizeUnavailable
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
+from pruning.search.ray_actors import ClusterLost
+from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
 from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable

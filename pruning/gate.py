@@ -8,7 +8,7 @@ from pruning.probe import digest, probe_items
 from pruning.probe_score import Comparison, compare
 from pruning.probing import answer
 from pruning.quality import Quality
-from pruning.residence import Residence
+from pruning.search.dense_model import Residence
 from pruning.spec.gate import Gate, GateAction
 
 

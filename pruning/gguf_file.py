@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 
 from pruning.blocks import view
 from pruning.gguf_vocabulary import GgufUnsupported, Vocabulary, vocabulary_of
-from pruning.residence import Residence
+from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from pruning.job import TRANSITIONS, JobError, JobStatus, Phase
 from pruning.job_change import Change, Event
 from pruning.removal import Removal
-from pruning.search_state import (
+from pruning.search.state import (
     Plan,
     Scored,
     decided_fields,

@@ -19,7 +19,7 @@ from pruning.job_change import SCRIPT, Change, Outcome, Place, read_event
 from pruning.job_keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.outage import reaching_redis
 from pruning.removal import Removal
-from pruning.search_state import Plan, Scored, SearchState
+from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.webhook import Webhook
 

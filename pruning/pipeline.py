@@ -27,9 +27,9 @@ from pruning.portability import verify_portable
 from pruning.publishing import publish
 from pruning.quality import Quality
 from pruning.removal import Removal
-from pruning.residence import Machine, Residence, reside
-from pruning.search import Observer, search
-from pruning.search_state import SearchState
+from pruning.search.dense_model import Machine, Residence, reside
+from pruning.search.search import Observer, search
+from pruning.search.state import SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.trajectory_plot import PLOT_FILE, plot
 

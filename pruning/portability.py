@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from pruning.config import Verify, offline_environment
 from pruning.expectation import Expectation, expectation
 from pruning.reloading import CheckpointNotPortable, compare
-from pruning.residence import Residence
+from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 
 ASK_EVERY_S = 1.0

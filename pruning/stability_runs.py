@@ -10,9 +10,9 @@ from pruning.blocks import num_blocks
 from pruning.calibration import CalibrationError, Windows, calibrate, held_out
 from pruning.evaluate import perplexity
 from pruning.removal import Losses
-from pruning.residence import Residence
-from pruning.search import Observer, search
-from pruning.search_state import SearchState
+from pruning.search.dense_model import Residence
+from pruning.search.search import Observer, search
+from pruning.search.state import SearchState
 from pruning.sleb import Blocks, RoundScorer
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.stability import Run

@@ -23,7 +23,7 @@ from pruning.outage import JobStoreUnavailable
 from pruning.process import heeding
 from pruning.queue import DELIVERIES, connect, give_up
 from pruning.removal import Removal
-from pruning.search_state import Plan, Scored, SearchState
+from pruning.search.state import Plan, Scored, SearchState
 
 _T = TypeVar("_T")
 _PATIENCE_S = 60
@@ -57,7 +57,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     from pruning.memory import BATCH_TOKENS  # noqa: PLC0415 - as said above
     from pruning.models import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
     from pruning.pipeline import prune  # noqa: PLC0415 - as said above
-    from pruning.residence import Machine  # noqa: PLC0415 - as said above
+    from pruning.search.dense_model import Machine  # noqa: PLC0415 - as said above
 
     set_up_torch(settings.threads)
     name = job.checkpoint_name

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 
 from pruning.removal import Removal
-from pruning.search_state import (
+from pruning.search.state import (
     Plan,
     Scored,
     SearchState,

@@ -17,7 +17,7 @@ from pruning.models import ModelStore, load
 from pruning.pipeline import prune
 from pruning.quality import Quantized
 from pruning.quantize import CannotQuantize, QuantizeUnavailable, quantized
-from pruning.residence import Machine
+from pruning.search.dense_model import Machine
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
 from pruning.task_scores import PAPER_TASKS, TaskScore, ZeroShot
 from pruning.trajectory import legend

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pruning.actors import ClusterLost, Evaluated
-from pruning.cluster import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.memory import StateBudgetTooSmall
 from pruning.models import load
-from pruning.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.ray_actors import ClusterLost, Evaluated
+from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.staged import StagedScorer, stages
 from pruning.sleb import Blocks, sleb
-from pruning.staged import StagedScorer, stages
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.evaluator import NO_BLOCK, Evaluator, Recipe
 from pruning.memory import StateBudgetTooSmall
 from pruning.models import load
-from pruning.scoring import SharedPrefixScorer
+from pruning.search.evaluator import NO_BLOCK, Evaluator, Recipe
+from pruning.search.scoring import SharedPrefixScorer
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.tiny_directory import tiny_tokenizer
 

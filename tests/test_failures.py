@@ -4,10 +4,8 @@ import pytest
 import redis
 import torch
 
-from pruning.actors import ClusterLost
 from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
-from pruning.cluster import ClusterUnavailable
 from pruning.gate import QualityGateFailed
 from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore
@@ -18,6 +16,8 @@ from pruning.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.queue import PruneQueue
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
+from pruning.search.ray_actors import ClusterLost
+from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute

@@ -19,7 +19,7 @@ from pruning.gguf_file import FAMILIES, check_gguf, write_gguf
 from pruning.gguf_vocabulary import GgufUnsupported, vocabulary_of
 from pruning.models import load
 from pruning.reloading import CheckpointNotPortable, compare_gguf
-from pruning.residence import Machine, Residence, reside_at
+from pruning.search.dense_model import Machine, Residence, reside_at
 from pruning.spec.prune import Resident
 from tests.test_blocks import logits_of, token_ids
 from tests.test_models import edit_config

@@ -12,7 +12,7 @@ from pruning.job_change import StaleAttempt
 from pruning.job_keys import RECORD, SEARCH
 from pruning.jobs import JobStore
 from pruning.removal import Removal, verdict
-from pruning.search_state import (
+from pruning.search.state import (
     Plan,
     Scored,
     SearchState,

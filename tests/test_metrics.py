@@ -9,9 +9,9 @@ import pytest
 
 from pruning.mixing import calibrate
 from pruning.models import load
-from pruning.scoring import PlainScorer
-from pruning.search_state import SearchState
-from pruning.similarity import CosineRanker
+from pruning.search.cosine import CosineRanker
+from pruning.search.scoring import PlainScorer
+from pruning.search.state import SearchState
 from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,

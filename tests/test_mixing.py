@@ -16,7 +16,7 @@ from pruning import calibration
 from pruning.calibration import Windows
 from pruning.mixing import MAX_BEGINNING, beginning, calibrate, described, held_out, mixed
 from pruning.models import LoadedModel
-from pruning.search_state import SearchState
+from pruning.search.state import SearchState
 from pruning.spec.calibration import MAX_SOURCES, apportioned, calibration_from
 from pruning.spec.prune import (
     CalibrationMix,

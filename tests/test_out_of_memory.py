@@ -15,8 +15,8 @@ from pruning.memory import BATCH_TOKENS
 from pruning.models import ModelStore
 from pruning.out_of_memory import is_out_of_memory, shortage
 from pruning.pipeline import prune
-from pruning.prefixes import Prefixes
-from pruning.residence import Machine
+from pruning.search.dense_model import Machine
+from pruning.search.prefixes import Prefixes
 from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
 from pruning.worker import run_job
 from tests.recorder import Recorder
@@ -119,8 +119,8 @@ def test_half_the_batch_changes_no_removal(
             sizes.append(token_ids.numel())
             super().__init__(model, token_ids, num_states)
 
-    monkeypatch.setattr("pruning.scoring.Prefixes", Noted)
-    monkeypatch.setattr("pruning.stream_scoring.Prefixes", Noted)
+    monkeypatch.setattr("pruning.search.scoring.Prefixes", Noted)
+    monkeypatch.setattr("pruning.search.streamed_scoring.Prefixes", Noted)
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 40)
     calibration = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path=str(text))

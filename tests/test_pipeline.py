@@ -14,8 +14,8 @@ from pruning.calibration import CalibrationError, calibrate
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.scoring import PlainScorer
-from pruning.search_state import SearchState
+from pruning.search.scoring import PlainScorer
+from pruning.search.state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec
 from tests.recorder import Recorder, Stop

@@ -26,7 +26,7 @@ from pruning.pipeline import prune
 from pruning.portability import verify_portable
 from pruning.publishing import publish
 from pruning.reloading import CheckpointNotPortable, compare
-from pruning.residence import Machine, Residence, reside_at
+from pruning.search.dense_model import Machine, Residence, reside_at
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Resident
 from pruning.streaming import StreamedModel
 from tests.recorder import Recorder

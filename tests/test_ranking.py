@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.ranking import ranked
 from pruning.removal import Losses, NonFiniteLoss
+from pruning.search.ranking import ranked
 from pruning.sleb import Blocks, TooManyRemovals, sleb
 from tests.test_sleb import TableScorer, searches
 

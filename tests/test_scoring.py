@@ -19,7 +19,7 @@ from pruning.evaluate import perplexity_curve
 from pruning.loss import mean_loss
 from pruning.memory import StateBudgetTooSmall
 from pruning.removal import NonFiniteLoss, Removal
-from pruning.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 

@@ -10,8 +10,8 @@ import pytest
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.models import ModelStore
 from pruning.pipeline import prune
-from pruning.residence import Machine, reside
-from pruning.search_state import SearchState
+from pruning.search.dense_model import Machine, reside
+from pruning.search.state import SearchState
 from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,
@@ -90,7 +90,7 @@ def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
 ) -> None:
     """With 1 + 6 + 1 parts alike, two blocks less are a speed-up of 8/6."""
     times = BlockTimes(embedding_s=1e-3, block_s=1e-3, head_s=1e-3)
-    monkeypatch.setattr("pruning.residence.measure_times", lambda _model: times)
+    monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: times)
     target = replace(spec, num_remove=None, target_speedup=1.3)
     recorder = Recorder()
     found, _ = run(tiny_models_dir, target, "tiny@fast", recorder)
@@ -106,13 +106,13 @@ def test_a_speedup_that_was_measured_once_holds_for_the_rest_of_the_search(
     tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_head = BlockTimes(embedding_s=1e-3, block_s=1e-3, head_s=5e-3)
-    monkeypatch.setattr("pruning.residence.measure_times", lambda _model: slow_head)
+    monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: slow_head)
     target = replace(spec, num_remove=None, target_speedup=1.3)
     first, again = Recorder(stop_after=5), Recorder()
     with pytest.raises(Stop):
         run(tiny_models_dir, target, "tiny@stopped", first)
     faster = BlockTimes(embedding_s=0, block_s=1e-3, head_s=0)
-    monkeypatch.setattr("pruning.residence.measure_times", lambda _model: faster)
+    monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: faster)
     run(tiny_models_dir, target, "tiny@resumed", again, first.state)
     assert again.plans == first.plans
     assert first.plans[0].num_remove == 3

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pruning.architectures import ARCHITECTURES
 from pruning.blocks import view
-from pruning.similarity import CosineRanker
+from pruning.search.cosine import CosineRanker
 from pruning.streaming import StreamedModel
 from tests.test_scoring import windows
 from tests.tiny import NUM_BLOCKS, tiny_model

@@ -12,8 +12,8 @@ from pruning.config import Settings
 from pruning.evaluate import perplexity
 from pruning.models import ModelStore
 from pruning.publishing import CheckpointExists
-from pruning.residence import Machine, Residence, reside
-from pruning.scoring import PlainScorer
+from pruning.search.dense_model import Machine, Residence, reside
+from pruning.search.scoring import PlainScorer
 from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
 from pruning.stability_plot import PLOT_FILE
 from pruning.stability_runs import Sample, judges, runs, samples

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning.removal import Losses
-from pruning.scoring import SharedPrefixScorer
+from pruning.search.scoring import SharedPrefixScorer
+from pruning.search.staged import NUM_ERRORS, StagedScorer, errors_behind, stages
 from pruning.sleb import Blocks, sleb
-from pruning.staged import NUM_ERRORS, StagedScorer, errors_behind, stages
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 
 

@@ -15,9 +15,9 @@ from pruning.architectures import ARCHITECTURES
 from pruning.blocks import block_list
 from pruning.memory import StateBudgetTooSmall
 from pruning.removal import NonFiniteLoss
-from pruning.scoring import PlainScorer
+from pruning.search.scoring import PlainScorer
+from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import sleb
-from pruning.stream_scoring import StreamedScorer
 from pruning.streaming import StreamedModel
 from tests.test_scoring import HIDDEN_SIZE, assert_equal, windows
 from tests.tiny import NUM_BLOCKS, tiny_model

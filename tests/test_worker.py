@@ -9,7 +9,7 @@ from pruning.job_change import StaleAttempt
 from pruning.jobs import JobStore
 from pruning.queue import DELIVERIES
 from pruning.removal import Removal
-from pruning.search_state import Plan, Scored, SearchState
+from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker import JobObserver, execute
 

@@ -9,7 +9,7 @@ from pruning.job import Job, JobStatus, StopRequest
 from pruning.jobs import JobStore
 from pruning.outage import JobStoreUnavailable
 from pruning.removal import Removal
-from pruning.search_state import Plan, Scored, SearchState
+from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker import JobObserver, execute
 

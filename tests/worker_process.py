@@ -18,7 +18,7 @@ from pruning.entrypoints import run_worker
 from pruning.job import Job
 from pruning.jobs import JobStore
 from pruning.queue import connect
-from pruning.search_state import Plan
+from pruning.search.state import Plan
 from pruning.worker import JobObserver, execute
 from tests.job_lives import REMOVAL
 

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from pruning.job import JobStatus, Phase
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue
-from pruning.search_state import Plan
+from pruning.search.state import Plan
 from tests.api.test_prune_jobs import JOB, submit
 
 

@@ -15,7 +15,7 @@ from pruning.job import JobStatus
 from pruning.job_keys import RECORD
 from pruning.job_stats import ANSWER_S
 from pruning.jobs import JobStore
-from pruning.search_state import Plan
+from pruning.search.state import Plan
 from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker
 from tests.exposition import Scrape

@@ -19,8 +19,8 @@ from ray.cluster_utils import Cluster
 from app.cluster import deployed
 from app.config import ClusterSettings
 from app.valkey import embedded_valkey
-from pruning.cluster import connected
 from pruning.config import child_environment
+from pruning.search.ray_scoring import connected
 from tests.e2e.processes import free_port, is_ready
 from tests.tiny_directory import write_tiny_model
 from tests.waiting import wait_until

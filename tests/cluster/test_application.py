@@ -13,7 +13,7 @@ from app.api_keys import KeyFile, Scope
 from app.cluster import ClusterFailed, deployed
 from app.cluster_app import NoCommonRedis, application
 from app.config import ClusterSettings, ServeSettings, cluster_settings
-from pruning.cluster import connected, import_ray
+from pruning.search.ray_scoring import connected, import_ray
 from tests.cluster.clusters import room_for_ray
 from tests.e2e.processes import free_port
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruning.models import LoadedModel, load
-from pruning.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import RoundScorer, sleb
 
 REFERENCE = (

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from pruning.blocks import finish, num_blocks, view
 from pruning.loss import window_losses
 from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
-from pruning.prefixes import Prefixes, Walk
 from pruning.removal import Losses
+from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks, RoundScorer
 
 PLAIN_LOGITS_BYTES = 2**30

@@ -14,8 +14,8 @@ import torch
 from pruning.blocks import BlockCall, finish, num_blocks
 from pruning.loss import window_losses
 from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
-from pruning.prefixes import Prefixes, Walk
 from pruning.removal import Losses
+from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks
 from pruning.streaming import StreamedModel
 

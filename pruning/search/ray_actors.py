@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pruning.evaluator import Evaluator, Recipe
 from pruning.removal import Losses
+from pruning.search.evaluator import Evaluator, Recipe
 from pruning.sleb import Blocks
 
 _PATIENCE_S = 60.0  # between looks at whether the cluster still has room for an actor

@@ -18,11 +18,11 @@ from typing import Self
 
 import torch
 
-from pruning.actors import Crew, Evaluated
-from pruning.dealing import deal
-from pruning.evaluator import NO_BLOCK, Recipe
 from pruning.memory import BATCH_TOKENS
 from pruning.removal import Losses
+from pruning.search.dealing import deal
+from pruning.search.evaluator import NO_BLOCK, Recipe
+from pruning.search.ray_actors import Crew, Evaluated
 from pruning.sleb import Blocks
 
 # Means over windows that are closer than this, in nats, count as tied between actors. On devices

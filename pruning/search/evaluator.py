@@ -9,7 +9,7 @@ import torch
 from pruning.memory import free_bytes
 from pruning.models import load, set_up_torch
 from pruning.removal import Losses
-from pruning.scoring import SharedPrefixScorer
+from pruning.search.scoring import SharedPrefixScorer
 from pruning.sleb import Blocks
 
 NO_BLOCK = -1  # as a candidate: nothing more is removed

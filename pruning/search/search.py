@@ -9,14 +9,14 @@ from typing import Protocol
 
 from pruning.blocks import num_blocks
 from pruning.calibration import Windows
-from pruning.ranking import Ranker, ranked
 from pruning.removal import Losses, Removal
-from pruning.residence import Residence
-from pruning.scoring import WindowScorer
-from pruning.search_state import RANKING, Plan, Scored, SearchState
+from pruning.search.dense_model import Residence
+from pruning.search.ranking import Ranker, ranked
+from pruning.search.scoring import WindowScorer
+from pruning.search.staged import StagedScorer, stages
+from pruning.search.state import RANKING, Plan, Scored, SearchState
 from pruning.sleb import Blocks, RoundScorer, sleb
 from pruning.spec.prune import Metric, PruneSpec, Search, TargetUnreachable
-from pruning.staged import StagedScorer, stages
 
 
 class Observer(Protocol):

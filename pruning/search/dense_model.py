@@ -12,17 +12,17 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.blocks import view
-from pruning.cluster import ClusterScorer
 from pruning.export import SHARD_BYTES, export, kept_weights
 from pruning.memory import BATCH_TOKENS, free_bytes
 from pruning.models import LoadedModel, ModelStore, load, pick_device
 from pruning.passes import InMemoryPasses, Passes, StreamedPasses
 from pruning.quantize import CannotQuantize, quantized
-from pruning.scoring import SharedPrefixScorer, WindowScorer
-from pruning.similarity import CosineRanker
+from pruning.search.cosine import CosineRanker
+from pruning.search.ray_scoring import ClusterScorer
+from pruning.search.scoring import SharedPrefixScorer, WindowScorer
+from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
 from pruning.spec.prune import InvalidSpec, PruneSpec, Quantize, Resident
-from pruning.stream_scoring import StreamedScorer
 from pruning.streaming import StreamedModel
 from pruning.timing import BlockTimes, measure_streamed_times, measure_times
 

@@ -11,7 +11,7 @@ from math import sqrt
 from statistics import fmean
 
 from pruning.removal import Losses, paired_gaps, standard_error
-from pruning.scoring import WindowScorer
+from pruning.search.scoring import WindowScorer
 from pruning.sleb import Blocks
 
 NUM_ERRORS = 3.0  # a candidate this many standard errors behind the leader is clearly worse
