@@ -18,9 +18,16 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
 from app.hub import HubModel, is_repo_id
-from pruning.architectures import UnknownArchitecture, UnsupportedConfig, architecture
-from pruning.lineage import ORIGIN_FILE
-from pruning.models import COMPANION_FILES, NotAModel, is_name, load, parse_config, set_up_torch
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
+from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.store import (
+    COMPANION_FILES,
+    NotAModel,
+    is_name,
+    load,
+    parse_config,
+    set_up_torch,
+)
 from pruning.staging import make_directory, staged, sweep, sync_directory
 
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack")

@@ -27,11 +27,11 @@ from app.machine import machine
 from app.speedup import turn_order
 from pruning.checkpoints import CheckpointStore
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.models import ModelStore, set_up_torch
-from pruning.shapes import random_model
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.random_models import random_model
+from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.timing import measure_times
 from pruning.sleb import Blocks
-from pruning.timing import measure_times
 
 REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
 _DEPTH = re.compile(r"@-(?P<depth>[0-9]{1,4})")

@@ -14,11 +14,11 @@ from app.entry import Entry, external_entry
 from app.external_models import ExternalModel
 from app.parents import Parents
 from app.removal_order import RemovalOrder, of_checkpoint, of_job
-from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.job import Job, JobNotFound, JobStatus
 from pruning.jobs import JobStore
-from pruning.models import ModelStore, NotAModel
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.store import ModelStore, NotAModel
 
 logger = logging.getLogger(__name__)
 

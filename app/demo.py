@@ -19,8 +19,8 @@ from app.demo_report import print_next_steps, print_report
 from app.job_client import authorization
 from app.prune import search_progress
 from pruning.config import child_environment
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.models import set_up_torch
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.store import set_up_torch
 
 CALIBRATION = {"dataset": "self", "num_samples": 8, "seqlen": 64}
 START_S = 120.0  # for the service to become ready

@@ -20,7 +20,7 @@ from pruning.idempotency import IdempotencyKeys
 from pruning.job_deletion import JobDeletion
 from pruning.job_stats import JobStatsReader
 from pruning.jobs import JobStore
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
 from pruning.queue import PruneQueue
 from pruning.webhook_outbox import WebhookOutbox
 

@@ -10,7 +10,7 @@ def doctor(
 ) -> None:
     """Look for what may keep the service from working here; exits with 1 if something is wrong."""
     from app.doctor import diagnose, is_healthy, print_findings
-    from pruning.models import set_up_torch
+    from pruning.models.store import set_up_torch
 
     set_up_torch()
     findings = diagnose()

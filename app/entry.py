@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.external_models import ExternalModel
 from app.removal_order import RemovalOrder
-from pruning.models import ModelInfo
+from pruning.models.store import ModelInfo
 from pruning.probe_score import ProbeScore
 from pruning.quality import Quantized
 from pruning.sleb import Blocks

@@ -7,8 +7,8 @@ from app.catalog import Catalog, UnknownModel
 from app.entry import Entry
 from pruning.checkpoints import MANIFEST, CheckpointStore, read_manifest, verify
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.models import ModelStore, NotAModel
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.store import ModelStore, NotAModel
 from pruning.sleb import Blocks
 
 

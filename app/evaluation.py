@@ -12,15 +12,15 @@ from rich.progress import Progress
 from app.eval_subject import NotEvaluable, Subject, subject_of
 from app.eval_tables import Evaluation, print_evaluations
 from app.prune import search_progress
-from pruning.blocks import num_blocks
 from pruning.config import Settings
-from pruning.models import set_up_torch
-from pruning.passes import Passes
+from pruning.models.blocks import num_blocks
+from pruning.models.forward import Passes
+from pruning.models.quantize import require_torchao
+from pruning.models.store import set_up_torch
 from pruning.perplexity import Perplexity, measure_perplexity
 from pruning.probe import digest, probe_items
 from pruning.probe_score import ProbeScore, summary
 from pruning.probing import answer
-from pruning.quantize import require_torchao
 from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident

@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 
 from app.removal_order import RemovalOrder
-from pruning.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.fingerprint import fingerprint
-from pruning.models import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.fingerprint import fingerprint
+from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
 logger = logging.getLogger(__name__)
 

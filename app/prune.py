@@ -17,8 +17,8 @@ from rich.text import Text
 
 from app.tables import print_run
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.models import ModelStore, set_up_torch
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.publishing import CheckpointExists
 from pruning.removal import Removal

@@ -14,8 +14,8 @@ from app.engine.variants import Variant, make_variant
 from app.entry import Entry
 from app.weights import LoadedWeights, Source, Weights
 from pruning.checkpoints import CheckpointStore
-from pruning.models import ModelStore, NotAModel
-from pruning.weight_sizes import weight_sizes
+from pruning.models.store import ModelStore, NotAModel
+from pruning.models.weight_sizes import weight_sizes
 
 
 class ModelReplaced(RuntimeError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pruning.checkpoints import Manifest
 from pruning.job import Job
-from pruning.models import ModelInfo
+from pruning.models.store import ModelInfo
 from pruning.quality import Quality
 from pruning.sleb import Blocks
 

@@ -19,7 +19,7 @@ from app.engine.async_engine import EngineStopped
 from app.forwarding import Asked, Whole
 from app.main import create_app
 from app.serve import set_up_process
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from app.main import create_app
 from app.readiness import Readiness
 from app.valkey import redis_url
 from pruning.logs import set_up_logging
-from pruning.models import set_up_torch
+from pruning.models.store import set_up_torch
 
 _LOOK_S = 0.1  # between two looks for a second Ctrl-C
 

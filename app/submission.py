@@ -29,12 +29,12 @@ from pruning.estimate import (
 )
 from pruning.job import Job, JobStatus
 from pruning.job_creation import Claim, QueueFull, Terms
+from pruning.models.quantize import check_quantizable
+from pruning.models.weight_sizes import weight_sizes
 from pruning.outage import JobStoreUnavailable
-from pruning.quantize import check_quantizable
 from pruning.spec.gate import Gate
 from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
 from pruning.webhook import Webhook
-from pruning.weight_sizes import weight_sizes
 
 _JUDGED_BY = 100  # of the newest jobs
 

@@ -5,7 +5,7 @@ import asyncio
 from app.engine.async_engine import AsyncEngine
 from app.registry import ModelRegistry
 from app.shadow import Shadow
-from pruning.memory import give_back
+from pruning.models.memory import give_back
 
 
 class ModelInUse(RuntimeError):

@@ -9,10 +9,10 @@ from threading import Lock, Thread
 import torch
 
 from app.engine.variants import Variant
-from pruning.fingerprint import fingerprint
-from pruning.memory import free_bytes
-from pruning.models import LoadedModel, pick_device
-from pruning.out_of_memory import is_out_of_memory, shortage
+from pruning.models.fingerprint import fingerprint
+from pruning.models.memory import free_bytes
+from pruning.models.out_of_memory import is_out_of_memory, shortage
+from pruning.models.store import LoadedModel, pick_device
 from pruning.sleb import Blocks
 
 logger = logging.getLogger(__name__)

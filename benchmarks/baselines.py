@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.latencies import Answered, Pass
 from benchmarks.offline import answered
 from benchmarks.workload import Ask
-from pruning.blocks import num_blocks, view
+from pruning.models.blocks import num_blocks, view
 
 _NO_EOS = -1  # no token: so every answer has its full length, at less cost than by forbidding one
 _PAD = 0

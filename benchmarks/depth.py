@@ -12,9 +12,9 @@ from app.catalog import Catalog, UnknownModel
 from app.engine.variants import Variant
 from benchmarks.steady import SteadyBatch, median_steps_s
 from benchmarks.workload import Ask
-from pruning.blocks import num_blocks
+from pruning.models.blocks import num_blocks
+from pruning.models.timing import BlockTimes, measure_times
 from pruning.sleb import Blocks
-from pruning.timing import BlockTimes, measure_times
 
 _SUFFIX = re.compile(r"@-(?P<depth>[0-9]{1,4})")
 _NUM_VARIANTS = 10

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from app.machine import machine
 from app.settings_table import check_variables
-from pruning.blocks import num_blocks
 from pruning.calibration import Windows, calibrate
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
 from pruning.evaluate import perplexity
-from pruning.models import ModelStore, set_up_torch
+from pruning.models.blocks import num_blocks
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.store import ModelStore, set_up_torch
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.search import search

@@ -11,13 +11,13 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from pruning.blocks import block_list, num_blocks
+from pruning.models.blocks import block_list, num_blocks
+from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses, Removal, verdict
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks, RoundScorer, sleb
-from pruning.streaming import StreamedModel
 
 _T = TypeVar("_T")
 

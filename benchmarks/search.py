@@ -21,15 +21,15 @@ from app.machine import machine
 from app.settings_table import check_variables
 from benchmarks.modes import Bench, Meter, Mode, weight_bytes
 from benchmarks.search_report import report, show
-from pruning.blocks import num_blocks
 from pruning.calibration import calibrate
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.memory import free_bytes
-from pruning.models import ModelStore, set_up_torch
-from pruning.shapes import SHAPES, random_model, random_tokens
+from pruning.models.blocks import num_blocks
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.memory import free_bytes
+from pruning.models.random_models import SHAPES, random_model, random_tokens
+from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.streaming import StreamedModel
 from pruning.spec.prune import CalibrationSpec, Dataset
-from pruning.streaming import StreamedModel
 
 MODES = ("plain", "exact", "staged", "stream")
 RESIDENT = MODES[:3]

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.machine import machine
 from benchmarks.modes import Bench, Meter
-from pruning.models import set_up_torch
+from pruning.models.store import set_up_torch
 
 NUM_BLOCKS = (8, 16, 32, 64)
 NUM_WINDOWS = (8, 16, 32, 64)

@@ -26,11 +26,11 @@ from benchmarks.plan import Baseline, Found, Part, Plan, Subject
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
-from pruning.blocks import num_blocks
 from pruning.checkpoints import CheckpointStore
 from pruning.config import Settings
-from pruning.demo_model import NAME, ensure_demo_model
-from pruning.models import ModelStore, set_up_torch
+from pruning.models.blocks import num_blocks
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.store import ModelStore, set_up_torch
 from pruning.sleb import Blocks
 
 _Name = TypeVar("_Name", Part, Baseline)

@@ -27,7 +27,7 @@ from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import Ask
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
 
 _MOST = 1.05  # live p95 with shadow traffic over that without
 _END_S = 300.0  # for replays to come to their end

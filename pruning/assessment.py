@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pruning.blocks import num_blocks, view
 from pruning.calibration import Windows
 from pruning.evaluate import perplexity_curve
 from pruning.gate import ask_both, gated
 from pruning.mixing import held_out
-from pruning.models import ModelInfo
+from pruning.models.blocks import num_blocks, view
+from pruning.models.quantize import check_quantizable, require_torchao
+from pruning.models.store import ModelInfo
 from pruning.perplexity import measure_perplexity
 from pruning.quality import Quality, Quantized
-from pruning.quantize import check_quantizable, require_torchao
 from pruning.removal import Removal
 from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pruning.models import LoadedModel, load
+from pruning.models.store import LoadedModel, load
 from pruning.quality import Quality
 from pruning.sleb import Blocks
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from pruning.job import Job, JobStatus
-from pruning.models import ModelInfo
+from pruning.models.store import ModelInfo
+from pruning.models.weight_sizes import WeightSizes
 from pruning.spec.prune import PruneSpec, Resident, Sampling
-from pruning.weight_sizes import WeightSizes
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _WAIT_LIMITS_S = (5.0, 3600.0)

@@ -15,11 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from pruning.architectures import architecture
-from pruning.blocks import final_logits
-from pruning.memory import free_bytes, give_back
-from pruning.models import COMPANION_FILES, pick_device
-from pruning.passes import InMemoryPasses, Passes
+from pruning.models.architectures import architecture
+from pruning.models.blocks import final_logits
+from pruning.models.forward import InMemoryPasses, Passes
+from pruning.models.memory import free_bytes, give_back
+from pruning.models.store import COMPANION_FILES, pick_device
 from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.gate import QualityGateFailed
 from pruning.job import JobError
-from pruning.memory import StateBudgetTooSmall
-from pruning.models import ModelNotFound, NotAModel
-from pruning.out_of_memory import is_out_of_memory, shortage
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.out_of_memory import is_out_of_memory, shortage
+from pruning.models.quantize import QuantizeUnavailable
+from pruning.models.store import ModelNotFound, NotAModel
 from pruning.publishing import CheckpointExists, DiskFull
-from pruning.quantize import QuantizeUnavailable
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost

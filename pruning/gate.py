@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pruning.blocks import num_blocks
+from pruning.models.blocks import num_blocks
 from pruning.probe import digest, probe_items
 from pruning.probe_score import Comparison, compare
 from pruning.probing import answer

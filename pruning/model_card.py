@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints import Manifest
-from pruning.lineage import Lineage
+from pruning.models.lineage import Lineage
 from pruning.removal import Removal
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from pruning.trajectory import legend, rows, table

@@ -9,8 +9,8 @@ import torch
 
 from pruning.calibration import Windows
 from pruning.evaluate import perplexity
-from pruning.loss import window_losses
-from pruning.passes import Passes
+from pruning.models.forward import Passes
+from pruning.models.loss import window_losses
 from pruning.removal import NonFiniteLoss
 
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 from pruning.assessment import assess, prepare
-from pruning.blocks import num_blocks, view
 from pruning.calibration import Windows
 from pruning.checkpoints import Manifest
 from pruning.config import Verify
-from pruning.fingerprint import fingerprint
-from pruning.lineage import lineage_of
 from pruning.mixing import calibrate, described
 from pruning.model_card import model_card
-from pruning.models import ModelStore, copy_companions, num_parameters
+from pruning.models.blocks import num_blocks, view
+from pruning.models.fingerprint import fingerprint
+from pruning.models.lineage import lineage_of
+from pruning.models.store import ModelStore, copy_companions, num_parameters
 from pruning.portability import verify_portable
 from pruning.publishing import publish
 from pruning.quality import Quality

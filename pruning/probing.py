@@ -11,8 +11,8 @@ from itertools import takewhile
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruning.loss import token_losses
-from pruning.passes import Passes
+from pruning.models.forward import Passes
+from pruning.models.loss import token_losses
 from pruning.probe import Item
 from pruning.probe_score import Answer
 

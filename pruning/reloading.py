@@ -20,12 +20,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pruning.blocks import num_blocks
 from pruning.expectation import NEW_TOKENS, Expectation, companions, digest, logits_of, sample_ids
-from pruning.models import load, read_config, set_up_torch
-from pruning.passes import StreamedPasses
+from pruning.models.blocks import num_blocks
+from pruning.models.forward import StreamedPasses
+from pruning.models.store import load, read_config, set_up_torch
+from pruning.models.streaming import StreamedModel
 from pruning.process import end_with_parent
-from pruning.streaming import StreamedModel
 
 # By how much logits may differ, as a share of the largest; on one device they rarely do at all.
 TOLERANCES: Mapping[str, float] = MappingProxyType(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.blocks import num_blocks
 from pruning.calibration import CalibrationError, Windows, calibrate, held_out
 from pruning.evaluate import perplexity
+from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
 from pruning.search.dense_model import Residence
 from pruning.search.search import Observer, search

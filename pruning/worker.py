@@ -54,8 +54,8 @@ def run_job(job_id: str) -> None:
 def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     # Torch takes seconds, which a job that has ended already need not wait for.
     from pruning.checkpoints import CheckpointStore  # noqa: PLC0415 - as said above
-    from pruning.memory import BATCH_TOKENS  # noqa: PLC0415 - as said above
-    from pruning.models import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
+    from pruning.models.memory import BATCH_TOKENS  # noqa: PLC0415 - as said above
+    from pruning.models.store import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
     from pruning.pipeline import prune  # noqa: PLC0415 - as said above
     from pruning.search.dense_model import Machine  # noqa: PLC0415 - as said above
 
@@ -125,7 +125,7 @@ def _outcome(
         raise
     except Exception as error:
         from pruning.failures import describe  # noqa: PLC0415 - as above
-        from pruning.out_of_memory import is_out_of_memory, shortage  # noqa: PLC0415 - as above
+        from pruning.models.out_of_memory import is_out_of_memory, shortage  # noqa: PLC0415 - as above
 
         logger.exception("job %s failed", job.id)
         if is_out_of_memory(error) and not job.num_halvings:

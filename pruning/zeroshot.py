@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.blocks import num_blocks, view
+from pruning.models.blocks import num_blocks, view
 from pruning.task_scores import PAPER_TASKS, TaskScore, mean_accuracy
 
 __all__ = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.models import LoadedModel, load
+from pruning.models.store import LoadedModel, load
 from tests.tiny_directory import write_tiny_model
 
 

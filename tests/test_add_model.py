@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from app.add_model import ModelNotAdded, add_model
 from app.config import ServeSettings
 from app.hub import HubError
-from pruning.lineage import ORIGIN_FILE
-from pruning.models import ModelStore
+from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.store import ModelStore
 from tests.e2e.processes import environment
 from tests.hub_server import TOKEN, Hub, Repo, hub_server
 from tests.test_models import edit_config

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning import quantize, zeroshot
-from pruning.blocks import view
+from pruning import zeroshot
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.loss import mean_loss
 from pruning.mixing import held_out
-from pruning.models import ModelStore, load
+from pruning.models import quantize
+from pruning.models.blocks import view
+from pruning.models.loss import mean_loss
+from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantized
+from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.quality import Quantized
-from pruning.quantize import CannotQuantize, QuantizeUnavailable, quantized
 from pruning.search.dense_model import Machine
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
 from pruning.task_scores import PAPER_TASKS, TaskScore, ZeroShot

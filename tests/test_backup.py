@@ -14,7 +14,7 @@ from app.valkey import embedded_valkey
 from pruning.checkpoints import CheckpointStore, verify
 from pruning.job import JobStatus
 from pruning.jobs import JobStore
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.queue import PruneQueue
 from pruning.spec.prune import CalibrationSpec, PruneSpec

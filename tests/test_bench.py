@@ -22,7 +22,7 @@ from app.cli import app as command_line
 from app.engine.engine import PromptTooLong
 from app.speedup import Verdict
 from pruning.gpu_energy import energy_j
-from pruning.timing import BlockTimes
+from pruning.models.timing import BlockTimes
 from tests.api.conftest import publish_pruned
 from tests.engine.requests import variant
 from tests.tiny import NUM_BLOCKS

@@ -12,9 +12,9 @@ import typer
 from benchmarks.metrics import main as compare_metrics
 from benchmarks.modes import spread
 from benchmarks.search import Dtype, main
-from pruning.blocks import num_blocks
-from pruning.models import num_parameters
-from pruning.shapes import SHAPES, UnknownShape, random_model
+from pruning.models.blocks import num_blocks
+from pruning.models.random_models import SHAPES, UnknownShape, random_model
+from pruning.models.store import num_parameters
 from tests.e2e.processes import environment
 
 CANDIDATES = 4 + 3 + 2  # of three rounds, where six blocks are the model

@@ -16,7 +16,7 @@ from benchmarks.load import closed_loop, open_loop
 from benchmarks.offline import WrongLength
 from benchmarks.servers import Server, ServerFailed
 from benchmarks.workload import Ask, Prompts
-from pruning.models import LoadedModel
+from pruning.models.store import LoadedModel
 from tests.serving import serving
 from tests.waiting import wait_until
 

@@ -16,7 +16,7 @@ from benchmarks.plan import Part, Plan, Subject
 from benchmarks.search import Dtype
 from benchmarks.serve import main, run
 from benchmarks.serve_report import TARGETS
-from pruning.models import LoadedModel
+from pruning.models.store import LoadedModel
 from tests.e2e.processes import environment
 from tests.waiting import wait_until
 

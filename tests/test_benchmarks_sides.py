@@ -18,7 +18,7 @@ from benchmarks.offline import WrongLength, answered, run_engine
 from benchmarks.sides import alternate, ratio
 from benchmarks.workload import Ask, NoSuchPrompt, Prompts
 from pruning.checkpoints import CheckpointStore
-from pruning.models import LoadedModel, ModelStore
+from pruning.models.store import LoadedModel, ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.recorder import Recorder

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pruning.architectures import (
+from pruning.models.architectures import (
     ARCHITECTURES,
     UnknownArchitecture,
     UnsupportedConfig,
     architecture,
 )
-from pruning.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
-from pruning.loss import last_hidden
+from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
+from pruning.models.loss import last_hidden
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pruning.calibration import CalibrationError, Windows, calibrate, held_out
-from pruning.models import LoadedModel
+from pruning.models.store import LoadedModel
 from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, Sampling
 
 

@@ -16,7 +16,7 @@ from pruning.checkpoints import (
     Quality,
     open_checkpoint,
 )
-from pruning.models import load
+from pruning.models.store import load
 from pruning.publishing import publish
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pruning.memory import StateBudgetTooSmall
-from pruning.models import load
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.store import load
 from pruning.search.ray_actors import ClusterLost, Evaluated
 from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer

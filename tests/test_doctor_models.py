@@ -9,7 +9,7 @@ import pytest
 
 from app.doctor_models import check_weights, checkpoints, external, models, weights
 from app.finding import Level
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 from tests.api.conftest import publish_pruned
 from tests.tiny_checkpoints import write_checkpoint
 from tests.unsupported import quantize_config, write_unsupported

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pruning.architectures import ARCHITECTURES
 from pruning.checkpoints import CheckpointStore
 from pruning.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.job import Job, JobStatus, Progress
-from pruning.models import ModelStore, NotAModel
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.store import ModelStore, NotAModel
+from pruning.models.weight_sizes import WeightSizes, weight_sizes
 from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,
@@ -22,7 +23,6 @@ from pruning.spec.prune import (
     Sampling,
     Search,
 )
-from pruning.weight_sizes import WeightSizes, weight_sizes
 from tests.api.conftest import publish_pruned
 from tests.tiny import tiny_model
 from tests.tiny_checkpoints import write_checkpoint

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from app.cli import app as command_line
 from app.eval_subject import NotEvaluable
 from app.evaluation import InvalidTasks, Tasks
-from pruning.blocks import view
 from pruning.checkpoints import CheckpointCorrupt, CheckpointStore, Manifest
-from pruning.models import ModelStore
+from pruning.models.blocks import view
+from pruning.models.quantize import quantized
+from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.quantize import quantized
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
 from pruning.texts import TextUnusable
 from pruning.zeroshot import PAPER_TASKS

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.memory import StateBudgetTooSmall
-from pruning.models import load
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.store import load
 from pruning.search.evaluator import NO_BLOCK, Evaluator, Recipe
 from pruning.search.scoring import SharedPrefixScorer
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import view
 from pruning.checkpoints import CheckpointStore, open_checkpoint
-from pruning.export import export
-from pruning.models import ModelStore, NotAModel, load
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import view
+from pruning.models.save_streamed import export
+from pruning.models.store import ModelStore, NotAModel, load
+from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
-from pruning.streaming import StreamedModel
 from tests.recorder import Recorder
 from tests.test_streaming import streamed_logits, whole_logits
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model

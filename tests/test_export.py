@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import view
-from pruning.export import export
-from pruning.models import load
-from pruning.streaming import StreamedModel
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import view
+from pruning.models.save_streamed import export
+from pruning.models.store import load
+from pruning.models.streaming import StreamedModel
 from tests.tiny_checkpoints import LAYOUTS, write_checkpoint
 
 KEEP = (0, 1, 3, 5)

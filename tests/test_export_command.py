@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from app.cli import app as command_line
 from app.export import Export
-from pruning.blocks import view
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.export import SHARD_BYTES
 from pruning.gguf_file import FAMILIES
 from pruning.gguf_vocabulary import GgufUnsupported
-from pruning.models import COMPANION_FILES, ModelStore, load
+from pruning.models.blocks import view
+from pruning.models.save_streamed import SHARD_BYTES
+from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.pipeline import prune
 from pruning.publishing import CheckpointExists, DiskFull, place
 from pruning.reloading import TOLERANCES, CheckpointNotPortable

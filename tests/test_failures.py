@@ -4,15 +4,15 @@ import pytest
 import redis
 import torch
 
-from pruning.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.calibration import CalibrationError
 from pruning.gate import QualityGateFailed
 from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore
-from pruning.memory import StateBudgetTooSmall
-from pruning.models import ModelNotFound, NotAModel
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.quantize import CannotQuantize, QuantizeUnavailable
+from pruning.models.store import ModelNotFound, NotAModel
 from pruning.publishing import CheckpointExists, DiskFull
-from pruning.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.queue import PruneQueue
 from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss

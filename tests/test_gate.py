@@ -14,8 +14,8 @@ from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.gate import QualityGateFailed, gated
 from pruning.job import JobStatus
 from pruning.jobs import JobStore
-from pruning.models import ModelStore
-from pruning.passes import InMemoryPasses
+from pruning.models.forward import InMemoryPasses
+from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.probe import digest, probe_items
 from pruning.probe_score import Answer, Comparison, Kind, compare, summary

@@ -13,11 +13,11 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning import gguf_file
-from pruning.blocks import view
 from pruning.expectation import expectation
 from pruning.gguf_file import FAMILIES, check_gguf, write_gguf
 from pruning.gguf_vocabulary import GgufUnsupported, vocabulary_of
-from pruning.models import load
+from pruning.models.blocks import view
+from pruning.models.store import load
 from pruning.reloading import CheckpointNotPortable, compare_gguf
 from pruning.search.dense_model import Machine, Residence, reside_at
 from pruning.spec.prune import Resident

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruning.mixing import calibrate
-from pruning.models import load
+from pruning.models.store import load
 from pruning.search.cosine import CosineRanker
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import SearchState

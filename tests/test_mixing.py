@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pruning import calibration
 from pruning.calibration import Windows
 from pruning.mixing import MAX_BEGINNING, beginning, calibrate, described, held_out, mixed
-from pruning.models import LoadedModel
+from pruning.models.store import LoadedModel
 from pruning.search.state import SearchState
 from pruning.spec.calibration import MAX_SOURCES, apportioned, calibration_from
 from pruning.spec.prune import (

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pruning.lineage import Lineage, lineage_of
 from pruning.model_card import Exported, export_card, model_card
+from pruning.models.lineage import Lineage, lineage_of
 from pruning.spec.prune import Metric, Resident, Search
 from pruning.trajectory_plot import PLOT_FILE
 from tests.pruning_runs import RUN, manifest_of, removals_of_run

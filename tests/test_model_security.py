@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.models import NotAModel, load, read_config
+from pruning.models.store import NotAModel, load, read_config
 
 NAMES = {
     "AutoConfig": "code.Config",

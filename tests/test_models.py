@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pruning.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models import ModelNotFound, ModelStore, NotAModel, load
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.store import ModelNotFound, ModelStore, NotAModel, load
 from tests.tiny_directory import MAX_POSITIONS, NUM_BLOCKS
 from tests.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupported
 

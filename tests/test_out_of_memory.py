@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from pruning.checkpoints import Manifest
 from pruning.failures import describe
 from pruning.jobs import JobStore
-from pruning.memory import BATCH_TOKENS
-from pruning.models import ModelStore
-from pruning.out_of_memory import is_out_of_memory, shortage
+from pruning.models.memory import BATCH_TOKENS
+from pruning.models.out_of_memory import is_out_of_memory, shortage
+from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine
 from pruning.search.prefixes import Prefixes

@@ -11,15 +11,15 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import view
 from pruning.calibration import Windows
-from pruning.memory import StateBudgetTooSmall
-from pruning.models import LoadedModel, load
-from pruning.passes import InMemoryPasses, Passes, StreamedPasses
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import view
+from pruning.models.forward import InMemoryPasses, Passes, StreamedPasses
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.store import LoadedModel, load
+from pruning.models.streaming import StreamedModel
 from pruning.perplexity import measure_perplexity
 from pruning.removal import NonFiniteLoss
-from pruning.streaming import StreamedModel
 from pruning.texts import TextUnusable, text_windows
 from tests.tiny_checkpoints import write_checkpoint
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.blocks import view
 from pruning.calibration import CalibrationError, calibrate
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.models import ModelStore
+from pruning.models.blocks import view
+from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import SearchState

@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pruning import portability
-from pruning.architectures import ARCHITECTURES, architecture
-from pruning.blocks import view
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.config import Verify
 from pruning.expectation import Expectation, expectation
-from pruning.models import COMPANION_FILES, ModelStore, load
+from pruning.models.architectures import ARCHITECTURES, architecture
+from pruning.models.blocks import view
+from pruning.models.store import COMPANION_FILES, ModelStore, load
+from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
 from pruning.portability import verify_portable
 from pruning.publishing import publish
 from pruning.reloading import CheckpointNotPortable, compare
 from pruning.search.dense_model import Machine, Residence, reside_at
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Resident
-from pruning.streaming import StreamedModel
 from tests.recorder import Recorder
 from tests.test_blocks import logits_of, token_ids
 from tests.test_checkpoints import manifest_of

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning import quantize
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import block_list, num_blocks, view
-from pruning.quantize import (
+from pruning.models import quantize
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list, num_blocks, view
+from pruning.models.quantize import (
     CannotQuantize,
     QuantizeUnavailable,
     check_quantizable,

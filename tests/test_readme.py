@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from app.cli import app as command_line
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.architectures import ARCHITECTURES
+from pruning.models.architectures import ARCHITECTURES
 from pruning.spec.prune import CalibrationMix, Metric, PruneSpec, Resident, Search
 from pruning.worker_metrics import WorkerMetrics
 from tests.api.conftest import publish_pruned

@@ -14,10 +14,10 @@ from app.engine.engine import Engine
 from app.engine.sequence import Request, SamplingParams
 from app.engine.variants import Variant
 from app.registry import ModelRegistry, ModelReplaced
-from pruning.blocks import view
 from pruning.checkpoints import MANIFEST, CheckpointStore, Manifest
-from pruning.fingerprint import fingerprint
-from pruning.models import LoadedModel, ModelStore, load
+from pruning.models.blocks import view
+from pruning.models.fingerprint import fingerprint
+from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.recorder import Recorder

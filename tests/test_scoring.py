@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pruning import loss
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import block_list, view
 from pruning.evaluate import perplexity_curve
-from pruning.loss import mean_loss
-from pruning.memory import StateBudgetTooSmall
+from pruning.models import loss
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list, view
+from pruning.models.loss import mean_loss
+from pruning.models.memory import StateBudgetTooSmall
 from pruning.removal import NonFiniteLoss, Removal
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb

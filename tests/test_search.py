@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
+from pruning.models.timing import BlockTimes
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine, reside
 from pruning.search.state import SearchState
@@ -21,7 +22,6 @@ from pruning.spec.prune import (
     Search,
     TargetUnreachable,
 )
-from pruning.timing import BlockTimes
 from tests.recorder import Recorder, Stop
 from tests.tiny_directory import NUM_BLOCKS
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import view
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import view
+from pruning.models.streaming import StreamedModel
 from pruning.search.cosine import CosineRanker
-from pruning.streaming import StreamedModel
 from tests.test_scoring import windows
 from tests.tiny import NUM_BLOCKS, tiny_model
 from tests.tiny_checkpoints import write_checkpoint

@@ -10,7 +10,7 @@ from app.stability import REPORT_FILE, run_stability
 from pruning.calibration import CalibrationError
 from pruning.config import Settings
 from pruning.evaluate import perplexity
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
 from pruning.publishing import CheckpointExists
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.scoring import PlainScorer

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import block_list
-from pruning.memory import StateBudgetTooSmall
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.streaming import StreamedModel
 from pruning.removal import NonFiniteLoss
 from pruning.search.scoring import PlainScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import sleb
-from pruning.streaming import StreamedModel
 from tests.test_scoring import HIDDEN_SIZE, assert_equal, windows
 from tests.tiny import NUM_BLOCKS, tiny_model
 from tests.tiny_checkpoints import write_checkpoint

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import block_calls, block_list, final_logits, finish
-from pruning.models import NotAModel, load
-from pruning.streaming import StreamedModel
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_calls, block_list, final_logits, finish
+from pruning.models.store import NotAModel, load
+from pruning.models.streaming import StreamedModel
 from tests.test_models import edit_config
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE
 from tests.tiny_checkpoints import LAYOUTS, write_checkpoint

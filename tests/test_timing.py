@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import block_list
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list
+from pruning.models.streaming import StreamedModel
+from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
 from pruning.spec.prune import TargetUnreachable
-from pruning.streaming import StreamedModel
-from pruning.timing import BlockTimes, measure_streamed_times, measure_times
 from tests.tiny import tiny_model
 from tests.tiny_directory import tiny_tokenizer
 

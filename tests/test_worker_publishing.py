@@ -13,7 +13,7 @@ from pruning.job import Job, JobStatus, StopRequest
 from pruning.job_change import StaleAttempt
 from pruning.job_deletion import JobDeletion
 from pruning.jobs import JobStore
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
 from pruning.outage import JobStoreUnavailable
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning import zeroshot
-from pruning.blocks import view
-from pruning.models import LoadedModel, load
+from pruning.models.blocks import view
+from pruning.models.store import LoadedModel, load
 from pruning.zeroshot import (
     PAPER_TASKS,
     TaskScore,

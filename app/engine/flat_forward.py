@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from app.engine.attention import Attention, kinds_of_attention
 from app.engine.kv_cache import SlotCache
-from pruning.architectures import Parts, architecture
-from pruning.blocks import block_list, finish
+from pruning.models.architectures import Parts, architecture
+from pruning.models.blocks import block_list, finish
 
 
 @dataclass(frozen=True)

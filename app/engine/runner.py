@@ -25,7 +25,7 @@ from app.engine.flat_forward import flat_model, vector_kernels
 from app.engine.kv_cache import SlotCache, Window, never
 from app.engine.scheduler import Batch
 from app.engine.variants import Variant
-from pruning.blocks import final_logits
+from pruning.models.blocks import final_logits
 
 
 class Runner:

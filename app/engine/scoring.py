@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 
 from app.engine.variants import Variant
-from pruning.loss import token_losses
+from pruning.models.loss import token_losses
 
 
 def score(

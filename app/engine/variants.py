@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning.blocks import num_blocks, view
+from pruning.models.blocks import num_blocks, view
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from app.schemas import ModelList, ModelView
 from app.unloading import ModelInUse, unload
 from app.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints import CheckpointCorrupt
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(prefix="/models", tags=["models"])

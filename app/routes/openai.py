@@ -16,7 +16,7 @@ from app.openai_completions import CompletionFormat
 from app.openai_schemas import ChatBody, CompletionBody, GenerationBody
 from app.openai_views import ChatView, CompletionView, ErrorView, ModelCard, ModelCardList
 from app.vocabulary import Vocabulary
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 

@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.blocks import BlockCall, block_calls
-from pruning.memory import BATCH_TOKENS, free_bytes
+from pruning.models.blocks import BlockCall, block_calls
+from pruning.models.memory import BATCH_TOKENS, free_bytes
+from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.sleb import Blocks
-from pruning.streaming import StreamedModel
 
 
 class CosineRanker:

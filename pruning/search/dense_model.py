@@ -11,20 +11,20 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.blocks import view
-from pruning.export import SHARD_BYTES, export, kept_weights
-from pruning.memory import BATCH_TOKENS, free_bytes
-from pruning.models import LoadedModel, ModelStore, load, pick_device
-from pruning.passes import InMemoryPasses, Passes, StreamedPasses
-from pruning.quantize import CannotQuantize, quantized
+from pruning.models.blocks import view
+from pruning.models.forward import InMemoryPasses, Passes, StreamedPasses
+from pruning.models.memory import BATCH_TOKENS, free_bytes
+from pruning.models.quantize import CannotQuantize, quantized
+from pruning.models.save_streamed import SHARD_BYTES, export, kept_weights
+from pruning.models.store import LoadedModel, ModelStore, load, pick_device
+from pruning.models.streaming import StreamedModel
+from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
 from pruning.search.cosine import CosineRanker
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer, WindowScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
 from pruning.spec.prune import InvalidSpec, PruneSpec, Quantize, Resident
-from pruning.streaming import StreamedModel
-from pruning.timing import BlockTimes, measure_streamed_times, measure_times
 
 
 class Residence(Protocol):

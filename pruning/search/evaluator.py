@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pruning.memory import free_bytes
-from pruning.models import load, set_up_torch
+from pruning.models.memory import free_bytes
+from pruning.models.store import load, set_up_torch
 from pruning.removal import Losses
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.sleb import Blocks

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from pruning.blocks import BlockCall, block_calls, num_blocks
+from pruning.models.blocks import BlockCall, block_calls, num_blocks
 from pruning.sleb import Blocks
 
 # Hidden states by the block they stand in front of; ``num_blocks`` is behind the last.

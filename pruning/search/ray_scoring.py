@@ -18,7 +18,7 @@ from typing import Self
 
 import torch
 
-from pruning.memory import BATCH_TOKENS
+from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
 from pruning.search.dealing import deal
 from pruning.search.evaluator import NO_BLOCK, Recipe

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.blocks import finish, num_blocks, view
-from pruning.loss import window_losses
-from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.blocks import finish, num_blocks, view
+from pruning.models.loss import window_losses
+from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
 from pruning.removal import Losses
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks, RoundScorer

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import torch
 
-from pruning.blocks import BlockCall, finish, num_blocks
-from pruning.loss import window_losses
-from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.blocks import BlockCall, finish, num_blocks
+from pruning.models.loss import window_losses
+from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks
-from pruning.streaming import StreamedModel
 
 _Item = TypeVar("_Item")
 

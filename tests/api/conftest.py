@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.models import ModelStore
+from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.local_client import LocalClient

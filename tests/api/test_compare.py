@@ -17,7 +17,7 @@ from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request
 from app.main import create_app
-from pruning.models import LoadedModel
+from pruning.models.store import LoadedModel
 from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.test_disconnect import send

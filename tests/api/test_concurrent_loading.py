@@ -14,7 +14,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from pruning.models import LoadedModel, ModelStore, NotAModel
+from pruning.models.store import LoadedModel, ModelStore, NotAModel
 from tests.api.conftest import publish_pruned
 from tests.api.test_generate import generate
 from tests.api.test_model_loading import api, load, model, num_bytes, unload

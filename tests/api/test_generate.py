@@ -9,8 +9,8 @@ import torch
 from fastapi.testclient import TestClient
 from transformers import GenerationMixin
 
-from pruning.blocks import view
-from pruning.models import LoadedModel
+from pruning.models.blocks import view
+from pruning.models.store import LoadedModel
 from tests.api.conftest import publish_pruned
 from tests.exposition import Scrape
 from tests.tiny_directory import MAX_POSITIONS

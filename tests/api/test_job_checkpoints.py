@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from pruning.checkpoints import CheckpointStore
 from pruning.jobs import JobStore
-from pruning.models import load
+from pruning.models.store import load
 from tests.api.conftest import publish_pruned
 from tests.api.test_prune_jobs import submit
 

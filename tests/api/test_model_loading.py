@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
-from pruning.models import LoadedModel, ModelStore
+from pruning.models.store import LoadedModel, ModelStore
 from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.test_generate import generate

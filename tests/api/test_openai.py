@@ -10,7 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
 from app.config import ServeSettings
-from pruning.models import LoadedModel
+from pruning.models.store import LoadedModel
 from tests.api.conftest import publish_pruned
 from tests.api.engines import FailingEngine, gated
 from tests.api.test_generate import PROMPTS, generate

@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.blocks import view
 from pruning.job import StopRequest
 from pruning.job_keys import RECORD
 from pruning.jobs import JobStore
-from pruning.models import LoadedModel
+from pruning.models.blocks import view
+from pruning.models.store import LoadedModel
 from pruning.removal import Removal
 from pruning.spec.prune import PruneSpec
 from pruning.worker import run_job

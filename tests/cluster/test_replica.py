@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app.engine.async_engine import EngineStopped
 from app.forwarding import Asked
 from app.replica import Exchange, Replica
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 
 
 def asked(path: str, body: dict[str, Any] | None = None) -> Asked:

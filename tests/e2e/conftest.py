@@ -5,7 +5,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from pruning.demo_model import NAME, ensure_demo_model
+from pruning.models.demo_model import NAME, ensure_demo_model
 
 
 @pytest.fixture(scope="session")

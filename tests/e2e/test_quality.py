@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pruning.blocks import num_blocks, view
-from pruning.models import LoadedModel, load
-from pruning.passes import InMemoryPasses
+from pruning.models.blocks import num_blocks, view
+from pruning.models.forward import InMemoryPasses
+from pruning.models.quantize import quantized
+from pruning.models.store import LoadedModel, load
 from pruning.perplexity import measure_perplexity
 from pruning.probe import Item, digest, probe_items
 from pruning.probe_score import Answer, compare
 from pruning.probing import answer
-from pruning.quantize import quantized
 from pruning.spec.prune import Quantize
 from pruning.texts import text_windows
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruning.models import LoadedModel, load
+from pruning.models.store import LoadedModel, load
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import RoundScorer, sleb
 

@@ -19,7 +19,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.turns import Turns, Work
 from app.engine.variants import make_variant
-from pruning.blocks import block_list
+from pruning.models.blocks import block_list
 from tests.engine.requests import Outcome, expected, prompt, request, variant
 from tests.engine.scenarios import endless, events_of, scenario, until
 from tests.tiny import NUM_BLOCKS, tiny_model

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from app.engine.decode_graphs import Recorder, Step, no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
-from pruning.architectures import ARCHITECTURES
+from pruning.models.architectures import ARCHITECTURES
 from tests.engine.requests import Outcome, expected, prompt, request, run, variant
 
 

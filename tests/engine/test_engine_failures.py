@@ -16,7 +16,7 @@ from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason
 from app.engine.variants import Variant, make_variant
-from pruning.blocks import block_list
+from pruning.models.blocks import block_list
 from tests.engine.requests import PRUNED, prompt, request, run, variant
 from tests.tiny import generated, tiny_model
 

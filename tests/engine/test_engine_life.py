@@ -20,7 +20,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, Timings
 from app.engine.stats import VariantStats
 from app.engine.variants import make_variant
-from pruning.blocks import block_list
+from pruning.models.blocks import block_list
 from tests.engine.requests import Outcome, expected, plain, prompt, request, run, variant
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE
 

@@ -16,8 +16,8 @@ from app.engine.flat_forward import flat_model, vector_kernels
 from app.engine.runner import Runner
 from app.engine.scheduler import Batch, EngineLimits
 from app.engine.variants import Variant, make_variant
-from pruning.architectures import ARCHITECTURES
-from pruning.blocks import block_list
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list
 from tests.engine.requests import expected, prompt, request, run, variant
 from tests.tiny import tiny_model
 

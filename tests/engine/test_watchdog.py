@@ -13,7 +13,7 @@ from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import Engine
 from app.engine.sequence import FinishReason, TokenEvent
 from app.engine.variants import Variant, make_variant
-from pruning.blocks import block_list
+from pruning.models.blocks import block_list
 from tests.engine.requests import PRUNED, prompt, request
 from tests.engine.scenarios import endless, events_of, scenario, until
 from tests.tiny import tiny_model

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pruning.models import pick_device
+from pruning.models.store import pick_device
 
 _LLAMA_2: Mapping[str, Any] = {
     "model_type": "llama",

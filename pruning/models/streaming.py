@@ -17,10 +17,10 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruning.architectures import architecture
-from pruning.blocks import num_blocks
-from pruning.models import load, pick_device
-from pruning.weight_files import WeightFiles
+from pruning.models.architectures import architecture
+from pruning.models.blocks import num_blocks
+from pruning.models.safetensors_files import WeightFiles
+from pruning.models.store import load, pick_device
 
 _Part = Sequence[str]  # names of parameters
 

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _OF_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # what blocks are called in all families

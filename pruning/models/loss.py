@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from pruning.blocks import final_logits
+from pruning.models.blocks import final_logits
 
 LOGITS_BYTES = 24 * 2**20  # float32 logits alive at once, about what a CPU's last cache holds
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.architectures import ARCHITECTURES, UnsupportedConfig
-from pruning.blocks import block_list, num_blocks, view
+from pruning.models.architectures import ARCHITECTURES, UnsupportedConfig
+from pruning.models.blocks import block_list, num_blocks, view
 from pruning.spec.prune import Quantize
 
 MAX_GROUP = 128  # weights of int4 that share a scale, at most: as GPTQ and AWQ have it

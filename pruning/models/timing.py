@@ -14,9 +14,9 @@ from statistics import fmean, median
 import torch
 from transformers import PreTrainedModel
 
-from pruning.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
+from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
+from pruning.models.streaming import StreamedModel
 from pruning.spec.prune import TargetUnreachable
-from pruning.streaming import StreamedModel
 
 _NUM_REPEATS = 9
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from pruning.weight_sizes import read_header
+from pruning.models.weight_sizes import read_header
 
 _SAMPLE_BYTES = 1024  # of the beginning of every tensor
 _SAYS_NOTHING = ("_name_or_path", "transformers_version")  # of the config, but who saved it

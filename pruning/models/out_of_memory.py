@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from pruning.memory import free_bytes
+from pruning.models.memory import free_bytes
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from pruning.blocks import BlockCall, block_calls, finish, view
-from pruning.loss import last_hidden
-from pruning.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.blocks import BlockCall, block_calls, finish, view
+from pruning.models.loss import last_hidden
+from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.streaming import StreamedModel
 from pruning.sleb import Blocks
-from pruning.streaming import StreamedModel
 
 
 class Passes(Protocol):

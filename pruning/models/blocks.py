@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pruning.architectures import architecture
+from pruning.models.architectures import architecture
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pruning.architectures import ARCHITECTURES, architecture, unknown_architecture
+from pruning.models.architectures import ARCHITECTURES, architecture, unknown_architecture
 
 # What belongs to a model beside config and weights: its tokenizer, how to generate, its licence.
 COMPANION_FILES = (

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from pruning.blocks import view
-from pruning.streaming import StreamedModel
+from pruning.models.blocks import view
+from pruning.models.streaming import StreamedModel
 
 SHARD_BYTES = 5 * 10**9
 _DTYPES = MappingProxyType(

@@ -25,7 +25,7 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from pruning.models import NotAModel
+from pruning.models.store import NotAModel
 
 _Open = Callable[[Path], Any]  # a file to safetensors' handle of it
 

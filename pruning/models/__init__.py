@@ -1,0 +1,1 @@
+"""Models: their architectures, blocks, files, memory and forward passes."""
