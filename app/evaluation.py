@@ -13,6 +13,7 @@ from app.eval_subject import NotEvaluable, Subject, subject_of
 from app.eval_tables import Evaluation, print_evaluations
 from app.prune import search_progress
 from pruning.config import Settings
+from pruning.data.texts import text_windows
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Passes
 from pruning.models.quantize import require_torchao
@@ -24,7 +25,6 @@ from pruning.probing import answer
 from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
-from pruning.texts import text_windows
 from pruning.zeroshot import PAPER_TASKS, TaskScore, mean_accuracy, require_lm_eval, score_tasks
 
 _TEXT = "ppl:"

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from app.machine import machine
 from app.settings_table import check_variables
-from pruning.calibration import Windows, calibrate
 from pruning.config import Settings
+from pruning.data.calibration import Windows, calibrate
 from pruning.evaluate import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model

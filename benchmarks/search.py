@@ -21,8 +21,8 @@ from app.machine import machine
 from app.settings_table import check_variables
 from benchmarks.modes import Bench, Meter, Mode, weight_bytes
 from benchmarks.search_report import report, show
-from pruning.calibration import calibrate
 from pruning.config import Settings
+from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.memory import free_bytes

@@ -5,10 +5,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pruning.calibration import Windows
+from pruning.data.calibration import Windows
+from pruning.data.mixing import held_out
 from pruning.evaluate import perplexity_curve
 from pruning.gate import ask_both, gated
-from pruning.mixing import held_out
 from pruning.models.blocks import num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo

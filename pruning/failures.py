@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pruning.calibration import CalibrationError
+from pruning.data.calibration import CalibrationError
 from pruning.gate import QualityGateFailed
 from pruning.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import torch
 
-from pruning.calibration import Windows
+from pruning.data.calibration import Windows
 from pruning.evaluate import perplexity
 from pruning.models.forward import Passes
 from pruning.models.loss import window_losses

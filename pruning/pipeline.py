@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pruning.assessment import assess, prepare
-from pruning.calibration import Windows
 from pruning.checkpoints import Manifest
 from pruning.config import Verify
-from pruning.mixing import calibrate, described
+from pruning.data.calibration import Windows
+from pruning.data.mixing import calibrate, described
 from pruning.model_card import model_card
 from pruning.models.blocks import num_blocks, view
 from pruning.models.fingerprint import fingerprint

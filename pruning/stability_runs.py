@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.calibration import CalibrationError, Windows, calibrate, held_out
+from pruning.data.calibration import CalibrationError, Windows, calibrate, held_out
 from pruning.evaluate import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses

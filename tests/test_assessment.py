@@ -10,7 +10,7 @@ import torch
 
 from pruning import zeroshot
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.mixing import held_out
+from pruning.data.mixing import held_out
 from pruning.models import quantize
 from pruning.models.blocks import view
 from pruning.models.loss import mean_loss

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.calibration import CalibrationError, Windows, calibrate, held_out
+from pruning.data.calibration import CalibrationError, Windows, calibrate, held_out
 from pruning.models.store import LoadedModel
 from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, Sampling
 

@@ -13,12 +13,12 @@ from app.cli import app as command_line
 from app.eval_subject import NotEvaluable
 from app.evaluation import InvalidTasks, Tasks
 from pruning.checkpoints import CheckpointCorrupt, CheckpointStore, Manifest
+from pruning.data.texts import TextUnusable
 from pruning.models.blocks import view
 from pruning.models.quantize import quantized
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
-from pruning.texts import TextUnusable
 from pruning.zeroshot import PAPER_TASKS
 from tests.recorder import Recorder
 from tests.test_perplexity import TEXT, by_hand

@@ -4,7 +4,7 @@ import pytest
 import redis
 import torch
 
-from pruning.calibration import CalibrationError
+from pruning.data.calibration import CalibrationError
 from pruning.gate import QualityGateFailed
 from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore

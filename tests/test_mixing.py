@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning import calibration
-from pruning.calibration import Windows
-from pruning.mixing import MAX_BEGINNING, beginning, calibrate, described, held_out, mixed
+from pruning.data import calibration
+from pruning.data.calibration import Windows
+from pruning.data.mixing import MAX_BEGINNING, beginning, calibrate, described, held_out, mixed
 from pruning.models.store import LoadedModel
 from pruning.search.state import SearchState
 from pruning.spec.calibration import MAX_SOURCES, apportioned, calibration_from

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.calibration import Windows
+from pruning.data.calibration import Windows
+from pruning.data.texts import TextUnusable, text_windows
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.forward import InMemoryPasses, Passes, StreamedPasses
@@ -20,7 +21,6 @@ from pruning.models.store import LoadedModel, load
 from pruning.models.streaming import StreamedModel
 from pruning.perplexity import measure_perplexity
 from pruning.removal import NonFiniteLoss
-from pruning.texts import TextUnusable, text_windows
 from tests.tiny_checkpoints import write_checkpoint
 
 KEEP = (0, 2, 3, 5)

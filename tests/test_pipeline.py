@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.calibration import CalibrationError, calibrate
 from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.data.calibration import CalibrationError, calibrate
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune

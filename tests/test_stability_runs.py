@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.stability import REPORT_FILE, run_stability
-from pruning.calibration import CalibrationError
 from pruning.config import Settings
+from pruning.data.calibration import CalibrationError
 from pruning.evaluate import perplexity
 from pruning.models.store import ModelStore
 from pruning.publishing import CheckpointExists

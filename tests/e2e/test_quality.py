@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pruning.data.texts import text_windows
 from pruning.models.blocks import num_blocks, view
 from pruning.models.forward import InMemoryPasses
 from pruning.models.quantize import quantized
@@ -18,7 +19,6 @@ from pruning.probe import Item, digest, probe_items
 from pruning.probe_score import Answer, compare
 from pruning.probing import answer
 from pruning.spec.prune import Quantize
-from pruning.texts import text_windows
 
 TEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2-test.txt"
 NUM_TOKENS = 4096

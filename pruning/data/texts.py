@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.calibration import (
+from pruning.data.calibration import (
     CalibrationError,
     Corpus,
     Windows,

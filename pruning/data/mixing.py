@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning import calibration
-from pruning.calibration import Windows
+from pruning.data import calibration
+from pruning.data.calibration import Windows
 from pruning.spec.prune import Calibration
 
 MAX_BEGINNING = 80  # characters of a window that are quoted

@@ -1,0 +1,1 @@
+"""Text: calibration windows and held-out text."""
