@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from app.external_models import ExternalModel
 from app.removal_order import RemovalOrder
+from pruning.evaluation.probe_scores import ProbeScore
+from pruning.evaluation.quality import Quantized
 from pruning.models.store import ModelInfo
-from pruning.probe_score import ProbeScore
-from pruning.quality import Quantized
 from pruning.sleb import Blocks
 
 

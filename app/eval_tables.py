@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.json_output import print_json
-from pruning.perplexity import Perplexity
-from pruning.probe_score import ProbeScore
+from pruning.evaluation.perplexity import Perplexity
+from pruning.evaluation.probe_scores import ProbeScore
+from pruning.evaluation.zero_shot import TaskScore
 from pruning.sleb import Blocks
-from pruning.zeroshot import TaskScore
 
 _NONE = "-"
 

@@ -14,18 +14,24 @@ from app.eval_tables import Evaluation, print_evaluations
 from app.prune import search_progress
 from pruning.config import Settings
 from pruning.data.texts import text_windows
+from pruning.evaluation.perplexity import Perplexity, measure_perplexity
+from pruning.evaluation.probe import digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import ProbeScore, summary
+from pruning.evaluation.zero_shot import (
+    PAPER_TASKS,
+    TaskScore,
+    mean_accuracy,
+    require_lm_eval,
+    score_tasks,
+)
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Passes
 from pruning.models.quantize import require_torchao
 from pruning.models.store import set_up_torch
-from pruning.perplexity import Perplexity, measure_perplexity
-from pruning.probe import digest, probe_items
-from pruning.probe_score import ProbeScore, summary
-from pruning.probing import answer
 from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
-from pruning.zeroshot import PAPER_TASKS, TaskScore, mean_accuracy, require_lm_eval, score_tasks
 
 _TEXT = "ppl:"
 _PROBE = "probe"

@@ -5,9 +5,9 @@ job that has published none.
 from dataclasses import dataclass
 
 from pruning.checkpoints import Manifest
+from pruning.evaluation.quality import Quality
 from pruning.job import Job
 from pruning.models.store import ModelInfo
-from pruning.quality import Quality
 from pruning.sleb import Blocks
 
 

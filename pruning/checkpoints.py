@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from pruning.evaluation.quality import Quality
 from pruning.models.store import LoadedModel, load
-from pruning.quality import Quality
 from pruning.sleb import Blocks
 
 __all__ = [

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from pruning.data.calibration import CalibrationError
-from pruning.gate import QualityGateFailed
+from pruning.evaluation.quality_gate import QualityGateFailed
+from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall
@@ -17,7 +18,6 @@ from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
-from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable
 
 CODES: Mapping[type[Exception], str] = {
     InvalidSpec: "invalid_spec",

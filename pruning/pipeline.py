@@ -13,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-from pruning.assessment import assess, prepare
 from pruning.checkpoints import Manifest
 from pruning.config import Verify
 from pruning.data.calibration import Windows
 from pruning.data.mixing import calibrate, described
+from pruning.evaluation.assess import assess, prepare
+from pruning.evaluation.quality import Quality
 from pruning.model_card import model_card
 from pruning.models.blocks import num_blocks, view
 from pruning.models.fingerprint import fingerprint
@@ -25,7 +26,6 @@ from pruning.models.lineage import lineage_of
 from pruning.models.store import ModelStore, copy_companions, num_parameters
 from pruning.portability import verify_portable
 from pruning.publishing import publish
-from pruning.quality import Quality
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.search import Observer, search

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints import Manifest
-from pruning.evaluate import MAX_NATS
-from pruning.quality import Quality
+from pruning.evaluation.evaluate import MAX_NATS
+from pruning.evaluation.quality import Quality
 from pruning.removal import Removal
 from pruning.spec.prune import Metric, PruneSpec
 

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning import zeroshot
 from pruning.checkpoints import CheckpointStore, Manifest
 from pruning.data.mixing import held_out
+from pruning.evaluation import zero_shot
+from pruning.evaluation.quality import Quantized
+from pruning.evaluation.task_scores import PAPER_TASKS, TaskScore, ZeroShot
+from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
 from pruning.models import quantize
 from pruning.models.blocks import view
 from pruning.models.loss import mean_loss
 from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantized
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
-from pruning.quality import Quantized
 from pruning.search.dense_model import Machine
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
-from pruning.task_scores import PAPER_TASKS, TaskScore, ZeroShot
 from pruning.trajectory import legend
-from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable, score_tasks
 from tests.pruning_runs import RUN
 from tests.recorder import Recorder
 from tests.test_zeroshot import write_tasks
@@ -110,7 +110,7 @@ def none_found(_name: str) -> None:
     ("spec", "missing", "raised"),
     [
         (replace(SPEC, quantize=Quantize.INT8), quantize, QuantizeUnavailable),
-        (replace(SPEC, zero_shot=True), zeroshot, ZeroShotUnavailable),
+        (replace(SPEC, zero_shot=True), zero_shot, ZeroShotUnavailable),
         (replace(SPEC, zero_shot=True), None, TaskUnusable),
     ],
 )

@@ -14,12 +14,12 @@ from app.eval_subject import NotEvaluable
 from app.evaluation import InvalidTasks, Tasks
 from pruning.checkpoints import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.data.texts import TextUnusable
+from pruning.evaluation.zero_shot import PAPER_TASKS
 from pruning.models.blocks import view
 from pruning.models.quantize import quantized
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
-from pruning.zeroshot import PAPER_TASKS
 from tests.recorder import Recorder
 from tests.test_perplexity import TEXT, by_hand
 

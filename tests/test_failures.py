@@ -5,7 +5,8 @@ import redis
 import torch
 
 from pruning.data.calibration import CalibrationError
-from pruning.gate import QualityGateFailed
+from pruning.evaluation.quality_gate import QualityGateFailed
+from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.job import Job, JobError, JobStatus
 from pruning.jobs import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
@@ -21,7 +22,6 @@ from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
 from pruning.worker import JobObserver, execute
-from pruning.zeroshot import TaskUnusable, ZeroShotUnavailable
 from tests.test_worker import FIRST, SECOND, SPEC, Run
 
 

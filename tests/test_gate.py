@@ -11,16 +11,16 @@ import pytest
 
 from pruning import worker
 from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.gate import QualityGateFailed, gated
+from pruning.evaluation.probe import digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import Answer, Comparison, Kind, compare, summary
+from pruning.evaluation.quality import Quality
+from pruning.evaluation.quality_gate import QualityGateFailed, gated
 from pruning.job import JobStatus
 from pruning.jobs import JobStore
 from pruning.models.forward import InMemoryPasses
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.probe import digest, probe_items
-from pruning.probe_score import Answer, Comparison, Kind, compare, summary
-from pruning.probing import answer
-from pruning.quality import Quality
 from pruning.spec.gate import Gate, GateAction, gate_of
 from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
 from pruning.trajectory import legend

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.calibration import Windows
 from pruning.data.texts import TextUnusable, text_windows
+from pruning.evaluation.perplexity import measure_perplexity
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.forward import InMemoryPasses, Passes, StreamedPasses
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import LoadedModel, load
 from pruning.models.streaming import StreamedModel
-from pruning.perplexity import measure_perplexity
 from pruning.removal import NonFiniteLoss
 from tests.tiny_checkpoints import write_checkpoint
 

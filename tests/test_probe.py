@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pruning.evaluation.probe import Item, digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import Answer, Comparison, Kind, ProbeScore, compare, summary
 from pruning.models.forward import InMemoryPasses, StreamedPasses
 from pruning.models.store import LoadedModel
 from pruning.models.streaming import StreamedModel
-from pruning.probe import Item, digest, probe_items
-from pruning.probe_score import Answer, Comparison, Kind, ProbeScore, compare, summary
-from pruning.probing import answer
 from tests.tiny import generated
 
 ITEMS = probe_items()

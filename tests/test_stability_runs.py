@@ -9,7 +9,7 @@ import pytest
 from app.stability import REPORT_FILE, run_stability
 from pruning.config import Settings
 from pruning.data.calibration import CalibrationError
-from pruning.evaluate import perplexity
+from pruning.evaluation.evaluate import perplexity
 from pruning.models.store import ModelStore
 from pruning.publishing import CheckpointExists
 from pruning.search.dense_model import Machine, Residence, reside

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from pruning.checkpoints import Manifest
-from pruning.evaluate import MAX_NATS
+from pruning.evaluation.evaluate import MAX_NATS
 from pruning.trajectory_plot import CEILING, DPI, draw, log_ticks, plot
 from tests.pruning_runs import RUN, manifest_of
 

@@ -10,10 +10,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning import zeroshot
-from pruning.models.blocks import view
-from pruning.models.store import LoadedModel, load
-from pruning.zeroshot import (
+from pruning.evaluation import zero_shot
+from pruning.evaluation.zero_shot import (
     PAPER_TASKS,
     TaskScore,
     TaskUnusable,
@@ -21,6 +19,8 @@ from pruning.zeroshot import (
     mean_accuracy,
     score_tasks,
 )
+from pruning.models.blocks import view
+from pruning.models.store import LoadedModel, load
 
 KEEP = (0, 2, 5)
 TASK = """\
@@ -143,7 +143,7 @@ def test_without_the_extra_it_says_what_to_install(
     def find_none(name: str) -> None:
         assert importlib.util.find_spec(name)  # or the tests above ran on nothing
 
-    monkeypatch.setattr(zeroshot, "find_spec", find_none)
+    monkeypatch.setattr(zero_shot, "find_spec", find_none)
     with pytest.raises(ZeroShotUnavailable, match=r"pip install 'sleb-serve\[eval\]'"):
         score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["toy"])
 

@@ -8,9 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.checkpoints import MANIFEST, Manifest
+from pruning.evaluation.task_scores import PAPER_TASKS, TaskScore
 from pruning.spec.gate import Gate
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
-from pruning.task_scores import PAPER_TASKS, TaskScore
 from tests.api.conftest import publish_pruned
 from tests.exposition import Scrape
 from tests.tiny_checkpoints import write_checkpoint

@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from pruning.data.texts import text_windows
+from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.probe import Item, digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import Answer, compare
 from pruning.models.blocks import num_blocks, view
 from pruning.models.forward import InMemoryPasses
 from pruning.models.quantize import quantized
 from pruning.models.store import LoadedModel, load
-from pruning.perplexity import measure_perplexity
-from pruning.probe import Item, digest, probe_items
-from pruning.probe_score import Answer, compare
-from pruning.probing import answer
 from pruning.spec.prune import Quantize
 
 TEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2-test.txt"

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from pruning.evaluation.probe import digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import Comparison, compare
+from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks
-from pruning.probe import digest, probe_items
-from pruning.probe_score import Comparison, compare
-from pruning.probing import answer
-from pruning.quality import Quality
 from pruning.search.dense_model import Residence
 from pruning.spec.gate import Gate, GateAction
 

@@ -11,10 +11,10 @@ from itertools import takewhile
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from pruning.evaluation.probe import Item
+from pruning.evaluation.probe_scores import Answer
 from pruning.models.forward import Passes
 from pruning.models.loss import token_losses
-from pruning.probe import Item
-from pruning.probe_score import Answer
 
 
 @dataclass(frozen=True)

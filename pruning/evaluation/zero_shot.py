@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.evaluation.task_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks, view
-from pruning.task_scores import PAPER_TASKS, TaskScore, mean_accuracy
 
 __all__ = [
     "PAPER_TASKS",

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from pruning.data.calibration import Windows
 from pruning.data.mixing import held_out
-from pruning.evaluate import perplexity_curve
-from pruning.gate import ask_both, gated
+from pruning.evaluation.evaluate import perplexity_curve
+from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.quality import Quality, Quantized
+from pruning.evaluation.quality_gate import ask_both, gated
+from pruning.evaluation.task_scores import ZeroShot
+from pruning.evaluation.zero_shot import PAPER_TASKS, fetch_tasks, score_tasks
 from pruning.models.blocks import num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo
-from pruning.perplexity import measure_perplexity
-from pruning.quality import Quality, Quantized
 from pruning.removal import Removal
 from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
-from pruning.task_scores import ZeroShot
-from pruning.zeroshot import PAPER_TASKS, fetch_tasks, score_tasks
 
 
 def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:

@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 
 from pruning.data.calibration import Windows
-from pruning.evaluate import perplexity
+from pruning.evaluation.evaluate import perplexity
 from pruning.models.forward import Passes
 from pruning.models.loss import window_losses
 from pruning.removal import NonFiniteLoss

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pruning.probe_score import Kind
+from pruning.evaluation.probe_scores import Kind
 
 NUM_ITEMS = 40  # of each kind
 _NUM_SOLVED = 3  # in front of each question

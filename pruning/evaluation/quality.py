@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pruning.probe_score import Comparison
-from pruning.task_scores import ZeroShot
+from pruning.evaluation.probe_scores import Comparison
+from pruning.evaluation.task_scores import ZeroShot
 
 
 @dataclass(frozen=True)

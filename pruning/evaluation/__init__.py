@@ -1,0 +1,1 @@
+"""Evaluation: perplexity, the probe, zero-shot tasks and the quality gate."""
