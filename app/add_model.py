@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
 from app.hub import HubModel, is_repo_id
+from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import (
@@ -28,7 +29,6 @@ from pruning.models.store import (
     parse_config,
     set_up_torch,
 )
-from pruning.staging import make_directory, staged, sweep, sync_directory
 
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack")
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -25,7 +25,7 @@ from app.engine.variants import Variant, make_variant
 from app.json_output import print_json
 from app.machine import machine
 from app.speedup import turn_order
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.random_models import random_model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from app.bench_plan import Scenario
 from app.bench_result import Bench, Row
 from app.speedup import Verdict
-from pruning.trajectory_plot import STYLE
+from pruning.checkpoints.trajectory_plot import STYLE
 
 if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from app.entry import Entry, external_entry
 from app.external_models import ExternalModel
 from app.parents import Parents
 from app.removal_order import RemovalOrder, of_checkpoint, of_job
-from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.job import Job, JobNotFound, JobStatus
 from pruning.jobs import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig

@@ -8,7 +8,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from app.external_models import InvalidExternalModels, read_external_models
 from app.finding import Finding, fine, note, wrong
-from pruning.checkpoints import FORMAT, CheckpointCorrupt, read_manifest
+from pruning.checkpoints.store import FORMAT, CheckpointCorrupt, read_manifest
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, is_name
 from pruning.models.weight_sizes import read_header

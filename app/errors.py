@@ -43,7 +43,7 @@ from app.unloading import ModelInUse
 from app.vocabulary import NoTokenIds
 from app.webhook_target import InvalidWebhook, WebhooksOff
 from app.weights import NoRoomForWeights, WeightsLoading
-from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.estimate import DiskTooSmall
 from pruning.event_feed import TooManyWatchers
 from pruning.idempotency import IdempotencyKeyReused

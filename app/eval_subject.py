@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.catalog import Catalog, UnknownModel
 from app.entry import Entry
-from pruning.checkpoints import MANIFEST, CheckpointStore, read_manifest, verify
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest, verify
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, NotAModel

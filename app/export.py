@@ -10,17 +10,17 @@ from rich.console import Console
 
 from app.eval_subject import Subject, subject_of
 from app.json_output import print_json
-from pruning.checkpoints import MANIFEST, read_manifest
+from pruning.checkpoints.card import Exported, export_card
+from pruning.checkpoints.gguf import check_gguf, write_gguf
+from pruning.checkpoints.publish import CheckpointExists, check_place, place
+from pruning.checkpoints.store import MANIFEST, read_manifest
+from pruning.checkpoints.verify import verify_portable
+from pruning.checkpoints.verify_expected import expectation
+from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Settings, Verify
-from pruning.expectation import expectation
-from pruning.gguf_file import check_gguf, write_gguf
-from pruning.model_card import Exported, export_card
 from pruning.models.blocks import num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.store import copy_companions, num_parameters, read_config, set_up_torch
-from pruning.portability import verify_portable
-from pruning.publishing import CheckpointExists, check_place, place
-from pruning.reloading import compare_gguf
 from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
 

@@ -50,7 +50,7 @@ from app.upkeep import preload, sweep
 from app.webhook_delivery import WebhookDeliverer
 from app.webhook_sender import WebhookSender
 from app.webhook_target import address_rule
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.event_feed import EventFeed
 from pruning.idempotency import IdempotencyKeys
 from pruning.job import Job

@@ -16,11 +16,11 @@ from rich.progress import (
 from rich.text import Text
 
 from app.tables import print_run
+from pruning.checkpoints.publish import CheckpointExists
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
-from pruning.publishing import CheckpointExists
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine
 from pruning.search.state import Plan, Scored

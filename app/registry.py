@@ -13,7 +13,7 @@ from app.catalog import Catalog, UnknownModel
 from app.engine.variants import Variant, make_variant
 from app.entry import Entry
 from app.weights import LoadedWeights, Source, Weights
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import ModelStore, NotAModel
 from pruning.models.weight_sizes import weight_sizes
 

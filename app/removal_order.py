@@ -4,7 +4,7 @@ job that has published none.
 
 from dataclasses import dataclass
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality
 from pruning.job import Job
 from pruning.models.store import ModelInfo

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from app.json_output import print_json
 from app.prune import models_for, new_place, search_progress
+from pruning.checkpoints.trajectory import Cells
 from pruning.config import Settings
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine, reside
@@ -20,7 +21,6 @@ from pruning.stability import Run, Stability, stability
 from pruning.stability_plot import PLOT_FILE, plot
 from pruning.stability_report import block_table, conclusions, depth_table, to_wire
 from pruning.stability_runs import judges, runs, samples
-from pruning.trajectory import Cells
 
 REPORT_FILE = "stability.json"
 

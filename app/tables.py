@@ -14,11 +14,11 @@ from app.config import ServeSettings
 from app.entry import Entry
 from app.external_models import read_external_models
 from app.json_output import print_json
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.trajectory import legend, rows, table
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.models.store import ModelStore
 from pruning.removal import Removal
-from pruning.trajectory import legend, rows, table
-from pruning.trajectory_plot import PLOT_FILE
 
 
 def print_run(

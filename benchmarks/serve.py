@@ -26,7 +26,7 @@ from benchmarks.plan import Baseline, Found, Part, Plan, Subject
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model

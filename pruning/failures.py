@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from pruning.checkpoints.publish import CheckpointExists, DiskFull
+from pruning.checkpoints.verify_reload import CheckpointNotPortable
 from pruning.data.calibration import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
@@ -11,8 +13,6 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.out_of_memory import is_out_of_memory, shortage
 from pruning.models.quantize import QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
-from pruning.publishing import CheckpointExists, DiskFull
-from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable

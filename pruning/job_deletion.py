@@ -4,12 +4,12 @@ from contextlib import suppress
 
 import redis
 
-from pruning.checkpoints import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.checkpoints.staging import remove, thwart
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.job import IllegalTransition, Job, JobStatus
 from pruning.job_keys import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX
 from pruning.jobs import JobStore
 from pruning.outage import reaching_redis
-from pruning.staging import remove, thwart
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
 

@@ -13,25 +13,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.card import model_card
+from pruning.checkpoints.publish import publish
+from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
+from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
 from pruning.data.calibration import Windows
 from pruning.data.mixing import calibrate, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
-from pruning.model_card import model_card
 from pruning.models.blocks import num_blocks, view
 from pruning.models.fingerprint import fingerprint
 from pruning.models.lineage import lineage_of
 from pruning.models.store import ModelStore, copy_companions, num_parameters
-from pruning.portability import verify_portable
-from pruning.publishing import publish
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
 from pruning.spec.prune import PruneSpec
-from pruning.trajectory_plot import PLOT_FILE, plot
 
 
 class RunObserver(Observer, Protocol):

@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.staging import sweep
+from pruning.checkpoints.store import CheckpointStore
 from pruning.job import Job, JobNotFound, JobStatus
 from pruning.job_deletion import JobDeletion
 from pruning.jobs import JobStore
-from pruning.staging import sweep
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pruning.checkpoints.trajectory import NONE, Cells, short
 from pruning.stability import NUM_ERRORS, Depth, Stability
-from pruning.trajectory import NONE, Cells, short
 
 _MUCH = 0.25  # of windows in common
 

@@ -53,7 +53,7 @@ def run_job(job_id: str) -> None:
 
 def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     # Torch takes seconds, which a job that has ended already need not wait for.
-    from pruning.checkpoints import CheckpointStore  # noqa: PLC0415 - as said above
+    from pruning.checkpoints.store import CheckpointStore  # noqa: PLC0415 - as said above
     from pruning.models.memory import BATCH_TOKENS  # noqa: PLC0415 - as said above
     from pruning.models.store import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
     from pruning.pipeline import prune  # noqa: PLC0415 - as said above

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality
 from pruning.removal import Removal, verdict
 from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Search

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.trajectory import legend
 from pruning.data.mixing import held_out
 from pruning.evaluation import zero_shot
 from pruning.evaluation.quality import Quantized
@@ -22,7 +23,6 @@ from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
-from pruning.trajectory import legend
 from tests.pruning_runs import RUN
 from tests.recorder import Recorder
 from tests.test_zeroshot import write_tasks

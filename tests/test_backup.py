@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from app.valkey import embedded_valkey
-from pruning.checkpoints import CheckpointStore, verify
+from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.job import JobStatus
 from pruning.jobs import JobStore
 from pruning.models.store import ModelStore

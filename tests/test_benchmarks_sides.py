@@ -17,7 +17,7 @@ from benchmarks.latencies import Answered, Pass
 from benchmarks.offline import WrongLength, answered, run_engine
 from benchmarks.sides import alternate, ratio
 from benchmarks.workload import Ask, NoSuchPrompt, Prompts
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec

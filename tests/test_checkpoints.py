@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pruning.checkpoints import (
+from pruning.checkpoints.publish import publish
+from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
     CheckpointNotFound,
@@ -17,7 +18,6 @@ from pruning.checkpoints import (
     open_checkpoint,
 )
 from pruning.models.store import load
-from pruning.publishing import publish
 
 
 def manifest_of(name: str = "tiny@prn-1", spec_digest: str = "a") -> Manifest:

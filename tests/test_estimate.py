@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.job import Job, JobStatus, Progress
 from pruning.models.architectures import ARCHITECTURES

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from app.cli import app as command_line
 from app.eval_subject import NotEvaluable
 from app.evaluation import InvalidTasks, Tasks
-from pruning.checkpoints import CheckpointCorrupt, CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.zero_shot import PAPER_TASKS
 from pruning.models.blocks import view

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruning.checkpoints import CheckpointStore, open_checkpoint
+from pruning.checkpoints.store import CheckpointStore, open_checkpoint
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.save_streamed import export

@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 from app.cli import app as command_line
 from app.export import Export
-from pruning.checkpoints import CheckpointStore, Manifest
-from pruning.gguf_file import FAMILIES
-from pruning.gguf_vocabulary import GgufUnsupported
+from pruning.checkpoints.gguf import FAMILIES
+from pruning.checkpoints.gguf_vocabulary import GgufUnsupported
+from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
 from pruning.models.blocks import view
 from pruning.models.save_streamed import SHARD_BYTES
 from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.pipeline import prune
-from pruning.publishing import CheckpointExists, DiskFull, place
-from pruning.reloading import TOLERANCES, CheckpointNotPortable
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.recorder import Recorder
 from tests.test_blocks import logits_of, token_ids

@@ -4,6 +4,8 @@ import pytest
 import redis
 import torch
 
+from pruning.checkpoints.publish import CheckpointExists, DiskFull
+from pruning.checkpoints.verify_reload import CheckpointNotPortable
 from pruning.data.calibration import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
@@ -13,9 +15,7 @@ from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
-from pruning.publishing import CheckpointExists, DiskFull
 from pruning.queue import PruneQueue
-from pruning.reloading import CheckpointNotPortable
 from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pruning import worker
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import Answer, Comparison, Kind, compare, summary
@@ -23,7 +24,6 @@ from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.gate import Gate, GateAction, gate_of
 from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
-from pruning.trajectory import legend
 from tests.pruning_runs import RUN
 from tests.recorder import Recorder
 

@@ -12,13 +12,13 @@ from gguf import GGUFReader
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning import gguf_file
-from pruning.expectation import expectation
-from pruning.gguf_file import FAMILIES, check_gguf, write_gguf
-from pruning.gguf_vocabulary import GgufUnsupported, vocabulary_of
+from pruning.checkpoints import gguf
+from pruning.checkpoints.gguf import FAMILIES, check_gguf, write_gguf
+from pruning.checkpoints.gguf_vocabulary import GgufUnsupported, vocabulary_of
+from pruning.checkpoints.verify_expected import expectation
+from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare_gguf
 from pruning.models.blocks import view
 from pruning.models.store import load
-from pruning.reloading import CheckpointNotPortable, compare_gguf
 from pruning.search.dense_model import Machine, Residence, reside_at
 from pruning.spec.prune import Resident
 from tests.test_blocks import logits_of, token_ids
@@ -67,7 +67,7 @@ def test_queries_and_keys_that_are_not_permuted_are_found(
 ) -> None:
     dense = dense_in(tmp_path / "dense", "llama")
     plain = {"llama": replace(FAMILIES["llama"], is_interleaved=False)}
-    monkeypatch.setattr(gguf_file, "FAMILIES", plain)
+    monkeypatch.setattr(gguf, "FAMILIES", plain)
     write_gguf(tmp_path / "pruned.gguf", dense, KEEP, "pruned")
     with pytest.raises(CheckpointNotPortable, match=r"8 weights .*self_attn\.k_proj"):
         compare_gguf(tmp_path / "pruned.gguf", expectation(dense, KEEP, "cpu"))

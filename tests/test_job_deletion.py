@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from pruning.checkpoints import MANIFEST, CheckpointStore
+from pruning.checkpoints.publish import publish
+from pruning.checkpoints.staging import STAGING
+from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.job import IllegalTransition, Job, JobError, JobNotFound, JobStatus
 from pruning.job_deletion import JobDeletion
 from pruning.jobs import JobStore
-from pruning.publishing import publish
 from pruning.spec.prune import PruneSpec
-from pruning.staging import STAGING
 from tests.crashes import dies
 from tests.test_checkpoints import manifest_of
 from tests.test_publishing import FILES, write

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pruning.model_card import Exported, export_card, model_card
+from pruning.checkpoints.card import Exported, export_card, model_card
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.models.lineage import Lineage, lineage_of
 from pruning.spec.prune import Metric, Resident, Search
-from pruning.trajectory_plot import PLOT_FILE
 from tests.pruning_runs import RUN, manifest_of, removals_of_run
 
 

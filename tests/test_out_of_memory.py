@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
 from pruning.failures import describe
 from pruning.jobs import JobStore
 from pruning.models.memory import BATCH_TOKENS

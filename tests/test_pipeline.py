@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.data.calibration import CalibrationError, calibrate
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore

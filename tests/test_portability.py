@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pruning import portability
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints import verify
+from pruning.checkpoints.publish import publish
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.verify import verify_portable
+from pruning.checkpoints.verify_expected import Expectation, expectation
+from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify
-from pruning.expectation import Expectation, expectation
 from pruning.models.architectures import ARCHITECTURES, architecture
 from pruning.models.blocks import view
 from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
-from pruning.portability import verify_portable
-from pruning.publishing import publish
-from pruning.reloading import CheckpointNotPortable, compare
 from pruning.search.dense_model import Machine, Residence, reside_at
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Resident
 from tests.recorder import Recorder
@@ -251,7 +251,7 @@ def test_whoever_wants_to_stop_need_not_wait(
     tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question comes while the process works, and its answer ends the process."""
-    monkeypatch.setattr(portability, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
     before = len(children())
     alive: list[int] = []
 
@@ -269,8 +269,8 @@ def test_whoever_wants_to_stop_need_not_wait(
 def test_a_process_that_does_not_end_is_no_proof(
     tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portability, "ASK_EVERY_S", 0.01)
-    monkeypatch.setattr(portability, "_LIMIT_S", -1e9)
+    monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(verify, "_LIMIT_S", -1e9)
     with pytest.raises(CheckpointNotPortable, match="has not ended within"):
         publish_at(tmp_path / "tiny@prn-1", in_memory, how=Verify.PROCESS)
     assert CheckpointStore(tmp_path).names() == []
@@ -279,11 +279,11 @@ def test_a_process_that_does_not_end_is_no_proof(
 def test_a_process_that_is_killed_is_no_proof(
     tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portability, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
 
     def kill() -> None:
         for child in children():
-            if "pruning.reloading" in child.cmdline():
+            if "pruning.checkpoints.verify_reload" in child.cmdline():
                 child.kill()
 
     with pytest.raises(CheckpointNotPortable, match=r"killed by signal 9.*SLEB_VERIFY"):
@@ -298,14 +298,14 @@ def test_it_can_be_left_out(tmp_path: Path, dense: Residence) -> None:
 def test_what_has_no_room_is_loaded_block_by_block(
     tmp_path: Path, dense: Residence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruning.expectation.free_bytes", lambda _device: 0)
+    monkeypatch.setattr("pruning.checkpoints.verify_expected.free_bytes", lambda _device: 0)
     loaded: list[Path] = []
 
     def noted(path: Path, *, device: str) -> StreamedModel:
         loaded.append(path)
         return StreamedModel(path, device=device)
 
-    monkeypatch.setattr("pruning.reloading.StreamedModel", noted)
+    monkeypatch.setattr("pruning.checkpoints.verify_reload.StreamedModel", noted)
     publish_at(tmp_path / "tiny@prn-1", dense)
     assert len(loaded) == 1
     with pytest.raises(CheckpointNotPortable, match="2 weights have other values"):
@@ -319,7 +319,7 @@ def test_on_one_machine_logits_are_equal_bit_for_bit(
     tmp_path: Path, dense_dir: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tolerance is for a checkpoint that is loaded on another device."""
-    monkeypatch.setattr("pruning.reloading.TOLERANCES", {dtype: 0.0})
+    monkeypatch.setattr("pruning.checkpoints.verify_reload.TOLERANCES", {dtype: 0.0})
     residence = reside_at(dense_dir, Resident.MODEL, Machine("cpu"), dtype=dtype)
     publish_at(tmp_path / "tiny@prn-1", residence)
     assert CheckpointStore(tmp_path).names() == ["tiny@prn-1"]

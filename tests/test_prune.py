@@ -10,9 +10,9 @@ from rich.progress import Progress
 
 from app.prune import SearchBar, run_prune, search_progress
 from app.tables import print_run
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import Settings
 from pruning.spec.prune import CalibrationSpec, PruneSpec
-from pruning.trajectory_plot import PLOT_FILE
 from tests.pruning_runs import RUN, manifest_of, removals_of_run
 
 

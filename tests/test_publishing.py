@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from pruning.checkpoints import MANIFEST, CheckpointStore, Manifest, file_entry
-from pruning.publishing import CheckpointExists, DiskFull, publish
-from pruning.staging import STAGING
+from pruning.checkpoints.publish import CheckpointExists, DiskFull, publish
+from pruning.checkpoints.staging import STAGING
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, file_entry
 from tests.crashes import dies, fails
 from tests.test_checkpoints import manifest_of
 

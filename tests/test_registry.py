@@ -14,7 +14,7 @@ from app.engine.engine import Engine
 from app.engine.sequence import Request, SamplingParams
 from app.engine.variants import Variant
 from app.registry import ModelRegistry, ModelReplaced
-from pruning.checkpoints import MANIFEST, CheckpointStore, Manifest
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.blocks import view
 from pruning.models.fingerprint import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.job import Job, JobStatus
 from pruning.jobs import JobStore
 from pruning.queue import PruneQueue

@@ -7,14 +7,14 @@ from uuid import uuid4
 import pytest
 import redis
 
-from pruning.checkpoints import MANIFEST, CheckpointStore
+from pruning.checkpoints.publish import publish
+from pruning.checkpoints.staging import STAGING
+from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.job import Job, JobStatus
 from pruning.job_deletion import JobDeletion
 from pruning.job_keys import RECORD
 from pruning.jobs import JobStore
-from pruning.publishing import publish
 from pruning.retention import Keep, Retention
-from pruning.staging import STAGING
 from tests.crashes import dies
 from tests.test_checkpoints import manifest_of
 from tests.test_job_deletion import ended, published

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.models.store import ModelStore
 from pruning.models.timing import BlockTimes
 from pruning.pipeline import prune

@@ -6,9 +6,9 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
+from pruning.checkpoints.trajectory_plot import CEILING
 from pruning.stability import Stability, stability
 from pruning.stability_plot import draw, plot
-from pruning.trajectory_plot import CEILING
 from tests.test_stability import report_of, run_of
 
 REPORTS = {

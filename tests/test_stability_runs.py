@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from app.stability import REPORT_FILE, run_stability
+from pruning.checkpoints.publish import CheckpointExists
 from pruning.config import Settings
 from pruning.data.calibration import CalibrationError
 from pruning.evaluation.evaluate import perplexity
 from pruning.models.store import ModelStore
-from pruning.publishing import CheckpointExists
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.scoring import PlainScorer
 from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec

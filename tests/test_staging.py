@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.staging import STAGING, remove, staged, sweep, thwart
+from pruning.checkpoints.staging import STAGING, remove, staged, sweep, thwart
 from tests.crashes import dies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

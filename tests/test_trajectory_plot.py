@@ -13,9 +13,9 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.trajectory_plot import CEILING, DPI, draw, log_ticks, plot
 from pruning.evaluation.evaluate import MAX_NATS
-from pruning.trajectory_plot import CEILING, DPI, draw, log_ticks, plot
 from tests.pruning_runs import RUN, manifest_of
 
 BROKEN = float("nan")

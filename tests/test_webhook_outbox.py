@@ -10,7 +10,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.job import IllegalTransition, JobError, JobStatus
 from pruning.job_deletion import JobDeletion
 from pruning.job_keys import MESSAGES, OUTBOX

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import pytest
 import redis
 
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.job import Job, JobStatus
 from pruning.jobs import JobStore
 from pruning.queue import DELIVERIES, PruneQueue

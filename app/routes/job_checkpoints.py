@@ -13,7 +13,7 @@ from app.entry import Entry
 from app.errors import described
 from app.job_schemas import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.removal_order import RemovalOrder, of_checkpoint
-from pruning.checkpoints import (
+from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
     CheckpointNotFound,

@@ -14,7 +14,7 @@ from app.registry import ModelReplaced
 from app.schemas import ModelList, ModelView
 from app.unloading import ModelInUse, unload
 from app.weights import NoRoomForWeights, WeightsLoading
-from pruning.checkpoints import CheckpointCorrupt
+from pruning.checkpoints.store import CheckpointCorrupt
 from pruning.models.store import NotAModel
 from pruning.outage import JobStoreUnavailable
 

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.checkpoints import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec

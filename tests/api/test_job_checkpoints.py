@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.checkpoints import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs import JobStore
 from pruning.models.store import load
 from tests.api.conftest import publish_pruned

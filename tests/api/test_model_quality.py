@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.checkpoints import MANIFEST, Manifest
+from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.evaluation.task_scores import PAPER_TASKS, TaskScore
 from pruning.spec.gate import Gate
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize

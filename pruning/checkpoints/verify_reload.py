@@ -1,7 +1,8 @@
 """A directory is loaded as any user would load it, and compared with what it was written of.
 
-Run as ``python -m pruning.reloading DIRECTORY EXPECTATION VERDICT PARENT`` in a fresh process, it
-writes what differs into the file ``VERDICT``: nothing of what wrote the directory is left there.
+Run as ``python -m pruning.checkpoints.verify_reload DIRECTORY EXPECTATION VERDICT PARENT`` in a
+fresh process, it writes what differs into the file ``VERDICT``: nothing of what wrote the directory
+is left there.
 """
 
 import signal
@@ -20,7 +21,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pruning.expectation import NEW_TOKENS, Expectation, companions, digest, logits_of, sample_ids
+from pruning.checkpoints.verify_expected import (
+    NEW_TOKENS,
+    Expectation,
+    companions,
+    digest,
+    logits_of,
+    sample_ids,
+)
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import StreamedPasses
 from pruning.models.store import load, read_config, set_up_torch

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
 from pruning.evaluation.evaluate import MAX_NATS
 from pruning.evaluation.quality import Quality
 from pruning.removal import Removal

@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from safetensors import SafetensorError
 
-from pruning.checkpoints import (
+from pruning.checkpoints.staging import staged, sweep, sync_directory
+from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
     FileEntry,
@@ -24,7 +25,6 @@ from pruning.checkpoints import (
     file_entry,
     read_manifest,
 )
-from pruning.staging import staged, sweep, sync_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -20,7 +20,7 @@ from gguf import (
 )
 from transformers import PreTrainedConfig
 
-from pruning.gguf_vocabulary import GgufUnsupported, Vocabulary, vocabulary_of
+from pruning.checkpoints.gguf_vocabulary import GgufUnsupported, Vocabulary, vocabulary_of
 from pruning.models.blocks import view
 from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks

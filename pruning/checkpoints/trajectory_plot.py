@@ -6,9 +6,9 @@ from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.trajectory import calibration_perplexities, short
 from pruning.spec.prune import PruneSpec
-from pruning.trajectory import calibration_perplexities, short
 
 if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture
     from matplotlib.axes import Axes

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pruning.checkpoints import Manifest
+from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.trajectory import legend, rows, table
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.models.lineage import Lineage
 from pruning.removal import Removal
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
-from pruning.trajectory import legend, rows, table
-from pruning.trajectory_plot import PLOT_FILE
 
 _HEAD = """\
 ---

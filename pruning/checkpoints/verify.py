@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pruning.checkpoints.verify_expected import Expectation, expectation
+from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify, offline_environment
-from pruning.expectation import Expectation, expectation
-from pruning.reloading import CheckpointNotPortable, compare
 from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 
@@ -54,7 +54,7 @@ def _in_a_fresh_process(directory: Path, expected: Expectation, ask: Callable[[]
     with TemporaryDirectory(prefix="sleb-verify-") as scratch:
         file, verdict, log = (Path(scratch) / name for name in ("expected", "verdict", "log"))
         expected.save(file)
-        command = [sys.executable, "-m", "pruning.reloading"]
+        command = [sys.executable, "-m", "pruning.checkpoints.verify_reload"]
         arguments = [str(directory), str(file), str(verdict), str(os.getpid())]
         with log.open("wb") as errors:
             process = subprocess.Popen(  # noqa: S603 - our own module, over our own files

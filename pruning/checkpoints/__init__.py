@@ -1,0 +1,1 @@
+"""Published checkpoints: written aside, verified, made visible by one rename."""
