@@ -15,8 +15,8 @@ from app.external_models import ExternalModel
 from app.parents import Parents
 from app.removal_order import RemovalOrder, of_checkpoint, of_job
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
-from pruning.job import Job, JobNotFound, JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs.job import Job, JobNotFound, JobStatus
+from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelStore, NotAModel
 

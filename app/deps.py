@@ -15,14 +15,14 @@ from app.metrics import Metrics
 from app.readiness import Readiness
 from app.registry import ModelRegistry
 from app.shadow import Shadow
-from pruning.event_feed import EventFeed
-from pruning.idempotency import IdempotencyKeys
-from pruning.job_deletion import JobDeletion
-from pruning.job_stats import JobStatsReader
-from pruning.jobs import JobStore
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.events import EventFeed
+from pruning.jobs.idempotency import IdempotencyKeys
+from pruning.jobs.outbox import WebhookOutbox
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.stats import JobStatsReader
+from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
-from pruning.queue import PruneQueue
-from pruning.webhook_outbox import WebhookOutbox
 
 
 @dataclass(frozen=True)

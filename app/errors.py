@@ -44,14 +44,14 @@ from app.vocabulary import NoTokenIds
 from app.webhook_target import InvalidWebhook, WebhooksOff
 from app.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
-from pruning.estimate import DiskTooSmall
-from pruning.event_feed import TooManyWatchers
-from pruning.idempotency import IdempotencyKeyReused
-from pruning.job import IllegalTransition, JobNotFound
-from pruning.job_creation import IdempotencyInFlight, QueueFull
+from pruning.jobs.estimate import DiskTooSmall
+from pruning.jobs.events import TooManyWatchers
+from pruning.jobs.idempotency import IdempotencyKeyReused
+from pruning.jobs.job import IllegalTransition, JobNotFound
+from pruning.jobs.job_creation import IdempotencyInFlight, QueueFull
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
-from pruning.outage import JobStoreUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
 

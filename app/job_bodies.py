@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from app.schemas import Body, ModelName
+from pruning.jobs.webhook import FINAL_EVENTS, WebhookEvent
 from pruning.spec.calibration import MAX_SOURCES
 from pruning.spec.gate import GateAction
 from pruning.spec.prune import Dataset, Metric, Quantize, Resident, Sampling, Search
-from pruning.webhook import FINAL_EVENTS, WebhookEvent
 
 _ONE, _MIX = "<one>", "<mix>"  # the two things that a calibration may be
 

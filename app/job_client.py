@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx2
 
 from app.config import ServeSettings
-from pruning.job import JobStatus
+from pruning.jobs.job import JobStatus
 
 ANSWER_S = 30.0
 QUIET_S = 45.0  # a stream that has not even said that it is alive for so long is dead

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pruning.job_stats import JobStats
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.stats import JobStats
 
 
 class JobCollector(Collector):

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from pruning.webhook import WebhookEvent
+from pruning.jobs.webhook import WebhookEvent
 
 
 class ProgressView(BaseModel):

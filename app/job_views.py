@@ -13,7 +13,7 @@ from app.job_schemas import (
     WebhookView,
 )
 from app.submission import Estimate
-from pruning.job import Job, JobStatus, StopRequest
+from pruning.jobs.job import Job, JobStatus, StopRequest
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
 _REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.json_output import print_json
-from pruning.job import JobStatus
+from pruning.jobs.job import JobStatus
 
 if TYPE_CHECKING:
     from app.job_client import JobClient

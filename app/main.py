@@ -51,15 +51,15 @@ from app.webhook_delivery import WebhookDeliverer
 from app.webhook_sender import WebhookSender
 from app.webhook_target import address_rule
 from pruning.checkpoints.store import CheckpointStore
-from pruning.event_feed import EventFeed
-from pruning.idempotency import IdempotencyKeys
-from pruning.job import Job
-from pruning.job_deletion import JobDeletion
-from pruning.job_stats import JobStatsReader
-from pruning.jobs import JobStore
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.events import EventFeed
+from pruning.jobs.idempotency import IdempotencyKeys
+from pruning.jobs.job import Job
+from pruning.jobs.outbox import WebhookOutbox
+from pruning.jobs.queue import PruneQueue, connect
+from pruning.jobs.stats import JobStatsReader
+from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
-from pruning.queue import PruneQueue, connect
-from pruning.webhook_outbox import WebhookOutbox
 
 if TYPE_CHECKING:
     from app.tracing import Tracing

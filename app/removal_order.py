@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality
-from pruning.job import Job
+from pruning.jobs.job import Job
 from pruning.models.store import ModelInfo
 from pruning.sleb import Blocks
 

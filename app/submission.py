@@ -18,7 +18,7 @@ from app.deps import Services
 from app.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
 from app.texts_folder import TextsFolder
 from app.webhook_target import WebhooksOff, address_rule, check
-from pruning.estimate import (
+from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,
     Footprint,
@@ -27,14 +27,14 @@ from pruning.estimate import (
     is_upper_bound,
     wait_s,
 )
-from pruning.job import Job, JobStatus
-from pruning.job_creation import Claim, QueueFull, Terms
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.job_creation import Claim, QueueFull, Terms
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.webhook import Webhook
 from pruning.models.quantize import check_quantizable
 from pruning.models.weight_sizes import weight_sizes
-from pruning.outage import JobStoreUnavailable
 from pruning.spec.gate import Gate
 from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
-from pruning.webhook import Webhook
 
 _JUDGED_BY = 100  # of the newest jobs
 

@@ -5,8 +5,8 @@ import logging
 from contextlib import suppress
 
 from app.deps import Services
-from pruning.outage import JobStoreUnavailable
-from pruning.retention import Keep, Retention
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.retention import Keep, Retention
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Any
 from fastapi.concurrency import run_in_threadpool
 
 from app.webhook_sender import Answer, WebhookSender
-from pruning.job import Job
-from pruning.outage import JobStoreUnavailable
-from pruning.webhook_outbox import Attempt, Message, WebhookOutbox
+from pruning.jobs.job import Job
+from pruning.jobs.outbox import Attempt, Message, WebhookOutbox
+from pruning.jobs.redis import JobStoreUnavailable
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
 # between attempts, each up to a fifth shorter or longer: about two days altogether

@@ -11,10 +11,10 @@ from rq.job import Job as Delivery
 from rq.serializers import JSONSerializer
 
 from pruning.config import WorkerSettings, child_environment
-from pruning.leased_queue import LEASE_S
+from pruning.jobs.leased_queue import LEASE_S
+from pruning.jobs.queue import connect
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent, hush_libraries
-from pruning.queue import connect
 from pruning.supervisor import PruneWorker
 
 

@@ -7,7 +7,7 @@ from pruning.checkpoints.verify_reload import CheckpointNotPortable
 from pruning.data.calibration import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
-from pruning.job import JobError
+from pruning.jobs.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.out_of_memory import is_out_of_memory, shortage

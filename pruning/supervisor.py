@@ -28,11 +28,11 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import Worker, WorkerStatus
 
-from pruning.job import Job, JobNotFound, JobStatus
-from pruning.jobs import JobStore
-from pruning.leased_queue import LeasedQueue
-from pruning.outage import JobStoreUnavailable
-from pruning.queue import PruneQueue, worker_lost
+from pruning.jobs.job import Job, JobNotFound, JobStatus
+from pruning.jobs.leased_queue import LeasedQueue
+from pruning.jobs.queue import PruneQueue, worker_lost
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import JobStore
 from pruning.worker_metrics import WorkerMetrics
 
 _CHILD = "from pruning.entrypoints import run_child; run_child()"

@@ -16,12 +16,12 @@ from redis.retry import Retry
 from rq import get_current_job
 
 from pruning.config import WorkerSettings
-from pruning.job import IllegalTransition, Job, JobNotFound, JobStatus, Phase, StopRequest
-from pruning.job_change import StaleAttempt
-from pruning.jobs import JobStore
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.job import IllegalTransition, Job, JobNotFound, JobStatus, Phase, StopRequest
+from pruning.jobs.queue import DELIVERIES, connect, give_up
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.script import StaleAttempt
+from pruning.jobs.store import JobStore
 from pruning.process import heeding
-from pruning.queue import DELIVERIES, connect, give_up
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 

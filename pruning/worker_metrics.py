@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
 
 from pruning.gpu_memory import GpuMemoryCollector
-from pruning.job import Job, JobStatus, Pace
+from pruning.jobs.job import Job, JobStatus, Pace
 
 
 class MetricsPortUnavailable(RuntimeError):

@@ -1,7 +1,7 @@
 """What workers write about jobs, without any work."""
 
-from pruning.job import Phase
-from pruning.jobs import JobStore
+from pruning.jobs.job import Phase
+from pruning.jobs.store import JobStore
 from pruning.removal import Removal
 
 REMOVAL = Removal(1, 3, 2.5, 2.25, 4, 0.5, None, {3: 2.5, 4: 3.0}, {3: 1, 4: 1})

@@ -13,9 +13,9 @@ import redis
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.valkey import embedded_valkey
-from pruning import job_keys, queue
-from pruning.job import JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs import keys, queue
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import JobStore
 
 
 class RedisTestSettings(BaseSettings):
@@ -59,7 +59,7 @@ def job_store(redis_client: redis.Redis) -> JobStore:
 def disorder(client: redis.Redis) -> list[str]:
     """What no moment may find in Redis, each as a sentence."""
     names = sorted(name.decode() for name in client.scan_iter())
-    records = [name for name in names if fnmatchcase(name, job_keys.RECORD.format(id="prn-*"))]
+    records = [name for name in names if fnmatchcase(name, keys.RECORD.format(id="prn-*"))]
     statuses = {
         name.split(":")[2]: JobStatus(status.decode())
         for name in records
@@ -73,7 +73,7 @@ def disorder(client: redis.Redis) -> list[str]:
 
 
 def _eternal(client: redis.Redis, names: Sequence[str]) -> Iterator[str]:
-    known = (*job_keys.PERMANENT_KEYS, *queue.PERMANENT_KEYS)
+    known = (*keys.PERMANENT_KEYS, *queue.PERMANENT_KEYS)
     for name in names:
         if client.ttl(name) == -1 and not any(fnmatchcase(name, row) for row in known):
             yield f"{name} has neither a lifetime nor a row in the table of jobs.py"
@@ -85,16 +85,16 @@ def _ownerless(names: Sequence[str], statuses: Mapping[str, JobStatus]) -> Itera
         job_id = name.split(":")[2]
         if job_id not in statuses:
             yield f"{name} belongs to no job"
-        elif name == job_keys.SEARCH.format(id=job_id) and statuses[job_id].is_final:
+        elif name == keys.SEARCH.format(id=job_id) and statuses[job_id].is_final:
             yield f"{name} has outlived its search"
 
 
 def _misplaced(client: redis.Redis, statuses: Mapping[str, JobStatus]) -> Iterator[str]:
     """The indexes list every job where it belongs, and nothing else."""
-    indexes = {job_keys.INDEX: set(statuses)}
+    indexes = {keys.INDEX: set(statuses)}
     for status in JobStatus:
         members = {job_id for job_id, found in statuses.items() if found is status}
-        indexes[job_keys.STATUS_INDEX.format(status=status)] = members
+        indexes[keys.STATUS_INDEX.format(status=status)] = members
     for name, members in indexes.items():
         found: Any = client.zrange(name, 0, -1)
         listed = {member.decode() for member in found}

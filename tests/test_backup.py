@@ -12,11 +12,11 @@ import redis
 
 from app.valkey import embedded_valkey
 from pruning.checkpoints.store import CheckpointStore, verify
-from pruning.job import JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs.job import JobStatus
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.queue import PruneQueue
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.job_lives import succeed
 from tests.pages import ROOT, blocks

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
-from pruning.job import Job, JobStatus, Progress
+from pruning.jobs.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
+from pruning.jobs.job import Job, JobStatus, Progress
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.store import ModelStore, NotAModel
 from pruning.models.weight_sizes import WeightSizes, weight_sizes

@@ -9,13 +9,13 @@ from pruning.checkpoints.verify_reload import CheckpointNotPortable
 from pruning.data.calibration import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
-from pruning.job import Job, JobError, JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs.job import Job, JobError, JobStatus
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
-from pruning.queue import PruneQueue
 from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable

@@ -17,8 +17,8 @@ from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import Answer, Comparison, Kind, compare, summary
 from pruning.evaluation.quality import Quality
 from pruning.evaluation.quality_gate import QualityGateFailed, gated
-from pruning.job import JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import JobStore
 from pruning.models.forward import InMemoryPasses
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune

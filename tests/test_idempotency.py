@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 import redis
 
-from pruning.idempotency import IdempotencyKeyReused, IdempotencyKeys
-from pruning.job_creation import CLAIM_S, KEY_KEPT_S, Claim, IdempotencyInFlight, Terms
-from pruning.jobs import JobStore
+from pruning.jobs.idempotency import IdempotencyKeyReused, IdempotencyKeys
+from pruning.jobs.job_creation import CLAIM_S, KEY_KEPT_S, Claim, IdempotencyInFlight, Terms
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.waiting import wait_until
 

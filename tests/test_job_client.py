@@ -14,10 +14,10 @@ import redis
 
 from app.config import ServeSettings
 from app.job_client import JobClient, Refused, ServiceUnavailable, url_of
-from pruning.event_feed import EventFeed
-from pruning.job import JobStatus, Phase
-from pruning.job_keys import EVENTS
-from pruning.jobs import JobStore
+from pruning.jobs.events import EventFeed
+from pruning.jobs.job import JobStatus, Phase
+from pruning.jobs.keys import EVENTS
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.e2e.processes import environment, free_port
 from tests.serving import serving

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from pruning import job_steps
-from pruning.job import JobStatus
-from pruning.job_creation import SCRIPT, UNCONDITIONAL, QueueFull, Terms, create
-from pruning.job_keys import EVENTS, INDEX, RECORD, STATUS_INDEX
-from pruning.jobs import JobStore
+from pruning.jobs import transitions
+from pruning.jobs.job import JobStatus
+from pruning.jobs.job_creation import SCRIPT, UNCONDITIONAL, QueueFull, Terms, create
+from pruning.jobs.keys import EVENTS, INDEX, RECORD, STATUS_INDEX
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=2)
@@ -46,7 +46,7 @@ def test_a_command_that_is_sent_again_creates_nothing_more(
     keys = (RECORD.format(id=job_id), EVENTS.format(id=job_id), INDEX)
     queued = STATUS_INDEX.format(status=JobStatus.QUEUED)
     script = redis_client.register_script(SCRIPT)
-    fields = job_steps.new_record(job_id, SPEC, {}, 1.0)
+    fields = transitions.new_record(job_id, SPEC, {}, 1.0)
     create(script, (*keys, queued), fields, UNCONDITIONAL)
     job_store.start(job_id, "w")
     create(script, (*keys, queued), fields, Terms(max_queued=0))

@@ -9,9 +9,9 @@ import redis
 from pruning.checkpoints.publish import publish
 from pruning.checkpoints.staging import STAGING
 from pruning.checkpoints.store import MANIFEST, CheckpointStore
-from pruning.job import IllegalTransition, Job, JobError, JobNotFound, JobStatus
-from pruning.job_deletion import JobDeletion
-from pruning.jobs import JobStore
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.job import IllegalTransition, Job, JobError, JobNotFound, JobStatus
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.crashes import dies
 from tests.test_checkpoints import manifest_of

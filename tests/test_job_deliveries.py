@@ -13,10 +13,10 @@ from rq.job import Job as Delivery
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
-from pruning.job import IllegalTransition, JobStatus
-from pruning.jobs import JobStore
-from pruning.leased_queue import LeasedQueue
-from pruning.queue import PruneQueue
+from pruning.jobs.job import IllegalTransition, JobStatus
+from pruning.jobs.leased_queue import LeasedQueue
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pruning.job import IllegalTransition, JobStatus, StopRequest
-from pruning.jobs import JobStore
+from pruning.jobs.job import IllegalTransition, JobStatus, StopRequest
+from pruning.jobs.store import JobStore
 from tests.test_jobs import ERROR, SPEC, messages, removals
 
 

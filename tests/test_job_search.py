@@ -7,10 +7,10 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.job import JobError, Phase
-from pruning.job_change import StaleAttempt
-from pruning.job_keys import RECORD, SEARCH
-from pruning.jobs import JobStore
+from pruning.jobs.job import JobError, Phase
+from pruning.jobs.keys import RECORD, SEARCH
+from pruning.jobs.script import StaleAttempt
+from pruning.jobs.store import JobStore
 from pruning.removal import Removal, verdict
 from pruning.search.state import (
     Plan,

@@ -8,9 +8,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pruning.job import TRANSITIONS, IllegalTransition, Job, JobStatus, Phase, StopRequest
-from pruning.job_change import Change, StaleAttempt
-from pruning.jobs import JobStore
+from pruning.jobs.job import TRANSITIONS, IllegalTransition, Job, JobStatus, Phase, StopRequest
+from pruning.jobs.script import Change, StaleAttempt
+from pruning.jobs.store import JobStore
 from tests.test_jobs import ERROR, SPEC, removals
 
 # ---- cancelling, losing and taking over

@@ -7,10 +7,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pruning.job import Job, JobError, JobNotFound, JobStatus, Phase
-from pruning.job_keys import INDEX, RECORD, SEARCH
-from pruning.jobs import JobStore
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.job import Job, JobError, JobNotFound, JobStatus, Phase
+from pruning.jobs.keys import INDEX, RECORD, SEARCH
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import JobStore
 from pruning.removal import Removal
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Sampling
 from tests.redis_fixtures import disorder

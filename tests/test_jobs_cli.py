@@ -14,12 +14,12 @@ import redis
 
 from app.cli import main
 from app.config import ServeSettings
-from pruning.job import JobError, JobStatus
-from pruning.job_keys import TOLD
-from pruning.jobs import JobStore
+from pruning.jobs.job import JobError, JobStatus
+from pruning.jobs.keys import TOLD
+from pruning.jobs.outbox import Attempt, WebhookOutbox
+from pruning.jobs.store import JobStore
+from pruning.jobs.webhook import Webhook
 from pruning.spec.prune import PruneSpec
-from pruning.webhook import Webhook
-from pruning.webhook_outbox import Attempt, WebhookOutbox
 from tests.e2e.processes import free_port
 from tests.job_lives import succeed
 from tests.serving import serving

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rq.exceptions import DequeueTimeout
 
-from pruning.jobs import JobStore
-from pruning.leased_queue import LeasedQueue
-from pruning.queue import PruneQueue
+from pruning.jobs.leased_queue import LeasedQueue
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=1)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pruning.checkpoints.store import Manifest
 from pruning.failures import describe
-from pruning.jobs import JobStore
+from pruning.jobs.store import JobStore
 from pruning.models.memory import BATCH_TOKENS
 from pruning.models.out_of_memory import is_out_of_memory, shortage
 from pruning.models.store import ModelStore

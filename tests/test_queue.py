@@ -10,10 +10,10 @@ from rq.job import Job as Delivery
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
-from pruning.job import JobStatus
-from pruning.jobs import JobStore
-from pruning.outage import JobStoreUnavailable
-from pruning.queue import DELIVERIES, PruneQueue, connect, worker_lost
+from pruning.jobs.job import JobStatus
+from pruning.jobs.queue import DELIVERIES, PruneQueue, connect, worker_lost
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=1)

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from pruning.checkpoints.store import CheckpointStore, Manifest
-from pruning.job import Job, JobStatus
-from pruning.jobs import JobStore
-from pruning.queue import PruneQueue
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.long_search import EVALUATIONS, long_search
 from tests.waiting import wait_until

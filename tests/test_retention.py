@@ -10,11 +10,11 @@ import redis
 from pruning.checkpoints.publish import publish
 from pruning.checkpoints.staging import STAGING
 from pruning.checkpoints.store import MANIFEST, CheckpointStore
-from pruning.job import Job, JobStatus
-from pruning.job_deletion import JobDeletion
-from pruning.job_keys import RECORD
-from pruning.jobs import JobStore
-from pruning.retention import Keep, Retention
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.keys import RECORD
+from pruning.jobs.retention import Keep, Retention
+from pruning.jobs.store import JobStore
 from tests.crashes import dies
 from tests.test_checkpoints import manifest_of
 from tests.test_job_deletion import ended, published

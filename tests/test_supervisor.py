@@ -15,9 +15,9 @@ from rq.job import Job as Delivery
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
-from pruning.job import JobStatus, StopRequest
-from pruning.jobs import JobStore
-from pruning.queue import PruneQueue, connect
+from pruning.jobs.job import JobStatus, StopRequest
+from pruning.jobs.queue import PruneQueue, connect
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker
 from tests.waiting import wait_until
@@ -201,7 +201,7 @@ def test_the_end_of_a_child_is_seen(redis_client: redis.Redis) -> None:
 def test_a_worker_without_a_child_kills_nobody() -> None:
     """Process group 0 would be its own, so a process of its own tries it."""
     attempt = (
-        "from pruning.queue import connect\n"
+        "from pruning.jobs.queue import connect\n"
         "from pruning.supervisor import PruneWorker\n"
         "away = connect('unix:///nowhere', patience_s=0)\n"
         "PruneWorker('worker', away, lease_s=15, is_child=True).kill_horse()\n"

@@ -14,12 +14,12 @@ import redis
 from app.webhook_delivery import BACK_OFF_S, JITTER, WebhookDeliverer
 from app.webhook_sender import WebhookSender
 from app.webhook_target import address_rule
-from pruning.job import Job
-from pruning.job_keys import OUTBOX
-from pruning.jobs import JobStore
+from pruning.jobs.job import Job
+from pruning.jobs.keys import OUTBOX
+from pruning.jobs.outbox import WebhookOutbox
+from pruning.jobs.store import JobStore
+from pruning.jobs.webhook import Webhook, WebhookEvent
 from pruning.spec.prune import PruneSpec
-from pruning.webhook import Webhook, WebhookEvent
-from pruning.webhook_outbox import WebhookOutbox
 from tests.job_lives import succeed
 from tests.test_webhook_outbox import Clock
 from tests.waiting import wait_until
@@ -242,7 +242,7 @@ import asyncio, sys
 import redis
 from app.webhook_delivery import WebhookDeliverer
 from app.webhook_sender import WebhookSender
-from pruning.webhook_outbox import WebhookOutbox
+from pruning.jobs.outbox import WebhookOutbox
 
 async def main():
     outbox = WebhookOutbox(redis.Redis.from_url(sys.argv[1]))

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.job import IllegalTransition, JobError, JobStatus
-from pruning.job_deletion import JobDeletion
-from pruning.job_keys import MESSAGES, OUTBOX
-from pruning.jobs import JobStore
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.job import IllegalTransition, JobError, JobStatus
+from pruning.jobs.keys import MESSAGES, OUTBOX
+from pruning.jobs.outbox import MAX_ATTEMPTS_KEPT, Attempt, Message, WebhookOutbox
+from pruning.jobs.store import JobStore
+from pruning.jobs.webhook import FINAL_EVENTS, Webhook, WebhookEvent
 from pruning.spec.prune import PruneSpec
-from pruning.webhook import FINAL_EVENTS, Webhook, WebhookEvent
-from pruning.webhook_outbox import MAX_ATTEMPTS_KEPT, Attempt, Message, WebhookOutbox
 from tests.job_lives import succeed
 from tests.test_job_states import CHANGES
 

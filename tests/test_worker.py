@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pruning.job import IllegalTransition, Job, JobStatus, Phase
-from pruning.job_change import StaleAttempt
-from pruning.jobs import JobStore
-from pruning.queue import DELIVERIES
+from pruning.jobs.job import IllegalTransition, Job, JobStatus, Phase
+from pruning.jobs.queue import DELIVERIES
+from pruning.jobs.script import StaleAttempt
+from pruning.jobs.store import JobStore
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
-from pruning.job import Job, JobStatus, Pace
+from pruning.jobs.job import Job, JobStatus, Pace
 from pruning.spec.prune import PruneSpec
 from pruning.worker_metrics import MetricsPortUnavailable, WorkerMetrics
 from tests.exposition import Scrape

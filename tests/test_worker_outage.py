@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 import redis
 
-from pruning.job import Job, JobStatus, StopRequest
-from pruning.jobs import JobStore
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.job import Job, JobStatus, StopRequest
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import JobStore
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec

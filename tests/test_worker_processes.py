@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.job import Job, JobStatus
-from pruning.jobs import JobStore
-from pruning.queue import DELIVERIES, PruneQueue
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.queue import DELIVERIES, PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.e2e.processes import free_port
 from tests.exposition import Scrape

@@ -9,12 +9,12 @@ import redis
 
 from pruning import worker
 from pruning.checkpoints.store import CheckpointStore
-from pruning.job import Job, JobStatus, StopRequest
-from pruning.job_change import StaleAttempt
-from pruning.job_deletion import JobDeletion
-from pruning.jobs import JobStore
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.job import Job, JobStatus, StopRequest
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.script import StaleAttempt
+from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
-from pruning.outage import JobStoreUnavailable
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.worker import JobObserver, execute

@@ -15,9 +15,9 @@ from rq import get_current_job
 
 from pruning.config import WorkerSettings
 from pruning.entrypoints import run_worker
-from pruning.job import Job
-from pruning.jobs import JobStore
-from pruning.queue import connect
+from pruning.jobs.job import Job
+from pruning.jobs.queue import connect
+from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
 from pruning.worker import JobObserver, execute
 from tests.job_lives import REMOVAL

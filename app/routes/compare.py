@@ -15,7 +15,7 @@ from app.engine.engine import RequestRefused
 from app.errors import described
 from app.registry import ModelReplaced
 from app.weights import NoRoomForWeights
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])
 

@@ -27,7 +27,7 @@ from app.routes.models import variant_kind
 from app.schemas import GenerateBody, GenerateView
 from app.vocabulary import Vocabulary
 from app.weights import NoRoomForWeights
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])
 

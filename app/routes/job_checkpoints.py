@@ -21,8 +21,8 @@ from pruning.checkpoints.store import (
     FileEntry,
     Manifest,
 )
-from pruning.job import JobNotFound
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.job import JobNotFound
+from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 

@@ -14,9 +14,9 @@ from app.api_description import EVENT_STREAM
 from app.deps import ServicesDep
 from app.errors import described
 from app.job_schemas import PruneJobEventList, PruneJobEventView
-from pruning.event_feed import EventFeed, TooManyWatchers
-from pruning.job import JobEvent, JobNotFound
-from pruning.outage import JobStoreUnavailable
+from pruning.jobs.events import EventFeed, TooManyWatchers
+from pruning.jobs.job import JobEvent, JobNotFound
+from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 

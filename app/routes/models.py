@@ -15,8 +15,8 @@ from app.schemas import ModelList, ModelView
 from app.unloading import ModelInUse, unload
 from app.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints.store import CheckpointCorrupt
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.store import NotAModel
-from pruning.outage import JobStoreUnavailable
 
 router = APIRouter(prefix="/models", tags=["models"])
 

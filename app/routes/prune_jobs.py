@@ -15,13 +15,13 @@ from app.job_views import estimate_view, job_view
 from app.submission import estimate
 from app.submission import submit as submit_job
 from app.webhook_target import InvalidWebhook, WebhooksOff
-from pruning.estimate import DiskTooSmall
-from pruning.idempotency import IdempotencyKeyReused
-from pruning.job import IllegalTransition, JobNotFound, JobStatus
-from pruning.job_creation import IdempotencyInFlight, QueueFull
+from pruning.jobs.estimate import DiskTooSmall
+from pruning.jobs.idempotency import IdempotencyKeyReused
+from pruning.jobs.job import IllegalTransition, JobNotFound, JobStatus
+from pruning.jobs.job_creation import IdempotencyInFlight, QueueFull
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
-from pruning.outage import JobStoreUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
 

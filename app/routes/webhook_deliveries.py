@@ -5,9 +5,9 @@ from fastapi import APIRouter
 from app.deps import ServicesDep
 from app.errors import described
 from app.job_schemas import WebhookDeliveryList, WebhookDeliveryView
-from pruning.job import JobNotFound
-from pruning.outage import JobStoreUnavailable
-from pruning.webhook import WebhookEvent
+from pruning.jobs.job import JobNotFound
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.webhook import WebhookEvent
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.jobs import JobStore
+from pruning.jobs.store import JobStore
 from pruning.models.store import load
 from tests.api.conftest import publish_pruned
 from tests.api.test_prune_jobs import submit

@@ -6,9 +6,9 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from pruning.job import JobStatus, Phase
-from pruning.jobs import JobStore
-from pruning.queue import PruneQueue
+from pruning.jobs.job import JobStatus, Phase
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
 from tests.api.test_prune_jobs import JOB, submit
 

@@ -7,10 +7,10 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from pruning.event_feed import EventFeed
-from pruning.job import JobError
-from pruning.job_keys import EVENTS
-from pruning.jobs import JobStore
+from pruning.jobs.events import EventFeed
+from pruning.jobs.job import JobError
+from pruning.jobs.keys import EVENTS
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.job_lives import succeed
 

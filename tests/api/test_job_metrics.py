@@ -11,10 +11,10 @@ from rq.utils import utcformat
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.job import JobStatus
-from pruning.job_keys import RECORD
-from pruning.job_stats import ANSWER_S
-from pruning.jobs import JobStore
+from pruning.jobs.job import JobStatus
+from pruning.jobs.keys import RECORD
+from pruning.jobs.stats import ANSWER_S
+from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
 from pruning.spec.prune import PruneSpec
 from pruning.supervisor import PruneWorker

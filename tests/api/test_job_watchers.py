@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.main import create_app
 from app.valkey import embedded_valkey
-from pruning.event_feed import EventFeed
-from pruning.jobs import JobStore
+from pruning.jobs.events import EventFeed
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.api.test_job_events import STREAM, url_of
 from tests.local_client import LocalClient

@@ -16,7 +16,7 @@ import pytest
 from app.api_keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.jobs import JobStore
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.api.conftest import publish_pruned
 from tests.job_lives import succeed

@@ -14,8 +14,8 @@ from httpx2 import Response
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.job import JobStatus
-from pruning.jobs import JobStore
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import JobStore
 from tests.api.conftest import publish_pruned
 from tests.api.test_prune_jobs import JOB, submit
 from tests.local_client import LocalClient

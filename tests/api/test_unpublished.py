@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.job import StopRequest
-from pruning.job_keys import RECORD
-from pruning.jobs import JobStore
+from pruning.jobs.job import StopRequest
+from pruning.jobs.keys import RECORD
+from pruning.jobs.store import JobStore
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
 from pruning.removal import Removal

@@ -14,9 +14,9 @@ from standardwebhooks import WebhookVerificationError
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.job import JobError, JobStatus
-from pruning.jobs import JobStore
-from pruning.webhook import WebhookEvent
+from pruning.jobs.job import JobError, JobStatus
+from pruning.jobs.store import JobStore
+from pruning.jobs.webhook import WebhookEvent
 from tests.api.test_prune_jobs import JOB, submit
 from tests.job_lives import succeed
 from tests.local_client import LocalClient

@@ -9,8 +9,8 @@ import redis
 from redis import exceptions as redis_errors
 
 from pruning.config import WorkerSettings
-from pruning.jobs import JobStore
-from pruning.queue import connect
+from pruning.jobs.queue import connect
+from pruning.jobs.store import JobStore
 from tests.image.compose import ROOT, services, valkey_options, volumes
 from tests.valkey_server import ValkeyServer, running_valkey
 

@@ -18,8 +18,8 @@ import redis
 from app.config import ServeSettings
 from dashboards.queries import metrics_in
 from pruning.gpu_memory import GpuMemoryCollector
-from pruning.jobs import JobStore
-from pruning.queue import PruneQueue
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.spec.gate import Gate
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from tests.api.conftest import publish_pruned

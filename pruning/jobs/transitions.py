@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
-from pruning.job import TRANSITIONS, JobError, JobStatus, Phase
-from pruning.job_change import Change, Event
+from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase
+from pruning.jobs.script import Change, Event
+from pruning.jobs.webhook import Webhook
 from pruning.removal import Removal
 from pruning.search.state import (
     Plan,
@@ -18,7 +19,6 @@ from pruning.search.state import (
     scored_field,
 )
 from pruning.spec.prune import PruneSpec
-from pruning.webhook import Webhook
 
 _OF_ONE_ATTEMPT = ("worker", "phase", "search_started_at", "evaluated_at")
 _OF_ONE_PLAN = ("removed_blocks", "losses", "dense_loss")

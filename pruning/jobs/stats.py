@@ -12,12 +12,12 @@ from typing import Any
 from rq.utils import now, utcparse
 from rq.worker_registration import get_keys
 
-from pruning.job import Job, JobStatus
-from pruning.job_keys import RECORD
-from pruning.jobs import JobStore
-from pruning.leased_queue import LEASE_S
-from pruning.outage import reaching_redis
-from pruning.queue import connect
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.keys import RECORD
+from pruning.jobs.leased_queue import LEASE_S
+from pruning.jobs.queue import connect
+from pruning.jobs.redis import reaching_redis
+from pruning.jobs.store import JobStore
 
 ANSWER_S = 1.0
 _MOST_AT_WORK = 100  # as many series may a scrape have for them

@@ -22,10 +22,10 @@ from rq.job import Job as Delivery
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
-from pruning.job import IllegalTransition, JobError, JobNotFound, JobStatus
-from pruning.jobs import JobStore
-from pruning.leased_queue import LEASE_S, LeasedQueue
-from pruning.outage import reaching_redis
+from pruning.jobs.job import IllegalTransition, JobError, JobNotFound, JobStatus
+from pruning.jobs.leased_queue import LEASE_S, LeasedQueue
+from pruning.jobs.redis import reaching_redis
+from pruning.jobs.store import JobStore
 
 TASK = "pruning.worker.run_job"
 DELIVERIES = 3

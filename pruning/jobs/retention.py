@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pruning.checkpoints.staging import sweep
 from pruning.checkpoints.store import CheckpointStore
-from pruning.job import Job, JobNotFound, JobStatus
-from pruning.job_deletion import JobDeletion
-from pruning.jobs import JobStore
+from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.job import Job, JobNotFound, JobStatus
+from pruning.jobs.store import JobStore
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis.commands.core import Script
 
-from pruning.job import (
+from pruning.jobs.job import (
     TRANSITIONS,
     IllegalTransition,
     JobEvent,

@@ -10,8 +10,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from pruning.jobs.webhook import Webhook
 from pruning.spec.prune import PruneSpec
-from pruning.webhook import Webhook
 
 
 class JobStatus(StrEnum):

@@ -13,9 +13,9 @@ from typing import Any
 
 import redis
 
-from pruning.job import Job
-from pruning.job_keys import MESSAGES, OUTBOX, TOLD
-from pruning.outage import reaching_redis
+from pruning.jobs.job import Job
+from pruning.jobs.keys import MESSAGES, OUTBOX, TOLD
+from pruning.jobs.redis import reaching_redis
 
 LEASE_S = 60.0  # much longer than one attempt may take
 MAX_ATTEMPTS_KEPT = 100

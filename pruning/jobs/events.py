@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from pruning.job import JobEvent, JobStatus
-from pruning.job_change import read_event
-from pruning.job_keys import EVENTS, RECORD
-from pruning.outage import reaching_redis
+from pruning.jobs.job import JobEvent, JobStatus
+from pruning.jobs.keys import EVENTS, RECORD
+from pruning.jobs.redis import reaching_redis
+from pruning.jobs.script import read_event
 
 MAX_WATCHERS = 100
 LOOK_EVERY_S = 1.0  # how soon a quiet watcher learns that the feed stops or its job is gone

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pruning.job import Job, JobStatus
+from pruning.jobs.job import Job, JobStatus
 from pruning.models.store import ModelInfo
 from pruning.models.weight_sizes import WeightSizes
 from pruning.spec.prune import PruneSpec, Resident, Sampling

@@ -9,8 +9,8 @@ from typing import Any
 
 from redis.commands.core import Script
 
-from pruning.job import JobStatus
-from pruning.job_change import Event
+from pruning.jobs.job import JobStatus
+from pruning.jobs.script import Event
 
 CLAIM_S = 30  # for checking a request; if the process dies meanwhile, so long is its key taken
 KEY_KEPT_S = 24 * 3600

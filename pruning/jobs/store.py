@@ -13,15 +13,24 @@ from typing import Any
 
 import redis
 
-from pruning import job_change, job_creation, job_steps
-from pruning.job import Job, JobError, JobEvent, JobNotFound, JobPage, JobStatus, Phase, StopRequest
-from pruning.job_change import SCRIPT, Change, Outcome, Place, read_event
-from pruning.job_keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.outage import reaching_redis
+from pruning.jobs import job_creation, script, transitions
+from pruning.jobs.job import (
+    Job,
+    JobError,
+    JobEvent,
+    JobNotFound,
+    JobPage,
+    JobStatus,
+    Phase,
+    StopRequest,
+)
+from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
+from pruning.jobs.redis import reaching_redis
+from pruning.jobs.script import SCRIPT, Change, Outcome, Place, read_event
+from pruning.jobs.webhook import Webhook
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec
-from pruning.webhook import Webhook
 
 MAX_EVENTS = 1000
 
@@ -59,7 +68,7 @@ class JobStore:
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
-        fields = job_steps.new_record(job_id, spec, metadata or {}, now, priority, webhook)
+        fields = transitions.new_record(job_id, spec, metadata or {}, now, priority, webhook)
         own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
         with reaching_redis():
             keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
@@ -121,7 +130,7 @@ class JobStore:
 
         Raises ``IllegalTransition`` if the job has ended.
         """
-        self._change(job_id, job_steps.cancelling())
+        self._change(job_id, transitions.cancelling())
         return self.get(job_id)
 
     def pause(self, job_id: str) -> Job:
@@ -129,7 +138,7 @@ class JobStore:
 
         Raises ``IllegalTransition`` if the job has ended or is to be cancelled.
         """
-        self._change(job_id, *job_steps.pausing())
+        self._change(job_id, *transitions.pausing())
         return self.get(job_id)
 
     def resume(self, job_id: str) -> Job:
@@ -137,7 +146,7 @@ class JobStore:
 
         Raises ``IllegalTransition`` if the job is neither paused nor about to be.
         """
-        self._change(job_id, *job_steps.resumed())
+        self._change(job_id, *transitions.resumed())
         return self.get(job_id)
 
     def requeue(self, job_id: str, reason: str, *, is_lost: bool) -> JobStatus:
@@ -145,7 +154,7 @@ class JobStore:
 
         ``is_lost`` counts it against a job that goes on: its worker died with it.
         """
-        return self._change(job_id, *job_steps.released(reason, is_lost=is_lost)).status
+        return self._change(job_id, *transitions.released(reason, is_lost=is_lost)).status
 
     def start(self, job_id: str, worker: str) -> Job:
         """Take the job, from the queue or from a worker that was lost.
@@ -153,17 +162,17 @@ class JobStore:
         The ``attempt`` of the job it returns belongs to the caller alone. Raises
         ``IllegalTransition`` if the job has ended or is to stop.
         """
-        outcome = self._change(job_id, *job_steps.started(worker))
+        outcome = self._change(job_id, *transitions.started(worker))
         return replace(self.get(job_id), attempt=outcome.attempt)
 
     def set_phase(
         self, job_id: str, phase: Phase, attempt: int | None = None
     ) -> StopRequest | None:
-        return self._change(job_id, job_steps.phase_begun(phase), attempt=attempt).stop_request
+        return self._change(job_id, transitions.phase_begun(phase), attempt=attempt).stop_request
 
     def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
         """Change nothing, but raise like all that a worker writes."""
-        return self._change(job_id, job_steps.confirmed(), attempt=attempt).stop_request
+        return self._change(job_id, transitions.confirmed(), attempt=attempt).stop_request
 
     def search_state(self, job_id: str) -> SearchState:
         """What the job's search has found so far, by whatever worker."""
@@ -181,7 +190,7 @@ class JobStore:
         is_anew: bool = False,
     ) -> StopRequest | None:
         """The search goes on behind ``done`` evaluations; anew, what was found is forgotten."""
-        change = job_steps.searching(plan, done, total, is_anew=is_anew)
+        change = transitions.searching(plan, done, total, is_anew=is_anew)
         return self._change(job_id, change, attempt=attempt).stop_request
 
     def evaluated(
@@ -193,31 +202,31 @@ class JobStore:
         scored: Scored | None = None,
     ) -> StopRequest | None:
         """Count the candidate evaluation ``done`` of ``total``, and keep what it gave."""
-        change = job_steps.evaluated(done, total, scored)
+        change = transitions.evaluated(done, total, scored)
         return self._change(job_id, change, attempt=attempt).stop_request
 
     def removed(
         self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
     ) -> StopRequest | None:
         """``removals`` are all of this search so far."""
-        return self._change(job_id, job_steps.removed(removals), attempt=attempt).stop_request
+        return self._change(job_id, transitions.removed(removals), attempt=attempt).stop_request
 
     def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
-        return self._change(job_id, job_steps.warned(message), attempt=attempt).stop_request
+        return self._change(job_id, transitions.warned(message), attempt=attempt).stop_request
 
     def succeed(self, job_id: str, pruned_model: str, attempt: int | None = None) -> JobStatus:
-        return self._change(job_id, job_steps.succeeded(pruned_model), attempt=attempt).status
+        return self._change(job_id, transitions.succeeded(pruned_model), attempt=attempt).status
 
     def fail(self, job_id: str, error: JobError, attempt: int | None = None) -> JobStatus:
-        return self._change(job_id, job_steps.failed(error), attempt=attempt).status
+        return self._change(job_id, transitions.failed(error), attempt=attempt).status
 
     def stopped(self, job_id: str, attempt: int | None = None) -> JobStatus:
         """The worker has obeyed. Back in the queue, if it was asked no longer."""
-        return self._change(job_id, *job_steps.stopped(), attempt=attempt).status
+        return self._change(job_id, *transitions.stopped(), attempt=attempt).status
 
     def short_of_memory(self, job_id: str, reason: str, attempt: int | None = None) -> JobStatus:
         """The worker gives the job back, to be tried with half the batch."""
-        return self._change(job_id, *job_steps.short_of_memory(reason), attempt=attempt).status
+        return self._change(job_id, *transitions.short_of_memory(reason), attempt=attempt).status
 
     def _change(self, job_id: str, *changes: Change, attempt: int | None = None) -> Outcome:
         if not _ID.fullmatch(job_id):
@@ -225,7 +234,7 @@ class JobStore:
         own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
         place = Place(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with reaching_redis():
-            return job_change.apply(self._script, place, changes, attempt)
+            return script.apply(self._script, place, changes, attempt)
 
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:

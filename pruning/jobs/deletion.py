@@ -6,10 +6,10 @@ import redis
 
 from pruning.checkpoints.staging import remove, thwart
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
-from pruning.job import IllegalTransition, Job, JobStatus
-from pruning.job_keys import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX
-from pruning.jobs import JobStore
-from pruning.outage import reaching_redis
+from pruning.jobs.job import IllegalTransition, Job, JobStatus
+from pruning.jobs.keys import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX
+from pruning.jobs.redis import reaching_redis
+from pruning.jobs.store import JobStore
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
 

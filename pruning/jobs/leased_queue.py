@@ -13,7 +13,7 @@ from rq.exceptions import DequeueTimeout
 from rq.intermediate_queue import IntermediateQueue
 from rq.utils import now
 
-from pruning.job_keys import RECORD
+from pruning.jobs.keys import RECORD
 
 LEASE_S = 15
 

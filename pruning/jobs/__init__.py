@@ -1,0 +1,1 @@
+"""Pruning jobs in Redis: their records, transitions, events and deliveries."""
