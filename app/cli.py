@@ -124,7 +124,7 @@ def worker() -> None:
     """Run a worker: takes pruning jobs, one at a time."""
     from app.valkey import redis_url
     from pruning.config import WorkerSettings
-    from pruning.entrypoints import run_worker
+    from pruning.worker.entrypoints import run_worker
 
     settings = WorkerSettings()
     with redis_url(settings) as url:

@@ -1,6 +1,6 @@
 """The metrics of pruning jobs that an API process shows: what the job store says at the scrape.
 
-What happens in a worker, it counts itself: see ``pruning/worker_metrics.py``.
+What happens in a worker, it counts itself: see ``pruning/worker/metrics.py``.
 """
 
 from collections.abc import Callable, Iterable

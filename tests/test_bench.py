@@ -21,8 +21,8 @@ from app.bench_runs import Sample, WrongLength, measure
 from app.cli import app as command_line
 from app.engine.engine import PromptTooLong
 from app.speedup import Verdict
-from pruning.gpu_energy import energy_j
 from pruning.models.timing import BlockTimes
+from pruning.worker.gpu_energy import energy_j
 from tests.api.conftest import publish_pruned
 from tests.engine.requests import variant
 from tests.tiny import NUM_BLOCKS

@@ -21,7 +21,7 @@ from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec.prune import InvalidSpec, TargetUnreachable
-from pruning.worker import JobObserver, execute
+from pruning.worker.task import JobObserver, execute
 from tests.test_worker import FIRST, SECOND, SPEC, Run
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pruning import worker
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.probe import digest, probe_items
@@ -24,6 +23,7 @@ from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.gate import Gate, GateAction, gate_of
 from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
+from pruning.worker import task
 from tests.pruning_runs import RUN
 from tests.recorder import Recorder
 
@@ -164,7 +164,7 @@ def test_a_job_beyond_its_gate_fails_and_publishes_nothing(
         for action in (REFUSE, WARN)
     ]
     for job_id in job_ids:
-        worker.run_job(job_id)
+        task.run_job(job_id)
     refused, warned = (job_store.get(job_id) for job_id in job_ids)
     assert refused.status is JobStatus.FAILED
     assert refused.error is not None

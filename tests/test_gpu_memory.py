@@ -9,7 +9,7 @@ import pynvml
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pruning.gpu_memory import GpuMemory, GpuMemoryCollector, gpu_memory
+from pruning.worker.gpu import GpuMemory, GpuMemoryCollector, gpu_memory
 from tests.exposition import Scrape
 
 USED = {0: 3 * 2**30, 1: 5}

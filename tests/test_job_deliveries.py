@@ -18,7 +18,7 @@ from pruning.jobs.leased_queue import LeasedQueue
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
-from pruning.supervisor import PruneWorker
+from pruning.worker.parent import PruneWorker
 
 SPEC = PruneSpec(model="tiny", num_remove=1)
 _WITH_WORKER = {JobStatus.RUNNING, JobStatus.CANCELLING}

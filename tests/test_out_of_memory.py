@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.checkpoints.store import Manifest
-from pruning.failures import describe
 from pruning.jobs.store import JobStore
 from pruning.models.memory import BATCH_TOKENS
 from pruning.models.out_of_memory import is_out_of_memory, shortage
@@ -18,7 +17,8 @@ from pruning.pipeline import prune
 from pruning.search.dense_model import Machine
 from pruning.search.prefixes import Prefixes
 from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
-from pruning.worker import run_job
+from pruning.worker.failures import describe
+from pruning.worker.task import run_job
 from tests.recorder import Recorder
 
 ON_GPU = (

@@ -54,7 +54,7 @@ def test_a_delivery_is_plain_json(
     queue.enqueue(job_id)
     data = redis_client.hget(f"rq:job:{job_id}", "data")
     assert isinstance(data, bytes)
-    assert json.loads(zlib.decompress(data)) == ["pruning.worker.run_job", None, [job_id], {}]
+    assert json.loads(zlib.decompress(data)) == ["pruning.worker.task.run_job", None, [job_id], {}]
 
 
 def test_a_delivery_has_no_time_limit(

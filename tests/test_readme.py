@@ -23,7 +23,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from pruning.models.architectures import ARCHITECTURES
 from pruning.spec.prune import CalibrationMix, Metric, PruneSpec, Resident, Search
-from pruning.worker_metrics import WorkerMetrics
+from pruning.worker.metrics import WorkerMetrics
 from tests.api.conftest import publish_pruned
 from tests.local_client import LocalClient
 from tests.pages import GUIDES, README, ROOT, blocks, commands, prose

@@ -19,7 +19,7 @@ from pruning.jobs.job import JobStatus, StopRequest
 from pruning.jobs.queue import PruneQueue, connect
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
-from pruning.supervisor import PruneWorker
+from pruning.worker.parent import PruneWorker
 from tests.waiting import wait_until
 
 LONGER_THAN_THE_SERVER_IS_UP_S = 10**9
@@ -202,7 +202,7 @@ def test_a_worker_without_a_child_kills_nobody() -> None:
     """Process group 0 would be its own, so a process of its own tries it."""
     attempt = (
         "from pruning.jobs.queue import connect\n"
-        "from pruning.supervisor import PruneWorker\n"
+        "from pruning.worker.parent import PruneWorker\n"
         "away = connect('unix:///nowhere', patience_s=0)\n"
         "PruneWorker('worker', away, lease_s=15, is_child=True).kill_horse()\n"
     )

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from pruning.jobs.job import Job, JobStatus, Pace
 from pruning.spec.prune import PruneSpec
-from pruning.worker_metrics import MetricsPortUnavailable, WorkerMetrics
+from pruning.worker.metrics import MetricsPortUnavailable, WorkerMetrics
 from tests.exposition import Scrape
 from tests.waiting import wait_until
 

@@ -11,7 +11,7 @@ from pruning.jobs.store import JobStore
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec
-from pruning.worker import JobObserver, execute
+from pruning.worker.task import JobObserver, execute
 
 FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, None, {3: 2.5, 4: 2.75}, {3: 1, 4: 1})
 SECOND = Removal(2, 4, 3.5, 2.0, None, None, None, {4: 3.5}, {4: 1})

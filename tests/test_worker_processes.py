@@ -242,7 +242,9 @@ def test_a_recorded_job_that_was_never_enqueued_is_taken(
 
 def test_a_worker_waits_for_no_torch() -> None:
     """Only a child that has something to prune pays for it, in seconds and in memory."""
-    check = "import sys, pruning.entrypoints, pruning.worker; print('torch' in sys.modules)"
+    check = (
+        "import sys, pruning.worker.entrypoints, pruning.worker.task; print('torch' in sys.modules)"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", check], capture_output=True, text=True, check=True
     )

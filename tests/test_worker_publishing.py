@@ -7,7 +7,6 @@ import psutil
 import pytest
 import redis
 
-from pruning import worker
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, StopRequest
@@ -17,7 +16,8 @@ from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.prune import CalibrationSpec, PruneSpec
-from pruning.worker import JobObserver, execute
+from pruning.worker import task
+from pruning.worker.task import JobObserver, execute
 
 SPEC = PruneSpec("tiny", 1, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False)
 
@@ -71,7 +71,7 @@ def test_the_process_of_a_job_asks(
         return confirm(store, job_id, attempt)
 
     monkeypatch.setattr(JobStore, "confirm", cancelled_first)
-    worker.run_job(job_id)
+    task.run_job(job_id)
     assert job_store.get(job_id).status is JobStatus.CANCELLED
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
 
@@ -98,7 +98,7 @@ def test_the_process_of_a_job_asks_while_its_checkpoint_is_verified(
 
     monkeypatch.setattr(JobStore, "confirm", cancelled_first)
     before = len(psutil.Process().children())
-    worker.run_job(job_id)
+    task.run_job(job_id)
     assert compared == before + 1
     assert job_store.get(job_id).status is JobStatus.CANCELLED
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
@@ -127,7 +127,7 @@ def test_without_an_answer_the_job_has_not_failed(
     redis_client: redis.Redis, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is delivered again, as after any end of its process."""
-    monkeypatch.setattr(worker, "_PATIENCE_S", 1)
+    monkeypatch.setattr(task, "_PATIENCE_S", 1)
     store = AwayStore(redis_client)
     store.failures = 2
     with pytest.raises(JobStoreUnavailable):

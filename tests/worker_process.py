@@ -14,12 +14,12 @@ from types import FrameType
 from rq import get_current_job
 
 from pruning.config import WorkerSettings
-from pruning.entrypoints import run_worker
 from pruning.jobs.job import Job
 from pruning.jobs.queue import connect
 from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
-from pruning.worker import JobObserver, execute
+from pruning.worker.entrypoints import run_worker
+from pruning.worker.task import JobObserver, execute
 from tests.job_lives import REMOVAL
 
 HOLD = "tests.worker_process.hold"

@@ -27,7 +27,7 @@ from pruning.jobs.leased_queue import LEASE_S, LeasedQueue
 from pruning.jobs.redis import reaching_redis
 from pruning.jobs.store import JobStore
 
-TASK = "pruning.worker.run_job"
+TASK = "pruning.worker.task.run_job"
 DELIVERIES = 3
 KEPT_S = 3600
 PERMANENT_KEYS = (

@@ -17,7 +17,7 @@ from pruning.jobs.stats import ANSWER_S
 from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
 from pruning.spec.prune import PruneSpec
-from pruning.supervisor import PruneWorker
+from pruning.worker.parent import PruneWorker
 from tests.exposition import Scrape
 from tests.job_lives import REMOVAL
 from tests.local_client import LocalClient

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.worker import run_job
+from pruning.worker.task import run_job
 from tests.local_client import LocalClient
 from tests.tiny_directory import MAX_POSITIONS
 

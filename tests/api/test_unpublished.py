@@ -18,7 +18,7 @@ from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
 from pruning.removal import Removal
 from pruning.spec.prune import PruneSpec
-from pruning.worker import run_job
+from pruning.worker.task import run_job
 from tests.api.conftest import publish_pruned
 from tests.api.test_generate import generate, oracle
 from tests.api.test_prune_jobs import submit

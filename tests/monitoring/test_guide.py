@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.metrics_page import page_of
 from app.shadow_metrics import ShadowMetrics
-from pruning.worker_metrics import WorkerMetrics
+from pruning.worker.metrics import WorkerMetrics
 from tests.monitoring.prometheus import alerts_and_records
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

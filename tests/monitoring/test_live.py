@@ -17,11 +17,11 @@ import redis
 
 from app.config import ServeSettings
 from dashboards.queries import metrics_in
-from pruning.gpu_memory import GpuMemoryCollector
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.gate import Gate
 from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.worker.gpu import GpuMemoryCollector
 from tests.api.conftest import publish_pruned
 from tests.e2e.processes import free_port
 from tests.exposition import Scrape

@@ -33,9 +33,9 @@ from pruning.jobs.leased_queue import LeasedQueue
 from pruning.jobs.queue import PruneQueue, worker_lost
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
-from pruning.worker_metrics import WorkerMetrics
+from pruning.worker.metrics import WorkerMetrics
 
-_CHILD = "from pruning.entrypoints import run_child; run_child()"
+_CHILD = "from pruning.worker.entrypoints import run_child; run_child()"
 _LOOK_UP_S = 0.1
 _LEAVE_S = 6.0  # that a child may take to end its evaluation; the worker itself has 10 s
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)

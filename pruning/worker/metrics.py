@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
 
-from pruning.gpu_memory import GpuMemoryCollector
 from pruning.jobs.job import Job, JobStatus, Pace
+from pruning.worker.gpu import GpuMemoryCollector
 
 
 class MetricsPortUnavailable(RuntimeError):

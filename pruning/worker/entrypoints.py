@@ -15,7 +15,7 @@ from pruning.jobs.leased_queue import LEASE_S
 from pruning.jobs.queue import connect
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent, hush_libraries
-from pruning.supervisor import PruneWorker
+from pruning.worker.parent import PruneWorker
 
 
 class WorkerEnded(RuntimeError):
