@@ -17,10 +17,10 @@ from pruning.removal import Removal
 from pruning.search.dense_model import Machine, reside
 from pruning.search.state import Plan, Scored
 from pruning.spec.prune import CalibrationSpec, PruneSpec
-from pruning.stability import Run, Stability, stability
-from pruning.stability_plot import PLOT_FILE, plot
-from pruning.stability_report import block_table, conclusions, depth_table, to_wire
-from pruning.stability_runs import judges, runs, samples
+from pruning.stability.agreement import Run, Stability, stability
+from pruning.stability.plot import PLOT_FILE, plot
+from pruning.stability.report import block_table, conclusions, depth_table, to_wire
+from pruning.stability.runs import judges, runs, samples
 
 REPORT_FILE = "stability.json"
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.removal import verdict
-from pruning.stability import Run, Stability, jaccard, jaccard_by_chance, stability
-from pruning.stability_report import block_table, conclusions, depth_table, to_wire
+from pruning.stability.agreement import Run, Stability, jaccard, jaccard_by_chance, stability
+from pruning.stability.report import block_table, conclusions, depth_table, to_wire
 
 NUM_BLOCKS, NUM_FREE = 8, 6
 CLEAR, CLOSE = 0.5, 0.001  # nats to the runner-up; windows differ by 0.02

@@ -7,8 +7,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
 from pruning.checkpoints.trajectory_plot import CEILING
-from pruning.stability import Stability, stability
-from pruning.stability_plot import draw, plot
+from pruning.stability.agreement import Stability, stability
+from pruning.stability.plot import draw, plot
 from tests.test_stability import report_of, run_of
 
 REPORTS = {

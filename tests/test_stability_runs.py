@@ -15,8 +15,8 @@ from pruning.models.store import ModelStore
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.scoring import PlainScorer
 from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
-from pruning.stability_plot import PLOT_FILE
-from pruning.stability_runs import Sample, judges, runs, samples
+from pruning.stability.plot import PLOT_FILE
+from pruning.stability.runs import Sample, judges, runs, samples
 from tests.recorder import Recorder
 from tests.test_search import run
 from tests.tiny_directory import NUM_BLOCKS

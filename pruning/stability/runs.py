@@ -15,7 +15,7 @@ from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks, RoundScorer
 from pruning.spec.prune import CalibrationSpec, PruneSpec
-from pruning.stability import Run
+from pruning.stability.agreement import Run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.trajectory_plot import CEILING, STYLE, compact, log_ticks
-from pruning.stability import Stability
+from pruning.stability.agreement import Stability
 
 if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pruning.checkpoints.trajectory import NONE, Cells, short
-from pruning.stability import NUM_ERRORS, Depth, Stability
+from pruning.stability.agreement import NUM_ERRORS, Depth, Stability
 
 _MUCH = 0.25  # of windows in common
 

@@ -1,0 +1,1 @@
+"""Stability: how far removal orders from different calibration text agree."""
