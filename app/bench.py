@@ -21,7 +21,7 @@ from app.bench_report import HEADINGS, cells, markdown, reasons
 from app.bench_result import Bench, to_wire
 from app.bench_runs import Sample, measure, warm_up
 from app.catalog import Catalog, UnknownModel
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from app.json_output import print_json
 from app.machine import machine
 from app.speedup import turn_order

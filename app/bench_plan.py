@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from pruning.sleb import Blocks
 
 DENSE = "dense"

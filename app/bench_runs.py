@@ -14,7 +14,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, SamplingParams, Timings
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from pruning.worker.gpu_energy import energy_j
 
 _ROOM = 1 << 30  # cache tokens: what is measured is never refused

@@ -14,9 +14,9 @@ from statistics import fmean
 from app.answer import Output
 from app.call import Call, ServedElsewhere
 from app.engine.async_engine import AsyncEngine
-from app.engine.scoring import score
+from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from app.engine_backend import tokenized
 from app.generation import Generator
 from app.registry import ServedModel

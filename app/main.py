@@ -16,7 +16,7 @@ from app.catalog import Catalog
 from app.config import ServeSettings
 from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
-from app.engine.decode_graphs import no_recorder, recorder_on
+from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine_backend import EngineBackend

@@ -7,7 +7,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.engine.stats import EngineStats
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from app.entry import Entry
 from app.registry import ModelRegistry
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from app.catalog import Catalog, UnknownModel
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from app.entry import Entry
 from app.weights import LoadedWeights, Source, Weights
 from pruning.checkpoints.store import CheckpointStore

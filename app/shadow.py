@@ -20,7 +20,7 @@ from app.engine.background import MAX_BACKGROUND, BackgroundBusy
 from app.engine.sequence import FinishReason, Request
 from app.engine.text import TextStream
 from app.engine.turns import BACKGROUND_CHUNK
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from app.engine_backend import Answered, EngineAnswer, EngineBackend
 from app.entry import Entry
 from app.metrics import Metrics, labels_of

@@ -8,7 +8,7 @@ from threading import Lock, Thread
 
 import torch
 
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from pruning.models.fingerprint import fingerprint
 from pruning.models.memory import free_bytes
 from pruning.models.out_of_memory import is_out_of_memory, shortage

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from benchmarks.steady import SteadyBatch, median_steps_s, steady_output_len
 from benchmarks.workload import Prompts
 

@@ -9,7 +9,7 @@ import torch
 
 from app.bench_plan import without
 from app.catalog import Catalog, UnknownModel
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from benchmarks.steady import SteadyBatch, median_steps_s
 from benchmarks.workload import Ask
 from pruning.models.blocks import num_blocks

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from app.engine.engine import Engine
 from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from benchmarks.latencies import Answered, Pass
 from benchmarks.workload import Ask
 

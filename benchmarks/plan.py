@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from benchmarks.workload import Prompts
 from pruning.sleb import Blocks
 

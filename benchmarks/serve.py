@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from app.catalog import Catalog
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from app.machine import machine
 from app.settings_table import check_variables
 from benchmarks import http_parts, offline_parts

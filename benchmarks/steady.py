@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from benchmarks.offline import requests
 from benchmarks.workload import Ask
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import typer
 
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from benchmarks.plan import Part, Plan, Subject
 from benchmarks.search import Dtype
 from benchmarks.serve import main, run

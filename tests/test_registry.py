@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from app.catalog import Catalog, UnknownModel
 from app.engine.engine import Engine
 from app.engine.sequence import Request, SamplingParams
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from app.registry import ModelRegistry, ModelReplaced
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.blocks import view

@@ -7,7 +7,7 @@ from app.engine.sequence import FinishReason, Request, Timings, TokenEvent
 from app.engine.stream import Stream
 
 if TYPE_CHECKING:
-    from app.engine.variants import Variant
+    from app.engine.variant import Variant
 
 MAX_BACKGROUND = 8
 

@@ -10,14 +10,14 @@ from weakref import WeakSet
 
 import torch
 
-from app.engine.decode_graphs import Recorder, no_recorder, recorder_on
+from app.engine.cuda_graphs import Recorder, no_recorder, recorder_on
 from app.engine.kv_cache import Interrupted, never
-from app.engine.runner import Runner
+from app.engine.model_runner import Runner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
 from app.engine.stats import EngineStats, VariantStats
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 
 logger = logging.getLogger(__name__)
 

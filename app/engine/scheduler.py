@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from app.engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from app.engine.variants import Variant
+    from app.engine.variant import Variant
 
 _TOKENS_PER_GROWTH = 64  # slots grow longer in these steps
 

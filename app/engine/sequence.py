@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from app.engine.variants import Variant
+    from app.engine.variant import Variant
 
 _COLDEST = 1e-5  # below this only the best token has a chance, and the division would overflow
 

@@ -13,7 +13,7 @@ import torch
 from app.engine.engine import Engine
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.sequence import FinishReason, Request, SamplingParams, Sequence, TokenEvent
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from tests.tiny import VOCAB_SIZE, generated, tiny_model
 
 PRUNED = (0, 2, 3, 5)

@@ -18,7 +18,7 @@ from app.engine.engine import Engine, PromptTooLong
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.turns import Turns, Work
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.engine.requests import Outcome, expected, prompt, request, variant
 from tests.engine.scenarios import endless, events_of, scenario, until

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from app.engine.decode_graphs import Recorder, Step, no_recorder, recorder_on
+from app.engine.cuda_graphs import Recorder, Step, no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from pruning.models.architectures import ARCHITECTURES

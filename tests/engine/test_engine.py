@@ -11,7 +11,7 @@ from app.engine.engine import (
 )
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES
 from tests.engine.requests import Outcome, expected, prompt, request, run, variant
 from tests.tiny import EOS, generated, tiny_model

@@ -15,7 +15,7 @@ from app.engine import kv_cache
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
 from tests.engine.requests import PRUNED, prompt, request, run, variant
 from tests.tiny import generated, tiny_model

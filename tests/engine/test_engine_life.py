@@ -19,7 +19,7 @@ from app.engine.engine import (
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, Timings
 from app.engine.stats import VariantStats
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.engine.requests import Outcome, expected, plain, prompt, request, run, variant
 from tests.tiny import MAX_POSITIONS, VOCAB_SIZE

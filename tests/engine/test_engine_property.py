@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from app.engine.decode_graphs import Step
+from app.engine.cuda_graphs import Step
 from app.engine.engine import Engine
 from app.engine.sampling import Choice
 from app.engine.scheduler import EngineLimits

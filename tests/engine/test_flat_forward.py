@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.engine import engine as engine_module
 from app.engine.engine import Engine
-from app.engine.flat_forward import flat_model, vector_kernels
-from app.engine.runner import Runner
+from app.engine.flat_model import flat_model, vector_kernels
+from app.engine.model_runner import Runner
 from app.engine.scheduler import Batch, EngineLimits
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from tests.engine.requests import expected, prompt, request, run, variant

@@ -1,7 +1,7 @@
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from tests.engine.requests import prompt, request, run
 from tests.tiny import generated, tiny_model
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.engine.scheduler import Batch, EngineLimits, InvalidLimits, Scheduler, cache_shape
 from app.engine.sequence import Sequence
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from tests.engine.requests import request, variant
 
 DENSE, PRUNED = variant(), variant(pruned=True)

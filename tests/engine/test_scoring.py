@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.engine.scoring import score
+from app.engine.logprobs import score
 from tests.engine.requests import prompt, variant
 from tests.tiny import CONFIGS
 

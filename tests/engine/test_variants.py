@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from app.engine.variants import make_variant
+from app.engine.variant import make_variant
 from tests.tiny import EOS, MAX_POSITIONS, NUM_BLOCKS, tiny_model
 
 

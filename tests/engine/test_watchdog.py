@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from app.engine import engine_thread
+from app.engine import engine_loop
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import Engine
 from app.engine.sequence import FinishReason, TokenEvent
-from app.engine.variants import Variant, make_variant
+from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
 from tests.engine.requests import PRUNED, prompt, request
 from tests.engine.scenarios import endless, events_of, scenario, until
@@ -77,7 +77,7 @@ def test_an_engine_without_work_is_not_stalled_however_long_ago_its_last_step_wa
 def test_a_thread_that_is_stuck_is_left_behind_at_the_end(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_thread, "_JOIN_S", 0.1)
+    monkeypatch.setattr(engine_loop, "_JOIN_S", 0.1)
     variant, blocking = blocking_variant()
 
     async def run(engine: AsyncEngine) -> None:

@@ -20,11 +20,11 @@ from app.engine.attention import (
     own_mask,
     packed_mask,
 )
-from app.engine.decode_graphs import DecodeGraphs, Recorder, Shape
-from app.engine.flat_forward import flat_model, vector_kernels
+from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
+from app.engine.flat_model import flat_model, vector_kernels
 from app.engine.kv_cache import SlotCache, Window, never
 from app.engine.scheduler import Batch
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from pruning.models.blocks import final_logits
 
 

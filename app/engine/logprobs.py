@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 import torch
 from transformers import DynamicCache
 
-from app.engine.variants import Variant
+from app.engine.variant import Variant
 from pruning.models.loss import token_losses
 
 
