@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.engine.sequence import SamplingParams
-from app.entry import Entry
-from app.external_models import ExternalModel
-from app.registry import ServedModel
+from app.models.entry import Entry
+from app.models.external import ExternalModel
+from app.models.registry import ServedModel
 
 _LAST_SEED = 2**63 - 1
 

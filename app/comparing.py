@@ -19,7 +19,7 @@ from app.engine.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
 from app.engine_backend import tokenized
 from app.generation import Generator
-from app.registry import ServedModel
+from app.models.registry import ServedModel
 from app.speedup import Speedup, speedup, turn_order
 
 Round = Sequence[Output]  # an output for each prompt

@@ -5,15 +5,15 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
-from app.catalog import Catalog
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.external_backend import ExternalBackend
 from app.generation import Generator
 from app.key_limits import KeyLimits
 from app.metrics import Metrics
+from app.models.catalog import Catalog
+from app.models.registry import ModelRegistry
 from app.readiness import Readiness
-from app.registry import ModelRegistry
 from app.shadow import Shadow
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed

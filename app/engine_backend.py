@@ -15,7 +15,7 @@ from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEven
 from app.engine.stream import Stream
 from app.engine.text import TextStream, chat_prompt
 from app.metrics import Labels, Metrics, labels_of
-from app.registry import ServedModel
+from app.models.registry import ServedModel
 
 
 @dataclass(frozen=True)

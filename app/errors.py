@@ -20,7 +20,6 @@ from starlette.routing import Match
 from app.access import NotLocal
 from app.answer import GenerationFailed
 from app.api_keys import KeyRefused, ScopeMissing
-from app.catalog import UnknownModel
 from app.comparing import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
@@ -36,13 +35,14 @@ from app.external_client import (
 )
 from app.job_bodies import without_tags
 from app.key_limits import LimitReached
+from app.models.catalog import UnknownModel
+from app.models.registry import ModelReplaced
+from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.openai_errors import envelope, is_openai
 from app.refusals import TOO_LARGE_TITLE, TooLarge
-from app.registry import ModelReplaced
 from app.unloading import ModelInUse
 from app.vocabulary import NoTokenIds
 from app.webhook_target import InvalidWebhook, WebhooksOff
-from app.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.catalog import Catalog, UnknownModel
-from app.entry import Entry
+from app.models.catalog import Catalog, UnknownModel
+from app.models.entry import Entry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest, verify
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model

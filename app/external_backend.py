@@ -12,7 +12,6 @@ from app.answer import Answer
 from app.call import Call, ServedElsewhere
 from app.engine.admission import Overloaded
 from app.engine.sequence import FinishReason, Timings
-from app.entry import external_entry
 from app.external_chunks import Chunk
 from app.external_client import (
     BackendError,
@@ -21,10 +20,11 @@ from app.external_client import (
     BackendRefused,
     ExternalClient,
 )
-from app.external_models import ExternalModel
 from app.external_places import Places
 from app.external_request import Asked, asked_of
 from app.metrics import Metrics, labels_of
+from app.models.entry import external_entry
+from app.models.external import ExternalModel
 
 
 @dataclass(frozen=True, eq=False)

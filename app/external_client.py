@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from app.external_chunks import Chunk, ChunkReader, ChunkRefused
-from app.external_models import ExternalModel
+from app.models.external import ExternalModel
 
 _MAX_ERROR_BYTES = 65_536
 _MAX_TOLD_CHARS = 1000

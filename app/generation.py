@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 
 from app.answer import Answer, Output, Piece
 from app.call import Call, ServedElsewhere
-from app.catalog import UnknownModel
 from app.engine_backend import EngineBackend
 from app.external_backend import ExternalBackend
 from app.metrics import Metrics
-from app.registry import ModelRegistry, ServedModel
+from app.models.catalog import UnknownModel
+from app.models.registry import ModelRegistry, ServedModel
 
 
 class Generator:

@@ -12,7 +12,6 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.access import access_to
 from app.api_description import describe_exactly
-from app.catalog import Catalog
 from app.config import ServeSettings
 from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
@@ -22,7 +21,6 @@ from app.engine.scheduler import EngineLimits
 from app.engine_backend import EngineBackend
 from app.errors import install_errors
 from app.external_backend import ExternalBackend
-from app.external_models import ExternalModel, read_external_models
 from app.generation import Generator
 from app.guard import Guard, describe_refusals
 from app.http_metrics import CountedRequests
@@ -31,8 +29,10 @@ from app.job_views import job_view_at
 from app.key_limits import KeyLimits
 from app.metrics import Metrics
 from app.model_metrics import ExternalCollector, ModelCollector
+from app.models.catalog import Catalog
+from app.models.external import ExternalModel, read_external_models
+from app.models.registry import ModelRegistry
 from app.readiness import Readiness
-from app.registry import ModelRegistry
 from app.routes import (
     compare,
     generate,

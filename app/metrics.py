@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app import metric_buckets as buckets
 from app.engine.sequence import FinishReason, Timings
-from app.entry import Entry
+from app.models.entry import Entry
 from app.readiness import Readiness
 
 _LABELS = ("model_name", "variant", "traffic")

@@ -8,8 +8,8 @@ from prometheus_client.registry import Collector
 
 from app.engine.stats import EngineStats
 from app.engine.variant import Variant
-from app.entry import Entry
-from app.registry import ModelRegistry
+from app.models.entry import Entry
+from app.models.registry import ModelRegistry
 
 _OF_VARIANT = ("model_name", "variant")
 

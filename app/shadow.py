@@ -12,7 +12,6 @@ from uuid import uuid4
 
 from app.agreement import agreement
 from app.answer import GenerationFailed
-from app.catalog import UnknownModel
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
@@ -22,9 +21,10 @@ from app.engine.text import TextStream
 from app.engine.turns import BACKGROUND_CHUNK
 from app.engine.variant import Variant
 from app.engine_backend import Answered, EngineAnswer, EngineBackend
-from app.entry import Entry
 from app.metrics import Metrics, labels_of
-from app.registry import ModelRegistry, ServedModel
+from app.models.catalog import UnknownModel
+from app.models.entry import Entry
+from app.models.registry import ModelRegistry, ServedModel
 from app.shadow_metrics import ShadowMetrics, ShadowSide
 
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)

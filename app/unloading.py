@@ -3,7 +3,7 @@
 import asyncio
 
 from app.engine.async_engine import AsyncEngine
-from app.registry import ModelRegistry
+from app.models.registry import ModelRegistry
 from app.shadow import Shadow
 from pruning.models.memory import give_back
 

@@ -8,8 +8,8 @@ from itertools import chain
 import torch
 
 from app.bench_plan import without
-from app.catalog import Catalog, UnknownModel
 from app.engine.variant import Variant
+from app.models.catalog import Catalog, UnknownModel
 from benchmarks.steady import SteadyBatch, median_steps_s
 from benchmarks.workload import Ask
 from pruning.models.blocks import num_blocks

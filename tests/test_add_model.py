@@ -14,9 +14,9 @@ import pytest
 from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
 
-from app.add_model import ModelNotAdded, add_model
 from app.config import ServeSettings
-from app.hub import HubError
+from app.models.add_model import ModelNotAdded, add_model
+from app.models.hub import HubError
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
 from tests.e2e.processes import environment

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app.catalog import Catalog
 from app.engine.engine import Engine
 from app.engine.sequence import TokenEvent
 from app.engine.variant import Variant, make_variant
+from app.models.catalog import Catalog
 from benchmarks.baselines import run_continuous, run_one_by_one, run_static
 from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
 from benchmarks.latencies import Answered, Pass

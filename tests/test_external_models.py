@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.config import ServeSettings
-from app.external_models import InvalidExternalModels, read_external_models
 from app.main import create_app
+from app.models.external import InvalidExternalModels, read_external_models
 from tests.pages import GUIDES, blocks
 
 WHOLE = """

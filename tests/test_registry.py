@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.catalog import Catalog, UnknownModel
 from app.engine.engine import Engine
 from app.engine.sequence import Request, SamplingParams
 from app.engine.variant import Variant
-from app.registry import ModelRegistry, ModelReplaced
+from app.models.catalog import Catalog, UnknownModel
+from app.models.registry import ModelRegistry, ModelReplaced
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.blocks import view
 from pruning.models.fingerprint import fingerprint
@@ -131,7 +131,7 @@ def test_a_replaced_parent_is_told_once(
     registry = registry_of(tiny_models_dir.parent)
     for _ in range(3):
         registry.catalog.entries()
-    [record] = [its for its in caplog.records if its.name == "app.parents"]
+    [record] = [its for its in caplog.records if its.name == "app.models.parents"]
     assert manifest.name in record.getMessage()
 
 

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request, Response
 from app.answer import GenerationFailed
 from app.api_description import EVENT_STREAM
 from app.call import Call
-from app.catalog import UnknownModel
 from app.deps import GeneratorDep
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
@@ -22,11 +21,12 @@ from app.external_client import (
     BackendUnavailable,
 )
 from app.generate_format import GenerateFormat
-from app.registry import ModelReplaced
+from app.models.catalog import UnknownModel
+from app.models.registry import ModelReplaced
+from app.models.weights import NoRoomForWeights
 from app.routes.models import variant_kind
 from app.schemas import GenerateBody, GenerateView
 from app.vocabulary import Vocabulary
-from app.weights import NoRoomForWeights
 from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])

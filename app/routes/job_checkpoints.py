@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 
 from app.deps import Services, ServicesDep
 from app.download import REFUSED, Download
-from app.entry import Entry
 from app.errors import described
 from app.job_schemas import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
-from app.removal_order import RemovalOrder, of_checkpoint
+from app.models.entry import Entry
+from app.models.removal_order import RemovalOrder, of_checkpoint
 from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,

@@ -5,15 +5,15 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from app.catalog import UnknownModel
 from app.deps import CatalogDep, GeneratorDep, Services, ServicesDep
 from app.engine.async_engine import EngineStopped
-from app.entry import Entry
 from app.errors import described
-from app.registry import ModelReplaced
+from app.models.catalog import UnknownModel
+from app.models.entry import Entry
+from app.models.registry import ModelReplaced
+from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.schemas import ModelList, ModelView
 from app.unloading import ModelInUse, unload
-from app.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints.store import CheckpointCorrupt
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.store import NotAModel

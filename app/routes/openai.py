@@ -9,8 +9,8 @@ from app.api_description import EVENT_STREAM
 from app.call import Call, Chat
 from app.deps import CatalogDep, GeneratorDep
 from app.engine.sequence import SamplingParams
-from app.entry import Entry
 from app.event_stream import answer
+from app.models.entry import Entry
 from app.openai_chat import ChatFormat
 from app.openai_completions import CompletionFormat
 from app.openai_schemas import ChatBody, CompletionBody, GenerationBody

@@ -285,7 +285,7 @@ def test_what_weights_will_take_is_known_to_the_byte(
 def test_the_memory_of_the_device_is_a_limit_too(
     client: TestClient, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.weights.free_bytes", lambda _device: 1000)
+    monkeypatch.setattr("app.models.weights.free_bytes", lambda _device: 1000)
     answer = load(client, other.name)
     assert answer.status_code == 507
     assert "1000 are free in the memory of cpu" in answer.json()["detail"]

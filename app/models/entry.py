@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from app.external_models import ExternalModel
-from app.removal_order import RemovalOrder
+from app.models.external import ExternalModel
+from app.models.removal_order import RemovalOrder
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import Quantized
 from pruning.models.store import ModelInfo

@@ -17,7 +17,7 @@ from typing import Protocol
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
-from app.hub import HubModel, is_repo_id
+from app.models.hub import HubModel, is_repo_id
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.lineage import ORIGIN_FILE

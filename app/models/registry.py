@@ -9,10 +9,10 @@ from threading import Lock
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from app.catalog import Catalog, UnknownModel
 from app.engine.variant import Variant, make_variant
-from app.entry import Entry
-from app.weights import LoadedWeights, Source, Weights
+from app.models.catalog import Catalog, UnknownModel
+from app.models.entry import Entry
+from app.models.weights import LoadedWeights, Source, Weights
 from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import ModelStore, NotAModel
 from pruning.models.weight_sizes import weight_sizes
