@@ -19,9 +19,9 @@ from app.compare_schemas import (
 )
 from app.comparing import Comparison, Side, speedups, token_ids
 from app.engine.sequence import Timings
+from app.generation.vocabulary import Vocabulary
 from app.schemas import TimingsView
 from app.speedup import Speedup
-from app.vocabulary import Vocabulary
 
 
 def compare_view(comparison: Comparison) -> CompareView:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
 
-from app.answer import Output
-from app.call import Call, ServedElsewhere
 from app.engine.async_engine import AsyncEngine
 from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
-from app.engine_backend import tokenized
-from app.generation import Generator
+from app.generation.engine_backend import tokenized
+from app.generation.generator import Generator
+from app.generation.output import Output
+from app.generation.request import Call, ServedElsewhere
 from app.models.registry import ServedModel
 from app.speedup import Speedup, speedup, turn_order
 

@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.external_backend import ExternalBackend
-from app.generation import Generator
+from app.generation.generator import Generator
+from app.generation.openai_backend import ExternalBackend
 from app.key_limits import KeyLimits
 from app.metrics import Metrics
 from app.models.catalog import Catalog

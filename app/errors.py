@@ -18,7 +18,6 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from app.access import NotLocal
-from app.answer import GenerationFailed
 from app.api_keys import KeyRefused, ScopeMissing
 from app.comparing import NotComparable
 from app.engine.admission import Overloaded
@@ -26,13 +25,15 @@ from app.engine.async_engine import EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused
 from app.engine.sequence import InvalidSampling
 from app.engine.text import MessagesRefused, NoChatTemplate
-from app.external_client import (
+from app.generation.openai_client import (
     BackendFailed,
     BackendOverloaded,
     BackendRefused,
     BackendTimedOut,
     BackendUnavailable,
 )
+from app.generation.output import GenerationFailed
+from app.generation.vocabulary import NoTokenIds
 from app.job_bodies import without_tags
 from app.key_limits import LimitReached
 from app.models.catalog import UnknownModel
@@ -41,7 +42,6 @@ from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.openai_errors import envelope, is_openai
 from app.refusals import TOO_LARGE_TITLE, TooLarge
 from app.unloading import ModelInUse
-from app.vocabulary import NoTokenIds
 from app.webhook_target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.jobs.estimate import DiskTooSmall

@@ -10,11 +10,11 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from app.answer import Output, Piece
-from app.call import Call
 from app.disconnect import unless_gone
 from app.errors import problem_of
-from app.generation import Generation, Generator
+from app.generation.generator import Generation, Generator
+from app.generation.output import Output, Piece
+from app.generation.request import Call
 
 logger = logging.getLogger(__name__)
 

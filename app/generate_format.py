@@ -8,8 +8,9 @@ from typing import Literal
 from asgi_correlation_id import correlation_id
 from fastapi.sse import format_sse_event
 
-from app.answer import Output, Piece, Token, TokenKey
 from app.errors import problem_of
+from app.generation.output import Output, Piece, Token, TokenKey
+from app.generation.vocabulary import NoTokenIds, Vocabulary
 from app.schemas import (
     GenerateBody,
     GenerateView,
@@ -19,7 +20,6 @@ from app.schemas import (
     TimingsView,
     TokenView,
 )
-from app.vocabulary import NoTokenIds, Vocabulary
 
 
 class GenerateFormat:

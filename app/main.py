@@ -18,10 +18,10 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
-from app.engine_backend import EngineBackend
 from app.errors import install_errors
-from app.external_backend import ExternalBackend
-from app.generation import Generator
+from app.generation.engine_backend import EngineBackend
+from app.generation.generator import Generator
+from app.generation.openai_backend import ExternalBackend
 from app.guard import Guard, describe_refusals
 from app.http_metrics import CountedRequests
 from app.job_metrics import JobCollector

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from app.answer import Output, Piece, Token, TokenKey
+from app.generation.output import Output, Piece, Token, TokenKey
+from app.generation.vocabulary import Vocabulary
 from app.openai_format import OpenAIFormat, finish_of, finite
 from app.openai_schemas import ChatBody
 from app.openai_views import (
@@ -18,7 +19,6 @@ from app.openai_views import (
     TopLogprob,
     Usage,
 )
-from app.vocabulary import Vocabulary
 
 
 class ChatFormat(OpenAIFormat):

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from app.agreement import agreement
-from app.answer import GenerationFailed
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
@@ -20,7 +19,8 @@ from app.engine.sequence import FinishReason, Request
 from app.engine.text import TextStream
 from app.engine.turns import BACKGROUND_CHUNK
 from app.engine.variant import Variant
-from app.engine_backend import Answered, EngineAnswer, EngineBackend
+from app.generation.engine_backend import Answered, EngineAnswer, EngineBackend
+from app.generation.output import GenerationFailed
 from app.metrics import Metrics, labels_of
 from app.models.catalog import UnknownModel
 from app.models.entry import Entry

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.answer import Spelling
 from app.engine.sequence import FinishReason
-from app.external_chunks import Chunk, ChunkReader, ChunkRefused, Usage
+from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused, Usage
+from app.generation.output import Spelling
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 NAMES = ["choices", "usage", "error", "text", "delta", "content", "logprobs", "tokens"]

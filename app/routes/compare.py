@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request
 
-from app.answer import GenerationFailed
 from app.compare_format import compare_view
 from app.compare_schemas import CompareBody, CompareView
 from app.comparing import Comparer, NotComparable, Question
@@ -12,6 +11,7 @@ from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import RequestRefused
 from app.errors import described
+from app.generation.output import GenerationFailed
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights

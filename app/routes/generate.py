@@ -4,29 +4,29 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.answer import GenerationFailed
 from app.api_description import EVENT_STREAM
-from app.call import Call
 from app.deps import GeneratorDep
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import RequestRefused
 from app.errors import described
 from app.event_stream import answer
-from app.external_client import (
+from app.generate_format import GenerateFormat
+from app.generation.openai_client import (
     BackendFailed,
     BackendOverloaded,
     BackendRefused,
     BackendTimedOut,
     BackendUnavailable,
 )
-from app.generate_format import GenerateFormat
+from app.generation.output import GenerationFailed
+from app.generation.request import Call
+from app.generation.vocabulary import Vocabulary
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights
 from app.routes.models import variant_kind
 from app.schemas import GenerateBody, GenerateView
-from app.vocabulary import Vocabulary
 from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])

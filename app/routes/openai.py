@@ -6,16 +6,16 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from app.api_description import EVENT_STREAM
-from app.call import Call, Chat
 from app.deps import CatalogDep, GeneratorDep
 from app.engine.sequence import SamplingParams
 from app.event_stream import answer
+from app.generation.request import Call, Chat
+from app.generation.vocabulary import Vocabulary
 from app.models.entry import Entry
 from app.openai_chat import ChatFormat
 from app.openai_completions import CompletionFormat
 from app.openai_schemas import ChatBody, CompletionBody, GenerationBody
 from app.openai_views import ChatView, CompletionView, ErrorView, ModelCard, ModelCardList
-from app.vocabulary import Vocabulary
 from pruning.models.store import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])

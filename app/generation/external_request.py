@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.call import Call, Chat, Prompt
 from app.engine.sequence import SamplingParams
+from app.generation.request import Call, Chat, Prompt
 
 # what a server need not know of unless it is asked for
 _PASSED_ON = ("top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos")

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from app.external_chunks import Chunk, ChunkReader, ChunkRefused
+from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
 from app.models.external import ExternalModel
 
 _MAX_ERROR_BYTES = 65_536

@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.answer import Answer
-from app.call import Call, ServedElsewhere
 from app.engine.admission import Overloaded
 from app.engine.sequence import FinishReason, Timings
-from app.external_chunks import Chunk
-from app.external_client import (
+from app.generation.external_places import Places
+from app.generation.external_request import Asked, asked_of
+from app.generation.openai_chunks import Chunk
+from app.generation.openai_client import (
     BackendError,
     BackendFailed,
     BackendOverloaded,
     BackendRefused,
     ExternalClient,
 )
-from app.external_places import Places
-from app.external_request import Asked, asked_of
+from app.generation.output import Answer
+from app.generation.request import Call, ServedElsewhere
 from app.metrics import Metrics, labels_of
 from app.models.entry import external_entry
 from app.models.external import ExternalModel

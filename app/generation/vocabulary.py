@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from app.answer import Spelling, TokenKey
 from app.engine.text import token_bytes, token_text
+from app.generation.output import Spelling, TokenKey
 
 
 class NoTokenIds(ValueError):

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
 
-from app.answer import Answer, GenerationFailed, Output, Token
-from app.call import Call, Chat, Prompt
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine
 from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
 from app.engine.stream import Stream
 from app.engine.text import TextStream, chat_prompt
+from app.generation.output import Answer, GenerationFailed, Output, Token
+from app.generation.request import Call, Chat, Prompt
 from app.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
 

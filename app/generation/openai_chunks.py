@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
-from app.answer import Spelling, Token, TokenKey
 from app.engine.sequence import FinishReason
+from app.generation.output import Spelling, Token, TokenKey
 
 _REPLACEMENT = "\ufffd"
 _MAX_TOLD_CHARS = 1000

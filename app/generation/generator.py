@@ -8,10 +8,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from app.answer import Answer, Output, Piece
-from app.call import Call, ServedElsewhere
-from app.engine_backend import EngineBackend
-from app.external_backend import ExternalBackend
+from app.generation.engine_backend import EngineBackend
+from app.generation.openai_backend import ExternalBackend
+from app.generation.output import Answer, Output, Piece
+from app.generation.request import Call, ServedElsewhere
 from app.metrics import Metrics
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelRegistry, ServedModel
