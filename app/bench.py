@@ -20,11 +20,11 @@ from app.bench_plot import PLOT_FILE, plot
 from app.bench_report import HEADINGS, cells, markdown, reasons
 from app.bench_result import Bench, to_wire
 from app.bench_runs import Sample, measure, warm_up
+from app.compare.speedup import turn_order
 from app.engine.variant import Variant, make_variant
 from app.json_output import print_json
 from app.machine import machine
 from app.models.catalog import Catalog, UnknownModel
-from app.speedup import turn_order
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model

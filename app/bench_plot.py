@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from app.bench_plan import Scenario
 from app.bench_result import Bench, Row
-from app.speedup import Verdict
+from app.compare.speedup import Verdict
 from pruning.checkpoints.trajectory_plot import STYLE
 
 if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture

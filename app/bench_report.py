@@ -6,7 +6,7 @@ from statistics import fmean
 from app.bench_plan import DENSE
 from app.bench_result import Bench, Row
 from app.bench_runs import Sample
-from app.speedup import EQUAL_WITHIN
+from app.compare.speedup import EQUAL_WITHIN
 
 HEADINGS = ("side", "what", "dense", "variant", "speed-up", "interval", "ideal", "verdict")
 

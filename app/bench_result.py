@@ -7,7 +7,7 @@ from typing import Any
 
 from app.bench_plan import DENSE, HALF, Plan, Scenario, Subject
 from app.bench_runs import Sample
-from app.speedup import Speedup, speedup
+from app.compare.speedup import Speedup, speedup
 from pruning.models.timing import BlockTimes
 
 Samples = Mapping[str, Sequence[Sample]]  # by side, a sample for each repeat

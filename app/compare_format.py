@@ -7,7 +7,9 @@ from statistics import fmean
 
 from asgi_correlation_id import correlation_id
 
-from app.agreement import Agreement, agreement
+from app.compare.agreement import Agreement, agreement
+from app.compare.compare import Comparison, Side, speedups, token_ids
+from app.compare.speedup import Speedup
 from app.compare_schemas import (
     ComparedModelView,
     ComparedOutputView,
@@ -17,11 +19,9 @@ from app.compare_schemas import (
     SpeedupView,
     TokenTextView,
 )
-from app.comparing import Comparison, Side, speedups, token_ids
 from app.engine.sequence import Timings
 from app.generation.vocabulary import Vocabulary
 from app.schemas import TimingsView
-from app.speedup import Speedup
 
 
 def compare_view(comparison: Comparison) -> CompareView:

@@ -5,6 +5,7 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from app.compare.shadow import Shadow
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.generation.generator import Generator
@@ -14,7 +15,6 @@ from app.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
-from app.shadow import Shadow
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed
 from pruning.jobs.idempotency import IdempotencyKeys

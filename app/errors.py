@@ -19,7 +19,7 @@ from starlette.routing import Match
 
 from app.access import NotLocal
 from app.api_keys import KeyRefused, ScopeMissing
-from app.comparing import NotComparable
+from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused

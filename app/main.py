@@ -12,6 +12,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.access import access_to
 from app.api_description import describe_exactly
+from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
@@ -45,7 +46,6 @@ from app.routes import (
     webhook_deliveries,
 )
 from app.security_headers import SecurityHeaders
-from app.shadow import shadow_of
 from app.upkeep import preload, sweep
 from app.webhook_delivery import WebhookDeliverer
 from app.webhook_sender import WebhookSender

@@ -2,9 +2,9 @@
 
 import asyncio
 
+from app.compare.shadow import Shadow
 from app.engine.async_engine import AsyncEngine
 from app.models.registry import ModelRegistry
-from app.shadow import Shadow
 from pruning.models.memory import give_back
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from app.compare.speedup import turn_order
 from app.config import ServeSettings
 from app.machine import machine
 from app.settings_table import check_variables
-from app.speedup import turn_order
 from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.servers import Server, no_server_left, sleb_serve_on

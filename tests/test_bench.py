@@ -19,8 +19,8 @@ from app.bench_report import markdown
 from app.bench_result import Bench
 from app.bench_runs import Sample, WrongLength, measure
 from app.cli import app as command_line
+from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
-from app.speedup import Verdict
 from pruning.models.timing import BlockTimes
 from pruning.worker.gpu_energy import energy_j
 from tests.api.conftest import publish_pruned

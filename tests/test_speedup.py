@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from app.speedup import Verdict, speedup, turn_order
+from app.compare.speedup import Verdict, speedup, turn_order
 
 
 def times(mean_s: float, noise: float, number: int, seed: int) -> list[float]:

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request
 
+from app.compare.compare import Comparer, NotComparable, Question
 from app.compare_format import compare_view
 from app.compare_schemas import CompareBody, CompareView
-from app.comparing import Comparer, NotComparable, Question
 from app.deps import GeneratorDep, ServicesDep
 from app.disconnect import unless_gone
 from app.engine.admission import Overloaded

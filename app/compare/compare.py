@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
 
+from app.compare.speedup import Speedup, speedup, turn_order
 from app.engine.async_engine import AsyncEngine
 from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
@@ -20,7 +21,6 @@ from app.generation.generator import Generator
 from app.generation.output import Output
 from app.generation.request import Call, ServedElsewhere
 from app.models.registry import ServedModel
-from app.speedup import Speedup, speedup, turn_order
 
 Round = Sequence[Output]  # an output for each prompt
 

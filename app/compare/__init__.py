@@ -1,0 +1,1 @@
+"""Dense against pruned: agreement, paired timings, shadow traffic."""
