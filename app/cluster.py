@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from app.access import check_door
+from app.auth.scopes import check_door
 from app.config import ClusterSettings
 from app.serve import leave, set_up_process
 from pruning.search.ray_scoring import connected, import_ray

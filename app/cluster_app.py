@@ -7,7 +7,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from app.access import check_door
+from app.auth.scopes import check_door
 from app.config import ClusterSettings, ServeSettings
 from app.gate import Gate
 from app.replica import Replica

@@ -5,12 +5,12 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request
 
+from app.auth.limits import KeyLimits
 from app.compare.shadow import Shadow
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
-from app.key_limits import KeyLimits
 from app.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry

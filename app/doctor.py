@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from app import doctor_gpu, doctor_machine, doctor_models, doctor_store
-from app.access import OpenDoor, check_door, is_loopback
-from app.api_keys import InvalidKeyFile, KeyFile
+from app.auth.keys import InvalidKeyFile, KeyFile
+from app.auth.scopes import OpenDoor, check_door, is_loopback
 from app.config import ServeSettings
 from app.finding import Finding, Level, fine, note, wrong
 from app.json_output import print_json

@@ -17,8 +17,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from app.access import NotLocal
-from app.api_keys import KeyRefused, ScopeMissing
+from app.auth.keys import KeyRefused, ScopeMissing
+from app.auth.limits import LimitReached
+from app.auth.scopes import NotLocal
 from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
@@ -35,7 +36,6 @@ from app.generation.openai_client import (
 from app.generation.output import GenerationFailed
 from app.generation.vocabulary import NoTokenIds
 from app.job_bodies import without_tags
-from app.key_limits import LimitReached
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading

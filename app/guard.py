@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access import Access, NotLocal, generates, scopes_for
-from app.api_keys import ApiKey, KeyRefused, ScopeMissing, caller
+from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
+from app.auth.limits import LimitReached, Place
+from app.auth.scopes import Access, NotLocal, generates, scopes_for
 from app.deps import Services
 from app.errors import PROBLEMS, described, problem_of
-from app.key_limits import LimitReached, Place
 from app.openai_errors import is_openai
 from app.refusals import refusal
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.api_keys import ApiKey, KeyFile, Scope
+from app.auth.keys import ApiKey, KeyFile, Scope
 from app.json_output import print_json
 
 keys = typer.Typer(

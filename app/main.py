@@ -10,8 +10,9 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from app.access import access_to
 from app.api_description import describe_exactly
+from app.auth.limits import KeyLimits
+from app.auth.scopes import access_to
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.deps import Services, State
@@ -27,7 +28,6 @@ from app.guard import Guard, describe_refusals
 from app.http_metrics import CountedRequests
 from app.job_metrics import JobCollector
 from app.job_views import job_view_at
-from app.key_limits import KeyLimits
 from app.metrics import Metrics
 from app.model_metrics import ExternalCollector, ModelCollector
 from app.models.catalog import Catalog

@@ -12,8 +12,8 @@ from typing import NoReturn
 import uvicorn
 from asgi_correlation_id import correlation_id
 
-from app.access import check_door
-from app.api_keys import caller
+from app.auth.keys import caller
+from app.auth.scopes import check_door
 from app.config import ServeSettings
 from app.deps import Services
 from app.main import create_app

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.api_keys import caller
+from app.auth.keys import caller
 from app.config import ServeSettings
 from app.deps import Services
 from app.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody

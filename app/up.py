@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
-from app.access import check_door
+from app.auth.scopes import check_door
 from app.config import ServeSettings
 from app.valkey import redis_url
 from pruning.config import child_environment

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.access import (
+from app.auth.keys import InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
+from app.auth.scopes import (
     Access,
     OpenDoor,
     access_to,
@@ -12,7 +13,6 @@ from app.access import (
     generates,
     scopes_for,
 )
-from app.api_keys import InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
 from app.config import ServeSettings
 from app.main import create_app
 from app.serve import run_api
@@ -175,7 +175,7 @@ def test_what_is_too_long_is_not_even_hashed(
     keys: KeyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys.create("a", [JOBS])
-    monkeypatch.setattr("app.api_keys._digest", None)
+    monkeypatch.setattr("app.auth.keys._digest", None)
     with pytest.raises(KeyRefused, match="too long"):
         Access(keys, is_required=True).admit("GET", "/prune-jobs", bearer("x" * 1_000_000))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.api_keys import (
+from app.auth.keys import (
     InvalidKeyFile,
     InvalidKeyName,
     KeyExists,

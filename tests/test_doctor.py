@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from typer.testing import CliRunner
 
-from app.api_keys import KeyFile, Scope
+from app.auth.keys import KeyFile, Scope
 from app.cli import app as command_line
 from app.config import ServeSettings
 from app.doctor_gpu import Gpus, device, gpus, room_bytes

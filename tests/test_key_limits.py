@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.api_keys import ApiKey, Scope
-from app.key_limits import LEASE_S, RUNNING, WINDOW_S, KeyLimits, LimitReached, Place
+from app.auth.keys import ApiKey, Scope
+from app.auth.limits import LEASE_S, RUNNING, WINDOW_S, KeyLimits, LimitReached, Place
 from app.metrics import Metrics
 from tests.valkey_server import ValkeyServer
 

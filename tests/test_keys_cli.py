@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.api_keys import KeyFile, Scope
+from app.auth.keys import KeyFile, Scope
 from app.cli import main
 from app.config import ServeSettings, serve_settings
 from tests.serving import serving

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.access import NotLocal, access_to
-from app.api_keys import KeyFile, Scope
+from app.auth.keys import KeyFile, Scope
+from app.auth.scopes import NotLocal, access_to
 from tests.test_access import ELSEWHERE, bearer, settings_of
 
 HERE = ["localhost", "LOCALHOST", "a.localhost", "localhost.", "127.0.0.1", "127.9.9.9", "[::1]"]

@@ -12,9 +12,9 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from app.api_keys import KeyFile, Scope
+from app.auth.keys import KeyFile, Scope
+from app.auth.limits import RECENT, RUNNING
 from app.config import ServeSettings
-from app.key_limits import RECENT, RUNNING
 from app.main import create_app
 from tests.api.engines import gated
 from tests.api.test_disconnect import LONG

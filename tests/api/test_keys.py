@@ -13,8 +13,8 @@ import redis
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.access import access_to
-from app.api_keys import KeyFile, Scope, caller
+from app.auth.keys import KeyFile, Scope, caller
+from app.auth.scopes import access_to
 from app.config import ServeSettings
 from app.guard import Guard
 from app.job_client import JobClient, Refused

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.api_keys import KeyFile, Scope
+from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs.store import JobStore

@@ -8,8 +8,8 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from app.access import OpenDoor, is_loopback
-from app.api_keys import KeyFile, Scope
+from app.auth.keys import KeyFile, Scope
+from app.auth.scopes import OpenDoor, is_loopback
 from app.cluster import ClusterFailed, deployed
 from app.cluster_app import NoCommonRedis, application
 from app.config import ClusterSettings, ServeSettings, cluster_settings

@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
-from app.api_keys import ApiKey
+from app.auth.keys import ApiKey
 from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
-from app.api_keys import ApiKey, InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
+from app.auth.keys import ApiKey, InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
 from app.config import ServeSettings
 
 logger = logging.getLogger(__name__)
