@@ -42,7 +42,7 @@ from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.openai_errors import envelope, is_openai
 from app.refusals import TOO_LARGE_TITLE, TooLarge
 from app.unloading import ModelInUse
-from app.webhook_target import InvalidWebhook, WebhooksOff
+from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers

@@ -47,9 +47,9 @@ from app.routes import (
 )
 from app.security_headers import SecurityHeaders
 from app.upkeep import preload, sweep
-from app.webhook_delivery import WebhookDeliverer
-from app.webhook_sender import WebhookSender
-from app.webhook_target import address_rule
+from app.webhooks.delivery import WebhookDeliverer
+from app.webhooks.sender import WebhookSender
+from app.webhooks.target import address_rule
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed

@@ -17,7 +17,7 @@ from app.config import ServeSettings
 from app.deps import Services
 from app.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
 from app.texts_folder import TextsFolder
-from app.webhook_target import WebhooksOff, address_rule, check
+from app.webhooks.target import WebhooksOff, address_rule, check
 from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,

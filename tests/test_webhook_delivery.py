@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from app.webhook_delivery import BACK_OFF_S, JITTER, WebhookDeliverer
-from app.webhook_sender import WebhookSender
-from app.webhook_target import address_rule
+from app.webhooks.delivery import BACK_OFF_S, JITTER, WebhookDeliverer
+from app.webhooks.sender import WebhookSender
+from app.webhooks.target import address_rule
 from pruning.jobs.job import Job
 from pruning.jobs.keys import OUTBOX
 from pruning.jobs.outbox import WebhookOutbox
@@ -191,7 +191,7 @@ async def until(predicate: Callable[[], bool]) -> None:
 def test_the_loop_survives_a_store_that_is_away(
     job_store: JobStore, receiver: Receiver, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.webhook_delivery.OUTAGE_S", 0.02)
+    monkeypatch.setattr("app.webhooks.delivery.OUTAGE_S", 0.02)
     job_id = ended(job_store, receiver.url, [WebhookEvent.SUCCEEDED])
     with redis.Redis.from_url(redis_url) as client:
         outbox = WebhookOutbox(client)
@@ -240,8 +240,8 @@ def test_two_deliverers_deliver_each_message_once(
 DELIVERER = """
 import asyncio, sys
 import redis
-from app.webhook_delivery import WebhookDeliverer
-from app.webhook_sender import WebhookSender
+from app.webhooks.delivery import WebhookDeliverer
+from app.webhooks.sender import WebhookSender
 from pruning.jobs.outbox import WebhookOutbox
 
 async def main():

@@ -11,8 +11,8 @@ import pytest
 import trustme
 from standardwebhooks import Webhook as Library
 
-from app.webhook_sender import Answer, WebhookSender
-from app.webhook_target import Address, AddressRule, address_rule, is_public, resolve
+from app.webhooks.sender import Answer, WebhookSender
+from app.webhooks.target import Address, AddressRule, address_rule, is_public, resolve
 from tests.webhook_receiver import SECRET, Received, Receiver, receiving, verify
 
 ANY = address_rule(is_private_allowed=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.webhook_target import (
+from app.webhooks.target import (
     MAX_URL_CHARS,
     InvalidWebhook,
     UnknownHost,

@@ -14,7 +14,7 @@ from app.job_schemas import EstimateView, PruneJobList, PruneJobView
 from app.job_views import estimate_view, job_view
 from app.submission import estimate
 from app.submission import submit as submit_job
-from app.webhook_target import InvalidWebhook, WebhooksOff
+from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.idempotency import IdempotencyKeyReused
 from pruning.jobs.job import IllegalTransition, JobNotFound, JobStatus

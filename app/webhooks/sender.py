@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import httpx2
 from standardwebhooks import Webhook as Signer
 
-from app.webhook_target import (
+from app.webhooks.target import (
     Address,
     AddressRule,
     InvalidWebhook,

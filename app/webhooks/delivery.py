@@ -16,7 +16,7 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
-from app.webhook_sender import Answer, WebhookSender
+from app.webhooks.sender import Answer, WebhookSender
 from pruning.jobs.job import Job
 from pruning.jobs.outbox import Attempt, Message, WebhookOutbox
 from pruning.jobs.redis import JobStoreUnavailable
