@@ -11,7 +11,7 @@ from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
-from app.metrics import Metrics
+from app.metrics.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness

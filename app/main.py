@@ -26,10 +26,10 @@ from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
 from app.guard import Guard, describe_refusals
 from app.http_metrics import CountedRequests
-from app.job_metrics import JobCollector
 from app.job_views import job_view_at
-from app.metrics import Metrics
-from app.model_metrics import ExternalCollector, ModelCollector
+from app.metrics.jobs import JobCollector
+from app.metrics.metrics import Metrics
+from app.metrics.models import ExternalCollector, ModelCollector
 from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
 from app.models.registry import ModelRegistry
@@ -62,7 +62,7 @@ from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 
 if TYPE_CHECKING:
-    from app.tracing import Tracing
+    from app.metrics.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _tracing(settings: ServeSettings) -> "Tracing | None":
     """Without an endpoint nothing of it is imported: the extra may not be there."""
     if settings.otlp_endpoint is None:
         return None
-    from app.tracing import tracing_to  # noqa: PLC0415 - an extra
+    from app.metrics.tracing import tracing_to  # noqa: PLC0415 - an extra
 
     return tracing_to(str(settings.otlp_endpoint))
 

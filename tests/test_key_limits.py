@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from app.auth.keys import ApiKey, Scope
 from app.auth.limits import LEASE_S, RUNNING, WINDOW_S, KeyLimits, LimitReached, Place
-from app.metrics import Metrics
+from app.metrics.metrics import Metrics
 from tests.valkey_server import ValkeyServer
 
 NAME = "a"

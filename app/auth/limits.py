@@ -24,7 +24,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
 from app.auth.keys import ApiKey
-from app.metrics import Metrics
+from app.metrics.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

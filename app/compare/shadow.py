@@ -21,11 +21,11 @@ from app.engine.turns import BACKGROUND_CHUNK
 from app.engine.variant import Variant
 from app.generation.engine_backend import Answered, EngineAnswer, EngineBackend
 from app.generation.output import GenerationFailed
-from app.metrics import Metrics, labels_of
+from app.metrics.metrics import Metrics, labels_of
+from app.metrics.shadow import ShadowMetrics, ShadowSide
 from app.models.catalog import UnknownModel
 from app.models.entry import Entry
 from app.models.registry import ModelRegistry, ServedModel
-from app.shadow_metrics import ShadowMetrics, ShadowSide
 
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 

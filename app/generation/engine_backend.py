@@ -14,7 +14,7 @@ from app.engine.stream import Stream
 from app.engine.text import TextStream, chat_prompt
 from app.generation.output import Answer, GenerationFailed, Output, Token
 from app.generation.request import Call, Chat, Prompt
-from app.metrics import Labels, Metrics, labels_of
+from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
 
 

@@ -12,7 +12,7 @@ from app.generation.engine_backend import EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.output import Answer, Output, Piece
 from app.generation.request import Call, ServedElsewhere
-from app.metrics import Metrics
+from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelRegistry, ServedModel
 

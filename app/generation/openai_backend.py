@@ -22,7 +22,7 @@ from app.generation.openai_client import (
 )
 from app.generation.output import Answer
 from app.generation.request import Call, ServedElsewhere
-from app.metrics import Metrics, labels_of
+from app.metrics.metrics import Metrics, labels_of
 from app.models.entry import external_entry
 from app.models.external import ExternalModel
 

@@ -12,7 +12,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from app.engine.sequence import FinishReason, Timings
-from app.metrics import Labels, Metrics
+from app.metrics.metrics import Labels, Metrics
 from tests.api.conftest import publish_pruned
 from tests.exposition import Scrape
 

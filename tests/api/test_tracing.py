@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.tracing import Tracing
+from app.metrics.tracing import Tracing
 from tests.local_client import LocalClient
 from tests.waiting import wait_until
 
@@ -106,7 +106,7 @@ def test_without_an_endpoint_the_extra_is_neither_imported_nor_needed() -> None:
         "sys.modules.update({'opentelemetry.sdk': None, 'opentelemetry.exporter': None});"
         "from app.config import ServeSettings; from app.main import create_app;"
         "create_app(ServeSettings(), redis_url='unix:///nowhere');"
-        "sys.exit('app.tracing' in sys.modules)"
+        "sys.exit('app.metrics.tracing' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={}

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import start_http_server
 
 from app.engine.sequence import FinishReason, Timings
-from app.metrics import Labels, Metrics
+from app.metrics.metrics import Labels, Metrics
 from tests.monitoring.boards import panel_queries
 from tests.monitoring.prometheus import Prometheus, prometheus, with_values
 from tests.waiting import wait_until

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from starlette.types import Scope
 
 from app.engine.sequence import FinishReason, Timings
-from app.metrics import Labels
+from app.metrics.metrics import Labels
 
 _UNTRACED = ("/metrics", "/health/")  # asked every few seconds by machines
 

@@ -9,8 +9,8 @@ from contextvars import Context, copy_context
 from asgi_correlation_id import correlation_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from app import metric_buckets as buckets
 from app.engine.sequence import FinishReason, Timings
+from app.metrics import metric_buckets as buckets
 from app.models.entry import Entry
 from app.readiness import Readiness
 
