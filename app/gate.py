@@ -20,12 +20,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.errors import Problems, problem_of
+from app.api.errors import Problems, problem_of
+from app.api.middleware.security_headers import HEADERS
+from app.api.problems import envelope, is_openai
+from app.api.refusals import refusal
 from app.forwarding import Asked, NoReplica, ReplicaLost, ReplicasBusy, Whole, asked_of
 from app.metrics_page import page_of
-from app.openai_errors import envelope, is_openai
-from app.refusals import refusal
-from app.security_headers import HEADERS
 
 _PROBLEMS: Problems = {
     ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),

@@ -10,23 +10,36 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
-from app.api_description import describe_exactly
+from app.api.deps import Services, State
+from app.api.errors import install_errors
+from app.api.formats.jobs import job_view_at
+from app.api.middleware.auth import Guard, describe_refusals
+from app.api.middleware.metrics import CountedRequests
+from app.api.middleware.security_headers import SecurityHeaders
+from app.api.openapi import describe_exactly
+from app.api.routes import (
+    checkpoints,
+    compare,
+    events,
+    generate,
+    health,
+    models,
+    openai,
+    prune_jobs,
+    webhook_deliveries,
+)
+from app.api.upkeep import preload, sweep
 from app.auth.limits import KeyLimits
 from app.auth.scopes import access_to
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
-from app.deps import Services, State
 from app.engine.async_engine import AsyncEngine
 from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
-from app.errors import install_errors
 from app.generation.engine_backend import EngineBackend
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
-from app.guard import Guard, describe_refusals
-from app.http_metrics import CountedRequests
-from app.job_views import job_view_at
 from app.metrics.jobs import JobCollector
 from app.metrics.metrics import Metrics
 from app.metrics.models import ExternalCollector, ModelCollector
@@ -34,19 +47,6 @@ from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
-from app.routes import (
-    compare,
-    generate,
-    health,
-    job_checkpoints,
-    job_events,
-    models,
-    openai,
-    prune_jobs,
-    webhook_deliveries,
-)
-from app.security_headers import SecurityHeaders
-from app.upkeep import preload, sweep
 from app.webhooks.delivery import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 from app.webhooks.target import address_rule
@@ -130,7 +130,7 @@ def create_app(
     app.add_middleware(SecurityHeaders)
     describe_exactly(app)
     describe_refusals(app, access)
-    jobs = (prune_jobs, job_checkpoints, job_events, webhook_deliveries)
+    jobs = (prune_jobs, checkpoints, events, webhook_deliveries)
     for route in (*jobs, generate, compare, models, openai, health):
         app.include_router(route.router)
     return app

@@ -13,8 +13,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from app.api.deps import Services
 from app.config import ServeSettings
-from app.deps import Services
 from app.engine.async_engine import EngineStopped
 from app.forwarding import Asked, Whole
 from app.main import create_app

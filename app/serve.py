@@ -12,10 +12,10 @@ from typing import NoReturn
 import uvicorn
 from asgi_correlation_id import correlation_id
 
+from app.api.deps import Services
 from app.auth.keys import caller
 from app.auth.scopes import check_door
 from app.config import ServeSettings
-from app.deps import Services
 from app.main import create_app
 from app.readiness import Readiness
 from app.valkey import redis_url

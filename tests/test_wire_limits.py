@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app.compare_schemas import MAX_MODELS, MAX_REPEATS, CompareBody
-from app.job_bodies import PruneJobBody
-from app.openai_schemas import MAX_CHOICES, ChatBody, CompletionBody
-from app.schemas import MAX_PROMPTS, GenerateBody
+from app.api.schemas.compare import MAX_MODELS, MAX_REPEATS, CompareBody
+from app.api.schemas.generate import MAX_PROMPTS, GenerateBody
+from app.api.schemas.job_bodies import PruneJobBody
+from app.api.schemas.openai import MAX_CHOICES, ChatBody, CompletionBody
 from pruning.spec.calibration import MAX_SOURCES
 
 GENERATE: dict[str, Any] = {"model": "tiny", "prompt": "a"}

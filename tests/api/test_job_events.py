@@ -175,7 +175,7 @@ def test_what_was_trimmed_is_skipped_and_nothing_else(
 def test_a_quiet_stream_says_that_it_is_alive(
     client: TestClient, job_store: JobStore, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.routes.job_events.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("app.api.routes.events.KEEP_ALIVE_S", 0.05)
     monkeypatch.setattr(EventFeed, "look_every_s", 0.01)
     with client.stream("GET", url_of(job_id), headers=STREAM) as response:
         lines = response.iter_lines()

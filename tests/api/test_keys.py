@@ -13,10 +13,10 @@ import redis
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
+from app.api.middleware.auth import Guard
 from app.auth.keys import KeyFile, Scope, caller
 from app.auth.scopes import access_to
 from app.config import ServeSettings
-from app.guard import Guard
 from app.job_client import JobClient, Refused
 from app.serve import log_fields
 from pruning.logs import set_up_logging

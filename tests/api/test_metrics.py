@@ -103,7 +103,7 @@ def test_a_made_up_model_has_the_one_label_of_all_made_up_ones(client: TestClien
 def test_a_defect_counts_as_500_and_paths_as_their_template(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.routes.models.model_view", lambda *_: 1 / 0)
+    monkeypatch.setattr("app.api.routes.models.model_view", lambda *_: 1 / 0)
     assert client.get("/models/tiny").status_code == 500
     found = scrape(client)
     labels = {"route": "/models/{name}", "method": "GET", "status": "500"}

@@ -5,15 +5,15 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from app.deps import CatalogDep, GeneratorDep, Services, ServicesDep
+from app.api.deps import CatalogDep, GeneratorDep, Services, ServicesDep
+from app.api.errors import described
+from app.api.schemas.generate import ModelList, ModelView
+from app.api.unload import ModelInUse, unload
 from app.engine.async_engine import EngineStopped
-from app.errors import described
 from app.models.catalog import UnknownModel
 from app.models.entry import Entry
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
-from app.schemas import ModelList, ModelView
-from app.unloading import ModelInUse, unload
 from pruning.checkpoints.store import CheckpointCorrupt
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.store import NotAModel

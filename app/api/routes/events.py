@@ -10,10 +10,10 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from app.api_description import EVENT_STREAM
-from app.deps import ServicesDep
-from app.errors import described
-from app.job_schemas import PruneJobEventList, PruneJobEventView
+from app.api.deps import ServicesDep
+from app.api.errors import described
+from app.api.openapi import EVENT_STREAM
+from app.api.schemas.jobs import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
 from pruning.jobs.job import JobEvent, JobNotFound
 from pruning.jobs.redis import JobStoreUnavailable

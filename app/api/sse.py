@@ -10,8 +10,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from app.disconnect import unless_gone
-from app.errors import problem_of
+from app.api.disconnect import unless_gone
+from app.api.errors import problem_of
 from app.generation.generator import Generation, Generator
 from app.generation.output import Output, Piece
 from app.generation.request import Call

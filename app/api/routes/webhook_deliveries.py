@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from app.deps import ServicesDep
-from app.errors import described
-from app.job_schemas import WebhookDeliveryList, WebhookDeliveryView
+from app.api.deps import ServicesDep
+from app.api.errors import described
+from app.api.schemas.jobs import WebhookDeliveryList, WebhookDeliveryView
 from pruning.jobs.job import JobNotFound
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.webhook import WebhookEvent

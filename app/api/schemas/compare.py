@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from app.schemas import MAX_PROMPTS, ModelName, PromptsBody, TimingsView
+from app.api.schemas.generate import MAX_PROMPTS, ModelName, PromptsBody, TimingsView
 
 MAX_MODELS = 8
 MAX_REPEATS = 64

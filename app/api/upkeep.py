@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from app.deps import Services
+from app.api.deps import Services
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.retention import Keep, Retention
 

@@ -7,10 +7,7 @@ from statistics import fmean
 
 from asgi_correlation_id import correlation_id
 
-from app.compare.agreement import Agreement, agreement
-from app.compare.compare import Comparison, Side, speedups, token_ids
-from app.compare.speedup import Speedup
-from app.compare_schemas import (
+from app.api.schemas.compare import (
     ComparedModelView,
     ComparedOutputView,
     ComparedPromptView,
@@ -19,9 +16,12 @@ from app.compare_schemas import (
     SpeedupView,
     TokenTextView,
 )
+from app.api.schemas.generate import TimingsView
+from app.compare.agreement import Agreement, agreement
+from app.compare.compare import Comparison, Side, speedups, token_ids
+from app.compare.speedup import Speedup
 from app.engine.sequence import Timings
 from app.generation.vocabulary import Vocabulary
-from app.schemas import TimingsView
 
 
 def compare_view(comparison: Comparison) -> CompareView:

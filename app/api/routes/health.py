@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
-from app.deps import ServicesDep
-from app.schemas import HealthView, VersionView
+from app.api.deps import ServicesDep
+from app.api.schemas.generate import HealthView, VersionView
 
 router = APIRouter(tags=["health"])
 

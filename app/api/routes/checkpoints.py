@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.deps import Services, ServicesDep
-from app.download import REFUSED, Download
-from app.errors import described
-from app.job_schemas import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
+from app.api.deps import Services, ServicesDep
+from app.api.download import REFUSED, Download
+from app.api.errors import described
+from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.models.entry import Entry
 from app.models.removal_order import RemovalOrder, of_checkpoint
 from pruning.checkpoints.store import (

@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.api.deps import Services
+from app.api.schemas.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
+from app.api.texts_folder import TextsFolder
 from app.auth.keys import caller
 from app.config import ServeSettings
-from app.deps import Services
-from app.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
-from app.texts_folder import TextsFolder
 from app.webhooks.target import WebhooksOff, address_rule, check
 from pruning.jobs.estimate import (
     DiskTooSmall,

@@ -5,17 +5,23 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from app.api_description import EVENT_STREAM
-from app.deps import CatalogDep, GeneratorDep
+from app.api.deps import CatalogDep, GeneratorDep
+from app.api.formats.openai_chat import ChatFormat
+from app.api.formats.openai_completions import CompletionFormat
+from app.api.openapi import EVENT_STREAM
+from app.api.schemas.openai import ChatBody, CompletionBody, GenerationBody
+from app.api.schemas.openai_views import (
+    ChatView,
+    CompletionView,
+    ErrorView,
+    ModelCard,
+    ModelCardList,
+)
+from app.api.sse import answer
 from app.engine.sequence import SamplingParams
-from app.event_stream import answer
 from app.generation.request import Call, Chat
 from app.generation.vocabulary import Vocabulary
 from app.models.entry import Entry
-from app.openai_chat import ChatFormat
-from app.openai_completions import CompletionFormat
-from app.openai_schemas import ChatBody, CompletionBody, GenerationBody
-from app.openai_views import ChatView, CompletionView, ErrorView, ModelCard, ModelCardList
 from pruning.models.store import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])

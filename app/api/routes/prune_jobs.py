@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.deps import ServicesDep
-from app.errors import described
-from app.job_bodies import PruneJobBody
-from app.job_schemas import EstimateView, PruneJobList, PruneJobView
-from app.job_views import estimate_view, job_view
-from app.submission import estimate
-from app.submission import submit as submit_job
+from app.api.deps import ServicesDep
+from app.api.errors import described
+from app.api.formats.jobs import estimate_view, job_view
+from app.api.schemas.job_bodies import PruneJobBody
+from app.api.schemas.jobs import EstimateView, PruneJobList, PruneJobView
+from app.api.submission import estimate
+from app.api.submission import submit as submit_job
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.idempotency import IdempotencyKeyReused

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from app.api.formats.openai import OpenAIFormat, finish_of, finite
+from app.api.schemas.openai import CompletionBody
+from app.api.schemas.openai_views import CompletionChoice, CompletionView, LegacyLogprobs, Usage
 from app.generation.output import Output, Piece, Token
 from app.generation.vocabulary import Vocabulary
-from app.openai_format import OpenAIFormat, finish_of, finite
-from app.openai_schemas import CompletionBody
-from app.openai_views import CompletionChoice, CompletionView, LegacyLogprobs, Usage
 
 
 class CompletionFormat(OpenAIFormat):

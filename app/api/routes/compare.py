@@ -2,15 +2,15 @@
 
 from fastapi import APIRouter, Request
 
+from app.api.deps import GeneratorDep, ServicesDep
+from app.api.disconnect import unless_gone
+from app.api.errors import described
+from app.api.formats.compare import compare_view
+from app.api.schemas.compare import CompareBody, CompareView
 from app.compare.compare import Comparer, NotComparable, Question
-from app.compare_format import compare_view
-from app.compare_schemas import CompareBody, CompareView
-from app.deps import GeneratorDep, ServicesDep
-from app.disconnect import unless_gone
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import RequestRefused
-from app.errors import described
 from app.generation.output import GenerationFailed
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced

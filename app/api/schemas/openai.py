@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.schemas import MAX_PROMPTS, Body, ModelName, StopStrings, StopTokenIds
+from app.api.schemas.generate import MAX_PROMPTS, Body, ModelName, StopStrings, StopTokenIds
 
 MAX_CHOICES = 128
 # No vocabulary has more, and tokenizers take no other numbers: asked to echo one, they raise.

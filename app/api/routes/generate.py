@@ -4,14 +4,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api_description import EVENT_STREAM
-from app.deps import GeneratorDep
+from app.api.deps import GeneratorDep
+from app.api.errors import described
+from app.api.formats.generate import GenerateFormat
+from app.api.openapi import EVENT_STREAM
+from app.api.routes.models import variant_kind
+from app.api.schemas.generate import GenerateBody, GenerateView
+from app.api.sse import answer
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import RequestRefused
-from app.errors import described
-from app.event_stream import answer
-from app.generate_format import GenerateFormat
 from app.generation.openai_client import (
     BackendFailed,
     BackendOverloaded,
@@ -25,8 +27,6 @@ from app.generation.vocabulary import Vocabulary
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights
-from app.routes.models import variant_kind
-from app.schemas import GenerateBody, GenerateView
 from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(tags=["generate"])

@@ -17,6 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
+from app.api.problems import envelope, is_openai
+from app.api.refusals import TOO_LARGE_TITLE, TooLarge
+from app.api.schemas.job_bodies import without_tags
+from app.api.unload import ModelInUse
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached
 from app.auth.scopes import NotLocal
@@ -35,13 +39,9 @@ from app.generation.openai_client import (
 )
 from app.generation.output import GenerationFailed
 from app.generation.vocabulary import NoTokenIds
-from app.job_bodies import without_tags
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
-from app.openai_errors import envelope, is_openai
-from app.refusals import TOO_LARGE_TITLE, TooLarge
-from app.unloading import ModelInUse
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.jobs.estimate import DiskTooSmall

@@ -8,10 +8,8 @@ from typing import Literal
 from asgi_correlation_id import correlation_id
 from fastapi.sse import format_sse_event
 
-from app.errors import problem_of
-from app.generation.output import Output, Piece, Token, TokenKey
-from app.generation.vocabulary import NoTokenIds, Vocabulary
-from app.schemas import (
+from app.api.errors import problem_of
+from app.api.schemas.generate import (
     GenerateBody,
     GenerateView,
     LogprobView,
@@ -20,6 +18,8 @@ from app.schemas import (
     TimingsView,
     TokenView,
 )
+from app.generation.output import Output, Piece, Token, TokenKey
+from app.generation.vocabulary import NoTokenIds, Vocabulary
 
 
 class GenerateFormat:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from fastapi import Request
 
-from app.job_schemas import (
+from app.api.schemas.jobs import (
     ConditionView,
     EstimateView,
     JobErrorView,
@@ -12,7 +12,7 @@ from app.job_schemas import (
     PruneJobView,
     WebhookView,
 )
-from app.submission import Estimate
+from app.api.submission import Estimate
 from pruning.jobs.job import Job, JobStatus, StopRequest
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from app.generation.output import Output, Piece, Token, TokenKey
-from app.generation.vocabulary import Vocabulary
-from app.openai_format import OpenAIFormat, finish_of, finite
-from app.openai_schemas import ChatBody
-from app.openai_views import (
+from app.api.formats.openai import OpenAIFormat, finish_of, finite
+from app.api.schemas.openai import ChatBody
+from app.api.schemas.openai_views import (
     AssistantMessage,
     ChatChoice,
     ChatChunk,
@@ -19,6 +17,8 @@ from app.openai_views import (
     TopLogprob,
     Usage,
 )
+from app.generation.output import Output, Piece, Token, TokenKey
+from app.generation.vocabulary import Vocabulary
 
 
 class ChatFormat(OpenAIFormat):

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.openai_errors import envelope, is_openai
+from app.api.problems import envelope, is_openai
 
 TOO_LARGE_TITLE = "The request's body is too large."
 _TOO_LARGE = {

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.deps import Services
+from app.api.deps import Services
 
 _OTHER = "other"  # a path that no route takes, a method that nobody knows
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -9,14 +9,14 @@ from uuid import uuid4
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
+from app.api.errors import problem_of
+from app.api.problems import envelope
+from app.api.schemas.openai import GenerationBody, StreamOptions
+from app.api.schemas.openai_views import Finish, Usage
 from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason
-from app.errors import problem_of
 from app.generation.output import Output, Piece
 from app.generation.vocabulary import Vocabulary
-from app.openai_errors import envelope
-from app.openai_schemas import GenerationBody, StreamOptions
-from app.openai_views import Finish, Usage
 
 _UNLIKELY = -9999.0  # OpenAI's number for what has no chance; JSON knows no infinity
 
