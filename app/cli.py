@@ -79,7 +79,7 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: embedded Valkey, one worker and the API."""
     from app.config import serve_settings
     from app.ports import check_ports
-    from app.up import run_up
+    from app.server.up import run_up
     from pruning.config import WorkerSettings
 
     settings = serve_settings(host=host, port=port, insecure=insecure)
@@ -91,7 +91,7 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
 def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run the API: generation, jobs, models, metrics."""
     from app.config import serve_settings
-    from app.serve import run_api
+    from app.server.serve import run_api
 
     run_api(serve_settings(host=host, port=port, insecure=insecure))
 
@@ -122,7 +122,7 @@ def cluster(
 @app.command()
 def worker() -> None:
     """Run a worker: takes pruning jobs, one at a time."""
-    from app.valkey import redis_url
+    from app.server.valkey import redis_url
     from pruning.config import WorkerSettings
     from pruning.worker.entrypoints import run_worker
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.auth.scopes import check_door
 from app.config import ClusterSettings
-from app.serve import leave, set_up_process
+from app.server.serve import leave, set_up_process
 from pruning.search.ray_scoring import connected, import_ray
 
 if TYPE_CHECKING:

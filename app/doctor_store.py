@@ -10,7 +10,7 @@ from redis.retry import Retry
 
 from app.effective import without_secrets
 from app.finding import Finding, fine, note, wrong
-from app.valkey import ValkeyUnavailable, redis_url
+from app.server.valkey import ValkeyUnavailable, redis_url
 from pruning.config import Settings
 
 MAX_SKEW_S = 5.0  # a third of a worker's lease

@@ -18,7 +18,7 @@ from app.config import ServeSettings
 from app.engine.async_engine import EngineStopped
 from app.forwarding import Asked, Whole
 from app.main import create_app
-from app.serve import set_up_process
+from app.server.serve import set_up_process
 from pruning.models.store import NotAModel
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import pytest
 import redis
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from pruning.jobs import keys, queue
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore

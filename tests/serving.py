@@ -10,7 +10,7 @@ import uvicorn
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
-from app.serve import ApiServer
+from app.server.serve import ApiServer
 from tests.waiting import wait_until
 
 

@@ -15,8 +15,8 @@ from app.auth.scopes import (
 )
 from app.config import ServeSettings
 from app.main import create_app
-from app.serve import run_api
-from app.up import run_up
+from app.server.serve import run_api
+from app.server.up import run_up
 
 ELSEWHERE = ("0.0.0.0", "::", "192.0.2.1")  # noqa: S104 - is not listened on
 ADMIN, GENERATE, JOBS = Scope.ADMIN, Scope.GENERATE, Scope.JOBS

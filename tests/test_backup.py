@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.jobs.job import JobStatus
 from pruning.jobs.queue import PruneQueue

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import pytest
 
 from app.config import ServeSettings
-from app.serve import set_up_process
+from app.server.serve import set_up_process
 from pruning.logs import LogFormat, set_up_logging
 
 logger = logging.getLogger("sleb.test")

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from pruning.checkpoints.store import CheckpointStore
 from pruning.spec.prune import PruneSpec
 from tests.exposition import Scrape

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.valkey import ValkeyUnavailable, embedded_valkey, redis_url, socket_path
+from app.server.valkey import ValkeyUnavailable, embedded_valkey, redis_url, socket_path
 from pruning.config import Settings
 from tests.waiting import wait_until
 
 HOLD = """
 import sys
 from pathlib import Path
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 print("ready", flush=True)
 sys.stdin.readline()
 with embedded_valkey(Path(sys.argv[1])) as url:
@@ -183,7 +183,7 @@ def test_a_machine_without_a_wheel_is_told_what_to_do(
 def test_a_server_that_cannot_start_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.valkey.ANSWER_S", 0.5)
+    monkeypatch.setattr("app.server.valkey.ANSWER_S", 0.5)
     (tmp_path / "valkey").mkdir()
     (tmp_path / "valkey" / "appendonlydir").write_text("in the way")
     with pytest.raises(ValkeyUnavailable, match="appendonlydir"), embedded_valkey(tmp_path):

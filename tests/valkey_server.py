@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import redis
 
-from app.valkey import server_binary
+from app.server.valkey import server_binary
 from tests.waiting import wait_until
 
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from app.config import ServeSettings
-from app.serve import ApiServer
+from app.server.serve import ApiServer
 from tests.api.engines import gated
 from tests.serving import serving
 from tests.waiting import wait_until

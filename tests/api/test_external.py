@@ -15,7 +15,7 @@ import redis
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
-from app.serve import ApiServer
+from app.server.serve import ApiServer
 from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.external import declare

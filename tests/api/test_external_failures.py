@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from tests.api.external import (
     DONE,
     GOOD,

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from pruning.jobs.events import EventFeed
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec

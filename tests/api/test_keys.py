@@ -18,7 +18,7 @@ from app.auth.keys import KeyFile, Scope, caller
 from app.auth.scopes import access_to
 from app.config import ServeSettings
 from app.job_client import JobClient, Refused
-from app.serve import log_fields
+from app.server.serve import log_fields
 from pruning.logs import set_up_logging
 from tests.api.test_prune_jobs import JOB
 from tests.serving import serving

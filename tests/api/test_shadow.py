@@ -17,7 +17,7 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.main import create_app
-from app.serve import ApiServer
+from app.server.serve import ApiServer
 from tests.api.conftest import publish_pruned
 from tests.api.engines import gated
 from tests.api.test_disconnect import send

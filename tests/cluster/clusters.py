@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from app.cluster import deployed
 from app.config import ClusterSettings
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from pruning.config import child_environment
 from pruning.search.ray_scoring import connected
 from tests.e2e.processes import free_port, is_ready

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.valkey import embedded_valkey
+from app.server.valkey import embedded_valkey
 from tests.e2e.processes import environment, free_port, is_ready, processes_of
 from tests.waiting import wait_until
 

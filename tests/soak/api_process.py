@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from app.config import ServeSettings
-from app.serve import run_api
+from app.server.serve import run_api
 
 
 def tell_tasks(target: Path) -> None:

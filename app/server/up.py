@@ -12,7 +12,7 @@ from types import FrameType
 
 from app.auth.scopes import check_door
 from app.config import ServeSettings
-from app.valkey import redis_url
+from app.server.valkey import redis_url
 from pruning.config import child_environment
 from pruning.process import end_with_parent
 

@@ -18,7 +18,7 @@ from app.auth.scopes import check_door
 from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
-from app.valkey import redis_url
+from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
 from pruning.models.store import set_up_torch
 

@@ -1,0 +1,1 @@
+"""The processes that listen: the API alone, or everything on one machine."""
