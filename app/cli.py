@@ -109,7 +109,7 @@ def cluster(
     insecure: Insecure = None,
 ) -> None:
     """Run the API on a Ray cluster: engines on all its machines, behind one address."""
-    from app.cluster import run_cluster
+    from app.cluster.run import run_cluster
     from app.config import cluster_settings
 
     run_cluster(

@@ -16,7 +16,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 
-from app.cluster import deployed
+from app.cluster.run import deployed
 from app.config import ClusterSettings
 from app.server.valkey import embedded_valkey
 from pruning.config import child_environment

@@ -10,8 +10,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from app.auth.keys import KeyFile, Scope
 from app.auth.scopes import OpenDoor, is_loopback
-from app.cluster import ClusterFailed, deployed
-from app.cluster_app import NoCommonRedis, application
+from app.cluster.application import NoCommonRedis, application
+from app.cluster.run import ClusterFailed, deployed
 from app.config import ClusterSettings, ServeSettings, cluster_settings
 from pruning.search.ray_scoring import connected, import_ray
 from tests.cluster.clusters import room_for_ray

@@ -12,8 +12,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.forwarding import Whole
-from app.gate import MOST_TRIES, Gate
+from app.cluster.ingress import MOST_TRIES, Gate
+from app.cluster.messages import Whole
 
 START: Message = {
     "type": "http.response.start",
@@ -228,7 +228,7 @@ def test_without_any_replica_it_is_not_ready(wholes: list[Any] | None) -> None:
 def test_a_replica_that_is_late_is_left_out_but_nothing_is_done_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.gate._PATIENCE_S", {"GET": 0.01, "POST": 0.01})
+    monkeypatch.setattr("app.cluster.ingress._PATIENCE_S", {"GET": 0.01, "POST": 0.01})
     page = ask(Replicas([], [whole("a", 200, b""), None]), "/metrics", "GET")
     assert b"sleb_replicas 1.0" in page[1]["body"]
     status, problem = refusal(ask(Replicas([], [whole("a", 204), None]), "/models/tiny/unload"))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from app.cluster.messages import Asked
+from app.cluster.replica import Exchange, Replica
 from app.engine.async_engine import EngineStopped
-from app.forwarding import Asked
-from app.replica import Exchange, Replica
 from pruning.models.store import NotAModel
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.scaling import ByQueuedTokens
+from app.cluster.autoscaling import ByQueuedTokens
 from tests.cluster.clusters import LONG, Many, service_on
 from tests.waiting import wait_until
 

@@ -7,8 +7,8 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.cluster.metrics_page import page_of
 from app.metrics.shadow import ShadowMetrics
-from app.metrics_page import page_of
 from pruning.worker.metrics import WorkerMetrics
 from tests.monitoring.prometheus import alerts_and_records
 

@@ -24,8 +24,8 @@ from app.api.errors import Problems, problem_of
 from app.api.middleware.security_headers import HEADERS
 from app.api.problems import envelope, is_openai
 from app.api.refusals import refusal
-from app.forwarding import Asked, NoReplica, ReplicaLost, ReplicasBusy, Whole, asked_of
-from app.metrics_page import page_of
+from app.cluster.messages import Asked, NoReplica, ReplicaLost, ReplicasBusy, Whole, asked_of
+from app.cluster.metrics_page import page_of
 
 _PROBLEMS: Problems = {
     ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),

@@ -14,9 +14,9 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 from app.api.deps import Services
+from app.cluster.messages import Asked, Whole
 from app.config import ServeSettings
 from app.engine.async_engine import EngineStopped
-from app.forwarding import Asked, Whole
 from app.main import create_app
 from app.server.serve import set_up_process
 from pruning.models.store import NotAModel

@@ -8,9 +8,9 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from app.auth.scopes import check_door
+from app.cluster.ingress import Gate
+from app.cluster.replica import Replica
 from app.config import ClusterSettings, ServeSettings
-from app.gate import Gate
-from app.replica import Replica
 
 NAME = "sleb"
 _WATCHERS = 256  # clients of a replica that only follow jobs, beside those that wait for tokens
@@ -26,7 +26,7 @@ class NoCommonRedis(ValueError):
 def application(args: Mapping[str, Any]) -> serve.Application:
     """``args``: fields of ``ClusterSettings``; what they lack comes from the environment.
 
-    For ``serve run app.cluster_app:application`` and the config files of Ray Serve. Needs a
+    For ``serve run app.cluster.application:application`` and the config files of Ray Serve. Needs a
     cluster to be connected to. Raises as ``application_of`` does.
     """
     anywhere = "0.0.0.0"  # noqa: S104 - Ray Serve alone knows where it listens
@@ -64,7 +64,7 @@ def _how_many(settings: ClusterSettings) -> dict[str, Any]:
     if settings.max_replicas is None:
         return {"num_replicas": settings.replicas}
     policy = AutoscalingPolicy(
-        policy_function="app.scaling:ByQueuedTokens",
+        policy_function="app.cluster.autoscaling:ByQueuedTokens",
         policy_kwargs={"tokens_per_replica": settings.tokens_per_replica},
     )
     return {

@@ -48,7 +48,7 @@ def deployed(settings: ClusterSettings) -> Iterator[str]:
     """On the cluster that is connected to; yields the URL. Raises as ``run_cluster`` does."""
     from ray import serve
 
-    from app.cluster_app import NAME, application_of
+    from app.cluster.application import NAME, application_of
 
     application = application_of(settings)
     serve.start(

@@ -1,0 +1,1 @@
+"""Replicas of the API on a Ray cluster."""
