@@ -18,7 +18,7 @@ from app.bench_plot import draw, plot
 from app.bench_report import markdown
 from app.bench_result import Bench
 from app.bench_runs import Sample, WrongLength, measure
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
 from pruning.models.timing import BlockTimes

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.calibration_options import calibration_of
+from app.cli.options import calibration_of
 from pruning.spec.prune import CalibrationMix, CalibrationSpec, Dataset, InvalidSpec, Sampling
 
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from typer.testing import CliRunner
 
 from app.auth.keys import KeyFile, Scope
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.config import ServeSettings
 from app.doctor_gpu import Gpus, device, gpus, room_bytes
 from app.doctor_machine import disk, extras, memory, open_files, packages, port, writable

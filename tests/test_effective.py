@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.effective import without_secrets
 from tests.webhook_receiver import SECRET
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.eval_subject import NotEvaluable
 from app.evaluation import InvalidTasks, Tasks
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.export import Export
 from pruning.checkpoints.gguf import FAMILIES
 from pruning.checkpoints.gguf_vocabulary import GgufUnsupported

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.cli import main
+from app.cli.main import main
 from app.config import ServeSettings
 from pruning.jobs.job import JobError, JobStatus
 from pruning.jobs.keys import TOLD

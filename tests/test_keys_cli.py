@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from app.auth.keys import KeyFile, Scope
-from app.cli import main
+from app.cli.main import main
 from app.config import ServeSettings, serve_settings
 from tests.serving import serving
 

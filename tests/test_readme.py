@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import generate_latest
 from typer.testing import CliRunner
 
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.models.architectures import ARCHITECTURES

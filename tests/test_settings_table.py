@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from app.cli import app as command_line
+from app.cli.main import app as command_line
 from app.config import ClusterSettings, ServeSettings
 from app.ports import PortTaken, check_ports
 from app.settings_docs import main, page

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.calibration_options import source_of
+from app.cli.options import source_of
 from pruning.spec.prune import (
     CalibrationSpec,
     Dataset,

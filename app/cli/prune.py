@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.calibration_options import calibration_of
+from app.cli.options import calibration_of
 from pruning.spec.gate import GateAction, gate_of
 from pruning.spec.prune import (
     Dataset,

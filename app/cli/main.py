@@ -7,17 +7,17 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from app.bench_cli import bench
-from app.config_cli import config
-from app.doctor_cli import doctor
-from app.eval_cli import evaluate
-from app.export_cli import export
-from app.jobs_cli import jobs
-from app.keys_cli import keys
-from app.models_cli import models
-from app.prune_cli import prune
+from app.cli.bench import bench
+from app.cli.config import config
+from app.cli.doctor import doctor
+from app.cli.eval import evaluate
+from app.cli.export import export
+from app.cli.jobs import jobs
+from app.cli.keys import keys
+from app.cli.models import models
+from app.cli.prune import prune
+from app.cli.stability import stability
 from app.settings_table import UnknownSetting, check_variables
-from app.stability_cli import stability
 from pruning.config import UnreadableSecrets
 from pruning.process import hush_libraries
 from pruning.spec.prune import InvalidSpec

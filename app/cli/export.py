@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from app.eval_cli import Dtype
+from app.cli.eval import Dtype
 
 
 def _num_bytes(text: str) -> int:
