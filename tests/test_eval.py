@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.eval_subject import NotEvaluable
-from app.evaluation import InvalidTasks, Tasks
+from app.commands.evaluate import InvalidTasks, Tasks
+from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.zero_shot import PAPER_TASKS

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.export import Export
+from app.commands.export import Export
 from pruning.checkpoints.gguf import FAMILIES
 from pruning.checkpoints.gguf_vocabulary import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
@@ -56,7 +56,9 @@ def run(*words: str) -> Any:
 
 def test_every_line_of_the_documentation_can_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Export] = []
-    monkeypatch.setattr("app.export.run_export", lambda wanted, *_, **__: asked.append(wanted))
+    monkeypatch.setattr(
+        "app.commands.export.run_export", lambda wanted, *_, **__: asked.append(wanted)
+    )
     pages = (ROOT / "docs" / "guides" / "vllm.md", ROOT / "docs" / "portability.md")
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     lines = re.findall(r"^\.venv/bin/sleb export (.*)$", text, re.MULTILINE)
@@ -152,7 +154,7 @@ def test_a_gguf_file_that_differs_is_not_left(
     def differs(*_: object) -> None:
         raise CheckpointNotPortable("differs")
 
-    monkeypatch.setattr("app.export.compare_gguf", differs)
+    monkeypatch.setattr("app.commands.export.compare_gguf", differs)
     file = tmp_path / "new" / f"{manifest.parent}.gguf"
     with pytest.raises(CheckpointNotPortable):
         run("tiny", "--gguf", str(file))
@@ -200,7 +202,9 @@ def test_what_differs_leaves_what_was_there(
 ) -> None:
     out = tmp_path / "out"
     run("tiny", str(out))
-    monkeypatch.setattr("app.export.copy_companions", lambda *_: None)  # a tokenizer made anew
+    monkeypatch.setattr(
+        "app.commands.export.copy_companions", lambda *_: None
+    )  # a tokenizer made anew
     with pytest.raises(CheckpointNotPortable, match="tokenizer is not the parent's"):
         run("tiny@-1", str(out), "--overwrite")
     depth = json.loads((out / "config.json").read_text())["num_hidden_layers"]

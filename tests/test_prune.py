@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from app.prune import SearchBar, run_prune, search_progress
-from app.tables import print_run
+from app.commands.prune import SearchBar, run_prune, search_progress
+from app.commands.tables import print_run
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import Settings
 from pruning.spec.prune import CalibrationSpec, PruneSpec

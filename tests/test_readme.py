@@ -121,7 +121,7 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     specs: list[PruneSpec] = []
-    monkeypatch.setattr("app.prune.run_prune", lambda spec, *_, **__: specs.append(spec))
+    monkeypatch.setattr("app.commands.prune.run_prune", lambda spec, *_, **__: specs.append(spec))
     lines = re.findall(r"^\.venv/bin/sleb (prune .*)$", commands(README, PRUNE), re.MULTILINE)
     for line in lines:
         result = CliRunner().invoke(command_line, shlex.split(line, comments=True))
@@ -136,7 +136,7 @@ def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
 def test_the_stability_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[set[str], list[int]]] = []
     monkeypatch.setattr(
-        "app.stability.run_stability",
+        "app.commands.stability.run_stability",
         lambda _spec, texts, seeds, *_, **__: asked.append((set(texts), seeds)),
     )
     [line] = re.findall(r"^\.venv/bin/sleb (stability .*)$", commands(PRUNE), re.MULTILINE)

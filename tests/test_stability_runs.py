@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.stability import REPORT_FILE, run_stability
+from app.commands.stability import REPORT_FILE, run_stability
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.config import Settings
 from pruning.data.calibration import CalibrationError

@@ -62,7 +62,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the JSON into this file as well.")] = None,
 ) -> None:
     """Ask whether pruned models are still good: perplexity, a probe, and tasks of lm-eval."""
-    from app.evaluation import Options, Tasks, run_evaluation
+    from app.commands.evaluate import Options, Tasks, run_evaluation
     from pruning.config import Settings
 
     settings = Settings()

@@ -47,7 +47,7 @@ def export(
     if out_dir is None and gguf is None:
         raise typer.BadParameter("say where to: OUT_DIR, --gguf FILE, or both")
     shard_bytes = _num_bytes(max_shard_size)
-    from app.export import Export, run_export
+    from app.commands.export import Export, run_export
     from pruning.config import Settings
 
     wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite)

@@ -11,7 +11,7 @@ from app.json_output import print_json
 from pruning.jobs.job import JobStatus
 
 if TYPE_CHECKING:
-    from app.job_client import JobClient
+    from app.commands.client import JobClient
 
 jobs = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +34,7 @@ def list_jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs."""
-    from app.job_tables import print_jobs
+    from app.commands.jobs import print_jobs
 
     with _client(url) as client:
         page = client.list(limit, status)
@@ -47,7 +47,7 @@ def list_jobs(
 @jobs.command()
 def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Show one job, and what came of the messages to its webhook."""
-    from app.job_tables import print_deliveries, print_job
+    from app.commands.jobs import print_deliveries, print_job
 
     with _client(url) as client:
         job = client.get(job_id)
@@ -71,11 +71,11 @@ def watch(
     with _client(url) as client:
         try:
             if as_json:
-                from app.job_client import follow
+                from app.commands.client import follow
 
                 follow(client, job_id, lambda event: typer.echo(json.dumps(event)))
             else:
-                from app.job_watch import watch as watch_job
+                from app.commands.job_watch import watch as watch_job
 
                 watch_job(client, job_id)
         except KeyboardInterrupt:
@@ -106,8 +106,8 @@ def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
 
 @contextmanager
 def _client(url: str | None) -> "Iterator[JobClient]":
+    from app.commands.client import JobClient, url_of
     from app.config import serve_settings
-    from app.job_client import JobClient, url_of
 
     settings = serve_settings()
     client = JobClient(url_of(settings) if url is None else url, settings.api_key)

@@ -139,8 +139,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Prune a real model, serve it beside its dense parent, and show what that bought."""
+    from app.commands.demo import run_demo
     from app.config import serve_settings
-    from app.demo import run_demo
 
     run_demo(serve_settings(port=port), num_remove, keep=keep, as_json=as_json)
 

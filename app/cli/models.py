@@ -17,8 +17,8 @@ def list_models(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
+    from app.commands.tables import print_models
     from app.config import serve_settings
-    from app.tables import print_models
 
     print_models(serve_settings(), as_json=as_json)
 

@@ -106,6 +106,6 @@ def prune(
     )
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    from app.prune import run_prune  # brings torch: what is wrong above is told without it
+    from app.commands.prune import run_prune  # brings torch: what is wrong above is told without it
 
     run_prune(spec, out, settings, as_json=as_json)

@@ -65,7 +65,9 @@ def stability(
         search=search,
         resident=resident,
     )
-    from app.stability import run_stability  # brings torch: what is wrong above is told without it
+    from app.commands.stability import (
+        run_stability,  # brings torch: what is wrong above is told without it
+    )
 
     run_stability(spec, texts, numbers, out, Settings(), as_json=as_json)
 

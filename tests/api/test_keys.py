@@ -16,8 +16,8 @@ from starlette.types import Message
 from app.api.middleware.auth import Guard
 from app.auth.keys import KeyFile, Scope, caller
 from app.auth.scopes import access_to
+from app.commands.client import JobClient, Refused
 from app.config import ServeSettings
-from app.job_client import JobClient, Refused
 from app.server.serve import log_fields
 from pruning.logs import set_up_logging
 from tests.api.test_prune_jobs import JOB

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from app.eval_subject import NotEvaluable, Subject, subject_of
-from app.eval_tables import Evaluation, print_evaluations
-from app.prune import search_progress
+from app.commands.eval_tables import Evaluation, print_evaluations
+from app.commands.prune import search_progress
+from app.commands.subject import NotEvaluable, Subject, subject_of
 from pruning.config import Settings
 from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import Perplexity, measure_perplexity

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from app.comparison import PROMPTS, Side
+from app.commands.comparison import PROMPTS, Side
 from app.json_output import print_json
 
 

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from app.commands.prune import models_for, new_place, search_progress
 from app.json_output import print_json
-from app.prune import models_for, new_place, search_progress
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import Settings
 from pruning.removal import Removal

@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from app.tables import print_run
+from app.commands.tables import print_run
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model

@@ -13,11 +13,11 @@ from typing import Any
 import httpx2
 from rich.console import Console
 
-from app.comparison import measure
+from app.commands.client import authorization
+from app.commands.comparison import measure
+from app.commands.demo_report import print_next_steps, print_report
+from app.commands.prune import search_progress
 from app.config import ServeSettings
-from app.demo_report import print_next_steps, print_report
-from app.job_client import authorization
-from app.prune import search_progress
 from pruning.config import child_environment
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import set_up_torch

@@ -5,8 +5,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from app.job_client import JobClient, follow
-from app.prune import SearchBar, search_progress
+from app.commands.client import JobClient, follow
+from app.commands.prune import SearchBar, search_progress
 from pruning.removal import Removal
 
 _OF_A_REMOVAL = ("step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error")
