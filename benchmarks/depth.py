@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 
-from app.bench_plan import without
+from app.bench.plan import without
 from app.engine.variant import Variant
 from app.models.catalog import Catalog, UnknownModel
 from benchmarks.steady import SteadyBatch, median_steps_s

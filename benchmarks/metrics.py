@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.machine import machine
+from app.bench.machine import machine
 from app.settings_table import check_variables
 from pruning.config import Settings
 from pruning.data.calibration import Windows, calibrate

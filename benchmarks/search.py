@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.machine import machine
+from app.bench.machine import machine
 from app.settings_table import check_variables
 from benchmarks.modes import Bench, Meter, Mode, weight_bytes
 from benchmarks.search_report import report, show

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from app.machine import machine
+from app.bench.machine import machine
 from benchmarks.modes import Bench, Meter
 from pruning.models.store import set_up_torch
 

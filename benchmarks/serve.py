@@ -16,8 +16,8 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
+from app.bench.machine import machine
 from app.engine.variant import make_variant
-from app.machine import machine
 from app.models.catalog import Catalog
 from app.settings_table import check_variables
 from benchmarks import http_parts, offline_parts

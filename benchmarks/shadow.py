@@ -19,9 +19,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from app.bench.machine import machine
 from app.compare.speedup import turn_order
 from app.config import ServeSettings
-from app.machine import machine
 from app.settings_table import check_variables
 from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop

@@ -12,12 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from app import bench
-from app.bench_plan import DENSE, HALF, Plan, Scenario, Subject
-from app.bench_plot import draw, plot
-from app.bench_report import markdown
-from app.bench_result import Bench
-from app.bench_runs import Sample, WrongLength, measure
+from app.bench import bench
+from app.bench.bench_plot import draw, plot
+from app.bench.plan import DENSE, HALF, Plan, Scenario, Subject
+from app.bench.report import markdown
+from app.bench.result import Bench
+from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong

@@ -46,8 +46,8 @@ def bench(
         raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
     if dtype not in {"auto", "float32", "bfloat16", "float16"}:
         raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
-    from app.bench import facts_of, print_bench, random_subject, run_bench, stored_subject
-    from app.bench_plan import Plan, Scenario
+    from app.bench.bench import facts_of, print_bench, random_subject, run_bench, stored_subject
+    from app.bench.plan import Plan, Scenario
     from pruning.config import Settings
 
     names = [name for name in scenarios.split(",") if name]

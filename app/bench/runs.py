@@ -9,7 +9,7 @@ from statistics import fmean
 
 import torch
 
-from app.bench_plan import Plan, Scenario
+from app.bench.plan import Plan, Scenario
 from app.engine.async_engine import AsyncEngine
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits

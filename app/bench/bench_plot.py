@@ -3,8 +3,8 @@
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from app.bench_plan import Scenario
-from app.bench_result import Bench, Row
+from app.bench.plan import Scenario
+from app.bench.result import Bench, Row
 from app.compare.speedup import Verdict
 from pruning.checkpoints.trajectory_plot import STYLE
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from app.bench_plan import DENSE, HALF, Plan, Scenario, Subject
-from app.bench_runs import Sample
+from app.bench.plan import DENSE, HALF, Plan, Scenario, Subject
+from app.bench.runs import Sample
 from app.compare.speedup import Speedup, speedup
 from pruning.models.timing import BlockTimes
 

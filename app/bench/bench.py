@@ -15,15 +15,15 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.bench_plan import DENSE, Plan, Scenario, Subject
-from app.bench_plot import PLOT_FILE, plot
-from app.bench_report import HEADINGS, cells, markdown, reasons
-from app.bench_result import Bench, to_wire
-from app.bench_runs import Sample, measure, warm_up
+from app.bench.bench_plot import PLOT_FILE, plot
+from app.bench.machine import machine
+from app.bench.plan import DENSE, Plan, Scenario, Subject
+from app.bench.report import HEADINGS, cells, markdown, reasons
+from app.bench.result import Bench, to_wire
+from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import turn_order
 from app.engine.variant import Variant, make_variant
 from app.json_output import print_json
-from app.machine import machine
 from app.models.catalog import Catalog, UnknownModel
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings

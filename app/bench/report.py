@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from app.bench_plan import DENSE
-from app.bench_result import Bench, Row
-from app.bench_runs import Sample
+from app.bench.plan import DENSE
+from app.bench.result import Bench, Row
+from app.bench.runs import Sample
 from app.compare.speedup import EQUAL_WITHIN
 
 HEADINGS = ("side", "what", "dense", "variant", "speed-up", "interval", "ideal", "verdict")

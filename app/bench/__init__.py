@@ -1,0 +1,1 @@
+"""The benchmark of dense against pruned, in turns beside each other."""
