@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from app.auth.keys import KeyFile, Scope
 from app.cli.main import app as command_line
 from app.config import ServeSettings
-from app.doctor_gpu import Gpus, device, gpus, room_bytes
-from app.doctor_machine import disk, extras, memory, open_files, packages, port, writable
-from app.finding import Level
+from app.doctor.finding import Level
+from app.doctor.gpu import Gpus, device, gpus, room_bytes
+from app.doctor.machine import disk, extras, memory, open_files, packages, port, writable
 from app.main import create_app
 from tests.e2e.processes import free_port
 from tests.local_client import LocalClient

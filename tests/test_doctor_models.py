@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.doctor_models import check_weights, checkpoints, external, models, weights
-from app.finding import Level
+from app.doctor.finding import Level
+from app.doctor.models import check_weights, checkpoints, external, models, weights
 from pruning.models.store import NotAModel
 from tests.api.conftest import publish_pruned
 from tests.tiny_checkpoints import write_checkpoint

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.doctor_store import MAX_SKEW_S, clock, eviction, persistence, store
-from app.finding import Level
+from app.doctor.finding import Level
+from app.doctor.store import MAX_SKEW_S, clock, eviction, persistence, store
 from pruning.config import Settings
 from tests.e2e.processes import free_port
 from tests.valkey_server import valkey

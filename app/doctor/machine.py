@@ -14,7 +14,7 @@ import httpx2
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from app.finding import Finding, fine, note, size, wrong
+from app.doctor.finding import Finding, fine, note, size, wrong
 
 _OURS = "sleb-serve"
 _MIN_FREE_BYTES = 10**9  # logs, the store, a small checkpoint

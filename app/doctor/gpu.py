@@ -9,7 +9,7 @@ import psutil
 import pynvml
 import torch
 
-from app.finding import Finding, fine, size, wrong
+from app.doctor.finding import Finding, fine, size, wrong
 
 _CHECK = "device"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, with cgroups of version 2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from app.finding import Finding, fine, note, wrong
+from app.doctor.finding import Finding, fine, note, wrong
 from app.models.external import InvalidExternalModels, read_external_models
 from pruning.checkpoints.store import FORMAT, CheckpointCorrupt, read_manifest
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app import doctor_gpu, doctor_machine, doctor_models, doctor_store
 from app.auth.keys import InvalidKeyFile, KeyFile
 from app.auth.scopes import OpenDoor, check_door, is_loopback
 from app.config import ServeSettings
-from app.finding import Finding, Level, fine, note, wrong
+from app.doctor import gpu, machine, models, store
+from app.doctor.finding import Finding, Level, fine, note, wrong
 from app.json_output import print_json
 from app.ports import PortTaken, check_ports
 from app.settings_table import UnknownSetting, check_variables
@@ -29,18 +29,18 @@ def diagnose() -> list[Finding]:
         check_ports(api, worker)
     except (UnknownSetting, UnreadableSecrets, PortTaken, ValidationError) as error:
         advice = "correct the environment, then ask again: the rest was not looked at"
-        return [doctor_machine.packages(), wrong("settings", _reason(error), advice)]
+        return [machine.packages(), wrong("settings", _reason(error), advice)]
     return [
-        doctor_machine.packages(),
+        machine.packages(),
         fine("settings", "known, and fit together"),
-        doctor_machine.extras(_needed(api)),
+        machine.extras(_needed(api)),
         *_hardware(api),
         *_directories(api),
         _keys(api),
-        *doctor_store.store(api),
-        *doctor_models.models(api.models_dir),
-        *doctor_models.checkpoints(api.checkpoints_dir),
-        doctor_models.external(api.external_models_file),
+        *store.store(api),
+        *models.models(api.models_dir),
+        *models.checkpoints(api.checkpoints_dir),
+        models.external(api.external_models_file),
         *_limits(api, worker),
     ]
 
@@ -84,24 +84,24 @@ def _needed(api: ServeSettings) -> dict[str, str]:
 
 
 def _hardware(api: ServeSettings) -> list[Finding]:
-    found = doctor_gpu.gpus()
-    device = doctor_gpu.device(api.device, found)
+    found = gpu.gpus()
+    device = gpu.device(api.device, found)
     if device.level is Level.WRONG:
         return [device]
-    room = doctor_gpu.room_bytes(api.device, found)
+    room = gpu.room_bytes(api.device, found)
     room = min(room, api.max_weight_bytes or room)
-    weights = doctor_models.weights(api.models_dir)
+    weights = models.weights(api.models_dir)
     preloaded = list(weights) if api.preload is None else api.preload
-    return [device, doctor_machine.memory(weights, preloaded, room)]
+    return [device, machine.memory(weights, preloaded, room)]
 
 
 def _directories(settings: Settings) -> list[Finding]:
     there = (settings.checkpoints_dir, settings.valkey_dir)
-    largest = max(doctor_models.weights(settings.models_dir).values(), default=0)
+    largest = max(models.weights(settings.models_dir).values(), default=0)
     return [
-        doctor_machine.writable(settings.data_dir),
-        *(doctor_machine.writable(its) for its in there if its.exists()),
-        doctor_machine.disk(settings.data_dir, largest),
+        machine.writable(settings.data_dir),
+        *(machine.writable(its) for its in there if its.exists()),
+        machine.disk(settings.data_dir, largest),
     ]
 
 
@@ -123,7 +123,7 @@ def _limits(api: ServeSettings, worker: WorkerSettings) -> list[Finding]:
     host = str(api.host)
     port = worker.worker_metrics_port
     return [
-        doctor_machine.port("SLEB_PORT", host, api.port, "sleb_ready"),
-        doctor_machine.port("SLEB_WORKER_METRICS_PORT", host, port, "sleb_worker_up"),
-        doctor_machine.open_files(api.max_num_seqs + api.max_waiting),
+        machine.port("SLEB_PORT", host, api.port, "sleb_ready"),
+        machine.port("SLEB_WORKER_METRICS_PORT", host, port, "sleb_worker_up"),
+        machine.open_files(api.max_num_seqs + api.max_waiting),
     ]

@@ -8,8 +8,8 @@ from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.doctor.finding import Finding, fine, note, wrong
 from app.effective import without_secrets
-from app.finding import Finding, fine, note, wrong
 from app.server.valkey import ValkeyUnavailable, redis_url
 from pruning.config import Settings
 

@@ -1,0 +1,1 @@
+"""The doctor: what keeps this machine from serving or pruning."""
