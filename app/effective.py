@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.config import ClusterSettings
-from app.settings_table import Setting, settings, shown
+from app.settings import Setting, settings, shown
 from pruning.config import WorkerSettings, secret_files, set_variables
 
 _MASK = "***"

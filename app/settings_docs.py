@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from app.settings_table import markdown, settings
+from app.settings import markdown, settings
 
 _TARGET = Path(__file__).parents[1] / "docs" / "settings.md"
 _PAGE = """\

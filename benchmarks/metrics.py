@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.bench.machine import machine
-from app.settings_table import check_variables
+from app.settings import check_variables
 from pruning.config import Settings
 from pruning.data.calibration import Windows, calibrate
 from pruning.evaluation.evaluate import perplexity

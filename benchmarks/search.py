@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.bench.machine import machine
-from app.settings_table import check_variables
+from app.settings import check_variables
 from benchmarks.modes import Bench, Meter, Mode, weight_bytes
 from benchmarks.search_report import report, show
 from pruning.config import Settings

@@ -19,7 +19,7 @@ from rich.console import Console
 from app.bench.machine import machine
 from app.engine.variant import make_variant
 from app.models.catalog import Catalog
-from app.settings_table import check_variables
+from app.settings import check_variables
 from benchmarks import http_parts, offline_parts
 from benchmarks.depth import UnknownVariant, removed_blocks
 from benchmarks.plan import Baseline, Found, Part, Plan, Subject

@@ -22,7 +22,7 @@ from rich.console import Console
 from app.bench.machine import machine
 from app.compare.speedup import turn_order
 from app.config import ServeSettings
-from app.settings_table import check_variables
+from app.settings import check_variables
 from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.servers import Server, no_server_left, sleb_serve_on

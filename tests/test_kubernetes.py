@@ -11,7 +11,7 @@ import yaml
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.settings_table import check_variables, settings
+from app.settings import check_variables, settings
 
 ROOT = Path(__file__).parents[1] / "deploy" / "kubernetes"
 VERSION = "1.37"

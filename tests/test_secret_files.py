@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.config import ServeSettings
 from app.effective import effective
-from app.settings_table import UnknownSetting, check_variables
+from app.settings import UnknownSetting, check_variables
 from pruning.config import UnreadableSecrets, WorkerSettings, child_environment
 from tests.e2e.processes import environment
 from tests.webhook_receiver import SECRET

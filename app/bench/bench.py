@@ -23,8 +23,8 @@ from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import turn_order
 from app.engine.variant import Variant, make_variant
-from app.json_output import print_json
 from app.models.catalog import Catalog, UnknownModel
+from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.json_output import print_json
+from app.terminal import print_json
 from pruning.jobs.job import JobStatus
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.auth.keys import ApiKey, KeyFile, Scope
-from app.json_output import print_json
+from app.terminal import print_json
 
 keys = typer.Typer(
     no_args_is_help=True,

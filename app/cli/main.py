@@ -17,7 +17,7 @@ from app.cli.keys import keys
 from app.cli.models import models
 from app.cli.prune import prune
 from app.cli.stability import stability
-from app.settings_table import UnknownSetting, check_variables
+from app.settings import UnknownSetting, check_variables
 from pruning.config import UnreadableSecrets
 from pruning.process import hush_libraries
 from pruning.spec.prune import InvalidSpec

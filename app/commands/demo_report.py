@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from app.commands.comparison import PROMPTS, Side
-from app.json_output import print_json
+from app.terminal import print_json
 
 
 def print_report(job: dict[str, Any], dense: Side, pruned: Side, *, as_json: bool) -> None:

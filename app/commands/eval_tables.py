@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.json_output import print_json
+from app.terminal import print_json
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.zero_shot import TaskScore

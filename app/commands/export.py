@@ -9,7 +9,7 @@ from uuid import uuid4
 from rich.console import Console
 
 from app.commands.subject import Subject, subject_of
-from app.json_output import print_json
+from app.terminal import print_json
 from pruning.checkpoints.card import Exported, export_card
 from pruning.checkpoints.gguf import check_gguf, write_gguf
 from pruning.checkpoints.publish import CheckpointExists, check_place, place

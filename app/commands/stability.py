@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from app.commands.prune import models_for, new_place, search_progress
-from app.json_output import print_json
+from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import Settings
 from pruning.removal import Removal

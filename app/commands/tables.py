@@ -10,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.config import ServeSettings
-from app.json_output import print_json
 from app.models.catalog import Catalog
 from app.models.entry import Entry
 from app.models.external import read_external_models
+from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE

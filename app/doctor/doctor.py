@@ -13,9 +13,9 @@ from app.auth.scopes import OpenDoor, check_door, is_loopback
 from app.config import ServeSettings
 from app.doctor import gpu, machine, models, store
 from app.doctor.finding import Finding, Level, fine, note, wrong
-from app.json_output import print_json
 from app.ports import PortTaken, check_ports
-from app.settings_table import UnknownSetting, check_variables
+from app.settings import UnknownSetting, check_variables
+from app.terminal import print_json
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 
 _COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}

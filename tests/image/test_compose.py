@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from app.config import ServeSettings
-from app.settings_table import check_variables
+from app.settings import check_variables
 from pruning.config import WorkerSettings
 from tests.image.compose import ROOT, rendered, seconds, services, volumes
 
