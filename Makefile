@@ -61,8 +61,8 @@ dashboards: setup  ## write the Grafana dashboards anew, from the Python in dash
 	$(BIN)/python -m dashboards
 
 docs: setup  ## write the pages of settings and of routes anew, from the code
-	$(BIN)/python -m app.settings_docs
-	$(BIN)/python -m app.rest_docs
+	$(BIN)/python -m tools.docs.settings
+	$(BIN)/python -m tools.docs.rest
 
 audit: setup sbom  ## whether anything that is installed is known to be vulnerable
 	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \

@@ -14,10 +14,10 @@ from app.cli.main import app as command_line
 from app.config import ClusterSettings, ServeSettings
 from app.ports import PortTaken, check_ports
 from app.settings import UnknownSetting, check_variables, settings
-from app.settings_docs import main, page
 from pruning.config import WorkerSettings, child_environment
 from tests.e2e.processes import environment
 from tests.webhook_receiver import SECRET
+from tools.docs.settings import main, page
 
 ROOT = Path(__file__).parents[1]
 

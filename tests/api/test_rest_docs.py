@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app.rest_docs import main, page
-from app.rest_tables import markdown
 from tests.pages import ROOT
+from tools.docs.rest import main, page
+from tools.docs.rest_tables import markdown
 
 PAGE = ROOT / "docs" / "rest.md"
 

@@ -1,4 +1,4 @@
-"""``python -m app.rest_docs [FILE]``: write the page of all routes, from the app itself."""
+"""``python -m tools.docs.rest [FILE]``: write the page of all routes, from the app itself."""
 
 import sys
 from ipaddress import IPv4Address
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.rest_tables import markdown
+from tools.docs.rest_tables import markdown
 
 _TARGET = Path(__file__).parents[1] / "docs" / "rest.md"
 _ELSEWHERE = IPv4Address("192.0.2.1")  # of a service that has to ask for keys

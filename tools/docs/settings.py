@@ -1,4 +1,4 @@
-"""``python -m app.settings_docs [FILE]``: write the page of all settings, from the fields."""
+"""``python -m tools.docs.settings [FILE]``: write the page of all settings, from the fields."""
 
 import sys
 from pathlib import Path
