@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.search.dealing import deal
+from pruning.search.ray_scoring import deal
 
 blocks = st.integers(0, 40)
 

@@ -2,13 +2,15 @@
 
 Needs the extra ``cluster``, that is Ray. Each machine of a cluster needs this package, and the
 model at the same path.
+
+Who evaluates which candidate: loads evened out, and states used where they are.
 """
 
 import importlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
 from pathlib import Path
@@ -20,10 +22,46 @@ import torch
 
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.dealing import deal
 from pruning.search.evaluator import NO_BLOCK, Recipe
 from pruning.search.ray_actors import Crew, Evaluated
 from pruning.sleb import Blocks
+
+Cost = Callable[[int, int], int]  # of a block at a place, in block passes
+
+
+def deal(
+    candidates: Sequence[int], places: Sequence[int], homes: Mapping[int, int], cost: Cost
+) -> dict[int, list[int]]:
+    """Each place's share, in the order of ``candidates``.
+
+    ``homes`` has the place that knows a block's states. A block goes home, unless the busiest place
+    hands it to the idlest to be done sooner; one without a home goes where there is least to do.
+    """
+    shares: dict[int, set[int]] = {place: set() for place in places}
+
+    def load(place: int) -> int:
+        return sum(cost(block, place) for block in shares[place])
+
+    homeless = []
+    for block in candidates:
+        if (home := homes.get(block)) in shares and home is not None:
+            shares[home].add(block)
+        else:
+            homeless.append(block)
+    for block in sorted(homeless, key=lambda block: cost(block, places[0]), reverse=True):
+        shares[min(places, key=load)].add(block)
+    while True:
+        busiest, idlest = max(places, key=load), min(places, key=load)
+        moves = {
+            block: max(load(busiest) - cost(block, busiest), load(idlest) + cost(block, idlest))
+            for block in shares[busiest]
+        }
+        best = min(moves, key=moves.__getitem__, default=None)
+        if best is None or moves[best] >= load(busiest):
+            return {place: [b for b in candidates if b in shares[place]] for place in places}
+        shares[busiest].remove(best)
+        shares[idlest].add(best)
+
 
 # Means over windows that are closer than this, in nats, count as tied between actors. On devices
 # of one kind actors agree to the bit; other kernels round otherwise, 16-bit states more coarsely.
