@@ -7,7 +7,7 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.evaluator import NO_BLOCK, Evaluator, Recipe
+from pruning.search.ray_actors import NO_BLOCK, Evaluator, Recipe
 from pruning.search.scoring import SharedPrefixScorer
 from tests.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.tiny_directory import tiny_tokenizer

@@ -22,8 +22,7 @@ import torch
 
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.evaluator import NO_BLOCK, Recipe
-from pruning.search.ray_actors import Crew, Evaluated
+from pruning.search.ray_actors import NO_BLOCK, Crew, Evaluated, Recipe
 from pruning.sleb import Blocks
 
 Cost = Callable[[int, int], int]  # of a block at a place, in block passes
