@@ -24,8 +24,8 @@ from pruning.data.mixing import calibrate, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks, view
-from pruning.models.fingerprint import fingerprint
 from pruning.models.lineage import lineage_of
+from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine, Residence, reside

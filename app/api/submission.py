@@ -32,7 +32,7 @@ from pruning.jobs.job_creation import Claim, QueueFull, Terms
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.webhook import Webhook
 from pruning.models.quantize import check_quantizable
-from pruning.models.weight_sizes import weight_sizes
+from pruning.models.safetensors_files import weight_sizes
 from pruning.spec.gate import Gate
 from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.models.removal_order import RemovalOrder
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models.fingerprint import fingerprint
+from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import Entry
 from app.models.weights import LoadedWeights, Source, Weights
 from pruning.checkpoints.store import CheckpointStore
+from pruning.models.safetensors_files import weight_sizes
 from pruning.models.store import ModelStore, NotAModel
-from pruning.models.weight_sizes import weight_sizes
 
 
 class ModelReplaced(RuntimeError):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from pruning.jobs.job import Job, JobStatus
+from pruning.models.safetensors_files import WeightSizes
 from pruning.models.store import ModelInfo
-from pruning.models.weight_sizes import WeightSizes
 from pruning.spec.prune import PruneSpec, Resident, Sampling
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
