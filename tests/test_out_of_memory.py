@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from pruning.checkpoints.store import Manifest
 from pruning.jobs.store import JobStore
-from pruning.models.memory import BATCH_TOKENS
-from pruning.models.out_of_memory import is_out_of_memory, shortage
+from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine

@@ -9,8 +9,7 @@ from threading import Lock, Thread
 import torch
 
 from app.engine.variant import Variant
-from pruning.models.memory import free_bytes
-from pruning.models.out_of_memory import is_out_of_memory, shortage
+from pruning.models.memory import free_bytes, is_out_of_memory, shortage
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import LoadedModel, pick_device
 from pruning.sleb import Blocks

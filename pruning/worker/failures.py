@@ -9,8 +9,7 @@ from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.jobs.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models.memory import StateBudgetTooSmall
-from pruning.models.out_of_memory import is_out_of_memory, shortage
+from pruning.models.memory import StateBudgetTooSmall, is_out_of_memory, shortage
 from pruning.models.quantize import QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.removal import NonFiniteLoss

@@ -124,7 +124,7 @@ def _outcome(
     except (StaleAttempt, JobStoreUnavailable, WorkerStops):
         raise
     except Exception as error:
-        from pruning.models.out_of_memory import is_out_of_memory, shortage  # noqa: PLC0415 - as above
+        from pruning.models.memory import is_out_of_memory, shortage  # noqa: PLC0415 - as above
         from pruning.worker.failures import describe  # noqa: PLC0415 - as above
 
         logger.exception("job %s failed", job.id)
