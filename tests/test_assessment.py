@@ -10,7 +10,7 @@ import torch
 
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
-from pruning.data.mixing import held_out
+from pruning.data.calibration import held_out
 from pruning.evaluation import zero_shot
 from pruning.evaluation.quality import Quantized
 from pruning.evaluation.task_scores import PAPER_TASKS, TaskScore, ZeroShot

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.data.mixing import calibrate
+from pruning.data.calibration import calibrate
 from pruning.models.store import load
 from pruning.search.cosine import CosineRanker
 from pruning.search.scoring import PlainScorer

@@ -12,9 +12,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.data import calibration
-from pruning.data.calibration import Windows
-from pruning.data.mixing import MAX_BEGINNING, beginning, calibrate, described, held_out, mixed
+from pruning.data.calibration import (
+    MAX_BEGINNING,
+    Windows,
+    beginning,
+    calibrate,
+    described,
+    held_out,
+    mixed,
+)
 from pruning.models.store import LoadedModel
 from pruning.search.state import SearchState
 from pruning.spec.calibration import MAX_SOURCES, apportioned, calibration_from
@@ -158,7 +164,7 @@ def test_every_source_gives_its_share_by_its_own_seed(
     assert windows.token_ids.shape == (8, 8)
     found = {tuple(window) for window in windows.token_ids.tolist()}
     for source, share in zip(mix.sources, (5, 2, 1), strict=True):
-        part = calibration.calibrate(
+        part = calibrate(
             replace(source, num_samples=share), tiny_loaded.model, tiny_loaded.tokenizer
         )
         assert {tuple(window) for window in part.token_ids.tolist()} <= found
@@ -180,7 +186,7 @@ def test_one_source_is_what_it_is_without_a_mix(
     model, tokenizer = tiny_loaded.model, tiny_loaded.tokenizer
     alone = CalibrationMix(mix.sources[:1], (7.0,))
     assert calibrate(alone, model, tokenizer).digest == (
-        calibration.calibrate(mix.sources[0], model, tokenizer).digest
+        calibrate(mix.sources[0], model, tokenizer).digest
     )
 
 

@@ -2,6 +2,8 @@
 
 Two samplings, because the reference code and the paper differ: ``rows`` joins a few raw rows
 and takes the windows that fit (4 or 5 of 2048), ``windows`` takes as many windows as asked.
+
+The windows that a run is calibrated on, of one source or of several, and what to say of them.
 """
 
 import hashlib
@@ -10,11 +12,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.spec.prune import CalibrationSpec, Dataset, Sampling
+from pruning.spec.prune import Calibration, CalibrationSpec, Dataset, Sampling
 
 MAX_FILE_BYTES = 2**30
 NUM_C4_DOCUMENTS = 4096  # about two million tokens, eight times what the paper samples from
@@ -50,14 +53,14 @@ class Windows:
         return hashlib.sha256(header + self.token_ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def calibrate(
+def _calibrate_source(
     spec: CalibrationSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Windows:
     """The windows that ``spec`` describes for this model. Raises ``CalibrationError``."""
     return _windows(spec, model, tokenizer, split="train")
 
 
-def held_out(
+def _held_out_source(
     spec: CalibrationSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Windows:
     """Windows to evaluate on: the test split, own text of another seed, the rest of a file.
@@ -228,3 +231,71 @@ _HUB_CORPORA: dict[Dataset, Callable[[str], Corpus]] = {
 def hub_corpus(dataset: Dataset, split: str) -> Corpus:
     """Of ``wikitext2`` or ``c4``, the split ``train`` or ``test``. Raises ``CalibrationError``."""
     return _HUB_CORPORA[dataset](split)
+
+
+MAX_BEGINNING = 80  # characters of a window that are quoted
+_TOKENS_QUOTED = 40  # enough for so many characters of common text
+
+
+@dataclass(frozen=True)
+class MixedWindows(Windows):
+    """Windows of several sources; ``origins`` says which, for each of them."""
+
+    origins: tuple[str, ...]
+
+
+def calibrate(
+    spec: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Windows:
+    """The windows that ``spec`` describes for this model. Raises ``CalibrationError``."""
+    return mixed([_calibrate_source(part, model, tokenizer) for part in spec.parts])
+
+
+def held_out(
+    spec: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Windows:
+    """Windows to evaluate on, as many of each source as it is calibrated on, where there are."""
+    return mixed([_held_out_source(part, model, tokenizer) for part in spec.parts])
+
+
+def mixed(parts: Sequence[Windows]) -> Windows:
+    """All windows of all parts, each part spread evenly: the first few stand for the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [len(part.token_ids) for part in parts]
+    order = sorted(
+        ((at + 0.5) / size, number, at) for number, size in enumerate(sizes) for at in range(size)
+    )
+    return MixedWindows(
+        token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
+        source=" + ".join(f"{len(part.token_ids)} × {part.source}" for part in parts),
+        origins=tuple(parts[number].source for _, number, _ in order),
+    )
+
+
+def described(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """As JSON: the digest of all windows; source, digest and first words of each."""
+    num_windows, seqlen = windows.token_ids.shape
+    origins = (
+        windows.origins if isinstance(windows, MixedWindows) else [windows.source] * num_windows
+    )
+    return {
+        "source": windows.source,
+        "num_windows": num_windows,
+        "seqlen": seqlen,
+        "digest": windows.digest,
+        "windows": [
+            {
+                "source": origin,
+                "digest": Windows(token_ids.unsqueeze(0), origin).digest,
+                "begins": beginning(str(tokenizer.decode(token_ids[:_TOKENS_QUOTED]))),
+            }
+            for origin, token_ids in zip(origins, windows.token_ids, strict=True)
+        ],
+    }
+
+
+def beginning(text: str) -> str:
+    """The first words in one line that any terminal can show: nothing in it is obeyed."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(shown.split())[:MAX_BEGINNING].rstrip()

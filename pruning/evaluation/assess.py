@@ -5,8 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pruning.data.calibration import Windows
-from pruning.data.mixing import held_out
+from pruning.data.calibration import Windows, held_out
 from pruning.evaluation.evaluate import perplexity_curve
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.quality import Quality, Quantized
