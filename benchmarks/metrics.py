@@ -19,7 +19,7 @@ from app.bench.machine import machine
 from app.settings import check_variables
 from pruning.config import Settings
 from pruning.data.calibration import Windows, calibrate
-from pruning.evaluation.evaluate import perplexity
+from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pruning.evaluation.evaluate import perplexity_curve
+from pruning.evaluation.perplexity import perplexity_curve
 from pruning.models import loss
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list, view

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.evaluate import MAX_NATS
+from pruning.evaluation.perplexity import MAX_NATS
 from pruning.evaluation.quality import Quality
 from pruning.removal import Removal
 from pruning.spec.prune import Metric, PruneSpec

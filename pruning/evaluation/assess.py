@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pruning.data.calibration import Windows, held_out
-from pruning.evaluation.evaluate import perplexity_curve
-from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.perplexity import measure_perplexity, perplexity_curve
 from pruning.evaluation.quality import Quality, Quantized
 from pruning.evaluation.quality_gate import ask_both, gated
 from pruning.evaluation.task_scores import ZeroShot

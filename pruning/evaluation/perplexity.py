@@ -1,6 +1,10 @@
-"""Perplexity as the paper measures it: windows that do not overlap, each on its own."""
+"""Perplexity as the paper measures it: windows that do not overlap, each on its own.
 
-from collections.abc import Callable, Iterator
+Quality of a model, and of every prefix of a removal order, as perplexity on token windows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
@@ -8,10 +12,28 @@ from statistics import fmean
 import torch
 
 from pruning.data.calibration import Windows
-from pruning.evaluation.evaluate import perplexity
 from pruning.models.forward import Passes
 from pruning.models.loss import window_losses
-from pruning.removal import NonFiniteLoss
+from pruning.removal import Losses, NonFiniteLoss
+from pruning.sleb import RoundScorer
+
+MAX_NATS = 700.0  # a broken model's loss may be beyond what exp can say in a float
+
+
+def perplexity(losses: Losses) -> float:
+    """exp of the mean nats per token over windows that do not overlap."""
+    return math.exp(min(fmean(losses), MAX_NATS))
+
+
+def perplexity_curve(
+    scorer: RoundScorer, num_blocks: int, removed: Sequence[int]
+) -> Iterator[float]:
+    """Perplexity after 0, 1, 2 ... of the removals, on the windows of ``scorer``: every depth."""
+    keep = list(range(num_blocks))
+    yield perplexity(scorer.losses(tuple(keep)))
+    for block in removed:
+        keep.remove(block)
+        yield perplexity(scorer.losses(tuple(keep)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.calibration import CalibrationError, Windows, calibrate, held_out
-from pruning.evaluation.evaluate import perplexity
+from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
 from pruning.search.dense_model import Residence
