@@ -9,8 +9,7 @@ from pruning.data.calibration import Windows, held_out
 from pruning.evaluation.perplexity import measure_perplexity, perplexity_curve
 from pruning.evaluation.quality import Quality, Quantized
 from pruning.evaluation.quality_gate import ask_both, gated
-from pruning.evaluation.task_scores import ZeroShot
-from pruning.evaluation.zero_shot import PAPER_TASKS, fetch_tasks, score_tasks
+from pruning.evaluation.zero_shot import PAPER_TASKS, ZeroShot, fetch_tasks, score_tasks
 from pruning.models.blocks import num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo

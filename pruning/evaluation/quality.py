@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pruning.evaluation.probe_scores import Comparison
-from pruning.evaluation.task_scores import ZeroShot
+from pruning.evaluation.zero_shot import ZeroShot
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import MANIFEST, Manifest
-from pruning.evaluation.task_scores import PAPER_TASKS, TaskScore
+from pruning.evaluation.zero_shot import PAPER_TASKS, TaskScore
 from pruning.spec.gate import Gate
 from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
 from tests.api.conftest import publish_pruned
