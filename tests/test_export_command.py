@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
 from app.commands.export import Export
-from pruning.checkpoints.gguf import FAMILIES
-from pruning.checkpoints.gguf_vocabulary import GgufUnsupported
+from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable

@@ -13,8 +13,13 @@ from tokenizers import Regex, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning.checkpoints import gguf
-from pruning.checkpoints.gguf import FAMILIES, check_gguf, write_gguf
-from pruning.checkpoints.gguf_vocabulary import GgufUnsupported, vocabulary_of
+from pruning.checkpoints.gguf import (
+    FAMILIES,
+    GgufUnsupported,
+    check_gguf,
+    vocabulary_of,
+    write_gguf,
+)
 from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare_gguf
 from pruning.models.blocks import view
