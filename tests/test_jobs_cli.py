@@ -14,11 +14,10 @@ import redis
 
 from app.cli.main import main
 from app.config import ServeSettings
-from pruning.jobs.job import JobError, JobStatus
+from pruning.jobs.job import JobError, JobStatus, Webhook
 from pruning.jobs.keys import TOLD
 from pruning.jobs.outbox import Attempt, WebhookOutbox
 from pruning.jobs.store import JobStore
-from pruning.jobs.webhook import Webhook
 from pruning.spec.prune import PruneSpec
 from tests.e2e.processes import free_port
 from tests.job_lives import succeed

@@ -14,11 +14,10 @@ import redis
 from app.webhooks.delivery import BACK_OFF_S, JITTER, WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 from app.webhooks.target import address_rule
-from pruning.jobs.job import Job
+from pruning.jobs.job import Job, Webhook, WebhookEvent
 from pruning.jobs.keys import OUTBOX
 from pruning.jobs.outbox import WebhookOutbox
 from pruning.jobs.store import JobStore
-from pruning.jobs.webhook import Webhook, WebhookEvent
 from pruning.spec.prune import PruneSpec
 from tests.job_lives import succeed
 from tests.test_webhook_outbox import Clock

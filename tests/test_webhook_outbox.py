@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
-from pruning.jobs.job import IllegalTransition, JobError, JobStatus
+from pruning.jobs.job import (
+    FINAL_EVENTS,
+    IllegalTransition,
+    JobError,
+    JobStatus,
+    Webhook,
+    WebhookEvent,
+)
 from pruning.jobs.keys import MESSAGES, OUTBOX
 from pruning.jobs.outbox import MAX_ATTEMPTS_KEPT, Attempt, Message, WebhookOutbox
 from pruning.jobs.store import JobStore
-from pruning.jobs.webhook import FINAL_EVENTS, Webhook, WebhookEvent
 from pruning.spec.prune import PruneSpec
 from tests.job_lives import succeed
 from tests.test_job_states import CHANGES

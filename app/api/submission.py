@@ -27,10 +27,9 @@ from pruning.jobs.estimate import (
     is_upper_bound,
     wait_s,
 )
-from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.job import Job, JobStatus, Webhook
 from pruning.jobs.job_creation import Claim, QueueFull, Terms
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.webhook import Webhook
 from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
 from pruning.spec.gate import Gate

@@ -1,17 +1,49 @@
 """A pruning job as data: its states, the moves between them, its record and its events.
 
 Knows no Redis, no queue and no torch: how records are kept is the business of ``jobs.py``.
+
+Whom to tell what becomes of a job: part of its record. Knows neither Redis nor HTTP.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from pruning.jobs.webhook import Webhook
 from pruning.spec.prune import PruneSpec
+
+
+class WebhookEvent(StrEnum):
+    """``prune_job.`` and the status that a job has come to."""
+
+    QUEUED = "prune_job.queued"  # once more: a new job is news to nobody
+    RUNNING = "prune_job.running"
+    PAUSED = "prune_job.paused"
+    CANCELLING = "prune_job.cancelling"
+    SUCCEEDED = "prune_job.succeeded"
+    FAILED = "prune_job.failed"
+    CANCELLED = "prune_job.cancelled"
+
+
+FINAL_EVENTS = (WebhookEvent.SUCCEEDED, WebhookEvent.FAILED, WebhookEvent.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A message goes to ``url`` at each of these ``events``."""
+
+    url: str
+    events: tuple[WebhookEvent, ...] = FINAL_EVENTS
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Webhook":
+        fields = json.loads(text)
+        return cls(fields["url"], tuple(WebhookEvent(event) for event in fields["events"]))
 
 
 class JobStatus(StrEnum):

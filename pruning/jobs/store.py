@@ -23,11 +23,11 @@ from pruning.jobs.job import (
     JobStatus,
     Phase,
     StopRequest,
+    Webhook,
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.redis import reaching_redis
 from pruning.jobs.script import SCRIPT, Change, Outcome, Place, read_event
-from pruning.jobs.webhook import Webhook
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec

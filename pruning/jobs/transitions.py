@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
-from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase
+from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase, Webhook
 from pruning.jobs.script import Change, Event
-from pruning.jobs.webhook import Webhook
 from pruning.removal import Removal
 from pruning.search.state import (
     Plan,

@@ -14,9 +14,8 @@ from standardwebhooks import WebhookVerificationError
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.jobs.job import JobError, JobStatus
+from pruning.jobs.job import JobError, JobStatus, WebhookEvent
 from pruning.jobs.store import JobStore
-from pruning.jobs.webhook import WebhookEvent
 from tests.api.test_prune_jobs import JOB, submit
 from tests.job_lives import succeed
 from tests.local_client import LocalClient

@@ -5,9 +5,8 @@ from fastapi import APIRouter
 from app.api.deps import ServicesDep
 from app.api.errors import described
 from app.api.schemas.jobs import WebhookDeliveryList, WebhookDeliveryView
-from pruning.jobs.job import JobNotFound
+from pruning.jobs.job import JobNotFound, WebhookEvent
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.webhook import WebhookEvent
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from app.api.schemas.generate import Body, ModelName
-from pruning.jobs.webhook import FINAL_EVENTS, WebhookEvent
+from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 from pruning.spec.calibration import MAX_SOURCES
 from pruning.spec.gate import GateAction
 from pruning.spec.prune import Dataset, Metric, Quantize, Resident, Sampling, Search

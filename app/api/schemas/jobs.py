@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from pruning.jobs.webhook import WebhookEvent
+from pruning.jobs.job import WebhookEvent
 
 
 class ProgressView(BaseModel):
