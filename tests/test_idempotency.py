@@ -7,8 +7,7 @@ import pytest
 import redis
 
 from pruning.jobs.idempotency import IdempotencyKeyReused, IdempotencyKeys
-from pruning.jobs.job_creation import CLAIM_S, KEY_KEPT_S, Claim, IdempotencyInFlight, Terms
-from pruning.jobs.store import JobStore
+from pruning.jobs.store import CLAIM_S, KEY_KEPT_S, Claim, IdempotencyInFlight, JobStore, Terms
 from pruning.spec.prune import PruneSpec
 from tests.waiting import wait_until
 

@@ -7,9 +7,8 @@ import redis
 
 from pruning.jobs import transitions
 from pruning.jobs.job import JobStatus
-from pruning.jobs.job_creation import SCRIPT, UNCONDITIONAL, QueueFull, Terms, create
 from pruning.jobs.keys import EVENTS, INDEX, RECORD, STATUS_INDEX
-from pruning.jobs.store import JobStore
+from pruning.jobs.store import CREATE, UNCONDITIONAL, JobStore, QueueFull, Terms, create_job
 from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=2)
@@ -45,10 +44,10 @@ def test_a_command_that_is_sent_again_creates_nothing_more(
     job_id = "prn-" + "0" * 21
     keys = (RECORD.format(id=job_id), EVENTS.format(id=job_id), INDEX)
     queued = STATUS_INDEX.format(status=JobStatus.QUEUED)
-    script = redis_client.register_script(SCRIPT)
+    script = redis_client.register_script(CREATE)
     fields = transitions.new_record(job_id, SPEC, {}, 1.0)
-    create(script, (*keys, queued), fields, UNCONDITIONAL)
+    create_job(script, (*keys, queued), fields, UNCONDITIONAL)
     job_store.start(job_id, "w")
-    create(script, (*keys, queued), fields, Terms(max_queued=0))
+    create_job(script, (*keys, queued), fields, Terms(max_queued=0))
     assert job_store.get(job_id).status is JobStatus.RUNNING
     assert [event.message for event in job_store.events(job_id)] == ["job created", "started by w"]

@@ -28,8 +28,8 @@ from pruning.jobs.estimate import (
     wait_s,
 )
 from pruning.jobs.job import Job, JobStatus, Webhook
-from pruning.jobs.job_creation import Claim, QueueFull, Terms
 from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import Claim, QueueFull, Terms
 from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
 from pruning.spec.gate import Gate

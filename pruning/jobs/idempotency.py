@@ -9,9 +9,9 @@ import secrets
 
 import redis
 
-from pruning.jobs.job_creation import CLAIM_S, Claim, IdempotencyInFlight
 from pruning.jobs.keys import IDEMPOTENCY
 from pruning.jobs.redis import reaching_redis
+from pruning.jobs.store import CLAIM_S, Claim, IdempotencyInFlight
 
 # KEYS the idempotency key, ARGV the reservation: one that has run out may be another's by now.
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"

@@ -18,8 +18,8 @@ from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.idempotency import IdempotencyKeyReused
 from pruning.jobs.job import IllegalTransition, JobNotFound, JobStatus
-from pruning.jobs.job_creation import IdempotencyInFlight, QueueFull
 from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import IdempotencyInFlight, QueueFull
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
