@@ -14,8 +14,7 @@ from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
 from pruning.jobs.job import IllegalTransition, JobStatus
-from pruning.jobs.leased_queue import LeasedQueue
-from pruning.jobs.queue import PruneQueue
+from pruning.jobs.queue import LeasedQueue, PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker

@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rq.exceptions import DequeueTimeout
 
-from pruning.jobs.leased_queue import LeasedQueue
-from pruning.jobs.queue import PruneQueue
+from pruning.jobs.queue import LeasedQueue, PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 

@@ -14,8 +14,7 @@ from rq.worker_registration import get_keys
 
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.keys import RECORD
-from pruning.jobs.leased_queue import LEASE_S
-from pruning.jobs.queue import connect
+from pruning.jobs.queue import LEASE_S, connect
 from pruning.jobs.redis import reaching_redis
 from pruning.jobs.store import JobStore
 

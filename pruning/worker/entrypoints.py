@@ -11,8 +11,7 @@ from rq.job import Job as Delivery
 from rq.serializers import JSONSerializer
 
 from pruning.config import WorkerSettings, child_environment
-from pruning.jobs.leased_queue import LEASE_S
-from pruning.jobs.queue import connect
+from pruning.jobs.queue import LEASE_S, connect
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent, hush_libraries
 from pruning.worker.parent import PruneWorker

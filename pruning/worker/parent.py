@@ -29,8 +29,7 @@ from rq.serializers import JSONSerializer
 from rq.worker import Worker, WorkerStatus
 
 from pruning.jobs.job import Job, JobNotFound, JobStatus
-from pruning.jobs.leased_queue import LeasedQueue
-from pruning.jobs.queue import PruneQueue, worker_lost
+from pruning.jobs.queue import LeasedQueue, PruneQueue, worker_lost
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.worker.metrics import WorkerMetrics
