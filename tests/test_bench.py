@@ -22,7 +22,7 @@ from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
 from pruning.models.timing import BlockTimes
-from pruning.worker.gpu_energy import energy_j
+from pruning.worker.gpu import energy_j
 from tests.api.conftest import publish_pruned
 from tests.engine.requests import variant
 from tests.tiny import NUM_BLOCKS

@@ -15,7 +15,7 @@ from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, SamplingParams, Timings
 from app.engine.variant import Variant
-from pruning.worker.gpu_energy import energy_j
+from pruning.worker.gpu import energy_j
 
 _ROOM = 1 << 30  # cache tokens: what is measured is never refused
 _FEW = 2  # new tokens of a run that only warms up

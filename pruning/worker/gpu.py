@@ -1,12 +1,15 @@
 """How full the GPUs of this machine are, asked of the driver.
 
 A worker's parent must not start CUDA, which would take memory of its own from the children.
+
+What a GPU has consumed, asked of the driver: of the whole device, whoever uses it.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pynvml
+import torch
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -59,3 +62,24 @@ class GpuMemoryCollector(Collector):
             total.add_metric([str(gpu.device)], gpu.total_bytes)
         yield used
         yield total
+
+
+def energy_j(device: torch.device) -> float | None:
+    """Joules since the driver was loaded; None where there is no such device, driver or counter.
+
+    Kept by the driver since Volta, and renewed by it some ten times a second.
+    """
+    if device.type != "cuda":
+        return None
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
