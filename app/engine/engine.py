@@ -1,11 +1,14 @@
 """The engine: requests in, token events out, one forward per step.
 
 Synchronous, on token ids: text, threads and streams are the shell's affair.
+
+What an engine has to do at one moment, as its metrics tell it.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from weakref import WeakSet
 
 import torch
@@ -16,8 +19,24 @@ from app.engine.model_runner import Runner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
-from app.engine.stats import EngineStats, VariantStats
 from app.engine.variant import Variant
+
+
+@dataclass(frozen=True)
+class VariantStats:
+    num_running: int
+    num_waiting: int
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float  # 0 to 1: share of the cache tokens reserved by running sequences
+    batch_size: int  # sequences in the latest decode forward
+    variants: Mapping[str, VariantStats]  # by name; those with anything to do
+
 
 logger = logging.getLogger(__name__)
 

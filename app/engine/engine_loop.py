@@ -10,9 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from app.engine.engine import Engine
+from app.engine.engine import Engine, EngineStats
 from app.engine.sequence import FinishReason, Request, TokenEvent
-from app.engine.stats import EngineStats
 from app.engine.turns import Turns, Work
 
 logger = logging.getLogger(__name__)

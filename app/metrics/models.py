@@ -6,7 +6,7 @@ import torch
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.engine.stats import EngineStats
+from app.engine.engine import EngineStats
 from app.engine.variant import Variant
 from app.models.entry import Entry
 from app.models.registry import ModelRegistry

@@ -15,10 +15,10 @@ from app.engine.engine import (
     PromptTooLong,
     RequestRefused,
     UnknownTokenId,
+    VariantStats,
 )
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, Timings
-from app.engine.stats import VariantStats
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.engine.requests import Outcome, expected, plain, prompt, request, run, variant
