@@ -281,7 +281,7 @@ class Held(Engine):
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
     Held.gate, Held.num_at_gate = threading.Event(), 0
-    monkeypatch.setattr("app.engine.turns.Engine", Held)
+    monkeypatch.setattr("app.engine.engine_loop.Engine", Held)
     yield Held
     Held.gate.set()
 
