@@ -14,9 +14,9 @@ from app.compare.agreement import agreement
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.background import MAX_BACKGROUND, BackgroundBusy
 from app.engine.engine_loop import BACKGROUND_CHUNK
 from app.engine.sequence import FinishReason, Request
+from app.engine.stream import MAX_BACKGROUND, BackgroundBusy
 from app.engine.text import TextStream
 from app.engine.variant import Variant
 from app.generation.engine_backend import Answered, EngineAnswer, EngineBackend

@@ -12,11 +12,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from app.engine.admission import Admission, Overloaded
-from app.engine.background import Background, BackgroundStream
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
 from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.sequence import FinishReason, Request, TokenEvent
-from app.engine.stream import OnEnd, Stream
+from app.engine.stream import Background, BackgroundStream, OnEnd, Stream
 from app.engine.variant import Variant
 
 _Result = TypeVar("_Result")

@@ -13,11 +13,11 @@ from torch import nn
 
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.background import MAX_BACKGROUND, BackgroundBusy, BackgroundStream
 from app.engine.engine import Engine, PromptTooLong
 from app.engine.engine_loop import Turns, Work
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.stream import MAX_BACKGROUND, BackgroundBusy, BackgroundStream
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.engine.requests import Outcome, expected, prompt, request, variant
