@@ -10,10 +10,9 @@ import logging
 import re
 from collections.abc import Sequence
 
-from app.models.entry import Entry, external_entry
+from app.models.entry import Entry, RemovalOrder, external_entry, of_checkpoint, of_job
 from app.models.external import ExternalModel
 from app.models.parents import Parents
-from app.models.removal_order import RemovalOrder, of_checkpoint, of_job
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore

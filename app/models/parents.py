@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from app.models.removal_order import RemovalOrder
+from app.models.entry import RemovalOrder
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of

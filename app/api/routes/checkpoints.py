@@ -11,8 +11,7 @@ from app.api.deps import Services, ServicesDep
 from app.api.download import REFUSED, Download
 from app.api.errors import described
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
-from app.models.entry import Entry
-from app.models.removal_order import RemovalOrder, of_checkpoint
+from app.models.entry import Entry, RemovalOrder, of_checkpoint
 from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
