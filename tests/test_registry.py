@@ -131,7 +131,7 @@ def test_a_replaced_parent_is_told_once(
     registry = registry_of(tiny_models_dir.parent)
     for _ in range(3):
         registry.catalog.entries()
-    [record] = [its for its in caplog.records if its.name == "app.models.parents"]
+    [record] = [its for its in caplog.records if its.name == "app.models.catalog"]
     assert manifest.name in record.getMessage()
 
 

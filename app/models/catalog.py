@@ -4,22 +4,73 @@ A name is ``<model>`` for the dense model, ``<model>@-6`` for six blocks less by
 removal order, ``<model>@<job>`` for a job's full depth, ``<model>@<job>-6`` for a prefix of it.
 Prefixes have their names from the moment the job has found them. Until it has published them, the
 job store is asked, and for such names alone.
+
+The dense models that removal orders are of: whether they are here, and are still the same.
 """
 
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from app.models.entry import Entry, RemovalOrder, external_entry, of_checkpoint, of_job
 from app.models.external import ExternalModel
-from app.models.parents import Parents
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models.store import ModelStore, NotAModel
+from pruning.models.safetensors_files import fingerprint
+from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
 logger = logging.getLogger(__name__)
+
+
+class Parents:
+    """Looks at files anew on every call, but reads them again only when they have changed."""
+
+    def __init__(self, models: ModelStore) -> None:
+        self._models = models
+        self._fingerprints: dict[Path, tuple[Stamp, str]] = {}
+        self._lost: set[str] = set()  # orders whose loss has been told
+
+    def info(self, name: str) -> ModelInfo | None:
+        """Of the dense model of this name; None if there is none that can be used."""
+        try:
+            return self._models.inspect(name)
+        except (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig):
+            return None
+
+    def of(self, order: RemovalOrder) -> ModelInfo | None:
+        """The model that the order was found on; None if it is not here, or was replaced."""
+        info = self.info(order.parent)
+        if info is None or info.num_blocks != order.num_blocks:
+            return None
+        if order.parent_fingerprint not in (None, self._fingerprint(info.path)):
+            self._tell_lost(order)
+            return None
+        return info
+
+    def _fingerprint(self, path: Path) -> str | None:
+        """None for files that cannot be read."""
+        try:
+            stamp = stamp_of(path)
+            if path not in self._fingerprints or self._fingerprints[path][0] != stamp:
+                self._fingerprints[path] = (stamp, fingerprint(path))
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be compared with its removal orders: %s", path, error)
+            return None
+        return self._fingerprints[path][1]
+
+    def _tell_lost(self, order: RemovalOrder) -> None:
+        if order.name not in self._lost:
+            self._lost.add(order.name)
+            logger.warning(
+                "%s is served from its own weights, and its prefixes are not served: the dense "
+                "model %s has been replaced since it was pruned",
+                order.name,
+                order.parent,
+            )
+
 
 _MOST_JOBS = 100  # of each status, that are listed before they have published
 _PREFIX = re.compile(r"(?P<order>.+@|.+[^-@])-(?P<depth>[0-9]{1,4})")
