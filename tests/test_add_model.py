@@ -15,8 +15,7 @@ from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
 
 from app.config import ServeSettings
-from app.models.add_model import ModelNotAdded, add_model
-from app.models.hub import HubError
+from app.models.hub import HubError, ModelNotAdded, add_model
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
 from tests.e2e.processes import environment

@@ -37,7 +37,7 @@ def add(
 ) -> None:
     """Fetch or copy a model: its safetensors, config and tokenizer, and nothing else."""
     from app.config import serve_settings
-    from app.models.add_model import add_model
+    from app.models.hub import add_model
 
     target = add_model(source, serve_settings(), name=name, revision=revision)
     typer.echo(f"{target.name} is in {target}")

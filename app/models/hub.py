@@ -1,13 +1,24 @@
 """Models on the Hugging Face hub, or on a server like it: which files there are, and their bytes.
 
 Where the hub is, and with which token, huggingface_hub decides: HF_ENDPOINT, HF_TOKEN, its login.
+
+``sleb models add``: a dense model comes into the models directory, whole and checked.
+
+Safetensors, config and tokenizer only: nothing that could run code is ever fetched or copied.
 """
 
+import errno
+import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Protocol
 
 import httpx2
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -18,6 +29,20 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from app.config import ServeSettings
+from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
+from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.store import (
+    COMPANION_FILES,
+    NotAModel,
+    is_name,
+    load,
+    parse_config,
+    set_up_torch,
 )
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -88,3 +113,171 @@ class HubModel:
         if status in (401, 403):
             return f"{where} is refused ({status}): set HF_TOKEN to one that may read it"
         return f"{where} answers with status {status}: try again later"
+
+
+_UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ModelNotAdded(RuntimeError):
+    """The models directory is as it was before."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model of the models directory came from; lies beside its weights."""
+
+    source: str
+    revision: str | None  # as it was asked for
+    commit: str | None  # that this was at the time; None for a directory
+    added_at: float  # seconds since the epoch
+
+
+class Source(Protocol):
+    """Files of a model, somewhere."""
+
+    @property
+    def commit(self) -> str | None: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every file, by name."""
+
+    def fetch(self, names: Sequence[str], directory: Path) -> None: ...
+
+
+class _Directory:
+    commit = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+
+    def fetch(self, names: Sequence[str], directory: Path) -> None:
+        for name in names:
+            shutil.copyfile(self._path / name, directory / name)
+
+
+def add_model(
+    source: str, settings: ServeSettings, *, name: str | None = None, revision: str | None = None
+) -> Path:
+    """Bring the model from the hub (``org/name``) or from a directory; returns where it is now.
+
+    It becomes visible at once and as a whole. Raises ``ModelNotAdded`` or ``HubError``.
+    """
+    is_local = Path(source).is_dir()
+    name = name or (Path(source).resolve().name if is_local else source.rpartition("/")[2])
+    target = _target(settings.models_dir, name)
+    files = _local(source, settings, revision) if is_local else _of_hub(source, settings, revision)
+    sweep(settings.models_dir)
+    try:
+        with staged(target) as staging:
+            _gather(files, source, staging)
+            _check(staging, source)
+            _publish(staging, target, Origin(source, revision, files.commit, time.time()))
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise ModelNotAdded(f"the disk of {settings.models_dir} is full: free some") from error
+    return target
+
+
+def _target(models_dir: Path, name: str) -> Path:
+    if not is_name(name):
+        raise ModelNotAdded(
+            f"a model cannot be named {name!r}: give another --name of letters, digits, '.', '_' "
+            f"and '-'"
+        )
+    if (models_dir / name).exists():
+        raise ModelNotAdded(f"{models_dir / name} exists already: give another --name")
+    return models_dir / name
+
+
+def _local(path: str, settings: ServeSettings, revision: str | None) -> Source:
+    if revision is not None:
+        raise ModelNotAdded(f"{path} is a directory, which has no revisions: leave out --revision")
+    if Path(path).resolve().is_relative_to(settings.models_dir.resolve()):
+        raise ModelNotAdded(f"{path} is in the models directory already")
+    return _Directory(Path(path))
+
+
+def _of_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> Source:
+    if not is_repo_id(repo_id):
+        raise ModelNotAdded(f"{repo_id!r} is neither a directory nor the ORG/NAME of a hub model")
+    allowed = settings.model_sources
+    if allowed is not None and not any(fnmatchcase(repo_id, pattern) for pattern in allowed):
+        raise ModelNotAdded(
+            f"{repo_id} is not among the models that may be fetched; SLEB_MODEL_SOURCES allows "
+            f"{', '.join(allowed) or 'none'}"
+        )
+    return HubModel(repo_id, revision)
+
+
+def _gather(files: Source, source: str, staging: Path) -> None:
+    """What is small comes first, as it tells whether the rest is worth the time."""
+    sizes = files.sizes
+    wanted = ("config.json", SAFE_WEIGHTS_INDEX_NAME, *COMPANION_FILES)
+    if "config.json" not in sizes:
+        raise ModelNotAdded(f"{source} is no model for transformers: it has no config.json")
+    files.fetch([name for name in wanted if name in sizes], staging)
+    try:
+        architecture(parse_config(staging))
+    except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
+        raise _refused(source, staging, error) from error
+    weights = _weights(sizes, source, staging)
+    needed, free = sum(sizes[name] for name in weights), shutil.disk_usage(staging).free
+    if needed > free:
+        raise ModelNotAdded(
+            f"{source} needs {needed} bytes, and {free} are free where models are kept: free some"
+        )
+    files.fetch(weights, staging)
+
+
+def _weights(names: Collection[str], source: str, staging: Path) -> list[str]:
+    """As transformers looks for them: in one file, or else in those that the index names."""
+    if SAFE_WEIGHTS_NAME in names:
+        return [SAFE_WEIGHTS_NAME]
+    if SAFE_WEIGHTS_INDEX_NAME not in names:
+        unsafe = sorted(name for name in names if name.endswith(_UNSAFE))
+        instead = f", but {', '.join(unsafe[:3])}: convert them first" if unsafe else ""
+        raise ModelNotAdded(f"{source} has no weights as safetensors{instead}")
+    try:
+        index = json.loads((staging / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        shards = sorted(set(index["weight_map"].values()))
+        is_whole = all(name in names and "/" not in name for name in shards)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole or not all(name.endswith(".safetensors") for name in shards):
+        raise ModelNotAdded(f"{source}: {SAFE_WEIGHTS_INDEX_NAME} does not name its files")
+    return shards
+
+
+def _check(staging: Path, source: str) -> None:
+    """Config and keys, without reading a weight."""
+    set_up_torch()
+    try:
+        load(staging, device="meta")
+    except NotAModel as error:
+        raise _refused(source, staging, error) from error
+
+
+def _refused(source: str, staging: Path, error: Exception) -> ModelNotAdded:
+    return ModelNotAdded(str(error).replace(str(staging), source))
+
+
+def _publish(staging: Path, target: Path, origin: Origin) -> None:
+    text = json.dumps(asdict(origin), indent=2) + "\n"
+    (staging / ORIGIN_FILE).write_text(text, encoding="utf-8")
+    for file in staging.iterdir():
+        file.chmod(0o644)  # others serve it
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_directory(staging)
+    make_directory(target.parent)
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if not target.exists():
+            raise
+        raise ModelNotAdded(f"{target} was made by somebody else meanwhile") from error
+    sync_directory(target.parent)
