@@ -37,8 +37,7 @@ from app.generation.openai_client import (
     BackendTimedOut,
     BackendUnavailable,
 )
-from app.generation.output import GenerationFailed
-from app.generation.vocabulary import NoTokenIds
+from app.generation.output import GenerationFailed, NoTokenIds
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading

@@ -21,7 +21,7 @@ from app.compare.agreement import Agreement, agreement
 from app.compare.compare import Comparison, Side, speedups, token_ids
 from app.compare.speedup import Speedup
 from app.engine.sequence import Timings
-from app.generation.vocabulary import Vocabulary
+from app.generation.output import Vocabulary
 
 
 def compare_view(comparison: Comparison) -> CompareView:

@@ -18,8 +18,7 @@ from app.api.schemas.generate import (
     TimingsView,
     TokenView,
 )
-from app.generation.output import Output, Piece, Token, TokenKey
-from app.generation.vocabulary import NoTokenIds, Vocabulary
+from app.generation.output import NoTokenIds, Output, Piece, Token, TokenKey, Vocabulary
 
 
 class GenerateFormat:

@@ -15,8 +15,7 @@ from app.api.schemas.openai import GenerationBody, StreamOptions
 from app.api.schemas.openai_views import Finish, Usage
 from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason
-from app.generation.output import Output, Piece
-from app.generation.vocabulary import Vocabulary
+from app.generation.output import Output, Piece, Vocabulary
 
 _UNLIKELY = -9999.0  # OpenAI's number for what has no chance; JSON knows no infinity
 

@@ -17,8 +17,7 @@ from app.api.schemas.openai_views import (
     TopLogprob,
     Usage,
 )
-from app.generation.output import Output, Piece, Token, TokenKey
-from app.generation.vocabulary import Vocabulary
+from app.generation.output import Output, Piece, Token, TokenKey, Vocabulary
 
 
 class ChatFormat(OpenAIFormat):

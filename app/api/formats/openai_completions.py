@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from app.api.formats.openai import OpenAIFormat, finish_of, finite
 from app.api.schemas.openai import CompletionBody
 from app.api.schemas.openai_views import CompletionChoice, CompletionView, LegacyLogprobs, Usage
-from app.generation.output import Output, Piece, Token
-from app.generation.vocabulary import Vocabulary
+from app.generation.output import Output, Piece, Token, Vocabulary
 
 
 class CompletionFormat(OpenAIFormat):

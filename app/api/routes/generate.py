@@ -21,9 +21,8 @@ from app.generation.openai_client import (
     BackendTimedOut,
     BackendUnavailable,
 )
-from app.generation.output import GenerationFailed
+from app.generation.output import GenerationFailed, Vocabulary
 from app.generation.request import Call
-from app.generation.vocabulary import Vocabulary
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights

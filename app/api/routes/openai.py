@@ -19,8 +19,8 @@ from app.api.schemas.openai_views import (
 )
 from app.api.sse import answer
 from app.engine.sequence import SamplingParams
+from app.generation.output import Vocabulary
 from app.generation.request import Call, Chat
-from app.generation.vocabulary import Vocabulary
 from app.models.entry import Entry
 from pruning.models.store import NotAModel
 
