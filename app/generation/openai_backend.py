@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 
 from app.engine.admission import Overloaded, TooManyPrompts
 from app.engine.sequence import FinishReason, Timings
-from app.generation.external_request import Asked, asked_of
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
+    Asked,
     BackendError,
     BackendFailed,
     BackendOverloaded,
     BackendRefused,
     ExternalClient,
+    asked_of,
 )
 from app.generation.output import Answer
 from app.generation.request import Call, ServedElsewhere

@@ -3,16 +3,21 @@
 Statuses follow RFC 9110, 15.6: 502 for an answer that is wrong, 503 for a server that is away, 504
 for one that is silent. What the server says goes on to the client only where it is about the
 client's own request.
+
+A call as requests of OpenAI's API, one for each of its answers.
 """
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 
+from app.engine.sequence import SamplingParams
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
+from app.generation.request import Call, Chat, Prompt
 from app.models.external import ExternalModel
 
 _MAX_ERROR_BYTES = 65_536
@@ -181,3 +186,46 @@ def _retry_after_s(response: httpx2.Response) -> float:
     """Seconds, as whole ones are told on; a date is not read."""
     text = response.headers.get("retry-after", "")
     return min(float(text), _MAX_RETRY_S) if text.isdecimal() else 1.0
+
+
+# what a server need not know of unless it is asked for
+_PASSED_ON = ("top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked where, but for what all requests have."""
+
+    path: str
+    body: Mapping[str, Any]
+
+
+def asked_of(call: Call, prompt: Prompt, number: int) -> Asked:
+    """For the one of the ``n`` answers to this prompt."""
+    params = call.params_of(number)
+    body = _sampling(params)
+    if call.stop:
+        body["stop"] = list(call.stop)
+    if not call.fills_context:
+        body["max_tokens"] = params.max_new_tokens
+    has_logprobs = params.num_logprobs is not None
+    if isinstance(prompt, Chat):
+        body["messages"] = list(prompt.messages)
+        if has_logprobs:
+            body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
+        return Asked("/chat/completions", body)
+    body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+    if has_logprobs:
+        body["logprobs"] = params.num_logprobs
+    return Asked("/completions", body)
+
+
+def _sampling(params: SamplingParams) -> dict[str, Any]:
+    default = SamplingParams()
+    body: dict[str, Any] = {"temperature": params.temperature}
+    for name in _PASSED_ON:
+        if (value := getattr(params, name)) != getattr(default, name):
+            body[name] = value
+    if params.stop_token_ids:
+        body["stop_token_ids"] = sorted(params.stop_token_ids)
+    return body
