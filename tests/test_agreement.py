@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.compare.agreement import Agreement, agreement
+from app.compare.compare import Agreement, agreement
 
 _TOKENS = st.lists(st.integers(0, 3), max_size=12)
 

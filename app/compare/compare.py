@@ -3,6 +3,8 @@
 Not all at once: in an engine that gives each variant a decode step per round, everybody waits for
 everybody's steps, and all would look alike. So variants take turns, in another order each time,
 under whatever else the service does meanwhile.
+
+Whether two answers to one prompt say the same, and from where on they do not.
 """
 
 import secrets
@@ -10,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
+from typing import TypeVar
 
 from app.compare.speedup import Speedup, speedup, turn_order
 from app.engine.async_engine import AsyncEngine
@@ -184,3 +187,30 @@ def _means_s(side: Side, time_s: Callable[[Timings], float | None]) -> list[floa
 
 def _lengths(side: Side) -> list[list[int]]:
     return [[output.num_tokens for output in answers] for answers in side.rounds]
+
+
+_Token = TypeVar("_Token")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``share`` is that of the longer answer's tokens which stand before the first difference.
+
+    Behind it the two continue different texts, and tokens that are equal there are so by chance. An
+    end of sequence is a token too. So it is exactly 1 for equal answers, and for no others.
+    """
+
+    share: float
+    first_divergence: int | None  # position from 0; of the shorter answer it may be the end
+
+
+def agreement(baseline: Sequence[_Token], other: Sequence[_Token]) -> Agreement:
+    """Of the tokens of two answers; two empty ones are equal."""
+    longest = max(len(baseline), len(other))
+    pairs = zip(baseline, other, strict=False)
+    common = next((at for at, (one, two) in enumerate(pairs) if one != two), None)
+    if common is None:
+        common = min(len(baseline), len(other))
+    if common == longest:
+        return Agreement(1.0, None)
+    return Agreement(common / longest, common)

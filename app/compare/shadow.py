@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from app.compare.agreement import agreement
+from app.compare.compare import agreement
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped

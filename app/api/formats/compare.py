@@ -17,8 +17,7 @@ from app.api.schemas.compare import (
     TokenTextView,
 )
 from app.api.schemas.generate import TimingsView
-from app.compare.agreement import Agreement, agreement
-from app.compare.compare import Comparison, Side, speedups, token_ids
+from app.compare.compare import Agreement, Comparison, Side, agreement, speedups, token_ids
 from app.compare.speedup import Speedup
 from app.engine.sequence import Timings
 from app.generation.output import Vocabulary
