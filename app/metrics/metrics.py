@@ -1,6 +1,8 @@
 """What the API process counts, by name. vLLM's suffixes, units and meanings under our prefix.
 
 Fed with what leaves the engine; knows no route and no engine internals.
+
+Histogram boundaries: those of vLLM, and between them enough to tell a speed-up from none.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,9 +12,37 @@ from asgi_correlation_id import correlation_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.engine.sequence import FinishReason, Timings
-from app.metrics import metric_buckets as buckets
 from app.models.entry import Entry
 from app.readiness import Readiness
+
+
+def latency_buckets(
+    *standard: float, fill_from: float = 0.001, fill_to: float = 10.0
+) -> tuple[float, ...]:
+    """vLLM's boundaries in seconds, so that SLO queries carry over, and a geometric fill.
+
+    Steps of 1.1 tell a speed-up of 1.25 from none; the standard ones alone do not.
+    """
+    filled = []
+    while fill_from <= fill_to:
+        filled.append(float(f"{fill_from:.3g}"))
+        fill_from *= 1.1
+    return tuple(sorted({*standard, *filled}))
+
+
+TTFT_S = latency_buckets(
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40,
+    80, 160, 640, 2560,
+)  # fmt: skip
+PER_TOKEN_S = latency_buckets(
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80
+)
+REQUEST_S = latency_buckets(
+    0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680
+)
+TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
+SEQUENCES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 512.0)
+
 
 _LABELS = ("model_name", "variant", "traffic")
 _UNKNOWN_MODEL = "other"  # whatever a client made up: names of models are few, those are not
@@ -82,45 +112,45 @@ class Metrics:
 
     def _make_latencies(self) -> None:
         self._ttft = self._histogram(
-            "sleb_time_to_first_token_seconds", "Arrival to first token.", buckets.TTFT_S
+            "sleb_time_to_first_token_seconds", "Arrival to first token.", TTFT_S
         )
         self._itl = self._histogram(
             "sleb_inter_token_latency_seconds",
             "Between two tokens of a request.",
-            buckets.PER_TOKEN_S,
+            PER_TOKEN_S,
         )
         self._tpot = self._histogram(
             "sleb_request_time_per_output_token_seconds",
             "Mean time per token after the first, one observation a request.",
-            buckets.PER_TOKEN_S,
+            PER_TOKEN_S,
         )
         self._e2e = self._histogram(
-            "sleb_e2e_request_latency_seconds", "Arrival to last token.", buckets.REQUEST_S
+            "sleb_e2e_request_latency_seconds", "Arrival to last token.", REQUEST_S
         )
         self._queue = self._histogram(
-            "sleb_request_queue_time_seconds", "Arrival to first forward pass.", buckets.REQUEST_S
+            "sleb_request_queue_time_seconds", "Arrival to first forward pass.", REQUEST_S
         )
         self._prefill = self._histogram(
             "sleb_request_prefill_time_seconds",
             "First forward pass to first token.",
-            buckets.REQUEST_S,
+            REQUEST_S,
         )
         self._decode = self._histogram(
-            "sleb_request_decode_time_seconds", "First token to last token.", buckets.REQUEST_S
+            "sleb_request_decode_time_seconds", "First token to last token.", REQUEST_S
         )
 
     def _make_shapes(self) -> None:
         """What requests were like: latencies of unlike requests cannot be compared."""
         self._prompt_lengths = self._histogram(
-            "sleb_request_prompt_tokens", "Prompt tokens of a request.", buckets.TOKENS
+            "sleb_request_prompt_tokens", "Prompt tokens of a request.", TOKENS
         )
         self._generation_lengths = self._histogram(
-            "sleb_request_generation_tokens", "Tokens generated for a request.", buckets.TOKENS
+            "sleb_request_generation_tokens", "Tokens generated for a request.", TOKENS
         )
         self._batch_sizes = self._histogram(
             "sleb_request_batch_size",
             "Sequences in a decode step, mean over those of a request.",
-            buckets.SEQUENCES,
+            SEQUENCES,
         )
 
     def on_finished(self, listener: Finished) -> None:

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.main import create_app
-from app.metrics.metric_buckets import latency_buckets
+from app.metrics.metrics import latency_buckets
 from tests.api.conftest import publish_pruned
 from tests.local_client import LocalClient
 from tests.waiting import wait_until
