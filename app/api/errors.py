@@ -17,8 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from app.api.problems import envelope, is_openai
-from app.api.refusals import TOO_LARGE_TITLE, TooLarge
+from app.api.problems import TOO_LARGE_TITLE, TooLarge, envelope, is_openai
 from app.api.schemas.job_bodies import without_tags
 from app.api.unload import ModelInUse
 from app.auth.keys import KeyRefused, ScopeMissing

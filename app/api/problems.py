@@ -1,8 +1,14 @@
-"""OpenAI's envelope for errors, made of this project's problem documents."""
+"""OpenAI's envelope for errors, made of this project's problem documents.
+
+Answers of middleware: they come before any route or handler of errors is asked.
+"""
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What clients look for, where it is not the type of the problem in other letters.
 _CODES: Mapping[str, str | None] = {
@@ -52,3 +58,42 @@ def _param_of(kind: str, path: str) -> str | None:
 def _name_of(pointer: str) -> str:
     """``/messages/0/content`` as OpenAI writes it: ``messages[0].content``."""
     return re.sub(r"\.([0-9]+)(?=\.|$)", r"[\1]", pointer.strip("/").replace("/", "."))
+
+
+TOO_LARGE_TITLE = "The request's body is too large."
+_TOO_LARGE = {
+    "type": "body-too-large",
+    "title": TOO_LARGE_TITLE,
+    "status": 413,
+    "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
+}
+
+
+def refusal(
+    problem: Mapping[str, Any], path: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A problem document, or what clients of the OpenAI routes know."""
+    if is_openai(path):
+        status, content = envelope(problem, path)
+        return JSONResponse(content, status, headers)
+    return JSONResponse(problem, problem["status"], headers, media_type="application/problem+json")
+
+
+class TooLarge:
+    """The body limit answers in plain text; this says the same as all other errors do."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_replaced = False
+
+        async def replace(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                is_replaced = True
+                await refusal(_TOO_LARGE, scope["path"])(scope, receive, send)
+            elif not is_replaced:
+                await send(message)
+
+        await self._app(scope, receive, replace)

@@ -22,8 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import Problems, problem_of
 from app.api.middleware.security_headers import HEADERS
-from app.api.problems import envelope, is_openai
-from app.api.refusals import refusal
+from app.api.problems import envelope, is_openai, refusal
 from app.cluster.messages import Asked, NoReplica, ReplicaLost, ReplicasBusy, Whole, asked_of
 from app.cluster.metrics_page import page_of
 

@@ -10,8 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deps import Services
 from app.api.errors import PROBLEMS, described, problem_of
-from app.api.problems import is_openai
-from app.api.refusals import refusal
+from app.api.problems import is_openai, refusal
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
 from app.auth.limits import LimitReached, Place
 from app.auth.scopes import Access, NotLocal, generates, scopes_for
