@@ -1,20 +1,49 @@
-"""A generation as server-sent events: what every wire format of it has in common."""
+"""A generation as server-sent events: what every wire format of it has in common.
+
+Work that nobody waits for any more is given up.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from app.api.disconnect import unless_gone
 from app.api.errors import problem_of
 from app.generation.generator import Generation, Generator
 from app.generation.output import Output, Piece
 from app.generation.request import Call
+
+_Result = TypeVar("_Result")
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of the work, which is cancelled when the client closes its connection.
+
+    ``receive`` has handed out the whole body before. Raises ``ClientDisconnect``.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect("the client has closed its connection")
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request
 
 from app.api.deps import GeneratorDep, ServicesDep
-from app.api.disconnect import unless_gone
 from app.api.errors import described
 from app.api.formats.compare import compare_view
 from app.api.schemas.compare import CompareBody, CompareView
+from app.api.sse import unless_gone
 from app.compare.compare import Comparer, NotComparable, Question
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
