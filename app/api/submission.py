@@ -1,6 +1,8 @@
 """From the body of a request to a waiting job, or to what such a job would need.
 
 What can never be done is refused here, not hours later.
+
+The folder of texts that jobs may name: no file outside of it is read for a client.
 """
 
 import hashlib
@@ -14,7 +16,6 @@ from pathlib import Path
 
 from app.api.deps import Services
 from app.api.schemas.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
-from app.api.texts_folder import TextsFolder
 from app.auth.keys import caller
 from app.config import ServeSettings
 from app.webhooks.target import WebhooksOff, address_rule, check
@@ -34,6 +35,45 @@ from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
 from pruning.spec.gate import Gate
 from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
+
+_SHOWN = 256  # characters of a name in a message
+
+
+@dataclass(frozen=True)
+class TextsFolder:
+    path: Path
+    max_bytes: int  # of a file in it: a worker reads all of it into memory
+
+    def file(self, name: str) -> Path:
+        """Where the text of this name is, links resolved.
+
+        Raises ``InvalidSpec`` for one that is not in the folder, or larger than is allowed.
+        """
+        if "\0" in name:
+            raise InvalidSpec("calibration.path", "the path contains a null character")
+        path = self.path / name
+        num_bytes = _num_bytes(path)
+        if num_bytes is None or not path.resolve().is_relative_to(self.path.resolve()):
+            raise InvalidSpec(
+                "calibration.path",
+                f"no file {name[:_SHOWN]!r} in the texts folder of the service: put it there first",
+            )
+        if num_bytes > self.max_bytes:
+            raise InvalidSpec(
+                "calibration.path",
+                f"{name[:_SHOWN]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES allows "
+                f"{self.max_bytes}: a part of it is enough for calibration",
+            )
+        return path.resolve()
+
+
+def _num_bytes(path: Path) -> int | None:
+    """None for what is no file, whatever else it is."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # its name is too long, or it may not be looked at
+        return None
+
 
 _JUDGED_BY = 100  # of the newest jobs
 
