@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.api.schemas.compare import MAX_MODELS, MAX_REPEATS, CompareBody
 from app.api.schemas.generate import MAX_PROMPTS, GenerateBody
-from app.api.schemas.job_bodies import PruneJobBody
+from app.api.schemas.jobs import PruneJobBody
 from app.api.schemas.openai import MAX_CHOICES, ChatBody, CompletionBody
 from pruning.spec.calibration import MAX_SOURCES
 

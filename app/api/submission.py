@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.api.deps import Services
-from app.api.schemas.job_bodies import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
+from app.api.schemas.jobs import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
 from app.auth.keys import caller
 from app.config import ServeSettings
 from app.webhooks.target import WebhooksOff, address_rule, check

@@ -10,8 +10,7 @@ from fastapi.responses import JSONResponse
 from app.api.deps import ServicesDep
 from app.api.errors import described
 from app.api.formats.jobs import estimate_view, job_view
-from app.api.schemas.job_bodies import PruneJobBody
-from app.api.schemas.jobs import EstimateView, PruneJobList, PruneJobView
+from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
 from app.api.submission import estimate
 from app.api.submission import submit as submit_job
 from app.webhooks.target import InvalidWebhook, WebhooksOff

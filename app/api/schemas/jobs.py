@@ -1,10 +1,18 @@
-"""The wire format of the job routes: what goes out."""
+"""The wire format of the job routes: what goes out.
 
-from typing import Any, Literal
+The wire format of the job routes: what comes in. Ranges are checked by the spec.
+"""
 
-from pydantic import BaseModel, Field
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pruning.jobs.job import WebhookEvent
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+from app.api.schemas.generate import Body, ModelName
+from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
+from pruning.spec.calibration import MAX_SOURCES
+from pruning.spec.gate import GateAction
+from pruning.spec.prune import Dataset, Metric, Quantize, Resident, Sampling, Search
 
 
 class ProgressView(BaseModel):
@@ -161,3 +169,163 @@ class WebhookDeliveryView(BaseModel):
 class WebhookDeliveryList(BaseModel):
     object: Literal["list"] = "list"
     data: list[WebhookDeliveryView]
+
+
+_ONE, _MIX = "<one>", "<mix>"  # the two things that a calibration may be
+
+
+class CalibrationBody(Body):
+    """Calibration text; the defaults need no network."""
+
+    dataset: Dataset = Dataset.SELF
+    sampling: Sampling = Sampling.WINDOWS
+    num_samples: int = Field(default=16, json_schema_extra={"minimum": 1, "maximum": 100_000})
+    seqlen: int = Field(default=128, json_schema_extra={"minimum": 2, "maximum": 1_000_000})
+    seed: int = Field(default=0, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1})
+    path: str | None = Field(default=None, max_length=4096, description="Within the texts folder.")
+
+
+class SourceBody(CalibrationBody):
+    """One text of a mix. ``num_samples`` and ``seqlen`` are of the mix, the same in every source:
+    each source gives its share of the samples by weight.
+    """
+
+    weight: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0})
+
+
+def _tag(value: object) -> str:
+    return _MIX if isinstance(value, list) else _ONE
+
+
+def without_tags(loc: Sequence[int | str]) -> list[int | str]:
+    """A place in the body, as pydantic tells it, in terms of the body alone."""
+    return [part for part in loc if part not in (_ONE, _MIX)]
+
+
+class WebhookBody(Body):
+    """Where to send a signed message when the job comes to a status; by default, to a final one."""
+
+    url: str = Field(description="http or https, without credentials, up to 2048 characters.")
+    events: list[WebhookEvent] = Field(
+        default=list(FINAL_EVENTS), min_length=1, max_length=len(WebhookEvent)
+    )
+
+
+class GateBody(Body):
+    """What the whole removal order may cost. One limit at least is given."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "number"}}}
+                for name in ("max_probe_drop", "max_perplexity_ratio")
+            ]
+        }
+    )
+
+    max_probe_drop: float | None = Field(
+        default=None,
+        description="How much of the probe's score, which is 0 to 1, may be lost.",
+        json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
+    )
+    max_perplexity_ratio: float | None = Field(
+        default=None,
+        description="Pruned by dense perplexity on held-out text, at most; needs evaluate.",
+        json_schema_extra={"minimum": 1},
+    )
+    action: GateAction = Field(
+        default=GateAction.WARN,
+        description="What comes of more. warn: it is published, and manifest and events say so; "
+        "refuse: nothing is published, and the job fails with quality_gate.",
+    )
+
+
+_TARGETS = ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup")
+_ONE_TARGET: dict[str, Any] = {
+    "oneOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in _TARGETS]
+}
+
+
+class PruneJobBody(Body):
+    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup says how far
+    to go.
+    """
+
+    # The ranges below are for whoever reads the description of the API: the spec checks them.
+    model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
+
+    model: ModelName
+    num_remove: int | None = Field(
+        default=None,
+        description="Blocks to remove, 1 or more.",
+        json_schema_extra={"minimum": 1},
+    )
+    sparsity: float | None = Field(
+        default=None,
+        description="Share of all blocks to remove, between 0 and 1, rounded up.",
+        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    )
+    max_perplexity_ratio: float | None = Field(
+        default=None,
+        description="Stop in front of the first removal that makes the perplexity on the "
+        "calibration windows more than this many times the dense model's; above 1.",
+        json_schema_extra={"exclusiveMinimum": 1},
+    )
+    target_speedup: float | None = Field(
+        default=None,
+        description="Remove the fewest blocks that make a decode step this many times as fast, by "
+        "the times of this model's parts on the worker's device; above 1.",
+        json_schema_extra={"exclusiveMinimum": 1},
+    )
+    calibration: Annotated[
+        Annotated[CalibrationBody, Tag(_ONE)]
+        | Annotated[list[SourceBody], Tag(_MIX), Field(min_length=1, max_length=MAX_SOURCES)],
+        Discriminator(_tag),
+        Field(description="One text, or several to be mixed by weight."),
+    ] = CalibrationBody()
+    protect_first: int = Field(default=1, json_schema_extra={"minimum": 0})
+    protect_last: int = Field(default=1, json_schema_extra={"minimum": 0})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="Higher goes first; of equal ones those that had begun, then the oldest.",
+    )
+    evaluate: bool = Field(
+        default=True, description="Measure the perplexity of every depth on held-out text."
+    )
+    metric: Metric = Field(
+        default=Metric.SLEB,
+        description="What says which block goes next. cosine: how little it changes its input; "
+        "one_shot: the loss without it alone; both measured once, on the dense model. sleb: the "
+        "loss without it and all that went, anew in every round. Only sleb can be staged.",
+    )
+    search: Search = Field(
+        default=Search.EXACT,
+        description="exact: every candidate on every window; staged: candidates that are clearly "
+        "worse leave the round after a few windows.",
+    )
+    resident: Resident = Field(
+        default=Resident.MODEL,
+        description="model: all weights on the device; stream: blocks visit it one at a time. "
+        "stream takes its calibration text from file, wikitext2 or c4.",
+    )
+    gate: GateBody | None = None
+    quantize: Quantize | None = Field(
+        default=None,
+        description="Measure the perplexity of the pruned model with weights of 8 or 4 bits in its "
+        "blocks as well; needs evaluate. What is published has plain weights all the same.",
+    )
+    zero_shot: bool = Field(
+        default=False,
+        description="Ask the paper's five tasks, by lm-eval, of the dense and of the pruned model.",
+    )
+    metadata: dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ] = Field(default_factory=dict, max_length=16)
+    webhook: WebhookBody | None = None
+    dry_run: bool = Field(
+        default=False, description="Say what the job would need, and create nothing."
+    )
