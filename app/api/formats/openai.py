@@ -11,8 +11,7 @@ from pydantic import BaseModel
 
 from app.api.errors import problem_of
 from app.api.problems import envelope
-from app.api.schemas.openai import GenerationBody, StreamOptions
-from app.api.schemas.openai_views import Finish, Usage
+from app.api.schemas.openai import Finish, GenerationBody, StreamOptions, Usage
 from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason
 from app.generation.output import Output, Piece, Vocabulary

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from app.api.formats.openai import OpenAIFormat, finish_of, finite
-from app.api.schemas.openai import ChatBody
-from app.api.schemas.openai_views import (
+from app.api.schemas.openai import (
     AssistantMessage,
+    ChatBody,
     ChatChoice,
     ChatChunk,
     ChatView,

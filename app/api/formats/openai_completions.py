@@ -3,8 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from app.api.formats.openai import OpenAIFormat, finish_of, finite
-from app.api.schemas.openai import CompletionBody
-from app.api.schemas.openai_views import CompletionChoice, CompletionView, LegacyLogprobs, Usage
+from app.api.schemas.openai import (
+    CompletionBody,
+    CompletionChoice,
+    CompletionView,
+    LegacyLogprobs,
+    Usage,
+)
 from app.generation.output import Output, Piece, Token, Vocabulary
 
 

@@ -9,11 +9,13 @@ from app.api.deps import CatalogDep, GeneratorDep
 from app.api.formats.openai_chat import ChatFormat
 from app.api.formats.openai_completions import CompletionFormat
 from app.api.openapi import EVENT_STREAM
-from app.api.schemas.openai import ChatBody, CompletionBody, GenerationBody
-from app.api.schemas.openai_views import (
+from app.api.schemas.openai import (
+    ChatBody,
     ChatView,
+    CompletionBody,
     CompletionView,
     ErrorView,
+    GenerationBody,
     ModelCard,
     ModelCardList,
 )
