@@ -1,9 +1,15 @@
-"""What OpenAI's answers have in common: one id and moment for all chunks, usage, errors, an end."""
+"""What OpenAI's answers have in common: one id and moment for all chunks, usage, errors, an end.
+
+Chat completions in OpenAI's format.
+
+Completions in OpenAI's format, with its older shape of log-probabilities.
+"""
 
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 from uuid import uuid4
 
 from fastapi.sse import format_sse_event
@@ -11,10 +17,28 @@ from pydantic import BaseModel
 
 from app.api.errors import problem_of
 from app.api.problems import envelope
-from app.api.schemas.openai import Finish, GenerationBody, StreamOptions, Usage
+from app.api.schemas.openai import (
+    AssistantMessage,
+    ChatBody,
+    ChatChoice,
+    ChatChunk,
+    ChatView,
+    ChoiceLogprobs,
+    ChunkChoice,
+    CompletionBody,
+    CompletionChoice,
+    CompletionView,
+    Finish,
+    GenerationBody,
+    LegacyLogprobs,
+    StreamOptions,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason
-from app.generation.output import Output, Piece, Vocabulary
+from app.generation.output import Output, Piece, Token, TokenKey, Vocabulary
 
 _UNLIKELY = -9999.0  # OpenAI's number for what has no chance; JSON knows no infinity
 
@@ -68,3 +92,146 @@ def finish_of(output: Output) -> Finish:
 
 def finite(logprob: float | None) -> float:
     return max(_UNLIKELY if logprob is None else logprob, _UNLIKELY)
+
+
+class ChatFormat(OpenAIFormat):
+    """In a stream, the role comes with an answer's first piece, its end as a chunk of its own."""
+
+    def __init__(self, body: ChatBody, vocabulary: Vocabulary) -> None:
+        super().__init__("chatcmpl", body, vocabulary)
+        self._has_logprobs = bool(body.logprobs)
+        self._begun: set[int] = set()  # answers whose role has been said
+
+    def whole(self, outputs: Sequence[Output]) -> ChatView:
+        choices = [
+            ChatChoice(
+                index=index,
+                message=AssistantMessage(content=output.text),
+                logprobs=self._logprobs(output.tokens),
+                finish_reason=finish_of(output),
+            )
+            for index, output in enumerate(outputs)
+        ]
+        return ChatView(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=self._usage(outputs),
+        )
+
+    def pieces(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
+        for piece in pieces:
+            if piece.index not in self._begun:
+                self._begun.add(piece.index)
+                yield self._chunk(piece, {"role": "assistant", "content": ""})
+            logprobs = self._logprobs(piece.tokens)
+            if piece.text or (logprobs and logprobs.content):
+                yield self._chunk(piece, {"content": piece.text}, logprobs)
+            if piece.output:
+                yield self._chunk(piece, {}, finish=finish_of(piece.output))
+
+    def _last_chunk(self, usage: Usage) -> ChatChunk:
+        return self._view([], usage)
+
+    def _chunk(
+        self,
+        piece: Piece,
+        delta: dict[Literal["role", "content"], str],
+        logprobs: ChoiceLogprobs | None = None,
+        finish: Finish | None = None,
+    ) -> bytes:
+        choice = ChunkChoice(
+            index=piece.index, delta=delta, logprobs=logprobs, finish_reason=finish
+        )
+        return self._event(self._view([choice], self._usage_so_far(piece)))
+
+    def _view(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatChunk:
+        return ChatChunk(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )
+
+    def _logprobs(self, tokens: Iterable[Token]) -> ChoiceLogprobs | None:
+        if not self._has_logprobs:
+            return None
+        return ChoiceLogprobs(content=[self._token(token) for token in tokens if token.is_text])
+
+    def _token(self, token: Token) -> TokenLogprob:
+        chosen = self._logprob(token.key, token.logprob)
+        top = [self._logprob(key, logprob) for key, logprob in token.top_logprobs]
+        return TokenLogprob(**chosen.model_dump(), top_logprobs=top)
+
+    def _logprob(self, token: TokenKey, logprob: float | None) -> TopLogprob:
+        raw = self._vocabulary.raw(token)
+        return TopLogprob(
+            token=self._vocabulary.spell(token),
+            logprob=finite(logprob),
+            bytes=None if raw is None else list(raw),
+        )
+
+
+class CompletionFormat(OpenAIFormat):
+    """``prompts`` are those of the body, as texts or token ids. Raises ``NoTokenIds``."""
+
+    def __init__(
+        self,
+        body: CompletionBody,
+        vocabulary: Vocabulary,
+        prompts: Sequence[str | Sequence[int]],
+    ) -> None:
+        super().__init__("cmpl", body, vocabulary)
+        self._num_logprobs = body.logprobs
+        self._to_echo: dict[int, str] = {}  # what goes in front of an answer's first text
+        if body.echo:
+            texts = [
+                its if isinstance(its, str) else vocabulary.decode(its, "echo") for its in prompts
+            ]
+            self._to_echo = dict(enumerate(text for text in texts for _ in range(self._n)))
+
+    def whole(self, outputs: Sequence[Output]) -> CompletionView:
+        choices = [
+            CompletionChoice(
+                index=index,
+                text=self._to_echo.get(index, "") + output.text,
+                logprobs=self._logprobs(output.tokens),
+                finish_reason=finish_of(output),
+            )
+            for index, output in enumerate(outputs)
+        ]
+        return self._view(choices, self._usage(outputs))
+
+    def pieces(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
+        for piece in pieces:
+            choice = CompletionChoice(
+                index=piece.index,
+                text=self._to_echo.pop(piece.index, "") + piece.text,
+                logprobs=self._logprobs(piece.tokens),
+                finish_reason=finish_of(piece.output) if piece.output else None,
+            )
+            yield self._event(self._view([choice], self._usage_so_far(piece)))
+
+    def _last_chunk(self, usage: Usage) -> CompletionView:
+        return self._view([], usage)
+
+    def _view(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionView:
+        return CompletionView(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )
+
+    def _logprobs(self, tokens: Iterable[Token]) -> LegacyLogprobs | None:
+        if self._num_logprobs is None:
+            return None
+        tokens = [token for token in tokens if token.is_text]
+        return LegacyLogprobs(
+            tokens=[self._vocabulary.spell(token.key) for token in tokens],
+            token_logprobs=[finite(token.logprob) for token in tokens],
+            top_logprobs=[self._top(token) for token in tokens] if self._num_logprobs else None,
+            text_offset=[token.offset for token in tokens],
+        )
+
+    def _top(self, token: Token) -> dict[str, float]:
+        """The best ones and the chosen one; of tokens with the same text, the most likely."""
+        found: dict[str, float] = {}
+        for key, logprob in (*token.top_logprobs, (token.key, token.logprob)):
+            found.setdefault(self._vocabulary.spell(key), finite(logprob))
+        return found

@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, GeneratorDep
-from app.api.formats.openai_chat import ChatFormat
-from app.api.formats.openai_completions import CompletionFormat
+from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.openapi import EVENT_STREAM
 from app.api.schemas.openai import (
     ChatBody,
