@@ -75,7 +75,7 @@ def watch(
 
                 follow(client, job_id, lambda event: typer.echo(json.dumps(event)))
             else:
-                from app.commands.job_watch import watch as watch_job
+                from app.commands.jobs import watch as watch_job
 
                 watch_job(client, job_id)
         except KeyboardInterrupt:
