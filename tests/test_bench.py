@@ -13,9 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from app.bench import bench
-from app.bench.bench_plot import draw, plot
 from app.bench.plan import DENSE, HALF, Plan, Scenario, Subject
-from app.bench.report import markdown
+from app.bench.report import draw, markdown, plot
 from app.bench.result import Bench
 from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line

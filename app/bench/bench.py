@@ -15,10 +15,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.bench.bench_plot import PLOT_FILE, plot
 from app.bench.machine import machine
 from app.bench.plan import DENSE, Plan, Scenario, Subject
-from app.bench.report import HEADINGS, cells, markdown, reasons
+from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import turn_order
