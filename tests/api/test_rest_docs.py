@@ -7,8 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.pages import ROOT
-from tools.docs.rest import main, page
-from tools.docs.rest_tables import markdown
+from tools.docs.rest import main, markdown, page
 
 PAGE = ROOT / "docs" / "rest.md"
 
