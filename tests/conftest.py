@@ -7,7 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-pytest_plugins = ["tests.model_fixtures", "tests.redis_fixtures", "tests.worker_fixtures"]
+pytest_plugins = [
+    "tests.support.api_fixtures",
+    "tests.support.model_fixtures",
+    "tests.support.redis_fixtures",
+    "tests.support.worker_fixtures",
+]
 
 
 @pytest.fixture(autouse=True, scope="session")

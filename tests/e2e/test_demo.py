@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from app.server.valkey import embedded_valkey
-from tests.e2e.processes import environment, free_port, is_ready, processes_of
-from tests.waiting import wait_until
+from tests.support.processes import environment, free_port, is_ready, processes_of
+from tests.support.waiting import wait_until
 
 NUM_REMOVE = 2
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.debian import tool
+from tests.support.debian import tool
 
 ROOT = Path(__file__).parents[2]
 Service = dict[str, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.image.compose import ROOT
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 PACKAGES = ("docker.io", "docker-cli", "docker-compose", "iptables")
 _COMMANDS = ("dockerd", "docker", "docker-compose", "iptables")

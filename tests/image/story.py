@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx2
 
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _REQUEST = {"model": "tiny", "num_remove": 2, "calibration": {"num_samples": 2, "seqlen": 16}}
 

@@ -15,13 +15,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.e2e.processes import free_port
 from tests.image.building import BASE, IMAGE, Buildah, Image
 from tests.image.compose import services
 from tests.image.docker import Docker, daemon
 from tests.image.story import prune_and_generate
-from tests.tiny_directory import write_tiny_model
-from tests.waiting import wait_until
+from tests.support.processes import free_port
+from tests.support.tiny_directory import write_tiny_model
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.image, pytest.mark.timeout(2400)]
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.e2e.processes import free_port
 from tests.image.building import Image
 from tests.image.compose import ROOT, Service, seconds, services, valkey_options
 from tests.image.container import Container
 from tests.image.story import prune_and_generate
-from tests.tiny_directory import write_tiny_model
-from tests.valkey_server import valkey
-from tests.waiting import wait_until
+from tests.support.processes import free_port
+from tests.support.tiny_directory import write_tiny_model
+from tests.support.valkey_server import valkey
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.image, pytest.mark.timeout(2400)]
 

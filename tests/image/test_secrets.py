@@ -12,7 +12,7 @@ from pruning.config import WorkerSettings
 from pruning.jobs.queue import connect
 from pruning.jobs.store import JobStore
 from tests.image.compose import ROOT, services, valkey_options, volumes
-from tests.valkey_server import ValkeyServer, running_valkey
+from tests.support.valkey_server import ValkeyServer, running_valkey
 
 MAKE = ROOT / "docker" / "secrets" / "make.sh"
 

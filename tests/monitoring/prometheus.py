@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 import yaml
 
-from tests.debian import tool
-from tests.e2e.processes import free_port
-from tests.waiting import wait_until
+from tests.support.debian import tool
+from tests.support.processes import free_port
+from tests.support.waiting import wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SHIPPED = DOCKER / "prometheus"

@@ -15,7 +15,7 @@ from app.engine.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
 from tests.monitoring.boards import panel_queries
 from tests.monitoring.prometheus import Prometheus, prometheus, with_values
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 SPEEDUP = 1.25
 DENSE_TPOTS_MS = (12, 18, 40)

@@ -22,10 +22,6 @@ from pruning.jobs.store import JobStore
 from pruning.spec.gate import Gate
 from pruning.spec.prune import CalibrationSpec, PruneSpec
 from pruning.worker.gpu import GpuMemoryCollector
-from tests.api.conftest import publish_pruned
-from tests.e2e.processes import free_port
-from tests.exposition import Scrape
-from tests.long_search import long_search
 from tests.monitoring.boards import PanelQuery, other_queries, panel_queries
 from tests.monitoring.prometheus import (
     Prometheus,
@@ -33,9 +29,13 @@ from tests.monitoring.prometheus import (
     prometheus,
     with_values,
 )
-from tests.serving import serving
-from tests.waiting import wait_until
-from tests.worker_fixtures import Workers
+from tests.support.api_fixtures import publish_pruned
+from tests.support.exposition import Scrape
+from tests.support.long_search import long_search
+from tests.support.processes import free_port
+from tests.support.serving import serving
+from tests.support.waiting import wait_until
+from tests.support.worker_fixtures import Workers
 
 DENSE, PRUNED = "tiny", "tiny@prn-1"  # a name that stays when the worker has published
 WINDOW_S = 300

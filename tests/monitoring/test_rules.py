@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.debian import tool
 from tests.monitoring.prometheus import DOCKER, SHIPPED, alerts_and_records
+from tests.support.debian import tool
 
 HERE = Path(__file__).parent
 UNIT_TESTS = sorted(HERE.glob("*_test.yml"))

@@ -12,7 +12,7 @@ import httpx2
 
 from tests.soak.service import Service
 from tests.soak.tally import Tally
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 _MOST_AT_ONCE = 2
 _LOOK_S = 0.25

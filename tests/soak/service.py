@@ -16,11 +16,11 @@ import psutil
 
 from app.config import ServeSettings
 from pruning.config import child_environment
-from tests.e2e.processes import free_port, is_ready
-from tests.exposition import Scrape
-from tests.valkey_server import ValkeyServer
-from tests.waiting import wait_until
-from tests.worker_fixtures import Workers
+from tests.support.exposition import Scrape
+from tests.support.processes import free_port, is_ready
+from tests.support.valkey_server import ValkeyServer
+from tests.support.waiting import wait_until
+from tests.support.worker_fixtures import Workers
 
 # what is acknowledged is on the disk, so that a killed server loses no job that was accepted
 DURABLE = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")

@@ -18,13 +18,13 @@ from pydantic import PositiveFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
-from tests.redis_fixtures import disorder
 from tests.soak.jobs import JobsClient, jobs
 from tests.soak.service import AWAY_S, Service, running
 from tests.soak.tally import Tally
 from tests.soak.traffic import KINDS, ask, traffic
-from tests.tiny_directory import write_tiny_model
-from tests.waiting import wait_until
+from tests.support.redis_fixtures import disorder
+from tests.support.tiny_directory import write_tiny_model
+from tests.support.waiting import wait_until
 
 MIB = 2**20
 MAX_GROWTH_BYTES = 32 * MIB  # of the API from its warm state to the end, however long that takes

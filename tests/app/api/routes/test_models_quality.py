@@ -1,0 +1,130 @@
+"""What the catalogue, the metrics and the job routes say of a model's quality."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from pruning.checkpoints.store import MANIFEST, Manifest
+from pruning.evaluation.zero_shot import PAPER_TASKS, TaskScore
+from pruning.spec.gate import Gate
+from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
+from tests.support.api_fixtures import publish_pruned
+from tests.support.exposition import Scrape
+from tests.support.tiny_checkpoints import write_checkpoint
+
+
+@pytest.fixture
+def manifest(data_dir: Path) -> Manifest:
+    """Of a job whose gate asked the probe, and warned of a perplexity."""
+    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    gate = Gate(max_probe_drop=0.99, max_perplexity_ratio=1)
+    return publish_pruned(data_dir, spec=PruneSpec("tiny", 3, calibration=calibration, gate=gate))
+
+
+def test_scores_are_of_the_dense_model_and_of_full_depth(
+    manifest: Manifest, client: TestClient
+) -> None:
+    probe = manifest.quality.probe
+    assert probe is not None
+    found = {model["id"]: model for model in client.get("/models").json()["data"]}
+    dense, pruned = probe.dense.score, probe.pruned.score
+    expected = {"tiny": dense, "tiny@-1": None, "tiny@-3": pruned, "tiny@prn-1": pruned}
+    assert {name: found[name]["probe_score"] for name in expected} == expected
+    assert all(found[name]["dense_probe_score"] == dense for name in expected)
+    assert len(manifest.quality.warnings) == 1
+    warned = {name for name in found if found[name]["warnings"]}
+    assert warned == {"tiny@-3", "tiny@prn-1"}
+    assert found["tiny@-3"]["warnings"] == list(manifest.quality.warnings)
+    scrape = Scrape(client.get("/metrics").text)
+    names = {labels["model_name"] for labels in scrape.series("sleb_model_probe_score")}
+    assert names == {"tiny", "tiny@-3", "tiny@prn-1"}
+    assert scrape.value("sleb_model_probe_score", model_name="tiny") == dense
+
+
+def test_a_job_without_a_gate_has_no_scores(data_dir: Path, client: TestClient) -> None:
+    publish_pruned(data_dir)
+    for name in ("tiny", "tiny@prn-1"):
+        found = client.get(f"/models/{name}").json()
+        assert (found["probe_score"], found["dense_probe_score"]) == (None, None)
+        assert found["warnings"] == []
+    assert Scrape(client.get("/metrics").text).series("sleb_model_probe_score") == []
+
+
+def test_the_perplexity_with_quantised_weights_is_of_full_depth(
+    data_dir: Path, client: TestClient
+) -> None:
+    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    spec = PruneSpec("tiny", 3, calibration=calibration, quantize=Quantize.INT8)
+    measured = publish_pruned(data_dir, spec=spec).quality.quantized
+    assert measured is not None
+    found = {model["id"]: model for model in client.get("/models").json()["data"]}
+    for name, expected in (
+        ("tiny", (None, None)),
+        ("tiny@-1", (None, None)),
+        ("tiny@-3", ("int8", measured.perplexity)),
+        ("tiny@prn-1", ("int8", measured.perplexity)),
+    ):
+        model = found[name]
+        assert (model["quantized_weights"], model["quantized_perplexity"]) == expected
+    scrape = Scrape(client.get("/metrics").text)
+    assert scrape.value("sleb_model_quantized_perplexity", model_name="tiny@-3") == pytest.approx(
+        measured.perplexity
+    )
+
+
+def test_the_mean_of_the_papers_tasks_is_told_as_the_probes_score_is(
+    data_dir: Path, client: TestClient
+) -> None:
+    name = publish_pruned(data_dir).name
+    file = data_dir / "checkpoints" / name / MANIFEST
+    scores = {
+        which: [
+            asdict(TaskScore(task, "acc_norm", value, 0.01, 9, 0, {"acc_norm": value}))
+            for task in PAPER_TASKS
+        ]
+        for which, value in (("dense", 0.75), ("pruned", 0.5))
+    }
+    manifest = json.loads(file.read_text())
+    manifest["quality"]["zero_shot"] = scores
+    file.write_text(json.dumps(manifest))
+    found = {model["id"]: model for model in client.get("/models").json()["data"]}
+    expected = {"tiny": 0.75, "tiny@-1": None, "tiny@-3": 0.5, name: 0.5}
+    assert {model: found[model]["zero_shot"] for model in expected} == expected
+    assert all(found[model]["dense_zero_shot"] == 0.75 for model in expected)
+    scrape = Scrape(client.get("/metrics").text)
+    for model, value in (("tiny", 0.75), ("tiny@-3", 0.5)):
+        assert scrape.value("sleb_model_zero_shot_accuracy", model_name=model) == value
+
+
+def test_a_job_says_what_else_to_measure_and_is_refused_what_cannot_be(
+    data_dir: Path, client: TestClient
+) -> None:
+    body = {"model": "tiny", "num_remove": 1, "quantize": "int4", "zero_shot": True}
+    spec = client.post("/prune-jobs", json=body).json()["spec"]
+    assert (spec["quantize"], spec["zero_shot"]) == ("int4", True)
+    write_checkpoint(data_dir / "models" / "experts", "qwen3_moe")
+    for change, problem, param in (
+        ({"evaluate": False}, "invalid-spec", "quantize"),
+        ({"model": "experts"}, "unsupported-config", "quantize"),
+        ({"quantize": "int2"}, "invalid-request", None),
+    ):
+        refused = client.post("/prune-jobs", json={**body, **change})
+        assert (refused.status_code, refused.json()["type"]) == (422, problem)
+        assert refused.json().get("param") == param
+
+
+def test_a_job_takes_its_gate_and_refuses_one_that_makes_no_sense(client: TestClient) -> None:
+    body = {"model": "tiny", "num_remove": 1}
+    gate = {"max_probe_drop": 0.1, "action": "refuse"}
+    job = client.post("/prune-jobs", json={**body, "gate": gate}).json()
+    assert job["spec"]["gate"] == {**gate, "max_perplexity_ratio": None}
+    for wrong, param in (
+        ({}, "gate"),
+        ({"max_probe_drop": 2}, "gate.max_probe_drop"),
+        ({"max_perplexity_ratio": 0.5}, "gate.max_perplexity_ratio"),
+    ):
+        refused = client.post("/prune-jobs", json={**body, "gate": wrong})
+        assert (refused.status_code, refused.json()["param"]) == (422, param)

@@ -1,0 +1,158 @@
+"""The API against its own description: what a fuzzer makes of it, requests in sequence included.
+
+The fuzzer is schemathesis, as its command runs it, with all its checks: data that fits the
+description and data that does not, wrong methods, and operations that follow others by links.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.auth.keys import KeyFile, Scope
+from app.config import ServeSettings
+from app.main import create_app
+from pruning.jobs.store import JobStore
+from pruning.spec.prune import PruneSpec
+from tests.support.api_fixtures import publish_pruned
+from tests.support.job_lives import succeed
+from tests.support.serving import serving
+
+# What the description cannot tell: names that are there, and sizes that are worth a test.
+CONFIG = """
+request-timeout = 60
+
+[dictionaries]
+jobs.values = {jobs}
+models.values = ["tiny", "tiny@-1", "tiny@{published}", "tiny@{published}-2"]
+files.values = ["config.json", "manifest.json", "none.txt"]
+few.values = [1, 2, 3]
+
+[parameters]
+"path.job_id" = {{ dictionary = "jobs", probability = 0.7 }}
+"path.model" = {{ dictionary = "models", probability = 0.9 }}
+"path.name" = {{ dictionary = "models", probability = 0.9 }}
+"path.file" = {{ dictionary = "files", probability = 0.9 }}
+"body.model" = {{ dictionary = "models", probability = 0.9 }}
+"body.num_remove" = {{ dictionary = "few", probability = 0.9 }}
+"body.max_new_tokens" = {{ dictionary = "few", probability = 0.9 }}
+
+# Whether a model has that many blocks or positions, and the file is there, only the service knows.
+[[operations]]
+include-name = ["POST /prune-jobs", "POST /generate", "POST /compare"]
+checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422", "429"]
+
+[[operations]]
+include-path-regex = "^/v1/"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "429"]
+
+# The fuzzer sends this header without regard to its pattern.
+[[operations]]
+include-name = "GET /prune-jobs/{{job_id}}/events"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422", "429"]
+"""
+
+
+CHECKS_OF_REFUSALS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "ignored_auth",
+)
+
+
+@pytest.fixture
+def url(settings: ServeSettings, redis_url: str) -> Iterator[str]:
+    with serving(settings, redis_url) as (_, url):
+        yield url
+
+
+@pytest.fixture
+def config(tmp_path: Path, data_dir: Path, job_store: JobStore) -> Path:
+    """For a service with a published job, and some that wait."""
+    jobs = [job_store.create(PruneSpec("tiny", num_remove=3)).id for _ in range(3)]
+    publish_pruned(data_dir, job=jobs[0])
+    succeed(job_store, jobs[0])
+    path = tmp_path / "schemathesis.toml"
+    path.write_text(CONFIG.format(jobs=json.dumps(jobs), published=jobs[0]))
+    return path
+
+
+def fuzz(url: str, config: Path, max_examples: int, *options: str) -> None:
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"]
+    command += [f"{url}/openapi.json", "--max-examples", str(max_examples)]
+    command += ["--suppress-health-check", "all", *options]
+    # in a directory of its own, where it keeps notes
+    ran = subprocess.run(command, cwd=config.parent, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.timeout(400)
+def test_the_api_does_what_it_says(url: str, config: Path) -> None:
+    fuzz(url, config, 15, "--seed", "1", "--phases", "coverage,fuzzing")
+    fuzz(url, config, 15, "--seed", "1", "--phases", "stateful", "--include-path-regex", "job")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_api_does_what_it_says_a_thousand_times(url: str, config: Path) -> None:
+    fuzz(url, config, 200)
+
+
+def test_with_a_key_too_and_nothing_ignores_it(
+    url: str, config: Path, settings: ServeSettings
+) -> None:
+    key = KeyFile(settings.keys_file).create("fuzzer", [Scope.ADMIN])
+    header = f"Authorization: Bearer {key}"
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", "--header", header)
+
+
+@pytest.mark.parametrize("scope", [None, Scope.JOBS])
+def test_whoever_is_refused_is_so_as_described(
+    url: str, config: Path, settings: ServeSettings, scope: Scope | None
+) -> None:
+    key = KeyFile(settings.keys_file).create("fuzzer", [scope or Scope.ADMIN])
+    header = ["--header", f"Authorization: Bearer {key}"] if scope else []
+    checks = ["--checks", ",".join(CHECKS_OF_REFUSALS)]
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", *checks, *header)
+
+
+def test_whoever_asks_too_much_is_refused_as_described(
+    url: str, config: Path, settings: ServeSettings
+) -> None:
+    key = KeyFile(settings.keys_file).create("fuzzer", [Scope.ADMIN], rate_per_min=20)
+    header = ["--header", f"Authorization: Bearer {key}"]
+    checks = ["--checks", ",".join(CHECKS_OF_REFUSALS)]
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing", *checks, *header)
+    assert (
+        httpx2.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"}).status_code == 429
+    )
+
+
+def test_every_operation_on_a_job_is_linked_from_its_creation(settings: ServeSettings) -> None:
+    paths = create_app(settings, redis_url="unix:///none").openapi()["paths"]
+    links = paths["/prune-jobs"]["post"]["responses"]["202"]["links"]
+    linked = {link["operationId"] for link in links.values()}
+    operations = {
+        operation["operationId"]
+        for path, methods in paths.items()
+        if path.startswith("/prune-jobs/{job_id}") and "{file}" not in path
+        for operation in methods.values()
+    }
+    assert linked == operations
+
+
+def test_every_error_is_described_as_a_problem(settings: ServeSettings) -> None:
+    paths = create_app(settings, redis_url="unix:///none").openapi()["paths"]
+    for path, methods in paths.items():
+        for operation in methods.values():
+            for status, answer in operation["responses"].items():
+                if path.startswith(("/v1/", "/health/")) or int(status) < 400:
+                    continue
+                assert list(answer["content"]) == ["application/problem+json"], (path, status)

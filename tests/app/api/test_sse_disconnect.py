@@ -1,0 +1,83 @@
+"""A client that closes its connection frees its slots at once, whatever it was waiting for."""
+
+import json
+import socket
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from app.config import ServeSettings
+from app.server.serve import ApiServer
+from tests.support.engines import gated
+from tests.support.serving import serving
+from tests.support.waiting import wait_until
+
+LONG = 200
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
+REQUESTS: list[tuple[str, int, dict[str, Any]]] = [  # with the number of answers
+    ("/generate", 2, {"prompt": ["the dog", "a"], "max_new_tokens": LONG}),
+    ("/generate", 1, {"prompt": "the dog", "max_new_tokens": LONG, "stream": True}),
+    ("/v1/completions", 2, {"prompt": ["the dog", "a"], "max_tokens": LONG}),
+    ("/v1/completions", 2, {"prompt": "the dog", "max_tokens": LONG, "n": 2, "stream": True}),
+    ("/v1/chat/completions", 1, CHAT),
+    ("/v1/chat/completions", 1, {**CHAT, "stream": True}),
+]
+
+
+def send(
+    url: str, path: str, body: dict[str, Any], common: dict[str, Any] | None = None
+) -> socket.socket:
+    """The request on a bare connection; its answer is not read."""
+    host, port = url.removeprefix("http://").split(":")
+    common = {"model": "tiny", "ignore_eos": True} if common is None else common
+    content = json.dumps({**common, **body})
+    connection = socket.create_connection((host, int(port)))
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
+    return connection
+
+
+def num_aborted(server: ApiServer) -> float:
+    metrics = server.lifespan.state["services"].metrics
+    labels = {"finished_reason": "abort", "model_name": "tiny"}
+    labels |= {"variant": "dense", "traffic": "live"}
+    return metrics.registry.get_sample_value("sleb_request_success_total", labels) or 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 6], ids=["before the first token", "in the middle"])
+def test_a_client_that_leaves_frees_its_slots_within_a_step(
+    settings: ServeSettings, redis_url: str, num_steps: int
+) -> None:
+    num_expected = 0
+    with gated() as engine, serving(settings, redis_url, engine=engine) as (server, url):
+        wait_until(lambda: httpx2.get(f"{url}/health/ready").is_success, "the API is ready")
+        wait_until(lambda: not server.server_state.connections, "nobody is connected")
+        for path, num_answers, body in REQUESTS:
+            engine.close_after(num_steps)
+            before, num_expected = engine.num_steps, num_expected + num_answers
+            connection = send(url, path, body)
+            wait_until(lambda: engine.is_at_gate, f"{path} is being answered")
+            connection.close()
+            wait_until(lambda: not server.server_state.connections, "the server has noticed")
+            engine.gate.set()
+            wait_until(lambda: num_aborted(server) == num_expected, f"{path} has ended")  # noqa: B023
+            # The step it was in, and one that may have begun before the news got there.
+            assert engine.num_steps - before <= num_steps + 2
+        stats = server.lifespan.state["services"].engine.stats()
+        assert (stats.num_running, stats.num_waiting) == (0, 0)
+
+
+def test_the_client_of_openai_works_over_a_real_connection(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    user: Any = [{"role": "user", "content": "the dog"}]
+    with serving(settings, redis_url) as (_, url):
+        wait_until(lambda: httpx2.get(f"{url}/health/ready").is_success, "the API is ready")
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as api:
+            assert [model.id for model in api.models.list()] == ["tiny"]
+            ask: dict[str, Any] = {"model": "tiny", "messages": user, "temperature": 0}
+            whole = api.chat.completions.create(**ask, max_tokens=9).choices[0].message.content
+            chunks = api.chat.completions.create(**ask, max_tokens=9, stream=True)
+            assert "".join(its.choices[0].delta.content or "" for its in chunks) == whole

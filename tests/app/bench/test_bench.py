@@ -1,0 +1,225 @@
+"""``sleb bench``: real runs of tiny models, and what is said of times that are made up."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pynvml
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from app.bench import bench
+from app.bench.plan import DENSE, HALF, Plan, Scenario, Subject
+from app.bench.report import draw, markdown, plot
+from app.bench.result import Bench
+from app.bench.runs import Sample, WrongLength, measure
+from app.cli.main import app as command_line
+from app.compare.speedup import Verdict
+from app.engine.engine import PromptTooLong
+from pruning.models.timing import BlockTimes
+from pruning.worker.gpu import energy_j
+from tests.support.api_fixtures import publish_pruned
+from tests.support.engine_requests import variant
+from tests.support.tiny import NUM_BLOCKS
+
+SMALL = [
+    *("--batch-size", "3", "--prompt-tokens", "4", "--new-tokens", "5", "--long-prompt", "9"),
+    *("--concurrency", "2", "--requests", "5", "--served-tokens", "3", "--repeats", "2"),
+]
+PLAN = Plan(
+    batch_size=3,
+    prompt_tokens=4,
+    new_tokens=5,
+    long_prompt=9,
+    concurrency=2,
+    requests=5,
+    served_tokens=3,
+    repeats=2,
+)
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(command_line, ["bench", *arguments, *SMALL, "--json"])
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_a_model_with_random_weights(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run("--random-weights", "tiny", "--variants", "dense,@-2", "--out", str(out))
+    assert found["variants"] == {"dense again": [], "tiny@-2": [4, 5]}
+    assert found["weight_bytes"]["tiny@-2"] < found["weight_bytes"]["dense"]
+    assert found["weight_bytes"]["dense again"] == found["weight_bytes"]["dense"]
+    tokens = {"generation": 3 * 5, "prompt": 9, "served": 5 * 3}
+    for scenario, samples in found["samples"].items():
+        assert list(samples) == [DENSE, "dense again", "tiny@-2", HALF]
+        for runs in samples.values():
+            assert [its["num_tokens"] for its in runs] == [tokens[scenario]] * 2
+            assert all(its["peak_memory_bytes"] is None for its in runs)  # no GPU here
+    assert list(found["samples"]) == list(tokens)
+    written = json.loads((out / "bench.json").read_text())
+    assert written == {its: value for its, value in found.items() if its != "path"}
+    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "## Served: 2 clients, 5 requests of 4 + 3 tokens" in (out / "bench.md").read_text()
+
+
+def test_variants_are_those_of_the_published_order(
+    tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    removed = list(publish_pruned(tiny_models_dir.parent).removed_blocks)
+    names = "@-1,@prn-1,tiny@-2"
+    found = run(
+        "tiny", "--variants", names, "--out", str(tmp_path / "out"), "--scenarios", "prompt"
+    )
+    assert found["variants"] == {
+        "tiny@-1": removed[:1],
+        "tiny@prn-1": removed,
+        "tiny@-2": removed[:2],
+    }
+    assert [row["variant"] for row in found["results"]] == list(found["variants"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["tiny", "--random-weights", "tiny"], 2, "not both"),
+        ([], 2, "expected a MODEL"),
+        (["tiny", "--scenarios", "x"], 2, "generation, prompt, served"),
+        (["tiny", "--dtype", "int8"], 2, "bfloat16"),
+    ],
+)
+def test_wrong_use_says_what_is_expected(arguments: list[str], code: int, says: str) -> None:
+    result = CliRunner().invoke(command_line, ["bench", *arguments], env={"COLUMNS": "200"})
+    assert (result.exit_code, says in result.output) == (code, True), result.output
+
+
+@pytest.mark.parametrize("names", ["@-6", "@-0", "x"])
+def test_a_variant_that_there_is_not_is_refused(names: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        command_line,
+        ["bench", "--random-weights", "tiny", "--variants", names, "--out", str(tmp_path)],
+    )
+    assert result.exit_code == 1
+    assert "expected dense, or @-1 to @-5" in str(result.exception)
+
+
+def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def noted(its: Any, scenario: Scenario, plan: Plan) -> Sample:
+        order.append(its.name)
+        return measure(its, scenario, plan)
+
+    monkeypatch.setattr(bench, "measure", noted)
+    sides = {"a": replace(variant(), name="a"), "b": replace(variant(), name="b")}
+    plan = replace(PLAN, repeats=4)
+    samples = bench._measured(sides, Scenario.PROMPT, plan, lambda: None)
+    assert order == ["a", "b", "b", "a"] * 2
+    assert {name: len(runs) for name, runs in samples.items()} == {"a": 4, "b": 4}
+
+
+def test_what_the_model_does_not_take_is_refused() -> None:
+    with pytest.raises(PromptTooLong):
+        measure(variant(), Scenario.PROMPT, replace(PLAN, long_prompt=1000))
+
+
+def test_an_answer_of_another_length_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.engine.next_tokens", lambda _logits, seqs: [None] * len(seqs))
+    with pytest.raises(WrongLength, match="0 of 5 tokens"):
+        measure(variant(), Scenario.GENERATION, PLAN)
+
+
+def sample(tpot_s: float, energy: float | None = None) -> Sample:
+    times_s = {"tpot": tpot_s, "e2e": 10 * tpot_s, "ttft": tpot_s}
+    return Sample(times_s, 100, 100 * tpot_s, 2**30 if energy else None, energy)
+
+
+def made_up(pruned_s: list[float], *, dense_s: float = 0.1, half_s: float = 0.055) -> Bench:
+    """A model of six blocks that take 15 ms each, with 5 ms of embeddings and 5 ms of head."""
+    subject = Subject("m" * 60, variant(), {"dense again": (), "pruned": (1, 4)})
+    runs = {
+        DENSE: [sample(dense_s, energy=50.0) for _ in pruned_s],
+        "dense again": [sample(dense_s * factor) for factor in (1.002, 0.999, 1.0)],
+        "pruned": [sample(its) for its in pruned_s],
+        HALF: [sample(half_s) for _ in pruned_s],
+    }
+    parts = {Scenario.GENERATION: BlockTimes(0.005, 0.0, 0.005)}
+    weights = dict.fromkeys(runs, 100)
+    plan = replace(PLAN, scenarios=(Scenario.GENERATION,), repeats=len(pruned_s))
+    facts = {"machine": {"cpu": "some"}, "command": "sleb bench"}
+    return Bench(subject, plan, {Scenario.GENERATION: runs}, parts, weights, facts)
+
+
+def test_a_clear_effect_has_a_verdict_beside_the_ideal() -> None:
+    found = {(row.variant, row.time): row for row in made_up([0.0720, 0.0721, 0.0719]).rows()}
+    pruned = found["pruned", "tpot"]
+    assert pruned.speedup.verdict is Verdict.FASTER
+    assert pruned.speedup.ratio == pytest.approx(0.1 / 0.072)
+    assert pruned.ideal == pytest.approx(0.100 / 0.070)
+    assert pruned.ideal_by_blocks == NUM_BLOCKS / (NUM_BLOCKS - 2)
+    assert found["pruned", "e2e"].ideal is None
+    again = found["dense again", "tpot"]
+    assert (again.speedup.verdict, again.ideal) == (Verdict.NO_DIFFERENCE, 1.0)
+
+
+def test_a_noisy_one_has_none_and_says_why() -> None:
+    noisy = made_up([0.06, 0.12, 0.07])
+    row = next(row for row in noisy.rows() if row.variant == "pruned")
+    assert row.speedup.verdict is Verdict.UNDECIDED
+    report = markdown(noisy)
+    assert "pruned, per token: undecided: the 95 % interval" in report
+    assert "contains 1: repeat it more often" in report
+    assert "dense again, per token: no difference" in report
+
+
+def test_without_a_block_s_time_there_is_no_ideal() -> None:
+    rows = made_up([0.07, 0.07, 0.07], half_s=0.2).rows()
+    assert [row.ideal for row in rows if row.time == "tpot"] == [None, None]
+
+
+def test_the_report_has_memory_and_energy_where_they_are_known() -> None:
+    report = markdown(made_up([0.07, 0.07, 0.07]))
+    assert "| dense | 10.0 | 1.00 GiB | 0.500 J |" in report
+    assert "| pruned | 14.3 | not a GPU | not known |" in report
+    assert "half" not in report
+
+
+def test_the_picture_shows_every_row() -> None:
+    its = made_up([0.0720, 0.0721, 0.0719])
+    (axes,) = draw(its).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"{row.variant}, {row.what}" for row in its.rows()]
+    verdicts = [text.get_text() for text in axes.texts]
+    assert verdicts == [row.speedup.verdict.value for row in its.rows()]
+    places = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    assert any(len(place) == 1 and place[0] == pytest.approx(0.1 / 0.072) for place in places)
+    assert plot(its) == plot(its)
+
+
+def test_energy_is_asked_of_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is the one thing here that stands in for something else."""
+    assert energy_j(torch.device("cpu")) is None
+    asked: list[str] = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"u{device.index}")
+    )
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: asked.append("init"))
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("shutdown"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _handle: 2500)
+    assert energy_j(torch.device("cuda:1")) == 2.5
+    assert asked == ["init", "GPU-u1", "shutdown"]
+
+    def fail(*_: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", fail)
+    assert energy_j(torch.device("cuda:1")) is None
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert energy_j(torch.device("cuda:1")) is None

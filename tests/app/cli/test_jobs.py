@@ -1,0 +1,217 @@
+"""``sleb jobs`` against a real service: what it prints, and how it ends."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.cli.main import main
+from app.config import ServeSettings
+from pruning.jobs.job import JobError, JobStatus, Webhook
+from pruning.jobs.keys import TOLD
+from pruning.jobs.outbox import Attempt, WebhookOutbox
+from pruning.jobs.store import JobStore
+from pruning.spec.prune import PruneSpec
+from tests.support.job_lives import succeed
+from tests.support.processes import free_port
+from tests.support.serving import serving
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> ServeSettings:
+    return ServeSettings(data_dir=tmp_path, drain_s=0)
+
+
+@pytest.fixture
+def url(settings: ServeSettings, redis_url: str, redis_client: redis.Redis) -> Iterator[str]:
+    redis_client.ping()
+    with serving(settings, redis_url) as (_, url):
+        yield url
+
+
+@pytest.fixture
+def job_id(job_store: JobStore) -> str:
+    return job_store.create(PruneSpec("tiny", num_remove=1), {"team": "[red]platform"}).id
+
+
+class Sleb:
+    """The command in this process: its exit code and what it wrote."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
+    ) -> None:
+        self._monkeypatch, self._capsys, self._url = monkeypatch, capsys, url
+
+    def jobs(self, *arguments: str, url: str | None = None) -> tuple[int, str, str]:
+        self._monkeypatch.setenv("COLUMNS", "200")
+        command = ["sleb", "jobs", *arguments, "--url", url or self._url]
+        self._monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code is None or isinstance(ended.value.code, int)
+        written = self._capsys.readouterr()
+        return ended.value.code or 0, written.out, written.err
+
+
+@pytest.fixture
+def sleb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Sleb:
+    return Sleb(monkeypatch, capsys, url)
+
+
+# ---- list, show, cancel
+
+
+def test_jobs_are_listed_and_shown_for_people_and_for_programs(
+    sleb: Sleb, job_store: JobStore, job_id: str
+) -> None:
+    succeed(job_store, job_id)
+    newer = job_store.create(PruneSpec("tiny", num_remove=2)).id
+    code, out, _ = sleb.jobs("list")
+    assert code == 0
+    assert out.index(newer) < out.index(job_id)
+    assert "succeeded" in out
+    assert "2 of 2" in out
+    assert [job["id"] for job in json.loads(sleb.jobs("list", "--json")[1])] == [newer, job_id]
+    _, out, _ = sleb.jobs("list", "--limit", "1")
+    assert newer in out
+    assert job_id not in out
+    assert "--limit" in out
+    _, out, _ = sleb.jobs("list", "--status", "queued", "--json")
+    assert [job["id"] for job in json.loads(out)] == [newer]
+    _, out, _ = sleb.jobs("show", job_id)
+    for text in (job_id, "tiny@x", "worker-1", "team: [red]platform", "2 of 2"):
+        assert text in out
+    assert json.loads(sleb.jobs("show", job_id, "--json")[1])["pruned_model"] == "tiny@x"
+
+
+def test_showing_a_job_tells_what_came_of_its_webhook(
+    sleb: Sleb, job_store: JobStore, redis_client: redis.Redis
+) -> None:
+    webhook = Webhook("https://[red]hooks.example/")
+    job_id = job_store.create(PruneSpec("tiny", num_remove=1), webhook=webhook).id
+    succeed(job_store, job_id)
+    outbox = WebhookOutbox(redis_client)
+    (message,) = outbox.claim(1)
+    failed = Attempt(message.id, message.type, 1, 1e9, 0.25, 500, "answered 500 [red]", 2e9)
+    given_up = replace(failed, number=2, response_status=None, next_attempt_at=None)
+    for attempt in (failed, given_up, replace(failed, error=None, next_attempt_at=None)):
+        redis_client.rpush(TOLD.format(id=job_id), json.dumps(asdict(attempt)))
+    _, out, _ = sleb.jobs("show", job_id)
+    for text in ("url: https://[red]hooks.example/", "prune_job.failed", "answered 500 [red]"):
+        assert text in out
+    for text in ("0.25 s", "2033-05-1", "given up", "delivered, 500"):
+        assert text in out
+    shown = json.loads(sleb.jobs("show", job_id, "--json")[1])
+    assert [one["attempt"] for one in shown["webhook_deliveries"]] == [1, 2, 1]
+    assert shown["webhook"]["url"] == webhook.url
+
+
+def test_an_empty_list_says_so(sleb: Sleb) -> None:
+    assert sleb.jobs("list")[:2] == (0, "no jobs\n")
+
+
+def test_a_job_is_cancelled_once(sleb: Sleb, job_store: JobStore, job_id: str) -> None:
+    assert sleb.jobs("cancel", job_id) == (0, f"job {job_id} is cancelled\n", "")
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
+    code, _, err = sleb.jobs("cancel", job_id)
+    assert code == 1
+    assert "does not allow: cancel" in err
+
+
+def test_a_job_is_paused_and_resumed(sleb: Sleb, job_store: JobStore, job_id: str) -> None:
+    assert sleb.jobs("pause", job_id) == (0, f"job {job_id} is paused\n", "")
+    assert sleb.jobs("resume", job_id) == (0, f"job {job_id} is queued\n", "")
+    job_store.start(job_id, "worker-1")
+    code, out, _ = sleb.jobs("pause", job_id)
+    assert (code, out) == (
+        0,
+        f"job {job_id} is running, and pauses after its current evaluation\n",
+    )
+    assert "running, to pause" in sleb.jobs("list")[1]
+    assert "pause_requested_at" in sleb.jobs("show", job_id)[1]
+    resumed = json.loads(sleb.jobs("resume", job_id, "--json")[1])
+    assert (resumed["status"], resumed["pause_requested_at"]) == ("running", None)
+    code, _, err = sleb.jobs("resume", job_id)
+    assert code == 1
+    assert "does not allow: resume" in err
+
+
+def test_priorities_are_listed(sleb: Sleb, job_store: JobStore) -> None:
+    job_store.create(PruneSpec("tiny", num_remove=1), priority=-73)
+    out = sleb.jobs("list")[1]
+    assert "priority" in out
+    assert "-73" in out
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "cancel", "pause", "resume"])
+def test_a_job_that_is_not_there_is_one_line(sleb: Sleb, command: str) -> None:
+    code, out, err = sleb.jobs(command, "prn-1/../x")
+    assert (code, out) == (1, "")
+    assert "error:" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "prn-1"], ["watch", "prn-1"]])
+@pytest.mark.parametrize("wrong", ["http://127.0.0.1:{port}", "nowhere", "http://["])
+def test_a_service_that_is_not_there_is_one_line(
+    sleb: Sleb, command: list[str], wrong: str
+) -> None:
+    code, out, err = sleb.jobs(*command, url=wrong.format(port=free_port()))
+    assert (code, out) == (1, "")
+    assert "no service answers at" in err
+    assert "--url" in err
+
+
+def test_another_server_is_told_from_the_service(
+    sleb: Sleb, tmp_path: Path, url: str, job_id: str
+) -> None:
+    code, _, err = sleb.jobs("show", job_id, url=f"{url}/docs")
+    assert code == 1
+    assert "/docs answers 404" in err
+    (tmp_path / "prune-jobs").write_text("hello")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        code, _, err = sleb.jobs("list", url=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert code == 1
+    assert "no service of this kind" in err
+
+
+# ---- watch
+
+
+def test_watching_shows_what_happened_and_ends_with_the_job(
+    sleb: Sleb, job_store: JobStore, job_id: str
+) -> None:
+    succeed(job_store, job_id)
+    code, out, err = sleb.jobs("watch", job_id)
+    assert (code, out) == (0, "")
+    shown = [line.strip() for line in err.splitlines()]
+    assert shown[0] == "job created"
+    assert "removed block 3: loss 2.5000 (dense 2.2500), 0.5000 before 4" in shown
+    assert any("2 of 2" in line and "100.0%" in line for line in shown)
+    assert "published tiny@x" in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_watching_a_job_that_fails_or_is_cancelled_says_why(
+    sleb: Sleb, job_store: JobStore, job_id: str, arguments: list[str]
+) -> None:
+    job_store.fail(job_id, JobError("not_enough_text", "the text has [3] tokens"))
+    code, _, err = sleb.jobs("watch", job_id, *arguments)
+    assert code == 1
+    assert err.count("the text has [3] tokens") == 1
+    assert f"error: job {job_id} failed" in err
+    cancelled = job_store.create(PruneSpec("tiny", num_remove=1)).id
+    job_store.cancel(cancelled)
+    code, _, err = sleb.jobs("watch", cancelled, *arguments)
+    assert code == 1
+    assert f"job {cancelled} cancelled" in err

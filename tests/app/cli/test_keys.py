@@ -1,0 +1,132 @@
+"""``sleb keys``, ``--insecure`` and ``SLEB_API_KEY`` as a user types them."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.auth.keys import KeyFile, Scope
+from app.cli.main import main
+from app.config import ServeSettings, serve_settings
+from tests.support.serving import serving
+
+Sleb = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sleb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Sleb:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tmp_path))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sleb", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = capsys.readouterr()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return code, written.out, " ".join(written.err.split())  # however it was wrapped
+
+    return run
+
+
+def test_a_key_is_made_shown_once_listed_and_revoked(sleb: Sleb, tmp_path: Path) -> None:
+    code, out, err = sleb("keys", "create", "alice", "--scope", "jobs", "--scope", "generate")
+    key = out.strip()
+    assert (code, "not shown again" in err, key in err) == (0, True, False)
+    found = KeyFile(tmp_path / "keys.json").find(key)
+    assert found is not None
+    assert (found.name, set(found.scopes)) == ("alice", {Scope.JOBS, Scope.GENERATE})
+    _, out, _ = sleb("keys", "create", "bob", "--scope", "admin", "--json")
+    made = json.loads(out)
+    assert (made["name"], made["scopes"], len(made["key"])) == ("bob", ["admin"], 48)
+    _, listed, _ = sleb("keys", "list")
+    assert "alice" in listed
+    assert "generate, jobs" in listed
+    _, out, _ = sleb("keys", "list", "--json")
+    assert [row["name"] for row in json.loads(out)] == ["alice", "bob"]
+    assert not {key, made["key"], found.sha256} & set((listed + out).replace('"', " ").split())
+    assert sleb("keys", "revoke", "alice")[0] == 0
+    code, out, _ = sleb("keys", "revoke", "bob", "--json")
+    assert (code, json.loads(out)) == (0, {"name": "bob", "revoked": True})
+    assert KeyFile(tmp_path / "keys.json").known() == ()
+
+
+def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:
+    sleb("keys", "create", "a", "--scope", "jobs", "--rate", "60", "--concurrent", "0")
+    sleb("keys", "create", "b", "--scope", "jobs")
+    found = {its.name: its for its in KeyFile(tmp_path / "keys.json").known()}
+    assert (found["a"].rate_per_min, found["a"].max_concurrent) == (60, 0)
+    assert (found["b"].rate_per_min, found["b"].max_concurrent) == (None, None)
+    listed = json.loads(sleb("keys", "list", "--json")[1])
+    assert [(row["rate_per_min"], row["max_concurrent"]) for row in listed] == [
+        (60, 0),
+        (None, None),
+    ]
+    rows = [line.split() for line in sleb("keys", "list")[1].splitlines()]
+    shown = {row[0]: row[2:5] for row in rows if row and row[0] in ("a", "b")}
+    assert (shown["a"][:2], shown["b"][:4]) == (["60", "any"], ["as", "set", "as"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("create", "a b", "--scope", "jobs"), 1, "letters, digits"),
+        (("create", "a"), 2, "scope"),
+        (("create", "a", "--scope", "root"), 2, "root"),
+        (("create", "a", "--scope", "jobs", "--rate", "-1"), 2, "rate"),
+        (("create", "a", "--scope", "jobs", "--rate", "100001"), 2, "rate"),
+        (("create", "a", "--scope", "jobs", "--concurrent", "-1"), 2, "concurrent"),
+        (("revoke", "nobody"), 1, "no key is named 'nobody'"),
+    ],
+)
+def test_wrong_use_is_told(
+    sleb: Sleb, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    ended, _, err = sleb("keys", *arguments)
+    assert ended == code
+    assert says in err
+    assert not (tmp_path / "keys.json").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_a_service_for_others_needs_a_key(sleb: Sleb, command: str) -> None:
+    code, _, err = sleb(command, "--host", "0.0.0.0")  # noqa: S104 - refused
+    assert code == 1
+    assert "sleb keys create" in err
+
+
+def test_the_switch_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEB_INSECURE", "true")
+    assert serve_settings(insecure=None).insecure
+    monkeypatch.delenv("SLEB_INSECURE")
+    assert not serve_settings(insecure=None).insecure
+    assert serve_settings(insecure=True).insecure
+
+
+def test_the_jobs_command_sends_the_key_of_its_environment(
+    sleb: Sleb,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    redis_url: str,
+    redis_client: redis.Redis,
+) -> None:
+    redis_client.ping()
+    key = KeyFile(tmp_path / "keys.json").create("me", [Scope.JOBS])
+    with serving(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url) as (_, url):
+        code, _, err = sleb("jobs", "list", "--url", url)
+        assert (code, "SLEB_API_KEY" in err) == (1, True)
+        monkeypatch.setenv("SLEB_API_KEY", key)
+        code, out, _ = sleb("jobs", "list", "--url", url, "--json")
+        assert (code, json.loads(out)) == (0, [])
+
+
+def test_a_key_is_not_shown_with_the_settings() -> None:
+    assert "sleb_secret" not in repr(ServeSettings(api_key="sleb_secret"))
+    with pytest.raises(ValueError, match="api_key") as refused:
+        ServeSettings(api_key="sleb_secret\r\nX: y")
+    assert "sleb_secret" not in str(refused.value)

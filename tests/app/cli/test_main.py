@@ -1,0 +1,149 @@
+"""The command line as a user types it, in processes of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.support.processes import environment, free_port, is_ready, processes_of
+from tests.support.unsupported import quantize_config, write_unsupported
+from tests.support.waiting import wait_until
+
+
+def sleb(data_dir: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def data_dir(tiny_models_dir: Path) -> Path:
+    return tiny_models_dir.parent
+
+
+def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path) -> None:
+    ran = sleb(data_dir, "--help")
+    assert ran.returncode == 0
+    for command in (
+        "up",
+        "serve",
+        "worker",
+        "prune",
+        "eval",
+        "models",
+        "demo",
+        "jobs",
+        "keys",
+        "stability",
+    ):
+        assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command
+    code = "import sys, app.cli.main; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prune_writes_a_model_without_any_server(data_dir: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    out = tmp_path / "pruned"
+    common = ["--calibration", str(text), "--num-samples", "2", "--seqlen", "16", "--json"]
+    ran = sleb(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["path"] == str(out)
+    assert len(report["removed_blocks"]) == 2
+    assert "removed block" in ran.stderr
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+
+
+def test_models_lists_the_catalogue(data_dir: Path) -> None:
+    assert json.loads(sleb(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
+    assert "tiny" in sleb(data_dir, "models").stdout
+
+
+def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    ran = sleb(data_dir, "prune", "tiny", "--num-remove", "1", "--out", str(tmp_path / "out"))
+    assert ran.returncode == 1
+    assert "exists already" in ran.stderr
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
+        (["prune", "tiny", "--num-remove", "5"], 1, "4 can go"),
+        (["prune", "tiny", "--num-remove", "1", "--calibration", "none.txt"], 1, "none.txt"),
+        (["prune", "tiny"], 2, "exactly one"),
+        (["prune", "tiny", "--num-remove", "1", "--sparsity", "0.1"], 2, "exactly one"),
+        (["prune", "tiny", "--max-perplexity-ratio", "nan"], 2, "above 1"),
+        (["prune", "tiny", "--target-speedup", "1"], 2, "above 1"),
+        (["prune", "tiny", "--num-remove", "1", "--resident", "stream"], 2, "wikitext2"),
+        (["prune", "tiny", "--num-remove", "1", "--search", "fast"], 2, "staged"),
+        (["prune", "tiny", "--num-remove", "1", "--metric", "l2"], 2, "one_shot"),
+        (["prune", "tiny", "--num-remove", "1", "--calibration", "self=0"], 2, "above 0"),
+        (["prune", "tiny", "--num-remove", "1", "--state-budget", "much"], 2, "state_budget"),
+        (["prune", "tiny", "--num-remove", "1", "--actors", "-1"], 2, "num_actors"),
+        (["prune", "tiny", "--num-remove", "0"], 2, "1 or more"),
+        (["prune", "tiny", "--num-remove", "x"], 2, "valid int"),
+        (["prune", "tiny", "--num-remove", "1", "--seqlen", "0"], 2, "seqlen"),
+        (["prune", "tiny", "--num-remove", "1", "--gate-max-probe-drop", "2"], 2, "below 1"),
+        (["prune", "tiny", "--num-remove", "1", "--quantize", "int2"], 2, "int8"),
+        (["prune", "tiny", "--num-remove", "1", "--quantize", "int8", "--no-evaluate"], 2, "leave"),
+        (["eval", "none"], 1, "no model named 'none'"),
+        (["eval", "tiny", "--tasks", "ppl:"], 1, "expected ppl:TEXT"),
+        (["eval", "tiny", "--tasks", "ppl:none.txt", "--seqlen", "16"], 1, "none.txt"),
+        (["eval", "tiny", "--dtype", "int8"], 2, "bfloat16"),
+        (["stability", "tiny", "--num-remove", "1", "--seeds", "0"], 2, "two seeds"),
+        (["stability", "tiny", "--num-remove", "1", "--seeds", "0,x"], 2, "expected numbers"),
+        (["stability", "tiny", "--num-remove", "1", "--seeds", "0,0"], 2, "each of them once"),
+        (["stability", "tiny", "--num-remove", "5"], 1, "4 can go"),
+        (["stability", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
+        (["no-such-command"], 2, "No such command"),
+        (["serve", "--port", "99999"], 2, "port"),
+    ],
+)
+def test_errors_are_one_message_and_a_code(
+    data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
+) -> None:
+    extra = ["--out", str(tmp_path / "out")] if arguments[0] in {"prune", "stability"} else []
+    ran = sleb(data_dir, *arguments, *extra)
+    assert ran.returncode == code, ran.stderr
+    assert word in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_pruned_are_told_what_can(data_dir: Path, tmp_path: Path) -> None:
+    write_unsupported(data_dir / "models" / "encoder", "t5")
+    quantize_config(data_dir / "models" / "tiny", "bitsandbytes")
+    for model, said in (("encoder", "decoder-only"), ("tiny", "give the unquantised model")):
+        ran = sleb(data_dir, "prune", model, "--num-remove", "1", "--out", str(tmp_path / "out"))
+        told = " ".join(ran.stderr.split())  # a narrow terminal breaks lines
+        assert (ran.returncode, told.count("error:")) == (1, 1)
+        assert said in told
+        assert "Traceback" not in told
+        assert not (tmp_path / "out").exists()
+
+
+def test_serve_ends_on_sigterm_and_takes_its_valkey_with_it(data_dir: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
+    with (
+        subprocess.Popen(command, env=environment(data_dir)) as server,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        wait_until(lambda: is_ready(client), "the API is ready", 60)
+        server.terminate()
+        assert server.wait(30) == 0
+    wait_until(lambda: processes_of(data_dir) == [], "Valkey has ended")

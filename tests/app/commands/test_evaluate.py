@@ -1,0 +1,165 @@
+"""``sleb eval`` as a user types it: names, directories, tables, JSON, and clear words."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import app as command_line
+from app.commands.evaluate import InvalidTasks, Tasks
+from app.commands.subject import NotEvaluable
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
+from pruning.data.texts import TextUnusable
+from pruning.evaluation.zero_shot import PAPER_TASKS
+from pruning.models.blocks import view
+from pruning.models.quantize import quantized
+from pruning.models.store import ModelStore
+from pruning.pipeline import prune
+from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
+from tests.pruning.evaluation.test_perplexity import TEXT, by_hand
+from tests.support.recorder import Recorder
+
+Run = Callable[..., Any]
+PPL = ["--tasks", "ppl:wikitext2,ppl:own.txt", "--seqlen", "16", "--num-windows", "9"]
+
+
+@pytest.fixture
+def data_dir(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    data_dir = tiny_models_dir.parent
+    monkeypatch.setenv("SLEB_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("SLEB_THREADS", "1")
+    (data_dir / "texts").mkdir()
+    for name in ("wikitext2-test.txt", "own.txt"):
+        (data_dir / "texts" / name).write_text(TEXT, encoding="utf-8")
+    return data_dir
+
+
+@pytest.fixture
+def published(data_dir: Path) -> Manifest:
+    return prune(
+        PruneSpec("tiny", 2, calibration=CalibrationSpec(num_samples=2, seqlen=12)),
+        name="tiny@prn-1",
+        target=CheckpointStore(data_dir / "checkpoints").path("tiny@prn-1"),
+        models=ModelStore(data_dir / "models"),
+        observer=Recorder(),
+    )
+
+
+def run(*arguments: object) -> Any:
+    """The JSON that is printed; what goes wrong raises."""
+    words = ["eval", *map(str, arguments), "--json"]
+    result = CliRunner().invoke(command_line, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["evaluations"]
+
+
+def test_every_name_of_a_model_means_its_blocks(data_dir: Path, published: Manifest) -> None:
+    checkpoint = data_dir / "checkpoints" / "tiny@prn-1"
+    dense = data_dir / "models" / "tiny"
+    found = run("tiny", dense, "tiny@-1", "tiny@prn-1-1", "tiny@-2", "tiny@prn-1", checkpoint, *PPL)
+    removed = [tuple(its["removed_blocks"]) for its in found]
+    whole = published.removed_blocks
+    assert removed == [(), (), whole[:1], whole[:1], whole, whole, whole]
+    assert [its["num_blocks"] for its in found] == [6, 6, 5, 5, 4, 4, 4]
+    losses = [its["perplexities"][1]["loss"] for its in found]
+    assert len({round(loss, 9) for loss in losses}) == 3
+    assert losses[0] == losses[1]
+    assert losses[2] == losses[3]
+    assert losses[4:] == pytest.approx([losses[4]] * 3)
+
+
+def test_perplexity_is_that_of_a_loop(data_dir: Path) -> None:
+    (found,) = run("tiny", *PPL[:-2])
+    loaded = ModelStore(data_dir / "models").load("tiny")
+    of_paper, own = found["perplexities"]
+    expected = by_hand(loaded.model, loaded.tokenizer, TEXT, 16)
+    assert own["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert own["text"] == f"file {data_dir / 'texts' / 'own.txt'}"
+    assert of_paper["perplexity"] != own["perplexity"]
+    assert own["seqlen"] == 16
+
+
+def test_streamed_the_numbers_are_the_same(data_dir: Path, published: Manifest) -> None:
+    assert published.removed_blocks
+    arguments = ["tiny", "tiny@-2", "--tasks", "probe,ppl:own.txt", "--seqlen", "16"]
+    in_memory, streamed = (run(*arguments, "--resident", how) for how in ("model", "stream"))
+    for ours, theirs in zip(in_memory, streamed, strict=True):
+        assert ours["probe"] == theirs["probe"]
+        assert ours["perplexities"][0] == pytest.approx(theirs["perplexities"][0])
+    with pytest.raises(NotEvaluable, match="--resident model"):
+        run("tiny", "--tasks", "piqa", "--resident", "stream")
+    assert data_dir.exists()
+
+
+@pytest.mark.parametrize("weights", Quantize)
+def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
+    data_dir: Path, published: Manifest, weights: Quantize
+) -> None:
+    whole_text = PPL[:-2]
+    arguments = [*whole_text, "--quantize", weights.value]
+    found = run("tiny@-2", *arguments)
+    assert [(its["model"], its["weights"]) for its in found] == [
+        ("tiny", None),
+        ("tiny@-2", None),
+        ("tiny@-2", weights.value),
+    ]
+    dense, pruned, small = (its["perplexities"][1]["perplexity"] for its in found)
+    loaded = ModelStore(data_dir / "models").load("tiny")
+    its = quantized(view(loaded.model, published.keep), weights)
+    assert small == pytest.approx(by_hand(its, loaded.tokenizer, TEXT, 16), rel=1e-3)
+    plain = run("tiny", "tiny@-2", *whole_text)
+    assert [dense, pruned] == [its["perplexities"][1]["perplexity"] for its in plain]
+    named = run("tiny", "tiny@-2", "tiny@prn-1", *arguments)
+    assert [its["weights"] for its in named] == [None, weights.value] * 3
+    assert [its["perplexities"][1]["perplexity"] for its in named[2:4]] == [pruned, small]
+    with pytest.raises(NotEvaluable, match="--resident model"):
+        run("tiny", "--quantize", weights.value, "--resident", "stream")
+
+
+def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) -> None:
+    names = ["tiny", f"{published.parent}@-2"]
+    words = ["eval", *names, "--tasks", "probe,ppl:own.txt", "--seqlen", "16"]
+    out = data_dir / "report.json"
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(
+        command_line, [*words, "--out", str(out)], catch_exceptions=False
+    )
+    for found in json.loads(out.read_text())["evaluations"]:
+        (perplexity,), probe = found["perplexities"], found["probe"]
+        for number in (
+            f"{perplexity['perplexity']:.4f}",
+            f"{perplexity['loss']:.6f}",
+            perplexity["digest"][:12],
+            f"{probe['score']:.4f} ± {probe['standard_error']:.4f}",
+            *(f"{kind['chosen']:.4f}" for kind in probe["kinds"]),
+        ):
+            assert number in result.stdout
+        assert " ".join(map(str, found["removed_blocks"])) in result.stdout
+    assert "windows of 16" in result.stdout
+    assert re.search(r"tiny +probe", result.stderr)
+
+
+def test_tasks_are_told_apart() -> None:
+    assert Tasks.parse(["ppl:a.txt", " probe ", "zeroshot", "boolq", "piqa", "ppl:a.txt"]) == Tasks(
+        ("a.txt",), has_probe=True, zero_shot=(*PAPER_TASKS, "boolq")
+    )
+    for wrong in ([], ["ppl:"], [" "]):
+        with pytest.raises(InvalidTasks, match="expected ppl:TEXT"):
+            Tasks.parse(wrong)
+
+
+def test_what_cannot_be_evaluated_is_one_message(data_dir: Path, published: Manifest) -> None:
+    with pytest.raises(LookupError, match="no model named 'none'"):
+        run("none")
+    with pytest.raises(TextUnusable, match=r"none\.txt"):
+        run("tiny", "--tasks", "ppl:none.txt", "--seqlen", "16")
+    (data_dir / "models" / "tiny").rename(data_dir / "elsewhere")
+    with pytest.raises(NotEvaluable, match="not in the models directory"):
+        run(f"{published.name}-1")
+    assert run(published.name, *PPL)[0]["num_blocks"] == 4
+    (data_dir / "checkpoints" / published.name / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointCorrupt):
+        run(published.name, *PPL)

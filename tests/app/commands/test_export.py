@@ -1,0 +1,237 @@
+"""``sleb export``: what it writes is the model, and what it refuses it says."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from app.cli.main import app as command_line
+from app.commands.export import Export
+from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
+from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
+from pruning.models.blocks import view
+from pruning.models.save_streamed import SHARD_BYTES
+from pruning.models.store import COMPANION_FILES, ModelStore, load
+from pruning.pipeline import prune
+from pruning.spec.prune import CalibrationSpec, PruneSpec
+from tests.pruning.models.test_blocks import logits_of, token_ids
+from tests.support.recorder import Recorder
+from tests.support.tiny_checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parents[3]
+SPEC = PruneSpec("tiny", 2, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False)
+
+
+@pytest.fixture
+def manifest(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """Of a checkpoint beside the model, in the data directory of the command."""
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    monkeypatch.setenv("SLEB_DEVICE", "cpu")
+    store = CheckpointStore(tiny_models_dir.parent / "checkpoints")
+    return prune(
+        SPEC,
+        name="tiny@prn-1",
+        target=store.path("tiny@prn-1"),
+        models=ModelStore(tiny_models_dir),
+        observer=Recorder(),
+    )
+
+
+def run(*words: str) -> Any:
+    result = CliRunner().invoke(command_line, ["export", *words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_every_line_of_the_documentation_can_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Export] = []
+    monkeypatch.setattr(
+        "app.commands.export.run_export", lambda wanted, *_, **__: asked.append(wanted)
+    )
+    pages = (ROOT / "docs" / "guides" / "vllm.md", ROOT / "docs" / "portability.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    lines = re.findall(r"^\.venv/bin/sleb export (.*)$", text, re.MULTILINE)
+    for line in lines:
+        assert run(*shlex.split(line, comments=True)).exit_code == 0
+    assert len(asked) == len(lines) >= 5
+    assert {wanted.dtype for wanted in asked} == {"auto", "float16"}
+    assert {wanted.shard_bytes for wanted in asked} == {SHARD_BYTES, 2 * 10**9}
+    assert any(wanted.gguf for wanted in asked)
+
+
+def test_the_page_names_what_gguf_is_written_for_and_every_tolerance() -> None:
+    page = (ROOT / "docs" / "portability.md").read_text(encoding="utf-8")
+    listed = page.partition("GGUF is written for ")[2].partition(", with")[0]
+    assert re.findall(r"`(\w+)`", listed) == list(FAMILIES)
+    for dtype, share in TOLERANCES.items():
+        assert re.search(f"{share:.0e}".replace("e-0", "e-") + rf"\s+in\s+{dtype}", page)
+
+
+def pruned_logits(models_dir: Path, keep: Sequence[int], dtype: str = "auto") -> torch.Tensor:
+    return logits_of(view(load(models_dir / "tiny", dtype=dtype).model, keep), token_ids())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, dtype: str
+) -> None:
+    out = tmp_path / "out"
+    run("tiny@-1", str(out), "--merge-dtype", dtype)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert str(model.dtype) == f"torch.{dtype}"
+    expected = pruned_logits(tiny_models_dir, manifest.keep_after(1), dtype)
+    assert torch.equal(logits_of(model, token_ids()), expected)
+    for name in COMPANION_FILES:
+        parents = tiny_models_dir / "tiny" / name
+        assert not parents.is_file() or (out / name).read_bytes() == parents.read_bytes()
+    assert AutoTokenizer.from_pretrained(out)("a fox").input_ids
+    card = (out / "README.md").read_text()
+    assert f"tiny without 1 of its 6 transformer blocks, in {dtype}" in card
+    assert f"the order they went: {manifest.removed_blocks[0]}.\n" in card
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_checkpoint_is_split_into_shards_without_its_parent(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path
+) -> None:
+    expected = pruned_logits(tiny_models_dir, manifest.keep)
+    (tiny_models_dir / "tiny").rename(tmp_path / "away")
+    checkpoint = tiny_models_dir.parent / "checkpoints" / manifest.name
+    for model, place_ in (("tiny@prn-1", "by name"), (str(checkpoint), "by path")):
+        out = tmp_path / place_
+        run(model, str(out), "--max-shard-size", "50KB")
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        files = sorted(set(index["weight_map"].values()))
+        assert files == sorted(file.name for file in out.glob("*.safetensors"))
+        assert len(files) > 1
+        assert all((out / name).stat().st_size < 60_000 for name in files)
+        loaded = AutoModelForCausalLM.from_pretrained(out)
+        assert torch.equal(logits_of(loaded, token_ids()), expected)
+        assert "tiny without 2 of its 6 transformer blocks" in (out / "README.md").read_text()
+
+
+def test_a_dense_directory_is_written_whole(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = run(str(tiny_models_dir / "tiny"), str(out), "--json")
+    said = json.loads(result.stdout)
+    assert said["path"] == str(out)
+    assert said["verified"] is True
+    assert (said["num_blocks"], said["removed_blocks"]) == (manifest.num_blocks, [])
+    assert "tiny with all of its 6 transformer blocks" in (out / "README.md").read_text()
+
+
+def test_a_gguf_file_alone(manifest: Manifest, tiny_models_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "tiny.gguf"
+    said = run("tiny@prn-1", "--gguf", str(file)).stdout
+    assert f"tiny@prn-1, 4 blocks in float32, is in {file}" in said
+    assert [path.name for path in file.parent.iterdir()] == ["tiny.gguf"]
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    expected = pruned_logits(tiny_models_dir, manifest.keep)
+    assert torch.equal(logits_of(read, token_ids()), expected)
+    with pytest.raises(CheckpointExists, match="--overwrite"):
+        run("tiny", "--gguf", str(file))
+    before = file.read_bytes()
+    run("tiny", "--gguf", str(file), "--overwrite")
+    assert file.read_bytes() != before
+
+
+def test_a_gguf_file_that_differs_is_not_left(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differs(*_: object) -> None:
+        raise CheckpointNotPortable("differs")
+
+    monkeypatch.setattr("app.commands.export.compare_gguf", differs)
+    file = tmp_path / "new" / f"{manifest.parent}.gguf"
+    with pytest.raises(CheckpointNotPortable):
+        run("tiny", "--gguf", str(file))
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_family_without_gguf_is_refused_before_anything_is_written(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path
+) -> None:
+    write_checkpoint(tiny_models_dir / "gemma", "gemma")
+    with pytest.raises(GgufUnsupported, match="llama, mistral, qwen2, qwen3, and not for gemma"):
+        run("gemma", str(tmp_path / "out"), "--gguf", str(tmp_path / f"{manifest.parent}.gguf"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_stays_unless_told(manifest: Manifest, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("tiny", str(out))
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(CheckpointExists, match="exists already"):
+        run("tiny@-1", str(out))
+    assert (out / "config.json").read_bytes() == before
+    run("tiny@-1", str(out), "--overwrite")
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 5
+    assert manifest.num_blocks == 6
+    assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "manifest.json"])
+def test_what_is_no_exported_model_is_never_overwritten(
+    manifest: Manifest, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(manifest.name)
+    if name == "manifest.json":
+        (out / "config.json").write_text("{}")
+    with pytest.raises(CheckpointExists, match="is not overwritten"):
+        run("tiny", str(out), "--overwrite")
+    assert (out / name).read_text() == manifest.name
+
+
+def test_what_differs_leaves_what_was_there(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run("tiny", str(out))
+    monkeypatch.setattr(
+        "app.commands.export.copy_companions", lambda *_: None
+    )  # a tokenizer made anew
+    with pytest.raises(CheckpointNotPortable, match="tokenizer is not the parent's"):
+        run("tiny@-1", str(out), "--overwrite")
+    depth = json.loads((out / "config.json").read_text())["num_hidden_layers"]
+    assert depth == manifest.num_blocks
+    assert [path.name for path in (tmp_path / ".staging").iterdir()] == []
+
+
+@pytest.mark.parametrize("words", [(), ("--max-shard-size", "big"), ("--max-shard-size", "0")])
+def test_wrong_use_is_told(tmp_path: Path, words: tuple[str, ...]) -> None:
+    out = [str(tmp_path / "out")] if words else []
+    assert run("tiny", *out, *words).exit_code == 2
+
+
+def test_a_failed_rename_gives_back_what_was_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    rename: Callable[[Path, Path], Path] = Path.rename
+
+    def failing(path: Path, to: Path) -> Path:
+        if to == target and ".staging" in path.parts:
+            raise OSError(28, "full")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(DiskFull):
+        place(target, 1, lambda path: (path / "config.json").touch(), overwrite=True)
+    assert (target / "config.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".staging", "out"]

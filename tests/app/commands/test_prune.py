@@ -1,0 +1,182 @@
+"""What ``sleb prune`` shows while it runs and at its end."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from app.commands.prune import SearchBar, run_prune, search_progress
+from app.commands.tables import print_run
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
+from pruning.config import Settings
+from pruning.spec.prune import CalibrationSpec, PruneSpec
+from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def progress(clock: Clock) -> Progress:
+    """Never started, so that nothing but the test draws it."""
+    return search_progress(Console(file=StringIO(), width=120, get_time=clock))
+
+
+def shown(progress: Progress) -> str:
+    """What the terminal would show now, without the bar."""
+    console = Console(file=StringIO(), width=120)
+    console.print(progress.get_renderable())
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    return "\n".join(
+        " ".join(word for word in line.split() if word[0] not in "━╸╺") for line in lines
+    )
+
+
+def test_the_bar_has_exact_counts_and_an_eta_from_the_second_look(
+    progress: Progress, clock: Clock
+) -> None:
+    bar = SearchBar(progress)
+    bar.phase("load")
+    assert shown(progress) == "load 0:00:00"
+    clock.now_s = 100
+    bar.phase("search")
+    bar.evaluated(0, 189)
+    assert shown(progress) == "search 0 of 189 0.0% 0:00:00 ETA -:--:--"
+    clock.now_s = 160
+    bar.evaluated(1, 189)
+    assert shown(progress) == "search 1 of 189 0.5% 0:01:00 ETA 3:08:00"
+    clock.now_s = 170  # a minute for each: ten seconds on, it is ten seconds less
+    assert shown(progress) == "search 1 of 189 0.5% 0:01:10 ETA 3:07:50"
+    clock.now_s = 280
+    bar.evaluated(101, 189)
+    assert shown(progress) == "search 101 of 189 53.4% 0:03:00 ETA 0:02:37"
+
+
+def test_the_eta_of_a_resumed_search_counts_what_this_run_did(
+    progress: Progress, clock: Clock
+) -> None:
+    bar = SearchBar(progress)
+    bar.phase("search")
+    bar.evaluated(100, 120)
+    shown(progress)
+    clock.now_s = 10
+    bar.evaluated(110, 120)
+    assert shown(progress) == "search 110 of 120 91.6% 0:00:10 ETA 0:00:10"
+
+
+def test_the_eta_does_not_count_the_time_before_the_search(
+    progress: Progress, clock: Clock
+) -> None:
+    task = progress.add_task("queued", total=None)
+    clock.now_s = 50
+    progress.update(task, description="search", completed=0, total=10)
+    shown(progress)
+    clock.now_s = 60
+    progress.update(task, completed=5)
+    assert shown(progress) == "search 5 of 10 50.0% 0:01:00 ETA 0:00:10"
+
+
+def test_a_hundred_percent_is_shown_at_the_end_only(progress: Progress) -> None:
+    bar = SearchBar(progress)
+    bar.phase("search")
+    bar.evaluated(49_999, 50_000)
+    assert "99.9%" in shown(progress)
+    bar.evaluated(50_000, 50_000)
+    assert "50000 of 50000 100.0%" in shown(progress)
+
+
+def test_a_search_that_is_broken_off_stays_where_it_was(progress: Progress) -> None:
+    bar = SearchBar(progress)
+    bar.phase("search")
+    bar.evaluated(7, 10)
+    bar.end()
+    assert "search 7 of 10 70.0%" in shown(progress)
+
+
+def test_a_search_that_ends_early_is_done_all_the_same(progress: Progress, clock: Clock) -> None:
+    bar = SearchBar(progress, at_most=True)
+    bar.phase("search")
+    bar.evaluated(7, 10)
+    assert "search 7 of at most 10 70.0%" in shown(progress)
+    clock.now_s = 5
+    bar.phase("evaluate")
+    clock.now_s = 8
+    assert shown(progress).splitlines() == ["search 7 of 7 100.0% 0:00:05", "evaluate 0:00:03"]
+    bar.end()
+    assert shown(progress) == "search 7 of 7 100.0% 0:00:05"
+
+
+def test_every_removal_gets_a_line_and_is_kept(progress: Progress) -> None:
+    bar = SearchBar(progress)
+    bar.phase("search")
+    removals = removals_of_run(is_staged=False)
+    for removal in removals:
+        bar.removed(removal)
+    assert bar.removals == removals
+    assert isinstance(progress.console.file, StringIO)
+    lines = progress.console.file.getvalue().splitlines()
+    assert lines[0] == "  removed block 3: loss 4.2500 (dense 4.0000), 0.1000 ± 0.0577 before 1"
+    assert lines[1] == "  removed block 1: loss 5.0000 (dense 4.0000), 0.5000 ± 0.0000 before 2"
+
+
+def test_the_table_says_what_was_lost_and_where_things_lie(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    path = Path("/somewhere/[out]")
+    print_run(RUN, removals_of_run(is_staged=True), path, as_json=False)
+    printed = capsys.readouterr().out
+    for words in ("blocks", "0.1000 ± 0.0577", "2 of 4", "125.00", "10.0% less"):
+        assert words in printed
+    assert f"plot: {path / PLOT_FILE}" in printed
+    assert "some text, 4 windows" in printed
+
+
+def test_json_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    print_run(RUN, removals_of_run(is_staged=True), Path("/out"), as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report["removed_blocks"] == [3, 1]
+    assert report["plot"] == f"/out/{PLOT_FILE}"
+    dense, first, _ = report["trajectory"]
+    assert (dense["block"], dense["ratio"]) == (None, 1.0)
+    assert (first["block"], first["num_full"], first["num_candidates"]) == (3, 2, 4)
+
+
+def test_a_bracket_in_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = manifest_of(6, (3,), (4.0, 4.1), parent="a[/b]c")
+    print_run(manifest, (), Path("/out"), as_json=False)
+    assert "a[/b]c" in capsys.readouterr().out
+
+
+def test_a_run_leaves_what_it_shows_in_the_checkpoint(
+    tiny_models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = CalibrationSpec(num_samples=4, seqlen=12)
+    spec = PruneSpec("tiny", max_perplexity_ratio=1e6, calibration=calibration)
+    settings = Settings(data_dir=tiny_models_dir.parent, threads=1, device="cpu")
+    run_prune(spec, tmp_path / "out", settings, as_json=True)
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    removed = report["removed_blocks"]
+    assert [row["block"] for row in report["trajectory"]] == [None, *removed]
+    assert report["trajectory"][1]["margin"] >= 0
+    assert Path(report["plot"]).read_bytes().startswith(b"\x89PNG")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"]({PLOT_FILE})" in card
+    for block, loss in zip(removed, report["quality"]["losses"][1:], strict=True):
+        assert f"| {block} | {loss:.4f} |" in card
+    assert "removed block" in told.err
+    assert "100.0%" in told.err

@@ -1,0 +1,249 @@
+"""``sleb doctor`` on machines that are well, and on such as are not."""
+
+import json
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from typer.testing import CliRunner
+
+from app.auth.keys import KeyFile, Scope
+from app.cli.main import app as command_line
+from app.config import ServeSettings
+from app.doctor.finding import Level
+from app.doctor.gpu import Gpus, device, gpus, room_bytes
+from app.doctor.machine import disk, extras, memory, open_files, packages, port, writable
+from app.main import create_app
+from tests.support.local_client import LocalClient
+from tests.support.processes import free_port
+from tests.support.waiting import wait_until
+
+SOMEBODY = 65534  # who may nothing
+
+
+@pytest.fixture
+def data_dir(monkeypatch: pytest.MonkeyPatch, tiny_models_dir: Path) -> Path:
+    data_dir = tiny_models_dir.parent
+    monkeypatch.setenv("SLEB_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("SLEB_PORT", str(free_port()))
+    return data_dir
+
+
+@contextmanager
+def listening() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user whom permissions bind: they do not bind root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(SOMEBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_machine_that_is_well(data_dir: Path) -> None:
+    result = CliRunner().invoke(command_line, ["doctor", "--json"])
+    report = json.loads(result.stdout)
+    assert not [its for its in report["findings"] if its["level"] == "wrong"]
+    assert (result.exit_code, report["healthy"]) == (0, True)
+    checks = {its["check"] for its in report["findings"]}
+    assert checks >= {"packages", "settings", "device", "memory", "disk", "job store", "clock"}
+    assert checks >= {"persistence", "model tiny", "open files", f"directory {data_dir.name}"}
+
+
+def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / "models" / "tiny" / "config.json").write_text("{")
+    with listening() as taken:
+        monkeypatch.setenv("SLEB_PORT", str(taken))
+        monkeypatch.setenv("SLEB_REDIS_URL", f"redis://127.0.0.1:{free_port()}")
+        monkeypatch.setenv("COLUMNS", "300")
+        result = CliRunner().invoke(command_line, ["doctor"])
+    assert result.exit_code == 1
+    assert "wrong: 3" in result.stdout
+    for word in ("model tiny", "cannot listen", "cannot be used", "set SLEB_PORT"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("SLEB_PROT", "1", "did you mean SLEB_PORT"),
+        ("SLEB_THREADS", "x", "threads"),
+        ("SLEB_SHADOW_DIRECTION", "@-6", "SLEB_SHADOW_SHARE"),
+        ("SLEB_SECRETS_DIR", "/nowhere", "no folder that can be read"),
+    ],
+)
+def test_settings_that_cannot_be_are_a_finding(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, word: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(command_line, ["doctor", "--json"])
+    assert result.exit_code == 1
+    [found] = [its for its in json.loads(result.stdout)["findings"] if its["level"] == "wrong"]
+    assert found["check"] == "settings"
+    assert word in found["said"]
+
+
+def test_an_open_door_is_told_until_there_is_a_key(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> tuple[str, str]:
+        result = CliRunner().invoke(command_line, ["doctor", "--json"])
+        found = {its["check"]: its for its in json.loads(result.stdout)["findings"]}["keys"]
+        return found["level"], found["said"]
+
+    assert asked()[0] == "ok"
+    monkeypatch.setenv("SLEB_HOST", "0.0.0.0")  # noqa: S104 - nothing listens
+    level, said = asked()
+    assert level == "wrong"
+    assert "sleb keys create" in said
+    monkeypatch.setenv("SLEB_INSECURE", "true")
+    assert asked()[0] == "note"
+    KeyFile(data_dir / "keys.json").create("a", [Scope.JOBS])
+    assert asked() == ("ok", "asked for; there are 1")
+    (data_dir / "keys.json").write_text("{")
+    assert asked()[0] == "wrong"
+
+
+def test_a_port_that_is_taken_or_not_of_this_machine_is_told() -> None:
+    assert port("SLEB_PORT", "127.0.0.1", 0, "x").level is Level.OK
+    assert port("SLEB_PORT", "127.0.0.1", free_port(), "x").level is Level.OK
+    assert port("SLEB_PORT", "192.0.2.1", free_port(), "x").level is Level.WRONG
+    with listening() as taken:
+        found = port("SLEB_PORT", "127.0.0.1", taken, "x")
+    assert found.level is Level.WRONG
+    assert "SLEB_PORT" in found.advice
+
+
+def test_a_port_that_a_service_of_ours_has_is_well() -> None:
+    registry = CollectorRegistry()
+    Gauge("sleb_ready", "1", registry=registry)
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        number = server.server_port
+        assert port("SLEB_PORT", "127.0.0.1", number, "sleb_ready").level is Level.OK
+        assert port("SLEB_PORT", "127.0.0.1", number, "sleb_worker_up").level is Level.WRONG
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_api_has_the_metric_that_it_is_known_by(tmp_path: Path, redis_url: str) -> None:
+    app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
+    with LocalClient(app) as client:
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+        assert "sleb_ready" in client.get("/metrics").text
+
+
+def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    assert writable(tmp_path / "new").level is Level.OK
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    assert writable(tmp_path / "file").level is Level.WRONG
+    tmp_path.chmod(0o555)
+    with without_rights():
+        found = writable(tmp_path)
+    tmp_path.chmod(0o755)
+    assert found.level is Level.WRONG
+    assert "SLEB_DATA_DIR" in found.advice
+
+
+def test_a_disk_without_room_for_the_largest_model_is_told(tmp_path: Path) -> None:
+    assert disk(tmp_path / "not" / "there", 0).level is Level.OK
+    assert disk(tmp_path, 10**18).level is Level.WRONG
+
+
+@pytest.mark.parametrize(
+    ("preloaded", "room", "level"),
+    [
+        (["a", "b"], 30, Level.OK),
+        (["a", "b"], 29, Level.NOTE),
+        (["a"], 20, Level.OK),
+        ([], 19, Level.WRONG),
+        (["gone"], 20, Level.OK),
+    ],
+)
+def test_models_that_do_not_fit_are_told(preloaded: list[str], room: int, level: Level) -> None:
+    found = memory({"a": 10, "b": 20}, preloaded, room)
+    assert found.level is level
+    assert ("b:" in found.said) == (level is Level.WRONG)
+
+
+def test_packages_that_do_not_fit_are_told() -> None:
+    assert packages().level is Level.OK
+    assert packages(['absent-package; extra == "x"']).level is Level.OK
+    for wanted, word in (("torch>=99", "expected >=99"), ("absent-package", "not installed")):
+        found = packages([wanted])
+        assert found.level is Level.WRONG
+        assert word in found.said
+
+
+def test_extras_that_settings_ask_for_are_looked_for() -> None:
+    assert extras({"torch": "SLEB_X"}).level is Level.OK
+    found = extras({"absent-package": "SLEB_X"})
+    assert found.level is Level.WRONG
+    assert "SLEB_X is set, but absent-package" in found.said
+
+
+def test_too_few_open_files_are_told() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+    try:
+        assert open_files(320).level is Level.WRONG
+        assert open_files(100).level is Level.OK
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_files(320, 576).level is Level.OK
+    assert open_files(320, -1).level is Level.OK
+    found = open_files(320, 575)
+    assert found.level is Level.WRONG
+    assert "ulimit -n 576" in found.advice
+
+
+NEW_DRIVER = Gpus((80 * 10**9,), "13.0", "12.8", 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "level", "word"),
+    [
+        ("auto", Gpus(), Level.OK, "the CPU"),
+        ("auto", NEW_DRIVER, Level.OK, "1 of 1"),
+        ("cpu", Gpus((1,), "11.0", "12.8", 0), Level.OK, "the CPU"),
+        ("cuda:0", NEW_DRIVER, Level.OK, "1 of 1"),
+        ("cuda:1", NEW_DRIVER, Level.WRONG, "can use 1"),
+        ("cuda", Gpus(), Level.WRONG, "can use 0"),
+        ("tpu", NEW_DRIVER, Level.WRONG, "expected auto"),
+        ("cuda:x", NEW_DRIVER, Level.WRONG, "expected auto"),
+        ("auto", Gpus((1,), "13.0", None, 0), Level.WRONG, "built without CUDA"),
+        ("auto", Gpus((1,), "12.4", "12.8", 0), Level.WRONG, "CUDA 12.4, but torch was built"),
+        ("auto", Gpus((1,), "13.0", "12.8", 0), Level.WRONG, "torch can use none"),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_told(
+    wanted: str, found: Gpus, level: Level, word: str
+) -> None:
+    said = device(wanted, found)
+    assert said.level is level
+    assert word in said.said
+    assert bool(said.advice) == (level is Level.WRONG)
+
+
+def test_the_room_is_that_of_the_device() -> None:
+    assert room_bytes("auto", NEW_DRIVER) == 80 * 10**9
+    assert 0 < room_bytes("cpu", NEW_DRIVER) == room_bytes("auto", Gpus())
+    assert device("auto", gpus()).said

@@ -1,0 +1,154 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine import attention as attention_module
+from app.engine.attention import (
+    Apart,
+    Together,
+    UnsupportedAttention,
+    attention_windows,
+    causal_mask,
+    own_mask,
+    packed_mask,
+)
+from tests.support.tiny import WINDOW, tiny_model
+
+HEADS, KEY_HEADS, DIM = 6, 2, 8
+CPU, KIND = torch.device("cpu"), "any"
+
+
+def plain(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The oracle: softmax of scores, a head at a time; ``[batch, heads, tokens, head_dim]``."""
+    num_sharing = queries.shape[1] // keys.shape[1]
+    keys, values = (its.repeat_interleave(num_sharing, dim=1) for its in (keys, values))
+    return ((queries @ keys.transpose(-1, -2)) * 0.3 + mask).softmax(dim=-1) @ values
+
+
+@pytest.mark.parametrize(
+    ("family", "windows"),
+    [
+        ("llama", {"full_attention": None}),
+        ("opt", {"full_attention": None}),
+        ("mistral", {"sliding_attention": WINDOW}),
+        ("gemma2", {"full_attention": None, "sliding_attention": WINDOW}),
+    ],
+)
+def test_kinds_of_attention_come_from_the_config(
+    family: str, windows: dict[str, int | None]
+) -> None:
+    assert attention_windows(tiny_model(family).config) == windows
+
+
+def test_a_kind_of_attention_without_a_mask_is_refused() -> None:
+    config = copy.deepcopy(tiny_model("gemma2").config)
+    config.layer_types = ["full_attention", "chunked_attention"]
+    with pytest.raises(UnsupportedAttention, match="chunked_attention"):
+        attention_windows(config)
+
+
+def test_a_mask_lets_each_row_see_its_own_past() -> None:
+    mask = causal_mask(torch.tensor([[0, 1], [3, 4]]), 5, None, torch.float32)
+    assert mask.shape == (2, 1, 2, 5)
+    assert (mask == 0).int()[:, 0].tolist() == [
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]],
+        [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
+    ]
+
+
+def test_a_window_counts_the_query_itself() -> None:
+    mask = causal_mask(torch.tensor([[3]]), 5, 2, torch.float32)
+    assert (mask == 0).int().flatten().tolist() == [0, 0, 1, 1, 0]
+
+
+def test_packed_prompts_see_nothing_of_each_other() -> None:
+    mask = packed_mask(torch.tensor([0, 1, 0, 1, 2]), [2, 3], 2, torch.float32)
+    assert (mask == 0).int()[0, 0].tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ends=st.lists(st.integers(1, 150), min_size=1, max_size=6),
+    window=st.sampled_from([None, 1, 40]),
+    fewest_scores=st.sampled_from([0, 10**6]),
+)
+def test_a_token_each_over_its_own_slot(
+    ends: list[int], window: int | None, fewest_scores: int
+) -> None:
+    torch.manual_seed(len(ends))
+    rows, num_tokens = len(ends), -(-max(ends) // 64) * 64
+    queries = torch.randn(rows, HEADS, DIM)
+    keys, values = torch.randn(2, rows + 1, KEY_HEADS, num_tokens + 64, DIM)[
+        :, 1:, :, :num_tokens
+    ]  # a part of a cache, as they come
+    mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_module, "_FEWEST_SCORES", fewest_scores)
+        found = Together({KIND: mask})(KIND, queries, keys, values, 0.3)
+    expected = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
+    torch.testing.assert_close(found, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
+    window=st.sampled_from([None, 1, 20]),
+    most_scores=st.sampled_from([0, 10**6]),
+    are_masked=st.booleans(),
+)
+def test_several_prompts_in_one_row(
+    lengths: list[int], window: int | None, most_scores: int, are_masked: bool
+) -> None:
+    torch.manual_seed(len(lengths))
+    queries = torch.randn(sum(lengths), HEADS, DIM)
+    keys, values = torch.randn(2, 1, KEY_HEADS, sum(lengths), DIM)
+    masks = [own_mask(range(length), window, torch.float32, CPU) for length in lengths]
+    if window is None and not are_masked:
+        masks = [None] * len(lengths)  # as on a GPU
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_module, "_MOST_SCORES", most_scores)
+        found = Apart(lengths, lengths, {KIND: masks})(KIND, queries, keys, values, 0.3)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    mask = packed_mask(positions, lengths, window, torch.float32)
+    expected = plain(queries.transpose(0, 1)[None], keys, values, mask)[0].transpose(0, 1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("window", [None, 4, 30])
+def test_a_chunk_of_a_prompt_sees_what_came_before(window: int | None) -> None:
+    torch.manual_seed(0)
+    queries = torch.randn(10, HEADS, DIM)
+    keys, values = torch.randn(2, 1, KEY_HEADS, 25, DIM)
+    mask = own_mask(range(15, 25), window, torch.float32, CPU)
+    assert mask is not None
+    found = Apart([10], [25], {KIND: [mask]})(KIND, queries, keys, values, 0.3)
+    whole = plain(
+        torch.cat([torch.zeros(1, HEADS, 15, DIM), queries.transpose(0, 1)[None]], dim=2),
+        keys,
+        values,
+        causal_mask(torch.arange(25)[None], 25, window, torch.float32),
+    )
+    torch.testing.assert_close(found, whole[0, :, 15:].transpose(0, 1))
+
+
+def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> None:
+    torch.manual_seed(0)
+    queries = torch.randn(9, HEADS, DIM).bfloat16()
+    keys, values = torch.randn(2, 9, KEY_HEADS, 64, DIM).bfloat16()
+    mask = causal_mask(torch.arange(50, 59)[:, None], 64, None, torch.bfloat16)
+    true = plain(queries[:, :, None].float(), keys.float(), values.float(), mask.float())[:, :, 0]
+    eager = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
+    ours = Together({KIND: mask})(KIND, queries, keys, values, 0.3)
+    assert len(queries) * keys.shape[2] > attention_module._FEWEST_SCORES
+    assert (ours - true).pow(2).mean() < (eager - true).pow(2).mean()

@@ -1,0 +1,143 @@
+"""Decodes that are recorded and replayed give what the engine gives without.
+
+The recorder is torch's tracer: what it has recorded are operations on tensors and no Python, as in
+a CUDA graph, so what a replay here can repeat, one there can.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from app.engine.cuda_graphs import Recorder, Step, no_recorder, recorder_on
+from app.engine.engine import Engine
+from app.engine.scheduler import EngineLimits
+from pruning.models.architectures import ARCHITECTURES
+from tests.support.engine_requests import Outcome, expected, prompt, request, run, variant
+
+
+class Traces:
+    """Records, and counts what it has recorded and what was replayed."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        self.num_recorded = 0
+        self.num_replayed = 0
+        self._change = change
+
+    def __call__(self, step: Step) -> Step:
+        self.num_recorded += 1
+        step()
+        graph = cast("Step", make_fx(step)())
+
+        def replay() -> torch.Tensor:
+            self.num_replayed += 1
+            logits = graph()
+            return logits if self._change is None else self._change(logits)
+
+        return replay
+
+
+def engine(recorder: Recorder, **limits: int) -> Engine:
+    return Engine(EngineLimits(**limits), recorder=lambda _device: recorder)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_replays_give_what_generate_gives(family: str) -> None:
+    traces = Traces()
+    asks = [
+        request(prompt(length, seed=length), variant(pruned, family), max_new_tokens=9)
+        for length, pruned in ((5, False), (9, True), (60, False))
+    ]
+    outcome = run(engine(traces), *asks)
+    for its in asks:
+        assert outcome.of(its) == expected(its)
+    assert traces.num_replayed >= 12  # of 16 decodes of both variants, nearly all
+
+
+def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on() -> None:
+    traces = Traces()
+    its = request(prompt(9), max_new_tokens=21, ignore_eos=True)
+    run(engine(traces), its)
+    assert traces.num_recorded == 1
+    assert traces.num_replayed == 19 + 1  # of 20 decodes, and once to be tried
+
+
+def test_a_recording_ends_with_the_tensors_that_it_was_made_on() -> None:
+    """The cache of four is cut to one's, and made anew for the next four."""
+    traces, outcome = Traces(), Outcome()
+    its = engine(traces)
+    long = request(prompt(9), max_new_tokens=50, ignore_eos=True)
+    groups = [
+        [request(prompt(9, seed), max_new_tokens=9) for seed in its]
+        for its in ((1, 2, 3), (4, 5, 6))
+    ]
+    for ask in (long, *groups[0]):
+        its.add(ask)
+    while len(outcome.tokens[long.request_id]) < 20:
+        outcome.take(its.step())
+    run(its, *groups[1], outcome=outcome)
+    for ask in (long, *groups[0], *groups[1]):
+        assert outcome.of(ask) == expected(ask)
+    assert traces.num_recorded == 4  # twice for four, twice for one
+
+
+def test_what_cannot_be_recorded_is_taken_as_usual_and_not_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tried: list[Step] = []
+
+    def refuse(step: Step) -> Step:
+        tried.append(step)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    its = engine(refuse)
+    with caplog.at_level(logging.WARNING):
+        for seed in range(2):
+            ask = request(prompt(9, seed), max_new_tokens=8)
+            assert run(its, ask).of(ask) == expected(ask)
+    assert len(tried) == 1
+    assert "one kernel at a time" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.zeros_like, lambda logits: logits.roll(1, dims=1)],
+    ids=["of nothing", "of another order"],
+)
+def test_a_replay_that_repeats_something_else_is_found_out(
+    change: Callable[[torch.Tensor], torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    traces = Traces(change)
+    ask = request(prompt(9), max_new_tokens=8)
+    assert run(engine(traces), ask).of(ask) == expected(ask)
+    assert traces.num_replayed == 1
+    assert "WrongReplay" in caplog.text
+
+
+def test_a_replay_that_does_not_read_its_inputs_is_found_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def once(step: Step) -> Step:
+        logits = step()
+        return lambda: logits
+
+    ask = request(prompt(9), max_new_tokens=8)
+    assert run(engine(once), ask).of(ask) == expected(ask)
+    assert "WrongReplay" in caplog.text
+
+
+def test_what_gives_way_is_not_recorded() -> None:
+    """A recording asks nobody whether to go on."""
+    traces = Traces()
+    ask = request(prompt(9), max_new_tokens=8)
+    run(Engine(gives_way=lambda: False, recorder=lambda _device: traces), ask)
+    assert not traces.num_recorded
+
+
+def test_only_gpus_have_recordings() -> None:
+    assert recorder_on(torch.device("cpu")) is None
+    assert recorder_on(torch.device("cuda")) is not None
+    no_recorder(torch.device("cuda"))

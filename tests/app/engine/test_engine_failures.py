@@ -1,0 +1,126 @@
+"""Forwards that fail half way, wherever they do: who is not in them notices nothing."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from app.engine import kv_cache
+from app.engine.engine import Engine
+from app.engine.scheduler import EngineLimits
+from app.engine.sequence import FinishReason
+from app.engine.variant import Variant, make_variant
+from pruning.models.blocks import block_list
+from tests.support.engine_requests import PRUNED, prompt, request, run, variant
+from tests.support.tiny import generated, tiny_model
+
+LONGEST = 8
+Size = tuple[bool, int, int]  # pruned, tokens of the prompt, new tokens
+
+
+class Fate:
+    """Says at every call whether it fails: as listed, and never again after that."""
+
+    def __init__(self, failures: list[bool]) -> None:
+        self._failures = iter(failures)
+
+    def strike(self) -> None:
+        if next(self._failures, False):
+            raise torch.OutOfMemoryError("no room for another tensor")
+
+
+class Fragile(nn.Module):
+    """A part of a block, and the chance that it fails."""
+
+    def __init__(self, part: nn.Module, fate: Fate) -> None:
+        super().__init__()
+        self.part = part
+        self.fate = fate
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.fate.strike()
+        found: torch.Tensor = self.part(hidden)
+        return found
+
+
+def fragile_variant(fate: Fate, block: int) -> Variant:
+    """Generates as the pruned one does; may fail behind the attention of that block."""
+    fragile = make_variant("fragile", "tiny", tiny_model("llama"), PRUNED)
+    its = block_list(fragile.model)[block]
+    its.mlp = Fragile(its.get_submodule("mlp"), fate)
+    return fragile
+
+
+@contextmanager
+def scarce_memory(fate: Fate) -> Iterator[None]:
+    """Caches that cannot grow, of keys or of values, in any block."""
+    fitted: Callable[..., torch.Tensor] = kv_cache._fitted
+
+    def fail(tensor: torch.Tensor, num_slots: int, num_tokens: int) -> torch.Tensor:
+        found = fitted(tensor, num_slots, num_tokens)
+        if found is not tensor:
+            fate.strike()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv_cache, "_fitted", fail)
+        yield
+
+
+@cache
+def oracle(is_pruned: bool, num_prompt: int) -> list[int]:
+    its = variant(is_pruned)
+    return generated(its.model, prompt(num_prompt, seed=num_prompt), LONGEST)
+
+
+def check(engine: Engine, dense: Variant, pruned: Variant, sizes: list[Size]) -> None:
+    """All at once: what survives has all of its tokens, what fails had right ones until then."""
+    asked = [
+        (request(prompt(length, seed=length), of, max_new_tokens=num_new), size)
+        for size in sizes
+        for is_pruned, length, num_new in [size]
+        for of in [pruned if is_pruned else dense]
+    ]
+    logging.disable(logging.CRITICAL)  # of a traceback per failure
+    try:
+        outcome = run(engine, *(its for its, _ in asked))
+    finally:
+        logging.disable(logging.NOTSET)
+    for its, (is_pruned, length, num_new) in asked:
+        tokens, whole = outcome.of(its), oracle(is_pruned, length)[:num_new]
+        has_failed = outcome.reason(its) is FinishReason.ERROR
+        assert tokens == (whole[: len(tokens)] if has_failed else whole)
+
+
+sizes = st.lists(
+    st.tuples(st.booleans(), st.sampled_from([1, 5, 30, 70]), st.integers(1, LONGEST)),
+    min_size=1,
+    max_size=8,
+)
+failures = st.lists(st.booleans(), max_size=60)
+limits = st.builds(
+    EngineLimits, max_num_seqs=st.integers(1, 5), max_batch_tokens=st.sampled_from([8, 40, 512])
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=sizes, failures=failures, block=st.integers(0, len(PRUNED) - 1), limits=limits)
+def test_a_block_that_fails_ends_its_batch_and_nothing_else(
+    sizes: list[Size], failures: list[bool], block: int, limits: EngineLimits
+) -> None:
+    check(Engine(limits), variant(), fragile_variant(Fate(failures), block), sizes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=sizes, failures=failures, limits=limits)
+def test_a_cache_that_cannot_grow_ends_its_batch_and_nothing_else(
+    sizes: list[Size], failures: list[bool], limits: EngineLimits
+) -> None:
+    with scarce_memory(Fate(failures)):
+        check(Engine(limits), variant(), variant(pruned=True), sizes)

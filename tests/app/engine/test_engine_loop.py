@@ -1,0 +1,123 @@
+"""An engine that hangs: told by its figures, survived by its owner."""
+
+import asyncio
+import logging
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from app.engine import engine_loop
+from app.engine.async_engine import AsyncEngine, EngineStopped
+from app.engine.engine import Engine
+from app.engine.sequence import FinishReason, TokenEvent
+from app.engine.variant import Variant, make_variant
+from pruning.models.blocks import block_list
+from tests.support.engine_requests import PRUNED, prompt, request
+from tests.support.engine_scenarios import endless, events_of, scenario, until
+from tests.support.tiny import tiny_model
+
+STALL_S = 0.2
+
+
+class Blocking(nn.Module):
+    """A part of a block whose forward waits for the gate, as for a device that does not answer."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+        self.gate = threading.Event()
+        self.is_waiting = threading.Event()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.is_waiting.set()
+        self.gate.wait()
+        found: torch.Tensor = self.part(hidden)
+        return found
+
+
+def blocking_variant() -> tuple[Variant, Blocking]:
+    its = make_variant("blocking", "tiny", tiny_model("llama"), PRUNED)
+    block = block_list(its.model)[1]
+    block.mlp = blocking = Blocking(block.get_submodule("mlp"))
+    return its, blocking
+
+
+def test_a_step_that_does_not_end_is_an_ailment_until_it_does() -> None:
+    variant, blocking = blocking_variant()
+
+    async def run(engine: AsyncEngine) -> None:
+        assert (engine.stalled_s, engine.ailment) == (0.0, None)
+        its = request(prompt(5), variant, max_new_tokens=3)
+        reader = asyncio.create_task(events_of(engine.stream(its)))
+        await until(lambda: engine.ailment is not None)
+        assert engine.is_alive, "alive, and yet of no use"
+        assert engine.stalled_s > STALL_S
+        assert "no step has ended for" in (engine.ailment or "")
+        blocking.gate.set()
+        assert len(await reader) == 3
+        assert (engine.stalled_s, engine.ailment) == (0.0, None)
+
+    scenario(run, stall_s=STALL_S)
+
+
+def test_an_engine_without_work_is_not_stalled_however_long_ago_its_last_step_was() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        await events_of(engine.stream(request(max_new_tokens=1)))
+        await asyncio.sleep(2 * STALL_S)
+        assert (engine.stalled_s, engine.ailment) == (0.0, None)
+        async with engine.stream(endless()) as stream:
+            assert engine.ailment is None, "it has not had the time to begin"
+            await anext(stream)
+
+    scenario(run, stall_s=STALL_S)
+
+
+def test_a_thread_that_is_stuck_is_left_behind_at_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_loop, "_JOIN_S", 0.1)
+    variant, blocking = blocking_variant()
+
+    async def run(engine: AsyncEngine) -> None:
+        stream = engine.stream(request(prompt(5), variant))
+        await until(blocking.is_waiting.is_set)
+        await engine.stop()
+        with pytest.raises(EngineStopped, match="in the middle of a step"):
+            await events_of(stream)
+        blocking.gate.set()
+        await until(lambda: "engine" not in {thread.name for thread in threading.enumerate()})
+
+    with caplog.at_level(logging.ERROR):
+        scenario(run)
+    assert "left behind" in caplog.text
+
+
+def test_an_ended_thread_is_an_ailment() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        await engine.stop()
+        assert engine.ailment == "the engine's thread has ended: restart"
+
+    scenario(run)
+
+
+class _Leaking(Engine):
+    """Loses track of what it has finished."""
+
+    def step(self) -> list[TokenEvent]:
+        events = super().step()
+        if not self.has_work and events:
+            self._runners[endless().variant] = None  # type: ignore[assignment]  # a leak
+        return events
+
+
+def test_an_idle_engine_looks_for_what_was_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async def run(engine: AsyncEngine) -> None:
+        events = await events_of(engine.stream(request(max_new_tokens=2)))
+        assert events[-1].finish_reason is FinishReason.LENGTH
+        await until(lambda: not engine.is_alive)
+        assert engine.ailment is not None
+
+    scenario(run, engine=_Leaking())
+    assert "a cache outlived its sequences" in caplog.text

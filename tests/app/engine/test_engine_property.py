@@ -1,0 +1,169 @@
+"""Whatever arrives, whenever, of whatever variant and sampling: everyone gets what it gets alone.
+
+The oracle is a plain loop of whole forwards; its own sampling is tested against transformers'.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from app.engine.cuda_graphs import Step
+from app.engine.engine import Engine
+from app.engine.sampling import Choice
+from app.engine.scheduler import EngineLimits
+from app.engine.sequence import FinishReason, Request, TokenEvent
+from tests.support.engine_requests import Outcome, plain, prompt, request, variant
+
+LONGEST = 10
+SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
+    "greedy": {},
+    "penalised": {"repetition_penalty": 1.4},
+    "reported": {"num_logprobs": 3},
+    "warm": {"temperature": 0.9, "seed": 3},
+    "min-p": {"temperature": 1.4, "min_p": 0.1, "seed": 5},
+    "nucleus": {"temperature": 1.2, "top_p": 0.8, "top_k": 20, "seed": 7, "num_logprobs": 1},
+    "everything": {
+        "temperature": 1.2, "top_p": 0.9, "top_k": 50, "min_p": 0.02, "repetition_penalty": 1.2,
+        "seed": 11, "num_logprobs": 0,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arrival:
+    pruned: bool
+    num_prompt: int
+    sampling: str
+    max_new_tokens: int
+    deadline_after: int | None  # steps
+
+
+@cache
+def oracle(pruned: bool, num_prompt: int, sampling: str) -> list[Choice]:
+    """The longest answer, computed once."""
+    ids = prompt(num_prompt, seed=num_prompt)
+    return plain(
+        request(
+            ids, variant(pruned), max_new_tokens=LONGEST, ignore_eos=True, **SAMPLINGS[sampling]
+        )
+    )
+
+
+arrivals = st.builds(
+    Arrival,
+    pruned=st.booleans(),
+    num_prompt=st.sampled_from([1, 2, 9, 17, 40, 70]),
+    sampling=st.sampled_from(sorted(SAMPLINGS)),
+    max_new_tokens=st.integers(1, LONGEST),
+    deadline_after=st.none() | st.integers(0, 15),
+)
+limits = st.builds(
+    EngineLimits,
+    max_num_seqs=st.integers(1, 5),
+    max_batch_tokens=st.sampled_from([1, 8, 20, 512]),
+    max_cache_tokens=st.sampled_from([128, 512, 4096]),
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """An engine, and what was asked of it. One step is one second of its clock."""
+
+    @initialize(limits=limits, is_recorded=st.booleans())
+    def start(self, limits: EngineLimits, is_recorded: bool) -> None:
+        self.now_s = 0.0
+        self.engine = Engine(
+            limits,
+            clock=lambda: self.now_s,
+            recorder=lambda _device: again if is_recorded else None,
+        )
+        self.open: dict[str, tuple[Request, Arrival]] = {}
+        self.choices: dict[str, list[Choice]] = {}
+        self.outcome = Outcome()
+
+    @rule(arrival=arrivals)
+    def add(self, arrival: Arrival) -> None:
+        after_s = arrival.deadline_after
+        its = request(
+            prompt(arrival.num_prompt, seed=arrival.num_prompt),
+            variant(arrival.pruned),
+            max_new_tokens=arrival.max_new_tokens,
+            deadline_s=None if after_s is None else self.now_s + after_s,
+            ignore_eos=True,
+            **SAMPLINGS[arrival.sampling],
+        )
+        self.engine.add(its)
+        self.open[its.request_id] = its, arrival
+        self.choices[its.request_id] = []
+
+    @rule(which=st.integers(0, 100))
+    def cancel(self, which: int) -> None:
+        if self.open:
+            request_id = sorted(self.open)[which % len(self.open)]
+            event = self.engine.cancel(request_id)
+            assert event is not None
+            assert event.finish_reason is FinishReason.ABORT
+            self.take(event)
+
+    @rule(num_steps=st.integers(1, 6))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            for event in self.engine.step():
+                self.take(event)
+            late = [its.request_id for its, _ in self.open.values() if self.is_late(its)]
+            assert not late, "a deadline has passed and a step has not noticed"
+            self.engine.check_integrity()
+            self.now_s += 1
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        self.engine.check_integrity()
+        assert self.engine.has_work == bool(self.open)
+
+    def teardown(self) -> None:
+        for _ in range(5_000):
+            if not self.open:
+                return
+            self.step(1)
+        raise AssertionError("the engine does not come to an end")
+
+    def take(self, event: TokenEvent) -> None:
+        self.outcome.take([event])
+        its, arrival = self.open[event.request_id]
+        expected = oracle(arrival.pruned, arrival.num_prompt, arrival.sampling)
+        if event.token_id is not None:
+            made = self.choices[event.request_id]
+            check(event, expected[len(made)])
+            made.append(expected[len(made)])
+        if event.finish_reason is not None:
+            del self.open[event.request_id]
+        if event.finish_reason is FinishReason.LENGTH:
+            assert len(self.choices[event.request_id]) == arrival.max_new_tokens
+        assert (event.finish_reason is FinishReason.TIMEOUT) == (
+            self.is_late(its) and event.finish_reason is not FinishReason.ABORT
+        )
+
+    def is_late(self, its: Request) -> bool:
+        return its.deadline_s is not None and its.deadline_s <= self.now_s
+
+
+def again(step: Step) -> Step:
+    """What a recording does, as a step over the same tensors, padding and all."""
+    return step
+
+
+def check(event: TokenEvent, expected: Choice) -> None:
+    assert event.token_id == expected.token_id
+    assert (event.logprob is None) == (expected.logprob is None)
+    if event.logprob is not None:
+        assert event.logprob == pytest.approx(expected.logprob, abs=1e-3)
+    assert [its for its, _ in event.top_logprobs] == [its for its, _ in expected.top_logprobs]
+
+
+TestEngine = EngineMachine.TestCase
+TestEngine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

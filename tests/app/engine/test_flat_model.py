@@ -1,0 +1,177 @@
+"""The flat forward is the model's own: one contract for every family of the table."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from app.engine import engine as engine_module
+from app.engine.engine import Engine
+from app.engine.flat_model import flat_model, vector_kernels
+from app.engine.model_runner import Runner
+from app.engine.scheduler import Batch, EngineLimits
+from app.engine.variant import Variant, make_variant
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list
+from tests.support.engine_requests import expected, prompt, request, run, variant
+from tests.support.tiny import tiny_model
+
+NOT_FLAT = {"gemma2", "gpt2", "gpt_neox", "mixtral", "olmoe", "opt", "qwen2_moe", "qwen3_moe"}
+FLAT = sorted(ARCHITECTURES.keys() - NOT_FLAT)
+
+
+Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of the flat way, and of the model's own
+
+
+class BothWays(Runner):
+    """Goes flat, and again through the model's own forward, and notes what either gives."""
+
+    def __init__(self, its: Variant, seen: Forwards) -> None:
+        super().__init__(its)
+        self._oracle = Runner(its)
+        self._oracle._flat = None
+        self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
+        self._seen = seen
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        theirs = self._oracle.forward(batch)
+        ours = super().forward(batch)
+        self._seen.append((ours, theirs))
+        return ours
+
+
+def forwards(
+    variants: Sequence[Variant],
+    sizes: Sequence[tuple[int, int]],
+    limits: EngineLimits | None = None,
+) -> Forwards:
+    """Every one that answers of these sizes take, in tokens of prompt and answer."""
+    seen: Forwards = []
+    asked = [
+        request(prompt(num_prompt, seed), variants[seed % len(variants)],
+                max_new_tokens=num_new, ignore_eos=True)
+        for seed, (num_prompt, num_new) in enumerate(sizes)
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "Runner", lambda its, *_: BothWays(its, seen))
+        outcome = run(Engine(limits), *asked)
+    assert [len(outcome.of(its)) for its in asked] == [num_new for _, num_new in sizes]
+    return seen
+
+
+def test_every_family_is_flat_unless_its_blocks_are_of_another_kind() -> None:
+    assert [its for its in sorted(ARCHITECTURES) if flat_model(tiny_model(its))] == FLAT
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    family=st.sampled_from(FLAT),
+    sizes=st.lists(
+        st.tuples(st.sampled_from([1, 2, 9, 33, 60, 100]), st.integers(1, 12)),
+        min_size=1,
+        max_size=7,
+    ),
+    limits=st.builds(
+        EngineLimits, max_num_seqs=st.integers(1, 6), max_batch_tokens=st.sampled_from([8, 40, 512])
+    ),
+)
+def test_it_computes_what_the_models_own_forward_computes(
+    family: str, sizes: list[tuple[int, int]], limits: EngineLimits
+) -> None:
+    both = [variant(pruned=False, family=family), variant(pruned=True, family=family)]
+    for ours, theirs in forwards(both, sizes, limits):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("family", FLAT)
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_models_own_forward(family: str) -> None:
+    sizes = [(num_prompt, 2) for num_prompt in (9, 33, 60, 17) * 4]
+    exact = forwards([variant(family=family)], sizes)
+    rounded = make_variant("tiny", "tiny", copy.deepcopy(tiny_model(family)).bfloat16())
+    both = forwards([rounded], sizes)
+    for (ours, theirs), (truth, _) in zip(both, exact, strict=True):
+        error, allowed = ((its - truth).pow(2).mean().sqrt() for its in (ours, theirs))
+        assert error < 2 * allowed
+
+
+def eager(model: PreTrainedModel) -> None:
+    model.set_attn_implementation("eager")
+
+
+def with_another_part(model: PreTrainedModel) -> None:
+    block_list(model)[3].add_module("sink", nn.Linear(4, 4))
+
+
+def with_another_part_of_attention(model: PreTrainedModel) -> None:
+    block_list(model)[3].get_submodule("self_attn").add_module("gate", nn.Linear(4, 4))
+
+
+def without_a_part(model: PreTrainedModel) -> None:
+    del block_list(model)[3].post_attention_layernorm
+
+
+def in_training(model: PreTrainedModel) -> None:
+    model.train()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [eager, with_another_part, with_another_part_of_attention, without_a_part, in_training],
+)
+def test_what_is_not_written_here_is_left_to_the_models_own_forward(
+    change: Callable[[PreTrainedModel], None],
+) -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    assert flat_model(model)
+    change(model)
+    assert flat_model(model) is None
+
+
+def test_heads_that_are_turned_in_part_are_left_to_the_models_own_forward() -> None:
+    config = copy.deepcopy(tiny_model("phi3").config)
+    config.rope_parameters["partial_rotary_factor"] = 0.5
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    assert flat_model(model) is None
+    its = request(prompt(20), make_variant("tiny", "tiny", model))
+    assert run(Engine(), its).of(its) == expected(its)
+
+
+def test_one_row_alone_has_kernels_of_its_own() -> None:
+    seen: list[tuple[int, bool]] = []
+    model = copy.deepcopy(tiny_model("llama")).bfloat16()
+    model.lm_head.register_forward_hook(
+        lambda _module, args, _output: seen.append(
+            (len(args[0]), bool(torch.backends.mkldnn.enabled))
+        )
+    )
+    alone = make_variant("tiny", "tiny", model)
+    two = [request(prompt(5), alone, max_new_tokens=num, ignore_eos=True) for num in (2, 4)]
+    run(Engine(), *two)
+    assert seen == [(2, True), (2, True), (1, False), (1, False)]
+    assert torch.backends.mkldnn.enabled
+
+
+def test_kernels_of_one_row_differ_from_those_of_several_by_rounding_alone() -> None:
+    torch.manual_seed(0)
+    weight, row = torch.randn(300, 500), torch.randn(1, 500)
+    exact = nn.functional.linear(row.bfloat16().float(), weight.bfloat16().float())
+    with torch.inference_mode(), vector_kernels():
+        found = nn.functional.linear(row.bfloat16(), weight.bfloat16())
+    torch.testing.assert_close(found.float(), exact, rtol=2**-7, atol=2**-7)
+
+
+def test_the_kernels_are_put_back_after_a_failure_and_stay_off_where_they_were() -> None:
+    with pytest.raises(KeyError), vector_kernels():
+        raise KeyError
+    assert torch.backends.mkldnn.enabled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        with vector_kernels():
+            pass
+        assert not torch.backends.mkldnn.enabled

@@ -1,0 +1,300 @@
+"""Background requests and other work in the engine's thread: they give way, and end well."""
+
+import asyncio
+import threading
+from collections.abc import Generator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from app.engine.admission import Overloaded
+from app.engine.async_engine import AsyncEngine, EngineStopped
+from app.engine.engine import Engine, PromptTooLong
+from app.engine.engine_loop import Turns, Work
+from app.engine.scheduler import EngineLimits
+from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.stream import MAX_BACKGROUND, BackgroundBusy, BackgroundStream
+from app.engine.variant import make_variant
+from pruning.models.blocks import block_list
+from tests.support.engine_requests import Outcome, expected, prompt, request, variant
+from tests.support.engine_scenarios import endless, events_of, scenario, until
+from tests.support.tiny import NUM_BLOCKS, tiny_model
+
+
+def background(its: Request) -> Request:
+    return replace(its, is_background=True)
+
+
+def turns() -> Turns:
+    return Turns(Engine(EngineLimits(max_num_seqs=4)))
+
+
+def test_a_background_request_is_answered_as_any_other() -> None:
+    its = request(prompt(90), max_new_tokens=9)  # more than a background chunk
+
+    async def run(engine: AsyncEngine) -> None:
+        stream = engine.background(background(its))
+        tokens = [event.token_id async for event in stream]
+        assert tokens == expected(its)
+        assert stream.was_alone
+        assert stream.why_dropped is None
+
+    scenario(run)
+
+
+def test_it_takes_no_step_while_a_request_runs() -> None:
+    its, other = background(request(prompt(5))), request(prompt(6), max_new_tokens=4)
+    thread, outcome = turns(), Outcome()
+    thread.add(its)
+    outcome.take(thread.step())
+    assert len(outcome.of(its)) == 1
+    thread.add(other)
+    while other.request_id not in outcome.last:
+        outcome.take(thread.step())
+        assert len(outcome.of(its)) == 1
+    while thread.has_work:
+        outcome.take(thread.step())
+        thread.check_integrity()
+    assert outcome.of(its) == expected(its)
+    assert outcome.of(other) == expected(other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the flat forward, and a model's own
+@given(wanted=st.lists(st.booleans(), max_size=60))
+@settings(max_examples=20, deadline=None)
+def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) -> None:
+    answers = iter(wanted)
+    thread = Turns(Engine(EngineLimits(max_num_seqs=4)), lambda: next(answers, False))
+    its = background(request(prompt(90), variant(family=family), max_new_tokens=4))
+    outcome = Outcome()
+    thread.add(its)
+    while thread.has_work:
+        outcome.take(thread.step())
+        thread.check_integrity()
+    assert outcome.of(its) == expected(its)
+
+
+def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -> None:
+    asked: list[bool] = []
+
+    def is_wanted() -> bool:
+        asked.append(len(asked) % NUM_BLOCKS == 2)
+        return asked[-1]
+
+    thread, its, outcome = Turns(Engine(), is_wanted), request(prompt(6)), Outcome()
+    thread.add(background(request(prompt(5))))
+    assert thread.step() == []
+    assert asked == [False, False, True]
+    thread.add(its)
+    while its.request_id not in outcome.last:
+        outcome.take(thread.step())
+    assert len(asked) == 3, "a request gives way to nobody"
+    assert outcome.of(its) == expected(its)
+
+
+@pytest.mark.parametrize(
+    ("is_replay", "first", "last"), [(False, [5, 7, 5], [7, 5]), (True, [5, 7], [5, 7])]
+)
+def test_a_request_that_comes_ends_the_background_step_that_has_begun(
+    is_replay: bool, first: list[int], last: list[int]
+) -> None:
+    """The step waits in its first block until there is the request; its last is not reached then.
+    Another background request waits for its turn, or the times of the first would be too long.
+    """
+    its = make_variant("tiny", "tiny", tiny_model("llama", seed=77), None)
+    blocks = block_list(its.model)
+    has_come, begun_with, ended_with = threading.Event(), list[int](), list[int]()
+
+    async def run(engine: AsyncEngine) -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def begin(_module: nn.Module, args: tuple[torch.Tensor], _output: object) -> None:
+            begun_with.append(len(args[0]))
+            if not has_come.is_set():
+                loop.call_soon_threadsafe(begun.set)
+                assert has_come.wait(30)
+
+        def end(_module: nn.Module, args: tuple[torch.Tensor], _output: object) -> None:
+            ended_with.append(len(args[0]))
+
+        hooks = [blocks[0].get_submodule("mlp").register_forward_hook(begin)]
+        hooks.append(blocks[-1].get_submodule("mlp").register_forward_hook(end))
+        try:
+            replay = engine.background(background(request(prompt(5), its, max_new_tokens=1)))
+            await begun.wait()
+            other = request(prompt(7), its, max_new_tokens=1)
+            stream = engine.background(background(other)) if is_replay else engine.stream(other)
+            has_come.set()
+            await events_of(stream)
+            assert [event.finish_reason async for event in replay] == [FinishReason.LENGTH]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    scenario(run)
+    assert (begun_with, ended_with) == (first, last)
+
+
+def test_one_of_them_runs_at_a_time() -> None:
+    first, second = (background(request(prompt(5, seed), max_new_tokens=6)) for seed in (1, 2))
+    thread, outcome = turns(), Outcome()
+    thread.add(first)
+    thread.add(second)
+    while first.request_id not in outcome.last:
+        assert not outcome.of(second)
+        outcome.take(thread.step())
+    while thread.has_work:
+        outcome.take(thread.step())
+    assert outcome.of(second) == expected(second)
+
+
+def test_one_that_was_interrupted_says_so() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        its = endless(1)
+        stream = engine.background(background(its))
+        await anext(stream)
+        await events_of(engine.stream(request(prompt(5))))
+        tokens = [event async for event in stream]
+        assert tokens[-1].finish_reason is FinishReason.LENGTH
+        assert not stream.was_alone
+        later = engine.background(background(request(prompt(5))))
+        async for _ in later:
+            pass
+        assert later.was_alone
+
+    scenario(run)
+
+
+def test_requests_know_whether_they_were_alone() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        first = engine.stream(endless(1))
+        seen = [first.was_alone]
+        second = engine.stream(request(prompt(4)))
+        await events_of(second)
+        assert [*seen, first.was_alone, second.was_alone] == [True, False, False]
+        await first.aclose()
+        await until(lambda: not engine.stats().num_running)
+        third = engine.stream(request(prompt(4)))
+        await events_of(third)
+        assert third.was_alone
+
+    scenario(run)
+
+
+def test_all_of_them_go_when_a_request_has_to_wait() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        streams = [engine.background(background(endless(seed))) for seed in range(3)]
+        live = [engine.stream(endless(seed)) for seed in range(3)]
+        for stream in streams:
+            last = [event async for event in stream][-1]
+            assert (last.finish_reason, stream.why_dropped) == (FinishReason.ABORT, "overload")
+        with pytest.raises(Overloaded):
+            engine.background(background(endless()))
+        for its in live:
+            await its.aclose()
+
+    scenario(run, max_num_seqs=2)
+
+
+def test_only_those_of_a_variant_go_with_it() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        dense, pruned = (background(request(prompt(5), variant(its))) for its in (False, True))
+        streams = [engine.background(its) for its in (dense, pruned)]
+        engine.drop_background("unloaded", [pruned.variant])
+        ends = [[event async for event in stream][-1] for stream in streams]
+        assert [its.finish_reason for its in ends] == [FinishReason.LENGTH, FinishReason.ABORT]
+        assert [its.why_dropped for its in streams] == [None, "unloaded"]
+
+    scenario(run)
+
+
+def test_there_are_few_of_them_and_none_after_the_stop() -> None:
+    streams: list[BackgroundStream] = []
+
+    async def run(engine: AsyncEngine) -> None:
+        with pytest.raises(PromptTooLong):
+            engine.background(background(request([3] * 500)))
+        streams.extend(engine.background(background(endless(its))) for its in range(MAX_BACKGROUND))
+        with pytest.raises(BackgroundBusy):
+            engine.background(background(endless()))
+        await engine.stop(drain_s=60)  # which does not wait for them: the test would time out
+        assert {its.why_dropped for its in streams} == {"stopped"}
+        with pytest.raises(EngineStopped):
+            engine.background(background(endless()))
+
+    scenario(run)
+
+
+def counting(number: int, log: list[str]) -> Generator[None, None, int]:
+    try:
+        for _ in range(number):
+            log.append("piece")
+            yield
+    finally:
+        log.append("closed")
+    return number
+
+
+def test_work_takes_one_piece_after_each_step() -> None:
+    thread, log = turns(), list[str]()
+    its = request(prompt(5), max_new_tokens=4)
+    work = Work(counting(3, log))
+    thread.add(its)
+    thread.add_work(work)
+    outcome = Outcome()
+    for step in range(1, 4):
+        outcome.take(thread.step())
+        assert (len(outcome.of(its)), log.count("piece")) == (step, step)
+    outcome.take(thread.step())
+    assert work.future.result(0) == 3
+    assert outcome.of(its) == expected(its)
+    assert not thread.has_work
+
+
+def test_work_that_nobody_waits_for_ends() -> None:
+    log = list[str]()
+
+    async def run(engine: AsyncEngine) -> None:
+        waiting = asyncio.create_task(engine.run(counting(10**9, log), variant()))
+        await until(lambda: "piece" in log)
+        assert engine.num_open([variant()]) == 1
+        waiting.cancel()
+        await until(lambda: "closed" in log)
+        assert engine.num_open([variant()]) == 0
+        assert await engine.run(counting(2, []), variant()) == 2
+
+    scenario(run)
+
+
+def failing() -> Generator[None, None, int]:
+    yield
+    raise ValueError("a defect of it")
+
+
+def test_work_that_fails_fails_alone() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        stream = engine.stream(request(prompt(5)))
+        with pytest.raises(ValueError, match="a defect of it"):
+            await engine.run(failing(), variant())
+        events: list[TokenEvent] = await events_of(stream)
+        assert events[-1].finish_reason is FinishReason.LENGTH
+
+    scenario(run)
+
+
+def test_the_end_of_the_engine_ends_work() -> None:
+    async def run(engine: AsyncEngine) -> None:
+        log = list[str]()
+        waiting = asyncio.create_task(engine.run(counting(10**9, log), variant()))
+        await until(lambda: "piece" in log)
+        await engine.stop()
+        with pytest.raises(EngineStopped):
+            await waiting
+        with pytest.raises(EngineStopped):
+            await engine.run(counting(1, log), variant())
+
+    scenario(run)

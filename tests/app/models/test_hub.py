@@ -1,0 +1,301 @@
+"""A model comes into the models directory whole, checked and harmless, or not at all."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import close_session, constants
+from safetensors.torch import load_file, save_file
+
+from app.config import ServeSettings
+from app.models.hub import HubError, ModelNotAdded, add_model
+from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.store import ModelStore
+from tests.pruning.models.test_store import edit_config
+from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
+from tests.support.processes import environment
+from tests.support.tiny_checkpoints import write_checkpoint
+
+ID = "org/tiny"
+PICKLE = b"\x80\x04."  # what must never be read
+
+
+@pytest.fixture
+def hub(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """With one model, and beside it much that nobody asked for."""
+    files = tiny_models_dir / "tiny"
+    for name in ("pytorch_model.bin", "modeling_tiny.py", "optimizer.pt", "more.safetensors"):
+        (files / name).write_bytes(PICKLE)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with hub_server() as hub:
+        use_hub(monkeypatch, hub.url)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tiny_models_dir / "no token"))
+        hub.repos[ID] = Repo(files.rename(tiny_models_dir.parent / "on the hub"))
+        yield hub
+        close_session()
+
+
+def use_hub(patch: pytest.MonkeyPatch, url: str) -> None:
+    """As HF_ENDPOINT does for a process that has not begun."""
+    patch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def settings_of(data_dir: Path, *sources: str) -> ServeSettings:
+    return ServeSettings(data_dir=data_dir, model_sources=sources or None)
+
+
+def left_behind(data_dir: Path) -> list[str]:
+    """Whatever is in the models directory."""
+    return sorted(
+        str(path.relative_to(data_dir / "models"))
+        for path in (data_dir / "models").rglob("*")
+        if path.name != ".staging"
+    )
+
+
+def origin_of(target: Path) -> dict[str, Any]:
+    origin: dict[str, Any] = json.loads((target / ORIGIN_FILE).read_text())
+    return origin
+
+
+def test_a_model_of_the_hub_is_fetched_without_what_could_run_code(
+    data_dir: Path, hub: Hub
+) -> None:
+    """By the command, as a user types it."""
+
+    def sleb(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "app", "models", *arguments]
+        variables = {**environment(data_dir), "HF_ENDPOINT": hub.url, "HF_HOME": str(data_dir)}
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+    ran = sleb("add", ID)
+    assert ran.returncode == 0, ran.stderr
+    assert str(data_dir / "models" / "tiny") in ran.stdout
+    fetched = {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}
+    fetched |= {"tokenizer.json", "tokenizer_config.json"}
+    assert set(hub.fetched) == fetched
+    files = [f"tiny/{name}" for name in (*fetched, ORIGIN_FILE)]
+    assert left_behind(data_dir) == sorted(["tiny", *files])
+    origin = origin_of(data_dir / "models" / "tiny")
+    assert (origin["source"], origin["revision"], origin["commit"]) == (ID, None, "c" * 40)
+    assert ModelStore(data_dir / "models").load("tiny").model is not None
+    assert [model["id"] for model in json.loads(sleb("--json").stdout)] == ["tiny"]
+    again = sleb("add", ID)
+    told = " ".join(again.stderr.split())  # a narrow terminal breaks lines
+    assert (again.returncode, "exists already" in told) == (1, True)
+    assert "Traceback" not in again.stderr
+
+
+def test_a_revision_and_another_name_are_told_apart(data_dir: Path, hub: Hub) -> None:
+    hub.repos[ID] = Repo(hub.repos[ID].files, commit="d" * 40, branches=("v1",))
+    target = add_model(ID, settings_of(data_dir), name="old", revision="v1")
+    assert target == data_dir / "models" / "old"
+    assert (origin_of(target)["revision"], origin_of(target)["commit"]) == ("v1", "d" * 40)
+
+
+def test_shards_come_as_the_index_names_them(data_dir: Path, hub: Hub, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "shards", "llama", layout="shards")
+    (tmp_path / "shards" / "more.safetensors").write_bytes(PICKLE)
+    hub.repos[ID] = Repo(tmp_path / "shards")
+    add_model(ID, settings_of(data_dir))
+    shards = [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert len(shards) > 1
+    assert "more.safetensors" not in shards
+    assert ModelStore(data_dir / "models").load("tiny").model is not None
+
+
+@pytest.mark.parametrize(
+    ("needs", "says"), [("GatedRepo", "is gated"), ("RepoNotFound", "or it is private")]
+)
+def test_what_is_not_for_everybody_comes_with_a_token(
+    data_dir: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, needs: str, says: str
+) -> None:
+    hub.repos[ID] = Repo(hub.repos[ID].files, needs=needs)
+    with pytest.raises(HubError, match=says):
+        add_model(ID, settings_of(data_dir))
+    assert hub.fetched == left_behind(data_dir) == []
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert add_model(ID, settings_of(data_dir)).is_dir()
+
+
+Change = Callable[[Hub, pytest.MonkeyPatch], object]
+
+
+def nothing(_hub: Hub, _patch: pytest.MonkeyPatch) -> None:
+    pass
+
+
+def unreachable(_hub: Hub, patch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free_port = probe.getsockname()[1]
+    use_hub(patch, f"http://127.0.0.1:{free_port}")
+
+
+def offline(_hub: Hub, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def out_of_order(hub: Hub, _patch: pytest.MonkeyPatch) -> None:
+    hub.is_broken = True
+
+
+REFUSALS: dict[str, tuple[str, dict[str, Any], Change, str]] = {
+    "unknown": ("org/none", {}, nothing, "there is no"),
+    "no such revision": (ID, {"revision": "v9"}, nothing, "no revision 'v9'"),
+    "unreachable": (ID, {}, unreachable, "cannot be reached"),
+    "offline": (ID, {}, offline, "cannot be reached"),
+    "out of order": (ID, {}, out_of_order, "status 500"),
+    "no id": ("tiny", {}, nothing, "neither a directory nor"),
+    "no id either": ("a/b/c", {}, nothing, "neither a directory nor"),
+    "no name": (ID, {"name": "../x"}, nothing, "cannot be named"),
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "change", "says"), REFUSALS.values(), ids=REFUSALS.keys()
+)
+def test_what_cannot_be_had_is_one_clear_message(
+    data_dir: Path,
+    hub: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    options: dict[str, Any],
+    change: Change,
+    says: str,
+) -> None:
+    change(hub, monkeypatch)
+    with pytest.raises((ModelNotAdded, HubError), match=says):
+        add_model(source, settings_of(data_dir), **options)
+    assert hub.fetched == left_behind(data_dir) == []
+
+
+@pytest.mark.parametrize("allowed", [["org/*"], ["other/*", ID], ["*"]])
+def test_what_is_allowed_is_fetched(data_dir: Path, hub: Hub, allowed: list[str]) -> None:
+    assert add_model(ID, settings_of(data_dir, *allowed)).is_dir()
+    assert hub.fetched
+
+
+@pytest.mark.parametrize("allowed", [["other/*", "org/tin"], ["ORG/*"], []])
+def test_what_is_not_allowed_is_not_even_looked_for(
+    data_dir: Path, hub: Hub, allowed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_MODEL_SOURCES", json.dumps(allowed))
+    with pytest.raises(ModelNotAdded, match=re.escape(f"allows {', '.join(allowed) or 'none'}")):
+        add_model(ID, ServeSettings(data_dir=data_dir))
+    assert hub.num_requests == 0
+
+
+def only_pickles(files: Path) -> None:
+    (files / "model.safetensors").unlink()
+
+
+def cut_off(files: Path) -> None:
+    data = (files / "model.safetensors").read_bytes()
+    (files / "model.safetensors").write_bytes(data[:-100])
+
+
+def one_tensor_less(files: Path) -> None:
+    tensors = load_file(files / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, files / "model.safetensors", metadata={"format": "pt"})
+
+
+def foreign_index(files: Path) -> None:
+    (files / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "../../secret.safetensors"}}
+    (files / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def remote_code(files: Path) -> None:
+    edit_config(files, model_type="tiny_own", auto_map={"AutoConfig": "modeling_tiny.Config"})
+
+
+DEFECTS = {
+    "only pickles": (only_pickles, "but optimizer.pt, pytorch_model.bin: convert"),
+    "cut off": (cut_off, "cannot be loaded"),
+    "one tensor less": (one_tensor_less, "1 missing keys"),
+    "a foreign index": (foreign_index, "does not name its files"),
+    "remote code": (remote_code, "code of its own"),
+    "another family": (lambda files: edit_config(files, model_type="bert"), "not supported"),
+    "more blocks": (lambda files: edit_config(files, num_hidden_layers=9), "missing keys"),
+    "no config": (lambda files: (files / "config.json").unlink(), "no config.json"),
+    "no tokenizer": (lambda files: (files / "tokenizer.json").unlink(), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DEFECTS.values(), ids=DEFECTS.keys())
+def test_a_model_that_could_not_be_served_never_appears(
+    tiny_models_dir: Path, data_dir: Path, damage: object, says: str
+) -> None:
+    """From a directory, which goes the same way."""
+    files = tiny_models_dir / "tiny"
+    for name in ("pytorch_model.bin", "optimizer.pt", "modeling_tiny.py"):
+        (files / name).write_bytes(PICKLE)
+    assert callable(damage)
+    damage(files)
+    with pytest.raises(ModelNotAdded, match=says):
+        add_model(str(files), ServeSettings(data_dir=data_dir))
+    assert left_behind(data_dir) == []
+
+
+def test_a_directory_is_copied(tiny_models_dir: Path, data_dir: Path) -> None:
+    files = tiny_models_dir / "tiny"
+    (files / "pytorch_model.bin").write_bytes(PICKLE)
+    target = add_model(str(files), ServeSettings(data_dir=data_dir), name="copy")
+    assert target == data_dir / "models" / "copy"
+    assert not (target / "pytorch_model.bin").exists()
+    assert ModelStore(data_dir / "models").load("copy").model is not None
+    assert json.loads((target / ORIGIN_FILE).read_text())["source"] == str(files)
+    assert all(file.stat().st_mode & 0o044 for file in target.iterdir())
+
+
+def test_a_directory_has_no_revision_and_is_not_added_twice(tiny_models_dir: Path) -> None:
+    settings = ServeSettings(data_dir=tiny_models_dir.parent)
+    path = str(tiny_models_dir / "tiny")
+    with pytest.raises(ModelNotAdded, match="leave out --revision"):
+        add_model(path, settings, name="x", revision="main")
+    with pytest.raises(ModelNotAdded, match="in the models directory already"):
+        add_model(path, settings, name="x")
+    with pytest.raises(ModelNotAdded, match="exists already"):
+        add_model(path, settings)
+
+
+def test_a_full_disk_is_told_before_and_while_files_come(
+    tiny_models_dir: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = str(tiny_models_dir / "tiny"), ServeSettings(data_dir=data_dir)
+    usage = shutil.disk_usage(tiny_models_dir)._replace(free=99)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _path: usage)
+        with pytest.raises(ModelNotAdded, match=r"needs \d+ bytes, and 99 are free"):
+            add_model(path, settings)
+    monkeypatch.setattr(shutil, "copyfile", lambda *_: Path("/dev/full").write_bytes(b"x"))
+    with pytest.raises(ModelNotAdded, match="is full"):
+        add_model(path, settings)
+    assert left_behind(data_dir) == []
+
+
+def test_what_a_killed_run_left_is_swept(tiny_models_dir: Path, data_dir: Path) -> None:
+    left = data_dir / "models" / ".staging" / f"tiny-{'0' * 32}"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    assert ModelStore(data_dir / "models").names() == []
+    add_model(str(tiny_models_dir / "tiny"), ServeSettings(data_dir=data_dir))
+    assert not left.exists()
+    assert ModelStore(data_dir / "models").names() == ["tiny"]

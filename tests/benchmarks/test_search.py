@@ -1,0 +1,185 @@
+"""The benchmarks run, on tiny models; what they measure there means nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from benchmarks.metrics import main as compare_metrics
+from benchmarks.modes import spread
+from benchmarks.search import Dtype, main
+from pruning.models.blocks import num_blocks
+from pruning.models.random_models import SHAPES, UnknownShape, random_model
+from pruning.models.store import num_parameters
+from tests.support.processes import environment
+
+CANDIDATES = 4 + 3 + 2  # of three rounds, where six blocks are the model
+WINDOWS = 24
+
+
+def run(out: Path, modes: str, **options: Any) -> dict[str, Any]:
+    given = {"num_windows": WINDOWS, "seqlen": 8, "num_remove": 3, "dtype": Dtype.FLOAT32}
+    main(out=out, modes=modes, **{**given, **options})
+    report: dict[str, Any] = json.loads(out.read_text())
+    return report
+
+
+@pytest.fixture(scope="module")
+def of_all_modes(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("benchmark") / "search.json"
+    return run(out, "stream,staged,exact,plain", model=str(tiny_model_dir))
+
+
+def test_every_mode_finds_the_same_order(of_all_modes: dict[str, Any]) -> None:
+    modes = of_all_modes["modes"]
+    assert list(modes) == ["plain", "exact", "staged", "stream"]
+    for found in modes.values():
+        assert found["order"] == modes["plain"]["order"]
+        assert len(found["losses"]) == len(found["rounds"]) == 3
+        assert found["order_equal_to_plain"] is found["order_equal_to_exact"] is True
+        assert found["order_equal_to_reference"] is None
+        assert found["largest_loss_difference_to_plain"] < 1e-5
+        assert found["seconds"] > 0
+
+
+def test_work_is_counted_in_passes_of_all_windows(of_all_modes: dict[str, Any]) -> None:
+    modes = of_all_modes["modes"]
+    dense, rounds = 6, 4 * 5 + 3 * 4 + 2 * 3
+    assert modes["plain"]["block_passes"] == dense + rounds
+    assert modes["exact"]["block_passes"] == modes["stream"]["block_passes"] < dense + rounds
+    assert modes["staged"]["block_passes"] <= modes["exact"]["block_passes"]
+
+
+def test_windows_scored_are_counted_for_every_candidate(of_all_modes: dict[str, Any]) -> None:
+    modes = of_all_modes["modes"]
+    for name in ("plain", "exact", "stream"):
+        assert modes[name]["window_evaluations"] == CANDIDATES * WINDOWS
+    assert modes["staged"]["window_evaluations"] <= CANDIDATES * WINDOWS
+    first = modes["staged"]["rounds"][0]
+    assert set(first["num_windows"].values()) <= {8, 16, 24}
+    assert first["margin"] > 0
+    assert first["margin_error"] > 0
+
+
+def test_memory_is_told_apart(of_all_modes: dict[str, Any]) -> None:
+    modes, whole = of_all_modes["modes"], of_all_modes["weight_bytes"]
+    for name in ("plain", "exact", "staged"):
+        assert modes[name]["peak_weight_bytes"] == whole
+    assert 0 < modes["stream"]["peak_weight_bytes"] < whole / 2
+    assert modes["plain"]["peak_state_bytes"] == 0
+    trunk = 6 * WINDOWS * 8 * 32 * 4
+    assert modes["exact"]["peak_state_bytes"] > trunk
+    assert modes["stream"]["peak_state_bytes"] > trunk
+
+
+def test_the_reference_file_is_the_truth(tiny_model_dir: Path, tmp_path: Path) -> None:
+    token_ids = [[(7 * row + 3 * column) % 90 for column in range(8)] for row in range(4)]
+    truth = {"input_ids": token_ids, "removal_order": [], "scores": []}
+    reference = tmp_path / "reference.json"
+    reference.write_text(json.dumps(truth))
+    options = {"model": str(tiny_model_dir), "reference": reference, "num_remove": 2}
+    plain = run(tmp_path / "plain.json", "plain", **options)["modes"]["plain"]
+    scores = [{**each["scores"]} for each in plain["rounds"]]
+    scores[0]["1"] += 0.5
+    reference.write_text(json.dumps({**truth, "removal_order": plain["order"], "scores": scores}))
+    exact = run(tmp_path / "exact.json", "exact", **options)["modes"]["exact"]
+    assert exact["order_equal_to_reference"] is True
+    assert exact["largest_loss_difference_to_reference"] == pytest.approx(0.5, abs=1e-5)
+    assert exact["window_evaluations"] == (4 + 3) * 4
+
+
+def test_plain_can_be_extrapolated_from_a_few_candidates(
+    of_all_modes: dict[str, Any],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = {"model": str(tiny_model_dir), "plain_candidates": 2}
+    modes = run(tmp_path / "search.json", "plain,staged", **options)["modes"]
+    plain, whole = modes["plain"], of_all_modes["modes"]["plain"]
+    assert plain["extrapolated_from"] == {"candidates_per_round": 2}
+    assert plain["order"] is plain["order_equal_to_plain"] is plain["losses"] is None
+    assert modes["staged"]["order_equal_to_plain"] is None
+    assert plain["block_passes"] == whole["block_passes"]
+    assert plain["window_evaluations"] == whole["window_evaluations"]
+    for sampled, every in zip(plain["rounds"], whole["rounds"], strict=True):
+        assert len(sampled["scores"]) == 2
+        assert sampled["scores"].items() <= every["scores"].items()
+    assert "extrapolated from 2 candidates" in capsys.readouterr().out
+
+
+def test_a_random_model_needs_neither_weights_nor_tokenizer(tmp_path: Path) -> None:
+    report = run(tmp_path / "search.json", "plain,exact,staged", random_weights="tiny")
+    assert report["modes"]["exact"]["order_equal_to_plain"]
+    assert report["num_windows"] == WINDOWS
+
+
+def test_shapes_have_the_published_sizes() -> None:
+    published = {"llama-2-7b": 6_738_415_616, "llama-2-70b": 68_976_648_192}
+    published["opt-6.7b"] = 6_658_473_984
+    for shape, num_published in published.items():
+        model = random_model(shape, "bfloat16", device="meta")
+        assert num_parameters(model) == num_published
+        assert num_blocks(model) == SHAPES[shape]["num_hidden_layers"]
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "search.json"
+    with pytest.raises(typer.BadParameter, match="checkpoint"):
+        run(out, "exact,stream", random_weights="tiny")
+    with pytest.raises(typer.BadParameter, match="unknown modes"):
+        run(out, "exact,fast", random_weights="tiny")
+    with pytest.raises(typer.BadParameter, match="another mode"):
+        run(out, "plain", random_weights="tiny", plain_candidates=1)
+    with pytest.raises(typer.BadParameter, match="1 to 4"):
+        run(out, "exact", random_weights="tiny", num_remove=5)
+    with pytest.raises(UnknownShape, match="llama-2-7b"):
+        run(out, "exact", random_weights="llama-3")
+
+
+def test_samples_are_spread_evenly() -> None:
+    assert spread(tuple(range(1, 11)), 2) == (3, 8)
+    assert spread((4, 7, 9), 1) == (7,)
+    assert spread((4, 7, 9), 5) == (4, 7, 9)
+
+
+def test_the_search_benchmark_is_a_command(tiny_model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "search.json"
+    command = [sys.executable, "-m", "benchmarks.search", "--model", str(tiny_model_dir)]
+    command += ["--num-windows", "2", "--seqlen", "8", "--num-remove", "1", "--dtype", "float32"]
+    command += ["--modes", "exact,stream", "--out", str(out)]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, check=True, cwd=root, env=environment(tmp_path))
+    report = json.loads(out.read_text())
+    assert report["modes"]["stream"]["order_equal_to_exact"]
+    assert report["machine"]["torch_threads"] > 0
+    assert "benchmarks.search" in report["command"]
+
+
+def test_the_metrics_are_compared_at_equal_depth(tiny_model_dir: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path, word in zip(texts, ("dogs", "cats"), strict=True):
+        path.write_text("\n".join(f"{number} lazy {word}" for number in range(200)))
+    out = tmp_path / "metrics.json"
+    options: dict[str, Any] = {"num_windows": 4, "seqlen": 8}
+    options |= {"held_out_windows": 4, "held_out_seqlen": 16}
+    compare_metrics(out, *texts, model=str(tiny_model_dir), depths="1,3", **options)
+    report = json.loads(out.read_text())
+    found = report["metrics"]
+    assert list(found) == ["cosine", "one_shot", "sleb"]
+    assert found["one_shot"]["order"][0] == found["sleb"]["order"][0]
+    assert {name: each["evaluations"] for name, each in found.items()} == {
+        "cosine": 4 + 3,
+        "one_shot": 4 + 3,
+        "sleb": 4 + 3 + 2,
+    }
+    for each in found.values():
+        assert list(each["perplexities"]) == ["1", "3"]
+        assert len(each["losses"]) == len(each["order"]) == 3
+    assert found["one_shot"]["perplexities"]["1"] == found["sleb"]["perplexities"]["1"]
+    lines = out.with_suffix(".md").read_text().splitlines()
+    assert "| metric | 1 blocks | 3 blocks | evaluations | seconds |" in lines

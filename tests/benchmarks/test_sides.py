@@ -1,0 +1,147 @@
+"""What the serving benchmark compares: same requests, every token counted, weights and orders."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.engine.engine import Engine
+from app.engine.sequence import TokenEvent
+from app.engine.variant import Variant, make_variant
+from app.models.catalog import Catalog
+from benchmarks.baselines import run_continuous, run_one_by_one, run_static
+from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
+from benchmarks.latencies import Answered, Pass
+from benchmarks.offline import WrongLength, answered, run_engine
+from benchmarks.sides import alternate, ratio
+from benchmarks.workload import Ask, NoSuchPrompt, Prompts
+from pruning.checkpoints.store import CheckpointStore
+from pruning.models.store import LoadedModel, ModelStore
+from pruning.pipeline import prune
+from pruning.spec.prune import CalibrationSpec, PruneSpec
+from tests.support.recorder import Recorder
+
+
+@pytest.fixture(scope="module")
+def dense(tiny_loaded: LoadedModel) -> Variant:
+    return make_variant("tiny", "tiny", tiny_loaded.model)
+
+
+@pytest.fixture
+def prompts(tiny_loaded: LoadedModel) -> Prompts:
+    return Prompts(tiny_loaded.tokenizer, seed=0)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 5, 9])
+def test_every_token_of_the_engine_is_counted(
+    dense: Variant, prompts: Prompts, concurrency: int
+) -> None:
+    generated: list[TokenEvent] = []
+    most: list[int] = []
+
+    class Counting(Engine):
+        def step(self) -> list[TokenEvent]:
+            most.append(self.stats().num_running + self.stats().num_waiting)
+            events = super().step()
+            generated.extend(event for event in events if event.token_id is not None)
+            return events
+
+    asks = prompts.mixed(7, (3, 12), (2, 9))
+    found = run_engine(dense, asks, concurrency, Counting)
+    assert found.num_tokens == len(generated) == sum(ask.num_new_tokens for ask in asks)
+    assert max(most) == min(concurrency, 7)
+    for number, answer in enumerate(found.answers):
+        its = [event for event in generated if event.request_id == str(number)]
+        assert answer.num_tokens == len(answer.came_s) == len(its) == asks[number].num_new_tokens
+        assert answer.sent_s < answer.came_s[0]
+        assert list(answer.came_s) == sorted(answer.came_s)
+
+
+def test_baselines_count_what_was_asked_for(dense: Variant, prompts: Prompts) -> None:
+    asks = prompts.mixed(5, (3, 12), (2, 9))
+    lengths = [ask.num_new_tokens for ask in asks]
+    static = run_static(dense.model, asks, batch_size=2)
+    assert [answer.num_tokens for answer in static.answers] == lengths
+    ends_s = [answer.came_s[0] for answer in static.answers]
+    assert ends_s[0] == ends_s[1] < ends_s[2] == ends_s[3] < ends_s[4]
+    single = run_one_by_one(dense.model, asks)
+    assert [len(answer.came_s) for answer in single.answers] == lengths
+    continuous = run_continuous(dense.model, asks)
+    assert sorted(answer.num_tokens for answer in continuous.answers) == sorted(lengths)
+
+
+def test_an_answer_of_another_length_is_an_error(prompts: Prompts) -> None:
+    (ask,) = prompts.uniform(1, 8, 3)
+    assert answered(0.0, [1.0, 2.0, 3.0], ask).num_tokens == 3
+    assert answered(0.0, [1.0], ask, 3).num_tokens == 3
+    with pytest.raises(WrongLength, match="asked for 3 tokens, got 2"):
+        answered(0.0, [1.0, 2.0], ask)
+
+
+def test_sides_take_turns_after_a_short_one_each(prompts: Prompts) -> None:
+    turns: list[tuple[str, int]] = []
+
+    def side(name: str, asks: Sequence[Ask]) -> Pass:
+        turns.append((name, sum(ask.num_new_tokens for ask in asks)))
+        return Pass(1.0, (Answered(0.0, (1.0,), 1),))
+
+    sides = {name: lambda asks, name=name: side(name, asks) for name in ("a", "b")}
+    found = alternate(sides, prompts.uniform(3, 8, 5), repeats=2)
+    assert turns == [("a", 6), ("b", 6), ("a", 15), ("b", 15), ("a", 15), ("b", 15)]
+    assert {name: len(its) for name, its in found.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_median_of_turns_beside_each_other() -> None:
+    answers = (Answered(0.0, (1.0,), 10),)
+    ours = [Pass(seconds, answers) for seconds in (1.0, 4.0, 2.0)]  # as the machine slows down
+    theirs = [Pass(seconds, answers) for seconds in (2.0, 8.0, 1.0)]
+    assert ratio({"ours": ours, "theirs": theirs}, "ours", "theirs") == 2.0
+    assert ratio({"ours": ours}, "ours", "theirs") is None
+
+
+def test_prompts_have_exactly_the_tokens_that_their_text_has(
+    tiny_loaded: LoadedModel, prompts: Prompts
+) -> None:
+    asks = prompts.mixed(40, (1, 30), (2, 4))
+    assert {len(ask.prompt_ids) for ask in asks} <= set(range(1, 31))
+    assert len({ask.prompt_ids for ask in asks}) > 20
+    for ask in asks:
+        assert tuple(tiny_loaded.tokenizer(ask.text).input_ids) == ask.prompt_ids
+    assert Prompts(tiny_loaded.tokenizer, seed=0).mixed(40, (1, 30), (2, 4)) == asks
+    other = Prompts(tiny_loaded.tokenizer, seed=1).mixed(40, (1, 30), (2, 4))
+    assert other != asks
+
+
+def test_a_tokenizer_without_words_makes_no_prompts(tiny_loaded: LoadedModel) -> None:
+    wordless = copy.deepcopy(tiny_loaded.tokenizer)
+    wordless.decode = lambda *_, **__: "?"  # type: ignore[method-assign]
+    with pytest.raises(NoSuchPrompt, match="no token that is a word"):
+        Prompts(wordless, seed=0)
+
+
+def test_copied_weights_would_show(dense: Variant) -> None:
+    alone = storage_bytes([dense])
+    assert storage_bytes([dense, make_variant("view", "tiny", dense.model, (0, 1, 5))]) == alone
+    copied = replace(dense, model=copy.deepcopy(dense.model))
+    assert storage_bytes([dense, copied]) == 2 * alone
+
+
+def test_an_order_is_given_or_published_or_the_last_blocks(
+    tmp_path: Path, tiny_models_dir: Path
+) -> None:
+    models, checkpoints = ModelStore(tiny_models_dir), CheckpointStore(tmp_path / "checkpoints")
+    catalog = Catalog(models, checkpoints)
+    assert removed_blocks("tiny", "@-2", 6, None, catalog) == (4, 5)
+    assert removed_blocks("tiny", "@-2", 6, (3, 1, 4), catalog) == (3, 1)
+    name = "tiny@prn-1"
+    spec = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=2, seqlen=8))
+    target = checkpoints.path(name)
+    target.parent.mkdir()
+    prune(spec, name=name, target=target, models=models, observer=Recorder())
+    published = checkpoints.manifest(name).removed_blocks
+    assert removed_blocks("tiny", "@-2", 6, None, catalog) == published
+    for suffix, order in (("@-6", None), ("@x", None), ("@-2", (3,)), ("@-2", (3, 9))):
+        with pytest.raises(UnknownVariant):
+            removed_blocks("tiny", suffix, 6, order, catalog)

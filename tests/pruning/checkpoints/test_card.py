@@ -1,0 +1,101 @@
+"""The card of a checkpoint shows its trajectory and how it was found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pruning.checkpoints.card import Exported, export_card, model_card
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
+from pruning.models.lineage import Lineage, lineage_of
+from pruning.spec.prune import Metric, Resident, Search
+from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
+
+
+def test_the_card_shows_the_plot_and_the_table() -> None:
+    card = model_card(RUN, removals_of_run(is_staged=False))
+    lines = card.splitlines()
+    head = lines.index("| blocks | removed | loss | perplexity | × dense | margin |")
+    assert lines[head + 1] == "|" + " --: |" * 6
+    assert lines[head + 2] == "| 6 | - | 4.0000 | 50.00 | 1.00 | - |"
+    assert lines[head + 3] == "| 5 | 3 | 4.2500 | 60.00 | 1.20 | 0.1000 ± 0.0577 |"
+    assert lines[head + 5] == ""
+    assert f"]({PLOT_FILE})" in card
+    assert "tiny without 2 of its 6 transformer blocks" in card
+    assert "- perplexity: on held-out text, some text, 4 windows" in card
+    assert "Search: exact, every candidate" in card
+    assert "`d1g`" in card
+
+
+def test_the_card_says_how_the_search_was_made() -> None:
+    search, resident = Search.STAGED, Resident.STREAM
+    manifest = manifest_of(6, (3,), (4.0, 4.25), search=search, resident=resident)
+    card = model_card(manifest, removals_of_run(is_staged=True))
+    assert "Search: staged, candidates that were clearly worse" in card
+    assert "streamed from disk" in card
+    assert "2 of 4" in card
+    assert "{" not in card
+
+
+@pytest.mark.parametrize(
+    ("metric", "chosen", "margin"),
+    [
+        (Metric.COSINE, "the cosine similarity of input and output", "as 1 - cosine"),
+        (Metric.ONE_SHOT, "the loss without each alone", "nats by which the dense model is worse"),
+        (Metric.SLEB, "SLEB", "nats by which the runner-up was worse"),
+    ],
+)
+def test_the_card_says_by_which_metric(metric: Metric, chosen: str, margin: str) -> None:
+    manifest = manifest_of(6, (3, 1), (4.0, 4.25, 5.0), metric=metric)
+    card = model_card(manifest, removals_of_run(is_staged=False))
+    assert f"chosen by {chosen}\n(arXiv 2402.09025)" in card
+    assert margin in card
+
+
+def test_the_card_says_where_the_parent_is_from_and_what_may_be_done_with_it() -> None:
+    card = model_card(RUN, (), Lineage("org/tiny", "c0ffee", "apache-2.0", has_licence_text=True))
+    head = card.split("---\n")[1]
+    assert "base_model: org/tiny\n" in head
+    assert "license: apache-2.0\n" in head
+    assert "- Made of tiny, from org/tiny at commit c0ffee, which has 6 blocks." in card
+    assert "- Blocks removed, counted from 0 and in the order they went: 3, 1." in card
+    assert "- The licence is that of tiny (apache-2.0), and its text is in LICENSE." in card
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    card = model_card(RUN)
+    assert "base_model: tiny\n" in card
+    assert "license:" not in card
+    assert "- Made of tiny, which has 6 blocks." in card
+    assert "- The licence is that of tiny." in card
+    assert "{" not in card
+
+
+def test_a_card_says_how_to_load_it_elsewhere() -> None:
+    exported = export_card(Exported("tiny@-1", "tiny", 6, (), "float16"), Lineage())
+    for card in (model_card(RUN), exported):
+        assert "AutoModelForCausalLM.from_pretrained" in card
+        assert "`vllm serve path/to/this/directory`" in card
+        assert "--gguf model.gguf" in card
+    assert "tiny with all of its 6 transformer blocks, in float16." in exported
+    assert "Blocks removed" not in exported
+
+
+def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:
+    assert lineage_of(tmp_path) == Lineage()
+    (tmp_path / "LICENSE").write_text("do as you like")
+    (tmp_path / "README.md").write_text("---\ntags: [x]\nlicense: mit\n---\nlicense: none\n")
+    origin = {"source": "org/tiny", "commit": "c0ffee", "revision": None, "added_at": 1.0}
+    (tmp_path / "sleb-origin.json").write_text(json.dumps(origin))
+    assert lineage_of(tmp_path) == Lineage("org/tiny", "c0ffee", "mit", has_licence_text=True)
+
+
+@pytest.mark.parametrize(
+    "card", ["license: mit", "---\nlicense: [a, b]\n---\n", "---\nx: 1\n---\n"]
+)
+@pytest.mark.parametrize("origin", ["{", "[]", '{"source": "/home/me/tiny", "commit": null}'])
+def test_what_cannot_be_told_is_not_guessed(tmp_path: Path, card: str, origin: str) -> None:
+    """And a directory that was copied is nobody else's business."""
+    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "sleb-origin.json").write_text(origin)
+    assert lineage_of(tmp_path) == Lineage()

@@ -1,0 +1,181 @@
+"""The gate in front of publishing: what passes, what is warned of, and what is refused."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.trajectory import legend
+from pruning.evaluation.probe import digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import Answer, Comparison, Kind, compare, summary
+from pruning.evaluation.quality import Quality
+from pruning.evaluation.quality_gate import QualityGateFailed, gated
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import JobStore
+from pruning.models.forward import InMemoryPasses
+from pruning.models.store import ModelStore
+from pruning.pipeline import prune
+from pruning.spec.gate import Gate, GateAction, gate_of
+from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
+from pruning.worker import task
+from tests.support.pruning_runs import RUN
+from tests.support.recorder import Recorder
+
+WARN, REFUSE = GateAction.WARN, GateAction.REFUSE
+SPEC = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=4, seqlen=12))
+QUALITY = Quality((1.0, 2.0, 3.0), (10.0, 12.0, 15.0), "some text")
+
+
+def lost_half() -> Comparison:
+    """Both answers of each of four are right, then one of both: a drop of 0.5 ± 0."""
+    right = [Answer(Kind.JSON, is_chosen=True, is_written=True)] * 4
+    half = [Answer(Kind.JSON, is_chosen=True, is_written=False)] * 4
+    return compare(right, half, "d")
+
+
+def never() -> Comparison:
+    raise AssertionError("asked, though no limit needs it")
+
+
+@pytest.mark.parametrize("action", GateAction)
+@pytest.mark.parametrize("gate", [Gate(max_perplexity_ratio=1.5), Gate(max_perplexity_ratio=1e9)])
+def test_what_is_at_a_limit_or_below_passes(gate: Gate, action: GateAction) -> None:
+    assert gated(replace(gate, action=action), QUALITY, never) == QUALITY
+    with_probe = gated(Gate(0.5, 1.5, action), QUALITY, lost_half)
+    assert with_probe == replace(QUALITY, probe=lost_half())
+
+
+def test_what_is_beyond_a_limit_is_said_with_its_numbers() -> None:
+    found = gated(Gate(0.4, 1.4), QUALITY, lost_half).warnings
+    assert found == (
+        "the probe's score went from 1.000 to 0.500, a drop of 0.500 ± 0.000 where 0.4 is allowed",
+        "perplexity went from 10 to 15 on some text, 1.5 times as much where 1.4 is allowed",
+    )
+    with pytest.raises(QualityGateFailed, match=r"a drop of 0\.500.*; perplexity went") as caught:
+        gated(Gate(0.4, 1.4, REFUSE), QUALITY, lost_half)
+    assert caught.value.param == "gate.max_probe_drop"
+    with pytest.raises(QualityGateFailed) as caught:
+        gated(Gate(0.5, 1.4, REFUSE), QUALITY, lost_half)
+    assert caught.value.param == "gate.max_perplexity_ratio"
+
+
+def test_a_perplexity_that_is_no_number_is_beyond_any_limit() -> None:
+    broken = replace(QUALITY, perplexities=(10.0, 12.0, math.nan))
+    assert len(gated(Gate(max_perplexity_ratio=1e9), broken, never).warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "param"),
+    [
+        (Gate, "gate"),
+        (lambda: Gate(max_probe_drop=-0.1), "gate.max_probe_drop"),
+        (lambda: Gate(max_probe_drop=1.0), "gate.max_probe_drop"),
+        (lambda: Gate(max_probe_drop=float("nan")), "gate.max_probe_drop"),
+        (lambda: Gate(max_perplexity_ratio=0.9), "gate.max_perplexity_ratio"),
+        (lambda: Gate(max_perplexity_ratio=float("inf")), "gate.max_perplexity_ratio"),
+        (
+            lambda: replace(SPEC, evaluate=False, gate=Gate(max_perplexity_ratio=2)),
+            "gate.max_perplexity_ratio",
+        ),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_by_name(
+    make: Callable[[], object], param: str
+) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        make()
+    assert caught.value.param == param
+
+
+def test_a_spec_comes_back_from_json_with_its_gate() -> None:
+    for gate in (None, Gate(0.1), Gate(max_perplexity_ratio=2, action=REFUSE)):
+        spec = replace(SPEC, gate=gate)
+        assert PruneSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert gate_of(None, None, REFUSE) is None
+    assert gate_of(0.1, None, REFUSE) == Gate(0.1, action=REFUSE)
+
+
+def test_manifests_keep_it_and_old_ones_have_none() -> None:
+    quality = gated(Gate(0.4), QUALITY, lost_half)
+    manifest = replace(RUN, quality=quality)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    told = legend(manifest, ())
+    assert told[0] == "probe: 1.000 dense, 0.500 pruned, of 1; a drop of 0.500 ± 0.000."
+    assert told[1] == f"warning: {quality.warnings[0]}."
+    old = json.loads(RUN.to_json())
+    del old["quality"]["probe"], old["quality"]["warnings"]
+    assert Manifest.from_json(json.dumps(old)) == RUN
+
+
+def run(models_dir: Path, spec: PruneSpec, observer: Recorder) -> Manifest:
+    return prune(
+        spec,
+        name="tiny@prn-1",
+        target=models_dir.parent / "checkpoints" / "tiny@prn-1",
+        models=ModelStore(models_dir),
+        observer=observer,
+    )
+
+
+@pytest.fixture
+def loss_by_gate(tiny_models_dir: Path) -> float:
+    """Perplexity by the dense one's, as a run without a gate finds it: well above 1."""
+    curve = run(tiny_models_dir, SPEC, Recorder()).quality.perplexities
+    shutil.rmtree(tiny_models_dir.parent / "checkpoints")
+    assert curve[-1] > 1.05 * curve[0]
+    return curve[-1] / curve[0]
+
+
+@pytest.mark.parametrize("resident", Resident)
+def test_a_run_asks_dense_and_pruned(tiny_models_dir: Path, resident: Resident) -> None:
+    text = tiny_models_dir.parent / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=12, path=str(text))
+    spec = replace(SPEC, calibration=calibration, resident=resident, gate=Gate(0.99))
+    manifest = run(tiny_models_dir, spec, observer := Recorder())
+    assert manifest.quality.warnings == ()
+    assert observer.warnings == []
+    probe, items = manifest.quality.probe, probe_items()
+    assert probe is not None
+    dense = ModelStore(tiny_models_dir).load("tiny")
+    for keep, score in ((None, probe.dense), (manifest.keep, probe.pruned)):
+        answers = answer(InMemoryPasses(dense.model, keep), dense.tokenizer, items)
+        assert score == summary(answers, digest(items))
+
+
+def test_a_job_beyond_its_gate_fails_and_publishes_nothing(
+    job_store: JobStore,
+    tiny_models_dir: Path,
+    redis_url: str,
+    loss_by_gate: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
+    limit = (1 + loss_by_gate) / 2
+    job_ids = [
+        job_store.create(replace(SPEC, gate=Gate(None, limit, action))).id
+        for action in (REFUSE, WARN)
+    ]
+    for job_id in job_ids:
+        task.run_job(job_id)
+    refused, warned = (job_store.get(job_id) for job_id in job_ids)
+    assert refused.status is JobStatus.FAILED
+    assert refused.error is not None
+    assert (refused.error.code, refused.error.param) == (
+        "quality_gate",
+        "gate.max_perplexity_ratio",
+    )
+    assert warned.status is JobStatus.SUCCEEDED
+    store = CheckpointStore(tiny_models_dir.parent / "checkpoints")
+    assert store.names() == [warned.checkpoint_name]
+    (warning,) = store.manifest(warned.checkpoint_name).quality.warnings
+    events = [event.message for event in job_store.events(warned.id) if event.level == "warn"]
+    assert events == [warning]
+    assert warning in refused.error.message

@@ -1,0 +1,153 @@
+"""One contract for every family of the table: a view is exact, shares all, and changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pruning.models.architectures import (
+    ARCHITECTURES,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    architecture,
+)
+from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
+from pruning.models.loss import last_hidden
+from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
+
+
+def load_model(path: Path) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    model, report = loaded
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+KEEP = (0, 1, 3, 5)
+FAMILIES = sorted(ARCHITECTURES)
+
+
+def token_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
+    return torch.randint(3, VOCAB_SIZE, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def logits_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(ids, use_cache=False).logits
+    return logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEveryFamily:
+    def test_a_view_shares_every_parameter_by_address(self, family: str) -> None:
+        dense = tiny_model(family)
+        addresses = {parameter.data_ptr() for parameter in dense.parameters()}
+        pruned = view(dense, KEEP)
+        assert {parameter.data_ptr() for parameter in pruned.parameters()} <= addresses
+        assert num_blocks(pruned) == len(KEEP)
+        assert num_blocks(dense) == NUM_BLOCKS
+
+    def test_the_dense_model_stays_as_it_was_to_the_last_bit(self, family: str) -> None:
+        dense, ids = tiny_model(family), token_ids()
+        before, text = logits_of(dense, ids), generated(dense, ids[0].tolist(), 8)
+        pruned = view(dense, KEEP)
+        generated(pruned, ids[0].tolist(), 8)
+        assert torch.equal(logits_of(dense, ids), before)
+        assert generated(dense, ids[0].tolist(), 8) == text
+        assert not torch.equal(logits_of(pruned, ids), before)
+
+    def test_a_view_of_all_blocks_is_the_dense_model(self, family: str) -> None:
+        dense, ids = tiny_model(family), token_ids()
+        assert torch.equal(logits_of(view(dense, range(NUM_BLOCKS)), ids), logits_of(dense, ids))
+
+    def test_a_view_of_a_view_is_a_view(self, family: str) -> None:
+        dense, ids = tiny_model(family), token_ids()
+        twice = view(view(dense, KEEP), (0, 2, 3))
+        assert torch.equal(logits_of(twice, ids), logits_of(view(dense, (0, 3, 5)), ids))
+
+    def test_cached_decoding_equals_uncached(self, family: str) -> None:
+        pruned, prompt = view(tiny_model(family), KEEP), token_ids(1)
+        tokens = generated(pruned, prompt[0].tolist(), 8)
+        ids = prompt
+        for token in tokens:
+            assert int(logits_of(pruned, ids)[0, -1].argmax()) == token
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+    def test_saved_and_loaded_it_is_the_same_model(self, family: str, tmp_path: Path) -> None:
+        pruned, ids = view(tiny_model(family), KEEP), token_ids()
+        pruned.save_pretrained(tmp_path)
+        loaded = load_model(tmp_path)
+        torch.testing.assert_close(logits_of(loaded, ids), logits_of(pruned, ids))
+        assert generated(loaded, ids[0].tolist(), 8) == generated(pruned, ids[0].tolist(), 8)
+
+    def test_config_and_its_lists_tell_of_the_kept_blocks(self, family: str) -> None:
+        dense = tiny_model(family)
+        pruned = view(dense, KEEP)
+        assert pruned.config.num_hidden_layers == len(KEEP)
+        assert dense.config.num_hidden_layers == NUM_BLOCKS
+        for key in architecture(dense.config).per_block:
+            if (entries := getattr(dense.config, key, None)) is not None:
+                assert getattr(pruned.config, key) == [entries[index] for index in KEEP]
+                assert len(entries) == NUM_BLOCKS
+
+    def test_every_module_of_a_block_knows_its_new_place(self, family: str) -> None:
+        for position, block in enumerate(block_list(view(tiny_model(family), KEEP))):
+            places = {m.__dict__["layer_idx"] for m in block.modules() if "layer_idx" in m.__dict__}
+            assert places <= {position}
+
+    def test_blocks_called_one_by_one_give_the_models_logits(self, family: str) -> None:
+        """On more windows than the calls were noted for, and no block ran when they were."""
+        dense, ids = tiny_model(family), token_ids(rows=3)
+        ran: list[object] = []
+        hooks = [b.register_forward_hook(lambda *_: ran.append(1)) for b in block_list(dense)]
+        with torch.inference_mode():
+            hidden, calls = block_calls(dense, ids)
+            assert not ran
+            for call in calls:
+                hidden = call(hidden)
+            found = final_logits(dense, finish(dense, hidden))
+        for hook in hooks:
+            hook.remove()
+        torch.testing.assert_close(found, logits_of(dense, ids))
+
+    def test_logits_of_the_last_hidden_states_are_the_models_own(self, family: str) -> None:
+        pruned, ids = view(tiny_model(family), KEEP), token_ids()
+        with torch.inference_mode():
+            found = final_logits(pruned, last_hidden(pruned, ids))
+        assert torch.equal(found, logits_of(pruned, ids))
+
+
+@pytest.mark.parametrize("keep", [(), (1, 0), (0, 0), (-1, 2), (0, NUM_BLOCKS)])
+def test_keep_must_be_ascending_blocks_of_the_model(keep: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        view(tiny_model("llama"), keep)
+
+
+def test_an_unknown_family_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(UnknownArchitecture, match=r"'mamba'.*llama.*qwen3"):
+        architecture(AutoConfig.for_model("mamba"))
+
+
+def test_weights_that_depend_on_their_depth_are_refused() -> None:
+    config = AutoConfig.for_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(UnsupportedConfig, match="scale_attn_by_inverse_layer_idx"):
+        architecture(config)
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"), [("mlp_only_layers", [0, 2]), ("decoder_sparse_step", 2)]
+)
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_blocks_that_are_of_two_kinds_by_their_depth_are_refused(
+    family: str, switch: str, value: object
+) -> None:
+    assert architecture(AutoConfig.for_model(family)) is ARCHITECTURES[family]
+    config = AutoConfig.for_model(family, **{switch: value})
+    with pytest.raises(
+        UnsupportedConfig, match=rf"{family} with {switch}=.*only {switch}=(\[\]|1)"
+    ):
+        architecture(config)

@@ -1,0 +1,144 @@
+"""When memory runs out: what is said of it, and that half the batch gives the same result."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pruning.checkpoints.store import Manifest
+from pruning.jobs.store import JobStore
+from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
+from pruning.models.store import ModelStore
+from pruning.pipeline import prune
+from pruning.search.dense_model import Machine
+from pruning.search.prefixes import Prefixes
+from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
+from pruning.worker.failures import describe
+from pruning.worker.task import run_job
+from tests.support.recorder import Recorder
+
+ON_GPU = (
+    "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 0 has a total capacity of 14.57 GiB of "
+    "which {free} is free. Of the allocated memory 734.07 MiB is allocated by PyTorch."
+)
+
+
+def raised_by(allocate: object) -> Exception:
+    assert callable(allocate)
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate()
+    return caught.value
+
+
+def test_main_memory_that_torch_cannot_have() -> None:
+    error = raised_by(lambda: torch.empty(2**50, dtype=torch.uint8))
+    assert is_out_of_memory(error)
+    said = shortage(error)
+    assert re.fullmatch(
+        r"out of memory in main memory: asked for 1 PiB at once, and [\d.]+ [KMG]iB were free", said
+    )
+
+
+def test_main_memory_that_numpy_cannot_have() -> None:
+    error = raised_by(lambda: np.empty(2**60, dtype=np.uint8))
+    assert is_out_of_memory(error)
+    assert "asked for 1 EiB at once, and " in shortage(error)
+
+
+def test_an_error_that_names_no_size() -> None:
+    said = shortage(MemoryError())
+    assert "asked for more than there was at once, and " in said
+
+
+@pytest.mark.parametrize(
+    ("free", "told"), [("1.58 GiB", "1.58 GiB"), ("8.94 MiB", "8.94 MiB"), ("0 bytes", "0 bytes")]
+)
+def test_memory_of_a_gpu(free: str, told: str) -> None:
+    error = torch.OutOfMemoryError(ON_GPU.format(free=free))
+    assert is_out_of_memory(error)
+    assert shortage(error) == (
+        f"out of memory on the GPU: asked for 1.95 GiB at once, and {told} were free"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would tell what is free there")
+def test_memory_of_a_gpu_that_is_out_of_sight() -> None:
+    said = shortage(RuntimeError("CUDA error: out of memory"))
+    assert said == "out of memory on the GPU: asked for more than there was at once"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")])
+def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    assert describe(error).code == "internal_error"
+
+
+def test_a_job_that_fails_for_it_says_what_to_do() -> None:
+    failure = describe(torch.OutOfMemoryError(ON_GPU.format(free="1.58 GiB")))
+    assert failure.code == "out_of_memory"
+    assert "1.95 GiB" in failure.message
+    assert "half the batch" in failure.message
+    assert "shorter windows" in failure.message
+
+
+# ---- half the batch
+
+
+def test_a_worker_halves_the_batch_of_a_job_that_was_short_of_memory(
+    job_store: JobStore, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
+    batches: list[int] = []
+
+    def overflow(*_given: object, machine: Machine, **_settings: object) -> None:
+        batches.append(machine.batch_tokens)
+        raise MemoryError
+
+    monkeypatch.setattr("pruning.pipeline.prune", overflow)
+    job_id = job_store.create(PruneSpec("tiny", num_remove=1)).id
+    for _ in range(2):
+        run_job(job_id)
+    assert batches == [BATCH_TOKENS, BATCH_TOKENS // 2]
+
+
+@pytest.mark.parametrize("resident", Resident)
+def test_half_the_batch_changes_no_removal(
+    tiny_models_dir: Path, tmp_path: Path, resident: Resident, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Noted(Prefixes):
+        def __init__(
+            self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int
+        ) -> None:
+            sizes.append(token_ids.numel())
+            super().__init__(model, token_ids, num_states)
+
+    monkeypatch.setattr("pruning.search.scoring.Prefixes", Noted)
+    monkeypatch.setattr("pruning.search.streamed_scoring.Prefixes", Noted)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 40)
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path=str(text))
+    spec = PruneSpec("tiny", num_remove=3, calibration=calibration, resident=resident)
+
+    def found(batch_tokens: int) -> Manifest:
+        sizes.clear()
+        manifest = prune(
+            spec,
+            name="tiny@prn-1",
+            target=tmp_path / str(batch_tokens),
+            models=ModelStore(tiny_models_dir),
+            observer=Recorder(),
+            machine=Machine("cpu", batch_tokens=batch_tokens),
+        )
+        assert set(sizes) == {batch_tokens}
+        return manifest
+
+    whole, half = found(32), found(16)
+    assert half.removed_blocks == whole.removed_blocks
+    assert half.quality.losses == pytest.approx(whole.quality.losses, rel=1e-6)
+    assert half.quality.perplexities == pytest.approx(whole.quality.perplexities, rel=1e-6)

@@ -1,0 +1,122 @@
+"""Quantised weights: values of a loop, in new tensors, and the dense model as it was to the bit."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pruning.models import quantize
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list, num_blocks, view
+from pruning.models.quantize import (
+    CannotQuantize,
+    QuantizeUnavailable,
+    check_quantizable,
+    quantized,
+)
+from pruning.spec.prune import Quantize
+from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
+
+LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
+KEEP = (0, 1, 3, 5)
+
+
+def token_ids() -> torch.Tensor:
+    return torch.randint(3, VOCAB_SIZE, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    logits: torch.Tensor = model(token_ids(), use_cache=False).logits
+    return logits
+
+
+def rounded(weight: torch.Tensor, group: int, least: int, most: int, steps: float) -> torch.Tensor:
+    """``weight [outputs, inputs]`` with a symmetric scale for each ``group`` of inputs."""
+    groups = weight.reshape(len(weight), -1, group)
+    scale = groups.abs().amax(dim=-1, keepdim=True) / steps
+    return ((groups * (1 / scale)).round().clamp(least, most) * scale).view_as(weight)
+
+
+BY_HAND: dict[Quantize, Callable[[torch.Tensor], torch.Tensor]] = {
+    Quantize.INT8: lambda weight: rounded(weight, weight.shape[1], -128, 127, 127.5),
+    # of 32 and 48 inputs: the most up to 128 that divides them
+    Quantize.INT4: lambda weight: rounded(weight, 32 if weight.shape[1] == 32 else 16, -8, 7, 7.5),
+}
+
+
+@pytest.mark.parametrize("weights", Quantize)
+def test_it_computes_what_rounded_weights_compute(weights: Quantize) -> None:
+    pruned = view(tiny_model("llama"), KEEP)
+    expected = copy.deepcopy(pruned)
+    for module in block_list(expected).modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(BY_HAND[weights](module.weight), requires_grad=False)
+    found = logits_of(quantized(pruned, weights))
+    torch.testing.assert_close(found, logits_of(expected), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, logits_of(pruned), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", Quantize)
+@pytest.mark.parametrize("family", LINEAR)
+def test_in_every_family_all_matrices_of_blocks_and_nothing_else_are_new(
+    family: str, weights: Quantize
+) -> None:
+    dense = tiny_model(family)
+    before = {name: values.clone() for name, values in dense.state_dict().items()}
+    logits, places = logits_of(dense), [its.data_ptr() for its in dense.parameters()]
+    its = quantized(view(dense, KEEP), weights)
+    matrices = {id(p) for p in block_list(its).parameters() if p.ndim > 1}
+    plain = {id(p) for p in dense.parameters()}
+    assert num_blocks(its) == len(KEEP)
+    assert matrices
+    assert not matrices & plain
+    assert {id(p) for p in its.parameters()} - matrices <= plain
+    logits_of(its)
+    generated(its, token_ids()[0].tolist(), 3)
+    after = dense.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [its.data_ptr() for its in dense.parameters()] == places
+    assert torch.equal(logits_of(dense), logits)
+    assert num_blocks(dense) == NUM_BLOCKS
+
+
+def test_in_bfloat16_it_is_as_near_as_eight_bits_are() -> None:
+    dense = copy.deepcopy(tiny_model("llama")).bfloat16()
+    its = quantized(dense, Quantize.INT8)
+    assert {p.dtype for p in its.parameters()} == {torch.bfloat16}
+    logits = logits_of(dense).float()
+    assert (logits_of(its).float() - logits).norm() < 0.4 * logits.norm()
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_a_family_is_quantised_if_all_matrices_of_its_blocks_are_of_linear_layers(
+    family: str,
+) -> None:
+    blocks = block_list(tiny_model(family))
+    linear = {id(its.weight) for its in blocks.modules() if isinstance(its, nn.Linear)}
+    matrices = {id(parameter) for parameter in blocks.parameters() if parameter.ndim > 1}
+    assert ARCHITECTURES[family].is_linear == (matrices == linear)
+    if matrices != linear:
+        for refuse in (
+            lambda: check_quantizable(family),
+            lambda: quantized(tiny_model(family), Quantize.INT8),
+        ):
+            with pytest.raises(CannotQuantize, match=f"'{family}'.*choose one of .*llama"):
+                refuse()
+
+
+def test_inputs_that_cannot_be_divided_into_groups_are_refused() -> None:
+    odd = copy.deepcopy(tiny_model("llama"))
+    block_list(odd)[2].mlp.down_proj = nn.Linear(40, 32)  # type: ignore[union-attr]
+    with pytest.raises(CannotQuantize, match=r"40 inputs .* choose int8"):
+        quantized(odd, Quantize.INT4)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "find_spec", lambda _name: None)
+    with pytest.raises(QuantizeUnavailable, match=r"pip install 'sleb-serve\[quantize\]'"):
+        quantized(tiny_model("llama"), Quantize.INT8)

@@ -1,0 +1,200 @@
+"""Two actors on the CPU against one process: the same losses to the bit, whoever is lost."""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.store import load
+from pruning.search.ray_actors import ClusterLost, Evaluated
+from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.staged import StagedScorer, stages
+from pruning.sleb import Blocks, sleb
+from tests.support.tiny_directory import write_tiny_model
+from tests.support.waiting import wait_until
+
+NUM_BLOCKS = 8
+KEEP = tuple(range(NUM_BLOCKS))
+CANDIDATES = KEEP[1:-1]
+TWINS = (3, 4)  # the same weights: without one or the other, the same model is left
+WINDOWS = torch.randint(3, 260, (24, 9), generator=torch.Generator().manual_seed(1))
+BOUNDARIES = stages(len(WINDOWS))[:-1]
+ALL = range(len(WINDOWS))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_tiny_model(tmp_path_factory.mktemp("cluster") / "twins", num_blocks=NUM_BLOCKS)
+    weights = load_file(path / "model.safetensors")
+    first, second = (f"model.layers.{block}." for block in TWINS)
+    twin = {name: weights[name.replace(second, first)].clone() for name in weights}
+    save_file(twin, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def scorer(model_dir: Path) -> Iterator[ClusterScorer]:
+    """Starts a Ray of its own, and ends it."""
+    ray = importlib.import_module("ray")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with ClusterScorer(
+        model_dir, WINDOWS, num_actors=2, device="cpu", boundaries=BOUNDARIES
+    ) as scorer:
+        assert signal.getsignal(signal.SIGTERM) is on_sigterm
+        yield scorer
+    assert not ray.is_initialized()
+    scorer.close()
+
+
+@pytest.fixture
+def shared(model_dir: Path) -> SharedPrefixScorer:
+    return SharedPrefixScorer(load(model_dir).model, WINDOWS, boundaries=BOUNDARIES)
+
+
+def kill(scorer: ClusterScorer, place: int) -> None:
+    """Kill the process of that place's actor."""
+    (handle,) = (actor.handle for actor in scorer._crew.actors if actor.place == place)
+    pid = scorer._crew.ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_search_is_that_of_one_process_to_the_bit(
+    scorer: ClusterScorer, shared: SharedPrefixScorer, model_dir: Path
+) -> None:
+    found = list(sleb(scorer, NUM_BLOCKS, 5))
+    assert found == list(sleb(shared, NUM_BLOCKS, 5))
+    plain = list(sleb(PlainScorer(load(model_dir).model, WINDOWS), NUM_BLOCKS, 5))
+    assert [removal.block for removal in found] == [removal.block for removal in plain]
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.scores == pytest.approx(dict(theirs.scores), abs=1e-5)
+
+
+def test_both_actors_have_their_part_and_keep_it(scorer: ClusterScorer) -> None:
+    def places(keep: Blocks) -> dict[int, int]:
+        assert len(dict(scorer.score_round(keep, keep[1:-1]))) == len(keep) - 2
+        return {block: scorer._homes[block] for block in keep[1:-1]}
+
+    first, second = places(KEEP), places((0, *KEEP[2:]))
+    assert sorted(first.values()) == [0, 0, 0, 1, 1, 1]
+    assert sum(first[block] != second[block] for block in second) <= 1  # to even out the loads
+
+
+def test_races_run_on_actors_too(scorer: ClusterScorer, shared: SharedPrefixScorer) -> None:
+    found = list(sleb(StagedScorer(scorer), NUM_BLOCKS, 3))
+    assert found == list(sleb(StagedScorer(shared), NUM_BLOCKS, 3))
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.data())
+def test_a_round_left_half_way_disturbs_none(
+    scorer: ClusterScorer, model_dir: Path, data: st.DataObject
+) -> None:
+    shared = SharedPrefixScorer(load(model_dir).model, WINDOWS)
+    keeps = st.sets(st.sampled_from(KEEP), min_size=2).map(lambda keep: tuple(sorted(keep)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        keep = data.draw(keeps)
+        candidates = tuple(data.draw(st.permutations(keep)))
+        taken = data.draw(st.integers(0, len(candidates)))
+        found = dict(islice(scorer.score_round(keep, candidates), taken))
+        expected = dict(shared.score_round(keep, candidates))
+        assert found == {block: expected[block] for block in found}
+        assert len(found) == taken
+        assert scorer.losses(keep) == shared.losses(keep)
+
+
+def test_ties_are_decided_in_one_place(
+    scorer: ClusterScorer, shared: SharedPrefixScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if every actor were another kind of machine, a hair off the others."""
+    run = scorer._crew.run
+
+    def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[Evaluated]:
+        for answer in run(keep, shares, windows):
+            shift = TIE_NATS / 4 * answer.actor
+            yield replace(answer, losses=[loss + shift for loss in answer.losses])
+
+    monkeypatch.setattr(scorer._crew, "run", off)
+    for keep in (KEEP, (0, *TWINS, 6, 7), (0, *TWINS, 7)):
+        found = list(scorer.score_round(keep, keep[1:-1]))
+        assert sorted(block for block, _ in found) == list(keep[1:-1])
+        expected = dict(shared.score_round(keep, keep[1:-1]))
+        for block, losses in found:
+            assert losses == pytest.approx(expected[block], abs=TIE_NATS)
+    assert dict(found)[TWINS[0]] == dict(found)[TWINS[1]]
+
+
+def test_what_an_evaluation_raises_comes_as_it_is(scorer: ClusterScorer) -> None:
+    with pytest.raises(ValueError, match="do not begin and end at") as caught:
+        list(scorer.score(KEEP, CANDIDATES, range(5)))
+    assert type(caught.value) is ValueError
+    assert len(dict(scorer.score_round(KEEP, CANDIDATES))) == len(CANDIDATES)
+
+
+def test_a_lost_actors_candidates_are_done_by_the_other_and_its_place_is_filled_again(
+    scorer: ClusterScorer, shared: SharedPrefixScorer
+) -> None:
+    expected = dict(shared.score_round(KEEP, CANDIDATES))
+    before = {actor.number for actor in scorer._crew.actors}
+    answers = scorer.score_round(KEEP, CANDIDATES)
+    found = dict([next(answers)])
+    kill(scorer, 0)
+    found.update(answers)
+    assert found == expected
+    wait_until(lambda: len(scorer._crew.ready_places()) == 2, "both places are filled", 90)
+    assert len(before & {actor.number for actor in scorer._crew.actors}) == 1
+    assert dict(scorer.score_round(KEEP, CANDIDATES)) == expected
+
+
+def test_with_every_actor_lost_the_search_says_so(scorer: ClusterScorer, model_dir: Path) -> None:
+    with ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", max_restarts=0) as frail:
+        answers = frail.score_round(KEEP, CANDIDATES)
+        next(answers)
+        kill(frail, 0)
+        with pytest.raises(ClusterLost, match=r"no actor is left .*then search again"):
+            list(answers)
+        with pytest.raises(ClusterLost):
+            frail.losses(KEEP)
+    assert len(scorer.losses(KEEP)) == len(WINDOWS)  # which another's end leaves alone
+
+
+def test_what_loading_raises_comes_as_it_is(scorer: ClusterScorer, model_dir: Path) -> None:
+    with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
+        ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", state_budget=1)
+    assert scorer._crew.ray.is_initialized()
+
+
+def test_more_actors_than_gpus_are_refused(scorer: ClusterScorer, model_dir: Path) -> None:
+    num_gpus = int(scorer._crew.ray.cluster_resources().get("GPU", 0))
+    with pytest.raises(ClusterUnavailable, match=f"Ray knows of {num_gpus} GPUs"):
+        ClusterScorer(model_dir, WINDOWS, num_actors=num_gpus + 1, device="cuda")
+
+
+@pytest.mark.parametrize(("num_actors", "device"), [(0, "cpu"), (1, "cuda:1")])
+def test_nonsense_is_refused(num_actors: int, device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected at least one actor"):
+        ClusterScorer(tmp_path, WINDOWS, num_actors=num_actors, device=device)
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
+        ClusterScorer(tmp_path, WINDOWS, num_actors=1)
+
+
+def test_nor_is_ray_enough_where_a_part_of_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    assert import_ray().__name__ == "ray"
+    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
+        import_ray("serve")

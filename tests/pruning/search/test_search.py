@@ -1,0 +1,160 @@
+"""Searches as a spec asks for them: to a target, staged, streamed. Looked at through whole runs."""
+
+from dataclasses import replace
+from itertools import pairwise
+from math import exp
+from pathlib import Path
+
+import pytest
+
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.models.store import ModelStore
+from pruning.models.timing import BlockTimes
+from pruning.pipeline import prune
+from pruning.search.dense_model import Machine, reside
+from pruning.search.state import SearchState
+from pruning.spec.prune import (
+    CalibrationSpec,
+    Dataset,
+    InvalidSpec,
+    PruneSpec,
+    Resident,
+    Search,
+    TargetUnreachable,
+)
+from tests.support.recorder import Recorder, Stop
+from tests.support.tiny_directory import NUM_BLOCKS
+
+WEIGHTS = "model.safetensors"
+# text that the model wrote, or a random model may do better without some of its blocks
+OWN_WORDS = PruneSpec("tiny", num_remove=4, calibration=CalibrationSpec(num_samples=8, seqlen=24))
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> PruneSpec:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=24, seqlen=8, path=str(text))
+    return PruneSpec("tiny", num_remove=3, calibration=calibration)
+
+
+def run(
+    models_dir: Path,
+    spec: PruneSpec,
+    name: str,
+    observer: Recorder | None = None,
+    earlier: SearchState | None = None,
+) -> tuple[Manifest, Path]:
+    target = models_dir.parent / "checkpoints" / name
+    manifest = prune(
+        spec,
+        name=name,
+        target=target,
+        models=ModelStore(models_dir),
+        observer=observer or Recorder(),
+        earlier=earlier,
+    )
+    return manifest, target
+
+
+def test_a_perplexity_ratio_is_not_passed_and_nothing_behind_it_is_removed(
+    tiny_models_dir: Path,
+) -> None:
+    whole, _ = run(tiny_models_dir, OWN_WORDS, "tiny@whole")
+    losses = whole.quality.losses
+    ratios = [exp(loss - losses[0]) for loss in losses[1:]]
+    first_beyond = next(step for step, ratio in enumerate(ratios) if ratio > max(1, ratios[0]))
+    limit = (ratios[first_beyond] + max(1, *ratios[:first_beyond])) / 2
+    target = replace(OWN_WORDS, num_remove=None, max_perplexity_ratio=limit)
+    recorder = Recorder()
+    found, _ = run(tiny_models_dir, target, "tiny@limited", recorder)
+    assert found.removed_blocks == whole.removed_blocks[:first_beyond]
+    assert found.quality.losses == losses[: first_beyond + 1]
+    assert len(recorder.removals) == first_beyond
+    assert {total for _, total in recorder.evaluations} == {4 + 3 + 2 + 1}
+
+
+def test_a_ratio_that_the_first_removal_passes_publishes_nothing(tiny_models_dir: Path) -> None:
+    whole, _ = run(tiny_models_dir, OWN_WORDS, "tiny@whole")
+    ratio = exp(whole.quality.losses[1] - whole.quality.losses[0])
+    assert ratio > 1
+    target = replace(OWN_WORDS, num_remove=None, max_perplexity_ratio=(1 + ratio) / 2)
+    with pytest.raises(TargetUnreachable, match="very first removal") as refused:
+        run(tiny_models_dir, target, "tiny@none")
+    assert refused.value.param == "max_perplexity_ratio"
+    assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == ["tiny@whole"]
+
+
+def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
+    tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 1 + 6 + 1 parts alike, two blocks less are a speed-up of 8/6."""
+    times = BlockTimes(embedding_s=1e-3, block_s=1e-3, head_s=1e-3)
+    monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: times)
+    target = replace(spec, num_remove=None, target_speedup=1.3)
+    recorder = Recorder()
+    found, _ = run(tiny_models_dir, target, "tiny@fast", recorder)
+    assert len(found.removed_blocks) == 2
+    assert found.spec["target_speedup"] == 1.3
+    assert recorder.evaluations[-1] == (4 + 3, 4 + 3)
+    too_much = replace(target, target_speedup=2.5)
+    with pytest.raises(TargetUnreachable, match="out of reach"):
+        run(tiny_models_dir, too_much, "tiny@too-fast")
+
+
+def test_a_speedup_that_was_measured_once_holds_for_the_rest_of_the_search(
+    tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_head = BlockTimes(embedding_s=1e-3, block_s=1e-3, head_s=5e-3)
+    monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: slow_head)
+    target = replace(spec, num_remove=None, target_speedup=1.3)
+    first, again = Recorder(stop_after=5), Recorder()
+    with pytest.raises(Stop):
+        run(tiny_models_dir, target, "tiny@stopped", first)
+    faster = BlockTimes(embedding_s=0, block_s=1e-3, head_s=0)
+    monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: faster)
+    run(tiny_models_dir, target, "tiny@resumed", again, first.state)
+    assert again.plans == first.plans
+    assert first.plans[0].num_remove == 3
+
+
+def test_a_speedup_is_really_measured(tiny_models_dir: Path, spec: PruneSpec) -> None:
+    target = replace(spec, num_remove=None, target_speedup=1.01)
+    found, _ = run(tiny_models_dir, target, "tiny@measured")
+    assert 1 <= len(found.removed_blocks) < NUM_BLOCKS - 2
+
+
+@pytest.mark.parametrize(
+    "how", [{"search": Search.STAGED}, {"resident": Resident.STREAM}], ids=["staged", "stream"]
+)
+def test_every_way_to_search_publishes_the_same_weights(
+    how: dict[str, Search | Resident], tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    exact, exact_path = run(tiny_models_dir, spec, "tiny@exact")
+    other = PruneSpec.from_dict({**spec.to_dict(), **how})
+    found, path = run(tiny_models_dir, other, "tiny@other")
+    assert found.removed_blocks == exact.removed_blocks
+    assert found.quality.losses == pytest.approx(exact.quality.losses, abs=1e-5)
+    assert found.quality.perplexities == pytest.approx(exact.quality.perplexities, rel=1e-4)
+    assert found.num_parameters == exact.num_parameters
+    assert (path / WEIGHTS).read_bytes() == (exact_path / WEIGHTS).read_bytes()
+    assert (path / "config.json").read_bytes() == (exact_path / "config.json").read_bytes()
+
+
+def test_the_record_of_a_race_says_who_saw_how_much(tiny_models_dir: Path, spec: PruneSpec) -> None:
+    recorder = Recorder()
+    run(tiny_models_dir, replace(spec, search=Search.STAGED), "tiny@staged", recorder)
+    for removal in recorder.removals:
+        assert removal.num_windows[removal.block] == 24
+        assert set(removal.num_windows.values()) <= {8, 16, 24}
+        assert removal.margin_error is not None
+    done = [done for done, _ in recorder.evaluations]
+    assert all(later - earlier == 1 for earlier, later in pairwise(done))
+
+
+def test_actors_and_streamed_blocks_exclude_each_other(
+    tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    streamed = replace(spec, resident=Resident.STREAM)
+    with pytest.raises(InvalidSpec, match="exclude each other"):
+        reside(streamed, ModelStore(tiny_models_dir), Machine(num_actors=2))

@@ -1,0 +1,108 @@
+"""`make audit` against a service of advisories on this machine: nothing is asked anywhere else."""
+
+import json
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build"
+ADVISORY = {
+    "schema_version": "1.6.0",
+    "id": "TEST-1",
+    "modified": "2026-01-01T00:00:00Z",
+    "summary": "made up",
+    "affected": [{"package": {"name": "filelock", "ecosystem": "PyPI"}, "ranges": []}],
+}
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """Speaks OSV's protocol; only what is in ``vulnerable`` has an advisory."""
+
+    vulnerable: frozenset[str] = frozenset()
+    asked: set[str]
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = asked["package"]["name"]
+        self.asked.add(name)
+        content = json.dumps({"vulns": [ADVISORY]} if name in self.vulnerable else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
+        """Say nothing."""
+
+
+@contextmanager
+def advisories(*vulnerable: str) -> Iterator[tuple[str, set[str]]]:
+    """The URL of such a service, and the names that it has been asked about."""
+    members: dict[str, Any] = {"vulnerable": frozenset(vulnerable), "asked": set()}
+    handler = type("Handler", (Advisories,), members)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", members["asked"]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def make_audit(url: str, *done: str) -> "subprocess.CompletedProcess[str]":
+    """As it is, but that nothing is installed anew, and without the targets that are ``done``."""
+    service = f"AUDIT=--vulnerability-service osv --osv-url {url}"
+    olds = [word for name in ("setup", *done) for word in ("--old-file", name)]
+    command = ["make", *olds, "audit", service]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def required() -> set[NormalizedName]:
+    """What the project needs to run, by its own list."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+
+
+def test_everything_that_is_installed_is_asked_about_and_listed() -> None:
+    with advisories() as (url, asked):
+        ran = make_audit(url)
+    assert ran.returncode == 0, ran.stderr
+    assert "No known vulnerabilities found" in ran.stderr
+    assert required() <= asked
+    bill = json.loads((BUILD / "sbom.json").read_text(encoding="utf-8"))
+    assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "sleb-serve")
+    listed = {canonicalize_name(its["name"]): its for its in bill["components"]}
+    assert required() <= listed.keys()
+    assert all(listed[name]["version"] and listed[name]["purl"] for name in required())
+
+
+def test_what_is_vulnerable_fails_it() -> None:
+    with advisories("filelock") as (url, _):
+        ran = make_audit(url, "sbom")
+    assert ran.returncode != 0
+    assert "TEST-1" in ran.stdout
+    assert "make audit: vulnerable, or not known" in ran.stderr
+
+
+def test_a_service_that_cannot_be_reached_fails_it() -> None:
+    ran = make_audit("http://127.0.0.1:1/", "sbom")
+    assert ran.returncode != 0
+    assert "make audit: vulnerable, or not known" in ran.stderr
+    assert "No known vulnerabilities found" not in ran.stderr
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BUILD.mkdir(exist_ok=True)
+    monkeypatch.setenv("PIP_AUDIT_CACHE_DIR", str(tmp_path))

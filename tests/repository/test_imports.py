@@ -1,0 +1,34 @@
+"""Importing does nothing: no setting is read, nothing is written or said."""
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import app
+import pruning
+from tests.support.processes import environment
+
+# as every command does at its start: torchao says at its import what it misses without CUDA
+_HUSHED = "from pruning.process import hush_libraries; hush_libraries()"
+
+
+def test_every_module_imports_without_a_trace(tmp_path: Path) -> None:
+    modules = [
+        module.name
+        for package in (app, pruning)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith("__main__")
+    ]
+    assert len(modules) > 30
+    nonsense = {"SLEB_PORT": "x", "SLEB_LOG_LEVEL": "loud", "SLEB_THREADS": "-1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join([_HUSHED, *(f"import {name}" for name in modules)])],
+        env={**environment(tmp_path / "data"), **nonsense},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

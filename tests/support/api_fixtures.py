@@ -1,0 +1,59 @@
+"""The whole API in this process, on a tiny model and a real Valkey, without a worker."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from app.config import ServeSettings
+from app.main import create_app
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.models.store import ModelStore
+from pruning.pipeline import prune
+from pruning.spec.prune import CalibrationSpec, PruneSpec
+from tests.support.local_client import LocalClient
+from tests.support.recorder import Recorder
+from tests.support.waiting import wait_until
+
+
+def publish_pruned(
+    data_dir: Path,
+    num_remove: int = 3,
+    job: str = "prn-1",
+    spec: PruneSpec | None = None,
+    model: str = "tiny",
+) -> Manifest:
+    """What a worker leaves behind when a job of this depth, or this spec, has succeeded."""
+    name = f"{model}@{job}"
+    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    return prune(
+        spec or PruneSpec(model, num_remove, calibration=calibration),
+        name=name,
+        target=CheckpointStore(data_dir / "checkpoints").path(name),
+        models=ModelStore(data_dir / "models"),
+        observer=Recorder(),
+    )
+
+
+@pytest.fixture
+def data_dir(tiny_models_dir: Path) -> Path:
+    return tiny_models_dir.parent
+
+
+@pytest.fixture
+def settings(data_dir: Path) -> ServeSettings:
+    return ServeSettings(data_dir=data_dir, max_num_seqs=8, max_waiting=4, drain_s=0)
+
+
+@pytest.fixture
+def client(
+    settings: ServeSettings, redis_url: str, redis_client: redis.Redis
+) -> Iterator[TestClient]:
+    """``redis_client`` makes the store empty before and checks it afterwards."""
+    redis_client.ping()
+    app = create_app(settings, redis_url=redis_url)
+    with LocalClient(app, raise_server_exceptions=False) as client:
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+        yield client

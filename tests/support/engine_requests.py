@@ -1,0 +1,105 @@
+"""Requests for tests, what they must give, and an engine run with its invariants checked."""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Sequence as Values
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+
+from app.engine.engine import Engine
+from app.engine.sampling import Choice, new_generator, next_tokens
+from app.engine.sequence import FinishReason, Request, SamplingParams, Sequence, TokenEvent
+from app.engine.variant import Variant, make_variant
+from tests.support.tiny import VOCAB_SIZE, generated, tiny_model
+
+PRUNED = (0, 2, 3, 5)
+_ids = itertools.count()
+
+
+@cache
+def variant(pruned: bool = False, family: str = "llama") -> Variant:
+    keep = PRUNED if pruned else None
+    return make_variant(f"tiny@-{2 * pruned}", "tiny", tiny_model(family), keep)
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    """Token ids without the special ones, which come first in the vocabulary."""
+    return tuple(random.Random(seed).choices(range(3, VOCAB_SIZE), k=length))
+
+
+def request(
+    prompt_ids: Values[int] = (5, 6, 7),
+    of: Variant | None = None,
+    *,
+    request_id: str | None = None,
+    max_new_tokens: int = 8,
+    deadline_s: float | None = None,
+    **params: Any,
+) -> Request:
+    return Request(
+        request_id=request_id or f"request-{next(_ids)}",
+        variant=of or variant(),
+        prompt_ids=tuple(prompt_ids),
+        params=SamplingParams(max_new_tokens=max_new_tokens, **params),
+        deadline_s=deadline_s,
+    )
+
+
+def expected(its: Request) -> list[int]:
+    """What ``generate`` makes of a greedy request."""
+    return generated(its.variant.model, its.prompt_ids, its.params.max_new_tokens)
+
+
+@torch.inference_mode()
+def plain(its: Request) -> list[Choice]:
+    """What any request must give: whole forwards without a cache, one sequence, token by token."""
+    seq = Sequence(its, new_generator(its.params))
+    choices = []
+    for _ in range(its.params.max_new_tokens):
+        logits = its.variant.model(torch.tensor([seq.tokens])).logits[:, -1].float()
+        [choice] = next_tokens(logits, [seq])
+        assert choice is not None
+        seq.tokens.append(choice.token_id)
+        choices.append(choice)
+        if seq.finish_reason():
+            break
+    return choices
+
+
+@dataclass
+class Outcome:
+    """What the events said, by request id."""
+
+    tokens: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    last: dict[str, TokenEvent] = field(default_factory=dict)
+
+    def take(self, events: Values[TokenEvent]) -> None:
+        for event in events:
+            assert event.request_id not in self.last, "an event after the last one"
+            if event.token_id is not None:
+                self.tokens[event.request_id].append(event.token_id)
+            if event.finish_reason is not None:
+                assert event.timings is not None
+                assert event.timings.num_tokens == len(self.tokens[event.request_id])
+                self.last[event.request_id] = event
+
+    def reason(self, request: Request) -> FinishReason | None:
+        return self.last[request.request_id].finish_reason
+
+    def of(self, request: Request) -> list[int]:
+        return self.tokens[request.request_id]
+
+
+def run(engine: Engine, *requests: Request, outcome: Outcome | None = None) -> Outcome:
+    """Add the requests and step until nothing is left."""
+    outcome = outcome or Outcome()
+    for its in requests:
+        engine.add(its)
+    while engine.has_work:
+        outcome.take(engine.step())
+        engine.check_integrity()
+    return outcome

@@ -1,0 +1,28 @@
+"""Fixtures over the tiny model directory; registered by conftest."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pruning.models.store import LoadedModel, load
+from tests.support.tiny_directory import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all tests: read only."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_loaded(tiny_model_dir: Path) -> LoadedModel:
+    return load(tiny_model_dir)
+
+
+@pytest.fixture
+def tiny_models_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """A models directory of the test's own, with the model named tiny."""
+    models_dir = tmp_path / "models"
+    shutil.copytree(tiny_model_dir, models_dir / "tiny")
+    return models_dir

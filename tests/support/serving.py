@@ -1,0 +1,39 @@
+"""The API on a port of its own, for what a client in the same process cannot see."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from app.config import ServeSettings
+from app.engine.engine import Engine
+from app.main import create_app
+from app.server.serve import ApiServer
+from tests.support.waiting import wait_until
+
+
+@contextmanager
+def serving(
+    settings: ServeSettings, redis_url: str, port: int = 0, engine: Engine | None = None
+) -> Iterator[tuple[ApiServer, str]]:
+    """The API as ``sleb serve`` runs it, in a thread; stopped at the end, if it is not by then."""
+    config = uvicorn.Config(
+        create_app(settings, redis_url=redis_url, engine=engine), log_config=None
+    )
+    server = ApiServer(config)
+    # said to be TCP, or asyncio leaves Nagle's algorithm on, and every answer takes 40 ms
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            wait_until(lambda: server.started, "the server listens")
+            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()

@@ -1,0 +1,114 @@
+"""A worker as a process of its own, and tasks for it that a test can steer through files.
+
+Run as ``python -m tests.support.worker_process REDIS_URL LEASE_S``. The data directory comes from
+the environment.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from types import FrameType
+
+from rq import get_current_job
+
+from pruning.config import WorkerSettings
+from pruning.jobs.job import Job
+from pruning.jobs.queue import connect
+from pruning.jobs.store import JobStore
+from pruning.search.state import Plan
+from pruning.worker.entrypoints import run_worker
+from pruning.worker.task import JobObserver, execute
+from tests.support.job_lives import REMOVAL
+
+HOLD = "tests.support.worker_process.hold"
+DIE = "tests.support.worker_process.die"
+FINISH = "tests.support.worker_process.finish"
+IGNORE = "tests.support.worker_process.ignore"
+OVERFLOW = "tests.support.worker_process.overflow"
+
+
+def hold(job_id: str) -> None:
+    """Note the process id, then count evaluations until the file ``release`` is there."""
+    data_dir = WorkerSettings().data_dir
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        _note_process()
+        observer.searching(Plan("held", 1), 0, 1_000_000)
+        done = 0
+        while not (data_dir / "release").exists():
+            done += 1
+            observer.evaluated(done, 1_000_000)
+            threading.Event().wait(0.02)
+        return "held"
+
+    _execute(job_id, run)
+
+
+def finish(job_id: str) -> None:
+    """Note the process id, then be in an evaluation that ends after SIGTERM has come."""
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        asked, heed = threading.Event(), signal.getsignal(signal.SIGTERM)
+        assert callable(heed)
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            asked.set()
+            heed(signum, frame)
+
+        signal.signal(signal.SIGTERM, note)
+        observer.searching(Plan("held", 1), 0, 2)
+        _note_process()
+        asked.wait()
+        observer.evaluated(1, 2)
+        raise AssertionError
+
+    _execute(job_id, run)
+
+
+def ignore(job_id: str) -> None:
+    """Note the process id behind a removal, then hear of nothing any more."""
+
+    def run(_job: Job, observer: JobObserver) -> str:
+        observer.removed(REMOVAL)
+        _note_process()
+        threading.Event().wait()
+        raise AssertionError
+
+    _execute(job_id, run)
+
+
+def overflow(job_id: str) -> None:
+    def run(_job: Job, _observer: JobObserver) -> str:
+        raise MemoryError
+
+    _execute(job_id, run)
+
+
+def die(job_id: str) -> None:
+    def run(_job: Job, _observer: JobObserver) -> str:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    _execute(job_id, run)
+
+
+def _note_process() -> None:
+    with (WorkerSettings().data_dir / "pids").open("a") as pids:
+        print(os.getpid(), file=pids)
+
+
+def _execute(job_id: str, run: Callable[[Job, JobObserver], str]) -> None:
+    settings = WorkerSettings()
+    assert settings.redis_url is not None
+    delivery = get_current_job()
+    assert delivery is not None
+    assert delivery.worker_name is not None
+    with closing(JobStore(connect(settings.redis_url, patience_s=0))) as store:
+        execute(job_id, store, delivery.worker_name, run)
+
+
+if __name__ == "__main__":
+    run_worker(WorkerSettings(), sys.argv[1], lease_s=int(sys.argv[2]))
