@@ -1,15 +1,22 @@
-"""Every setting of every process in one table, made of the fields; and variables that are none."""
+"""Every setting of every process in one table, made of the fields; and variables that are none.
 
-from collections.abc import Iterable, Mapping
+What every setting is in this process and where that comes from, fit to be shown to anybody.
+
+Where the processes of one machine listen: not two of them on one port.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from app.config import ClusterSettings
+from app.config import ClusterSettings, ServeSettings
 from pruning.config import WorkerSettings, secret_files, set_variables
 
 _PREFIX = "SLEB_"
@@ -90,3 +97,64 @@ def _variables(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 def _default(field: FieldInfo) -> object:
     return field.get_default(call_default_factory=True, validated_data={})
+
+
+_MASK = "***"
+# Rather too much than too little: a password may have a slash in it, and a query any key.
+_USERINFO = re.compile(r"(?<=://).*@")
+_QUERY = re.compile(r"(?<=[?&])(?!db=)([^=&#]+)=[^&#]*")
+
+
+@dataclass(frozen=True)
+class Effective:
+    variable: str
+    value: str  # secrets are masked
+    source: str  # "default", "file" or "environment", with the variable's name if it is another one
+
+
+def effective() -> list[Effective]:
+    """In the order of the table. Raises pydantic's ``ValidationError`` for what cannot be."""
+    worker, api = WorkerSettings(), ClusterSettings()
+    places: dict[str, Collection[str]] = {"environment": set_variables(), "file": secret_files()}
+    return [_of(its, worker if hasattr(worker, its.field) else api, places) for its in settings()]
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user, password and what its query gives, except for ``db``."""
+    return _QUERY.sub(rf"\1={_MASK}", _USERINFO.sub(f"{_MASK}@", url))
+
+
+def _of(
+    its: Setting, of: WorkerSettings | ClusterSettings, places: Mapping[str, Collection[str]]
+) -> Effective:
+    value: Any = getattr(of, its.field)
+    source = next(_sources(its, places), "default")
+    return Effective(its.variables[0], _masked(type(of), its.field, shown(value)), source)
+
+
+def _sources(its: Setting, places: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """The one that is used comes first."""
+    for place, names in places.items():
+        for name in its.variables:
+            if name in names:
+                yield place if name == its.variables[0] else f"{place}, {name}"
+
+
+def _masked(model: type[WorkerSettings | ClusterSettings], field: str, text: str) -> str:
+    if "://" in text:
+        return without_secrets(text)
+    is_secret = not model.model_fields[field].repr and text != "unset"
+    return _MASK if is_secret else text
+
+
+class PortTaken(ValueError):
+    """Two processes of one machine are to listen on one port."""
+
+
+def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
+    """Of an API and a worker on one machine. Raises ``PortTaken``."""
+    if api.port and api.port == worker.worker_metrics_port:
+        raise PortTaken(
+            f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "
+            "worker's metrics need a port each"
+        )

@@ -15,8 +15,7 @@ def config(
 ) -> None:
     """Print every setting as it is here, and where that comes from; secrets are masked."""
     from app.config import serve_settings
-    from app.effective import effective
-    from app.ports import check_ports
+    from app.settings import check_ports, effective
     from pruning.config import WorkerSettings
 
     check_ports(serve_settings(), WorkerSettings())

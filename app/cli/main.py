@@ -78,8 +78,8 @@ def begin(context: typer.Context) -> None:
 def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: embedded Valkey, one worker and the API."""
     from app.config import serve_settings
-    from app.ports import check_ports
     from app.server.up import run_up
+    from app.settings import check_ports
     from pruning.config import WorkerSettings
 
     settings = serve_settings(host=host, port=port, insecure=insecure)

@@ -13,8 +13,7 @@ from app.auth.scopes import OpenDoor, check_door, is_loopback
 from app.config import ServeSettings
 from app.doctor import gpu, machine, models, store
 from app.doctor.finding import Finding, Level, fine, note, wrong
-from app.ports import PortTaken, check_ports
-from app.settings import UnknownSetting, check_variables
+from app.settings import PortTaken, UnknownSetting, check_ports, check_variables
 from app.terminal import print_json
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 

@@ -9,8 +9,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from app.doctor.finding import Finding, fine, note, wrong
-from app.effective import without_secrets
 from app.server.valkey import ValkeyUnavailable, redis_url
+from app.settings import without_secrets
 from pruning.config import Settings
 
 MAX_SKEW_S = 5.0  # a third of a worker's lease

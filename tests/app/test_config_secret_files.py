@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.config import ServeSettings
-from app.effective import effective
-from app.settings import UnknownSetting, check_variables
+from app.settings import UnknownSetting, check_variables, effective
 from pruning.config import UnreadableSecrets, WorkerSettings, child_environment
 from tests.support.processes import environment
 from tests.support.webhook_receiver import SECRET

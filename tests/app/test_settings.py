@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.effective import without_secrets
+from app.settings import without_secrets
 from tests.support.webhook_receiver import SECRET
 
 

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
 from app.config import ClusterSettings, ServeSettings
-from app.ports import PortTaken, check_ports
-from app.settings import UnknownSetting, check_variables, settings
+from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, settings
 from pruning.config import WorkerSettings, child_environment
 from tests.support.processes import environment
 from tests.support.webhook_receiver import SECRET
