@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import block_list, num_blocks
 from pruning.models.streaming import StreamedModel
-from pruning.removal import Losses, Removal, verdict
+from pruning.removal import Losses, Removal, kept, verdict
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.search.streamed_scoring import StreamedScorer
@@ -161,8 +161,7 @@ class Mode:
     def _sampled_rounds(self, leader: "Mode", num_candidates: int) -> Iterator[Removal]:
         """The rounds as the leader decides them."""
         for step in count(1):
-            gone = leader.path[: step - 1]
-            keep = tuple(block for block in range(self.depth) if block not in gone)
+            keep = kept(self.depth, leader.path[: step - 1])
             candidates = spread(keep[1:-1], num_candidates)
             losses = dict(self.scorer.score_round(keep, candidates))
             yield verdict(step, self.dense_loss, losses)

@@ -26,7 +26,7 @@ from pruning.models.blocks import num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters
-from pruning.removal import Removal
+from pruning.removal import Removal, kept
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
@@ -107,7 +107,7 @@ def _manifest(
 ) -> Manifest:
     num_windows, seqlen = windows.token_ids.shape
     removed = tuple(removal.block for removal in removals)
-    keep = [block for block in range(num_blocks(dense.model)) if block not in removed]
+    keep = kept(num_blocks(dense.model), removed)
     return Manifest(
         name=name,
         parent=spec.model,

@@ -1,6 +1,6 @@
-"""The verdict of one round: which block goes, and how sure that is."""
+"""Which blocks a removal order keeps, and the verdict of one round: the block to remove."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, stdev
@@ -25,6 +25,12 @@ class Removal:
     margin_error: float | None  # its standard error; None with a single window
     scores: Mapping[int, float]
     num_windows: Mapping[int, int]  # behind each score
+
+
+def kept(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:
+    """Indices of the blocks that stay when ``removed`` go, ascending."""
+    gone = set(removed)
+    return tuple(block for block in range(num_blocks) if block not in gone)
 
 
 def verdict(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Removal:

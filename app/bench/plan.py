@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from app.engine.variant import Variant, make_variant
+from pruning.removal import kept
 from pruning.sleb import Blocks
 
 DENSE = "dense"
@@ -77,6 +78,6 @@ class Subject:
 
 def without(dense: Variant, removed: Collection[int], name: str | None = None) -> Variant:
     """The view without these blocks; by default it has the name of a variant of that depth."""
-    keep = [block for block in dense.keep if block not in removed]
+    keep = kept(len(dense.keep), removed)
     name = name or f"{dense.name}@-{len(dense.keep) - len(keep)}"
     return make_variant(name, dense.name, dense.model, keep)

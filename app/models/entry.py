@@ -12,6 +12,7 @@ from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import Quality, Quantized
 from pruning.jobs.job import Job
 from pruning.models.store import ModelInfo
+from pruning.removal import kept
 from pruning.sleb import Blocks
 
 
@@ -37,8 +38,7 @@ class RemovalOrder:
 
     def keep_after(self, num_removed: int) -> Blocks:
         """The blocks alive after the first ``num_removed`` removals."""
-        gone = set(self.removed_blocks[:num_removed])
-        return tuple(block for block in range(self.num_blocks) if block not in gone)
+        return kept(self.num_blocks, self.removed_blocks[:num_removed])
 
 
 def of_checkpoint(manifest: Manifest) -> RemovalOrder:

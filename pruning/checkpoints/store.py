@@ -15,6 +15,7 @@ import torch
 
 from pruning.evaluation.quality import Quality
 from pruning.models.store import LoadedModel, load
+from pruning.removal import kept
 from pruning.sleb import Blocks
 
 __all__ = [
@@ -84,8 +85,7 @@ class Manifest:
 
     def keep_after(self, num_removed: int) -> Blocks:
         """The blocks alive after the first ``num_removed`` removals."""
-        gone = set(self.removed_blocks[:num_removed])
-        return tuple(block for block in range(self.num_blocks) if block not in gone)
+        return kept(self.num_blocks, self.removed_blocks[:num_removed])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"

@@ -13,7 +13,7 @@ from pruning.evaluation.zero_shot import PAPER_TASKS, ZeroShot, fetch_tasks, sco
 from pruning.models.blocks import num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo
-from pruning.removal import Removal
+from pruning.removal import Removal, kept
 from pruning.search.dense_model import Residence
 from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
@@ -39,7 +39,7 @@ def assess(
     Raises ``QualityGateFailed``, and what ``prepare`` raises.
     """
     removed = tuple(removal.block for removal in removals)
-    keep = tuple(block for block in range(num_blocks(dense.model)) if block not in removed)
+    keep = kept(num_blocks(dense.model), removed)
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
         windows = held_out(spec.calibration, dense.model, dense.tokenizer)

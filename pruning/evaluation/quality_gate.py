@@ -8,6 +8,7 @@ from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import Comparison, compare
 from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks
+from pruning.removal import kept
 from pruning.search.dense_model import Residence
 from pruning.spec.gate import Gate, GateAction
 
@@ -40,10 +41,10 @@ def gated(gate: Gate, quality: Quality, ask: Callable[[], Comparison]) -> Qualit
 def ask_both(residence: Residence, removed: Sequence[int]) -> Comparison:
     """The probe's scores of the dense model and of the one without these blocks."""
     items = probe_items()
-    every = tuple(range(num_blocks(residence.model)))
-    keep = tuple(block for block in every if block not in removed)
+    depth = num_blocks(residence.model)
     dense, pruned = (
-        answer(residence.passes(blocks), residence.tokenizer, items) for blocks in (every, keep)
+        answer(residence.passes(kept(depth, gone)), residence.tokenizer, items)
+        for gone in ((), removed)
     )
     return compare(dense, pruned, digest(items))
 

@@ -11,7 +11,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Protocol
 
-from pruning.removal import Losses, NonFiniteLoss, Removal
+from pruning.removal import Losses, NonFiniteLoss, Removal, kept
 from pruning.sleb import Blocks, RoundScorer, sleb
 
 
@@ -36,7 +36,7 @@ def ranked(
     A removal has the scores and margins of the ranking, and the loss that ``scorer`` measures after
     it. Settings and errors are those of ``sleb``.
     """
-    keep = [block for block in range(num_blocks) if block not in removed]
+    keep = list(kept(num_blocks, removed))
     for choice in sleb(
         _Once(scorer, ranker, tuple(range(num_blocks))),
         num_blocks,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.data.calibration import CalibrationError, Windows, calibrate, held_out
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
-from pruning.removal import Losses
+from pruning.removal import Losses, kept
 from pruning.search.dense_model import Residence
 from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
@@ -98,8 +98,7 @@ class _Curve:
 
     def perplexities(self, order: Sequence[int]) -> tuple[float, ...]:
         """Of the dense model, and after each removal."""
-        gone = [frozenset(order[:number]) for number in range(len(order) + 1)]
-        keeps = [tuple(b for b in range(self._num_blocks) if b not in some) for some in gone]
+        keeps = [kept(self._num_blocks, order[:number]) for number in range(len(order) + 1)]
         return tuple(perplexity(self._losses(keep)) for keep in keeps)
 
     def _losses(self, keep: Blocks) -> Losses:
