@@ -1,7 +1,7 @@
 """Check that a file holds one idea and a function one step: `python -m tools.sizes`.
 
-A file has 50 to 400 lines and a function at most 40. The signature of a command counts for
-nothing, as it is the list of the command's options. Knows only line numbers: ruff checks complexity.
+A file has 50 to 400 lines and a function at most 40. The signature of a command does not count, as
+it is the list of the command's options. Knows only line numbers: ruff checks complexity.
 """
 
 import ast
@@ -44,12 +44,8 @@ def _oversized(path: Path, name: Path) -> Iterator[tuple[str, str]]:
             first = node.body[0].lineno if name.is_relative_to(COMMANDS) else node.lineno
             num_lines = (node.end_lineno or first) - first + 1
             if num_lines > MAX_FUNCTION_LINES:
-                place = f"{name}:{node.lineno}"
-                yield (
-                    f"{name}:{node.name}",
-                    f"{place}: {node.name} has {num_lines} lines, expected at most "
-                    f"{MAX_FUNCTION_LINES}",
-                )
+                size = f"{num_lines} lines, expected at most {MAX_FUNCTION_LINES}"
+                yield f"{name}:{node.name}", f"{name}:{node.lineno}: {node.name} has {size}"
 
 
 def main() -> None:
