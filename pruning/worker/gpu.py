@@ -1,17 +1,19 @@
-"""How full the GPUs of this machine are, asked of the driver.
+"""Memory and energy that the GPUs of this machine use, as the NVIDIA driver reports them.
 
-A worker's parent must not start CUDA, which would take memory of its own from the children.
-
-What a GPU has consumed, asked of the driver: of the whole device, whoever uses it.
+A worker's parent must not start CUDA, which would take GPU memory away from its children, and it
+does not wait for the import of torch.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pynvml
-import torch
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,15 @@ class GpuMemoryCollector(Collector):
         yield total
 
 
-def energy_j(device: torch.device) -> float | None:
+def energy_j(device: "torch.device") -> float | None:
     """Joules since the driver was loaded; None where there is no such device, driver or counter.
 
     Kept by the driver since Volta, and renewed by it some ten times a second.
     """
     if device.type != "cuda":
         return None
+    import torch  # noqa: PLC0415 - see above
+
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     try:
         pynvml.nvmlInit()
