@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, finish, view
 from pruning.models.loss import last_hidden
-from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.sleb import Blocks
 
@@ -82,18 +82,18 @@ class StreamedPasses:
             yield from self._sweep(group)
 
     def _groups(self, batches: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-        device, budget = self.streamed.device, self.state_budget
-        budget = free_bytes(device) // 2 if budget is None else budget
         per_token = self.model.config.hidden_size * self.model.dtype.itemsize
+        most = max((batch.numel() for batch in batches), default=0)
+        budget = state_budget(
+            self.streamed.device,
+            self.state_budget,
+            least=most * per_token,
+            of=f"a batch of {most} tokens",
+        )
         groups: list[list[torch.Tensor]] = []
         room = 0
         for batch in batches:
-            if (needed := batch.numel() * per_token) > budget:
-                raise StateBudgetTooSmall(
-                    f"a state budget of {budget} bytes: a batch of {batch.numel()} tokens needs "
-                    f"{needed}; raise the budget or free memory"
-                )
-            if needed > room:
+            if (needed := batch.numel() * per_token) > room:
                 groups.append([])
                 room = budget
             groups[-1].append(batch)

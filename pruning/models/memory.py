@@ -1,6 +1,5 @@
-"""How much memory a device has left, and how much of it an evaluation may use.
-
-Running out of memory: told from other errors, and told to people in bytes.
+"""Memory of a device: how much is free, how much hidden states may take, and what an error says
+that comes of too little.
 """
 
 import gc
@@ -9,28 +8,7 @@ import re
 import psutil
 import torch
 
-BATCH_TOKENS = 4096  # through a block at once: enough to keep a device busy
-
-
-class StateBudgetTooSmall(ValueError):
-    """The byte budget for hidden states has no room for a single batch."""
-
-
-def free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _total = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + cached  # what torch keeps of what it has freed, it can use again
-    return int(psutil.virtual_memory().available)
-
-
-def give_back() -> None:
-    """Let other processes have what is not used here any more."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
+BATCH_TOKENS = 4096  # per call of a block: enough to keep a device busy
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _IN_MAIN_MEMORY = "DefaultCPUAllocator"  # torch has no exception of its own for it
@@ -38,7 +16,50 @@ _ASKED = re.compile(rf"allocate ([\d.]+) ({'|'.join(_UNITS)})")
 _FREE = re.compile(rf"of which ([\d.]+) ({'|'.join(_UNITS)}) is free")
 
 
+class StateBudgetTooSmall(ValueError):
+    """The byte budget for hidden states has no room for a single batch."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process can still allocate on ``device``."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached  # torch can use its cache again
+    return int(psutil.virtual_memory().available)
+
+
+def state_budget(
+    device: torch.device,
+    num_bytes: int | None,
+    *,
+    least: int = 0,
+    of: str = "",
+    num_sharing: int = 1,
+) -> int:
+    """How many bytes hidden states may take: ``num_bytes``, or by default half of the free memory
+    of ``device``, divided among ``num_sharing`` processes.
+
+    Raises ``StateBudgetTooSmall`` below ``least``, which the states of ``of`` take.
+    """
+    budget = free_bytes(device) // (2 * num_sharing) if num_bytes is None else num_bytes
+    if budget < least:
+        raise StateBudgetTooSmall(
+            f"a state budget of {budget} bytes: the hidden states of {of} need {least}; raise the "
+            "budget, free memory, or use a smaller seqlen"
+        )
+    return budget
+
+
+def give_back() -> None:
+    """Return cached memory to the device, for other processes."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out, of the GPU or of the host."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     marks = (*_ON_GPU, _IN_MAIN_MEMORY)
@@ -46,9 +67,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def shortage(error: BaseException) -> str:
-    """How much was asked for and how much there was, as far as the error or the machine tell.
+    """A message with the bytes that were requested and those that were free, where known.
 
-    To be called while what was allocated still is.
+    Call it while the process still holds its memory: the free bytes may be measured now.
     """
     asked, free = _num_bytes(_ASKED, error), _num_bytes(_FREE, error)
     is_on_gpu = isinstance(error, torch.OutOfMemoryError) or any(m in str(error) for m in _ON_GPU)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls
-from pruning.models.memory import BATCH_TOKENS, free_bytes
+from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.sleb import Blocks
@@ -79,10 +79,10 @@ class _InMemory:
         yield from indices
 
 
-def _num_fitting(streamed: StreamedModel, seqlen: int, state_budget: int | None) -> int:
+def _num_fitting(streamed: StreamedModel, seqlen: int, num_bytes: int | None) -> int:
     """How many windows have room for their states in front of a block and behind it."""
     width: int = streamed.model.config.hidden_size
-    budget = free_bytes(streamed.device) // 2 if state_budget is None else state_budget
+    budget = state_budget(streamed.device, num_bytes)
     return max(1, budget // (2 * seqlen * width * streamed.model.dtype.itemsize))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pruning.models.memory import free_bytes
+from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.removal import Losses
 from pruning.search.scoring import SharedPrefixScorer
@@ -45,9 +45,7 @@ class Evaluator:
         """The model's dtype."""
         set_up_torch(recipe.threads)
         model = load(recipe.path, dtype=recipe.dtype, device=recipe.device).model
-        budget = recipe.state_budget
-        if budget is None:
-            budget = free_bytes(model.device) // (2 * recipe.num_sharing)
+        budget = state_budget(model.device, recipe.state_budget, num_sharing=recipe.num_sharing)
         self._scorer = SharedPrefixScorer(
             model,
             windows,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import finish, num_blocks, view
 from pruning.models.loss import window_losses
-from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.removal import Losses
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks, RoundScorer
@@ -78,20 +78,19 @@ class Plan:
         cls,
         model: PreTrainedModel,
         windows: torch.Tensor,
-        state_budget: int | None,
+        num_bytes: int | None,
         batch_tokens: int,
         boundaries: Sequence[int],
     ) -> "Plan":
-        """Raises ``StateBudgetTooSmall``; without a budget, half of the memory that is free."""
+        """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``, or
+        into half of the free memory. Raises ``StateBudgetTooSmall``.
+        """
         num_windows, seqlen = windows.shape
-        budget = free_bytes(model.device) // 2 if state_budget is None else state_budget
         state = seqlen * model.config.hidden_size * model.dtype.itemsize
         trunk = state * (num_blocks(model) + 1)
-        if budget < trunk:
-            raise StateBudgetTooSmall(
-                f"a state budget of {budget} bytes: the states of one window of {seqlen} tokens "
-                f"need {trunk}; raise the budget, free memory, or use a smaller seqlen"
-            )
+        budget = state_budget(
+            model.device, num_bytes, least=trunk, of=f"one window of {seqlen} tokens"
+        )
         largest = max(1, min(batch_tokens // seqlen, budget // trunk))
         sizes = [
             min(largest, end - begin)
@@ -126,11 +125,12 @@ class SharedPrefixScorer:
         self.num_windows = windows.shape[0]
         self.set_state_budget(state_budget)
 
-    def set_state_budget(self, state_budget: int | None) -> None:
-        """From now on; everything known is forgotten. Raises ``StateBudgetTooSmall``."""
-        plan = Plan.of(
-            self._model, self._windows, state_budget, self._batch_tokens, self._boundaries
-        )
+    def set_state_budget(self, num_bytes: int | None) -> None:
+        """Limit hidden states to ``num_bytes``, or to half of the free memory; forgets all states.
+
+        Raises ``StateBudgetTooSmall``.
+        """
+        plan = Plan.of(self._model, self._windows, num_bytes, self._batch_tokens, self._boundaries)
         batches = torch.split(self._windows, list(plan.batch_sizes))
         self._keeps_all = plan.keeps_all
         self._batches = [Prefixes(self._model, batch, plan.num_states) for batch in batches]

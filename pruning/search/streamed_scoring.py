@@ -13,7 +13,7 @@ import torch
 
 from pruning.models.blocks import BlockCall, finish, num_blocks
 from pruning.models.loss import window_losses
-from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall, free_bytes
+from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.search.prefixes import Prefixes, Walk
@@ -47,20 +47,17 @@ class StreamedScorer:
         self.num_windows = windows.shape[0]
         self.set_state_budget(state_budget)
 
-    def set_state_budget(self, state_budget: int | None) -> None:
-        """From now on; everything known is forgotten. Raises ``StateBudgetTooSmall``.
+    def set_state_budget(self, num_bytes: int | None) -> None:
+        """Limit hidden states to ``num_bytes``, or to half of the free memory; forgets all states.
 
-        Without a budget it is half of the memory that is free on the device.
+        Raises ``StateBudgetTooSmall``.
         """
         model, (num_windows, seqlen) = self._streamed.model, self._windows.shape
-        budget = free_bytes(self._streamed.device) // 2 if state_budget is None else state_budget
         state, depth = seqlen * model.config.hidden_size * model.dtype.itemsize, num_blocks(model)
         sweep = state * (2 * depth + 1)  # the trunk in front of every block, and all branches
-        if budget < sweep:
-            raise StateBudgetTooSmall(
-                f"a state budget of {budget} bytes: the states of one window of {seqlen} tokens "
-                f"need {sweep}; raise the budget, free memory, or use a smaller seqlen"
-            )
+        budget = state_budget(
+            self._streamed.device, num_bytes, least=sweep, of=f"one window of {seqlen} tokens"
+        )
         num_states = budget // (num_windows * state)
         self._keeps_all = num_states > 3 * depth  # room as well for where branches resume
         self._windows_per_sweep = budget // sweep

@@ -88,7 +88,7 @@ def test_streamed_it_is_the_same_in_every_family(family: str, tmp_path: Path) ->
 
 def test_a_budget_for_less_than_a_batch_is_refused(tiny_model_dir: Path) -> None:
     passes = StreamedPasses(StreamedModel(tiny_model_dir), KEEP, 1000)
-    with pytest.raises(StateBudgetTooSmall, match="24 tokens needs 3072"):
+    with pytest.raises(StateBudgetTooSmall, match="24 tokens need 3072"):
         list(passes.hidden([torch.zeros((2, 12), dtype=torch.long)]))
 
 
