@@ -1,6 +1,5 @@
 """What removed blocks buy per output token, what they can buy at best, and what variants weigh."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -13,10 +12,10 @@ from app.models.catalog import Catalog, UnknownModel
 from benchmarks.steady import SteadyBatch, median_steps_s
 from benchmarks.workload import Ask
 from pruning.models.blocks import num_blocks
+from pruning.models.names import VariantName
 from pruning.models.timing import BlockTimes, measure_times
 from pruning.sleb import Blocks
 
-_SUFFIX = re.compile(r"@-(?P<depth>[0-9]{1,4})")
 _NUM_VARIANTS = 10
 
 
@@ -31,9 +30,8 @@ def removed_blocks(
 
     Which ones makes no difference to speed. Raises ``UnknownVariant``.
     """
-    match = _SUFFIX.fullmatch(suffix)
-    depth = int(match["depth"]) if match else 0
-    if not 1 <= depth < every:
+    depth = VariantName.parse(suffix).depth or 0
+    if VariantName.parse(suffix) != VariantName("", depth=depth) or not 1 <= depth < every:
         raise UnknownVariant(f"{suffix!r}: expected @-1 to @-{every - 1}")
     if given is None:
         try:

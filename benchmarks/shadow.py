@@ -27,6 +27,7 @@ from benchmarks.latencies import Answered, Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import Ask
+from pruning.models.names import VariantName
 from pruning.models.store import ModelStore
 
 _MOST = 1.05  # live p95 with shadow traffic over that without
@@ -46,7 +47,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
     check_variables()
     settings = ServeSettings()
-    info = ModelStore(settings.models_dir).inspect(model.partition("@")[0])
+    info = ModelStore(settings.models_dir).inspect(VariantName.parse(model).model)
     draw = Random(seed)  # noqa: S311 - no secret
     asks = [
         Ask("", tuple(draw.choices(range(info.vocab_size), k=prompt_len)), output_len)

@@ -1,7 +1,6 @@
 """``sleb bench``: what fewer blocks buy, measured so that it can be believed."""
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +26,13 @@ from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.names import VariantName
 from pruning.models.random_models import random_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.models.timing import measure_times
 from pruning.sleb import Blocks
 
 REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
-_DEPTH = re.compile(r"@-(?P<depth>[0-9]{1,4})")
 
 
 def run_bench(subject: Subject, plan: Plan, out: Path, facts: Mapping[str, object]) -> Bench:
@@ -87,11 +86,11 @@ def random_subject(shape: str, variants: Sequence[str], dtype: str, settings: Se
     every = len(dense.keep)
     removed: dict[str, Blocks] = {}
     for variant in variants:
-        match = _DEPTH.fullmatch(variant)
+        depth = VariantName.parse(variant).depth or 0
         if variant == DENSE:
             removed[_again(variant)] = ()
-        elif match and 1 <= int(match["depth"]) < every:
-            removed[f"{shape}{variant}"] = tuple(range(every - int(match["depth"]), every))
+        elif VariantName.parse(variant) == VariantName("", depth=depth) and 1 <= depth < every:
+            removed[f"{shape}{variant}"] = tuple(range(every - depth, every))
         else:
             raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{every - 1}")
     return Subject(shape, dense, removed)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from app.engine.variant import Variant, make_variant
+from pruning.models.names import VariantName
 from pruning.removal import kept
 from pruning.sleb import Blocks
 
@@ -79,5 +80,5 @@ class Subject:
 def without(dense: Variant, removed: Collection[int], name: str | None = None) -> Variant:
     """The view without these blocks; by default it has the name of a variant of that depth."""
     keep = kept(len(dense.keep), removed)
-    name = name or f"{dense.name}@-{len(dense.keep) - len(keep)}"
+    name = name or str(VariantName(dense.name, depth=len(dense.keep) - len(keep)))
     return make_variant(name, dense.name, dense.model, keep)

@@ -26,6 +26,7 @@ from app.config import ServeSettings
 from app.terminal import print_json
 from pruning.config import child_environment
 from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.names import VariantName
 from pruning.models.store import set_up_torch
 
 
@@ -118,7 +119,7 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
     ):
         job = _prune(client, console, num_remove)
         with console.status("Generating with both, in turn"):
-            dense, pruned = measure(client, [NAME, f"{NAME}@-{num_remove}"])
+            dense, pruned = measure(client, [NAME, str(VariantName(NAME, depth=num_remove))])
         print_report(job, dense, pruned, as_json=as_json)
         print_next_steps(console, url, job["id"], is_running=keep)
 

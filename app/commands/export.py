@@ -20,6 +20,7 @@ from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Settings, Verify
 from pruning.models.blocks import num_blocks, view
 from pruning.models.lineage import lineage_of
+from pruning.models.names import VariantName
 from pruning.models.store import copy_companions, num_parameters, read_config, set_up_torch
 from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
 from pruning.sleb import Blocks
@@ -77,7 +78,7 @@ class _Job:
     def exported(self) -> Exported:
         """A checkpoint says itself whose child it is; what is neither that nor a name is dense."""
         name, total = Path(self.subject.name).name, num_blocks(self.dense.model)
-        parent = name.partition("@")[0]
+        parent = VariantName.parse(name).model
         if (self.subject.path / MANIFEST).is_file():
             manifest = read_manifest(self.subject.path)
             name, parent, total = manifest.name, manifest.parent, manifest.num_blocks

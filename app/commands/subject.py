@@ -8,6 +8,7 @@ from app.models.entry import Entry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest, verify
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.names import VariantName
 from pruning.models.store import ModelStore, NotAModel
 from pruning.sleb import Blocks
 
@@ -32,7 +33,7 @@ def subject_of(name: str, settings: Settings) -> Subject:
     A published checkpoint is compared with its manifest. Raises ``UnknownModel``, ``NotAModel``,
     ``NotEvaluable`` or ``CheckpointCorrupt``.
     """
-    if name.partition("@")[0] == NAME:
+    if VariantName.parse(name).model == NAME:
         ensure_demo_model(settings.models_dir)
     models = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)

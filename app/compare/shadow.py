@@ -26,6 +26,7 @@ from app.metrics.shadow import ShadowMetrics, ShadowSide
 from app.models.catalog import UnknownModel
 from app.models.entry import Entry
 from app.models.registry import ModelRegistry, ServedModel
+from pruning.models.names import VariantName
 
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -111,9 +112,9 @@ class Shadow:
         """What this one's answers are replayed on; None if they are not."""
         if self._direction == "dense":
             return entry.base if entry.num_removed else None
-        base, at, depth = self._direction.partition("@")
-        is_meant = not entry.num_removed and base in ("", entry.name)
-        return f"{entry.name}{at}{depth}" if is_meant else None
+        variant = VariantName.parse(self._direction)
+        is_meant = not entry.num_removed and variant.model in ("", entry.name)
+        return str(replace(variant, model=entry.name)) if is_meant else None
 
     async def _run(self, replay: _Replay, name: str) -> None:
         try:

@@ -132,14 +132,14 @@ def _model_info(entries: Iterable[Entry]) -> Metric:
 
 def _info_labels(entry: Entry) -> list[str]:
     removed = " ".join(str(block) for block in entry.removed_blocks)
-    job_id = entry.order.name.rpartition("@")[2] if entry.order and entry.num_removed else ""
+    job_id = entry.order.job_id if entry.order and entry.num_removed else None
     curve = entry.order.quality.perplexities if entry.order else ()
     return [
         entry.name,
         entry.base if entry.num_removed else "",
         str(entry.num_blocks),
         removed,
-        job_id,
+        job_id or "",
         f"{entry.perplexity:.4f}" if entry.perplexity is not None else "",
         f"{curve[0]:.4f}" if curve else "",
         entry.dtype or "",

@@ -1,7 +1,6 @@
 """What can be served, and under which names. Looks at configs and manifests, never at weights.
 
-A name is ``<model>`` for the dense model, ``<model>@-6`` for six blocks less by its current
-removal order, ``<model>@<job>`` for a job's full depth, ``<model>@<job>-6`` for a prefix of it.
+``pruning.models.names`` says how names are formed.
 Prefixes have their names from the moment the job has found them. Until it has published them, the
 job store is asked, and for such names alone.
 
@@ -9,8 +8,8 @@ The dense models that removal orders are of: whether they are here, and are stil
 """
 
 import logging
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from app.models.entry import Entry, RemovalOrder, external_entry, of_checkpoint, of_job
@@ -19,6 +18,7 @@ from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, Che
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.names import VariantName
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
@@ -73,7 +73,6 @@ class Parents:
 
 
 _MOST_JOBS = 100  # of each status, that are listed before they have published
-_PREFIX = re.compile(r"(?P<order>.+@|.+[^-@])-(?P<depth>[0-9]{1,4})")
 
 
 class UnknownModel(LookupError):
@@ -114,7 +113,7 @@ class Catalog:
             dense = self._dense(name, orders.get(name))
             found.append(dense)
             if dense.order is not None:
-                found += self._prefixes(f"{name}@", dense.order)
+                found += self._prefixes(dense.order, VariantName(name))
         found += [self._whole(order) for order in self._all_published()]
         found = [entry for entry in found if entry.name not in self._external]
         return found + [self._elsewhere(model) for model in self._external.values()]
@@ -131,7 +130,8 @@ class Catalog:
         found: list[Entry] = []
         for job in (job for page in pages for job in page.jobs):
             order = None if self._checkpoints.holds(job.checkpoint_name) else self._of_job(job)
-            found += self._prefixes(order.name, order) if order is not None else ()
+            if order is not None:
+                found += self._prefixes(order, VariantName.of_checkpoint(order.name))
         return found
 
     def order(self, name: str) -> RemovalOrder | None:
@@ -143,7 +143,7 @@ class Catalog:
 
     def prefixes(self, order: RemovalOrder) -> list[Entry]:
         """Those that can be served: all of them beside the dense parent, without it the whole."""
-        entries = self._prefixes(order.name, order)
+        entries = self._prefixes(order, VariantName.of_checkpoint(order.name))
         return [entry for entry in entries if entry.is_view or entry.is_whole_checkpoint]
 
     def resolve(self, name: str) -> Entry:
@@ -154,26 +154,30 @@ class Catalog:
             return self._dense(name, self._current_orders().get(name))
         if order := self._published_order(name):
             return self._whole(order)
-        match = _PREFIX.fullmatch(name)
-        order = self._order_of_prefix(match["order"]) if match else None
-        if match is None or order is None:
+        variant = VariantName.parse(name)
+        order = None if variant.depth is None else self._order_of_prefix(variant)
+        if variant.depth is None or order is None:
             raise UnknownModel(
                 f"no model named {name[:128]!r}: GET /models lists them all; dense ones: "
                 f"{', '.join(self.dense_names()) or 'none, the models directory is empty'}"
             )
-        depth = int(match["depth"])
-        if not 1 <= depth <= order.depth:
+        if not 1 <= variant.depth <= order.depth:
             raise UnknownModel(f"{name!r}: that removal order has depths 1 to {order.depth}")
-        return Entry(name, order.parent, self._parents.of(order), order, depth)
+        return Entry(name, order.parent, self._parents.of(order), order, variant.depth)
 
-    def _order_of_prefix(self, name: str) -> RemovalOrder | None:
-        """Of ``<model>@`` the current order, of ``<model>@<job>`` that job's."""
-        return self._current_orders().get(name[:-1]) if name[-1] == "@" else self.order(name)
+    def _order_of_prefix(self, variant: VariantName) -> RemovalOrder | None:
+        """The order of its job or, without one, the newest of its model."""
+        if variant.job is None:
+            return self._current_orders().get(variant.model)
+        return self.order(str(replace(variant, depth=None)))
 
-    def _prefixes(self, name: str, order: RemovalOrder) -> list[Entry]:
+    def _prefixes(self, order: RemovalOrder, name: VariantName) -> list[Entry]:
+        """``name`` is that of the order: of a checkpoint, or of the model that it is newest of."""
         info = self._parents.of(order)
-        depths = range(1, order.depth + 1)
-        return [Entry(f"{name}-{k}", order.parent, info, order, k) for k in depths]
+        return [
+            Entry(str(replace(name, depth=depth)), order.parent, info, order, depth)
+            for depth in range(1, order.depth + 1)
+        ]
 
     def _dense(self, name: str, order: RemovalOrder | None) -> Entry:
         try:
@@ -221,11 +225,11 @@ class Catalog:
         return self._published[name]
 
     def _found_so_far(self, name: str) -> RemovalOrder | None:
-        model, _, job_id = name.rpartition("@")
-        if self._jobs is None or model not in self.dense_names():
+        checkpoint = VariantName.of_checkpoint(name)
+        if self._jobs is None or not checkpoint.job or checkpoint.model not in self.dense_names():
             return None
         try:
-            job = self._jobs.get(job_id)
+            job = self._jobs.get(checkpoint.job)
         except JobNotFound:
             return None
         return self._of_job(job) if job.checkpoint_name == name else None

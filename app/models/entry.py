@@ -11,6 +11,7 @@ from pruning.checkpoints.store import Manifest
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import Quality, Quantized
 from pruning.jobs.job import Job
+from pruning.models.names import VariantName
 from pruning.models.store import ModelInfo
 from pruning.removal import kept
 from pruning.sleb import Blocks
@@ -31,6 +32,11 @@ class RemovalOrder:
     num_parameters: int | None = None  # of the whole order
     dense_num_parameters: int | None = None
     parent_fingerprint: str | None = None  # None: any parent of that depth will do
+
+    @property
+    def job_id(self) -> str | None:
+        """The job that found the order; None for a checkpoint that is not named as a job's."""
+        return VariantName.of_checkpoint(self.name).job
 
     @property
     def depth(self) -> int:

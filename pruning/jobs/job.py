@@ -12,6 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from pruning.models.names import VariantName
 from pruning.spec.prune import PruneSpec
 
 
@@ -178,7 +179,7 @@ class Job:
     @property
     def checkpoint_name(self) -> str:
         """Of what it publishes in the end, or has published."""
-        return f"{self.model}@{self.id}"
+        return str(VariantName(self.model, job=self.id))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "Job":

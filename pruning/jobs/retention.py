@@ -15,6 +15,7 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
+from pruning.models.names import VariantName
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Retention:
 
     def _with_checkpoint(self) -> Iterator[Job]:
         for name in CheckpointStore(self._directory).names():
-            with suppress(JobNotFound):
-                yield self._jobs.get(name.rpartition("@")[2])
+            if job_id := VariantName.of_checkpoint(name).job:
+                with suppress(JobNotFound):
+                    yield self._jobs.get(job_id)
 
     def _ended(self, before: float) -> Iterator[Job]:
         for status in JobStatus:

@@ -1,0 +1,42 @@
+"""Names of variants: what is parsed is what was formatted."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.models.names import VariantName
+
+MODELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+JOBS = st.from_regex(r"prn-[0-9a-f]{21}", fullmatch=True)
+DEPTHS = st.integers(min_value=0, max_value=9999)
+
+
+@given(st.builds(VariantName, MODELS, st.none() | JOBS, st.none() | DEPTHS))
+def test_parsing_what_was_formatted_gives_the_parts(name: VariantName) -> None:
+    assert VariantName.parse(str(name)) == name
+
+
+@given(st.builds(VariantName, MODELS, st.none() | JOBS))
+def test_the_name_of_a_checkpoint_has_no_depth(name: VariantName) -> None:
+    assert VariantName.of_checkpoint(str(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tiny", VariantName("tiny")),
+        ("tiny-135", VariantName("tiny-135")),
+        ("tiny@-3", VariantName("tiny", depth=3)),
+        ("tiny@prn-1-3", VariantName("tiny", "prn-1", 3)),
+        ("tiny@prn-a", VariantName("tiny", "prn-a")),
+        ("@-6", VariantName("", depth=6)),
+        ("tiny@", VariantName("tiny@")),
+        ("tiny@-12345", VariantName("tiny", "-12345")),
+    ],
+)
+def test_parses_each_form(text: str, expected: VariantName) -> None:
+    assert VariantName.parse(text) == expected
+
+
+def test_the_last_part_of_a_checkpoint_may_look_like_a_depth() -> None:
+    assert VariantName.of_checkpoint("tiny@run-1") == VariantName("tiny", "run-1")
