@@ -1,10 +1,12 @@
-"""What routes ask for, as annotated parameters; made once, in the lifespan of the app."""
+"""The parts of the API process, and the annotated parameters by which routes ask for them."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from fastapi import Depends, Request
 
+from app.api.submission import JobSubmission
 from app.auth.limits import KeyLimits
 from app.compare.shadow import Shadow
 from app.config import ServeSettings
@@ -15,68 +17,102 @@ from app.metrics.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
+from app.webhooks.delivery import WebhookDeliverer
+from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed
-from pruning.jobs.idempotency import IdempotencyKeys
 from pruning.jobs.outbox import WebhookOutbox
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.stats import JobStatsReader
 from pruning.jobs.store import JobStore
-from pruning.models.store import ModelStore
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
-class Services:
-    settings: ServeSettings
-    models: ModelStore
+class JobServices:
+    """Pruning jobs: their store and queue in Redis, and what works on both."""
+
+    store: JobStore
+    queue: PruneQueue
+    submission: JobSubmission
+    deletion: JobDeletion
+    events: EventFeed
+    outbox: WebhookOutbox
+    stats: JobStatsReader
+    deliverer: WebhookDeliverer | None  # None without a secret to sign messages with
+
+
+@dataclass(frozen=True)
+class GenerationServices:
+    """Models, and what generates text with them."""
+
     registry: ModelRegistry
     engine: AsyncEngine
     external: ExternalBackend
     generator: Generator
-    jobs: JobStore
-    job_stats: JobStatsReader
-    idempotency: IdempotencyKeys
-    deletion: JobDeletion
-    queue: PruneQueue
-    outbox: WebhookOutbox
-    feed: EventFeed
-    key_limits: KeyLimits
-    metrics: Metrics
-    shadow: Shadow | None
+    shadow: Shadow | None  # None if no traffic is replayed
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every part of the process. Made once, when the app starts."""
+
+    settings: ServeSettings
     readiness: Readiness
+    metrics: Metrics
+    key_limits: KeyLimits
+    checkpoints: CheckpointStore
+    jobs: JobServices
+    generation: GenerationServices
 
 
 class State(TypedDict):
-    """What the lifespan yields; starlette puts it on every request."""
+    """What the lifespan yields. Starlette copies it to the scope of every request."""
 
     services: Services
 
 
-def _services_of(request: Request) -> Services:
-    services = request.state.services
+def services_of(state: Mapping[str, Any]) -> Services:
+    """Return the parts from the ``state`` of an ASGI scope."""
+    services = state["services"]
     assert isinstance(services, Services)
     return services
 
 
-# All are asynchronous: FastAPI asks any other function in a thread.
+def _part(get: Callable[[Services], _Part]) -> Callable[[Request], Awaitable[_Part]]:
+    # asynchronous, because FastAPI calls any other function in a thread
+    async def part(request: Request) -> _Part:
+        return get(services_of(request.scope["state"]))
 
-
-async def _services(request: Request) -> Services:
-    return _services_of(request)
-
-
-async def _catalog(request: Request) -> Catalog:
-    return _services_of(request).registry.catalog
+    return part
 
 
 async def _generator(request: Request) -> Generator:
-    """Not for what arrives while the process drains. Raises ``EngineStopped``."""
-    services = _services_of(request)
+    """Raises ``EngineStopped`` for requests that arrive while the process drains."""
+    services = services_of(request.scope["state"])
     if services.readiness.is_draining:
-        raise EngineStopped("this process is shutting down: ask another, or this one later")
-    return services.generator
+        raise EngineStopped("this process is shutting down: retry, or ask another replica")
+    return services.generation.generator
 
 
-ServicesDep = Annotated[Services, Depends(_services)]
-CatalogDep = Annotated[Catalog, Depends(_catalog)]
+ReadinessDep = Annotated[Readiness, Depends(_part(lambda services: services.readiness))]
+MetricsDep = Annotated[Metrics, Depends(_part(lambda services: services.metrics))]
+CheckpointsDep = Annotated[CheckpointStore, Depends(_part(lambda services: services.checkpoints))]
+
+JobsDep = Annotated[JobStore, Depends(_part(lambda services: services.jobs.store))]
+QueueDep = Annotated[PruneQueue, Depends(_part(lambda services: services.jobs.queue))]
+SubmissionDep = Annotated[JobSubmission, Depends(_part(lambda services: services.jobs.submission))]
+DeletionDep = Annotated[JobDeletion, Depends(_part(lambda services: services.jobs.deletion))]
+EventsDep = Annotated[EventFeed, Depends(_part(lambda services: services.jobs.events))]
+OutboxDep = Annotated[WebhookOutbox, Depends(_part(lambda services: services.jobs.outbox))]
+
+RegistryDep = Annotated[
+    ModelRegistry, Depends(_part(lambda services: services.generation.registry))
+]
+CatalogDep = Annotated[
+    Catalog, Depends(_part(lambda services: services.generation.registry.catalog))
+]
+EngineDep = Annotated[AsyncEngine, Depends(_part(lambda services: services.generation.engine))]
+ShadowDep = Annotated[Shadow | None, Depends(_part(lambda services: services.generation.shadow))]
 GeneratorDep = Annotated[Generator, Depends(_generator)]

@@ -1,8 +1,6 @@
-"""From the body of a request to a waiting job, or to what such a job would need.
+"""Submitting a pruning job: check the request, record the job, queue it.
 
-What can never be done is refused here, not hours later.
-
-The folder of texts that jobs may name: no file outside of it is read for a client.
+A request that can never succeed is refused here, not hours later by a worker.
 """
 
 import hashlib
@@ -14,11 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.api.deps import Services
 from app.api.schemas.jobs import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
 from app.auth.keys import caller
-from app.config import ServeSettings
-from app.webhooks.target import WebhooksOff, address_rule, check
+from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,
@@ -28,26 +24,79 @@ from pruning.jobs.estimate import (
     is_upper_bound,
     wait_s,
 )
-from pruning.jobs.job import Job, JobStatus, Webhook
+from pruning.jobs.idempotency import IdempotencyKeyReused, IdempotencyKeys
+from pruning.jobs.job import Job, JobNotFound, JobStatus, Webhook
+from pruning.jobs.queue import PruneQueue
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.store import Claim, QueueFull, Terms
+from pruning.jobs.store import Claim, IdempotencyInFlight, JobStore, QueueFull, Terms
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
+from pruning.models.store import ModelNotFound, ModelStore, NotAModel
+from pruning.sleb import TooManyRemovals
 from pruning.spec.gate import Gate
-from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, InvalidSpec, PruneSpec
+from pruning.spec.prune import (
+    Calibration,
+    CalibrationMix,
+    CalibrationSpec,
+    InvalidSpec,
+    PruneSpec,
+    TargetUnreachable,
+)
 
-_SHOWN = 256  # characters of a name in a message
+RAISES = (
+    ModelNotFound,
+    NotAModel,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    InvalidSpec,
+    TooManyRemovals,
+    TargetUnreachable,
+    DiskTooSmall,
+    InvalidWebhook,
+    WebhooksOff,
+    IdempotencyKeyReused,
+    IdempotencyInFlight,
+    JobNotFound,  # the job of the idempotency key was deleted
+    QueueFull,
+    JobStoreUnavailable,
+)
+
+_NUM_EARLIER_JOBS = 100  # the newest jobs that an estimate uses
+_MAX_SHOWN_CHARS = 256  # of a file name in a message
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The job as it was when it was created, by this request or an earlier one with its key."""
+
+    job: Job
+    is_replayed: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would need."""
+
+    model: str
+    num_evaluations: int
+    is_upper_bound: bool
+    duration: Duration
+    footprint: Footprint
+    free_disk_bytes: int
 
 
 @dataclass(frozen=True)
 class TextsFolder:
+    """The folder of calibration texts that jobs may name. Clients can read no file outside it."""
+
     path: Path
-    max_bytes: int  # of a file in it: a worker reads all of it into memory
+    max_bytes: int  # per file: a worker reads all of it into memory
 
     def file(self, name: str) -> Path:
-        """Where the text of this name is, links resolved.
+        """Return the path of the text with symbolic links resolved.
 
-        Raises ``InvalidSpec`` for one that is not in the folder, or larger than is allowed.
+        Raises ``InvalidSpec`` for a file outside the folder or larger than ``max_bytes``.
         """
         if "\0" in name:
             raise InvalidSpec("calibration.path", "the path contains a null character")
@@ -56,44 +105,16 @@ class TextsFolder:
         if num_bytes is None or not path.resolve().is_relative_to(self.path.resolve()):
             raise InvalidSpec(
                 "calibration.path",
-                f"no file {name[:_SHOWN]!r} in the texts folder of the service: put it there first",
+                f"no file {name[:_MAX_SHOWN_CHARS]!r} in the texts folder of the service: put it "
+                "there first",
             )
         if num_bytes > self.max_bytes:
             raise InvalidSpec(
                 "calibration.path",
-                f"{name[:_SHOWN]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES allows "
-                f"{self.max_bytes}: a part of it is enough for calibration",
+                f"{name[:_MAX_SHOWN_CHARS]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES "
+                f"allows {self.max_bytes}: a part of it is enough for calibration",
             )
         return path.resolve()
-
-
-def _num_bytes(path: Path) -> int | None:
-    """None for what is no file, whatever else it is."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:  # its name is too long, or it may not be looked at
-        return None
-
-
-_JUDGED_BY = 100  # of the newest jobs
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """The job as it was when it was created, now or for an earlier request with the same key."""
-
-    job: Job
-    is_replayed: bool
-
-
-@dataclass(frozen=True)
-class Estimate:
-    model: str
-    num_evaluations: int
-    is_upper_bound: bool
-    duration: Duration
-    footprint: Footprint
-    free_disk_bytes: int
 
 
 @dataclass(frozen=True)
@@ -105,120 +126,108 @@ class _Checked:
     free_disk_bytes: int
 
 
-def submit(body: PruneJobBody, services: Services, key: str | None) -> Submitted:
-    """Create the job and bring it to the workers. What is refused leaves nothing, not even its key.
+class JobSubmission:
+    """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
-    Raises what the spec and the model's directory raise, ``DiskTooSmall``, ``InvalidWebhook``,
-    ``WebhooksOff``, ``QueueFull``, what ``IdempotencyKeys.claim`` raises, and ``JobNotFound`` if
-    the key's job was deleted.
+    ``checkpoints_dir`` is where a pruned model has to fit. ``webhook_rule`` says which addresses
+    webhooks may go to; None refuses webhooks.
     """
-    claim = None if key is None else services.idempotency.claim(_own(key), _fingerprint(body))
-    if isinstance(claim, str):
-        return Submitted(_as_created(services.jobs.get(claim)), is_replayed=True)
-    with _released_if_refused(services, claim):
-        checked = _checked(body, services)
-        terms = Terms(services.settings.max_queued_jobs, claim)
-        try:
-            job = services.jobs.create(
-                checked.spec, body.metadata, terms, body.priority, checked.webhook
-            )
-        except QueueFull as full:
-            full.retry_after_s = _wait_s(services)
-            raise
-    services.queue.enqueue(job.id)
-    return Submitted(job, is_replayed=False)
 
+    def __init__(
+        self,
+        jobs: JobStore,
+        queue: PruneQueue,
+        idempotency: IdempotencyKeys,
+        models: ModelStore,
+        texts: TextsFolder,
+        *,
+        checkpoints_dir: Path,
+        max_queued: int,
+        webhook_rule: AddressRule | None,
+    ) -> None:
+        self._jobs = jobs
+        self._queue = queue
+        self._idempotency = idempotency
+        self._models = models
+        self._texts = texts
+        self._checkpoints_dir = checkpoints_dir
+        self._max_queued = max_queued
+        self._webhook_rule = webhook_rule
 
-def estimate(body: PruneJobBody, services: Services) -> Estimate:
-    """What the job would need; raises as ``submit`` does, but for key and queue."""
-    checked = _checked(body, services)
-    spec = checked.spec
-    succeeded = services.jobs.list(_JUDGED_BY, status=JobStatus.SUCCEEDED).jobs
-    return Estimate(
-        model=spec.model,
-        num_evaluations=checked.num_evaluations,
-        is_upper_bound=is_upper_bound(spec),
-        duration=duration(spec, checked.num_evaluations, succeeded),
-        footprint=checked.footprint,
-        free_disk_bytes=checked.free_disk_bytes,
-    )
+    def submit(self, body: PruneJobBody, key: str | None) -> Submitted:
+        """Create a job and queue it, once per idempotency ``key``. Raises ``RAISES``.
 
+        A refused request leaves nothing behind, and its key stays free.
+        """
+        claim = None if key is None else self._idempotency.claim(_scoped(key), _fingerprint(body))
+        if isinstance(claim, str):
+            return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
+        with self._released_on_error(claim):
+            checked = self._checked(body)
+            terms = Terms(self._max_queued, claim)
+            try:
+                job = self._jobs.create(
+                    checked.spec, body.metadata, terms, body.priority, checked.webhook
+                )
+            except QueueFull as full:
+                full.retry_after_s = self._wait_s()
+                raise
+        self._queue.enqueue(job.id)
+        return Submitted(job, is_replayed=False)
 
-def _own(key: str) -> str:
-    """Two clients that think of the same key get a job each; it has no character like this one."""
-    name = caller.get()
-    return key if name is None else f"{name}\0{key}"
-
-
-def _fingerprint(body: PruneJobBody) -> str:
-    """Of what the body says, however it is written and whichever defaults it leaves out."""
-    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _as_created(job: Job) -> Job:
-    """An answer that is given again says what it said first."""
-    created = (job.id, job.model, job.spec, JobStatus.QUEUED, job.created_at)
-    return Job(
-        *created,
-        priority=job.priority,
-        status_since=job.created_at,
-        metadata=job.metadata,
-        webhook=job.webhook,
-    )
-
-
-@contextmanager
-def _released_if_refused(services: Services, claim: Claim | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception:
-        if claim is not None:
-            with suppress(JobStoreUnavailable):  # then it runs out by itself
-                services.idempotency.release(claim)
-        raise
-
-
-def _wait_s(services: Services) -> float:
-    running = services.jobs.list(_JUDGED_BY, status=JobStatus.RUNNING).jobs
-    succeeded = services.jobs.list(_JUDGED_BY, status=JobStatus.SUCCEEDED).jobs
-    return wait_s(running, succeeded, time.time())
-
-
-def _checked(body: PruneJobBody, services: Services) -> _Checked:
-    spec = _spec(body, _texts_of(services.settings))
-    info = services.models.inspect(spec.model)
-    if spec.quantize is not None:
-        check_quantizable(info.model_type)
-    num_evaluations = spec.num_evaluations(info.num_blocks)
-    if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
-        raise InvalidSpec(
-            "calibration.seqlen",
-            f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions of "
-            f"{spec.model}",
+    def estimate(self, body: PruneJobBody) -> Estimate:
+        """Say what the job would need, and create nothing. Raises as ``submit`` does."""
+        checked = self._checked(body)
+        spec = checked.spec
+        succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
+        return Estimate(
+            model=spec.model,
+            num_evaluations=checked.num_evaluations,
+            is_upper_bound=is_upper_bound(spec),
+            duration=duration(spec, checked.num_evaluations, succeeded),
+            footprint=checked.footprint,
+            free_disk_bytes=checked.free_disk_bytes,
         )
-    needed = footprint(spec, info, weight_sizes(info.path))
-    free_bytes = shutil.disk_usage(_nearest(services.settings.checkpoints_dir)).free
-    if needed.least_checkpoint_bytes > free_bytes:
-        raise DiskTooSmall(needed.least_checkpoint_bytes, free_bytes)
-    webhook = None if body.webhook is None else _webhook(body.webhook, services.settings)
-    return _Checked(spec, webhook, num_evaluations, needed, free_bytes)
 
+    @contextmanager
+    def _released_on_error(self, claim: Claim | None) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            if claim is not None:
+                with suppress(JobStoreUnavailable):  # the claim then expires
+                    self._idempotency.release(claim)
+            raise
 
-def _webhook(body: WebhookBody, settings: ServeSettings) -> Webhook:
-    if settings.webhook_secret is None:
-        raise WebhooksOff
-    check(body.url, address_rule(is_private_allowed=settings.webhook_allow_private))
-    return Webhook(body.url, tuple(dict.fromkeys(body.events)))
+    def _wait_s(self) -> float:
+        running = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.RUNNING).jobs
+        succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
+        return wait_s(running, succeeded, time.time())
 
+    def _checked(self, body: PruneJobBody) -> _Checked:
+        spec = _spec(body, self._texts)
+        info = self._models.inspect(spec.model)
+        if spec.quantize is not None:
+            check_quantizable(info.model_type)
+        num_evaluations = spec.num_evaluations(info.num_blocks)
+        if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
+            raise InvalidSpec(
+                "calibration.seqlen",
+                f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions "
+                f"of {spec.model}",
+            )
+        needed = footprint(spec, info, weight_sizes(info.path))
+        free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
+        if needed.least_checkpoint_bytes > free_bytes:
+            raise DiskTooSmall(needed.least_checkpoint_bytes, free_bytes)
+        webhook = None if body.webhook is None else self._webhook(body.webhook)
+        return _Checked(spec, webhook, num_evaluations, needed, free_bytes)
 
-def _nearest(path: Path) -> Path:
-    """The path itself or what it will be made in."""
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())
-
-
-def _texts_of(settings: ServeSettings) -> TextsFolder:
-    return TextsFolder(settings.texts_dir, settings.max_text_bytes)
+    def _webhook(self, body: WebhookBody) -> Webhook:
+        if self._webhook_rule is None:
+            raise WebhooksOff
+        check(body.url, self._webhook_rule)
+        return Webhook(body.url, tuple(dict.fromkeys(body.events)))
 
 
 def _spec(body: PruneJobBody, texts: TextsFolder) -> PruneSpec:
@@ -259,3 +268,40 @@ def _source(body: CalibrationBody, texts: TextsFolder, param: str) -> Calibratio
     except InvalidSpec as error:
         at = error.param.replace("calibration", param, 1)
         raise InvalidSpec(at, str(error)) from error
+
+
+def _scoped(key: str) -> str:
+    """Give each client keys of its own. Keys contain no null character."""
+    client = caller.get()
+    return key if client is None else f"{client}\0{key}"
+
+
+def _fingerprint(body: PruneJobBody) -> str:
+    """Hash the parsed body, so that formatting and omitted defaults make no difference."""
+    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _as_created(job: Job) -> Job:
+    """Return the job as the first response showed it."""
+    created = (job.id, job.model, job.spec, JobStatus.QUEUED, job.created_at)
+    return Job(
+        *created,
+        priority=job.priority,
+        status_since=job.created_at,
+        metadata=job.metadata,
+        webhook=job.webhook,
+    )
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or its nearest parent that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _num_bytes(path: Path) -> int | None:
+    """Return the size of a regular file, and None for anything else."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # the name is too long, or the folder is not readable
+        return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from app.api.deps import Services
+from app.api.deps import Services, services_of
 from app.cluster.messages import Asked, Whole
 from app.config import ServeSettings
 from app.engine.async_engine import EngineStopped
@@ -43,7 +43,7 @@ class Replica:
         services = self.services
         while services.readiness.reason is not None:
             await asyncio.sleep(_LOOK_S)
-        if not services.registry.catalog.dense_names():
+        if not services.generation.registry.catalog.dense_names():
             await self._end()
             raise NotAModel(
                 f"this machine sees no model in {self._settings.models_dir}: SLEB_DATA_DIR has to "
@@ -53,9 +53,7 @@ class Replica:
     @property
     def services(self) -> Services:
         assert self._state is not None, "it has ended"
-        services = self._state["services"]
-        assert isinstance(services, Services)
-        return services
+        return services_of(self._state)
 
     async def answer(self, asked: Asked) -> AsyncIterator[list[Message]]:
         """ASGI's messages of the response, as many at once as there are.
@@ -74,12 +72,12 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises ``EngineStopped`` for what only a fresh process can mend."""
-        if (ailment := self.services.engine.ailment) is not None:
+        if (ailment := self.services.generation.engine.ailment) is not None:
             raise EngineStopped(ailment)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tokens that wait for a slot here, and which share of the slots is taken, 0 to 1."""
-        engine = self.services.engine
+        engine = self.services.generation.engine
         return {
             "queued_tokens": float(engine.num_waiting_tokens),
             "busy": engine.stats().num_running / self._settings.max_num_seqs,

@@ -12,7 +12,7 @@ from typing import NoReturn
 import uvicorn
 from asgi_correlation_id import correlation_id
 
-from app.api.deps import Services
+from app.api.deps import services_of
 from app.auth.keys import caller
 from app.auth.scopes import check_door
 from app.config import ServeSettings
@@ -60,13 +60,14 @@ class ApiServer(uvicorn.Server):
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        services = self.lifespan.state["services"]
-        assert isinstance(services, Services)
+        services = services_of(self.lifespan.state)
         services.readiness.drain(services.settings.drain_s)
-        services.feed.stop()
+        services.jobs.events.stop()
         await self._answer(services.readiness)
-        await services.engine.stop()  # what is not done by now is answered as far as it came
-        services.external.abort()
+        await (
+            services.generation.engine.stop()
+        )  # what is not done by now is answered as far as it came
+        services.generation.external.abort()
         self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
         await super().shutdown(sockets)
 

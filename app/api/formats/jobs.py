@@ -10,10 +10,12 @@ from app.api.schemas.jobs import (
     JobErrorView,
     ProgressView,
     PruneJobView,
+    WebhookDeliveryView,
     WebhookView,
 )
 from app.api.submission import Estimate
-from pruning.jobs.job import Job, JobStatus, StopRequest
+from pruning.jobs.job import Job, JobStatus, StopRequest, WebhookEvent
+from pruning.jobs.outbox import Attempt
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
 _REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}
@@ -80,6 +82,19 @@ def estimate_view(estimate: Estimate) -> EstimateView:
         least_state_bytes=needed.least_state_bytes,
         checkpoint_bytes=needed.checkpoint_bytes,
         free_disk_bytes=estimate.free_disk_bytes,
+    )
+
+
+def delivery_view(attempt: Attempt) -> WebhookDeliveryView:
+    return WebhookDeliveryView(
+        id=attempt.message_id,
+        type=WebhookEvent(attempt.type),
+        attempt=attempt.number,
+        at=attempt.at,
+        duration_s=attempt.duration_s,
+        response_status=attempt.response_status,
+        error=attempt.error,
+        next_attempt_at=attempt.next_attempt_at,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.deps import Services
+from app.api.deps import services_of
 from app.api.errors import PROBLEMS, described, problem_of
 from app.api.problems import is_openai, refusal
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
@@ -69,10 +69,9 @@ async def _place(scope: Scope, key: ApiKey | None) -> Place | None:
     """Raises ``LimitReached``."""
     if key is None:
         return None
-    services = scope["state"]["services"]
-    assert isinstance(services, Services)
     is_generation = generates(scope["method"], scope["path"])
-    return await services.key_limits.admit(key, is_generation=is_generation)
+    key_limits = services_of(scope["state"]).key_limits
+    return await key_limits.admit(key, is_generation=is_generation)
 
 
 def describe_refusals(app: FastAPI, access: Access) -> None:

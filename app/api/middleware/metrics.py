@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.deps import Services
+from app.api.deps import services_of
 
 _OTHER = "other"  # a path that no route takes, a method that nobody knows
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -38,8 +38,6 @@ class CountedRequests:
 
 
 def _count(scope: Scope, status: int) -> None:
-    services = scope["state"]["services"]
-    assert isinstance(services, Services)
     route = getattr(scope.get("route"), "path", _OTHER)
     method = scope["method"] if scope["method"] in _METHODS else _OTHER
-    services.metrics.answered(route, method, status)
+    services_of(scope["state"]).metrics.answered(route, method, status)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.deps import Services, ServicesDep
+from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
 from app.api.download import REFUSED, Download
 from app.api.errors import described
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
@@ -16,7 +16,6 @@ from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
     CheckpointNotFound,
-    CheckpointStore,
     FileEntry,
     Manifest,
 )
@@ -41,18 +40,20 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     name="list_prune_job_checkpoints",
     responses=described(JobNotFound, CheckpointCorrupt, JobStoreUnavailable),
 )
-def list_checkpoints(job_id: str, services: ServicesDep, request: Request) -> CheckpointList:
+def list_checkpoints(
+    job_id: str, jobs: JobsDep, checkpoints: CheckpointsDep, catalog: CatalogDep, request: Request
+) -> CheckpointList:
     """The job's checkpoint, or before it is published what the job has found: if that is anything.
 
     The prefixes can be served from the moment they are found, and keep their names. A job that was
     cancelled or failed keeps those it has found.
     """
-    name, catalog = services.jobs.get(job_id).checkpoint_name, services.registry.catalog
+    name = jobs.get(job_id).checkpoint_name
     files: Mapping[str, FileEntry] = {}
     try:
-        path, manifest = _published(name, services)
+        manifest = checkpoints.manifest(name)
         order: RemovalOrder | None = of_checkpoint(manifest)
-        files = _files(path, manifest)
+        files = _files(checkpoints.path(name), manifest)
     except CheckpointNotFound:
         order = catalog.order(name)
     if order is None:
@@ -79,9 +80,12 @@ def list_checkpoints(job_id: str, services: ServicesDep, request: Request) -> Ch
 
 
 @router.get("/{file}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD)
-def get_file(job_id: str, file: str, services: ServicesDep, request: Request) -> Response:
+def get_file(
+    job_id: str, file: str, jobs: JobsDep, checkpoints: CheckpointsDep, request: Request
+) -> Response:
     """One file as it was published; its ETag is its sha256, and parts of it can be asked for."""
-    path, manifest = _published(services.jobs.get(job_id).checkpoint_name, services)
+    name = jobs.get(job_id).checkpoint_name
+    path, manifest = checkpoints.path(name), checkpoints.manifest(name)
     entry = _files(path, manifest).get(file)
     if entry is None or Path(file).name != file:
         raise CheckpointNotFound(
@@ -97,12 +101,6 @@ def get_file(job_id: str, file: str, services: ServicesDep, request: Request) ->
     return Download(
         path / file, media_type="application/octet-stream", headers=headers, filename=file
     )
-
-
-def _published(name: str, services: Services) -> tuple[Path, Manifest]:
-    """Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
-    checkpoints = CheckpointStore(services.settings.checkpoints_dir)
-    return checkpoints.path(name), checkpoints.manifest(name)
 
 
 def _files(path: Path, manifest: Manifest) -> dict[str, FileEntry]:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from app.api.deps import GeneratorDep, ServicesDep
+from app.api.deps import EngineDep, GeneratorDep
 from app.api.errors import described
 from app.api.formats.compare import compare_view
 from app.api.schemas.compare import CompareBody, CompareView
@@ -36,7 +36,7 @@ router = APIRouter(tags=["generate"])
     ),
 )
 async def compare(
-    body: CompareBody, generator: GeneratorDep, services: ServicesDep, request: Request
+    body: CompareBody, generator: GeneratorDep, engine: EngineDep, request: Request
 ) -> CompareView:
     """Answer the same prompts with every model, in turn, and say how the answers and times differ.
 
@@ -54,5 +54,5 @@ async def compare(
         stop=body.stop_strings,
         repeats=body.repeats,
     )
-    comparer = Comparer(generator, services.engine)
+    comparer = Comparer(generator, engine)
     return compare_view(await unless_gone(request.receive, comparer.compare(question)))

@@ -10,7 +10,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from app.api.deps import ServicesDep
+from app.api.deps import EventsDep, JobsDep
 from app.api.errors import described
 from app.api.openapi import EVENT_STREAM
 from app.api.schemas.jobs import PruneJobEventList, PruneJobEventView
@@ -39,7 +39,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 )
 async def list_events(
     job_id: str,
-    services: ServicesDep,
+    jobs: JobsDep,
+    feed: EventsDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100, description="Of a page.")] = 20,
     after: Annotated[
@@ -54,9 +55,9 @@ async def list_events(
     With ``Accept: text/event-stream``, a stream of server-sent events that ends with the job.
     """
     if STREAM in request.headers.get("accept", ""):
-        await run_in_threadpool(services.jobs.get, job_id)  # or there is nothing to follow
-        return _EventStream(services.feed, job_id, last_event_id or after)
-    events = await run_in_threadpool(services.jobs.events, job_id, after, limit + 1)
+        await run_in_threadpool(jobs.get, job_id)  # or there is nothing to follow
+        return _EventStream(feed, job_id, last_event_id or after)
+    events = await run_in_threadpool(jobs.events, job_id, after, limit + 1)
     views = [_event_view(event) for event in events[:limit]]
     return PruneJobEventList(data=views, has_more=len(events) > limit)
 

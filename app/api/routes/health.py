@@ -6,26 +6,26 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
-from app.api.deps import ServicesDep
+from app.api.deps import EngineDep, MetricsDep, ReadinessDep
 from app.api.schemas.generate import HealthView, VersionView
 
 router = APIRouter(tags=["health"])
 
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
-def live(services: ServicesDep, response: Response) -> HealthView:
+def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
     """503 when the engine's thread has died, or is stuck in a step: only a restart helps then."""
-    ailment = services.engine.ailment
-    if services.readiness.reason != "starting" and ailment is not None:
+    ailment = engine.ailment
+    if readiness.reason != "starting" and ailment is not None:
         response.status_code = 503
         return HealthView(status="dead", detail=ailment)
     return HealthView(status="alive")
 
 
 @router.get("/health/ready", responses={503: {"model": HealthView}})
-def ready(services: ServicesDep, response: Response) -> HealthView:
+def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
     """503 while models are loading and while the process drains."""
-    reason = services.readiness.reason or services.engine.ailment
+    reason = readiness.reason or engine.ailment
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -40,10 +40,10 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
-def metrics(services: ServicesDep, request: Request) -> Response:
+def metrics(metrics: MetricsDep, request: Request) -> Response:
     """Prometheus text, or OpenMetrics where the scraper asks for it."""
     encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(services.metrics.registry), media_type=content_type)
+    return Response(encode(metrics.registry), media_type=content_type)
 
 
 @router.get("/version")

@@ -5,14 +5,14 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from app.api.deps import CatalogDep, GeneratorDep, Services, ServicesDep
+from app.api.deps import CatalogDep, EngineDep, GeneratorDep, RegistryDep, ShadowDep
 from app.api.errors import described
 from app.api.schemas.generate import ModelList, ModelView
 from app.api.unload import ModelInUse, unload
-from app.engine.async_engine import EngineStopped
+from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.models.catalog import UnknownModel
 from app.models.entry import Entry
-from app.models.registry import ModelReplaced
+from app.models.registry import ModelRegistry, ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints.store import CheckpointCorrupt
 from pruning.jobs.redis import JobStoreUnavailable
@@ -22,17 +22,17 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("")
-def list_models(catalog: CatalogDep, services: ServicesDep) -> ModelList:
+def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -> ModelList:
     """What is published, and what jobs have found so far unless the job store is away."""
     entries = catalog.entries()
     with suppress(JobStoreUnavailable):
         entries += catalog.unpublished()
-    return ModelList(data=[model_view(entry, services) for entry in entries])
+    return ModelList(data=[model_view(entry, registry, engine) for entry in entries])
 
 
 @router.get("/{name}", name="get_model", responses=described(UnknownModel, JobStoreUnavailable))
-def get_model(name: str, catalog: CatalogDep, services: ServicesDep) -> ModelView:
-    return model_view(catalog.resolve(name), services)
+def get_model(name: str, registry: RegistryDep, engine: EngineDep) -> ModelView:
+    return model_view(registry.catalog.resolve(name), registry, engine)
 
 
 @router.post(
@@ -47,10 +47,12 @@ def get_model(name: str, catalog: CatalogDep, services: ServicesDep) -> ModelVie
         JobStoreUnavailable,
     ),
 )
-async def load_model(name: str, generator: GeneratorDep, services: ServicesDep) -> ModelView:
+async def load_model(
+    name: str, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
+) -> ModelView:
     """Answers when the model is in memory, at once if it is; requests load it by themselves too."""
     served = await generator.load(name)
-    return model_view(served.entry, services)
+    return model_view(served.entry, registry, engine)
 
 
 @router.post(
@@ -58,20 +60,22 @@ async def load_model(name: str, generator: GeneratorDep, services: ServicesDep) 
     status_code=204,
     responses=described(UnknownModel, ModelInUse, WeightsLoading, JobStoreUnavailable),
 )
-async def unload_model(name: str, services: ServicesDep) -> None:
+async def unload_model(
+    name: str, registry: RegistryDep, engine: EngineDep, shadow: ShadowDep
+) -> None:
     """Free the memory of a model and all its views, or drop the one view that this name is.
 
     Refused while requests for any of them run or wait. The next request loads it again.
     """
-    await unload(name, services.registry, services.engine, services.shadow)
+    await unload(name, registry, engine, shadow)
 
 
 def variant_kind(entry: Entry) -> Literal["dense", "pruned"]:
     return "pruned" if entry.num_removed else "dense"
 
 
-def model_view(entry: Entry, services: Services) -> ModelView:
-    order, registry = entry.order, services.registry
+def model_view(entry: Entry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
+    order = entry.order
     quality = order.quality if order else None
     curve = quality.perplexities if quality else ()
     return ModelView(
@@ -99,12 +103,12 @@ def model_view(entry: Entry, services: Services) -> ModelView:
         max_positions=entry.info.max_positions if entry.info else None,
         is_loaded=registry.is_loaded(entry),
         weight_bytes=registry.weight_bytes().get(entry.name, 0),
-        kv_cache_bytes=_kv_cache_bytes(entry, services),
+        kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
         error=entry.error,
     )
 
 
-def _kv_cache_bytes(entry: Entry, services: Services) -> int:
-    variant = services.registry.variant(entry)
-    running = services.engine.stats().variants.get(variant.name) if variant else None
+def _kv_cache_bytes(entry: Entry, registry: ModelRegistry, engine: AsyncEngine) -> int:
+    variant = registry.variant(entry)
+    running = engine.stats().variants.get(variant.name) if variant else None
     return running.kv_cache_bytes if running else 0

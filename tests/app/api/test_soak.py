@@ -80,10 +80,10 @@ def test_requests_leave_nothing_behind(
     tasks, objects, memory = num_tasks(client), num_objects(), rss_bytes()
     soak(client, num_requests)
     services = client.app_state["services"]
-    wait_until(lambda: services.engine.stats().num_running == 0, "nothing runs")
-    stats = services.engine.stats()
+    wait_until(lambda: services.generation.engine.stats().num_running == 0, "nothing runs")
+    stats = services.generation.engine.stats()
     assert (stats.num_waiting, stats.kv_cache_usage, stats.variants) == (0, 0.0, {})
-    assert services.engine.ailment is None, "an idle engine checks itself"
+    assert services.generation.engine.ailment is None, "an idle engine checks itself"
     wait_until(lambda: num_tasks(client) <= tasks, "the tasks have ended")
     assert num_objects() - objects < MAX_NEW_OBJECTS
     assert rss_bytes() - memory < MAX_GROWTH_BYTES

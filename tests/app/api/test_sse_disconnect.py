@@ -65,7 +65,7 @@ def test_a_client_that_leaves_frees_its_slots_within_a_step(
             wait_until(lambda: num_aborted(server) == num_expected, f"{path} has ended")  # noqa: B023
             # The step it was in, and one that may have begun before the news got there.
             assert engine.num_steps - before <= num_steps + 2
-        stats = server.lifespan.state["services"].engine.stats()
+        stats = server.lifespan.state["services"].generation.engine.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
 
 

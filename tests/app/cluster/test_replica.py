@@ -108,7 +108,7 @@ def test_an_engine_that_is_dead_wants_a_fresh_process(
     async def look() -> None:
         async with replica_on(tiny_models_dir.parent, redis_url) as replica:
             replica.check_health()
-            await replica.services.engine.stop()
+            await replica.services.generation.engine.stop()
             with pytest.raises(EngineStopped, match="restart"):
                 replica.check_health()
 

@@ -198,7 +198,7 @@ def test_a_line_of_a_request_has_the_name_of_its_key(
     client: TestClient, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[Mapping[str, str]] = []
-    catalog = client.app_state["services"].registry.catalog
+    catalog = client.app_state["services"].generation.registry.catalog
     entries = type(catalog).entries
 
     def noted(self: Any) -> Any:

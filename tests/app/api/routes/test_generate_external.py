@@ -51,7 +51,7 @@ class Both:
         return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
     def num_open_there(self) -> int:
-        stats = self.there_server.lifespan.state["services"].engine.stats()
+        stats = self.there_server.lifespan.state["services"].generation.engine.stats()
         return int(stats.num_running + stats.num_waiting)
 
 

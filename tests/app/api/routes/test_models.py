@@ -87,10 +87,10 @@ def test_a_view_has_no_weights_and_goes_alone(
     client: TestClient, data_dir: Path, name: str
 ) -> None:
     publish_pruned(data_dir)
-    before = client.app_state["services"].registry.weight_bytes()
+    before = client.app_state["services"].generation.registry.weight_bytes()
     loaded = load(client, name).json()
     assert (loaded["id"], loaded["is_loaded"], loaded["weight_bytes"]) == (name, True, 0)
-    assert client.app_state["services"].registry.weight_bytes() == before
+    assert client.app_state["services"].generation.registry.weight_bytes() == before
     assert unload(client, name).status_code == unload(client, name).status_code == 204
     assert not model(client, name)["is_loaded"]
     assert model(client, "tiny")["is_loaded"]
@@ -116,7 +116,7 @@ def test_a_checkpoint_with_weights_of_its_own_lets_go_of_them(
     assert loaded["weight_bytes"] == 4 * manifest.num_parameters == manifest.weight_bytes
     assert unload(client, manifest.name).status_code == 204
     assert model(client, manifest.name)["weight_bytes"] == 0
-    assert client.app_state["services"].registry.weight_bytes() == {}
+    assert client.app_state["services"].generation.registry.weight_bytes() == {}
 
 
 def test_what_is_loaded_can_be_unloaded_though_its_directory_is_gone(
@@ -158,7 +158,7 @@ def test_unloading_frees_the_memory(client: TestClient, data_dir: Path) -> None:
     publish_pruned(data_dir)
     for name in ("tiny", "tiny@-1", "tiny@-2"):
         generate(client, model=name)
-    registry = client.app_state["services"].registry
+    registry = client.app_state["services"].generation.registry
     weights = registry.get("tiny").variant.model.parameters()
     watched = [weakref.ref(parameter) for parameter in weights]
     del weights
@@ -181,7 +181,7 @@ def test_a_model_is_not_taken_away_from_running_requests(
             pool.submit(client.post, "/generate", json={**BODY, "model": name})
             for name in ("tiny", "tiny@-1", "tiny@-1")
         ]
-        registry = client.app_state["services"].registry
+        registry = client.app_state["services"].generation.registry
         wait_until(lambda: num_open(client) == 3, "all are in the engine")
         for name, number in (("tiny", 3), ("tiny@-1", 2)):
             answer = unload(client, name)
@@ -198,7 +198,7 @@ def test_a_model_is_not_taken_away_from_running_requests(
 
 def num_open(client: TestClient) -> int:
     engine = client.app_state["services"].engine
-    registry = client.app_state["services"].registry
+    registry = client.app_state["services"].generation.registry
     found: int = engine.num_open(registry.variants(registry.catalog.resolve("tiny")))
     return found
 

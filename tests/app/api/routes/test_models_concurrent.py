@@ -158,7 +158,7 @@ def test_a_failure_is_told_to_all_who_wait_and_forgotten(
 def test_who_gives_up_waiting_takes_nothing_from_the_others(
     client: TestClient, store: SlowStore
 ) -> None:
-    generator = client.app_state["services"].generator
+    generator = client.app_state["services"].generation.generator
 
     async def give_up() -> None:
         with suppress(TimeoutError):

@@ -1,0 +1,114 @@
+"""What the API process does beside answering requests, from its start to its shutdown."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from app.api.deps import Services
+from app.config import ServeSettings
+from app.generation.generator import Generator
+from app.models.catalog import Catalog
+from app.readiness import Readiness
+from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.retention import Keep, Retention
+
+if TYPE_CHECKING:  # needs the extra otel
+    from app.metrics.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 60
+
+
+@asynccontextmanager
+async def running(services: Services, tracing: "Tracing | None") -> AsyncIterator[None]:
+    """Start the background work of the process; at the end stop it and close its connections.
+
+    A server that drains before this does has set the deadline of the shutdown already.
+    """
+    generation, settings = services.generation, services.settings
+    if tracing is not None:
+        services.metrics.on_finished(tracing.finished)
+    generation.engine.start()
+    if services.jobs.deliverer is not None:
+        services.jobs.deliverer.start()
+    catalog = generation.registry.catalog
+    preloading = asyncio.create_task(
+        preload(settings, catalog, generation.generator, services.readiness)
+    )
+    is_stopping = asyncio.Event()
+    sweeping = asyncio.create_task(sweep(_retention(services), is_stopping))
+    try:
+        yield
+    finally:
+        services.readiness.drain(settings.drain_s)
+        preloading.cancel()
+        is_stopping.set()
+        with suppress(asyncio.CancelledError):
+            await preloading
+        await sweeping
+        await _finish(services)
+        await _close(services)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.shutdown)
+
+
+async def preload(
+    settings: ServeSettings, catalog: Catalog, generator: Generator, readiness: Readiness
+) -> None:
+    """Load the models that the settings name, or every dense one; then the process is ready.
+
+    A model that cannot be loaded is logged and left out.
+    """
+    readiness.reason = "loading models"
+    dense_names = catalog.dense_names()
+    if not dense_names:
+        logger.warning("no models in %s: add one with `sleb models add`", settings.models_dir)
+    for name in dense_names if settings.preload is None else settings.preload:
+        try:
+            await generator.load(name)
+        except Exception:
+            logger.exception("model %s is not served", name)
+    readiness.reason = None
+
+
+async def sweep(retention: Retention, is_stopping: asyncio.Event) -> None:
+    """Delete expired jobs and checkpoints every ``SWEEP_EVERY_S``.
+
+    The API does this because a worker may be busy for days, or run only on demand.
+    """
+    while not is_stopping.is_set():
+        try:
+            await asyncio.to_thread(retention.sweep)
+        except JobStoreUnavailable as error:
+            logger.warning("expired jobs are deleted later: %s", error)
+        except Exception:
+            logger.exception("expired jobs and checkpoints were not all deleted")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(is_stopping.wait(), SWEEP_EVERY_S)
+
+
+def _retention(services: Services) -> Retention:
+    settings, jobs = services.settings, services.jobs
+    keep = Keep(settings.keep_jobs_s, settings.keep_checkpoints_s)
+    return Retention(keep, settings.checkpoints_dir, jobs.store, jobs.deletion)
+
+
+async def _finish(services: Services) -> None:
+    """Give requests and webhook messages the time that is left to finish."""
+    left_s = services.readiness.drain_s
+    finishing = [services.generation.engine.stop(left_s)]
+    if services.jobs.deliverer is not None:
+        finishing.append(services.jobs.deliverer.stop(left_s))
+    await asyncio.gather(*finishing)
+
+
+async def _close(services: Services) -> None:
+    if services.generation.shadow is not None:
+        await services.generation.shadow.aclose()
+    await services.generation.external.aclose()
+    await services.key_limits.aclose()
+    services.jobs.store.close()
+    services.jobs.stats.close()
