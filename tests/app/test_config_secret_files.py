@@ -1,7 +1,5 @@
 """Settings from files: where there is no variable, and never instead of one."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from pydantic import ValidationError
 from app.config import ServeSettings
 from app.settings import UnknownSetting, check_variables, effective
 from pruning.config import UnreadableSecrets, WorkerSettings, child_environment
-from tests.support.processes import environment
+from tests.support.command_line import sleb_process
 from tests.support.webhook_receiver import SECRET
 
 URL = "redis://sleb:hunter2@host:6379"
@@ -96,13 +94,7 @@ def test_a_folder_that_is_none_is_a_message_and_a_code(tmp_path: Path, kind: str
     named = tmp_path / "there"
     if kind == "a file":
         named.write_text("")
-    ran = subprocess.run(
-        [sys.executable, "-m", "app", "config"],
-        env={**environment(tmp_path), "SLEB_SECRETS_DIR": str(named)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = sleb_process(tmp_path, "config", variables={"SLEB_SECRETS_DIR": str(named)})
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "error: SLEB_SECRETS_DIR is" in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr

@@ -1,8 +1,6 @@
 """All settings: on their page, and nothing else among the variables of any process."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from app.cli.main import app as command_line
 from app.config import ClusterSettings, ServeSettings
 from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, settings
 from pruning.config import WorkerSettings, child_environment
-from tests.support.processes import environment
+from tests.support.command_line import sleb_process
 from tests.support.webhook_receiver import SECRET
 from tools.docs.settings import main, page
 
@@ -119,13 +117,7 @@ def test_no_command_begins_with_a_misspelt_variable(
 
 
 def test_a_misspelt_variable_is_a_message_and_a_code(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "app", "serve"],
-        env={**environment(tmp_path), "SLEB_PROT": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    ran = sleb_process(tmp_path, "serve", variables={"SLEB_PROT": "1"})
     told = " ".join(ran.stderr.split())
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "error: there is no setting SLEB_PROT: did you mean SLEB_PORT?" in told

@@ -1,28 +1,20 @@
-"""The command line as a user types it, in processes of its own."""
+"""The command line as a user types it, in a process of its own where that makes a difference."""
 
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 import pytest
 from transformers import AutoModelForCausalLM
 
+from tests.support.command_line import Completed, sleb, sleb_process
 from tests.support.processes import environment, free_port, is_ready, processes_of
 from tests.support.unsupported import quantize_config, write_unsupported
 from tests.support.waiting import wait_until
-
-
-def sleb(data_dir: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
-        env=environment(data_dir),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -31,7 +23,7 @@ def data_dir(tiny_models_dir: Path) -> Path:
 
 
 def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path) -> None:
-    ran = sleb(data_dir, "--help")
+    ran = sleb_process(data_dir, "--help")
     assert ran.returncode == 0
     for command in (
         "up",
@@ -55,7 +47,7 @@ def test_prune_writes_a_model_without_any_server(data_dir: Path, tmp_path: Path)
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     out = tmp_path / "pruned"
     common = ["--calibration", str(text), "--num-samples", "2", "--seqlen", "16", "--json"]
-    ran = sleb(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
+    ran = sleb_process(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
     assert report["path"] == str(out)
@@ -65,7 +57,7 @@ def test_prune_writes_a_model_without_any_server(data_dir: Path, tmp_path: Path)
 
 
 def test_models_lists_the_catalogue(data_dir: Path) -> None:
-    assert json.loads(sleb(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
+    assert json.loads(sleb_process(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
     assert "tiny" in sleb(data_dir, "models").stdout
 
 
@@ -81,7 +73,6 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
-        (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
         (["prune", "tiny", "--num-remove", "5"], 1, "4 can go"),
         (["prune", "tiny", "--num-remove", "1", "--calibration", "none.txt"], 1, "none.txt"),
         (["prune", "tiny"], 2, "exactly one"),
@@ -100,7 +91,6 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
         (["prune", "tiny", "--num-remove", "1", "--gate-max-probe-drop", "2"], 2, "below 1"),
         (["prune", "tiny", "--num-remove", "1", "--quantize", "int2"], 2, "int8"),
         (["prune", "tiny", "--num-remove", "1", "--quantize", "int8", "--no-evaluate"], 2, "leave"),
-        (["eval", "none"], 1, "no model named 'none'"),
         (["eval", "tiny", "--tasks", "ppl:"], 1, "expected ppl:TEXT"),
         (["eval", "tiny", "--tasks", "ppl:none.txt", "--seqlen", "16"], 1, "none.txt"),
         (["eval", "tiny", "--dtype", "int8"], 2, "bfloat16"),
@@ -108,20 +98,44 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
         (["stability", "tiny", "--num-remove", "1", "--seeds", "0,x"], 2, "expected numbers"),
         (["stability", "tiny", "--num-remove", "1", "--seeds", "0,0"], 2, "each of them once"),
         (["stability", "tiny", "--num-remove", "5"], 1, "4 can go"),
-        (["stability", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
-        (["no-such-command"], 2, "No such command"),
         (["serve", "--port", "99999"], 2, "port"),
     ],
 )
 def test_errors_are_one_message_and_a_code(
     data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
 ) -> None:
-    extra = ["--out", str(tmp_path / "out")] if arguments[0] in {"prune", "stability"} else []
-    ran = sleb(data_dir, *arguments, *extra)
+    check_refusal(sleb, data_dir, tmp_path / "out", arguments, code, word)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
+        (["eval", "none"], 1, "no model named 'none'"),
+        (["stability", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
+        (["no-such-command"], 2, "No such command"),
+    ],
+)
+def test_a_process_says_and_exits_so_too(
+    data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
+) -> None:
+    check_refusal(sleb_process, data_dir, tmp_path / "out", arguments, code, word)
+
+
+def check_refusal(
+    run: Callable[..., Completed],
+    data_dir: Path,
+    out: Path,
+    arguments: list[str],
+    code: int,
+    word: str,
+) -> None:
+    extra = ["--out", str(out)] if arguments[0] in {"prune", "stability"} else []
+    ran = run(data_dir, *arguments, *extra)
     assert ran.returncode == code, ran.stderr
     assert word in ran.stderr
     assert "Traceback" not in ran.stderr
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 def test_models_that_cannot_be_pruned_are_told_what_can(data_dir: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from app.models.hub import HubError, ModelNotAdded, add_model
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
 from tests.pruning.models.test_store import edit_config
+from tests.support.command_line import sleb, sleb_process
 from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
-from tests.support.processes import environment
 from tests.support.tiny_checkpoints import write_checkpoint
 
 ID = "org/tiny"
@@ -78,12 +76,8 @@ def test_a_model_of_the_hub_is_fetched_without_what_could_run_code(
 ) -> None:
     """By the command, as a user types it."""
 
-    def sleb(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "app", "models", *arguments]
-        variables = {**environment(data_dir), "HF_ENDPOINT": hub.url, "HF_HOME": str(data_dir)}
-        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-
-    ran = sleb("add", ID)
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(data_dir)}
+    ran = sleb_process(data_dir, "models", "add", ID, variables=variables)
     assert ran.returncode == 0, ran.stderr
     assert str(data_dir / "models" / "tiny") in ran.stdout
     fetched = {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}
@@ -94,8 +88,10 @@ def test_a_model_of_the_hub_is_fetched_without_what_could_run_code(
     origin = origin_of(data_dir / "models" / "tiny")
     assert (origin["source"], origin["revision"], origin["commit"]) == (ID, None, "c" * 40)
     assert ModelStore(data_dir / "models").load("tiny").model is not None
-    assert [model["id"] for model in json.loads(sleb("--json").stdout)] == ["tiny"]
-    again = sleb("add", ID)
+    assert [model["id"] for model in json.loads(sleb(data_dir, "models", "--json").stdout)] == [
+        "tiny"
+    ]
+    again = sleb(data_dir, "models", "add", ID)
     told = " ".join(again.stderr.split())  # a narrow terminal breaks lines
     assert (again.returncode, "exists already" in told) == (1, True)
     assert "Traceback" not in again.stderr
