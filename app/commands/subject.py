@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.models.catalog import Catalog, UnknownModel
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest, verify
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model
@@ -46,7 +46,7 @@ def subject_of(name: str, settings: Settings) -> Subject:
     return _entry(entry, models, checkpoints)
 
 
-def _entry(entry: Entry, models: ModelStore, checkpoints: CheckpointStore) -> Subject:
+def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) -> Subject:
     if entry.error is not None:
         raise NotAModel(entry.error)
     if entry.is_view:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from app.config import ServeSettings
 from app.models.catalog import Catalog
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from app.models.external import read_external_models
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore, Manifest
@@ -72,10 +72,10 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
     Console().print(listed if entries else f"no models in {settings.models_dir}")
 
 
-def _entry_json(entry: Entry) -> dict[str, Any]:
+def _entry_json(entry: ModelEntry) -> dict[str, Any]:
     return {
         "id": entry.name,
-        "parent": entry.base if entry.num_removed else None,
+        "parent": entry.parent,
         "num_blocks": entry.num_blocks,
         "removed_blocks": list(entry.removed_blocks),
         "perplexity": entry.perplexity,

@@ -24,7 +24,7 @@ from app.generation.output import GenerationFailed
 from app.metrics.metrics import Metrics, labels_of
 from app.metrics.shadow import ShadowMetrics, ShadowSide
 from app.models.catalog import UnknownModel
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ServedModel
 from pruning.models.names import VariantName
 
@@ -108,12 +108,12 @@ class Shadow:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _counterpart(self, entry: Entry) -> str | None:
+    def _counterpart(self, entry: ModelEntry) -> str | None:
         """What this one's answers are replayed on; None if they are not."""
         if self._direction == "dense":
-            return entry.base if entry.num_removed else None
+            return entry.parent
         variant = VariantName.parse(self._direction)
-        is_meant = not entry.num_removed and variant.model in ("", entry.name)
+        is_meant = not entry.is_pruned and variant.model in ("", entry.name)
         return str(replace(variant, model=entry.name)) if is_meant else None
 
     async def _run(self, replay: _Replay, name: str) -> None:
@@ -209,7 +209,7 @@ def _side(its: Answered, *, are_alone: bool) -> ShadowSide:
     is_one_chunk = its.output.num_prompt_tokens <= BACKGROUND_CHUNK
     return ShadowSide(
         its.served.entry.name,
-        its.served.entry.num_removed > 0,
+        its.served.entry.kind,
         its.output.num_tokens,
         timings.tpot_s if are_alone else None,
         prefill_s if are_alone and is_one_chunk else None,

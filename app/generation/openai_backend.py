@@ -29,7 +29,7 @@ from app.generation.openai_client import (
 from app.generation.output import Answer
 from app.generation.request import Call, ServedElsewhere
 from app.metrics.metrics import Metrics, labels_of
-from app.models.entry import external_entry
+from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
@@ -105,7 +105,7 @@ class ExternalBackend:
         self._metrics = metrics
         self._servers = {
             model.name: _Server(
-                ServedElsewhere(external_entry(model), model),
+                ServedElsewhere(ModelEntry.of_external(model), model),
                 ExternalClient(model),
                 Places(model.max_num_seqs, model.max_waiting),
             )

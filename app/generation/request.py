@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.engine.sequence import SamplingParams
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from app.models.registry import ServedModel
 
@@ -16,7 +16,7 @@ _LAST_SEED = 2**63 - 1
 class ServedElsewhere:
     """A model that another server generates for: it has a tokenizer, and nobody else has."""
 
-    entry: Entry
+    entry: ModelEntry
     model: ExternalModel
 
     @property

@@ -12,7 +12,7 @@ from asgi_correlation_id import correlation_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.engine.sequence import FinishReason, Timings
-from app.models.entry import Entry
+from app.models.entry import ModelEntry, ModelKind
 from app.readiness import Readiness
 
 
@@ -57,15 +57,15 @@ class Labels:
     ``origin`` is the context of the request that they were made for, with its id and its trace.
     """
 
-    def __init__(self, model_name: str, *, is_pruned: bool, traffic: str = "live") -> None:
-        self.values = (model_name, "pruned" if is_pruned else "dense", traffic)
+    def __init__(self, model_name: str, kind: ModelKind, traffic: str = "live") -> None:
+        self.values = (model_name, kind, traffic)
         self.origin: Context = copy_context()
         self.request_id = request_id = self.origin.get(correlation_id)
         self.exemplar = {"request_id": request_id[:_MOST_IN_EXEMPLAR]} if request_id else None
 
 
-def labels_of(entry: Entry, traffic: str = "live") -> Labels:
-    return Labels(entry.name, is_pruned=entry.num_removed > 0, traffic=traffic)
+def labels_of(entry: ModelEntry, traffic: str = "live") -> Labels:
+    return Labels(entry.name, entry.kind, traffic)
 
 
 class Metrics:

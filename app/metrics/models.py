@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from app.engine.engine import EngineStats
 from app.engine.variant import Variant
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 
 _OF_VARIANT = ("model_name", "variant")
@@ -79,29 +79,29 @@ def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
     yield waiting
 
 
-def _known(entries: Sequence[Entry]) -> Iterable[Metric]:
+def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
     """Numbers, where labels of ``sleb_model_info`` could not be reckoned with."""
     for name, text, get in _NUMBERS:
         found = {its.name: number for its in entries if (number := get(its)) is not None}
         yield _by_model(name, text, found)
 
 
-def _dense_perplexity(entry: Entry) -> float | None:
+def _dense_perplexity(entry: ModelEntry) -> float | None:
     curve = entry.order.quality.perplexities if entry.order else ()
     return curve[0] if curve else None
 
 
-def _dense_probe_score(entry: Entry) -> float | None:
+def _dense_probe_score(entry: ModelEntry) -> float | None:
     both = entry.order.quality.probe if entry.order else None
     return both.dense.score if both and entry.probe else None
 
 
-def _parameter_bytes(entry: Entry) -> int | None:
+def _parameter_bytes(entry: ModelEntry) -> int | None:
     count = entry.num_parameters
     return None if count is None else count * _itemsize(entry.dtype)
 
 
-_NUMBERS: Sequence[tuple[str, str, Callable[[Entry], float | None]]] = (
+_NUMBERS: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (
     ("sleb_model_num_blocks", "Blocks that it has.", lambda its: its.num_blocks),
     ("sleb_model_perplexity", "On the held-out text of its job.", lambda its: its.perplexity),
     ("sleb_model_dense_perplexity", "Of its dense parent on that text.", _dense_perplexity),
@@ -121,7 +121,7 @@ _NUMBERS: Sequence[tuple[str, str, Callable[[Entry], float | None]]] = (
 )
 
 
-def _model_info(entries: Iterable[Entry]) -> Metric:
+def _model_info(entries: Iterable[ModelEntry]) -> Metric:
     names = ["model_name", "parent", "num_blocks", "removed_blocks", "job_id"]
     names += ["perplexity", "dense_perplexity", "dtype"]
     info = GaugeMetricFamily("sleb_model_info", "Lineage and quality, always 1.", labels=names)
@@ -130,13 +130,13 @@ def _model_info(entries: Iterable[Entry]) -> Metric:
     return info
 
 
-def _info_labels(entry: Entry) -> list[str]:
+def _info_labels(entry: ModelEntry) -> list[str]:
     removed = " ".join(str(block) for block in entry.removed_blocks)
-    job_id = entry.order.job_id if entry.order and entry.num_removed else None
+    job_id = entry.order.job_id if entry.order and entry.is_pruned else None
     curve = entry.order.quality.perplexities if entry.order else ()
     return [
         entry.name,
-        entry.base if entry.num_removed else "",
+        entry.parent or "",
         str(entry.num_blocks),
         removed,
         job_id or "",

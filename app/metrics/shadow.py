@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 
+from app.models.entry import ModelKind
+
 _PAIR = ("live_model", "shadow_model")
 _SIDE = (*_PAIR, "variant", "traffic")
 _SHARES = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 0.99, 1.0)
@@ -18,7 +20,7 @@ class ShadowSide:
     """One answer of a pair. Times in seconds, None where they cannot be compared."""
 
     model: str
-    is_pruned: bool
+    kind: ModelKind
     num_tokens: int
     tpot_s: float | None
     prefill_s: float | None  # first forward to first token
@@ -78,7 +80,7 @@ class ShadowMetrics:
         has_tpot = None not in (live.tpot_s, shadow.tpot_s)
         has_prefill = None not in (live.prefill_s, shadow.prefill_s)
         for traffic, side in sides.items():
-            labels = (*pair, "pruned" if side.is_pruned else "dense", traffic)
+            labels = (*pair, side.kind, traffic)
             self._tokens.labels(*labels).inc(side.num_tokens)
             if has_tpot and side.tpot_s is not None:
                 self._tpot.labels(*labels).observe(side.tpot_s)

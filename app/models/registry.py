@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from app.models.weights import LoadedWeights, Source, Weights
 from pruning.checkpoints.store import CheckpointStore
 from pruning.models.safetensors_files import weight_sizes
@@ -26,7 +26,7 @@ class ModelReplaced(RuntimeError):
 class ServedModel:
     """A variant ready to generate, with what turns text into its tokens and back."""
 
-    entry: Entry
+    entry: ModelEntry
     variant: Variant
     tokenizer: PreTrainedTokenizerBase
 
@@ -73,16 +73,16 @@ class ModelRegistry:
         self._weights.get(self._source(entry)).add_done_callback(serve)
         return served
 
-    def find(self, name: str) -> Entry:
+    def find(self, name: str) -> ModelEntry:
         """As ``Catalog.resolve``, but for what is loaded though its directory is gone."""
         try:
             return self.catalog.resolve(name)
         except UnknownModel as error:
             if name not in self._weights.loaded():
                 raise
-            return Entry(name, name, None, None, error=str(error))
+            return ModelEntry(name, name, None, None, error=str(error))
 
-    def is_loaded(self, entry: Entry) -> bool:
+    def is_loaded(self, entry: ModelEntry) -> bool:
         """Whether its weights, or the view that it is, are there for the next request."""
         return entry.name in self._weights.loaded() or self._view(entry) is not None
 
@@ -96,7 +96,7 @@ class ModelRegistry:
         with self._lock:
             return [variant for its in weights for variant in its.variants.values()]
 
-    def variants(self, entry: Entry) -> Collection[Variant]:
+    def variants(self, entry: ModelEntry) -> Collection[Variant]:
         """Those that could not run without what ``drop`` lets go of."""
         own = self._weights.loaded().get(entry.name)
         with self._lock:
@@ -104,12 +104,12 @@ class ModelRegistry:
         view = self._view(entry)
         return found if view is None else [*found, view]
 
-    def variant(self, entry: Entry) -> Variant | None:
+    def variant(self, entry: ModelEntry) -> Variant | None:
         """That of this very name, if it was asked for since it was loaded."""
         own = self._weights.loaded().get(entry.name)
         return self._view(entry) or (own.variants.get(None) if own else None)
 
-    def drop(self, entry: Entry) -> None:
+    def drop(self, entry: ModelEntry) -> None:
         """Let go of the weights under this name with all views of them, or of this view alone.
 
         What has begun to run keeps what it needs. Raises ``WeightsLoading``.
@@ -119,13 +119,13 @@ class ModelRegistry:
             with self._lock:
                 self._weights.loaded()[entry.base].variants.pop(entry.keep, None)
 
-    def _view(self, entry: Entry) -> Variant | None:
+    def _view(self, entry: ModelEntry) -> Variant | None:
         """The view that this entry is of loaded weights, if it was made."""
         parent = self._weights.loaded().get(entry.base)
         is_view = parent is not None and entry.is_view and entry.keep is not None
         return parent.variants.get(entry.keep) if parent and is_view else None
 
-    def _served(self, entry: Entry, weights: Weights) -> ServedModel:
+    def _served(self, entry: ModelEntry, weights: Weights) -> ServedModel:
         keep = entry.keep if entry.is_view else None
         of_order = entry.order.parent_fingerprint if entry.order and keep else None
         if of_order not in (None, weights.fingerprint):
@@ -141,7 +141,7 @@ class ModelRegistry:
                 weights.variants[keep] = variant
         return ServedModel(entry, variant, weights.loaded.tokenizer)
 
-    def _source(self, entry: Entry) -> Source:
+    def _source(self, entry: ModelEntry) -> Source:
         """Of the weights that the entry needs: its dense parent's, or its own."""
         if entry.error is not None:
             raise NotAModel(entry.error)

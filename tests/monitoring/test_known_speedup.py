@@ -13,11 +13,13 @@ from prometheus_client import start_http_server
 
 from app.engine.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
+from app.models.entry import ModelKind
 from tests.monitoring.boards import panel_queries
 from tests.monitoring.prometheus import Prometheus, prometheus, with_values
 from tests.support.waiting import wait_until
 
 SPEEDUP = 1.25
+FACTORS: dict[ModelKind, float] = {"dense": 1.0, "pruned": SPEEDUP}
 DENSE_TPOTS_MS = (12, 18, 40)
 SPREADS = {"narrow": 0.05, "wide": 0.2}  # standard deviation of the logarithm
 NUM_REQUESTS, NUM_TOKENS, PREFILL_TOKENS = 2000, 101, 3
@@ -32,11 +34,11 @@ def latencies_s(mean_ms: float, spread: float) -> list[float]:
     return [value / fmean(raw) * mean_ms / 1000 for value in raw]
 
 
-def cases() -> Iterator[tuple[str, str, float, list[float]]]:
+def cases() -> Iterator[tuple[str, ModelKind, float, list[float]]]:
     """Model, variant, and its times per output token in seconds."""
     for mean_ms in DENSE_TPOTS_MS:
         for name, spread in SPREADS.items():
-            for variant, factor in (("dense", 1.0), ("pruned", SPEEDUP)):
+            for variant, factor in FACTORS.items():
                 values = latencies_s(mean_ms / factor, spread)
                 yield f"{name}-{mean_ms}-{variant}", variant, mean_ms, values
 
@@ -55,10 +57,7 @@ def feed(metrics: Metrics, labels: Labels, tpots_s: list[float]) -> None:
 def scraped(directory: Path) -> Iterator[Prometheus]:
     """All cases, each series from 0 on."""
     metrics = Metrics()
-    labelled = {
-        model: (Labels(model, is_pruned=variant == "pruned"), values)
-        for model, variant, _, values in cases()
-    }
+    labelled = {model: (Labels(model, variant), values) for model, variant, _, values in cases()}
     for labels, _ in labelled.values():
         metrics.admitted(labels)
     server, thread = start_http_server(0, "127.0.0.1", metrics.registry)

@@ -49,7 +49,7 @@ def _output(baseline: Side, side: Side, index: int) -> ComparedOutputView:
     found = _agreement(baseline, side, index)
     return ComparedOutputView(
         model=side.served.entry.name,
-        variant="pruned" if side.served.entry.num_removed else "dense",
+        variant=side.served.entry.kind,
         text=output.text,
         finish_reason=output.finish_reason.value,
         completion_tokens=output.num_tokens,

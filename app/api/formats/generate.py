@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 from asgi_correlation_id import correlation_id
 from fastapi.sse import format_sse_event
@@ -19,6 +18,7 @@ from app.api.schemas.generate import (
     TokenView,
 )
 from app.generation.output import NoTokenIds, Output, Piece, Token, TokenKey, Vocabulary
+from app.models.entry import ModelKind
 
 
 class GenerateFormat:
@@ -27,14 +27,12 @@ class GenerateFormat:
     Raises ``NoTokenIds``.
     """
 
-    def __init__(
-        self, body: GenerateBody, vocabulary: Vocabulary, variant: Literal["dense", "pruned"]
-    ) -> None:
+    def __init__(self, body: GenerateBody, vocabulary: Vocabulary, variant: ModelKind) -> None:
         if body.return_token_ids and not vocabulary.has_ids:
             raise NoTokenIds("return_token_ids")
         self._body = body
         self._vocabulary = vocabulary
-        self._variant: Literal["dense", "pruned"] = variant
+        self._variant: ModelKind = variant
 
     def whole(self, outputs: Sequence[Output]) -> GenerateView:
         return GenerateView(

@@ -11,7 +11,7 @@ from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
 from app.api.download import REFUSED, Download
 from app.api.errors import described
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
-from app.models.entry import Entry, RemovalOrder, of_checkpoint
+from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
@@ -52,7 +52,7 @@ def list_checkpoints(
     files: Mapping[str, FileEntry] = {}
     try:
         manifest = checkpoints.manifest(name)
-        order: RemovalOrder | None = of_checkpoint(manifest)
+        order: RemovalOrder | None = RemovalOrder.of_checkpoint(manifest)
         files = _files(checkpoints.path(name), manifest)
     except CheckpointNotFound:
         order = catalog.order(name)
@@ -113,7 +113,7 @@ def _files(path: Path, manifest: Manifest) -> dict[str, FileEntry]:
     return {**manifest.files, MANIFEST: own}
 
 
-def _prefix_view(entry: Entry) -> PrefixView:
+def _prefix_view(entry: ModelEntry) -> PrefixView:
     assert entry.order is not None
     return PrefixView(
         model=entry.name,

@@ -8,7 +8,6 @@ from app.api.deps import GeneratorDep
 from app.api.errors import described
 from app.api.formats.generate import GenerateFormat
 from app.api.openapi import EVENT_STREAM
-from app.api.routes.models import variant_kind
 from app.api.schemas.generate import GenerateBody, GenerateView
 from app.api.sse import answer
 from app.engine.admission import Overloaded
@@ -69,5 +68,5 @@ async def generate(
         stop=body.stop_strings,
         timeout_s=body.timeout_s,
     )
-    format_ = GenerateFormat(body, Vocabulary(served.tokenizer), variant_kind(served.entry))
+    format_ = GenerateFormat(body, Vocabulary(served.tokenizer), served.entry.kind)
     return await answer(request, generator, call, format_, is_streamed=body.stream)

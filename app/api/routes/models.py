@@ -1,7 +1,6 @@
 """The catalogue: dense models, the prefixes of their removal orders, published checkpoints."""
 
 from contextlib import suppress
-from typing import Literal
 
 from fastapi import APIRouter
 
@@ -11,7 +10,7 @@ from app.api.schemas.generate import ModelList, ModelView
 from app.api.unload import ModelInUse, unload
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.models.catalog import UnknownModel
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
 from pruning.checkpoints.store import CheckpointCorrupt
@@ -70,19 +69,15 @@ async def unload_model(
     await unload(name, registry, engine, shadow)
 
 
-def variant_kind(entry: Entry) -> Literal["dense", "pruned"]:
-    return "pruned" if entry.num_removed else "dense"
-
-
-def model_view(entry: Entry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
+def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
     order = entry.order
     quality = order.quality if order else None
     curve = quality.perplexities if quality else ()
     return ModelView(
         id=entry.name,
-        variant=variant_kind(entry),
+        variant=entry.kind,
         backend=entry.external.backend if entry.external else "engine",
-        parent=entry.base if entry.num_removed else None,
+        parent=entry.parent,
         num_blocks=entry.num_blocks,
         removed_blocks=list(entry.removed_blocks),
         losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
@@ -97,7 +92,7 @@ def model_view(entry: Entry, registry: ModelRegistry, engine: AsyncEngine) -> Mo
         warnings=list(quality.warnings) if quality and entry.is_whole_checkpoint else [],
         evaluated_on=(quality.evaluated_on or None) if quality else None,
         num_parameters=entry.num_parameters,
-        checkpoint=order.name if order and entry.num_removed and order.is_published else None,
+        checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
         is_published=entry.is_published,
         dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
@@ -108,7 +103,7 @@ def model_view(entry: Entry, registry: ModelRegistry, engine: AsyncEngine) -> Mo
     )
 
 
-def _kv_cache_bytes(entry: Entry, registry: ModelRegistry, engine: AsyncEngine) -> int:
+def _kv_cache_bytes(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> int:
     variant = registry.variant(entry)
     running = engine.stats().variants.get(variant.name) if variant else None
     return running.kv_cache_bytes if running else 0

@@ -22,7 +22,7 @@ from app.api.sse import answer
 from app.engine.sequence import SamplingParams
 from app.generation.output import Vocabulary
 from app.generation.request import Call, Chat
-from app.models.entry import Entry
+from app.models.entry import ModelEntry
 from pruning.models.store import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -111,11 +111,10 @@ def _or(value: _Value | None, default: _Value) -> _Value:
     return default if value is None else value
 
 
-def _card(entry: Entry) -> ModelCard:
-    is_pruned = entry.num_removed > 0
+def _card(entry: ModelEntry) -> ModelCard:
     return ModelCard(
         id=entry.name,
-        created=int(entry.order.created_at) if entry.order and is_pruned else 0,
-        parent=entry.base if is_pruned else None,
+        created=int(entry.order.created_at) if entry.order and entry.is_pruned else 0,
+        parent=entry.parent,
         max_model_len=entry.info.max_positions if entry.info else None,
     )

@@ -58,7 +58,7 @@ def test_latencies_have_the_id_of_a_request_as_exemplar(
 def test_of_the_gaps_of_an_answer_only_the_longest_so_far_bring_its_id() -> None:
     def labels() -> Labels:
         correlation_id.set("req-7")
-        return Labels("tiny", is_pruned=False)
+        return Labels("tiny", "dense")
 
     metrics = Metrics()
     token_gap = metrics.token_gaps(copy_context().run(labels))
@@ -113,7 +113,7 @@ def test_a_defect_counts_as_500_and_paths_as_their_template(
 def test_every_series_of_a_request_is_there_when_it_is_admitted() -> None:
     """Or a rate would miss the first of every kind."""
     metrics = Metrics()
-    metrics.admitted(Labels("tiny", is_pruned=False))
+    metrics.admitted(Labels("tiny", "dense"))
     found = Scrape(generate_latest(metrics.registry).decode())
     for reason in FinishReason:
         assert found.value("sleb_request_success_total", finished_reason=reason, **DENSE) == 0
@@ -142,7 +142,7 @@ def test_how_long_requests_were_and_what_they_shared_a_step_with(client: TestCli
 
 
 def test_what_was_cut_short_tells_no_latency() -> None:
-    metrics, labels = Metrics(), Labels("tiny", is_pruned=False)
+    metrics, labels = Metrics(), Labels("tiny", "dense")
     timings = Timings(0.0, 1.0, 2.0, 3.0, 5, 1.0)
     for reason in FinishReason:
         metrics.finished(labels, 3, reason, timings)
