@@ -6,6 +6,7 @@ Whom to tell what becomes of a job: part of its record. Knows neither Redis nor 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -14,6 +15,8 @@ from typing import Any
 
 from pruning.models.names import VariantName
 from pruning.spec.prune import PruneSpec
+
+JOB_ID = re.compile(r"prn-[0-9a-f]{21}")
 
 
 class WebhookEvent(StrEnum):

@@ -14,10 +14,11 @@ atomic step, by what the records say: so no crash on the way can put it into the
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -25,19 +26,57 @@ from redis.client import Pipeline
 from redis.retry import Retry
 from rq import Queue
 from rq import Retry as Redelivery
-from rq.exceptions import DequeueTimeout, DuplicateJobError
+from rq.exceptions import DequeueTimeout, DeserializationError, DuplicateJobError
 from rq.intermediate_queue import IntermediateQueue
-from rq.job import Job as Delivery
+from rq.job import Job as RQJob
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
-from pruning.jobs.job import IllegalTransition, JobError, JobNotFound, JobStatus
+from pruning.jobs.job import JOB_ID, IllegalTransition, JobError, JobNotFound, JobStatus
 from pruning.jobs.keys import RECORD
 from pruning.jobs.redis import reaching_redis
 from pruning.jobs.store import JobStore
 
 LEASE_S = 15
+
+Task = Callable[[str], None]
+
+
+class DeliveryRefused(Exception):
+    """A delivery names something other than a known task and the id of its own job."""
+
+
+class Delivery(RQJob):
+    """One delivery of a recorded job. It runs a function of ``tasks``, given the id of the job.
+
+    RQ imports the function and the callbacks that Redis names, and posts to the webhooks, so
+    whoever can write to Redis could run any code of this machine. Here names are only looked up.
+    """
+
+    tasks: ClassVar[Mapping[str, Task]] = MappingProxyType({})  # by name; for the worker to set
+
+    @property
+    def func(self) -> Task:
+        """The task to run. Raises ``DeliveryRefused``."""
+        try:
+            name, args, kwargs = self.func_name, self.args, self.kwargs
+        except DeserializationError as error:
+            raise DeliveryRefused("its data is not that of a delivery") from error
+        task = self.tasks.get(name) if isinstance(name, str) else None
+        if task is None:
+            raise DeliveryRefused(f"there is no task named {str(name)[:100]!r}")
+        if args != [self.id] or kwargs or not JOB_ID.fullmatch(self.id):
+            raise DeliveryRefused("its only argument must be the id of its job")
+        return task
+
+    def restore(self, raw_data: Any) -> None:  # noqa: ANN401 - the signature is RQ's
+        super().restore(raw_data)
+        self._success_callback_name = None
+        self._failure_callback_name = None
+        self._stopped_callback_name = None
+        self.webhooks = []
+
 
 # KEYS the queue, and where a job lies until it is leased. ARGV what a record's key begins with.
 # The best has the highest priority, then was worked on before, then is the oldest: ids tell that.
@@ -106,7 +145,7 @@ class LeasedQueue(Queue):
         return taken
 
 
-TASK = "pruning.worker.task.run_job"
+TASK = "pruning.worker.run_job"  # only a name: what it was when RQ imported the function by it
 DELIVERIES = 3
 KEPT_S = 3600
 PERMANENT_KEYS = (
@@ -147,7 +186,9 @@ class PruneQueue:
 
     def __init__(self, client: redis.Redis, *, task: str = TASK, lease_s: int = LEASE_S) -> None:
         self._forget_ended = client.register_script(_FORGET_ENDED)
-        self.rq = LeasedQueue("prune", connection=client, serializer=JSONSerializer)
+        self.rq = LeasedQueue(
+            "prune", connection=client, job_class=Delivery, serializer=JSONSerializer
+        )
         self.rq.lease_s = lease_s
         self._task = task
 
@@ -193,9 +234,7 @@ class PruneQueue:
                 self.rq.connection.delete(Delivery.key_for(job_id))
             self.enqueue(job_id)
 
-    def hand_back(
-        self, store: JobStore, delivery: Delivery, reason: str, pipeline: Pipeline
-    ) -> None:
+    def hand_back(self, store: JobStore, delivery: RQJob, reason: str, pipeline: Pipeline) -> None:
         """Deliver it again when ``pipeline`` is executed, or never, if it was to stop anyway."""
         if _requeued(store, delivery.id, reason, is_lost=False):
             delivery.retry(self.rq, pipeline)
@@ -203,7 +242,7 @@ class PruneQueue:
             pipeline.delete(delivery.key)
 
 
-def worker_lost(store: JobStore, delivery: Delivery) -> None:
+def worker_lost(store: JobStore, delivery: RQJob) -> None:
     """Record that the worker of this delivery died, and tell RQ whether to deliver again."""
     if _requeued(store, delivery.id, "its worker died", is_lost=True):
         with _unless_ended(delivery.id):

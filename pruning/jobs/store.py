@@ -8,7 +8,6 @@ not at all. Knows the script, and no key names: those are given to it.
 """
 
 import json
-import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from redis.commands.core import Script
 
 from pruning.jobs import script, transitions
 from pruning.jobs.job import (
+    JOB_ID,
     Job,
     JobError,
     JobEvent,
@@ -139,7 +139,6 @@ def create_job(
 
 MAX_EVENTS = 1000
 
-_ID = re.compile(r"prn-[0-9a-f]{21}")
 _STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
 
 
@@ -181,7 +180,7 @@ class JobStore:
         return Job.from_fields(fields)
 
     def get(self, job_id: str) -> Job:
-        if not _ID.fullmatch(job_id):
+        if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
         with reaching_redis():
             record = self._redis.hgetall(RECORD.format(id=job_id))
@@ -193,7 +192,7 @@ class JobStore:
         self, limit: int = 20, after: str | None = None, status: JobStatus | None = None
     ) -> JobPage:
         """Up to ``limit`` jobs, the newest first, beginning behind the job ``after``."""
-        if after is not None and not _ID.fullmatch(after):
+        if after is not None and not JOB_ID.fullmatch(after):
             raise JobNotFound(after)
         index = INDEX if status is None else _STATUS_INDEXES[status]
         newest = "+" if after is None else f"({after}"
@@ -334,7 +333,7 @@ class JobStore:
         return self._change(job_id, *transitions.short_of_memory(reason), attempt=attempt).status
 
     def _change(self, job_id: str, *changes: Change, attempt: int | None = None) -> Outcome:
-        if not _ID.fullmatch(job_id):
+        if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
         own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
         place = Place(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)

@@ -7,7 +7,6 @@ import socket
 import sys
 
 from rq.executions import Execution
-from rq.job import Job as Delivery
 from rq.serializers import JSONSerializer
 
 from pruning.config import WorkerSettings, child_environment
@@ -21,7 +20,13 @@ class WorkerEnded(RuntimeError):
     """The worker stopped although nobody asked it to."""
 
 
-def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE_S) -> None:
+def run_worker(
+    settings: WorkerSettings,
+    redis_url: str,
+    *,
+    lease_s: int = LEASE_S,
+    worker_class: type[PruneWorker] = PruneWorker,
+) -> None:
     """Run jobs one after the other until SIGTERM or SIGINT; in the main thread only.
 
     Either signal ends it within seconds: a running job goes back to the queue. Raises
@@ -31,7 +36,7 @@ def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE
     hush_libraries()
     client = connect(redis_url)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-    worker = PruneWorker(name, client, lease_s=lease_s)
+    worker = worker_class(name, client, lease_s=lease_s)
     worker.environment = child_environment(settings, redis_url)
     worker.cancel_s = settings.cancel_s
     try:
@@ -44,7 +49,7 @@ def run_worker(settings: WorkerSettings, redis_url: str, *, lease_s: int = LEASE
         raise WorkerEnded("the worker stopped by itself: its log says why")
 
 
-def run_child() -> None:
+def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:
     """Run one delivery, named on the command line, in a process that ends with its parent."""
     name, job_id, execution_id, parent, lease_s = sys.argv[1:]
     end_with_parent(int(parent), signal.SIGKILL)  # outside Linux the lease must do
@@ -53,8 +58,8 @@ def run_child() -> None:
     hush_libraries()
     assert settings.redis_url is not None  # the parent has put it into our environment
     client = connect(settings.redis_url)
-    worker = PruneWorker(name, client, lease_s=int(lease_s), is_child=True)
-    delivery = Delivery.fetch(job_id, client, JSONSerializer)
+    worker = worker_class(name, client, lease_s=int(lease_s), is_child=True)
+    delivery = worker.job_class.fetch(job_id, client, JSONSerializer)
     execution = Execution.fetch(execution_id, job_id, connection=client)
     execution._job = delivery
     worker.execution = execution

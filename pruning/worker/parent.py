@@ -12,32 +12,47 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from resource import struct_rusage
-from types import FrameType
-from typing import Any
+from types import FrameType, MappingProxyType
+from typing import Any, ClassVar
 
 import redis
 from redis import exceptions as redis_errors
 from redis.client import Pipeline
 from rq.exceptions import AbandonedJobError, StopRequested
 from rq.executions import Execution
-from rq.job import Job as Delivery
+from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import Worker, WorkerStatus
 
 from pruning.jobs.job import Job, JobNotFound, JobStatus
-from pruning.jobs.queue import LeasedQueue, PruneQueue, worker_lost
+from pruning.jobs.queue import (
+    TASK,
+    Delivery,
+    DeliveryRefused,
+    LeasedQueue,
+    PruneQueue,
+    Task,
+    worker_lost,
+)
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.worker.metrics import WorkerMetrics
+from pruning.worker.task import run_job
 
-_CHILD = "from pruning.worker.entrypoints import run_child; run_child()"
 _LOOK_UP_S = 0.1
 _LEAVE_S = 6.0  # that a child may take to end its evaluation; the worker itself has 10 s
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
+
+
+class PruneDelivery(Delivery):
+    """Runs ``run_job``, and nothing else."""
+
+    tasks: ClassVar[Mapping[str, Task]] = MappingProxyType({TASK: run_job})
 
 
 class PruneWorker(Worker):
@@ -47,6 +62,8 @@ class PruneWorker(Worker):
     """
 
     queue_class = LeasedQueue
+    job_class = PruneDelivery
+    child = "from pruning.worker.entrypoints import run_child; run_child()"
 
     def __init__(
         self, name: str, client: redis.Redis, *, lease_s: int, is_child: bool = False
@@ -75,13 +92,13 @@ class PruneWorker(Worker):
             prepare_for_work=not is_child,
         )
 
-    def get_heartbeat_ttl(self, job: Delivery, working_time: float = 0.0) -> int:  # noqa: ARG002 - the signature is RQ's
+    def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:  # noqa: ARG002 - the signature is RQ's
         return self._lease_s
 
-    def fork_work_horse(self, job: Delivery, queue: Queue) -> None:  # noqa: ARG002 - the signature is RQ's
+    def fork_work_horse(self, job: RQJob, queue: Queue) -> None:  # noqa: ARG002 - the signature is RQ's
         assert self.execution is not None
         who = (self.name, job.id, self.execution.id, str(os.getpid()), str(self._lease_s))
-        command = [sys.executable, "-c", _CHILD, *who]
+        command = [sys.executable, "-c", self.child, *who]
         # a process group of its own: Ctrl-C is for the parent
         self._horse_pid = os.posix_spawn(sys.executable, command, self.environment, setpgroup=0)
         if self.is_stopping:  # the signal came while there was nobody to ask yet
@@ -106,16 +123,23 @@ class PruneWorker(Worker):
             with suppress(ProcessLookupError):  # itself, not what it has started
                 os.kill(self.horse_pid, signal.SIGTERM)
 
-    def execute_job(self, job: Delivery, queue: Queue) -> None:
+    def execute_job(self, job: RQJob, queue: Queue) -> None:
         if job.id in queue.started_job_registry:  # delivered twice, and somebody has its lease
             queue.intermediate_queue.remove(job.id)
-        else:
-            began, self._has_sent_back = time.time(), False
-            self._asked_s, self._is_overdue = None, False
-            with self.metrics.busy():
-                super().execute_job(job, queue)
-            self._count_end(job.id, began)
-            self._enqueue_again(job.id)
+            return
+        try:
+            _ = job.func
+        except DeliveryRefused as refusal:
+            self.log.error("delivery %r is refused: %s", job.id, refusal)
+            queue.intermediate_queue.remove(job.id)
+            self.connection.delete(job.key)  # if there is such a job, it is delivered anew
+            return
+        began, self._has_sent_back = time.time(), False
+        self._asked_s, self._is_overdue = None, False
+        with self.metrics.busy():
+            super().execute_job(job, queue)
+        self._count_end(job.id, began)
+        self._enqueue_again(job.id)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, struct_rusage | None]:
         """As RQ's, but looking up: a signal that another thread has got interrupts no ``wait4``."""
@@ -134,7 +158,7 @@ class PruneWorker(Worker):
         if pipeline is None:  # or it is sent later
             self.metrics.heartbeat()
 
-    def maintain_heartbeats(self, job: Delivery, execution: Execution) -> None:
+    def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
         if self.is_stopping:  # RQ's alarm may have broken into ``request_stop``
             self._ask_child_to_end()
         try:
@@ -160,13 +184,13 @@ class PruneWorker(Worker):
             self._is_overdue = True
             self.kill_horse()
 
-    def _holds(self, job: Delivery, execution: Execution) -> bool:
+    def _holds(self, job: RQJob, execution: Execution) -> bool:
         key = job.started_job_registry.key
         return self.connection.zscore(key, execution.composite_key) is not None
 
     def handle_job_failure(
         self,
-        job: Delivery,
+        job: RQJob,
         queue: Queue,
         started_job_registry: StartedJobRegistry | None = None,
         exc_string: str = "",
@@ -189,7 +213,7 @@ class PruneWorker(Worker):
             worker_lost(self._store, job)
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
 
-    def _hand_back(self, job: Delivery, reason: str, execution: Execution | None) -> None:
+    def _hand_back(self, job: RQJob, reason: str, execution: Execution | None) -> None:
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
             self._deliveries.hand_back(self._store, job, reason, pipeline)
@@ -202,7 +226,7 @@ class PruneWorker(Worker):
         except JobStoreUnavailable as error:
             self.log.warning("whether job %s goes on is looked at later: %s", job_id, error)
 
-    def _abandoned(self, job: Delivery, kind: type[BaseException], *_rest: object) -> None:
+    def _abandoned(self, job: RQJob, kind: type[BaseException], *_rest: object) -> None:
         """RQ has found that a lease ran out, and is about to deliver again or to give up."""
         if issubclass(kind, AbandonedJobError):
             began, self._has_sent_back = time.time(), True

@@ -47,6 +47,11 @@ class Workers:
         wait_until(lambda: len(self.children()) >= number, f"{number} runs of the job")
         return self.children()
 
+    def log(self) -> str:
+        """What all workers and their children have logged so far, the first worker's first."""
+        logs = sorted(self.data_dir.glob("worker-*.log"))
+        return "".join(log.read_text() for log in logs)
+
     def release(self) -> None:
         (self.data_dir / "release").touch()
 

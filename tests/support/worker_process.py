@@ -8,26 +8,28 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from types import FrameType
+from types import FrameType, MappingProxyType
+from typing import ClassVar
 
 from rq import get_current_job
 
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job
-from pruning.jobs.queue import connect
+from pruning.jobs.queue import Task, connect
 from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
-from pruning.worker.entrypoints import run_worker
+from pruning.worker.entrypoints import run_child, run_worker
+from pruning.worker.parent import PruneDelivery, PruneWorker
 from pruning.worker.task import JobObserver, execute
 from tests.support.job_lives import REMOVAL
 
-HOLD = "tests.support.worker_process.hold"
-DIE = "tests.support.worker_process.die"
-FINISH = "tests.support.worker_process.finish"
-IGNORE = "tests.support.worker_process.ignore"
-OVERFLOW = "tests.support.worker_process.overflow"
+HOLD = "hold"
+DIE = "die"
+FINISH = "finish"
+IGNORE = "ignore"
+OVERFLOW = "overflow"
 
 
 def hold(job_id: str) -> None:
@@ -110,5 +112,29 @@ def _execute(job_id: str, run: Callable[[Job, JobObserver], str]) -> None:
         execute(job_id, store, delivery.worker_name, run)
 
 
+class SteeredDelivery(PruneDelivery):
+    tasks: ClassVar[Mapping[str, Task]] = MappingProxyType(
+        {
+            **PruneDelivery.tasks,
+            HOLD: hold,
+            DIE: die,
+            FINISH: finish,
+            IGNORE: ignore,
+            OVERFLOW: overflow,
+        }
+    )
+
+
+class SteeredWorker(PruneWorker):
+    """A worker that knows these tasks as well."""
+
+    job_class = SteeredDelivery
+    child = "from tests.support.worker_process import run_steered_child as run; run()"
+
+
+def run_steered_child() -> None:
+    run_child(SteeredWorker)
+
+
 if __name__ == "__main__":
-    run_worker(WorkerSettings(), sys.argv[1], lease_s=int(sys.argv[2]))
+    run_worker(WorkerSettings(), sys.argv[1], lease_s=int(sys.argv[2]), worker_class=SteeredWorker)

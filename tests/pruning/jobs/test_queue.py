@@ -2,16 +2,28 @@
 
 import json
 import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
 import pytest
 import redis
 from rq.executions import Execution
-from rq.job import Job as Delivery
+from rq.job import Job as RQJob
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
 from pruning.jobs.job import JobStatus
-from pruning.jobs.queue import DELIVERIES, PruneQueue, connect, worker_lost
+from pruning.jobs.queue import (
+    DELIVERIES,
+    TASK,
+    Delivery,
+    DeliveryRefused,
+    PruneQueue,
+    Task,
+    connect,
+    worker_lost,
+)
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
@@ -29,7 +41,7 @@ def job_id(job_store: JobStore) -> str:
     return job_store.create(SPEC).id
 
 
-def delivery_of(client: redis.Redis, job_id: str) -> Delivery:
+def delivery_of(client: redis.Redis, job_id: str) -> RQJob:
     return Delivery.fetch(job_id, client, JSONSerializer)
 
 
@@ -54,7 +66,77 @@ def test_a_delivery_is_plain_json(
     queue.enqueue(job_id)
     data = redis_client.hget(f"rq:job:{job_id}", "data")
     assert isinstance(data, bytes)
-    assert json.loads(zlib.decompress(data)) == ["pruning.worker.task.run_job", None, [job_id], {}]
+    assert json.loads(zlib.decompress(data)) == ["pruning.worker.run_job", None, [job_id], {}]
+
+
+class _Tasks(Delivery):
+    tasks: ClassVar[Mapping[str, Task]] = MappingProxyType({TASK: print})
+
+
+def fetched(client: redis.Redis, job_id: str, **fields: str) -> RQJob:
+    for name, value in fields.items():
+        client.hset(f"rq:job:{job_id}", name, value)
+    return _Tasks.fetch(job_id, client, JSONSerializer)
+
+
+def test_a_delivery_runs_a_task_that_the_worker_knows(
+    queue: PruneQueue, redis_client: redis.Redis, job_id: str
+) -> None:
+    queue.enqueue(job_id)
+    assert fetched(redis_client, job_id).func is print
+    with pytest.raises(DeliveryRefused):  # where nothing is to run, nothing is known
+        _ = delivery_of(redis_client, job_id).func
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ('["os.system", null, ["{id}"], {}]', "no task named 'os.system'"),
+        ('["pruning.worker.task.run_job", null, ["{id}"], {}]', "no task named"),
+        ('[["os.system"], null, ["{id}"], {}]', "no task named"),
+        ('[null, null, ["{id}"], {}]', "no task named"),
+        ('["pruning.worker.run_job", null, ["prn-612f1ee9a5b4c0000abcd"], {}]', "argument"),
+        ('["pruning.worker.run_job", null, [], {}]', "argument"),
+        ('["pruning.worker.run_job", null, ["{id}"], {"x": 1}]', "argument"),
+        ('["pruning.worker.run_job"]', "data"),
+        ("no JSON", "data"),
+    ],
+)
+def test_a_delivery_of_anything_else_is_refused(
+    queue: PruneQueue, redis_client: redis.Redis, job_id: str, data: str, reason: str
+) -> None:
+    queue.enqueue(job_id)
+    delivery = fetched(redis_client, job_id, data=data.replace("{id}", job_id))
+    with pytest.raises(DeliveryRefused, match=reason):
+        _ = delivery.func
+
+
+def test_a_delivery_whose_id_is_not_that_of_a_job_is_refused(
+    queue: PruneQueue, redis_client: redis.Redis
+) -> None:
+    queue.rq.enqueue_call(TASK, args=("another",), job_id="another", result_ttl=60, failure_ttl=60)
+    with pytest.raises(DeliveryRefused, match="argument"):
+        _ = fetched(redis_client, "another").func
+    redis_client.delete(queue.rq.key)
+
+
+def test_a_delivery_has_no_callbacks_and_no_webhooks(
+    queue: PruneQueue, redis_client: redis.Redis, job_id: str
+) -> None:
+    """RQ would import the former by their names, and post to the latter."""
+    queue.enqueue(job_id)
+    delivery = fetched(
+        redis_client,
+        job_id,
+        success_callback_name="os.abort",
+        failure_callback_name="os.abort",
+        stopped_callback_name="os.abort",
+        webhooks='[{"url": "http://127.0.0.1/", "statuses": ["finished"]}]',
+    )
+    assert delivery.success_callback is None
+    assert delivery.failure_callback is None
+    assert delivery.stopped_callback is None
+    assert not delivery.webhooks
 
 
 def test_a_delivery_has_no_time_limit(

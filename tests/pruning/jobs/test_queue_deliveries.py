@@ -9,12 +9,12 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rq.executions import Execution
-from rq.job import Job as Delivery
+from rq.job import Job as RQJob
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
 from pruning.jobs.job import IllegalTransition, JobStatus
-from pruning.jobs.queue import LeasedQueue, PruneQueue
+from pruning.jobs.queue import Delivery, LeasedQueue, PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker
@@ -31,7 +31,7 @@ class Life:
         self.queue = PruneQueue(client)
         self.job_id = self.store.create(SPEC).id
         self._client = client
-        self._held: tuple[PruneWorker, Delivery, Execution] | None = None
+        self._held: tuple[PruneWorker, RQJob, Execution] | None = None
         self._attempt = 0
         self._numbers = count()
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 from rq.executions import Execution
-from rq.job import Job as Delivery
+from rq.job import Job as RQJob
 from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
 from pruning.jobs.job import JobStatus, StopRequest
-from pruning.jobs.queue import PruneQueue, connect
+from pruning.jobs.queue import Delivery, PruneQueue, connect
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker
@@ -26,7 +26,7 @@ LONGER_THAN_THE_SERVER_IS_UP_S = 10**9
 
 
 @pytest.fixture
-def delivery(redis_client: redis.Redis, job_store: JobStore) -> Delivery:
+def delivery(redis_client: redis.Redis, job_store: JobStore) -> RQJob:
     """A job that a worker has taken and started, as RQ and the record have it."""
     job = job_store.create(PruneSpec(model="tiny", num_remove=1))
     queue = PruneQueue(redis_client)
@@ -51,21 +51,21 @@ def registered(client: redis.Redis) -> PruneWorker:
     return worker
 
 
-def lease(delivery: Delivery, client: redis.Redis, lease_s: int = 60) -> Execution:
+def lease(delivery: RQJob, client: redis.Redis, lease_s: int = 60) -> Execution:
     with client.pipeline() as pipeline:
         execution = Execution.create(delivery, lease_s, pipeline)
         pipeline.execute()
     return execution
 
 
-def let_it_run_out(delivery: Delivery, client: redis.Redis) -> None:
+def let_it_run_out(delivery: RQJob, client: redis.Redis) -> None:
     execution = lease(delivery, client)
     past = {execution.composite_key: time.time() - 1}
     client.zadd(delivery.started_job_registry.key, past)
 
 
 def test_a_lease_that_ran_out_sends_the_job_back(
-    delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
+    delivery: RQJob, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     let_it_run_out(delivery, redis_client)
     worker = PruneWorker("worker", redis_client, lease_s=1)
@@ -81,7 +81,7 @@ def test_a_lease_that_ran_out_sends_the_job_back(
 
 
 def test_nobody_loses_a_lease_that_could_not_be_renewed_while_redis_was_away(
-    delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
+    delivery: RQJob, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     let_it_run_out(delivery, redis_client)
     worker = PruneWorker("worker", redis_client, lease_s=LONGER_THAN_THE_SERVER_IS_UP_S)
@@ -91,7 +91,7 @@ def test_nobody_loses_a_lease_that_could_not_be_renewed_while_redis_was_away(
 
 
 def test_the_child_of_a_lost_lease_is_killed(
-    delivery: Delivery, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
+    delivery: RQJob, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
 ) -> None:
     """Long phases write nothing, so a child may not see by itself that the job is gone."""
     worker = registered(redis_client)
@@ -105,7 +105,7 @@ def test_the_child_of_a_lost_lease_is_killed(
 
 
 def test_a_stopping_worker_asks_its_child_to_end_for_certain(
-    delivery: Delivery, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
+    delivery: RQJob, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
 ) -> None:
     """The alarm by which RQ interrupts its wait can interrupt the handler of SIGTERM as well."""
     worker = registered(redis_client)
@@ -117,7 +117,7 @@ def test_a_stopping_worker_asks_its_child_to_end_for_certain(
 
 @pytest.mark.parametrize("request_", StopRequest)
 def test_a_child_that_does_not_stop_as_asked_is_killed(
-    delivery: Delivery,
+    delivery: RQJob,
     redis_client: redis.Redis,
     job_store: JobStore,
     child: "subprocess.Popen[bytes]",
@@ -146,7 +146,7 @@ def test_a_child_that_does_not_stop_as_asked_is_killed(
 
 
 def test_a_child_that_is_asked_no_longer_has_all_its_time_again(
-    delivery: Delivery,
+    delivery: RQJob,
     redis_client: redis.Redis,
     job_store: JobStore,
     child: "subprocess.Popen[bytes]",
@@ -211,7 +211,7 @@ def test_a_worker_without_a_child_kills_nobody() -> None:
 
 
 def test_a_child_that_died_before_it_had_started_leaves_nothing_behind(
-    delivery: Delivery, redis_client: redis.Redis
+    delivery: RQJob, redis_client: redis.Redis
 ) -> None:
     """Its job would be found, and delivered once more, when it has long been running again."""
     worker = registered(redis_client)
@@ -222,7 +222,7 @@ def test_a_child_that_died_before_it_had_started_leaves_nothing_behind(
     assert queue.get_job_ids() == [delivery.id]
 
 
-def test_a_heartbeat_may_fail(delivery: Delivery, redis_client: redis.Redis) -> None:
+def test_a_heartbeat_may_fail(delivery: RQJob, redis_client: redis.Redis) -> None:
     execution = lease(delivery, redis_client)
     away = connect("unix:///nowhere/valkey.sock", patience_s=0)
     worker = PruneWorker("worker", away, lease_s=15, is_child=True)
@@ -230,7 +230,7 @@ def test_a_heartbeat_may_fail(delivery: Delivery, redis_client: redis.Redis) -> 
 
 
 def test_a_second_delivery_of_a_leased_job_is_dropped(
-    delivery: Delivery, redis_client: redis.Redis, job_store: JobStore
+    delivery: RQJob, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     lease(delivery, redis_client)
     worker = registered(redis_client)
