@@ -1,1 +1,1 @@
-"""Text: calibration windows and held-out text."""
+"""Text: corpora, calibration windows and held-out windows."""

@@ -1,66 +1,27 @@
-"""Texts that perplexity is measured on, as token windows: those of the paper, or any file.
+"""Texts to measure perplexity on, as token windows: those of the paper, or any file.
 
-WikiText-2 is the test split, its rows joined by blank lines. C4 is the first 1100 documents of the
-validation split, joined by spaces, of which the first 256 windows count (arXiv 2402.09025 and the
-code of its authors). Either is taken from the folder of texts if it is there, else from the hub.
+WikiText-2 is the test split. C4 is the first 1100 documents of the validation split, of which the
+first 256 windows count (arXiv 2402.09025 and its authors' code). A text of the paper is read from
+the folder of texts if its file is there, and otherwise from the Hugging Face hub.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.calibration import (
+from pruning.data.calibration import Windows, all_windows
+from pruning.data.corpora import (
+    HUB_CORPORA,
     CalibrationError,
     Corpus,
-    Windows,
-    all_windows,
-    hub_corpus,
-    read_file,
+    HubCorpus,
+    read_rows,
     read_text,
 )
-from pruning.spec.prune import Dataset
-
-_C4_DOCUMENTS = 1100
 
 
 class TextUnusable(ValueError):
-    """The text asked for is not there, or gives no windows of the length asked for."""
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A text of the paper: the file that may hold it, and how it is read from there."""
-
-    dataset: Dataset
-    split: str  # what the hub calls it
-    file: str
-    read: Callable[[Path], Corpus]
-    max_documents: int | None = None
-    max_windows: int | None = None
-
-
-def _lines(path: Path) -> Corpus:
-    """Rows as the hub has them: a line with its end, or nothing for a blank one."""
-    lines = read_text(path).removesuffix("\n").split("\n")
-    return Corpus([f"{line}\n" if line.strip() else "" for line in lines], "\n\n")
-
-
-def _documents(path: Path) -> Corpus:
-    return Corpus(read_file(path).rows, " ")
-
-
-_KNOWN: Mapping[str, _Known] = MappingProxyType(
-    {
-        "wikitext2": _Known(Dataset.WIKITEXT2, "test", "wikitext2-test.txt", _lines),
-        "c4": _Known(
-            Dataset.C4, "validation", "c4-validation.jsonl", _documents, _C4_DOCUMENTS, 256
-        ),
-    }
-)
+    """The text does not exist, cannot be read, or is shorter than one window."""
 
 
 def text_windows(
@@ -72,48 +33,49 @@ def text_windows(
     seqlen: int,
     num_windows: int | None = None,
 ) -> Windows:
-    """The first ``num_windows`` windows of ``seqlen`` tokens of a text, or all that count.
+    """The first ``num_windows`` windows of ``seqlen`` tokens of a text, by default all that count.
 
-    ``name`` is ``wikitext2``, ``c4``, a file in ``texts_dir``, or any file: its whole text, or the
-    ``text`` of each record of a ``.jsonl``, joined by blank lines. Raises ``TextUnusable``.
+    ``name`` is ``wikitext2``, ``c4``, a file in ``texts_dir``, or any path. A file counts as one
+    text; the records of a ``.jsonl`` are joined by blank lines. Raises ``TextUnusable``.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if not 2 <= seqlen <= (positions or seqlen):
         raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {positions} tokens")
-    text, source, most = _text(name, texts_dir)
+    text, source, max_windows = _text(name, texts_dir)
     windows = all_windows(text, seqlen, tokenizer)
-    wanted = min(most or len(windows), num_windows or len(windows))
+    wanted = min(max_windows or len(windows), num_windows or len(windows))
     if not len(windows):
         raise TextUnusable(
-            f"{source} gives not one window of {seqlen} tokens: choose a smaller seqlen, or a "
-            "longer text"
+            f"{source} is shorter than one window of {seqlen} tokens: choose a smaller seqlen, or "
+            "a longer text"
         )
     return Windows(windows[:wanted], source)
 
 
 def _text(name: str, texts_dir: Path) -> tuple[str, str, int | None]:
-    """The text, where it comes from, and how many windows of it count if not all."""
+    """The text, its source, and how many of its windows count (None: all)."""
     try:
-        if (known := _KNOWN.get(name)) is not None:
-            corpus, source = _of_paper(known, name, texts_dir)
-            rows = islice(corpus.rows, known.max_documents)
-            return corpus.separator.join(rows), source, known.max_windows
+        for dataset, known in HUB_CORPORA.items():
+            if name == dataset.value:
+                corpus, source = _evaluation_text(known, name, texts_dir)
+                rows = corpus.rows[: known.max_evaluation_rows]
+                return Corpus(rows, corpus.separator).text, source, known.max_evaluation_windows
         path = texts_dir / name if (texts_dir / name).is_file() else Path(name)
-        if path.suffix == ".jsonl":
-            return "\n\n".join(read_file(path).rows), f"file {path}", None
-        return read_text(path), f"file {path}", None
+        text = Corpus(read_rows(path), "\n\n").text if path.suffix == ".jsonl" else read_text(path)
     except CalibrationError as error:
         raise TextUnusable(str(error)) from error
+    return text, f"file {path}", None
 
 
-def _of_paper(known: _Known, name: str, texts_dir: Path) -> tuple[Corpus, str]:
-    path = texts_dir / known.file
+def _evaluation_text(known: HubCorpus, name: str, texts_dir: Path) -> tuple[Corpus, str]:
+    """The evaluation split, and its source."""
+    path, split = texts_dir / known.local_file, known.evaluation_split
     if path.is_file():
-        return known.read(path), f"{name} {known.split} ({path})"
+        return known.read(path), f"{name} {split} ({path})"
     try:
-        return hub_corpus(known.dataset, "test"), f"{name} {known.split}"
+        return known.load(split), f"{name} {split}"
     except CalibrationError as error:
         raise TextUnusable(
-            f"{name} is neither at {path} nor to be had from the hub, where there is no network: "
-            f"put it there ({error.__cause__})"
+            f"{name} is not at {path}, and the hub cannot be reached ({error.__cause__}): put the "
+            "file there"
         ) from error

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pruning.checkpoints.store import CheckpointStore, Manifest
-from pruning.data.calibration import CalibrationError, calibrate
+from pruning.data.calibration import calibrate
+from pruning.data.corpora import CalibrationError
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune

@@ -1,4 +1,4 @@
-"""Windows from files and from the model itself, and a clear word where there are none."""
+"""Windows from files and from the model itself, and the errors of unusable text."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.data.calibration import CalibrationError, Windows, calibrate, held_out
+from pruning.data.calibration import Windows, calibrate, held_out
+from pruning.data.corpora import CalibrationError
 from pruning.models.store import LoadedModel
 from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, Sampling
 
@@ -141,7 +142,9 @@ def test_a_data_set_that_cannot_be_reached_says_what_to_use_instead(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     spec = CalibrationSpec(dataset=Dataset.WIKITEXT2)
-    with pytest.raises(CalibrationError, match="'self', where there is no network") as caught:
+    with pytest.raises(
+        CalibrationError, match="use dataset 'file' with a text of your own, or 'self'"
+    ) as caught:
         run(tiny_loaded, spec)
     assert caught.value.code == "dataset_unreachable"
 

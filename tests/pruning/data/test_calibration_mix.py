@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.data.calibration import (
-    MAX_BEGINNING,
+    MAX_EXCERPT,
     Windows,
-    beginning,
     calibrate,
     described,
+    excerpt,
     held_out,
     mixed,
 )
@@ -232,7 +232,7 @@ def test_a_checkpoint_says_what_every_window_begins_with(
     assert len({window["digest"] for window in windows}) == len(windows) == 8
     texts = tiny_loaded.tokenizer.batch_decode(used.token_ids)
     for window, text in zip(windows, texts, strict=True):
-        assert window["begins"] == beginning(text)
+        assert window["begins"] == excerpt(text)
         kind, _, name = window["source"].partition(" ")
         assert kind == "self" or text in Path(name).read_text()
     assert [window["source"].split(" ")[0] for window in windows].count("self") == 1
@@ -240,16 +240,16 @@ def test_a_checkpoint_says_what_every_window_begins_with(
 
 @given(st.text())
 def test_no_text_can_do_anything_to_a_terminal(text: str) -> None:
-    shown = beginning(text)
-    assert len(shown) <= MAX_BEGINNING
+    shown = excerpt(text)
+    assert len(shown) <= MAX_EXCERPT
     assert shown.isprintable()
 
 
 def test_what_a_window_begins_with_is_one_line_of_its_words() -> None:
-    assert beginning("two\nlines\tand \x1b[31mred\x1b[0m\u202e back") == (
+    assert excerpt("two\nlines\tand \x1b[31mred\x1b[0m\u202e back") == (
         "two lines and [31mred [0m back"
     )
-    assert beginning("word " * 99) == ("word " * 16).strip()
+    assert excerpt("word " * 99) == ("word " * 16).strip()
 
 
 def test_a_source_alone_is_described_too(tiny_loaded: LoadedModel) -> None:

@@ -156,14 +156,18 @@ def test_what_is_not_to_be_had_says_where_to_put_it(
     for name, file in (("wikitext2", "wikitext2-test.txt"), ("c4", "c4-validation.jsonl")):
         with pytest.raises(TextUnusable, match="no route to host") as caught:
             windows_of(tiny_loaded, name, tmp_path)
-        assert f"neither at {tmp_path / file}" in str(caught.value)
+        assert f"is not at {tmp_path / file}" in str(caught.value)
     with pytest.raises(TextUnusable, match=r"none\.txt: No such file"):
         windows_of(tiny_loaded, "none.txt", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("seqlen", "words"),
-    [(257, "2 to 256 tokens"), (1, "2 to 256 tokens"), (200, "not one window of 200 tokens")],
+    [
+        (257, "2 to 256 tokens"),
+        (1, "2 to 256 tokens"),
+        (200, "shorter than one window of 200 tokens"),
+    ],
 )
 def test_lengths_that_give_nothing_are_refused(
     tiny_loaded: LoadedModel, tmp_path: Path, seqlen: int, words: str

@@ -9,7 +9,7 @@ import pytest
 from app.commands.stability import REPORT_FILE, run_stability
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.config import Settings
-from pruning.data.calibration import CalibrationError
+from pruning.data.corpora import CalibrationError
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.store import ModelStore
 from pruning.search.dense_model import Machine, Residence, reside

@@ -1,0 +1,145 @@
+"""Text as rows: files, and the two corpora of the paper, WikiText-2 and C4 (arXiv 2402.09025).
+
+The corpora come from the Hugging Face hub. The text to evaluate on may also lie in a local file.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from pruning.spec.calibration import Dataset
+
+MAX_FILE_BYTES = 2**30
+
+
+class CalibrationError(ValueError):
+    """The text cannot be read or gives too few windows; ``code`` is the error code of the job."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows of raw text, and the string that joins them."""
+
+    rows: Sequence[str]
+    separator: str
+
+    @property
+    def text(self) -> str:
+        return self.separator.join(self.rows)
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A data set on the hub, with a split to calibrate on and another to evaluate on."""
+
+    repo: str
+    config: str | None
+    separator: str
+    evaluation_split: str
+    local_file: str  # name of a file with the evaluation split, in the folder of texts
+    read_rows: Callable[[Path], Sequence[str]]  # of that file
+    shards: Mapping[str, str] | None = None  # by split; None loads all of it
+    max_rows: int | None = None  # of a split
+    max_evaluation_rows: int | None = None
+    max_evaluation_windows: int | None = None
+
+    def load(self, split: str) -> Corpus:
+        """Download a split, or take it from the cache. Raises ``CalibrationError``."""
+        from datasets import load_dataset  # noqa: PLC0415 - half a second that most runs can save
+
+        files = None if self.shards is None else {split: self.shards[split]}
+        try:
+            rows = load_dataset(self.repo, self.config, split=split, data_files=files)["text"]
+        except Exception as error:  # a dozen classes, from DNS to disk quota
+            raise CalibrationError(
+                "dataset_unreachable",
+                f"cannot load data set {self.repo}: {type(error).__name__}: {error}. Without a "
+                "network, use dataset 'file' with a text of your own, or 'self'",
+            ) from error
+        return Corpus(list(rows)[: self.max_rows], self.separator)
+
+    def read(self, path: Path) -> Corpus:
+        """The evaluation split from a local file. Raises ``CalibrationError``."""
+        return Corpus(self.read_rows(path), self.separator)
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file. Raises ``CalibrationError``."""
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise CalibrationError(
+                "file_too_large", f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}"
+            )
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            "wrong_encoding", f"{path} is not UTF-8 (byte {error.start}): convert it first"
+        ) from error
+    except OSError as error:
+        raise CalibrationError("file_unreadable", f"{path}: {error.strerror}") from error
+
+
+def read_rows(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, or the ``text`` of every record of a ``.jsonl`` file.
+
+    Raises ``CalibrationError``, also for a file without any text.
+    """
+    rows = read_text(path).splitlines()
+    if path.suffix == ".jsonl":
+        rows = [_text_of(line, path, at) for at, line in enumerate(rows, 1) if line.strip()]
+    if not any(row.strip() for row in rows):
+        raise CalibrationError("empty_text", f"{path} holds no text")
+    return rows
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CalibrationError("bad_record", f"{path}:{number} is not JSON: {error.msg}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise CalibrationError("bad_record", f'{path}:{number}: expected {{"text": "..."}}')
+    return str(record["text"])
+
+
+def _wikitext_rows(path: Path) -> list[str]:
+    """Rows as on the hub: each line with its line break, and "" for a blank line."""
+    lines = read_text(path).removesuffix("\n").split("\n")
+    return [f"{line}\n" if line.strip() else "" for line in lines]
+
+
+# Splits, separators and sizes are those of the paper and of its authors' code. Of C4 they take the
+# first shard; 4096 documents are about two million tokens, eight times the paper's sample.
+HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
+    {
+        Dataset.WIKITEXT2: HubCorpus(
+            repo="Salesforce/wikitext",
+            config="wikitext-2-raw-v1",
+            separator="\n\n",
+            evaluation_split="test",
+            local_file="wikitext2-test.txt",
+            read_rows=_wikitext_rows,
+        ),
+        Dataset.C4: HubCorpus(
+            repo="allenai/c4",
+            config=None,
+            separator=" ",
+            evaluation_split="validation",
+            local_file="c4-validation.jsonl",
+            read_rows=read_rows,
+            shards={
+                "train": "en/c4-train.00000-of-01024.json.gz",
+                "validation": "en/c4-validation.00000-of-00008.json.gz",
+            },
+            max_rows=4096,
+            max_evaluation_rows=1100,
+            max_evaluation_windows=256,
+        ),
+    }
+)
