@@ -28,7 +28,8 @@ from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.search import search
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.sleb import Blocks
-from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import Metric, PruneSpec
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pruning.models.memory import free_bytes
 from pruning.models.random_models import SHAPES, random_model, random_tokens
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.models.streaming import StreamedModel
-from pruning.spec.prune import CalibrationSpec, Dataset
+from pruning.spec.calibration import CalibrationSpec, Dataset
 
 MODES = ("plain", "exact", "staged", "stream")
 RESIDENT = MODES[:3]

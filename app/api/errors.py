@@ -51,7 +51,7 @@ from pruning.jobs.store import IdempotencyInFlight, QueueFull
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
-from pruning.spec.prune import InvalidSpec, TargetUnreachable
+from pruning.spec import InvalidSpec, TargetUnreachable
 
 logger = logging.getLogger(__name__)
 

@@ -34,15 +34,10 @@ from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel
 from pruning.sleb import TooManyRemovals
+from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec
 from pruning.spec.gate import Gate
-from pruning.spec.prune import (
-    Calibration,
-    CalibrationMix,
-    CalibrationSpec,
-    InvalidSpec,
-    PruneSpec,
-    TargetUnreachable,
-)
+from pruning.spec.prune import PruneSpec
 
 RAISES = (
     ModelNotFound,

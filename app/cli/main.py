@@ -20,7 +20,7 @@ from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables
 from pruning.config import UnreadableSecrets
 from pruning.process import hush_libraries
-from pruning.spec.prune import InvalidSpec
+from pruning.spec import InvalidSpec
 
 app = typer.Typer(
     name="sleb",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pruning.spec.prune import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
+from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
 
 
 def calibration_of(

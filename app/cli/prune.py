@@ -6,16 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import calibration_of
+from pruning.spec.calibration import Dataset, Sampling
 from pruning.spec.gate import GateAction, gate_of
-from pruning.spec.prune import (
-    Dataset,
-    Metric,
-    PruneSpec,
-    Quantize,
-    Resident,
-    Sampling,
-    Search,
-)
+from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
 
 
 def prune(

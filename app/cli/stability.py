@@ -6,16 +6,9 @@ from typing import Annotated
 import typer
 
 from app.cli.options import source_of
-from pruning.spec.prune import (
-    CalibrationSpec,
-    Dataset,
-    InvalidSpec,
-    Metric,
-    PruneSpec,
-    Resident,
-    Sampling,
-    Search,
-)
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
+from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 
 
 def stability(

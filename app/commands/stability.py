@@ -16,7 +16,8 @@ from pruning.config import Settings
 from pruning.removal import Removal
 from pruning.search.dense_model import Machine, reside
 from pruning.search.state import Plan, Scored
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import Run, Stability, stability
 from pruning.stability.plot import PLOT_FILE, plot
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire

@@ -7,7 +7,8 @@ from statistics import median
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_files import WeightSizes
 from pruning.models.store import ModelInfo
-from pruning.spec.prune import PruneSpec, Resident, Sampling
+from pruning.spec.calibration import Sampling
+from pruning.spec.prune import PruneSpec, Resident
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _WAIT_LIMITS_S = (5.0, 3600.0)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
 from pruning.models.streaming import StreamedModel
-from pruning.spec.prune import TargetUnreachable
+from pruning.spec import TargetUnreachable
 
 _NUM_REPEATS = 9
 

@@ -24,7 +24,8 @@ from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer, WindowScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
-from pruning.spec.prune import InvalidSpec, PruneSpec, Quantize, Resident
+from pruning.spec import InvalidSpec
+from pruning.spec.prune import PruneSpec, Quantize, Resident
 
 
 class Residence(Protocol):

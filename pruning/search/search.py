@@ -16,7 +16,8 @@ from pruning.search.scoring import WindowScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.search.state import RANKING, Plan, Scored, SearchState
 from pruning.sleb import Blocks, RoundScorer, sleb
-from pruning.spec.prune import Metric, PruneSpec, Search, TargetUnreachable
+from pruning.spec import TargetUnreachable
+from pruning.spec.prune import Metric, PruneSpec, Search
 
 
 class Observer(Protocol):

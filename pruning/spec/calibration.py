@@ -6,16 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from pruning.spec import InvalidSpec
+
 MAX_CALIBRATION_TOKENS = 2**28  # a thousand times the paper's
 MAX_SOURCES = 64
-
-
-class InvalidSpec(ValueError):
-    """A setting is out of range; ``param`` is its dotted name in the request."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class Dataset(StrEnum):

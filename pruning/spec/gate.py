@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from pruning.spec.calibration import InvalidSpec
+from pruning.spec import InvalidSpec
 
 
 class GateAction(StrEnum):

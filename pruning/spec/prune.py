@@ -10,39 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from pruning.sleb import TooManyRemovals
-from pruning.spec.calibration import (
-    Calibration,
-    CalibrationMix,
-    CalibrationSpec,
-    Dataset,
-    InvalidSpec,
-    Sampling,
-    calibration_from,
-)
+from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.calibration import Calibration, CalibrationSpec, Dataset, calibration_from
 from pruning.spec.gate import Gate
-
-__all__ = [
-    "Calibration",
-    "CalibrationMix",
-    "CalibrationSpec",
-    "Dataset",
-    "InvalidSpec",
-    "Metric",
-    "PruneSpec",
-    "Quantize",
-    "Resident",
-    "Sampling",
-    "Search",
-    "TargetUnreachable",
-]
-
-
-class TargetUnreachable(ValueError):
-    """No number of removals gives what the setting ``param`` asks for."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class Metric(StrEnum):

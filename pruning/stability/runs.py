@@ -15,7 +15,8 @@ from pruning.search.dense_model import Residence
 from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks, RoundScorer
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import Run
 
 

@@ -16,7 +16,7 @@ from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
-from pruning.spec.prune import InvalidSpec, TargetUnreachable
+from pruning.spec import InvalidSpec, TargetUnreachable
 
 CODES: Mapping[type[Exception], str] = {
     InvalidSpec: "invalid_spec",

@@ -20,7 +20,8 @@ from benchmarks.workload import Ask, NoSuchPrompt, Prompts
 from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.recorder import Recorder
 
 

@@ -19,8 +19,9 @@ from app.config import ServeSettings
 from dashboards.queries import metrics_in
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
+from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.gate import Gate
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.prune import PruneSpec
 from pruning.worker.gpu import GpuMemoryCollector
 from tests.monitoring.boards import PanelQuery, other_queries, panel_queries
 from tests.monitoring.prometheus import (

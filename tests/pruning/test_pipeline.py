@@ -18,7 +18,8 @@ from pruning.pipeline import prune
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
-from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 

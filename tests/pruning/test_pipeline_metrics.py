@@ -12,15 +12,9 @@ from pruning.models.store import load
 from pruning.search.cosine import CosineRanker
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import SearchState
-from pruning.spec.prune import (
-    CalibrationSpec,
-    Dataset,
-    InvalidSpec,
-    Metric,
-    PruneSpec,
-    Resident,
-    Search,
-)
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from tests.pruning.search.test_search import run
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS

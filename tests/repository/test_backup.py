@@ -17,7 +17,8 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import succeed
 from tests.support.pages import ROOT, blocks
 from tests.support.recorder import Recorder

@@ -22,7 +22,8 @@ from app.cli.main import app as command_line
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.models.architectures import ARCHITECTURES
-from pruning.spec.prune import CalibrationMix, Metric, PruneSpec, Resident, Search
+from pruning.spec.calibration import CalibrationMix
+from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from pruning.worker.metrics import WorkerMetrics
 from tests.support.api_fixtures import publish_pruned
 from tests.support.local_client import LocalClient

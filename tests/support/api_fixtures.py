@@ -12,7 +12,8 @@ from app.main import create_app
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.local_client import LocalClient
 from tests.support.recorder import Recorder
 from tests.support.waiting import wait_until

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
 from tests.support.tiny_directory import write_tiny_model
 
 NUM_REMOVE = 5

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality
 from pruning.removal import Removal, verdict
-from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec, Resident, Search
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 
 
 def manifest_of(

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 
 from app.api.schemas.generate import Body, ModelName
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
-from pruning.spec.calibration import MAX_SOURCES
+from pruning.spec.calibration import MAX_SOURCES, Dataset, Sampling
 from pruning.spec.gate import GateAction
-from pruning.spec.prune import Dataset, Metric, Quantize, Resident, Sampling, Search
+from pruning.spec.prune import Metric, Quantize, Resident, Search
 
 
 class ProgressView(BaseModel):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from app.cli.options import calibration_of
-from pruning.spec.prune import CalibrationMix, CalibrationSpec, Dataset, InvalidSpec, Sampling
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
 
 
 def parsed(*texts: str) -> CalibrationSpec | CalibrationMix:

@@ -19,7 +19,8 @@ from pruning.models.blocks import view
 from pruning.models.quantize import quantized
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec, Quantize
 from tests.pruning.evaluation.test_perplexity import TEXT, by_hand
 from tests.support.recorder import Recorder
 

@@ -12,7 +12,8 @@ from app.commands.prune import SearchBar, run_prune, search_progress
 from app.commands.tables import print_run
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import Settings
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
 

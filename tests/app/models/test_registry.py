@@ -19,7 +19,8 @@ from pruning.models.blocks import view
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.recorder import Recorder
 from tests.support.tiny import generated
 from tests.support.tiny_directory import write_tiny_model

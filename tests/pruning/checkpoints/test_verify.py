@@ -28,7 +28,8 @@ from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine, Residence, reside_at
-from pruning.spec.prune import CalibrationSpec, PruneSpec, Resident
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec, Resident
 from tests.pruning.checkpoints.test_store import manifest_of
 from tests.pruning.models.test_blocks import logits_of, token_ids
 from tests.support.recorder import Recorder

@@ -9,7 +9,8 @@ import torch
 from pruning.data.calibration import Windows, calibrate, held_out
 from pruning.data.corpora import CalibrationError
 from pruning.models.store import LoadedModel
-from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, Sampling
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
 
 
 def spec_of(path: Path, **settings: object) -> CalibrationSpec:

@@ -23,16 +23,17 @@ from pruning.data.calibration import (
 )
 from pruning.models.store import LoadedModel
 from pruning.search.state import SearchState
-from pruning.spec.calibration import MAX_SOURCES, apportioned, calibration_from
-from pruning.spec.prune import (
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import (
+    MAX_SOURCES,
     CalibrationMix,
     CalibrationSpec,
     Dataset,
-    InvalidSpec,
-    PruneSpec,
-    Resident,
     Sampling,
+    apportioned,
+    calibration_from,
 )
+from pruning.spec.prune import PruneSpec, Resident
 from tests.pruning.search.test_search import run
 from tests.support.recorder import Recorder, Stop
 

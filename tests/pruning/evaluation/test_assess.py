@@ -28,7 +28,8 @@ from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantiz
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine
-from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec, Quantize
 from tests.pruning.evaluation.test_zero_shot import write_tasks
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder

@@ -21,8 +21,10 @@ from pruning.jobs.store import JobStore
 from pruning.models.forward import InMemoryPasses
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.gate import Gate, GateAction, gate_of
-from pruning.spec.prune import CalibrationSpec, Dataset, InvalidSpec, PruneSpec, Resident
+from pruning.spec.prune import PruneSpec, Resident
 from pruning.worker import task
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder

@@ -14,15 +14,8 @@ from pruning.jobs.job import Job, JobStatus, Progress
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.safetensors_files import WeightSizes, weight_sizes
 from pruning.models.store import ModelStore, NotAModel
-from pruning.spec.prune import (
-    CalibrationSpec,
-    Dataset,
-    Metric,
-    PruneSpec,
-    Resident,
-    Sampling,
-    Search,
-)
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
+from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from tests.support.api_fixtures import publish_pruned
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint

@@ -12,7 +12,8 @@ from pruning.jobs.keys import INDEX, RECORD, SEARCH
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
-from pruning.spec.prune import CalibrationSpec, PruneSpec, Sampling
+from pruning.spec.calibration import CalibrationSpec, Sampling
+from pruning.spec.prune import PruneSpec
 from tests.support.redis_fixtures import disorder
 
 SPEC = PruneSpec(model="tiny", num_remove=2)

@@ -16,7 +16,8 @@ from pruning.models.save_streamed import export
 from pruning.models.store import ModelStore, NotAModel, load
 from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec, Resident
 from tests.pruning.models.test_streaming import streamed_logits, whole_logits
 from tests.support.recorder import Recorder
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model

@@ -15,7 +15,8 @@ from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine
 from pruning.search.prefixes import Prefixes
-from pruning.spec.prune import CalibrationSpec, Dataset, PruneSpec, Resident
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec, Resident
 from pruning.worker.failures import describe
 from pruning.worker.task import run_job
 from tests.support.recorder import Recorder

@@ -13,15 +13,9 @@ from pruning.models.timing import BlockTimes
 from pruning.pipeline import prune
 from pruning.search.dense_model import Machine, reside
 from pruning.search.state import SearchState
-from pruning.spec.prune import (
-    CalibrationSpec,
-    Dataset,
-    InvalidSpec,
-    PruneSpec,
-    Resident,
-    Search,
-    TargetUnreachable,
-)
+from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec, Resident, Search
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 

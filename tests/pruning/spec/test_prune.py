@@ -10,18 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.sleb import TooManyRemovals
-from pruning.spec.prune import (
-    CalibrationSpec,
-    Dataset,
-    InvalidSpec,
-    Metric,
-    PruneSpec,
-    Quantize,
-    Resident,
-    Sampling,
-    Search,
-    TargetUnreachable,
-)
+from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
+from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
 
 TARGETS: Mapping[str, Any] = {
     "num_remove": 2,

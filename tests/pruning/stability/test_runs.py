@@ -14,7 +14,8 @@ from pruning.evaluation.perplexity import perplexity
 from pruning.models.store import ModelStore
 from pruning.search.dense_model import Machine, Residence, reside
 from pruning.search.scoring import PlainScorer
-from pruning.spec.prune import CalibrationSpec, Dataset, Metric, PruneSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import Metric, PruneSpec
 from pruning.stability.plot import PLOT_FILE
 from pruning.stability.runs import Sample, judges, runs, samples
 from tests.pruning.search.test_search import run

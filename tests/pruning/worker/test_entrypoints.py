@@ -15,7 +15,8 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.queue import DELIVERIES, PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.exposition import Scrape
 from tests.support.job_lives import REMOVAL
 from tests.support.processes import free_port

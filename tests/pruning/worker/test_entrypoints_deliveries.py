@@ -12,7 +12,8 @@ import tests.support
 from pruning.jobs.job import JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
 from tests.support.worker_process import HOLD

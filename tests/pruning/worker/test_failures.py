@@ -20,7 +20,7 @@ from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
-from pruning.spec.prune import InvalidSpec, TargetUnreachable
+from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.worker.task import JobObserver, execute
 from tests.pruning.worker.test_task import FIRST, SECOND, SPEC, Run
 

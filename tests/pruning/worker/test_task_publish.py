@@ -15,7 +15,8 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.prune import CalibrationSpec, PruneSpec
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 from pruning.worker import task
 from pruning.worker.task import JobObserver, execute
 

@@ -9,8 +9,9 @@ from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.evaluation.zero_shot import PAPER_TASKS, TaskScore
+from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.gate import Gate
-from pruning.spec.prune import CalibrationSpec, PruneSpec, Quantize
+from pruning.spec.prune import PruneSpec, Quantize
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
 from tests.support.tiny_checkpoints import write_checkpoint
