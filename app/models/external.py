@@ -1,6 +1,6 @@
-"""Models that another server generates for: what a file declares about them, checked.
+"""External models, which another server with the OpenAI API (such as vLLM) generates for.
 
-The server speaks OpenAI's API, as vLLM does. Nothing here talks to it.
+A TOML file declares them. This module reads and checks it, and never talks to the server.
 """
 
 import tomllib
@@ -26,39 +26,39 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}$"
 
 
 class InvalidExternalModels(ValueError):
-    """The file that declares external models cannot be used."""
+    """The file of external models, or a key file that it names, is missing or invalid."""
 
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A model that is generated for by the server behind ``base_url``."""
+    """A model that the server at ``base_url`` generates for."""
 
-    name: str  # as it is served here
-    backend: Literal["openai"]  # whose API the server speaks
-    base_url: str  # without a slash at its end; /completions comes behind it
-    model: str  # its name there
+    name: str  # in this service
+    backend: Literal["openai"]  # the API of the server
+    base_url: str  # without a final slash; /completions is appended
+    model: str  # its name on that server
     api_key: str | None = field(repr=False)  # sent as a bearer token
-    parent: str | None  # the dense model that it was made of; None for a dense one
-    removed_blocks: tuple[int, ...]  # of the parent; empty where only their number is known
+    parent: str | None  # the dense model of a pruned one
+    removed_blocks: tuple[int, ...]  # of the parent; empty if only their number is declared
     num_removed: int
-    num_blocks: int | None  # that are left, if that was declared
-    max_num_seqs: int  # requests at once
-    max_waiting: int  # requests that wait here for one of those to end
-    connect_s: float  # seconds until a connection has to be there
-    silence_s: float  # seconds that may pass without a byte
+    num_blocks: int | None  # that remain, if declared
+    max_num_seqs: int  # concurrent requests
+    max_waiting: int  # requests that may queue here
+    connect_s: float  # timeout for a connection, in seconds
+    silence_s: float  # timeout between two bytes, in seconds
 
 
 def _endpoint(text: str) -> str:
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"this is not a URL: {error}") from error
+        raise ValueError(f"not a URL: {error}") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError("expected http:// or https:// and a host")
     if url.port is not None and not 0 < url.port < 2**16:
         raise ValueError(f"there is no port {url.port}")
     if url.userinfo or url.query or url.fragment:
-        raise ValueError("expected no credentials, query or fragment: api_key_file has the key")
+        raise ValueError("expected no credentials, query or fragment: use api_key_file for the key")
     return str(url).rstrip("/")
 
 
@@ -85,7 +85,7 @@ class _Declared(BaseModel):
     silence_s: PositiveFloat = 120.0
 
     @model_validator(mode="after")
-    def _has_a_lineage_or_none(self) -> Self:
+    def _check_lineage(self) -> Self:
         num_named = len(set(self.removed_blocks))
         if num_named != len(self.removed_blocks):
             raise ValueError("removed_blocks names a block twice")
@@ -103,11 +103,9 @@ class _File(BaseModel):
 
 
 def read_external_models(path: Path | None) -> tuple[ExternalModel, ...]:
-    """What the TOML file declares, in its order; None declares nothing.
+    """The models of a TOML file, in its order; none without a file.
 
-    Paths in it are relative to its directory.
-
-    Raises ``InvalidExternalModels`` for a file, or a key, that is not there or cannot be used.
+    Key files are relative to its directory. Raises ``InvalidExternalModels``.
     """
     if path is None:
         return ()
@@ -115,17 +113,17 @@ def read_external_models(path: Path | None) -> tuple[ExternalModel, ...]:
         declared = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).models
     except (OSError, ValueError) as error:
         raise InvalidExternalModels(f"{path}: {_reason(error)}") from error
-    names = [its.name for its in declared]
+    names = [model.name for model in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidExternalModels(f"{path}: {', '.join(twice)} is declared twice")
-    return tuple(_model(its, path.parent) for its in declared)
+    return tuple(_model(model, path.parent) for model in declared)
 
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    found = error.errors(include_input=False, include_url=False)
-    return "; ".join(f"{'.'.join(map(str, its['loc']))}: {its['msg']}" for its in found)
+    details = error.errors(include_input=False, include_url=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details)
 
 
 def _model(declared: _Declared, directory: Path) -> ExternalModel:

@@ -1,10 +1,7 @@
-"""Models on the Hugging Face hub, or on a server like it: which files there are, and their bytes.
+"""Add dense models from the Hugging Face hub, or from a directory, to the models directory.
 
-Where the hub is, and with which token, huggingface_hub decides: HF_ENDPOINT, HF_TOKEN, its login.
-
-``sleb models add``: a dense model comes into the models directory, whole and checked.
-
-Safetensors, config and tokenizer only: nothing that could run code is ever fetched or copied.
+Only safetensors, config and tokenizer files are fetched or copied, none of which can run code.
+huggingface_hub decides where the hub is and which token it gets: HF_ENDPOINT, HF_TOKEN, its login.
 """
 
 import errno
@@ -46,195 +43,122 @@ from pruning.models.store import (
 )
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-class HubError(RuntimeError):
-    """The hub does not give what was asked for."""
-
-
-def is_repo_id(text: str) -> bool:
-    return _REPO_ID.fullmatch(text) is not None
-
-
-class HubModel:
-    """A model as it is at one commit. Raises ``HubError``, here and when files are fetched."""
-
-    def __init__(self, repo_id: str, revision: str | None) -> None:
-        self._repo_id = repo_id
-        self._revision = revision
-        with self._errors_told():
-            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
-        if info.sha is None:
-            raise HubError(f"{constants.ENDPOINT} names no commit of {repo_id}")
-        self.commit = info.sha
-        self._sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Bytes of every file, by its path in the repository."""
-        return self._sizes
-
-    def fetch(self, names: Sequence[str], directory: Path) -> None:
-        """Write these files, and nothing else, into ``directory``."""
-        if not names:
-            return
-        with self._errors_told():
-            snapshot_download(
-                self._repo_id, revision=self.commit, local_dir=directory, allow_patterns=[*names]
-            )
-        shutil.rmtree(directory / ".cache", ignore_errors=True)  # its notes for another download
-
-    @contextmanager
-    def _errors_told(self) -> Iterator[None]:
-        try:
-            yield
-        except HfHubHTTPError as error:
-            raise HubError(self._refusal(error)) from error
-        except (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-            raise HubError(
-                f"{constants.ENDPOINT} cannot be reached: {error}; to add a model without it, name "
-                f"a directory"
-            ) from error
-
-    def _refusal(self, error: HfHubHTTPError) -> str:
-        where = f"{constants.ENDPOINT}/{self._repo_id}"
-        if isinstance(error, GatedRepoError):
-            return (
-                f"{where} is gated: agree to its terms there, then set HF_TOKEN or log in with hf"
-            )
-        if isinstance(error, RepositoryNotFoundError):
-            return (
-                f"there is no {where}, or it is private: check the name, or set HF_TOKEN to one "
-                f"that may read it"
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return f"{where} has no revision {self._revision!r}: name a branch, tag or commit"
-        status = error.response.status_code
-        if status in (401, 403):
-            return f"{where} is refused ({status}): set HF_TOKEN to one that may read it"
-        return f"{where} answers with status {status}: try again later"
-
-
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ModelNotAdded(RuntimeError):
-    """The models directory is as it was before."""
+    """The model cannot be added. The models directory is unchanged."""
+
+
+class HubError(RuntimeError):
+    """The hub cannot be reached or refuses the request."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model of the models directory came from; lies beside its weights."""
+    """Where a model was added from. Stored beside its weights."""
 
     source: str
-    revision: str | None  # as it was asked for
-    commit: str | None  # that this was at the time; None for a directory
+    revision: str | None  # as requested
+    commit: str | None  # of the revision at that time; None for a directory
     added_at: float  # seconds since the epoch
 
 
-class Source(Protocol):
-    """Files of a model, somewhere."""
+class ModelFiles(Protocol):
+    """The files of a model on the hub or in a directory."""
 
     @property
     def commit(self) -> str | None: ...
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of every file, by name."""
-
-    def fetch(self, names: Sequence[str], directory: Path) -> None: ...
-
-
-class _Directory:
-    commit = None
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+        """The size in bytes of every file, by name."""
 
     def fetch(self, names: Sequence[str], directory: Path) -> None:
-        for name in names:
-            shutil.copyfile(self._path / name, directory / name)
+        """Write these files into ``directory``."""
 
 
 def add_model(
     source: str, settings: ServeSettings, *, name: str | None = None, revision: str | None = None
 ) -> Path:
-    """Bring the model from the hub (``org/name``) or from a directory; returns where it is now.
+    """Add a model from the hub (``org/name``) or from a directory, and return its new path.
 
-    It becomes visible at once and as a whole. Raises ``ModelNotAdded`` or ``HubError``.
+    The model appears in one step, whole and checked. Raises ``ModelNotAdded`` or ``HubError``.
     """
     is_local = Path(source).is_dir()
     name = name or (Path(source).resolve().name if is_local else source.rpartition("/")[2])
     target = _target(settings.models_dir, name)
-    files = _local(source, settings, revision) if is_local else _of_hub(source, settings, revision)
+    files = _local(source, settings, revision) if is_local else _on_hub(source, settings, revision)
     sweep(settings.models_dir)
     try:
         with staged(target) as staging:
-            _gather(files, source, staging)
+            _fetch(files, source, staging)
             _check(staging, source)
             _publish(staging, target, Origin(source, revision, files.commit, time.time()))
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _DISK_FULL:
             raise
-        raise ModelNotAdded(f"the disk of {settings.models_dir} is full: free some") from error
+        raise ModelNotAdded(
+            f"the disk of {settings.models_dir} is full: free some space"
+        ) from error
     return target
 
 
 def _target(models_dir: Path, name: str) -> Path:
     if not is_name(name):
         raise ModelNotAdded(
-            f"a model cannot be named {name!r}: give another --name of letters, digits, '.', '_' "
+            f"a model cannot be named {name!r}: use another --name of letters, digits, '.', '_' "
             f"and '-'"
         )
     if (models_dir / name).exists():
-        raise ModelNotAdded(f"{models_dir / name} exists already: give another --name")
+        raise ModelNotAdded(f"{models_dir / name} exists already: use another --name")
     return models_dir / name
 
 
-def _local(path: str, settings: ServeSettings, revision: str | None) -> Source:
+def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
     if revision is not None:
         raise ModelNotAdded(f"{path} is a directory, which has no revisions: leave out --revision")
     if Path(path).resolve().is_relative_to(settings.models_dir.resolve()):
         raise ModelNotAdded(f"{path} is in the models directory already")
-    return _Directory(Path(path))
+    return LocalModel(Path(path))
 
 
-def _of_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> Source:
-    if not is_repo_id(repo_id):
+def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
+    if not _REPO_ID.fullmatch(repo_id):
         raise ModelNotAdded(f"{repo_id!r} is neither a directory nor the ORG/NAME of a hub model")
     allowed = settings.model_sources
     if allowed is not None and not any(fnmatchcase(repo_id, pattern) for pattern in allowed):
         raise ModelNotAdded(
-            f"{repo_id} is not among the models that may be fetched; SLEB_MODEL_SOURCES allows "
+            f"{repo_id} may not be fetched: SLEB_MODEL_SOURCES allows "
             f"{', '.join(allowed) or 'none'}"
         )
     return HubModel(repo_id, revision)
 
 
-def _gather(files: Source, source: str, staging: Path) -> None:
-    """What is small comes first, as it tells whether the rest is worth the time."""
+def _fetch(files: ModelFiles, source: str, staging: Path) -> None:
+    """Fetch the small files first, and the weights only if the config is supported."""
     sizes = files.sizes
-    wanted = ("config.json", SAFE_WEIGHTS_INDEX_NAME, *COMPANION_FILES)
+    small = ("config.json", SAFE_WEIGHTS_INDEX_NAME, *COMPANION_FILES)
     if "config.json" not in sizes:
-        raise ModelNotAdded(f"{source} is no model for transformers: it has no config.json")
-    files.fetch([name for name in wanted if name in sizes], staging)
+        raise ModelNotAdded(f"{source} is not a transformers model: it has no config.json")
+    files.fetch([name for name in small if name in sizes], staging)
     try:
         architecture(parse_config(staging))
     except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
         raise _refused(source, staging, error) from error
-    weights = _weights(sizes, source, staging)
+    weights = _weight_files(sizes, source, staging)
     needed, free = sum(sizes[name] for name in weights), shutil.disk_usage(staging).free
     if needed > free:
         raise ModelNotAdded(
-            f"{source} needs {needed} bytes, and {free} are free where models are kept: free some"
+            f"{source} needs {needed} bytes, and {free} are free on the disk of the models "
+            f"directory: free space"
         )
     files.fetch(weights, staging)
 
 
-def _weights(names: Collection[str], source: str, staging: Path) -> list[str]:
-    """As transformers looks for them: in one file, or else in those that the index names."""
+def _weight_files(names: Collection[str], source: str, staging: Path) -> list[str]:
+    """One file or the shards of the index, in the order in which transformers looks for them."""
     if SAFE_WEIGHTS_NAME in names:
         return [SAFE_WEIGHTS_NAME]
     if SAFE_WEIGHTS_INDEX_NAME not in names:
@@ -253,7 +177,7 @@ def _weights(names: Collection[str], source: str, staging: Path) -> list[str]:
 
 
 def _check(staging: Path, source: str) -> None:
-    """Config and keys, without reading a weight."""
+    """Check the config and the names and shapes of all tensors, without reading weights."""
     set_up_torch()
     try:
         load(staging, device="meta")
@@ -269,7 +193,7 @@ def _publish(staging: Path, target: Path, origin: Origin) -> None:
     text = json.dumps(asdict(origin), indent=2) + "\n"
     (staging / ORIGIN_FILE).write_text(text, encoding="utf-8")
     for file in staging.iterdir():
-        file.chmod(0o644)  # others serve it
+        file.chmod(0o644)  # another user may serve it
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     sync_directory(staging)
@@ -279,5 +203,74 @@ def _publish(staging: Path, target: Path, origin: Origin) -> None:
     except OSError as error:
         if not target.exists():
             raise
-        raise ModelNotAdded(f"{target} was made by somebody else meanwhile") from error
+        raise ModelNotAdded(f"another process has just created {target}") from error
     sync_directory(target.parent)
+
+
+class LocalModel:
+    """The files of a directory."""
+
+    commit = None
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+
+    def fetch(self, names: Sequence[str], directory: Path) -> None:
+        for name in names:
+            shutil.copyfile(self._path / name, directory / name)
+
+
+class HubModel:
+    """The files of a hub repository at one commit.
+
+    The constructor and ``fetch`` raise ``HubError``.
+    """
+
+    def __init__(self, repo_id: str, revision: str | None) -> None:
+        self._repo_id = repo_id
+        self._revision = revision
+        with self._hub_errors():
+            info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        if info.sha is None:
+            raise HubError(f"{constants.ENDPOINT} names no commit of {repo_id}")
+        self.commit = info.sha
+        self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+
+    def fetch(self, names: Sequence[str], directory: Path) -> None:
+        if not names:
+            return  # huggingface_hub would fetch everything
+        with self._hub_errors():
+            snapshot_download(
+                self._repo_id, revision=self.commit, local_dir=directory, allow_patterns=[*names]
+            )
+        shutil.rmtree(directory / ".cache", ignore_errors=True)  # written by huggingface_hub
+
+    @contextmanager
+    def _hub_errors(self) -> Iterator[None]:
+        """Raise errors of huggingface_hub as ``HubError``."""
+        try:
+            yield
+        except HfHubHTTPError as error:
+            raise HubError(self._refusal(error)) from error
+        except (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+            raise HubError(
+                f"{constants.ENDPOINT} cannot be reached: {error}; to add a model without the hub, "
+                f"name a directory"
+            ) from error
+
+    def _refusal(self, error: HfHubHTTPError) -> str:
+        url = f"{constants.ENDPOINT}/{self._repo_id}"
+        if isinstance(error, GatedRepoError):
+            return f"{url} is gated: accept its terms there, then set HF_TOKEN or log in with hf"
+        if isinstance(error, RepositoryNotFoundError):
+            return (
+                f"there is no {url}, or it is private: check the name, or set HF_TOKEN to a token "
+                f"that may read it"
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return f"{url} has no revision {self._revision!r}: name a branch, tag or commit"
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"{url} is refused ({status}): set HF_TOKEN to a token that may read it"
+        return f"{url} answers with status {status}: try again later"

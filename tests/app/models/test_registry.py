@@ -115,7 +115,7 @@ def test_a_checkpoint_whose_parent_is_another_now_is_served_from_its_own_weights
     served = registry.get(manifest.name)
     assert run(Engine(), served.variant) == pruned_tokens(tiny_loaded, manifest)
     assert registry.weight_bytes() == {manifest.name: 4 * manifest.num_parameters}
-    with pytest.raises(UnknownModel, match="needs its dense parent 'tiny'"):
+    with pytest.raises(UnknownModel, match="needs its dense model 'tiny'"):
         registry.get(f"{manifest.name}-1")
     with pytest.raises(UnknownModel):
         registry.get("tiny@-1")
