@@ -10,6 +10,7 @@ import torch
 pytest_plugins = [
     "tests.support.api_fixtures",
     "tests.support.model_fixtures",
+    "tests.support.process_fixtures",
     "tests.support.redis_fixtures",
     "tests.support.worker_fixtures",
 ]

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from app.server.valkey import embedded_valkey
-from tests.support.processes import environment, free_port, is_ready, processes_of
+from tests.support.processes import environment, free_port, is_ready, processes_of, running
 from tests.support.waiting import wait_until
 
 NUM_REMOVE = 2
@@ -72,31 +72,25 @@ def check_sides(dense: dict[str, Any], pruned: dict[str, Any]) -> None:
 
 @pytest.mark.timeout(300)
 def test_ctrl_c_stops_everything_that_the_demo_started(demo_data_dir: Path) -> None:
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "app", "demo", "--port", "0"],
-        env=environment(demo_data_dir),
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(lambda: len(processes_of(demo_data_dir)) >= 4, "the service is up", 120)
-    demo.send_signal(signal.SIGINT)
-    assert demo.wait(90) == 130
+    command = [sys.executable, "-m", "app", "demo", "--port", "0"]
+    with running(command, environment(demo_data_dir), stderr=subprocess.DEVNULL) as demo:
+        wait_until(lambda: len(processes_of(demo_data_dir)) >= 4, "the service is up", 120)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(90) == 130
     wait_until(lambda: processes_of(demo_data_dir) == [], "all processes have ended")
 
 
 @contextmanager
 def running_up(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
-    """``sleb up``, ready to answer; killed with all that belongs to it if the test fails."""
+    """``sleb up``, ready to answer."""
     port = free_port()
     command = [sys.executable, "-m", "app", "up", "--port", str(port)]
     with (
-        subprocess.Popen(command, env=environment(data_dir)) as up,
+        running(command, environment(data_dir)) as up,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
-        try:
-            wait_until(lambda: is_ready(client), "the API is ready", 120)
-            yield up, client
-        finally:
-            up.kill()
+        wait_until(lambda: is_ready(client), "the API is ready", 120)
+        yield up, client
 
 
 @pytest.mark.timeout(300)

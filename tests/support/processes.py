@@ -2,7 +2,11 @@
 
 import os
 import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -11,6 +15,18 @@ import psutil
 def environment(data_dir: Path) -> dict[str, str]:
     ours = {"SLEB_DATA_DIR": str(data_dir), "SLEB_VERIFY": "process", "COLUMNS": "100"}
     return {**os.environ, **ours}
+
+
+@contextmanager
+def running(
+    command: Sequence[str], env: Mapping[str, str], **options: Any
+) -> Iterator["subprocess.Popen[Any]"]:
+    """A process with that command line; it is killed at the end, if it still runs."""
+    with subprocess.Popen(command, env=env, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from app.config import ServeSettings
-from tests.support.processes import environment, free_port, is_ready
+from tests.support.processes import environment, free_port, is_ready, running
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
@@ -43,16 +43,13 @@ def serve_process(
     variables = {f"SLEB_{name.upper()}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
     with (
-        subprocess.Popen(
-            command, env={**environment(data_dir), "SLEB_REDIS_URL": redis_url, **variables}
+        running(
+            command, {**environment(data_dir), "SLEB_REDIS_URL": redis_url, **variables}
         ) as process,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
-        try:
-            wait_until(lambda: is_ready(client), "the API is ready", 100)
-            yield process, client
-        finally:
-            process.kill()
+        wait_until(lambda: is_ready(client), "the API is ready", 100)
+        yield process, client
 
 
 def test_sigterm_loses_no_request_and_is_told_before_the_door_closes(

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.support.command_line import Completed, sleb, sleb_process
-from tests.support.processes import environment, free_port, is_ready, processes_of
+from tests.support.processes import environment, free_port, is_ready, processes_of, running
 from tests.support.unsupported import quantize_config, write_unsupported
 from tests.support.waiting import wait_until
 
@@ -154,7 +154,7 @@ def test_serve_ends_on_sigterm_and_takes_its_valkey_with_it(data_dir: Path) -> N
     port = free_port()
     command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
     with (
-        subprocess.Popen(command, env=environment(data_dir)) as server,
+        running(command, environment(data_dir)) as server,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         wait_until(lambda: is_ready(client), "the API is ready", 60)

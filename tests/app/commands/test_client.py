@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pruning.jobs.job import JobStatus, Phase
 from pruning.jobs.keys import EVENTS
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
-from tests.support.processes import environment, free_port
+from tests.support.processes import environment, free_port, running
 from tests.support.serving import serving
 
 
@@ -54,20 +54,12 @@ def test_the_url_comes_from_the_settings(tmp_path: Path, host: str, expected: st
     assert url_of(settings) == expected
 
 
-@contextmanager
-def watching(data_dir: Path, url: str, job_id: str) -> Iterator["subprocess.Popen[str]"]:
+def watching(
+    data_dir: Path, url: str, job_id: str
+) -> AbstractContextManager["subprocess.Popen[str]"]:
     command = [sys.executable, "-m", "app", "jobs", "watch", job_id, "--json", "--url", url]
-    with subprocess.Popen(
-        command,
-        env=environment(data_dir),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    pipe = subprocess.PIPE
+    return running(command, environment(data_dir), stdout=pipe, stderr=pipe, text=True)
 
 
 def next_event(process: "subprocess.Popen[str]") -> dict[str, Any]:
