@@ -55,7 +55,8 @@ from pruning.jobs.events import EventFeed
 from pruning.jobs.idempotency import IdempotencyKeys
 from pruning.jobs.job import Job
 from pruning.jobs.outbox import WebhookOutbox
-from pruning.jobs.queue import PruneQueue, connect
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.redis import connect
 from pruning.jobs.stats import JobStatsReader
 from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
@@ -172,7 +173,7 @@ def _jobs(
     models: ModelStore,
     checkpoints: CheckpointStore,
 ) -> JobServices:
-    connection = connect(redis_url, patience_s=2)
+    connection = connect(redis_url, num_retries=2)
     store, queue, outbox = JobStore(connection), PruneQueue(connection), WebhookOutbox(connection)
     return JobServices(
         store=store,

@@ -8,7 +8,7 @@ from pruning.checkpoints.staging import remove, thwart
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.jobs.job import IllegalTransition, Job, JobStatus
 from pruning.jobs.keys import INDEX, OF_ONE_JOB, OUTBOX, STATUS_INDEX
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.store import JobStore
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
@@ -77,5 +77,5 @@ class JobDeletion:
     def _forget(self, job: Job) -> None:
         keys = [OUTBOX, *(key.format(id=job.id) for key in OF_ONE_JOB)]
         indexes = [STATUS_INDEX.format(status=status) for status in _FINALS]
-        with reaching_redis():
+        with redis_errors_translated():
             self._script(keys=keys, args=[job.id, INDEX, *indexes])

@@ -13,7 +13,7 @@ from redis.backoff import ExponentialBackoff
 
 from pruning.jobs.job import JobEvent, JobStatus
 from pruning.jobs.keys import EVENTS, RECORD
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import read_event
 
 MAX_WATCHERS = 100
@@ -88,7 +88,7 @@ class EventFeed:
     async def _wait(self, client: Redis, job_id: str, last: str) -> bool:
         """Until there is an event behind ``last``, for ``look_every_s`` at most."""
         block_ms = max(1, round(self.look_every_s * 1000))  # 0 would be for ever
-        with reaching_redis():
+        with redis_errors_translated():
             return bool(
                 await client.xread({EVENTS.format(id=job_id): last}, count=1, block=block_ms)
             )
@@ -105,7 +105,7 @@ class EventFeed:
 
 async def _look(client: Redis, job_id: str, last: str) -> tuple[list[JobEvent], bool]:
     """A page of what is behind ``last``, and whether no more can come; both of one moment."""
-    with reaching_redis():
+    with redis_errors_translated():
         async with client.pipeline(transaction=True) as pipeline:
             pipeline.xrange(EVENTS.format(id=job_id), min=f"({last}", count=_PAGE)
             pipeline.hget(RECORD.format(id=job_id), "status")

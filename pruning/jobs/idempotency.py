@@ -10,7 +10,7 @@ import secrets
 import redis
 
 from pruning.jobs.keys import IDEMPOTENCY
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.store import CLAIM_S, Claim, IdempotencyInFlight
 
 # KEYS the idempotency key, ARGV the reservation: one that has run out may be another's by now.
@@ -43,7 +43,7 @@ class IdempotencyKeys:
         """
         name = IDEMPOTENCY.format(key=hashlib.sha256(key.encode()).hexdigest())
         claim = Claim(name, fingerprint, secrets.token_hex(8))
-        with reaching_redis():
+        with redis_errors_translated():
             found = self._redis.set(name, claim.reservation, nx=True, get=True, ex=CLAIM_S)
         if found is None or (held := _text(found)) == claim.reservation:
             return claim
@@ -56,7 +56,7 @@ class IdempotencyKeys:
 
     def release(self, claim: Claim) -> None:
         """Give the claim up; a key that is bound to a job stays so."""
-        with reaching_redis():
+        with redis_errors_translated():
             self._release(keys=[claim.key], args=[claim.reservation])
 
 

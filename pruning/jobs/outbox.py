@@ -15,7 +15,7 @@ import redis
 
 from pruning.jobs.job import Job
 from pruning.jobs.keys import MESSAGES, OUTBOX, TOLD
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.redis import redis_errors_translated
 
 LEASE_S = 60.0  # much longer than one attempt may take
 MAX_ATTEMPTS_KEPT = 100
@@ -101,7 +101,7 @@ class WebhookOutbox:
     def claim(self, limit: int) -> tuple[Message, ...]:
         """Up to ``limit`` messages that are due; for ``lease_s`` nobody else gets them."""
         now = self.now()
-        with reaching_redis():
+        with redis_errors_translated():
             due = self._claim(keys=[OUTBOX], args=[now, now + self._lease_s, limit])
             ids: list[str] = [message_id.decode() for message_id in due]
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -119,12 +119,12 @@ class WebhookOutbox:
         keys = (MESSAGES.format(id=message.job_id), OUTBOX, TOLD.format(id=message.job_id))
         due = "" if attempt.next_attempt_at is None else attempt.next_attempt_at
         entry = json.dumps(asdict(attempt))
-        with reaching_redis():
+        with redis_errors_translated():
             self._settle(keys, [message.id, attempt.number, entry, MAX_ATTEMPTS_KEPT, due])
 
     def attempts(self, job_id: str) -> tuple[Attempt, ...]:
         """The last ``MAX_ATTEMPTS_KEPT`` for this job's messages, the oldest first."""
-        with reaching_redis():
+        with redis_errors_translated():
             entries: Any = self._redis.lrange(TOLD.format(id=job_id), 0, -1)
         return tuple(Attempt(**json.loads(entry)) for entry in entries)
 

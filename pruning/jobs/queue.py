@@ -21,11 +21,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import redis
-from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
-from redis.retry import Retry
-from rq import Queue
-from rq import Retry as Redelivery
+from rq import Queue, Retry
 from rq.exceptions import DequeueTimeout, DeserializationError, DuplicateJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
@@ -35,7 +32,7 @@ from rq.utils import now
 
 from pruning.jobs.job import JOB_ID, IllegalTransition, JobError, JobNotFound, JobStatus
 from pruning.jobs.keys import RECORD
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.store import JobStore
 
 LEASE_S = 15
@@ -169,18 +166,6 @@ _NO_LIMIT = 1000
 logger = logging.getLogger(__name__)
 
 
-def connect(redis_url: str, *, patience_s: int = 60, answer_s: float = 5) -> redis.Redis:
-    """A client whose every command waits ``patience_s`` for a Redis that is away, and ``answer_s``
-    for one that does not answer.
-    """
-    return redis.Redis.from_url(
-        redis_url,
-        socket_connect_timeout=min(2, answer_s),
-        socket_timeout=answer_s,
-        retry=Retry(ExponentialBackoff(cap=1, base=0.05), patience_s),
-    )
-
-
 class PruneQueue:
     """Deliveries of recorded jobs. Every method may raise ``JobStoreUnavailable``."""
 
@@ -194,7 +179,7 @@ class PruneQueue:
 
     def enqueue(self, job_id: str) -> None:
         """Deliver a recorded job. While a delivery is on its way, another changes nothing."""
-        with reaching_redis(), suppress(DuplicateJobError):
+        with redis_errors_translated(), suppress(DuplicateJobError):
             self._forget_ended(keys=[Delivery.key_for(job_id)])
             self.rq.enqueue_call(
                 self._task,
@@ -203,7 +188,7 @@ class PruneQueue:
                 unique=True,
                 timeout=-1,
                 # without a limit of RQ's: the record counts, and not every redelivery
-                retry=Redelivery(max=_NO_LIMIT),
+                retry=Retry(max=_NO_LIMIT),
                 result_ttl=KEPT_S,
                 failure_ttl=KEPT_S,
             )
@@ -216,7 +201,7 @@ class PruneQueue:
 
     def recover(self, store: JobStore) -> None:
         """Deliver the jobs that nobody has and that are not on their way to anybody."""
-        with reaching_redis():
+        with redis_errors_translated():
             job_ids = [job_id for status in _UNFINISHED for job_id in store.ids(status)]
             deliveries = Delivery.fetch_many(job_ids, self.rq.connection, JSONSerializer)
             # asked after the deliveries: what was started in between has its lease by now
@@ -230,7 +215,7 @@ class PruneQueue:
     def _redeliver(self, store: JobStore, job_id: str) -> None:
         status = store.requeue(job_id, "delivered again: the queue had lost it", is_lost=False)
         if status is JobStatus.QUEUED:
-            with reaching_redis():
+            with redis_errors_translated():
                 self.rq.connection.delete(Delivery.key_for(job_id))
             self.enqueue(job_id)
 

@@ -14,8 +14,8 @@ from rq.worker_registration import get_keys
 
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.keys import RECORD
-from pruning.jobs.queue import LEASE_S, connect
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.queue import LEASE_S
+from pruning.jobs.redis import connect, redis_errors_translated
 from pruning.jobs.store import JobStore
 
 ANSWER_S = 1.0
@@ -36,7 +36,7 @@ class JobStatsReader:
     """A client of its own, less patient than that of the routes."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = connect(redis_url, patience_s=0, answer_s=ANSWER_S)
+        self._redis = connect(redis_url, num_retries=0, timeout_s=ANSWER_S)
         self._jobs = JobStore(self._redis)
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class JobStatsReader:
         )
 
     def _queue_age_s(self) -> float:
-        with reaching_redis(), self._redis.pipeline(transaction=False) as pipeline:
+        with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipeline:
             for job_id in self._jobs.ids(JobStatus.QUEUED):
                 pipeline.hget(RECORD.format(id=job_id), "status_since")
             queued_at = [float(found) for found in pipeline.execute() if found]
@@ -64,7 +64,7 @@ class JobStatsReader:
 
     def _num_workers(self) -> int:
         """RQ itself forgets a worker that died after a minute, which is long for an alert."""
-        with reaching_redis(), self._redis.pipeline(transaction=False) as pipeline:
+        with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipeline:
             for key in get_keys(connection=self._redis):
                 pipeline.hget(key, "last_heartbeat")
             seen: list[Any] = [found for found in pipeline.execute() if found]

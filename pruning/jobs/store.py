@@ -31,7 +31,7 @@ from pruning.jobs.job import (
     Webhook,
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.jobs.redis import reaching_redis
+from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, Event, Outcome, Place, read_event
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
@@ -174,7 +174,7 @@ class JobStore:
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
         fields = transitions.new_record(job_id, spec, metadata or {}, now, priority, webhook)
         own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
-        with reaching_redis():
+        with redis_errors_translated():
             keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
             create_job(self._creation, keys, fields, terms)
         return Job.from_fields(fields)
@@ -182,7 +182,7 @@ class JobStore:
     def get(self, job_id: str) -> Job:
         if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
-        with reaching_redis():
+        with redis_errors_translated():
             record = self._redis.hgetall(RECORD.format(id=job_id))
         if not record:
             raise JobNotFound(job_id)
@@ -196,7 +196,7 @@ class JobStore:
             raise JobNotFound(after)
         index = INDEX if status is None else _STATUS_INDEXES[status]
         newest = "+" if after is None else f"({after}"
-        with reaching_redis():
+        with redis_errors_translated():
             ids: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=limit + 1)
             with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in ids[:limit]:
@@ -208,13 +208,13 @@ class JobStore:
 
     def ids(self, status: JobStatus) -> tuple[str, ...]:
         """Of all jobs in that status, the oldest first."""
-        with reaching_redis():
+        with redis_errors_translated():
             found: Any = self._redis.zrange(_STATUS_INDEXES[status], 0, -1)
         return tuple(job_id.decode() for job_id in found)
 
     def counts(self) -> Mapping[JobStatus, int]:
         """How many jobs there are in every status."""
-        with reaching_redis(), self._redis.pipeline(transaction=True) as pipeline:
+        with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipeline:
             for index in _STATUS_INDEXES.values():
                 pipeline.zcard(index)
             return dict(zip(_STATUS_INDEXES, pipeline.execute(), strict=True))
@@ -225,7 +225,7 @@ class JobStore:
         """The oldest first, beginning behind the event ``after``."""
         self.get(job_id)
         oldest = "-" if after is None else f"({after}"
-        with reaching_redis():
+        with redis_errors_translated():
             entries: Any = self._redis.xrange(EVENTS.format(id=job_id), min=oldest, count=limit)
         return tuple(read_event(entry_id.decode(), _texts(entry)) for entry_id, entry in entries)
 
@@ -280,7 +280,7 @@ class JobStore:
 
     def search_state(self, job_id: str) -> SearchState:
         """What the job's search has found so far, by whatever worker."""
-        with reaching_redis():
+        with redis_errors_translated():
             return SearchState.from_fields(_texts(self._redis.hgetall(SEARCH.format(id=job_id))))
 
     def searching(
@@ -337,7 +337,7 @@ class JobStore:
             raise JobNotFound(job_id)
         own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
         place = Place(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
-        with reaching_redis():
+        with redis_errors_translated():
             return script.apply(self._script, place, changes, attempt)
 
 

@@ -10,7 +10,8 @@ from rq.executions import Execution
 from rq.serializers import JSONSerializer
 
 from pruning.config import WorkerSettings, child_environment
-from pruning.jobs.queue import LEASE_S, connect
+from pruning.jobs.queue import LEASE_S
+from pruning.jobs.redis import connect
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent, hush_libraries
 from pruning.worker.parent import PruneWorker

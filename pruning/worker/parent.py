@@ -19,7 +19,6 @@ from types import FrameType, MappingProxyType
 from typing import Any, ClassVar
 
 import redis
-from redis import exceptions as redis_errors
 from redis.client import Pipeline
 from rq.exceptions import AbandonedJobError, StopRequested
 from rq.executions import Execution
@@ -39,14 +38,13 @@ from pruning.jobs.queue import (
     Task,
     worker_lost,
 )
-from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.redis import UNAVAILABLE, JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.worker.metrics import WorkerMetrics
 from pruning.worker.task import run_job
 
 _LOOK_UP_S = 0.1
 _LEAVE_S = 6.0  # that a child may take to end its evaluation; the worker itself has 10 s
-_AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 
 
 class PruneDelivery(Delivery):
@@ -168,7 +166,7 @@ class PruneWorker(Worker):
             if not self._holds(job, execution):
                 self.log.error("the lease of job %s was lost, so its child is killed", job.id)
                 self.kill_horse()
-        except _AWAY as error:
+        except UNAVAILABLE as error:
             self.log.warning("no heartbeat for job %s: %s", job.id, error)
 
     def _kill_if_overdue(self, job: Job | None) -> None:
@@ -263,5 +261,5 @@ class PruneWorker(Worker):
             if info["uptime_in_seconds"] > self._lease_s:
                 super().clean_registries()  # type: ignore[no-untyped-call]  # so it is in RQ
                 self._deliveries.recover(self._store)
-        except (JobStoreUnavailable, *_AWAY) as error:
+        except (JobStoreUnavailable, *UNAVAILABLE) as error:
             self.log.warning("lost jobs are looked for later: %s", error)

@@ -17,8 +17,8 @@ from rq import get_current_job
 
 from pruning.config import WorkerSettings
 from pruning.jobs.job import IllegalTransition, Job, JobNotFound, JobStatus, Phase, StopRequest
-from pruning.jobs.queue import DELIVERIES, connect, give_up
-from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.queue import DELIVERIES, give_up
+from pruning.jobs.redis import JobStoreUnavailable, connect
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.process import heeding
@@ -47,7 +47,7 @@ def run_job(job_id: str) -> None:
     delivery = get_current_job()
     worker = delivery.worker_name if delivery and delivery.worker_name else "unnamed"
     # no patience with progress: a search does not wait for it
-    with closing(JobStore(connect(settings.redis_url, patience_s=0))) as store:
+    with closing(JobStore(connect(settings.redis_url, num_retries=0))) as store:
         execute(job_id, store, worker, lambda job, observer: _prune(settings, job, observer))
 
 

@@ -9,7 +9,7 @@ import redis
 from redis import exceptions as redis_errors
 
 from pruning.config import WorkerSettings
-from pruning.jobs.queue import connect
+from pruning.jobs.redis import connect
 from pruning.jobs.store import JobStore
 from tests.image.compose import ROOT, services, valkey_options, volumes
 from tests.support.valkey_server import ValkeyServer, running_valkey

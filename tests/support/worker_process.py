@@ -17,7 +17,8 @@ from rq import get_current_job
 
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job
-from pruning.jobs.queue import Task, connect
+from pruning.jobs.queue import Task
+from pruning.jobs.redis import connect
 from pruning.jobs.store import JobStore
 from pruning.search.state import Plan
 from pruning.worker.entrypoints import run_child, run_worker
@@ -108,7 +109,7 @@ def _execute(job_id: str, run: Callable[[Job, JobObserver], str]) -> None:
     delivery = get_current_job()
     assert delivery is not None
     assert delivery.worker_name is not None
-    with closing(JobStore(connect(settings.redis_url, patience_s=0))) as store:
+    with closing(JobStore(connect(settings.redis_url, num_retries=0))) as store:
         execute(job_id, store, delivery.worker_name, run)
 
 

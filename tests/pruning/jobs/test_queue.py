@@ -21,10 +21,9 @@ from pruning.jobs.queue import (
     DeliveryRefused,
     PruneQueue,
     Task,
-    connect,
     worker_lost,
 )
-from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.redis import JobStoreUnavailable, connect
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
@@ -147,7 +146,7 @@ def test_a_delivery_has_no_time_limit(
 
 
 def test_enqueue_without_redis_says_so() -> None:
-    client = connect("unix:///nowhere/valkey.sock", patience_s=0)
+    client = connect("unix:///nowhere/valkey.sock", num_retries=0)
     with pytest.raises(JobStoreUnavailable):
         PruneQueue(client).enqueue("prn-0")
 

@@ -16,7 +16,8 @@ from rq.job import JobStatus as DeliveryStatus
 from rq.serializers import JSONSerializer
 
 from pruning.jobs.job import JobStatus, StopRequest
-from pruning.jobs.queue import Delivery, PruneQueue, connect
+from pruning.jobs.queue import Delivery, PruneQueue
+from pruning.jobs.redis import connect
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker
@@ -201,9 +202,9 @@ def test_the_end_of_a_child_is_seen(redis_client: redis.Redis) -> None:
 def test_a_worker_without_a_child_kills_nobody() -> None:
     """Process group 0 would be its own, so a process of its own tries it."""
     attempt = (
-        "from pruning.jobs.queue import connect\n"
+        "from pruning.jobs.redis import connect\n"
         "from pruning.worker.parent import PruneWorker\n"
-        "away = connect('unix:///nowhere', patience_s=0)\n"
+        "away = connect('unix:///nowhere', num_retries=0)\n"
         "PruneWorker('worker', away, lease_s=15, is_child=True).kill_horse()\n"
     )
     done = subprocess.run([sys.executable, "-c", attempt], process_group=0, check=False)
@@ -224,7 +225,7 @@ def test_a_child_that_died_before_it_had_started_leaves_nothing_behind(
 
 def test_a_heartbeat_may_fail(delivery: RQJob, redis_client: redis.Redis) -> None:
     execution = lease(delivery, redis_client)
-    away = connect("unix:///nowhere/valkey.sock", patience_s=0)
+    away = connect("unix:///nowhere/valkey.sock", num_retries=0)
     worker = PruneWorker("worker", away, lease_s=15, is_child=True)
     worker.maintain_heartbeats(delivery, execution)
 
