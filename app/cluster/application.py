@@ -1,4 +1,4 @@
-"""The service as an application of Ray Serve: a gate, and replicas behind it."""
+"""The service as an application of Ray Serve: an ingress, and replicas behind it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,29 +8,29 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from app.auth.scopes import check_door
-from app.cluster.ingress import Gate
+from app.cluster.ingress import Ingress
 from app.cluster.replica import Replica
 from app.config import ClusterSettings, ServeSettings
 
 NAME = "sleb"
-_WATCHERS = 256  # clients of a replica that only follow jobs, beside those that wait for tokens
-# Gates live where no lost machine can take them along: without its head a cluster is none.
-_HEAD = "node:__internal_head__"
-_GATE_REQUESTS = 100_000  # the gate refuses nobody: replicas do, by their own limits
+MAX_WATCHERS = 256  # clients of a replica that follow jobs, beside those that generate
+MAX_INGRESS_REQUESTS = 100_000  # no limit of its own: replicas have limits
+# The ingress runs on the head node, without which there is no cluster anyway.
+_HEAD_NODE = "node:__internal_head__"
 
 
 class NoCommonRedis(ValueError):
-    """Replicas on several machines would each have a job store of their own."""
+    """Without a common Redis, each machine would have its own job store."""
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:
-    """``args``: fields of ``ClusterSettings``; what they lack comes from the environment.
+    """``args`` are fields of ``ClusterSettings``; the environment has the others.
 
-    For ``serve run app.cluster.application:application`` and the config files of Ray Serve. Needs a
-    cluster to be connected to. Raises as ``application_of`` does.
+    For ``serve run app.cluster.application:application`` and for config files of Ray Serve.
+    Requires a connection to a cluster. Raises as ``application_of`` does.
     """
-    anywhere = "0.0.0.0"  # noqa: S104 - Ray Serve alone knows where it listens
-    return application_of(ClusterSettings(**{"host": anywhere, **args}))
+    any_host = "0.0.0.0"  # noqa: S104 - Ray Serve decides where it listens
+    return application_of(ClusterSettings(**{"host": any_host, **args}))
 
 
 def application_of(settings: ClusterSettings) -> serve.Application:
@@ -39,32 +39,32 @@ def application_of(settings: ClusterSettings) -> serve.Application:
     if settings.redis_url is None:
         raise NoCommonRedis(
             "SLEB_REDIS_URL has to name a Redis or Valkey server that all machines of the cluster "
-            "can reach: none is started for a cluster"
+            "can reach: a cluster does not start one"
         )
     replicas = serve.deployment(
         name="replica",
-        **_how_many(settings),
+        **_scale(settings),
         ray_actor_options=_resources(settings),
-        max_ongoing_requests=settings.max_num_seqs + settings.max_waiting + _WATCHERS,
-        max_queued_requests=settings.max_waiting + _WATCHERS,  # at a gate, while none is there
+        max_ongoing_requests=settings.max_num_seqs + settings.max_waiting + MAX_WATCHERS,
+        max_queued_requests=settings.max_waiting + MAX_WATCHERS,  # per ingress, without a replica
         graceful_shutdown_timeout_s=settings.drain_s,
     )
-    gates = serve.deployment(
-        name="gate",
+    ingress = serve.deployment(
+        name="ingress",
         num_replicas=settings.gates,
-        ray_actor_options={"num_cpus": 0, "resources": {_HEAD: 0.001}},
-        max_ongoing_requests=_GATE_REQUESTS,
+        ray_actor_options={"num_cpus": 0, "resources": {_HEAD_NODE: 0.001}},
+        max_ongoing_requests=MAX_INGRESS_REQUESTS,
         graceful_shutdown_timeout_s=settings.drain_s,
     )
-    behind = replicas(Replica).bind(_of_a_replica(settings))
-    return gates(Gate).bind(behind, settings.max_body_bytes)
+    bound = replicas(Replica).bind(_replica_settings(settings))
+    return ingress(Ingress).bind(bound, settings.max_body_bytes)
 
 
-def _how_many(settings: ClusterSettings) -> dict[str, Any]:
+def _scale(settings: ClusterSettings) -> dict[str, Any]:
     if settings.max_replicas is None:
         return {"num_replicas": settings.replicas}
     policy = AutoscalingPolicy(
-        policy_function="app.cluster.autoscaling:ByQueuedTokens",
+        policy_function="app.cluster.autoscaling:QueuedTokensPolicy",
         policy_kwargs={"tokens_per_replica": settings.tokens_per_replica},
     )
     return {
@@ -85,8 +85,8 @@ def _resources(settings: ClusterSettings) -> dict[str, float]:
     return {"num_cpus": settings.replica_cpus, "num_gpus": gpus}
 
 
-def _of_a_replica(settings: ClusterSettings) -> dict[str, Any]:
-    """Explicit, and all of it: the environment of another machine may say something else."""
+def _replica_settings(settings: ClusterSettings) -> dict[str, Any]:
+    """All settings of a replica, as the environment of its machine may differ."""
     threads = settings.threads or max(1, int(settings.replica_cpus))
     fields = {name: getattr(settings, name) for name in ServeSettings.model_fields}
     return {**fields, "threads": threads}

@@ -1,14 +1,14 @@
-"""How many replicas a cluster needs, by what runs and by how many tokens wait.
+"""The autoscaling policy: how many replicas the running and the waiting requests need.
 
-Runs in Ray Serve's controller, so it is to be light: no torch, and no ray.
+Ray Serve's controller imports this module, so it imports neither torch nor ray.
 """
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 
-class Load(Protocol):
-    """What Ray Serve hands to a policy, as far as this one looks at it."""
+class AutoscalingContext(Protocol):
+    """The fields of Ray Serve's context that this policy reads."""
 
     @property
     def target_num_replicas(self) -> int: ...
@@ -17,18 +17,18 @@ class Load(Protocol):
     def aggregated_metrics(self) -> Mapping[str, Mapping[Any, float]] | None: ...
 
 
-class ByQueuedTokens:
-    """As many replicas as what runs fills, and one more for every so many tokens that wait.
+class QueuedTokensPolicy:
+    """The replicas that running requests fill, plus one for every ``tokens_per_replica`` waiting.
 
-    Ray Serve rounds up, keeps to the bounds, and waits until the same was wanted for long enough.
+    Ray Serve rounds up, applies the bounds, and waits until the target is stable.
     """
 
     def __init__(self, tokens_per_replica: int) -> None:
         self._tokens_per_replica = tokens_per_replica
 
-    def __call__(self, load: Load) -> tuple[float, dict[str, Any]]:
-        metrics = load.aggregated_metrics or {}
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        metrics = context.aggregated_metrics or {}
         if not metrics.get("busy"):
-            return load.target_num_replicas, {}  # nobody has told anything yet
+            return context.target_num_replicas, {}  # no replica has reported yet
         queued_tokens = sum(metrics.get("queued_tokens", {}).values())
         return sum(metrics["busy"].values()) + queued_tokens / self._tokens_per_replica, {}

@@ -1,18 +1,21 @@
-"""The gate of a cluster: takes HTTP, and has one of the replicas answer it, or each of them.
+"""The ingress of a cluster: takes HTTP requests and forwards each to one replica, or to all.
 
-What a lost replica had not begun to answer is asked again. Routes, limits and streams are the
-application's own, in the replica.
+A request is sent to another replica if the first one is lost before it has begun to respond.
+Routes, limits and streams are those of the application in the replica.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from fastapi.sse import format_sse_event
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -23,8 +26,13 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.errors import Problems, problem_of
 from app.api.middleware.security_headers import HEADERS
 from app.api.problems import envelope, is_openai, refusal
-from app.cluster.messages import Asked, NoReplica, ReplicaLost, ReplicasBusy, Whole, asked_of
-from app.cluster.metrics_page import page_of
+from app.cluster.messages import (
+    ForwardedRequest,
+    NoReplica,
+    ReplicaLost,
+    ReplicaResponse,
+    ReplicasBusy,
+)
 
 _PROBLEMS: Problems = {
     ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),
@@ -36,80 +44,87 @@ logger = logging.getLogger(__name__)
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-MOST_TRIES = 3  # a request that ends every process it comes to is not to end all of them
-_PATIENCE_S = {"GET": 5.0, "POST": 600.0}  # for all replicas to answer; loading takes its time
+MAX_ATTEMPTS = 3  # so that a request that kills its replica cannot kill all of them
+BROADCAST_TIMEOUT_S = {"GET": 5.0, "POST": 600.0}  # for all replicas; POST loads models
+REPLICA_LABEL = "replica"
 
 
-class Gate:
-    """Ray Serve makes it, and hands it every request."""
+class Ingress:
+    """The deployment that Ray Serve routes every HTTP request to."""
 
     def __init__(self, replicas: "DeploymentHandle[Any]", max_body_bytes: int) -> None:
         self._replicas = replicas
         self._max_body_bytes = max_body_bytes
 
-    async def __call__(self, request: Request) -> Response:
-        asked = asked_of(request.scope, await self._body(request))
-        if not asked.is_for_all:
-            return Forwarded(self._replicas, asked)
+    async def __call__(self, http_request: Request) -> Response:
+        body = await self._body(http_request)
+        request = ForwardedRequest.of(http_request.scope, body)
+        if not request.is_broadcast:
+            return ForwardedResponse(self._replicas, request)
         try:
-            return _joined(asked, await self._ask_all(asked))
+            return combined(request, await self._broadcast(request))
         except NoReplica as error:
-            return _refusal(error, asked.path)
+            return _problem_response(error, request.path)
 
-    async def _body(self, request: Request) -> bytes:
-        """All of it, unless it is too large: then enough of it for a replica to see that."""
+    async def _body(self, http_request: Request) -> bytes:
+        """The body, cut off once it exceeds the limit; a replica then refuses it."""
         body = bytearray()
-        async for chunk in request.stream():
+        async for chunk in http_request.stream():
             body += chunk
             if len(body) > self._max_body_bytes:
                 break
         return bytes(body)
 
-    async def _ask_all(self, asked: Asked) -> Sequence[Whole]:
-        """What those replicas say that live and are in time; at least one. Raises ``NoReplica``."""
-        patience_s = _PATIENCE_S[asked.scope["method"]]
-        answers: list[Whole] = []
+    async def _broadcast(self, request: ForwardedRequest) -> Sequence[ReplicaResponse]:
+        """The responses of all live replicas, at least one; one healthy replica is enough.
+
+        After the timeout a GET does with the responses so far. Raises ``NoReplica``.
+        """
+        timeout_s = BROADCAST_TIMEOUT_S[request.method]
+        responses: list[ReplicaResponse] = []
         try:
-            async with asyncio.timeout(patience_s):
-                async with aclosing(self._arriving(asked)) as arriving:
-                    async for answer in arriving:
-                        answers.append(answer)
-                        if asked.is_answered_by(answer):
+            async with asyncio.timeout(timeout_s):
+                async with aclosing(self._arriving(request)) as arriving:
+                    async for response in arriving:
+                        responses.append(response)
+                        if request.is_about_health and response.status == 200:
                             break
         except TimeoutError as error:
-            logger.warning("not all replicas answer %s within %.0f s", asked.path, patience_s)
-            if asked.scope["method"] != "GET":
-                raise NoReplica(f"not all have answered within {patience_s:.0f} s") from error
+            logger.warning("not all replicas answer %s within %.0f s", request.path, timeout_s)
+            if request.method != "GET":
+                raise NoReplica(
+                    f"not all replicas have answered within {timeout_s:.0f} s"
+                ) from error
         except DeploymentUnavailableError as error:
             raise NoReplica("no replica is ready: wait until one is") from error
-        if not answers:
+        if not responses:
             raise NoReplica("no replica has answered: wait until one is ready")
-        return answers
+        return responses
 
-    async def _arriving(self, asked: Asked) -> AsyncGenerator[Whole]:
-        """As they come: results_async() would lose all answers for one that is late."""
-        broadcast: Any = self._replicas.broadcast("whole", asked)
+    async def _arriving(self, request: ForwardedRequest) -> AsyncGenerator[ReplicaResponse]:
+        """Responses as they arrive. results_async() would lose all of them for one late replica."""
+        broadcast: Any = self._replicas.broadcast("respond", request)
         results = await broadcast._fetch_replica_results_async()
-        asking = [asyncio.ensure_future(result.get_async()) for result in results]
+        tasks = [asyncio.ensure_future(result.get_async()) for result in results]
         try:
-            for arriving in asyncio.as_completed(asking):
+            for arriving in asyncio.as_completed(tasks):
                 try:
                     yield await arriving
                 except RayError as error:
-                    logger.warning("a replica cannot say %s: %s", asked.path, _first_line(error))
+                    logger.warning("a replica cannot answer %s: %s", request.path, _reason(error))
         finally:
-            for task in asking:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Forwarded(Response):
-    """The response of one replica, as it comes. Ends with the client, and ends the replica's."""
+class ForwardedResponse(Response):
+    """The response of one replica, passed on as it arrives. If the client leaves, both end."""
 
-    def __init__(self, replicas: "DeploymentHandle[Any]", asked: Asked) -> None:
+    def __init__(self, replicas: "DeploymentHandle[Any]", request: ForwardedRequest) -> None:
         super().__init__()
-        self._handle = replicas.options(method_name="answer", stream=True)
-        self._asked = asked
+        self._handle = replicas.options(method_name="stream", stream=True)
+        self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = is_events = False
@@ -122,44 +137,47 @@ class Forwarded(Response):
                 else:
                     await send(message)
         except (ReplicaLost, ReplicasBusy, NoReplica) as error:
+            path = self._request.path
             if not has_begun:
-                await _refusal(error, self._asked.path)(scope, receive, send)
+                await _problem_response(error, path)(scope, receive, send)
             elif is_events:
-                await send({"type": "http.response.body", "body": _event(error, self._asked.path)})
+                await send({"type": "http.response.body", "body": _error_event(error, path)})
             else:
                 raise
 
     async def _messages(self) -> AsyncIterator[Message]:
         """Raises ``ReplicaLost``, ``ReplicasBusy`` or ``NoReplica``."""
-        for number in range(1, MOST_TRIES + 1):
-            attempt = _Attempt(self._handle, self._asked)
+        for number in range(1, MAX_ATTEMPTS + 1):
+            attempt = _Attempt(self._handle, self._request)
             try:
                 async for message in attempt.messages():
                     yield message
             except RayTaskError:
-                raise  # a defect in the replica, which lives
+                raise  # an error in the replica, which is still alive
             except RayError as error:
-                logger.warning("a replica is lost with a request: %s", _first_line(error))
-                if attempt.has_begun or not self._asked.is_repeatable or number == MOST_TRIES:
-                    raise _lost(self._asked, attempt) from error
+                logger.warning("a replica is lost with a request: %s", _reason(error))
+                is_last = number == MAX_ATTEMPTS
+                if attempt.has_begun or not self._request.is_repeatable or is_last:
+                    raise _replica_lost(self._request, attempt) from error
             else:
                 return
 
 
 class _Attempt:
-    """One replica, asked once. ``handle`` is one that streams."""
+    """A request to one replica, by a streaming handle."""
 
-    def __init__(self, handle: "DeploymentHandle[Any]", asked: Asked) -> None:
+    def __init__(self, handle: "DeploymentHandle[Any]", request: ForwardedRequest) -> None:
         self._handle = handle
-        self._asked = asked
-        self.has_begun = False  # from the first message that was passed on
+        self._request = request
+        self.has_begun = False  # whether a message was passed on
 
     async def messages(self) -> AsyncIterator[Message]:
-        """What begins a stream of tokens is held back until there is one."""
+        """ASGI messages. The headers of a token stream are held back until its first token."""
         held: list[Message] = []
         async for messages in self._batches():
             held += messages
-            if self._asked.is_stream_of_tokens and not any(its.get("body") for its in held):
+            has_body = any(message.get("body") for message in held)
+            if self._request.may_stream_tokens and not has_body:
                 continue
             for message in held:
                 self.has_begun = True
@@ -169,42 +187,86 @@ class _Attempt:
             yield message
 
     async def _batches(self) -> AsyncIterator[list[Message]]:
-        answer: Any = self._handle.remote(self._asked)
+        responses: Any = self._handle.remote(self._request)
         try:
-            async for messages in answer:
+            async for messages in responses:
                 yield messages
         except BackPressureError as error:
             raise ReplicasBusy("too many requests wait for a replica: retry in 1 s") from error
         except DeploymentUnavailableError as error:
             raise NoReplica("the replicas cannot be started; their logs say why") from error
         except (asyncio.CancelledError, GeneratorExit):
-            answer.cancel()  # the client has gone
+            responses.cancel()  # the client has left
             raise
 
 
-def _joined(asked: Asked, answers: Sequence[Whole]) -> Response:
-    """The best health, all metrics, and otherwise the answer of whoever could do it least."""
-    by_status = sorted(answers, key=lambda answer: answer.status)
-    if asked.path == "/metrics" and by_status[-1].status == 200:
-        pages = {answer.replica: answer.body.decode() for answer in answers}
-        return Response(page_of(pages), headers=HEADERS, media_type=CONTENT_TYPE_LATEST)
-    chosen = by_status[0 if asked.is_about_health else -1]
+def combined(request: ForwardedRequest, responses: Sequence[ReplicaResponse]) -> Response:
+    """One response for a broadcast.
+
+    Health is that of the healthiest replica. Metrics are merged. Otherwise the highest status
+    wins, as the request has failed if it failed anywhere.
+    """
+    by_status = sorted(responses, key=lambda response: response.status)
+    if request.path == "/metrics" and by_status[-1].status == 200:
+        pages = {response.replica: response.body.decode() for response in responses}
+        return Response(merged_metrics(pages), headers=HEADERS, media_type=CONTENT_TYPE_LATEST)
+    chosen = by_status[0 if request.is_about_health else -1]
     response = Response(chosen.body, chosen.status)
     response.raw_headers = _without_id(chosen.headers)
     return response
 
 
-def _refusal(error: Exception, path: str) -> Response:
+def merged_metrics(pages: Mapping[str, str]) -> bytes:
+    """One page of the metrics of all replicas, labelled with their names.
+
+    ``pages`` has the Prometheus text of each replica by its name.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_MergedPages(pages))
+    return generate_latest(registry)
+
+
+class _MergedPages(Collector):
+    def __init__(self, pages: Mapping[str, str]) -> None:
+        self._pages = pages
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "sleb_replicas", "Replicas whose metrics are on this page.", len(self._pages)
+        )
+        families: dict[str, Metric] = {}
+        for replica, page in self._pages.items():
+            for family in text_string_to_metric_families(page):
+                empty = Metric(family.name, family.documentation, family.type)
+                merged = families.setdefault(family.name, empty)
+                for sample in family.samples:
+                    labels = {**sample.labels, REPLICA_LABEL: replica}
+                    merged.add_sample(sample.name, labels, sample.value)
+        yield from families.values()
+
+
+def _problem_response(error: Exception, path: str) -> Response:
     problem = problem_of(error, _PROBLEMS)
     return refusal(problem.marshal(), path, {**(problem.headers or {}), **HEADERS})
 
 
-def _event(error: Exception, path: str) -> bytes:
-    """As the application itself ends a stream that fails."""
+def _error_event(error: Exception, path: str) -> bytes:
+    """The event with which the application ends a failed stream."""
     content = problem_of(error, _PROBLEMS).marshal()
     if is_openai(path):
         return format_sse_event(data_str=json.dumps(envelope(content)[1]))
     return format_sse_event(event="error", data_str=json.dumps(content))
+
+
+def _replica_lost(request: ForwardedRequest, attempt: _Attempt) -> ReplicaLost:
+    if attempt.has_begun:
+        return ReplicaLost("the replica was lost during its response: send the request again")
+    if request.is_repeatable:
+        return ReplicaLost(f"{MAX_ATTEMPTS} replicas in a row were lost with this request")
+    return ReplicaLost(
+        "the replica was lost and may have executed the request: check, then send it again; with "
+        "an Idempotency-Key it would have been sent again"
+    )
 
 
 def _are_events(headers: Headers) -> bool:
@@ -212,20 +274,9 @@ def _are_events(headers: Headers) -> bool:
 
 
 def _without_id(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Ray Serve adds the request's id to every response by itself."""
+    """Drop the request id, which Ray Serve adds to every response itself."""
     return [(name, value) for name, value in headers if name.lower() != b"x-request-id"]
 
 
-def _lost(asked: Asked, attempt: _Attempt) -> ReplicaLost:
-    if attempt.has_begun:
-        return ReplicaLost("the replica that was answering is gone: ask again from the start")
-    if asked.is_repeatable:
-        return ReplicaLost(f"{MOST_TRIES} replicas in a row are gone that this was given to")
-    return ReplicaLost(
-        "the replica that this was given to is gone, and may have done it or not: look, then ask "
-        "again; with an Idempotency-Key it would have been asked again"
-    )
-
-
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return (str(error) or repr(error)).splitlines()[0]

@@ -1,21 +1,21 @@
-"""A request on its way from the gate of a cluster to a replica, and what may become of it."""
+"""Messages between the ingress of a cluster and its replicas, and the errors of the ingress."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-_PASSED_ON = (
+_SCOPE_FIELDS = (
     "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string",
     "headers", "client", "server",
 )  # fmt: skip
-_SAFE = ("GET", "HEAD", "OPTIONS")
-_GENERATIONS = ("/generate", "/compare", "/v1/")
-_EVERYWHERE = re.compile(r"GET /metrics|GET /health/(live|ready)|POST /models/[^/]+/(load|unload)")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_GENERATION_PATHS = ("/generate", "/compare", "/v1/")
+_BROADCAST = re.compile(r"GET /metrics|GET /health/(live|ready)|POST /models/[^/]+/(load|unload)")
 
 
 class ReplicaLost(RuntimeError):
-    """The replica that worked on a request is gone, and the request cannot be given to another."""
+    """The replica that handled a request has died, and no other one can take the request over."""
 
 
 class NoReplica(RuntimeError):
@@ -23,61 +23,62 @@ class NoReplica(RuntimeError):
 
 
 class ReplicasBusy(RuntimeError):
-    """More requests wait for a replica than may."""
+    """Too many requests are waiting for a replica."""
 
     retry_after_s = 1.0
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a replica is asked, as plain values.
+class ForwardedRequest:
+    """An HTTP request as plain values that can be sent to another process.
 
-    ``scope`` is ASGI's, without what belongs to one process. ``body`` is all of it, or somewhat
-    more than the largest that is allowed.
+    ``scope`` is the ASGI scope without the fields that belong to one process. ``body`` is complete,
+    or longer than the limit if the client sent too much.
     """
 
     scope: Mapping[str, Any]
     body: bytes
+
+    @classmethod
+    def of(cls, scope: Mapping[str, Any], body: bytes) -> Self:
+        """``scope`` is an ASGI scope of type http."""
+        return cls({name: scope[name] for name in _SCOPE_FIELDS if name in scope}, body)
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
 
     @property
     def path(self) -> str:
         return str(self.scope["path"])
 
     @property
-    def is_for_all(self) -> bool:
-        """Whether every replica has to be asked: its answer is about its own process."""
-        return _EVERYWHERE.fullmatch(f"{self.scope['method']} {self.path}") is not None
+    def is_broadcast(self) -> bool:
+        """Whether it is about the process of a replica, and therefore goes to every replica."""
+        return _BROADCAST.fullmatch(f"{self.method} {self.path}") is not None
 
     @property
     def is_about_health(self) -> bool:
         return self.path.startswith("/health/")
 
-    def is_answered_by(self, answer: "Whole") -> bool:
-        """Whether the others need not be waited for: one replica that is well is enough."""
-        return self.is_about_health and answer.status == 200
-
     @property
     def is_repeatable(self) -> bool:
-        """Whether another replica may be asked, though nobody knows how far this one came."""
+        """Whether it can go to another replica after the first one may have executed it."""
         has_key = any(name == b"idempotency-key" for name, _ in self.scope["headers"])
-        return self.scope["method"] in _SAFE or self.path.startswith(_GENERATIONS) or has_key
+        is_generation = self.path.startswith(_GENERATION_PATHS)
+        return self.method in _SAFE_METHODS or is_generation or has_key
 
     @property
-    def is_stream_of_tokens(self) -> bool:
-        """Whether its answer, if it is a stream, has begun with its first token only."""
-        return str(self.scope["method"]) == "POST"
+    def may_stream_tokens(self) -> bool:
+        """Whether a streamed response counts as begun only with its first token."""
+        return self.method == "POST"
 
 
 @dataclass(frozen=True)
-class Whole:
-    """All of a response, and the name of the replica that it is from."""
+class ReplicaResponse:
+    """The complete response of one replica."""
 
-    replica: str
+    replica: str  # its name
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
-
-
-def asked_of(scope: Mapping[str, Any], body: bytes) -> Asked:
-    """Of an ASGI scope of type http."""
-    return Asked({name: scope[name] for name in _PASSED_ON if name in scope}, body)

@@ -1,4 +1,4 @@
-"""``sleb cluster``: the service on Ray Serve, until SIGTERM or Ctrl-C."""
+"""``sleb cluster``: run the service on Ray Serve until SIGTERM or Ctrl-C."""
 
 import logging
 import signal
@@ -23,7 +23,7 @@ class ClusterFailed(RuntimeError):
 
 
 def run_cluster(settings: ClusterSettings) -> None:
-    """On the cluster that Ray finds, or on one that is started on this machine and ends with it.
+    """Run on the cluster that Ray finds, or else on one that runs on this machine meanwhile.
 
     Raises ``ClusterUnavailable`` without the extra, ``OpenDoor``, ``NoCommonRedis``, or
     ``ClusterFailed``.
@@ -31,21 +31,15 @@ def run_cluster(settings: ClusterSettings) -> None:
     check_door(settings)
     set_up_process(settings)
     with suppress(KeyboardInterrupt), connected(import_ray("serve")):
-        signal.signal(signal.SIGTERM, leave)  # Ray's own leaves everything as it is
+        signal.signal(signal.SIGTERM, leave)  # Ray's handler would skip the cleanup
         with deployed(settings) as url:
             logger.info("the cluster answers on %s", url)
             threading.Event().wait()
 
 
-def _why(status: "ServeStatus", name: str) -> str:
-    """The last line of every complaint: the error behind a traceback. Empty if there is none."""
-    complaints = [its.message for its in status.applications[name].deployments.values()]
-    return "\n".join(complaint.splitlines()[-1] for complaint in complaints if complaint)
-
-
 @contextmanager
 def deployed(settings: ClusterSettings) -> Iterator[str]:
-    """On the cluster that is connected to; yields the URL. Raises as ``run_cluster`` does."""
+    """Deploy on the connected cluster and yield the URL. Raises as ``run_cluster`` does."""
     from ray import serve
 
     from app.cluster.application import NAME, application_of
@@ -59,6 +53,12 @@ def deployed(settings: ClusterSettings) -> Iterator[str]:
         serve.run(application, name=NAME, route_prefix="/")
         yield f"http://{settings.host}:{settings.port}"
     except RuntimeError as error:
-        raise ClusterFailed(_why(serve.status(), NAME) or str(error)) from error
+        raise ClusterFailed(_reasons(serve.status(), NAME) or str(error)) from error
     finally:
         serve.delete(NAME)
+
+
+def _reasons(status: "ServeStatus", name: str) -> str:
+    """The last line of each deployment's message: the error that a traceback ends with."""
+    messages = [found.message for found in status.applications[name].deployments.values()]
+    return "\n".join(message.splitlines()[-1] for message in messages if message)

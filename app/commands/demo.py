@@ -1,6 +1,6 @@
-"""``sleb demo``: the whole service on a real model, driven over HTTP as a user would.
+"""``sleb demo``: prune a real model, serve it beside the dense one, and compare the two.
 
-What the demo prints at its end: one table, one completion from each side, where to go next.
+The whole service runs in the background and is used over HTTP, as a client would use it.
 """
 
 import signal
@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import httpx2
@@ -20,7 +21,6 @@ from rich.panel import Panel
 from rich.table import Table
 
 from app.commands.client import authorization
-from app.commands.comparison import PROMPTS, Side, measure
 from app.commands.prune import search_progress
 from app.config import ServeSettings
 from app.terminal import print_json
@@ -29,83 +29,38 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.names import VariantName
 from pruning.models.store import set_up_torch
 
-
-def print_report(job: dict[str, Any], dense: Side, pruned: Side, *, as_json: bool) -> None:
-    measured = dense.tpot_s / pruned.tpot_s
-    ideal = dense.model["num_blocks"] / pruned.model["num_blocks"]
-    if as_json:
-        speedup = {"measured": measured, "ideal": ideal}
-        sides = {"dense": asdict(dense), "pruned": asdict(pruned)}
-        print_json({"job": job, **sides, "speedup": speedup})
-        return
-    table = Table(title="What pruning bought, and what it cost")
-    for heading in ("", "dense", "pruned", "gain"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, left, right, ratio in _rows(dense, pruned):
-        table.add_row(name, left, right, ratio)
-    table.add_section()
-    table.add_row("speed-up, measured", "", "", f"[bold]{measured:.2f}×[/]")
-    table.add_row("speed-up, ideal (blocks)", "", "", f"{ideal:.2f}×")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"perplexity: {pruned.model['evaluated_on']}; times: medians over requests of "
-        f"{len(PROMPTS)} prompts, dense and pruned in turn"
-    )
-    for title, side in (("dense", dense), ("pruned", pruned)):
-        text = f"[dim]{PROMPTS[0]}[/]{_escaped(side.completion)}"
-        console.print(Panel(text, title=f"{title}: {side.model['id']}", title_align="left"))
-
-
-def _rows(dense: Side, pruned: Side) -> list[tuple[str, str, str, str]]:
-    def row(name: str, left: float, right: float, form: str) -> tuple[str, str, str, str]:
-        return name, form.format(left), form.format(right), f"{left / right:.2f}×"
-
-    left, right = dense.model, pruned.model
-    return [
-        row("transformer blocks", left["num_blocks"], right["num_blocks"], "{:d}"),
-        row("parameters", left["num_parameters"], right["num_parameters"], "{:,d}"),
-        row("perplexity", left["perplexity"], right["perplexity"], "{:.2f}"),
-        row("time to first token", dense.ttft_s * 1e3, pruned.ttft_s * 1e3, "{:.0f} ms"),
-        row("time per output token", dense.tpot_s * 1e3, pruned.tpot_s * 1e3, "{:.1f} ms"),
-        (
-            "tokens per second",
-            f"{dense.tokens_per_s:.1f}",
-            f"{pruned.tokens_per_s:.1f}",
-            f"{pruned.tokens_per_s / dense.tokens_per_s:.2f}×",  # the one where more is better
-        ),
-    ]
-
-
-def print_next_steps(console: Console, url: str, job_id: str, *, is_running: bool) -> None:
-    hint = "" if is_running else " (while it runs: make demo KEEP=1)"
-    console.print(
-        f"\n[bold]Where to go next[/]{hint}\n"
-        f"  API documentation  {url}/docs\n"
-        f"  metrics            {url}/metrics\n"
-        f"  the job            curl {url}/prune-jobs/{job_id}\n"
-        f"  all variants       curl {url}/models\n"
-        f"  a completion       curl {url}/generate -H 'content-type: application/json' \\\n"
-        f"""                       -d '{{"model": "smollm2-135m@-3", "prompt": "The sea is"}}'""",
-        soft_wrap=True,  # so that a line can be copied
-    )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
 CALIBRATION = {"dataset": "self", "num_samples": 8, "seqlen": 64}
-START_S = 120.0  # for the service to become ready
-STOP_S = 60.0
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a temperature of",
+    "The three primary colours are",
+    "Once upon a time, in a small village by the sea,",
+)
+MAX_NEW_TOKENS = 48
+REPEATS = 3  # odd, so that a median is one of the times
+COMPARE_TIMEOUT_S = 300.0
+START_TIMEOUT_S = 120.0  # until the service is ready
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.2
 
 
 class DemoFailed(RuntimeError):
-    """A step of the demo did not come to its end."""
+    """A step of the demo has failed."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The measurements of one model: medians over the repeats, and one completion."""
+
+    model: dict[str, Any]  # as GET /models describes it
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+    completion: str
 
 
 def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: bool) -> None:
-    """Fetch the model, start everything, prune, generate, report, and stop what was started."""
+    """Fetch the model, start the service, prune, compare, report, and stop the service."""
     console = Console(stderr=True, highlight=False)
     set_up_torch()
     with console.status(f"Getting {NAME} ready: fetched and converted the first time only"):
@@ -118,15 +73,15 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
         httpx2.Client(base_url=url, headers=headers) as client,
     ):
         job = _prune(client, console, num_remove)
-        with console.status("Generating with both, in turn"):
-            dense, pruned = measure(client, [NAME, str(VariantName(NAME, depth=num_remove))])
-        print_report(job, dense, pruned, as_json=as_json)
-        print_next_steps(console, url, job["id"], is_running=keep)
+        with console.status("Generating with both models, in turn"):
+            dense, pruned = _compare(client, NAME, str(VariantName(NAME, depth=num_remove)))
+        _print_report(job, dense, pruned, as_json=as_json)
+        _print_next_steps(console, url, job["id"], is_running=keep)
 
 
 @contextmanager
 def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterator[str]:
-    """``sleb up`` in the background, from ready to stopped; its output goes to a file."""
+    """Run ``sleb up`` in the background, with its output in a file. Yields its URL once ready."""
     port = _free_port(settings.port)
     url = f"http://127.0.0.1:{port}"
     log = settings.data_dir / "up.log"
@@ -148,24 +103,28 @@ def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterat
         is_done = True
     finally:
         if keep and is_done:
-            console.print(f"The service goes on; to stop it: [bold]kill {process.pid}[/]")
+            console.print(f"The service keeps running; stop it with [bold]kill {process.pid}[/]")
         else:
-            with console.status("Stopping what was started"):
+            with console.status("Stopping the service"):
                 _stop(process)
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()  # the kernel then ends its children
-        process.wait()
+def _free_port(preferred: int) -> int:
+    """The preferred port if it is free, else any free port."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise DemoFailed("no free port on 127.0.0.1")
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     pause = threading.Event()
-    for _ in range(int(START_S / 0.2)):
+    for _ in range(int(START_TIMEOUT_S / POLL_S)):
         if process.poll() is not None:
             break
         try:
@@ -173,18 +132,24 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
                 return
         except httpx2.TransportError:
             pass
-        pause.wait(0.2)
+        pause.wait(POLL_S)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
     raise DemoFailed(f"the service did not become ready; the end of {log}:\n{tail}")
 
 
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the kernel then ends its children
+        process.wait()
+
+
 def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str, Any]:
-    """Submit the job and show its progress until it has succeeded."""
+    """Submit a job and show its progress. Returns the job after it has succeeded."""
     body = {"model": NAME, "num_remove": num_remove, "calibration": CALIBRATION}
-    response = client.post("/prune-jobs", json=body)
-    if response.status_code != 202:
-        raise DemoFailed(f"POST /prune-jobs answered {response.status_code}: {response.text}")
-    job: dict[str, Any] = response.json()
+    job = _post(client, "/prune-jobs", body, expected=202)
     console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {num_remove} blocks to remove")
     pause = threading.Event()
     with search_progress(console) as progress:
@@ -206,14 +171,107 @@ def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str
     return job
 
 
-def _free_port(wanted: int) -> int:
-    """The port of the settings if it is free, else any that is."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise DemoFailed("no free port on 127.0.0.1")
+def _compare(client: httpx2.Client, *names: str) -> list[Side]:
+    """Generate answers of equal lengths with every model, so that only the depth differs."""
+    body = {
+        "models": names,
+        "prompt": PROMPTS,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "ignore_eos": True,
+        "repeats": REPEATS,
+    }
+    prompts = _post(client, "/compare", body, expected=200)["prompts"]
+    return [
+        _side(
+            client.get(f"/models/{name}").raise_for_status().json(),
+            [prompt["outputs"][number] for prompt in prompts],
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def _side(model: dict[str, Any], outputs: list[dict[str, Any]]) -> Side:
+    """``outputs``: one for each prompt. The prompts of a repeat run as one batch."""
+    repeats = list(zip(*(output["timings"] for output in outputs), strict=True))
+    num_tokens = sum(output["completion_tokens"] for output in outputs)
+    return Side(
+        model=model,
+        ttft_s=median(fmean(times["ttft_s"] for times in repeat) for repeat in repeats),
+        tpot_s=median(fmean(times["tpot_s"] for times in repeat) for repeat in repeats),
+        tokens_per_s=median(
+            num_tokens / max(times["e2e_s"] for times in repeat) for repeat in repeats
+        ),
+        completion=outputs[0]["text"],
+    )
+
+
+def _post(
+    client: httpx2.Client, path: str, body: dict[str, Any], *, expected: int
+) -> dict[str, Any]:
+    response = client.post(path, json=body, timeout=COMPARE_TIMEOUT_S)
+    if response.status_code != expected:
+        raise DemoFailed(f"POST {path} answered {response.status_code}: {response.text}")
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def _print_report(job: dict[str, Any], dense: Side, pruned: Side, *, as_json: bool) -> None:
+    measured = dense.tpot_s / pruned.tpot_s
+    ideal = dense.model["num_blocks"] / pruned.model["num_blocks"]
+    if as_json:
+        speedup = {"measured": measured, "ideal": ideal}
+        sides = {"dense": asdict(dense), "pruned": asdict(pruned)}
+        print_json({"job": job, **sides, "speedup": speedup})
+        return
+    table = Table(title="What pruning bought, and what it cost")
+    for heading in ("", "dense", "pruned", "gain"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in _rows(dense, pruned):
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("speed-up, measured", "", "", f"[bold]{measured:.2f}×[/]")
+    table.add_row("speed-up, ideal (blocks)", "", "", f"{ideal:.2f}×")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"perplexity: {pruned.model['evaluated_on']}; times: medians over requests of "
+        f"{len(PROMPTS)} prompts, dense and pruned in turn"
+    )
+    for title, side in (("dense", dense), ("pruned", pruned)):
+        completion = side.completion.replace("[", "\\[")
+        text = f"[dim]{PROMPTS[0]}[/]{completion}"
+        console.print(Panel(text, title=f"{title}: {side.model['id']}", title_align="left"))
+
+
+def _rows(dense: Side, pruned: Side) -> list[tuple[str, str, str, str]]:
+    def row(name: str, left: float, right: float, form: str) -> tuple[str, str, str, str]:
+        return name, form.format(left), form.format(right), f"{left / right:.2f}×"
+
+    left, right = dense.model, pruned.model
+    return [
+        row("transformer blocks", left["num_blocks"], right["num_blocks"], "{:d}"),
+        row("parameters", left["num_parameters"], right["num_parameters"], "{:,d}"),
+        row("perplexity", left["perplexity"], right["perplexity"], "{:.2f}"),
+        row("time to first token", dense.ttft_s * 1e3, pruned.ttft_s * 1e3, "{:.0f} ms"),
+        row("time per output token", dense.tpot_s * 1e3, pruned.tpot_s * 1e3, "{:.1f} ms"),
+        (
+            "tokens per second",
+            f"{dense.tokens_per_s:.1f}",
+            f"{pruned.tokens_per_s:.1f}",
+            f"{pruned.tokens_per_s / dense.tokens_per_s:.2f}×",  # here more is better
+        ),
+    ]
+
+
+def _print_next_steps(console: Console, url: str, job_id: str, *, is_running: bool) -> None:
+    hint = "" if is_running else " (while it runs: make demo KEEP=1)"
+    console.print(
+        f"\n[bold]Where to go next[/]{hint}\n"
+        f"  API documentation  {url}/docs\n"
+        f"  metrics            {url}/metrics\n"
+        f"  the job            curl {url}/prune-jobs/{job_id}\n"
+        f"  all variants       curl {url}/models\n"
+        f"  a completion       curl {url}/generate -H 'content-type: application/json' \\\n"
+        f"""                       -d '{{"model": "smollm2-135m@-3", "prompt": "The sea is"}}'""",
+        soft_wrap=True,  # so that a line can be copied
+    )

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.cluster.metrics_page import page_of
+from app.cluster.ingress import merged_metrics
 from app.metrics.shadow import ShadowMetrics
 from pruning.worker.metrics import WorkerMetrics
 from tests.monitoring.prometheus import alerts_and_records
@@ -31,7 +31,7 @@ def test_it_lists_every_metric_there_is_and_no_other(client: TestClient) -> None
     worker = WorkerMetrics("worker", lease_s=1).registry
     there = families(client.get("/metrics").text)
     there |= families(generate_latest(shadow).decode()) | families(generate_latest(worker).decode())
-    there |= families(page_of({}).decode())
+    there |= families(merged_metrics({}).decode())
     listed = set(re.findall(r"`(sleb_[a-z_0-9]+)`", GUIDE))
     of_gpus = {name for name in listed if name.startswith("sleb_gpu_")}
     assert len(of_gpus) == 4

@@ -22,30 +22,30 @@ REDIS = "redis://redis-box:6379"
 
 
 def deployments(args: dict[str, Any]) -> tuple[Any, Any]:
-    """The gate, and what it is bound to."""
-    gate = application(
+    """The ingress, and the replicas it is bound to."""
+    ingress = application(
         {"redis_url": REDIS, "replica_gpus": 0, "insecure": True, **args}
     )._bound_deployment
-    return gate, gate.init_args[0]._bound_deployment
+    return ingress, ingress.init_args[0]._bound_deployment
 
 
 def test_the_file_of_the_guide_is_one_that_ray_serve_takes() -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(FILE.read_text(encoding="utf-8")))
     (ours,) = config.applications
     assert ours.import_path == f"{application.__module__}:{application.__name__}"
-    gate, replica = deployments(ours.args)
+    ingress, replica = deployments(ours.args)
     scaling = replica._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 8)
     assert replica.ray_actor_options == {"num_cpus": 4, "num_gpus": 1}
-    assert gate.ray_actor_options["resources"].keys() == {"node:__internal_head__"}
+    assert ingress.ray_actor_options["resources"].keys() == {"node:__internal_head__"}
     assert replica.init_args[0]["threads"] == 4
     assert str(replica.init_args[0]["data_dir"]) == ours.args["data_dir"]
 
 
 def test_every_replica_is_given_all_settings_whatever_its_machine_says() -> None:
-    gate, replica = deployments({"replicas": 3, "max_num_seqs": 5, "threads": 2, "gates": 2})
+    ingress, replica = deployments({"replicas": 3, "max_num_seqs": 5, "threads": 2, "gates": 2})
     assert replica.num_replicas == 3
-    assert gate.num_replicas == 2
+    assert ingress.num_replicas == 2
     given = replica.init_args[0]
     assert (given["max_num_seqs"], given["threads"], given["redis_url"]) == (5, 2, REDIS)
     assert given.keys() < ClusterSettings.model_fields.keys()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.cluster.autoscaling import ByQueuedTokens
+from app.cluster.autoscaling import QueuedTokensPolicy
 from tests.support.clusters import LONG, Many, service_on
 from tests.support.waiting import wait_until
 
@@ -14,7 +14,7 @@ def wanted(busy: dict[str, float], queued_tokens: dict[str, float]) -> float:
     load = SimpleNamespace(
         target_num_replicas=2, aggregated_metrics={"busy": busy, "queued_tokens": queued_tokens}
     )
-    return ByQueuedTokens(1000)(load)[0]
+    return QueuedTokensPolicy(1000)(load)[0]
 
 
 def test_what_runs_keeps_its_replicas_and_what_waits_calls_for_more() -> None:
@@ -26,7 +26,7 @@ def test_what_runs_keeps_its_replicas_and_what_waits_calls_for_more() -> None:
 
 def test_nothing_changes_before_anybody_has_told_anything() -> None:
     load = SimpleNamespace(target_num_replicas=2, aggregated_metrics=None)
-    assert ByQueuedTokens(1000)(load) == (2, {})
+    assert QueuedTokensPolicy(1000)(load) == (2, {})
 
 
 @pytest.mark.slow

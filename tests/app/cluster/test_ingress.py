@@ -1,4 +1,4 @@
-"""What the gate makes of the answers of replicas, and of replicas that do not answer."""
+"""How the ingress handles responses of replicas, and replicas that do not respond."""
 
 import asyncio
 import json
@@ -12,8 +12,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.cluster.ingress import MOST_TRIES, Gate
-from app.cluster.messages import Whole
+from app.cluster.ingress import MAX_ATTEMPTS, Ingress
+from app.cluster.messages import ReplicaResponse
 
 START: Message = {
     "type": "http.response.start",
@@ -27,7 +27,7 @@ Tries = list[list[Message | Exception]]
 
 
 class Replicas:
-    """In the place of Ray Serve's handle: each try says and raises what was written down for it."""
+    """A fake of Ray Serve's handle: each attempt follows its script."""
 
     def __init__(self, tries: Tries, wholes: list[Any] | None = None) -> None:
         self._tries = tries
@@ -36,7 +36,7 @@ class Replicas:
         self.num_cancelled = 0
 
     def options(self, **options: Any) -> "Replicas":
-        assert options == {"method_name": "answer", "stream": True}
+        assert options == {"method_name": "stream", "stream": True}
         return self
 
     def remote(self, _asked: object) -> "Attempt":
@@ -44,7 +44,7 @@ class Replicas:
         return Attempt(self, self._tries[self.num_tries - 1])
 
     def broadcast(self, method: str, _asked: object) -> "Replicas":
-        assert method == "whole"
+        assert method == "respond"
         return self
 
     async def _fetch_replica_results_async(self) -> list["Result"]:
@@ -54,12 +54,12 @@ class Replicas:
 
 
 class Result:
-    """Of one replica that was asked with all others; None is one that says nothing."""
+    """The response of one replica to a broadcast; None never arrives."""
 
-    def __init__(self, answer: Whole | Exception | None) -> None:
+    def __init__(self, answer: ReplicaResponse | Exception | None) -> None:
         self._answer = answer
 
-    async def get_async(self) -> Whole:
+    async def get_async(self) -> ReplicaResponse:
         if self._answer is None:
             await asyncio.Event().wait()
         if isinstance(self._answer, Exception):
@@ -90,7 +90,7 @@ def ask(
     headers: tuple[tuple[bytes, bytes], ...] = (),
     on_sent: Callable[[Message], None] = lambda _message: None,
 ) -> list[Message]:
-    """What a client of the gate is sent."""
+    """The messages that a client of the ingress receives."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -102,7 +102,7 @@ def ask(
 
     async def answer() -> None:
         scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
-        response = await Gate(replicas, 100)(Request(scope, receive))
+        response = await Ingress(replicas, 100)(Request(scope, receive))
         await response(scope, receive, send)
 
     asyncio.run(answer())
@@ -135,7 +135,7 @@ def test_it_is_not_asked_again_for_ever() -> None:
     replicas = Replicas([[lost()]] * 9)
     status, problem = refusal(ask(replicas))
     assert (status, problem["type"]) == (502, "replica-lost")
-    assert replicas.num_tries == MOST_TRIES
+    assert replicas.num_tries == MAX_ATTEMPTS
 
 
 def test_what_has_begun_to_stream_ends_with_an_error_event() -> None:
@@ -153,7 +153,7 @@ def test_what_was_begun_and_is_no_stream_of_events_breaks_off() -> None:
     start = {**START, "headers": [(b"content-type", b"application/octet-stream")]}
     sent: list[Message] = []
     replicas = Replicas([[start, FIRST, lost()], [*WHOLE]])
-    with pytest.raises(RuntimeError, match="is gone: ask again"):
+    with pytest.raises(RuntimeError, match="was lost during its response"):
         ask(replicas, "/prune-jobs/prn-1/checkpoints/model.safetensors", "GET", on_sent=sent.append)
     assert sent[1:] == [FIRST]
 
@@ -207,8 +207,8 @@ def test_a_client_that_goes_ends_what_the_replica_does() -> None:
     assert replicas.num_cancelled == 1
 
 
-def whole(replica: str, status: int, body: bytes = b"{}") -> Whole:
-    return Whole(replica, status, ((b"X-Request-Id", b"mine"), (b"x-own", b"1")), body)
+def whole(replica: str, status: int, body: bytes = b"{}") -> ReplicaResponse:
+    return ReplicaResponse(replica, status, ((b"X-Request-Id", b"mine"), (b"x-own", b"1")), body)
 
 
 def test_one_ready_replica_makes_it_ready_and_one_that_cannot_unload_says_so() -> None:
@@ -228,7 +228,7 @@ def test_without_any_replica_it_is_not_ready(wholes: list[Any] | None) -> None:
 def test_a_replica_that_is_late_is_left_out_but_nothing_is_done_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.cluster.ingress._PATIENCE_S", {"GET": 0.01, "POST": 0.01})
+    monkeypatch.setattr("app.cluster.ingress.BROADCAST_TIMEOUT_S", {"GET": 0.01, "POST": 0.01})
     page = ask(Replicas([], [whole("a", 200, b""), None]), "/metrics", "GET")
     assert b"sleb_replicas 1.0" in page[1]["body"]
     status, problem = refusal(ask(Replicas([], [whole("a", 204), None]), "/models/tiny/unload"))

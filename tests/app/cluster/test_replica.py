@@ -1,4 +1,4 @@
-"""One replica without Ray: it is asked what a server would, and says when it is of no use."""
+"""One replica without Ray: its responses, its load and its health."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.cluster.messages import Asked
+from app.cluster.messages import ForwardedRequest
 from app.cluster.replica import Exchange, Replica
 from app.engine.async_engine import EngineStopped
 from pruning.models.store import NotAModel
 
 
-def asked(path: str, body: dict[str, Any] | None = None) -> Asked:
+def asked(path: str, body: dict[str, Any] | None = None) -> ForwardedRequest:
     content = b"" if body is None else json.dumps(body).encode()
     headers = [(b"content-type", b"application/json")]
     scope: dict[str, Any] = {
@@ -26,7 +26,7 @@ def asked(path: str, body: dict[str, Any] | None = None) -> Asked:
         "scheme": "http",
     }
     scope |= {"method": "GET" if body is None else "POST", "path": path, "query_string": b""}
-    return Asked({**scope, "headers": headers}, content)
+    return ForwardedRequest({**scope, "headers": headers}, content)
 
 
 @asynccontextmanager
@@ -46,9 +46,9 @@ async def replica_on(data_dir: Path, redis_url: str) -> AsyncIterator[Replica]:
 def test_it_is_there_when_its_models_are_and_answers(tiny_models_dir: Path, redis_url: str) -> None:
     async def answers() -> tuple[Any, Any]:
         async with replica_on(tiny_models_dir.parent, redis_url) as replica:
-            ready = await replica.whole(asked("/health/ready"))
+            ready = await replica.respond(asked("/health/ready"))
             body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 3}
-            return ready, await replica.whole(asked("/generate", body))
+            return ready, await replica.respond(asked("/generate", body))
 
     ready, generated = asyncio.run(answers())
     assert ready.status == generated.status == 200
@@ -63,7 +63,7 @@ def test_load_is_told_in_tokens_and_slots_and_leaves_with_the_client(
         async with replica_on(tiny_models_dir.parent, redis_url) as replica:
             body = {"model": "tiny", "prompt": ["a"] * 4, "max_new_tokens": 200, "ignore_eos": True}
             before = replica.record_autoscaling_stats()
-            answer = replica.answer(asked("/generate", {**body, "stream": True}))
+            answer = replica.stream(asked("/generate", {**body, "stream": True}))
             await anext(answer)  # headers or first tokens: from then on all are admitted
             during = replica.record_autoscaling_stats()
             await answer.aclose()  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def test_an_error_is_the_replicas_only_before_its_answer_is_complete(is_complete
         raise RuntimeError("a defect")
 
     async def said() -> list[str]:
-        exchange = Exchange(app, {}, asked("/"))
+        exchange = Exchange(app, {}, b"")
         return [its["type"] async for messages in exchange.messages() for its in messages]
 
     if is_complete:
