@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.api.schemas.jobs import CalibrationBody, PruneJobBody, SourceBody, WebhookBody
+from app.api.schemas.jobs import PruneJobBody, WebhookBody
 from app.auth.keys import caller
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.jobs.estimate import (
@@ -35,8 +35,6 @@ from pruning.models.safetensors_files import weight_sizes
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
-from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec
-from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec
 
 RAISES = (
@@ -200,7 +198,7 @@ class JobSubmission:
         return wait_s(running, succeeded, time.time())
 
     def _checked(self, body: PruneJobBody) -> _Checked:
-        spec = _spec(body, self._texts)
+        spec = PruneSpec.from_dict(body.spec_fields()).resolved(self._texts.file)
         info = self._models.inspect(spec.model)
         if spec.quantize is not None:
             check_quantizable(info.model_type)
@@ -223,46 +221,6 @@ class JobSubmission:
             raise WebhooksOff
         check(body.url, self._webhook_rule)
         return Webhook(body.url, tuple(dict.fromkeys(body.events)))
-
-
-def _spec(body: PruneJobBody, texts: TextsFolder) -> PruneSpec:
-    return PruneSpec(
-        model=body.model,
-        num_remove=body.num_remove,
-        sparsity=body.sparsity,
-        max_perplexity_ratio=body.max_perplexity_ratio,
-        target_speedup=body.target_speedup,
-        calibration=_calibration(body.calibration, texts),
-        protect_first=body.protect_first,
-        protect_last=body.protect_last,
-        dtype=body.dtype,
-        evaluate=body.evaluate,
-        metric=body.metric,
-        search=body.search,
-        resident=body.resident,
-        gate=None if body.gate is None else Gate(**body.gate.model_dump()),
-        quantize=body.quantize,
-        zero_shot=body.zero_shot,
-    )
-
-
-def _calibration(body: CalibrationBody | list[SourceBody], texts: TextsFolder) -> Calibration:
-    if isinstance(body, CalibrationBody):
-        return _source(body, texts, "calibration")
-    sources = [_source(source, texts, f"calibration.{at}") for at, source in enumerate(body)]
-    return CalibrationMix(tuple(sources), tuple(source.weight for source in body))
-
-
-def _source(body: CalibrationBody, texts: TextsFolder, param: str) -> CalibrationSpec:
-    """``param`` is the dotted name of the source in the body."""
-    try:
-        path = None if body.path is None else str(texts.file(body.path))
-        return CalibrationSpec(
-            body.dataset, body.sampling, body.num_samples, body.seqlen, body.seed, path
-        )
-    except InvalidSpec as error:
-        at = error.param.replace("calibration", param, 1)
-        raise InvalidSpec(at, str(error)) from error
 
 
 def _scoped(key: str) -> str:

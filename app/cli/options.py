@@ -1,14 +1,36 @@
-"""Calibration texts as they are written on a command line."""
+"""Options of ``sleb prune`` and ``sleb stability``, and calibration texts as typed there."""
 
 from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
+from pruning.spec.prune import Metric, Resident, Search
+
+ModelArgument = Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")]
+SamplingOption = Annotated[
+    Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
+]
+SeqlenOption = Annotated[int, typer.Option(help="Tokens per window.")]
+ProtectFirstOption = Annotated[int, typer.Option(help="First alive blocks that stay.")]
+ProtectLastOption = Annotated[int, typer.Option(help="Last alive blocks that stay.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+MetricOption = Annotated[
+    Metric, typer.Option(help="The paper's metric 3, or 1 or 2, which look at the dense model.")
+]
+SearchOption = Annotated[
+    Search, typer.Option(help="exact, or staged: clearly worse candidates leave early.")
+]
+ResidentOption = Annotated[
+    Resident, typer.Option(help="model, or stream: one block at a time from the disk.")
+]
 
 
 def calibration_of(
     texts: Sequence[str], sampling: Sampling, num_samples: int, seqlen: int, seed: int
 ) -> Calibration:
-    """Of one text or several, each with a weight behind ``=``, or else of weight 1.
+    """One source, or a mix of several. Each text may end in ``=`` and its weight, by default 1.
 
     Raises ``InvalidSpec``.
     """
@@ -21,7 +43,7 @@ def calibration_of(
 def source_of(
     text: str, sampling: Sampling, num_samples: int, seqlen: int, seed: int
 ) -> CalibrationSpec:
-    """``text`` names a data set, or else a file."""
+    """The source that ``text`` names: a data set, or else a file."""
     is_named = text in set(Dataset) - {Dataset.FILE}
     dataset = Dataset(text) if is_named else Dataset.FILE
     path = None if is_named else text
@@ -29,7 +51,7 @@ def source_of(
 
 
 def _weighted(text: str) -> tuple[str, float]:
-    """What is no number behind the last ``=`` belongs to the name."""
+    """Name and weight. If no number follows the last ``=``, all of the text is the name."""
     name, _, weight = text.rpartition("=")
     try:
         return (name, float(weight)) if name else (text, 1.0)

@@ -5,25 +5,38 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import calibration_of
-from pruning.spec.calibration import Dataset, Sampling
-from pruning.spec.gate import GateAction, gate_of
-from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
+from app.cli.options import (
+    DtypeOption,
+    MetricOption,
+    ModelArgument,
+    ProtectFirstOption,
+    ProtectLastOption,
+    ResidentOption,
+    SamplingOption,
+    SearchOption,
+    SeqlenOption,
+    calibration_of,
+)
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.gate import Gate, GateAction, gate_of
+from pruning.spec.prune import PruneSpec, Quantize
 
 
 def prune(
-    model: Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
-    num_remove: Annotated[int | None, typer.Option(help="How many blocks to remove.")] = None,
+    num_remove: Annotated[
+        int | None, typer.Option(help="How many blocks to remove.")
+    ] = PruneSpec.num_remove,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the blocks to remove, rounded up.")
-    ] = None,
+    ] = PruneSpec.sparsity,
     max_perplexity_ratio: Annotated[
         float | None, typer.Option(help="Stop before pruned / dense perplexity passes this.")
-    ] = None,
+    ] = PruneSpec.max_perplexity_ratio,
     target_speedup: Annotated[
         float | None, typer.Option(help="Remove the fewest blocks that decode this much faster.")
-    ] = None,
+    ] = PruneSpec.target_speedup,
     calibration: Annotated[
         list[str],
         typer.Option(
@@ -31,42 +44,38 @@ def prune(
             "--calibration A.txt --calibration B.txt=2.",
             metavar="TEXT[=WEIGHT]",
         ),
-    ] = [Dataset.SELF.value],  # noqa: B006 - typer wants it so, and nobody changes it
-    sampling: Annotated[
-        Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
-    ] = Sampling.WINDOWS,
-    num_samples: Annotated[int, typer.Option(help="Windows, or rows of raw text.")] = 16,
-    seqlen: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = 0,
-    protect_first: Annotated[int, typer.Option(help="First alive blocks that stay.")] = 1,
-    protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    evaluate: Annotated[bool, typer.Option(help="Perplexity of every depth at the end.")] = True,
-    metric: Annotated[
-        Metric, typer.Option(help="The paper's metric 3, or 1 or 2, which look at the dense model.")
-    ] = Metric.SLEB,
-    search: Annotated[
-        Search, typer.Option(help="exact, or staged: clearly worse candidates leave early.")
-    ] = Search.EXACT,
-    resident: Annotated[
-        Resident, typer.Option(help="model, or stream: one block at a time from the disk.")
-    ] = Resident.MODEL,
+    ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
+    sampling: SamplingOption = CalibrationSpec.sampling,
+    num_samples: Annotated[
+        int, typer.Option(help="Windows, or rows of raw text.")
+    ] = CalibrationSpec.num_samples,
+    seqlen: SeqlenOption = CalibrationSpec.seqlen,
+    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = CalibrationSpec.seed,
+    protect_first: ProtectFirstOption = PruneSpec.protect_first,
+    protect_last: ProtectLastOption = PruneSpec.protect_last,
+    dtype: DtypeOption = PruneSpec.dtype,
+    evaluate: Annotated[
+        bool, typer.Option(help="Perplexity of every depth at the end.")
+    ] = PruneSpec.evaluate,
+    metric: MetricOption = PruneSpec.metric,
+    search: SearchOption = PruneSpec.search,
+    resident: ResidentOption = PruneSpec.resident,
     gate_max_probe_drop: Annotated[
         float | None, typer.Option(help="How much of the probe's score, 0 to 1, may be lost.")
-    ] = None,
+    ] = Gate.max_probe_drop,
     gate_max_perplexity_ratio: Annotated[
         float | None, typer.Option(help="Pruned / dense perplexity on held-out text, at most.")
-    ] = None,
+    ] = Gate.max_perplexity_ratio,
     gate_action: Annotated[
         GateAction, typer.Option(help="What comes of more: publish with a warning, or not at all.")
-    ] = GateAction.WARN,
+    ] = Gate.action,
     quantize: Annotated[
         Quantize | None,
         typer.Option(help="Measure the pruned model with weights of 8 or 4 bits as well."),
-    ] = None,
+    ] = PruneSpec.quantize,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Ask the paper's five tasks of dense and pruned.")
-    ] = False,
+    ] = PruneSpec.zero_shot,
     state_budget: Annotated[
         str | None, typer.Option(help="Bytes of hidden states to keep, as 4GiB.", metavar="BYTES")
     ] = None,

@@ -5,14 +5,25 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import source_of
+from app.cli.options import (
+    DtypeOption,
+    MetricOption,
+    ModelArgument,
+    ProtectFirstOption,
+    ProtectLastOption,
+    ResidentOption,
+    SamplingOption,
+    SearchOption,
+    SeqlenOption,
+    source_of,
+)
 from pruning.spec import InvalidSpec
-from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
-from pruning.spec.prune import Metric, PruneSpec, Resident, Search
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import PruneSpec
 
 
 def stability(
-    model: Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory for stability.json and stability.png.")],
     num_remove: Annotated[int, typer.Option(help="How many blocks to remove.")],
     seeds: Annotated[str, typer.Option(help="Of the samples, separated by commas.")] = "0,1,2,3",
@@ -22,18 +33,18 @@ def stability(
             help="A text or jsonl file, or self, wikitext2, c4; each is searched on alone.",
             metavar="TEXT",
         ),
-    ] = [Dataset.SELF.value],  # noqa: B006 - typer wants it so, and nobody changes it
-    sampling: Annotated[
-        Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
-    ] = Sampling.WINDOWS,
-    num_samples: Annotated[int, typer.Option(help="Windows, or rows, of each sample.")] = 16,
-    seqlen: Annotated[int, typer.Option(help="Tokens per window.")] = 128,
-    protect_first: Annotated[int, typer.Option(help="First alive blocks that stay.")] = 1,
-    protect_last: Annotated[int, typer.Option(help="Last alive blocks that stay.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    metric: Annotated[Metric, typer.Option(help="As of sleb prune.")] = Metric.SLEB,
-    search: Annotated[Search, typer.Option(help="exact or staged.")] = Search.EXACT,
-    resident: Annotated[Resident, typer.Option(help="model or stream.")] = Resident.MODEL,
+    ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
+    sampling: SamplingOption = CalibrationSpec.sampling,
+    num_samples: Annotated[
+        int, typer.Option(help="Windows, or rows, of each sample.")
+    ] = CalibrationSpec.num_samples,
+    seqlen: SeqlenOption = CalibrationSpec.seqlen,
+    protect_first: ProtectFirstOption = PruneSpec.protect_first,
+    protect_last: ProtectLastOption = PruneSpec.protect_last,
+    dtype: DtypeOption = PruneSpec.dtype,
+    metric: MetricOption = PruneSpec.metric,
+    search: SearchOption = PruneSpec.search,
+    resident: ResidentOption = PruneSpec.resident,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Repeat a search over samples and texts: which blocks go every time, and which by chance.

@@ -83,7 +83,7 @@ def search(
             removed=[removal.block for removal in removals],
             dense_loss=removals[0].dense_loss if removals else None,
         ):
-            if spec.passes(removal.loss, removal.dense_loss):
+            if spec.exceeds(removal.loss, removal.dense_loss):
                 _refuse_none(spec, removal)
                 break
             removals.append(removal)

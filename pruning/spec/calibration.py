@@ -1,12 +1,14 @@
-"""Which text a search is calibrated on: one source, or several mixed by weight. Plain data."""
+"""The text that a search is calibrated on: one source, or a mix of several by weight."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from pruning.spec import InvalidSpec
+
+_Item = TypeVar("_Item")
 
 MAX_CALIBRATION_TOKENS = 2**28  # a thousand times the paper's
 MAX_SOURCES = 64
@@ -26,7 +28,7 @@ class Sampling(StrEnum):
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """Calibration text: ``num_samples`` rows or windows, cut into windows of ``seqlen`` tokens."""
+    """One source: ``num_samples`` rows or windows, cut into windows of ``seqlen`` tokens."""
 
     dataset: Dataset = Dataset.SELF
     sampling: Sampling = Sampling.WINDOWS
@@ -54,12 +56,16 @@ class CalibrationSpec:
             raise InvalidSpec("calibration.seed", f"seed={self.seed}: expected 0 to 2**32 - 1")
         if (self.dataset is Dataset.FILE) != (self.path is not None):
             raise InvalidSpec(
-                "calibration.path", "a path belongs to dataset 'file', and to no other"
+                "calibration.path", "dataset 'file' needs a path, and no other data set takes one"
             )
 
     @property
     def parts(self) -> tuple["CalibrationSpec", ...]:
         return (self,)
+
+    def resolved(self, locate: Callable[[str], str]) -> "CalibrationSpec":
+        """The same source with ``locate(path)`` as its path, if it has one."""
+        return self if self.path is None else replace(self, path=locate(self.path))
 
     def to_wire(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,8 +75,8 @@ class CalibrationSpec:
 class CalibrationMix:
     """Several sources, each with its own seed and sampling; ``num_samples`` is that of the mix.
 
-    Each gets its share of the samples by weight: the whole part, and what is left goes to the
-    largest remainders, of equal ones to the first; but nobody goes without.
+    Each source gets its share of the samples by weight, by largest remainders, and at least one.
+    Of equal remainders the first source wins.
     """
 
     sources: tuple[CalibrationSpec, ...]
@@ -91,12 +97,12 @@ class CalibrationMix:
         if len(self.sources) > self.num_samples:
             raise InvalidSpec(
                 "calibration.0.num_samples",
-                f"num_samples={self.num_samples} of the mix is too few for {len(self.sources)} "
-                "sources: ask for one each at least",
+                f"num_samples={self.num_samples} is too few for {len(self.sources)} sources: the "
+                "mix needs at least one sample of each",
             )
         texts = [(source.dataset, source.path) for source in self.sources]
         for at, text in enumerate(texts):
-            if text in texts[:at]:  # one's held-out text would be the other's calibration
+            if text in texts[:at]:  # held-out text of one would be calibration text of the other
                 raise InvalidSpec(
                     f"calibration.{at}", "this text is in the mix already: give it more weight"
                 )
@@ -107,8 +113,8 @@ class CalibrationMix:
             if value != values[0]:
                 raise InvalidSpec(
                     f"calibration.{at}.{name}",
-                    f"{name}={value}, and {values[0]} in front of it: it is that of the whole mix, "
-                    "the same in every source",
+                    f"{name}={value} differs from the first source's {values[0]}: it belongs to "
+                    "the whole mix and has to be the same in every source",
                 )
 
     @property
@@ -128,6 +134,10 @@ class CalibrationMix:
             for source, share in zip(self.sources, shares, strict=True)
         )
 
+    def resolved(self, locate: Callable[[str], str]) -> "CalibrationMix":
+        """The same mix with ``locate(path)`` in place of every path."""
+        return replace(self, sources=_each(self.sources, lambda source: source.resolved(locate)))
+
     def to_wire(self) -> list[dict[str, Any]]:
         pairs = zip(self.sources, self.weights, strict=True)
         return [{**asdict(source), "weight": weight} for source, weight in pairs]
@@ -137,22 +147,19 @@ Calibration = CalibrationSpec | CalibrationMix
 
 
 def calibration_from(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Calibration:
-    """Inverse of ``to_wire``, through JSON as well; what is missing takes its default."""
+    """Inverse of ``to_wire``, also after JSON; missing fields take their defaults.
+
+    Raises ``InvalidSpec``.
+    """
     if isinstance(data, Mapping):
         return _source(data)
     weights = tuple(float(source.get("weight", 1)) for source in data)
-    return CalibrationMix(tuple(_source(source) for source in data), weights)
-
-
-def _source(data: Mapping[str, Any]) -> CalibrationSpec:
-    kinds = {"dataset": Dataset, "sampling": Sampling}
-    enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
-    return CalibrationSpec(**{name: data[name] for name in data if name != "weight"} | enums)
+    return CalibrationMix(_each(data, _source), weights)
 
 
 def apportioned(total: int, weights: Sequence[float]) -> list[int]:
-    """``total`` in whole shares by weight, by largest remainders, with one for each at least."""
-    largest = max(weights)  # the sum of them all may be beyond a float
+    """``total`` divided into whole shares by weight, by largest remainders, each at least 1."""
+    largest = max(weights)  # the sum of all weights may overflow
     scale = math.fsum(weight / largest for weight in weights)
     quotas = [total * (weight / largest) / scale for weight in weights]
     shares = [math.floor(quota) for quota in quotas]
@@ -163,3 +170,23 @@ def apportioned(total: int, weights: Sequence[float]) -> list[int]:
         shares[shares.index(max(shares))] -= 1
         shares[shares.index(0)] = 1
     return shares
+
+
+def _source(data: Mapping[str, Any]) -> CalibrationSpec:
+    kinds = {"dataset": Dataset, "sampling": Sampling}
+    enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
+    return CalibrationSpec(**{name: data[name] for name in data if name != "weight"} | enums)
+
+
+def _each(
+    items: Sequence[_Item], make: Callable[[_Item], CalibrationSpec]
+) -> tuple[CalibrationSpec, ...]:
+    """``make`` of every source. The parameter of an error has the index, as calibration.1.path."""
+    sources = []
+    for at, item in enumerate(items):
+        try:
+            sources.append(make(item))
+        except InvalidSpec as error:
+            param = error.param.replace("calibration", f"calibration.{at}", 1)
+            raise InvalidSpec(param, str(error)) from error
+    return tuple(sources)

@@ -1,4 +1,4 @@
-"""What a pruned model may have lost at most to be published, as data."""
+"""The quality gate: how much worse than the dense model a published model may be."""
 
 import math
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from pruning.spec import InvalidSpec
 
 
 class GateAction(StrEnum):
-    WARN = "warn"  # publish, and say so in the manifest and among the job's events
-    REFUSE = "refuse"  # publish nothing, and fail
+    WARN = "warn"  # publish, with a warning in the manifest and the job's events
+    REFUSE = "refuse"  # fail, and publish nothing
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits on the whole removal order, dense against pruned. One at least is given."""
+    """Limits for the model after all removals, against the dense model. At least one is given."""
 
-    max_probe_drop: float | None = None  # dense - pruned score of the probe, of 1
+    max_probe_drop: float | None = None  # dense - pruned score of the probe, 0 to 1
     max_perplexity_ratio: float | None = None  # pruned / dense, on held-out windows
     action: GateAction = GateAction.WARN
 
@@ -44,7 +44,7 @@ class Gate:
 def gate_of(
     max_probe_drop: float | None, max_perplexity_ratio: float | None, action: GateAction
 ) -> Gate | None:
-    """Without any limit there is no gate."""
+    """The gate with these limits, or None if there are none."""
     if max_probe_drop is None and max_perplexity_ratio is None:
         return None
     return Gate(max_probe_drop, max_perplexity_ratio, action)

@@ -1,13 +1,14 @@
-"""What to prune, on which text, how far: the whole input of one pruning run, as plain data."""
+"""``PruneSpec``: what to prune, on which text, and how far."""
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
@@ -16,22 +17,22 @@ from pruning.spec.gate import Gate
 
 
 class Metric(StrEnum):
-    """What says which block goes next: metrics 1, 2 and 3 of the paper (arXiv 2402.09025, section
-    3). For windows of tokens w, a lower number goes first.
+    """What decides which block is removed next: metrics 1, 2 and 3 of the paper (arXiv 2402.09025,
+    section 3), for windows of tokens w. The block with the lowest value is removed.
     """
 
     COSINE = "cosine"  # 1: 1 - cos(input, output of block j), mean over tokens, of the dense model
     ONE_SHOT = "one_shot"  # 2: mean of -log p(w_k | w_<k), of the dense model without block j alone
-    SLEB = "sleb"  # 3: the same of the model as pruned so far without block j, anew in every round
+    SLEB = "sleb"  # 3: the same of the model as pruned so far without block j, in every round
 
 
 class Search(StrEnum):
     EXACT = "exact"  # every candidate on every window: the order of exhaustive greedy search
-    STAGED = "staged"  # candidates race, and those clearly worse leave after a few windows
+    STAGED = "staged"  # clearly worse candidates are dropped after a few windows
 
 
 class Quantize(StrEnum):
-    """Weights of the blocks, to be measured beside the plain ones."""
+    """Bits of quantised block weights, with which perplexity is measured as well."""
 
     INT8 = "int8"
     INT4 = "int4"
@@ -39,15 +40,15 @@ class Quantize(StrEnum):
 
 class Resident(StrEnum):
     MODEL = "model"  # all weights on the device
-    STREAM = "stream"  # block weights stay on disk and visit the device one block at a time
+    STREAM = "stream"  # blocks are loaded from disk one at a time
 
 
-# settings that came after checkpoints had been published, with the value that means none
+# Settings that are younger than published checkpoints, with the value that older digests imply
 _LATER: Mapping[str, object] = MappingProxyType(
     {"metric": Metric.SLEB, "gate": None, "quantize": None, "zero_shot": False}
 )
-# how far to go, each with the range that a number of it must lie in, both ends excluded
-_TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
+# The settings that say how far to prune, with the open interval that their value must lie in
+TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "num_remove": (0, math.inf),
         "sparsity": (0, 1),
@@ -55,12 +56,15 @@ _TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "target_speedup": (1, math.inf),
     }
 )
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
 class PruneSpec:
-    """One pruning run. Exactly one of the first four numbers says how far to go."""
+    """One pruning run. Exactly one of ``TARGETS`` says how far to prune.
+
+    The HTTP body and the command line take their defaults from here.
+    """
 
     model: str
     num_remove: int | None = None
@@ -75,9 +79,9 @@ class PruneSpec:
     metric: Metric = Metric.SLEB
     search: Search = Search.EXACT
     resident: Resident = Resident.MODEL
-    gate: Gate | None = None  # what the whole order may cost to be published
-    quantize: Quantize | None = None  # measure perplexity with such weights as well
-    zero_shot: bool = False  # ask the paper's five tasks of dense and pruned
+    gate: Gate | None = None  # limits for the published model
+    quantize: Quantize | None = None  # measure perplexity with such weights too
+    zero_shot: bool = False  # the paper's five tasks, dense and pruned
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -85,15 +89,15 @@ class PruneSpec:
         self._check_target()
         if min(self.protect_first, self.protect_last) < 0:
             raise InvalidSpec("protect_first", "protect_first and protect_last must be 0 or more")
-        if self.dtype not in _DTYPES:
+        if self.dtype not in get_args(Dtype):
             raise InvalidSpec(
                 "dtype", f"dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16"
             )
         if self.search is Search.STAGED and self.metric is not Metric.SLEB:
             raise InvalidSpec(
                 "search",
-                f"search=staged races for the best of a round, and metric={self.metric} ranks all "
-                "candidates at once: choose search=exact",
+                f"search=staged needs the rounds of metric=sleb, and metric={self.metric} ranks "
+                "all candidates once: choose search=exact",
             )
         self._check_text()
         self._check_measures()
@@ -103,8 +107,8 @@ class PruneSpec:
         if self.resident is Resident.STREAM and Dataset.SELF in datasets:
             raise InvalidSpec(
                 "calibration.dataset",
-                "text sampled from the model needs the whole model in memory: with "
-                "resident=stream calibrate on a file, wikitext2 or c4",
+                "sampling text from the model needs the whole model in memory: with "
+                "resident=stream, calibrate on a file, wikitext2 or c4",
             )
 
     def _check_measures(self) -> None:
@@ -121,11 +125,11 @@ class PruneSpec:
         for name, is_asked in needs_model.items():
             if is_asked and self.resident is Resident.STREAM:
                 raise InvalidSpec(
-                    name, f"{name} needs the whole model in memory, and resident=stream has not"
+                    name, f"{name} needs the whole model in memory: choose resident=model"
                 )
 
     def _check_target(self) -> None:
-        given = {name: value for name in _TARGETS if (value := getattr(self, name)) is not None}
+        given = {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
         if len(given) != 1:
             raise InvalidSpec(
                 next(reversed(given), "num_remove"),
@@ -133,7 +137,7 @@ class PruneSpec:
                 f"target_speedup, not {' and '.join(given) or 'none'}",
             )
         [(name, value)] = given.items()
-        low, high = _TARGETS[name]
+        low, high = TARGETS[name]
         if low < value < high:  # false for NaN
             return
         expected = "1 or more" if name == "num_remove" else f"a finite number above {low}"
@@ -141,29 +145,28 @@ class PruneSpec:
         raise InvalidSpec(name, f"{name}={value}: expected {expected}")
 
     def most_removals(self, num_blocks: int) -> int:
-        """How many of ``num_blocks`` blocks to remove; all that are free where only the search
-        shows how far it may go.
-        """
+        """The number of blocks to remove, or an upper bound where it depends on the search."""
         if self.num_remove is not None:
             return self.num_remove
         if self.sparsity is not None:  # 0.1 * 30 is 3.0000000000000004
             return max(1, math.ceil(round(self.sparsity * num_blocks, 9)))
         return self._free(num_blocks)
 
-    def passes(self, loss: float, dense_loss: float) -> bool:
-        """Whether a removal with this calibration loss goes beyond ``max_perplexity_ratio``.
+    def exceeds(self, loss: float, dense_loss: float) -> bool:
+        """Whether a removal with this calibration loss exceeds ``max_perplexity_ratio``.
 
-        Losses are nats per token; False for a spec with another target.
+        Losses are in nats per token. False for a spec with another target.
         """
         ratio = self.max_perplexity_ratio
         return ratio is not None and loss - dense_loss > math.log(ratio)
 
     def num_evaluations(self, num_blocks: int, num_removed: int = 0) -> int:
-        """Evaluations that the search still needs: 189 for 7 of 32 blocks, 2 protected.
+        """How many candidate evaluations the search still needs after ``num_removed`` removals:
+        189 to remove 7 of 32 blocks, 2 of them protected.
 
         Metrics 1 and 2 need one for each candidate of the dense model, and one after each removal.
-        Exact for ``num_remove`` and ``sparsity``, an upper bound for the other two. Raises
-        ``TooManyRemovals`` or ``TargetUnreachable`` for a search that could not be finished.
+        Exact for ``num_remove`` and ``sparsity``, an upper bound for the other two targets. Raises
+        ``TooManyRemovals`` or ``TargetUnreachable`` for a search that cannot succeed.
         """
         num_remove, free = self.most_removals(num_blocks), self._free(num_blocks)
         if not 1 <= num_remove <= free:
@@ -180,19 +183,19 @@ class PruneSpec:
         return max(0, num_blocks - max(1, self.protect_first + self.protect_last))
 
     def _check_reachable(self, num_blocks: int, free: int) -> None:
-        most = num_blocks / (num_blocks - free)  # were embeddings and head to cost nothing
+        most = num_blocks / (num_blocks - free)  # if embeddings and head took no time
         if self.target_speedup is not None and self.target_speedup > most:
             raise TargetUnreachable(
                 "target_speedup",
-                f"target_speedup={self.target_speedup} is out of reach: without all {free} free "
-                f"blocks of {num_blocks} it cannot be more than {most:.4g}; ask for less or "
-                "protect fewer blocks",
+                f"target_speedup={self.target_speedup} is out of reach: removing all {free} free "
+                f"blocks of {num_blocks} gives at most {most:.4g}; ask for less or protect fewer "
+                "blocks",
             )
 
     def digest(self) -> str:
-        """Hex sha256 of every setting: equal specs, equal digests, on any machine.
+        """Hex sha256 of every setting: equal for equal specs, on any machine.
 
-        Settings of ``_LATER`` count only where they are given, so that older digests stay true.
+        Settings of ``_LATER`` count only if they are given, so that older digests stay valid.
         """
         settings = self.to_dict()
         for name in _LATER:
@@ -200,12 +203,23 @@ class PruneSpec:
                 del settings[name]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
+    def resolved(self, locate: Callable[[str], Path]) -> "PruneSpec":
+        """The same spec with ``locate(path)`` in place of every path of a calibration text.
+
+        What ``locate`` raises as ``InvalidSpec`` names the source.
+        """
+        calibration = self.calibration.resolved(lambda path: str(locate(path)))
+        return replace(self, calibration=calibration)
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "calibration": self.calibration.to_wire()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":
-        """Inverse of ``to_dict``, through JSON as well; what is missing takes its default."""
+        """Inverse of ``to_dict``, also after JSON; missing fields take their defaults.
+
+        Raises ``InvalidSpec``.
+        """
         kinds = {"metric": Metric, "search": Search, "resident": Resident, "quantize": Quantize}
         given = {name: data[name] for name in kinds if data.get(name) is not None}
         enums = {name: kinds[name](value) for name, value in given.items()}

@@ -4,15 +4,16 @@ The wire format of the job routes: what comes in. Ranges are checked by the spec
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from app.api.schemas.generate import Body, ModelName
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
-from pruning.spec.calibration import MAX_SOURCES, Dataset, Sampling
-from pruning.spec.gate import GateAction
-from pruning.spec.prune import Metric, Quantize, Resident, Search
+from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
+from pruning.spec.gate import Gate, GateAction
+from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Resident, Search
 
 
 class ProgressView(BaseModel):
@@ -177,12 +178,20 @@ _ONE, _MIX = "<one>", "<mix>"  # the two things that a calibration may be
 class CalibrationBody(Body):
     """Calibration text; the defaults need no network."""
 
-    dataset: Dataset = Dataset.SELF
-    sampling: Sampling = Sampling.WINDOWS
-    num_samples: int = Field(default=16, json_schema_extra={"minimum": 1, "maximum": 100_000})
-    seqlen: int = Field(default=128, json_schema_extra={"minimum": 2, "maximum": 1_000_000})
-    seed: int = Field(default=0, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1})
-    path: str | None = Field(default=None, max_length=4096, description="Within the texts folder.")
+    dataset: Dataset = CalibrationSpec.dataset
+    sampling: Sampling = CalibrationSpec.sampling
+    num_samples: int = Field(
+        default=CalibrationSpec.num_samples, json_schema_extra={"minimum": 1, "maximum": 100_000}
+    )
+    seqlen: int = Field(
+        default=CalibrationSpec.seqlen, json_schema_extra={"minimum": 2, "maximum": 1_000_000}
+    )
+    seed: int = Field(
+        default=CalibrationSpec.seed, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1}
+    )
+    path: str | None = Field(
+        default=CalibrationSpec.path, max_length=4096, description="Within the texts folder."
+    )
 
 
 class SourceBody(CalibrationBody):
@@ -224,25 +233,24 @@ class GateBody(Body):
     )
 
     max_probe_drop: float | None = Field(
-        default=None,
+        default=Gate.max_probe_drop,
         description="How much of the probe's score, which is 0 to 1, may be lost.",
         json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = Field(
-        default=None,
+        default=Gate.max_perplexity_ratio,
         description="Pruned by dense perplexity on held-out text, at most; needs evaluate.",
         json_schema_extra={"minimum": 1},
     )
     action: GateAction = Field(
-        default=GateAction.WARN,
+        default=Gate.action,
         description="What comes of more. warn: it is published, and manifest and events say so; "
         "refuse: nothing is published, and the job fails with quality_gate.",
     )
 
 
-_TARGETS = ("num_remove", "sparsity", "max_perplexity_ratio", "target_speedup")
 _ONE_TARGET: dict[str, Any] = {
-    "oneOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in _TARGETS]
+    "oneOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in TARGETS]
 }
 
 
@@ -256,23 +264,23 @@ class PruneJobBody(Body):
 
     model: ModelName
     num_remove: int | None = Field(
-        default=None,
+        default=PruneSpec.num_remove,
         description="Blocks to remove, 1 or more.",
         json_schema_extra={"minimum": 1},
     )
     sparsity: float | None = Field(
-        default=None,
+        default=PruneSpec.sparsity,
         description="Share of all blocks to remove, between 0 and 1, rounded up.",
         json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = Field(
-        default=None,
+        default=PruneSpec.max_perplexity_ratio,
         description="Stop in front of the first removal that makes the perplexity on the "
         "calibration windows more than this many times the dense model's; above 1.",
         json_schema_extra={"exclusiveMinimum": 1},
     )
     target_speedup: float | None = Field(
-        default=None,
+        default=PruneSpec.target_speedup,
         description="Remove the fewest blocks that make a decode step this many times as fast, by "
         "the times of this model's parts on the worker's device; above 1.",
         json_schema_extra={"exclusiveMinimum": 1},
@@ -283,9 +291,9 @@ class PruneJobBody(Body):
         Discriminator(_tag),
         Field(description="One text, or several to be mixed by weight."),
     ] = CalibrationBody()
-    protect_first: int = Field(default=1, json_schema_extra={"minimum": 0})
-    protect_last: int = Field(default=1, json_schema_extra={"minimum": 0})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    protect_first: int = Field(default=PruneSpec.protect_first, json_schema_extra={"minimum": 0})
+    protect_last: int = Field(default=PruneSpec.protect_last, json_schema_extra={"minimum": 0})
+    dtype: Dtype = "auto"
     priority: int = Field(
         default=0,
         ge=-100,
@@ -293,32 +301,33 @@ class PruneJobBody(Body):
         description="Higher goes first; of equal ones those that had begun, then the oldest.",
     )
     evaluate: bool = Field(
-        default=True, description="Measure the perplexity of every depth on held-out text."
+        default=PruneSpec.evaluate,
+        description="Measure the perplexity of every depth on held-out text.",
     )
     metric: Metric = Field(
-        default=Metric.SLEB,
+        default=PruneSpec.metric,
         description="What says which block goes next. cosine: how little it changes its input; "
         "one_shot: the loss without it alone; both measured once, on the dense model. sleb: the "
         "loss without it and all that went, anew in every round. Only sleb can be staged.",
     )
     search: Search = Field(
-        default=Search.EXACT,
+        default=PruneSpec.search,
         description="exact: every candidate on every window; staged: candidates that are clearly "
         "worse leave the round after a few windows.",
     )
     resident: Resident = Field(
-        default=Resident.MODEL,
+        default=PruneSpec.resident,
         description="model: all weights on the device; stream: blocks visit it one at a time. "
         "stream takes its calibration text from file, wikitext2 or c4.",
     )
     gate: GateBody | None = None
     quantize: Quantize | None = Field(
-        default=None,
+        default=PruneSpec.quantize,
         description="Measure the perplexity of the pruned model with weights of 8 or 4 bits in its "
         "blocks as well; needs evaluate. What is published has plain weights all the same.",
     )
     zero_shot: bool = Field(
-        default=False,
+        default=PruneSpec.zero_shot,
         description="Ask the paper's five tasks, by lm-eval, of the dense and of the pruned model.",
     )
     metadata: dict[
@@ -329,3 +338,7 @@ class PruneJobBody(Body):
     dry_run: bool = Field(
         default=False, description="Say what the job would need, and create nothing."
     )
+
+    def spec_fields(self) -> dict[str, Any]:
+        """The fields of ``PruneSpec``, for its ``from_dict``."""
+        return self.model_dump(include={field.name for field in fields(PruneSpec)})
