@@ -198,7 +198,7 @@ class ServeSettings(Settings):
 
 
 class ClusterSettings(ServeSettings):
-    """A cluster of replicas that each answer HTTP, behind a gate."""
+    """A cluster of replicas that each answer HTTP, behind an ingress."""
 
     replicas: PositiveInt = Field(
         default=1, description="`sleb cluster`: replicas of the engine, at least"

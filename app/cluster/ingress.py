@@ -37,7 +37,7 @@ from app.cluster.messages import (
 _PROBLEMS: Problems = {
     ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),
     NoReplica: (503, "no-replica", "No replica can answer now."),
-    ReplicaLost: (502, "replica-lost", "The replica that worked on this is gone."),
+    ReplicaLost: (502, "replica-lost", "The replica that handled the request was lost."),
 }
 
 logger = logging.getLogger(__name__)
