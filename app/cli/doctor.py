@@ -9,7 +9,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Look for what may keep the service from working here; exits with 1 if something is wrong."""
-    from app.doctor.doctor import diagnose, is_healthy, print_findings
+    from app.doctor.doctor import diagnose
+    from app.doctor.finding import is_healthy, print_findings
     from pruning.models.store import set_up_torch
 
     set_up_torch()

@@ -1,18 +1,28 @@
-"""What one look of the doctor has found."""
+"""Findings: the result of one check of the doctor, and how findings are printed."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.terminal import print_json
 
 
 class Level(StrEnum):
     OK = "ok"
-    NOTE = "note"  # works, but somebody may want to know
+    NOTE = "note"  # works, but the user may want to know
     WRONG = "wrong"
+
+
+_COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``advice`` is empty only where nothing is to be done."""
+    """``said`` is what was found; ``advice`` is empty if there is nothing to do."""
 
     check: str
     level: Level
@@ -33,5 +43,26 @@ def wrong(check: str, said: str, advice: str) -> Finding:
 
 
 def size(num_bytes: float) -> str:
-    """In GB, as disks and models are sold."""
+    """A number of bytes in GB, the unit of disks and model files."""
     return f"{num_bytes / 1e9:.1f} GB"
+
+
+def is_healthy(findings: Sequence[Finding]) -> bool:
+    return all(finding.level is not Level.WRONG for finding in findings)
+
+
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
+    if as_json:
+        found = [asdict(finding) for finding in findings]
+        print_json({"healthy": is_healthy(findings), "findings": found})
+        return
+    console = Console(highlight=False)
+    table = Table()
+    for heading in ("check", "", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
+        table.add_row(escape(finding.check), level, escape(finding.said), escape(finding.advice))
+    console.print(table)
+    num_wrong = sum(finding.level is Level.WRONG for finding in findings)
+    console.print("no problems found" if is_healthy(findings) else f"wrong: {num_wrong}")

@@ -1,4 +1,4 @@
-"""The doctor's look at the GPU: what the driver has, what torch can use, and what is asked for."""
+"""The doctor's checks of the GPU: what the driver reports, what torch can use, what is set."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ import torch
 from app.doctor.finding import Finding, fine, size, wrong
 
 _CHECK = "device"
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, with cgroups of version 2
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, cgroup v2
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """Versions as "12.8": the newest that the driver knows, and the one torch was built for."""
+    """GPUs and CUDA versions such as "12.8": the driver's newest, and that of torch."""
 
-    total_bytes: tuple[int, ...] = ()  # of each that the driver has
+    total_bytes: tuple[int, ...] = ()  # of each GPU of the driver
     driver_cuda: str | None = None
     torch_cuda: str | None = None
-    num_usable: int = 0  # by torch
+    num_usable: int = 0  # with torch
 
 
 def gpus() -> Gpus:
-    """Of this machine; a driver that is not there has none."""
+    """The GPUs of this machine; none without a driver."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is told below what torch would warn of
+        warnings.simplefilter("ignore")  # the finding says what torch would warn about
         num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     torch_cuda = torch.version.cuda
     try:
@@ -46,25 +46,25 @@ def gpus() -> Gpus:
 
 
 def device(wanted: str, found: Gpus) -> Finding:
-    """Whether ``wanted``, as in ``SLEB_DEVICE``, can be had."""
+    """Check that ``wanted``, a value of ``SLEB_DEVICE``, can be used."""
     kind, _, index = wanted.partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (index.isdigit() if index else ":" not in wanted):
-        said = f"SLEB_DEVICE is {wanted}, expected auto, cpu, cuda or cuda:1, ..."
+        said = f"SLEB_DEVICE is {wanted}, expected auto, cpu, cuda or cuda:NUMBER"
         return wrong(_CHECK, said, "set it to one of these")
     if kind == "cpu":
-        return fine(_CHECK, "the CPU, as SLEB_DEVICE says")
+        return fine(_CHECK, "the CPU, as set by SLEB_DEVICE")
     if found.total_bytes and not found.num_usable:
         return _unusable(found)
     if kind == "cuda" and int(index or 0) >= found.num_usable:
         said = f"SLEB_DEVICE is {wanted}, but torch can use {found.num_usable} GPUs"
-        return wrong(_CHECK, said, "set it to one that is there, or to auto")
+        return wrong(_CHECK, said, "set it to an existing GPU, or to auto")
     if not found.num_usable:
-        return fine(_CHECK, "the CPU: there is no GPU that torch could use")
+        return fine(_CHECK, "the CPU: torch can use no GPU")
     return fine(_CHECK, f"{found.num_usable} of {len(found.total_bytes)} GPUs can be used")
 
 
 def room_bytes(wanted: str, found: Gpus) -> int:
-    """All memory of the device that ``wanted`` leads to, free or not."""
+    """The total memory of the device that ``wanted`` selects, in bytes."""
     if wanted != "cpu" and found.num_usable and found.total_bytes:
         index = int(wanted.partition(":")[2] or 0)
         return found.total_bytes[min(index, len(found.total_bytes) - 1)]
@@ -74,7 +74,7 @@ def room_bytes(wanted: str, found: Gpus) -> int:
 
 
 def _unusable(found: Gpus) -> Finding:
-    seen = f"the driver has {len(found.total_bytes)} GPUs ({_sizes(found.total_bytes)})"
+    seen = f"the driver reports {len(found.total_bytes)} GPUs ({_sizes(found.total_bytes)})"
     if found.torch_cuda is None:
         said = f"{seen}, but this torch was built without CUDA"
         return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
@@ -83,7 +83,7 @@ def _unusable(found: Gpus) -> Finding:
         advice = f"update the driver, or install a torch for CUDA {found.driver_cuda}"
         return wrong(_CHECK, said, advice)
     said = f"{seen}, but torch can use none"
-    advice = "look at CUDA_VISIBLE_DEVICES and nvidia-smi, or set SLEB_DEVICE=cpu"
+    advice = "check CUDA_VISIBLE_DEVICES and nvidia-smi, or set SLEB_DEVICE=cpu"
     return wrong(_CHECK, said, advice)
 
 

@@ -1,4 +1,4 @@
-"""The doctor's looks at the machine: packages, disk, memory, ports and open files."""
+"""The doctor's checks of the machine: packages, disk, memory, ports and open files."""
 
 import errno
 import platform
@@ -17,39 +17,37 @@ from packaging.specifiers import SpecifierSet
 from app.doctor.finding import Finding, fine, note, size, wrong
 
 _OURS = "sleb-serve"
-_MIN_FREE_BYTES = 10**9  # logs, the store, a small checkpoint
-_BESIDE_REQUESTS = 256  # open files for weights, Redis, watchers and logs
+_MIN_FREE_BYTES = 10**9  # for logs, the job store and a small checkpoint
+_OTHER_FILES = 256  # open files for weights, Redis, watchers and logs
 
 
 def packages(required: Sequence[str] | None = None) -> Finding:
-    """Whether what is installed is what this version was made for, by default its own list."""
-    wanted = map(Requirement, (requires(_OURS) or ()) if required is None else required)
-    needed = [its for its in wanted if its.marker is None or its.marker.evaluate({"extra": ""})]
-    complaints = [said for its in needed if (said := _complaint(its))]
+    """Check the installed packages against requirements, by default those of this version."""
+    listed = map(Requirement, (requires(_OURS) or ()) if required is None else required)
+    needed = [one for one in listed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    complaints = [said for one in needed if (said := _complaint(one))]
     python = platform.python_version()
     if not SpecifierSet(metadata(_OURS)["Requires-Python"]).contains(python, prereleases=True):
         complaints.append(f"Python {python} is too old")
     if complaints:
-        advice = f"install {_OURS} again, in an environment of its own with a Python that it takes"
+        advice = f"install {_OURS} again, in its own environment and with a supported Python"
         return wrong("packages", "; ".join(complaints), advice)
     shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return fine("packages", f"Python {python}, {shown}, all {len(needed)} as required")
 
 
 def extras(needed: Mapping[str, str]) -> Finding:
-    """``needed``: what has to be installed, to what asks for it."""
+    """``needed``: packages of extras, each with the setting that requires it."""
     absent = [name for name in needed if _found(name) is None]
     if absent:
         said = "; ".join(f"{needed[name]} is set, but {name} is not installed" for name in absent)
-        advice = (
-            "pip install the extra it belongs to (cluster, otel or eval), or unset the variable"
-        )
+        advice = "pip install its extra (cluster, otel or eval), or unset the variable"
         return wrong("extras", said, advice)
-    return fine("extras", "all that the settings ask for")
+    return fine("extras", "all that the settings require")
 
 
 def writable(directory: Path) -> Finding:
-    """Try it, as permissions alone do not tell; creates the directory if it is not there."""
+    """Write a file, as permissions alone do not prove it. Creates a missing directory."""
     check = f"directory {directory.name}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -57,42 +55,42 @@ def writable(directory: Path) -> Finding:
             pass
     except OSError as error:
         said = f"{directory} cannot be written: {error.strerror}"
-        return wrong(check, said, "give this user the right to write, or set SLEB_DATA_DIR")
+        return wrong(check, said, "give this user write permission, or set SLEB_DATA_DIR")
     return fine(check, f"{directory} can be written")
 
 
 def disk(directory: Path, largest_bytes: int) -> Finding:
-    """Room for a checkpoint as large as the largest model."""
-    there = next(its for its in (directory, *directory.parents) if its.exists())
-    free = shutil.disk_usage(there).free
+    """Check that a checkpoint as large as the largest model fits."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     needed = max(largest_bytes, _MIN_FREE_BYTES)
-    said = f"{size(free)} free in {there}"
+    said = f"{size(free)} free in {existing}"
     if free < needed:
-        advice = f"free {size(needed - free)}, as a checkpoint may need; or set SLEB_DATA_DIR"
+        advice = f"free {size(needed - free)} for a checkpoint, or set SLEB_DATA_DIR"
         return wrong("disk", said, advice)
     return fine("disk", said)
 
 
-def memory(weights: Mapping[str, int], preloaded: Sequence[str], room_bytes: int) -> Finding:
-    """``weights``: bytes of each dense model; ``room_bytes``: all that the device may hold."""
-    if too_large := sorted(name for name, num_bytes in weights.items() if num_bytes > room_bytes):
-        said = f"{', '.join(too_large)}: more weights than the {size(room_bytes)} there are"
+def memory(weights: Mapping[str, int], preloaded: Sequence[str], memory_bytes: int) -> Finding:
+    """``weights``: bytes of each dense model; ``memory_bytes``: the most the device may hold."""
+    if too_large := sorted(name for name, num_bytes in weights.items() if num_bytes > memory_bytes):
+        said = f"{', '.join(too_large)}: the weights exceed the {size(memory_bytes)} of memory"
         advice = (
-            "they cannot be served here, only pruned with --resident stream: leave them out of "
-            "SLEB_PRELOAD, or give more memory or SLEB_MAX_WEIGHT_BYTES"
+            "these models cannot be served here, only pruned with --resident stream: leave them "
+            "out of SLEB_PRELOAD, add memory, or raise SLEB_MAX_WEIGHT_BYTES"
         )
         return wrong("memory", said, advice)
     wanted = sum(weights.get(name, 0) for name in preloaded)
-    said = f"{size(wanted)} of weights to preload, {size(room_bytes)} of memory"
-    if wanted > room_bytes:
-        return note("memory", said, "not all fit at once: name those that should in SLEB_PRELOAD")
+    said = f"{size(wanted)} of weights to preload, {size(memory_bytes)} of memory"
+    if wanted > memory_bytes:
+        return note("memory", said, "they do not all fit: list fewer in SLEB_PRELOAD")
     return fine("memory", said)
 
 
-def port(variable: str, host: str, number: int, sign_of_us: str) -> Finding:
-    """Whether it can be listened on, or the service that does is one of ours.
+def port(variable: str, host: str, number: int, metric: str) -> Finding:
+    """Check that the port is free, or that this service already listens there.
 
-    ``sign_of_us`` is a metric that it shows then.
+    ``metric`` is one that the service exports on this port.
     """
     check = f"port {number}"
     if number == 0:
@@ -103,17 +101,19 @@ def port(variable: str, host: str, number: int, sign_of_us: str) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, number))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and _shows(host, number, sign_of_us):
-            return fine(check, f"{variable}: a service of ours listens there already")
+        if error.errno == errno.EADDRINUSE and _exports(host, number, metric):
+            return fine(check, f"{variable}: this service is listening there already")
         said = f"{variable}: cannot listen on {host}, port {number}: {error.strerror}"
-        return wrong(check, said, f"stop what does, or set {variable} or SLEB_HOST to another")
+        return wrong(
+            check, said, f"stop the process that uses it, or change {variable} or SLEB_HOST"
+        )
     return fine(check, f"{variable}: free on {host}")
 
 
 def open_files(num_requests: int, limit: int | None = None) -> Finding:
-    """``num_requests`` at once, each with a connection; by default the limit of this process."""
+    """Check the limit for ``num_requests`` connections; by default the limit of this process."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
-    needed = num_requests + _BESIDE_REQUESTS
+    needed = num_requests + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         said = f"{soft} open files are allowed, {needed} may be needed"
         advice = f"raise it with ulimit -n {needed}, or lower SLEB_MAX_WAITING"
@@ -138,9 +138,9 @@ def _found(name: str) -> str | None:
         return None
 
 
-def _shows(host: str, number: int, metric: str) -> bool:
-    there = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what it means
-    url = f"http://[{there}]:{number}" if ":" in there else f"http://{there}:{number}"
+def _exports(host: str, number: int, metric: str) -> bool:
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - any address
+    url = f"http://[{address}]:{number}" if ":" in address else f"http://{address}:{number}"
     try:
         return metric in httpx2.get(f"{url}/metrics", timeout=2).text
     except httpx2.HTTPError:

@@ -114,7 +114,7 @@ def test_an_open_door_is_told_until_there_is_a_key(
     monkeypatch.setenv("SLEB_INSECURE", "true")
     assert asked()[0] == "note"
     KeyFile(data_dir / "keys.json").create("a", [Scope.JOBS])
-    assert asked() == ("ok", "asked for; there are 1")
+    assert asked() == ("ok", "required; there are 1")
     (data_dir / "keys.json").write_text("{")
     assert asked()[0] == "wrong"
 
