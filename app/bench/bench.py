@@ -1,4 +1,4 @@
-"""``sleb bench``: what fewer blocks buy, measured so that it can be believed."""
+"""``sleb bench``: measure the speed-up of pruned variants over their dense model."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.bench.machine import machine
-from app.bench.plan import DENSE, Plan, Scenario, Subject
+from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
 from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
@@ -35,13 +35,16 @@ from pruning.sleb import Blocks
 REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
 
 
-def run_bench(subject: Subject, plan: Plan, out: Path, facts: Mapping[str, object]) -> Bench:
-    """All scenarios one after another; ``out`` gets the reports anew after each.
+def run_bench(
+    subject: BenchSubject, plan: BenchPlan, out: Path, facts: Mapping[str, object]
+) -> Bench:
+    """Measure all scenarios, and write the reports into ``out`` after each.
 
-    Raises ``WrongLength`` and, for lengths that the model does not take, ``RequestRefused``.
+    Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum.
     """
     sides = subject.sides()
-    parts = {its: measure_times(subject.dense.model, plan.rows(its)) for its in plan.scenarios}
+    dense = subject.dense.model
+    parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
     bench = Bench(subject, plan, {}, parts, weights, {**facts, "machine": machine()})
     with Progress(console=Console(stderr=True)) as progress:
@@ -53,10 +56,13 @@ def run_bench(subject: Subject, plan: Plan, out: Path, facts: Mapping[str, objec
     return bench
 
 
-def stored_subject(name: str, variants: Sequence[str], dtype: str, settings: Settings) -> Subject:
+def stored_subject(
+    name: str, variants: Sequence[str], dtype: str, settings: Settings
+) -> BenchSubject:
     """A model of the data directory, and variants of its published removal orders.
 
-    ``dense`` is the model once more. Raises ``UnknownModel``, ``ModelNotFound`` or ``NotAModel``.
+    The variant ``dense`` is the dense model a second time. Raises ``UnknownModel``,
+    ``ModelNotFound`` or ``NotAModel``.
     """
     set_up_torch(settings.threads)
     if name == NAME:
@@ -70,30 +76,36 @@ def stored_subject(name: str, variants: Sequence[str], dtype: str, settings: Set
             continue
         entry = catalog.resolve(variant if variant.startswith(name) else f"{name}{variant}")
         if not entry.is_view or entry.base != name:
-            raise UnknownModel(f"{entry.name!r} is not a variant of the {name!r} that is here")
+            raise UnknownModel(
+                f"{entry.name!r} is not a variant of the {name!r} in the data directory"
+            )
         removed[entry.name] = entry.removed_blocks
     loaded = models.load(name, dtype=dtype, device=settings.device)
-    return Subject(name, make_variant(name, name, loaded.model), removed)
+    return BenchSubject(name, make_variant(name, name, loaded.model), removed)
 
 
-def random_subject(shape: str, variants: Sequence[str], dtype: str, settings: Settings) -> Subject:
-    """A model of a published shape whose weights are drawn; ``@-k`` is without its last k blocks,
-    as which ones makes no difference to speed. Raises ``UnknownShape`` or ``UnknownModel``.
+def random_subject(
+    shape: str, variants: Sequence[str], dtype: str, settings: Settings
+) -> BenchSubject:
+    """A model of a published shape with random weights.
+
+    ``@-k`` is without the last k blocks; which blocks makes no difference to the speed. Raises
+    ``UnknownShape`` or ``UnknownModel``.
     """
     set_up_torch(settings.threads)
-    kind = "bfloat16" if dtype == "auto" else dtype
-    dense = make_variant(shape, shape, random_model(shape, kind, device=settings.device))
-    every = len(dense.keep)
+    weight_dtype = "bfloat16" if dtype == "auto" else dtype
+    dense = make_variant(shape, shape, random_model(shape, weight_dtype, device=settings.device))
+    num_blocks = len(dense.keep)
     removed: dict[str, Blocks] = {}
     for variant in variants:
         depth = VariantName.parse(variant).depth or 0
         if variant == DENSE:
             removed[_again(variant)] = ()
-        elif VariantName.parse(variant) == VariantName("", depth=depth) and 1 <= depth < every:
-            removed[f"{shape}{variant}"] = tuple(range(every - depth, every))
+        elif VariantName.parse(variant) == VariantName("", depth=depth) and 1 <= depth < num_blocks:
+            removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
         else:
-            raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{every - 1}")
-    return Subject(shape, dense, removed)
+            raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{num_blocks - 1}")
+    return BenchSubject(shape, dense, removed)
 
 
 def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
@@ -103,17 +115,17 @@ def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
     console = Console(highlight=False)
     for scenario in bench.samples:
         rows = [row for row in bench.rows() if row.scenario is scenario]
-        title = escape(f"{scenario}: {bench.plan.described(scenario)}")
+        title = escape(f"{scenario}: {bench.plan.description(scenario)}")
         table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", collapse_padding=True)
-        for place, heading in enumerate(HEADINGS[:-1]):  # the verdicts follow, with their reasons
-            table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=True)
+        for number, heading in enumerate(HEADINGS[:-1]):  # verdicts follow, with their reasons
+            table.add_column(heading, justify="right" if number > 1 else "left", no_wrap=True)
         for row in rows:
             side, *others = cells(row)[:-1]
             table.add_row(escape(side.removeprefix(bench.subject.name)), *others)
         console.print(table)
         for reason in reasons(rows):
             console.print(f"  {reason}", markup=False, soft_wrap=True)
-    console.print(f"reports and picture: {out}", markup=False, soft_wrap=True)
+    console.print(f"reports and plot: {out}", markup=False, soft_wrap=True)
 
 
 def facts_of(dtype: str) -> dict[str, object]:
@@ -121,7 +133,7 @@ def facts_of(dtype: str) -> dict[str, object]:
 
 
 def _measured(
-    sides: Mapping[str, Variant], scenario: Scenario, plan: Plan, advance: Callable[[], None]
+    sides: Mapping[str, Variant], scenario: Scenario, plan: BenchPlan, advance: Callable[[], None]
 ) -> dict[str, list[Sample]]:
     names = list(sides)
     for variant in sides.values():
@@ -144,10 +156,10 @@ def _write(bench: Bench, out: Path) -> None:
 
 
 def _weight_bytes(variant: Variant) -> int:
-    """Tied weights count once."""
+    """The size of all parameters; tied weights count once."""
     return sum(parameter.nbytes for parameter in variant.model.parameters())
 
 
 def _again(name: str) -> str:
-    """A side of its own, which has to come out as equal."""
+    """The name of the second dense run, which shows the noise of the measurement."""
     return f"{name} again"

@@ -1,4 +1,4 @@
-"""The facts of the machine that a figure was measured on."""
+"""The machine that a benchmark ran on, as JSON values."""
 
 import platform
 from importlib.metadata import version

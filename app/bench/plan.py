@@ -1,4 +1,4 @@
-"""What ``sleb bench`` measures: three scenarios, their sizes, and the sides that take turns."""
+"""What ``sleb bench`` measures: scenarios, their sizes, and the variants of one model."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from pruning.removal import kept
 from pruning.sleb import Blocks
 
 DENSE = "dense"
-HALF = "half"  # of the blocks: from it and the dense side follows what one block takes
+HALF = "half"  # of the blocks; with the dense times it gives the time of one block
 
 
 class Scenario(StrEnum):
-    """The paper's two, and a service under load."""
+    """The two scenarios of the paper, and a service under load."""
 
-    GENERATION = "generation"  # a batch of prompts, all answered at once
-    PROMPT = "prompt"  # one long input until its first token
-    SERVED = "served"  # clients that each ask again as soon as they are answered
+    GENERATION = "generation"  # a batch of prompts, generated together
+    PROMPT = "prompt"  # one long prompt until its first token
+    SERVED = "served"  # clients that each send one request after another
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Lengths in tokens; the paper's are the defaults."""
+class BenchPlan:
+    """Sizes of the scenarios, with the paper's as defaults. Lengths are in tokens."""
 
     scenarios: tuple[Scenario, ...] = tuple(Scenario)
     batch_size: int = 64
@@ -36,7 +36,7 @@ class Plan:
     repeats: int = 5
     seed: int = 0
 
-    def described(self, scenario: Scenario) -> str:
+    def description(self, scenario: Scenario) -> str:
         if scenario is Scenario.GENERATION:
             return (
                 f"batch {self.batch_size}, {self.prompt_tokens} prompt tokens, "
@@ -50,14 +50,14 @@ class Plan:
         )
 
     def rows(self, scenario: Scenario) -> int:
-        """Sequences whose next token one forward of the scenario is about."""
+        """The number of sequences in one decode step of the scenario."""
         sizes = {Scenario.GENERATION: self.batch_size, Scenario.SERVED: self.concurrency}
         return sizes.get(scenario, 1)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A dense model, and the blocks that each of its variants goes without, by its name."""
+class BenchSubject:
+    """A dense model, and the removed blocks of each variant by name."""
 
     name: str
     dense: Variant
@@ -68,17 +68,17 @@ class Subject:
         return len(self.dense.keep)
 
     def sides(self) -> dict[str, Variant]:
-        """All that take turns: the dense model first, the variants, and half of the model."""
-        every = range(self.num_blocks)
-        of_variants = {
-            name: without(self.dense, blocks, name) for name, blocks in self.removed.items()
+        """The variants that take turns: dense first, then the pruned ones, and half the model."""
+        blocks = range(self.num_blocks)
+        pruned = {
+            name: without(self.dense, removed, name) for name, removed in self.removed.items()
         }
-        half = without(self.dense, every[self.num_blocks // 2 :], HALF)
-        return {DENSE: self.dense, **of_variants, HALF: half}
+        half = without(self.dense, blocks[self.num_blocks // 2 :], HALF)
+        return {DENSE: self.dense, **pruned, HALF: half}
 
 
 def without(dense: Variant, removed: Collection[int], name: str | None = None) -> Variant:
-    """The view without these blocks; by default it has the name of a variant of that depth."""
+    """The variant without these blocks; by default it is named after its depth."""
     keep = kept(len(dense.keep), removed)
     name = name or str(VariantName(dense.name, depth=len(dense.keep) - len(keep)))
     return make_variant(name, dense.name, dense.model, keep)

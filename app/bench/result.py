@@ -1,23 +1,23 @@
-"""What the runs of ``sleb bench`` come to: speed-ups with intervals, beside what is possible."""
+"""The results of ``sleb bench``: speed-ups with intervals, and the ideal ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from app.bench.plan import DENSE, HALF, Plan, Scenario, Subject
+from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.runs import Sample
 from app.compare.speedup import Speedup, speedup
 from pruning.models.timing import BlockTimes
 
-Samples = Mapping[str, Sequence[Sample]]  # by side, a sample for each repeat
+Samples = Mapping[str, Sequence[Sample]]  # by variant, one for each repeat
 
 NAMES = {"tpot": "per token", "ttft": "first token", "e2e": "answer"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant against the dense model, in one time of one scenario."""
+    """One variant compared with the dense model, in one time of one scenario."""
 
     scenario: Scenario
     variant: str
@@ -25,8 +25,8 @@ class Row:
     dense_s: float
     variant_s: float
     speedup: Speedup
-    ideal: float | None  # of the first time of each scenario
-    ideal_by_blocks: float  # as if there were nothing but blocks
+    ideal: float | None  # only for the first time of each scenario
+    ideal_by_blocks: float  # the ratio of the numbers of blocks
 
     @property
     def what(self) -> str:
@@ -35,11 +35,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    subject: Subject
-    plan: Plan
+    subject: BenchSubject
+    plan: BenchPlan
     samples: Mapping[Scenario, Samples]
     parts: Mapping[Scenario, BlockTimes]  # embeddings and head for the rows of the scenario
-    weight_bytes: Mapping[str, int]  # of each side, if it were alone
+    weight_bytes: Mapping[str, int]  # of each variant, if loaded alone
     facts: Mapping[str, object]  # dtype, machine, command
 
     def rows(self) -> list[Row]:
@@ -74,8 +74,10 @@ class Bench:
     def _ideal(
         self, scenario: Scenario, samples: Samples, time: str, num_removed: int
     ) -> float | None:
-        """Of a forward that is nothing but embeddings, blocks and head. What a block takes is the
-        difference between the whole model and half of it; None where noise makes it none.
+        """The speed-up of a step that consists of embeddings, blocks and head only.
+
+        The time of a block follows from the times of the whole and of half the model. None if
+        noise makes it negative.
         """
         num_blocks = self.subject.num_blocks
         dense_s = fmean(_times_s(samples[DENSE], time))
@@ -93,7 +95,7 @@ def _times_s(samples: Sequence[Sample], time: str) -> list[float]:
 
 
 def to_wire(bench: Bench) -> dict[str, Any]:
-    """Everything that was measured, run by run, and what follows from it; JSON can say it."""
+    """All samples and results as JSON values."""
     return {
         "model": bench.subject.name,
         "num_blocks": bench.subject.num_blocks,
@@ -104,8 +106,8 @@ def to_wire(bench: Bench) -> dict[str, Any]:
         "parts": {scenario: asdict(parts) for scenario, parts in bench.parts.items()},
         "samples": {
             scenario: {
-                side: [{**asdict(its), "tokens_per_s": its.tokens_per_s} for its in runs]
-                for side, runs in samples.items()
+                name: [{**asdict(one), "tokens_per_s": one.tokens_per_s} for one in of_variant]
+                for name, of_variant in samples.items()
             }
             for scenario, samples in bench.samples.items()
         },

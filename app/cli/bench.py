@@ -47,13 +47,13 @@ def bench(
     if dtype not in {"auto", "float32", "bfloat16", "float16"}:
         raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
     from app.bench.bench import facts_of, print_bench, random_subject, run_bench, stored_subject
-    from app.bench.plan import Plan, Scenario
+    from app.bench.plan import BenchPlan, Scenario
     from pruning.config import Settings
 
     names = [name for name in scenarios.split(",") if name]
     if not names or set(names) - set(Scenario):
         raise typer.BadParameter(f"--scenarios {scenarios}: expected some of {', '.join(Scenario)}")
-    plan = Plan(
+    plan = BenchPlan(
         scenarios=tuple(its for its in Scenario if its in names),
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,

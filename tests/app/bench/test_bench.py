@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from app.bench import bench
-from app.bench.plan import DENSE, HALF, Plan, Scenario, Subject
+from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.report import draw, markdown, plot
 from app.bench.result import Bench
 from app.bench.runs import Sample, WrongLength, measure
@@ -30,7 +30,7 @@ SMALL = [
     *("--batch-size", "3", "--prompt-tokens", "4", "--new-tokens", "5", "--long-prompt", "9"),
     *("--concurrency", "2", "--requests", "5", "--served-tokens", "3", "--repeats", "2"),
 ]
-PLAN = Plan(
+PLAN = BenchPlan(
     batch_size=3,
     prompt_tokens=4,
     new_tokens=5,
@@ -112,7 +112,7 @@ def test_a_variant_that_there_is_not_is_refused(names: str, tmp_path: Path) -> N
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def noted(its: Any, scenario: Scenario, plan: Plan) -> Sample:
+    def noted(its: Any, scenario: Scenario, plan: BenchPlan) -> Sample:
         order.append(its.name)
         return measure(its, scenario, plan)
 
@@ -142,7 +142,7 @@ def sample(tpot_s: float, energy: float | None = None) -> Sample:
 
 def made_up(pruned_s: list[float], *, dense_s: float = 0.1, half_s: float = 0.055) -> Bench:
     """A model of six blocks that take 15 ms each, with 5 ms of embeddings and 5 ms of head."""
-    subject = Subject("m" * 60, variant(), {"dense again": (), "pruned": (1, 4)})
+    subject = BenchSubject("m" * 60, variant(), {"dense again": (), "pruned": (1, 4)})
     runs = {
         DENSE: [sample(dense_s, energy=50.0) for _ in pruned_s],
         "dense again": [sample(dense_s * factor) for factor in (1.002, 0.999, 1.0)],

@@ -74,7 +74,7 @@ def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
         result = CliRunner().invoke(command_line, ["doctor"])
     assert result.exit_code == 1
     assert "wrong: 3" in result.stdout
-    for word in ("model tiny", "cannot listen", "cannot be used", "set SLEB_PORT"):
+    for word in ("model tiny", "cannot listen", "cannot be used", "change SLEB_PORT"):
         assert word in result.stdout
 
 
