@@ -13,10 +13,10 @@ from app.api.deps import GenerationServices, JobServices, Services, State
 from app.api.errors import install_errors
 from app.api.formats.jobs import job_view_at
 from app.api.lifespan import running
-from app.api.middleware.auth import Guard, describe_refusals
+from app.api.middleware.auth import Guard
 from app.api.middleware.metrics import CountedRequests
 from app.api.middleware.security_headers import SecurityHeaders
-from app.api.openapi import describe_exactly
+from app.api.openapi import describe_api
 from app.api.routes import (
     checkpoints,
     compare,
@@ -98,8 +98,7 @@ def create_app(
     _add_middleware(app, settings, access)
     for route in _ROUTES:
         app.include_router(route.router)
-    describe_exactly(app)
-    describe_refusals(app, access)
+    describe_api(app, access)
     return app
 
 

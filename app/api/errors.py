@@ -1,4 +1,4 @@
-"""One table from exceptions to HTTP: RFC 9457 problem documents, with nothing internal in a 500."""
+"""Exceptions as RFC 9457 problem documents: one table, and the handlers that use it."""
 
 import logging
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from app.api.problems import TOO_LARGE_TITLE, TooLarge, envelope, is_openai
+from app.api.problems import BodyTooLarge, envelope, is_openai
 from app.api.schemas.jobs import without_tags
 from app.api.unload import ModelInUse
 from app.auth.keys import KeyRefused, ScopeMissing
@@ -55,80 +55,80 @@ from pruning.spec import InvalidSpec, TargetUnreachable
 
 logger = logging.getLogger(__name__)
 
-# exception: status, type of the problem, title. The message of the exception is the detail.
+# Per exception its HTTP status, problem type and title. Its message becomes the detail.
 Problems = Mapping[type[Exception], tuple[int, str, str]]
 
-PROBLEMS: Problems = {
-    NotLocal: (403, "not-local", "Without keys, this machine alone is answered."),
-    KeyRefused: (401, "invalid-api-key", "The request has no key that counts."),
-    ScopeMissing: (403, "scope-missing", "The key is not for this."),
-    UnknownModel: (404, "model-not-found", "There is no such model."),
-    ModelNotFound: (404, "model-not-found", "There is no such model."),
-    JobNotFound: (404, "job-not-found", "There is no such job."),
-    CheckpointNotFound: (404, "checkpoint-not-found", "There is no such checkpoint, or such file."),
-    IllegalTransition: (409, "illegal-transition", "The job's state does not allow this."),
-    ModelInUse: (409, "model-in-use", "Requests are running on the model."),
-    ModelReplaced: (409, "model-replaced", "Another model of that name is loaded."),
-    WeightsLoading: (409, "model-loading", "The model is being loaded."),
-    IdempotencyInFlight: (409, "idempotency-in-flight", "The first such request is not over yet."),
-    IdempotencyKeyReused: (422, "idempotency-key-reused", "The key belongs to another request."),
-    InvalidSpec: (422, "invalid-spec", "A setting of the job is out of range."),
-    TooManyRemovals: (422, "too-many-removals", "The model has not that many free blocks."),
-    TargetUnreachable: (422, "target-unreachable", "No number of removals gives what is asked."),
-    NotAModel: (422, "not-a-model", "The model's directory holds no usable model."),
-    UnknownArchitecture: (422, "unknown-architecture", "The model's family is not supported."),
-    UnsupportedConfig: (422, "unsupported-config", "The model's configuration is not supported."),
-    CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is not what was published."),
-    DiskTooSmall: (422, "disk-too-small", "The pruned model would not fit on the disk."),
-    InvalidWebhook: (422, "invalid-webhook", "Nothing can be sent to the webhook's URL."),
-    WebhooksOff: (422, "webhooks-off", "This service sends no webhooks."),
-    InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
-    PromptTooLong: (422, "prompt-too-long", "Prompt and answer do not fit into the model."),
-    NotComparable: (422, "not-comparable", "The models cannot be compared."),
-    RequestRefused: (422, "request-refused", "The model cannot take this prompt."),
-    NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
-    MessagesRefused: (422, "messages-refused", "The model's chat template refuses the messages."),
-    NoTokenIds: (422, "no-token-ids", "The model's tokens are not known by their ids."),
-    BackendRefused: (422, "backend-refused", "The model's server does not take this request."),
-    BackendOverloaded: (429, "backend-overloaded", "The model's server takes no more requests."),
-    QueueFull: (429, "queue-full", "Too many jobs are waiting."),
-    Overloaded: (429, "overloaded", "Too many requests are waiting."),
-    LimitReached: (429, "key-limit-reached", "The key has had all that it may for now."),
-    TooManyWatchers: (429, "too-many-watchers", "Too many clients follow jobs."),
-    EngineStopped: (503, "engine-stopped", "The engine does not take requests now."),
-    JobStoreUnavailable: (503, "job-store-unavailable", "The job store cannot be reached."),
-    BackendUnavailable: (503, "backend-unavailable", "The model's server cannot serve now."),
-    BackendFailed: (502, "backend-failed", "The model's server did not answer as it should."),
-    BackendTimedOut: (504, "backend-timed-out", "The model's server did not answer in time."),
-    # not 503, which asks clients to come back: somebody has to make room first (RFC 4918, 11.5)
-    NoRoomForWeights: (507, "no-room-for-weights", "The model does not fit beside what is loaded."),
-    GenerationFailed: (500, "generation-failed", "The engine failed on this request."),
-    ClientDisconnect: (499, "client-gone", "The client has gone before its answer."),
+_AUTH: Problems = {
+    NotLocal: (403, "not-local", "Without an API key only requests from this machine are allowed."),
+    KeyRefused: (401, "invalid-api-key", "API key missing or invalid."),
+    ScopeMissing: (403, "scope-missing", "The API key lacks the required scope."),
+    LimitReached: (429, "key-limit-reached", "Rate limit of this API key exceeded."),
 }
+_MODELS: Problems = {
+    UnknownModel: (404, "model-not-found", "Model not found."),
+    ModelNotFound: (404, "model-not-found", "Model not found."),
+    NotAModel: (422, "not-a-model", "The model directory contains no usable model."),
+    UnknownArchitecture: (422, "unknown-architecture", "Model architecture not supported."),
+    UnsupportedConfig: (422, "unsupported-config", "Model configuration not supported."),
+    CheckpointNotFound: (404, "checkpoint-not-found", "Checkpoint or file not found."),
+    CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is corrupt."),
+    ModelInUse: (409, "model-in-use", "The model has running requests."),
+    ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
+    WeightsLoading: (409, "model-loading", "The model is being loaded."),
+    # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
+    NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
+}
+_JOBS: Problems = {
+    JobNotFound: (404, "job-not-found", "Job not found."),
+    IllegalTransition: (409, "illegal-transition", "The status of the job does not allow this."),
+    InvalidSpec: (422, "invalid-spec", "A parameter of the job is out of range."),
+    TooManyRemovals: (422, "too-many-removals", "The model has too few removable blocks."),
+    TargetUnreachable: (422, "target-unreachable", "No number of removals reaches the target."),
+    DiskTooSmall: (422, "disk-too-small", "Not enough disk space for the pruned model."),
+    InvalidWebhook: (422, "invalid-webhook", "Webhook URL not allowed."),
+    WebhooksOff: (422, "webhooks-off", "Webhooks are disabled."),
+    IdempotencyInFlight: (
+        409,
+        "idempotency-in-flight",
+        "A request with this idempotency key is in progress.",
+    ),
+    IdempotencyKeyReused: (
+        422,
+        "idempotency-key-reused",
+        "The idempotency key was used with a different request.",
+    ),
+    QueueFull: (429, "queue-full", "The job queue is full."),
+    TooManyWatchers: (429, "too-many-watchers", "Too many clients follow job events."),
+    JobStoreUnavailable: (503, "job-store-unavailable", "The job store is unavailable."),
+}
+_GENERATION: Problems = {
+    InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
+    PromptTooLong: (422, "prompt-too-long", "Prompt and output exceed the context length."),
+    RequestRefused: (422, "request-refused", "The model cannot process this prompt."),
+    NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
+    MessagesRefused: (422, "messages-refused", "The chat template rejects the messages."),
+    NoTokenIds: (422, "no-token-ids", "Token ids are not available for this model."),
+    NotComparable: (422, "not-comparable", "The models cannot be compared."),
+    Overloaded: (429, "overloaded", "Too many requests are waiting."),
+    EngineStopped: (503, "engine-stopped", "The engine is not accepting requests."),
+    GenerationFailed: (500, "generation-failed", "Generation failed."),
+    ClientDisconnect: (499, "client-gone", "The client closed the connection."),
+}
+_EXTERNAL: Problems = {
+    BackendRefused: (422, "backend-refused", "The external server rejected the request."),
+    BackendOverloaded: (429, "backend-overloaded", "The external server is overloaded."),
+    BackendUnavailable: (503, "backend-unavailable", "The external server is unavailable."),
+    BackendFailed: (502, "backend-failed", "The external server sent an invalid response."),
+    BackendTimedOut: (504, "backend-timed-out", "The external server timed out."),
+}
+PROBLEMS: Problems = {**_AUTH, **_MODELS, **_JOBS, **_GENERATION, **_EXTERNAL}
 
+INVALID_TITLE = "The request is invalid."
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-_DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # from fastapi_problem
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-
-
-def described(*errors: type[Exception], has_body: bool = False) -> dict[int | str, dict[str, Any]]:
-    """The answers to these errors by status, and to any invalid request, as OpenAPI responses."""
-    rows = [(*PROBLEMS[error], hasattr(error, "retry_after_s")) for error in errors]
-    rows += [(422, "", "The request is not valid.", False)]
-    rows += [(400, "", "The body is no text.", False)] if has_body else []
-    rows += [(413, "", TOO_LARGE_TITLE, False)] if has_body else []
-    found: dict[int | str, dict[str, Any]] = {}
-    for status, _type, title, has_retry_after in rows:
-        content = {"application/problem+json": {"schema": _DOCUMENT}}
-        answer = found.setdefault(status, {"description": "", "content": content})
-        answer["description"] = f"{answer['description']} {title}".strip()
-        if has_retry_after or status in (429, 503):
-            answer["headers"] = _RETRY_AFTER
-    return found
 
 
 def install_errors(app: FastAPI) -> None:
-    """Answer every error of this app as ``application/problem+json``."""
+    """Respond to every error of the app with ``application/problem+json``."""
     handler = new_exception_handler(
         logger=logger,
         unhandled_wrappers={"default": _Unexpected},
@@ -136,25 +136,25 @@ def install_errors(app: FastAPI) -> None:
         post_hooks=[_add_request_id, _add_allowed, _to_openai],
         request_validation_handler=_validation_problem,
     )
-    add_exception_handler(app, handler, generic_swagger_defaults=False)  # ours are exact
-    for error in PROBLEMS:  # or starlette takes them for defects, and raises them once more
+    add_exception_handler(app, handler, generic_swagger_defaults=False)
+    for error in PROBLEMS:  # else Starlette re-raises them as unhandled
         app.add_exception_handler(error, handler)
-    app.add_middleware(TooLarge)
+    app.add_middleware(BodyTooLarge)
 
 
 class _Unexpected(StatusProblem):
-    """A defect of this service: the log has the traceback, the client the request's id."""
+    """An unhandled exception. The log has the traceback, the client only the request id."""
 
     type_ = "internal-error"
-    title = "Something went wrong on our side."
+    title = "Internal server error."
     status = 500
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
-        super().__init__("The log has more under this request's id; please report it.")
+        super().__init__("The log has the details under this request id; please report the error.")
 
 
 def problem_of(error: Exception, problems: Problems = PROBLEMS) -> Problem:
-    """What a client is told about it; about a defect, only that there is one."""
+    """Return the problem document of an error, without details for one that is not listed."""
     for kind, (status, type_, title) in problems.items():
         if isinstance(error, kind):
             extra = {"param": param} if (param := getattr(error, "param", None)) else {}
@@ -172,21 +172,20 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
 def _validation_problem(
     _handler: ExceptionHandler, _request: Request, error: RequestValidationError
 ) -> Problem:
-    """A pointer per error, and never the input itself: it may be megabytes, or a secret."""
+    """List a JSON pointer per error, but no input: that may be megabytes, or a secret."""
     errors = [_pointed_at(found) for found in error.errors()]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
     outside = [str(found["loc"][1]) for found in error.errors() if found["loc"][0] != "body"]
     extra: dict[str, Any] = {"param": outside[0]} if outside else {}
-    title = "The request is not valid."
-    return Problem(title, "invalid-request", first, 422, errors=errors[:50], **extra)
+    return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors[:50], **extra)
 
 
 def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:
     where, what = without_tags(found["loc"][1:]), str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
-        what = f"this is no JSON: {found['ctx']['error']}, at character {where.pop()}"
+        what = f"this is not JSON: {found['ctx']['error']}, at character {where.pop()}"
     elif found["type"] == "extra_forbidden":
-        what = "there is no such field: leave it out"
+        what = "unknown field: leave it out"
     elif found["loc"] == ("body",) and found["type"] in ("missing", "model_attributes_type"):
         what = "expected a JSON object, sent with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
@@ -195,7 +194,7 @@ def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:
 def _add_request_id(
     content: dict[str, Any], _request: Request, response: Response
 ) -> tuple[dict[str, Any], Response]:
-    """Outside the middleware that does it for all other answers."""
+    """The middleware that adds it to all other responses does not see this one."""
     if content["type"] == _Unexpected.type_ and (request_id := correlation_id.get()):
         response.headers["X-Request-Id"] = request_id
     return content, response
@@ -204,7 +203,7 @@ def _add_request_id(
 def _add_allowed(
     content: dict[str, Any], request: Request, response: Response
 ) -> tuple[dict[str, Any], Response]:
-    """All methods of the resource (RFC 9110, 15.5.6): starlette tells those of one route only."""
+    """List all methods of the resource (RFC 9110, 15.5.6). Starlette lists those of one route."""
     if content["status"] == 405:
         scopes = {method: {**request.scope, "method": method} for method in _METHODS}
         allowed = [
@@ -219,7 +218,7 @@ def _add_allowed(
 def _to_openai(
     content: dict[str, Any], request: Request, response: Response
 ) -> tuple[dict[str, Any], Response]:
-    """Clients of the OpenAI routes know the envelope of OpenAI only."""
+    """Clients of the OpenAI routes understand OpenAI's error envelope only."""
     if is_openai(request.url.path):
         response.status_code, content = envelope(content, request.url.path)
         response.body = JSONResponse(content).body

@@ -1,12 +1,21 @@
-"""The description of the API at ``/openapi.json``, where FastAPI cannot know better by itself."""
+"""The OpenAPI document, where FastAPI cannot derive it: problem responses, scopes, null values."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
 
+from app.api.errors import INVALID_TITLE, PROBLEMS
+from app.api.problems import TOO_LARGE_TITLE, is_openai
+from app.auth.keys import KeyRefused, ScopeMissing
+from app.auth.limits import LimitReached
+from app.auth.scopes import Access, NotLocal, scopes_for
+
+Responses = dict[int | str, dict[str, Any]]
+
 _TEXT = {"type": "string"}
-# the content of an answer that is a stream of server-sent events, in the words of OpenAPI 3.2
+# the content of a response that is a stream of server-sent events, as OpenAPI 3.2 describes it
 EVENT_STREAM: Mapping[str, Any] = {
     "text/event-stream": {
         "itemSchema": {
@@ -20,26 +29,77 @@ EVENT_STREAM: Mapping[str, Any] = {
         }
     }
 }
+_DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # defined by fastapi_problem
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+_SCHEME = "bearer"
+_CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}}
 
 
-def describe_exactly(app: FastAPI) -> None:
-    """Say that a parameter of a request can be absent, but never null."""
+def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses:
+    """Describe the responses to these errors, and to any invalid request, by status."""
+    rows = [(*PROBLEMS[error], hasattr(error, "retry_after_s")) for error in errors]
+    rows += [(422, "", INVALID_TITLE, False)]
+    if has_body:
+        rows += [(400, "", "The request body cannot be decoded.", False)]
+        rows += [(413, "", TOO_LARGE_TITLE, False)]
+    found: Responses = {}
+    for status, _type, title, has_retry_after in rows:
+        content = {"application/problem+json": {"schema": _DOCUMENT}}
+        response = found.setdefault(status, {"description": title, "content": content})
+        if title not in response["description"]:
+            response["description"] += f" {title}"
+        if has_retry_after or status in (429, 503):
+            response["headers"] = _RETRY_AFTER
+    return found
+
+
+def describe_api(app: FastAPI, access: Access) -> None:
+    """Correct the document that FastAPI generates."""
     generate = app.openapi
 
-    def description() -> dict[str, Any]:
-        found = generate()
-        for path in found["paths"].values():
-            for operation in path.values():
+    def document() -> dict[str, Any]:
+        found = deepcopy(generate())  # FastAPI caches it, and keys may be required later
+        for path, operations in found["paths"].items():
+            for method, operation in operations.items():
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
+                _describe_access(operation, method, path, access)
+        if access.is_on:
+            scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
+            found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
         return found
 
-    app.openapi = description  # type: ignore[method-assign]  # as FastAPI tells one to
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI documents this way
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter can be omitted, but never null."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return schema
     rest = {name: value for name, value in schema.items() if name != "anyOf"}
     return {**kinds[0], **rest}
+
+
+def _describe_access(operation: dict[str, Any], method: str, path: str, access: Access) -> None:
+    scopes = scopes_for(method.upper(), path)
+    if access.is_local:
+        _add(operation["responses"], path, NotLocal)
+    elif access.is_on and scopes is not None:
+        operation["security"] = [{_SCHEME: sorted(scopes)}]
+        _add(operation["responses"], path, KeyRefused, ScopeMissing, LimitReached)
+
+
+def _add(responses: dict[str, Any], path: str, *errors: type[Exception]) -> None:
+    """Add to the responses of the route, which may use the same statuses for other reasons."""
+    for error in errors:
+        status = PROBLEMS[error][0]
+        response = dict(responses_for(error)[status])
+        if error in (KeyRefused, ScopeMissing):
+            response["headers"] = _CHALLENGE
+        if is_openai(path):
+            view = {"$ref": "#/components/schemas/ErrorView"}
+            response["content"] = {"application/json": {"schema": view}}
+        before = responses.setdefault(str(status), response)
+        if before is not response:
+            before["description"] += f" {response['description']}"

@@ -1,7 +1,4 @@
-"""OpenAI's envelope for errors, made of this project's problem documents.
-
-Answers of middleware: they come before any route or handler of errors is asked.
-"""
+"""Problem documents on the wire: as they are, or in OpenAI's error envelope on its routes."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What clients look for, where it is not the type of the problem in other letters.
+# OpenAI's error codes, where they are not the problem type with underscores.
 _CODES: Mapping[str, str | None] = {
     "invalid-request": None,
     "overloaded": "rate_limit_exceeded",
@@ -24,19 +21,37 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
 }
 
+TOO_LARGE_TITLE = "The request body is too large."
+_TOO_LARGE = {
+    "type": "body-too-large",
+    "title": TOO_LARGE_TITLE,
+    "status": 413,
+    "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
+}
+
+
+def problem_response(
+    problem: Mapping[str, Any], path: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response with the problem, in the format of the route at ``path``."""
+    if is_openai(path):
+        status, content = envelope(problem, path)
+        return JSONResponse(content, status, headers)
+    return JSONResponse(problem, problem["status"], headers, media_type="application/problem+json")
+
 
 def is_openai(path: str) -> bool:
-    """Whether what asks for this path is a client of OpenAI's API."""
+    """Whether the path belongs to OpenAI's API."""
     return path.startswith("/v1/")
 
 
 def envelope(problem: Mapping[str, Any], path: str = "") -> tuple[int, dict[str, Any]]:
-    """Status and body; what is 422 elsewhere is 400 here."""
+    """Return status and body as OpenAI has them. A 422 of this API is a 400 of OpenAI's."""
     status: int = 400 if problem["status"] == 422 else problem["status"]
     kind, message = str(problem["type"]), problem.get("detail") or problem["title"]
     param = problem.get("param") or _param_of(kind, path)
     if errors := problem.get("errors"):
-        param = _name_of(errors[0]["pointer"]) or None
+        param = _dotted(errors[0]["pointer"]) or None
         message = ": ".join(filter(None, [param, errors[0]["detail"]]))
     error = {
         "message": message,
@@ -47,40 +62,8 @@ def envelope(problem: Mapping[str, Any], path: str = "") -> tuple[int, dict[str,
     return status, {"error": error}
 
 
-def _param_of(kind: str, path: str) -> str | None:
-    if kind == "model-not-found":
-        return "model"
-    if kind in _ABOUT_THE_PROMPT:
-        return "messages" if "/chat/" in path else "prompt"
-    return None
-
-
-def _name_of(pointer: str) -> str:
-    """``/messages/0/content`` as OpenAI writes it: ``messages[0].content``."""
-    return re.sub(r"\.([0-9]+)(?=\.|$)", r"[\1]", pointer.strip("/").replace("/", "."))
-
-
-TOO_LARGE_TITLE = "The request's body is too large."
-_TOO_LARGE = {
-    "type": "body-too-large",
-    "title": TOO_LARGE_TITLE,
-    "status": 413,
-    "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
-}
-
-
-def refusal(
-    problem: Mapping[str, Any], path: str, headers: Mapping[str, str] | None = None
-) -> Response:
-    """A problem document, or what clients of the OpenAI routes know."""
-    if is_openai(path):
-        status, content = envelope(problem, path)
-        return JSONResponse(content, status, headers)
-    return JSONResponse(problem, problem["status"], headers, media_type="application/problem+json")
-
-
-class TooLarge:
-    """The body limit answers in plain text; this says the same as all other errors do."""
+class BodyTooLarge:
+    """ASGI middleware: turns the plain text response of the body limit into a problem document."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,8 +75,21 @@ class TooLarge:
             nonlocal is_replaced
             if message["type"] == "http.response.start" and message["status"] == 413:
                 is_replaced = True
-                await refusal(_TOO_LARGE, scope["path"])(scope, receive, send)
+                await problem_response(_TOO_LARGE, scope["path"])(scope, receive, send)
             elif not is_replaced:
                 await send(message)
 
         await self._app(scope, receive, replace)
+
+
+def _param_of(kind: str, path: str) -> str | None:
+    if kind == "model-not-found":
+        return "model"
+    if kind in _ABOUT_THE_PROMPT:
+        return "messages" if "/chat/" in path else "prompt"
+    return None
+
+
+def _dotted(pointer: str) -> str:
+    """Convert the JSON pointer ``/messages/0/content`` to ``messages[0].content``."""
+    return re.sub(r"\.([0-9]+)(?=\.|$)", r"[\1]", pointer.strip("/").replace("/", "."))

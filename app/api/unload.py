@@ -4,12 +4,18 @@ import asyncio
 
 from app.compare.shadow import Shadow
 from app.engine.async_engine import AsyncEngine
+from app.models.catalog import UnknownModel
 from app.models.registry import ModelRegistry
+from app.models.weights import WeightsLoading
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.memory import give_back
 
 
 class ModelInUse(RuntimeError):
     """Requests need what is to be unloaded."""
+
+
+RAISES = (UnknownModel, ModelInUse, WeightsLoading, JobStoreUnavailable)
 
 
 async def unload(

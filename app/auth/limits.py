@@ -71,12 +71,12 @@ redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[2]))
 
 
 class LimitReached(RuntimeError):
-    """The key has had all that it may for now; ``retry_after_s`` is when there may be more."""
+    """The key has used up a limit. ``limit`` is "rate" or "concurrent"."""
 
-    def __init__(self, what: str, limit: str, retry_after_s: float) -> None:
-        self.limit = limit  # for the metrics
+    def __init__(self, message: str, limit: str, retry_after_s: float) -> None:
+        self.limit = limit
         self.retry_after_s = max(1, math.ceil(retry_after_s))
-        super().__init__(f"{what}, and may have no more: retry in {self.retry_after_s} s")
+        super().__init__(f"{message}. Retry in {self.retry_after_s} s.")
 
 
 class KeyLimits:
@@ -129,11 +129,11 @@ class KeyLimits:
 
     def _refusal(self, name: str, reached: Sequence[int], rate: int, at_once: int) -> LimitReached:
         if reached[0] == _RATE:
-            what = f"the key {name!r} has had {rate} requests within {WINDOW_S} s"
-            refusal = LimitReached(what, "rate", reached[1] / 1e6)
+            message = f"Rate limit of API key {name!r} exceeded: {rate} requests per minute"
+            refusal = LimitReached(message, "rate", reached[1] / 1e6)
         else:
-            what = f"the key {name!r} has {at_once} generations that run"
-            refusal = LimitReached(what, "concurrent", _NEXT_TRY_S)
+            message = f"Limit of API key {name!r} reached: {at_once} concurrent generations"
+            refusal = LimitReached(message, "concurrent", _NEXT_TRY_S)
         self._metrics.key_refused(refusal.limit)
         return refusal
 

@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import Problems, problem_of
 from app.api.middleware.security_headers import HEADERS
-from app.api.problems import envelope, is_openai, refusal
+from app.api.problems import envelope, is_openai, problem_response
 from app.cluster.messages import (
     ForwardedRequest,
     NoReplica,
@@ -247,7 +247,7 @@ class _MergedPages(Collector):
 
 def _problem_response(error: Exception, path: str) -> Response:
     problem = problem_of(error, _PROBLEMS)
-    return refusal(problem.marshal(), path, {**(problem.headers or {}), **HEADERS})
+    return problem_response(problem.marshal(), path, {**(problem.headers or {}), **HEADERS})
 
 
 def _error_event(error: Exception, path: str) -> bytes:

@@ -19,11 +19,11 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
-from app.generation.engine_backend import tokenized
+from app.generation.engine_backend import ENGINE_RAISES, tokenized
 from app.generation.generator import Generator
 from app.generation.output import Output
 from app.generation.request import Call, ServedElsewhere
-from app.models.registry import ServedModel
+from app.models.registry import LOAD_RAISES, ServedModel
 
 Round = Sequence[Output]  # an output for each prompt
 
@@ -32,6 +32,9 @@ class NotComparable(ValueError):
     """The models are no variants of one dense model that is generated for here."""
 
     param = "models"
+
+
+RAISES = (NotComparable, *LOAD_RAISES, *ENGINE_RAISES)
 
 
 @dataclass(frozen=True)

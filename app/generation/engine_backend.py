@@ -8,14 +8,31 @@ from functools import partial
 from uuid import uuid4
 
 from app.engine.admission import Overloaded
-from app.engine.async_engine import AsyncEngine
-from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
+from app.engine.async_engine import AsyncEngine, EngineStopped
+from app.engine.engine import PromptTooLong, RequestRefused
+from app.engine.sequence import (
+    FinishReason,
+    InvalidSampling,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
 from app.engine.stream import Stream
 from app.engine.text import TextStream, chat_prompt
 from app.generation.output import Answer, GenerationFailed, Output, Token
 from app.generation.request import Call, Chat, Prompt
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
+
+# what generating with the engine of this process may raise
+ENGINE_RAISES = (
+    InvalidSampling,
+    PromptTooLong,
+    RequestRefused,
+    Overloaded,
+    EngineStopped,
+    GenerationFailed,
+)
 
 
 @dataclass(frozen=True)

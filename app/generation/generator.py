@@ -8,13 +8,16 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from app.generation.engine_backend import EngineBackend
+from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
+from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Answer, Output, Piece
 from app.generation.request import Call, ServedElsewhere
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
-from app.models.registry import ModelRegistry, ServedModel
+from app.models.registry import LOAD_RAISES, ModelRegistry, ServedModel
+
+RAISES = (*LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
 
 
 class Generator:

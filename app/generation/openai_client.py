@@ -56,6 +56,16 @@ class BackendRefused(BackendError):
     """It does not take this request."""
 
 
+# what generating with another server may raise
+EXTERNAL_RAISES = (
+    BackendFailed,
+    BackendTimedOut,
+    BackendUnavailable,
+    BackendOverloaded,
+    BackendRefused,
+)
+
+
 class ExternalClient:
     """Asks the server of one model. Belongs to an event loop; to be closed."""
 

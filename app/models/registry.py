@@ -12,14 +12,26 @@ from transformers import PreTrainedTokenizerBase
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
-from app.models.weights import LoadedWeights, Weights, WeightSource
-from pruning.checkpoints.store import CheckpointStore
+from app.models.weights import LoadedWeights, NoRoomForWeights, Weights, WeightSource
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.safetensors_files import weight_sizes
 from pruning.models.store import ModelStore, NotAModel
 
 
 class ModelReplaced(RuntimeError):
     """The dense weights in memory are not those that the removal order was found on."""
+
+
+# what loading a model may raise
+LOAD_RAISES = (
+    UnknownModel,
+    NotAModel,
+    CheckpointCorrupt,
+    ModelReplaced,
+    NoRoomForWeights,
+    JobStoreUnavailable,
+)
 
 
 @dataclass(frozen=True)

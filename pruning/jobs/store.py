@@ -20,6 +20,7 @@ from redis.commands.core import Script
 from pruning.jobs import script, transitions
 from pruning.jobs.job import (
     JOB_ID,
+    IllegalTransition,
     Job,
     JobError,
     JobEvent,
@@ -31,7 +32,7 @@ from pruning.jobs.job import (
     Webhook,
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.jobs.redis import redis_errors_translated
+from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, Event, Outcome, Place, read_event
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
@@ -140,6 +141,11 @@ def create_job(
 MAX_EVENTS = 1000
 
 _STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
+
+
+# what reading a job, and changing its status, may raise
+READ_RAISES = (JobNotFound, JobStoreUnavailable)
+CHANGE_RAISES = (*READ_RAISES, IllegalTransition)
 
 
 class JobStore:

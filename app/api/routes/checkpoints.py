@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
 from app.api.download import REFUSED, Download
-from app.api.errors import described
+from app.api.openapi import responses_for
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (
@@ -19,15 +19,14 @@ from pruning.checkpoints.store import (
     FileEntry,
     Manifest,
 )
-from pruning.jobs.job import JobNotFound
-from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import READ_RAISES
 
 router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 
 _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type": "string"}}}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
-    **described(JobNotFound, CheckpointNotFound, CheckpointCorrupt, JobStoreUnavailable),
+    **responses_for(*READ_RAISES, CheckpointNotFound, CheckpointCorrupt),
     **REFUSED,
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
     206: {"description": "The part that Range names.", "headers": _ETAG, "content": _BYTES},
@@ -38,7 +37,7 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
 @router.get(
     "",
     name="list_prune_job_checkpoints",
-    responses=described(JobNotFound, CheckpointCorrupt, JobStoreUnavailable),
+    responses=responses_for(*READ_RAISES, CheckpointCorrupt),
 )
 def list_checkpoints(
     job_id: str, jobs: JobsDep, checkpoints: CheckpointsDep, catalog: CatalogDep, request: Request

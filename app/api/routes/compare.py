@@ -3,38 +3,16 @@
 from fastapi import APIRouter, Request
 
 from app.api.deps import EngineDep, GeneratorDep
-from app.api.errors import described
 from app.api.formats.compare import compare_view
+from app.api.openapi import responses_for
 from app.api.schemas.compare import CompareBody, CompareView
 from app.api.sse import unless_gone
-from app.compare.compare import Comparer, NotComparable, Question
-from app.engine.admission import Overloaded
-from app.engine.async_engine import EngineStopped
-from app.engine.engine import RequestRefused
-from app.generation.output import GenerationFailed
-from app.models.catalog import UnknownModel
-from app.models.registry import ModelReplaced
-from app.models.weights import NoRoomForWeights
-from pruning.jobs.redis import JobStoreUnavailable
+from app.compare.compare import RAISES, Comparer, Question
 
 router = APIRouter(tags=["generate"])
 
 
-@router.post(
-    "/compare",
-    responses=described(
-        UnknownModel,
-        NotComparable,
-        RequestRefused,
-        Overloaded,
-        EngineStopped,
-        JobStoreUnavailable,
-        ModelReplaced,
-        NoRoomForWeights,
-        GenerationFailed,
-        has_body=True,
-    ),
-)
+@router.post("/compare", responses=responses_for(*RAISES, has_body=True))
 async def compare(
     body: CompareBody, generator: GeneratorDep, engine: EngineDep, request: Request
 ) -> CompareView:

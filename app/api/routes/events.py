@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -11,12 +11,12 @@ from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import EventsDep, JobsDep
-from app.api.errors import described
-from app.api.openapi import EVENT_STREAM
+from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.jobs import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
-from pruning.jobs.job import JobEvent, JobNotFound
+from pruning.jobs.job import JobEvent
 from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.store import READ_RAISES
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
@@ -25,8 +25,8 @@ KEEP_ALIVE_S = 15.0
 RECONNECT_MS = 2000
 
 EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    **described(JobNotFound, TooManyWatchers, JobStoreUnavailable),
+_RESPONSES: Responses = {
+    **responses_for(*READ_RAISES, TooManyWatchers),
     200: {"content": EVENT_STREAM},
 }
 
@@ -35,7 +35,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     "/{job_id}/events",
     name="list_prune_job_events",
     response_model=PruneJobEventList,
-    responses=_ANSWERS,
+    responses=_RESPONSES,
 )
 async def list_events(
     job_id: str,

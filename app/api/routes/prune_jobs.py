@@ -6,8 +6,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.deps import DeletionDep, JobsDep, OutboxDep, QueueDep, SubmissionDep
-from app.api.errors import described
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
+from app.api.openapi import responses_for
 from app.api.schemas.jobs import (
     EstimateView,
     PruneJobBody,
@@ -16,8 +16,8 @@ from app.api.schemas.jobs import (
     WebhookDeliveryList,
 )
 from app.api.submission import RAISES
-from pruning.jobs.job import IllegalTransition, JobNotFound, JobStatus
-from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import CHANGE_RAISES, READ_RAISES
 
 router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
@@ -51,8 +51,8 @@ _ACCEPTED: dict[str, Any] = {
         for name in _LINKED
     },
 }
-_OF_ONE_JOB = described(JobNotFound, JobStoreUnavailable)
-_OF_A_CHANGE = described(JobNotFound, IllegalTransition, JobStoreUnavailable)
+_READ = responses_for(*READ_RAISES)
+_CHANGE = responses_for(*CHANGE_RAISES)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -73,7 +73,7 @@ IdempotencyKey = Annotated[
     name="create_prune_job",
     response_model=PruneJobView,
     responses={
-        **described(*RAISES, has_body=True),
+        **responses_for(*RAISES, has_body=True),
         200: {
             "model": EstimateView,
             "description": "With dry_run: an estimate of what the job would need.",
@@ -103,7 +103,7 @@ def submit(
     return view
 
 
-@router.get("", name="list_prune_jobs", responses=_OF_ONE_JOB)
+@router.get("", name="list_prune_jobs", responses=_READ)
 def list_jobs(
     jobs: JobsDep,
     request: Request,
@@ -117,12 +117,12 @@ def list_jobs(
     return PruneJobList(data=views, has_more=page.has_more)
 
 
-@router.get("/{job_id}", name="get_prune_job", responses=_OF_ONE_JOB)
+@router.get("/{job_id}", name="get_prune_job", responses=_READ)
 def get_job(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
     return job_view(jobs.get(job_id), request)
 
 
-@router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_OF_A_CHANGE)
+@router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_CHANGE)
 def cancel(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
     """A queued job ends at once, a running one after its current evaluation; its process is killed
     if it does not stop. The removals found so far stay readable.
@@ -130,7 +130,7 @@ def cancel(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
     return job_view(jobs.cancel(job_id), request)
 
 
-@router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_OF_A_CHANGE)
+@router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_CHANGE)
 def pause(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
     """A queued job leaves the queue at once, a running one stops after its current evaluation.
 
@@ -140,7 +140,7 @@ def pause(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
     return job_view(jobs.pause(job_id), request)
 
 
-@router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_OF_A_CHANGE)
+@router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_CHANGE)
 def resume(job_id: str, jobs: JobsDep, queue: QueueDep, request: Request) -> PruneJobView:
     """A paused job is queued first within its priority, and continues where it stopped.
 
@@ -152,7 +152,7 @@ def resume(job_id: str, jobs: JobsDep, queue: QueueDep, request: Request) -> Pru
     return job_view(job, request)
 
 
-@router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_OF_A_CHANGE)
+@router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_CHANGE)
 def delete(job_id: str, deletion: DeletionDep) -> None:
     """Delete a job that has ended, with its events and its published checkpoint.
 
@@ -165,7 +165,7 @@ def delete(job_id: str, deletion: DeletionDep) -> None:
 @router.get(
     "/{job_id}/webhook-deliveries",
     name="list_prune_job_webhook_deliveries",
-    responses=_OF_ONE_JOB,
+    responses=_READ,
 )
 def list_deliveries(job_id: str, jobs: JobsDep, outbox: OutboxDep) -> WebhookDeliveryList:
     """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""

@@ -252,7 +252,7 @@ def test_a_client_that_leaves_is_not_replayed(
         wait_until(lambda: engine.is_at_gate, "it is being answered")
         connection.close()
         engine.gate.set()
-        its = server.lifespan.state["services"].engine
+        its = server.lifespan.state["services"].generation.engine
         wait_until(lambda: its.stats().num_running == 0, "the engine is idle")
         text = client.post("/generate", json={"model": "tiny@-2", "prompt": "a"}).json()
         assert text["outputs"][0]["finish_reason"] in ("length", "stop")

@@ -146,7 +146,7 @@ def test_keys_are_asked_for_from_the_first_one_on(
     answers = paths["/generate"]["post"]["responses"]
     assert {"401", "403"} <= answers.keys()
     assert "Too many requests" in answers["429"]["description"]
-    assert "The key has had all" in answers["429"]["description"]
+    assert "Rate limit of this API key exceeded" in answers["429"]["description"]
     assert "Retry-After" in paths["/models"]["get"]["responses"]["429"]["headers"]
     assert "security" not in paths["/metrics"]["get"]
 

@@ -269,7 +269,7 @@ def test_a_client_that_leaves_ends_it(
         wait_until(lambda: not server.server_state.connections, "the server has noticed")
         before = engine.num_steps
         engine.gate.set()
-        its = server.lifespan.state["services"].engine
+        its = server.lifespan.state["services"].generation.engine
         wait_until(lambda: not its.stats().num_running, "the engine is idle")
         assert engine.num_steps - before <= 2
         assert httpx2.get(f"{url}/health/ready").is_success

@@ -90,7 +90,7 @@ def test_text_ends_in_front_of_a_stop_string(client: TestClient) -> None:
 def test_a_new_job_s_variants_appear_at_once_and_share_the_dense_weights(
     client: TestClient, data_dir: Path
 ) -> None:
-    registry = client.app_state["services"].registry
+    registry = client.app_state["services"].generation.registry
     generate(client)
     before = registry.weight_bytes()
     assert client.post("/generate", json={"model": "tiny@-1", "prompt": "a"}).status_code == 404

@@ -63,7 +63,9 @@ def test_an_answer_whose_text_cannot_be_made_fails_alone(
         asks = [clients.submit(client.post, "/generate", json=BODY) for _ in range(3)]
         assert sorted(ask.result().status_code for ask in asks) == [200, 200, 500]
         services = client.app_state["services"]
-        wait_until(lambda: not services.engine.stats().num_running, "the failed one has ended")
+        wait_until(
+            lambda: not services.generation.engine.stats().num_running, "the failed one has ended"
+        )
         assert num_ended(client, "abort") == 1
 
 
@@ -111,7 +113,7 @@ def test_what_would_make_too_many_tokens_wait_is_refused_and_counted(
     ):
         waits = pool.submit(client.post, "/generate", json=BODY)
         services = client.app_state["services"]
-        wait_until(lambda: services.engine.stalled_s > 0, "it is in the line")
+        wait_until(lambda: services.generation.engine.stalled_s > 0, "it is in the line")
         refused = client.post("/generate", json=BODY)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1

@@ -347,7 +347,7 @@ def test_a_key_is_nowhere_to_be_seen(client: TestClient, caplog: pytest.LogCaptu
     ask(client)
     for path in ("/models", "/v1/models", "/metrics", "/openapi.json"):
         assert KEY not in client.get(path).text
-    external = client.app_state["services"].external
+    external = client.app_state["services"].generation.external
     assert KEY not in repr(external.served("odd"))
     assert KEY not in caplog.text
 

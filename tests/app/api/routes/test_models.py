@@ -197,7 +197,7 @@ def test_a_model_is_not_taken_away_from_running_requests(
 
 
 def num_open(client: TestClient) -> int:
-    engine = client.app_state["services"].engine
+    engine = client.app_state["services"].generation.engine
     registry = client.app_state["services"].generation.registry
     found: int = engine.num_open(registry.variants(registry.catalog.resolve("tiny")))
     return found

@@ -72,7 +72,7 @@ def test_a_running_job_lists_what_it_has_found(client: TestClient, job: dict[str
 def test_prefixes_are_views_of_the_dense_parent(
     client: TestClient, job: dict[str, Any], tiny_loaded: LoadedModel
 ) -> None:
-    registry = client.app_state["services"].registry
+    registry = client.app_state["services"].generation.registry
     generate(client)
     before = registry.weight_bytes()
     for k, keep in ((1, (0, 1, 2, 4, 5)), (2, (0, 2, 4, 5))):

@@ -313,7 +313,9 @@ def test_an_answer_that_a_shutdown_cuts_short_is_an_error(
         chunks = openai_of(client).completions.create(**ask)
         next(chunks)
         assert client.portal is not None
-        stopping = client.portal.start_task_soon(client.app_state["services"].engine.stop)
+        stopping = client.portal.start_task_soon(
+            client.app_state["services"].generation.engine.stop
+        )
         body = {"model": "tiny", "prompt": "a"}
         wait_until(lambda: client.post("/generate", json=body).status_code == 503, "it stops")
         engine.gate.set()

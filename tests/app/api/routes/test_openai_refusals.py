@@ -245,14 +245,14 @@ def test_what_is_not_there_is_told_in_the_envelope(client: TestClient) -> None:
 
 
 def test_a_model_without_a_chat_template_takes_prompts_only(client: TestClient) -> None:
-    registry = client.app_state["services"].registry
+    registry = client.app_state["services"].generation.registry
     registry.get("tiny").tokenizer.chat_template = None
     error = check(client.post(CHAT, json=WHOLE[CHAT]))
     assert (error["param"], error["code"]) == ("messages", "no_chat_template")
 
 
 def test_messages_that_the_template_refuses_are_a_clear_error(client: TestClient) -> None:
-    registry = client.app_state["services"].registry
+    registry = client.app_state["services"].generation.registry
     refuse = "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}a"
     registry.get("tiny").tokenizer.chat_template = refuse
     assert client.post(CHAT, json=WHOLE[CHAT]).status_code == 200
@@ -264,8 +264,8 @@ def test_messages_that_the_template_refuses_are_a_clear_error(client: TestClient
 def test_a_service_that_stops_says_so_and_when_to_come_back(client: TestClient) -> None:
     services = client.app_state["services"]
     assert client.portal is not None
-    client.portal.call(services.engine.stop)
-    wait_until(lambda: not services.engine.is_alive, "the engine has stopped")
+    client.portal.call(services.generation.engine.stop)
+    wait_until(lambda: not services.generation.engine.is_alive, "the engine has stopped")
     response = client.post(COMPLETIONS, json=WHOLE[COMPLETIONS])
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1

@@ -1,0 +1,46 @@
+"""A model of the catalogue on the wire."""
+
+from app.api.schemas.generate import ModelView
+from app.engine.async_engine import AsyncEngine
+from app.models.entry import ModelEntry
+from app.models.registry import ModelRegistry
+
+
+def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
+    order = entry.order
+    quality = order.quality if order else None
+    curve = quality.perplexities if quality else ()
+    return ModelView(
+        id=entry.name,
+        variant=entry.kind,
+        backend=entry.external.backend if entry.external else "engine",
+        parent=entry.parent,
+        num_blocks=entry.num_blocks,
+        removed_blocks=list(entry.removed_blocks),
+        losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
+        perplexity=entry.perplexity,
+        dense_perplexity=curve[0] if curve else None,
+        probe_score=entry.probe.score if entry.probe else None,
+        dense_probe_score=quality.probe.dense.score if quality and quality.probe else None,
+        zero_shot=entry.zero_shot,
+        dense_zero_shot=quality.zero_shot.dense_mean if quality and quality.zero_shot else None,
+        quantized_weights=entry.quantized.weights if entry.quantized else None,
+        quantized_perplexity=entry.quantized.perplexity if entry.quantized else None,
+        warnings=list(quality.warnings) if quality and entry.is_whole_checkpoint else [],
+        evaluated_on=(quality.evaluated_on or None) if quality else None,
+        num_parameters=entry.num_parameters,
+        checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
+        is_published=entry.is_published,
+        dtype=entry.dtype,
+        max_positions=entry.info.max_positions if entry.info else None,
+        is_loaded=registry.is_loaded(entry),
+        weight_bytes=registry.weight_bytes().get(entry.name, 0),
+        kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
+        error=entry.error,
+    )
+
+
+def _kv_cache_bytes(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> int:
+    variant = registry.variant(entry)
+    running = engine.stats().variants.get(variant.name) if variant else None
+    return running.kv_cache_bytes if running else 0
