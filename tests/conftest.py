@@ -2,6 +2,7 @@
 process for each checkpoint.
 """
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,12 @@ pytest_plugins = [
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imports_are_no_garbage() -> None:
+    """A pruning run collects garbage: without this, 0.2 s each time over what was imported."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

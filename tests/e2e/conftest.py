@@ -1,5 +1,6 @@
-"""The demo model, fetched once per machine, and a data directory of each test's own around it."""
+"""Data directories around the demo model, fetched once per machine, and around one in its place."""
 
+import shutil
 from pathlib import Path
 
 import platformdirs
@@ -18,4 +19,11 @@ def demo_model_dir() -> Path:
 def demo_data_dir(tmp_path: Path, demo_model_dir: Path) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / NAME).symlink_to(demo_model_dir)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_demo_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    """With a tiny model under the demo model's name, which the demo takes for it."""
+    shutil.copytree(tiny_model_dir, tmp_path / "models" / NAME)
     return tmp_path

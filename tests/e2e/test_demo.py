@@ -1,4 +1,7 @@
-"""The demo as a user runs it, on the real model: every number of its table must make sense."""
+"""The demo as a user runs it: every number of its table must make sense.
+
+``make test`` runs it on a tiny model under the name of the real one, ``make test-slow`` on both.
+"""
 
 import json
 import signal
@@ -13,55 +16,73 @@ import httpx2
 import pytest
 
 from app.server.valkey import embedded_valkey
+from pruning.models.demo_model import NAME
+from tests.support import tiny_directory
 from tests.support.processes import environment, free_port, is_ready, processes_of, running
 from tests.support.waiting import wait_until
 
 NUM_REMOVE = 2
 
 
+@pytest.mark.timeout(300)
+def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> None:
+    report = demo(tiny_demo_dir)
+    check_job(report["job"], tiny_directory.NUM_BLOCKS)
+    check_sides(report["dense"], report["pruned"], tiny_directory.NUM_BLOCKS)
+    check_speedup(report, tiny_directory.NUM_BLOCKS)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_demo_prunes_serves_compares_and_cleans_up(demo_data_dir: Path) -> None:
+def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
+    report = demo(demo_data_dir)
+    dense, pruned, job = report["dense"], report["pruned"], report["job"]
+    check_job(job, 30)
+    assert job["dense_loss"] < job["losses"][0] < job["losses"][1] < job["dense_loss"] + 1
+    check_sides(dense, pruned, 30)
+    check_speedup(report, 30)
+    left, right = dense["model"], pruned["model"]
+    assert left["num_parameters"] == 134_515_008
+    per_block = (left["num_parameters"] - right["num_parameters"]) / NUM_REMOVE
+    assert per_block == 3_540_096  # attention 884 736, feed forward 2 654 208, two norms 1 152
+    assert 5 < left["perplexity"] < right["perplexity"] < 3 * left["perplexity"] < 500
+    assert "Paris" in dense["completion"]
+
+
+def demo(data_dir: Path) -> dict[str, Any]:
+    """What it reports, when it has put everything away."""
     command = [sys.executable, "-m", "app", "demo", "--num-remove", str(NUM_REMOVE), "--json"]
     command += ["--port", "0"]
     ran = subprocess.run(
-        command, env=environment(demo_data_dir), capture_output=True, text=True, check=False
+        command, env=environment(data_dir), capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    report = json.loads(ran.stdout)
-    check_job(report["job"])
-    check_sides(report["dense"], report["pruned"])
-    speedup = report["speedup"]
-    assert speedup["ideal"] == pytest.approx(30 / 28)
-    assert speedup["measured"] == pytest.approx(
-        report["dense"]["tpot_s"] / report["pruned"]["tpot_s"]
-    )
     for next_step in ("/docs", "/metrics", "/prune-jobs/", "curl"):
         assert next_step in ran.stderr
-    assert processes_of(demo_data_dir) == []
+    assert processes_of(data_dir) == []
+    report: dict[str, Any] = json.loads(ran.stdout)
+    return report
 
 
-def check_job(job: dict[str, Any]) -> None:
+def check_job(job: dict[str, Any], num_blocks: int) -> None:
     assert job["status"] == "succeeded"
-    evaluations = 28 + 27
+    evaluations = num_blocks - 2 + num_blocks - 3
     assert job["progress"] == {
         "evaluations_done": evaluations,
         "evaluations_total": evaluations,
         "ratio": 1.0,
     }
     assert len(set(job["removed_blocks"])) == NUM_REMOVE
-    assert all(0 < block < 29 for block in job["removed_blocks"])
-    assert job["dense_loss"] < job["losses"][0] < job["losses"][1] < job["dense_loss"] + 1
+    assert all(0 < block < num_blocks - 1 for block in job["removed_blocks"])
+    assert len(job["losses"]) == NUM_REMOVE
 
 
-def check_sides(dense: dict[str, Any], pruned: dict[str, Any]) -> None:
+def check_sides(dense: dict[str, Any], pruned: dict[str, Any], num_blocks: int) -> None:
     left, right = dense["model"], pruned["model"]
-    assert (left["num_blocks"], right["num_blocks"]) == (30, 30 - NUM_REMOVE)
-    assert left["num_parameters"] == 134_515_008
-    per_block = (left["num_parameters"] - right["num_parameters"]) / NUM_REMOVE
-    assert per_block == 3_540_096  # attention 884 736, feed forward 2 654 208, two norms 1 152
-    assert 5 < left["perplexity"] < right["perplexity"] < 3 * left["perplexity"] < 500
+    assert (left["num_blocks"], right["num_blocks"]) == (num_blocks, num_blocks - NUM_REMOVE)
+    assert left["num_parameters"] > right["num_parameters"]
+    assert left["perplexity"] != right["perplexity"]
     assert (left["variant"], right["variant"]) == ("dense", "pruned")
-    assert "Paris" in dense["completion"]
     for side in (dense, pruned):
         assert len(side["completion"]) > 20
         assert 0 < side["ttft_s"] < 60
@@ -70,14 +91,22 @@ def check_sides(dense: dict[str, Any], pruned: dict[str, Any]) -> None:
         assert 0 < side["tokens_per_s"] <= 4 / side["tpot_s"] * 1.1
 
 
+def check_speedup(report: dict[str, Any], num_blocks: int) -> None:
+    speedup = report["speedup"]
+    assert speedup["ideal"] == pytest.approx(num_blocks / (num_blocks - NUM_REMOVE))
+    assert speedup["measured"] == pytest.approx(
+        report["dense"]["tpot_s"] / report["pruned"]["tpot_s"]
+    )
+
+
 @pytest.mark.timeout(300)
-def test_ctrl_c_stops_everything_that_the_demo_started(demo_data_dir: Path) -> None:
+def test_ctrl_c_stops_everything_that_the_demo_started(tiny_demo_dir: Path) -> None:
     command = [sys.executable, "-m", "app", "demo", "--port", "0"]
-    with running(command, environment(demo_data_dir), stderr=subprocess.DEVNULL) as demo:
-        wait_until(lambda: len(processes_of(demo_data_dir)) >= 4, "the service is up", 120)
-        demo.send_signal(signal.SIGINT)
-        assert demo.wait(90) == 130
-    wait_until(lambda: processes_of(demo_data_dir) == [], "all processes have ended")
+    with running(command, environment(tiny_demo_dir), stderr=subprocess.DEVNULL) as started:
+        wait_until(lambda: len(processes_of(tiny_demo_dir)) >= 4, "the service is up", 120)
+        started.send_signal(signal.SIGINT)
+        assert started.wait(90) == 130
+    wait_until(lambda: processes_of(tiny_demo_dir) == [], "all processes have ended")
 
 
 @contextmanager
@@ -94,24 +123,36 @@ def running_up(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", http
 
 
 @pytest.mark.timeout(300)
-def test_up_serves_a_real_request_and_ends_on_sigterm(demo_data_dir: Path) -> None:
-    with running_up(demo_data_dir) as (up, client):
-        body = {"model": "smollm2-135m", "prompt": "The capital of France is", "max_new_tokens": 2}
-        assert "Paris" in client.post("/generate", json=body).json()["outputs"][0]["text"]
+def test_up_serves_a_request_and_ends_on_sigterm(tiny_demo_dir: Path) -> None:
+    assert len(answer_of_up(tiny_demo_dir)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_up_serves_the_real_model(demo_data_dir: Path) -> None:
+    assert "Paris" in answer_of_up(demo_data_dir)
+
+
+def answer_of_up(data_dir: Path) -> str:
+    """Its answer to one request, when it has ended on SIGTERM."""
+    with running_up(data_dir) as (up, client):
+        body = {"model": NAME, "prompt": "The capital of France is", "max_new_tokens": 2}
+        text: str = client.post("/generate", json=body).json()["outputs"][0]["text"]
         up.terminate()
         assert up.wait(60) == 0
-    assert processes_of(demo_data_dir) == []
+    assert processes_of(data_dir) == []
+    return text
 
 
 @pytest.mark.timeout(300)
-def test_nothing_outlives_an_up_that_was_killed(demo_data_dir: Path) -> None:
-    with running_up(demo_data_dir) as (up, _client):
-        assert len(processes_of(demo_data_dir)) == 4
+def test_nothing_outlives_an_up_that_was_killed(tiny_demo_dir: Path) -> None:
+    with running_up(tiny_demo_dir) as (up, _client):
+        assert len(processes_of(tiny_demo_dir)) == 4
         up.kill()
         up.wait()
-    wait_until(lambda: all(map(is_valkey, processes_of(demo_data_dir))), "the others' end", 60)
+    wait_until(lambda: all(map(is_valkey, processes_of(tiny_demo_dir))), "the others' end", 60)
     # Users that were killed do not stop Valkey; the next one takes it over, and does.
-    wait_until(lambda: is_stopped_by_its_next_user(demo_data_dir), "Valkey's end")
+    wait_until(lambda: is_stopped_by_its_next_user(tiny_demo_dir), "Valkey's end")
 
 
 def is_stopped_by_its_next_user(data_dir: Path) -> bool:
