@@ -24,7 +24,7 @@ from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.removal import Removal
-from pruning.search.dense_model import Machine, Residence, reside
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.search import search
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.sleb import Blocks
@@ -67,7 +67,7 @@ class _Watch:
 class _HeldOut:
     """Perplexities on text that has no part in the search; a set of blocks is measured once."""
 
-    def __init__(self, dense: Residence, windows: Windows) -> None:
+    def __init__(self, dense: DenseModel, windows: Windows) -> None:
         self._scorer = dense.local_scorer(windows.token_ids)
         self._known: dict[Blocks, float] = {}
 
@@ -98,7 +98,8 @@ def main(
     numbers = sorted({int(depth) for depth in depths.split(",")})
     text = _text(calibration, num_windows, seqlen, seed)
     spec = PruneSpec(model, num_remove=numbers[-1], calibration=text)
-    dense = reside(spec, ModelStore(settings.models_dir, allow_paths=True), Machine())
+    path = ModelStore(settings.models_dir, allow_paths=True).path(spec.model)
+    dense = load_dense_model(path, spec.resident, Resources(), dtype=spec.dtype)
     windows = calibrate(text, dense.model, dense.tokenizer)
     other = _text(held_out, held_out_windows, held_out_seqlen, seed)
     judge = _HeldOut(dense, calibrate(other, dense.model, dense.tokenizer))
@@ -130,7 +131,7 @@ def _text(path: Path, num_windows: int, seqlen: int, seed: int) -> CalibrationSp
 
 def _found(
     spec: PruneSpec,
-    dense: Residence,
+    dense: DenseModel,
     windows: Windows,
     judge: _HeldOut,
     depths: Sequence[int],

@@ -27,7 +27,7 @@ from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters
 from pruning.removal import Removal, kept
-from pruning.search.dense_model import Machine, Residence, reside
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
 from pruning.spec.prune import PruneSpec
@@ -47,7 +47,7 @@ def prune(
     target: Path,
     models: ModelStore,
     observer: RunObserver,
-    machine: Machine | None = None,
+    resources: Resources | None = None,
     earlier: SearchState | None = None,
     confirm: Callable[[], object] = lambda: None,
     verify: Verify = Verify.INLINE,
@@ -63,17 +63,17 @@ def prune(
     """
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)
-    machine = machine or Machine()
+    resources = resources or Resources()
     observer.phase("load")
-    prepare(spec, info, machine.tasks_dir)
-    dense = reside(spec, models, machine)
+    prepare(spec, info, resources.tasks_dir)
+    dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
     parent_fingerprint = fingerprint(dense.path)  # now, as it may be replaced during the search
     observer.phase("calibrate")
     windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
     removals = search(spec, dense, windows, observer, earlier or SearchState())
     observer.phase("evaluate")
-    quality = assess(spec, dense, removals, machine.tasks_dir)
+    quality = assess(spec, dense, removals, resources.tasks_dir)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
@@ -91,7 +91,7 @@ def prune(
             dense=dense,
             keep=manifest.keep,
             how=verify,
-            device=machine.device,
+            device=resources.device,
             ask=confirm,
         ),
     )
@@ -100,7 +100,7 @@ def prune(
 def _manifest(
     spec: PruneSpec,
     name: str,
-    dense: Residence,
+    dense: DenseModel,
     windows: Windows,
     removals: Sequence[Removal],
     quality: Quality,
@@ -132,7 +132,7 @@ def _manifest(
 
 def _write(
     directory: Path,
-    dense: Residence,
+    dense: DenseModel,
     manifest: Manifest,
     removals: Sequence[Removal],
     windows: Windows,

@@ -34,10 +34,10 @@ from pruning.evaluation.zero_shot import (
     score_tasks,
 )
 from pruning.models.blocks import num_blocks
-from pruning.models.forward import Passes
+from pruning.models.forward import Forward
 from pruning.models.quantize import require_torchao
 from pruning.models.store import set_up_torch
-from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
+from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
 
@@ -235,10 +235,10 @@ def _evaluated(
     settings: Settings,
     progress: Progress,
 ) -> Iterator[tuple[_Column, Evaluation]]:
-    machine = Machine(settings.device, settings.state_budget)
+    resources = Resources(settings.device, settings.state_budget)
     texts_dir = options.texts_dir or settings.data_dir / "texts"
     for path in dict.fromkeys(column.subject.path for column in columns):
-        resident = options.resident or where_it_fits(path, machine)
+        resident = options.resident or fitting_resident(path, resources)
         if resident is Resident.STREAM and (tasks.zero_shot or options.quantize):
             raise NotEvaluable(
                 f"{path} does not fit into memory or is to be streamed, and tasks of lm-eval and "
@@ -246,10 +246,10 @@ def _evaluated(
                 "model"
             )
         loading = progress.add_task("load", total=None)
-        residence = reside_at(path, resident, machine, dtype=options.dtype)
+        dense = load_dense_model(path, resident, resources, dtype=options.dtype)
         progress.remove_task(loading)
         for column in (its for its in columns if its.subject.path == path):
-            yield column, _Run(column, residence, tasks, texts_dir, progress).evaluation()
+            yield column, _Run(column, dense, tasks, texts_dir, progress).evaluation()
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class _Run:
     """One model, loaded, and what is to be measured of it."""
 
     column: _Column
-    residence: Residence
+    dense: DenseModel
     tasks: Tasks
     texts_dir: Path
     progress: Progress
@@ -270,7 +270,7 @@ class _Run:
             weights=None if weights is None else weights.value,
             num_blocks=len(self._keep),
             removed_blocks=subject.removed_blocks,
-            dtype=str(self.residence.model.dtype).removeprefix("torch."),
+            dtype=str(self.dense.model.dtype).removeprefix("torch."),
             perplexities=tuple(self._perplexity(text) for text in self.tasks.texts),
             probe=self._probe() if self.tasks.has_probe else None,
             tasks=tuple(scores),
@@ -280,28 +280,28 @@ class _Run:
     @property
     def _keep(self) -> Blocks:
         keep = self.column.subject.keep
-        return tuple(range(num_blocks(self.residence.model))) if keep is None else keep
+        return tuple(range(num_blocks(self.dense.model))) if keep is None else keep
 
     @cached_property
-    def _passes(self) -> Passes:
-        return self.residence.passes(self._keep, self.column.weights)
+    def _forward(self) -> Forward:
+        return self.dense.forward(self._keep, self.column.weights)
 
     def _perplexity(self, text: str) -> Perplexity:
         windows = text_windows(
             text,
             self.texts_dir,
-            self.residence.model,
-            self.residence.tokenizer,
+            self.dense.model,
+            self.dense.tokenizer,
             seqlen=self.tasks.seqlen,
             num_windows=self.tasks.num_windows,
         )
         with self._observed(f"ppl:{text}") as observe:
-            return measure_perplexity(self._passes, windows, observe=observe)
+            return measure_perplexity(self._forward, windows, observe=observe)
 
     def _probe(self) -> ProbeScore:
         items = probe_items()
         with self._observed("probe") as observe:
-            answers = answer(self._passes, self.residence.tokenizer, items, observe=observe)
+            answers = answer(self._forward, self.dense.tokenizer, items, observe=observe)
         return summary(answers, digest(items))
 
     def _zero_shot(self) -> list[TaskScore]:
@@ -309,8 +309,8 @@ class _Run:
             return []
         with self._observed(", ".join(self.tasks.zero_shot)):
             return score_tasks(
-                self._passes.model,
-                self.residence.tokenizer,
+                self._forward.model,
+                self.dense.tokenizer,
                 self.tasks.zero_shot,
                 tasks_dir=self.tasks.tasks_dir,
                 limit=self.tasks.limit,

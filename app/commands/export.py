@@ -22,7 +22,7 @@ from pruning.models.blocks import num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.names import VariantName
 from pruning.models.store import copy_companions, num_parameters, read_config, set_up_torch
-from pruning.search.dense_model import Machine, Residence, reside_at, where_it_fits
+from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 
 
@@ -54,9 +54,9 @@ def run_export(wanted: Export, settings: Settings, *, as_json: bool) -> None:
     if gguf is not None:
         _check_file(gguf, overwrite=wanted.overwrite)
         check_gguf(read_config(subject.path))
-    machine = Machine(settings.device, settings.state_budget)
-    resident = where_it_fits(subject.path, machine)
-    dense = reside_at(subject.path, resident, machine, dtype=wanted.dtype)
+    resources = Resources(settings.device, settings.state_budget)
+    resident = fitting_resident(subject.path, resources)
+    dense = load_dense_model(subject.path, resident, resources, dtype=wanted.dtype)
     job = _Job(subject, dense, subject.keep or tuple(range(num_blocks(dense.model))), settings)
     if out is not None:
         job.write_directory(out, wanted.shard_bytes, overwrite=wanted.overwrite)
@@ -70,7 +70,7 @@ class _Job:
     """The model that is exported, and how."""
 
     subject: Subject
-    dense: Residence
+    dense: DenseModel
     keep: Blocks
     settings: Settings
 

@@ -22,7 +22,7 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal
-from pruning.search.dense_model import Machine
+from pruning.search.dense_model import Resources
 from pruning.search.state import Plan, Scored
 from pruning.spec.prune import PruneSpec
 
@@ -155,7 +155,7 @@ def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) 
             target=out,
             models=models,
             observer=bar,
-            machine=Machine(
+            resources=Resources(
                 settings.device,
                 settings.state_budget,
                 settings.num_actors,

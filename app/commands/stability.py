@@ -14,7 +14,7 @@ from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import Settings
 from pruning.removal import Removal
-from pruning.search.dense_model import Machine, reside
+from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.state import Plan, Scored
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
@@ -63,8 +63,8 @@ def run_stability(
     models = models_for(spec, settings)
     num_blocks = models.inspect(spec.model).num_blocks
     total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
-    machine = Machine(settings.device, settings.state_budget, settings.num_actors)
-    dense = reside(spec, models, machine)
+    resources = Resources(settings.device, settings.state_budget, settings.num_actors)
+    dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
     taken = samples(texts, seeds, dense.model, dense.tokenizer)
     judged_on = judges(taken, dense.model, dense.tokenizer)
     num_free = num_blocks - spec.protect_first - spec.protect_last

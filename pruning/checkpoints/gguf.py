@@ -29,7 +29,7 @@ from gguf import (
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pruning.models.blocks import view
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
 _WORDS = (
@@ -200,7 +200,7 @@ def check_gguf(config: PreTrainedConfig) -> None:
         )
 
 
-def write_gguf(file: Path, dense: Residence, keep: Blocks, name: str) -> None:
+def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str) -> None:
     """Write the model that keeps these blocks, called ``name`` inside. Raises ``GgufUnsupported``.
 
     Matrices are stored in the dtype of ``dense``, vectors in float32, as llama.cpp wants them.

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from pruning.checkpoints.verify_expected import Expectation, expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify, offline_environment
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
 ASK_EVERY_S = 1.0
@@ -24,7 +24,7 @@ _BYTES_PER_S = 20e6  # that the slowest disk is taken to give, on top of that
 
 def verify_portable(
     directory: Path,
-    dense: Residence,
+    dense: DenseModel,
     keep: Blocks,
     *,
     how: Verify = Verify.PROCESS,

@@ -17,10 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pruning.models.architectures import architecture
 from pruning.models.blocks import final_logits
-from pruning.models.forward import InMemoryPasses, Passes
+from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.memory import free_bytes, give_back
 from pruning.models.store import COMPANION_FILES, pick_device
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
 NUM_WINDOWS = 3
@@ -78,7 +78,7 @@ class Expectation:
 
 
 @torch.inference_mode()
-def expectation(dense: Residence, keep: Blocks, device: str = "auto") -> Expectation:
+def expectation(dense: DenseModel, keep: Blocks, device: str = "auto") -> Expectation:
     """Of the checkpoint that keeps these blocks, loaded on ``device`` if it has the room.
 
     Memory that is not used any more is given back first. Each weight is read once, and a
@@ -91,13 +91,13 @@ def expectation(dense: Residence, keep: Blocks, device: str = "auto") -> Expecta
         weights[name] = digest(values)
         num_bytes += values.nbytes
     loading = _loading(num_bytes, pick_device(device))
-    passes = dense.passes(keep)
+    forward = dense.forward(keep)
     windows = _windows(dense.model.config)
-    logits = logits_of(passes, windows)
+    logits = logits_of(forward, windows)
     continuation: list[int] = []
     scores = logits[0, :0]
-    if isinstance(passes, InMemoryPasses) and not loading.is_streamed:
-        continuation, scores = _continued(passes, windows[0])
+    if isinstance(forward, InMemoryForward) and not loading.is_streamed:
+        continuation, scores = _continued(forward, windows[0])
     return Expectation(
         num_blocks=len(keep),
         dtype=str(dense.model.dtype).removeprefix("torch."),
@@ -156,18 +156,18 @@ def _loading(num_bytes: int, device: str) -> Loading:
     return Loading(device, is_streamed=True, threads=threads)
 
 
-def logits_of(passes: Passes, token_ids: torch.Tensor) -> torch.Tensor:
+def logits_of(forward: Forward, token_ids: torch.Tensor) -> torch.Tensor:
     """Logits ``[batch, seqlen, vocab]`` of token ids ``[batch, seqlen]``."""
     # before the next is asked for, as a head that visits is gone by then
-    [logits] = (final_logits(passes.model, hidden) for _, hidden in passes.hidden([token_ids]))
+    [logits] = (final_logits(forward.model, hidden) for _, hidden in forward.hidden([token_ids]))
     return logits
 
 
-def _continued(passes: Passes, prompt: torch.Tensor) -> tuple[list[int], torch.Tensor]:
+def _continued(forward: Forward, prompt: torch.Tensor) -> tuple[list[int], torch.Tensor]:
     """The greedy continuation, and the logits ``[new tokens, vocab]`` that chose it; no cache."""
     token_ids, scores = prompt.unsqueeze(0), []
     for _ in range(NEW_TOKENS):
-        last = logits_of(passes, token_ids)[0, -1]
+        last = logits_of(forward, token_ids)[0, -1]
         scores.append(last)
         token_ids = torch.cat([token_ids, last.argmax().cpu().view(1, 1)], dim=1)
     return token_ids[0, len(prompt) :].tolist(), torch.stack(scores)

@@ -30,7 +30,7 @@ from pruning.checkpoints.verify_expected import (
     sample_ids,
 )
 from pruning.models.blocks import num_blocks
-from pruning.models.forward import StreamedPasses
+from pruning.models.forward import StreamedForward
 from pruning.models.store import load, read_config, set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.process import end_with_parent
@@ -130,8 +130,8 @@ def _compare_streamed(directory: Path, expected: Expectation) -> None:
     _compare_shape(streamed.model, expected)
     names = [name for name, _ in streamed.model.named_parameters()]
     _compare_weights({name: digest(its) for name, its in streamed.read(names)}, expected)
-    passes = StreamedPasses(streamed, tuple(range(expected.num_blocks)))
-    _compare_logits(logits_of(passes, expected.token_ids), expected)
+    forward = StreamedForward(streamed, tuple(range(expected.num_blocks)))
+    _compare_logits(logits_of(forward, expected.token_ids), expected)
 
 
 def _compare_shape(model: PreTrainedModel, expected: Expectation) -> None:

@@ -14,7 +14,7 @@ from pruning.models.blocks import num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
 
@@ -32,7 +32,7 @@ def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
 
 
 def assess(
-    spec: PruneSpec, dense: Residence, removals: Sequence[Removal], tasks_dir: Path | None = None
+    spec: PruneSpec, dense: DenseModel, removals: Sequence[Removal], tasks_dir: Path | None = None
 ) -> Quality:
     """Measure what the spec asks for. ``tasks_dir`` has tasks of lm-eval that go before its own.
 
@@ -45,8 +45,8 @@ def assess(
         windows = held_out(spec.calibration, dense.model, dense.tokenizer)
         quality = _with_perplexities(quality, dense, windows, removed)
         if spec.quantize is not None:
-            passes = dense.passes(keep, spec.quantize)
-            found = measure_perplexity(passes, windows).perplexity
+            forward = dense.forward(keep, spec.quantize)
+            found = measure_perplexity(forward, windows).perplexity
             quality = replace(quality, quantized=Quantized(spec.quantize.value, found))
     if spec.gate is not None:
         quality = gated(spec.gate, quality, partial(ask_both, dense, removed))
@@ -56,7 +56,7 @@ def assess(
 
 
 def _with_perplexities(
-    quality: Quality, dense: Residence, windows: Windows, removed: Blocks
+    quality: Quality, dense: DenseModel, windows: Windows, removed: Blocks
 ) -> Quality:
     scorer = dense.local_scorer(windows.token_ids)
     num_windows, seqlen = windows.token_ids.shape
@@ -67,7 +67,7 @@ def _with_perplexities(
     )
 
 
-def _zero_shot(dense: Residence, keep: Blocks, tasks_dir: Path | None) -> ZeroShot:
+def _zero_shot(dense: DenseModel, keep: Blocks, tasks_dir: Path | None) -> ZeroShot:
     whole, pruned = (
         tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
         for model in (dense.model, view(dense.model, keep))

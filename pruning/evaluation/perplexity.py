@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 
 from pruning.data.calibration import Windows
-from pruning.models.forward import Passes
+from pruning.models.forward import Forward
 from pruning.models.loss import window_losses
 from pruning.removal import Losses, NonFiniteLoss
 from pruning.sleb import RoundScorer
@@ -50,7 +50,7 @@ class Perplexity:
 
 @torch.inference_mode()
 def measure_perplexity(
-    passes: Passes,
+    forward: Forward,
     windows: Windows,
     observe: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Perplexity:
@@ -60,7 +60,7 @@ def measure_perplexity(
     """
     num_windows, seqlen = windows.token_ids.shape
     losses: list[float] = []
-    for some in _losses(passes, windows.token_ids, max(1, passes.batch_tokens // seqlen)):
+    for some in _losses(forward, windows.token_ids, max(1, forward.batch_tokens // seqlen)):
         losses += some
         observe(len(losses), num_windows)
     if not all(map(isfinite, losses)):
@@ -73,7 +73,7 @@ def measure_perplexity(
     )
 
 
-def _losses(passes: Passes, windows: torch.Tensor, batch_size: int) -> Iterator[list[float]]:
-    for token_ids, hidden in passes.hidden(torch.split(windows, batch_size)):
-        found: list[float] = window_losses(passes.model, hidden, token_ids).tolist()
+def _losses(forward: Forward, windows: torch.Tensor, batch_size: int) -> Iterator[list[float]]:
+    for token_ids, hidden in forward.hidden(torch.split(windows, batch_size)):
+        found: list[float] = window_losses(forward.model, hidden, token_ids).tolist()
         yield found

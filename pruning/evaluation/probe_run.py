@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pruning.evaluation.probe import Item
 from pruning.evaluation.probe_scores import Answer
-from pruning.models.forward import Passes
+from pruning.models.forward import Forward
 from pruning.models.loss import token_losses
 
 
@@ -29,7 +29,7 @@ class _Candidate:
 
 @torch.inference_mode()
 def answer(
-    passes: Passes,
+    forward: Forward,
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     observe: Callable[[int, int], object] = lambda _done, _total: None,
@@ -43,12 +43,12 @@ def answer(
         for number, item in enumerate(items)
         for option in range(1 + len(item.wrong))
     ]
-    batches = list(_batches(candidates, passes.batch_tokens))
+    batches = list(_batches(candidates, forward.batch_tokens))
     found: dict[tuple[int, int], _Verdict] = {}
-    hidden = passes.hidden([_padded(batch) for batch in batches])
+    hidden = forward.hidden([_padded(batch) for batch in batches])
     for batch, (token_ids, states) in zip(batches, hidden, strict=True):
         for candidate, verdict in zip(
-            batch, _verdicts(passes, batch, token_ids, states), strict=True
+            batch, _verdicts(forward, batch, token_ids, states), strict=True
         ):
             found[candidate.item, candidate.option] = verdict
         observe(len(found), len(candidates))
@@ -100,13 +100,13 @@ def _padded(batch: Sequence[_Candidate]) -> torch.Tensor:
 
 
 def _verdicts(
-    passes: Passes, batch: Sequence[_Candidate], token_ids: torch.Tensor, states: torch.Tensor
+    forward: Forward, batch: Sequence[_Candidate], token_ids: torch.Tensor, states: torch.Tensor
 ) -> Iterator[_Verdict]:
     """Of the answers in a batch, from hidden states ``[batch, seqlen, hidden_size]``."""
     spans = [(row, slice(c.begin, len(c.token_ids))) for row, c in enumerate(batch)]
     targets = torch.cat([token_ids[row, span] for row, span in spans])
     rows = torch.cat([states[row, span.start - 1 : span.stop - 1] for row, span in spans])
-    nats, is_likeliest = token_losses(passes.model, rows, targets)
+    nats, is_likeliest = token_losses(forward.model, rows, targets)
     lengths = [span.stop - span.start for _, span in spans]
     for ours, likeliest in zip(
         torch.split(nats, lengths), torch.split(is_likeliest, lengths), strict=True

@@ -9,7 +9,7 @@ from pruning.evaluation.probe_scores import Comparison, compare
 from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.spec.gate import Gate, GateAction
 
 
@@ -38,15 +38,13 @@ def gated(gate: Gate, quality: Quality, ask: Callable[[], Comparison]) -> Qualit
     return replace(quality, warnings=tuple(findings.values()))
 
 
-def ask_both(residence: Residence, removed: Sequence[int]) -> Comparison:
+def ask_both(dense: DenseModel, removed: Sequence[int]) -> Comparison:
     """The probe's scores of the dense model and of the one without these blocks."""
-    items = probe_items()
-    depth = num_blocks(residence.model)
-    dense, pruned = (
-        answer(residence.passes(kept(depth, gone)), residence.tokenizer, items)
-        for gone in ((), removed)
+    items, depth = probe_items(), num_blocks(dense.model)
+    before, after = (
+        answer(dense.forward(kept(depth, gone)), dense.tokenizer, items) for gone in ((), removed)
     )
-    return compare(dense, pruned, digest(items))
+    return compare(before, after, digest(items))
 
 
 def _findings(gate: Gate, quality: Quality) -> dict[str, str]:

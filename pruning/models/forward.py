@@ -1,6 +1,4 @@
-"""Forward passes of a model without some of its blocks, wherever its weights are: what every
-evaluation is made of.
-"""
+"""Forward passes of a model without some of its blocks, for weights in memory or on disk."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,27 +15,28 @@ from pruning.models.streaming import StreamedModel
 from pruning.sleb import Blocks
 
 
-class Passes(Protocol):
-    """One model, dense or pruned, ready to look at token ids."""
+class Forward(Protocol):
+    """Forward passes of one model, dense or pruned."""
 
     @property
     def model(self) -> PreTrainedModel:
-        """For its config, and for its head as long as ``hidden`` waits to be asked for more."""
+        """Its config; its head has weights while ``hidden`` is suspended at a yield."""
 
     @property
     def batch_tokens(self) -> int:
-        """How many tokens, padding included, to look at in one call; at least one sequence."""
+        """How many tokens a batch should have, with padding; but at least one sequence."""
 
     def hidden(
         self, batches: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield for each of the token ids ``[batch, seqlen]`` the same on the model's device, and
-        the hidden states ``[batch, seqlen, hidden_size]`` in front of the head.
+        """Yield token ids on the model's device, and their hidden states in front of the head.
+
+        Batches are ``[batch, seqlen]``, hidden states ``[batch, seqlen, hidden_size]``.
         """
 
 
-class InMemoryPasses:
-    """The blocks ``keep`` of a model that is on its device as a whole; None keeps all of them."""
+class InMemoryForward:
+    """Of a model whose weights are all on its device; ``keep=None`` keeps all blocks."""
 
     def __init__(
         self,
@@ -58,10 +57,10 @@ class InMemoryPasses:
 
 
 @dataclass(frozen=True)
-class StreamedPasses:
-    """The blocks ``keep`` of a model on disk: each visits once for as many batches as have room.
+class StreamedForward:
+    """Of a model on disk: each block is loaded once for as many batches as fit into memory.
 
-    ``state_budget`` bounds the bytes of hidden states; without, half of what is free on the device.
+    ``state_budget`` limits the bytes of hidden states, by default to half of the free memory.
     """
 
     streamed: StreamedModel

@@ -31,7 +31,7 @@ _DTYPES = MappingProxyType(
 )
 
 
-def export(
+def save_streamed(
     streamed: StreamedModel, keep: Sequence[int], directory: Path, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Write the model that keeps these blocks into ``directory``, in shards of that size."""

@@ -1,5 +1,6 @@
-"""Where the weights of the dense model are while it is pruned: in memory, in several processes, or
-on disk with blocks that visit memory one at a time.
+"""The dense model during a run: whole in memory, or on disk with blocks loaded one at a time.
+
+Its scorer for the search runs in this process, or in the processes of a Ray cluster.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.models.blocks import view
-from pruning.models.forward import InMemoryPasses, Passes, StreamedPasses
+from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
 from pruning.models.quantize import CannotQuantize, quantized
-from pruning.models.save_streamed import SHARD_BYTES, export, kept_weights
-from pruning.models.store import LoadedModel, ModelStore, load, pick_device
+from pruning.models.save_streamed import SHARD_BYTES, kept_weights, save_streamed
+from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
 from pruning.search.cosine import CosineRanker
@@ -25,15 +26,15 @@ from pruning.search.scoring import SharedPrefixScorer, WindowScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec
-from pruning.spec.prune import PruneSpec, Quantize, Resident
+from pruning.spec.prune import Quantize, Resident
 
 
-class Residence(Protocol):
-    """The dense model, and the steps of a pruning run that depend on where its weights are."""
+class DenseModel(Protocol):
+    """The steps of a run that depend on where the weights are; ``keep`` are the blocks to use."""
 
     @property
     def model(self) -> PreTrainedModel:
-        """Config, modules and shapes are always there; weights only if they are in memory."""
+        """Config, modules and shapes; parameters have values only if the model is in memory."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
@@ -45,65 +46,62 @@ class Residence(Protocol):
     def scorer(
         self, windows: torch.Tensor, boundaries: Sequence[int] = ()
     ) -> Iterator[WindowScorer]:
-        """For the search on ``windows [num_windows, seqlen]``, as long as the context lasts."""
+        """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
+
+        Windows can be scored up to each of the ``boundaries``.
+        """
 
     def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
-        """In this process, for the odd evaluation."""
+        """A scorer in this process."""
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
-        """Of all blocks on ``windows [num_windows, seqlen]``, in this process."""
+        """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""
 
-    def passes(self, keep: Blocks, quantize: Quantize | None = None) -> Passes:
-        """Of the model that keeps these blocks, in this process, with plain weights or others.
+    def forward(self, keep: Blocks, quantize: Quantize | None = None) -> Forward:
+        """Forward passes in this process, with plain or quantised weights.
 
         Raises ``QuantizeUnavailable`` or ``CannotQuantize``.
         """
 
     def times(self) -> BlockTimes:
-        """What one decode step takes, on the device of the run."""
+        """How long the parts of one decode step take on the device of the run."""
 
     def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(name, values)`` of every parameter of the model that keeps these blocks."""
+        """Yield ``(name, values)`` of every parameter."""
 
     def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write configs and weights of the model that keeps these blocks; shards are no larger."""
+        """Write configs and weights, in shards of ``shard_bytes`` at most."""
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a run may use: a torch device or "auto", and bytes for hidden states, or half of what
-    is free. With ``num_actors`` the search is spread over that many processes of a Ray cluster.
-    ``batch_tokens`` go through a block at once, or one window if it has more. ``tasks_dir`` is a
-    folder with tasks of lm-eval, which go before its own.
+class Resources:
+    """What a run may use."""
+
+    device: str = "auto"  # of torch; "auto" takes CUDA if there is any
+    state_budget: int | None = None  # bytes of hidden states; None: half of the free memory
+    num_actors: int = 0  # Ray actors that share the search; 0: this process
+    batch_tokens: int = BATCH_TOKENS  # per call of a block, but at least one window
+    tasks_dir: Path | None = None  # folder with tasks of lm-eval that replace its own
+
+
+def load_dense_model(
+    path: Path, resident: Resident, resources: Resources, *, dtype: str = "auto"
+) -> DenseModel:
+    """The model in the directory ``path``, with its weights where ``resident`` says.
+
+    Raises what ``store.load`` raises, and ``InvalidSpec`` for streamed blocks with actors.
     """
-
-    device: str = "auto"
-    state_budget: int | None = None
-    num_actors: int = 0
-    batch_tokens: int = BATCH_TOKENS
-    tasks_dir: Path | None = None
-
-
-def reside(spec: PruneSpec, models: ModelStore, machine: Machine) -> Residence:
-    """Load what has to be in memory. Raises what ``ModelStore.load`` raises, or ``InvalidSpec``."""
-    if spec.resident is Resident.STREAM and machine.num_actors:
-        raise InvalidSpec("resident", "streamed blocks and actors exclude each other: choose one")
-    return reside_at(models.path(spec.model), spec.resident, machine, dtype=spec.dtype)
-
-
-def reside_at(
-    path: Path, resident: Resident, machine: Machine, *, dtype: str = "auto"
-) -> Residence:
-    """The model in the directory ``path``. Raises what ``models.load`` raises."""
     if resident is Resident.MODEL:
-        return _InMemory(load(path, dtype=dtype, device=machine.device), dtype, machine)
-    return _OnDisk(StreamedModel(path, dtype=dtype, device=machine.device), machine)
+        return _InMemory(load(path, dtype=dtype, device=resources.device), dtype, resources)
+    if resources.num_actors:
+        raise InvalidSpec("resident", "streamed blocks and actors exclude each other: choose one")
+    return _OnDisk(StreamedModel(path, dtype=dtype, device=resources.device), resources)
 
 
-def where_it_fits(path: Path, machine: Machine) -> Resident:
-    """In memory, unless its files alone are larger than what is free on the device."""
+def fitting_resident(path: Path, resources: Resources) -> Resident:
+    """``MODEL``, unless the weight files are larger than the free memory of the device."""
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    is_too_large = size > free_bytes(torch.device(pick_device(machine.device)))
+    is_too_large = size > free_bytes(torch.device(pick_device(resources.device)))
     return Resident.STREAM if is_too_large else Resident.MODEL
 
 
@@ -111,7 +109,7 @@ def where_it_fits(path: Path, machine: Machine) -> Resident:
 class _InMemory:
     loaded: LoadedModel
     dtype: str
-    machine: Machine
+    resources: Resources
 
     @property
     def model(self) -> PreTrainedModel:
@@ -129,17 +127,17 @@ class _InMemory:
     def scorer(
         self, windows: torch.Tensor, boundaries: Sequence[int] = ()
     ) -> Iterator[WindowScorer]:
-        if not self.machine.num_actors:
+        if not self.resources.num_actors:
             yield self.local_scorer(windows, boundaries)
             return
         with ClusterScorer(
             self.path,
             windows,
-            num_actors=self.machine.num_actors,
+            num_actors=self.resources.num_actors,
             dtype=self.dtype,
-            device=self.machine.device.partition(":")[0],  # which GPU, Ray decides
-            state_budget=self.machine.state_budget,
-            batch_tokens=self.machine.batch_tokens,
+            device=self.resources.device.partition(":")[0],  # Ray chooses the GPU
+            state_budget=self.resources.state_budget,
+            batch_tokens=self.resources.batch_tokens,
             boundaries=boundaries,
         ) as scorer:
             yield scorer
@@ -148,18 +146,18 @@ class _InMemory:
         return SharedPrefixScorer(
             self.model,
             windows,
-            state_budget=self.machine.state_budget,
-            batch_tokens=self.machine.batch_tokens,
+            state_budget=self.resources.state_budget,
+            batch_tokens=self.resources.batch_tokens,
             boundaries=boundaries,
         )
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
-        return CosineRanker(self.model, windows, batch_tokens=self.machine.batch_tokens)
+        return CosineRanker(self.model, windows, batch_tokens=self.resources.batch_tokens)
 
-    def passes(self, keep: Blocks, quantize: Quantize | None = None) -> Passes:
+    def forward(self, keep: Blocks, quantize: Quantize | None = None) -> Forward:
         pruned = view(self.model, keep)
-        its = pruned if quantize is None else quantized(pruned, quantize)
-        return InMemoryPasses(its, batch_tokens=self.machine.batch_tokens)
+        pruned = pruned if quantize is None else quantized(pruned, quantize)
+        return InMemoryForward(pruned, batch_tokens=self.resources.batch_tokens)
 
     def times(self) -> BlockTimes:
         return measure_times(self.model)
@@ -174,7 +172,7 @@ class _InMemory:
 @dataclass(frozen=True)
 class _OnDisk:
     streamed: StreamedModel
-    machine: Machine
+    resources: Resources
 
     @property
     def model(self) -> PreTrainedModel:
@@ -198,8 +196,8 @@ class _OnDisk:
         return StreamedScorer(
             self.streamed,
             windows,
-            state_budget=self.machine.state_budget,
-            batch_tokens=self.machine.batch_tokens,
+            state_budget=self.resources.state_budget,
+            batch_tokens=self.resources.batch_tokens,
             boundaries=boundaries,
         )
 
@@ -207,15 +205,16 @@ class _OnDisk:
         return CosineRanker(
             self.streamed,
             windows,
-            batch_tokens=self.machine.batch_tokens,
-            state_budget=self.machine.state_budget,
+            batch_tokens=self.resources.batch_tokens,
+            state_budget=self.resources.state_budget,
         )
 
-    def passes(self, keep: Blocks, quantize: Quantize | None = None) -> Passes:
+    def forward(self, keep: Blocks, quantize: Quantize | None = None) -> Forward:
         if quantize is not None:
-            raise CannotQuantize("a model that is streamed cannot be quantised: load it whole")
-        machine = self.machine
-        return StreamedPasses(self.streamed, keep, machine.state_budget, machine.batch_tokens)
+            raise CannotQuantize("a streamed model cannot be quantised: load the whole model")
+        return StreamedForward(
+            self.streamed, keep, self.resources.state_budget, self.resources.batch_tokens
+        )
 
     def times(self) -> BlockTimes:
         return measure_streamed_times(self.streamed)
@@ -224,4 +223,4 @@ class _OnDisk:
         return kept_weights(self.streamed, keep)
 
     def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        export(self.streamed, keep, directory, shard_bytes)
+        save_streamed(self.streamed, keep, directory, shard_bytes)

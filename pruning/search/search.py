@@ -10,7 +10,7 @@ from typing import Protocol
 from pruning.data.calibration import Windows
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses, Removal
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.search.ranking import Ranker, ranked
 from pruning.search.scoring import WindowScorer
 from pruning.search.staged import StagedScorer, stages
@@ -41,22 +41,22 @@ class Observer(Protocol):
         """A round is over."""
 
 
-def plan_of(spec: PruneSpec, residence: Residence, windows: Windows, earlier: SearchState) -> Plan:
+def plan_of(spec: PruneSpec, dense: DenseModel, windows: Windows, earlier: SearchState) -> Plan:
     """The plan of ``earlier`` if the windows are the same; else a new one, for which a speed-up
     becomes a number of blocks by times measured now. Raises ``TargetUnreachable``.
     """
     if earlier.plan is not None and earlier.plan.windows_digest == windows.digest:
         return earlier.plan
-    blocks = num_blocks(residence.model)
+    blocks = num_blocks(dense.model)
     most = spec.most_removals(blocks)
     if spec.target_speedup is not None:
-        most = residence.times().removals_for(spec.target_speedup, blocks, most)
+        most = dense.times().removals_for(spec.target_speedup, blocks, most)
     return Plan(windows.digest, most)
 
 
 def search(
     spec: PruneSpec,
-    residence: Residence,
+    dense: DenseModel,
     windows: Windows,
     observer: Observer,
     earlier: SearchState,
@@ -65,16 +65,16 @@ def search(
 
     Raises what ``sleb`` raises, and ``TargetUnreachable`` if no removal at all is good enough.
     """
-    plan = plan_of(spec, residence, windows, earlier)
+    plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = list(state.removals)
-    blocks = num_blocks(residence.model)
+    blocks = num_blocks(dense.model)
     boundaries = stages(len(windows.token_ids)) if spec.search is Search.STAGED else ()
     total = _num_evaluations(spec, plan, blocks, 0)
     tally = _Tally(observer, total - _num_left(spec, plan, state, blocks), total)
-    with residence.scorer(windows.token_ids, boundaries) as scorer:
+    with dense.scorer(windows.token_ids, boundaries) as scorer:
         observer.searching(plan, tally.done, total)
-        choose = _chooser(spec, residence, windows, scorer, state, tally)
+        choose = _chooser(spec, dense, windows, scorer, state, tally)
         for removal in choose(
             blocks,
             plan.num_remove,
@@ -93,7 +93,7 @@ def search(
 
 def _chooser(
     spec: PruneSpec,
-    residence: Residence,
+    dense: DenseModel,
     windows: Windows,
     scorer: WindowScorer,
     state: SearchState,
@@ -107,7 +107,7 @@ def _chooser(
     if spec.metric is Metric.SLEB:
         return partial(sleb, observed)
     is_cosine = spec.metric is Metric.COSINE
-    ranker: Ranker = residence.cosine_ranker(windows.token_ids) if is_cosine else scorer
+    ranker: Ranker = dense.cosine_ranker(windows.token_ids) if is_cosine else scorer
     return partial(ranked, observed, _Observed(ranker, tally, RANKING, state.ranking))
 
 

@@ -11,7 +11,7 @@ from pruning.data.corpora import CalibrationError
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses, kept
-from pruning.search.dense_model import Residence
+from pruning.search.dense_model import DenseModel
 from pruning.search.search import Observer, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks, RoundScorer
@@ -68,7 +68,7 @@ def judges(
 
 def runs(
     spec: PruneSpec,
-    dense: Residence,
+    dense: DenseModel,
     taken: Sequence[Sample],
     judged_on: Mapping[str, Windows],
     observer: Callable[[int], Observer],
@@ -93,7 +93,7 @@ def runs(
 class _Curve:
     """Perplexities on one text; what several runs keep alike is measured once."""
 
-    def __init__(self, dense: Residence, windows: Windows) -> None:
+    def __init__(self, dense: DenseModel, windows: Windows) -> None:
         self._scorer: RoundScorer = dense.local_scorer(windows.token_ids)
         self._num_blocks = num_blocks(dense.model)
         self._known: dict[Blocks, Losses] = {}

@@ -57,7 +57,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
     from pruning.models.memory import BATCH_TOKENS  # noqa: PLC0415 - as said above
     from pruning.models.store import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
     from pruning.pipeline import prune  # noqa: PLC0415 - as said above
-    from pruning.search.dense_model import Machine  # noqa: PLC0415 - as said above
+    from pruning.search.dense_model import Resources  # noqa: PLC0415 - as said above
 
     set_up_torch(settings.threads)
     name = job.checkpoint_name
@@ -67,7 +67,7 @@ def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
         target=CheckpointStore(settings.checkpoints_dir).path(name),
         models=ModelStore(settings.models_dir),
         observer=observer,
-        machine=Machine(
+        resources=Resources(
             settings.device,
             settings.state_budget,
             settings.num_actors,

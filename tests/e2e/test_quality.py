@@ -15,7 +15,7 @@ from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import Answer, compare
 from pruning.models.blocks import num_blocks, view
-from pruning.models.forward import InMemoryPasses
+from pruning.models.forward import InMemoryForward
 from pruning.models.quantize import quantized
 from pruning.models.store import LoadedModel, load
 from pruning.spec.prune import Quantize
@@ -56,7 +56,7 @@ def test_perplexity_is_that_of_a_loop(demo: LoadedModel, texts_dir: Path, seqlen
     windows = text_windows(
         "wikitext2", texts_dir, demo.model, demo.tokenizer, seqlen=seqlen, num_windows=num_windows
     )
-    found = measure_perplexity(InMemoryPasses(demo.model), windows)
+    found = measure_perplexity(InMemoryForward(demo.model), windows)
     assert found.num_windows == num_windows
     assert found.perplexity == pytest.approx(by_hand(demo, seqlen, num_windows), rel=1e-4)
 
@@ -69,7 +69,7 @@ def test_the_probe_tells_dense_from_half_the_blocks_and_says_the_same_twice(
     depth = num_blocks(demo.model)
 
     def ask(keep: Sequence[int], some: Sequence[Item]) -> list[Answer]:
-        return answer(InMemoryPasses(demo.model, tuple(keep)), demo.tokenizer, some)
+        return answer(InMemoryForward(demo.model, tuple(keep)), demo.tokenizer, some)
 
     dense, half = range(depth), [*range(8), *range(23, depth)]
     assert len(half) == depth - 15
@@ -90,7 +90,7 @@ def test_eight_bits_cost_next_to_nothing_and_four_bits_more(
     )
     models = pruned, *(quantized(pruned, weights) for weights in (Quantize.INT8, Quantize.INT4))
     plain, int8, int4 = (
-        measure_perplexity(InMemoryPasses(model), windows).perplexity for model in models
+        measure_perplexity(InMemoryForward(model), windows).perplexity for model in models
     )
     assert int8 == pytest.approx(plain, rel=0.02)
     assert plain < int4 < 4 * plain

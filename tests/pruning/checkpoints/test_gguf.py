@@ -24,7 +24,7 @@ from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare_gguf
 from pruning.models.blocks import view
 from pruning.models.store import load
-from pruning.search.dense_model import Machine, Residence, reside_at
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
 from tests.pruning.models.test_blocks import logits_of, token_ids
 from tests.pruning.models.test_store import edit_config
@@ -34,11 +34,11 @@ KEEP = (0, 2, 3, 5)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def dense_in(path: Path, family: str, dtype: str = "auto", *, tied: bool = False) -> Residence:
+def dense_in(path: Path, family: str, dtype: str = "auto", *, tied: bool = False) -> DenseModel:
     write_tiny_model(path, family=family, tied=tied)
     if family == "mistral":  # the later ones
         edit_config(path, sliding_window=None)
-    return reside_at(path, Resident.MODEL, Machine("cpu"), dtype=dtype)
+    return load_dense_model(path, Resident.MODEL, Resources("cpu"), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,7 +58,7 @@ def test_every_family_is_its_view_to_transformers(tmp_path: Path, family: str, d
 
 def test_streamed_and_tied_weights_make_the_same_file(tmp_path: Path) -> None:
     dense = dense_in(tmp_path / "dense", "llama", tied=True)
-    streamed = reside_at(tmp_path / "dense", Resident.STREAM, Machine("cpu"))
+    streamed = load_dense_model(tmp_path / "dense", Resident.STREAM, Resources("cpu"))
     write_gguf(tmp_path / "one.gguf", dense, KEEP, "pruned")
     write_gguf(tmp_path / "other.gguf", streamed, KEEP, "pruned")
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "other.gguf").read_bytes()

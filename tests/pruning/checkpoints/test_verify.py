@@ -27,7 +27,7 @@ from pruning.models.blocks import view
 from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
-from pruning.search.dense_model import Machine, Residence, reside_at
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Resident
 from tests.pruning.checkpoints.test_store import manifest_of
@@ -80,16 +80,16 @@ def dense_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=list(Resident))
-def dense(dense_dir: Path, request: pytest.FixtureRequest) -> Residence:
-    return reside_at(dense_dir, request.param, Machine("cpu"))
+def dense(dense_dir: Path, request: pytest.FixtureRequest) -> DenseModel:
+    return load_dense_model(dense_dir, request.param, Resources("cpu"))
 
 
 @pytest.fixture
-def in_memory(dense_dir: Path) -> Residence:
-    return reside_at(dense_dir, Resident.MODEL, Machine("cpu"))
+def in_memory(dense_dir: Path) -> DenseModel:
+    return load_dense_model(dense_dir, Resident.MODEL, Resources("cpu"))
 
 
-def write(dense: Residence, directory: Path) -> None:
+def write(dense: DenseModel, directory: Path) -> None:
     dense.save(KEEP, directory)
     for name in COMPANION_FILES:
         if (dense.path / name).is_file():
@@ -98,7 +98,7 @@ def write(dense: Residence, directory: Path) -> None:
 
 def publish_at(
     target: Path,
-    dense: Residence,
+    dense: DenseModel,
     damage: Callable[[Path], object] = lambda _directory: None,
     how: Verify = Verify.INLINE,
     ask: Callable[[], object] = lambda: None,
@@ -208,7 +208,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_what_differs_is_named_and_not_published(
-    tmp_path: Path, dense: Residence, damage: Callable[[Path], object], message: str
+    tmp_path: Path, dense: DenseModel, damage: Callable[[Path], object], message: str
 ) -> None:
     target = tmp_path / "checkpoints" / "tiny@prn-1"
     with pytest.raises(CheckpointNotPortable, match=message) as refused:
@@ -220,19 +220,21 @@ def test_what_differs_is_named_and_not_published(
     assert CheckpointStore(target.parent).names() == ["tiny@prn-1"]
 
 
-def test_a_fresh_process_finds_and_says_the_same(tmp_path: Path, in_memory: Residence) -> None:
+def test_a_fresh_process_finds_and_says_the_same(tmp_path: Path, in_memory: DenseModel) -> None:
     with pytest.raises(CheckpointNotPortable, match=r"num_hidden_layers of config.json: found 6"):
         publish_at(tmp_path / "tiny@prn-1", in_memory, too_deep, Verify.PROCESS)
     assert CheckpointStore(tmp_path).names() == []
 
 
-def test_what_a_fresh_process_finds_good_is_published(tmp_path: Path, in_memory: Residence) -> None:
+def test_what_a_fresh_process_finds_good_is_published(
+    tmp_path: Path, in_memory: DenseModel
+) -> None:
     publish_at(tmp_path / "tiny@prn-1", in_memory, how=Verify.PROCESS)
     assert CheckpointStore(tmp_path).names() == ["tiny@prn-1"]
 
 
 def test_a_process_that_breaks_off_is_no_proof(
-    tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no interpreter starts with that
     with pytest.raises(CheckpointNotPortable, match=r"the process that loads it broke off: .+"):
@@ -249,7 +251,7 @@ def children() -> list[psutil.Process]:
 
 
 def test_whoever_wants_to_stop_need_not_wait(
-    tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question comes while the process works, and its answer ends the process."""
     monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
@@ -268,7 +270,7 @@ def test_whoever_wants_to_stop_need_not_wait(
 
 
 def test_a_process_that_does_not_end_is_no_proof(
-    tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
     monkeypatch.setattr(verify, "_LIMIT_S", -1e9)
@@ -278,7 +280,7 @@ def test_a_process_that_does_not_end_is_no_proof(
 
 
 def test_a_process_that_is_killed_is_no_proof(
-    tmp_path: Path, in_memory: Residence, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
 
@@ -291,13 +293,13 @@ def test_a_process_that_is_killed_is_no_proof(
         publish_at(tmp_path / "tiny@prn-1", in_memory, how=Verify.PROCESS, ask=kill)
 
 
-def test_it_can_be_left_out(tmp_path: Path, dense: Residence) -> None:
+def test_it_can_be_left_out(tmp_path: Path, dense: DenseModel) -> None:
     publish_at(tmp_path / "tiny@prn-1", dense, foreign_tokenizer, Verify.OFF)
     assert CheckpointStore(tmp_path).names() == ["tiny@prn-1"]
 
 
 def test_what_has_no_room_is_loaded_block_by_block(
-    tmp_path: Path, dense: Residence, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dense: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pruning.checkpoints.verify_expected.free_bytes", lambda _device: 0)
     loaded: list[Path] = []
@@ -321,8 +323,8 @@ def test_on_one_machine_logits_are_equal_bit_for_bit(
 ) -> None:
     """The tolerance is for a checkpoint that is loaded on another device."""
     monkeypatch.setattr("pruning.checkpoints.verify_reload.TOLERANCES", {dtype: 0.0})
-    residence = reside_at(dense_dir, Resident.MODEL, Machine("cpu"), dtype=dtype)
-    publish_at(tmp_path / "tiny@prn-1", residence)
+    dense = load_dense_model(dense_dir, Resident.MODEL, Resources("cpu"), dtype=dtype)
+    publish_at(tmp_path / "tiny@prn-1", dense)
     assert CheckpointStore(tmp_path).names() == ["tiny@prn-1"]
 
 
@@ -334,7 +336,7 @@ def with_scores(expected: Expectation, gap: float) -> Expectation:
     return replace(expected, scores=scores, continuation=[other, *expected.continuation[1:]])
 
 
-def test_a_tie_that_rounding_turns_is_no_difference(tmp_path: Path, in_memory: Residence) -> None:
+def test_a_tie_that_rounding_turns_is_no_difference(tmp_path: Path, in_memory: DenseModel) -> None:
     write(in_memory, tmp_path)
     expected = expectation(in_memory, KEEP, "cpu")
     compare(tmp_path, with_scores(expected, 1e-5))
@@ -342,7 +344,7 @@ def test_a_tie_that_rounding_turns_is_no_difference(tmp_path: Path, in_memory: R
         compare(tmp_path, with_scores(expected, 1e-2))
 
 
-def test_what_is_no_number_is_refused(tmp_path: Path, dense: Residence) -> None:
+def test_what_is_no_number_is_refused(tmp_path: Path, dense: DenseModel) -> None:
     write(dense, tmp_path)
     expected = expectation(dense, KEEP, "cpu")
     spoilt = replace(expected, logits=expected.logits * math.nan)
@@ -350,7 +352,7 @@ def test_what_is_no_number_is_refused(tmp_path: Path, dense: Residence) -> None:
         compare(tmp_path, spoilt)
 
 
-def test_an_expectation_survives_its_file(tmp_path: Path, dense: Residence) -> None:
+def test_an_expectation_survives_its_file(tmp_path: Path, dense: DenseModel) -> None:
     expected = expectation(dense, KEEP, "cpu")
     expected.save(tmp_path / "file")
     found = Expectation.read(tmp_path / "file")

@@ -27,7 +27,7 @@ from pruning.models.loss import mean_loss
 from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantized
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
-from pruning.search.dense_model import Machine
+from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
 from tests.pruning.evaluation.test_zero_shot import write_tasks
@@ -47,7 +47,7 @@ def run(
         target=CheckpointStore(models_dir.parent / "checkpoints").path("tiny@prn-1"),
         models=ModelStore(models_dir),
         observer=observer,
-        machine=Machine(tasks_dir=tasks_dir),
+        resources=Resources(tasks_dir=tasks_dir),
     )
 
 

@@ -16,7 +16,7 @@ from pruning.data.texts import TextUnusable, text_windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
-from pruning.models.forward import InMemoryPasses, Passes, StreamedPasses
+from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import LoadedModel, load
 from pruning.models.streaming import StreamedModel
@@ -59,8 +59,8 @@ def test_it_is_what_a_loop_over_windows_gives(
     windows = windows_of(tiny_loaded, "some.txt", text_file.parent)
     pruned = view(tiny_loaded.model, KEEP)
     for model, keep in ((tiny_loaded.model, None), (pruned, KEEP)):
-        passes = InMemoryPasses(tiny_loaded.model, keep, batch_tokens)
-        found = measure_perplexity(passes, windows)
+        forward = InMemoryForward(tiny_loaded.model, keep, batch_tokens)
+        found = measure_perplexity(forward, windows)
         expected = by_hand(model, tiny_loaded.tokenizer, text_file.read_text("utf-8"), 16)
         assert found.perplexity == pytest.approx(expected, rel=1e-5)
         assert found.perplexity == exp(found.loss)
@@ -77,26 +77,26 @@ def test_streamed_it_is_the_same_in_every_family(family: str, tmp_path: Path) ->
     whole, streamed = load(tmp_path).model, StreamedModel(tmp_path)
     budget = 3 * 2 * 12 * 32 * 4
 
-    def loss(passes: Passes) -> float:
-        return measure_perplexity(passes, windows).loss
+    def loss(forward: Forward) -> float:
+        return measure_perplexity(forward, windows).loss
 
-    found = loss(StreamedPasses(streamed, KEEP, budget, 24))
-    assert found == pytest.approx(loss(InMemoryPasses(whole, KEEP)), rel=1e-6)
-    assert found != pytest.approx(loss(InMemoryPasses(whole)), rel=1e-5)
+    found = loss(StreamedForward(streamed, KEEP, budget, 24))
+    assert found == pytest.approx(loss(InMemoryForward(whole, KEEP)), rel=1e-6)
+    assert found != pytest.approx(loss(InMemoryForward(whole)), rel=1e-5)
     assert streamed.peak_bytes < streamed.weight_bytes
 
 
 def test_a_budget_for_less_than_a_batch_is_refused(tiny_model_dir: Path) -> None:
-    passes = StreamedPasses(StreamedModel(tiny_model_dir), KEEP, 1000)
+    forward = StreamedForward(StreamedModel(tiny_model_dir), KEEP, 1000)
     with pytest.raises(StateBudgetTooSmall, match="24 tokens need 3072"):
-        list(passes.hidden([torch.zeros((2, 12), dtype=torch.long)]))
+        list(forward.hidden([torch.zeros((2, 12), dtype=torch.long)]))
 
 
 def test_progress_is_told_in_windows(tiny_loaded: LoadedModel) -> None:
     told: list[tuple[int, int]] = []
     windows = Windows(torch.zeros((5, 8), dtype=torch.long), "zeros")
     measure_perplexity(
-        InMemoryPasses(tiny_loaded.model, batch_tokens=16),
+        InMemoryForward(tiny_loaded.model, batch_tokens=16),
         windows,
         observe=lambda done, total: told.append((done, total)),
     )
@@ -109,7 +109,7 @@ def test_a_loss_that_is_no_number_raises(tiny_model_dir: Path) -> None:
         broken.get_output_embeddings().weight.fill_(float("nan"))
     windows = Windows(torch.zeros((1, 8), dtype=torch.long), "zeros")
     with pytest.raises(NonFiniteLoss, match="on zeros is not finite"):
-        measure_perplexity(InMemoryPasses(broken), windows)
+        measure_perplexity(InMemoryForward(broken), windows)
 
 
 def test_wikitext_is_its_lines_joined_by_blank_ones(

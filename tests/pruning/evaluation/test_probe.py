@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import Answer, Comparison, Kind, ProbeScore, compare, summary
-from pruning.models.forward import InMemoryPasses, StreamedPasses
+from pruning.models.forward import InMemoryForward, StreamedForward
 from pruning.models.store import LoadedModel
 from pruning.models.streaming import StreamedModel
 from tests.support.tiny import generated
@@ -123,8 +123,8 @@ def test_answers_are_what_each_text_alone_and_generate_say(
     tiny_loaded: LoadedModel, batch_tokens: int
 ) -> None:
     items = [item for item in short_items(tiny_loaded) if _has_seam(tiny_loaded, item)]
-    passes = InMemoryPasses(tiny_loaded.model, batch_tokens=batch_tokens)
-    found = answer(passes, tiny_loaded.tokenizer, items)
+    forward = InMemoryForward(tiny_loaded.model, batch_tokens=batch_tokens)
+    found = answer(forward, tiny_loaded.tokenizer, items)
     assert found == [by_hand(tiny_loaded, item) for item in items]
     assert {its.is_written for its in found} == {True, False}
     assert {its.is_chosen for its in found} == {True, False}
@@ -143,18 +143,18 @@ def test_a_token_across_the_seam_belongs_to_the_answer(tiny_loaded: LoadedModel)
     shared = [ours for ours, theirs in zip(whole, prompt, strict=False) if ours == theirs]
     own = generated(tiny_loaded.model, shared, len(whole) - len(shared))
     item = Item(Kind.COPYING, "the fo", "x", ("g", "h", "b"))
-    passes = InMemoryPasses(tiny_loaded.model)
-    (found,) = answer(passes, tiny_loaded.tokenizer, [item])
+    forward = InMemoryForward(tiny_loaded.model)
+    (found,) = answer(forward, tiny_loaded.tokenizer, [item])
     assert found.is_written == (shared + own == whole)
-    (none,) = answer(passes, tiny_loaded.tokenizer, [replace(item, wrong=("x", "x", "x"))])
+    (none,) = answer(forward, tiny_loaded.tokenizer, [replace(item, wrong=("x", "x", "x"))])
     assert not none.is_chosen  # a tie with the right answer
 
 
 def test_streamed_the_answers_are_the_same(tiny_loaded: LoadedModel, tiny_model_dir: Path) -> None:
     keep = (0, 1, 3, 4, 5)
     items = ITEMS[::16]
-    in_memory = answer(InMemoryPasses(tiny_loaded.model, keep), tiny_loaded.tokenizer, items)
-    streamed = StreamedPasses(StreamedModel(tiny_model_dir), keep)
+    in_memory = answer(InMemoryForward(tiny_loaded.model, keep), tiny_loaded.tokenizer, items)
+    streamed = StreamedForward(StreamedModel(tiny_model_dir), keep)
     assert answer(streamed, tiny_loaded.tokenizer, items) == in_memory
 
 

@@ -18,7 +18,7 @@ from pruning.evaluation.quality import Quality
 from pruning.evaluation.quality_gate import QualityGateFailed, gated
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
-from pruning.models.forward import InMemoryPasses
+from pruning.models.forward import InMemoryForward
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec import InvalidSpec
@@ -147,7 +147,7 @@ def test_a_run_asks_dense_and_pruned(tiny_models_dir: Path, resident: Resident) 
     assert probe is not None
     dense = ModelStore(tiny_models_dir).load("tiny")
     for keep, score in ((None, probe.dense), (manifest.keep, probe.pruned)):
-        answers = answer(InMemoryPasses(dense.model, keep), dense.tokenizer, items)
+        answers = answer(InMemoryForward(dense.model, keep), dense.tokenizer, items)
         assert score == summary(answers, digest(items))
 
 

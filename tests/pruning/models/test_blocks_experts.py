@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pruning.checkpoints.store import CheckpointStore, open_checkpoint
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
-from pruning.models.save_streamed import export
+from pruning.models.save_streamed import save_streamed
 from pruning.models.store import ModelStore, NotAModel, load
 from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
@@ -113,7 +113,7 @@ def test_experts_are_streamed_from_any_layout_and_exported_in_shards(
     whole, streamed = load(tmp_path / "dense").model, StreamedModel(tmp_path / "dense")
     # weights lie elsewhere in memory, and some products round by how they are aligned
     torch.testing.assert_close(streamed_logits(streamed), whole_logits(whole))
-    export(streamed, KEEP, tmp_path / "exported", shard_bytes=20_000)
+    save_streamed(streamed, KEEP, tmp_path / "exported", shard_bytes=20_000)
     view(whole, KEEP).save_pretrained(tmp_path / "saved", max_shard_size=20_000)
     found, expected = stored(tmp_path / "exported"), stored(tmp_path / "saved")
     assert found.keys() == expected.keys()

@@ -13,7 +13,7 @@ from pruning.jobs.store import JobStore
 from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.search.dense_model import Machine
+from pruning.search.dense_model import Resources
 from pruning.search.prefixes import Prefixes
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Resident
@@ -95,8 +95,8 @@ def test_a_worker_halves_the_batch_of_a_job_that_was_short_of_memory(
     monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
     batches: list[int] = []
 
-    def overflow(*_given: object, machine: Machine, **_settings: object) -> None:
-        batches.append(machine.batch_tokens)
+    def overflow(*_given: object, resources: Resources, **_settings: object) -> None:
+        batches.append(resources.batch_tokens)
         raise MemoryError
 
     monkeypatch.setattr("pruning.pipeline.prune", overflow)
@@ -134,7 +134,7 @@ def test_half_the_batch_changes_no_removal(
             target=tmp_path / str(batch_tokens),
             models=ModelStore(tiny_models_dir),
             observer=Recorder(),
-            machine=Machine("cpu", batch_tokens=batch_tokens),
+            resources=Resources("cpu", batch_tokens=batch_tokens),
         )
         assert set(sizes) == {batch_tokens}
         return manifest

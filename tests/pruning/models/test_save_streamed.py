@@ -6,7 +6,7 @@ import pytest
 
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
-from pruning.models.save_streamed import export
+from pruning.models.save_streamed import save_streamed
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
 from tests.support.tiny_checkpoints import LAYOUTS, write_checkpoint
@@ -22,7 +22,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_every_family_is_saved_as_a_view_is(family: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "dense", family)
     view(load(tmp_path / "dense").model, KEEP).save_pretrained(tmp_path / "saved")
-    export(StreamedModel(tmp_path / "dense"), KEEP, tmp_path / "exported")
+    save_streamed(StreamedModel(tmp_path / "dense"), KEEP, tmp_path / "exported")
     assert contents(tmp_path / "exported") == contents(tmp_path / "saved")
 
 
@@ -32,7 +32,7 @@ def test_any_layout_is_saved_in_shards_of_the_dtype_in_use(layout: str, tmp_path
     half = load(tmp_path / "dense", dtype="bfloat16").model
     view(half, KEEP).save_pretrained(tmp_path / "saved", max_shard_size=30_000)
     streamed = StreamedModel(tmp_path / "dense", dtype="bfloat16")
-    export(streamed, KEEP, tmp_path / "exported", shard_bytes=30_000)
+    save_streamed(streamed, KEEP, tmp_path / "exported", shard_bytes=30_000)
     assert contents(tmp_path / "exported") == contents(tmp_path / "saved")
     assert (tmp_path / "exported" / "model.safetensors.index.json").is_file()
     assert streamed.peak_bytes == 0

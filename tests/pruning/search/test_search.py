@@ -11,7 +11,7 @@ from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.models.store import ModelStore
 from pruning.models.timing import BlockTimes
 from pruning.pipeline import prune
-from pruning.search.dense_model import Machine, reside
+from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.state import SearchState
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -147,8 +147,7 @@ def test_the_record_of_a_race_says_who_saw_how_much(tiny_models_dir: Path, spec:
 
 
 def test_actors_and_streamed_blocks_exclude_each_other(
-    tiny_models_dir: Path, spec: PruneSpec
+    tiny_models_dir: Path,
 ) -> None:
-    streamed = replace(spec, resident=Resident.STREAM)
     with pytest.raises(InvalidSpec, match="exclude each other"):
-        reside(streamed, ModelStore(tiny_models_dir), Machine(num_actors=2))
+        load_dense_model(tiny_models_dir / "tiny", Resident.STREAM, Resources(num_actors=2))

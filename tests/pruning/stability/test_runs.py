@@ -12,7 +12,7 @@ from pruning.config import Settings
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.store import ModelStore
-from pruning.search.dense_model import Machine, Residence, reside
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.scoring import PlainScorer
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec
@@ -43,8 +43,9 @@ def spec(texts: dict[str, CalibrationSpec]) -> PruneSpec:
 
 
 @pytest.fixture
-def dense(tiny_models_dir: Path, spec: PruneSpec) -> Residence:
-    return reside(spec, ModelStore(tiny_models_dir), Machine())
+def dense(tiny_models_dir: Path, spec: PruneSpec) -> DenseModel:
+    path = ModelStore(tiny_models_dir).path(spec.model)
+    return load_dense_model(path, spec.resident, Resources(), dtype=spec.dtype)
 
 
 def windows_of(taken: list[Sample]) -> set[tuple[int, ...]]:
@@ -52,7 +53,7 @@ def windows_of(taken: list[Sample]) -> set[tuple[int, ...]]:
 
 
 def test_nobody_is_judged_on_windows_of_any_sample(
-    dense: Residence, texts: dict[str, CalibrationSpec]
+    dense: DenseModel, texts: dict[str, CalibrationSpec]
 ) -> None:
     taken = samples(texts, SEEDS, dense.model, dense.tokenizer)
     assert [(one.text, one.spec.seed) for one in taken] == [(t, s) for t in texts for s in SEEDS]
@@ -65,7 +66,7 @@ def test_nobody_is_judged_on_windows_of_any_sample(
 
 
 def test_a_text_that_is_used_up_is_refused(
-    dense: Residence, texts: dict[str, CalibrationSpec], tmp_path: Path
+    dense: DenseModel, texts: dict[str, CalibrationSpec], tmp_path: Path
 ) -> None:
     (tmp_path / "short.txt").write_text("the quick brown fox " * 8)
     short = replace(texts["dogs.txt"], path=str(tmp_path / "short.txt"), num_samples=1, seqlen=20)
@@ -76,7 +77,7 @@ def test_a_text_that_is_used_up_is_refused(
 
 
 def test_every_run_is_the_search_that_prune_does(
-    dense: Residence, texts: dict[str, CalibrationSpec], spec: PruneSpec, tiny_models_dir: Path
+    dense: DenseModel, texts: dict[str, CalibrationSpec], spec: PruneSpec, tiny_models_dir: Path
 ) -> None:
     taken = samples(texts, SEEDS[:2], dense.model, dense.tokenizer)
     judged_on = judges(taken, dense.model, dense.tokenizer)
