@@ -1,9 +1,11 @@
-"""``sleb bench`` as the user types it."""
+"""``sleb bench``: measure speed-ups. Imports are lazy."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from app.cli.options import AsJson
 
 
 def bench(
@@ -14,33 +16,39 @@ def bench(
         Path, typer.Option(help="Directory for bench.json, bench.md and bench.png.")
     ] = Path("bench"),
     variants: Annotated[
-        str, typer.Option(help="To compare with the dense model; dense is that model once more.")
+        str, typer.Option(help="Compared with the dense model; dense is that model a second time.")
     ] = "@-6",
     random_weights: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a model: llama-2-7b, llama-2-70b or opt-6.7b.", metavar="SHAPE"
+            help="Shape used instead of a model: llama-2-7b, llama-2-70b or opt-6.7b.",
+            metavar="SHAPE",
         ),
     ] = None,
     scenarios: Annotated[
-        str, typer.Option(help="Some of generation, prompt, served.")
+        str, typer.Option(help="Any of generation, prompt, served.")
     ] = "generation,prompt,served",
-    batch_size: Annotated[int, typer.Option(min=1, help="Of generation.")] = 64,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of generation and served.")] = 64,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Of generation.")] = 128,
-    long_prompt: Annotated[int, typer.Option(min=1, help="Tokens of prompt.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size of generation.")] = 64,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt of generation and served.")
+    ] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of generation.")] = 128,
+    long_prompt: Annotated[int, typer.Option(min=1, help="Tokens of the scenario prompt.")] = 2048,
     concurrency: Annotated[int, typer.Option(min=1, help="Clients of served.")] = 8,
-    requests: Annotated[int, typer.Option(min=1, help="Of all clients of served.")] = 32,
-    served_tokens: Annotated[int, typer.Option(min=2, help="New ones of each request.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Two at least for an interval.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the random prompts.")] = 0,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of all clients of served.")] = 32,
+    served_tokens: Annotated[
+        int, typer.Option(min=2, help="New tokens of each request of served.")
+    ] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="An interval needs at least two.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure what fewer blocks buy: dense and pruned in turn, with intervals and verdicts.
+    """Measure speed-ups: dense and pruned in turn, with intervals and verdicts.
 
-    Generation and prompt processing as in the paper, and requests of many clients. Answers have
-    forced lengths. Beside each speed-up stands what blocks, embeddings and head allow.
+    The scenarios are generation and prompt processing as in the paper, and requests of many
+    clients. Answers have fixed lengths. Each speed-up is shown beside the ideal one, which follows
+    from the times of blocks, embeddings and head.
     """
     if (model is None) == (random_weights is None):
         raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
@@ -52,9 +60,9 @@ def bench(
 
     names = [name for name in scenarios.split(",") if name]
     if not names or set(names) - set(Scenario):
-        raise typer.BadParameter(f"--scenarios {scenarios}: expected some of {', '.join(Scenario)}")
+        raise typer.BadParameter(f"--scenarios {scenarios}: expected any of {', '.join(Scenario)}")
     plan = BenchPlan(
-        scenarios=tuple(its for its in Scenario if its in names),
+        scenarios=tuple(scenario for scenario in Scenario if scenario in names),
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -65,12 +73,12 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    asked = [name for name in variants.split(",") if name]
+    variant_names = [name for name in variants.split(",") if name]
     settings, out = Settings(), out.expanduser().absolute()
-    out.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     if model is not None:
-        subject = stored_subject(model, asked, dtype, settings)
+        subject = stored_subject(model, variant_names, dtype, settings)
     else:
-        subject = random_subject(random_weights or "", asked, dtype, settings)
+        subject = random_subject(random_weights or "", variant_names, dtype, settings)
     found = run_bench(subject, plan, out, facts_of(dtype))
     print_bench(found, out, as_json=as_json)

@@ -1,31 +1,29 @@
-"""``sleb config``: what is in effect. Imports are lazy."""
+"""``sleb config``. Imports are lazy."""
 
-import json
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.cli.options import AsJson
+from app.terminal import print_json
 
-def config(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Print every setting as it is here, and where that comes from; secrets are masked."""
+
+def config(as_json: AsJson = False) -> None:
+    """Print every setting in effect and its source; secrets are masked."""
     from app.config import serve_settings
-    from app.settings import check_ports, effective
+    from app.settings import check_ports, effective_settings
     from pruning.config import WorkerSettings
 
     check_ports(serve_settings(), WorkerSettings())
-    found = effective()
+    found = effective_settings()
     if as_json:
-        typer.echo(json.dumps([asdict(its) for its in found], indent=2))
+        print_json([asdict(setting) for setting in found])
         return
     table = Table()
-    for heading in ("variable", "value", "from"):
+    for heading in ("variable", "value", "source"):
         table.add_column(heading, overflow="fold")
-    for its in found:
-        table.add_row(its.variable, escape(its.value), its.source)
+    for setting in found:
+        table.add_row(setting.variable, escape(setting.value), setting.source)
     Console(highlight=False).print(table)

@@ -1,14 +1,14 @@
-"""``sleb doctor`` as the user types it. Imports are lazy."""
-
-from typing import Annotated
+"""``sleb doctor``. Imports are lazy."""
 
 import typer
 
+from app.cli.options import AsJson
+
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Look for what may keep the service from working here; exits with 1 if something is wrong."""
+    """Check whether the service can work on this machine; exit code 1 if something is wrong."""
     from app.doctor.doctor import diagnose
     from app.doctor.finding import is_healthy, print_findings
     from pruning.models.store import set_up_torch

@@ -1,4 +1,4 @@
-"""``sleb eval``: what is measured of which models. Every import of weight is lazy."""
+"""``sleb eval``: measure the quality of models. Imports are lazy."""
 
 from dataclasses import replace
 from enum import StrEnum
@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from app.cli.options import AsJson
 from pruning.spec.prune import Quantize, Resident
 
 Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL...",
-        help="Names, as NAME, NAME@-3 or NAME@JOB-3, or directories; each gets a column.",
+        help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, or directories; each gets a column.",
     ),
 ]
 
@@ -31,37 +32,41 @@ def evaluate(
         list[str],
         typer.Option(
             help="Comma-separated: ppl:wikitext2, ppl:c4, ppl:FILE, probe, zeroshot (the paper's "
-            "five), or any task of lm-eval.",
+            "five tasks), or any task of lm-eval.",
         ),
-    ] = ["probe"],  # noqa: B006 - typer wants it so, and nobody changes it
-    seqlen: Annotated[int, typer.Option(help="Tokens per window of perplexity.")] = 2048,
+    ] = ["probe"],  # noqa: B006 - typer needs a list, and never changes it
+    seqlen: Annotated[int, typer.Option(help="Tokens per window of a text.")] = 2048,
     num_windows: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many windows of a text.")
+        int | None, typer.Option(min=1, help="Use only the first windows of a text.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Use the first so many samples of a task of lm-eval.")
+        int | None, typer.Option(min=1, help="Use only the first samples of a task of lm-eval.")
     ] = None,
     texts_dir: Annotated[
         Path | None,
-        typer.Option(help="Where wikitext2-test.txt and c4-validation.jsonl may lie [texts]."),
+        typer.Option(help="Directory with wikitext2-test.txt and c4-validation.jsonl [texts]."),
     ] = None,
     tasks_dir: Annotated[
         Path | None,
-        typer.Option(help="A folder with tasks of lm-eval of your own [SLEB_TASKS_DIR]."),
+        typer.Option(help="Directory with your own tasks for lm-eval [SLEB_TASKS_DIR]."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="auto is the checkpoint's own.")] = Dtype.AUTO,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+    ] = Dtype.AUTO,
     resident: Annotated[
         Resident | None,
-        typer.Option(help="model, or stream: one block at a time; by default what fits."),
+        typer.Option(
+            help="model, or stream: one block at a time; by default stream if it does not fit."
+        ),
     ] = None,
     quantize: Annotated[
         Quantize | None,
-        typer.Option(help="Each model with weights of 8 or 4 bits as well, its parent in front."),
+        typer.Option(help="Measure each model and its parent with weights of 8 or 4 bits too."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON into this file as well.")] = None,
+    as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON into this file too.")] = None,
 ) -> None:
-    """Ask whether pruned models are still good: perplexity, a probe, and tasks of lm-eval."""
+    """Measure the quality of models: perplexity, a probe, and tasks of lm-eval."""
     from app.commands.evaluate import Options, Tasks, run_evaluation
     from pruning.config import Settings
 

@@ -1,4 +1,4 @@
-"""``sleb export``: a model leaves for other programs. Every import of weight is lazy."""
+"""``sleb export``: write a model for other programs. Imports are lazy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from app.cli.eval import Dtype
+from app.cli.options import AsJson
 
 
 def _num_bytes(text: str) -> int:
@@ -14,10 +15,10 @@ def _num_bytes(text: str) -> int:
         size = TypeAdapter(ByteSize).validate_python(text)
     except ValidationError as error:
         raise typer.BadParameter(
-            f"{text!r} is no size: expected bytes, as 2GB or 500MiB"
+            f"{text!r} is not a size: expected bytes, as 2GB or 500MiB"
         ) from error
     if size <= 0:
-        raise typer.BadParameter(f"{text!r} is no size: expected more than 0 bytes")
+        raise typer.BadParameter(f"{text!r} is not a size: expected more than 0 bytes")
     return int(size)
 
 
@@ -33,19 +34,15 @@ def export(
         typer.Option("--dtype", "--merge-dtype", help="Of the weights; auto is the model's own."),
     ] = Dtype.AUTO,
     max_shard_size: Annotated[
-        str, typer.Option(help="Largest safetensors file, as 2GB.", metavar="BYTES")
+        str, typer.Option(help="Maximum size of a safetensors file, as 2GB.", metavar="BYTES")
     ] = "5GB",
-    gguf: Annotated[
-        Path | None, typer.Option(help="Write this file for llama.cpp as well.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace a model or file that is there already.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")] = False,
+    gguf: Annotated[Path | None, typer.Option(help="Write this file for llama.cpp too.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing model or file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a dense or pruned model as a plain Hugging Face directory, and load it to be sure."""
+    """Write a dense or pruned model as a Hugging Face directory, and load it to verify it."""
     if out_dir is None and gguf is None:
-        raise typer.BadParameter("say where to: OUT_DIR, --gguf FILE, or both")
+        raise typer.BadParameter("expected OUT_DIR, --gguf FILE, or both")
     shard_bytes = _num_bytes(max_shard_size)
     from app.commands.export import Export, run_export
     from pruning.config import Settings

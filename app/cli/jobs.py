@@ -1,4 +1,4 @@
-"""``sleb jobs``: asking a service about its jobs. Every import of weight is lazy."""
+"""``sleb jobs``: list and control the jobs of a running service. Imports are lazy."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.options import AsJson
 from app.terminal import print_json
 from pruning.jobs.job import JobStatus
 
@@ -18,18 +19,17 @@ jobs = typer.Typer(
     help="List, show, watch, pause, resume and cancel the jobs of a running service.",
 )
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="As the service gave it: prn-...")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job: prn-...")]
 Url = Annotated[
     str | None,
-    typer.Option(help="Of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
+    typer.Option(help="URL of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @jobs.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, the newest first.")] = 20,
-    status: Annotated[JobStatus | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number, newest first.")] = 20,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +46,7 @@ def list_jobs(
 
 @jobs.command()
 def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Show one job, and what came of the messages to its webhook."""
+    """Show one job, and the deliveries to its webhook."""
     from app.commands.jobs import print_deliveries, print_job
 
     with _client(url) as client:
@@ -64,10 +64,10 @@ def watch(
     job_id: JobId,
     url: Url = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a line of JSON per event.")
+        bool, typer.Option("--json", help="Print one line of JSON per event.")
     ] = False,
 ) -> None:
-    """Follow a job to its end; exit code 1 if it does not succeed. Ctrl-C leaves the job alone."""
+    """Follow a job until it ends; exit code 1 unless it succeeds. Ctrl-C does not stop the job."""
     with _client(url) as client:
         try:
             if as_json:
@@ -79,27 +79,27 @@ def watch(
 
                 watch_job(client, job_id)
         except KeyboardInterrupt:
-            typer.echo(f"job {job_id} goes on without being watched", err=True)
+            typer.echo(f"stopped watching; job {job_id} keeps running", err=True)
             raise
 
 
 @jobs.command()
 def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """End a waiting job at once, a running one after its current evaluation."""
+    """Cancel a job: at once while it waits, else after its current evaluation."""
     with _client(url) as client:
         _print_change(client.cancel(job_id), as_json=as_json)
 
 
 @jobs.command()
 def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Take a waiting job out of the queue; stop a running one, which keeps what was found."""
+    """Pause a job, which keeps its results so far. A waiting job leaves the queue."""
     with _client(url) as client:
         _print_change(client.pause(job_id), as_json=as_json)
 
 
 @jobs.command()
 def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Queue a paused job: it goes on behind what was found."""
+    """Queue a paused job again. It continues where it stopped."""
     with _client(url) as client:
         _print_change(client.resume(job_id), as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""The ``sleb`` command: what the user types, turned into calls. Every import of weight is lazy."""
+"""The ``sleb`` command. It starts without torch, as commands import what they run lazily."""
 
 import sys
 from typing import Annotated
@@ -15,6 +15,7 @@ from app.cli.export import export
 from app.cli.jobs import jobs
 from app.cli.keys import keys
 from app.cli.models import models
+from app.cli.options import AsJson
 from app.cli.prune import prune
 from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables
@@ -27,8 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make language models cheaper by deleting redundant transformer blocks, serve them beside "
-    "their dense parents, and see what that bought.",
+    help="Make language models cheaper by removing redundant transformer blocks, serve them beside "
+    "the dense models, and measure the difference.",
 )
 app.command()(prune)
 app.command("eval")(evaluate)
@@ -45,13 +46,14 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on [SLEB_HOST,
 Port = Annotated[int | None, typer.Option(help="Port, 0 picks a free one [SLEB_PORT, 8000].")]
 Insecure = Annotated[
     bool | None,
-    typer.Option("--insecure", help="Listen to other machines without any key [SLEB_INSECURE]."),
+    typer.Option(
+        "--insecure", help="Listen to other machines without requiring keys [SLEB_INSECURE]."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     hush_libraries()
     errors = Console(stderr=True, highlight=False)
     try:
@@ -60,7 +62,7 @@ def main() -> None:
         errors.print(f"[red]error:[/] settings: {error}", markup=True)
         sys.exit(2)
     except Exception as error:
-        if not _is_ours(error):
+        if not _is_own(error):
             raise
         errors.print("[red]error:[/] ", end="")
         errors.print(str(error), markup=False)
@@ -69,14 +71,14 @@ def main() -> None:
 
 @app.callback()
 def begin(context: typer.Context) -> None:
-    """What every command does first; the doctor tells it with all else that is wrong."""
+    """Check the variables before every command, except the doctor, which reports them itself."""
     if context.invoked_subcommand != "doctor":
         check_variables()
 
 
 @app.command()
 def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
-    """Run everything on this machine: embedded Valkey, one worker and the API."""
+    """Run everything on this machine: the embedded Valkey, one worker and the API."""
     from app.config import serve_settings
     from app.server.up import run_up
     from app.settings import check_ports
@@ -89,7 +91,7 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
 
 @app.command()
 def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
-    """Run the API: generation, jobs, models, metrics."""
+    """Run the API: generation, jobs, models and metrics."""
     from app.config import serve_settings
     from app.server.serve import run_api
 
@@ -101,14 +103,14 @@ def cluster(
     host: Host = None,
     port: Port = None,
     replicas: Annotated[
-        int | None, typer.Option(min=1, help="Engines, at least [SLEB_REPLICAS, 1].")
+        int | None, typer.Option(min=1, help="Minimum number of replicas [SLEB_REPLICAS, 1].")
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Engines at most, by the load [SLEB_MAX_REPLICAS].")
+        int | None, typer.Option(min=1, help="Maximum number, scaled by load [SLEB_MAX_REPLICAS].")
     ] = None,
     insecure: Insecure = None,
 ) -> None:
-    """Run the API on a Ray cluster: engines on all its machines, behind one address."""
+    """Run the API on a Ray cluster: replicas on all its machines, behind one address."""
     from app.cluster.run import run_cluster
     from app.config import cluster_settings
 
@@ -121,7 +123,7 @@ def cluster(
 
 @app.command()
 def worker() -> None:
-    """Run a worker: takes pruning jobs, one at a time."""
+    """Run a worker, which runs pruning jobs one at a time."""
     from app.server.valkey import redis_url
     from pruning.config import WorkerSettings
     from pruning.worker.entrypoints import run_worker
@@ -133,18 +135,20 @@ def worker() -> None:
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option(help="Leave the service running at the end.")] = False,
-    num_remove: Annotated[int, typer.Option(min=1, max=28, help="How many of 30 blocks.")] = 6,
+    keep: Annotated[bool, typer.Option(help="Keep the service running at the end.")] = False,
+    num_remove: Annotated[
+        int, typer.Option(min=1, max=28, help="How many of the 30 blocks to remove.")
+    ] = 6,
     port: Port = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a real model, serve it beside its dense parent, and show what that bought."""
+    """Prune a real model, serve it beside the dense one, and compare the two."""
     from app.commands.demo import run_demo
     from app.config import serve_settings
 
     run_demo(serve_settings(port=port), num_remove, keep=keep, as_json=as_json)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Our own errors are messages to the user; anything else is a defect, with its traceback."""
+def _is_own(error: Exception) -> bool:
+    """Own errors are messages to the user; any other is a bug, and shown with its traceback."""
     return type(error).__module__.partition(".")[0] in ("app", "pruning")

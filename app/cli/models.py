@@ -1,8 +1,10 @@
-"""``sleb models``: what is in the models directory, and how it gets there. Imports are lazy."""
+"""``sleb models``: list the models of the data directory, or add one. Imports are lazy."""
 
 from typing import Annotated
 
 import typer
+
+from app.cli.options import AsJson
 
 models = typer.Typer(
     invoke_without_command=True,
@@ -13,7 +15,7 @@ models = typer.Typer(
 @models.callback()
 def list_models(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     if context.invoked_subcommand is not None:
         return
@@ -29,13 +31,15 @@ def add(
         str, typer.Argument(help="ORG/NAME on the Hugging Face hub, or a directory.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="What it is served as; by default the last part of SOURCE.")
+        str | None,
+        typer.Option(help="Its name in the service; by default the last part of SOURCE."),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub; by default the main one.")
+        str | None,
+        typer.Option(help="Branch, tag or commit on the hub; by default the main branch."),
     ] = None,
 ) -> None:
-    """Fetch or copy a model: its safetensors, config and tokenizer, and nothing else."""
+    """Fetch or copy the safetensors, config and tokenizer files of a model, and no others."""
     from app.config import serve_settings
     from app.models.hub import add_model
 

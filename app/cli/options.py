@@ -1,4 +1,4 @@
-"""Options of ``sleb prune`` and ``sleb stability``, and calibration texts as typed there."""
+"""Options that several commands share, and how the texts of ``--calibration`` are parsed."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,22 +8,26 @@ import typer
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.prune import Metric, Resident, Search
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 ModelArgument = Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")]
 SamplingOption = Annotated[
-    Sampling, typer.Option(help="windows: the paper; rows: the reference code.")
+    Sampling, typer.Option(help="windows: as in the paper; rows: as in the reference code.")
 ]
 SeqlenOption = Annotated[int, typer.Option(help="Tokens per window.")]
-ProtectFirstOption = Annotated[int, typer.Option(help="First alive blocks that stay.")]
-ProtectLastOption = Annotated[int, typer.Option(help="Last alive blocks that stay.")]
+ProtectFirstOption = Annotated[
+    int, typer.Option(help="Remaining blocks at the start that are kept.")
+]
+ProtectLastOption = Annotated[int, typer.Option(help="Remaining blocks at the end that are kept.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 MetricOption = Annotated[
-    Metric, typer.Option(help="The paper's metric 3, or 1 or 2, which look at the dense model.")
+    Metric,
+    typer.Option(help="Metric 3 of the paper, or 1 or 2, which compare with the dense model."),
 ]
 SearchOption = Annotated[
-    Search, typer.Option(help="exact, or staged: clearly worse candidates leave early.")
+    Search, typer.Option(help="exact, or staged: clearly worse candidates drop out early.")
 ]
 ResidentOption = Annotated[
-    Resident, typer.Option(help="model, or stream: one block at a time from the disk.")
+    Resident, typer.Option(help="model, or stream: read one block at a time from disk.")
 ]
 
 

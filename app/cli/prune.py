@@ -1,4 +1,4 @@
-"""``sleb prune``: a pruning run as the user asks for it. Imports of weight are lazy."""
+"""``sleb prune``: prune a model in this process. Imports are lazy."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import (
+    AsJson,
     DtypeOption,
     MetricOption,
     ModelArgument,
@@ -32,10 +33,10 @@ def prune(
         float | None, typer.Option(help="Share of the blocks to remove, rounded up.")
     ] = PruneSpec.sparsity,
     max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Stop before pruned / dense perplexity passes this.")
+        float | None, typer.Option(help="Stop before pruned / dense perplexity exceeds this.")
     ] = PruneSpec.max_perplexity_ratio,
     target_speedup: Annotated[
-        float | None, typer.Option(help="Remove the fewest blocks that decode this much faster.")
+        float | None, typer.Option(help="Remove as few blocks as reach this speed-up in decoding.")
     ] = PruneSpec.target_speedup,
     calibration: Annotated[
         list[str],
@@ -47,44 +48,50 @@ def prune(
     ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
     sampling: SamplingOption = CalibrationSpec.sampling,
     num_samples: Annotated[
-        int, typer.Option(help="Windows, or rows of raw text.")
+        int, typer.Option(help="Number of windows, or of rows of raw text.")
     ] = CalibrationSpec.num_samples,
     seqlen: SeqlenOption = CalibrationSpec.seqlen,
-    seed: Annotated[int, typer.Option(help="Of the calibration sample.")] = CalibrationSpec.seed,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the calibration sample.")
+    ] = CalibrationSpec.seed,
     protect_first: ProtectFirstOption = PruneSpec.protect_first,
     protect_last: ProtectLastOption = PruneSpec.protect_last,
     dtype: DtypeOption = PruneSpec.dtype,
     evaluate: Annotated[
-        bool, typer.Option(help="Perplexity of every depth at the end.")
+        bool, typer.Option(help="Measure the perplexity of every depth at the end.")
     ] = PruneSpec.evaluate,
     metric: MetricOption = PruneSpec.metric,
     search: SearchOption = PruneSpec.search,
     resident: ResidentOption = PruneSpec.resident,
     gate_max_probe_drop: Annotated[
-        float | None, typer.Option(help="How much of the probe's score, 0 to 1, may be lost.")
+        float | None, typer.Option(help="Maximum loss of the probe's score, 0 to 1.")
     ] = Gate.max_probe_drop,
     gate_max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Pruned / dense perplexity on held-out text, at most.")
+        float | None, typer.Option(help="Maximum of pruned / dense perplexity on held-out text.")
     ] = Gate.max_perplexity_ratio,
     gate_action: Annotated[
-        GateAction, typer.Option(help="What comes of more: publish with a warning, or not at all.")
+        GateAction,
+        typer.Option(help="Beyond a limit: publish with a warning, or refuse to publish."),
     ] = Gate.action,
     quantize: Annotated[
         Quantize | None,
-        typer.Option(help="Measure the pruned model with weights of 8 or 4 bits as well."),
+        typer.Option(help="Measure the pruned model with weights of 8 or 4 bits too."),
     ] = PruneSpec.quantize,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Ask the paper's five tasks of dense and pruned.")
+        bool, typer.Option("--zero-shot", help="Measure both models on the paper's five tasks.")
     ] = PruneSpec.zero_shot,
     state_budget: Annotated[
-        str | None, typer.Option(help="Bytes of hidden states to keep, as 4GiB.", metavar="BYTES")
+        str | None,
+        typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),
     ] = None,
-    actors: Annotated[int | None, typer.Option(help="Ray actors to search on, 0 for none.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    actors: Annotated[
+        int | None, typer.Option(help="Ray actors for the search, 0 for none.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Prune a model here and now, without any server, and write a Hugging Face checkpoint.
+    """Prune a model in this process, without a server, and write a Hugging Face checkpoint.
 
-    One of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup says how far to go.
+    Exactly one of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup is needed.
     """
     from pruning.config import Settings
 
@@ -108,6 +115,6 @@ def prune(
     )
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    from app.commands.prune import run_prune  # brings torch: what is wrong above is told without it
+    from app.commands.prune import run_prune  # imports torch, after the checks above
 
     run_prune(spec, out, settings, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``sleb stability`` as the user types it."""
+"""``sleb stability``: repeat a search over samples of text. Imports are lazy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import (
+    AsJson,
     DtypeOption,
     MetricOption,
     ModelArgument,
@@ -26,17 +27,19 @@ def stability(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory for stability.json and stability.png.")],
     num_remove: Annotated[int, typer.Option(help="How many blocks to remove.")],
-    seeds: Annotated[str, typer.Option(help="Of the samples, separated by commas.")] = "0,1,2,3",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of the samples, separated by commas.")
+    ] = "0,1,2,3",
     calibration: Annotated[
         list[str],
         typer.Option(
-            help="A text or jsonl file, or self, wikitext2, c4; each is searched on alone.",
+            help="A text or jsonl file, or self, wikitext2, c4; a search uses one of them.",
             metavar="TEXT",
         ),
     ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
     sampling: SamplingOption = CalibrationSpec.sampling,
     num_samples: Annotated[
-        int, typer.Option(help="Windows, or rows, of each sample.")
+        int, typer.Option(help="Number of windows, or of rows, per sample.")
     ] = CalibrationSpec.num_samples,
     seqlen: SeqlenOption = CalibrationSpec.seqlen,
     protect_first: ProtectFirstOption = PruneSpec.protect_first,
@@ -45,11 +48,11 @@ def stability(
     metric: MetricOption = PruneSpec.metric,
     search: SearchOption = PruneSpec.search,
     resident: ResidentOption = PruneSpec.resident,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Repeat a search over samples and texts: which blocks go every time, and which by chance.
+    """Repeat a search over samples and texts, and report which removals are stable.
 
-    Every --calibration is searched on with every seed, and all are judged on text of no sample.
+    Runs one search for every --calibration and every seed, and judges all of them on other text.
     """
     from pruning.config import Settings
 
@@ -69,9 +72,7 @@ def stability(
         search=search,
         resident=resident,
     )
-    from app.commands.stability import (
-        run_stability,  # brings torch: what is wrong above is told without it
-    )
+    from app.commands.stability import run_stability  # imports torch, after the checks above
 
     run_stability(spec, texts, numbers, out, Settings(), as_json=as_json)
 
@@ -84,10 +85,10 @@ def _numbers(seeds: str) -> list[int]:
 
 
 def _check(texts: dict[str, CalibrationSpec], given: list[str], seeds: list[int]) -> None:
-    """All runs have to be different, and two at least."""
+    """Check that there are at least two runs, all of them different."""
     if len(texts) < len(given):
         raise InvalidSpec("calibration", "a text is named twice: give each of them once")
     if len(set(seeds)) < len(seeds):
         raise InvalidSpec("seeds", f"seeds={seeds}: give each of them once")
     if len(texts) * len(seeds) < 2:
-        raise InvalidSpec("seeds", "one run has nothing to agree with: give two seeds or two texts")
+        raise InvalidSpec("seeds", "one run cannot be compared: give two seeds or two texts")
