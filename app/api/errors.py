@@ -44,10 +44,10 @@ from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers
-from pruning.jobs.idempotency import IdempotencyKeyReused
+from pruning.jobs.idempotency import IdempotencyInFlight, IdempotencyKeyReused
 from pruning.jobs.job import IllegalTransition, JobNotFound
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.store import IdempotencyInFlight, QueueFull
+from pruning.jobs.store import QueueFull
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals

@@ -12,7 +12,7 @@ from app.generation.generator import Generator
 from app.models.catalog import Catalog
 from app.readiness import Readiness
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.retention import Keep, Retention
+from pruning.jobs.retention import Retention, RetentionPeriods
 
 if TYPE_CHECKING:  # needs the extra otel
     from app.metrics.tracing import Tracing
@@ -92,7 +92,7 @@ async def sweep(retention: Retention, is_stopping: asyncio.Event) -> None:
 
 def _retention(services: Services) -> Retention:
     settings, jobs = services.settings, services.jobs
-    keep = Keep(settings.keep_jobs_s, settings.keep_checkpoints_s)
+    keep = RetentionPeriods(settings.keep_jobs_s, settings.keep_checkpoints_s)
     return Retention(keep, settings.checkpoints_dir, jobs.store, jobs.deletion)
 
 

@@ -24,11 +24,16 @@ from pruning.jobs.estimate import (
     is_upper_bound,
     wait_s,
 )
-from pruning.jobs.idempotency import IdempotencyKeyReused, IdempotencyKeys
+from pruning.jobs.idempotency import (
+    Claim,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    IdempotencyKeys,
+)
 from pruning.jobs.job import Job, JobNotFound, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.store import Claim, IdempotencyInFlight, JobStore, QueueFull, Terms
+from pruning.jobs.store import Conditions, JobStore, QueueFull
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
@@ -157,10 +162,10 @@ class JobSubmission:
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
             checked = self._checked(body)
-            terms = Terms(self._max_queued, claim)
+            conditions = Conditions(self._max_queued, claim)
             try:
                 job = self._jobs.create(
-                    checked.spec, body.metadata, terms, body.priority, checked.webhook
+                    checked.spec, body.metadata, conditions, body.priority, checked.webhook
                 )
             except QueueFull as full:
                 full.retry_after_s = self._wait_s()

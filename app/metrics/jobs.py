@@ -61,7 +61,7 @@ def _at_work(stats: JobStats) -> Iterable[Metric]:
         "When its search would end at its pace so far, since the epoch.",
         labels=labels,
     )
-    for job in stats.at_work:
+    for job in stats.active_jobs:
         ratio.add_metric([job.model, job.id], job.progress.ratio)
         lost.add_metric([job.model, job.id], job.num_lost)
         if job.estimated_finish is not None:
@@ -76,7 +76,7 @@ def _losses(stats: JobStats) -> Metric:
         "Nats per predicted token after so many removals.",
         labels=["model_name", "job_id", "num_removed"],
     )
-    for job in stats.at_work:
+    for job in stats.active_jobs:
         found = () if job.dense_loss is None else (job.dense_loss, *job.losses)
         for num_removed, loss in enumerate(found):
             losses.add_metric([job.model, job.id, str(num_removed)], loss)

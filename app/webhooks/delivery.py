@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from app.webhooks.sender import Answer, WebhookSender
 from pruning.jobs.job import Job
-from pruning.jobs.outbox import Attempt, Message, WebhookOutbox
+from pruning.jobs.outbox import DeliveryAttempt, Message, WebhookOutbox
 from pruning.jobs.redis import JobStoreUnavailable
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
@@ -109,7 +109,7 @@ class WebhookDeliverer:
         except Exception:
             logger.exception("webhook message %s cannot be sent", message.id)
             answer = Answer(None, "a defect of this service, whose log says more")
-        attempt = Attempt(
+        attempt = DeliveryAttempt(
             message_id=message.id,
             type=message.type,
             number=message.num_attempts + 1,

@@ -59,7 +59,7 @@ def remove(published: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def thwart(target: Path) -> None:
+def discard_staged(target: Path) -> None:
     """Take away what anybody is writing for ``target``: it can no longer become visible."""
     own = re.compile(re.escape(target.name) + "-[0-9a-f]{32}")
     for folder in (target.parent / STAGING).glob("*/"):

@@ -1,4 +1,4 @@
-"""What a job will need and how long it will take, before it runs: plain arithmetic, no torch."""
+"""Estimates before a job runs: memory, disk and time. Plain arithmetic without torch."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _UNKNOWN_WAIT_S = 60.0
 
 
 class DiskTooSmall(ValueError):
-    """The checkpoint of the job can never be written where it has to go."""
+    """The data directory has no room for the checkpoint of the job."""
 
     param = "model"
 
@@ -29,20 +29,20 @@ class DiskTooSmall(ValueError):
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. The checkpoint is counted by its weights: what lies beside them takes a few MB."""
+    """Sizes in bytes. A checkpoint counts as its weights: its other files take a few MB."""
 
-    weight_bytes: int  # of the dense model; streamed, few of its blocks are in memory at once
-    state_bytes: int | None  # hidden states of a search at full speed; None: windows not known yet
-    least_state_bytes: int  # with less the search cannot run
-    checkpoint_bytes: int  # at most
-    least_checkpoint_bytes: int  # were every free block to go where the search decides
+    weight_bytes: int  # of the dense model; with resident=stream only some are in memory at once
+    state_bytes: int | None  # hidden states of the fastest search; None: windows not known yet
+    least_state_bytes: int  # the search needs at least this
+    checkpoint_bytes: int  # upper bound
+    least_checkpoint_bytes: int  # lower bound: where the search decides, every free block removed
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds that a job may take, judged by earlier ``jobs`` of the same kind; None without any.
+    """Estimated seconds of a job, by the pace of earlier ``jobs``; None if there are none.
 
-    An upper bound where its number of evaluations is one.
+    An upper bound if the number of evaluations is one, see ``is_upper_bound``.
     """
 
     seconds: float | None
@@ -50,14 +50,14 @@ class Duration:
 
 
 def is_upper_bound(spec: PruneSpec) -> bool:
-    """Whether ``num_evaluations`` is one, because only the search shows how far it goes."""
+    """Whether ``num_evaluations`` of this spec is an upper bound: the search decides the depth."""
     return spec.num_remove is None and spec.sparsity is None
 
 
 def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint:
-    """For a spec that the model allows."""
+    """Estimate memory and disk of a spec that was checked against the model."""
     dtype = info.dtype if spec.dtype == "auto" else spec.dtype
-    item_bytes = _ITEM_BYTES.get(dtype, 1)  # what else there is has 8 bits
+    item_bytes = _ITEM_BYTES.get(dtype, 1)  # any other dtype has 8 bits
     blocks, most = info.num_blocks, spec.most_removals(info.num_blocks)
     fewest = 1 if is_upper_bound(spec) else most
     text = spec.calibration
@@ -74,7 +74,7 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
 
 
 def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) -> Duration:
-    """By the pace of those ``succeeded`` jobs that ran once, on that model and such windows."""
+    """Estimate by the ``succeeded`` jobs of one attempt with the same model, search and windows."""
     paces = {
         job.id: seconds / job.progress.evaluations_done
         for job in succeeded
@@ -87,9 +87,9 @@ def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) ->
 
 
 def wait_s(running: Sequence[Job], succeeded: Iterable[Job], now: float) -> float:
-    """Seconds until one of the ``running`` jobs ends, and so the first that waits can begin.
+    """Estimate the seconds until one of the ``running`` jobs ends, between 5 s and 1 h.
 
-    By their own estimates, or else by how long earlier jobs took; within sensible limits.
+    Uses their own estimates, or else the median duration of the ``succeeded`` jobs.
     """
     took_s = [seconds for job in succeeded if (seconds := _ran_s(job)) is not None]
     typical_s = median(took_s) if took_s else None
@@ -109,7 +109,7 @@ def _end(job: Job, typical_s: float | None) -> float | None:
 
 
 def _ran_s(job: Job) -> float | None:
-    """None for a job of several attempts, whose evaluations were not all in the last."""
+    """The duration in seconds; None for several attempts, as only the last one is timed."""
     is_known = job.status is JobStatus.SUCCEEDED and job.attempt == 1
     if not is_known or job.started_at is None or job.finished_at is None:
         return None
@@ -117,7 +117,7 @@ def _ran_s(job: Job) -> float | None:
 
 
 def _work(spec: PruneSpec) -> tuple[object, ...]:
-    """What decides how long one evaluation takes."""
+    """The fields that determine the time of one evaluation."""
     text = spec.calibration
     windows = (_samplings(spec), text.num_samples, text.seqlen)
     how = (spec.metric, spec.search, spec.resident, spec.evaluate)

@@ -1,6 +1,6 @@
-"""The events of jobs as they come, on the event loop: watching takes no thread, and little else.
+"""A live feed of job events on the event loop, without a thread per watcher.
 
-Every watcher has a connection of its own, so one that is cut off leaves nothing behind in a pool.
+Each watcher has its own connection, so that a cancelled one leaves no half-read response in a pool.
 """
 
 import asyncio
@@ -17,28 +17,28 @@ from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import read_event
 
 MAX_WATCHERS = 100
-LOOK_EVERY_S = 1.0  # how soon a quiet watcher learns that the feed stops or its job is gone
+POLL_S = 1.0  # between two checks of an idle watcher whether the feed stops or the job is gone
 _PAGE = 100
 _START = "0-0"
 
 
 class TooManyWatchers(RuntimeError):
-    """As many clients follow jobs as the service allows."""
+    """The service has reached its limit of event streams."""
 
     retry_after_s = 10.0
 
     def __init__(self, max_watchers: int) -> None:
         super().__init__(
-            f"{max_watchers} clients follow jobs already: ask again later, or read the events as "
-            f"pages, with Accept: application/json"
+            f"{max_watchers} clients follow jobs, which is the limit: try again later, or read the "
+            "events in pages, with Accept: application/json"
         )
 
 
 class EventFeed:
-    """Follows jobs for up to ``max_watchers`` clients at once."""
+    """Streams the events of jobs to up to ``max_watchers`` clients at once."""
 
     max_watchers = MAX_WATCHERS
-    look_every_s = LOOK_EVERY_S
+    poll_s = POLL_S
 
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
@@ -46,18 +46,18 @@ class EventFeed:
         self._is_stopped = False
 
     def stop(self) -> None:
-        """End what is followed within ``look_every_s``."""
+        """End all streams within ``poll_s`` seconds."""
         self._is_stopped = True
 
     @asynccontextmanager
     async def watch(
         self, job_id: str, after: str | None = None
     ) -> AsyncIterator[AsyncIterator[JobEvent | None]]:
-        """The events behind ``after``, or behind what is left of it, each once and in order.
+        """Iterate over the events after the event ``after``, each once and in order.
 
-        None among them whenever nothing came for ``look_every_s``. They end with the one that made
-        the job final; at once if that is behind ``after``, or if there is no such job any more.
-        Raises ``TooManyWatchers``; the iterator, ``JobStoreUnavailable``.
+        Yields None after every ``poll_s`` seconds without an event. Ends with the event that ends
+        the job, or at once if ``after`` is that event or the job does not exist. Raises
+        ``TooManyWatchers``; the iterator raises ``JobStoreUnavailable``.
         """
         if self._num_watchers >= self.max_watchers:
             raise TooManyWatchers(self.max_watchers)
@@ -67,13 +67,13 @@ class EventFeed:
             yield self._follow(client, job_id, after or _START)
         finally:
             self._num_watchers -= 1
-            await asyncio.shield(client.aclose())  # also while a watcher is being cancelled
+            await asyncio.shield(client.aclose())  # also if the watcher is cancelled
 
     async def _follow(
         self, client: Redis, job_id: str, last: str
     ) -> AsyncIterator[JobEvent | None]:
         while not self._is_stopped:
-            events, is_over = await _look(client, job_id, last)
+            events, is_over = await _next_page(client, job_id, last)
             for event in events:
                 yield event
                 last = event.id
@@ -86,8 +86,8 @@ class EventFeed:
                     yield None
 
     async def _wait(self, client: Redis, job_id: str, last: str) -> bool:
-        """Until there is an event behind ``last``, for ``look_every_s`` at most."""
-        block_ms = max(1, round(self.look_every_s * 1000))  # 0 would be for ever
+        """Wait up to ``poll_s`` for an event after ``last``, and return whether there is one."""
+        block_ms = max(1, round(self.poll_s * 1000))  # 0 would block forever
         with redis_errors_translated():
             return bool(
                 await client.xread({EVENTS.format(id=job_id): last}, count=1, block=block_ms)
@@ -98,13 +98,13 @@ class EventFeed:
             self._redis_url,
             decode_responses=True,
             socket_connect_timeout=2,
-            socket_timeout=5 + self.look_every_s,
+            socket_timeout=5 + self.poll_s,
             retry=Retry(ExponentialBackoff(cap=1, base=0.05), 2),
         )
 
 
-async def _look(client: Redis, job_id: str, last: str) -> tuple[list[JobEvent], bool]:
-    """A page of what is behind ``last``, and whether no more can come; both of one moment."""
+async def _next_page(client: Redis, job_id: str, last: str) -> tuple[list[JobEvent], bool]:
+    """Read up to ``_PAGE`` events after ``last``, and whether the job has ended, atomically."""
     with redis_errors_translated():
         async with client.pipeline(transaction=True) as pipeline:
             pipeline.xrange(EVENTS.format(id=job_id), min=f"({last}", count=_PAGE)

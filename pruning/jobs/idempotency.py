@@ -1,20 +1,35 @@
-"""Idempotency keys: a request that is sent twice under one key makes one job.
+"""Idempotency keys: a request that is sent twice under one key creates one job.
 
-A key is first claimed, for as long as the request is checked, and bound to the job in the very
-step that creates it. What is refused leaves nothing behind.
+A key is claimed while its request is checked, and bound to the job by the same atomic step that
+creates the job. A refused request leaves no key behind.
 """
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 
 import redis
 
 from pruning.jobs.keys import IDEMPOTENCY
 from pruning.jobs.redis import redis_errors_translated
-from pruning.jobs.store import CLAIM_S, Claim, IdempotencyInFlight
 
-# KEYS the idempotency key, ARGV the reservation: one that has run out may be another's by now.
+CLAIM_S = 30  # lifetime of a claim whose process has died
+KEY_KEPT_S = 24 * 3600
+
+# KEYS the idempotency key. ARGV the reservation: the key may belong to a newer claim by now.
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+class IdempotencyInFlight(RuntimeError):
+    """Another request with this key is being processed."""
+
+    retry_after_s = 1.0
+    param = "Idempotency-Key"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a request with this Idempotency-Key is in progress: repeat the request in a moment"
+        )
 
 
 class IdempotencyKeyReused(ValueError):
@@ -24,22 +39,40 @@ class IdempotencyKeyReused(ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this Idempotency-Key came with another body before: use a new key for a new job"
+            "this Idempotency-Key was used with another body: use a new key for a new job"
         )
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The right to create the one job of an idempotency key, for ``CLAIM_S`` seconds."""
+
+    key: str  # in Redis
+    fingerprint: str  # of the request
+    token: str  # of the holder
+
+    @property
+    def reservation(self) -> str:
+        """The value of the key until the job is created."""
+        return f"{self.fingerprint} {self.token}"
+
+    def binding(self, job_id: str) -> str:
+        """The value of the key once the job is created."""
+        return f"{self.fingerprint} {job_id}"
+
+
 class IdempotencyKeys:
-    """Every method may raise ``JobStoreUnavailable``."""
+    """Claims of idempotency keys in Redis. Every method may raise ``JobStoreUnavailable``."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
         self._release = client.register_script(_RELEASE)
 
     def claim(self, key: str, fingerprint: str) -> Claim | str:
-        """The claim to create the job of this key, or the id of the job that it has made.
+        """Return a claim to create the job of this key, or the id of the job if it exists.
 
-        ``fingerprint`` is hexadecimal. Raises ``IdempotencyKeyReused`` for another fingerprint than
-        the first, ``IdempotencyInFlight`` while another claim holds.
+        ``fingerprint`` is hexadecimal. Raises ``IdempotencyKeyReused`` if the key was used with
+        another fingerprint, and ``IdempotencyInFlight`` while another claim holds.
         """
         name = IDEMPOTENCY.format(key=hashlib.sha256(key.encode()).hexdigest())
         claim = Claim(name, fingerprint, secrets.token_hex(8))
@@ -47,19 +80,19 @@ class IdempotencyKeys:
             found = self._redis.set(name, claim.reservation, nx=True, get=True, ex=CLAIM_S)
         if found is None or (held := _text(found)) == claim.reservation:
             return claim
-        first, owner = held.split()
-        if first != fingerprint:
+        first_fingerprint, owner = held.split()
+        if first_fingerprint != fingerprint:
             raise IdempotencyKeyReused
         if owner.startswith("prn-"):  # a token is hexadecimal
             return owner
         raise IdempotencyInFlight
 
     def release(self, claim: Claim) -> None:
-        """Give the claim up; a key that is bound to a job stays so."""
+        """Give the key up, if this claim still holds it."""
         with redis_errors_translated():
             self._release(keys=[claim.key], args=[claim.reservation])
 
 
 def _text(value: object) -> str:
-    assert isinstance(value, bytes)  # as from a client that leaves bytes alone
+    assert isinstance(value, bytes)  # the client does not decode responses
     return value.decode()

@@ -1,8 +1,6 @@
-"""A pruning job as data: its states, the moves between them, its record and its events.
+"""A pruning job as data: its statuses and their transitions, its record, events and webhook.
 
-Knows no Redis, no queue and no torch: how records are kept is the business of ``jobs.py``.
-
-Whom to tell what becomes of a job: part of its record. Knows neither Redis nor HTTP.
+Plain data without Redis, HTTP or torch. ``store.py`` keeps it.
 """
 
 import json
@@ -20,9 +18,9 @@ JOB_ID = re.compile(r"prn-[0-9a-f]{21}")
 
 
 class WebhookEvent(StrEnum):
-    """``prune_job.`` and the status that a job has come to."""
+    """``prune_job.`` and the status that a job has reached."""
 
-    QUEUED = "prune_job.queued"  # once more: a new job is news to nobody
+    QUEUED = "prune_job.queued"  # again: creation sends no message
     RUNNING = "prune_job.running"
     PAUSED = "prune_job.paused"
     CANCELLING = "prune_job.cancelling"
@@ -36,7 +34,7 @@ FINAL_EVENTS = (WebhookEvent.SUCCEEDED, WebhookEvent.FAILED, WebhookEvent.CANCEL
 
 @dataclass(frozen=True)
 class Webhook:
-    """A message goes to ``url`` at each of these ``events``."""
+    """The URL that receives a message at each of ``events``."""
 
     url: str
     events: tuple[WebhookEvent, ...] = FINAL_EVENTS
@@ -54,7 +52,7 @@ class JobStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     PAUSED = "paused"
-    CANCELLING = "cancelling"  # asked to stop, the worker obeys after its current evaluation
+    CANCELLING = "cancelling"  # the worker stops after its current evaluation
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -65,7 +63,7 @@ class JobStatus(StrEnum):
 
 
 class StopRequest(StrEnum):
-    """What is asked of the worker that has a job: to stop, and what then becomes of the job."""
+    """A request to the worker to stop, and the status of the job afterwards."""
 
     PAUSE = "pause"
     CANCEL = "cancel"
@@ -84,10 +82,10 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     {
         _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
         _S.RUNNING: frozenset(
-            {_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}  # queued: handed back
+            {_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}  # queued: requeued
         ),
         _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
-        # cancelling to succeeded: the request came when the model was already published
+        # cancelling to succeeded: the model was published before the request was seen
         _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),
         _S.SUCCEEDED: frozenset(),
         _S.FAILED: frozenset(),
@@ -97,7 +95,7 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
 
 
 class JobNotFound(LookupError):
-    """There is no such job."""
+    """No job has this id."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"there is no job {job_id[:64]!r}: it was deleted, or the id is mistyped")
@@ -105,10 +103,10 @@ class JobNotFound(LookupError):
 
 
 class IllegalTransition(ValueError):
-    """The job is in a state that does not allow what was asked."""
+    """The status of the job does not allow the requested change."""
 
-    def __init__(self, job_id: str, status: JobStatus, wanted: str) -> None:
-        super().__init__(f"job {job_id} is {status}, which does not allow: {wanted}")
+    def __init__(self, job_id: str, status: JobStatus, verb: str) -> None:
+        super().__init__(f"cannot {verb} job {job_id}: its status is {status}")
         self.job_id = job_id
         self.status = status
 
@@ -127,7 +125,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Pace:
-    """Evaluations by the worker that took the job last, and the seconds they took altogether."""
+    """Evaluations of the latest attempt, and their total time in seconds."""
 
     num_evaluations: int = 0
     seconds: float = 0.0
@@ -142,11 +140,11 @@ class JobError:
 
 @dataclass(frozen=True)
 class Job:
-    """Times are seconds since the epoch, losses nats per predicted token.
+    """The record of a job. Times are seconds since the epoch, losses nats per predicted token.
 
-    ``losses[i]`` is the loss after ``removed_blocks[:i + 1]`` went; ``attempt`` counts the
-    workers that took the job, ``num_lost`` those that died with it since it last got on. Jobs
-    of higher ``priority`` are taken first. A running job may have been asked to pause.
+    ``losses[i]`` is the loss without ``removed_blocks[:i + 1]``. ``attempt`` counts the workers
+    that took the job, ``num_lost`` the workers that died with it since its last progress. Workers
+    take jobs of higher ``priority`` first.
     """
 
     id: str
@@ -165,12 +163,12 @@ class Job:
     dense_loss: float | None = None
     attempt: int = 0
     num_lost: int = 0
-    num_halvings: int = 0  # of its batches, for want of memory
+    num_halvings: int = 0  # of the batch size, after it ran out of memory
     worker: str | None = None
     pruned_model: str | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    estimated_finish: float | None = None  # from the pace of the search, so only during it
+    estimated_finish: float | None = None  # only during the search
     error: JobError | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
@@ -181,12 +179,12 @@ class Job:
 
     @property
     def checkpoint_name(self) -> str:
-        """Of what it publishes in the end, or has published."""
+        """The name of the checkpoint that the job publishes."""
         return str(VariantName(self.model, job=self.id))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "Job":
-        """The job in a record of text fields; a field that is missing or empty has no value yet."""
+        """Parse a record of text fields. A missing or empty field has no value yet."""
         spec = PruneSpec.from_dict(json.loads(fields["spec"]))
         return cls(
             id=fields["id"],
@@ -229,14 +227,14 @@ class JobEvent:
 
 @dataclass(frozen=True)
 class JobPage:
-    """Newest first; ``has_more`` says that older ones follow."""
+    """Jobs, newest first. ``has_more`` if older jobs follow."""
 
     jobs: tuple[Job, ...]
     has_more: bool
 
 
 def stop_request(status: JobStatus, *, is_pausing: bool) -> StopRequest | None:
-    """What the worker of a job in this state is asked."""
+    """The request to the worker of a job with this status."""
     if status is JobStatus.CANCELLING:
         return StopRequest.CANCEL
     return StopRequest.PAUSE if is_pausing else None
@@ -261,7 +259,7 @@ def _pace(fields: Mapping[str, str]) -> Pace:
 
 
 def _estimated_finish(fields: Mapping[str, str]) -> float | None:
-    """When the search would end if every evaluation took as long as those so far."""
+    """The end of the search, if the remaining evaluations take as long as those so far."""
     pace, progress, last = _pace(fields), _progress(fields), _number(fields, "evaluated_at")
     is_searching = fields.get("phase") == Phase.SEARCH and not fields.get("finished_at")
     if not is_searching or not pace.num_evaluations or not last:

@@ -1,8 +1,8 @@
-"""Webhook messages on their way: claimed, delivered or tried again, and the log of the attempts.
+"""The outbox of webhook messages: claims, retries and the log of delivery attempts.
 
-A message is put here by the very step that changes its job (``job_change.py``), and stays until it
-is delivered or given up, or its job is deleted. Delivery is at least once: a claim that its holder
-does not settle runs out.
+The script that changes a job adds its message in the same step (``script.py``). The message stays
+until it is delivered, given up, or its job is deleted. Delivery is at least once: a claim that its
+holder does not settle expires.
 """
 
 import json
@@ -14,22 +14,22 @@ from typing import Any
 import redis
 
 from pruning.jobs.job import Job
-from pruning.jobs.keys import MESSAGES, OUTBOX, TOLD
+from pruning.jobs.keys import ATTEMPTS, MESSAGES, OUTBOX
 from pruning.jobs.redis import redis_errors_translated
 
-LEASE_S = 60.0  # much longer than one attempt may take
+LEASE_S = 60.0  # of a claim; much longer than the timeout of an attempt
 MAX_ATTEMPTS_KEPT = 100
 
-# KEYS the outbox. ARGV now, until when the claims hold, and how many at most.
+# KEYS the outbox. ARGV the time, the end of the claims, and the largest number of claims.
 _CLAIM = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
 for _, id in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], id) end
 return due
 """
 
-# KEYS the job's messages, the outbox, the job's log. ARGV the message's id, the attempt's number,
-# the attempt as JSON, how many are kept, and when the next one is due, if there is to be one.
-# A failure under another number comes from a claim that has run out, and that a newer one outdid.
+# KEYS the job's messages, the outbox, the job's attempts. ARGV the message's id, the number of the
+# attempt, the attempt as JSON, how many are kept, and the time of the next one, or nothing.
+# A failure with another number comes from an expired claim, and a newer claim has settled since.
 _SETTLE = """
 local text = redis.call('HGET', KEYS[1], ARGV[1])
 if not text then return end
@@ -51,13 +51,13 @@ redis.call('LTRIM', KEYS[3], -ARGV[4], -1)
 
 @dataclass(frozen=True)
 class Message:
-    """``record`` is the job's at the moment when it came to the status that the type names."""
+    """A webhook message. ``record`` is the job's when it reached the status that ``type`` names."""
 
     id: str
     job_id: str
     type: str
     created_at: float
-    num_attempts: int  # that have failed so far
+    num_attempts: int  # failed ones
     record: Mapping[str, str]
 
     @property
@@ -66,10 +66,10 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One try to deliver a message: a success if there is no ``error``.
+class DeliveryAttempt:
+    """An attempt to deliver a message, successful if ``error`` is None.
 
-    If there is one and no ``next_attempt_at``, the message was given up.
+    With an ``error`` and no ``next_attempt_at``, the message was given up.
     """
 
     message_id: str
@@ -83,7 +83,7 @@ class Attempt:
 
 
 class WebhookOutbox:
-    """Every method may raise ``JobStoreUnavailable``."""
+    """Undelivered webhook messages in Redis. Every method may raise ``JobStoreUnavailable``."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class WebhookOutbox:
         self._settle = client.register_script(_SETTLE)
 
     def claim(self, limit: int) -> tuple[Message, ...]:
-        """Up to ``limit`` messages that are due; for ``lease_s`` nobody else gets them."""
+        """Claim up to ``limit`` due messages for ``lease_s`` seconds."""
         now = self.now()
         with redis_errors_translated():
             due = self._claim(keys=[OUTBOX], args=[now, now + self._lease_s, limit])
@@ -108,29 +108,29 @@ class WebhookOutbox:
                 for message_id in ids:
                     pipeline.hget(MESSAGES.format(id=_job_id(message_id)), message_id)
                 texts = pipeline.execute()
-        # none if the job was deleted a moment ago
+        # no text if the job was deleted in between
         return tuple(_message(id_, text) for id_, text in zip(ids, texts, strict=True) if text)
 
-    def settle(self, message: Message, attempt: Attempt) -> None:
-        """Note how an attempt has ended, and keep the message if there is to be another.
+    def settle(self, message: Message, attempt: DeliveryAttempt) -> None:
+        """Record the result of an attempt, and keep the message if there is a next attempt.
 
-        Once more, or for a job that was deleted, it does nothing.
+        Does nothing if the attempt is settled already or the job was deleted.
         """
-        keys = (MESSAGES.format(id=message.job_id), OUTBOX, TOLD.format(id=message.job_id))
+        keys = (MESSAGES.format(id=message.job_id), OUTBOX, ATTEMPTS.format(id=message.job_id))
         due = "" if attempt.next_attempt_at is None else attempt.next_attempt_at
         entry = json.dumps(asdict(attempt))
         with redis_errors_translated():
             self._settle(keys, [message.id, attempt.number, entry, MAX_ATTEMPTS_KEPT, due])
 
-    def attempts(self, job_id: str) -> tuple[Attempt, ...]:
-        """The last ``MAX_ATTEMPTS_KEPT`` for this job's messages, the oldest first."""
+    def attempts(self, job_id: str) -> tuple[DeliveryAttempt, ...]:
+        """The last ``MAX_ATTEMPTS_KEPT`` attempts for messages of this job, oldest first."""
         with redis_errors_translated():
-            entries: Any = self._redis.lrange(TOLD.format(id=job_id), 0, -1)
-        return tuple(Attempt(**json.loads(entry)) for entry in entries)
+            entries: Any = self._redis.lrange(ATTEMPTS.format(id=job_id), 0, -1)
+        return tuple(DeliveryAttempt(**json.loads(entry)) for entry in entries)
 
 
 def _job_id(message_id: str) -> str:
-    """As ``job_change.py`` makes them: ``msg_``, the job, ``_`` and a number."""
+    """Message ids are ``msg_``, the job's id, ``_`` and a number, see ``script.py``."""
     return message_id.split("_")[1]
 
 

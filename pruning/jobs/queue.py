@@ -1,16 +1,8 @@
-"""RQ binding: how a recorded job reaches a worker, and what becomes of it when a worker is lost.
+"""The binding to RQ: how a recorded job reaches a worker, and what happens when a worker is lost.
 
-Delivery is at least once: whatever dies, the job is delivered again, ``DELIVERIES`` times at
-most. The task is named by a string, so nobody here waits for torch. JSON only: with RQ's pickle
-whoever can write to Redis could run code.
-
-RQ's own keys, all below ``rq:``, stay few: its queue and worker lists are permanent, what it
-keeps of one job goes within ``KEPT_S`` after the job.
-
-RQ's queue, made for jobs of hours: in the order of their priorities, and soon free again.
-
-RQ delivers in the order of its list. Here a worker takes the best of the list instead, in one
-atomic step, by what the records say: so no crash on the way can put it into the wrong order.
+Delivery is at least once. A job is delivered again when its worker dies, at most ``DELIVERIES``
+times. The task is given by its name, so that submitting a job imports no torch, and arguments are
+JSON: RQ's default, pickle, would run code from Redis.
 """
 
 import logging
@@ -35,23 +27,65 @@ from pruning.jobs.keys import RECORD
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.store import JobStore
 
+TASK = "pruning.worker.run_job"  # only a name: its path in the versions that imported it
+DELIVERIES = 3
 LEASE_S = 15
+RESULT_KEPT_S = 3600
+PERMANENT_KEYS = (
+    "rq:queues",
+    "rq:queue:prune*",
+    "rq:workers*",
+    "rq:wip:prune",
+    "rq:finished:prune",
+    "rq:failed:prune",
+    "rq:job:*",  # while it is delivered
+)
 
 Task = Callable[[str], None]
+_UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
+_MAX_RETRIES = 1000  # of RQ's own; the job's record has the limit that counts
+
+# KEYS a delivery. An ended delivery would be taken for a pending one.
+_FORGET_ENDED = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'finished' or status == 'failed' then redis.call('DEL', KEYS[1]) end
+"""
+
+# KEYS the queue, and the list of jobs that are taken but not leased. ARGV the prefix of records.
+# Jobs are ordered by priority, then jobs that were worked on before, then age, which ids tell.
+_TAKE = """
+local best, best_priority, best_is_new
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+  local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front')
+  local priority, is_new = tonumber(found[1] or 0) or 0, (found[2] or '') == '' and 1 or 0
+  local is_better = not best or priority > best_priority
+  if best and priority == best_priority then
+    is_better = is_new < best_is_new or (is_new == best_is_new and id < best)
+  end
+  if is_better then best, best_priority, best_is_new = id, priority, is_new end
+end
+if best then
+  redis.call('LREM', KEYS[1], 1, best)
+  redis.call('RPUSH', KEYS[2], best)
+end
+return best
+"""
+
+logger = logging.getLogger(__name__)
 
 
 class DeliveryRefused(Exception):
-    """A delivery names something other than a known task and the id of its own job."""
+    """A delivery has an unknown task, or arguments other than the id of its job."""
 
 
 class Delivery(RQJob):
-    """One delivery of a recorded job. It runs a function of ``tasks``, given the id of the job.
+    """A delivery of a recorded job, which runs one of ``tasks`` with the id of the job.
 
-    RQ imports the function and the callbacks that Redis names, and posts to the webhooks, so
-    whoever can write to Redis could run any code of this machine. Here names are only looked up.
+    RQ imports the function and the callbacks that a delivery names, and posts to its webhooks:
+    write access to Redis would allow running any code. This class only looks tasks up by name.
     """
 
-    tasks: ClassVar[Mapping[str, Task]] = MappingProxyType({})  # by name; for the worker to set
+    tasks: ClassVar[Mapping[str, Task]] = MappingProxyType({})  # by name; workers set it
 
     @property
     def func(self) -> Task:
@@ -59,7 +93,7 @@ class Delivery(RQJob):
         try:
             name, args, kwargs = self.func_name, self.args, self.kwargs
         except DeserializationError as error:
-            raise DeliveryRefused("its data is not that of a delivery") from error
+            raise DeliveryRefused("its data cannot be read") from error
         task = self.tasks.get(name) if isinstance(name, str) else None
         if task is None:
             raise DeliveryRefused(f"there is no task named {str(name)[:100]!r}")
@@ -75,29 +109,8 @@ class Delivery(RQJob):
         self.webhooks = []
 
 
-# KEYS the queue, and where a job lies until it is leased. ARGV what a record's key begins with.
-# The best has the highest priority, then was worked on before, then is the oldest: ids tell that.
-_TAKE = """
-local best, best_priority, best_is_behind
-for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-  local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front')
-  local priority, is_behind = tonumber(found[1] or 0) or 0, (found[2] or '') == '' and 1 or 0
-  local is_better = not best or priority > best_priority
-  if best and priority == best_priority then
-    is_better = is_behind < best_is_behind or (is_behind == best_is_behind and id < best)
-  end
-  if is_better then best, best_priority, best_is_behind = id, priority, is_behind end
-end
-if best then
-  redis.call('LREM', KEYS[1], 1, best)
-  redis.call('RPUSH', KEYS[2], best)
-end
-return best
-"""
-
-
 class _TakenQueue(IntermediateQueue):
-    """Jobs that were taken off the queue but are not leased yet: for milliseconds, as a rule."""
+    """Jobs that are taken off the queue but not leased yet, usually for milliseconds."""
 
     lease_s = LEASE_S
 
@@ -111,24 +124,28 @@ class _TakenQueue(IntermediateQueue):
 
 
 class LeasedQueue(Queue):
-    """No death of its caretaker stalls it for longer than a lease."""
+    """RQ's queue, ordered by priority, and blocked by a dead worker for at most a lease.
+
+    RQ delivers in the order of its list. Here a worker takes the best job of the list in one atomic
+    step, by the priorities in the records, so that a crash cannot leave a wrong order behind.
+    """
 
     lease_s = LEASE_S
 
     @classmethod
     def lmove(cls, connection: redis.Redis, queue_key: str, timeout: int | None) -> Any:  # noqa: ANN401 - as in RQ
-        """The queue's key and the id of its best job, taken; None if it is empty.
+        """Take the best job: the queue's key and the job's id, or None if the queue is empty.
 
-        With a ``timeout`` in seconds it waits for one, and raises ``DequeueTimeout``.
+        With a ``timeout`` in seconds it waits for a job, and raises ``DequeueTimeout``.
         """
-        # from an end of the list to the same end moves nothing, but waits
+        # moving an entry to where it is changes nothing, but waits for one
         if timeout is not None and not connection.blmove(
             queue_key, queue_key, timeout, "LEFT", "LEFT"
         ):
             raise DequeueTimeout(timeout, queue_key)
         keys = [queue_key, IntermediateQueue.get_intermediate_queue_key(queue_key)]
         taken = connection.register_script(_TAKE)(keys=keys, args=[RECORD.format(id="")])
-        if taken is None and timeout is not None:  # another worker was faster
+        if taken is None and timeout is not None:  # another worker took it
             raise DequeueTimeout(timeout, queue_key)
         return None if taken is None else (queue_key, taken)
 
@@ -142,32 +159,8 @@ class LeasedQueue(Queue):
         return taken
 
 
-TASK = "pruning.worker.run_job"  # only a name: what it was when RQ imported the function by it
-DELIVERIES = 3
-KEPT_S = 3600
-PERMANENT_KEYS = (
-    "rq:queues",
-    "rq:queue:prune*",
-    "rq:workers*",
-    "rq:wip:prune",
-    "rq:finished:prune",
-    "rq:failed:prune",
-    "rq:job:*",  # while it is delivered
-)
-
-# KEYS a delivery. One that is over must not be taken for one that is on its way.
-_FORGET_ENDED = """
-local status = redis.call('HGET', KEYS[1], 'status')
-if status == 'finished' or status == 'failed' then redis.call('DEL', KEYS[1]) end
-"""
-_UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
-_NO_LIMIT = 1000
-
-logger = logging.getLogger(__name__)
-
-
 class PruneQueue:
-    """Deliveries of recorded jobs. Every method may raise ``JobStoreUnavailable``."""
+    """Delivers recorded jobs to workers. Every method may raise ``JobStoreUnavailable``."""
 
     def __init__(self, client: redis.Redis, *, task: str = TASK, lease_s: int = LEASE_S) -> None:
         self._forget_ended = client.register_script(_FORGET_ENDED)
@@ -178,7 +171,7 @@ class PruneQueue:
         self._task = task
 
     def enqueue(self, job_id: str) -> None:
-        """Deliver a recorded job. While a delivery is on its way, another changes nothing."""
+        """Deliver a recorded job. Does nothing while an earlier delivery is pending."""
         with redis_errors_translated(), suppress(DuplicateJobError):
             self._forget_ended(keys=[Delivery.key_for(job_id)])
             self.rq.enqueue_call(
@@ -187,40 +180,39 @@ class PruneQueue:
                 job_id=job_id,
                 unique=True,
                 timeout=-1,
-                # without a limit of RQ's: the record counts, and not every redelivery
-                retry=Retry(max=_NO_LIMIT),
-                result_ttl=KEPT_S,
-                failure_ttl=KEPT_S,
+                retry=Retry(max=_MAX_RETRIES),
+                result_ttl=RESULT_KEPT_S,
+                failure_ttl=RESULT_KEPT_S,
             )
 
     def enqueue_again(self, store: JobStore, job_id: str) -> None:
-        """Deliver a job that went back to the queue before its last delivery had ended."""
-        with _unless_ended(job_id):
+        """Deliver a job that was requeued before its last delivery had ended."""
+        with _skipped_if_ended(job_id):
             if store.get(job_id).status is JobStatus.QUEUED:
                 self.enqueue(job_id)
 
     def recover(self, store: JobStore) -> None:
-        """Deliver the jobs that nobody has and that are not on their way to anybody."""
+        """Deliver the unfinished jobs that no worker has and that have no pending delivery."""
         with redis_errors_translated():
             job_ids = [job_id for status in _UNFINISHED for job_id in store.ids(status)]
             deliveries = Delivery.fetch_many(job_ids, self.rq.connection, JSONSerializer)
-            # asked after the deliveries: what was started in between has its lease by now
+            # read after the deliveries: a job that was started in between has its lease by now
             leased = set(self.rq.started_job_registry.get_job_ids(cleanup=False))
         for job_id, delivery in zip(job_ids, deliveries, strict=True):
             is_waiting = delivery and delivery.get_status(refresh=False) == DeliveryStatus.QUEUED
             if not is_waiting and job_id not in leased:
-                with _unless_ended(job_id):
+                with _skipped_if_ended(job_id):
                     self._redeliver(store, job_id)
 
     def _redeliver(self, store: JobStore, job_id: str) -> None:
-        status = store.requeue(job_id, "delivered again: the queue had lost it", is_lost=False)
+        status = store.requeue(job_id, "delivered again: it had no delivery", is_lost=False)
         if status is JobStatus.QUEUED:
             with redis_errors_translated():
                 self.rq.connection.delete(Delivery.key_for(job_id))
             self.enqueue(job_id)
 
     def hand_back(self, store: JobStore, delivery: RQJob, reason: str, pipeline: Pipeline) -> None:
-        """Deliver it again when ``pipeline`` is executed, or never, if it was to stop anyway."""
+        """Deliver the job again when ``pipeline`` is executed, unless it was asked to stop."""
         if _requeued(store, delivery.id, reason, is_lost=False):
             delivery.retry(self.rq, pipeline)
         else:
@@ -228,9 +220,9 @@ class PruneQueue:
 
 
 def worker_lost(store: JobStore, delivery: RQJob) -> None:
-    """Record that the worker of this delivery died, and tell RQ whether to deliver again."""
+    """Record that the worker died, and let RQ deliver again only if the job may be retried."""
     if _requeued(store, delivery.id, "its worker died", is_lost=True):
-        with _unless_ended(delivery.id):
+        with _skipped_if_ended(delivery.id):
             if store.get(delivery.id).num_lost < DELIVERIES:
                 return
             give_up(store, delivery.id)
@@ -238,24 +230,25 @@ def worker_lost(store: JobStore, delivery: RQJob) -> None:
 
 
 def _requeued(store: JobStore, job_id: str, reason: str, *, is_lost: bool) -> bool:
-    """False if nobody is to go on with it."""
+    """Requeue the job, and return whether it is queued now."""
     status = None
-    with _unless_ended(job_id):
+    with _skipped_if_ended(job_id):
         status = store.requeue(job_id, reason, is_lost=is_lost)
     return status is JobStatus.QUEUED
 
 
 def give_up(store: JobStore, job_id: str) -> None:
+    """Fail a job that has lost ``DELIVERIES`` workers without progress."""
     message = (
-        f"{DELIVERIES} workers died with this job at the same point: the log of the last says why"
+        f"{DELIVERIES} workers died at the same point of this job: see the log of the last one"
     )
     store.fail(job_id, JobError("worker_lost", message))
 
 
 @contextmanager
-def _unless_ended(job_id: str) -> Iterator[None]:
-    """A job that has ended, or was deleted, needs nobody any more."""
+def _skipped_if_ended(job_id: str) -> Iterator[None]:
+    """Skip the rest of the block once the job has ended or was deleted."""
     try:
         yield
     except (IllegalTransition, JobNotFound) as error:
-        logger.info("job %s is left as it is: %s", job_id, error)
+        logger.info("job %s is not delivered again: %s", job_id, error)

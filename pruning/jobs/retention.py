@@ -1,7 +1,7 @@
-"""How long ended jobs and their checkpoints are kept, and what sweeps away the rest.
+"""Retention: ended jobs and their checkpoints are deleted after a period.
 
-A sweep does what a client could do by DELETE. One that dies is finished by the next, and several
-at once do no harm.
+A sweep deletes what a client could delete by DELETE. It may be interrupted, and several may run at
+once.
 """
 
 import time
@@ -19,37 +19,41 @@ from pruning.models.names import VariantName
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Seconds after the end of a job; None is for ever."""
+class RetentionPeriods:
+    """Seconds from the end of a job to the deletion; None keeps forever."""
 
     jobs_s: float | None = None  # records and events
     checkpoints_s: float | None = None
 
 
 class Retention:
-    """Removes leftovers of dead processes, then the checkpoints and records that are due.
+    """Removes leftovers of dead processes, and expired checkpoints and records.
 
-    A checkpoint that no record claims is not touched: ``sleb prune`` makes such ones.
+    A checkpoint without a job, such as one of ``sleb prune``, is never removed.
     """
 
     def __init__(
-        self, keep: Keep, checkpoints_dir: Path, jobs: JobStore, deletion: JobDeletion
+        self,
+        periods: RetentionPeriods,
+        checkpoints_dir: Path,
+        jobs: JobStore,
+        deletion: JobDeletion,
     ) -> None:
-        self._keep = keep
+        self._periods = periods
         self._directory = checkpoints_dir
         self._jobs = jobs
         self._deletion = deletion
 
     def sweep(self) -> None:
-        """May raise ``JobStoreUnavailable``."""
+        """Remove all that has expired. May raise ``JobStoreUnavailable``."""
         sweep(self._directory)
         now = time.time()
-        if (keep_s := self._keep.checkpoints_s) is not None:
+        if (keep_s := self._periods.checkpoints_s) is not None:
             for job in self._with_checkpoint():
                 if _ended_before(job, now - keep_s):
-                    with suppress(JobNotFound):  # somebody has just deleted it
+                    with suppress(JobNotFound):  # deleted in between
                         self._deletion.unpublish(job.id)
-        if (keep_s := self._keep.jobs_s) is not None:
+        if (keep_s := self._periods.jobs_s) is not None:
             for job in self._ended(now - keep_s):
                 if not self._is_needed(job):
                     with suppress(JobNotFound):
@@ -67,13 +71,13 @@ class Retention:
                 with suppress(JobNotFound):
                     job = self._jobs.get(job_id)
                     if job.created_at > before:
-                        break  # as were all behind it
+                        break  # as all that follow: the ids are in order of creation
                     if _ended_before(job, before):
                         yield job
 
     def _is_needed(self, job: Job) -> bool:
-        """Without its record, nobody would know when its checkpoint is due."""
-        return self._keep.checkpoints_s is not None and self._deletion.has_published(job)
+        """Whether the record is needed to know when the checkpoint expires."""
+        return self._periods.checkpoints_s is not None and self._deletion.has_published(job)
 
 
 def _ended_before(job: Job, time_s: float) -> bool:

@@ -1,8 +1,7 @@
-"""One change of a job's record, made in one atomic step.
+"""The atomic script that changes a job's record.
 
-The check of the state, the new fields, the indexes, the event and the message to the job's webhook
-happen together or not at all. Knows the script and the form of an event, and no key names: those
-are given to it.
+The check of the status, the new fields, the indexes, the event and the webhook message are written
+together or not at all. The caller passes the names of the keys.
 """
 
 import json
@@ -23,10 +22,9 @@ from pruning.jobs.job import (
     stop_request,
 )
 
-# KEYS record, events, search state, webhook messages, outbox.
-# ARGV the changes as JSON, of text: no float loses a digit.
-# The indexes are named in the JSON, which only a cluster would mind, and RQ rules that out.
-# A request to pause belongs to the state it was made in.
+# KEYS record, events, search state, webhook messages, outbox. ARGV the changes as JSON.
+# All values are strings, so that floats keep every digit. The JSON names the indexes, which Redis
+# Cluster would not allow, but RQ does not support it either. A new status ends a pause request.
 SCRIPT = """
 local given = cjson.decode(ARGV[1])
 local record = redis.call('HMGET', KEYS[1], 'status', 'attempt', 'pause_requested_at')
@@ -35,9 +33,9 @@ if not before then return {'missing', '', '0', 0} end
 if given.attempt and attempt ~= given.attempt then return {'stale', before, attempt, 0} end
 local is_pausing = (record[3] or '') ~= ''
 local change
-for _, one in ipairs(given.changes) do
-  local fits = one.moves[before] and (one.if_pausing == nil or one.if_pausing == is_pausing)
-  if fits then change = one break end
+for _, candidate in ipairs(given.changes) do
+  local fits_pause = candidate.if_pausing == nil or candidate.if_pausing == is_pausing
+  if candidate.moves[before] and fits_pause then change = candidate break end
 end
 if not change then return {'refused', before, attempt, 0} end
 local after = change.moves[before]
@@ -49,17 +47,17 @@ if after ~= before then
 end
 for name, value in pairs(change.fields) do redis.call('HSET', KEYS[1], name, value) end
 if given.finals[after] then redis.call('HSET', KEYS[1], 'finished_at', given.now) end
-for _, name in ipairs(change.counted) do redis.call('HINCRBY', KEYS[1], name, 1) end
-if change.search_anew or given.finals[after] then redis.call('DEL', KEYS[3]) end
+for _, name in ipairs(change.incremented) do redis.call('HINCRBY', KEYS[1], name, 1) end
+if change.clears_search or given.finals[after] then redis.call('DEL', KEYS[3]) end
 for name, value in pairs(change.search) do redis.call('HSET', KEYS[3], name, value) end
-for _, name in ipairs(change.search_over) do redis.call('HDEL', KEYS[3], name) end
+for _, name in ipairs(change.search_removed) do redis.call('HDEL', KEYS[3], name) end
 if change.event then
   local event = {'status', after}
   for name, value in pairs(change.event) do
     event[#event + 1] = name
     event[#event + 1] = value
   end
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', given.events_kept, '*', unpack(event))
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', given.max_events, '*', unpack(event))
 end
 local webhook = after ~= before and redis.call('HGET', KEYS[1], 'webhook') or ''
 for _, type in ipairs(webhook ~= '' and cjson.decode(webhook).events or {}) do
@@ -79,12 +77,12 @@ return {'done', after, record[1] or '0', (record[2] or '') ~= '' and 1 or 0}
 
 
 class StaleAttempt(RuntimeError):
-    """A worker that had lost the job to another one tried to write to it."""
+    """The writing worker has lost the job to another worker."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell whoever watches a job."""
+    """An entry of a job's event stream."""
 
     message: str
     level: str = "info"
@@ -92,7 +90,7 @@ class Event:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def to_fields(self, now: float) -> dict[str, str]:
-        # a message may quote a file name that is no text, which Redis would refuse
+        # a message may quote a file name that is not valid UTF-8
         message = self.message.encode("utf-8", "backslashreplace").decode()
         fields = {"created_at": str(now), "level": self.level, "message": message}
         return {**fields, "type": self.type, "data": json.dumps(dict(self.data))}
@@ -100,23 +98,20 @@ class Event:
 
 @dataclass(frozen=True)
 class Change:
-    """``moves`` maps the states it may begin in to the state it ends in; no others are allowed.
+    """A change of a job's record. ``moves`` maps each allowed status to the status that follows.
 
-    ``fields`` are set, ``counted`` go up by one. Of the search state, which an ended job has no
-    longer, ``search`` fields are set and ``search_over`` ones removed, if ``is_anew`` behind all.
-    With ``if_pausing`` it is for jobs alone that are asked to pause, or alone for those that are
-    not.
+    The search state belongs to jobs that have not ended: the script deletes it at the end.
     """
 
-    name: str  # of what is asked, for the message when it is refused
+    name: str  # a verb, for the message of a refused change
     moves: Mapping[JobStatus, JobStatus]
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = field(default_factory=dict)  # to set in the record
     event: Event | None = None
-    counted: tuple[str, ...] = ()
-    search: Mapping[str, str] = field(default_factory=dict)
-    search_over: tuple[str, ...] = ()
-    is_anew: bool = False
-    if_pausing: bool | None = None
+    incremented: tuple[str, ...] = ()  # fields of the record
+    search: Mapping[str, str] = field(default_factory=dict)  # fields of the search state to set
+    search_removed: tuple[str, ...] = ()  # fields of the search state to remove
+    clears_search: bool = False  # before its fields are set
+    if_pausing: bool | None = None  # whether a pause must have been requested; None: either
 
     def __post_init__(self) -> None:
         for before, after in self.moves.items():
@@ -126,7 +121,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the record has after a change."""
+    """The record after a change."""
 
     status: JobStatus
     attempt: int
@@ -134,41 +129,41 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job is kept: ``keys`` as the script wants them, and the index of every status."""
+class JobKeys:
+    """The keys of one job: ``keys`` in the order of ``SCRIPT``, and the index of each status."""
 
     job_id: str
     keys: tuple[str, ...]
     indexes: Mapping[JobStatus, str]
-    events_kept: int
+    max_events: int
 
 
-def apply(script: Script, place: Place, changes: Sequence[Change], attempt: int | None) -> Outcome:
-    """Make the first of the ``changes`` that the job allows, through ``SCRIPT`` as registered.
+def apply(script: Script, job: JobKeys, changes: Sequence[Change], attempt: int | None) -> Outcome:
+    """Apply the first of ``changes`` that the job allows. ``script`` is ``SCRIPT``, registered.
 
-    ``attempt`` is that of the worker that writes, None for everybody else. Raises ``JobNotFound``,
-    ``StaleAttempt``, or ``IllegalTransition`` if there is no such change; then nothing has changed.
+    ``attempt`` is that of the writing worker, None for other writers. Raises ``JobNotFound``,
+    ``StaleAttempt``, or ``IllegalTransition`` if the job allows none; then nothing is written.
     """
     now = time.time()
     argument: dict[str, Any] = {
-        "id": place.job_id,
-        "indexes": place.indexes,
+        "id": job.job_id,
+        "indexes": job.indexes,
         "finals": {status: True for status in JobStatus if status.is_final},
         "now": str(now),
-        "events_kept": str(place.events_kept),
+        "max_events": str(job.max_events),
         "changes": [_argument(change, now) for change in changes],
     }
-    # absent rather than null, which is true in Lua
+    # left out if None: JSON's null is true in Lua
     if attempt is not None:
         argument["attempt"] = str(attempt)
-    code, status, current, is_pausing = script(keys=place.keys, args=[json.dumps(argument)])
+    code, status, current, is_pausing = script(keys=job.keys, args=[json.dumps(argument)])
     if code == b"missing":
-        raise JobNotFound(place.job_id)
+        raise JobNotFound(job.job_id)
     if code == b"stale":
-        raise StaleAttempt(f"job {place.job_id} has a newer worker than attempt {attempt}")
+        raise StaleAttempt(f"job {job.job_id} has a newer worker than attempt {attempt}")
     found = JobStatus(status.decode())
     if code == b"refused":
-        raise IllegalTransition(place.job_id, found, changes[0].name)
+        raise IllegalTransition(job.job_id, found, changes[0].name)
     return Outcome(found, int(current), stop_request(found, is_pausing=bool(is_pausing)))
 
 
@@ -176,10 +171,10 @@ def _argument(change: Change, now: float) -> dict[str, Any]:
     argument: dict[str, Any] = {
         "moves": change.moves,
         "fields": change.fields,
-        "counted": change.counted,
+        "incremented": change.incremented,
         "search": change.search,
-        "search_over": change.search_over,
-        "search_anew": change.is_anew,
+        "search_removed": change.search_removed,
+        "clears_search": change.clears_search,
     }
     if change.event is not None:
         argument["event"] = change.event.to_fields(now)
@@ -189,7 +184,7 @@ def _argument(change: Change, now: float) -> dict[str, Any]:
 
 
 def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
-    """What a change has written; ``data`` has the status that it led to as well."""
+    """Read an event of the stream. ``data`` includes the status after the change."""
     return JobEvent(
         id=event_id,
         created_at=float(fields["created_at"]),

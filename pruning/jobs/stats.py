@@ -1,6 +1,6 @@
-"""How the jobs and their workers are doing, all at once: what is worth a graph or an alert.
+"""Statistics of jobs and workers, for graphs and alerts.
 
-Reads only, and answers or gives up within a second: nobody's scrape waits for a Redis that is away.
+Reads only, and with a short timeout: a scrape must not wait for an unavailable Redis.
 """
 
 import time
@@ -18,25 +18,27 @@ from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect, redis_errors_translated
 from pruning.jobs.store import JobStore
 
-ANSWER_S = 1.0
-_MOST_AT_WORK = 100  # as many series may a scrape have for them
+TIMEOUT_S = 1.0
+_MAX_ACTIVE_JOBS = 100  # each is a series of the scrape
 
 
 @dataclass(frozen=True)
 class JobStats:
-    """Of one moment, more or less; ``at_work`` are those that a worker has now."""
+    """Statistics at about one moment. ``active_jobs`` are the jobs that a worker has."""
 
     num_jobs: Mapping[JobStatus, int]
-    queue_age_s: float  # since the first of those that wait was queued last; 0 if none waits
-    at_work: tuple[Job, ...]
-    num_workers: int  # that have shown a sign of life within a lease
+    queue_age_s: (
+        float  # of the job that has waited longest since it was last queued; 0 if none waits
+    )
+    active_jobs: tuple[Job, ...]
+    num_workers: int  # with a heartbeat within the last lease
 
 
 class JobStatsReader:
-    """A client of its own, less patient than that of the routes."""
+    """Reads statistics with its own client, which has a shorter timeout and no retries."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = connect(redis_url, num_retries=0, timeout_s=ANSWER_S)
+        self._redis = connect(redis_url, num_retries=0, timeout_s=TIMEOUT_S)
         self._jobs = JobStore(self._redis)
 
     def close(self) -> None:
@@ -45,13 +47,13 @@ class JobStatsReader:
     def read(self) -> JobStats:
         """Raises ``JobStoreUnavailable``."""
         pages = (
-            self._jobs.list(_MOST_AT_WORK, status=status)
+            self._jobs.list(_MAX_ACTIVE_JOBS, status=status)
             for status in (JobStatus.RUNNING, JobStatus.CANCELLING)
         )
         return JobStats(
             num_jobs=self._jobs.counts(),
             queue_age_s=self._queue_age_s(),
-            at_work=tuple(job for page in pages for job in page.jobs)[:_MOST_AT_WORK],
+            active_jobs=tuple(job for page in pages for job in page.jobs)[:_MAX_ACTIVE_JOBS],
             num_workers=self._num_workers(),
         )
 
@@ -63,7 +65,7 @@ class JobStatsReader:
         return max(0.0, time.time() - min(queued_at)) if queued_at else 0.0
 
     def _num_workers(self) -> int:
-        """RQ itself forgets a worker that died after a minute, which is long for an alert."""
+        """RQ keeps a dead worker for a minute, which is long for an alert."""
         with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipeline:
             for key in get_keys(connection=self._redis):
                 pipeline.hget(key, "last_heartbeat")

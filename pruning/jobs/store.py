@@ -1,10 +1,7 @@
-"""The job store: records, states and events of pruning jobs. Nobody else changes them.
+"""The job store: records, statuses and events of pruning jobs. Only this module changes them.
 
-Every change is one script call: the check of the state, the new fields, the indexes and the
-event happen together or not at all. How jobs reach a worker is the business of ``queue.py``.
-
-A new job, recorded in one atomic step: with its place in the queue and its idempotency key, or
-not at all. Knows the script, and no key names: those are given to it.
+Every change is one call of an atomic script, see ``script.py``. ``queue.py`` delivers the jobs to
+workers.
 """
 
 import json
@@ -18,6 +15,7 @@ import redis
 from redis.commands.core import Script
 
 from pruning.jobs import script, transitions
+from pruning.jobs.idempotency import KEY_KEPT_S, Claim, IdempotencyInFlight
 from pruning.jobs.job import (
     JOB_ID,
     IllegalTransition,
@@ -33,16 +31,16 @@ from pruning.jobs.job import (
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
-from pruning.jobs.script import SCRIPT, Change, Event, Outcome, Place, read_event
+from pruning.jobs.script import SCRIPT, Change, Event, JobKeys, Outcome, read_event
 from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 from pruning.spec.prune import PruneSpec
 
-CLAIM_S = 30  # for checking a request; if the process dies meanwhile, so long is its key taken
-KEY_KEPT_S = 24 * 3600
+MAX_EVENTS = 1000
+_STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
 
 # KEYS record, events, index of all, index of the queued, and the idempotency key if there is one.
-# Sent again because the answer was lost, it finds the record and changes nothing.
+# A retry after a lost response finds the record and changes nothing.
 CREATE = """
 local new = cjson.decode(ARGV[1])
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'done' end
@@ -63,97 +61,38 @@ return 'done'
 
 
 class QueueFull(RuntimeError):
-    """As many jobs wait as may wait; ``retry_after_s`` is when a place may be free."""
+    """The queue is full. It may have room again in ``retry_after_s`` seconds."""
 
     def __init__(self, max_queued: int) -> None:
         super().__init__(
-            f"{max_queued} jobs are waiting, and no more may: try again later, or start more "
+            f"{max_queued} jobs are waiting, which is the limit: try again later, or start more "
             "workers"
         )
         self.retry_after_s = 60.0
 
 
-class IdempotencyInFlight(RuntimeError):
-    """Another request with this key is being answered at this moment."""
-
-    retry_after_s = 1.0
-    param = "Idempotency-Key"
-
-    def __init__(self) -> None:
-        super().__init__("a request with this Idempotency-Key is in flight: repeat it in a moment")
-
-
 @dataclass(frozen=True)
-class Claim:
-    """The right to create the one job of an idempotency key, for ``CLAIM_S`` seconds."""
-
-    key: str  # of Redis
-    fingerprint: str  # of the request
-    token: str  # of who holds the claim
-
-    @property
-    def reservation(self) -> str:
-        return f"{self.fingerprint} {self.token}"
-
-    def binding(self, job_id: str) -> str:
-        return f"{self.fingerprint} {job_id}"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """On which a job is created: how many may wait, and whose claim it answers."""
+class Conditions:
+    """Conditions of creating a job: the limit of waiting jobs, and the claim of the request."""
 
     max_queued: int | None = None
     claim: Claim | None = None
 
 
-UNCONDITIONAL = Terms()
+UNCONDITIONAL = Conditions()
 
 
-def create_job(
-    script: Script, keys: tuple[str, str, str, str], fields: Mapping[str, str], terms: Terms
-) -> None:
-    """Record the job with these ``fields``, through ``CREATE`` as it is registered with a client.
-
-    ``keys`` are those of the record, the events, the index of all jobs and that of the queued.
-    Raises ``QueueFull``, or ``IdempotencyInFlight`` if the claim has run out.
-    """
-    event = Event("job created").to_fields(float(fields["created_at"]))
-    argument: dict[str, Any] = {
-        "fields": fields,
-        "event": {"status": JobStatus.QUEUED.value, **event},
-    }
-    # absent rather than null, which is true in Lua
-    if terms.max_queued is not None:
-        argument["max_queued"] = terms.max_queued
-    if (claim := terms.claim) is not None:
-        argument["claim"] = claim.reservation
-        argument["binding"] = claim.binding(fields["id"])
-        argument["key_kept_s"] = str(KEY_KEPT_S)
-    claimed = [claim.key] if claim else []
-    outcome = script(keys=[*keys, *claimed], args=[json.dumps(argument)])
-    if outcome == b"full":
-        raise QueueFull(terms.max_queued or 0)
-    if outcome == b"lost":
-        raise IdempotencyInFlight
-
-
-MAX_EVENTS = 1000
-
-_STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
-
-
-# what reading a job, and changing its status, may raise
+# The errors of reading a job, and of changing its status.
 READ_RAISES = (JobNotFound, JobStoreUnavailable)
 CHANGE_RAISES = (*READ_RAISES, IllegalTransition)
 
 
 class JobStore:
-    """Every method may raise ``JobStoreUnavailable``; those that take an id, ``JobNotFound``.
+    """Pruning jobs in Redis. Every method may raise ``JobStoreUnavailable``.
 
-    What a worker calls takes the ``attempt`` that ``start`` gave it, and raises ``StaleAttempt``
-    once another worker has the job. What it writes on its way returns the request to stop, if
-    there is one.
+    Methods that take an id raise ``JobNotFound``. Methods for workers take the ``attempt`` of
+    ``start``, and raise ``StaleAttempt`` once another worker has the job. Those that record
+    progress return the request to stop, if there is one.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -168,13 +107,13 @@ class JobStore:
         self,
         spec: PruneSpec,
         metadata: Mapping[str, str] | None = None,
-        terms: Terms = UNCONDITIONAL,
+        conditions: Conditions = UNCONDITIONAL,
         priority: int = 0,
         webhook: Webhook | None = None,
     ) -> Job:
-        """Record a queued job. It waits until somebody enqueues it.
+        """Record a job as queued. ``PruneQueue.enqueue`` delivers it.
 
-        Raises ``QueueFull`` or ``IdempotencyInFlight``, as the ``terms`` ask.
+        Raises ``QueueFull`` or ``IdempotencyInFlight`` if the ``conditions`` do not hold.
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
@@ -182,7 +121,7 @@ class JobStore:
         own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
         with redis_errors_translated():
             keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
-            create_job(self._creation, keys, fields, terms)
+            create_job(self._creation, keys, fields, conditions)
         return Job.from_fields(fields)
 
     def get(self, job_id: str) -> Job:
@@ -197,7 +136,7 @@ class JobStore:
     def list(
         self, limit: int = 20, after: str | None = None, status: JobStatus | None = None
     ) -> JobPage:
-        """Up to ``limit`` jobs, the newest first, beginning behind the job ``after``."""
+        """Return up to ``limit`` jobs, newest first, starting after the job ``after``."""
         if after is not None and not JOB_ID.fullmatch(after):
             raise JobNotFound(after)
         index = INDEX if status is None else _STATUS_INDEXES[status]
@@ -213,13 +152,13 @@ class JobStore:
         return JobPage(found, has_more=len(ids) > limit)
 
     def ids(self, status: JobStatus) -> tuple[str, ...]:
-        """Of all jobs in that status, the oldest first."""
+        """The ids of all jobs in that status, oldest first."""
         with redis_errors_translated():
             found: Any = self._redis.zrange(_STATUS_INDEXES[status], 0, -1)
         return tuple(job_id.decode() for job_id in found)
 
     def counts(self) -> Mapping[JobStatus, int]:
-        """How many jobs there are in every status."""
+        """The number of jobs in each status."""
         with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipeline:
             for index in _STATUS_INDEXES.values():
                 pipeline.zcard(index)
@@ -228,7 +167,7 @@ class JobStore:
     def events(
         self, job_id: str, after: str | None = None, limit: int = 100
     ) -> tuple[JobEvent, ...]:
-        """The oldest first, beginning behind the event ``after``."""
+        """Return up to ``limit`` events, oldest first, starting after the event ``after``."""
         self.get(job_id)
         oldest = "-" if after is None else f"({after}"
         with redis_errors_translated():
@@ -236,7 +175,7 @@ class JobStore:
         return tuple(read_event(entry_id.decode(), _texts(entry)) for entry_id, entry in entries)
 
     def cancel(self, job_id: str) -> Job:
-        """End a job that waits, ask the worker of one that runs. Once more changes nothing.
+        """Cancel a waiting job, or ask the worker of a running one to stop. Idempotent.
 
         Raises ``IllegalTransition`` if the job has ended.
         """
@@ -244,15 +183,15 @@ class JobStore:
         return self.get(job_id)
 
     def pause(self, job_id: str) -> Job:
-        """Take a job out of the queue, ask the worker of one that runs; once more changes nothing.
+        """Pause a waiting job, or ask the worker of a running one to stop. Idempotent.
 
-        Raises ``IllegalTransition`` if the job has ended or is to be cancelled.
+        Raises ``IllegalTransition`` if the job has ended or is being cancelled.
         """
         self._change(job_id, *transitions.pausing())
         return self.get(job_id)
 
     def resume(self, job_id: str) -> Job:
-        """Queue a paused job, to be enqueued by the caller; or withdraw a request to pause.
+        """Queue a paused job, for the caller to enqueue, or withdraw a pending pause request.
 
         Raises ``IllegalTransition`` if the job is neither paused nor about to be.
         """
@@ -260,17 +199,17 @@ class JobStore:
         return self.get(job_id)
 
     def requeue(self, job_id: str, reason: str, *, is_lost: bool) -> JobStatus:
-        """Take the job from a worker that has gone; one that was to stop is cancelled or paused.
+        """Take the job from a worker that is gone, and queue it, or cancel or pause as requested.
 
-        ``is_lost`` counts it against a job that goes on: its worker died with it.
+        ``is_lost`` counts the worker as lost with the job.
         """
         return self._change(job_id, *transitions.released(reason, is_lost=is_lost)).status
 
     def start(self, job_id: str, worker: str) -> Job:
-        """Take the job, from the queue or from a worker that was lost.
+        """Take the job from the queue, or from a lost worker.
 
-        The ``attempt`` of the job it returns belongs to the caller alone. Raises
-        ``IllegalTransition`` if the job has ended or is to stop.
+        The ``attempt`` of the returned job identifies the caller. Raises ``IllegalTransition`` if
+        the job has ended or was asked to stop.
         """
         outcome = self._change(job_id, *transitions.started(worker))
         return replace(self.get(job_id), attempt=outcome.attempt)
@@ -281,11 +220,11 @@ class JobStore:
         return self._change(job_id, transitions.phase_begun(phase), attempt=attempt).stop_request
 
     def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
-        """Change nothing, but raise like all that a worker writes."""
+        """Check that the worker still has the job. Changes nothing, and raises like every write."""
         return self._change(job_id, transitions.confirmed(), attempt=attempt).stop_request
 
     def search_state(self, job_id: str) -> SearchState:
-        """What the job's search has found so far, by whatever worker."""
+        """The state of the job's search, over all its attempts."""
         with redis_errors_translated():
             return SearchState.from_fields(_texts(self._redis.hgetall(SEARCH.format(id=job_id))))
 
@@ -299,7 +238,7 @@ class JobStore:
         *,
         is_anew: bool = False,
     ) -> StopRequest | None:
-        """The search goes on behind ``done`` evaluations; anew, what was found is forgotten."""
+        """Record that the search starts after ``done`` evaluations, cleared if ``is_anew``."""
         change = transitions.searching(plan, done, total, is_anew=is_anew)
         return self._change(job_id, change, attempt=attempt).stop_request
 
@@ -311,14 +250,14 @@ class JobStore:
         attempt: int | None = None,
         scored: Scored | None = None,
     ) -> StopRequest | None:
-        """Count the candidate evaluation ``done`` of ``total``, and keep what it gave."""
+        """Record evaluation ``done`` of ``total``, and the losses of its candidate."""
         change = transitions.evaluated(done, total, scored)
         return self._change(job_id, change, attempt=attempt).stop_request
 
     def removed(
         self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
     ) -> StopRequest | None:
-        """``removals`` are all of this search so far."""
+        """Record the latest removal. ``removals`` are all of this search so far."""
         return self._change(job_id, transitions.removed(removals), attempt=attempt).stop_request
 
     def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
@@ -331,22 +270,53 @@ class JobStore:
         return self._change(job_id, transitions.failed(error), attempt=attempt).status
 
     def stopped(self, job_id: str, attempt: int | None = None) -> JobStatus:
-        """The worker has obeyed. Back in the queue, if it was asked no longer."""
+        """Record that the worker has stopped. A job whose pause was withdrawn is queued again."""
         return self._change(job_id, *transitions.stopped(), attempt=attempt).status
 
     def short_of_memory(self, job_id: str, reason: str, attempt: int | None = None) -> JobStatus:
-        """The worker gives the job back, to be tried with half the batch."""
+        """Requeue the job, to be tried again with half the batch."""
         return self._change(job_id, *transitions.short_of_memory(reason), attempt=attempt).status
 
     def _change(self, job_id: str, *changes: Change, attempt: int | None = None) -> Outcome:
         if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
         own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
-        place = Place(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
+        keys = JobKeys(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with redis_errors_translated():
-            return script.apply(self._script, place, changes, attempt)
+            return script.apply(self._script, keys, changes, attempt)
+
+
+def create_job(
+    script: Script,
+    keys: tuple[str, str, str, str],
+    fields: Mapping[str, str],
+    conditions: Conditions,
+) -> None:
+    """Record a job with these ``fields`` atomically. ``script`` is ``CREATE``, registered.
+
+    ``keys`` are those of the record, the events, the index of all jobs and the index of queued
+    jobs. Raises ``QueueFull``, or ``IdempotencyInFlight`` if the claim has expired.
+    """
+    event = Event("job created").to_fields(float(fields["created_at"]))
+    argument: dict[str, Any] = {
+        "fields": fields,
+        "event": {"status": JobStatus.QUEUED.value, **event},
+    }
+    # left out if None: JSON's null is true in Lua
+    if conditions.max_queued is not None:
+        argument["max_queued"] = conditions.max_queued
+    if (claim := conditions.claim) is not None:
+        argument["claim"] = claim.reservation
+        argument["binding"] = claim.binding(fields["id"])
+        argument["key_kept_s"] = str(KEY_KEPT_S)
+    claimed = [claim.key] if claim else []
+    outcome = script(keys=[*keys, *claimed], args=[json.dumps(argument)])
+    if outcome == b"full":
+        raise QueueFull(conditions.max_queued or 0)
+    if outcome == b"lost":
+        raise IdempotencyInFlight
 
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:
-    """A hash as redis-py gives it to a client that leaves bytes alone, as RQ's must."""
+    """Decode a hash. The client returns bytes, as RQ needs it to."""
     return {name.decode(): value.decode() for name, value in record.items()}

@@ -1,4 +1,4 @@
-"""Everything that can happen to a job, each as the change it makes to the record. No Redis here."""
+"""Each thing that can happen to a job, as the change that it makes to the record."""
 
 import json
 import time
@@ -19,17 +19,17 @@ from pruning.search.state import (
 )
 from pruning.spec.prune import PruneSpec
 
-_OF_ONE_ATTEMPT = ("worker", "phase", "search_started_at", "evaluated_at")
-_OF_ONE_PLAN = ("removed_blocks", "losses", "dense_loss")
-_IN_FRONT = {"in_front": "1"}  # of others of its priority, once it has left the queue and is back
+_ATTEMPT_FIELDS = ("worker", "phase", "search_started_at", "evaluated_at")
+_PLAN_FIELDS = ("removed_blocks", "losses", "dense_loss")
+_IN_FRONT = {"in_front": "1"}  # a job that returns to the queue precedes others of its priority
 _HALVED = {"num_halvings": "1"}
-_GOT_ON = {"num_lost": "0"}  # workers that die further on do not die of the same thing
+_PROGRESSED = {"num_lost": "0"}  # a later death of a worker has another cause
 _S = JobStatus
 _WORKING = {status: status for status in (_S.RUNNING, _S.CANCELLING)}
 _STILL_RUNNING = {_S.RUNNING: _S.RUNNING}
 
 
-def _to(wanted: JobStatus) -> Mapping[JobStatus, JobStatus]:
+def _moves_to(wanted: JobStatus) -> Mapping[JobStatus, JobStatus]:
     return {status: wanted for status, next_ in TRANSITIONS.items() if wanted in next_}
 
 
@@ -41,7 +41,7 @@ def new_record(
     priority: int = 0,
     webhook: Webhook | None = None,
 ) -> dict[str, str]:
-    """The fields of a job that was just submitted."""
+    """The fields of a new, queued job."""
     return {
         "id": job_id,
         "spec": json.dumps(spec.to_dict()),
@@ -65,17 +65,17 @@ def cancelling() -> Change:
 
 
 def pausing() -> tuple[Change, ...]:
-    """A running job stays so until its worker obeys. Once more changes nothing."""
-    asked = {"pause_requested_at": str(time.time())}
+    """A running job keeps running until its worker stops. Repeating the request changes nothing."""
+    requested = {"pause_requested_at": str(time.time())}
     return (
         Change("pause", {_S.QUEUED: _S.PAUSED}, event=Event("paused")),
-        Change("pause", _STILL_RUNNING, asked, Event("pause requested"), if_pausing=False),
+        Change("pause", _STILL_RUNNING, requested, Event("pause requested"), if_pausing=False),
         Change("pause", {**_STILL_RUNNING, _S.PAUSED: _S.PAUSED}),
     )
 
 
 def resumed() -> tuple[Change, ...]:
-    """From its pause, or from a request for one that its worker has not obeyed yet."""
+    """A paused job is queued; a pause request that is still pending is withdrawn."""
     withdrawn = {"pause_requested_at": ""}
     return (
         Change("resume", {_S.PAUSED: _S.QUEUED}, _IN_FRONT, Event("resumed")),
@@ -84,63 +84,66 @@ def resumed() -> tuple[Change, ...]:
 
 
 def stopped() -> tuple[Change, ...]:
-    """Its worker has obeyed, if it is still meant to."""
-    return _left(Event("cancelled"), Event("paused"), Event("handed back: no pause is wanted now"))
+    """The worker has stopped as requested. A job whose pause was withdrawn is queued again."""
+    return _requeued(Event("cancelled"), Event("paused"), Event("queued: the pause was withdrawn"))
 
 
 def released(reason: str, *, is_lost: bool) -> tuple[Change, ...]:
-    """Nobody works on it any more, for ``reason``; if its worker is lost, that counts."""
+    """The worker is gone, for ``reason``. ``is_lost`` counts it as lost with the job."""
     level = "warn" if is_lost else "info"
-    ended, paused = (Event(f"{word}: {reason}", level) for word in ("cancelled", "paused"))
-    return _left(ended, paused, Event(reason, level), counted=("num_lost",) if is_lost else ())
+    cancelled, paused = (Event(f"{word}: {reason}", level) for word in ("cancelled", "paused"))
+    counters = ("num_lost",) if is_lost else ()
+    return _requeued(cancelled, paused, Event(reason, level), incremented=counters)
 
 
 def short_of_memory(reason: str) -> tuple[Change, ...]:
-    """Its worker has given it up, for another one to try with half the batch."""
+    """The worker has given the job up, to be tried again with half the batch."""
     warning = Event(reason, "warn")
-    return _left(Event("cancelled"), Event(f"paused: {reason}", "warn"), warning, _HALVED)
+    return _requeued(Event("cancelled"), Event(f"paused: {reason}", "warn"), warning, _HALVED)
 
 
-def _left(
+def _requeued(
     cancelled: Event,
     paused: Event,
     queued: Event,
     also: Mapping[str, str] = MappingProxyType({}),
-    counted: tuple[str, ...] = (),
+    incremented: tuple[str, ...] = (),
 ) -> tuple[Change, ...]:
-    fields = {**dict.fromkeys(_OF_ONE_ATTEMPT, ""), **also}
+    """A job that no worker has any more: cancelled or paused if that was requested, else queued."""
+    fields = {**dict.fromkeys(_ATTEMPT_FIELDS, ""), **also}
     return (
-        Change("leave it", {_S.CANCELLING: _S.CANCELLED}, event=cancelled),
-        Change("leave it", {_S.RUNNING: _S.PAUSED}, fields, paused, if_pausing=True),
-        Change("leave it", {_S.RUNNING: _S.QUEUED}, fields | _IN_FRONT, queued, counted),
-        Change("leave it", {_S.QUEUED: _S.QUEUED}, fields, queued, counted),  # had not begun
+        Change("requeue", {_S.CANCELLING: _S.CANCELLED}, event=cancelled),
+        Change("requeue", {_S.RUNNING: _S.PAUSED}, fields, paused, if_pausing=True),
+        Change("requeue", {_S.RUNNING: _S.QUEUED}, fields | _IN_FRONT, queued, incremented),
+        Change("requeue", {_S.QUEUED: _S.QUEUED}, fields, queued, incremented),  # not yet started
     )
 
 
 def started(worker: str) -> tuple[Change, ...]:
-    """By its next worker, or by one that takes it from a worker that died without a word."""
-    fields = dict.fromkeys(_OF_ONE_ATTEMPT, "")
+    """A worker takes the job from the queue, or from a worker that died unnoticed."""
+    fields = dict.fromkeys(_ATTEMPT_FIELDS, "")
     fields |= {"worker": worker, "started_at": str(time.time())}
-    lost = Event(f"taken over by {worker}", level="warn")
-    both = ("attempt", "num_lost")
+    started_ = Event(f"started by {worker}")
+    taken_over = Event(f"taken over by {worker}", level="warn")
+    counters = ("attempt", "num_lost")
     return (
-        Change("start", {_S.QUEUED: _S.RUNNING}, fields, Event(f"started by {worker}"), both[:1]),
-        Change("start", _STILL_RUNNING, fields, lost, both, if_pausing=False),
+        Change("start", {_S.QUEUED: _S.RUNNING}, fields, started_, ("attempt",)),
+        Change("start", _STILL_RUNNING, fields, taken_over, counters, if_pausing=False),
     )
 
 
 def confirmed() -> Change:
-    """Nothing happens, which only whoever works on the job may ask for."""
-    return Change("work on it", _WORKING)
+    """Changes nothing, and is allowed only to the worker that has the job."""
+    return Change("update", _WORKING)
 
 
 def phase_begun(phase: Phase) -> Change:
     event = Event(f"phase {phase}", data={"phase": phase.value})
-    return Change("work on it", _WORKING, {"phase": phase.value}, event=event)
+    return Change("update", _WORKING, {"phase": phase.value}, event=event)
 
 
 def searching(plan: Plan, done: int, total: int, *, is_anew: bool) -> Change:
-    """The search goes on behind ``done`` evaluations, or forgets what another plan had found."""
+    """The search starts after ``done`` of ``total`` evaluations. ``is_anew`` clears its state."""
     fields = {
         "evaluations_done": str(done),
         "evaluations_total": str(total),
@@ -148,16 +151,16 @@ def searching(plan: Plan, done: int, total: int, *, is_anew: bool) -> Change:
         "search_started_at": str(time.time()),
     }
     if is_anew:
-        fields |= dict.fromkeys(_OF_ONE_PLAN, "")
+        fields |= dict.fromkeys(_PLAN_FIELDS, "")
     data = {"evaluations_done": done, "evaluations_total": total}
-    message = f"search goes on behind {done} of {total} evaluations" if done else "search begins"
+    message = f"search resumes after {done} of {total} evaluations" if done else "search starts"
     event = Event(message, type="metrics", data=data)
-    plan_ = plan_field(plan)
-    return Change("work on it", _WORKING, fields, event=event, search=plan_, is_anew=is_anew)
+    search = plan_field(plan)
+    return Change("update", _WORKING, fields, event, search=search, clears_search=is_anew)
 
 
 def evaluated(done: int, total: int, scored: Scored | None = None) -> Change:
-    """An event for every whole percent only: a search may take thousands of evaluations."""
+    """A candidate is evaluated. Only whole percents are events: there may be thousands."""
     fields = {
         "evaluations_done": str(done),
         "evaluations_total": str(total),
@@ -167,47 +170,47 @@ def evaluated(done: int, total: int, scored: Scored | None = None) -> Change:
     event = Event(f"{done} of {total} evaluations", type="metrics", data=data)
     is_whole_percent = total > 0 and done * 100 // total > (done - 1) * 100 // total
     return Change(
-        "work on it",
+        "update",
         _WORKING,
-        fields | _GOT_ON if scored else fields,
+        fields | _PROGRESSED if scored else fields,
         event=event if is_whole_percent else None,
         search=scored_field(scored) if scored else {},
     )
 
 
 def removed(removals: Sequence[Removal]) -> Change:
-    """All of them so far: one that was written twice, or missed before, then does no harm."""
+    """A block is removed. ``removals`` are all so far, so that repeating the write is harmless."""
     last = removals[-1]
     data = asdict(last)
-    del data["scores"], data["num_windows"]  # of interest in the published record only
+    del data["scores"], data["num_windows"]  # too long for an event; in removal.json
     fields = {
         "removed_blocks": " ".join(str(removal.block) for removal in removals),
         "losses": " ".join(str(removal.loss) for removal in removals),
         "dense_loss": str(last.dense_loss),
-        **_GOT_ON,
+        **_PROGRESSED,
     }
     event = Event(f"removed block {last.block}", type="metrics", data=data)
     return Change(
-        "work on it",
+        "update",
         _WORKING,
         fields,
         event=event,
         search=round_fields(removals),
-        search_over=decided_fields(last),
+        search_removed=decided_fields(last),
     )
 
 
 def warned(message: str) -> Change:
-    return Change("work on it", _WORKING, event=Event(message, level="warn"))
+    return Change("update", _WORKING, event=Event(message, level="warn"))
 
 
 def succeeded(pruned_model: str) -> Change:
     fields = {"pruned_model": pruned_model}
     event = Event(f"published {pruned_model}")
-    return Change("succeed", _to(JobStatus.SUCCEEDED), fields, event=event)
+    return Change("succeed", _moves_to(JobStatus.SUCCEEDED), fields, event=event)
 
 
 def failed(error: JobError) -> Change:
     fields = {"error": json.dumps(asdict(error))}
     event = Event(error.message, level="error", data=asdict(error))
-    return Change("fail", _to(JobStatus.FAILED), fields, event=event)
+    return Change("fail", _moves_to(JobStatus.FAILED), fields, event=event)

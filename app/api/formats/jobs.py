@@ -15,7 +15,7 @@ from app.api.schemas.jobs import (
 )
 from app.api.submission import Estimate
 from pruning.jobs.job import Job, JobStatus, StopRequest, WebhookEvent
-from pruning.jobs.outbox import Attempt
+from pruning.jobs.outbox import DeliveryAttempt
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
 _REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}
@@ -85,7 +85,7 @@ def estimate_view(estimate: Estimate) -> EstimateView:
     )
 
 
-def delivery_view(attempt: Attempt) -> WebhookDeliveryView:
+def delivery_view(attempt: DeliveryAttempt) -> WebhookDeliveryView:
     return WebhookDeliveryView(
         id=attempt.message_id,
         type=WebhookEvent(attempt.type),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.checkpoints.staging import STAGING, remove, staged, sweep, thwart
+from pruning.checkpoints.staging import STAGING, discard_staged, remove, staged, sweep
 from tests.support.crashes import dies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -111,7 +111,7 @@ def test_what_dies_while_it_removes_has_made_it_invisible_or_not_begun(tmp_path:
 
 def test_a_writer_can_be_thwarted_and_others_not_along_with_it(tmp_path: Path) -> None:
     with staged(tmp_path / "tiny") as wanted, staged(tmp_path / "tiny-2") as other:
-        thwart(tmp_path / "tiny")
+        discard_staged(tmp_path / "tiny")
         assert other.is_dir()
         with pytest.raises(FileNotFoundError):
             wanted.rename(tmp_path / "tiny")

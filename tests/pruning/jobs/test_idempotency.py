@@ -6,8 +6,15 @@ from itertools import product
 import pytest
 import redis
 
-from pruning.jobs.idempotency import IdempotencyKeyReused, IdempotencyKeys
-from pruning.jobs.store import CLAIM_S, KEY_KEPT_S, Claim, IdempotencyInFlight, JobStore, Terms
+from pruning.jobs.idempotency import (
+    CLAIM_S,
+    KEY_KEPT_S,
+    Claim,
+    IdempotencyInFlight,
+    IdempotencyKeyReused,
+    IdempotencyKeys,
+)
+from pruning.jobs.store import Conditions, JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.waiting import wait_until
 
@@ -27,7 +34,7 @@ def claimed(keys: IdempotencyKeys, key: str) -> Claim:
 
 
 def test_a_key_leads_to_the_job_it_has_made(keys: IdempotencyKeys, job_store: JobStore) -> None:
-    job = job_store.create(SPEC, terms=Terms(claim=claimed(keys, "k")))
+    job = job_store.create(SPEC, conditions=Conditions(claim=claimed(keys, "k")))
     assert keys.claim("k", FINGERPRINT) == job.id
     with pytest.raises(IdempotencyKeyReused, match="another body"):
         keys.claim("k", OTHER)
@@ -47,7 +54,7 @@ def test_a_claim_lasts_seconds_and_a_binding_a_day(
 ) -> None:
     claim = claimed(keys, "k")
     assert 0 < redis_client.ttl(claim.key) <= CLAIM_S
-    job_store.create(SPEC, terms=Terms(claim=claim))
+    job_store.create(SPEC, conditions=Conditions(claim=claim))
     assert CLAIM_S < redis_client.ttl(claim.key) <= KEY_KEPT_S
 
 
@@ -61,7 +68,7 @@ def test_only_its_holder_gives_a_claim_up_and_nobody_a_job(
 ) -> None:
     claim = claimed(keys, "k")
     keys.release(Claim(claim.key, FINGERPRINT, "of somebody else"))
-    job = job_store.create(SPEC, terms=Terms(claim=claim))
+    job = job_store.create(SPEC, conditions=Conditions(claim=claim))
     keys.release(claim)
     assert keys.claim("k", FINGERPRINT) == job.id
 
@@ -76,13 +83,13 @@ def test_a_claim_that_ran_out_creates_nothing(
         if is_claimed_anew:
             claimed(keys, "k")
         with pytest.raises(IdempotencyInFlight):
-            job_store.create(SPEC, terms=Terms(claim=late))
+            job_store.create(SPEC, conditions=Conditions(claim=late))
     assert job_store.list().jobs == ()
 
 
 @pytest.mark.parametrize("key", ["k" * 255, " ", "é\0\n", "prn-" + "0" * 21, "*"])
 def test_a_key_may_be_any_text(keys: IdempotencyKeys, job_store: JobStore, key: str) -> None:
-    job = job_store.create(SPEC, terms=Terms(claim=claimed(keys, key)))
+    job = job_store.create(SPEC, conditions=Conditions(claim=claimed(keys, key)))
     assert keys.claim(key, FINGERPRINT) == job.id
 
 
@@ -96,7 +103,7 @@ def test_many_at_once_make_one_job_per_key(keys: IdempotencyKeys, job_store: Job
                 claim = keys.claim(key, FINGERPRINT)
                 if isinstance(claim, str):
                     return claim
-                return job_store.create(SPEC, terms=Terms(claim=claim)).id
+                return job_store.create(SPEC, conditions=Conditions(claim=claim)).id
             except IdempotencyInFlight:
                 continue
 

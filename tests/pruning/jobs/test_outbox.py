@@ -21,7 +21,7 @@ from pruning.jobs.job import (
     WebhookEvent,
 )
 from pruning.jobs.keys import MESSAGES, OUTBOX
-from pruning.jobs.outbox import MAX_ATTEMPTS_KEPT, Attempt, Message, WebhookOutbox
+from pruning.jobs.outbox import MAX_ATTEMPTS_KEPT, DeliveryAttempt, Message, WebhookOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.pruning.jobs.test_transitions import CHANGES
@@ -50,9 +50,11 @@ def outbox(redis_client: redis.Redis, clock: Clock) -> WebhookOutbox:
     return WebhookOutbox(redis_client, clock=clock)
 
 
-def failed(message: Message, next_attempt_at: float | None, error: str | None = "x") -> Attempt:
+def failed(
+    message: Message, next_attempt_at: float | None, error: str | None = "x"
+) -> DeliveryAttempt:
     number = message.num_attempts + 1
-    return Attempt(message.id, message.type, number, 1.0, 0.5, 500, error, next_attempt_at)
+    return DeliveryAttempt(message.id, message.type, number, 1.0, 0.5, 500, error, next_attempt_at)
 
 
 # ---- what is written
@@ -119,7 +121,7 @@ def test_a_refused_change_tells_nobody(job_store: JobStore, outbox: WebhookOutbo
     job_id = job_store.create(SPEC, webhook=ALL).id
     job_store.cancel(job_id)
     for _ in range(2):
-        with pytest.raises(ValueError, match="does not allow"):
+        with pytest.raises(ValueError, match="cannot start job"):
             job_store.start(job_id, "w")
     assert len(outbox.claim(10)) == 1
 

@@ -13,7 +13,7 @@ from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.keys import RECORD
-from pruning.jobs.retention import Keep, Retention
+from pruning.jobs.retention import Retention, RetentionPeriods
 from pruning.jobs.store import JobStore
 from tests.pruning.checkpoints.test_publish import FILES, write
 from tests.pruning.checkpoints.test_store import manifest_of
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def retention(client: redis.Redis, root: Path, keep: Keep) -> Retention:
+def retention(client: redis.Redis, root: Path, keep: RetentionPeriods) -> Retention:
     jobs = JobStore(client)
     return Retention(keep, root, jobs, JobDeletion(client, jobs, CheckpointStore(root)))
 
@@ -46,8 +46,10 @@ def old(client: redis.Redis, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
     return aged(client, ended(JobStore(client), status), 2 * HOUR_S)
 
 
-@pytest.mark.parametrize("keep", [Keep(), Keep(3 * HOUR_S, 3 * HOUR_S)])
-def test_nothing_goes_before_its_time(redis_client: redis.Redis, root: Path, keep: Keep) -> None:
+@pytest.mark.parametrize("keep", [RetentionPeriods(), RetentionPeriods(3 * HOUR_S, 3 * HOUR_S)])
+def test_nothing_goes_before_its_time(
+    redis_client: redis.Redis, root: Path, keep: RetentionPeriods
+) -> None:
     job = old(redis_client)
     published(root, job)
     retention(redis_client, root, keep).sweep()
@@ -64,7 +66,7 @@ def test_ended_jobs_go_and_others_stay(
     job_store.start(running.id, "w")
     redis_client.hset(RECORD.format(id=running.id), "created_at", "1")
     new = ended(job_store, JobStatus.FAILED)
-    retention(redis_client, root, Keep(jobs_s=HOUR_S)).sweep()
+    retention(redis_client, root, RetentionPeriods(jobs_s=HOUR_S)).sweep()
     assert {job.id for job in job_store.list().jobs} == {running.id, new.id}
     assert not redis_client.keys("sleb:job:*[!0-9a-f]*:told")
 
@@ -73,7 +75,7 @@ def test_a_checkpoint_that_is_kept_for_ever_outlives_its_record(
     redis_client: redis.Redis, job_store: JobStore, root: Path
 ) -> None:
     published(root, job := old(redis_client))
-    retention(redis_client, root, Keep(jobs_s=HOUR_S)).sweep()
+    retention(redis_client, root, RetentionPeriods(jobs_s=HOUR_S)).sweep()
     assert job_store.list().jobs == ()
     assert CheckpointStore(root).names() == [job.checkpoint_name]
 
@@ -83,7 +85,7 @@ def test_a_checkpoint_goes_and_its_record_stays(
 ) -> None:
     published(root, job := old(redis_client))
     published(root, new := ended(job_store, JobStatus.SUCCEEDED))
-    retention(redis_client, root, Keep(checkpoints_s=HOUR_S)).sweep()
+    retention(redis_client, root, RetentionPeriods(checkpoints_s=HOUR_S)).sweep()
     assert CheckpointStore(root).names() == [new.checkpoint_name]
     assert job_store.list().jobs == (new, job)
 
@@ -93,9 +95,9 @@ def test_a_record_stays_while_its_checkpoint_is_to_go_later(
 ) -> None:
     published(root, job := old(redis_client))
     old(redis_client, JobStatus.FAILED)
-    retention(redis_client, root, Keep(HOUR_S, 3 * HOUR_S)).sweep()
+    retention(redis_client, root, RetentionPeriods(HOUR_S, 3 * HOUR_S)).sweep()
     assert job_store.list().jobs == (job,)
-    retention(redis_client, root, Keep(HOUR_S, HOUR_S)).sweep()
+    retention(redis_client, root, RetentionPeriods(HOUR_S, HOUR_S)).sweep()
     assert job_store.list().jobs == ()
     assert CheckpointStore(root).names() == []
 
@@ -108,7 +110,7 @@ def test_checkpoints_of_no_job_or_of_somebody_else_stay(
     names = ["mine", "tiny@mine", f"tiny@prn-{'0' * 21}", failed.checkpoint_name]
     for name in names:
         publish(root / name, manifest_of(name, "other"), write)
-    retention(redis_client, root, Keep(HOUR_S, HOUR_S)).sweep()
+    retention(redis_client, root, RetentionPeriods(HOUR_S, HOUR_S)).sweep()
     assert CheckpointStore(root).names() == sorted(names)
     assert job_store.list().jobs == ()
 
@@ -116,7 +118,7 @@ def test_checkpoints_of_no_job_or_of_somebody_else_stay(
 def test_leftovers_go_even_if_everything_else_is_kept_for_ever(root: Path) -> None:
     (root / STAGING / f"left-{uuid4().hex}").mkdir(parents=True)
     away = redis.Redis.from_url("unix:///nowhere/valkey.sock")
-    retention(away, root, Keep()).sweep()
+    retention(away, root, RetentionPeriods()).sweep()
     assert list((root / STAGING).iterdir()) == []
 
 
@@ -125,7 +127,7 @@ def test_a_sweep_that_is_killed_at_any_step_is_finished_by_the_next(
 ) -> None:
     def sweep() -> None:
         with redis.Redis.from_url(redis_url) as client:
-            retention(client, root, Keep(HOUR_S, HOUR_S)).sweep()
+            retention(client, root, RetentionPeriods(HOUR_S, HOUR_S)).sweep()
 
     is_dead, step = True, 0
     while is_dead:

@@ -8,27 +8,27 @@ import redis
 from pruning.jobs import transitions
 from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import EVENTS, INDEX, RECORD, STATUS_INDEX
-from pruning.jobs.store import CREATE, UNCONDITIONAL, JobStore, QueueFull, Terms, create_job
+from pruning.jobs.store import CREATE, UNCONDITIONAL, Conditions, JobStore, QueueFull, create_job
 from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=2)
 
 
 def test_no_more_may_wait_than_the_terms_say(job_store: JobStore) -> None:
-    first = job_store.create(SPEC, terms=Terms(max_queued=2))
-    job_store.create(SPEC, terms=Terms(max_queued=2))
+    first = job_store.create(SPEC, conditions=Conditions(max_queued=2))
+    job_store.create(SPEC, conditions=Conditions(max_queued=2))
     with pytest.raises(QueueFull, match="2 jobs are waiting") as refused:
-        job_store.create(SPEC, terms=Terms(max_queued=2))
+        job_store.create(SPEC, conditions=Conditions(max_queued=2))
     assert refused.value.retry_after_s > 0
     assert job_store.counts()[JobStatus.QUEUED] == 2
     job_store.start(first.id, "w")
-    job_store.create(SPEC, terms=Terms(max_queued=2))
+    job_store.create(SPEC, conditions=Conditions(max_queued=2))
 
 
 def test_the_bound_holds_for_many_at_once(job_store: JobStore) -> None:
     def is_taken(_client: int) -> bool:
         try:
-            job_store.create(SPEC, terms=Terms(max_queued=7))
+            job_store.create(SPEC, conditions=Conditions(max_queued=7))
         except QueueFull:
             return False
         return True
@@ -48,6 +48,6 @@ def test_a_command_that_is_sent_again_creates_nothing_more(
     fields = transitions.new_record(job_id, SPEC, {}, 1.0)
     create_job(script, (*keys, queued), fields, UNCONDITIONAL)
     job_store.start(job_id, "w")
-    create_job(script, (*keys, queued), fields, Terms(max_queued=0))
+    create_job(script, (*keys, queued), fields, Conditions(max_queued=0))
     assert job_store.get(job_id).status is JobStatus.RUNNING
     assert [event.message for event in job_store.events(job_id)] == ["job created", "started by w"]

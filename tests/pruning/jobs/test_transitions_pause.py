@@ -122,9 +122,7 @@ def test_what_makes_no_sense_is_refused(job_store: JobStore) -> None:
 
     def expect_refusal(*changes: Callable[[str], object]) -> None:
         for change in changes:
-            with pytest.raises(
-                IllegalTransition, match=r"does not allow: (pause|resume)"
-            ) as caught:
+            with pytest.raises(IllegalTransition, match=r"cannot (pause|resume) job") as caught:
                 change(job_id)
             refused.append((caught.value.status, change))
 

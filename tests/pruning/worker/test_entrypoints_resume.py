@@ -100,7 +100,7 @@ def check(workers: Workers, client: redis.Redis, spec: PruneSpec, victims: Seque
     resumed_at = [
         event.data["evaluations_done"]
         for event in store.events(job.id, limit=1000)
-        if event.message.startswith("search goes on behind")
+        if event.message.startswith("search resumes after")
     ]
     # whatever was recorded was not evaluated again; a last write may have been on its way
     assert len(resumed_at) == len(killed_at)

@@ -176,7 +176,7 @@ def test_a_quiet_stream_says_that_it_is_alive(
     client: TestClient, job_store: JobStore, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.api.routes.events.KEEP_ALIVE_S", 0.05)
-    monkeypatch.setattr(EventFeed, "look_every_s", 0.01)
+    monkeypatch.setattr(EventFeed, "poll_s", 0.01)
     with client.stream("GET", url_of(job_id), headers=STREAM) as response:
         lines = response.iter_lines()
         assert ": ping" in lines
@@ -187,7 +187,7 @@ def test_a_quiet_stream_says_that_it_is_alive(
 def test_a_stream_ends_with_its_deleted_job(
     client: TestClient, job_id: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(EventFeed, "look_every_s", 0.01)
+    monkeypatch.setattr(EventFeed, "poll_s", 0.01)
     with client.sse(url_of(job_id)) as source:
         events = (event for event in source if event.data)
         next(events)
