@@ -14,9 +14,9 @@ from app.compare.compare import agreement
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.engine_loop import BACKGROUND_CHUNK
+from app.engine.scheduler import BACKGROUND_CHUNK
 from app.engine.sequence import FinishReason, Request
-from app.engine.stream import MAX_BACKGROUND, BackgroundBusy
+from app.engine.stream import Stream
 from app.engine.text import TextStream
 from app.engine.variant import Variant
 from app.generation.engine_backend import Answered, EngineAnswer, EngineBackend
@@ -27,6 +27,8 @@ from app.models.catalog import UnknownModel
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ServedModel
 from pruning.models.names import VariantName
+
+MAX_REPLAYS = 8
 
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -39,6 +41,8 @@ class _Dropped(Exception):
 class _Replay:
     live: Answered
     on: Variant | None = None  # None until it is found
+    stream: Stream | None = None  # None until it is in the engine
+    why_dropped: str | None = None
 
 
 class Shadow:
@@ -80,7 +84,7 @@ class Shadow:
             self._drop(live, "unseeded")  # it would differ from itself
         elif not live.served.entry.is_view:
             self._drop(live, "no_counterpart")  # weights of its own: its parent may be another
-        elif len(self._replays) >= MAX_BACKGROUND:
+        elif len(self._replays) >= MAX_REPLAYS:
             self._drop(live, "busy")
         else:
             replay = _Replay(live)
@@ -90,7 +94,6 @@ class Shadow:
 
     async def forget(self, variants: Collection[Variant]) -> None:
         """Drop the replays on these, and return when none of them holds one any more."""
-        self._engine.drop_background("unloaded", variants)
         tasks = []
         for task, its in self._replays.items():
             is_early = its.on is None and its.live.served.variant in variants
@@ -99,6 +102,9 @@ class Shadow:
                 task.cancel()
             if is_early or its.on in variants:
                 tasks.append(task)
+            if its.on in variants and its.stream is not None:
+                its.why_dropped = "unloaded"
+                its.stream.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
@@ -120,7 +126,7 @@ class Shadow:
         try:
             served = await self._find(name)
             replay.on = served.variant
-            await self._replay(replay.live, served)
+            await self._replay(replay, served)
         except _Dropped as dropped:
             self._drop(replay.live, str(dropped))
 
@@ -136,7 +142,8 @@ class Shadow:
         except (RuntimeError, ValueError, OSError) as error:  # whatever the model's files say
             raise _Dropped("error") from error
 
-    async def _replay(self, live: Answered, served: ServedModel) -> None:
+    async def _replay(self, replay: _Replay, served: ServedModel) -> None:
+        live = replay.live
         asked = live.stream.request
         request = Request(
             f"shadow-{uuid4().hex}",
@@ -146,9 +153,7 @@ class Shadow:
             is_background=True,
         )
         try:
-            stream = self._engine.background(request)
-        except BackgroundBusy as error:
-            raise _Dropped("busy") from error
+            stream = replay.stream = self._engine.background(request)
         except Overloaded as error:
             raise _Dropped("overload") from error
         except (EngineStopped, ValueError) as error:
@@ -163,18 +168,21 @@ class Shadow:
         finally:
             await answer.aclose()
         if answer.output.finish_reason not in _WHOLE:
-            raise _Dropped(stream.why_dropped or "error")
+            raise _Dropped(replay.why_dropped or self._why_aborted())
         self._count(live, Answered(live.call, served, stream, answer.output))
+
+    def _why_aborted(self) -> str:
+        return "overload" if self._engine.is_accepting else "stopped"
 
     def _count(self, live: Answered, shadow: Answered) -> None:
         tokens = [[token.key for token in its.output.tokens] for its in (live, shadow)]
-        are_alone = live.stream.was_alone and shadow.stream.was_alone
+        are_alone = live.output.timings.was_alone and shadow.output.timings.was_alone
         self._counts.compared(
             _side(live, are_alone=are_alone),
             _side(shadow, are_alone=are_alone),
             agreement(*tokens).share,
         )
-        if shadow.stream.was_alone:  # else its times have waiting in them
+        if shadow.output.timings.was_alone:  # else its times have waiting in them
             output = shadow.output
             labels = labels_of(shadow.served.entry, "shadow")
             timings, reason = output.timings, output.finish_reason

@@ -15,7 +15,7 @@ from app.engine.admission import Admission, Overloaded
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
 from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.sequence import FinishReason, Request, TokenEvent
-from app.engine.stream import Background, BackgroundStream, OnEnd, Stream
+from app.engine.stream import OnEnd, Stream
 from app.engine.variant import Variant
 
 _Result = TypeVar("_Result")
@@ -42,7 +42,7 @@ class AsyncEngine:
         self._stall_s = stall_s
         self._streams: dict[str, Stream] = {}  # open requests, from admission to last event
         self._works: dict[Future[Any], Variant] = {}
-        self._background = Background()
+        self._background: dict[str, Stream] = {}
         self._stats = engine.stats()
         self._drained = asyncio.Event()
         self._is_accepting = False
@@ -51,6 +51,11 @@ class AsyncEngine:
     def is_alive(self) -> bool:
         """Whether the thread runs: from ``start`` to ``stop``, unless it crashes."""
         return self._thread.is_alive
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether it takes requests: from ``start`` to ``stop``, unless it crashes."""
+        return self._is_accepting
 
     @property
     def stalled_s(self) -> float:
@@ -111,7 +116,7 @@ class AsyncEngine:
         self._is_accepting = False
         if not self._thread.is_started:
             return
-        self.drop_background("stopped")
+        self._drop_background()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._drained.wait()
@@ -144,11 +149,8 @@ class AsyncEngine:
         self._begin()
         streams = [Stream(request, self._cancel, on_end) for request in requests]
         self._streams |= {stream.request_id: stream for stream in streams}
-        if len(self._streams) > 1:
-            for stream in self._streams.values():
-                stream.was_alone = False
-        if len(self._streams) > self._engine.limits.max_num_seqs:  # somebody has to wait
-            self.drop_background("overload")
+        if self._is_overloaded:
+            self._drop_background()
         for request in requests:
             self._thread.put(request)
         return streams
@@ -168,27 +170,37 @@ class AsyncEngine:
             return await asyncio.wrap_future(work.future)
         finally:
             self._works.pop(work.future, None)
-            self._background.note_end(time.monotonic())
             self._end()
 
-    def background(self, request: Request) -> BackgroundStream:
+    def background(self, request: Request) -> Stream:
         """A request that takes steps only while nothing else has any to take, and may be dropped.
 
-        Nobody waits for it, and no limit counts it. Raises ``RequestRefused``, ``BackgroundBusy``,
-        ``EngineStopped``, or ``Overloaded`` while requests wait for a slot.
+        It ends with ABORT when live requests have to wait for a slot, and when the engine stops.
+        No limit counts it. Raises ``RequestRefused``, ``EngineStopped``, or ``Overloaded`` while
+        live requests wait for a slot.
         """
         if not self._is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
+        assert request.is_background
+        assert request.deadline_s is None
         self._engine.check(request)
-        if len(self._streams) > self._engine.limits.max_num_seqs:
+        if self._is_overloaded:
             raise Overloaded(f"{len(self._streams)} requests", "queue_full", 1.0)
-        stream = self._background.open(request, self._cancel)
+        stream = self._background[request.request_id] = Stream(request, self._cancel)
         self._thread.put(request)
         return stream
 
-    def drop_background(self, why: str, variants: Collection[Variant] | None = None) -> None:
-        """End all background requests, or those for these variants."""
-        self._background.drop(why, variants)
+    @property
+    def _is_overloaded(self) -> bool:
+        """Whether live requests have to wait for a slot."""
+        return len(self._streams) > self._engine.limits.max_num_seqs
+
+    def _drop_background(self) -> None:
+        for stream in self._background.values():
+            stream.cancel()
+
+    def _open(self, request_id: str) -> dict[str, Stream]:
+        return self._background if request_id in self._background else self._streams
 
     def _begin(self) -> None:
         if not self._streams and not self._works:
@@ -200,21 +212,20 @@ class AsyncEngine:
             self._drained.set()
 
     def _cancel(self, stream: Stream, reason: FinishReason) -> None:
-        if self._streams.get(stream.request_id) is stream or self._background.holds(stream):
+        if self._open(stream.request_id).get(stream.request_id) is stream:
             self._thread.put(Cancel(stream.request_id, reason))
 
     def _deliver(self, events: list[TokenEvent], stats: EngineStats, busy_s: float) -> None:
         if not self._thread.is_started:
             return  # left behind, with nobody to tell
         self._stats = stats
-        others = self._streams.values()
-        live = [event for event in events if not self._background.deliver(event, others)]
+        live = [event for event in events if event.request_id in self._streams]
         self._admission.take(live, busy_s)
-        for event in live:
-            self._streams[event.request_id].put(event)
-            if event.timings is not None:
-                self._background.note_end(event.timings.finished_s)
-                del self._streams[event.request_id]
+        for event in events:
+            streams = self._open(event.request_id)
+            streams[event.request_id].put(event)
+            if event.finish_reason is not None:
+                del streams[event.request_id]
         self._end()
 
     def _crash(self) -> None:
@@ -222,10 +233,10 @@ class AsyncEngine:
 
     def _fail(self, error: EngineStopped) -> None:
         self._is_accepting = False
-        for stream in self._streams.values():
-            stream.fail(error)
-        self._streams.clear()
-        self._background.fail(error)
+        for streams in (self._streams, self._background):
+            for stream in streams.values():
+                stream.fail(error)
+            streams.clear()
         for future in self._works:
             if not future.done():
                 future.set_exception(error)

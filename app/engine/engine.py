@@ -13,8 +13,7 @@ from weakref import WeakSet
 
 import torch
 
-from app.engine.cuda_graphs import Recorder, no_recorder, recorder_on
-from app.engine.kv_cache import Interrupted, never
+from app.engine.cuda_graphs import Recorder, recorder_on
 from app.engine.model_runner import Runner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
@@ -64,8 +63,8 @@ class DuplicateRequest(RequestRefused):
 class Engine:
     """Continuous batching of any number of variants. Not thread-safe: one thread drives it.
 
-    A step is given up, and repeated later, when ``gives_way`` becomes true in the middle of it.
-    A recorded one could not ask, so such an engine records none.
+    Background requests run while there are no live ones, and are preempted as soon as there are.
+    No figure of ``stats`` counts them.
     """
 
     def __init__(
@@ -73,13 +72,11 @@ class Engine:
         limits: EngineLimits | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        gives_way: Callable[[], bool] = never,
         recorder: Callable[[torch.device], Recorder | None] = recorder_on,
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
-        self._gives_way = gives_way
-        self._recorder = recorder if gives_way is never else no_recorder
+        self._recorder = recorder
         self._unrecorded: WeakSet[Variant] = WeakSet()  # tried in vain
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
@@ -89,6 +86,16 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def has_live_work(self) -> bool:
+        return self._scheduler.has_live
+
+    @property
+    def background_variant(self) -> Variant | None:
+        """Of the background request that the next step works on."""
+        seq = self._scheduler.next_background
+        return None if seq is None else seq.request.variant
 
     def check(self, request: Request) -> None:
         """Raise ``RequestRefused`` if the request could never run; safe from any thread."""
@@ -120,7 +127,17 @@ class Engine:
             raise DuplicateRequest(f"request {request.request_id} is running already")
         seq = Sequence(request, new_generator(request.params))
         self._sequences[request.request_id] = seq
+        if not request.is_background:
+            self.preempt()
         self._scheduler.add(seq)
+        if not request.is_background and len(live := self._live()) > 1:
+            for other in live:
+                other.was_alone = False
+
+    def preempt(self) -> None:
+        """Take slot and cache of the background request that runs; it starts over later."""
+        if (seq := self._scheduler.preempt()) is not None:
+            self._forget(seq.request.variant)
 
     def cancel(
         self, request_id: str, reason: FinishReason = FinishReason.ABORT
@@ -143,8 +160,6 @@ class Engine:
             choices = self._run(batch)
         except torch.AcceleratorError:
             raise
-        except Interrupted:
-            return events
         except Exception:
             ids = [seq.request.request_id for seq in batch.sequences]
             logger.exception("a forward of %s failed, and with it %s", batch.variant.name, ids)
@@ -154,6 +169,8 @@ class Engine:
         return events + [self._advance(seq, choice) for seq, choice in choices]
 
     def stats(self) -> EngineStats:
+        if not self.has_live_work:
+            return EngineStats(0, 0, 0.0, 0, {})
         waiting, running = self._scheduler.waiting, self._scheduler.running
         return EngineStats(
             num_running=self._scheduler.num_running,
@@ -179,10 +196,13 @@ class Engine:
         self._scheduler.check_integrity()
         running = self._scheduler.running
         assert self._runners.keys() == running.keys(), "a cache outlived its sequences"
-        assert len(self._sequences) == self._scheduler.num_running + self._scheduler.num_waiting
+        assert len(self._sequences) == self._scheduler.num_sequences
         for variant, runner in self._runners.items():
             longest = max(seq.num_cached for seq in running[variant])
             runner.cache.check_integrity(len(running[variant]), longest)
+
+    def _live(self) -> list[Sequence]:
+        return [seq for seq in self._sequences.values() if not seq.request.is_background]
 
     def _expire(self) -> list[TokenEvent]:
         now_s = self._clock()
@@ -201,7 +221,7 @@ class Engine:
         logits = self._runner(batch.variant).forward(batch)
         for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
             seq.num_cached += num
-            if seq.num_generated:  # so this is a decode step
+            if seq.num_generated and num == 1:  # so this is a decode step
                 seq.num_decodes += 1
                 seq.sum_batch_sizes += len(batch.sequences)
         ready = [row for row, seq in enumerate(batch.sequences) if not seq.num_uncached]
@@ -213,9 +233,10 @@ class Engine:
 
     def _runner(self, variant: Variant) -> Runner:
         if variant not in self._runners:
-            is_tried = variant in self._unrecorded
-            record = None if is_tried else self._recorder(variant.model.device)
-            self._runners[variant] = Runner(variant, self._gives_way, record)
+            # Recording takes long, and a live request would have to wait for its end.
+            is_recorded = self.has_live_work and variant not in self._unrecorded
+            record = self._recorder(variant.model.device) if is_recorded else None
+            self._runners[variant] = Runner(variant, record)
         return self._runners[variant]
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:

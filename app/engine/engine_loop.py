@@ -15,18 +15,16 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 
+from app.engine.background import background_step
 from app.engine.engine import Engine, EngineStats
-from app.engine.kv_cache import never
 from app.engine.sequence import FinishReason, Request, TokenEvent
 
 logger = logging.getLogger(__name__)
-
-BACKGROUND_CHUNK = 64  # prompt tokens of one background forward: what may have to be repeated
 
 _Result = TypeVar("_Result")
 
@@ -40,55 +38,35 @@ class Work(Generic[_Result]):
 
 
 class Turns:
-    """An engine, work that takes a piece after each of its steps, and a second engine, which takes
-    steps only while there is nothing else: one sequence at a time, in slots and caches of its own.
+    """An engine, and work that takes a piece after each of its steps.
 
-    ``is_wanted`` tells in the middle of such a step whether something else has come.
+    Background requests take steps only while there is no work either. ``is_wanted`` says in the
+    middle of such a step whether to stop it.
     """
 
-    def __init__(self, engine: Engine, is_wanted: Callable[[], bool] = never) -> None:
-        limits = engine.limits
-        chunk = min(BACKGROUND_CHUNK, limits.max_batch_tokens)
+    def __init__(self, engine: Engine, is_wanted: Callable[[], bool] = lambda: False) -> None:
         self._engine = engine
-        limits = replace(limits, max_num_seqs=1, max_batch_tokens=chunk)
-        self._background = Engine(limits, gives_way=is_wanted)
+        self._is_wanted = is_wanted
         self._works: deque[Work[Any]] = deque()
 
     @property
     def has_work(self) -> bool:
-        return self._engine.has_work or self._background.has_work or bool(self._works)
-
-    @property
-    def has_requests(self) -> bool:
-        """Whether the next step is one of the engine itself."""
-        return self._engine.has_work
-
-    def add(self, request: Request) -> None:
-        engine = self._background if request.is_background else self._engine
-        engine.add(request)
+        return self._engine.has_work or bool(self._works)
 
     def add_work(self, work: Work[Any]) -> None:
+        self._engine.preempt()
         self._works.append(work)
-
-    def cancel(self, request_id: str, reason: FinishReason) -> TokenEvent | None:
-        """End a request of either kind now; None if there is no such request."""
-        return self._engine.cancel(request_id, reason) or self._background.cancel(
-            request_id, reason
-        )
 
     def step(self) -> list[TokenEvent]:
         """Raises as ``Engine.step`` does."""
-        is_busy = self._engine.has_work or bool(self._works)
-        if not is_busy:
-            return self._background.step()
-        events = self._engine.step()
+        if self._engine.has_live_work:
+            events = self._engine.step()
+        elif not self._works:
+            return background_step(self._engine, self._is_wanted)
+        else:
+            events = []
         self._advance()
         return events
-
-    def check_integrity(self) -> None:
-        """Raise ``AssertionError`` unless both engines are consistent."""
-        self._engine.check_integrity()
-        self._background.check_integrity()
 
     def _advance(self) -> None:
         """One piece of the work whose turn it is; what it raises is told whoever waits for it."""
@@ -186,7 +164,7 @@ class EngineThread:
             is_running = True
             while is_running:
                 events, is_running = self._obey()
-                is_busy = self._turns.has_requests
+                is_busy = self._engine.has_live_work
                 events += self._turns.step()
                 began_s, self.moved_s = self.moved_s, time.monotonic()
                 busy_s = self.moved_s - began_s if is_busy else 0.0
@@ -205,7 +183,7 @@ class EngineThread:
         events: list[TokenEvent] = []
         self._is_wanted.clear()  # first, so that nothing that comes from now on is missed
         if must_wait := not self._turns.has_work:
-            self._turns.check_integrity()  # costs nothing now: an idle engine holds no cache
+            self._engine.check_integrity()  # costs nothing now: an idle engine holds no cache
         while must_wait or not self._commands.empty():
             command = self._commands.get()
             if must_wait:
@@ -213,9 +191,9 @@ class EngineThread:
             if command is None:
                 return events, False
             if isinstance(command, Request):
-                self._turns.add(command)
+                self._engine.add(command)
             elif isinstance(command, Work):
                 self._turns.add_work(command)
-            elif event := self._turns.cancel(command.request_id, command.reason):
+            elif event := self._engine.cancel(command.request_id, command.reason):
                 events.append(event)
         return events, True

@@ -4,7 +4,6 @@ Implements the part of a transformers ``Cache`` that decoder blocks call. Which 
 which slot, and when it ends, is the scheduler's affair.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,26 +21,16 @@ class Window:
     num_tokens: int = 0  # read of each of them, from position 0 on
 
 
-class Interrupted(Exception):
-    """A forward was given up between two blocks; what it wrote will be written again."""
-
-
-def never() -> bool:
-    return False
-
-
 class SlotCache(Cache):
     """Per block a pair of tensors ``[slots, heads, tokens, head_dim]``, grown and cut as needed.
 
-    What no sequence uses is zero or finite, for the mask multiplies it by zero. ``gives_way`` is
-    asked in every block, as there is nothing else that the forwards of all models come by.
-    ``version`` is another one whenever a tensor is.
+    What no sequence uses is zero or finite, for the mask multiplies it by zero.
+    ``version`` changes whenever a tensor is replaced.
     """
 
-    def __init__(self, gives_way: Callable[[], bool] = never) -> None:
+    def __init__(self) -> None:
         super().__init__(layers=[])
         self.version = 0
-        self._gives_way = gives_way
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
         self._window: Window | None = None
@@ -66,10 +55,8 @@ class SlotCache(Cache):
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write ``[tokens, heads, head_dim]``; returns what the window reads, as views of
-        ``[rows, heads, num_tokens, head_dim]``. Raises ``Interrupted``."""
+        ``[rows, heads, num_tokens, head_dim]``."""
         assert self._window is not None
-        if self._gives_way():
-            raise Interrupted
         if layer_idx == len(self._keys):
             self._keys.append(_empty_like(keys))
             self._values.append(_empty_like(values))

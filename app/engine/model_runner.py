@@ -5,7 +5,7 @@ lie packed in one row, and positions and masks are explicit. Models whose blocks
 kind go through the flat forward, the others through their own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, chain
 
@@ -22,7 +22,7 @@ from app.engine.attention import (
 )
 from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
 from app.engine.flat_model import flat_model, vector_kernels
-from app.engine.kv_cache import SlotCache, Window, never
+from app.engine.kv_cache import SlotCache, Window
 from app.engine.scheduler import Batch
 from app.engine.variant import Variant
 from pruning.models.blocks import final_logits
@@ -31,13 +31,8 @@ from pruning.models.blocks import final_logits
 class Runner:
     """Takes decode steps by their recordings where it is given a ``record`` for them."""
 
-    def __init__(
-        self,
-        variant: Variant,
-        gives_way: Callable[[], bool] = never,
-        record: Recorder | None = None,
-    ) -> None:
-        self.cache = SlotCache(gives_way)
+    def __init__(self, variant: Variant, record: Recorder | None = None) -> None:
+        self.cache = SlotCache()
         self.graphs: DecodeGraphs | None = None
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
@@ -47,10 +42,7 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Float32 logits ``[rows, vocab]`` behind the last token that each sequence is fed.
-
-        Raises ``Interrupted``.
-        """
+        """Float32 logits ``[rows, vocab]`` behind the last token that each sequence is fed."""
         if self.graphs is not None and (logits := self.graphs.run(batch)) is not None:
             return logits
         places = [

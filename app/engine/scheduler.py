@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _TOKENS_PER_GROWTH = 64  # slots grow longer in these steps
 
+BACKGROUND_CHUNK = 64  # prompt tokens of one background forward: what a live request waits for
+
 
 class InvalidLimits(ValueError):
     """Limits under which nothing could ever run."""
@@ -71,6 +73,8 @@ class Scheduler:
     round the variants: the one whose turn it is reads on in its half-read prompt, or else admits
     from its line. So a running sequence is held up for one chunk at a time, however many long
     prompts come, and a short prompt waits for no other variant's long one.
+
+    Background sequences run one at a time, and only while no live one waits or runs.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -79,6 +83,24 @@ class Scheduler:
         self.running: dict[Variant, list[Sequence]] = {}  # index = slot
         self._turns: deque[Variant] = deque()  # to prefill, of all that wait or run
         self._decodes_due: deque[Variant] = deque()
+        self._background: deque[Sequence] = deque()  # all but the admitted one
+        self._admitted_background: Sequence | None = None  # then alone in waiting or running
+
+    @property
+    def has_live(self) -> bool:
+        return self._admitted_background is None and bool(self.waiting or self.running)
+
+    @property
+    def num_sequences(self) -> int:
+        """Live and background ones."""
+        return self.num_waiting + self.num_running + len(self._background)
+
+    @property
+    def next_background(self) -> Sequence | None:
+        """The background sequence that runs next, None while anything live does."""
+        if self._admitted_background is not None or self.has_live or not self._background:
+            return self._admitted_background
+        return self._background[0]
 
     @property
     def num_waiting(self) -> int:
@@ -94,6 +116,23 @@ class Scheduler:
         return self._reserved() / self.limits.max_cache_tokens
 
     def add(self, seq: Sequence) -> None:
+        """Queue a sequence. A live one may only be added after ``preempt``."""
+        if seq.request.is_background:
+            self._background.append(seq)
+        else:
+            assert self._admitted_background is None
+            self._enqueue(seq)
+
+    def preempt(self) -> Sequence | None:
+        """Take the slot of the background sequence that has one; it starts over later."""
+        seq = self._admitted_background
+        if seq is not None:
+            self.remove(seq)
+            seq.slot, seq.num_cached, seq.was_alone = None, 0, False
+            self._background.appendleft(seq)
+        return seq
+
+    def _enqueue(self, seq: Sequence) -> None:
         variant = seq.request.variant
         self.waiting.setdefault(variant, deque()).append(seq)
         if variant not in self._turns:
@@ -104,6 +143,11 @@ class Scheduler:
 
         That is always the last slot of the variant: its tenant takes over the slot of ``seq``.
         """
+        if seq in self._background:
+            self._background.remove(seq)
+            return None
+        if seq is self._admitted_background:
+            self._admitted_background = None
         variant = seq.request.variant
         free = None if seq.slot is None else self._leave(seq, seq.slot)
         if seq.slot is None:
@@ -128,6 +172,9 @@ class Scheduler:
 
     def next_batch(self) -> Batch | None:
         """The next forward, None if there is nothing to do; admits waiting sequences to slots."""
+        if self._background and not self.waiting and not self.running:
+            self._admitted_background = self._background.popleft()
+            self._enqueue(self._admitted_background)
         while True:
             while self._decodes_due:
                 variant = self._decodes_due.popleft()
@@ -183,7 +230,10 @@ class Scheduler:
 
     def _chunk(self, seq: Sequence) -> int:
         """Tokens of its prompt that one forward takes at most."""
-        return min(seq.num_uncached, self.limits.max_batch_tokens)
+        longest = self.limits.max_batch_tokens
+        if seq.request.is_background:
+            longest = min(longest, BACKGROUND_CHUNK)
+        return min(seq.num_uncached, longest)
 
     def _has_room(self, seq: Sequence) -> bool:
         if self.num_running >= self.limits.max_num_seqs:
@@ -212,6 +262,10 @@ class Scheduler:
         """Raise ``AssertionError`` if a slot is lost, shared or beyond the limits."""
         assert self.num_running <= self.limits.max_num_seqs
         assert self._reserved() <= self.limits.max_cache_tokens
+        if (seq := self._admitted_background) is not None:
+            active = [*self.waiting.values(), *self.running.values()]
+            assert [[*seqs] for seqs in active] == [[seq]], "it is not alone"
+        assert all(seq.slot is None and seq.num_cached == 0 for seq in self._background)
         assert sorted(map(id, self._turns)) == sorted(map(id, {**self.waiting, **self.running}))
         for variant, slots in self.running.items():
             assert slots, variant.name

@@ -75,7 +75,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
     deadline_s: float | None = None  # moment on the monotonic clock at which it ends with TIMEOUT
-    is_background: bool = False  # runs only while no other request does
+    is_background: bool = False  # runs only while no live request waits or runs
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ class Timings:
     finished_s: float
     num_tokens: int  # generated, an end-of-sequence token included
     mean_batch_size: float | None = None  # of the decode steps it was in; None without any
+    was_alone: bool = (
+        False  # whether the engine had no other request from its first step to its end
+    )
 
     @property
     def queue_s(self) -> float:
@@ -159,6 +162,7 @@ class Sequence:
     first_token_s: float | None = None
     num_decodes: int = 0
     sum_batch_sizes: int = 0  # of those decode steps
+    was_alone: bool = True  # until another request is there as well
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -192,6 +196,7 @@ class Sequence:
             finished_s=now_s,
             num_tokens=self.num_generated,
             mean_batch_size=self.sum_batch_sizes / self.num_decodes if self.num_decodes else None,
+            was_alone=self.was_alone and self.scheduled_s is not None,
         )
 
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
+from app.engine.sequence import TokenEvent
 from app.main import create_app
 from app.server.serve import ApiServer
 from tests.app.api.test_sse_disconnect import send
@@ -145,6 +146,9 @@ def test_the_direction_says_what_is_replayed_on_what(
             generate(client, model=model)
         pair = {"live_model": live, "shadow_model": shadow}
         wait_until(lambda: num_done(client, **pair) == 1, "it was replayed")
+        if direction == "dense":
+            last = {"live_model": "tiny@-2", "shadow_model": "tiny"}
+            wait_until(lambda: num_done(client, **last) == 1, "the last one was replayed")
         others = client.get("/metrics").text.count("sleb_shadow_done_total{")
         assert others == (2 if direction == "dense" else 1)
 
@@ -266,32 +270,33 @@ def test_a_client_that_leaves_is_not_replayed(
 
 
 class Held(Engine):
-    """Its steps wait for the gate, whoever makes it: the engine of the background, say."""
+    """Its background steps wait for the gate."""
 
-    gate = threading.Event()
-    num_at_gate = 0
+    def __init__(self) -> None:
+        super().__init__(EngineLimits(max_num_seqs=8))
+        self.gate = threading.Event()
+        self.num_at_gate = 0
 
-    def step(self) -> Any:
-        if self.has_work:
-            Held.num_at_gate += 1
-            Held.gate.wait()
+    def step(self) -> list[TokenEvent]:
+        if self.has_work and not self.has_live_work:
+            self.num_at_gate += 1
+            self.gate.wait()
         return super().step()
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Held]]:
-    Held.gate, Held.num_at_gate = threading.Event(), 0
-    monkeypatch.setattr("app.engine.engine_loop.Engine", Held)
-    yield Held
-    Held.gate.set()
+def held() -> Iterator[Held]:
+    engine = Held()
+    yield engine
+    engine.gate.set()
 
 
 def test_the_end_of_the_service_waits_for_no_replay(
-    settings: ServeSettings, redis_url: str, redis_client: redis.Redis, held: type[Held]
+    settings: ServeSettings, redis_url: str, redis_client: redis.Redis, held: Held
 ) -> None:
     redis_client.ping()
-    settings = settings.model_copy(update={"drain_s": 1000.0, "max_num_seqs": 8})
-    with served(settings, redis_url) as (server, client):
+    settings = settings.model_copy(update={"drain_s": 1000.0})
+    with served(settings, redis_url, held) as (server, client):
         body = {"model": "tiny@-2", "prompt": "the dog", "max_new_tokens": 200, "ignore_eos": True}
         assert client.post("/generate", json=body).is_success
         wait_until(lambda: held.num_at_gate, "a replay runs")
@@ -305,10 +310,10 @@ def test_the_end_of_the_service_waits_for_no_replay(
 
 
 def test_a_model_is_unloaded_under_its_replays(
-    settings: ServeSettings, redis_url: str, redis_client: redis.Redis, held: type[Held]
+    settings: ServeSettings, redis_url: str, redis_client: redis.Redis, held: Held
 ) -> None:
     redis_client.ping()
-    with served(settings, redis_url) as (_, client), ThreadPoolExecutor(1) as pool:
+    with served(settings, redis_url, held) as (_, client), ThreadPoolExecutor(1) as pool:
         body = {"model": "tiny@-2", "prompt": "the dog", "max_new_tokens": 200, "ignore_eos": True}
         assert client.post("/generate", json=body).is_success
         wait_until(lambda: held.num_at_gate, "a replay runs")

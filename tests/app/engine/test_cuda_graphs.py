@@ -6,6 +6,7 @@ a CUDA graph, so what a replay here can repeat, one there can.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -129,11 +130,11 @@ def test_a_replay_that_does_not_read_its_inputs_is_found_out(
     assert "WrongReplay" in caplog.text
 
 
-def test_what_gives_way_is_not_recorded() -> None:
-    """A recording asks nobody whether to go on."""
+def test_background_steps_are_not_recorded() -> None:
+    """A live request would have to wait until the recording is done."""
     traces = Traces()
-    ask = request(prompt(9), max_new_tokens=8)
-    run(Engine(gives_way=lambda: False, recorder=lambda _device: traces), ask)
+    ask = replace(request(prompt(9), max_new_tokens=8), is_background=True)
+    assert run(engine(traces), ask).of(ask) == expected(ask)
     assert not traces.num_recorded
 
 

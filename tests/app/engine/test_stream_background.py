@@ -17,7 +17,7 @@ from app.engine.engine import Engine, PromptTooLong
 from app.engine.engine_loop import Turns, Work
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
-from app.engine.stream import MAX_BACKGROUND, BackgroundBusy, BackgroundStream
+from app.engine.stream import Stream
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.support.engine_requests import Outcome, expected, prompt, request, variant
@@ -29,8 +29,14 @@ def background(its: Request) -> Request:
     return replace(its, is_background=True)
 
 
-def turns() -> Turns:
-    return Turns(Engine(EngineLimits(max_num_seqs=4)))
+def turns() -> tuple[Engine, Turns]:
+    engine = Engine(EngineLimits(max_num_seqs=4))
+    return engine, Turns(engine)
+
+
+def was_alone(events: list[TokenEvent]) -> bool:
+    assert events[-1].timings is not None
+    return events[-1].timings.was_alone
 
 
 def test_a_background_request_is_answered_as_any_other() -> None:
@@ -38,27 +44,27 @@ def test_a_background_request_is_answered_as_any_other() -> None:
 
     async def run(engine: AsyncEngine) -> None:
         stream = engine.background(background(its))
-        tokens = [event.token_id async for event in stream]
-        assert tokens == expected(its)
-        assert stream.was_alone
-        assert stream.why_dropped is None
+        events = await events_of(stream)
+        assert [event.token_id for event in events] == expected(its)
+        assert was_alone(events)
 
     scenario(run)
 
 
 def test_it_takes_no_step_while_a_request_runs() -> None:
     its, other = background(request(prompt(5))), request(prompt(6), max_new_tokens=4)
-    thread, outcome = turns(), Outcome()
-    thread.add(its)
+    (engine, thread), outcome = turns(), Outcome()
+    engine.add(its)
     outcome.take(thread.step())
     assert len(outcome.of(its)) == 1
-    thread.add(other)
+    engine.add(other)
     while other.request_id not in outcome.last:
         outcome.take(thread.step())
+        engine.check_integrity()
         assert len(outcome.of(its)) == 1
     while thread.has_work:
         outcome.take(thread.step())
-        thread.check_integrity()
+        engine.check_integrity()
     assert outcome.of(its) == expected(its)
     assert outcome.of(other) == expected(other)
 
@@ -68,13 +74,14 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
 @settings(max_examples=20, deadline=None)
 def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) -> None:
     answers = iter(wanted)
-    thread = Turns(Engine(EngineLimits(max_num_seqs=4)), lambda: next(answers, False))
+    engine = Engine(EngineLimits(max_num_seqs=4))
+    thread = Turns(engine, lambda: next(answers, False))
     its = background(request(prompt(90), variant(family=family), max_new_tokens=4))
     outcome = Outcome()
-    thread.add(its)
+    engine.add(its)
     while thread.has_work:
         outcome.take(thread.step())
-        thread.check_integrity()
+        engine.check_integrity()
     assert outcome.of(its) == expected(its)
 
 
@@ -85,11 +92,12 @@ def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -
         asked.append(len(asked) % NUM_BLOCKS == 2)
         return asked[-1]
 
-    thread, its, outcome = Turns(Engine(), is_wanted), request(prompt(6)), Outcome()
-    thread.add(background(request(prompt(5))))
+    engine, its, outcome = Engine(), request(prompt(6)), Outcome()
+    thread = Turns(engine, is_wanted)
+    engine.add(background(request(prompt(5))))
     assert thread.step() == []
     assert asked == [False, False, True]
-    thread.add(its)
+    engine.add(its)
     while its.request_id not in outcome.last:
         outcome.take(thread.step())
     assert len(asked) == 3, "a request gives way to nobody"
@@ -141,9 +149,9 @@ def test_a_request_that_comes_ends_the_background_step_that_has_begun(
 
 def test_one_of_them_runs_at_a_time() -> None:
     first, second = (background(request(prompt(5, seed), max_new_tokens=6)) for seed in (1, 2))
-    thread, outcome = turns(), Outcome()
-    thread.add(first)
-    thread.add(second)
+    (engine, thread), outcome = turns(), Outcome()
+    engine.add(first)
+    engine.add(second)
     while first.request_id not in outcome.last:
         assert not outcome.of(second)
         outcome.take(thread.step())
@@ -158,13 +166,10 @@ def test_one_that_was_interrupted_says_so() -> None:
         stream = engine.background(background(its))
         await anext(stream)
         await events_of(engine.stream(request(prompt(5))))
-        tokens = [event async for event in stream]
-        assert tokens[-1].finish_reason is FinishReason.LENGTH
-        assert not stream.was_alone
-        later = engine.background(background(request(prompt(5))))
-        async for _ in later:
-            pass
-        assert later.was_alone
+        events = [event async for event in stream]
+        assert events[-1].finish_reason is FinishReason.LENGTH
+        assert not was_alone(events)
+        assert was_alone(await events_of(engine.background(background(request(prompt(5))))))
 
     scenario(run)
 
@@ -172,15 +177,11 @@ def test_one_that_was_interrupted_says_so() -> None:
 def test_requests_know_whether_they_were_alone() -> None:
     async def run(engine: AsyncEngine) -> None:
         first = engine.stream(endless(1))
-        seen = [first.was_alone]
         second = engine.stream(request(prompt(4)))
-        await events_of(second)
-        assert [*seen, first.was_alone, second.was_alone] == [True, False, False]
-        await first.aclose()
-        await until(lambda: not engine.stats().num_running)
-        third = engine.stream(request(prompt(4)))
-        await events_of(third)
-        assert third.was_alone
+        assert not was_alone(await events_of(second))
+        first.cancel()
+        assert not was_alone([event async for event in first])
+        assert was_alone(await events_of(engine.stream(request(prompt(4)))))
 
     scenario(run)
 
@@ -191,7 +192,7 @@ def test_all_of_them_go_when_a_request_has_to_wait() -> None:
         live = [engine.stream(endless(seed)) for seed in range(3)]
         for stream in streams:
             last = [event async for event in stream][-1]
-            assert (last.finish_reason, stream.why_dropped) == (FinishReason.ABORT, "overload")
+            assert last.finish_reason is FinishReason.ABORT
         with pytest.raises(Overloaded):
             engine.background(background(endless()))
         for its in live:
@@ -200,29 +201,27 @@ def test_all_of_them_go_when_a_request_has_to_wait() -> None:
     scenario(run, max_num_seqs=2)
 
 
-def test_only_those_of_a_variant_go_with_it() -> None:
+def test_one_that_is_cancelled_ends_alone() -> None:
     async def run(engine: AsyncEngine) -> None:
         dense, pruned = (background(request(prompt(5), variant(its))) for its in (False, True))
         streams = [engine.background(its) for its in (dense, pruned)]
-        engine.drop_background("unloaded", [pruned.variant])
+        streams[1].cancel()
         ends = [[event async for event in stream][-1] for stream in streams]
         assert [its.finish_reason for its in ends] == [FinishReason.LENGTH, FinishReason.ABORT]
-        assert [its.why_dropped for its in streams] == [None, "unloaded"]
 
     scenario(run)
 
 
-def test_there_are_few_of_them_and_none_after_the_stop() -> None:
-    streams: list[BackgroundStream] = []
+def test_none_of_them_outlives_the_stop() -> None:
+    streams: list[Stream] = []
 
     async def run(engine: AsyncEngine) -> None:
         with pytest.raises(PromptTooLong):
             engine.background(background(request([3] * 500)))
-        streams.extend(engine.background(background(endless(its))) for its in range(MAX_BACKGROUND))
-        with pytest.raises(BackgroundBusy):
-            engine.background(background(endless()))
+        streams.extend(engine.background(background(endless(its))) for its in range(3))
         await engine.stop(drain_s=60)  # which does not wait for them: the test would time out
-        assert {its.why_dropped for its in streams} == {"stopped"}
+        ends = [[event async for event in stream][-1] for stream in streams]
+        assert {its.finish_reason for its in ends} == {FinishReason.ABORT}
         with pytest.raises(EngineStopped):
             engine.background(background(endless()))
 
@@ -240,10 +239,10 @@ def counting(number: int, log: list[str]) -> Generator[None, None, int]:
 
 
 def test_work_takes_one_piece_after_each_step() -> None:
-    thread, log = turns(), list[str]()
+    (engine, thread), log = turns(), list[str]()
     its = request(prompt(5), max_new_tokens=4)
     work = Work(counting(3, log))
-    thread.add(its)
+    engine.add(its)
     thread.add_work(work)
     outcome = Outcome()
     for step in range(1, 4):
