@@ -35,7 +35,7 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
-    report = demo(demo_data_dir)
+    report = demo(demo_data_dir, threads=2)
     dense, pruned, job = report["dense"], report["pruned"], report["job"]
     check_job(job, 30)
     assert job["dense_loss"] < job["losses"][0] < job["losses"][1] < job["dense_loss"] + 1
@@ -49,12 +49,16 @@ def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
     assert "Paris" in dense["completion"]
 
 
-def demo(data_dir: Path) -> dict[str, Any]:
+def demo(data_dir: Path, threads: int = 1) -> dict[str, Any]:
     """What it reports, when it has put everything away."""
     command = [sys.executable, "-m", "app", "demo", "--num-remove", str(NUM_REMOVE), "--json"]
     command += ["--port", "0"]
     ran = subprocess.run(
-        command, env=environment(data_dir), capture_output=True, text=True, check=False
+        command,
+        env=environment(data_dir, threads),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     for next_step in ("/docs", "/metrics", "/prune-jobs/", "curl"):

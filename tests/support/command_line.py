@@ -26,7 +26,7 @@ def sleb(data_dir: Path, *arguments: str) -> Completed:
         redirect_stdout(out),
         redirect_stderr(err),
     ):
-        given = {**environment(data_dir), "SLEB_VERIFY": "inline", "SLEB_THREADS": "1"}
+        given = {**environment(data_dir), "SLEB_VERIFY": "inline"}
         for name, value in given.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", ["sleb", *arguments])

@@ -12,9 +12,10 @@ import httpx2
 import psutil
 
 
-def environment(data_dir: Path) -> dict[str, str]:
+def environment(data_dir: Path, threads: int = 1) -> dict[str, str]:
+    """Of a process for this directory; one thread, as several slow a tiny model down."""
     ours = {"SLEB_DATA_DIR": str(data_dir), "SLEB_VERIFY": "process", "COLUMNS": "100"}
-    return {**os.environ, **ours}
+    return {**os.environ, "SLEB_THREADS": str(threads), **ours}
 
 
 @contextmanager

@@ -95,8 +95,8 @@ def fuzz(url: str, config: Path, max_examples: int, *options: str) -> None:
 
 @pytest.mark.timeout(400)
 def test_the_api_does_what_it_says(url: str, config: Path) -> None:
-    fuzz(url, config, 15, "--seed", "1", "--phases", "coverage,fuzzing")
-    fuzz(url, config, 15, "--seed", "1", "--phases", "stateful", "--include-path-regex", "job")
+    fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing")
+    fuzz(url, config, 5, "--seed", "1", "--phases", "stateful", "--include-path-regex", "job")
 
 
 @pytest.mark.slow
