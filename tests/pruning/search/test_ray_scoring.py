@@ -4,7 +4,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailab
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.sleb import Blocks, sleb
+from tests.support.local_ray import LocalRay
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
@@ -142,14 +143,29 @@ def test_what_an_evaluation_raises_comes_as_it_is(scorer: ClusterScorer) -> None
     assert len(dict(scorer.score_round(KEEP, CANDIDATES))) == len(CANDIDATES)
 
 
-def test_a_lost_actors_candidates_are_done_by_the_other_and_its_place_is_filled_again(
-    scorer: ClusterScorer, shared: SharedPrefixScorer
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
+    """Actors in this process, which start at once."""
+    ray = LocalRay()
+    monkeypatch.setattr("pruning.search.ray_scoring.import_ray", lambda: ray)
+    return ray
+
+
+def kill_local(scorer: ClusterScorer, place: int) -> None:
+    (handle,) = (actor.handle for actor in scorer._crew.actors if actor.place == place)
+    scorer._crew.ray.kill(handle)
+
+
+def check_filled_again(
+    scorer: ClusterScorer,
+    shared: SharedPrefixScorer,
+    kill_actor: Callable[[ClusterScorer, int], None],
 ) -> None:
     expected = dict(shared.score_round(KEEP, CANDIDATES))
     before = {actor.number for actor in scorer._crew.actors}
     answers = scorer.score_round(KEEP, CANDIDATES)
     found = dict([next(answers)])
-    kill(scorer, 0)
+    kill_actor(scorer, 0)
     found.update(answers)
     assert found == expected
     wait_until(lambda: len(scorer._crew.ready_places()) == 2, "both places are filled", 90)
@@ -157,18 +173,52 @@ def test_a_lost_actors_candidates_are_done_by_the_other_and_its_place_is_filled_
     assert dict(scorer.score_round(KEEP, CANDIDATES)) == expected
 
 
-def test_with_every_actor_lost_the_search_says_so(scorer: ClusterScorer, model_dir: Path) -> None:
+def check_lost(model_dir: Path, kill_actor: Callable[[ClusterScorer, int], None]) -> None:
     with ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", max_restarts=0) as frail:
         answers = frail.score_round(KEEP, CANDIDATES)
         next(answers)
-        kill(frail, 0)
+        kill_actor(frail, 0)
         with pytest.raises(ClusterLost, match=r"no actor is left .*then search again"):
             list(answers)
         with pytest.raises(ClusterLost):
             frail.losses(KEEP)
+
+
+@pytest.mark.usefixtures("local")
+def test_a_lost_local_actors_candidates_are_done_by_the_other(
+    model_dir: Path, shared: SharedPrefixScorer
+) -> None:
+    with ClusterScorer(
+        model_dir, WINDOWS, num_actors=2, device="cpu", boundaries=BOUNDARIES
+    ) as scorer:
+        check_filled_again(scorer, shared, kill_local)
+
+
+@pytest.mark.slow
+def test_a_lost_actors_candidates_are_done_by_the_other_and_its_place_is_filled_again(
+    scorer: ClusterScorer, shared: SharedPrefixScorer
+) -> None:
+    check_filled_again(scorer, shared, kill)
+
+
+@pytest.mark.usefixtures("local")
+def test_with_every_local_actor_lost_the_search_says_so(model_dir: Path) -> None:
+    check_lost(model_dir, kill_local)
+
+
+@pytest.mark.slow
+def test_with_every_actor_lost_the_search_says_so(scorer: ClusterScorer, model_dir: Path) -> None:
+    check_lost(model_dir, kill)
     assert len(scorer.losses(KEEP)) == len(WINDOWS)  # which another's end leaves alone
 
 
+@pytest.mark.usefixtures("local")
+def test_what_loading_in_a_local_actor_raises_comes_as_it_is(model_dir: Path) -> None:
+    with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
+        ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", state_budget=1)
+
+
+@pytest.mark.slow
 def test_what_loading_raises_comes_as_it_is(scorer: ClusterScorer, model_dir: Path) -> None:
     with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
         ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", state_budget=1)
