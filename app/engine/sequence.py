@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _COLDEST = 1e-5  # below this only the best token has a chance, and the division would overflow
 
+MAX_NEW_TOKENS = 1_000_000
+MAX_TOP_LOGPROBS = 20
+
 
 class InvalidSampling(ValueError):
     """A sampling parameter is out of range; ``param`` is its name."""
@@ -49,12 +52,12 @@ class SamplingParams:
     num_logprobs: int | None = None  # best tokens to report beside the chosen one; None: no report
 
     def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        _check("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
         _check("temperature", self.temperature, 0, 100)
         _check("top_k", self.top_k, 0, 1_000_000)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0.1, 2)
-        _check("num_logprobs", self.num_logprobs or 0, 0, 20)
+        _check("num_logprobs", self.num_logprobs or 0, 0, MAX_TOP_LOGPROBS)
         if not 0 < self.top_p <= 1:  # false for nan as well
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
         if self.seed is not None:

@@ -6,6 +6,7 @@ from app.api.deps import EngineDep, GeneratorDep
 from app.api.formats.compare import compare_view
 from app.api.openapi import responses_for
 from app.api.schemas.compare import CompareBody, CompareView
+from app.api.schemas.sampling import sampling_params
 from app.api.sse import unless_gone
 from app.compare.compare import RAISES, Comparer, Question
 
@@ -28,7 +29,7 @@ async def compare(
         models=body.models,
         baseline=body.models.index(body.baseline or body.models[0]),
         prompts=body.prompts,
-        params=body.params(),
+        params=sampling_params(body),
         stop=body.stop_strings,
         repeats=body.repeats,
     )

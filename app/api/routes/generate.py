@@ -6,6 +6,7 @@ from app.api.deps import GeneratorDep
 from app.api.formats.generate import GenerateFormat
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.generate import GenerateBody, GenerateView
+from app.api.schemas.sampling import sampling_params
 from app.api.sse import answer
 from app.generation.generator import RAISES
 from app.generation.output import Vocabulary
@@ -25,7 +26,7 @@ async def generate(
     With ``stream``, server-sent events: ``text`` with what is new of an output, and at the end
     ``done`` with all that the answer without it has, or ``error`` with a problem document.
     """
-    params = body.params(body.logprobs)
+    params = sampling_params(body, num_logprobs=body.logprobs)
     served = await generator.load(body.model)
     call = Call(
         served,

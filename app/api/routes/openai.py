@@ -1,4 +1,4 @@
-"""OpenAI's API, as far as it is about text: models, completions, chat completions."""
+"""OpenAI's API for text: models, completions and chat completions."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, GeneratorDep
 from app.api.formats.openai import ChatFormat, CompletionFormat
-from app.api.openapi import EVENT_STREAM
+from app.api.openapi import EVENT_STREAM, Responses
 from app.api.schemas.openai import (
     ChatBody,
     ChatView,
@@ -18,6 +18,7 @@ from app.api.schemas.openai import (
     ModelCard,
     ModelCardList,
 )
+from app.api.schemas.sampling import sampling_params
 from app.api.sse import answer
 from app.engine.sequence import SamplingParams
 from app.generation.output import Vocabulary
@@ -29,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 _Value = TypeVar("_Value")
 _ERROR: dict[str, Any] = {"model": ErrorView}
-_ANSWERS: dict[int | str, dict[str, Any]] = {
+_RESPONSES: Responses = {
     **dict.fromkeys((400, 404, 413, 429, 500, 502, 503, 504, 507), _ERROR),
     200: {"content": EVENT_STREAM},
 }
@@ -37,7 +38,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/models", responses={503: _ERROR})
 def list_openai_models(catalog: CatalogDep) -> ModelCardList:
-    """Every variant that can be served."""
+    """All variants that can be served."""
     return ModelCardList(data=[_card(entry) for entry in catalog.entries() if not entry.error])
 
 
@@ -49,11 +50,11 @@ def retrieve_openai_model(model: str, catalog: CatalogDep) -> ModelCard:
     return _card(entry)
 
 
-@router.post("/completions", response_model=CompletionView, responses=_ANSWERS)
+@router.post("/completions", response_model=CompletionView, responses=_RESPONSES)
 async def create_completion(
     body: CompletionBody, generator: GeneratorDep, request: Request
 ) -> CompletionView | Response:
-    """Continue one or many prompts, served together as one batch."""
+    """Continue one or many prompts, generated together as one batch."""
     params = _params(body, max_new_tokens=_or(body.max_tokens, 16), num_logprobs=body.logprobs)
     served = await generator.load(body.model)
     prompts = _prompts(body)
@@ -62,11 +63,11 @@ async def create_completion(
     return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
 
 
-@router.post("/chat/completions", response_model=ChatView, responses=_ANSWERS)
+@router.post("/chat/completions", response_model=ChatView, responses=_RESPONSES)
 async def create_chat_completion(
     body: ChatBody, generator: GeneratorDep, request: Request
 ) -> ChatView | Response:
-    """The next message, asked for with the model's own chat template."""
+    """Generate the next message, with the model's own chat template."""
     limit = body.max_completion_tokens or body.max_tokens
     num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or 1, num_logprobs=num_logprobs)
@@ -80,22 +81,17 @@ async def create_chat_completion(
 def _params(
     body: GenerationBody, *, max_new_tokens: int, num_logprobs: int | None
 ) -> SamplingParams:
-    return SamplingParams(
+    return sampling_params(
+        body,
         max_new_tokens=max_new_tokens,
-        temperature=_or(body.temperature, 1.0),
-        top_p=_or(body.top_p, 1.0),
-        top_k=max(_or(body.top_k, 0), 0),
-        min_p=_or(body.min_p, 0.0),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
-        seed=body.seed,
-        stop_token_ids=frozenset(_or(body.stop_token_ids, [])),
-        ignore_eos=bool(body.ignore_eos),
         num_logprobs=num_logprobs,
+        temperature=_or(body.temperature, 1.0),
+        top_k=max(_or(body.top_k, 0), 0),
     )
 
 
 def _prompts(body: CompletionBody) -> Sequence[str | Sequence[int]]:
-    """One prompt may come without a list around it."""
+    """A single prompt may come without a list around it."""
     prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
@@ -107,7 +103,7 @@ def _stop(body: GenerationBody) -> list[str]:
 
 
 def _or(value: _Value | None, default: _Value) -> _Value:
-    """Null is as good as nothing."""
+    """Null means the default."""
     return default if value is None else value
 
 

@@ -1,43 +1,30 @@
-"""The wire format of this project's own routes: what comes in, checked, and what goes out."""
+"""Request and response bodies of ``/generate``, ``/models`` and the health routes."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.engine.sequence import SamplingParams
+from app.api.schemas.sampling import SamplingFields
+from app.engine.sequence import MAX_TOP_LOGPROBS
 
 MAX_PROMPTS = 256
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=16)]
-StopTokenIds = Annotated[list[int], Field(max_length=256)]
 
 
 class Body(BaseModel):
-    """What a client sends: an unknown field is a mistake."""
+    """A request body. Unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class PromptsBody(Body):
+class PromptsBody(Body, SamplingFields):
     """One or many prompts, and how to continue them. Temperature 0 is greedy."""
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = Field(
-        default=0.0, description="Only tokens of at least this share of the best one's probability."
-    )
-    repetition_penalty: float = Field(
-        default=1.0, description="Above 1, what was in prompt or answer becomes less likely."
-    )
-    seed: int | None = None
     stop: StopStrings = Field(default_factory=list)
-    stop_token_ids: StopTokenIds = Field(default_factory=list)
-    ignore_eos: bool = False
 
     @property
     def prompts(self) -> list[str]:
@@ -47,44 +34,29 @@ class PromptsBody(Body):
     def stop_strings(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def params(self, num_logprobs: int | None = None) -> SamplingParams:
-        """Raises ``InvalidSampling``."""
-        return SamplingParams(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            stop_token_ids=frozenset(self.stop_token_ids),
-            ignore_eos=self.ignore_eos,
-            num_logprobs=num_logprobs,
-        )
-
 
 class GenerateBody(PromptsBody):
-    """Generated together as one batch."""
+    """The prompts are generated together as one batch."""
 
     model: ModelName
     return_token_ids: bool = False
     logprobs: int | None = Field(
         default=None,
         ge=0,
-        le=20,
-        description="Alternatives to report with each token's log-probability.",
+        le=MAX_TOP_LOGPROBS,
+        description="Number of alternatives to report with each token's log-probability.",
     )
     timeout_s: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="What is not done by then ends with finish_reason timeout.",
+        description="Outputs that take longer end with finish_reason timeout.",
     )
-    stream: bool = Field(default=False, description="Answer with server-sent events.")
+    stream: bool = Field(default=False, description="Respond with server-sent events.")
 
 
 class TimingsView(BaseModel):
-    """Seconds; ``tpot_s`` needs two tokens."""
+    """Durations in seconds. ``tpot_s`` is the mean time per token after the first."""
 
     queue_s: float
     ttft_s: float | None
@@ -93,13 +65,13 @@ class TimingsView(BaseModel):
 
 
 class LogprobView(BaseModel):
-    token_id: int | None = Field(description="Null where another server generates.")
+    token_id: int | None = Field(description="Null for a model of another server.")
     token: str
     logprob: float
 
 
 class TokenView(LogprobView):
-    """A generated token. Log-probabilities are the model's own, before any sampling setting."""
+    """A generated token. Log-probabilities are those before any sampling parameter applies."""
 
     top: list[LogprobView]
 
@@ -116,7 +88,7 @@ class OutputView(BaseModel):
 
 
 class PieceView(BaseModel):
-    """What is new of one output, as an event: text that is final, and the tokens behind it."""
+    """The delta of one output: final text, and its tokens."""
 
     index: int
     text: str
@@ -138,7 +110,7 @@ class ModelView(BaseModel):
     object: Literal["model"] = "model"
     variant: Literal["dense", "pruned"]
     backend: Literal["engine", "openai"] = Field(
-        description="What generates for it: this service's engine, or another server's API."
+        description="engine: this service; openai: another server with OpenAI's API."
     )
     parent: str | None
     num_blocks: int
@@ -147,33 +119,32 @@ class ModelView(BaseModel):
     perplexity: float | None
     dense_perplexity: float | None
     probe_score: float | None = Field(
-        description="0 to 1; of the dense model and of a job's full depth, if its gate asked."
+        description="0 to 1. Known for the dense model and for a job's full depth, if its gate "
+        "uses the probe."
     )
     dense_probe_score: float | None
     zero_shot: float | None = Field(
-        description="Mean accuracy, 0 to 1, of the paper's five tasks; of the same two, if the job "
-        "asked them."
+        description="Mean accuracy, 0 to 1, on the paper's five tasks. Known for the same two, if "
+        "the job measured it."
     )
     dense_zero_shot: float | None
     quantized_weights: Literal["int8", "int4"] | None = Field(
-        description="What quantized_perplexity was measured with; the weights here are plain."
+        description="Precision of quantized_perplexity. The weights of the model are not quantized."
     )
     quantized_perplexity: float | None
-    warnings: list[str] = Field(description="Of the gate of the job behind it, at full depth.")
+    warnings: list[str] = Field(description="Warnings of the job's quality gate, at full depth.")
     evaluated_on: str | None
     num_parameters: int | None
     checkpoint: str | None
-    is_published: bool = Field(
-        description="False for what a job has found but not published: it has no checkpoint yet."
-    )
+    is_published: bool = Field(description="False until the job publishes a checkpoint.")
     dtype: str | None
     max_positions: int | None
-    is_loaded: bool = Field(description="Whether the next request has to wait for nothing.")
+    is_loaded: bool = Field(description="Whether requests run without loading weights first.")
     weight_bytes: int = Field(
-        description="Of its weights in memory; 0 for a view, which has those of its parent."
+        description="Weights in memory; 0 for a view, which shares those of its parent."
     )
     kv_cache_bytes: int = Field(
-        description="Of the cache of its running requests; names of the same blocks share one."
+        description="KV cache of running requests, shared by names of the same blocks."
     )
     error: str | None
 

@@ -1,9 +1,7 @@
-"""The wire format of the OpenAI routes: the public API's field names, defaults and null values.
+"""Request and response bodies of the OpenAI routes, with OpenAI's names, defaults and nulls.
 
-A field that cannot change the answer is taken and ignored. One that would, and that this service
-does not have, is refused unless it asks for nothing; so is a field that nobody knows.
-
-What the OpenAI routes answer, whole and in chunks.
+A field that cannot change the output is accepted and ignored. A field that would, but is not
+supported, is refused unless its value asks for nothing. Unknown fields are refused.
 """
 
 from collections.abc import Callable
@@ -23,16 +21,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas.generate import MAX_PROMPTS, Body, ModelName, StopStrings, StopTokenIds
+from app.api.schemas.generate import MAX_PROMPTS, Body, ModelName, StopStrings
+from app.api.schemas.sampling import OpenAISamplingFields
+from app.engine.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
-# No vocabulary has more, and tokenizers take no other numbers: asked to echo one, they raise.
+# Beyond any vocabulary. Tokenizers raise for larger numbers when a prompt is echoed.
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 
 def _encodable(text: str) -> str:
-    text.encode()  # half of a surrogate pair is no text, and pydantic lets it through in a union
+    text.encode()  # pydantic accepts lone surrogates in a union
     return text
 
 
@@ -41,7 +41,7 @@ Text = Annotated[AnyText, StringConstraints(min_length=1)]
 
 
 def _or(message: str) -> WrapValidator:
-    """Whatever the type refuses is refused with this message, and not once per branch of it."""
+    """Report one error with this message, in place of one per member of a union."""
 
     def check(value: object, handler: Callable[[object], object]) -> object:
         try:
@@ -52,19 +52,18 @@ def _or(message: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-Number = Annotated[float, Field(strict=True)]
-MaxTokens = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
-NoTools = Annotated[Nothing | None, _or("this service has no tools: leave it out")]
+NoTools = Annotated[Nothing | None, _or("tools are not supported: leave it out")]
 NoToolChoice = Annotated[
-    Literal["none", "auto"] | None, _or("this service has no tools: leave it out")
+    Literal["none", "auto"] | None, _or("tools are not supported: leave it out")
 ]
-Unsupported = Annotated[None, _or("this service does not have it: leave it out")]
+Unsupported = Annotated[None, _or("not supported: leave it out")]
 NoPenalty = Annotated[
     Annotated[float, Field(ge=0, le=0)] | None,
-    _or("no penalty but 0 is supported here: repetition_penalty is"),
+    _or("only 0 is supported: use repetition_penalty"),
 ]
-Ignored = Annotated[Any, Field(description="Taken, and without effect.")]
+Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 Prompts = Annotated[
     Text
     | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -79,37 +78,27 @@ Prompts = Annotated[
 
 class StreamOptions(Body):
     include_usage: StrictBool | None = None
-    continuous_usage_stats: StrictBool | None = None  # as vLLM has it: usage in every chunk
+    continuous_usage_stats: StrictBool | None = None  # vLLM's: usage in every chunk
     include_obfuscation: Ignored = None
 
 
-class GenerationBody(Body):
-    """What both kinds of completions have in common."""
+class GenerationBody(Body, OpenAISamplingFields):
+    """Fields of both kinds of completions."""
 
     model: ModelName
     frequency_penalty: NoPenalty = None
     presence_penalty: NoPenalty = None
     logit_bias: Annotated[
         Annotated[dict[str, Any], Field(max_length=0)] | None,
-        _or("this service has no logit_bias: leave it out"),
+        _or("logit_bias is not supported: leave it out"),
     ] = None
     n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] | None = None
-    seed: StrictInt | None = None
     stop: Annotated[
         StopStrings | None, _or("expected a text or a list of up to 16, of 1 to 256 characters")
     ] = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Number | None = Field(default=None, description="1 by default; 0 is greedy.")
-    top_p: Number | None = None
     user: Ignored = None
-
-    # As vLLM has them.
-    ignore_eos: StrictBool | None = None
-    min_p: Number | None = None
-    repetition_penalty: Number | None = None
-    stop_token_ids: StopTokenIds | None = None
-    top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1 are off.")
 
     @field_validator("stream_options")
     @classmethod
@@ -122,27 +111,27 @@ class GenerationBody(Body):
 
 
 class CompletionBody(GenerationBody):
-    """Answers that continue a prompt: a text or its token ids, or many of either."""
+    """One or many prompts to continue, as texts or token ids."""
 
     prompt: Prompts
     best_of: StrictInt | None = None
     echo: StrictBool | None = None
     logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
     max_tokens: MaxTokens | None = Field(default=None, description="16 by default.")
-    suffix: Annotated[Literal[""] | None, _or("this service cannot insert: leave it out")] = None
+    suffix: Annotated[Literal[""] | None, _or("insertion is not supported: leave it out")] = None
 
     @field_validator("best_of")
     @classmethod
     def _returns_all(cls, best_of: int | None, info: ValidationInfo) -> int | None:
         if best_of is not None and best_of != (info.data.get("n") or 1):
-            raise ValueError("expected the same as n: this service returns every answer")
+            raise ValueError("expected the same as n: this service returns all outputs")
         return best_of
 
     @field_validator("logprobs")
     @classmethod
     def _are_of_the_answer(cls, logprobs: int | None, info: ValidationInfo) -> int | None:
         if logprobs is not None and info.data.get("echo"):
-            raise ValueError("not together with echo: those of a prompt are not computed")
+            raise ValueError("not together with echo: prompts have no log-probabilities")
         return logprobs
 
 
@@ -152,7 +141,7 @@ class TextPart(Body):
 
 
 class Message(Body):
-    """The fields without use are those of an earlier answer, which may be sent back as it was."""
+    """A message. Null fields of an earlier response are accepted, so that it can be sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
@@ -167,7 +156,7 @@ class Message(Body):
     tool_calls: NoTools = None
 
     def as_template_input(self) -> dict[str, str]:
-        """As chat templates know messages; the developer's are those of the system."""
+        """Return what chat templates expect. Developer messages become system messages."""
         role = "system" if self.role == "developer" else self.role
         parts = [self.content] if isinstance(self.content, str) else self.content
         text = "\n".join(part if isinstance(part, str) else part.text for part in parts)
@@ -179,21 +168,17 @@ class _TextFormat(Body):
 
 
 class ChatBody(GenerationBody):
-    """The assistant's next message."""
+    """Messages, to which the assistant's next one is generated."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: StrictBool | None = None
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: MaxTokens | None = Field(
-        default=None, description="By default as many as fit behind the messages."
+        default=None, description="By default as many as fit into the context."
     )
-    max_tokens: MaxTokens | None = Field(default=None, description="As max_completion_tokens.")
-    response_format: Annotated[
-        _TextFormat | None, _or('only {"type": "text"} is supported here')
-    ] = None
-    modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported here')] = (
-        None
-    )
+    max_tokens: MaxTokens | None = Field(default=None, description="Same as max_completion_tokens.")
+    response_format: Annotated[_TextFormat | None, _or('only {"type": "text"} is supported')] = None
+    modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported')] = None
     tools: NoTools = None
     tool_choice: NoToolChoice = None
     functions: NoTools = None
@@ -246,12 +231,12 @@ class Usage(BaseModel):
 
 
 class LegacyLogprobs(BaseModel):
-    """Four lists with an element per token."""
+    """Four lists with one element per token."""
 
     tokens: list[str]
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]] | None
-    text_offset: list[int] = Field(description="Characters of the answer in front of the token.")
+    text_offset: list[int] = Field(description="Offset of the token in the output, in characters.")
 
 
 class CompletionChoice(BaseModel):
@@ -262,7 +247,7 @@ class CompletionChoice(BaseModel):
 
 
 class CompletionView(BaseModel):
-    """The whole answer, or one chunk of it."""
+    """A whole completion, or a chunk of one."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -326,11 +311,13 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """``parent`` and ``max_model_len`` as vLLM has them."""
+    """A model. ``parent`` and ``max_model_len`` are vLLM's."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="When a pruned model was published; 0 for a dense one.")
+    created: int = Field(
+        description="Publication time in seconds since the epoch; 0 for a dense model."
+    )
     owned_by: Literal["sleb-serve"] = "sleb-serve"
     parent: str | None
     max_model_len: int | None

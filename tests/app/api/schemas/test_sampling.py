@@ -1,0 +1,62 @@
+"""Sampling parameters have the same names and defaults in every body and in the engine."""
+
+from dataclasses import fields
+
+import pytest
+
+from app.api.schemas.compare import CompareBody
+from app.api.schemas.generate import GenerateBody
+from app.api.schemas.openai import ChatBody, CompletionBody
+from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampling_params
+from app.engine.sequence import InvalidSampling, SamplingParams
+
+ENGINE = {field.name for field in fields(SamplingParams)}
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+def test_bodies_have_the_parameters_of_the_engine() -> None:
+    assert set(SamplingFields.model_fields) == ENGINE - {"num_logprobs"}
+    assert set(OpenAISamplingFields.model_fields) == ENGINE - {"num_logprobs", "max_new_tokens"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        GenerateBody(model="tiny", prompt="a"),
+        CompareBody(models=["tiny", "tiny@-1"], prompt="a"),
+        CompletionBody.model_validate({"model": "tiny", "prompt": "a"}),
+        ChatBody.model_validate({"model": "tiny", "messages": MESSAGES}),
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_an_empty_body_gives_the_defaults_of_the_engine(
+    body: SamplingFields | OpenAISamplingFields,
+) -> None:
+    assert sampling_params(body) == SamplingParams()
+
+
+def test_every_field_reaches_the_engine() -> None:
+    given = {
+        "max_new_tokens": 3,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 4,
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+        "seed": 7,
+        "stop_token_ids": [1, 2],
+        "ignore_eos": True,
+    }
+    body = GenerateBody.model_validate({"model": "tiny", "prompt": "a", **given})
+    expected = {**given, "stop_token_ids": frozenset({1, 2}), "num_logprobs": 2}
+    params = sampling_params(body, num_logprobs=2)
+    assert {name: getattr(params, name) for name in ENGINE} == expected
+    openai = OpenAISamplingFields.model_validate(
+        {name: value for name, value in given.items() if name != "max_new_tokens"}
+    )
+    assert sampling_params(openai, max_new_tokens=3, num_logprobs=2) == params
+
+
+def test_the_engine_checks_the_ranges() -> None:
+    with pytest.raises(InvalidSampling, match="top_p"):
+        sampling_params(GenerateBody(model="tiny", prompt="a", top_p=2))
