@@ -1,13 +1,13 @@
 """One pruning run from spec to published checkpoint: load, calibrate, search, evaluate, publish.
 
-Knows no queue and no web: progress goes to an observer, and what the observer raises ends the run
-with nothing published.
+It knows nothing of queues and HTTP. Progress goes to an observer, and an exception from the
+observer ends the run before anything is published.
 """
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,10 +34,10 @@ from pruning.spec.prune import PruneSpec
 
 
 class RunObserver(Observer, Protocol):
-    """Told of the search and of what comes behind it."""
+    """Receives the progress of a whole run."""
 
     def warned(self, message: str) -> None:
-        """The model is published all the same, but whoever takes it should know."""
+        """The model will be published although it is beyond a limit of its quality gate."""
 
 
 def prune(
@@ -52,98 +52,99 @@ def prune(
     confirm: Callable[[], object] = lambda: None,
     verify: Verify = Verify.INLINE,
 ) -> Manifest:
-    """Prune as ``spec`` says and publish the checkpoint called ``name`` at ``target``.
+    """Prune as ``spec`` says and publish the checkpoint ``name`` in the directory ``target``.
 
-    ``earlier`` is what another process had found for the same spec: the search goes on behind it.
-    ``confirm`` is asked right before the checkpoint becomes visible, and meanwhile if another
-    process verifies it; it may raise. A search that cannot end, as with more removals than free
-    blocks, is refused before the weights are read.
-    Raises ``QualityGateFailed`` if the result is worse than the spec allows, and
-    ``CheckpointNotPortable`` if it does not load as what it is.
+    ``earlier`` is the state of an interrupted search with the same spec, which goes on from there.
+    ``confirm`` is called right before the checkpoint becomes visible, and repeatedly while another
+    process verifies it; an exception from it cancels. Raises ``QualityGateFailed`` if the result
+    is worse than the spec allows, ``CheckpointNotPortable`` if it cannot be loaded as written, and
+    before any weight is read what ``PruneSpec.num_evaluations`` and ``prepare`` raise.
     """
-    info = models.inspect(spec.model)
-    spec.num_evaluations(info.num_blocks)
     resources = resources or Resources()
-    observer.phase("load")
-    prepare(spec, info, resources.tasks_dir)
-    dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
-    parent_fingerprint = fingerprint(dense.path)  # now, as it may be replaced during the search
-    observer.phase("calibrate")
-    windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
-    observer.phase("search")
-    removals = search(spec, dense, windows, observer, earlier or SearchState())
+    run = _searched(spec, models, observer, resources, earlier or SearchState())
     observer.phase("evaluate")
-    quality = assess(spec, dense, removals, resources.tasks_dir)
+    quality = assess(spec, run.dense, run.removals, resources.tasks_dir)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    manifest = replace(
-        _manifest(spec, name, dense, windows, removals, quality),
-        parent_fingerprint=parent_fingerprint,
+    manifest = run.manifest(name, quality)
+    check = partial(
+        verify_portable,
+        dense=run.dense,
+        keep=manifest.keep,
+        how=verify,
+        device=resources.device,
+        ask=confirm,
     )
-    return publish(
-        target,
-        manifest,
-        lambda path: _write(path, dense, manifest, removals, windows),
-        confirm,
-        partial(
-            verify_portable,
-            dense=dense,
-            keep=manifest.keep,
-            how=verify,
-            device=resources.device,
-            ask=confirm,
-        ),
-    )
+    return publish(target, manifest, partial(run.write, manifest=manifest), confirm, check)
 
 
-def _manifest(
+@dataclass(frozen=True)
+class _Run:
+    """A finished search, and what the checkpoint needs of it."""
+
+    spec: PruneSpec
+    dense: DenseModel
+    fingerprint: str  # of the dense model when it was loaded
+    windows: Windows
+    removals: list[Removal]
+
+    def manifest(self, name: str, quality: Quality) -> Manifest:
+        model, depth = self.dense.model, num_blocks(self.dense.model)
+        num_windows, seqlen = self.windows.token_ids.shape
+        removed = tuple(removal.block for removal in self.removals)
+        return Manifest(
+            name=name,
+            parent=self.spec.model,
+            num_blocks=depth,
+            removed_blocks=removed,
+            num_parameters=num_parameters(view(model, kept(depth, removed))),
+            dense_num_parameters=num_parameters(model),
+            quality=quality,
+            dtype=str(model.dtype).removeprefix("torch."),
+            calibration={
+                "source": self.windows.source,
+                "num_windows": num_windows,
+                "seqlen": seqlen,
+                "digest": self.windows.digest,
+            },
+            spec=self.spec.to_dict(),
+            spec_digest=self.spec.digest(),
+            versions={name: version(name) for name in ("sleb-serve", "torch", "transformers")},
+            created_at=time.time(),
+            parent_fingerprint=self.fingerprint,
+        )
+
+    def write(self, directory: Path, manifest: Manifest) -> None:
+        """Every file of the checkpoint but its manifest."""
+        self.dense.save(manifest.keep, directory)
+        copy_companions(self.dense.path, directory)
+        card = model_card(manifest, self.removals, lineage_of(self.dense.path))
+        (directory / "README.md").write_text(card, encoding="utf-8")
+        (directory / PLOT_FILE).write_bytes(plot(manifest))
+        _write_json(directory / "removal.json", [asdict(removal) for removal in self.removals])
+        windows = described(self.windows, self.dense.tokenizer)
+        _write_json(directory / "calibration.json", windows)
+
+
+def _searched(
     spec: PruneSpec,
-    name: str,
-    dense: DenseModel,
-    windows: Windows,
-    removals: Sequence[Removal],
-    quality: Quality,
-) -> Manifest:
-    num_windows, seqlen = windows.token_ids.shape
-    removed = tuple(removal.block for removal in removals)
-    keep = kept(num_blocks(dense.model), removed)
-    return Manifest(
-        name=name,
-        parent=spec.model,
-        num_blocks=num_blocks(dense.model),
-        removed_blocks=removed,
-        num_parameters=num_parameters(view(dense.model, keep)),
-        dense_num_parameters=num_parameters(dense.model),
-        quality=quality,
-        dtype=str(dense.model.dtype).removeprefix("torch."),
-        calibration={
-            "source": windows.source,
-            "num_windows": num_windows,
-            "seqlen": seqlen,
-            "digest": windows.digest,
-        },
-        spec=spec.to_dict(),
-        spec_digest=spec.digest(),
-        versions={name: version(name) for name in ("sleb-serve", "torch", "transformers")},
-        created_at=time.time(),
-    )
-
-
-def _write(
-    directory: Path,
-    dense: DenseModel,
-    manifest: Manifest,
-    removals: Sequence[Removal],
-    windows: Windows,
-) -> None:
-    dense.save(manifest.keep, directory)
-    copy_companions(dense.path, directory)
-    card = model_card(manifest, removals, lineage_of(dense.path))
-    (directory / "README.md").write_text(card, encoding="utf-8")
-    (directory / PLOT_FILE).write_bytes(plot(manifest))
-    _write_json(directory / "removal.json", [asdict(removal) for removal in removals])
-    _write_json(directory / "calibration.json", described(windows, dense.tokenizer))
+    models: ModelStore,
+    observer: RunObserver,
+    resources: Resources,
+    earlier: SearchState,
+) -> _Run:
+    info = models.inspect(spec.model)
+    spec.num_evaluations(info.num_blocks)  # raises for a search that cannot succeed
+    observer.phase("load")
+    prepare(spec, info, resources.tasks_dir)
+    dense = load_dense_model(info.path, spec.resident, resources, dtype=spec.dtype)
+    parent_fingerprint = fingerprint(dense.path)  # now, as the files may change during the search
+    observer.phase("calibrate")
+    windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
+    observer.phase("search")
+    removals = search(spec, dense, windows, observer, earlier)
+    return _Run(spec, dense, parent_fingerprint, windows, removals)
 
 
 def _write_json(path: Path, data: object) -> None:
