@@ -8,6 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
+LONG = ("tests/app/cluster/", "tests/e2e/", "tests/pruning/search/test_ray", "tests/app/cli/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 pytest_plugins = [
     "tests.support.api_fixtures",
     "tests.support.model_fixtures",
