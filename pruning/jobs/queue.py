@@ -211,7 +211,7 @@ class PruneQueue:
                 self.rq.connection.delete(Delivery.key_for(job_id))
             self.enqueue(job_id)
 
-    def hand_back(self, store: JobStore, delivery: RQJob, reason: str, pipeline: Pipeline) -> None:
+    def requeue(self, store: JobStore, delivery: RQJob, reason: str, pipeline: Pipeline) -> None:
         """Deliver the job again when ``pipeline`` is executed, unless it was asked to stop."""
         if _requeued(store, delivery.id, reason, is_lost=False):
             delivery.retry(self.rq, pipeline)

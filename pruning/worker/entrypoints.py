@@ -1,4 +1,4 @@
-"""How the two processes of a worker begin: the parent, and the child it starts for each job."""
+"""Entry points of the two processes of a worker: the parent, and its child for each job."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ from pruning.worker.parent import PruneWorker
 
 
 class WorkerEnded(RuntimeError):
-    """The worker stopped although nobody asked it to."""
+    """The worker stopped without a signal."""
 
 
 def run_worker(
@@ -28,10 +28,10 @@ def run_worker(
     lease_s: int = LEASE_S,
     worker_class: type[PruneWorker] = PruneWorker,
 ) -> None:
-    """Run jobs one after the other until SIGTERM or SIGINT; in the main thread only.
+    """Run jobs one after the other until SIGTERM or SIGINT. Must run in the main thread.
 
-    Either signal ends it within seconds: a running job goes back to the queue. Raises
-    ``WorkerEnded`` if it stops for any other reason, ``MetricsPortUnavailable`` at once.
+    Either signal ends the worker within seconds, and its job is requeued. Raises ``WorkerEnded`` if
+    the worker stops for any other reason, and ``MetricsPortUnavailable``.
     """
     set_up_logging(settings.log_level, settings.log_format)
     hush_libraries()
@@ -42,22 +42,22 @@ def run_worker(
     worker.cancel_s = settings.cancel_s
     try:
         with worker.metrics.served(str(settings.host), settings.worker_metrics_port):
-            # RQ tells every few seconds that it has cleaned up
+            # at info, RQ logs a line at every maintenance
             worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")
     finally:
         client.close()
     if not worker.is_stopping:
-        raise WorkerEnded("the worker stopped by itself: its log says why")
+        raise WorkerEnded("the worker stopped without a signal: see its log")
 
 
 def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:
-    """Run one delivery, named on the command line, in a process that ends with its parent."""
+    """Run the delivery given on the command line, in a process that ends with its parent."""
     name, job_id, execution_id, parent, lease_s = sys.argv[1:]
-    end_with_parent(int(parent), signal.SIGKILL)  # outside Linux the lease must do
+    end_with_parent(int(parent), signal.SIGKILL)  # on Linux; elsewhere the lease expires
     settings = WorkerSettings()
     set_up_logging(settings.log_level, settings.log_format, lambda: {"job_id": job_id})
     hush_libraries()
-    assert settings.redis_url is not None  # the parent has put it into our environment
+    assert settings.redis_url is not None  # set by the parent
     client = connect(settings.redis_url)
     worker = worker_class(name, client, lease_s=int(lease_s), is_child=True)
     delivery = worker.job_class.fetch(job_id, client, JSONSerializer)

@@ -1,4 +1,4 @@
-"""Why a job failed, in a form for programs: exceptions of a pruning run as error codes."""
+"""Error codes of failed jobs, by the exception of the pruning run."""
 
 from collections.abc import Mapping
 
@@ -38,19 +38,19 @@ CODES: Mapping[type[Exception], str] = {
     ClusterUnavailable: "cluster_unavailable",
     ClusterLost: "cluster_lost",
 }
-_AGAIN = (
+_HINT = (
     "with half the batch as well: use shorter windows, a smaller dtype, resident=stream, or a "
     "device with more memory"
 )
 
 
 def describe(error: Exception) -> JobError:
-    """What may be told of ``error``: of one that nobody expected, nothing but that it happened."""
+    """Describe ``error`` for clients. The message of an unexpected error stays in the log."""
     if isinstance(error, CalibrationError):
         return JobError(error.code, str(error))
     if is_out_of_memory(error):
-        return JobError("out_of_memory", f"{shortage(error)}, {_AGAIN}")
+        return JobError("out_of_memory", f"{shortage(error)}, {_HINT}")
     for kind, code in CODES.items():
         if isinstance(error, kind):
             return JobError(code, str(error) or code, getattr(error, "param", None))
-    return JobError("internal_error", "a defect of this service: the worker's log has the rest")
+    return JobError("internal_error", "internal error of the worker: see its log")

@@ -1,7 +1,7 @@
-"""Memory and energy that the GPUs of this machine use, as the NVIDIA driver reports them.
+"""Memory and energy of the GPUs of this machine, read from the NVIDIA driver by NVML.
 
-A worker's parent must not start CUDA, which would take GPU memory away from its children, and it
-does not wait for the import of torch.
+NVML needs no CUDA context, which would take GPU memory in the parent of a worker. All figures are
+of the whole device, for all processes together.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Of one device, by all processes together."""
+    """Used and total memory of a device."""
 
     device: int
     used_bytes: int
@@ -26,38 +26,38 @@ class GpuMemory:
 
 
 def gpu_memory() -> list[GpuMemory]:
-    """None where there is no NVIDIA driver, or it does not answer."""
+    """The memory of each GPU; empty without a working NVIDIA driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
     try:
-        return [_of(device) for device in range(pynvml.nvmlDeviceGetCount())]
+        return [_memory_of(device) for device in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError:
         return []
     finally:
         pynvml.nvmlShutdown()
 
 
-def _of(device: int) -> GpuMemory:
+def _memory_of(device: int) -> GpuMemory:
     found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(device))
     return GpuMemory(device, int(found.used), int(found.total))
 
 
 class GpuMemoryCollector(Collector):
-    """Absent without a GPU."""
+    """Exports the memory of the GPUs; no metric without a GPU."""
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # or registering would ask the driver
+        return ()  # else registering would call ``collect``
 
     def collect(self) -> Iterable[Metric]:
         if not (gpus := gpu_memory()):
             return
         used = GaugeMetricFamily(
-            "sleb_gpu_memory_used_bytes", "Taken on the device, by anyone.", labels=["device"]
+            "sleb_gpu_memory_used_bytes", "GPU memory in use, by all processes.", labels=["device"]
         )
         total = GaugeMetricFamily(
-            "sleb_gpu_memory_total_bytes", "What the device has.", labels=["device"]
+            "sleb_gpu_memory_total_bytes", "GPU memory in total.", labels=["device"]
         )
         for gpu in gpus:
             used.add_metric([str(gpu.device)], gpu.used_bytes)
@@ -67,9 +67,9 @@ class GpuMemoryCollector(Collector):
 
 
 def energy_j(device: "torch.device") -> float | None:
-    """Joules since the driver was loaded; None where there is no such device, driver or counter.
+    """Joules since the driver was loaded; None without a GPU, a driver or an energy counter.
 
-    Kept by the driver since Volta, and renewed by it some ten times a second.
+    GPUs since Volta have the counter, which is updated about ten times a second.
     """
     if device.type != "cuda":
         return None

@@ -1,9 +1,8 @@
-"""The metrics of a worker, by name, and the port that shows them. Knows no Redis.
+"""The metrics of a worker, and the port that serves them.
 
-Every job runs in a child process of its own, so the parent counts, from what the child has written
-into the job's record: it looks whenever it renews the lease, and once more when the child has
-ended. So nothing is lost with a child, no counter lives in Redis, where a restart could set it
-back, and a scrape waits for nobody.
+Jobs run in child processes, so the parent counts, from the progress in the job's record. It reads
+the record whenever it renews the lease, and once more when the child has ended. So a dead child
+loses no counts, no counter lives in Redis, and a scrape never waits.
 """
 
 import time
@@ -17,17 +16,17 @@ from pruning.worker.gpu import GpuMemoryCollector
 
 
 class MetricsPortUnavailable(RuntimeError):
-    """The port for the metrics cannot be listened on."""
+    """The worker cannot listen on the port of its metrics."""
 
 
 class WorkerMetrics:
-    """Of the worker of that name, which counts as up for ``lease_s`` after every heartbeat."""
+    """The metrics of one worker, which is up for ``lease_s`` seconds after each heartbeat."""
 
     def __init__(self, worker: str, lease_s: float) -> None:
         self.registry = registry = CollectorRegistry()
         self._worker = worker
         self._last_beat_s = time.monotonic() - lease_s
-        self._attempt = ("", 0)  # of whose pace this much is counted
+        self._attempt = ("", 0)  # the job and attempt that ``_counted`` belongs to
         self._counted = Pace()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -40,7 +39,7 @@ class WorkerMetrics:
         self._ended = counter("sleb_prune_jobs_ended", "Jobs that ended here, by state.", "state")
         for status in JobStatus:
             if status.is_final:
-                self._ended.labels(status.value)  # a rate needs the 0 in front of the first
+                self._ended.labels(status.value)  # a rate needs a sample before the first event
         self._children_lost = counter(
             "sleb_prune_children_lost", "Children that died with their job."
         )
@@ -57,10 +56,7 @@ class WorkerMetrics:
 
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[None]:
-        """On ``/metrics`` of that port meanwhile, or nowhere if it is 0.
-
-        Raises ``MetricsPortUnavailable``.
-        """
+        """Serve ``/metrics`` on ``port``, unless it is 0. Raises ``MetricsPortUnavailable``."""
         if port == 0:
             yield
             return
@@ -68,7 +64,7 @@ class WorkerMetrics:
             server, thread = start_http_server(port, host, self.registry)
         except OSError as error:
             raise MetricsPortUnavailable(
-                f"the worker cannot show its metrics on port {port} of {host} ({error}): set "
+                f"the worker cannot serve its metrics on port {port} of {host} ({error}): set "
                 "SLEB_WORKER_METRICS_PORT to another port, or to 0 for none"
             ) from error
         try:
@@ -90,8 +86,8 @@ class WorkerMetrics:
         finally:
             self._busy.set(0)
 
-    def looked_at(self, job: Job) -> None:
-        """Count what is new in a record; that of a job which another worker has is not ours."""
+    def record_progress(self, job: Job) -> None:
+        """Count the evaluations since the last call. Ignores jobs of other workers."""
         if job.worker != self._worker:
             return
         attempt, pace = (job.id, job.attempt), job.pace

@@ -1,9 +1,8 @@
-"""The parent process of a worker: takes jobs, runs each in a child of its own, minds its lease.
+"""The parent process of a worker: takes jobs, runs each in a child process, and renews its lease.
 
-The child is killed rather than asked when the worker has lost the lease; the job is then delivered
-again. It is killed as well if it does not do what it is asked: to cancel, to pause, or to end its
-evaluation because the worker stops.
-A child never outlives its parent. Knows no torch: only the child pays for it.
+The parent kills the child when the lease is lost, after which the job is delivered again, or when
+the child does not stop in time after a cancel, a pause or a stop of the worker. A child never
+outlives its parent. Only the child imports torch.
 """
 
 import math
@@ -43,8 +42,8 @@ from pruning.jobs.store import JobStore
 from pruning.worker.metrics import WorkerMetrics
 from pruning.worker.task import run_job
 
-_LOOK_UP_S = 0.1
-_LEAVE_S = 6.0  # that a child may take to end its evaluation; the worker itself has 10 s
+_POLL_S = 0.1
+_CHILD_STOP_S = 6.0  # for a child to end its evaluation; the worker itself has 10 s
 
 
 class PruneDelivery(Delivery):
@@ -54,9 +53,9 @@ class PruneDelivery(Delivery):
 
 
 class PruneWorker(Worker):
-    """RQ's worker, made for jobs of hours whose lease is seconds.
+    """RQ's worker, for jobs of hours with a lease of seconds.
 
-    Not RQ's ``SpawnWorker``, which puts the password of Redis onto a command line.
+    Does not use RQ's ``SpawnWorker``, which puts the password of Redis on a command line.
     """
 
     queue_class = LeasedQueue
@@ -70,13 +69,13 @@ class PruneWorker(Worker):
         self._store = JobStore(client)
         self._lease_s = lease_s
         self.environment: dict[str, str] = {}  # of the children
-        self.cancel_s = math.inf  # that a child may take to stop after it was asked
-        self._asked_s: float | None = None  # when that was, as far as its parent knows
+        self.cancel_s = math.inf  # for a child to stop on request, before it is killed
+        self._stop_requested_s: float | None = None  # when the parent saw the request
         self._is_overdue = False
         self.is_stopping = False
-        self._kill_at_s = math.inf  # the child, if it has not ended by then
+        self._kill_at_s = math.inf  # deadline of the child once the worker stops
         self.metrics = WorkerMetrics(name, lease_s)
-        self._has_sent_back = False  # the job that it has
+        self._is_requeued = False  # the current job
         super().__init__(
             [self._deliveries.rq],
             name,
@@ -85,7 +84,7 @@ class PruneWorker(Worker):
             worker_ttl=15 + max(1, lease_s // 3),  # RQ waits for a job for all but 15 s of it
             maintenance_interval=max(1, lease_s * 2 // 3),
             job_monitoring_interval=max(1, lease_s // 3),
-            exception_handlers=[self._abandoned],
+            exception_handlers=[self._on_abandoned],
             log_job_description=False,
             prepare_for_work=not is_child,
         )
@@ -99,7 +98,7 @@ class PruneWorker(Worker):
         command = [sys.executable, "-c", self.child, *who]
         # a process group of its own: Ctrl-C is for the parent
         self._horse_pid = os.posix_spawn(sys.executable, command, self.environment, setpgroup=0)
-        if self.is_stopping:  # the signal came while there was nobody to ask yet
+        if self.is_stopping:  # the signal came before the child existed
             self.kill_horse()
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:
@@ -107,22 +106,22 @@ class PruneWorker(Worker):
             super().kill_horse(sig)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is RQ's
-        """Ask the child to end, after which the job is handed back. Asked again, just leave."""
+        """Ask the child to stop, and requeue its job. A second signal exits at once."""
         if self.is_stopping:
             raise SystemExit(1)
         self.is_stopping = self._stop_requested = True
-        self._ask_child_to_end()
+        self._terminate_child()
         if self.get_state() != WorkerStatus.BUSY:
             raise StopRequested
 
-    def _ask_child_to_end(self) -> None:
-        self._kill_at_s = min(self._kill_at_s, time.monotonic() + _LEAVE_S)
+    def _terminate_child(self) -> None:
+        self._kill_at_s = min(self._kill_at_s, time.monotonic() + _CHILD_STOP_S)
         if self.horse_pid:
-            with suppress(ProcessLookupError):  # itself, not what it has started
+            with suppress(ProcessLookupError):  # only the child, not its process group
                 os.kill(self.horse_pid, signal.SIGTERM)
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
-        if job.id in queue.started_job_registry:  # delivered twice, and somebody has its lease
+        if job.id in queue.started_job_registry:  # delivered twice, and leased already
             queue.intermediate_queue.remove(job.id)
             return
         try:
@@ -130,17 +129,17 @@ class PruneWorker(Worker):
         except DeliveryRefused as refusal:
             self.log.error("delivery %r is refused: %s", job.id, refusal)
             queue.intermediate_queue.remove(job.id)
-            self.connection.delete(job.key)  # if there is such a job, it is delivered anew
+            self.connection.delete(job.key)  # a recorded job is then delivered by ``recover``
             return
-        began, self._has_sent_back = time.time(), False
-        self._asked_s, self._is_overdue = None, False
+        began, self._is_requeued = time.time(), False
+        self._stop_requested_s, self._is_overdue = None, False
         with self.metrics.busy():
             super().execute_job(job, queue)
         self._count_end(job.id, began)
         self._enqueue_again(job.id)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, struct_rusage | None]:
-        """As RQ's, but looking up: a signal that another thread has got interrupts no ``wait4``."""
+        """Poll the child: a signal that another thread receives does not interrupt ``wait4``."""
         with suppress(ChildProcessError):
             while True:
                 ended = os.wait4(self.horse_pid, os.WNOHANG)
@@ -148,41 +147,43 @@ class PruneWorker(Worker):
                     return ended
                 if time.monotonic() >= self._kill_at_s:
                     self.kill_horse()
-                threading.Event().wait(_LOOK_UP_S)
+                threading.Event().wait(_POLL_S)
         return None, None, None
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
         super().heartbeat(timeout, pipeline)
-        if pipeline is None:  # or it is sent later
+        if pipeline is None:  # else it is sent later
             self.metrics.heartbeat()
 
     def maintain_heartbeats(self, job: RQJob, execution: Execution) -> None:
-        if self.is_stopping:  # RQ's alarm may have broken into ``request_stop``
-            self._ask_child_to_end()
+        if self.is_stopping:  # RQ's alarm may have interrupted ``request_stop``
+            self._terminate_child()
         try:
             super().maintain_heartbeats(job, execution)
             self.metrics.heartbeat()
-            self._kill_if_overdue(self._look(job.id))
-            if not self._holds(job, execution):
-                self.log.error("the lease of job %s was lost, so its child is killed", job.id)
+            self._enforce_stop_request(self._record_progress(job.id))
+            if not self._has_lease(job, execution):
+                self.log.error("killing the child of job %s: its lease was lost", job.id)
                 self.kill_horse()
         except UNAVAILABLE as error:
             self.log.warning("no heartbeat for job %s: %s", job.id, error)
 
-    def _kill_if_overdue(self, job: Job | None) -> None:
-        if job is None:  # not now, or not any more
+    def _enforce_stop_request(self, job: Job | None) -> None:
+        """Kill a child that has not stopped within ``cancel_s`` of the request."""
+        if job is None:
             return
         if job.stop_request is None:
-            self._asked_s = None
+            self._stop_requested_s = None
             return
         now_s = time.monotonic()
-        self._asked_s = now_s if self._asked_s is None else self._asked_s
-        if now_s - self._asked_s >= self.cancel_s:
-            self.log.warning("job %s does not %s, so its child is killed", job.id, job.stop_request)
+        self._stop_requested_s = now_s if self._stop_requested_s is None else self._stop_requested_s
+        if now_s - self._stop_requested_s >= self.cancel_s:
+            self.log.warning("killing the child of job %s: no %s in time", job.id, job.stop_request)
             self._is_overdue = True
             self.kill_horse()
 
-    def _holds(self, job: RQJob, execution: Execution) -> bool:
+    def _has_lease(self, job: RQJob, execution: Execution) -> bool:
+        """Whether this execution still has the lease of the job."""
         key = job.started_job_registry.key
         return self.connection.zscore(key, execution.composite_key) is not None
 
@@ -194,72 +195,72 @@ class PruneWorker(Worker):
         exc_string: str = "",
         execution: Execution | None = None,
     ) -> None:
-        """The child died, or the task raised: deliver again, unless somebody else already has."""
+        """Deliver again after the child died or raised, unless another worker has the job."""
         queue.intermediate_queue.remove(job.id)
-        self._look(job.id)  # before its record forgets the attempt
-        if execution is not None and not self._holds(job, execution):
+        self._record_progress(job.id)  # before the record is reset
+        if execution is not None and not self._has_lease(job, execution):
             self.executions.pop(execution.id, None)
             return
-        self._has_sent_back = True
+        self._is_requeued = True
         if self.is_stopping:
-            self._hand_back(job, "handed back by a worker that stops", execution)
+            self._requeue(job, "requeued: its worker is stopping", execution)
         elif self._is_overdue:
-            reason = f"killed, as it went on for {self.cancel_s:g} s after it was to stop"
-            self._hand_back(job, reason, execution)
+            reason = f"killed: it did not stop within {self.cancel_s:g} s"
+            self._requeue(job, reason, execution)
         else:
             self.metrics.child_lost()
             worker_lost(self._store, job)
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
 
-    def _hand_back(self, job: RQJob, reason: str, execution: Execution | None) -> None:
+    def _requeue(self, job: RQJob, reason: str, execution: Execution | None) -> None:
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline=pipeline, execution=execution)
-            self._deliveries.hand_back(self._store, job, reason, pipeline)
+            self._deliveries.requeue(self._store, job, reason, pipeline)
             pipeline.execute()
 
     def _enqueue_again(self, job_id: str) -> None:
-        """If its child has given it back, or it was resumed before its child had ended."""
+        """Deliver a job that its child has requeued, or that was resumed before the child ended."""
         try:
             self._deliveries.enqueue_again(self._store, job_id)
         except JobStoreUnavailable as error:
-            self.log.warning("whether job %s goes on is looked at later: %s", job_id, error)
+            self.log.warning("checking later whether job %s is queued: %s", job_id, error)
 
-    def _abandoned(self, job: RQJob, kind: type[BaseException], *_rest: object) -> None:
-        """RQ has found that a lease ran out, and is about to deliver again or to give up."""
+    def _on_abandoned(self, job: RQJob, kind: type[BaseException], *_rest: object) -> None:
+        """Called by RQ for an expired lease, before it delivers again or gives up."""
         if issubclass(kind, AbandonedJobError):
-            began, self._has_sent_back = time.time(), True
+            began, self._is_requeued = time.time(), True
             self.metrics.lease_expired()
             worker_lost(self._store, job)
             self._count_end(job.id, began)
 
-    def _look(self, job_id: str) -> Job | None:
-        """Count what is new in the record; metrics are no reason to wait or to fail."""
+    def _record_progress(self, job_id: str) -> Job | None:
+        """Read the job, and count its progress. None if it cannot be read now."""
         try:
             job = self._store.get(job_id)
         except (JobNotFound, JobStoreUnavailable):
             return None
-        self.metrics.looked_at(job)
+        self.metrics.record_progress(job)
         return job
 
     def _count_end(self, job_id: str, began: float) -> None:
-        """Of what began then, unless the job was at its end before."""
-        if (job := self._look(job_id)) is None:
+        """Count the end of a job, unless it had ended before ``began``."""
+        if (job := self._record_progress(job_id)) is None:
             return
-        is_anothers = job.worker not in (None, self.name)
-        if not is_anothers and job.finished_at is not None and job.finished_at >= began:
+        has_another_worker = job.worker not in (None, self.name)
+        if not has_another_worker and job.finished_at is not None and job.finished_at >= began:
             self.metrics.ended(job.status)
             return
-        # what its child has given back by itself is not lost
-        is_lost = is_anothers or (job.status is JobStatus.QUEUED and job.num_lost > 0)
-        if is_lost and not self._has_sent_back:
+        # a job that its own child has requeued is not lost
+        is_lost = has_another_worker or (job.status is JobStatus.QUEUED and job.num_lost > 0)
+        if is_lost and not self._is_requeued:
             self.metrics.lease_lost()
 
     def clean_registries(self) -> None:
-        """Look for leases that ran out, except while nobody could renew his: Redis was away."""
+        """Find expired leases, unless Redis has just started and no worker could renew its own."""
         try:
             info: Any = self.connection.info("server")
             if info["uptime_in_seconds"] > self._lease_s:
                 super().clean_registries()  # type: ignore[no-untyped-call]  # so it is in RQ
                 self._deliveries.recover(self._store)
         except (JobStoreUnavailable, *UNAVAILABLE) as error:
-            self.log.warning("lost jobs are looked for later: %s", error)
+            self.log.warning("looking for lost jobs later: %s", error)

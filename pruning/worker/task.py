@@ -1,7 +1,7 @@
-"""The task of a delivery: runs one job in a process of its own and writes down how it goes.
+"""The task of a delivery: run one job in this process, and record its progress and its end.
 
-Knows no queue: whatever ends this process, the job is delivered again. Torch is imported only
-once there is something to prune.
+If this process dies, the parent delivers the job again. Torch is imported only once there is a job
+to run, see ``run.py``.
 """
 
 import logging
@@ -26,121 +26,96 @@ from pruning.removal import Removal
 from pruning.search.state import Plan, Scored, SearchState
 
 _T = TypeVar("_T")
-_PATIENCE_S = 60
-_ASKED = (JobStatus.RUNNING, JobStatus.CANCELLING)  # to stop, if starting is refused
+_NUM_RETRIES = 60  # at most 1 s apart, as long as a restart of Redis may take
+_STOP_REQUESTED = (JobStatus.RUNNING, JobStatus.CANCELLING)  # where a start is refused
 
 logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The job is to be cancelled or paused: raised out of the run, between two evaluations."""
+    """A cancel or pause was requested. Raised in the run, between two evaluations."""
 
 
-class WorkerStops(Exception):
-    """The worker is to stop: raised out of the run once what it has found is written down."""
+class WorkerStopping(Exception):
+    """The worker is stopping. Raised in the run, once its progress is recorded."""
 
 
 def run_job(job_id: str) -> None:
-    """Run the job in this process. Raises ``StaleAttempt`` once another worker has it."""
+    """Run the job in this process. Raises ``StaleAttempt`` once another worker has the job."""
     settings = WorkerSettings()
-    assert settings.redis_url is not None  # the parent has put it into our environment
+    assert settings.redis_url is not None  # set by the parent
     delivery = get_current_job()
     worker = delivery.worker_name if delivery and delivery.worker_name else "unnamed"
-    # no patience with progress: a search does not wait for it
+
+    def run(job: Job, observer: JobObserver) -> str:
+        from pruning.worker.run import prune_job  # noqa: PLC0415 - imports torch, in seconds
+
+        return prune_job(settings, job, observer, observer.earlier, observer.confirm)
+
+    # no retries: a search does not wait until its progress is recorded
     with closing(JobStore(connect(settings.redis_url, num_retries=0))) as store:
-        execute(job_id, store, worker, lambda job, observer: _prune(settings, job, observer))
-
-
-def _prune(settings: WorkerSettings, job: Job, observer: "JobObserver") -> str:
-    # Torch takes seconds, which a job that has ended already need not wait for.
-    from pruning.checkpoints.store import CheckpointStore  # noqa: PLC0415 - as said above
-    from pruning.models.memory import BATCH_TOKENS  # noqa: PLC0415 - as said above
-    from pruning.models.store import ModelStore, set_up_torch  # noqa: PLC0415 - as said above
-    from pruning.pipeline import prune  # noqa: PLC0415 - as said above
-    from pruning.search.dense_model import Resources  # noqa: PLC0415 - as said above
-
-    set_up_torch(settings.threads)
-    name = job.checkpoint_name
-    prune(
-        job.spec,
-        name=name,
-        target=CheckpointStore(settings.checkpoints_dir).path(name),
-        models=ModelStore(settings.models_dir),
-        observer=observer,
-        resources=Resources(
-            settings.device,
-            settings.state_budget,
-            settings.num_actors,
-            BATCH_TOKENS >> job.num_halvings,
-            settings.tasks_dir,
-        ),
-        earlier=observer.earlier,
-        confirm=observer.confirm,
-        verify=settings.verify,
-    )
-    return name
+        execute(job_id, store, worker, run)
 
 
 def execute(
     job_id: str, store: JobStore, worker: str, run: Callable[[Job, "JobObserver"], str]
 ) -> None:
-    """Take the job, ``run`` it to the name of a published model, record how it ended.
+    """Start the job, call ``run``, which returns the name of the checkpoint, and record the end.
 
-    A job that has ended is left alone. SIGTERM ends this process, as soon as the evaluation that
-    runs is recorded. Raises what ``run_job`` raises.
+    Does nothing if the job has ended. SIGTERM ends this process once the current evaluation is
+    recorded. Raises ``StaleAttempt``.
     """
     try:
-        job = _insist(lambda: store.start(job_id, worker))
+        job = _retried(lambda: store.start(job_id, worker))
     except JobNotFound:
         return
     except IllegalTransition as refused:
-        if refused.status in _ASKED:  # its worker died before it could obey
-            _insist(lambda: store.stopped(job_id))
+        if refused.status in _STOP_REQUESTED:  # the last worker died before it stopped
+            _retried(lambda: store.stopped(job_id))
         return
     if job.num_lost >= DELIVERIES:
         give_up(store, job_id)
         return
     logger.info("job %s: attempt %d", job_id, job.attempt)
-    earlier = _insist(lambda: store.search_state(job_id))
-    with heeding(signal.SIGTERM) as is_to_end:
-        observer = JobObserver(store, job, earlier, is_to_end)
+    earlier = _retried(lambda: store.search_state(job_id))
+    with heeding(signal.SIGTERM) as is_terminating:
+        observer = JobObserver(store, job, earlier, is_terminating)
         try:
             end = _outcome(store, job, observer, run)
-        except WorkerStops:
-            logger.info("job %s: left, as the worker stops", job_id)
-            os._exit(1)  # RQ would take an exception for the end of the job
-    _insist(observer.catch_up)
-    logger.info("job %s: %s", job_id, _insist(end))
+        except WorkerStopping:
+            logger.info("job %s: requeued, as the worker is stopping", job_id)
+            os._exit(1)  # an exception would end the job for RQ
+    _retried(observer.catch_up)
+    logger.info("job %s: %s", job_id, _retried(end))
 
 
 def _outcome(
     store: JobStore, job: Job, observer: "JobObserver", run: Callable[[Job, "JobObserver"], str]
 ) -> Callable[[], JobStatus]:
-    """Run the job; what is returned records its end."""
+    """Run the job, and return a function that records its end."""
     try:
         pruned_model = run(job, observer)
     except Stopped:
         return lambda: store.stopped(job.id, job.attempt)
-    except (StaleAttempt, JobStoreUnavailable, WorkerStops):
+    except (StaleAttempt, JobStoreUnavailable, WorkerStopping):
         raise
     except Exception as error:
-        from pruning.models.memory import is_out_of_memory, shortage  # noqa: PLC0415 - as above
-        from pruning.worker.failures import describe  # noqa: PLC0415 - as above
+        from pruning.worker.run import failure_of  # noqa: PLC0415 - imports torch, in seconds
 
         logger.exception("job %s failed", job.id)
-        if is_out_of_memory(error) and not job.num_halvings:
-            reason = f"{shortage(error)}: tried once more, with half the batch"
+        failure = failure_of(error)
+        if failure.exhausted_memory is not None and not job.num_halvings:
+            reason = f"{failure.exhausted_memory}: trying again with half the batch"
             return lambda: store.short_of_memory(job.id, reason, job.attempt)
-        failure = describe(error)
-        return lambda: store.fail(job.id, failure, job.attempt)
+        return lambda: store.fail(job.id, failure.error, job.attempt)
     return lambda: store.succeed(job.id, pruned_model, job.attempt)
 
 
 class JobObserver:
-    """Writes the progress of one attempt, and stops the run when the record says so.
+    """Records the progress of one attempt, and stops the run when that is requested.
 
-    Progress that cannot be written is no reason to stop: the next that can is newer. Once
-    ``is_to_end``, the run is left behind the next write.
+    While Redis is unavailable the run continues, and its progress is recorded later. Once
+    ``is_terminating()``, the next record raises ``WorkerStopping``.
     """
 
     def __init__(
@@ -148,7 +123,7 @@ class JobObserver:
         store: JobStore,
         job: Job,
         earlier: SearchState,
-        is_to_end: Callable[[], bool] = lambda: False,
+        is_terminating: Callable[[], bool] = lambda: False,
     ) -> None:
         self.earlier = earlier
         self._store = store
@@ -156,10 +131,10 @@ class JobObserver:
         self._attempt = job.attempt
         self._plan = earlier.plan
         self._removals = list(earlier.removals)
-        # what must not be lost, in order
-        self._unwritten: list[Callable[[], StopRequest | None]] = []
+        # writes that must not be lost, in order
+        self._pending: list[Callable[[], StopRequest | None]] = []
         self._is_away = False
-        self._is_to_end = is_to_end
+        self._is_terminating = is_terminating
 
     def phase(self, phase: str) -> None:
         self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
@@ -168,7 +143,7 @@ class JobObserver:
         is_anew = plan != self._plan
         if is_anew:
             self._plan, self._removals = plan, []
-        self._unwritten.append(
+        self._pending.append(
             lambda: self._store.searching(
                 self._id, plan, done, total, self._attempt, is_anew=is_anew
             )
@@ -181,31 +156,32 @@ class JobObserver:
     def removed(self, removal: Removal) -> None:
         self._removals.append(removal)
         found = tuple(self._removals)
-        self._unwritten.append(lambda: self._store.removed(self._id, found, self._attempt))
+        self._pending.append(lambda: self._store.removed(self._id, found, self._attempt))
         self._write()
 
     def warned(self, message: str) -> None:
-        self._unwritten.append(lambda: self._store.warn(self._id, message, self._attempt))
+        self._pending.append(lambda: self._store.warn(self._id, message, self._attempt))
         self._write()
 
     def confirm(self) -> None:
-        """Ask whether the job is still there and ours, for as long as it takes to be answered.
+        """Check before publishing that this attempt still has the job, with retries.
 
-        Who does not know may not publish: the job may have ended elsewhere, and been deleted.
+        The job may have ended in another worker and been deleted since. Raises ``StaleAttempt``,
+        ``Stopped``, or ``JobStoreUnavailable`` if Redis stays unavailable.
         """
         try:
-            request = _insist(lambda: self._store.confirm(self._id, self._attempt))
+            request = _retried(lambda: self._store.confirm(self._id, self._attempt))
         except (IllegalTransition, JobNotFound) as error:
             raise StaleAttempt(str(error)) from error
         if request is not None:
             raise Stopped
 
     def catch_up(self) -> StopRequest | None:
-        """Write what must not be lost and could not be written when it was found."""
+        """Record what could not be recorded while Redis was unavailable."""
         request = None
-        while self._unwritten:
-            request = self._unwritten[0]()
-            del self._unwritten[0]
+        while self._pending:
+            request = self._pending[0]()
+            del self._pending[0]
         return request
 
     def _write(self, write: Callable[[], StopRequest | None] | None = None) -> None:
@@ -214,7 +190,7 @@ class JobObserver:
             request = write() if write is not None else request
         except JobStoreUnavailable as error:
             if not self._is_away:
-                logger.warning("the search goes on, its progress is not recorded: %s", error)
+                logger.warning("progress is not recorded, the search continues: %s", error)
             self._is_away = True
         except IllegalTransition as error:
             raise StaleAttempt(str(error)) from error
@@ -222,12 +198,12 @@ class JobObserver:
             self._is_away = False
             if request is not None:
                 raise Stopped
-            if self._is_to_end():
-                raise WorkerStops
+            if self._is_terminating():
+                raise WorkerStopping
 
 
-def _insist(write: Callable[[], _T]) -> _T:
-    """Write what must not be lost, for as long as a Redis that restarts may take."""
+def _retried(write: Callable[[], _T]) -> _T:
+    """Call ``write``, and retry while Redis is unavailable."""
     backoff = ExponentialBackoff(cap=1, base=0.05)
-    retry = Retry(backoff, _PATIENCE_S, (JobStoreUnavailable,))
+    retry = Retry(backoff, _NUM_RETRIES, (JobStoreUnavailable,))
     return retry.call_with_retry(write, lambda _error: None)

@@ -130,10 +130,10 @@ class SteeredWorker(PruneWorker):
     """A worker that knows these tasks as well."""
 
     job_class = SteeredDelivery
-    child = "from tests.support.worker_process import run_steered_child as run; run()"
+    child = "from tests.support.worker_process import run_child_with_tasks as run; run()"
 
 
-def run_steered_child() -> None:
+def run_child_with_tasks() -> None:
     run_child(SteeredWorker)
 
 

@@ -263,7 +263,7 @@ def test_a_job_that_is_to_stop_is_not_handed_to_anybody(
         job_store.start(job_id, "worker")
     job_store.pause(job_id)
     with queue.rq.connection.pipeline() as pipeline:
-        queue.hand_back(job_store, delivery, "it stops", pipeline)
+        queue.requeue(job_store, delivery, "it stops", pipeline)
         pipeline.execute()
     assert job_store.get(job_id).status is JobStatus.PAUSED
     assert queue.rq.get_job_ids() == []

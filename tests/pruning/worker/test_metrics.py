@@ -45,14 +45,14 @@ def at(num_evaluations: int, seconds: float, **change: object) -> Job:
 
 def test_every_look_counts_what_is_new(metrics: WorkerMetrics) -> None:
     for job in (at(0, 0), at(3, 1.5), at(3, 1.5), at(8, 5.0)):
-        metrics.looked_at(job)
+        metrics.record_progress(job)
     found = scrape(metrics)
     assert found.value(EVALUATIONS) == found.value(f"{SECONDS}_count") == 8
     assert found.value(f"{SECONDS}_sum") == pytest.approx(5.0)
 
 
 def test_what_is_counted_has_the_id_of_its_job_as_exemplar(metrics: WorkerMetrics) -> None:
-    metrics.looked_at(at(3, 1.5))
+    metrics.record_progress(at(3, 1.5))
     text = openmetrics(metrics.registry).decode()  # type: ignore[no-untyped-call]
     [line] = [line for line in text.splitlines() if line.startswith(EVALUATIONS)]
     assert '# {job_id="prn-1"} 3.0' in line
@@ -60,13 +60,13 @@ def test_what_is_counted_has_the_id_of_its_job_as_exemplar(metrics: WorkerMetric
 
 def test_what_another_worker_does_is_not_counted(metrics: WorkerMetrics) -> None:
     for worker in ("another", None):
-        metrics.looked_at(at(3, 1.5, worker=worker))
+        metrics.record_progress(at(3, 1.5, worker=worker))
     assert scrape(metrics).value(EVALUATIONS) == 0
 
 
 def test_a_search_that_begins_anew_in_one_child_is_more_work(metrics: WorkerMetrics) -> None:
     for job in (at(5, 5.0), at(2, 1.0), at(4, 2.0)):
-        metrics.looked_at(job)
+        metrics.record_progress(job)
     found = scrape(metrics)
     assert found.value(EVALUATIONS) == 9
     assert found.value(f"{SECONDS}_sum") == pytest.approx(7.0)
@@ -80,7 +80,7 @@ def test_whatever_the_children_have_done_is_counted_once(children: Sequence[Sequ
         done = 0
         for step in steps:
             done += step
-            metrics.looked_at(at(done, done * 0.5, attempt=attempt))
+            metrics.record_progress(at(done, done * 0.5, attempt=attempt))
     total = sum(sum(steps) for steps in children)
     found = scrape(metrics)
     assert found.value(EVALUATIONS) == total

@@ -141,7 +141,7 @@ def test_a_child_that_does_not_stop_as_asked_is_killed(
     job, told = job_store.get(delivery.id), job_store.events(delivery.id)[-1].message
     assert job.status is (JobStatus.PAUSED if is_pause else JobStatus.CANCELLED)
     assert job.num_lost == 0
-    assert told.endswith("killed, as it went on for 0.2 s after it was to stop")
+    assert told.endswith("killed: it did not stop within 0.2 s")
     assert worker.queues[0].get_job_ids() == []
     assert not redis_client.exists(delivery.key)
 
@@ -159,7 +159,7 @@ def test_a_child_that_is_asked_no_longer_has_all_its_time_again(
     worker.maintain_heartbeats(delivery, execution)
     job_store.resume(delivery.id)
     worker.maintain_heartbeats(delivery, execution)
-    asked_since = worker._asked_s
+    asked_since = worker._stop_requested_s
     worker.cancel_s = 0
     worker.maintain_heartbeats(delivery, execution)
     assert (asked_since, child.poll()) == (None, None)

@@ -128,7 +128,7 @@ def test_without_an_answer_the_job_has_not_failed(
     redis_client: redis.Redis, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is delivered again, as after any end of its process."""
-    monkeypatch.setattr(task, "_PATIENCE_S", 1)
+    monkeypatch.setattr(task, "_NUM_RETRIES", 1)
     store = AwayStore(redis_client)
     store.failures = 2
     with pytest.raises(JobStoreUnavailable):

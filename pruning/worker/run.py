@@ -1,0 +1,63 @@
+"""The part of a task that needs torch: pruning the model of a job, and describing its error.
+
+Importing torch takes seconds, so ``task.py`` imports this module only once there is a job to run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pruning.checkpoints.store import CheckpointStore
+from pruning.config import WorkerSettings
+from pruning.jobs.job import Job, JobError
+from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
+from pruning.models.store import ModelStore, set_up_torch
+from pruning.pipeline import RunObserver, prune
+from pruning.search.dense_model import Resources
+from pruning.search.state import SearchState
+from pruning.worker.failures import describe
+
+
+def prune_job(
+    settings: WorkerSettings,
+    job: Job,
+    observer: RunObserver,
+    earlier: SearchState,
+    confirm: Callable[[], object],
+) -> str:
+    """Prune the model of the job, and return the name of the published checkpoint.
+
+    ``earlier`` and ``confirm`` are those of ``pipeline.prune``.
+    """
+    set_up_torch(settings.threads)
+    name = job.checkpoint_name
+    prune(
+        job.spec,
+        name=name,
+        target=CheckpointStore(settings.checkpoints_dir).path(name),
+        models=ModelStore(settings.models_dir),
+        observer=observer,
+        resources=Resources(
+            settings.device,
+            settings.state_budget,
+            settings.num_actors,
+            BATCH_TOKENS >> job.num_halvings,
+            settings.tasks_dir,
+        ),
+        earlier=earlier,
+        confirm=confirm,
+        verify=settings.verify,
+    )
+    return name
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed. ``exhausted_memory`` names the memory that it ran out of, if it did."""
+
+    error: JobError
+    exhausted_memory: str | None
+
+
+def failure_of(error: Exception) -> Failure:
+    """Describe an exception of ``prune_job``."""
+    return Failure(describe(error), shortage(error) if is_out_of_memory(error) else None)
