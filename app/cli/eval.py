@@ -44,7 +44,7 @@ def evaluate(
     ] = None,
     texts_dir: Annotated[
         Path | None,
-        typer.Option(help="Directory with wikitext2-test.txt and c4-validation.jsonl [texts]."),
+        typer.Option(help="Has wikitext2-test.txt and c4-validation.jsonl; by default texts."),
     ] = None,
     tasks_dir: Annotated[
         Path | None,

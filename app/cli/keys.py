@@ -97,4 +97,4 @@ def _row(key: ApiKey) -> dict[str, Any]:
 
 
 def _limit(limit: int | None) -> str:
-    return "default" if limit is None else str(limit or "no limit")
+    return "default" if limit is None else str(limit or "unlimited")

@@ -49,7 +49,7 @@ class DemoFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelFigures:
     """The measurements of one model: medians over the repeats, and one completion."""
 
     model: dict[str, Any]  # as GET /models describes it
@@ -171,7 +171,7 @@ def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str
     return job
 
 
-def _compare(client: httpx2.Client, *names: str) -> list[Side]:
+def _compare(client: httpx2.Client, *names: str) -> list[ModelFigures]:
     """Generate answers of equal lengths with every model, so that only the depth differs."""
     body = {
         "models": names,
@@ -182,7 +182,7 @@ def _compare(client: httpx2.Client, *names: str) -> list[Side]:
     }
     prompts = _post(client, "/compare", body, expected=200)["prompts"]
     return [
-        _side(
+        _figures(
             client.get(f"/models/{name}").raise_for_status().json(),
             [prompt["outputs"][number] for prompt in prompts],
         )
@@ -190,11 +190,11 @@ def _compare(client: httpx2.Client, *names: str) -> list[Side]:
     ]
 
 
-def _side(model: dict[str, Any], outputs: list[dict[str, Any]]) -> Side:
+def _figures(model: dict[str, Any], outputs: list[dict[str, Any]]) -> ModelFigures:
     """``outputs``: one for each prompt. The prompts of a repeat run as one batch."""
     repeats = list(zip(*(output["timings"] for output in outputs), strict=True))
     num_tokens = sum(output["completion_tokens"] for output in outputs)
-    return Side(
+    return ModelFigures(
         model=model,
         ttft_s=median(fmean(times["ttft_s"] for times in repeat) for repeat in repeats),
         tpot_s=median(fmean(times["tpot_s"] for times in repeat) for repeat in repeats),
@@ -215,7 +215,9 @@ def _post(
     return answer
 
 
-def _print_report(job: dict[str, Any], dense: Side, pruned: Side, *, as_json: bool) -> None:
+def _print_report(
+    job: dict[str, Any], dense: ModelFigures, pruned: ModelFigures, *, as_json: bool
+) -> None:
     measured = dense.tpot_s / pruned.tpot_s
     ideal = dense.model["num_blocks"] / pruned.model["num_blocks"]
     if as_json:
@@ -243,7 +245,7 @@ def _print_report(job: dict[str, Any], dense: Side, pruned: Side, *, as_json: bo
         console.print(Panel(text, title=f"{title}: {side.model['id']}", title_align="left"))
 
 
-def _rows(dense: Side, pruned: Side) -> list[tuple[str, str, str, str]]:
+def _rows(dense: ModelFigures, pruned: ModelFigures) -> list[tuple[str, str, str, str]]:
     def row(name: str, left: float, right: float, form: str) -> tuple[str, str, str, str]:
         return name, form.format(left), form.format(right), f"{left / right:.2f}×"
 

@@ -1,4 +1,4 @@
-"""``sleb export``: a model as files for other programs, loaded again before they are visible."""
+"""``sleb export``: write a model for other programs, and verify the files before they appear."""
 
 import os
 from contextlib import suppress
@@ -28,46 +28,46 @@ from pruning.sleb import Blocks
 
 @dataclass(frozen=True)
 class Export:
-    """What to write where, at least one of ``out_dir`` and ``gguf``; ``dtype`` "auto" is the
-    model's own.
-    """
+    """What to write, and where: at least one of ``out_dir`` and ``gguf``."""
 
     model: str
     out_dir: Path | None
     gguf: Path | None
-    dtype: str
+    dtype: str  # "auto" is the model's own
     shard_bytes: int
     overwrite: bool
 
 
-def run_export(wanted: Export, settings: Settings, *, as_json: bool) -> None:
-    """Write what is wanted and say so.
+def run_export(export: Export, settings: Settings, *, as_json: bool) -> None:
+    """Write the directory, the GGUF file or both, and print where they are.
 
-    What cannot be done is refused before weights are read: raises ``CheckpointExists``,
-    ``GgufUnsupported`` and what ``subject_of`` raises; then ``CheckpointNotPortable``.
+    Raises ``CheckpointExists``, ``GgufUnsupported`` and what ``subject_of`` raises before any
+    weights are read, and ``CheckpointNotPortable`` if the verification fails.
     """
     set_up_torch(settings.threads)
-    subject = subject_of(wanted.model, settings)
-    out, gguf = (its and its.expanduser().absolute() for its in (wanted.out_dir, wanted.gguf))
+    subject = subject_of(export.model, settings)
+    out, gguf = (path and path.expanduser().absolute() for path in (export.out_dir, export.gguf))
     if out is not None:
-        check_place(out, overwrite=wanted.overwrite)
+        check_place(out, overwrite=export.overwrite)
     if gguf is not None:
-        _check_file(gguf, overwrite=wanted.overwrite)
+        _check_file(gguf, overwrite=export.overwrite)
         check_gguf(read_config(subject.path))
     resources = Resources(settings.device, settings.state_budget)
     resident = fitting_resident(subject.path, resources)
-    dense = load_dense_model(subject.path, resident, resources, dtype=wanted.dtype)
-    job = _Job(subject, dense, subject.keep or tuple(range(num_blocks(dense.model))), settings)
+    dense = load_dense_model(subject.path, resident, resources, dtype=export.dtype)
+    exporter = _Exporter(
+        subject, dense, subject.keep or tuple(range(num_blocks(dense.model))), settings
+    )
     if out is not None:
-        job.write_directory(out, wanted.shard_bytes, overwrite=wanted.overwrite)
+        exporter.write_directory(out, export.shard_bytes, overwrite=export.overwrite)
     if gguf is not None:
-        job.write_gguf(gguf)
-    _tell(job.exported, out, gguf, settings.verify, as_json=as_json)
+        exporter.write_gguf(gguf)
+    _print_result(exporter.exported, out, gguf, settings.verify, as_json=as_json)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """The model that is exported, and how."""
+class _Exporter:
+    """A loaded model, and the blocks of it to write."""
 
     subject: Subject
     dense: DenseModel
@@ -76,7 +76,7 @@ class _Job:
 
     @property
     def exported(self) -> Exported:
-        """A checkpoint says itself whose child it is; what is neither that nor a name is dense."""
+        """The lineage: from the manifest of a checkpoint directory, else from the name."""
         name, total = Path(self.subject.name).name, num_blocks(self.dense.model)
         parent = VariantName.parse(name).model
         if (self.subject.path / MANIFEST).is_file():
@@ -105,37 +105,37 @@ class _Job:
         place(out, num_bytes, write, overwrite=overwrite)
 
     def write_gguf(self, file: Path) -> None:
-        """Beside its place first, and renamed once transformers has read it back."""
+        """Write beside the target first, and rename once transformers has read it back."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_name(f".{file.name}-{uuid4().hex}")
+        temporary = file.with_name(f".{file.name}-{uuid4().hex}")
         try:
-            write_gguf(half, self.dense, self.keep, self.exported.name)
+            write_gguf(temporary, self.dense, self.keep, self.exported.name)
             if self.settings.verify is not Verify.OFF:
-                compare_gguf(half, expectation(self.dense, self.keep, self.settings.device))
-            with half.open("rb") as written:
+                compare_gguf(temporary, expectation(self.dense, self.keep, self.settings.device))
+            with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            half.replace(file)
+            temporary.replace(file)
         finally:
             with suppress(FileNotFoundError):
-                half.unlink()
+                temporary.unlink()
 
 
 def _check_file(file: Path, *, overwrite: bool) -> None:
     if file.is_dir() or (file.exists() and not overwrite):
-        raise CheckpointExists(f"{file} exists already: choose another place, or say --overwrite")
+        raise CheckpointExists(f"{file} exists already: choose another path, or use --overwrite")
 
 
-def _tell(
+def _print_result(
     exported: Exported, out: Path | None, gguf: Path | None, verify: Verify, *, as_json: bool
 ) -> None:
-    places = {"path": out and str(out), "gguf": gguf and str(gguf)}
+    paths = {"path": out and str(out), "gguf": gguf and str(gguf)}
     if as_json:
         is_verified = verify is not Verify.OFF
-        print_json({**asdict(exported), **places, "verified": is_verified})
+        print_json({**asdict(exported), **paths, "verified": is_verified})
         return
     blocks = exported.num_blocks - len(exported.removed_blocks)
-    how = "not loaded again" if verify is Verify.OFF else "loaded again by transformers, and equal"
+    verified = "not verified" if verify is Verify.OFF else "loaded by transformers and verified"
     console = Console(highlight=False)
-    for place_ in filter(None, places.values()):
-        text = f"{exported.name}, {blocks} blocks in {exported.dtype}, is in {place_} ({how})"
+    for path in filter(None, paths.values()):
+        text = f"{exported.name}, {blocks} blocks in {exported.dtype}, is in {path} ({verified})"
         console.print(text, markup=False, soft_wrap=True)

@@ -1,7 +1,4 @@
-"""Jobs on the terminal, as the API describes them.
-
-``sleb jobs watch``: a job on its way, shown as a run of this process is.
-"""
+"""``sleb jobs``: tables of jobs and deliveries, and the progress of a watched job."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,6 +13,9 @@ from app.commands.client import JobClient, follow
 from app.commands.prune import SearchBar, search_progress
 from pruning.removal import Removal
 
+_REMOVAL_FIELDS = (
+    "step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error",
+)  # fmt: skip
 _TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
 _HEADINGS = (
     "job",
@@ -30,7 +30,7 @@ _HEADINGS = (
 
 
 def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
-    """A line for each, the newest first."""
+    """Print one line for each job, newest first."""
     console = Console(highlight=False)
     listed = Table()
     for heading in _HEADINGS:
@@ -41,11 +41,11 @@ def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
         listed.add_row(*map(Text, (*cells, _progress(job), removed, _local(job["created_at"]))))
     console.print(listed if jobs else "no jobs")
     if has_more:
-        console.print("there are older ones: --limit says how many to list")
+        console.print("there are older jobs: raise --limit to list more")
 
 
 def print_job(job: dict[str, Any]) -> None:
-    """A line for each field that has a value."""
+    """Print one line for each field that has a value."""
     shown = Table(show_header=False, box=None)
     for name, value in job.items():
         if name == "progress":
@@ -58,18 +58,53 @@ def print_job(job: dict[str, Any]) -> None:
 
 
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
-    """A line for each attempt; nothing without any."""
+    """Print one line for each attempt, if there are any."""
     shown = Table()
-    for heading in ("webhook message", "attempt", "at", "took", "result", "next attempt"):
+    for heading in ("webhook message", "attempt", "time", "duration", "result", "next attempt"):
         shown.add_column(heading, overflow="fold")
     for one in deliveries:
         result = one["error"] or f"delivered, {one['response_status']}"
-        following = one["next_attempt_at"]
-        fate = _local(following) if following else "none: given up" if one["error"] else ""
+        next_at = one["next_attempt_at"]
+        next_attempt = _local(next_at) if next_at else "none: given up" if one["error"] else ""
         times = (_local(one["at"]), f"{one['duration_s']:.2f} s")
-        shown.add_row(*map(Text, (one["type"], str(one["attempt"]), *times, result, fate)))
+        cells = (one["type"], str(one["attempt"]), *times, result, next_attempt)
+        shown.add_row(*map(Text, cells))
     if deliveries:
         Console(highlight=False).print(shown)
+
+
+def watch(client: JobClient, job_id: str) -> None:
+    """Show progress and events on stderr until the job ends. Raises ``JobNotSucceeded``."""
+    spec = client.get(job_id)["spec"]
+    with search_progress(Console(stderr=True, highlight=False)) as progress:
+        view = JobView(progress, at_most=spec.get("max_perplexity_ratio") is not None)
+        try:
+            follow(client, job_id, view.show)
+        finally:
+            view.end()
+
+
+class JobView:
+    """Shows events: a progress bar for every phase, and a line for any other event."""
+
+    def __init__(self, progress: Progress, *, at_most: bool) -> None:
+        self._progress = progress
+        self._bar = SearchBar(progress, at_most=at_most)
+
+    def show(self, event: dict[str, Any]) -> None:
+        data = event["data"]
+        if "phase" in data:
+            self._bar.phase(data["phase"])
+        elif "evaluations_total" in data:
+            self._bar.evaluated(data["evaluations_done"], data["evaluations_total"])
+        elif "block" in data:
+            fields = {name: data[name] for name in _REMOVAL_FIELDS}
+            self._bar.removed(Removal(**fields, scores={}, num_windows={}))
+        elif event["level"] != "error":  # an error ends the job, and is raised by ``follow``
+            self._progress.console.print(f"  {event['message']}", markup=False)
+
+    def end(self) -> None:
+        self._bar.end()
 
 
 def _status(job: dict[str, Any]) -> str:
@@ -92,40 +127,3 @@ def _plain(value: object) -> str:
 
 def _local(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-_OF_A_REMOVAL = ("step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error")
-
-
-def watch(client: JobClient, job_id: str) -> None:
-    """Show a progress bar and what happens, on stderr. Raises ``JobNotSucceeded``."""
-    spec = client.get(job_id)["spec"]
-    with search_progress(Console(stderr=True, highlight=False)) as progress:
-        view = JobView(progress, at_most=spec.get("max_perplexity_ratio") is not None)
-        try:
-            follow(client, job_id, view.show)
-        finally:
-            view.end()
-
-
-class JobView:
-    """A bar for every phase, a line for everything else."""
-
-    def __init__(self, progress: Progress, *, at_most: bool) -> None:
-        self._progress = progress
-        self._bar = SearchBar(progress, at_most=at_most)
-
-    def show(self, event: dict[str, Any]) -> None:
-        data = event["data"]
-        if "phase" in data:
-            self._bar.phase(data["phase"])
-        elif "evaluations_total" in data:
-            self._bar.evaluated(data["evaluations_done"], data["evaluations_total"])
-        elif "block" in data:
-            fields = {name: data[name] for name in _OF_A_REMOVAL}
-            self._bar.removed(Removal(**fields, scores={}, num_windows={}))
-        elif event["level"] != "error":  # that one ends the job: whoever waits for it tells why
-            self._progress.console.print(f"  {event['message']}", markup=False)
-
-    def end(self) -> None:
-        self._bar.end()

@@ -1,4 +1,4 @@
-"""``sleb prune``: one pruning run in this process, with a progress bar and a table at the end."""
+"""``sleb prune``: a pruning run in this process, with a progress bar and a table at the end."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from pruning.spec.prune import PruneSpec
 
 
 class _Count(ProgressColumn):
-    """Evaluations done, of how many, and the percentage: rounded down, so 100 % is the end."""
+    """Evaluations done, their total, and the percentage, which is rounded down."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -40,7 +40,7 @@ class _Count(ProgressColumn):
 
 
 class _Eta(ProgressColumn):
-    """Time left at the pace since the first count; between two counts, it runs down."""
+    """Estimated time left, at the pace since the first count. It decreases between two counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class _Eta(ProgressColumn):
 
 
 def search_progress(console: Console) -> Progress:
-    """Bars over candidate evaluations; a task without a total has neither count nor ETA.
+    """Progress bars of candidate evaluations. A task without a total has no count and no ETA.
 
-    A task with the field ``at_most`` has a total that it may not reach.
+    A task with the field ``at_most`` may end before its total.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -79,7 +79,7 @@ def search_progress(console: Console) -> Progress:
 
 
 class SearchBar:
-    """Shows a run: a bar for the search, a line for every removal; keeps the removals."""
+    """Observes a run: a bar for each phase, a line for each removal. Keeps the removals."""
 
     def __init__(self, progress: Progress, *, at_most: bool = False) -> None:
         self.removals: list[Removal] = []
@@ -109,12 +109,12 @@ class SearchBar:
         self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
     def end(self) -> None:
-        """End the phase. The search keeps its line, where it stands; others leave none."""
+        """End the phase. Only the bar of the search stays visible."""
         if self._task is None:
             return
         task = self._progress.tasks[self._progress.task_ids.index(self._task)]
         is_counted = task.total is not None
-        total = task.completed if self._at_most else task.total  # one that ended early is whole
+        total = task.completed if self._at_most else task.total  # an early end is 100 %
         self._progress.update(self._task, total=total, visible=is_counted)
         self._progress.stop_task(self._task)
         self._task = None
@@ -128,7 +128,7 @@ def _lead(removal: Removal) -> str:
 
 
 def new_place(out: Path) -> Path:
-    """Absolute. Raises ``CheckpointExists`` unless nothing is there, or an empty directory."""
+    """The absolute path. Raises ``CheckpointExists`` unless it is free or an empty directory."""
     out = out.expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointExists(f"{out} exists already: choose another --out")
@@ -136,7 +136,7 @@ def new_place(out: Path) -> Path:
 
 
 def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
-    """Where the command line looks for the model: by name, the demo's is fetched, or by path."""
+    """The models by name or path. The demo model is fetched if the spec names it."""
     set_up_torch(settings.threads)
     if spec.model == NAME:
         ensure_demo_model(settings.models_dir)
@@ -144,7 +144,7 @@ def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
 
 
 def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) -> None:
-    """Publish at ``out``, which must not be there yet."""
+    """Publish at ``out``, which must be empty or not exist."""
     out = new_place(out)
     models = models_for(spec, settings)
     with search_progress(Console(stderr=True)) as progress:

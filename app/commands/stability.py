@@ -1,4 +1,4 @@
-"""``sleb stability``: one search over several samples of text, and how far the results agree."""
+"""``sleb stability``: one search over several samples of text, and the agreement of the results."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ REPORT_FILE = "stability.json"
 
 
 class _RunBar:
-    """Moves the one bar of all searches by what the run of this number does."""
+    """Observes run ``number`` of all searches, which share one progress bar."""
 
     def __init__(self, progress: Progress, task: TaskID, number: int) -> None:
         self._progress = progress
@@ -35,7 +35,7 @@ class _RunBar:
         self._number = number
 
     def phase(self, phase: str) -> None:
-        """A run is a search alone."""
+        """Ignored: a run has one phase, the search."""
 
     def searching(self, _plan: Plan, done: int, total: int) -> None:
         self.evaluated(done, total)
@@ -44,7 +44,7 @@ class _RunBar:
         self._progress.update(self._task, completed=self._number * total + done)
 
     def removed(self, removal: Removal) -> None:
-        """The line of a run says all of them."""
+        """Ignored: a run prints all its removals when it ends."""
 
 
 def run_stability(
@@ -56,8 +56,9 @@ def run_stability(
     *,
     as_json: bool,
 ) -> None:
-    """Write report and picture into ``out``, which must not be there yet or be empty, anew after
-    every run from the second on.
+    """Write the report and the plot into ``out``, which must be empty or not exist.
+
+    They are written after the second run and updated after each further run.
     """
     out = new_place(out)
     models = models_for(spec, settings)
@@ -65,13 +66,13 @@ def run_stability(
     total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
     resources = Resources(settings.device, settings.state_budget, settings.num_actors)
     dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
-    taken = samples(texts, seeds, dense.model, dense.tokenizer)
-    judged_on = judges(taken, dense.model, dense.tokenizer)
+    sampled = samples(texts, seeds, dense.model, dense.tokenizer)
+    judged_on = judges(sampled, dense.model, dense.tokenizer)
     num_free = num_blocks - spec.protect_first - spec.protect_last
     found: list[Run] = []
     with search_progress(Console(stderr=True)) as progress:
         task = progress.add_task("search", total=total)
-        for run in runs(spec, dense, taken, judged_on, lambda n: _RunBar(progress, task, n)):
+        for run in runs(spec, dense, sampled, judged_on, lambda n: _RunBar(progress, task, n)):
             found.append(run)
             progress.console.print(f"  {run.name}: {list(run.order)}", markup=False)
             report = stability(spec.model, num_blocks, num_free, found)
@@ -88,14 +89,14 @@ def _write(out: Path, report: Stability) -> None:
 
 
 def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
-    """Two tables, then what they mean."""
+    """Print two tables and the conclusions from them."""
     if as_json:
         print_json({"path": str(out), **to_wire(report)})
         return
     console = Console(highlight=False)
     console.print(_printed(f"{report.model}, block by block", *block_table(report)))
     console.print(_printed("depth by depth", *depth_table(report)))
-    for text in (*conclusions(report), f"report and picture: {out}"):
+    for text in (*conclusions(report), f"report and plot: {out}"):
         console.print(text, markup=False, soft_wrap=True)
 
 

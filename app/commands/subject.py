@@ -1,4 +1,4 @@
-"""What a name on the command line stands for: weights somewhere on disk, and blocks to keep."""
+"""The model that a name on the command line means: weights on disk, and the blocks to keep."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +14,23 @@ from pruning.sleb import Blocks
 
 
 class NotEvaluable(ValueError):
-    """The model is not in the hands of this process, or not in the way that a task needs it."""
+    """The weights of the model are missing, or not in memory as a task needs them."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model to evaluate. Those with one ``path`` share their weights."""
+    """A model to evaluate or export. Models with the same ``path`` share their weights."""
 
     name: str
     path: Path
-    keep: Blocks | None  # of the blocks there; None for all
+    keep: Blocks | None  # blocks of the model at ``path``; None for all
     removed_blocks: Blocks  # of the dense parent, in the order they went
 
 
 def subject_of(name: str, settings: Settings) -> Subject:
-    """By a name of the catalogue, or else a directory with a dense model or a checkpoint.
+    """Resolve a name of the catalog, or a directory with a dense model or a checkpoint.
 
-    A published checkpoint is compared with its manifest. Raises ``UnknownModel``, ``NotAModel``,
+    A published checkpoint is verified against its manifest. Raises ``UnknownModel``, ``NotAModel``,
     ``NotEvaluable`` or ``CheckpointCorrupt``.
     """
     if VariantName.parse(name).model == NAME:
@@ -53,8 +53,8 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
         return Subject(entry.name, models.path(entry.base), entry.keep, entry.removed_blocks)
     if entry.order is None or not entry.is_whole_checkpoint:
         raise NotEvaluable(
-            f"{entry.name!r} is a part of {entry.base!r}, which is not in the models directory: "
-            "put it there, or evaluate the whole checkpoint"
+            f"{entry.name!r} is a prefix of {entry.base!r}, which is not in the models directory: "
+            "add that model, or use the whole checkpoint"
         )
     return _directory(checkpoints.path(entry.order.name), entry.name)
 

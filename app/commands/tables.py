@@ -1,4 +1,4 @@
-"""Tables on the terminal, each also as JSON."""
+"""Tables of runs and models on the terminal, and the same as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +24,7 @@ from pruning.removal import Removal
 def print_run(
     manifest: Manifest, removals: Sequence[Removal], path: Path, *, as_json: bool
 ) -> None:
-    """The trajectory of a pruning run, and where its checkpoint lies."""
+    """Print the trajectory of a pruning run and the path of its checkpoint."""
     trajectory = rows(manifest, removals)
     if as_json:
         print_json(
@@ -54,7 +54,7 @@ def print_run(
 
 
 def print_models(settings: ServeSettings, *, as_json: bool) -> None:
-    """The catalogue of the data directory, without any server."""
+    """Print the catalog of the data directory; no server is needed."""
     models = ModelStore(settings.models_dir)
     external = read_external_models(settings.external_models_file)
     checkpoints = CheckpointStore(settings.checkpoints_dir)

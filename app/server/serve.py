@@ -22,23 +22,23 @@ from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
 from pruning.models.store import set_up_torch
 
-_LOOK_S = 0.1  # between two looks for a second Ctrl-C
+_POLL_S = 0.1  # between two checks for a second Ctrl-C
 
 
 def run_api(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then let running requests finish for ``drain_s``.
+    """Serve until SIGTERM or Ctrl-C, then let running requests finish for up to ``drain_s``.
 
     Raises ``OpenDoor``.
     """
     check_door(settings)
     set_up_process(settings)
-    signal.signal(signal.SIGTERM, leave)  # uvicorn raises it again when it has shut down
+    signal.signal(signal.SIGTERM, leave)  # uvicorn raises the signal again after its shutdown
     with redis_url(settings) as url:
         config = uvicorn.Config(
             create_app(settings, redis_url=url),
             host=str(settings.host),
             port=settings.port,
-            log_config=None,  # as everybody's
+            log_config=None,  # keeps the logging of this process
             log_level=settings.log_level,
             access_log=settings.log_level == "debug",
         )
@@ -47,43 +47,41 @@ def run_api(settings: ServeSettings) -> None:
 
 
 def set_up_process(settings: ServeSettings) -> None:
-    """Logging and torch, for any process that the app runs in."""
+    """Set up logging and torch in a process that runs the app."""
     set_up_logging(settings.log_level, settings.log_format, log_fields)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # or it logs URLs, with their secrets
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs URLs with their secrets
     set_up_torch(settings.threads)
 
 
 class ApiServer(uvicorn.Server):
-    """At the end says so while it still listens, and waits for the answers to what has begun.
+    """On shutdown, reports that it drains and finishes running requests while still listening.
 
-    It does not wait for clients that only watch. One deadline holds for all of the shutdown.
+    It does not wait for clients that follow events. The whole shutdown has one deadline.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services = services_of(self.lifespan.state)
         services.readiness.drain(services.settings.drain_s)
         services.jobs.events.stop()
-        await self._answer(services.readiness)
-        await (
-            services.generation.engine.stop()
-        )  # what is not done by now is answered as far as it came
+        await self._finish_requests(services.readiness)
+        await services.generation.engine.stop()  # unfinished requests get what was generated so far
         services.generation.external.abort()
         self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
         await super().shutdown(sockets)
 
-    async def _answer(self, readiness: Readiness) -> None:
-        """Wait for the requests that have begun; a second Ctrl-C ends it."""
-        begun = set(self.server_state.tasks)
-        while begun and readiness.drain_s and not self.force_exit:
-            _, begun = await asyncio.wait(begun, timeout=min(readiness.drain_s, _LOOK_S))
+    async def _finish_requests(self, readiness: Readiness) -> None:
+        """Wait for the running requests; a second Ctrl-C ends the wait."""
+        running = set(self.server_state.tasks)
+        while running and readiness.drain_s and not self.force_exit:
+            _, running = await asyncio.wait(running, timeout=min(readiness.drain_s, _POLL_S))
 
 
 def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End by unwinding, so that the embedded Valkey is let go of."""
+    """Exit by an exception, so that the embedded Valkey is released."""
     raise SystemExit(0)
 
 
 def log_fields() -> Mapping[str, str]:
-    """For what is logged while a request is answered."""
+    """The fields of log lines written during a request."""
     found = {"request_id": correlation_id.get(), "key": caller.get()}
     return {name: value for name, value in found.items() if value}

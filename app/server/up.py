@@ -16,11 +16,11 @@ from app.server.valkey import redis_url
 from pruning.config import child_environment
 from pruning.process import end_with_parent
 
-GRACE_S = 15.0  # what a child may take to end, on top of its drain, before it is killed
+GRACE_S = 15.0  # after its drain, a child that is still alive is killed
 
 
 class ChildEnded(RuntimeError):
-    """One of the processes ended by itself, so the others were stopped."""
+    """A process ended unexpectedly, so the others were stopped."""
 
 
 def run_up(settings: ServeSettings) -> None:
@@ -28,7 +28,7 @@ def run_up(settings: ServeSettings) -> None:
     check_door(settings)
     stop = threading.Event()
     with redis_url(settings), _signals(stop):
-        environment = child_environment(settings)  # each holds the embedded Valkey by itself
+        environment = child_environment(settings)  # each child holds the embedded Valkey itself
         with (
             _child("worker", environment, GRACE_S) as worker,
             _child("serve", environment, settings.drain_s + GRACE_S) as api,
@@ -40,15 +40,15 @@ def _watch(children: Sequence["subprocess.Popen[bytes]"], stop: threading.Event)
     while not stop.wait(0.2):
         for child in children:
             if (code := child.poll()) is not None:
-                raise ChildEnded(f"a process ended with code {code}: its output above says why")
+                raise ChildEnded(f"a process ended with code {code}: see its output above")
 
 
 @contextmanager
 def _child(
-    command: str, environment: dict[str, str], patience_s: float
+    command: str, environment: dict[str, str], timeout_s: float
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """In a session of its own, so that Ctrl-C reaches it through us alone, and in order."""
-    child = subprocess.Popen(  # noqa: S603 - our own command
+    """Run a command in its own session, so that only this process passes Ctrl-C on to it."""
+    child = subprocess.Popen(  # noqa: S603 - an own command
         [sys.executable, "-m", "app", command],
         env=environment,
         start_new_session=True,
@@ -59,7 +59,7 @@ def _child(
     finally:
         child.terminate()
         try:
-            child.wait(patience_s)
+            child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -67,7 +67,7 @@ def _child(
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT end the wait instead of the process, so that everything is put away."""
+    """SIGTERM and SIGINT set ``stop`` instead of ending the process without cleanup."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         stop.set()

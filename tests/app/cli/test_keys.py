@@ -69,7 +69,7 @@ def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:
     ]
     rows = [line.split() for line in sleb("keys", "list")[1].splitlines()]
     shown = {row[0]: row[2:5] for row in rows if row and row[0] in ("a", "b")}
-    assert (shown["a"][:2], shown["b"][:4]) == (["60", "any"], ["as", "set", "as"])
+    assert (shown["a"][:2], shown["b"][:2]) == (["60", "unlimited"], ["default", "default"])
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_watching_survives_a_restart_of_the_service(
 def test_a_service_that_stays_away_is_given_up(
     settings: ServeSettings, redis_url: str, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.commands.client.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("app.commands.client.MIN_PAUSE_S", 0.001)
     monkeypatch.setattr("app.commands.client.MAX_FAILURES", 2)
     with serving(settings, redis_url) as (_, url):
         client = JobClient(url)
@@ -118,7 +118,7 @@ def test_a_service_that_stays_away_is_given_up(
 def test_a_job_that_is_deleted_meanwhile_is_not_waited_for(
     url: str, job_id: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.commands.client.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("app.commands.client.MIN_PAUSE_S", 0.001)
     client = JobClient(url)
     events = client.follow(job_id)
     next(events)
