@@ -23,7 +23,7 @@ from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources
-from pruning.search.state import Plan, Scored
+from pruning.search.state import Scored, SearchPlan
 from pruning.spec.prune import PruneSpec
 
 
@@ -91,7 +91,7 @@ class SearchBar:
         self.end()
         self._task = self._progress.add_task(phase, total=None, at_most=self._at_most)
 
-    def searching(self, _plan: Plan, done: int, total: int) -> None:
+    def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
     def evaluated(self, done: int, total: int, _scored: Scored | None = None) -> None:

@@ -15,7 +15,7 @@ from pruning.checkpoints.trajectory import Cells
 from pruning.config import Settings
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources, load_dense_model
-from pruning.search.state import Plan, Scored
+from pruning.search.state import Scored, SearchPlan
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import Run, Stability, stability
@@ -37,7 +37,7 @@ class _RunBar:
     def phase(self, phase: str) -> None:
         """Ignored: a run has one phase, the search."""
 
-    def searching(self, _plan: Plan, done: int, total: int) -> None:
+    def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
     def evaluated(self, done: int, total: int, _scored: Scored | None = None) -> None:

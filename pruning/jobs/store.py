@@ -33,7 +33,7 @@ from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, S
 from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, Event, JobKeys, Outcome, read_event
 from pruning.removal import Removal
-from pruning.search.state import Plan, Scored, SearchState
+from pruning.search.state import Scored, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 
 MAX_EVENTS = 1000
@@ -231,7 +231,7 @@ class JobStore:
     def searching(
         self,
         job_id: str,
-        plan: Plan,
+        plan: SearchPlan,
         done: int,
         total: int,
         attempt: int | None = None,

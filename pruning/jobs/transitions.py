@@ -10,8 +10,8 @@ from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase, Webhook
 from pruning.jobs.script import Change, Event
 from pruning.removal import Removal
 from pruning.search.state import (
-    Plan,
     Scored,
+    SearchPlan,
     decided_fields,
     plan_field,
     round_fields,
@@ -142,7 +142,7 @@ def phase_begun(phase: Phase) -> Change:
     return Change("update", _WORKING, {"phase": phase.value}, event=event)
 
 
-def searching(plan: Plan, done: int, total: int, *, is_anew: bool) -> Change:
+def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Change:
     """The search starts after ``done`` of ``total`` evaluations. ``is_anew`` clears its state."""
     fields = {
         "evaluations_done": str(done),

@@ -1,7 +1,7 @@
-"""Mean negative log likelihood of token windows: the one number that search and evaluation share.
+"""Mean negative log likelihood of token windows, which search and evaluation share.
 
-Always from float32 logits: bfloat16 would quantise the loss at 0.008 nats and more, coarser
-than the gaps that decide a round.
+Logits are float32: bfloat16 would round the loss to 0.008 nats or more, which is coarser than the
+gaps that decide a round.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import final_logits
 
-LOGITS_BYTES = 24 * 2**20  # float32 logits alive at once, about what a CPU's last cache holds
-
-
-@torch.inference_mode()
-def mean_loss(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 16) -> float:
-    """Nats per predicted token over ``windows``, token ids ``[num_windows, seqlen]``.
-
-    Every window stands alone: its first token predicts and is not predicted.
-    """
-    batches = torch.split(windows.to(model.device), batch_size)
-    losses = [window_losses(model, last_hidden(model, batch), batch) for batch in batches]
-    return float(torch.cat(losses).mean())
+LOGITS_BYTES = 24 * 2**20  # float32 logits at once: about a CPU's last-level cache
 
 
 def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
@@ -34,9 +23,10 @@ def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor
 def window_losses(
     model: PreTrainedModel, hidden: torch.Tensor, token_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Mean nats per predicted token of each window, float64 ``[batch]``, a chunk of rows at a time.
+    """Mean nats per predicted token of each window: float64 ``[batch]``.
 
-    Of the model only the head is used, on ``hidden [batch, seqlen, hidden_size]``.
+    Runs only the head, on ``hidden [batch, seqlen, hidden_size]``, in chunks of rows. Each window
+    stands alone: its first token is not predicted.
     """
     rows = hidden[:, :-1].flatten(0, 1)
     targets = token_ids[:, 1:].flatten()

@@ -1,9 +1,7 @@
-"""Several GPUs: the candidates of a round dealt out to actors with a model of their own each.
+"""A scorer that assigns the candidates of a round to Ray actors, each with a model of its own.
 
-Needs the extra ``cluster``, that is Ray. Each machine of a cluster needs this package, and the
-model at the same path.
-
-Who evaluates which candidate: loads evened out, and states used where they are.
+Needs the extra ``cluster``. Every machine of the cluster needs this package, and the model at the
+same path.
 """
 
 import importlib
@@ -22,19 +20,20 @@ import torch
 
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.ray_actors import NO_BLOCK, Crew, Evaluated, Recipe
+from pruning.search.ray_actors import NO_BLOCK, ActorConfig, ActorPool, Evaluation
 from pruning.sleb import Blocks
 
 Cost = Callable[[int, int], int]  # of a block at a place, in block passes
 
 
-def deal(
+def assign(
     candidates: Sequence[int], places: Sequence[int], homes: Mapping[int, int], cost: Cost
 ) -> dict[int, list[int]]:
-    """Each place's share, in the order of ``candidates``.
+    """Assign candidates to places so that all finish at about the same time.
 
-    ``homes`` has the place that knows a block's states. A block goes home, unless the busiest place
-    hands it to the idlest to be done sooner; one without a home goes where there is least to do.
+    A block goes to its place in ``homes``, which knows its hidden states, or else to the place with
+    the least load. Then the busiest place hands blocks to the idlest while that helps. Returns the
+    candidates of each place, in the order of ``candidates``.
     """
     shares: dict[int, set[int]] = {place: set() for place in places}
 
@@ -62,25 +61,25 @@ def deal(
         shares[idlest].add(best)
 
 
-# Means over windows that are closer than this, in nats, count as tied between actors. On devices
-# of one kind actors agree to the bit; other kernels round otherwise, 16-bit states more coarsely.
+# Means over windows closer than this, in nats, count as tied between actors. Equal devices agree
+# to the bit; other kernels round differently, and 16-bit states more coarsely.
 TIE_NATS = 1e-5
 HALF_TIE_NATS = 1e-3
 
 
 class ClusterUnavailable(RuntimeError):
-    """Ray is not installed, or has fewer devices than actors are asked for."""
+    """Ray is not installed, or has fewer GPUs than actors were requested."""
 
 
 class ClusterScorer:
-    """``SharedPrefixScorer`` in several processes at once, one GPU each, or a share of the CPUs.
+    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs.
 
-    Is a ``RoundScorer`` and a ``WindowScorer`` over ``windows [num_windows, seqlen]``; one round at
-    a time. ``device`` is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; ``state_budget``
-    and ``batch_tokens`` are of each actor. Candidates too close to the best to tell which actor's
-    rounding decided are evaluated again on one actor. Raises what loading the model raises, or
-    ``ClusterUnavailable``; in a round ``ClusterLost`` once ``max_restarts`` fresh actors in a row
-    failed in every place.
+    A ``WindowScorer`` over ``windows [num_windows, seqlen]``, for one round at a time. ``device``
+    is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; each actor has its own
+    ``state_budget`` and ``batch_tokens``. Candidates so close to the best that rounding may decide
+    are evaluated again on one actor. Raises what loading the model raises and
+    ``ClusterUnavailable``; a round raises ``ClusterLost`` when ``max_restarts`` new actors in a row
+    have failed in every place.
     """
 
     def __init__(
@@ -99,23 +98,23 @@ class ClusterScorer:
         if num_actors < 1 or device not in {"auto", "cpu", "cuda"}:
             raise ValueError(
                 f"num_actors={num_actors}, device={device!r}: expected at least one actor, and "
-                '"auto", "cpu" or "cuda"; which GPU an actor gets is up to Ray'
+                '"auto", "cpu" or "cuda"; Ray chooses the GPU of an actor'
             )
         self.num_windows = windows.shape[0]
-        self._homes: dict[int, int] = {}  # the place that has a candidate's states
+        self._homes: dict[int, int] = {}  # of a candidate: the place with its states
         self._keep: Blocks = ()
         self._gone = -1
         ray = import_ray()
         with ExitStack() as stack:
             stack.enter_context(connected(ray))
             total = ray.cluster_resources()
-            recipe = _recipe(
+            config = _config(
                 total, path, num_actors, dtype, device, state_budget, batch_tokens, boundaries
             )
-            self._crew = Crew(
-                ray, recipe, windows, num_actors=num_actors, max_restarts=max_restarts
+            self._pool = ActorPool(
+                ray, config, windows, num_actors=num_actors, max_restarts=max_restarts
             )
-            stack.callback(self._crew.close)
+            stack.callback(self._pool.close)
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -125,13 +124,13 @@ class ClusterScorer:
         self.close()
 
     def close(self) -> None:
-        """End the actors, and Ray if it was started for them."""
+        """Stop the actors, and Ray if it was started here."""
         self._open.close()
 
     def losses(self, keep: Blocks) -> Losses:
-        """Of the model that keeps exactly these blocks, from one of the actors."""
+        """Losses of the model that keeps exactly these blocks, from one of the actors."""
         shares = {self._places()[0]: [NO_BLOCK]}
-        (answer,) = self._crew.run(keep, shares, range(self.num_windows))
+        (answer,) = self._pool.run(keep, shares, range(self.num_windows))
         return answer.losses
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
@@ -140,9 +139,9 @@ class ClusterScorer:
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        """Yield each candidate as it arrives, those within ``tie_nats`` of the best at the end."""
-        best, held = inf, list[Evaluated]()
-        for answer in self._crew.run(keep, self._deal(keep, candidates), windows):
+        """Yield candidates as they arrive, but those within ``tie_nats`` of the best at the end."""
+        best, held = inf, list[Evaluation]()
+        for answer in self._pool.run(keep, self._assigned(keep, candidates), windows):
             self._homes[answer.block] = answer.place
             best = min(best, fmean(answer.losses))
             held.append(answer)
@@ -153,17 +152,19 @@ class ClusterScorer:
 
     @property
     def tie_nats(self) -> float:
-        """How close to the best a mean is taken for a tie."""
-        return TIE_NATS if self._crew.dtype in {"torch.float32", "torch.float64"} else HALF_TIE_NATS
+        """Means closer to the best than this count as ties."""
+        return TIE_NATS if self._pool.dtype in {"torch.float32", "torch.float64"} else HALF_TIE_NATS
 
-    def _in_one_place(self, keep: Blocks, tied: list[Evaluated], windows: range) -> list[Evaluated]:
+    def _in_one_place(
+        self, keep: Blocks, tied: list[Evaluation], windows: range
+    ) -> list[Evaluation]:
         while len({answer.actor for answer in tied}) > 1:
             place = min(answer.place for answer in tied)
             shares = {place: [answer.block for answer in tied]}
-            tied = list(self._crew.run(keep, shares, windows))
+            tied = list(self._pool.run(keep, shares, windows))
         return tied
 
-    def _deal(self, keep: Blocks, candidates: Blocks) -> dict[int, list[int]]:
+    def _assigned(self, keep: Blocks, candidates: Blocks) -> dict[int, list[int]]:
         if keep != self._keep:
             gone = set(self._keep) - set(keep)
             is_next = len(gone) == 1 and set(keep) < set(self._keep)
@@ -172,17 +173,17 @@ class ClusterScorer:
             self._keep = keep
 
         def cost(block: int, place: int) -> int:
-            """The blocks behind it and the head; at home, it resumes behind the last removal."""
+            """Block passes, head included; the home place resumes behind the last removal."""
             start = max(block, self._gone) if self._homes.get(block) == place else block
             return 1 + sum(alive > start for alive in keep)
 
-        return deal(candidates, self._places(), self._homes, cost)
+        return assign(candidates, self._places(), self._homes, cost)
 
     def _places(self) -> list[int]:
-        return self._crew.ready_places() or [0]
+        return self._pool.ready_places() or [0]
 
 
-def _recipe(
+def _config(
     total: Mapping[str, float],
     path: Path,
     num_actors: int,
@@ -191,16 +192,16 @@ def _recipe(
     state_budget: int | None,
     batch_tokens: int,
     boundaries: Sequence[int],
-) -> Recipe:
-    """``total``: what the cluster has, by Ray's names. Raises ``ClusterUnavailable``."""
+) -> ActorConfig:
+    """``total`` are the resources of the cluster by Ray's names. Raises ``ClusterUnavailable``."""
     num_gpus = int(total.get("GPU", 0))
     on_gpus = device == "cuda" or (device == "auto" and num_gpus > 0)
     if on_gpus and num_gpus < num_actors:
         raise ClusterUnavailable(
-            f"num_actors={num_actors}: Ray knows of {num_gpus} GPUs, and an actor takes one; "
+            f"num_actors={num_actors}: the Ray cluster has {num_gpus} GPUs, one per actor; "
             'ask for fewer actors, add machines, or choose device="cpu"'
         )
-    return Recipe(
+    return ActorConfig(
         path=path.absolute(),
         dtype=dtype,
         device="cuda" if on_gpus else "cpu",
@@ -214,7 +215,7 @@ def _recipe(
 
 
 def import_ray(*parts: str) -> ModuleType:
-    """With these parts of it, as ``serve``. Raises ``ClusterUnavailable``."""
+    """Import Ray and submodules such as ``serve``. Raises ``ClusterUnavailable``."""
     try:
         for part in parts:
             importlib.import_module(f"ray.{part}")
@@ -227,9 +228,9 @@ def import_ray(*parts: str) -> ModuleType:
 
 @contextmanager
 def connected(ray: ModuleType) -> Iterator[None]:
-    """To the cluster that Ray is told of, or one started here; nothing if there is one already.
+    """Connect to the configured Ray cluster, or start one; keep a connection that exists.
 
-    Quiet: no dashboard, errors only, and started from here Ray sends no usage statistics.
+    Without dashboard, and with errors as the only log.
     """
     if ray.is_initialized():
         yield
@@ -237,7 +238,7 @@ def connected(ray: ModuleType) -> Iterator[None]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in place
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
     try:
         yield
     finally:

@@ -66,7 +66,7 @@ class PlainScorer:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """How the windows are cut into batches, and how much of each may stay in memory."""
 
     batch_sizes: tuple[int, ...]
@@ -81,7 +81,7 @@ class Plan:
         num_bytes: int | None,
         batch_tokens: int,
         boundaries: Sequence[int],
-    ) -> "Plan":
+    ) -> "BatchPlan":
         """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``, or
         into half of the free memory. Raises ``StateBudgetTooSmall``.
         """
@@ -130,7 +130,9 @@ class SharedPrefixScorer:
 
         Raises ``StateBudgetTooSmall``.
         """
-        plan = Plan.of(self._model, self._windows, num_bytes, self._batch_tokens, self._boundaries)
+        plan = BatchPlan.of(
+            self._model, self._windows, num_bytes, self._batch_tokens, self._boundaries
+        )
         batches = torch.split(self._windows, list(plan.batch_sizes))
         self._keeps_all = plan.keeps_all
         self._batches = [Prefixes(self._model, batch, plan.num_states) for batch in batches]

@@ -1,4 +1,4 @@
-"""The search that a spec asks for: by which metric, exact or staged, to a count or to a target."""
+"""The search of a run: any metric, exact or staged, to a number of blocks or to a target."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,36 +14,40 @@ from pruning.search.dense_model import DenseModel
 from pruning.search.ranking import Ranker, ranked
 from pruning.search.scoring import WindowScorer
 from pruning.search.staged import StagedScorer, stages
-from pruning.search.state import RANKING, Plan, Scored, SearchState
+from pruning.search.state import RANKING, Scored, SearchPlan, SearchState
 from pruning.sleb import Blocks, RoundScorer, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search
 
 
 class Observer(Protocol):
-    """Told of everything as it happens; may raise to stop the run."""
+    """Receives progress; an exception from it stops the run."""
 
     def phase(self, phase: str) -> None:
-        """``load``, ``calibrate``, ``search``, ``evaluate`` or ``publish`` begins."""
+        """A phase begins: ``load``, ``calibrate``, ``search``, ``evaluate`` or ``publish``."""
 
-    def searching(self, plan: Plan, done: int, total: int) -> None:
-        """The search begins, or goes on behind ``done`` candidates that were scored before.
+    def searching(self, plan: SearchPlan, done: int, total: int) -> None:
+        """The search begins, or resumes after ``done`` evaluations.
 
-        ``total`` is exact for a count of blocks and otherwise the most that there can be.
+        ``total`` is exact for a number of blocks, and otherwise an upper bound.
         """
 
     def evaluated(self, done: int, total: int, scored: Scored | None) -> None:
-        """One more candidate was scored; with what it takes to resume within the round, if that
-        is possible.
+        """One more candidate was evaluated. ``scored`` has its losses if the search can resume
+        within the round.
         """
 
     def removed(self, removal: Removal) -> None:
-        """A round is over."""
+        """A round has been decided."""
 
 
-def plan_of(spec: PruneSpec, dense: DenseModel, windows: Windows, earlier: SearchState) -> Plan:
-    """The plan of ``earlier`` if the windows are the same; else a new one, for which a speed-up
-    becomes a number of blocks by times measured now. Raises ``TargetUnreachable``.
+def plan_of(
+    spec: PruneSpec, dense: DenseModel, windows: Windows, earlier: SearchState
+) -> SearchPlan:
+    """The plan of ``earlier`` if the windows are the same, or else a new one.
+
+    A new plan turns a target speed-up into a number of blocks, by times measured now. Raises
+    ``TargetUnreachable``.
     """
     if earlier.plan is not None and earlier.plan.windows_digest == windows.digest:
         return earlier.plan
@@ -51,7 +55,7 @@ def plan_of(spec: PruneSpec, dense: DenseModel, windows: Windows, earlier: Searc
     most = spec.most_removals(blocks)
     if spec.target_speedup is not None:
         most = dense.times().removals_for(spec.target_speedup, blocks, most)
-    return Plan(windows.digest, most)
+    return SearchPlan(windows.digest, most)
 
 
 def search(
@@ -61,9 +65,9 @@ def search(
     observer: Observer,
     earlier: SearchState,
 ) -> list[Removal]:
-    """All removals, those of ``earlier`` included if its plan still holds.
+    """All removals, including those of ``earlier`` if its plan is still valid.
 
-    Raises what ``sleb`` raises, and ``TargetUnreachable`` if no removal at all is good enough.
+    Raises what ``sleb`` raises, and ``TargetUnreachable`` if even the first removal is too much.
     """
     plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
@@ -99,8 +103,8 @@ def _chooser(
     state: SearchState,
     tally: "_Tally",
 ) -> Callable[..., Iterator[Removal]]:
-    """``sleb`` or ``ranked``, that takes the settings which both have."""
-    if spec.search is Search.STAGED:  # a race depends on who runs in it: whole rounds only
+    """``sleb`` or ``ranked`` with their scorers; the arguments that they share are left open."""
+    if spec.search is Search.STAGED:  # a race depends on its candidates: whole rounds only
         return partial(sleb, _ObservedScorer(StagedScorer(scorer), tally))
     step = len(state.removals) + 1
     observed = _ObservedScorer(scorer, tally, step, state.scored)
@@ -111,8 +115,8 @@ def _chooser(
     return partial(ranked, observed, _Observed(ranker, tally, RANKING, state.ranking))
 
 
-def _num_evaluations(spec: PruneSpec, plan: Plan, blocks: int, num_removed: int) -> int:
-    """With the number of blocks as its plan has it, in place of any target."""
+def _num_evaluations(spec: PruneSpec, plan: SearchPlan, blocks: int, num_removed: int) -> int:
+    """As ``PruneSpec.num_evaluations``, with the plan's number of blocks as the target."""
     counted = replace(
         spec,
         num_remove=plan.num_remove,
@@ -123,8 +127,8 @@ def _num_evaluations(spec: PruneSpec, plan: Plan, blocks: int, num_removed: int)
     return counted.num_evaluations(blocks, num_removed)
 
 
-def _num_left(spec: PruneSpec, plan: Plan, state: SearchState, blocks: int) -> int:
-    """Evaluations that are still to be done behind ``state``."""
+def _num_left(spec: PruneSpec, plan: SearchPlan, state: SearchState, blocks: int) -> int:
+    """How many evaluations remain after ``state``."""
     left = _num_evaluations(spec, plan, blocks, len(state.removals)) - len(state.scored)
     if spec.search is Search.STAGED:
         return left + len(state.scored)
@@ -139,14 +143,14 @@ def _refuse_none(spec: PruneSpec, removal: Removal) -> None:
         ratio = exp(removal.loss - removal.dense_loss)
         raise TargetUnreachable(
             "max_perplexity_ratio",
-            f"max_perplexity_ratio={spec.max_perplexity_ratio} is passed by the very first "
+            f"max_perplexity_ratio={spec.max_perplexity_ratio} is exceeded by the first "
             f"removal: without block {removal.block} perplexity is {ratio:.4g} times the dense "
             "one on the calibration text; allow more",
         )
 
 
 class _Tally:
-    """Counts evaluations, and tells the observer of each."""
+    """Counts evaluations and reports each to the observer."""
 
     def __init__(self, observer: Observer, done: int, total: int) -> None:
         self.done = done
@@ -159,10 +163,10 @@ class _Tally:
 
 
 class _Observed:
-    """A ranker that counts every candidate it has scored.
+    """A ranker that reports every candidate it scores.
 
-    ``known`` candidates of its first round are not scored again. Without a ``step``, the number of
-    that round, nothing is said to resume within a round by.
+    ``step`` is the number of its first round, in which ``known`` candidates are not scored again.
+    Without a ``step``, the search cannot resume within a round.
     """
 
     def __init__(

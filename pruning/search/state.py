@@ -1,4 +1,4 @@
-"""What a search has found so far: enough for another process to go on with it."""
+"""The state of a search, from which another process can resume it, and its text fields."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,20 @@ from typing import Any
 from pruning.removal import Losses, Removal
 
 PLAN = "plan"
-RANKING = 0  # the round of a metric that looks at the dense model alone, in front of the first
+RANKING = 0  # the step number of scores of the dense model, before the first round
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a search goes by beside its spec. Losses found by another plan do not compare."""
+class SearchPlan:
+    """What a search depends on beside its spec. Losses of different plans do not compare."""
 
     windows_digest: str
-    num_remove: int  # at most, where losses decide
+    num_remove: int  # an upper bound if losses decide
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One candidate of a round that is not decided yet, or of the ranking, which stays."""
+    """The losses of one candidate, in an undecided round or in the ranking."""
 
     step: int
     block: int
@@ -30,30 +30,30 @@ class Scored:
 
 @dataclass(frozen=True)
 class SearchState:
-    """``scored`` are candidates of the round behind ``removals``, and their losses; ``ranking`` are
-    scores of the dense model's, for a metric that goes by them.
+    """``scored`` has losses of candidates of the round after ``removals``; ``ranking`` has scores
+    of candidates of the dense model, for a metric that ranks them once.
     """
 
-    plan: Plan | None = None
+    plan: SearchPlan | None = None
     removals: tuple[Removal, ...] = ()
     scored: Mapping[int, Losses] = field(default_factory=dict)
     ranking: Mapping[int, Losses] = field(default_factory=dict)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "SearchState":
-        """Of text fields as the functions below write them; those of earlier rounds are ignored."""
+        """Parse what the functions below write; scores of earlier rounds are ignored."""
         removals: list[Removal] = []
         while (text := fields.get(_round(len(removals) + 1))) is not None:
             removals.append(_removal(json.loads(text)))
         return cls(
-            plan=Plan(**json.loads(fields[PLAN])) if PLAN in fields else None,
+            plan=SearchPlan(**json.loads(fields[PLAN])) if PLAN in fields else None,
             removals=tuple(removals),
             scored=_scored_in(fields, len(removals) + 1),
             ranking=_scored_in(fields, RANKING),
         )
 
 
-def plan_field(plan: Plan) -> dict[str, str]:
+def plan_field(plan: SearchPlan) -> dict[str, str]:
     return {PLAN: json.dumps(asdict(plan))}
 
 
@@ -66,7 +66,7 @@ def round_fields(removals: Sequence[Removal]) -> dict[str, str]:
 
 
 def decided_fields(removal: Removal) -> tuple[str, ...]:
-    """Names of what a round needs no longer once it is decided."""
+    """Names of the fields of a round that are obsolete once it is decided."""
     return tuple(_scored(removal.step, block) for block in removal.scores)
 
 
@@ -88,7 +88,7 @@ def _scored_in(fields: Mapping[str, str], step: int) -> dict[int, Losses]:
 
 
 def _removal(data: Mapping[str, Any]) -> Removal:
-    """JSON has text keys only."""
+    """Convert the keys, which are text in JSON, to block indices."""
     scores = {int(block): score for block, score in data["scores"].items()}
     num_windows = {int(block): number for block, number in data["num_windows"].items()}
     return Removal(**{**data, "scores": scores, "num_windows": num_windows})

@@ -23,7 +23,7 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.process import heeding
 from pruning.removal import Removal
-from pruning.search.state import Plan, Scored, SearchState
+from pruning.search.state import Scored, SearchPlan, SearchState
 
 _T = TypeVar("_T")
 _NUM_RETRIES = 60  # at most 1 s apart, as long as a restart of Redis may take
@@ -139,7 +139,7 @@ class JobObserver:
     def phase(self, phase: str) -> None:
         self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
 
-    def searching(self, plan: Plan, done: int, total: int) -> None:
+    def searching(self, plan: SearchPlan, done: int, total: int) -> None:
         is_anew = plan != self._plan
         if is_anew:
             self._plan, self._removals = plan, []

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from pruning.removal import Removal
 from pruning.search.state import (
-    Plan,
     Scored,
+    SearchPlan,
     SearchState,
     decided_fields,
     plan_field,
@@ -24,7 +24,7 @@ class Recorder:
     stop_after: int | None = None  # evaluations
     phases: list[str] = field(default_factory=list)
     evaluations: list[tuple[int, int]] = field(default_factory=list)
-    plans: list[Plan] = field(default_factory=list)
+    plans: list[SearchPlan] = field(default_factory=list)
     removals: list[Removal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Recorder:
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
 
-    def searching(self, plan: Plan, done: int, total: int) -> None:
+    def searching(self, plan: SearchPlan, done: int, total: int) -> None:
         self.plans.append(plan)
         self.evaluations.append((done, total))
 

@@ -20,7 +20,7 @@ from pruning.jobs.job import Job
 from pruning.jobs.queue import Task
 from pruning.jobs.redis import connect
 from pruning.jobs.store import JobStore
-from pruning.search.state import Plan
+from pruning.search.state import SearchPlan
 from pruning.worker.entrypoints import run_child, run_worker
 from pruning.worker.parent import PruneDelivery, PruneWorker
 from pruning.worker.task import JobObserver, execute
@@ -39,7 +39,7 @@ def hold(job_id: str) -> None:
 
     def run(_job: Job, observer: JobObserver) -> str:
         _note_process()
-        observer.searching(Plan("held", 1), 0, 1_000_000)
+        observer.searching(SearchPlan("held", 1), 0, 1_000_000)
         done = 0
         while not (data_dir / "release").exists():
             done += 1
@@ -62,7 +62,7 @@ def finish(job_id: str) -> None:
             heed(signum, frame)
 
         signal.signal(signal.SIGTERM, note)
-        observer.searching(Plan("held", 1), 0, 2)
+        observer.searching(SearchPlan("held", 1), 0, 2)
         _note_process()
         asked.wait()
         observer.evaluated(1, 2)

@@ -15,7 +15,7 @@ from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import RECORD
 from pruning.jobs.stats import TIMEOUT_S
 from pruning.jobs.store import JobStore
-from pruning.search.state import Plan
+from pruning.search.state import SearchPlan
 from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker
 from tests.support.exposition import Scrape
@@ -48,7 +48,7 @@ def test_a_job_has_series_of_its_own_while_a_worker_has_it(
 ) -> None:
     job_store.create(SPEC)
     job = job_store.start(job_store.create(SPEC).id, "a worker")
-    job_store.searching(job.id, Plan("d1g", 1), 0, 8, job.attempt)
+    job_store.searching(job.id, SearchPlan("d1g", 1), 0, 8, job.attempt)
     job_store.evaluated(job.id, 2, 8, job.attempt)
     found = scrape(client)
     own = {"model_name": "tiny", "job_id": job.id}
@@ -68,7 +68,7 @@ def test_a_search_tells_its_losses_by_round_and_when_it_would_end(
     loss, finish = "sleb_prune_job_loss", "sleb_prune_job_estimated_finish_timestamp_seconds"
     own = {"model_name": "tiny", "job_id": job.id}
     assert not scrape(client).series(finish)
-    job_store.searching(job.id, Plan("d1g", 1), 0, 8, job.attempt)
+    job_store.searching(job.id, SearchPlan("d1g", 1), 0, 8, job.attempt)
     job_store.evaluated(job.id, 2, 8, job.attempt)
     job_store.removed(job.id, [REMOVAL], job.attempt)
     found, record = scrape(client), job_store.get(job.id)

@@ -23,7 +23,6 @@ from pruning.evaluation.zero_shot import (
 )
 from pruning.models import quantize
 from pruning.models.blocks import view
-from pruning.models.loss import mean_loss
 from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantized
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
@@ -31,6 +30,7 @@ from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
 from tests.pruning.evaluation.test_zero_shot import write_tasks
+from tests.support.losses import mean_loss
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
 from tests.support.tiny_checkpoints import write_checkpoint

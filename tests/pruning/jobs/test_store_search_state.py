@@ -13,8 +13,8 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal, verdict
 from pruning.search.state import (
-    Plan,
     Scored,
+    SearchPlan,
     SearchState,
     decided_fields,
     plan_field,
@@ -23,7 +23,7 @@ from pruning.search.state import (
 )
 from pruning.spec.prune import PruneSpec
 
-PLAN = Plan("d1g", 3)
+PLAN = SearchPlan("d1g", 3)
 FIRST = verdict(1, 2.0, {1: [2.5, 2.25], 2: [3.0, 2.0], 3: [2.125]})
 SECOND = verdict(2, 2.0, {2: [1 / 3, 0.1], 3: [3.0, 2.0]})
 losses = st.lists(st.floats(0, 20), min_size=1, max_size=4)
@@ -81,7 +81,7 @@ def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
 def test_another_plan_forgets_what_was_found(job_store: JobStore, job_id: str) -> None:
     job_store.searching(job_id, PLAN, 0, 9)
     job_store.removed(job_id, [FIRST])
-    other = Plan("0ther", 3)
+    other = SearchPlan("0ther", 3)
     job_store.searching(job_id, other, 0, 9, is_anew=True)
     assert job_store.search_state(job_id) == SearchState(other)
     assert job_store.get(job_id).removed_blocks == ()

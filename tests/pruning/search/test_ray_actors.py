@@ -7,7 +7,7 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.ray_actors import NO_BLOCK, Evaluator, Recipe
+from pruning.search.ray_actors import NO_BLOCK, ActorConfig, Evaluator
 from pruning.search.scoring import SharedPrefixScorer
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_directory import tiny_tokenizer
@@ -16,8 +16,8 @@ KEEP = tuple(range(NUM_BLOCKS))
 WINDOWS = torch.randint(3, VOCAB_SIZE, (4, 9), generator=torch.Generator().manual_seed(1))
 
 
-def recipe(path: Path, state_budget: int | None = None) -> Recipe:
-    return Recipe(
+def config(path: Path, state_budget: int | None = None) -> ActorConfig:
+    return ActorConfig(
         path=path,
         dtype="auto",
         device="cpu",
@@ -35,7 +35,7 @@ def test_answers_are_those_of_the_scorer_one_at_a_time(family: str, tmp_path: Pa
     tiny_model(family).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     evaluator = Evaluator()
-    assert evaluator.load(recipe(tmp_path), WINDOWS) == "torch.float32"
+    assert evaluator.load(config(tmp_path), WINDOWS) == "torch.float32"
     scorer = SharedPrefixScorer(load(tmp_path).model, WINDOWS, boundaries=(2,))
     assert evaluator.begin(KEEP, (NO_BLOCK,), range(4)) == (NO_BLOCK, scorer.losses(KEEP))
     assert evaluator.more() is None
@@ -48,4 +48,4 @@ def test_answers_are_those_of_the_scorer_one_at_a_time(family: str, tmp_path: Pa
 
 def test_a_budget_is_the_scorers(tiny_model_dir: Path) -> None:
     with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
-        Evaluator().load(recipe(tiny_model_dir, state_budget=1), WINDOWS)
+        Evaluator().load(config(tiny_model_dir, state_budget=1), WINDOWS)

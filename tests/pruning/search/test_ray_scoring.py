@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.ray_actors import ClusterLost, Evaluated
+from pruning.search.ray_actors import ClusterLost, Evaluation
 from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
@@ -66,8 +66,8 @@ def shared(model_dir: Path) -> SharedPrefixScorer:
 
 def kill(scorer: ClusterScorer, place: int) -> None:
     """Kill the process of that place's actor."""
-    (handle,) = (actor.handle for actor in scorer._crew.actors if actor.place == place)
-    pid = scorer._crew.ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
+    (handle,) = (actor.handle for actor in scorer._pool.actors if actor.place == place)
+    pid = scorer._pool.ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGKILL)
 
 
@@ -119,14 +119,14 @@ def test_ties_are_decided_in_one_place(
     scorer: ClusterScorer, shared: SharedPrefixScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if every actor were another kind of machine, a hair off the others."""
-    run = scorer._crew.run
+    run = scorer._pool.run
 
-    def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[Evaluated]:
+    def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[Evaluation]:
         for answer in run(keep, shares, windows):
             shift = TIE_NATS / 4 * answer.actor
             yield replace(answer, losses=[loss + shift for loss in answer.losses])
 
-    monkeypatch.setattr(scorer._crew, "run", off)
+    monkeypatch.setattr(scorer._pool, "run", off)
     for keep in (KEEP, (0, *TWINS, 6, 7), (0, *TWINS, 7)):
         found = list(scorer.score_round(keep, keep[1:-1]))
         assert sorted(block for block, _ in found) == list(keep[1:-1])
@@ -152,8 +152,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
 
 
 def kill_local(scorer: ClusterScorer, place: int) -> None:
-    (handle,) = (actor.handle for actor in scorer._crew.actors if actor.place == place)
-    scorer._crew.ray.kill(handle)
+    (handle,) = (actor.handle for actor in scorer._pool.actors if actor.place == place)
+    scorer._pool.ray.kill(handle)
 
 
 def check_filled_again(
@@ -162,14 +162,14 @@ def check_filled_again(
     kill_actor: Callable[[ClusterScorer, int], None],
 ) -> None:
     expected = dict(shared.score_round(KEEP, CANDIDATES))
-    before = {actor.number for actor in scorer._crew.actors}
+    before = {actor.number for actor in scorer._pool.actors}
     answers = scorer.score_round(KEEP, CANDIDATES)
     found = dict([next(answers)])
     kill_actor(scorer, 0)
     found.update(answers)
     assert found == expected
-    wait_until(lambda: len(scorer._crew.ready_places()) == 2, "both places are filled", 90)
-    assert len(before & {actor.number for actor in scorer._crew.actors}) == 1
+    wait_until(lambda: len(scorer._pool.ready_places()) == 2, "both places are filled", 90)
+    assert len(before & {actor.number for actor in scorer._pool.actors}) == 1
     assert dict(scorer.score_round(KEEP, CANDIDATES)) == expected
 
 
@@ -178,7 +178,7 @@ def check_lost(model_dir: Path, kill_actor: Callable[[ClusterScorer, int], None]
         answers = frail.score_round(KEEP, CANDIDATES)
         next(answers)
         kill_actor(frail, 0)
-        with pytest.raises(ClusterLost, match=r"no actor is left .*then search again"):
+        with pytest.raises(ClusterLost, match=r"no actor is left .*then resume the search"):
             list(answers)
         with pytest.raises(ClusterLost):
             frail.losses(KEEP)
@@ -222,12 +222,12 @@ def test_what_loading_in_a_local_actor_raises_comes_as_it_is(model_dir: Path) ->
 def test_what_loading_raises_comes_as_it_is(scorer: ClusterScorer, model_dir: Path) -> None:
     with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
         ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", state_budget=1)
-    assert scorer._crew.ray.is_initialized()
+    assert scorer._pool.ray.is_initialized()
 
 
 def test_more_actors_than_gpus_are_refused(scorer: ClusterScorer, model_dir: Path) -> None:
-    num_gpus = int(scorer._crew.ray.cluster_resources().get("GPU", 0))
-    with pytest.raises(ClusterUnavailable, match=f"Ray knows of {num_gpus} GPUs"):
+    num_gpus = int(scorer._pool.ray.cluster_resources().get("GPU", 0))
+    with pytest.raises(ClusterUnavailable, match=f"the Ray cluster has {num_gpus} GPUs"):
         ClusterScorer(model_dir, WINDOWS, num_actors=num_gpus + 1, device="cuda")
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.search.ray_scoring import deal
+from pruning.search.ray_scoring import assign
 
 blocks = st.integers(0, 40)
 
@@ -25,7 +25,7 @@ def test_every_candidate_once_and_no_handing_over_would_end_the_round_sooner(
     def cost(block: int, place: int) -> int:
         return max(1, prices[block] - discount * (homes.get(block) == place))
 
-    shares = deal(candidates, places, homes, cost)
+    shares = assign(candidates, places, homes, cost)
     assert sorted(shares) == sorted(places)
     assert sorted(block for share in shares.values() for block in share) == sorted(candidates)
     assert all(share == [b for b in candidates if b in share] for share in shares.values())
@@ -37,7 +37,7 @@ def test_every_candidate_once_and_no_handing_over_would_end_the_round_sooner(
 
 
 def test_long_and_short_suffixes_are_mixed() -> None:
-    shares = deal(range(1, 31), (0, 1, 2), {}, lambda block, _: 32 - block)
+    shares = assign(range(1, 31), (0, 1, 2), {}, lambda block, _: 32 - block)
     loads = [sum(32 - block for block in share) for share in shares.values()]
     assert max(loads) - min(loads) <= 3
     assert {len(share) for share in shares.values()} == {10}
@@ -45,9 +45,9 @@ def test_long_and_short_suffixes_are_mixed() -> None:
 
 def test_blocks_stay_at_home_while_loads_are_even() -> None:
     homes = {1: 0, 2: 0, 3: 0, 4: 1, 5: 1, 6: 1}
-    assert deal((6, 1, 5, 2, 4, 3), (0, 1), homes, lambda *_: 1) == {0: [1, 2, 3], 1: [6, 5, 4]}
+    assert assign((6, 1, 5, 2, 4, 3), (0, 1), homes, lambda *_: 1) == {0: [1, 2, 3], 1: [6, 5, 4]}
 
 
 def test_a_place_that_is_gone_is_nobodys_home() -> None:
     homes = {1: 7, 2: 7, 3: 0, 4: 0}
-    assert deal((1, 2, 3, 4), (0, 1), homes, lambda *_: 1) == {0: [3, 4], 1: [1, 2]}
+    assert assign((1, 2, 3, 4), (0, 1), homes, lambda *_: 1) == {0: [3, 4], 1: [1, 2]}

@@ -16,11 +16,11 @@ from pruning.evaluation.perplexity import perplexity_curve
 from pruning.models import loss
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list, view
-from pruning.models.loss import mean_loss
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.removal import NonFiniteLoss, Removal
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb
+from tests.support.losses import mean_loss
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 
 HIDDEN_SIZE = 32

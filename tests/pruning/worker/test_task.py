@@ -9,7 +9,7 @@ from pruning.jobs.queue import DELIVERIES
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
-from pruning.search.state import Plan, Scored, SearchState
+from pruning.search.state import Scored, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import JobObserver, execute
 
@@ -157,7 +157,7 @@ def test_a_worker_that_lost_its_job_writes_nothing(
 def test_a_worker_goes_on_with_what_the_one_before_has_found(
     job_store: JobStore, job_id: str
 ) -> None:
-    plan = Plan("d1g", 2)
+    plan = SearchPlan("d1g", 2)
 
     def lost(_job: Job, observer: JobObserver) -> str:
         assert observer.earlier == SearchState()

@@ -9,7 +9,7 @@ from pruning.jobs.job import Job, JobStatus, StopRequest
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
-from pruning.search.state import Plan, Scored, SearchState
+from pruning.search.state import Scored, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import JobObserver, execute
 
@@ -41,7 +41,7 @@ class FlakyStore(JobStore):
     def searching(
         self,
         job_id: str,
-        plan: Plan,
+        plan: SearchPlan,
         done: int,
         total: int,
         attempt: int | None = None,
@@ -88,12 +88,12 @@ def test_a_plan_that_could_not_be_written_comes_before_what_follows_from_it(
 
     def run(_job: Job, observer: JobObserver) -> str:
         store.failures = failures
-        observer.searching(Plan("d1g", 2), 0, 2)
+        observer.searching(SearchPlan("d1g", 2), 0, 2)
         observer.removed(FIRST)
         observer.phase("evaluate")
         observer.phase("publish")
         observer.phase("publish")
-        assert store.search_state(job_id) == SearchState(Plan("d1g", 2), (FIRST,))
+        assert store.search_state(job_id) == SearchState(SearchPlan("d1g", 2), (FIRST,))
         return "tiny@x"
 
     execute(job_id, store, "worker", run)

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from pruning.jobs.job import JobStatus, Phase
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.search.state import Plan
+from pruning.search.state import SearchPlan
 from tests.app.api.routes.test_prune_jobs import JOB, submit
 
 
@@ -47,7 +47,7 @@ def test_a_running_job_shows_that_it_is_to_pause_until_it_does(
     redis_client.delete("rq:queue:prune", f"rq:job:{job['id']}")  # a worker has it
     attempt = job_store.start(job["id"], "worker-1").attempt
     job_store.set_phase(job["id"], Phase.SEARCH, attempt)
-    job_store.searching(job["id"], Plan("d1g", 2), 0, 9, attempt)
+    job_store.searching(job["id"], SearchPlan("d1g", 2), 0, 9, attempt)
     job_store.evaluated(job["id"], 1, 9, attempt)
     asked = post(client, job, "pause")
     assert (asked["status"], asked["worker"]) == ("running", "worker-1")
