@@ -26,8 +26,8 @@ from pruning.spec.calibration import CalibrationMix
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from pruning.worker.metrics import WorkerMetrics
 from tests.support.api_fixtures import publish_pruned
-from tests.support.local_client import LocalClient
 from tests.support.pages import GUIDES, README, ROOT, blocks, commands, prose
+from tests.support.serving import LocalClient
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 

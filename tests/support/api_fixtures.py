@@ -14,8 +14,8 @@ from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
-from tests.support.local_client import LocalClient
 from tests.support.recorder import Recorder
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 

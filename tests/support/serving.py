@@ -1,4 +1,4 @@
-"""The API on a port of its own, for what a client in the same process cannot see."""
+"""The API as tests call it: by a client in this process, or on a port of its own."""
 
 import socket
 import threading
@@ -6,12 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
 from app.server.serve import ApiServer
 from tests.support.waiting import wait_until
+
+
+class LocalClient(TestClient):
+    """Asks for localhost: without API keys, no other name is answered."""
+
+    def __init__(self, app: FastAPI, *, raise_server_exceptions: bool = True) -> None:
+        super().__init__(
+            app, base_url="http://localhost", raise_server_exceptions=raise_server_exceptions
+        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from tests.app.api.routes.test_prune_jobs import JOB, submit
 from tests.support.api_fixtures import publish_pruned
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 
 
 def post_with_key(client: TestClient, key: str, **change: Any) -> Response:

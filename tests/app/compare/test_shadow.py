@@ -23,8 +23,7 @@ from tests.app.api.test_sse_disconnect import send
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
-from tests.support.local_client import LocalClient
-from tests.support.serving import serving
+from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
 PAIR = {"live_model": "tiny@-2", "shadow_model": "tiny"}

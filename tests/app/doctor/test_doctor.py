@@ -19,8 +19,8 @@ from app.doctor.finding import Level
 from app.doctor.gpu import Gpus, device, gpus, room_bytes
 from app.doctor.machine import disk, extras, memory, open_files, packages, port, writable
 from app.main import create_app
-from tests.support.local_client import LocalClient
 from tests.support.processes import free_port
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 SOMEBODY = 65534  # who may nothing

@@ -20,7 +20,7 @@ from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker
 from tests.support.exposition import Scrape
 from tests.support.job_lives import REMOVAL
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 
 SPEC = PruneSpec("tiny", num_remove=1)
 PROGRESS = "sleb_prune_job_progress_ratio"

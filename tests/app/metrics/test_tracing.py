@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from app.config import ServeSettings
 from app.main import create_app
 from app.metrics.tracing import Tracing
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 5, "ignore_eos": True}

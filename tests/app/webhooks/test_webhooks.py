@@ -18,8 +18,8 @@ from pruning.jobs.job import JobError, JobStatus, WebhookEvent
 from pruning.jobs.store import JobStore
 from tests.app.api.routes.test_prune_jobs import JOB, submit
 from tests.support.job_lives import succeed
-from tests.support.local_client import LocalClient
 from tests.support.pages import GUIDES, blocks
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import SECRET, Receiver, receiving, verify
 

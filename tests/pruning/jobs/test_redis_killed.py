@@ -22,9 +22,9 @@ from app.server.valkey import embedded_valkey
 from pruning.checkpoints.store import CheckpointStore
 from pruning.spec.prune import PruneSpec
 from tests.support.exposition import Scrape
-from tests.support.local_client import LocalClient
 from tests.support.long_search import EVALUATIONS, long_search
 from tests.support.redis_fixtures import disorder
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import LEASE_S, Workers
 

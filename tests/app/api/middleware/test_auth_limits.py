@@ -19,8 +19,7 @@ from app.main import create_app
 from tests.app.api.test_sse_disconnect import LONG
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
-from tests.support.local_client import LocalClient
-from tests.support.serving import serving
+from tests.support.serving import LocalClient, serving
 from tests.support.valkey_server import ValkeyServer
 from tests.support.waiting import wait_until
 

@@ -16,8 +16,7 @@ from pruning.jobs.events import EventFeed
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.app.api.routes.test_events import STREAM, url_of
-from tests.support.local_client import LocalClient
-from tests.support.serving import serving
+from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
 

@@ -15,7 +15,7 @@ from app.engine.text import TextStream
 from app.main import create_app
 from tests.support.engines import CrashingEngine, FailingEngine, gated
 from tests.support.exposition import Scrape
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 40, "ignore_eos": True}

@@ -23,8 +23,7 @@ from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.external import declare
-from tests.support.local_client import LocalClient
-from tests.support.serving import serving
+from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
 DENSE = {"model_name": "there", "variant": "dense", "traffic": "live"}

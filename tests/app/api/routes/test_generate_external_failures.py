@@ -38,7 +38,7 @@ from tests.support.external import (
     text,
     usage,
 )
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 LABELS = {"variant": "pruned", "traffic": "live"}

@@ -14,7 +14,7 @@ from app.engine.engine import Engine
 from app.main import create_app
 from tests.app.api.routes.test_generate import PROMPTS, generate
 from tests.support.engines import CrashingEngine, FailingEngine, gated
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 Event = tuple[str, Any]

@@ -12,7 +12,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from app.metrics.metrics import latency_buckets
 from tests.support.api_fixtures import publish_pruned
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 

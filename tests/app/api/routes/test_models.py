@@ -21,7 +21,7 @@ from pruning.models.store import LoadedModel, ModelStore
 from tests.app.api.routes.test_generate import generate
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 

@@ -22,7 +22,7 @@ from pruning.worker.task import run_job
 from tests.app.api.routes.test_generate import generate, oracle
 from tests.app.api.routes.test_prune_jobs import submit
 from tests.support.api_fixtures import publish_pruned
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 
 LOSSES = (2.5, 3.0)

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.worker.task import run_job
-from tests.support.local_client import LocalClient
+from tests.support.serving import LocalClient
 from tests.support.tiny_directory import MAX_POSITIONS
 
 JOB: dict[str, Any] = {
