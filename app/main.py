@@ -13,9 +13,9 @@ from app.api.deps import GenerationServices, JobServices, Services, State
 from app.api.errors import install_errors
 from app.api.formats.jobs import job_view_at
 from app.api.lifespan import running
-from app.api.middleware.auth import Guard
-from app.api.middleware.metrics import CountedRequests
-from app.api.middleware.security_headers import SecurityHeaders
+from app.api.middleware.auth import AuthMiddleware
+from app.api.middleware.metrics import MetricsMiddleware
+from app.api.middleware.security_headers import SecurityHeadersMiddleware
 from app.api.openapi import describe_api
 from app.api.routes import (
     checkpoints,
@@ -29,7 +29,7 @@ from app.api.routes import (
 )
 from app.api.submission import JobSubmission, TextsFolder
 from app.auth.limits import KeyLimits
-from app.auth.scopes import Access, access_to
+from app.auth.scopes import Authorizer, authorizer_of
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
@@ -94,24 +94,24 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,  # for links between operations
         telemetry=tracing.fastapi if tracing is not None else None,
     )
-    access = access_to(settings)
-    _add_middleware(app, settings, access)
+    authorizer = authorizer_of(settings)
+    _add_middleware(app, settings, authorizer)
     for route in _ROUTES:
         app.include_router(route.router)
-    describe_api(app, access)
+    describe_api(app, authorizer)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: ServeSettings, access: Access) -> None:
+def _add_middleware(app: FastAPI, settings: ServeSettings, authorizer: Authorizer) -> None:
     """From the innermost to the outermost."""
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     install_errors(app)
-    app.add_middleware(Guard, access=access)
-    app.add_middleware(CountedRequests)
+    app.add_middleware(AuthMiddleware, authorizer=authorizer)
+    app.add_middleware(MetricsMiddleware)
     app.add_middleware(
         CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_request_id
     )
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(SecurityHeadersMiddleware)
 
 
 def _is_request_id(text: str) -> bool:

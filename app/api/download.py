@@ -1,5 +1,6 @@
-"""Files as answers, whole or in part (RFC 9110, 14). A ``Range`` that cannot be served is a problem
-document: starlette's own refusals are plain text.
+"""File responses, whole or in part (RFC 9110, 14).
+
+A ``Range`` that cannot be served is a problem document; Starlette's response is plain text.
 """
 
 from collections.abc import Mapping
@@ -14,16 +15,16 @@ _PROBLEM = "application/problem+json"
 _RANGES: Mapping[int, Mapping[str, str]] = {
     400: {
         "type": "range-malformed",
-        "title": "The Range header cannot be understood.",
+        "title": "Malformed Range header.",
         "detail": "Expected bytes=FIRST-LAST, bytes=FIRST- or bytes=-LENGTH, counted from 0.",
     },
     416: {
         "type": "range-not-satisfiable",
-        "title": "The file has no such part.",
-        "detail": "The range begins behind the last byte: Content-Range says how many there are.",
+        "title": "Range not satisfiable.",
+        "detail": "The range starts beyond the end of the file: Content-Range gives its size.",
     },
 }
-REFUSED: Mapping[int | str, dict[str, Any]] = {
+RANGE_RESPONSES: Mapping[int | str, dict[str, Any]] = {
     status: {
         "description": problem["title"],
         "content": {_PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
@@ -34,20 +35,20 @@ REFUSED: Mapping[int | str, dict[str, Any]] = {
 
 class Download(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_refused = False
+        is_replaced = False
 
-        async def tell(message: Message) -> None:
-            nonlocal is_refused
+        async def replace(message: Message) -> None:
+            nonlocal is_replaced
             if message.get("status") in _RANGES:
-                is_refused = True
-                await _refusal(message)(scope, receive, send)
-            elif not is_refused:
+                is_replaced = True
+                await _problem(message)(scope, receive, send)
+            elif not is_replaced:
                 await send(message)
 
-        await super().__call__(scope, receive, tell)
+        await super().__call__(scope, receive, replace)
 
 
-def _refusal(start: Message) -> Response:
+def _problem(start: Message) -> Response:
     status = start["status"]
     size = Headers(raw=start["headers"]).get("content-range")
     headers = {"Content-Range": size} if size else {}

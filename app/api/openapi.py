@@ -10,7 +10,7 @@ from app.api.errors import INVALID_TITLE, PROBLEMS
 from app.api.problems import TOO_LARGE_TITLE, is_openai
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached
-from app.auth.scopes import Access, NotLocal, scopes_for
+from app.auth.scopes import Authorizer, NotLocal, scopes_for
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -53,7 +53,7 @@ def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses
     return found
 
 
-def describe_api(app: FastAPI, access: Access) -> None:
+def describe_api(app: FastAPI, authorizer: Authorizer) -> None:
     """Correct the document that FastAPI generates."""
     generate = app.openapi
 
@@ -63,8 +63,8 @@ def describe_api(app: FastAPI, access: Access) -> None:
             for method, operation in operations.items():
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
-                _describe_access(operation, method, path, access)
-        if access.is_on:
+                _describe_access(operation, method, path, authorizer)
+        if authorizer.requires_key:
             scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
             found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
         return found
@@ -81,11 +81,13 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**kinds[0], **rest}
 
 
-def _describe_access(operation: dict[str, Any], method: str, path: str, access: Access) -> None:
+def _describe_access(
+    operation: dict[str, Any], method: str, path: str, authorizer: Authorizer
+) -> None:
     scopes = scopes_for(method.upper(), path)
-    if access.is_local:
+    if authorizer.is_local:
         _add(operation["responses"], path, NotLocal)
-    elif access.is_on and scopes is not None:
+    elif authorizer.requires_key and scopes is not None:
         operation["security"] = [{_SCHEME: sorted(scopes)}]
         _add(operation["responses"], path, KeyRefused, ScopeMissing, LimitReached)
 

@@ -1,13 +1,12 @@
-"""How much one key may ask for: requests in a minute, and generations at once.
+"""Limits of each API key: requests per minute, and concurrent generations.
 
-All API processes of one Redis count together. It holds two sorted sets of each key: when the
-requests of the last minute came, and until when each running generation has its place. A place is
-a lease, which is renewed while it is used; so what a process held that died is free again soon.
-One script looks at both, so that what is refused counts for neither, and the clock is Redis's.
+All API processes of one Redis count together. It holds two sorted sets per key: the times of the
+requests of the last minute, and the leases of running generations. Leases are renewed while they
+are held, so those of a process that dies expire. One script checks both limits, by the clock of
+Redis, and a refused request counts for neither.
 
-A Redis that does not answer refuses nobody: generation needs none of it, the limits of the engine
-hold all the same, and an outage of the job store would else be one of everything. It is logged,
-and counted as ``sleb_key_limits_unknown_total``.
+While Redis does not respond, all requests are admitted: generation does not need Redis, and the
+limits of the engine still hold. This is logged and counted as ``sleb_key_limits_unknown_total``.
 """
 
 import asyncio
@@ -25,22 +24,21 @@ from redis.exceptions import RedisError
 
 from app.auth.keys import ApiKey
 from app.metrics.metrics import Metrics
+from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING
 
 logger = logging.getLogger(__name__)
 
-RECENT = "sleb:key:{name}:recent"  # of a request: when it came
-RUNNING = "sleb:key:{name}:running"  # of a generation: until when its place is its own
 WINDOW_S = 60
 LEASE_S = 30.0
-RENEWED_EVERY_S = LEASE_S / 3
-REST_S = 1.0  # how long a Redis that did not answer is left alone
-_ANSWER_S = 0.5  # how long anybody waits for it
-_NEXT_TRY_S = 1.0  # when a place may be free, which nobody knows
-_RATE = 1  # as the script below says it
+RENEW_EVERY_S = LEASE_S / 3
+PAUSE_S = 1.0  # after a Redis command failed
+_TIMEOUT_S = 0.5  # of a Redis command
+_RETRY_S = 1.0  # at the limit of concurrent generations, whose end is unknown
+_RATE = 1  # the rate limit, as the script below returns it
 
-# KEYS recent, running. ARGV the request's id, window, rate, lease, most at once; 0 is no limit.
-# Returns {0 or the limit that is reached, microseconds until it may be worth another try}.
-_TAKE = """
+# KEYS recent, running. ARGV request id, window, rate, lease, concurrency; a limit of 0 is off.
+# Returns {0 or the number of the limit that is reached, microseconds until a retry may succeed}.
+_ADMIT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local id, window, rate = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -62,7 +60,7 @@ if rate > 0 then
 end
 return {0, 0}
 """
-# KEYS running. ARGV the request's id, lease.
+# KEYS running. ARGV request id, lease.
 _RENEW = """
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[1], time[1] + time[2] / 1e6 + ARGV[2], ARGV[1])
@@ -80,10 +78,10 @@ class LimitReached(RuntimeError):
 
 
 class KeyLimits:
-    """``rate_per_min`` and ``max_concurrent`` are those of keys without their own; None is any."""
+    """``rate_per_min`` and ``max_concurrent`` are the defaults of keys; None is no limit."""
 
-    renewed_every_s = RENEWED_EVERY_S
-    rest_s = REST_S
+    renew_every_s = RENEW_EVERY_S
+    pause_s = PAUSE_S
 
     def __init__(
         self,
@@ -98,19 +96,19 @@ class KeyLimits:
         self._max_concurrent = max_concurrent or 0
         self._redis = Redis.from_url(
             redis_url,
-            socket_connect_timeout=_ANSWER_S,
-            socket_timeout=_ANSWER_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            socket_timeout=_TIMEOUT_S,
             retry=Retry(ExponentialBackoff(cap=0.05, base=0.01), 1),
         )
-        self._take = self._redis.register_script(_TAKE)
+        self._admit = self._redis.register_script(_ADMIT)
         self._renew = self._redis.register_script(_RENEW)
-        self._rests_until_s = -math.inf
+        self._paused_until_s = -math.inf
 
     async def aclose(self) -> None:
         await self._redis.aclose()
 
-    async def admit(self, key: ApiKey, *, is_generation: bool) -> "Place | None":
-        """Count a request. Its place, if it has one, has to be left. Raises ``LimitReached``."""
+    async def admit(self, key: ApiKey, *, is_generation: bool) -> "Lease | None":
+        """Count a request. Its lease, if any, must be released. Raises ``LimitReached``."""
         rate = self._rate_per_min if key.rate_per_min is None else key.rate_per_min
         at_once = self._max_concurrent if key.max_concurrent is None else key.max_concurrent
         if not is_generation:
@@ -118,76 +116,76 @@ class KeyLimits:
         if not rate and not at_once:
             return None
         request_id = uuid4().hex
-        recent, running = RECENT.format(name=key.name), RUNNING.format(name=key.name)
+        recent, running = KEY_RECENT.format(name=key.name), KEY_RUNNING.format(name=key.name)
         args = (request_id, WINDOW_S, rate, LEASE_S, at_once)
-        reached = await self._ask(lambda: self._take(keys=[recent, running], args=args))
+        reached = await self._call(lambda: self._admit(keys=[recent, running], args=args))
         if reached is None:
             self._metrics.key_limits_unknown()
         elif reached[0]:
-            raise self._refusal(key.name, reached, rate, at_once)
-        return self._place(running, request_id) if at_once else None
+            raise self._error(key.name, reached, rate, at_once)
+        return self._lease(running, request_id) if at_once else None
 
-    def _refusal(self, name: str, reached: Sequence[int], rate: int, at_once: int) -> LimitReached:
+    def _error(self, name: str, reached: Sequence[int], rate: int, at_once: int) -> LimitReached:
         if reached[0] == _RATE:
             message = f"Rate limit of API key {name!r} exceeded: {rate} requests per minute"
-            refusal = LimitReached(message, "rate", reached[1] / 1e6)
+            error = LimitReached(message, "rate", reached[1] / 1e6)
         else:
             message = f"Limit of API key {name!r} reached: {at_once} concurrent generations"
-            refusal = LimitReached(message, "concurrent", _NEXT_TRY_S)
-        self._metrics.key_refused(refusal.limit)
-        return refusal
+            error = LimitReached(message, "concurrent", _RETRY_S)
+        self._metrics.key_refused(error.limit)
+        return error
 
-    def _place(self, running: str, request_id: str) -> "Place":
+    def _lease(self, running: str, request_id: str) -> "Lease":
         def renew() -> Awaitable[object]:
-            return self._ask(lambda: self._renew(keys=[running], args=[request_id, LEASE_S]))
+            return self._call(lambda: self._renew(keys=[running], args=[request_id, LEASE_S]))
 
-        def give_back() -> Awaitable[object]:
-            return self._ask(lambda: self._redis.zrem(running, request_id))
+        def release() -> Awaitable[object]:
+            return self._call(lambda: self._redis.zrem(running, request_id))
 
-        return Place(renew, give_back, self.renewed_every_s)
+        return Lease(renew, release, self.renew_every_s)
 
-    async def _ask(self, question: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - as redis has it
-        """What Redis answers, or None if it does not."""
-        if monotonic() < self._rests_until_s:
+    async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - as redis has it
+        """Return the reply of Redis, or None if there is none."""
+        if monotonic() < self._paused_until_s:
             return None
         try:
-            return await question()
+            return await command()
         except RedisError as error:
-            if monotonic() >= self._rests_until_s:
+            if monotonic() >= self._paused_until_s:
                 logger.warning(
-                    "nobody looks at the limits of keys: Redis does not answer: %s", error
+                    "limits of API keys are not checked: Redis does not answer: %s", error
                 )
-            self._rests_until_s = monotonic() + self.rest_s
+            self._paused_until_s = monotonic() + self.pause_s
             return None
 
 
-class Place:
-    """Of a generation that runs; held until it is left."""
+class Lease:
+    """Lets one generation run, until it is released. Renews itself."""
 
     def __init__(
         self,
         renew: Callable[[], Awaitable[object]],
-        give_back: Callable[[], Awaitable[object]],
-        renewed_every_s: float,
+        release: Callable[[], Awaitable[object]],
+        renew_every_s: float,
     ) -> None:
-        self._give_back = give_back
-        self._is_left = asyncio.Event()
-        self._renewing = asyncio.create_task(self._keep(renew, renewed_every_s))
+        self._release = release
+        self._is_released = asyncio.Event()
+        self._renewing = asyncio.create_task(self._keep(renew, renew_every_s))
 
-    async def leave(self) -> None:
-        """As often as one likes; only the first time counts."""
-        if self._is_left.is_set():
+    async def release(self) -> None:
+        """Free the lease. Further calls change nothing."""
+        if self._is_released.is_set():
             return
-        self._is_left.set()
-        await self._renewing  # or it might still renew what is given back
-        await self._give_back()
+        self._is_released.set()
+        await self._renewing  # else a late renewal could bring the lease back
+        await self._release()
 
     async def _keep(self, renew: Callable[[], Awaitable[object]], pause_s: float) -> None:
-        """Ends when it is told to, and is not cancelled: a command of redis-py may swallow that."""
+        """Ends by the event, not by cancellation, which commands of redis-py may swallow."""
         while True:
             try:
                 async with asyncio.timeout(pause_s):
-                    await self._is_left.wait()
+                    await self._is_released.wait()
                     return
             except TimeoutError:
                 await renew()

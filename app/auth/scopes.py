@@ -1,4 +1,4 @@
-"""What each path asks of a key, and whether keys are asked for at all."""
+"""Which scopes each path requires, and whether requests need an API key at all."""
 
 import logging
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from app.config import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-MAX_HEADER_BYTES = 512  # of Authorization; a key of ours has 48
+MAX_HEADER_BYTES = 512  # of Authorization; a key has 48
 
-# Health and metrics are for machines that have no key; the description of the API is no secret.
+# Probes and scrapers have no key, and the OpenAPI document is no secret.
 _OPEN = frozenset(
     {
         "/health/live",
@@ -35,52 +35,54 @@ _READING = ("GET", "HEAD")
 
 
 class NotLocal(Exception):
-    """A page of elsewhere asks, by way of a browser on this machine."""
+    """A page of another site sent the request, through a browser on this machine."""
 
     def __init__(self, header: str) -> None:
         super().__init__(
-            f"the header {header} names another machine, and this service, which asks for no keys, "
-            "answers nobody but this one: ask http://localhost, make a key with `sleb keys "
+            f"the header {header} names another machine, and without API keys this service accepts "
+            "requests from this machine only: use http://localhost, create a key with `sleb keys "
             "create`, or start it with --insecure"
         )
 
 
-class OpenDoor(RuntimeError):
-    """Whoever reaches the address could do everything."""
+class UnprotectedAddress(RuntimeError):
+    """Other machines could reach the service, and it has no API key."""
 
 
-class Access:
-    """Asks for keys if it has to, or as soon as there has been one.
+class Authorizer:
+    """Requires an API key if ``is_required``, or once a key was created.
 
-    ``is_guarded``: until then, pages that a browser on this machine shows are kept out. They could
-    post to any address, and read what it answers if their host's name is made to lead to it.
+    ``is_local_without_keys`` refuses pages of other sites until then: a browser on this machine
+    lets them post to any address, and by DNS rebinding also read the response.
     """
 
-    def __init__(self, keys: KeyFile, *, is_required: bool, is_guarded: bool = False) -> None:
+    def __init__(
+        self, keys: KeyFile, *, is_required: bool, is_local_without_keys: bool = False
+    ) -> None:
         self._keys = keys
         self._is_required = is_required
-        self._is_guarded = is_guarded
+        self._is_local_without_keys = is_local_without_keys
 
     @property
-    def is_on(self) -> bool:
+    def requires_key(self) -> bool:
         return self._is_required or self._keys.exists
 
     @property
     def is_local(self) -> bool:
-        """Whether nobody but this machine is answered."""
-        return self._is_guarded and not self.is_on
+        """Whether only requests from this machine are accepted."""
+        return self._is_local_without_keys and not self.requires_key
 
-    def admit(
+    def authorize(
         self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]
     ) -> ApiKey | None:
-        """Whose request this is; None if anybody's is welcome.
+        """Return the key of the request; None if the path needs none.
 
         Raises ``NotLocal``, ``KeyRefused`` or ``ScopeMissing``.
         """
         if self.is_local:
-            _check_names(headers)
+            _check_local(headers)
         scopes = scopes_for(method, path)
-        if scopes is None or not self.is_on:
+        if scopes is None or not self.requires_key:
             return None
         key = self._find(_bearer(headers))
         if not key.scopes & scopes:
@@ -91,27 +93,30 @@ class Access:
         try:
             key = self._keys.find(bearer)
         except InvalidKeyFile:
-            logger.exception("nobody is let in")
+            logger.exception("all requests are refused: the API keys cannot be read")
             key = None
         if key is None:
-            raise KeyRefused("there is no such key, or not any more", is_sent=True)
+            raise KeyRefused("there is no such key, or it was revoked", is_sent=True)
         return key
 
 
-def access_to(settings: ServeSettings) -> Access:
-    is_required = not (is_loopback(settings) or settings.insecure)
-    is_guarded = is_loopback(settings) and not settings.insecure
-    return Access(KeyFile(settings.keys_file), is_required=is_required, is_guarded=is_guarded)
+def authorizer_of(settings: ServeSettings) -> Authorizer:
+    is_local = is_loopback(settings)
+    return Authorizer(
+        KeyFile(settings.keys_file),
+        is_required=not (is_local or settings.insecure),
+        is_local_without_keys=is_local and not settings.insecure,
+    )
 
 
-def check_door(settings: ServeSettings) -> None:
-    """Before anything listens. Raises ``OpenDoor`` or ``InvalidKeyFile``."""
+def check_address(settings: ServeSettings) -> None:
+    """Call before listening. Raises ``UnprotectedAddress`` or ``InvalidKeyFile``."""
     keys = KeyFile(settings.keys_file).known()
     if not (keys or is_loopback(settings) or settings.insecure):
-        raise OpenDoor(
-            f"without a key, whoever reaches {settings.host} could do everything: make one with "
-            "`sleb keys create NAME --scope admin`, listen on 127.0.0.1, or say --insecure "
-            "(SLEB_INSECURE=true) if something else keeps others out"
+        raise UnprotectedAddress(
+            f"without an API key, any client that reaches {settings.host} has full access: create "
+            "one with `sleb keys create NAME --scope admin`, listen on 127.0.0.1, or pass "
+            "--insecure (SLEB_INSECURE=true) if something else restricts access"
         )
 
 
@@ -121,7 +126,7 @@ def is_loopback(settings: ServeSettings) -> bool:
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
-    """Any of them will do, None asks for none; a path that nobody has thought of is for admins."""
+    """Return the scopes of which one is required, or None. Unlisted paths are for admins."""
     if path in _OPEN:
         return None
     if _is_below(path, "/models") and method in _READING:
@@ -131,7 +136,7 @@ def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
 
 
 def generates(method: str, path: str) -> bool:
-    """Whether it is work for the engine."""
+    """Whether the request generates text, and so counts as a concurrent generation."""
     return method not in _READING and Scope.GENERATE in (scopes_for(method, path) or ())
 
 
@@ -140,20 +145,20 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Raises ``KeyRefused``; what is too long is not even hashed."""
+    """Return the bearer token. Raises ``KeyRefused``, also for one too long to be a key."""
     sent = [value for name, value in headers if name.lower() == b"authorization"]
     if not sent:
-        raise KeyRefused("this service asks for a key", is_sent=False)
+        raise KeyRefused("this service requires an API key", is_sent=False)
     scheme, _, key = sent[0].partition(b" ")
     if len(sent) > 1 or scheme.lower() != b"bearer" or not key.strip():
-        raise KeyRefused("there is no single bearer key", is_sent=True)
+        raise KeyRefused("expected one bearer token", is_sent=True)
     if len(sent[0]) > MAX_HEADER_BYTES or not key.isascii():
-        raise KeyRefused("that is no key: it is too long, or has strange characters", is_sent=True)
+        raise KeyRefused("malformed key: too long, or not ASCII", is_sent=True)
     return key.strip().decode("ascii")
 
 
-def _check_names(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Browsers send both, and no page can change them. Raises ``NotLocal``."""
+def _check_local(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Check Host and Origin, which pages cannot forge. Raises ``NotLocal``."""
     for name, value in headers:
         if name.lower() == b"host" and not _is_here(b"//" + value):
             raise NotLocal("Host")
@@ -165,5 +170,5 @@ def _is_here(url: bytes) -> bool:
     try:
         host = (urlsplit(url.decode("ascii")).hostname or "").removesuffix(".")
         return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
-    except ValueError:  # it is no name of this machine, and no address
+    except ValueError:  # neither a name of this machine nor an address
         return False

@@ -7,7 +7,7 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from app.auth.scopes import check_door
+from app.auth.scopes import check_address
 from app.cluster.ingress import Ingress
 from app.cluster.replica import Replica
 from app.config import ClusterSettings, ServeSettings
@@ -34,8 +34,8 @@ def application(args: Mapping[str, Any]) -> serve.Application:
 
 
 def application_of(settings: ClusterSettings) -> serve.Application:
-    """Raises ``NoCommonRedis`` or ``OpenDoor``."""
-    check_door(settings)
+    """Raises ``NoCommonRedis`` or ``UnprotectedAddress``."""
+    check_address(settings)
     if settings.redis_url is None:
         raise NoCommonRedis(
             "SLEB_REDIS_URL has to name a Redis or Valkey server that all machines of the cluster "

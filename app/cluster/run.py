@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from app.auth.scopes import check_door
+from app.auth.scopes import check_address
 from app.config import ClusterSettings
 from app.server.serve import leave, set_up_process
 from pruning.search.ray_scoring import connected, import_ray
@@ -25,10 +25,10 @@ class ClusterFailed(RuntimeError):
 def run_cluster(settings: ClusterSettings) -> None:
     """Run on the cluster that Ray finds, or else on one that runs on this machine meanwhile.
 
-    Raises ``ClusterUnavailable`` without the extra, ``OpenDoor``, ``NoCommonRedis``, or
+    Raises ``ClusterUnavailable`` without the extra, ``UnprotectedAddress``, ``NoCommonRedis``, or
     ``ClusterFailed``.
     """
-    check_door(settings)
+    check_address(settings)
     set_up_process(settings)
     with suppress(KeyboardInterrupt), connected(import_ray("serve")):
         signal.signal(signal.SIGTERM, leave)  # Ray's handler would skip the cleanup

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from app.auth.keys import InvalidKeyFile, KeyFile
-from app.auth.scopes import OpenDoor, check_door, is_loopback
+from app.auth.scopes import UnprotectedAddress, check_address, is_loopback
 from app.config import ServeSettings
 from app.doctor import gpu, machine, models, store
 from app.doctor.finding import Finding, Level, fine, note, wrong
@@ -76,8 +76,8 @@ def _directories(settings: Settings) -> list[Finding]:
 
 def _keys(api: ServeSettings) -> Finding:
     try:
-        check_door(api)
-    except (OpenDoor, InvalidKeyFile) as error:
+        check_address(api)
+    except (UnprotectedAddress, InvalidKeyFile) as error:
         return wrong("keys", str(error), "until then neither `sleb serve` nor `sleb up` starts")
     keys = KeyFile(api.keys_file)
     if keys.exists:

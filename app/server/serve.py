@@ -14,7 +14,7 @@ from asgi_correlation_id import correlation_id
 
 from app.api.deps import services_of
 from app.auth.keys import caller
-from app.auth.scopes import check_door
+from app.auth.scopes import check_address
 from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
@@ -28,9 +28,9 @@ _POLL_S = 0.1  # between two checks for a second Ctrl-C
 def run_api(settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish for up to ``drain_s``.
 
-    Raises ``OpenDoor``.
+    Raises ``UnprotectedAddress``.
     """
-    check_door(settings)
+    check_address(settings)
     set_up_process(settings)
     signal.signal(signal.SIGTERM, leave)  # uvicorn raises the signal again after its shutdown
     with redis_url(settings) as url:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
-from app.auth.scopes import check_door
+from app.auth.scopes import check_address
 from app.config import ServeSettings
 from app.server.valkey import redis_url
 from pruning.config import child_environment
@@ -24,8 +24,11 @@ class ChildEnded(RuntimeError):
 
 
 def run_up(settings: ServeSettings) -> None:
-    """Run until SIGTERM, Ctrl-C or the end of any child. Raises ``ChildEnded``, ``OpenDoor``."""
-    check_door(settings)
+    """Run until SIGTERM, Ctrl-C or the end of any child.
+
+    Raises ``ChildEnded`` or ``UnprotectedAddress``.
+    """
+    check_address(settings)
     stop = threading.Event()
     with redis_url(settings), _signals(stop):
         environment = child_environment(settings)  # each child holds the embedded Valkey itself

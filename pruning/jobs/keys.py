@@ -1,4 +1,4 @@
-"""Names and lifetimes of the Redis keys of jobs.
+"""Names and lifetimes of all Redis keys but those of RQ.
 
     key                     value                                    lifetime
     sleb:job:{id}           hash: the record                         permanent
@@ -10,6 +10,8 @@
     sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
     sleb:outbox             zset: ids of all messages, by due time   as the messages
     sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
+    sleb:key:{name}:recent  zset: request ids of an API key, by time 60 s
+    sleb:key:{name}:running zset: its generations, by end of lease   30 s
 
 Permanent means until the job is deleted. Keys of RQ begin with ``rq:``, see ``queue.py``.
 """
@@ -22,6 +24,8 @@ ATTEMPTS = "sleb:job:{id}:told"
 OUTBOX = "sleb:outbox"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
+KEY_RECENT = "sleb:key:{name}:recent"
+KEY_RUNNING = "sleb:key:{name}:running"
 IDEMPOTENCY = "sleb:idempotency:{key}"  # {key} is a sha256, as a key may be any text
 KEYS_OF_A_JOB = (MESSAGES, RECORD, EVENTS, SEARCH, ATTEMPTS)  # deleted with the job
 PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox")

@@ -1,4 +1,4 @@
-"""Stands in front of all routes: asks for keys, and says so in the description of the API."""
+"""Authentication of all requests, and the limits of their API keys."""
 
 import asyncio
 import logging
@@ -9,58 +9,59 @@ from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.api.problems import problem_response
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
-from app.auth.limits import LimitReached, Place
-from app.auth.scopes import Access, NotLocal, generates
+from app.auth.limits import Lease, LimitReached
+from app.auth.scopes import Authorizer, NotLocal, generates
 
 logger = logging.getLogger(__name__)
 
-_REFUSALS = (NotLocal, KeyRefused, ScopeMissing, LimitReached)
-_SHOWN = 200  # characters of a path in the log
+_RAISES = (NotLocal, KeyRefused, ScopeMissing, LimitReached)
+_MAX_LOGGED_CHARS = 200  # of a path
 
 
-class Guard:
-    """ASGI middleware: what is refused here costs no reading of a body, and no route."""
+class AuthMiddleware:
+    """ASGI middleware: refuses a request before its body is read and its route is found."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, authorizer: Authorizer) -> None:
         self._app = app
-        self._access = access
+        self._authorizer = authorizer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method, path = scope["method"], scope["path"]
         try:
-            key = self._access.admit(scope["method"], scope["path"], scope["headers"])
-            place = await _place(scope, key)
-        except _REFUSALS as error:
-            logger.info("refused %.16s %r: %s", scope["method"], scope["path"][:_SHOWN], error)
+            key = self._authorizer.authorize(method, path, scope["headers"])
+            lease = await _lease(scope, key)
+        except _RAISES as error:
+            logger.info("refused %.16s %r: %s", method, path[:_MAX_LOGGED_CHARS], error)
             problem = problem_of(error)
-            response = problem_response(problem.marshal(), scope["path"], problem.headers)
+            response = problem_response(problem.marshal(), path, problem.headers)
             await response(scope, receive, send)
             return
         token = caller.set(key.name if key else None)
         try:
-            if place is None:
+            if lease is None:
                 await self._app(scope, receive, send)
             else:
-                await self._answer(place, scope, receive, send)
+                await self._run(lease, scope, receive, send)
         finally:
             caller.reset(token)
 
-    async def _answer(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
-        async def leave_and_send(message: Message) -> None:
-            """Whoever has read an answer to its end may ask the next at once."""
+    async def _run(self, lease: Lease, scope: Scope, receive: Receive, send: Send) -> None:
+        async def release_and_send(message: Message) -> None:
+            # first the lease: a client may send its next request once it has the whole response
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                await place.leave()
+                await lease.release()
             await send(message)
 
         try:
-            await self._app(scope, receive, leave_and_send)
+            await self._app(scope, receive, release_and_send)
         finally:
-            await asyncio.shield(place.leave())
+            await asyncio.shield(lease.release())
 
 
-async def _place(scope: Scope, key: ApiKey | None) -> Place | None:
+async def _lease(scope: Scope, key: ApiKey | None) -> Lease | None:
     """Raises ``LimitReached``."""
     if key is None:
         return None

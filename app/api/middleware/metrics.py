@@ -1,17 +1,17 @@
-"""Counts what HTTP was answered, by the route's template and not by its path: those are few."""
+"""Counts HTTP requests by the template of their route, because paths are unbounded."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deps import services_of
 
-_OTHER = "other"  # a path that no route takes, a method that nobody knows
+_OTHER = "other"  # an unknown path or method
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_CLIENT_GONE = 499  # nothing was answered
-_DEFECT = 500  # what an error becomes that nobody handles
+_CLIENT_GONE = 499  # there was no response
+_UNHANDLED = 500
 
 
-class CountedRequests:
-    """ASGI middleware: tells the metrics of the process of every request, when it is over."""
+class MetricsMiddleware:
+    """ASGI middleware: counts every request when it ends, with the status of its response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,7 +31,7 @@ class CountedRequests:
         try:
             await self._app(scope, receive, note)
         except Exception:
-            status = _DEFECT
+            status = _UNHANDLED
             raise
         finally:
             _count(scope, status)

@@ -1,17 +1,17 @@
-"""Headers that keep browsers from making more of an answer than it is."""
+"""Security headers, which keep browsers from rendering or embedding responses."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
-    "X-Content-Type-Options": "nosniff",  # a generated text is no page, whatever it looks like
+    "X-Content-Type-Options": "nosniff",  # generated text may look like HTML
     "Content-Security-Policy": "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
 
 
-class SecurityHeaders:
-    """ASGI middleware."""
+class SecurityHeadersMiddleware:
+    """ASGI middleware: adds the headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

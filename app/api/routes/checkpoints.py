@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
-from app.api.download import REFUSED, Download
+from app.api.download import RANGE_RESPONSES, Download
 from app.api.openapi import responses_for
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.models.entry import ModelEntry, RemovalOrder
@@ -27,7 +27,7 @@ _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type"
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     **responses_for(*READ_RAISES, CheckpointNotFound, CheckpointCorrupt),
-    **REFUSED,
+    **RANGE_RESPONSES,
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
     206: {"description": "The part that Range names.", "headers": _ETAG, "content": _BYTES},
     304: {"description": "The file is the one that If-None-Match names.", "headers": _ETAG},

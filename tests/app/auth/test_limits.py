@@ -17,8 +17,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from app.auth.keys import ApiKey, Scope
-from app.auth.limits import LEASE_S, RUNNING, WINDOW_S, KeyLimits, LimitReached, Place
+from app.auth.limits import LEASE_S, WINDOW_S, KeyLimits, Lease, LimitReached
 from app.metrics.metrics import Metrics
+from pruning.jobs.keys import KEY_RUNNING
 from tests.support.valkey_server import ValkeyServer
 
 NAME = "a"
@@ -48,7 +49,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 
 async def limit_of(limits: KeyLimits, key: ApiKey, *, is_generation: bool = True) -> str | None:
-    """Which limit refuses a request, if any does; its place is not left."""
+    """Which limit refuses a request, if any does; its lease is not left."""
     try:
         await limits.admit(key, is_generation=is_generation)
     except LimitReached as refusal:
@@ -65,7 +66,7 @@ def let_pass(client: redis.Redis, seconds: float) -> None:
 
 
 def leases(client: redis.Redis) -> dict[bytes, float]:
-    found: Any = client.zrange(RUNNING.format(name=NAME), 0, -1, withscores=True)
+    found: Any = client.zrange(KEY_RUNNING.format(name=NAME), 0, -1, withscores=True)
     return dict(found)
 
 
@@ -125,7 +126,7 @@ def test_whoever_asks_when_is_let_in_as_the_model_says(
     model, key = Model(rate, at_once), key_of(rate, at_once)
 
     async def main() -> None:
-        places: dict[int, Place | None] = {}
+        leases_: dict[int, Lease | None] = {}
         async with limits_at(redis_url) as limits:
             for number, (what, value) in enumerate(steps):
                 if what == "pass":
@@ -133,13 +134,13 @@ def test_whoever_asks_when_is_let_in_as_the_model_says(
                     let_pass(redis_client, 10 * value)
                 elif what == "leave":
                     model.running.pop(value, None)
-                    if place := places.get(value):
-                        await place.leave()
+                    if lease := leases_.get(value):
+                        await lease.release()
                 else:
                     is_generation = what == "generate"
                     limit, retry_after_s = model.ask(number, is_generation=is_generation)
                     if limit is None:
-                        places[number] = await limits.admit(key, is_generation=is_generation)
+                        leases_[number] = await limits.admit(key, is_generation=is_generation)
                         continue
                     with pytest.raises(LimitReached) as refused:
                         await limits.admit(key, is_generation=is_generation)
@@ -215,16 +216,16 @@ def test_two_keys_have_nothing_to_do_with_each_other(redis_url: str) -> None:
 # ---- leases
 
 
-def test_a_place_is_kept_while_it_is_used_and_free_when_it_is_left(
+def test_a_lease_is_kept_while_it_is_used_and_free_when_it_is_left(
     redis_client: redis.Redis, redis_url: str
 ) -> None:
     key = key_of(0, 1)
 
     async def main() -> None:
         async with limits_at(redis_url) as limits:
-            limits.renewed_every_s = 0.01
-            place = await limits.admit(key, is_generation=True)
-            assert place is not None
+            limits.renew_every_s = 0.01
+            lease = await limits.admit(key, is_generation=True)
+            assert lease is not None
             [began] = leases(redis_client).values()
             for _ in range(3):
                 let_pass(redis_client, LEASE_S - 1)
@@ -233,7 +234,7 @@ def test_a_place_is_kept_while_it_is_used_and_free_when_it_is_left(
             await until(lambda: len(leases(redis_client)) == 1)
             assert await limit_of(limits, key) == "concurrent"
             for _ in range(2):
-                await place.leave()
+                await lease.release()
             assert leases(redis_client) == {}
             assert await limit_of(limits, key) is None
 
@@ -284,19 +285,19 @@ def test_a_redis_that_is_away_refuses_nobody_and_is_asked_again(
 
     async def main(server: ValkeyServer) -> None:
         async with limits_at(server.url) as limits:
-            limits.renewed_every_s = 0.01
-            places = [await limits.admit(key, is_generation=True) for _ in range(5)]
+            limits.renew_every_s = 0.01
+            leases_ = [await limits.admit(key, is_generation=True) for _ in range(5)]
             assert num_unknown(limits) == 5
             assert caplog.text.count("Redis does not answer") == 1
-            limits.rest_s = 0.01
+            limits.pause_s = 0.01
             with server.start():
                 server.wait_until_it_answers()
                 with redis.Redis.from_url(server.url) as client:
                     await until(lambda: len(leases(client)) == 5)  # all that run are told of
                 assert await limit_of(limits, key) == "concurrent"
-                for place in places:
-                    assert place is not None
-                    await place.leave()
+                for lease in leases_:
+                    assert lease is not None
+                    await lease.release()
                 asked = [await limit_of(limits, key, is_generation=False) for _ in range(3)]
                 assert asked == [None, None, "rate"]
                 server.process.terminate()
@@ -310,7 +311,7 @@ def test_a_redis_that_hangs_holds_nobody_up_twice() -> None:
         async with limits_at(server.url) as limits:
             assert await limit_of(limits, key_of(2), is_generation=False) is None
             server.process.send_signal(signal.SIGSTOP)
-            limits.rest_s = 60
+            limits.pause_s = 60
             assert {await limit_of(limits, key_of(2)) for _ in range(1000)} == {None}
             assert num_unknown(limits) == 1000
             server.process.send_signal(signal.SIGCONT)
@@ -329,7 +330,7 @@ def test_a_redis_that_hangs_holds_nobody_up_twice() -> None:
 def test_a_redis_that_refuses_the_question_refuses_no_request(
     redis_client: redis.Redis, redis_url: str
 ) -> None:
-    redis_client.set(RUNNING.format(name=NAME), "no set", ex=60)
+    redis_client.set(KEY_RUNNING.format(name=NAME), "no set", ex=60)
 
     async def main() -> None:
         async with limits_at(redis_url) as limits:

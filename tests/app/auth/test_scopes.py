@@ -6,10 +6,10 @@ import pytest
 
 from app.auth.keys import InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
 from app.auth.scopes import (
-    Access,
-    OpenDoor,
-    access_to,
-    check_door,
+    Authorizer,
+    UnprotectedAddress,
+    authorizer_of,
+    check_address,
     generates,
     scopes_for,
 )
@@ -29,66 +29,66 @@ def settings_of(data_dir: Path, **given: object) -> ServeSettings:
 @pytest.mark.parametrize("host", ELSEWHERE)
 def test_without_a_key_nothing_listens_beyond_this_machine(tmp_path: Path, host: str) -> None:
     settings = settings_of(tmp_path, host=host)
-    for start in (check_door, run_api, run_up):
-        with pytest.raises(OpenDoor, match="sleb keys create"):
+    for start in (check_address, run_api, run_up):
+        with pytest.raises(UnprotectedAddress, match="sleb keys create"):
             start(settings)
     assert list(tmp_path.iterdir()) == []
-    check_door(settings_of(tmp_path, host=host, insecure=True))
+    check_address(settings_of(tmp_path, host=host, insecure=True))
     keys = KeyFile(settings.keys_file)
     keys.create("a", [JOBS])
-    check_door(settings)
+    check_address(settings)
     keys.revoke("a")
-    with pytest.raises(OpenDoor):
-        check_door(settings)
+    with pytest.raises(UnprotectedAddress):
+        check_address(settings)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
 def test_this_machine_alone_needs_no_key(tmp_path: Path, host: str) -> None:
     settings = settings_of(tmp_path, host=host)
-    check_door(settings)
-    assert not access_to(settings).is_on
+    check_address(settings)
+    assert not authorizer_of(settings).requires_key
 
 
 def test_a_file_that_is_lost_opens_nothing_beyond_this_machine(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, host=ELSEWHERE[0])
     keys = KeyFile(settings.keys_file)
     key = keys.create("a", [ADMIN])
-    access = access_to(settings)
-    assert access.admit("GET", "/models", bearer(key)) is not None
+    access = authorizer_of(settings)
+    assert access.authorize("GET", "/models", bearer(key)) is not None
     settings.keys_file.unlink()
     for headers in ([], bearer(key)):
         with pytest.raises(KeyRefused):
-            access.admit("GET", "/models", headers)
+            access.authorize("GET", "/models", headers)
 
 
 @pytest.mark.parametrize("given", [{}, {"host": ELSEWHERE[0], "insecure": True}])
 def test_once_there_was_a_key_it_is_asked_for(tmp_path: Path, given: dict[str, object]) -> None:
     settings = settings_of(tmp_path, **given)
-    access = access_to(settings)
-    assert access.admit("GET", "/models", []) is None
+    access = authorizer_of(settings)
+    assert access.authorize("GET", "/models", []) is None
     keys = KeyFile(settings.keys_file)
     keys.create("a", [ADMIN])
     keys.revoke("a")
     with pytest.raises(KeyRefused):
-        access.admit("GET", "/models", [])
+        access.authorize("GET", "/models", [])
 
 
 def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     key = KeyFile(settings.keys_file).create("a", [ADMIN])
-    access = access_to(settings)
+    access = authorizer_of(settings)
     settings.keys_file.write_text("{")
     with pytest.raises(KeyRefused):
-        access.admit("GET", "/models", bearer(key))
+        access.authorize("GET", "/models", bearer(key))
     with pytest.raises(InvalidKeyFile):
-        check_door(settings)
+        check_address(settings)
 
 
 def test_a_file_that_nobody_can_look_at_lets_nobody_in(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     settings.keys_file.symlink_to(settings.keys_file)  # a loop: there is something, to no avail
     with pytest.raises(KeyRefused):
-        access_to(settings).admit("GET", "/models", [])
+        authorizer_of(settings).authorize("GET", "/models", [])
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def keys(tmp_path: Path) -> KeyFile:
 
 def test_a_header_has_one_bearer_key_of_some_length(keys: KeyFile) -> None:
     key = keys.create("a", [JOBS])
-    access = Access(keys, is_required=True)
+    access = Authorizer(keys, is_required=True)
 
     def who(*values: str | bytes) -> str | None:
         sent = [(b"authorization", v if isinstance(v, bytes) else v.encode()) for v in values]
         try:
-            found = access.admit("GET", "/prune-jobs", sent)
+            found = access.authorize("GET", "/prune-jobs", sent)
         except KeyRefused:
             return None
         return found.name if found else None
@@ -177,20 +177,20 @@ def test_what_is_too_long_is_not_even_hashed(
     keys.create("a", [JOBS])
     monkeypatch.setattr("app.auth.keys._digest", None)
     with pytest.raises(KeyRefused, match="too long"):
-        Access(keys, is_required=True).admit("GET", "/prune-jobs", bearer("x" * 1_000_000))
+        Authorizer(keys, is_required=True).authorize("GET", "/prune-jobs", bearer("x" * 1_000_000))
 
 
 def test_a_refusal_tells_what_is_missing_and_repeats_no_key(keys: KeyFile) -> None:
     key = keys.create("a", [JOBS])
-    access = Access(keys, is_required=True)
+    access = Authorizer(keys, is_required=True)
     with pytest.raises(ScopeMissing) as missing:
-        access.admit("POST", "/generate", bearer(key))
+        access.authorize("POST", "/generate", bearer(key))
     assert "'a'" in str(missing.value)
     assert missing.value.challenge == 'Bearer error="insufficient_scope", scope="generate"'
     with pytest.raises(ScopeMissing, match="the scope admin"):
-        access.admit("POST", "/models/tiny/load", bearer(key))
+        access.authorize("POST", "/models/tiny/load", bearer(key))
     with pytest.raises(KeyRefused) as refused:
-        access.admit("POST", "/generate", bearer(key + "x"))
+        access.authorize("POST", "/generate", bearer(key + "x"))
     assert key not in str(refused.value) + str(missing.value)
     assert refused.value.challenge == 'Bearer error="invalid_token"'
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.auth.keys import KeyFile, Scope
-from app.auth.scopes import OpenDoor, is_loopback
+from app.auth.scopes import UnprotectedAddress, is_loopback
 from app.cluster.application import NoCommonRedis, application
 from app.cluster.run import ClusterFailed, deployed
 from app.config import ClusterSettings, ServeSettings, cluster_settings
@@ -64,7 +64,7 @@ def test_without_a_common_redis_or_with_bounds_upside_down_it_is_refused(
 
 def test_it_listens_to_other_machines_with_a_key_or_if_told_so(tmp_path: Path) -> None:
     given = {"redis_url": REDIS, "replica_gpus": 0, "data_dir": tmp_path}
-    with pytest.raises(OpenDoor, match="sleb keys create"):
+    with pytest.raises(UnprotectedAddress, match="sleb keys create"):
         application(given)
     application({**given, "host": "127.0.0.1"})
     KeyFile(tmp_path / "keys.json").create("me", frozenset({Scope.ADMIN}))

@@ -13,9 +13,9 @@ import redis
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.api.middleware.auth import Guard
+from app.api.middleware.auth import AuthMiddleware
 from app.auth.keys import KeyFile, Scope, caller
-from app.auth.scopes import access_to
+from app.auth.scopes import authorizer_of
 from app.commands.client import JobClient, Refused
 from app.config import ServeSettings
 from app.server.serve import log_fields
@@ -118,7 +118,7 @@ def test_a_refusal_reads_no_body_and_asks_no_route(settings: ServeSettings) -> N
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/generate", "headers": []}
-    asyncio.run(Guard(never, access_to(settings))(scope, never, send))
+    asyncio.run(AuthMiddleware(never, authorizer_of(settings))(scope, never, send))
     assert sent[0]["status"] == 401
 
 
@@ -221,7 +221,9 @@ def test_what_comes_after_a_request_is_not_its_key_s(
     async def main() -> None:
         headers = [(b"authorization", f"Bearer {keys['jobs']}".encode())]
         scope = {"type": "http", "method": "GET", "path": "/prune-jobs", "headers": headers}
-        await Guard(app, access_to(settings))({**scope, "state": client.app_state}, never, never)
+        await AuthMiddleware(app, authorizer_of(settings))(
+            {**scope, "state": client.app_state}, never, never
+        )
         seen.append(caller.get())
 
     asyncio.run(main())
@@ -247,6 +249,6 @@ def test_the_server_survives_very_long_headers(
         assert client.list(1) == {"object": "list", "data": [], "has_more": False}
         client.close()
         client = JobClient(url)
-        with pytest.raises(Refused, match="asks for a key"):
+        with pytest.raises(Refused, match="requires an API key"):
             client.list(1)
         client.close()

@@ -13,9 +13,9 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.auth.keys import KeyFile, Scope
-from app.auth.limits import RECENT, RUNNING
 from app.config import ServeSettings
 from app.main import create_app
+from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING
 from tests.app.api.test_sse_disconnect import LONG
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
@@ -99,7 +99,7 @@ def test_answers_that_run_hold_a_place_until_they_have_ended(
             "POST", f"{url}/generate", json={**long, "stream": True}, headers=auth(key)
         ):
             wait_until(lambda: engine.is_at_gate, "it is being answered")
-        running = RUNNING.format(name="one")
+        running = KEY_RUNNING.format(name="one")
         wait_until(lambda: not redis_client.exists(running), "its place is free: it has gone")
         engine.gate.set()
 
@@ -122,10 +122,10 @@ def test_settings_are_the_limits_of_keys_without_their_own(
     for key, statuses in ((plain, [200, 200, 429]), (own, [200] * 3)):
         assert [limited.get("/models", headers=auth(key)).status_code for _ in range(3)] == statuses
     future: Any = redis_client.time()[0] + 60
-    redis_client.delete(RECENT.format(name="plain"))
+    redis_client.delete(KEY_RECENT.format(name="plain"))
     for name in ("plain", "own"):
-        redis_client.zadd(RUNNING.format(name=name), {"another": future})
-        redis_client.expire(RUNNING.format(name=name), 60)
+        redis_client.zadd(KEY_RUNNING.format(name=name), {"another": future})
+        redis_client.expire(KEY_RUNNING.format(name=name), 60)
     asked = [
         limited.post("/generate", json=GENERATE, headers=auth(key)).status_code
         for key in (plain, own)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.auth.keys import KeyFile, Scope
-from app.auth.scopes import NotLocal, access_to
+from app.auth.scopes import NotLocal, authorizer_of
 from tests.app.auth.test_scopes import ELSEWHERE, bearer, settings_of
 
 HERE = ["localhost", "LOCALHOST", "a.localhost", "localhost.", "127.0.0.1", "127.9.9.9", "[::1]"]
@@ -31,36 +31,36 @@ def names(**headers: str) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("port", ["", ":8000"])
 def test_without_keys_this_machine_alone_is_answered(tmp_path: Path, port: str) -> None:
-    access = access_to(settings_of(tmp_path))
+    access = authorizer_of(settings_of(tmp_path))
     assert access.is_local
-    assert access.admit("GET", "/models", []) is None  # HTTP/1.0: no browser
+    assert access.authorize("GET", "/models", []) is None  # HTTP/1.0: no browser
     for name in HERE:
         local = names(host=name + port, origin=f"http://{name}{port}")
-        assert access.admit("POST", "/generate", local) is None, name
+        assert access.authorize("POST", "/generate", local) is None, name
     for path in ("/generate", "/metrics", "/health/live", "/docs", "/nowhere"):
         for name in ELSEWHERE_NAMES:
             with pytest.raises(NotLocal, match="Host"):
-                access.admit("GET", path, names(host=name + port))
+                access.authorize("GET", path, names(host=name + port))
             foreign = names(host="localhost", origin=f"https://{name}{port}")
             with pytest.raises(NotLocal, match="Origin"):
-                access.admit("POST", path, foreign)
+                access.authorize("POST", path, foreign)
     with pytest.raises(NotLocal, match="Origin"):
-        access.admit("POST", "/generate", names(host="localhost", origin="null"))
+        access.authorize("POST", "/generate", names(host="localhost", origin="null"))
 
 
 @pytest.mark.parametrize(
     "given", [{"insecure": True}, {"host": ELSEWHERE[0], "insecure": True}, {"host": ELSEWHERE[0]}]
 )
 def test_whoever_says_so_is_reached_by_any_name(tmp_path: Path, given: dict[str, object]) -> None:
-    access = access_to(settings_of(tmp_path, **given))
+    access = authorizer_of(settings_of(tmp_path, **given))
     assert not access.is_local
-    assert access.admit("GET", "/health/live", names(host="any.example")) is None
+    assert access.authorize("GET", "/health/live", names(host="any.example")) is None
 
 
 def test_a_key_is_all_that_is_asked_for_once_there_is_one(tmp_path: Path) -> None:
     """No page of elsewhere has it."""
     settings = settings_of(tmp_path)
     key = KeyFile(settings.keys_file).create("a", [Scope.JOBS])
-    access = access_to(settings)
-    found = access.admit("GET", "/prune-jobs", [*bearer(key), *names(host="proxy.example")])
+    access = authorizer_of(settings)
+    found = access.authorize("GET", "/prune-jobs", [*bearer(key), *names(host="proxy.example")])
     assert found is not None
