@@ -76,7 +76,7 @@ def test_ctrl_c_leaves_the_job_alone(
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130
-    assert "goes on" in err
+    assert "keeps running" in err
     assert "Traceback" not in err
     assert job_store.get(job_id).status is JobStatus.QUEUED
 
@@ -134,7 +134,7 @@ def test_an_end_whose_events_are_lost_is_told_from_one_to_come(
     job_store.cancel(job_id)
     redis_client.delete(EVENTS.format(id=job_id))
     client = JobClient(url)
-    with pytest.raises(Refused, match="cancelled, but the events of its end are not kept"):
+    with pytest.raises(Refused, match="cancelled, but its last events are not stored any more"):
         next(client.follow(job_id))
     client.close()
 

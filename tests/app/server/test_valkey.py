@@ -165,7 +165,7 @@ def test_a_long_path_gets_a_short_private_socket(tmp_path: Path) -> None:
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     private.chmod(0o755)
     with (
-        pytest.raises(ValkeyUnavailable, match="not a directory of yours alone"),
+        pytest.raises(ValkeyUnavailable, match="not a private directory of this user"),
         embedded_valkey(data_dir),
     ):
         pass
@@ -183,7 +183,7 @@ def test_a_machine_without_a_wheel_is_told_what_to_do(
 def test_a_server_that_cannot_start_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.server.valkey.ANSWER_S", 0.5)
+    monkeypatch.setattr("app.server.valkey.START_TIMEOUT_S", 0.5)
     (tmp_path / "valkey").mkdir()
     (tmp_path / "valkey" / "appendonlydir").write_text("in the way")
     with pytest.raises(ValkeyUnavailable, match="appendonlydir"), embedded_valkey(tmp_path):
