@@ -18,7 +18,7 @@ from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.state import Scored, SearchPlan
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
-from pruning.stability.agreement import Run, Stability, stability
+from pruning.stability.agreement import SearchRun, Stability, stability
 from pruning.stability.plot import PLOT_FILE, plot
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire
 from pruning.stability.runs import judges, runs, samples
@@ -69,7 +69,7 @@ def run_stability(
     sampled = samples(texts, seeds, dense.model, dense.tokenizer)
     judged_on = judges(sampled, dense.model, dense.tokenizer)
     num_free = num_blocks - spec.protect_first - spec.protect_last
-    found: list[Run] = []
+    found: list[SearchRun] = []
     with search_progress(Console(stderr=True)) as progress:
         task = progress.add_task("search", total=total)
         for run in runs(spec, dense, sampled, judged_on, lambda n: _RunBar(progress, task, n)):

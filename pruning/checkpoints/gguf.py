@@ -1,11 +1,8 @@
-"""A GGUF file for llama.cpp, written from a model in memory or on disk, one tensor at a time.
+"""Write a GGUF file for llama.cpp, one tensor at a time, from a model in memory or on disk.
 
-For families of which transformers can read such a file back, so that it can be compared.
-
-The tokenizer of a model in the words of a GGUF file, if llama.cpp has one that does the same.
-
-llama.cpp knows a byte-level BPE by its tokens, its merges and the name of how text is split in
-front of them. The name is told by what ``tokenizer.json`` says of it, and never guessed.
+Only for families whose GGUF files transformers can read, so that the file can be verified. For
+llama.cpp a byte-level BPE tokenizer is its tokens, its merges and the name of its pre-tokenizer.
+The name follows from ``tokenizer.json``, and is never guessed.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Publishing a checkpoint: it becomes visible at once and as a whole, or not at all.
+"""Publish a checkpoint atomically.
 
-Files are written beside the target and synced, the manifest comes last, one rename makes them
-visible, and durable once the directory is synced. Wherever a process dies in between, publishing
-again does it all.
+Files are written to a staging folder and synced, the manifest last. One rename publishes them, and
+syncing the directory makes that durable. If the process dies, publishing can be repeated.
 """
 
 import errno
@@ -26,15 +25,15 @@ from pruning.checkpoints.store import (
     read_manifest,
 )
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointExists(FileExistsError):
-    """The target is taken by something that is not the same checkpoint."""
+    """The target exists and is not the same checkpoint."""
 
 
 class DiskFull(RuntimeError):
-    """There is not enough room for a checkpoint where it has to go."""
+    """The disk of the target has no room for the checkpoint."""
 
     def __init__(self, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
@@ -51,11 +50,11 @@ def publish(
     confirm: Callable[[], object] = lambda: None,
     verify: Callable[[Path], object] = lambda _directory: None,
 ) -> Manifest:
-    """Make what ``write(directory)`` writes visible at ``target``, all of it or nothing.
+    """Publish what ``write(directory)`` writes at ``target``, atomically.
 
-    ``verify`` looks at it once it is complete, ``confirm`` is asked at the last moment, and either
-    may raise to stop it. Publishing the same thing twice keeps the first. Raises
-    ``CheckpointExists`` if ``target`` is something else, and ``DiskFull``.
+    Calls ``verify(directory)`` once it is complete, and ``confirm()`` right before publishing;
+    either may raise to prevent it. An equal published checkpoint is kept. Raises
+    ``CheckpointExists`` if ``target`` is anything else, and ``DiskFull``.
     """
     sweep(target.parent)
     if (published := _published(target, manifest)) is not None:
@@ -67,10 +66,9 @@ def publish(
 def place(
     target: Path, num_bytes: int, write: Callable[[Path], None], *, overwrite: bool = False
 ) -> None:
-    """Make what ``write(directory)`` writes visible at ``target``, all of it or nothing: any
-    model, with no manifest. Its weights take ``num_bytes``.
+    """Place a model without a manifest, of ``num_bytes`` of weights, at ``target`` atomically.
 
-    With ``overwrite`` a model that is there goes once the new one is complete. Raises
+    ``overwrite`` replaces an existing model once the new one is complete. Raises
     ``CheckpointExists`` and ``DiskFull``.
     """
     check_place(target, overwrite=overwrite)
@@ -101,7 +99,7 @@ def check_place(target: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _put_aside(target: Path) -> Iterator[None]:
-    """What is at ``target`` has another name meanwhile, gets its own back on an error, or goes."""
+    """Move ``target`` aside: restored on an error, else removed at the end."""
     if not target.exists():
         yield
         return
@@ -158,7 +156,7 @@ def _publish(
 
 
 def _published(target: Path, manifest: Manifest) -> Manifest | None:
-    """The same thing, if it was published before; another raises ``CheckpointExists``."""
+    """The manifest of an equal published checkpoint. Raises ``CheckpointExists`` for another."""
     try:
         published = read_manifest(target)
     except (FileNotFoundError, NotADirectoryError):
@@ -167,7 +165,7 @@ def _published(target: Path, manifest: Manifest) -> Manifest | None:
         raise _taken(target) from error
     if published.spec_digest != manifest.spec_digest:
         raise _taken(target)
-    sync_directory(target.parent)  # whoever published it may have died before it came to that
+    sync_directory(target.parent)  # its publisher may have died before this
     return published
 
 
@@ -176,14 +174,14 @@ def _taken(target: Path) -> CheckpointExists:
 
 
 def _is_of_a_full_disk(error: OSError | SafetensorError) -> bool:
-    """safetensors has nothing but its text for an error of the system."""
+    """safetensors reports an error of the system only as text."""
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    return any(f"os error {number}" in str(error) for number in _FULL)
+        return error.errno in _DISK_FULL
+    return any(f"os error {number}" in str(error) for number in _DISK_FULL)
 
 
 def _free_bytes(path: Path) -> int:
-    """Where ``path`` is, or will be made."""
+    """Free bytes on the file system of ``path``, which need not exist."""
     return shutil.disk_usage(next(at for at in (path, *path.parents) if at.is_dir())).free
 
 

@@ -1,8 +1,8 @@
-"""The folder beside published checkpoints for what is not visible yet, or no longer.
+"""The staging folder, for checkpoints that are not published yet or being removed.
 
-A process locks what it writes there. The kernel lets go of the lock when the process dies, however
-that happens, and what nobody holds is a leftover, whatever its age. So the file system of the data
-directory has to know ``flock``, across machines if several share it.
+A process locks what it writes there. The kernel releases the lock when the process dies, so an
+unlocked folder is a leftover. The file system of the data directory must support ``flock``, across
+machines if several share it.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ _OURS = re.compile(r"(.+-)?[0-9a-f]{32}")  # a user may keep a folder of that na
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A new folder on the file system of ``target``; what is left there at the end is removed."""
+    """Create a folder on the file system of ``target``, and remove it at the end if it is left."""
     root = target.parent / STAGING
     make_directory(root)
     with ExitStack() as ending:
@@ -36,12 +36,12 @@ def staged(target: Path) -> Iterator[Path]:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what was begun for ``directory`` by processes that are dead, and nothing else."""
+    """Remove the staging folders of ``directory`` whose processes have died."""
     root = directory / STAGING
     for path in root.glob(f"*{_LOCK}"):
         if not _OURS.fullmatch(path.stem):
             continue
-        with suppress(OSError), path.open("r+b") as lock:  # it may be gone, or another user's
+        with suppress(OSError), path.open("r+b") as lock:  # gone, or of another user
             if _takes(lock.fileno()):
                 _discard(path.with_name(path.name.removesuffix(_LOCK)))
     for folder in root.glob("*/"):
@@ -51,7 +51,7 @@ def sweep(directory: Path) -> None:
 
 
 def remove(published: Path) -> None:
-    """Make a published folder invisible, all of it at once and for good; then free the disk."""
+    """Unpublish a folder atomically and durably, then delete its files."""
     root = published.parent / STAGING
     make_directory(root)
     hidden = published.rename(root / uuid4().hex)
@@ -60,7 +60,7 @@ def remove(published: Path) -> None:
 
 
 def discard_staged(target: Path) -> None:
-    """Take away what anybody is writing for ``target``: it can no longer become visible."""
+    """Remove staging folders for ``target`` even while they are written: none can be published."""
     own = re.compile(re.escape(target.name) + "-[0-9a-f]{32}")
     for folder in (target.parent / STAGING).glob("*/"):
         if own.fullmatch(folder.name):
@@ -69,7 +69,7 @@ def discard_staged(target: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """With all its parents, and so that they are still there after a power failure."""
+    """Create a directory and its parents durably."""
     missing = [directory for directory in (path, *path.parents) if not directory.is_dir()]
     for directory in reversed(missing):
         directory.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in it durable."""
+    """Make the entries of a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -86,7 +86,7 @@ def sync_directory(path: Path) -> None:
 
 
 def _takes(lock: int) -> bool:
-    """Whether nobody else holds it, nor has removed it just now: a sweep may have been faster."""
+    """Try to lock, and return whether the lock is held and its file was not removed by a sweep."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,7 +95,7 @@ def _takes(lock: int) -> bool:
 
 
 def _discard(folder: Path) -> None:
-    """By whoever holds its lock. What does not go now is a leftover."""
+    """Remove a folder whose lock is held. Files that cannot be removed are left to a sweep."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         _lock_of(folder).unlink()

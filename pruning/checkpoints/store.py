@@ -1,6 +1,6 @@
-"""Published checkpoints: plain Hugging Face directories with a manifest, whole or not there at all.
+"""Published checkpoints: Hugging Face directories with a manifest of their files and lineage.
 
-What has no manifest, or does not match it, is not a checkpoint. ``publishing.py`` makes them.
+A directory without a manifest is not a checkpoint. ``publish.py`` writes checkpoints atomically.
 """
 
 import hashlib
@@ -18,21 +18,6 @@ from pruning.models.store import LoadedModel, load
 from pruning.removal import kept
 from pruning.sleb import Blocks
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "CheckpointCorrupt",
-    "CheckpointNotFound",
-    "CheckpointStore",
-    "FileEntry",
-    "Manifest",
-    "Quality",
-    "file_entry",
-    "open_checkpoint",
-    "read_manifest",
-    "verify",
-]
-
 MANIFEST = "manifest.json"
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
@@ -43,7 +28,7 @@ class CheckpointNotFound(LookupError):
 
 
 class CheckpointCorrupt(ValueError):
-    """Files and manifest disagree."""
+    """The files do not match the manifest."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Identity and lineage of a checkpoint; ``removed_blocks`` are in the order they went."""
+    """Identity and lineage of a checkpoint. ``removed_blocks`` are in order of removal."""
 
     name: str
     parent: str
@@ -71,11 +56,11 @@ class Manifest:
     created_at: float  # seconds since the epoch
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format: int = FORMAT
-    parent_fingerprint: str | None = None  # of the dense parent; what is older has none
+    parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
 
     @property
     def weight_bytes(self) -> int:
-        """What its weights take on disk; the rest is a few MB."""
+        """Size of the weights on disk; the other files take a few MB."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return self.num_parameters * dtype.itemsize
 
@@ -84,7 +69,7 @@ class Manifest:
         return self.keep_after(len(self.removed_blocks))
 
     def keep_after(self, num_removed: int) -> Blocks:
-        """The blocks alive after the first ``num_removed`` removals."""
+        """The blocks that are kept after the first ``num_removed`` removals."""
         return kept(self.num_blocks, self.removed_blocks[:num_removed])
 
     def to_json(self) -> str:
@@ -100,13 +85,13 @@ class Manifest:
 
 
 class CheckpointStore:
-    """All checkpoints published under one directory, named by their directory."""
+    """The checkpoints under one directory, named by their directories. Keeps no state."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def path(self, name: str) -> Path:
-        """Where a checkpoint of this name lies or will lie; the name may not leave the store."""
+        """The path for a checkpoint of this name. Raises ``CheckpointNotFound`` for a bad name."""
         if not _NAME.fullmatch(name):
             raise CheckpointNotFound(f"no checkpoint can be named {name[:128]!r}")
         return self._root / name
@@ -127,7 +112,7 @@ class CheckpointStore:
             ) from error
 
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
-        """Verified against its manifest, byte for byte and key for key."""
+        """Load a checkpoint after verifying it against its manifest."""
         self.manifest(name)
         return open_checkpoint(self.path(name), device=device)
 
@@ -150,10 +135,9 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
 
 
 def verify(path: Path) -> Manifest:
-    """Compare a published checkpoint with its manifest, which reads every byte of it.
+    """Compare all bytes of a published checkpoint with its manifest.
 
-    Raises ``CheckpointCorrupt`` if any file is missing, surplus weights lie beside it or a
-    digest differs.
+    Raises ``CheckpointCorrupt`` if a file is missing or differs, or if there are other weights.
     """
     manifest = read_manifest(path)
     weights = {file.name for file in path.glob("*.safetensors")}
@@ -168,6 +152,6 @@ def verify(path: Path) -> Manifest:
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Of a file as it is now."""
+    """Size and digest of a file."""
     with path.open("rb") as file:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -19,7 +19,7 @@ DPI = 160
 CEILING = 1e6  # a perplexity beyond it is noise, and on its scale all others would look alike
 CELLS_PER_ROW = 40
 _WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 4.4, 0.42  # inches
-_FEWEST_COLUMNS = 24  # that the strip has room for: the cells of a small model are no bars
+_MIN_COLUMNS = 24  # width of the strip, so that cells of a small model are not bars
 _CROWDED = 32  # labels of so many points stand upright
 
 # The palette of Okabe and Ito, for every kind of eye; width, dash and hatch tell the same.
@@ -185,7 +185,7 @@ def _draw_strip(axes: "Axes", manifest: Manifest, num_rows: int) -> None:
                 inside = {**look, "size": 9, "va": "center", "color": "white"}
                 axes.text(column, bottom + 0.3, str(order[block]), inside)
             axes.text(column, bottom - 0.03, str(block), look)
-    axes.set_xlim(-0.5, max(num_columns, _FEWEST_COLUMNS) - 0.5)
+    axes.set_xlim(-0.5, max(num_columns, _MIN_COLUMNS) - 0.5)
     axes.set_ylim(0, num_rows)
     axes.set_axis_off()
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)

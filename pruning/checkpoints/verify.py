@@ -1,6 +1,6 @@
-"""The last gate in front of publishing: what was written loads elsewhere as what was measured here.
+"""Verify before publishing that a checkpoint loads as the model that was measured.
 
-A fresh process loads it, as there nothing can be borrowed from the model that is still in memory.
+A fresh process loads it, which shares nothing with the model in memory.
 """
 
 import os
@@ -17,7 +17,7 @@ from pruning.config import Verify, offline_environment
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
-ASK_EVERY_S = 1.0
+POLL_S = 1.0
 _LIMIT_S = 600
 _BYTES_PER_S = 20e6  # that the slowest disk is taken to give, on top of that
 
@@ -85,7 +85,7 @@ def _ended(process: "subprocess.Popen[bytes]", limit_s: float, ask: Callable[[],
     deadline_s = time.monotonic() + limit_s
     while time.monotonic() < deadline_s:
         try:
-            return process.wait(timeout=ASK_EVERY_S)
+            return process.wait(timeout=POLL_S)
         except subprocess.TimeoutExpired:
             ask()
     raise CheckpointNotPortable(f"loading it has not ended within {limit_s:.0f} s")

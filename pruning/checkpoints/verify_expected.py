@@ -1,6 +1,6 @@
-"""What a checkpoint has to show when it is loaded again: told by the model that it was written of.
+"""What a checkpoint must reproduce when it is loaded, computed from the model in memory.
 
-It goes to another process as one safetensors file, what is no tensor as JSON in the header.
+Passed to another process as a safetensors file, with all but the tensors as JSON in its header.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ NEW_TOKENS = 16
 SAMPLE = "The quick brown fox: 3.14 × 2,000 isn't\n\n    naïve, 数学 or 🦊!"
 _NOT_OF_THE_TOKENIZER = ("generation_config.json", "LICENSE")
 _TENSORS = ("token_ids", "logits", "scores")
-_ROOM = 1.25  # times the weights: what loading and a few short passes take beside them
+_MEMORY_FACTOR = 1.25  # memory for loading and a few short passes, by the size of the weights
 _KEY = "expectation"
 
 
@@ -149,7 +149,7 @@ def _windows(config: PreTrainedConfig) -> torch.Tensor:
 
 def _loading(num_bytes: int, device: str) -> Loading:
     """Where there is room for the whole checkpoint beside what this process holds."""
-    needed, threads = int(_ROOM * num_bytes), torch.get_num_threads()
+    needed, threads = int(_MEMORY_FACTOR * num_bytes), torch.get_num_threads()
     for place in dict.fromkeys((device, "cpu")):
         if needed < free_bytes(torch.device(place)):
             return Loading(place, is_streamed=False, threads=threads)

@@ -1,8 +1,7 @@
-"""A directory is loaded as any user would load it, and compared with what it was written of.
+"""Load a checkpoint as a user would, and compare it with the model that it was written from.
 
 Run as ``python -m pruning.checkpoints.verify_reload DIRECTORY EXPECTATION VERDICT PARENT`` in a
-fresh process, it writes what differs into the file ``VERDICT``: nothing of what wrote the directory
-is left there.
+fresh process, which shares no state with the writer. Writes a difference to the file ``VERDICT``.
 """
 
 import signal
@@ -39,11 +38,11 @@ from pruning.process import end_with_parent
 TOLERANCES: Mapping[str, float] = MappingProxyType(
     {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 )
-_MANY = 3  # names of weights in a message
+_MAX_NAMED = 3  # names of weights in a message
 
 
 class CheckpointNotPortable(RuntimeError):
-    """What was written does not load as the model that it was written of."""
+    """The written files do not load as the model that they were written from."""
 
 
 def compare(directory: Path, expected: Expectation) -> None:
@@ -146,7 +145,7 @@ def _compare_weights(found: Mapping[str, str], expected: Expectation) -> None:
         if found.get(name) != expected.weights.get(name)
     )
     if wrong:
-        named = f"{', '.join(wrong[:_MANY])}{', ...' if len(wrong) > _MANY else ''}"
+        named = f"{', '.join(wrong[:_MAX_NAMED])}{', ...' if len(wrong) > _MAX_NAMED else ''}"
         raise CheckpointNotPortable(f"{len(wrong)} weights have other values: {named}")
 
 

@@ -1,4 +1,4 @@
-"""What all removals of a run have cost: perplexity, tasks, weights of few bits, and the gate."""
+"""Assess a pruned model: perplexity, also quantized, zero-shot tasks, and the quality gate."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from pruning.spec.prune import PruneSpec
 
 
 def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
-    """Look, in front of the search, for what ``assess`` will need.
+    """Check before the search that all that ``assess`` needs is available.
 
     Raises ``QuantizeUnavailable``, ``CannotQuantize``, ``ZeroShotUnavailable`` or ``TaskUnusable``.
     """
@@ -34,7 +34,7 @@ def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
 def assess(
     spec: PruneSpec, dense: DenseModel, removals: Sequence[Removal], tasks_dir: Path | None = None
 ) -> Quality:
-    """Measure what the spec asks for. ``tasks_dir`` has tasks of lm-eval that go before its own.
+    """Measure what the spec asks for. Tasks in ``tasks_dir`` precede those of lm-eval.
 
     Raises ``QualityGateFailed``, and what ``prepare`` raises.
     """

@@ -1,6 +1,6 @@
-"""Perplexity as the paper measures it: windows that do not overlap, each on its own.
+"""Perplexity on token windows, of a model and of every prefix of a removal order.
 
-Quality of a model, and of every prefix of a removal order, as perplexity on token windows.
+Measured as in the paper: windows do not overlap, and each is a sequence of its own.
 """
 
 import math
@@ -17,7 +17,7 @@ from pruning.models.loss import window_losses
 from pruning.removal import Losses, NonFiniteLoss
 from pruning.sleb import RoundScorer
 
-MAX_NATS = 700.0  # a broken model's loss may be beyond what exp can say in a float
+MAX_NATS = 700.0  # exp of a larger loss, as of a broken model, overflows a float
 
 
 def perplexity(losses: Losses) -> float:
@@ -28,7 +28,7 @@ def perplexity(losses: Losses) -> float:
 def perplexity_curve(
     scorer: RoundScorer, num_blocks: int, removed: Sequence[int]
 ) -> Iterator[float]:
-    """Perplexity after 0, 1, 2 ... of the removals, on the windows of ``scorer``: every depth."""
+    """Yield the perplexity after 0, 1, 2 ... removals, on the windows of ``scorer``."""
     keep = list(range(num_blocks))
     yield perplexity(scorer.losses(tuple(keep)))
     for block in removed:
@@ -38,7 +38,7 @@ def perplexity_curve(
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What it was measured on belongs to the number: text, windows, and their length."""
+    """A perplexity with what it was measured on: text, windows, and their length."""
 
     text: str
     num_windows: int
@@ -54,7 +54,7 @@ def measure_perplexity(
     windows: Windows,
     observe: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Perplexity:
-    """On all ``windows``. ``observe`` is told how many of them are done, and of how many.
+    """Measure on all ``windows``. Calls ``observe(done, total)`` with numbers of windows.
 
     Raises ``NonFiniteLoss``.
     """

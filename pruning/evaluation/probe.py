@@ -1,8 +1,7 @@
-"""Small questions with one right answer: what perplexity does not see a model lose.
+"""The probe: small questions with one right answer, for losses that perplexity does not show.
 
-Arithmetic, copying, JSON and short code, written by a program from a seed, so there is nothing to
-fetch and nothing that a model can have read. Each question comes with solved ones in front of it
-and with wrong answers that look alike.
+Arithmetic, copying, JSON and short code, generated from a seed: nothing is downloaded, and no model
+was trained on them. Each question follows solved examples and has plausible wrong answers.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ _CALLED: Mapping[str, Callable[[Sequence[int]], int]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Item:
-    """A question, without white space at its end. Answers begin with a space and end a line."""
+    """A question without trailing space. Answers start with a space and end with a newline."""
 
     kind: Kind
     prompt: str
@@ -56,7 +55,7 @@ def probe_items(seed: int = 0, num_items: int = NUM_ITEMS) -> tuple[Item, ...]:
 
 
 def digest(items: Sequence[Item]) -> str:
-    """Hex sha256 of what is asked, and of all answers."""
+    """Hex sha256 of all questions and answers."""
     return hashlib.sha256(json.dumps([asdict(item) for item in items]).encode()).hexdigest()
 
 
@@ -71,7 +70,7 @@ _Template = Callable[[random.Random], _Question]
 
 
 def _item(rng: random.Random, kind: Kind, template: _Template) -> Item:
-    """A question behind solved ones of its sort."""
+    """A question after solved ones of the same template."""
     asked = template(rng)
     solved: list[_Question] = []
     while len(solved) < _NUM_SOLVED:
@@ -86,7 +85,7 @@ def _item(rng: random.Random, kind: Kind, template: _Template) -> Item:
 
 
 def _near(rng: random.Random, number: int) -> list[str]:
-    """Numbers that one slip away would have given."""
+    """Plausible wrong results."""
     slips = [number + 1, number - 1, number + 10, number + 2, abs(number - 10)]
     return [str(slip) for slip in rng.sample(slips, len(slips)) if slip >= 0]
 
@@ -150,7 +149,7 @@ def _recall(rng: random.Random) -> _Question:
 
 
 def _record(rng: random.Random, values: Mapping[str, Any]) -> _Question:
-    """A line of fields as JSON; the wrong ones swap values, forget a quote, a colon or the end."""
+    """A line of fields as JSON. Wrong answers swap values, or lack a quote, a colon or the end."""
     text = ", ".join(f"{key}={value}" for key, value in values.items())
     right = json.dumps(values)
     keys = list(values)
@@ -196,7 +195,7 @@ def _indexed(rng: random.Random) -> _Question:
 
 
 def _defined(rng: random.Random) -> _Question:
-    """A one-line function, from what it is said to do."""
+    """A one-line function, from its description."""
     number = rng.randint(2, 99)
     said = {"add": "+", "subtract": "-", "multiply by": "*", "divide by": "/"}
     word = rng.choice(list(said))

@@ -1,7 +1,7 @@
-"""A model answers the probe: one forward pass over every question with each of its answers.
+"""Run the probe on a model: one forward pass over each question with each of its answers.
 
-Nothing is generated. What a model writes when it always takes its likeliest token is the right
-answer, token by token, exactly if each of its tokens is the likeliest behind those in front of it.
+Nothing is generated: greedy decoding writes the right answer exactly if each of its tokens is the
+likeliest after the tokens before it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.evaluation.probe import Item
-from pruning.evaluation.probe_scores import Answer
+from pruning.evaluation.probe_scores import ItemResult
 from pruning.models.forward import Forward
 from pruning.models.loss import token_losses
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One answer behind its question: the tokens of both, and where those of the answer begin."""
+    """A question followed by one of its answers, whose tokens start at ``begin``."""
 
     item: int
     option: int  # 0 is right
@@ -33,10 +33,10 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[Item],
     observe: Callable[[int, int], object] = lambda _done, _total: None,
-) -> list[Answer]:
-    """In the order of the items. ``observe`` is told how many answers are scored, and of how many.
+) -> list[ItemResult]:
+    """Score the items, and return their results in order. Calls ``observe(done, total)``.
 
-    Equal likelihoods count against the right answer, as does a loss that is not a number.
+    A tie counts against the right answer, and so does a loss that is not a number.
     """
     candidates = [
         _candidate(tokenizer, item, number, option)
@@ -61,18 +61,18 @@ class _Verdict:
     is_written: bool
 
 
-def _answer(number: int, item: Item, found: Mapping[tuple[int, int], _Verdict]) -> Answer:
+def _answer(number: int, item: Item, found: Mapping[tuple[int, int], _Verdict]) -> ItemResult:
     right = found[number, 0]
     is_chosen = all(
         right.nats < found[number, option].nats for option in range(1, 1 + len(item.wrong))
     )
-    return Answer(item.kind, is_chosen, right.is_written)
+    return ItemResult(item.kind, is_chosen, right.is_written)
 
 
 def _candidate(
     tokenizer: PreTrainedTokenizerBase, item: Item, number: int, option: int
 ) -> _Candidate:
-    """The tokens of the whole text; a token on the seam belongs to the answer."""
+    """Tokenize question and answer together. A token that spans both belongs to the answer."""
     text = item.prompt + (item.answer, *item.wrong)[option]
     prompt: list[int] = tokenizer(item.prompt).input_ids
     whole: list[int] = tokenizer(text).input_ids
@@ -83,9 +83,9 @@ def _candidate(
 
 
 def _batches(candidates: Sequence[_Candidate], batch_tokens: int) -> Iterator[list[_Candidate]]:
-    """Of like lengths, so that little is padded."""
+    """Batch candidates of similar lengths, to pad little."""
     batch: list[_Candidate] = []
-    for candidate in sorted(candidates, key=lambda its: len(its.token_ids)):
+    for candidate in sorted(candidates, key=lambda candidate: len(candidate.token_ids)):
         if batch and (len(batch) + 1) * len(candidate.token_ids) > batch_tokens:
             yield batch
             batch = []
@@ -94,7 +94,7 @@ def _batches(candidates: Sequence[_Candidate], batch_tokens: int) -> Iterator[li
 
 
 def _padded(batch: Sequence[_Candidate]) -> torch.Tensor:
-    """Token ids ``[batch, seqlen]``. What stands behind a text changes nothing in front of it."""
+    """Token ids ``[batch, seqlen]``, padded at the end, where causal attention ignores it."""
     rows = [torch.tensor(candidate.token_ids) for candidate in batch]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -102,7 +102,7 @@ def _padded(batch: Sequence[_Candidate]) -> torch.Tensor:
 def _verdicts(
     forward: Forward, batch: Sequence[_Candidate], token_ids: torch.Tensor, states: torch.Tensor
 ) -> Iterator[_Verdict]:
-    """Of the answers in a batch, from hidden states ``[batch, seqlen, hidden_size]``."""
+    """The verdicts of a batch, from its hidden states ``[batch, seqlen, hidden_size]``."""
     spans = [(row, slice(c.begin, len(c.token_ids))) for row, c in enumerate(batch)]
     targets = torch.cat([token_ids[row, span] for row, span in spans])
     rows = torch.cat([states[row, span.start - 1 : span.stop - 1] for row, span in spans])

@@ -1,4 +1,4 @@
-"""What a model has made of the probe's questions, as data: answers, scores, and what was lost."""
+"""Results of the probe as data: per item, per kind, and compared between two models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,12 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of an item: whether the right answer was likelier than every wrong one, and
-    whether it is what the model writes when it always takes its likeliest token.
-    """
+class ItemResult:
+    """The result of a model on one item of the probe."""
 
     kind: Kind
-    is_chosen: bool
-    is_written: bool
+    is_chosen: bool  # the right answer is likelier than every wrong one
+    is_written: bool  # greedy decoding writes the right answer
 
     @property
     def score(self) -> float:
@@ -35,7 +33,7 @@ class Answer:
 class KindScore:
     """Shares of the items, 0 to 1; ``score`` is the mean of the other two.
 
-    Whoever guesses gets 1 / 4 of ``chosen`` and nothing of ``written``.
+    Guessing gives 1/4 of ``chosen`` and 0 of ``written``.
     """
 
     kind: Kind
@@ -48,7 +46,7 @@ class KindScore:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """Of all kinds, which count alike. Scores compare only if ``digest``, of the items, is one."""
+    """The mean score of all kinds. Scores compare only for equal ``digest``, of the items."""
 
     score: float
     standard_error: float
@@ -62,7 +60,7 @@ class ProbeScore:
         return cls(**{**data, "kinds": tuple(kinds)})
 
 
-def summary(answers: Sequence[Answer], items_digest: str) -> ProbeScore:
+def summary(answers: Sequence[ItemResult], items_digest: str) -> ProbeScore:
     asked = {answer.kind for answer in answers}
     kinds = tuple(_kind_score(kind, answers) for kind in Kind if kind in asked)
     return ProbeScore(
@@ -74,9 +72,10 @@ def summary(answers: Sequence[Answer], items_digest: str) -> ProbeScore:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The same questions to two models. ``drop`` is of the score, and its error is judged question
-    by question, so that what is hard for both does not blur it.
+class ProbeComparison:
+    """The same items for two models. ``drop`` is the loss of score.
+
+    The standard error is that of paired differences, so that items hard for both do not add to it.
     """
 
     dense: ProbeScore
@@ -85,19 +84,21 @@ class Comparison:
     standard_error: float
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Comparison":
+    def from_dict(cls, data: Mapping[str, Any]) -> "ProbeComparison":
         """Inverse of ``dataclasses.asdict``, through JSON as well."""
         scores = {name: ProbeScore.from_dict(data[name]) for name in ("dense", "pruned")}
         return cls(**{**data, **scores})
 
 
-def compare(dense: Sequence[Answer], pruned: Sequence[Answer], items_digest: str) -> Comparison:
-    """Of answers to the same items in the same order, two of each kind or more."""
+def compare(
+    dense: Sequence[ItemResult], pruned: Sequence[ItemResult], items_digest: str
+) -> ProbeComparison:
+    """Compare results on the same items in the same order, at least two of each kind."""
     lost: dict[Kind, list[float]] = {}
     for before, after in zip(dense, pruned, strict=True):
         lost.setdefault(before.kind, []).append(before.score - after.score)
     errors = [standard_error(values) for values in lost.values()]
-    return Comparison(
+    return ProbeComparison(
         summary(dense, items_digest),
         summary(pruned, items_digest),
         drop=fmean(map(fmean, lost.values())),
@@ -105,7 +106,7 @@ def compare(dense: Sequence[Answer], pruned: Sequence[Answer], items_digest: str
     )
 
 
-def _kind_score(kind: Kind, answers: Sequence[Answer]) -> KindScore:
+def _kind_score(kind: Kind, answers: Sequence[ItemResult]) -> KindScore:
     of_kind = [answer for answer in answers if answer.kind is kind]
     scores = [answer.score for answer in of_kind]
     return KindScore(

@@ -1,11 +1,11 @@
-"""The gate in front of publishing: what the removals have cost, against what they may cost."""
+"""The quality gate before publishing: the cost of the removals against the limits of the spec."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import Comparison, compare
+from pruning.evaluation.probe_scores import ProbeComparison, compare
 from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
@@ -14,17 +14,17 @@ from pruning.spec.gate import Gate, GateAction
 
 
 class QualityGateFailed(RuntimeError):
-    """The pruned model is worse than its gate allows; ``param`` names the limit."""
+    """The pruned model exceeds a limit of the gate. ``param`` names the limit."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
 
 
-def gated(gate: Gate, quality: Quality, ask: Callable[[], Comparison]) -> Quality:
-    """``quality`` with what the gate has found: the probe, if it has to be asked, and warnings.
+def gated(gate: Gate, quality: Quality, ask: Callable[[], ProbeComparison]) -> Quality:
+    """Add the probe, if the gate needs it, and the warnings of the gate to ``quality``.
 
-    Raises ``QualityGateFailed`` where the gate does not only warn.
+    Raises ``QualityGateFailed`` unless the gate only warns.
     """
     if gate.max_probe_drop is not None:
         quality = replace(quality, probe=ask())
@@ -38,8 +38,8 @@ def gated(gate: Gate, quality: Quality, ask: Callable[[], Comparison]) -> Qualit
     return replace(quality, warnings=tuple(findings.values()))
 
 
-def ask_both(dense: DenseModel, removed: Sequence[int]) -> Comparison:
-    """The probe's scores of the dense model and of the one without these blocks."""
+def ask_both(dense: DenseModel, removed: Sequence[int]) -> ProbeComparison:
+    """Run the probe on the dense model and on the model without these blocks."""
     items, depth = probe_items(), num_blocks(dense.model)
     before, after = (
         answer(dense.forward(kept(depth, gone)), dense.tokenizer, items) for gone in ((), removed)
@@ -48,7 +48,7 @@ def ask_both(dense: DenseModel, removed: Sequence[int]) -> Comparison:
 
 
 def _findings(gate: Gate, quality: Quality) -> dict[str, str]:
-    """What is beyond a limit, by the name of the limit."""
+    """Map each exceeded limit to a sentence about it."""
     found = {}
     limit, probe = gate.max_probe_drop, quality.probe
     if limit is not None and probe is not None and probe.drop > limit:
@@ -57,7 +57,7 @@ def _findings(gate: Gate, quality: Quality) -> dict[str, str]:
             f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f} where {limit} is allowed"
         )
     limit, curve = gate.max_perplexity_ratio, quality.perplexities
-    if limit is not None and curve and not curve[-1] <= limit * curve[0]:  # NaN is too much
+    if limit is not None and curve and not curve[-1] <= limit * curve[0]:  # NaN exceeds any limit
         found["gate.max_perplexity_ratio"] = (
             f"perplexity went from {curve[0]:.4g} to {curve[-1]:.4g} on {quality.evaluated_on}, "
             f"{curve[-1] / curve[0]:.4g} times as much where {limit} is allowed"

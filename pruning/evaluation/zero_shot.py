@@ -1,9 +1,7 @@
-"""Tasks of lm-eval on a model in memory, pruned views included: no checkpoint has to be written.
+"""Zero-shot accuracy: tasks of lm-eval on a model in memory, also on pruned views of it.
 
-Needs the extra ``eval``. The paper reports the mean of five tasks without examples, each by its
-length-normalised accuracy where it has one.
-
-Scores of tasks of lm-eval, and the mean that the paper reports, as data.
+Needs the extra ``eval``. The paper (arXiv 2402.09025) reports the mean of five tasks without
+examples, each by its length-normalised accuracy where it has one.
 """
 
 import logging
@@ -58,23 +56,12 @@ class ZeroShot:
 
 
 def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:
-    """What the paper reports, 0 to 1; None unless all of its five tasks are there."""
+    """What the paper reports, 0 to 1; None unless all five tasks were scored."""
     values = {score.task: score.value for score in scores}
     if not values.keys() >= set(PAPER_TASKS):
         return None
     return fmean(values[task] for task in PAPER_TASKS)
 
-
-__all__ = [
-    "PAPER_TASKS",
-    "TaskScore",
-    "TaskUnusable",
-    "ZeroShotUnavailable",
-    "fetch_tasks",
-    "mean_accuracy",
-    "require_lm_eval",
-    "score_tasks",
-]
 
 _PREFERRED = ("acc_norm", "acc")
 

@@ -1,5 +1,6 @@
-"""How far a removal order depends on the sample it was found on: many runs, what they agree on, and
-whether the order is inside the noise. Plain arithmetic, no torch.
+"""Agreement of removal orders found on different samples: is the order within the noise?
+
+Plain arithmetic without torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ NUM_ERRORS = 2.0  # a runner-up within so many standard errors is as good as the
 
 
 @dataclass(frozen=True)
-class Run:
+class SearchRun:
     """One search. ``perplexities`` are by text, on what no run was calibrated on, for 0, 1, 2 ...
     blocks removed; ``windows`` are digests of those that it was calibrated on.
     """
@@ -85,10 +86,10 @@ class Stability:
     window_overlap: float | None  # share of windows that two samples of a text have in common
     is_choice_in_noise: bool
     is_order_in_noise: bool
-    runs: tuple[Run, ...]
+    runs: tuple[SearchRun, ...]
 
 
-def stability(model: str, num_blocks: int, num_free: int, runs: Sequence[Run]) -> Stability:
+def stability(model: str, num_blocks: int, num_free: int, runs: Sequence[SearchRun]) -> Stability:
     """Of one run or more to the same depth; ``num_free`` blocks were candidates."""
     num_removed = len(runs[0].order)
     depths = tuple(_depth(runs, number, num_free) for number in range(1, num_removed + 1))
@@ -120,12 +121,12 @@ def jaccard_by_chance(size: int, num_free: int) -> float:
     return sum(way * share for way, share in zip(ways, shares, strict=True)) / sum(ways)
 
 
-def _shared_windows(one: Run, other: Run) -> float:
+def _shared_windows(one: SearchRun, other: SearchRun) -> float:
     ours, theirs = set(one.windows), set(other.windows)
     return len(ours & theirs) / min(len(ours), len(theirs))
 
 
-def _picked(runs: Sequence[Run]) -> tuple[Picked, ...]:
+def _picked(runs: Sequence[SearchRun]) -> tuple[Picked, ...]:
     steps: dict[int, list[int]] = {}
     for run in runs:
         for step, block in enumerate(run.order, start=1):
@@ -134,7 +135,7 @@ def _picked(runs: Sequence[Run]) -> tuple[Picked, ...]:
     return tuple(sorted(found, key=lambda one: (-one.num_runs, fmean(one.steps), one.block)))
 
 
-def _depth(runs: Sequence[Run], number: int, num_free: int) -> Depth:
+def _depth(runs: Sequence[SearchRun], number: int, num_free: int) -> Depth:
     sets = [frozenset(run.order[:number]) for run in runs]
     overlaps = {
         (one, other): jaccard(sets[one], sets[other])

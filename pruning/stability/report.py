@@ -1,4 +1,4 @@
-"""A stability report for people and for programs: conclusions in words, tables, JSON."""
+"""The stability report as sentences, tables and JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 from pruning.checkpoints.trajectory import NONE, Cells, short
 from pruning.stability.agreement import NUM_ERRORS, Depth, Stability
 
-_MUCH = 0.25  # of windows in common
+_MAX_WINDOW_OVERLAP = 0.25  # above, agreement of runs says little
 
 
 def to_wire(report: Stability) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def conclusions(report: Stability) -> Iterator[str]:
             f"Runs on one text agree at {within:.2f}, runs on different texts at {across:.2f}: "
             + ("the text matters more than the seed." if across < within else "no text stands out.")
         )
-    if report.window_overlap is not None and report.window_overlap > _MUCH:
+    if report.window_overlap is not None and report.window_overlap > _MAX_WINDOW_OVERLAP:
         yield (
             f"Two samples of one text have {report.window_overlap:.0%} of their windows in "
             "common, so that they agree says little: give more text, or take fewer windows."

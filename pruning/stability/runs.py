@@ -1,4 +1,4 @@
-"""The same search over several samples of several texts, each judged on text that chose nothing."""
+"""Run one search on several samples of several texts, and evaluate each on unused text."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from pruning.search.state import SearchState
 from pruning.sleb import Blocks, RoundScorer
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
-from pruning.stability.agreement import Run
+from pruning.stability.agreement import SearchRun
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def runs(
     taken: Sequence[Sample],
     judged_on: Mapping[str, Windows],
     observer: Callable[[int], Observer],
-) -> Iterator[Run]:
+) -> Iterator[SearchRun]:
     """Yield a run for each sample; ``observer`` of its number is told of it. Raises what ``search``
     raises.
     """
@@ -81,7 +81,7 @@ def runs(
         mine = replace(spec, calibration=sample.spec)
         removals = search(mine, dense, sample.windows, observer(number), SearchState())
         order = [removal.block for removal in removals]
-        yield Run(
+        yield SearchRun(
             text=sample.text,
             seed=sample.spec.seed,
             removals=tuple(removals),

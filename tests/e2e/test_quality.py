@@ -13,7 +13,7 @@ from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import Answer, compare
+from pruning.evaluation.probe_scores import ItemResult, compare
 from pruning.models.blocks import num_blocks, view
 from pruning.models.forward import InMemoryForward
 from pruning.models.quantize import quantized
@@ -68,7 +68,7 @@ def test_the_probe_tells_dense_from_half_the_blocks_and_says_the_same_twice(
     demo, items = load(demo_model_dir), probe_items()
     depth = num_blocks(demo.model)
 
-    def ask(keep: Sequence[int], some: Sequence[Item]) -> list[Answer]:
+    def ask(keep: Sequence[int], some: Sequence[Item]) -> list[ItemResult]:
         return answer(InMemoryForward(demo.model, tuple(keep)), demo.tokenizer, some)
 
     dense, half = range(depth), [*range(8), *range(23, depth)]

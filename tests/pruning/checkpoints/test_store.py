@@ -14,9 +14,9 @@ from pruning.checkpoints.store import (
     CheckpointNotFound,
     CheckpointStore,
     Manifest,
-    Quality,
     open_checkpoint,
 )
+from pruning.evaluation.quality import Quality
 from pruning.models.store import load
 
 

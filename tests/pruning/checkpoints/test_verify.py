@@ -254,7 +254,7 @@ def test_whoever_wants_to_stop_need_not_wait(
     tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question comes while the process works, and its answer ends the process."""
-    monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(verify, "POLL_S", 0.01)
     before = len(children())
     alive: list[int] = []
 
@@ -272,7 +272,7 @@ def test_whoever_wants_to_stop_need_not_wait(
 def test_a_process_that_does_not_end_is_no_proof(
     tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(verify, "POLL_S", 0.01)
     monkeypatch.setattr(verify, "_LIMIT_S", -1e9)
     with pytest.raises(CheckpointNotPortable, match="has not ended within"):
         publish_at(tmp_path / "tiny@prn-1", in_memory, how=Verify.PROCESS)
@@ -282,7 +282,7 @@ def test_a_process_that_does_not_end_is_no_proof(
 def test_a_process_that_is_killed_is_no_proof(
     tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(verify, "POLL_S", 0.01)
 
     def kill() -> None:
         for child in children():

@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import Answer, Comparison, Kind, ProbeScore, compare, summary
+from pruning.evaluation.probe_scores import (
+    ItemResult,
+    Kind,
+    ProbeComparison,
+    ProbeScore,
+    compare,
+    summary,
+)
 from pruning.models.forward import InMemoryForward, StreamedForward
 from pruning.models.store import LoadedModel
 from pruning.models.streaming import StreamedModel
@@ -91,7 +98,7 @@ def test_copies_are_copies() -> None:
 
 
 @torch.inference_mode()
-def by_hand(loaded: LoadedModel, item: Item) -> Answer:
+def by_hand(loaded: LoadedModel, item: Item) -> ItemResult:
     """Each answer alone, without padding, and what ``generate`` writes."""
     nats = []
     prompt = loaded.tokenizer(item.prompt).input_ids
@@ -103,7 +110,7 @@ def by_hand(loaded: LoadedModel, item: Item) -> Answer:
         nats.append(F.cross_entropy(logits[len(prompt) - 1 : -1], targets, reduction="sum").item())
     right = loaded.tokenizer(item.prompt + item.answer).input_ids[len(prompt) :]
     written = generated(loaded.model, prompt, len(right))
-    return Answer(item.kind, nats[0] < min(nats[1:]), written == right)
+    return ItemResult(item.kind, nats[0] < min(nats[1:]), written == right)
 
 
 def short_items(loaded: LoadedModel) -> list[Item]:
@@ -159,8 +166,8 @@ def test_streamed_the_answers_are_the_same(tiny_loaded: LoadedModel, tiny_model_
 
 
 def test_a_score_is_a_mean_of_kinds_and_says_how_sure_it_is() -> None:
-    right, half, none = (Answer(Kind.JSON, *given) for given in ((1, 1), (1, 0), (0, 0)))  # type: ignore[arg-type]
-    other = Answer(Kind.CODE, is_chosen=False, is_written=False)
+    right, half, none = (ItemResult(Kind.JSON, *given) for given in ((1, 1), (1, 0), (0, 0)))  # type: ignore[arg-type]
+    other = ItemResult(Kind.CODE, is_chosen=False, is_written=False)
     score = summary([right, half, none, other, other], "d")
     assert [kind.kind for kind in score.kinds] == [Kind.JSON, Kind.CODE]
     assert (score.kinds[0].chosen, score.kinds[0].written) == (2 / 3, 1 / 3)
@@ -179,11 +186,11 @@ def test_a_drop_is_the_difference_of_the_scores(
     drawn: list[tuple[Kind, bool, bool, bool, bool]],
 ) -> None:
     drawn = [*drawn, *drawn]  # two of each kind at least
-    dense = [Answer(kind, chosen, written) for kind, chosen, written, _, _ in drawn]
-    pruned = [Answer(kind, chosen, written) for kind, _, _, chosen, written in drawn]
+    dense = [ItemResult(kind, chosen, written) for kind, chosen, written, _, _ in drawn]
+    pruned = [ItemResult(kind, chosen, written) for kind, _, _, chosen, written in drawn]
     found = compare(dense, pruned, "d")
     assert (found.dense, found.pruned) == (summary(dense, "d"), summary(pruned, "d"))
     assert found.drop == pytest.approx(found.dense.score - found.pruned.score)
     same = compare(dense, dense, "d")
     assert (same.drop, same.standard_error) == (0, 0)
-    assert Comparison.from_dict(json.loads(json.dumps(asdict(found)))) == found
+    assert ProbeComparison.from_dict(json.loads(json.dumps(asdict(found)))) == found

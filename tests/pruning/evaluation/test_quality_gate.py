@@ -13,7 +13,7 @@ from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import Answer, Comparison, Kind, compare, summary
+from pruning.evaluation.probe_scores import ItemResult, Kind, ProbeComparison, compare, summary
 from pruning.evaluation.quality import Quality
 from pruning.evaluation.quality_gate import QualityGateFailed, gated
 from pruning.jobs.job import JobStatus
@@ -34,14 +34,14 @@ SPEC = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=4
 QUALITY = Quality((1.0, 2.0, 3.0), (10.0, 12.0, 15.0), "some text")
 
 
-def lost_half() -> Comparison:
+def lost_half() -> ProbeComparison:
     """Both answers of each of four are right, then one of both: a drop of 0.5 ± 0."""
-    right = [Answer(Kind.JSON, is_chosen=True, is_written=True)] * 4
-    half = [Answer(Kind.JSON, is_chosen=True, is_written=False)] * 4
+    right = [ItemResult(Kind.JSON, is_chosen=True, is_written=True)] * 4
+    half = [ItemResult(Kind.JSON, is_chosen=True, is_written=False)] * 4
     return compare(right, half, "d")
 
 
-def never() -> Comparison:
+def never() -> ProbeComparison:
     raise AssertionError("asked, though no limit needs it")
 
 

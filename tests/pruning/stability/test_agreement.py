@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.removal import verdict
-from pruning.stability.agreement import Run, Stability, jaccard, jaccard_by_chance, stability
+from pruning.stability.agreement import SearchRun, Stability, jaccard, jaccard_by_chance, stability
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire
 
 NUM_BLOCKS, NUM_FREE = 8, 6
@@ -26,7 +26,7 @@ def run_of(
     gap: float = CLEAR,
     perplexities: Sequence[float] = (),
     windows: Sequence[str] | None = None,
-) -> Run:
+) -> SearchRun:
     removals = []
     for step, block in enumerate(order, start=1):
         left = [b for b in range(1, NUM_BLOCKS - 1) if b not in order[:step]]
@@ -34,10 +34,10 @@ def run_of(
         removals.append(verdict(step, 2.5, {block: [3.0, 3.0, 3.0], **losses}))
     curve = tuple(perplexities or [10.0 + step for step in range(len(order) + 1)])
     given_windows = tuple(windows or [f"{text}{seed}{at}" for at in range(4)])
-    return Run(text, seed, tuple(removals), {"a.txt": curve}, given_windows)
+    return SearchRun(text, seed, tuple(removals), {"a.txt": curve}, given_windows)
 
 
-def report_of(*runs: Run) -> Stability:
+def report_of(*runs: SearchRun) -> Stability:
     return stability("tiny", NUM_BLOCKS, NUM_FREE, runs)
 
 
@@ -114,7 +114,7 @@ def test_the_spread_is_of_all_runs() -> None:
     assert "58.3%" in " ".join(conclusions(report))
 
 
-HEADLINES: Mapping[str, tuple[list[Run], str, tuple[bool, bool]]] = {
+HEADLINES: Mapping[str, tuple[list[SearchRun], str, tuple[bool, bool]]] = {
     "sets": (
         [run_of([1, 2]), run_of([2, 3], seed=1)],
         "different sets, whose overlap is 0.33 on average (0.24 by chance). In all of them went: 2",
@@ -168,7 +168,7 @@ def test_samples_that_are_nearly_the_same_are_no_witnesses() -> None:
 
 def test_one_window_knows_no_margin() -> None:
     removal = verdict(1, 2.5, {1: [3.0], 2: [3.5]})
-    runs = [Run("a", seed, (removal,), {"a": (1.0, 2.0)}, (str(seed),)) for seed in range(2)]
+    runs = [SearchRun("a", seed, (removal,), {"a": (1.0, 2.0)}, (str(seed),)) for seed in range(2)]
     report = stability("tiny", 4, 2, runs)
     assert (report.depths[0].num_close, report.depths[0].num_margins) == (0, 0)
     assert "rounds" not in " ".join(conclusions(report))

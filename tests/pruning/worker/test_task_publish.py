@@ -88,7 +88,7 @@ def test_the_process_of_a_job_asks_while_its_checkpoint_is_verified(
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
     monkeypatch.setenv("SLEB_VERIFY", "process")
-    monkeypatch.setattr("pruning.checkpoints.verify.ASK_EVERY_S", 0.01)
+    monkeypatch.setattr("pruning.checkpoints.verify.POLL_S", 0.01)
     confirm, compared = JobStore.confirm, 0
 
     def cancelled_first(store: JobStore, job_id: str, attempt: int) -> StopRequest | None:
