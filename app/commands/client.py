@@ -100,7 +100,7 @@ class JobClient:
     def _check_unfinished(self, job_id: str) -> None:
         status = self.get(job_id)["status"]
         if _is_final(status):
-            raise Refused(f"job {job_id} {status}, but its last events are not stored any more")
+            raise Refused(f"job {job_id} {status}, but its last events are no longer stored")
 
     def _stream(self, job_id: str, last: str | None) -> Iterator[dict[str, Any]]:
         headers = {} if last is None else {"Last-Event-ID": last}

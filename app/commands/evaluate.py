@@ -1,6 +1,6 @@
-"""``sleb eval``: perplexity, the probe and tasks of lm-eval, on any models side by side.
+"""``sleb eval``: measure perplexity, the probe and tasks of lm-eval on several models.
 
-What ``sleb eval`` has found, as a table with a column for each model, and the same as JSON.
+The results are a table with a column for each model, and the same as JSON.
 """
 
 import json
@@ -41,117 +41,14 @@ from pruning.search.dense_model import DenseModel, Resources, fitting_resident, 
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
 
-_NONE = "-"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Of one model; what was not asked for is empty or None."""
-
-    model: str
-    num_blocks: int
-    removed_blocks: Blocks
-    dtype: str
-    weights: str | None  # int8 or int4, if they were quantised for this
-    perplexities: tuple[Perplexity, ...]
-    probe: ProbeScore | None
-    tasks: tuple[TaskScore, ...]
-    zero_shot_mean: float | None  # over the paper's five tasks
-
-
-def print_evaluations(
-    evaluations: Sequence[Evaluation], *, as_json: bool, out: Path | None
-) -> None:
-    """To the terminal, and as JSON into the file ``out`` as well."""
-    report = _report(evaluations)
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(report)
-        return
-    columns = [dict(_rows(evaluation)) for evaluation in evaluations]
-    table = Table()
-    table.add_column("")
-    for evaluation in evaluations:
-        table.add_column(escape(evaluation.model), justify="right", overflow="fold")
-    for label in dict.fromkeys(label for column in columns for label in column):
-        table.add_row(escape(label), *(escape(column.get(label, _NONE)) for column in columns))
-    console = Console(highlight=False)
-    console.print(table)
-    for text in _legend(evaluations):
-        console.print(text, markup=False, soft_wrap=True)
-
-
-def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    return {
-        "evaluations": [asdict(evaluation) for evaluation in evaluations],
-        "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
-    }
-
-
-def _rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Labels, alike for all models, and cells."""
-    yield "blocks", str(evaluation.num_blocks)
-    yield "removed blocks", " ".join(map(str, evaluation.removed_blocks)) or "none"
-    yield "dtype", evaluation.dtype
-    if evaluation.weights is not None:
-        yield "weights of the blocks", evaluation.weights
-    for its in evaluation.perplexities:
-        windows = f"windows of {its.seqlen}"
-        yield f"perplexity, {its.text}, {windows}", f"{its.perplexity:.4f}"
-        yield f"  nats per token, {its.text}", f"{its.loss:.6f}"
-        yield f"  number of windows, {its.text}", str(its.num_windows)
-        yield f"  token ids, {its.text}", its.digest[:12]
-    yield from _probe_rows(evaluation.probe)
-    for task in evaluation.tasks:
-        yield from _task_rows(task)
-    if evaluation.zero_shot_mean is not None:
-        yield "zero-shot mean", f"{evaluation.zero_shot_mean:.4f}"
-
-
-def _probe_rows(probe: ProbeScore | None) -> Iterator[tuple[str, str]]:
-    if probe is None:
-        return
-    yield "probe", _with_error(probe.score, probe.standard_error)
-    for kind in probe.kinds:
-        yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
-        yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
-        yield f"  {kind.kind}: written", f"{kind.written:.4f}"
-    yield "  questions of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
-    yield "  questions", probe.digest[:12]
-
-
-def _task_rows(task: TaskScore) -> Iterator[tuple[str, str]]:
-    yield f"{task.task}, {task.metric}", _with_error(task.value, task.standard_error)
-    for metric, value in task.metrics.items():
-        if metric != task.metric:
-            yield f"  {task.task}, {metric}", f"{value:.4f}"
-    yield f"  {task.task}: samples, examples in front", f"{task.num_samples}, {task.num_shots}"
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
-
-
-def _legend(evaluations: Sequence[Evaluation]) -> Iterator[str]:
-    """A sentence for each sort of number that is there."""
-    if any(evaluation.perplexities for evaluation in evaluations):
-        yield "perplexity: over windows that do not overlap; it compares where the token ids agree."
-    if any(evaluation.probe for evaluation in evaluations):
-        yield "probe: 0 to 1, the mean of two shares: right answers chosen among four, and written."
-    if any(evaluation.tasks for evaluation in evaluations):
-        yield "tasks of lm-eval: ± one standard error."
-    if any(evaluation.zero_shot_mean is not None for evaluation in evaluations):
-        yield "zero-shot mean: of the paper's five, by acc_norm where a task has it, else acc."
-
-
 _TEXT = "ppl:"
 _PROBE = "probe"
 _PAPER = "zeroshot"
+_NONE = "-"
 
 
 class InvalidTasks(ValueError):
-    """The list of tasks cannot be meant."""
+    """The list of tasks is empty or malformed."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +65,7 @@ class Tasks:
 
     @classmethod
     def parse(cls, names: Sequence[str]) -> "Tasks":
-        """Of ppl:TEXT, probe, zeroshot and names of lm-eval. Raises ``InvalidTasks``."""
+        """Parse ppl:TEXT, probe, zeroshot and names of lm-eval. Raises ``InvalidTasks``."""
         given = [name.strip() for name in names if name.strip()]
         texts = [name.removeprefix(_TEXT) for name in given if name.startswith(_TEXT)]
         if not given or "" in texts:
@@ -183,9 +80,24 @@ class Tasks:
 @dataclass(frozen=True)
 class Options:
     dtype: str = "auto"
-    resident: Resident | None = None  # None: in memory if it fits, else streamed
-    texts_dir: Path | None = None  # None: the one of the data directory
-    quantize: Quantize | None = None  # each model with such weights as well
+    resident: Resident | None = None  # None: stream if it does not fit into memory
+    texts_dir: Path | None = None  # None: texts in the data directory
+    quantize: Quantize | None = None  # measures each model with such weights too
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one model. A measurement that was not requested is empty or None."""
+
+    model: str
+    num_blocks: int
+    removed_blocks: Blocks
+    dtype: str
+    weights: str | None  # int8 or int4, if they were quantised
+    perplexities: tuple[Perplexity, ...]
+    probe: ProbeScore | None
+    tasks: tuple[TaskScore, ...]
+    zero_shot_mean: float | None  # over the paper's five tasks
 
 
 def run_evaluation(
@@ -197,7 +109,7 @@ def run_evaluation(
     as_json: bool,
     out: Path | None,
 ) -> None:
-    """Evaluate each model, weights that several share read once, and print or write the results."""
+    """Evaluate each model and report the results. Shared weights are read once."""
     if tasks.zero_shot:
         require_lm_eval()
     set_up_torch(settings.threads)
@@ -216,16 +128,16 @@ class _Column:
 
 
 def _columns(subjects: Sequence[Subject], quantize: Quantize | None) -> list[_Column]:
-    """With ``quantize`` also each of them quantised, and dense parents that nobody named."""
+    """A column for each model; with ``quantize``, also quantised ones and missing dense parents."""
     columns = [_Column(subject) for subject in subjects]
     if quantize is None:
         return columns
     named = {subject.path for subject in subjects if subject.keep is None}
     parents = dict.fromkeys(subject.path for subject in subjects if subject.path not in named)
-    in_front = [_Column(Subject(path.name, path, None, ())) for path in parents]
+    dense = [_Column(Subject(path.name, path, None, ())) for path in parents]
     quantised = [_Column(subject, quantize) for subject in subjects]
     pairs = zip(columns, quantised, strict=True)
-    return [*in_front, *(column for pair in pairs for column in pair)]
+    return [*dense, *(column for pair in pairs for column in pair)]
 
 
 def _evaluated(
@@ -241,20 +153,19 @@ def _evaluated(
         resident = options.resident or fitting_resident(path, resources)
         if resident is Resident.STREAM and (tasks.zero_shot or options.quantize):
             raise NotEvaluable(
-                f"{path} does not fit into memory or is to be streamed, and tasks of lm-eval and "
-                "quantised weights need the whole model there: leave them out, or say --resident "
-                "model"
+                f"{path} is streamed, and tasks of lm-eval and quantised weights need the whole "
+                "model in memory: leave them out, or use --resident model"
             )
         loading = progress.add_task("load", total=None)
         dense = load_dense_model(path, resident, resources, dtype=options.dtype)
         progress.remove_task(loading)
-        for column in (its for its in columns if its.subject.path == path):
-            yield column, _Run(column, dense, tasks, texts_dir, progress).evaluation()
+        for column in [one for one in columns if one.subject.path == path]:
+            yield column, _ModelEvaluation(column, dense, tasks, texts_dir, progress).run()
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One model, loaded, and what is to be measured of it."""
+class _ModelEvaluation:
+    """A loaded model, and the tasks to measure."""
 
     column: _Column
     dense: DenseModel
@@ -262,7 +173,7 @@ class _Run:
     texts_dir: Path
     progress: Progress
 
-    def evaluation(self) -> Evaluation:
+    def run(self) -> Evaluation:
         subject, weights = self.column.subject, self.column.weights
         scores = self._zero_shot()
         return Evaluation(
@@ -318,7 +229,7 @@ class _Run:
 
     @contextmanager
     def _observed(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar while it is measured."""
+        """Show a progress bar during a measurement."""
         bar = self.progress.add_task(f"{self.column.subject.name}  {what}", total=None)
 
         def observe(done: int, total: int) -> None:
@@ -326,3 +237,89 @@ class _Run:
 
         yield observe
         self.progress.stop_task(bar)
+
+
+def print_evaluations(
+    evaluations: Sequence[Evaluation], *, as_json: bool, out: Path | None
+) -> None:
+    """Print the results, and write them as JSON into the file ``out`` too."""
+    report = _report(evaluations)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(report)
+        return
+    columns = [dict(_rows(evaluation)) for evaluation in evaluations]
+    table = Table()
+    table.add_column("")
+    for evaluation in evaluations:
+        table.add_column(escape(evaluation.model), justify="right", overflow="fold")
+    for label in dict.fromkeys(label for column in columns for label in column):
+        table.add_row(escape(label), *(escape(column.get(label, _NONE)) for column in columns))
+    console = Console(highlight=False)
+    console.print(table)
+    for text in _legend(evaluations):
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    return {
+        "evaluations": [asdict(evaluation) for evaluation in evaluations],
+        "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
+    }
+
+
+def _rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Pairs of a row's label, which is the same for all models, and the cell."""
+    yield "blocks", str(evaluation.num_blocks)
+    yield "removed blocks", " ".join(map(str, evaluation.removed_blocks)) or "none"
+    yield "dtype", evaluation.dtype
+    if evaluation.weights is not None:
+        yield "weights of the blocks", evaluation.weights
+    for found in evaluation.perplexities:
+        windows = f"windows of {found.seqlen}"
+        yield f"perplexity, {found.text}, {windows}", f"{found.perplexity:.4f}"
+        yield f"  nats per token, {found.text}", f"{found.loss:.6f}"
+        yield f"  number of windows, {found.text}", str(found.num_windows)
+        yield f"  token ids, {found.text}", found.digest[:12]
+    yield from _probe_rows(evaluation.probe)
+    for task in evaluation.tasks:
+        yield from _task_rows(task)
+    if evaluation.zero_shot_mean is not None:
+        yield "zero-shot mean", f"{evaluation.zero_shot_mean:.4f}"
+
+
+def _probe_rows(probe: ProbeScore | None) -> Iterator[tuple[str, str]]:
+    if probe is None:
+        return
+    yield "probe", _with_error(probe.score, probe.standard_error)
+    for kind in probe.kinds:
+        yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
+        yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
+        yield f"  {kind.kind}: written", f"{kind.written:.4f}"
+    yield "  questions of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
+    yield "  questions", probe.digest[:12]
+
+
+def _task_rows(task: TaskScore) -> Iterator[tuple[str, str]]:
+    yield f"{task.task}, {task.metric}", _with_error(task.value, task.standard_error)
+    for metric, value in task.metrics.items():
+        if metric != task.metric:
+            yield f"  {task.task}, {metric}", f"{value:.4f}"
+    yield f"  {task.task}: samples, examples in front", f"{task.num_samples}, {task.num_shots}"
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
+
+
+def _legend(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    """A sentence for each kind of number in the table."""
+    if any(evaluation.perplexities for evaluation in evaluations):
+        yield "perplexity: over windows that do not overlap; comparable if the token ids agree."
+    if any(evaluation.probe for evaluation in evaluations):
+        yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."
+    if any(evaluation.tasks for evaluation in evaluations):
+        yield "tasks of lm-eval: ± one standard error."
+    if any(evaluation.zero_shot_mean is not None for evaluation in evaluations):
+        yield "zero-shot mean: over the paper's five tasks, by acc_norm if they have it, else acc."

@@ -134,7 +134,7 @@ def test_an_end_whose_events_are_lost_is_told_from_one_to_come(
     job_store.cancel(job_id)
     redis_client.delete(EVENTS.format(id=job_id))
     client = JobClient(url)
-    with pytest.raises(Refused, match="cancelled, but its last events are not stored any more"):
+    with pytest.raises(Refused, match="cancelled, but its last events are no longer stored"):
         next(client.follow(job_id))
     client.close()
 
