@@ -1,4 +1,4 @@
 """The Grafana dashboards as Python; ``python -m dashboards`` writes them as JSON.
 
-Knows the service by the names of its metrics alone.
+Uses only the names of the service's metrics, and imports nothing of it.
 """

@@ -1,11 +1,11 @@
-"""The dashboard "Dense vs pruned": is it faster, for all, is that fair, what did it cost."""
+"""The dashboard "Dense vs pruned": speed-ups, latencies, fairness of the comparison, quality."""
 
 from collections.abc import Iterator, Sequence
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from dashboards import queries
-from dashboards.fairness import BOTH, fairness, service_level
+from dashboards.fairness import BOTH, fairness, quantiles_of, service_level
 from dashboards.frame import Panel, annotation, board, datasource, one_of, values_of
 from dashboards.panels import (
     About,
@@ -22,8 +22,8 @@ _BLOCKS = "max(sleb_model_num_blocks{{model_name={}}})"
 _IDEAL = f"{_BLOCKS.format(DENSE)} / {_BLOCKS.format(PRUNED)}"
 _GAIN_STEPS = ((0.0, "red"), (1.0, "green"))
 _UNPAIRED = (
-    "Nobody sends the same requests to both: look at the row on fairness, and at pairs, before "
-    "you believe it."
+    "The two models do not get the same requests: check the row on fairness, and compare with the "
+    "paired speed-up in the row on quality."
 )
 
 
@@ -49,10 +49,10 @@ def dense_vs_pruned() -> Dashboard:
         )
     )
     sections = (
-        ("Verdict", _verdict()),
-        ("Distribution", _distribution()),
+        ("Overview", _overview()),
+        ("Latency distribution", _distribution()),
         ("Service level", service_level()),
-        ("Fairness: were the requests alike?", fairness()),
+        ("Fairness of the comparison", fairness()),
         ("Quality", quality_row()),
     )
     for title, panels in sections:
@@ -62,11 +62,11 @@ def dense_vs_pruned() -> Dashboard:
     return found
 
 
-def _verdict() -> Iterator[Panel]:
+def _overview() -> Iterator[Panel]:
     kinds = (
-        (TPOT, "Speed-up per output token", "Mean time per output token, dense over pruned."),
-        (TTFT, "Speed-up to the first token", "Mean time to the first token, dense over pruned."),
-        (E2E, "Speed-up of whole requests", "Mean latency of requests, dense over pruned."),
+        (TPOT, "Speed-up of time per output token", "Mean of dense over mean of pruned."),
+        (TTFT, "Speed-up of time to first token", "Mean of dense over mean of pruned."),
+        (E2E, "Speed-up of end-to-end latency", "Mean of dense over mean of pruned."),
     )
     for metric, title, text in kinds:
         about = About(title, f"{text} {_UNPAIRED}", "suffix:×", decimals=2)
@@ -74,16 +74,18 @@ def _verdict() -> Iterator[Panel]:
     measured = queries.speedup(TPOT)
     yield stat_panel(
         About(
-            "Measured against ideal",
-            "Ideal is blocks over blocks. Embeddings, head and everything around the model are not "
-            "pruned, so that less is to be expected.",
+            "Measured and ideal speed-up",
+            "The speed-up of time per output token. The ideal is the ratio of blocks; the measured "
+            "one is lower because embeddings, head and the work around the model are not pruned.",
             "suffix:×",
             decimals=2,
         ),
         [
             Query("measured", measured),
             Query("ideal", _IDEAL),
-            Query("share of the gain", f"({measured} - 1) / ({_IDEAL} - 1)", "percentunit", 0),
+            Query(
+                "share of the ideal gain", f"({measured} - 1) / ({_IDEAL} - 1)", "percentunit", 0
+            ),
         ],
     )
     yield from _cost()
@@ -91,43 +93,47 @@ def _verdict() -> Iterator[Panel]:
 
 
 def _cost() -> Iterator[Panel]:
-    its = f"model_name={PRUNED}"
-    dense = f"max(sleb_model_dense_perplexity{{{its}}})"
-    pruned = f"max(sleb_model_perplexity{{{its}}})"
-    yield stat_panel(
-        About(
-            "Perplexity",
-            "On the held-out text of the job that found the order: both on the same text.",
-            "none",
-            "not measured",
-            decimals=2,
-        ),
+    yield _perplexity()
+    yield _memory()
+    text = "Parents, removed blocks and jobs of the two models."
+    info = "max by (model_name, parent, num_blocks, removed_blocks, job_id, dtype) "
+    info += '(sleb_model_info{model_name=~"$dense|$pruned"})'
+    about = About("Lineage", text, "none", "unknown", width=12)
+    yield rows(about, Query("", info), hidden=["Value"])
+
+
+def _perplexity() -> Panel:
+    dense, pruned = (
+        f"max({metric}{{model_name={PRUNED}}})"
+        for metric in ("sleb_model_dense_perplexity", "sleb_model_perplexity")
+    )
+    text = "Of both models on the held-out text of the job that found the removal order."
+    return stat_panel(
+        About("Perplexity", text, "none", "not measured", decimals=2),
         [
             Query("$dense", dense),
             Query("$pruned", pruned),
             Query("pruned over dense", f"{pruned} / {dense}", "suffix:×", 2),
         ],
     )
-    weights = "max(sleb_model_parameter_bytes{{model_name={}}})"
-    saved = f"{weights.format(DENSE)} - {weights.format(PRUNED)}"
-    yield stat_panel(
-        About(
-            "Memory saved",
-            "Of weights, once the pruned model is served alone. Beside its dense parent it takes "
-            "none of its own.",
-            "bytes",
-            "not counted",
-        ),
+
+
+def _memory() -> Panel:
+    dense, pruned = (
+        f"max(sleb_model_parameter_bytes{{model_name={model}}})" for model in (DENSE, PRUNED)
+    )
+    text = (
+        "Memory for weights if the pruned model is served alone. Beside its dense parent it shares "
+        "the weights of the parent."
+    )
+    return stat_panel(
+        About("Memory saved", text, "bytes", "unknown"),
         [
-            Query("saved", saved),
-            Query("$pruned", weights.format(PRUNED)),
-            Query("share", f"({saved}) / {weights.format(DENSE)}", "percentunit", 0),
+            Query("saved", f"{dense} - {pruned}"),
+            Query("$pruned", pruned),
+            Query("share", f"({dense} - {pruned}) / {dense}", "percentunit", 0),
         ],
     )
-    about = About("Lineage", "What is known of the two.", "none", "unknown", width=12)
-    info = "max by (model_name, parent, num_blocks, removed_blocks, job_id, dtype) "
-    info += '(sleb_model_info{model_name=~"$dense|$pruned"})'
-    yield rows(about, Query("", info), hidden=["Value"])
 
 
 def _over_time() -> Panel:
@@ -135,15 +141,15 @@ def _over_time() -> Panel:
     return lines(
         About(
             "Speed-ups over time",
-            "Ratios of means over five minutes each, as recorded by the rules.",
+            "Ratios of means over five minutes, from the recording rules.",
             "suffix:×",
             width=24,
             decimals=2,
         ),
         [
-            Query("per output token", f"sleb:tpot_speedup:ratio5m{its}"),
-            Query("first token", f"sleb:ttft_speedup:ratio5m{its}"),
-            Query("whole request", f"sleb:e2e_speedup:ratio5m{its}"),
+            Query("time per output token", f"sleb:tpot_speedup:ratio5m{its}"),
+            Query("time to first token", f"sleb:ttft_speedup:ratio5m{its}"),
+            Query("end-to-end latency", f"sleb:e2e_speedup:ratio5m{its}"),
             Query("ideal", 'sleb:ideal_speedup:ratio{model_name="$pruned"}'),
         ],
     )
@@ -158,24 +164,24 @@ def _with_counts(metric: str) -> Sequence[Query]:
 
 
 def _distribution() -> Iterator[Panel]:
-    kinds = (
+    for metric, title in (
         (TPOT, "Time per output token"),
-        (ITL, "Between two tokens"),
+        (ITL, "Inter-token latency"),
         (TTFT, "Time to first token"),
-        (E2E, "Whole requests"),
-    )
-    for metric, title in kinds:
-        shares = [
-            Query(f"p{share * 100:g} {name}", queries.quantile(share, metric, model))
-            for share in (0.5, 0.95, 0.99)
-            for model, name in BOTH
-        ]
-        text = "Quantiles are as fine as the buckets: 10 %."
-        yield lines(About(title, text, "s", width=12, height=9), shares)
+        (E2E, "End-to-end latency"),
+    ):
+        text = "Quantiles are accurate to a bucket of the histogram: 10 %."
+        shares = (0.5, 0.95, 0.99)
+        yield lines(About(title, text, "s", width=12, height=9), quantiles_of(metric, shares))
     for model, name in BOTH:
-        about = About(f"Time per output token, {name}", "Requests by bucket.", "s", width=12)
+        text = "Number of requests in each bucket of the histogram."
         counts = f"sum by (le) (increase({TPOT}_bucket{queries.of(model)}[$__rate_interval]))"
+        about = About(f"Time per output token, {name}", text, "s", width=12)
         yield buckets_over_time(about, Query("{{le}}", counts))
+    yield _quantile_speedups()
+
+
+def _quantile_speedups() -> Panel:
     ratios = [
         Query(
             f"p{share * 100:g}",
@@ -184,8 +190,8 @@ def _distribution() -> Iterator[Panel]:
         for share in (0.5, 0.95, 0.99)
     ]
     text = (
-        "Each side may be off by a bucket, 10 %, and so a ratio by 20 %: the means above are not."
+        "Each quantile may be off by a bucket, 10 %, so a ratio may be off by 20 %. The ratios of "
+        "means above are exact."
     )
-    yield lines(
-        About("Speed-up of quantiles, per output token", text, "suffix:×", width=24), ratios
-    )
+    title = "Speed-up of quantiles of time per output token"
+    return lines(About(title, text, "suffix:×", width=24), ratios)

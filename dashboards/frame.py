@@ -1,4 +1,4 @@
-"""What is around the panels of a dashboard: its variables, its links, its annotations."""
+"""The parts of a dashboard other than its panels: variables, links, annotations."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ _TAG = "sleb-serve"
 
 
 def board(uid: str, title: str) -> Dashboard:
-    """An empty one, with a link to those of the same tag."""
+    """Return an empty dashboard, with links to the others of this project."""
     link = DashboardLink("sleb-serve").type(model.DashboardLinkType.DASHBOARDS).tags([_TAG])
     return (
         Dashboard(title)
@@ -41,7 +41,7 @@ def datasource() -> Builder[model.VariableModel]:
 
 
 def values_of(name: str, label: str, query: str) -> Builder[model.VariableModel]:
-    """A variable whose values Prometheus has."""
+    """A variable whose values are the result of a query."""
     return (
         QueryVariable(name)
         .label(label)
@@ -53,12 +53,12 @@ def values_of(name: str, label: str, query: str) -> Builder[model.VariableModel]
 
 
 def one_of(name: str, label: str, values: Sequence[str]) -> Builder[model.VariableModel]:
-    """A variable with these values; the first is chosen to begin with."""
+    """A variable with fixed values; the first is the default."""
     options = [model.VariableOption(value == values[0], value, value) for value in values]
     variable = CustomVariable(name).label(label).values(",".join(values)).options(options)
     return variable.current(options[0])
 
 
 def annotation(name: str, expr: str, color: str) -> Builder[model.AnnotationQuery]:
-    """A mark wherever ``expr`` has a value."""
+    """A mark at each time at which ``expr`` has a value."""
     return AnnotationQuery().name(name).datasource(SOURCE).expr(expr).icon_color(color).enable(True)

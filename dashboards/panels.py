@@ -1,5 +1,4 @@
-"""The kinds of panels, all with a unit, a description that names its metrics, and a word for
-no data."""
+"""The kinds of panels. Each has a unit, a description with its metrics, and a text for no data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ _Panel = TypeVar(
 
 @dataclass(frozen=True)
 class Query:
-    """One series or more of a panel; ``unit`` and ``decimals`` where they are not the panel's."""
+    """A query of a panel; ``unit`` and ``decimals`` override those of the panel."""
 
     legend: str
     expr: str
@@ -49,7 +48,7 @@ class Query:
 
 @dataclass(frozen=True)
 class About:
-    """What every panel says of itself. Width and height are in units of Grafana's grid of 24."""
+    """Title, description and format of a panel. Grafana's grid is 24 wide."""
 
     title: str
     text: str
@@ -63,8 +62,8 @@ class About:
 def stat_panel(
     about: About, queries: Sequence[Query], steps: Sequence[tuple[float, str]] = ()
 ) -> stat.Panel:
-    """Numbers over all of the time that is shown; ``steps`` colour them from a value on."""
-    panel = _told(stat.Panel(), about, queries)
+    """Numbers for the whole time range; ``steps`` are values and the colors from there on."""
+    panel = _described(stat.Panel(), about, queries)
     for query, ref_id in zip(queries, _REF_IDS, strict=False):
         panel.with_target(_target(query, ref_id).instant())
     return (
@@ -78,7 +77,7 @@ def stat_panel(
 
 
 def lines(about: About, queries: Sequence[Query], *, is_stacked: bool = False) -> timeseries.Panel:
-    panel = _told(timeseries.Panel(), about, queries)
+    panel = _described(timeseries.Panel(), about, queries)
     for query, ref_id in zip(queries, _REF_IDS, strict=False):
         panel.with_target(_target(query, ref_id).range().exemplar("_bucket" in query.expr))
     panel.legend(
@@ -96,8 +95,8 @@ def lines(about: About, queries: Sequence[Query], *, is_stacked: bool = False) -
 
 
 def buckets_over_time(about: About, query: Query) -> heatmap.Panel:
-    """How many observations fell into which bucket."""
-    panel = _told(heatmap.Panel(), about, [query])
+    """A heat map of the number of observations in each bucket."""
+    panel = _described(heatmap.Panel(), about, [query])
     target = _target(query, "A").range().format(PromQueryFormat.HEATMAP)
     panel.with_target(target).calculate(False)
     panel.color(
@@ -113,7 +112,7 @@ def buckets_over_time(about: About, query: Query) -> heatmap.Panel:
 
 def rows(about: About, query: Query, hidden: Sequence[str]) -> table.Panel:
     """A table with a row for each series and a column for each label that is not hidden."""
-    panel = _told(table.Panel(), about, [query])
+    panel = _described(table.Panel(), about, [query])
     panel.with_target(_target(query, "A").instant().format(PromQueryFormat.TABLE))
     excluded = {"excludeByName": dict.fromkeys(("Time", *hidden), True)}
     return panel.with_transformation(
@@ -123,7 +122,7 @@ def rows(about: About, query: Query, hidden: Sequence[str]) -> table.Panel:
 
 def gauges(about: About, queries: Sequence[Query]) -> bargauge.Panel:
     """Bars from 0 to 1."""
-    panel = _told(bargauge.Panel(), about, queries)
+    panel = _described(bargauge.Panel(), about, queries)
     for query, ref_id in zip(queries, _REF_IDS, strict=False):
         panel.with_target(_target(query, ref_id).instant())
     return (
@@ -137,7 +136,7 @@ def gauges(about: About, queries: Sequence[Query]) -> bargauge.Panel:
 
 def bars(about: About, query: Query, by: str) -> barchart.Panel:
     """A bar for each value of the label ``by``, in the order of these as numbers."""
-    panel = _told(barchart.Panel(), about, [query])
+    panel = _described(barchart.Panel(), about, [query])
     panel.with_target(_target(query, "A").instant().format(PromQueryFormat.TABLE))
     to_number = {"conversions": [{"targetField": by, "destinationType": "number"}]}
     changes = (("convertFieldType", to_number), ("sortBy", {"sort": [{"field": by}]}))
@@ -149,7 +148,7 @@ def bars(about: About, query: Query, by: str) -> barchart.Panel:
 _REF_IDS = "ABCDEFGHIJKL"
 
 
-def _told(panel: _Panel, about: About, queries: Sequence[Query]) -> _Panel:
+def _described(panel: _Panel, about: About, queries: Sequence[Query]) -> _Panel:
     names = dict.fromkeys(name for query in queries for name in metrics_in(query.expr))
     metrics = ", ".join(f"`{name}`" for name in names)
     panel.title(about.title).description(f"{about.text}\n\nMetrics: {metrics}")
@@ -180,7 +179,7 @@ def _thresholds(steps: Sequence[tuple[float, str]]) -> dashboard.ThresholdsConfi
 
 
 def _no_number(text: str) -> list[model.ValueMapping]:
-    """A mean of nothing is NaN: said in words."""
+    """Show this text instead of NaN, which is the mean of no observations."""
     result = model.ValueMappingResult(text=text, index=0)
     options = model.DashboardSpecialValueMapOptions(
         match=model.SpecialValueMatch.NULL_AND_NAN, result=result

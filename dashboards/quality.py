@@ -1,4 +1,4 @@
-"""What pruning cost in quality, as far as live traffic and pairs of answers show it."""
+"""The row on quality: agreement and speed of shadow traffic, the probe, finish reasons."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,7 @@ from dashboards.queries import DENSE, PRUNED
 
 _PAIR = 'live_model=~"$dense|$pruned",shadow_model=~"$dense|$pruned"'
 _NO_PAIRS = "no shadow traffic"
-_ABOUT_PAIRS = (
-    "A share of live requests, SLEB_SHADOW_SHARE, is answered once more by the other model."
-)
+_ABOUT_PAIRS = "A share of live requests (SLEB_SHADOW_SHARE) is replayed on the other model."
 
 
 def quality_row() -> Iterator[Panel]:
@@ -29,10 +27,10 @@ def _agreement() -> Panel:
     total = f"sum(rate(sleb_shadow_agreement_ratio_count{{{_PAIR}}}[$__range]))"
     differing = f'sum(rate(sleb_shadow_agreement_ratio_bucket{{{_PAIR},le="0.99"}}[$__range]))'
     mean = f"sum(rate(sleb_shadow_agreement_ratio_sum{{{_PAIR}}}[$__range])) / {total}"
-    text = f"Tokens before the first difference, of those of the longer answer. {_ABOUT_PAIRS}"
+    text = f"Equal tokens before the first difference, over the longer output. {_ABOUT_PAIRS}"
     return stat_panel(
         About("Agreement", text, "percentunit", _NO_PAIRS, decimals=1),
-        [Query("mean", mean), Query("equal answers", f"1 - {differing} / {total}")],
+        [Query("mean", mean), Query("equal outputs", f"1 - {differing} / {total}")],
     )
 
 
@@ -45,12 +43,12 @@ def _paired_speedup() -> Panel:
         return f"{dense} / {pruned}"
 
     pairs = f'sum(increase(sleb_shadow_tpot_seconds_count{{{_PAIR},variant="pruned"}}[$__range]))'
-    text = f"The same requests on both, each alone in the engine: the fair ratio. {_ABOUT_PAIRS}"
+    text = f"The same requests on both models, each alone in the engine. {_ABOUT_PAIRS}"
     return stat_panel(
-        About("Speed-up of pairs", text, "suffix:×", _NO_PAIRS, decimals=2),
+        About("Paired speed-up", text, "suffix:×", _NO_PAIRS, decimals=2),
         [
-            Query("per output token", ratio("sleb_shadow_tpot_seconds")),
-            Query("prefill", ratio("sleb_shadow_prefill_seconds")),
+            Query("time per output token", ratio("sleb_shadow_tpot_seconds")),
+            Query("prefill time", ratio("sleb_shadow_prefill_seconds")),
             Query("pairs", pairs, "short", 0),
         ],
         ((0.0, "red"), (1.0, "green")),
@@ -61,8 +59,10 @@ def _pairs() -> Panel:
     done = f"sum(increase(sleb_shadow_done_total{{{_PAIR}}}[$__range]))"
     dropped = 'sum(increase(sleb_shadow_dropped_total{live_model=~"$dense|$pruned"}[$__range]))'
     return stat_panel(
-        About("Pairs", f"{_ABOUT_PAIRS} Live requests come first.", "short", _NO_PAIRS, decimals=0),
-        [Query("compared", done), Query("not made or not finished", dropped)],
+        About(
+            "Replays", f"{_ABOUT_PAIRS} Live requests come first.", "short", _NO_PAIRS, decimals=0
+        ),
+        [Query("compared", done), Query("dropped", dropped)],
     )
 
 
@@ -70,9 +70,9 @@ def _probe() -> Panel:
     return stat_panel(
         About(
             "Probe",
-            "The share of the gate's questions that are answered right, for jobs with such a gate.",
+            "Score in the probe of the quality gate, for jobs that have such a gate.",
             "percentunit",
-            "no job asked for it",
+            "not measured",
             decimals=1,
         ),
         [
@@ -90,7 +90,7 @@ def _agreement_over_time() -> Panel:
         About("Agreement over time", _ABOUT_PAIRS, "percentunit", _NO_PAIRS, width=12),
         [
             Query(f"{name}, {{{{live_model}}}}", f"sleb:shadow_agreement:mean{window}{{{_PAIR}}}")
-            for window, name in (("30m", "30 minutes"), ("1d", "a day"))
+            for window, name in (("30m", "30 minutes"), ("1d", "1 day"))
         ],
     )
 
@@ -100,16 +100,14 @@ def _length_ratio() -> Panel:
         f'sum(rate(sleb_shadow_answer_tokens_total{{{_PAIR},variant="{side}"}}[$__rate_interval]))'
         for side in ("pruned", "dense")
     )
-    text = (
-        f"Tokens of the answers of pairs: the pruned model's over the dense one's. {_ABOUT_PAIRS}"
-    )
-    about = About("Length ratio", text, "suffix:×", _NO_PAIRS, width=12, decimals=2)
+    text = f"Output tokens of pairs, pruned over dense. {_ABOUT_PAIRS}"
+    about = About("Ratio of output lengths", text, "suffix:×", _NO_PAIRS, width=12, decimals=2)
     return lines(about, [Query("pruned over dense", f"{shadow} / {live}")])
 
 
 def _finish_reasons(model: str, name: str) -> Panel:
     ended = f"rate(sleb_request_success_total{queries.of(model)}[$__rate_interval])"
     share = f"sum by (finished_reason) ({ended}) / on () group_left () sum({ended})"
-    text = "A pruned model that no longer finds an end stops by length more often."
-    about = About(f"How requests end, {name}", text, "percentunit", width=12)
+    text = "A pruned model that no longer ends its outputs has a higher share of length."
+    about = About(f"Finish reasons, {name}", text, "percentunit", width=12)
     return lines(about, [Query("{{finished_reason}}", share)], is_stacked=True)

@@ -1,4 +1,4 @@
-"""PromQL, put together from the parts that the panels share."""
+"""PromQL expressions that several panels share."""
 
 import re
 
@@ -13,12 +13,12 @@ _NAME = re.compile(r"\b(?:sleb_[a-z0-9_]+|sleb:[a-z0-9_:]+|up)\b(?!\()")
 
 
 def of(model: str) -> str:
-    """The selector of what was asked of this model, in quotes, by the chosen kind of traffic."""
+    """The selector of a model, which is in quotes, and of the selected kind of traffic."""
     return f'{{model_name={model},traffic="$traffic"}}'
 
 
 def mean(metric: str, model: str, window: str = "$__range") -> str:
-    """Of a histogram, exact whatever its buckets; NaN where nothing was observed."""
+    """The mean of a histogram, which does not depend on its buckets; NaN without observations."""
     return (
         f"sum(rate({metric}_sum{of(model)}[{window}]))"
         f" / sum(rate({metric}_count{of(model)}[{window}]))"
@@ -26,23 +26,23 @@ def mean(metric: str, model: str, window: str = "$__range") -> str:
 
 
 def speedup(metric: str, window: str = "$__range") -> str:
-    """How many times as long the dense model takes: a ratio of means."""
+    """The mean of the dense model over that of the pruned model."""
     return f"({mean(metric, DENSE, window)}) / ({mean(metric, PRUNED, window)})"
 
 
 def num_requests(metric: str, model: str) -> str:
-    """How many observations are behind the mean of the shown time."""
+    """The number of observations in the time range."""
     return f"sum(increase({metric}_count{of(model)}[$__range]))"
 
 
 def quantile(share: float, metric: str, model: str, window: str = "$__rate_interval") -> str:
-    """Within a bucket, so to a tenth where buckets are a tenth apart."""
+    """A quantile, accurate to a bucket of the histogram: a tenth for latencies."""
     rates = f"sum by (le) (rate({metric}_bucket{of(model)}[{window}]))"
     return f"histogram_quantile({share:g}, {rates})"
 
 
 def attainment(metric: str, model: str, le: str) -> str:
-    """The share of requests that took no longer than the boundary ``le``."""
+    """The share of requests within the bucket boundary ``le``."""
     labels = of(model)
     within = f'{labels[:-1]},le="{le}"}}'
     return (
@@ -52,6 +52,6 @@ def attainment(metric: str, model: str, le: str) -> str:
 
 
 def metrics_in(query: str) -> list[str]:
-    """The names of all metrics and recorded series that a query asks for, in order."""
+    """The names of all metrics and recorded series in a query, in order."""
     without_values = re.sub(r'"[^"]*"', '""', query)
     return list(dict.fromkeys(_NAME.findall(without_values)))

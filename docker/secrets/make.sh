@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes what the services share and nobody else may know: on the first start, and then kept.
-# Every folder is a volume that only those mount who have to read it.
+# Creates the secrets that the services share. Existing secrets are kept.
+# Each folder is a volume; a service mounts only the volumes that it has to read.
 set -eu
 cd "${1:-/secrets}"
 
@@ -8,7 +8,7 @@ random() {
     head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n'
 }
 
-write() { # whole or not at all; the readers are other users
+write() { # atomically; readable for the users of other containers
     cat >"$1.new"
     chmod 444 "$1.new"
     mv "$1.new" "$1"
@@ -17,8 +17,8 @@ write() { # whole or not at all; the readers are other users
 [ -s sleb/sleb_redis_url ] || echo "redis://sleb:$(random)@valkey:6379" | write sleb/sleb_redis_url
 [ -s grafana/admin_password ] || random | write grafana/admin_password
 
-# Valkey is told the hash alone. Its file of changes is read back as the default user, who must
-# therefore be allowed everything, or transactions are lost. Health has a user without a password.
+# Valkey gets only the hash. It replays its append-only file as the default user, so that user needs all
+# commands; otherwise transactions are lost. The user of health checks has no password.
 password=$(sed 's#^redis://sleb:\(.*\)@.*#\1#' sleb/sleb_redis_url)
 hash=$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)
 write valkey/users.acl <<END

@@ -10,7 +10,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards.files import rendered
+from dashboards.__main__ import rendered
 from dashboards.queries import metrics_in
 from tests.monitoring.boards import DIRECTORY, boards, panel_queries, panels
 from tests.monitoring.prometheus import DOCKER

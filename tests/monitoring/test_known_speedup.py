@@ -106,9 +106,9 @@ def test_a_known_speedup_is_what_the_dashboard_shows(tmp_path: Path) -> None:
 
 def assert_headlines(found: Prometheus, values: Mapping[str, str]) -> None:
     for title in (
-        "Speed-up per output token",
-        "Speed-up to the first token",
-        "Speed-up of whole requests",
+        "Speed-up of time per output token",
+        "Speed-up of time to first token",
+        "Speed-up of end-to-end latency",
     ):
         panel = shown(found, title, values)
         assert panel.pop("speed-up") == pytest.approx(SPEEDUP, abs=0.01), values
@@ -117,7 +117,9 @@ def assert_headlines(found: Prometheus, values: Mapping[str, str]) -> None:
 
 def assert_ratios_of_quantiles(found: Prometheus, values: Mapping[str, str]) -> None:
     """Either side may be off by half a bucket."""
-    for share, ratio in shown(found, "Speed-up of quantiles, per output token", values).items():
+    for share, ratio in shown(
+        found, "Speed-up of quantiles of time per output token", values
+    ).items():
         assert ratio == pytest.approx(SPEEDUP, rel=0.1), (share, values)
 
 
@@ -129,9 +131,9 @@ def assert_quantiles(
     of_tokens = {50: hundredths[49], 95: hundredths[94], 99: hundredths[98]}
     scales = {
         "Time per output token": 1,
-        "Between two tokens": 1,
+        "Inter-token latency": 1,
         "Time to first token": PREFILL_TOKENS,
-        "Whole requests": PREFILL_TOKENS + NUM_TOKENS - 1,
+        "End-to-end latency": PREFILL_TOKENS + NUM_TOKENS - 1,
     }
     for title, scale in scales.items():
         panel = shown(found, title, values_of(dense))

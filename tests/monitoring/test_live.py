@@ -42,9 +42,9 @@ DENSE, PRUNED = "tiny", "tiny@prn-1"  # a name that stays when the worker has pu
 WINDOW_S = 300
 NUM_ROUNDS, PROMPTS_A_ROUND = 6, 4
 HEADLINES = {
-    "tpot_s": "Speed-up per output token",
-    "ttft_s": "Speed-up to the first token",
-    "e2e_s": "Speed-up of whole requests",
+    "tpot_s": "Speed-up of time per output token",
+    "ttft_s": "Speed-up of time to first token",
+    "e2e_s": "Speed-up of end-to-end latency",
 }
 VALUES = {
     "dense": DENSE,
