@@ -22,7 +22,7 @@ class UnsupportedAttention(ValueError):
 
 
 @dataclass(frozen=True)
-class Together:
+class BatchedDecodeAttention:
     """Queries of one token a sequence, ``[rows, heads, head_dim]``, each over its own slot."""
 
     masks: Mapping[str, torch.Tensor]  # by kind, additive, [rows, 1, 1, num_tokens]
@@ -46,7 +46,7 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Apart:
+class VarlenPrefillAttention:
     """Queries of several sequences one after the other, ``[tokens, heads, head_dim]``."""
 
     num_queries: Sequence[int]  # of each sequence
@@ -68,7 +68,7 @@ class Apart:
         return torch.cat([_of_one(*its, scaling) for its in parts])
 
 
-Attention = Together | Apart
+Attention = BatchedDecodeAttention | VarlenPrefillAttention
 
 
 def _of_one(

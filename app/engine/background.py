@@ -19,13 +19,13 @@ class StepInterrupted(BaseException):
     """A forward was stopped between two blocks. No error: the engine must not handle it as one."""
 
 
-def background_step(engine: Engine, is_wanted: Callable[[], bool]) -> list[TokenEvent]:
-    """A step of an engine without live work; preempts it as soon as ``is_wanted`` is true."""
+def background_step(engine: Engine, is_interrupted: Callable[[], bool]) -> list[TokenEvent]:
+    """A step of an engine without live work; preempts it as soon as ``is_interrupted`` is true."""
     variant = engine.background_variant
     if variant is None:
         return []
     try:
-        with _interruptible(variant.model, is_wanted):
+        with _interruptible(variant.model, is_interrupted):
             return engine.step()
     except StepInterrupted:
         engine.preempt()
@@ -33,11 +33,11 @@ def background_step(engine: Engine, is_wanted: Callable[[], bool]) -> list[Token
 
 
 @contextmanager
-def _interruptible(model: PreTrainedModel, is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """Forwards of this model raise ``StepInterrupted`` at the next block once ``is_wanted``."""
+def _interruptible(model: PreTrainedModel, is_interrupted: Callable[[], bool]) -> Iterator[None]:
+    """Make forwards of this model raise ``StepInterrupted`` between blocks."""
 
     def check(_module: nn.Module, _args: object) -> None:
-        if is_wanted():
+        if is_interrupted():
             raise StepInterrupted
 
     hooks = [_first_module(its).register_forward_pre_hook(check) for its in block_list(model)]

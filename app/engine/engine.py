@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 
 from app.engine.cuda_graphs import Recorder, recorder_on
-from app.engine.model_runner import Runner
+from app.engine.model_runner import ModelRunner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
@@ -80,7 +80,7 @@ class Engine:
         self._unrecorded: WeakSet[Variant] = WeakSet()  # tried in vain
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
-        self._runners: dict[Variant, Runner] = {}  # of the variants with running sequences
+        self._runners: dict[Variant, ModelRunner] = {}  # of the variants with running sequences
         self._batch_size = 0
 
     @property
@@ -219,7 +219,7 @@ class Engine:
             if seq.scheduled_s is None:
                 seq.scheduled_s = now_s
         logits = self._runner(batch.variant).forward(batch)
-        for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
+        for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
             seq.num_cached += num
             if seq.num_generated and num == 1:  # so this is a decode step
                 seq.num_decodes += 1
@@ -231,12 +231,12 @@ class Engine:
             logits = logits[ready]
         return list(zip(seqs, next_tokens(logits, seqs), strict=True))
 
-    def _runner(self, variant: Variant) -> Runner:
+    def _runner(self, variant: Variant) -> ModelRunner:
         if variant not in self._runners:
             # Recording takes long, and a live request would have to wait for its end.
             is_recorded = self.has_live_work and variant not in self._unrecorded
             record = self._recorder(variant.model.device) if is_recorded else None
-            self._runners[variant] = Runner(variant, record)
+            self._runners[variant] = ModelRunner(variant, record)
         return self._runners[variant]
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:

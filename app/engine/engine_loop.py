@@ -1,9 +1,7 @@
-"""The one thread that steps the engine: told what to do by commands, and tells what it did.
+"""The thread that steps the engine: live requests first, then other work, then the background.
 
-Whose turn it is in the engine's thread: requests, then other work, then the background.
-
-Runs in that thread alone. A request waits for the piece of work that has begun, and for no second
-one; of the background, for the block that has begun.
+A live request waits for the piece of work in progress and for no second one. Of a background step
+it waits for the block in progress.
 """
 
 import asyncio
@@ -31,22 +29,22 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, eq=False)
 class Work(Generic[_Result]):
-    """Something else for the engine's thread, piece by piece; to cancel its future ends it."""
+    """Other work for the engine's thread, in pieces. Cancelling the future ends it."""
 
     pieces: Generator[None, None, _Result]
     future: "Future[_Result]" = field(default_factory=Future)
 
 
-class Turns:
+class EngineLoop:
     """An engine, and work that takes a piece after each of its steps.
 
-    Background requests take steps only while there is no work either. ``is_wanted`` says in the
-    middle of such a step whether to stop it.
+    Background requests take steps only while there is no work either, and a step of theirs stops at
+    the next block once ``is_interrupted``.
     """
 
-    def __init__(self, engine: Engine, is_wanted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, engine: Engine, is_interrupted: Callable[[], bool] = lambda: False) -> None:
         self._engine = engine
-        self._is_wanted = is_wanted
+        self._is_interrupted = is_interrupted
         self._works: deque[Work[Any]] = deque()
 
     @property
@@ -62,14 +60,14 @@ class Turns:
         if self._engine.has_live_work:
             events = self._engine.step()
         elif not self._works:
-            return background_step(self._engine, self._is_wanted)
+            return background_step(self._engine, self._is_interrupted)
         else:
             events = []
         self._advance()
         return events
 
     def _advance(self) -> None:
-        """One piece of the work whose turn it is; what it raises is told whoever waits for it."""
+        """Run one piece of the next work. An error of it goes to its future."""
         if not self._works:
             return
         work = self._works.popleft()
@@ -104,20 +102,22 @@ Deliver = Callable[[list[TokenEvent], EngineStats, float], None]  # seconds busy
 
 
 class EngineThread:
-    """Runs from ``start`` to ``stop``, unless it crashes. Used from one event loop."""
+    """The thread, from ``start`` to ``stop`` or a crash. Used from one event loop."""
 
     def __init__(self, engine: Engine) -> None:
-        self.moved_s = time.monotonic()  # when a step ended last, or work came after none
+        self.moved_s = (
+            time.monotonic()
+        )  # end of the last step, or arrival of work at an idle thread
         self._engine = engine
         self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | None] = queue.SimpleQueue()
-        self._is_wanted = threading.Event()  # something has come that the background gives way to
-        self._turns = Turns(engine, self._is_wanted.is_set)
+        self._is_interrupted = threading.Event()  # a command that interrupts a background step
+        self._loop = EngineLoop(engine, self._is_interrupted.is_set)
         self._has_failed = False
         self._thread: threading.Thread | None = None
 
     @property
     def is_started(self) -> bool:
-        """Not after ``stop``, even where the thread is left behind."""
+        """Whether ``start`` was called; false after ``stop``, even if the thread still runs."""
         return self._thread is not None
 
     @property
@@ -138,22 +138,23 @@ class EngineThread:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End behind what was asked before. One that is stuck in a step is left behind: it ends
-        with the process.
+        """Carry out the commands queued so far, then end.
+
+        A thread that is stuck in a step keeps running until the process ends.
         """
         if self._thread is None:
             return
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join, _JOIN_S)
         if self._thread.is_alive():
-            logger.error("a step of the engine has not ended for %.0f s: left behind", _JOIN_S)
+            logger.error("a step of the engine has not ended within %.0f s", _JOIN_S)
         self._thread = None
 
     def put(self, command: Request | Work[Any] | Cancel) -> None:
-        """To be carried out before the next step, in this order."""
+        """Queue a command. Commands are carried out in order, before the next step."""
         self._commands.put(command)
         if not (isinstance(command, Request) and command.is_background):
-            self._is_wanted.set()
+            self._is_interrupted.set()
 
     # What follows runs in the thread; only it touches the engine.
 
@@ -163,9 +164,9 @@ class EngineThread:
         try:
             is_running = True
             while is_running:
-                events, is_running = self._obey()
+                events, is_running = self._run_commands()
                 is_busy = self._engine.has_live_work
-                events += self._turns.step()
+                events += self._loop.step()
                 began_s, self.moved_s = self.moved_s, time.monotonic()
                 busy_s = self.moved_s - began_s if is_busy else 0.0
                 loop.call_soon_threadsafe(deliver, events, self._engine.stats(), busy_s)
@@ -175,14 +176,14 @@ class EngineThread:
             with suppress(RuntimeError):  # the event loop may be what is gone
                 loop.call_soon_threadsafe(crash)
 
-    def _obey(self) -> tuple[list[TokenEvent], bool]:
-        """Carry out what was asked since the last step; waits for it while there is no work.
+    def _run_commands(self) -> tuple[list[TokenEvent], bool]:
+        """Carry out the queued commands; wait for one while there is no work.
 
-        Returns the events of what was cancelled, and whether to go on.
+        Returns the last events of cancelled requests, and whether to go on.
         """
         events: list[TokenEvent] = []
-        self._is_wanted.clear()  # first, so that nothing that comes from now on is missed
-        if must_wait := not self._turns.has_work:
+        self._is_interrupted.clear()  # before reading the queue, so that no later command is missed
+        if must_wait := not self._loop.has_work:
             self._engine.check_integrity()  # costs nothing now: an idle engine holds no cache
         while must_wait or not self._commands.empty():
             command = self._commands.get()
@@ -193,7 +194,7 @@ class EngineThread:
             if isinstance(command, Request):
                 self._engine.add(command)
             elif isinstance(command, Work):
-                self._turns.add_work(command)
+                self._loop.add_work(command)
             elif event := self._engine.cancel(command.request_id, command.reason):
                 events.append(event)
         return events, True

@@ -11,7 +11,7 @@ from transformers import Cache
 
 
 @dataclass(frozen=True)
-class Window:
+class AttentionMetadata:
     """Where the tokens of one forward are written, and what they read."""
 
     slots: torch.Tensor  # [tokens]
@@ -33,11 +33,11 @@ class SlotCache(Cache):
         self.version = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
-        self._window: Window | None = None
+        self._metadata: AttentionMetadata | None = None
 
-    def open(self, window: Window) -> None:
+    def open(self, metadata: AttentionMetadata) -> None:
         """Say what the next forward writes and reads."""
-        self._window = window
+        self._metadata = metadata
 
     def update(
         self,
@@ -54,28 +54,32 @@ class SlotCache(Cache):
     def write(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write ``[tokens, heads, head_dim]``; returns what the window reads, as views of
+        """Write ``[tokens, heads, head_dim]``; returns what the metadata reads, as views of
         ``[rows, heads, num_tokens, head_dim]``."""
-        assert self._window is not None
+        assert self._metadata is not None
         if layer_idx == len(self._keys):
             self._keys.append(_empty_like(keys))
             self._values.append(_empty_like(values))
         return (
-            self._write(self._keys, layer_idx, keys, self._window),
-            self._write(self._values, layer_idx, values, self._window),
+            self._write(self._keys, layer_idx, keys, self._metadata),
+            self._write(self._values, layer_idx, values, self._metadata),
         )
 
     def _write(
-        self, tensors: list[torch.Tensor], layer_idx: int, states: torch.Tensor, window: Window
+        self,
+        tensors: list[torch.Tensor],
+        layer_idx: int,
+        states: torch.Tensor,
+        metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        tensor = _fitted(tensors[layer_idx], *window.cache_shape)
+        tensor = _fitted(tensors[layer_idx], *metadata.cache_shape)
         if tensor is not tensors[layer_idx]:
             tensors[layer_idx] = tensor
             self.version += 1
-        tensor[window.slots, :, window.positions] = states
-        if window.rows is None:
+        tensor[metadata.slots, :, metadata.positions] = states
+        if metadata.rows is None:
             return states.transpose(0, 1)[None]
-        return tensor[window.rows, :, : window.num_tokens]
+        return tensor[metadata.rows, :, : metadata.num_tokens]
 
     @torch.inference_mode()
     def free(self, slot: int, last: int) -> None:

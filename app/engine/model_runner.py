@@ -12,9 +12,9 @@ from itertools import accumulate, chain
 import torch
 
 from app.engine.attention import (
-    Apart,
     Attention,
-    Together,
+    BatchedDecodeAttention,
+    VarlenPrefillAttention,
     attention_windows,
     causal_mask,
     own_mask,
@@ -22,13 +22,13 @@ from app.engine.attention import (
 )
 from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
 from app.engine.flat_model import flat_model, vector_kernels
-from app.engine.kv_cache import SlotCache, Window
+from app.engine.kv_cache import AttentionMetadata, SlotCache
 from app.engine.scheduler import Batch
 from app.engine.variant import Variant
 from pruning.models.blocks import final_logits
 
 
-class Runner:
+class ModelRunner:
     """Takes decode steps by their recordings where it is given a ``record`` for them."""
 
     def __init__(self, variant: Variant, record: Recorder | None = None) -> None:
@@ -36,7 +36,7 @@ class Runner:
         self.graphs: DecodeGraphs | None = None
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
-        self._flat = flat_model(variant.model)
+        self._flat_model = flat_model(variant.model)
         if record is not None:
             self.graphs = DecodeGraphs(record, self._decode, self.cache, self._model.device)
 
@@ -47,26 +47,26 @@ class Runner:
             return logits
         places = [
             range(seq.num_cached, seq.num_cached + num)
-            for seq, num in zip(batch.sequences, batch.num_fed, strict=True)
+            for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
         ]
         fed = [
             seq.tokens[its.start : its.stop]
             for seq, its in zip(batch.sequences, places, strict=True)
         ]
         token_ids = torch.tensor([*chain(*fed)], device=self._model.device)
-        window = self._window(batch, places)
-        self.cache.open(window)
+        metadata = self._metadata(batch, places)
+        self.cache.open(metadata)
         with vector_kernels() if len(token_ids) == 1 else nullcontext():
-            if self._flat is None:
+            if self._flat_model is None:
                 shape = (-1, 1) if batch.is_one_token_each else (1, -1)
-                masks = self._own_masks(window, batch)
-                positions = window.positions.view(shape)
-                hidden = self._own_forward(token_ids.view(shape), positions, masks)
+                masks = self._model_masks(metadata, batch)
+                positions = metadata.positions.view(shape)
+                hidden = self._model_forward(token_ids.view(shape), positions, masks)
             else:
-                attention = self._attention(window, places)
-                hidden = self._flat(token_ids, window.positions, attention, self.cache)
+                attention = self._attention(metadata, places)
+                hidden = self._flat_model(token_ids, metadata.positions, attention, self.cache)
             if not batch.is_one_token_each:
-                hidden = hidden[[num - 1 for num in accumulate(batch.num_fed)]]
+                hidden = hidden[[num - 1 for num in accumulate(batch.num_scheduled_tokens)]]
             return final_logits(self._model, hidden).float()
 
     def _decode(
@@ -77,15 +77,15 @@ class Runner:
         """
         num_slots, num_tokens = shape
         slots = torch.arange(num_slots, device=token_ids.device)
-        self.cache.open(Window(slots, positions, shape, slice(0, num_slots), num_tokens))
-        attention = self._together(positions, num_tokens)
-        if self._flat is None:
-            hidden = self._own_forward(token_ids[:, None], positions[:, None], attention.masks)
+        self.cache.open(AttentionMetadata(slots, positions, shape, slice(0, num_slots), num_tokens))
+        attention = self._decode_attention(positions, num_tokens)
+        if self._flat_model is None:
+            hidden = self._model_forward(token_ids[:, None], positions[:, None], attention.masks)
         else:
-            hidden = self._flat(token_ids, positions, attention, self.cache)
+            hidden = self._flat_model(token_ids, positions, attention, self.cache)
         return final_logits(self._model, hidden).float()
 
-    def _window(self, batch: Batch, places: Sequence[range]) -> Window:
+    def _metadata(self, batch: Batch, places: Sequence[range]) -> AttentionMetadata:
         first, num_slots = batch.sequences[0].slot, len(places)
         assert first is not None
         if batch.is_one_token_each:  # whole steps of the cache: a product over them is far faster
@@ -98,38 +98,42 @@ class Runner:
         slots = [slot for slot, its in enumerate(places, first) for _ in its]
         positions = [*chain(*places)]
         ours = torch.tensor([slots, positions], device=self._model.device)
-        return Window(ours[0], ours[1], batch.cache_shape, rows, num_tokens)
+        return AttentionMetadata(ours[0], ours[1], batch.cache_shape, rows, num_tokens)
 
-    def _attention(self, window: Window, places: Sequence[range]) -> Attention:
+    def _attention(self, metadata: AttentionMetadata, places: Sequence[range]) -> Attention:
         dtype = self._model.dtype
         if all(len(its) == 1 for its in places):
-            return self._together(window.positions, window.num_tokens)
+            return self._decode_attention(metadata.positions, metadata.num_tokens)
         masks = {
             kind: [own_mask(its, reach, dtype, self._model.device) for its in places]
             for kind, reach in self._windows.items()
         }
-        return Apart([len(its) for its in places], [its.stop for its in places], masks)
+        return VarlenPrefillAttention(
+            [len(its) for its in places], [its.stop for its in places], masks
+        )
 
-    def _together(self, positions: torch.Tensor, num_tokens: int) -> Together:
+    def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:
         """Of one token a slot, at these positions ``[slots]``."""
-        return Together(
+        return BatchedDecodeAttention(
             {
                 kind: causal_mask(positions[:, None], num_tokens, reach, self._model.dtype)
                 for kind, reach in self._windows.items()
             }
         )
 
-    def _own_masks(self, window: Window, batch: Batch) -> Mapping[str, torch.Tensor]:
+    def _model_masks(self, metadata: AttentionMetadata, batch: Batch) -> Mapping[str, torch.Tensor]:
         """By kind, as the model's own forward takes them."""
-        positions = window.positions.view((-1, 1) if batch.is_one_token_each else (1, -1))
+        positions = metadata.positions.view((-1, 1) if batch.is_one_token_each else (1, -1))
         return {
-            kind: packed_mask(window.positions, batch.num_fed, reach, self._model.dtype)
-            if window.rows is None
-            else causal_mask(positions, window.num_tokens, reach, self._model.dtype)
+            kind: packed_mask(
+                metadata.positions, batch.num_scheduled_tokens, reach, self._model.dtype
+            )
+            if metadata.rows is None
+            else causal_mask(positions, metadata.num_tokens, reach, self._model.dtype)
             for kind, reach in self._windows.items()
         }
 
-    def _own_forward(
+    def _model_forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, masks: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """The model's, of ``[rows, width]`` tokens; hidden states ``[tokens, hidden_size]`` in

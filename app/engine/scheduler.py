@@ -51,13 +51,13 @@ class Batch:
 
     variant: "Variant"
     sequences: tuple[Sequence, ...]
-    num_fed: tuple[int, ...]  # of each
+    num_scheduled_tokens: tuple[int, ...]  # of each
     cache_shape: tuple[int, int]  # slots, and tokens per slot, that the variant's cache needs
     is_decode: bool = False  # a token for every sequence of the variant that runs
 
     @property
     def is_one_token_each(self) -> bool:
-        return max(self.num_fed) == 1
+        return max(self.num_scheduled_tokens) == 1
 
 
 def cache_shape(num_slots: int, num_tokens: int) -> tuple[int, int]:
@@ -213,11 +213,11 @@ class Scheduler:
         """As many prompts from the front of the line as fit into one batch; None if none does."""
         line = self.waiting[variant]
         group: list[Sequence] = []
-        num_fed: list[int] = []
+        num_scheduled_tokens: list[int] = []
         while line and self._has_room(line[0]):
-            num_fed.append(self._chunk(line[0]))
-            if group and sum(num_fed) > self.limits.max_batch_tokens:
-                num_fed.pop()
+            num_scheduled_tokens.append(self._chunk(line[0]))
+            if group and sum(num_scheduled_tokens) > self.limits.max_batch_tokens:
+                num_scheduled_tokens.pop()
                 break
             seq = line.popleft()
             slots = self.running.setdefault(variant, [])
@@ -226,7 +226,7 @@ class Scheduler:
             group.append(seq)
         if not line:
             del self.waiting[variant]
-        return self._batch(variant, group, num_fed) if group else None
+        return self._batch(variant, group, num_scheduled_tokens) if group else None
 
     def _chunk(self, seq: Sequence) -> int:
         """Tokens of its prompt that one forward takes at most."""
@@ -251,12 +251,16 @@ class Scheduler:
             total += num_slots * num_tokens
         return total
 
-    def _batch(self, variant: "Variant", seqs: list[Sequence], num_fed: list[int]) -> Batch:
+    def _batch(
+        self, variant: "Variant", seqs: list[Sequence], num_scheduled_tokens: list[int]
+    ) -> Batch:
         slots = self.running[variant]
         longest = max(seq.num_cached for seq in slots)
-        newest = max(seq.num_cached + num for seq, num in zip(seqs, num_fed, strict=True))
+        newest = max(
+            seq.num_cached + num for seq, num in zip(seqs, num_scheduled_tokens, strict=True)
+        )
         shape = cache_shape(len(slots), max(longest, newest))
-        return Batch(variant, tuple(seqs), tuple(num_fed), shape)
+        return Batch(variant, tuple(seqs), tuple(num_scheduled_tokens), shape)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a slot is lost, shared or beyond the limits."""

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from app.engine import attention as attention_module
 from app.engine.attention import (
-    Apart,
-    Together,
+    BatchedDecodeAttention,
     UnsupportedAttention,
+    VarlenPrefillAttention,
     attention_windows,
     causal_mask,
     own_mask,
@@ -95,7 +95,7 @@ def test_a_token_each_over_its_own_slot(
     mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_FEWEST_SCORES", fewest_scores)
-        found = Together({KIND: mask})(KIND, queries, keys, values, 0.3)
+        found = BatchedDecodeAttention({KIND: mask})(KIND, queries, keys, values, 0.3)
     expected = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     torch.testing.assert_close(found, expected)
 
@@ -118,7 +118,9 @@ def test_several_prompts_in_one_row(
         masks = [None] * len(lengths)  # as on a GPU
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_MOST_SCORES", most_scores)
-        found = Apart(lengths, lengths, {KIND: masks})(KIND, queries, keys, values, 0.3)
+        found = VarlenPrefillAttention(lengths, lengths, {KIND: masks})(
+            KIND, queries, keys, values, 0.3
+        )
     positions = torch.cat([torch.arange(length) for length in lengths])
     mask = packed_mask(positions, lengths, window, torch.float32)
     expected = plain(queries.transpose(0, 1)[None], keys, values, mask)[0].transpose(0, 1)
@@ -132,7 +134,7 @@ def test_a_chunk_of_a_prompt_sees_what_came_before(window: int | None) -> None:
     keys, values = torch.randn(2, 1, KEY_HEADS, 25, DIM)
     mask = own_mask(range(15, 25), window, torch.float32, CPU)
     assert mask is not None
-    found = Apart([10], [25], {KIND: [mask]})(KIND, queries, keys, values, 0.3)
+    found = VarlenPrefillAttention([10], [25], {KIND: [mask]})(KIND, queries, keys, values, 0.3)
     whole = plain(
         torch.cat([torch.zeros(1, HEADS, 15, DIM), queries.transpose(0, 1)[None]], dim=2),
         keys,
@@ -149,6 +151,6 @@ def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> 
     mask = causal_mask(torch.arange(50, 59)[:, None], 64, None, torch.bfloat16)
     true = plain(queries[:, :, None].float(), keys.float(), values.float(), mask.float())[:, :, 0]
     eager = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
-    ours = Together({KIND: mask})(KIND, queries, keys, values, 0.3)
+    ours = BatchedDecodeAttention({KIND: mask})(KIND, queries, keys, values, 0.3)
     assert len(queries) * keys.shape[2] > attention_module._FEWEST_SCORES
     assert (ours - true).pow(2).mean() < (eager - true).pow(2).mean()

@@ -91,7 +91,7 @@ def test_a_thread_that_is_stuck_is_left_behind_at_the_end(
 
     with caplog.at_level(logging.ERROR):
         scenario(run)
-    assert "left behind" in caplog.text
+    assert "a step of the engine has not ended" in caplog.text
 
 
 def test_an_ended_thread_is_an_ailment() -> None:

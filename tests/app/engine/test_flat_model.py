@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from app.engine import engine as engine_module
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model, vector_kernels
-from app.engine.model_runner import Runner
+from app.engine.model_runner import ModelRunner
 from app.engine.scheduler import Batch, EngineLimits
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
@@ -28,13 +28,13 @@ FLAT = sorted(ARCHITECTURES.keys() - NOT_FLAT)
 Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of the flat way, and of the model's own
 
 
-class BothWays(Runner):
+class BothWays(ModelRunner):
     """Goes flat, and again through the model's own forward, and notes what either gives."""
 
     def __init__(self, its: Variant, seen: Forwards) -> None:
         super().__init__(its)
-        self._oracle = Runner(its)
-        self._oracle._flat = None
+        self._oracle = ModelRunner(its)
+        self._oracle._flat_model = None
         self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
         self._seen = seen
 
@@ -58,7 +58,7 @@ def forwards(
         for seed, (num_prompt, num_new) in enumerate(sizes)
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "Runner", lambda its, *_: BothWays(its, seen))
+        patch.setattr(engine_module, "ModelRunner", lambda its, *_: BothWays(its, seen))
         outcome = run(Engine(limits), *asked)
     assert [len(outcome.of(its)) for its in asked] == [num_new for _, num_new in sizes]
     return seen

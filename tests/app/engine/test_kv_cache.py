@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from app.engine.kv_cache import SlotCache, Window
+from app.engine.kv_cache import AttentionMetadata, SlotCache
 
 HEADS, DIM = 2, 4
 
@@ -17,7 +17,7 @@ def write(
     rows, width = places.shape
     read = slice(first_slot, first_slot + rows)
     slots = torch.arange(read.start, read.stop).repeat_interleave(width)
-    cache.open(Window(slots, places.flatten(), shape, read, int(places.max()) + 1))
+    cache.open(AttentionMetadata(slots, places.flatten(), shape, read, int(places.max()) + 1))
     keys = torch.full((rows, HEADS, width, DIM), value)
     return cache.update(keys, -keys, 0)
 
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_at_its_slot_and_position() -> None:
 def test_packed_prompts_go_to_their_slots_and_read_themselves() -> None:
     cache = SlotCache()
     slots, positions = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])
-    cache.open(Window(slots, positions, (2, 64), rows=None))
+    cache.open(AttentionMetadata(slots, positions, (2, 64), rows=None))
     tokens = torch.arange(1.0, 6.0)[:, None, None].expand(5, HEADS, DIM)
     keys, values = cache.write(tokens, -tokens, 0)
     assert keys.shape == (1, HEADS, 5, DIM)

@@ -31,7 +31,7 @@ def run_next(its: Scheduler) -> Batch:
     """What the engine does with a batch, without a model: every token that is generated is a 5."""
     batch = its.next_batch()
     assert batch is not None
-    for seq, num in zip(batch.sequences, batch.num_fed, strict=True):
+    for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
         seq.num_cached += num
         if not seq.num_uncached:
             seq.tokens.append(5)
@@ -52,7 +52,7 @@ def test_prompts_that_fit_one_batch_are_prefilled_together_in_order_of_arrival()
     seqs = [sequence(length) for length in (3, 8, 5)]
     batch = run_next(scheduler(*seqs))
     assert batch.sequences == tuple(seqs)
-    assert batch.num_fed == (3, 8, 5)
+    assert batch.num_scheduled_tokens == (3, 8, 5)
     assert [seq.slot for seq in seqs] == [0, 1, 2]
 
 
@@ -61,7 +61,7 @@ def test_a_batch_takes_whole_prompts_while_they_fit() -> None:
     its = scheduler(short, long, last, max_batch_tokens=20)
     batches = [run_next(its) for _ in range(3)]
     assert [batch.sequences for batch in batches] == [(short, long), (short, long), (last,)]
-    assert [batch.num_fed for batch in batches] == [(2, 10), (1, 1), (9,)]
+    assert [batch.num_scheduled_tokens for batch in batches] == [(2, 10), (1, 1), (9,)]
 
 
 def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
@@ -82,7 +82,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
     batches = [run_next(its) for _ in range(7)]
     # the last 2 of the 50 are read one by one, in the decodes between the chunks
     fed = [(1,), (20,), (1, 1), (20,), (1, 1), (8,), (1, 1)]
-    assert [batch.num_fed for batch in batches] == fed
+    assert [batch.num_scheduled_tokens for batch in batches] == fed
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
 
@@ -121,12 +121,14 @@ def test_a_short_prompt_waits_for_one_chunk_of_another_variants_long_one() -> No
 
 def test_a_long_prompt_alone_is_read_without_decodes_in_between() -> None:
     its = scheduler(sequence(50), max_batch_tokens=20)
-    assert [run_next(its).num_fed for _ in range(4)] == [(20,), (20,), (10,), (1,)]
+    assert [run_next(its).num_scheduled_tokens for _ in range(4)] == [(20,), (20,), (10,), (1,)]
 
 
 def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
     its = scheduler(*[sequence(100, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=20)
-    chunks = [batch for batch in (run_next(its) for _ in range(30)) if batch.num_fed == (20,)]
+    chunks = [
+        batch for batch in (run_next(its) for _ in range(30)) if batch.num_scheduled_tokens == (20,)
+    ]
     assert [batch.variant for batch in chunks[:8]] == [DENSE, PRUNED] * 4
 
 
@@ -157,9 +159,13 @@ def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_var
         elif due:
             due[0] = (*due[0][:2], due[0][2] - 1)
         batch = run_next(its)
-        assert sum(batch.num_fed) <= max(max_batch_tokens, len(batch.sequences))
+        assert sum(batch.num_scheduled_tokens) <= max(max_batch_tokens, len(batch.sequences))
         cached = [seq.num_cached for seq in batch.sequences]
-        assert batch.is_one_token_each or cached == list(batch.num_fed) or len(cached) == 1
+        assert (
+            batch.is_one_token_each
+            or cached == list(batch.num_scheduled_tokens)
+            or len(cached) == 1
+        )
         for seq, batches in passed_over.items():
             batches.append(batch)
             assert len(batches) <= 1 + 2 or seq in batch.sequences

@@ -14,7 +14,7 @@ from torch import nn
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import Engine, PromptTooLong
-from app.engine.engine_loop import Turns, Work
+from app.engine.engine_loop import EngineLoop, Work
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.stream import Stream
@@ -29,9 +29,9 @@ def background(its: Request) -> Request:
     return replace(its, is_background=True)
 
 
-def turns() -> tuple[Engine, Turns]:
+def engine_loop() -> tuple[Engine, EngineLoop]:
     engine = Engine(EngineLimits(max_num_seqs=4))
-    return engine, Turns(engine)
+    return engine, EngineLoop(engine)
 
 
 def was_alone(events: list[TokenEvent]) -> bool:
@@ -53,17 +53,17 @@ def test_a_background_request_is_answered_as_any_other() -> None:
 
 def test_it_takes_no_step_while_a_request_runs() -> None:
     its, other = background(request(prompt(5))), request(prompt(6), max_new_tokens=4)
-    (engine, thread), outcome = turns(), Outcome()
+    (engine, loop), outcome = engine_loop(), Outcome()
     engine.add(its)
-    outcome.take(thread.step())
+    outcome.take(loop.step())
     assert len(outcome.of(its)) == 1
     engine.add(other)
     while other.request_id not in outcome.last:
-        outcome.take(thread.step())
+        outcome.take(loop.step())
         engine.check_integrity()
         assert len(outcome.of(its)) == 1
-    while thread.has_work:
-        outcome.take(thread.step())
+    while loop.has_work:
+        outcome.take(loop.step())
         engine.check_integrity()
     assert outcome.of(its) == expected(its)
     assert outcome.of(other) == expected(other)
@@ -75,12 +75,12 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
 def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) -> None:
     answers = iter(wanted)
     engine = Engine(EngineLimits(max_num_seqs=4))
-    thread = Turns(engine, lambda: next(answers, False))
+    loop = EngineLoop(engine, lambda: next(answers, False))
     its = background(request(prompt(90), variant(family=family), max_new_tokens=4))
     outcome = Outcome()
     engine.add(its)
-    while thread.has_work:
-        outcome.take(thread.step())
+    while loop.has_work:
+        outcome.take(loop.step())
         engine.check_integrity()
     assert outcome.of(its) == expected(its)
 
@@ -93,13 +93,13 @@ def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -
         return asked[-1]
 
     engine, its, outcome = Engine(), request(prompt(6)), Outcome()
-    thread = Turns(engine, is_wanted)
+    loop = EngineLoop(engine, is_wanted)
     engine.add(background(request(prompt(5))))
-    assert thread.step() == []
+    assert loop.step() == []
     assert asked == [False, False, True]
     engine.add(its)
     while its.request_id not in outcome.last:
-        outcome.take(thread.step())
+        outcome.take(loop.step())
     assert len(asked) == 3, "a request gives way to nobody"
     assert outcome.of(its) == expected(its)
 
@@ -149,14 +149,14 @@ def test_a_request_that_comes_ends_the_background_step_that_has_begun(
 
 def test_one_of_them_runs_at_a_time() -> None:
     first, second = (background(request(prompt(5, seed), max_new_tokens=6)) for seed in (1, 2))
-    (engine, thread), outcome = turns(), Outcome()
+    (engine, loop), outcome = engine_loop(), Outcome()
     engine.add(first)
     engine.add(second)
     while first.request_id not in outcome.last:
         assert not outcome.of(second)
-        outcome.take(thread.step())
-    while thread.has_work:
-        outcome.take(thread.step())
+        outcome.take(loop.step())
+    while loop.has_work:
+        outcome.take(loop.step())
     assert outcome.of(second) == expected(second)
 
 
@@ -239,19 +239,19 @@ def counting(number: int, log: list[str]) -> Generator[None, None, int]:
 
 
 def test_work_takes_one_piece_after_each_step() -> None:
-    (engine, thread), log = turns(), list[str]()
+    (engine, loop), log = engine_loop(), list[str]()
     its = request(prompt(5), max_new_tokens=4)
     work = Work(counting(3, log))
     engine.add(its)
-    thread.add_work(work)
+    loop.add_work(work)
     outcome = Outcome()
     for step in range(1, 4):
-        outcome.take(thread.step())
+        outcome.take(loop.step())
         assert (len(outcome.of(its)), log.count("piece")) == (step, step)
-    outcome.take(thread.step())
+    outcome.take(loop.step())
     assert work.future.result(0) == 3
     assert outcome.of(its) == expected(its)
-    assert not thread.has_work
+    assert not loop.has_work
 
 
 def test_work_that_nobody_waits_for_ends() -> None:
