@@ -1,4 +1,4 @@
-"""Whether traffic should come here, and the one deadline of a shutdown."""
+"""Whether the process accepts traffic, and the deadline of its shutdown."""
 
 import time
 
@@ -12,7 +12,7 @@ class Readiness:
 
     @property
     def reason(self) -> str | None:
-        """Why no traffic should come; None if it should."""
+        """Why the process is not ready; None if it is."""
         return self._reason if self._drained_s is None else "draining"
 
     @reason.setter
@@ -25,10 +25,10 @@ class Readiness:
 
     @property
     def drain_s(self) -> float:
-        """Seconds that are left for what has begun; none unless draining."""
+        """Seconds left for running work; 0 unless draining."""
         return 0.0 if self._drained_s is None else max(self._drained_s - time.monotonic(), 0.0)
 
-    def drain(self, patience_s: float) -> None:
-        """Give what has begun so long to end. A later call changes nothing."""
+    def drain(self, timeout_s: float) -> None:
+        """Give running work ``timeout_s`` to finish. Later calls change nothing."""
         if self._drained_s is None:
-            self._drained_s = time.monotonic() + patience_s
+            self._drained_s = time.monotonic() + timeout_s

@@ -1,6 +1,6 @@
-"""A generation as server-sent events: what every wire format of it has in common.
+"""Generations as responses: whole, or as server-sent events in the format of the route.
 
-Work that nobody waits for any more is given up.
+A generation is cancelled when its client disconnects.
 """
 
 import asyncio
@@ -18,37 +18,11 @@ from app.generation.generator import Generation, Generator
 from app.generation.output import Output, Piece
 from app.generation.request import Call
 
-_Result = TypeVar("_Result")
-
-
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of the work, which is cancelled when the client closes its connection.
-
-    ``receive`` has handed out the whole body before. Raises ``ClientDisconnect``.
-    """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect("the client has closed its connection")
-        return working.result()
-    finally:
-        for task in (working, watching):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0
 
+_Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
 
 
@@ -81,13 +55,32 @@ async def answer(
     return format_.whole(await unless_gone(request.receive, generator.generate(call)))
 
 
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Return the result of the work, or cancel it when the client closes its connection.
+
+    The request body must have been read. Raises ``ClientDisconnect``.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect("the client has closed its connection")
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
 class EventStream(EventSourceResponse):
-    """What is refused is raised before its headers; later errors are its last event."""
+    """Errors before the first event are raised; later ones are sent as the last event."""
 
     def __init__(
         self, opening: AbstractAsyncContextManager[Generation], format_: AnswerFormat[object]
     ) -> None:
-        # no-cache and no buffering, or a proxy may hold events back
+        # else a proxy may buffer events
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self._opening = opening
         self._format = format_
@@ -99,7 +92,7 @@ class EventStream(EventSourceResponse):
     async def _stream(self, send: Send) -> None:
         async with self._opening as generation:
             self.body_iterator = _events(generation, self._format)
-            with suppress(OSError):  # how some servers say that the client has gone
+            with suppress(OSError):  # raised by some servers when the client is gone
                 await self.stream_response(send)
 
 
@@ -118,7 +111,7 @@ async def _events(generation: Generation, format_: AnswerFormat[object]) -> Asyn
 
 @contextmanager
 def _woken(generation: Generation) -> Iterator[None]:
-    """From time to time, however much is new: a timer for every token would cost more."""
+    """Wake the generation every ``KEEP_ALIVE_S``: one timer, not one per token."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
@@ -132,3 +125,8 @@ def _woken(generation: Generation) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,4 +1,4 @@
-"""Letting go of models in memory, but not under the requests that run on them."""
+"""Unloading models that no request uses."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from pruning.models.memory import give_back
 
 
 class ModelInUse(RuntimeError):
-    """Requests need what is to be unloaded."""
+    """Requests use the model."""
 
 
 RAISES = (UnknownModel, ModelInUse, WeightsLoading, JobStoreUnavailable)
@@ -23,11 +23,11 @@ async def unload(
 ) -> None:
     """Free the memory of a model and all views of it, or drop the one view that this name is.
 
-    A request that has found the model, but is not in the engine yet, ends on what it holds.
+    A request that resolved the model but is not in the engine yet runs on its own reference.
     Raises what ``ModelRegistry.find`` does, ``WeightsLoading`` or ``ModelInUse``.
     """
     entry = await asyncio.to_thread(registry.find, name)
-    # Nothing is awaited between the look and the deed, so no request gets in between.
+    # There is no await between check and drop, so no request can start in between.
     variants = registry.variants(entry)
     if num_open := engine.num_open(variants):
         raise ModelInUse(

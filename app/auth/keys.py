@@ -1,8 +1,8 @@
-"""Bearer keys: who has one and what for, in a file that holds their hashes and never a key.
+"""API keys and their scopes, in a file that contains hashes of the keys.
 
-A key is 256 random bits, so one SHA-256 is enough: there is nothing to guess that salt or slow
-hashing could protect, as they do passwords. The file is replaced as a whole and looked at with
-every request, so that all API processes of a data directory learn of a change at once.
+A key is 256 random bits, so an unsalted SHA-256 is enough: unlike a password it cannot be guessed.
+The file is replaced atomically and checked at every request, so that changes reach all API
+processes of a data directory at once.
 """
 
 import hashlib
@@ -21,42 +21,42 @@ from typing import Any
 
 from filelock import FileLock
 
-# The name of the key that the request at hand came with; for logs, and for what belongs to one.
+# The name of the API key of the current request.
 caller: ContextVar[str | None] = ContextVar("caller", default=None)
 
 _FORMAT = 1
-_PREFIX = "sleb_"  # for programs that look for keys where none should be
+_PREFIX = "sleb_"  # for secret scanners
 _NUM_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Scope(StrEnum):
-    """What a key is good for."""
+    """What a key permits."""
 
     GENERATE = "generate"
     JOBS = "jobs"
-    ADMIN = "admin"  # loading and unloading, and all that the others are good for
+    ADMIN = "admin"  # everything, including loading and unloading
 
 
 class InvalidKeyFile(ValueError):
-    """The file of the keys is not as this program writes it."""
+    """The key file is malformed."""
 
 
 class InvalidKeyName(ValueError):
-    """A key cannot be called so."""
+    """The name of the key is not allowed."""
 
 
 class KeyExists(ValueError):
-    """There is a key of this name already."""
+    """A key of this name exists."""
 
 
 class UnknownKey(LookupError):
-    """There is no key of this name."""
+    """No key has this name."""
 
 
 class KeyRefused(Exception):
-    """The request has no key, or none that counts. The message never repeats what was sent."""
+    """The key is missing or invalid. The message never repeats it."""
 
     def __init__(self, reason: str, *, is_sent: bool) -> None:
         super().__init__(f"{reason}: send one as Authorization: Bearer KEY")
@@ -64,13 +64,13 @@ class KeyRefused(Exception):
 
 
 class ScopeMissing(Exception):
-    """The key is good, but for other things."""
+    """The key lacks the scope that the path requires."""
 
     def __init__(self, name: str, scopes: Iterable[Scope]) -> None:
         wanted = sorted(scopes)
         super().__init__(
-            f"the key {name!r} is not for this: it needs the scope {' or '.join(wanted)}; "
-            f"`sleb keys create` makes one that has it"
+            f"the key {name!r} lacks the scope {' or '.join(wanted)}: "
+            "`sleb keys create` makes a key that has it"
         )
         self.challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
 
@@ -81,8 +81,8 @@ class ApiKey:
     scopes: frozenset[Scope]
     sha256: str  # of the key, hexadecimal
     created_at: float  # seconds since the epoch
-    rate_per_min: int | None = None  # requests; None is as the settings say, 0 is any number
-    max_concurrent: int | None = None  # generations, likewise
+    rate_per_min: int | None = None  # requests; None is the setting, 0 is no limit
+    max_concurrent: int | None = None  # generations; likewise
 
 
 class KeyFile:
@@ -95,7 +95,7 @@ class KeyFile:
 
     @property
     def exists(self) -> bool:
-        """Whether a key was ever made, be it revoked by now; in doubt, one was."""
+        """Whether a key was ever created. True if the file cannot be examined."""
         try:
             self._path.stat()
         except FileNotFoundError:
@@ -105,7 +105,7 @@ class KeyFile:
         return True
 
     def known(self) -> tuple[ApiKey, ...]:
-        """As they are now; the file is read again only if it was replaced."""
+        """Return all keys. The file is read again only after it was replaced."""
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -119,7 +119,7 @@ class KeyFile:
         return self._keys
 
     def find(self, key: str) -> ApiKey | None:
-        """Compares with all of them, however soon one fits, and in constant time each."""
+        """Return the matching key. Compares with all of them in constant time."""
         digest = _digest(key)
         found = None
         for known in self.known():
@@ -135,7 +135,7 @@ class KeyFile:
         rate_per_min: int | None = None,
         max_concurrent: int | None = None,
     ) -> str:
-        """The new key, which nobody can be told again. Its limits are as those of ``ApiKey``.
+        """Return a new key, which cannot be read again. Limits are those of ``ApiKey``.
 
         Raises ``InvalidKeyName`` or ``KeyExists``.
         """
@@ -155,7 +155,7 @@ class KeyFile:
         return key
 
     def revoke(self, name: str) -> None:
-        """From the next request on it is good for nothing. Raises ``UnknownKey``."""
+        """Refuse the key from the next request on. Raises ``UnknownKey``."""
         with self._changing():
             known = self.known()
             rest = [its for its in known if its.name != name]
@@ -169,7 +169,7 @@ class KeyFile:
         return FileLock(f"{self._path}.lock", mode=0o600)
 
     def _replace(self, keys: Iterable[ApiKey]) -> None:
-        """A reader has the old file or the new one, and after a crash there is one of them."""
+        """Replace the file atomically."""
         rows = [{**asdict(key), "scopes": sorted(key.scopes)} for key in keys]
         text = json.dumps({"format": _FORMAT, "keys": rows}, indent=2) + "\n"
         staged = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")

@@ -1,6 +1,6 @@
-"""The metrics of pruning jobs that an API process shows: what the job store says at the scrape.
+"""Metrics of pruning jobs, read from the job store at every scrape.
 
-What happens in a worker, it counts itself: see ``pruning/worker/metrics.py``.
+Workers export their own: ``pruning/worker/metrics.py``.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,13 +13,13 @@ from pruning.jobs.stats import JobStats
 
 
 class JobCollector(Collector):
-    """Without its job store a scrape still succeeds, and says so in ``sleb_job_store_up``."""
+    """Scrapes succeed without the job store, with ``sleb_job_store_up`` 0."""
 
     def __init__(self, read: Callable[[], JobStats]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # or registering would read the store
+        return ()  # else registering reads the store
 
     def collect(self) -> Iterable[Metric]:
         try:
@@ -48,7 +48,7 @@ def _store_up(*, is_up: bool) -> Metric:
 
 
 def _at_work(stats: JobStats) -> Iterable[Metric]:
-    """A job has series only while a worker has it, so there are never more than workers."""
+    """Only jobs that a worker has, so that series are as few as workers."""
     labels = ["model_name", "job_id"]
     ratio = GaugeMetricFamily(
         "sleb_prune_job_progress_ratio", "Candidate evaluations done, 0 to 1.", labels=labels

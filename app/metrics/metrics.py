@@ -1,8 +1,6 @@
-"""What the API process counts, by name. vLLM's suffixes, units and meanings under our prefix.
+"""Counters and histograms of the API process, with vLLM's suffixes, units and meanings.
 
-Fed with what leaves the engine; knows no route and no engine internals.
-
-Histogram boundaries: those of vLLM, and between them enough to tell a speed-up from none.
+Histograms have vLLM's bucket boundaries, and enough between them to resolve a speed-up of 1.25.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,8 +43,8 @@ SEQUENCES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256
 
 
 _LABELS = ("model_name", "variant", "traffic")
-_UNKNOWN_MODEL = "other"  # whatever a client made up: names of models are few, those are not
-_MOST_IN_EXEMPLAR = 128 - len("request_id")  # characters, by OpenMetrics
+_UNKNOWN_MODEL = "other"  # unknown names from clients would be an unbounded label
+_MAX_EXEMPLAR_CHARS = 128 - len("request_id")  # characters, by OpenMetrics
 
 Finished = Callable[["Labels", int, FinishReason, Timings], None]
 
@@ -61,7 +59,7 @@ class Labels:
         self.values = (model_name, kind, traffic)
         self.origin: Context = copy_context()
         self.request_id = request_id = self.origin.get(correlation_id)
-        self.exemplar = {"request_id": request_id[:_MOST_IN_EXEMPLAR]} if request_id else None
+        self.exemplar = {"request_id": request_id[:_MAX_EXEMPLAR_CHARS]} if request_id else None
 
 
 def labels_of(entry: ModelEntry, traffic: str = "live") -> Labels:
@@ -80,13 +78,13 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, (*_LABELS, *labels), registry=self.registry)
 
-        self._prompt_tokens = counter("sleb_prompt_tokens", "Prompt tokens taken.")
+        self._prompt_tokens = counter("sleb_prompt_tokens", "Prompt tokens processed.")
         self._generation_tokens = counter("sleb_generation_tokens", "Tokens generated.")
         self._success = counter(
-            "sleb_request_success", "Requests that came to an end.", "finished_reason"
+            "sleb_request_success", "Requests that finished.", "finished_reason"
         )
         self._rejections = counter(
-            "sleb_admission_rejections", "Requests refused before they were queued.", "reason"
+            "sleb_admission_rejections", "Requests refused before queueing.", "reason"
         )
 
         self._http = Counter(
@@ -97,13 +95,13 @@ class Metrics:
         )
         self._key_refusals = Counter(
             "sleb_key_limit_refusals",
-            "Requests beyond what their key may ask for.",
+            "Requests refused by a limit of their API key.",
             ("limit",),
             registry=self.registry,
         )
         self._key_limits_unknown = Counter(
             "sleb_key_limits_unknown",
-            "Requests let in although Redis did not tell what their key may ask for.",
+            "Requests admitted without checking key limits, as Redis did not respond.",
             registry=self.registry,
         )
 
@@ -140,7 +138,7 @@ class Metrics:
         )
 
     def _make_shapes(self) -> None:
-        """What requests were like: latencies of unlike requests cannot be compared."""
+        """Request sizes: latencies are comparable only between similar requests."""
         self._prompt_lengths = self._histogram(
             "sleb_request_prompt_tokens", "Prompt tokens of a request.", TOKENS
         )
@@ -154,11 +152,11 @@ class Metrics:
         )
 
     def on_finished(self, listener: Finished) -> None:
-        """Have this told of every request that ``finished`` is."""
+        """Call the listener with the arguments of every ``finished``."""
         self._listeners.append(listener)
 
     def admitted(self, labels: Labels) -> None:
-        """Show all series of these labels from now on: a rate needs the 0 in front of the first."""
+        """Create all series of these labels, so that rates start from 0."""
         values = labels.values
         for latency in (self._ttft, self._itl, self._tpot, self._e2e):
             latency.labels(*values)
@@ -174,10 +172,9 @@ class Metrics:
     def finished(
         self, labels: Labels, num_prompt_tokens: int, reason: FinishReason, timings: Timings
     ) -> None:
-        """Count one request that has left the engine, whichever way.
+        """Count one request that left the engine.
 
-        How long it took is told only of those that ran their course: what a client or a failure
-        cut short would make latencies look better than they are.
+        Aborted and failed requests count without latencies, which would bias them downwards.
         """
         values = labels.values
         self._prompt_tokens.labels(*values).inc(num_prompt_tokens)
@@ -192,9 +189,9 @@ class Metrics:
             listener(labels, num_prompt_tokens, reason, timings)
 
     def token_gaps(self, labels: Labels) -> Callable[[float], None]:
-        """What to tell the seconds between the tokens of one answer, as they come.
+        """Return a function that observes the seconds between two tokens of one output.
 
-        Only the longest so far bring the request's id: nobody looks for the others.
+        Only a new longest gap has the request id as its exemplar.
         """
         gaps, longest_s = self._itl.labels(*labels.values), 0.0
 
@@ -235,9 +232,7 @@ class Metrics:
         self._key_limits_unknown.inc()
 
     def watch_readiness(self, readiness: Readiness) -> None:
-        ready = Gauge("sleb_ready", "1 while traffic should come here.", registry=self.registry)
+        ready = Gauge("sleb_ready", "1 while the process accepts traffic.", registry=self.registry)
         ready.set_function(lambda: readiness.reason is None)
-        draining = Gauge(
-            "sleb_draining", "1 from the beginning of a shutdown on.", registry=self.registry
-        )
+        draining = Gauge("sleb_draining", "1 during shutdown.", registry=self.registry)
         draining.set_function(lambda: readiness.is_draining)

@@ -1,4 +1,4 @@
-"""What a scrape is told of models: what is known of them, what is loaded, what runs on them now."""
+"""Metrics of models: their lineage and quality, loaded weights, and running requests."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -62,7 +62,7 @@ class ExternalCollector(Collector):
 
 
 def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
-    """Of every variant that could run: 0 is another thing than nothing."""
+    """Include idle variants that are loaded, with 0."""
     kinds = {its.name: "dense" if its.name == its.base else "pruned" for its in loaded}
     kinds = {name: "pruned" for name in stats.variants if name not in kinds} | kinds
     running = GaugeMetricFamily(

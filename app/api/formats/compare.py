@@ -7,6 +7,7 @@ from statistics import fmean
 
 from asgi_correlation_id import correlation_id
 
+from app.api.formats.generate import timings_view
 from app.api.schemas.compare import (
     ComparedModelView,
     ComparedOutputView,
@@ -16,10 +17,8 @@ from app.api.schemas.compare import (
     SpeedupView,
     TokenTextView,
 )
-from app.api.schemas.generate import TimingsView
 from app.compare.compare import Agreement, Comparison, Side, agreement, speedups, token_ids
 from app.compare.speedup import Speedup
-from app.engine.sequence import Timings
 from app.generation.output import Vocabulary
 
 
@@ -53,20 +52,11 @@ def _output(baseline: Side, side: Side, index: int) -> ComparedOutputView:
         text=output.text,
         finish_reason=output.finish_reason.value,
         completion_tokens=output.num_tokens,
-        timings=[_timings(answers[index].timings) for answers in side.rounds],
+        timings=[timings_view(answers[index].timings) for answers in side.rounds],
         agreement=found.share,
         first_divergence=_divergence(baseline, side, index, found.first_divergence),
         mean_logprob=side.mean_logprobs[index],
         logprob_gap=_gap(baseline, side, index),
-    )
-
-
-def _timings(timings: Timings) -> TimingsView:
-    return TimingsView(
-        queue_s=timings.queue_s,
-        ttft_s=timings.ttft_s,
-        tpot_s=timings.tpot_s,
-        e2e_s=timings.e2e_s,
     )
 
 

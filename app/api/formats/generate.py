@@ -17,8 +17,18 @@ from app.api.schemas.generate import (
     TimingsView,
     TokenView,
 )
+from app.engine.sequence import Timings
 from app.generation.output import NoTokenIds, Output, Piece, Token, TokenKey, Vocabulary
 from app.models.entry import ModelKind
+
+
+def timings_view(timings: Timings) -> TimingsView:
+    return TimingsView(
+        queue_s=timings.queue_s,
+        ttft_s=timings.ttft_s,
+        tpot_s=timings.tpot_s,
+        e2e_s=timings.e2e_s,
+    )
 
 
 class GenerateFormat:
@@ -63,19 +73,13 @@ class GenerateFormat:
         return format_sse_event(event="error", data_str=json.dumps(problem_of(error).marshal()))
 
     def _output(self, index: int, output: Output) -> OutputView:
-        timings = output.timings
         return OutputView(
             index=index,
             text=output.text,
             finish_reason=output.finish_reason.value,
             prompt_tokens=output.num_prompt_tokens,
             completion_tokens=output.num_tokens,
-            timings=TimingsView(
-                queue_s=timings.queue_s,
-                ttft_s=timings.ttft_s,
-                tpot_s=timings.tpot_s,
-                e2e_s=timings.e2e_s,
-            ),
+            timings=timings_view(output.timings),
             token_ids=self._token_ids(output.tokens),
             logprobs=self._logprobs(output.tokens),
         )

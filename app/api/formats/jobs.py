@@ -1,4 +1,4 @@
-"""Jobs and estimates as the wire shows them."""
+"""Jobs, estimates and webhook deliveries on the wire."""
 
 from typing import Literal
 
@@ -25,8 +25,8 @@ def job_view(job: Job, request: Request) -> PruneJobView:
     return job_view_at(request.url_for("get_prune_job", job_id=job.id).path, job)
 
 
-def job_view_at(own: str, job: Job) -> PruneJobView:
-    """As it looks where the job's own path is known, and there may be no request."""
+def job_view_at(path: str, job: Job) -> PruneJobView:
+    """Return the view without a request. ``path`` is that of the job."""
     error, webhook = job.error, job.webhook
     return PruneJobView(
         id=job.id,
@@ -57,16 +57,20 @@ def job_view_at(own: str, job: Job) -> PruneJobView:
         metadata=dict(job.metadata),
         webhook=WebhookView(url=webhook.url, events=list(webhook.events)) if webhook else None,
         spec=job.spec.to_dict(),
-        urls={
-            "self": own,
-            "cancel": f"{own}/cancel",
-            "pause": f"{own}/pause",
-            "resume": f"{own}/resume",
-            "events": f"{own}/events",
-            "checkpoints": f"{own}/checkpoints",
-            "webhook_deliveries": f"{own}/webhook-deliveries",
-        },
+        urls=_urls(path),
     )
+
+
+def _urls(path: str) -> dict[str, str]:
+    return {
+        "self": path,
+        "cancel": f"{path}/cancel",
+        "pause": f"{path}/pause",
+        "resume": f"{path}/resume",
+        "events": f"{path}/events",
+        "checkpoints": f"{path}/checkpoints",
+        "webhook_deliveries": f"{path}/webhook-deliveries",
+    }
 
 
 def estimate_view(estimate: Estimate) -> EstimateView:
@@ -99,7 +103,7 @@ def delivery_view(attempt: DeliveryAttempt) -> WebhookDeliveryView:
 
 
 def _conditions(job: Job) -> list[ConditionView]:
-    """From the record, which has the times of creation, last start and last change."""
+    """Derive the conditions from the times of creation, last start and last change."""
     found = [_queued(job)]
     if job.attempt:
         found.append(_running(job))

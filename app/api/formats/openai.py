@@ -1,9 +1,4 @@
-"""What OpenAI's answers have in common: one id and moment for all chunks, usage, errors, an end.
-
-Chat completions in OpenAI's format.
-
-Completions in OpenAI's format, with its older shape of log-probabilities.
-"""
+"""Completions and chat completions in OpenAI's formats, whole and as chunks of a stream."""
 
 import json
 import time
@@ -40,7 +35,7 @@ from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason
 from app.generation.output import Output, Piece, Token, TokenKey, Vocabulary
 
-_UNLIKELY = -9999.0  # OpenAI's number for what has no chance; JSON knows no infinity
+_UNLIKELY = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 
 
 class OpenAIFormat(ABC):
@@ -73,7 +68,7 @@ class OpenAIFormat(ABC):
         return format_sse_event(data_str=chunk.model_dump_json(exclude=exclude, ensure_ascii=True))
 
     def _usage(self, outputs: Sequence[Output]) -> Usage:
-        """A prompt counts once, however many answers it gets."""
+        """Count each prompt once, also with n outputs."""
         num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs[:: self._n])
         return Usage.of(num_prompt_tokens, sum(output.num_tokens for output in outputs))
 

@@ -1,4 +1,4 @@
-"""What happened to a job: a page of its events, or a stream of them as they come."""
+"""Events of a job, as pages or as a stream."""
 
 import time
 from collections.abc import AsyncIterator
@@ -42,12 +42,10 @@ async def list_events(
     jobs: JobsDep,
     feed: EventsDep,
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=100, description="Of a page.")] = 20,
-    after: Annotated[
-        EventId | None, Query(description="The id of the last event that is known.")
-    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Events per page.")] = 20,
+    after: Annotated[EventId | None, Query(description="Id of the last event received.")] = None,
     last_event_id: Annotated[
-        EventId | None, Header(description="As after, and before it; for a stream only.")
+        EventId | None, Header(description="Same as after, which it overrides; for streams only.")
     ] = None,
 ) -> PruneJobEventList | Response:
     """The oldest first.
@@ -55,7 +53,7 @@ async def list_events(
     With ``Accept: text/event-stream``, a stream of server-sent events that ends with the job.
     """
     if STREAM in request.headers.get("accept", ""):
-        await run_in_threadpool(jobs.get, job_id)  # or there is nothing to follow
+        await run_in_threadpool(jobs.get, job_id)  # raises before the stream starts
         return _EventStream(feed, job_id, last_event_id or after)
     events = await run_in_threadpool(jobs.events, job_id, after, limit + 1)
     views = [_event_view(event) for event in events[:limit]]
@@ -63,10 +61,10 @@ async def list_events(
 
 
 class _EventStream(EventSourceResponse):
-    """Is a watcher from before its headers until it ends, however that comes."""
+    """Counts as a watcher from before its headers are sent until it ends."""
 
     def __init__(self, feed: EventFeed, job_id: str, after: str | None) -> None:
-        # no-cache and no buffering, or a proxy may hold events back
+        # else a proxy may buffer events
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__((), headers=headers)
         self._watch = feed.watch(job_id, after)

@@ -1,7 +1,4 @@
-"""The wire format of the job routes: what goes out.
-
-The wire format of the job routes: what comes in. Ranges are checked by the spec.
-"""
+"""Request and response bodies of the job routes. The spec checks the ranges of a job."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -29,9 +26,9 @@ class JobErrorView(BaseModel):
 
 
 class ConditionView(BaseModel):
-    """As Kubernetes has them: one per state that the job is in, or has been in.
+    """A condition in the sense of Kubernetes, one per state that the job is or was in.
 
-    ``last_transition_at`` is null where the record does not tell it.
+    ``last_transition_at`` is null if the record does not contain it.
     """
 
     type: Literal["Queued", "Running", "Paused", "Succeeded", "Failed", "Cancelled"]
@@ -53,7 +50,7 @@ class PruneJobView(BaseModel):
     status: str
     priority: int
     pause_requested_at: float | None = Field(
-        description="While it runs although it is to pause: its worker has not stopped yet."
+        description="Set while a running job is about to pause."
     )
     phase: str | None
     progress: ProgressView
@@ -76,21 +73,21 @@ class PruneJobView(BaseModel):
 
 
 class EstimateView(BaseModel):
-    """What a job would need. Bytes are those of weights and hidden states alone."""
+    """What a job would need. Bytes count weights and hidden states only."""
 
     object: Literal["prune_job.estimate"] = "prune_job.estimate"
     model: str
     evaluations_total: int
-    is_upper_bound: bool = Field(description="Whether only the search shows how far it goes.")
-    estimated_s: float | None = Field(description="Null without an earlier job to judge by.")
+    is_upper_bound: bool = Field(description="True if the depth depends on the search.")
+    estimated_s: float | None = Field(description="Null without a similar earlier job.")
     estimated_from: list[str] = Field(
-        description="The jobs that it is judged by: same model, same kind of search and windows."
+        description="The earlier jobs used: same model, search and windows."
     )
     weight_bytes: int
     state_bytes: int | None = Field(
         description="Hidden states at full speed; null where the text decides how many windows."
     )
-    least_state_bytes: int = Field(description="With less the search cannot run.")
+    least_state_bytes: int = Field(description="Minimum for the search to run.")
     checkpoint_bytes: int = Field(description="At most, on disk.")
     free_disk_bytes: int
 
@@ -107,13 +104,13 @@ class PrefixView(BaseModel):
 
     model: str = Field(description="The name to generate with.")
     num_removed: int
-    removed_block: int = Field(description="The last that went.")
+    removed_block: int = Field(description="The block removed last.")
     loss: float
-    perplexity: float | None = Field(description="On held-out text; null: not evaluated yet.")
+    perplexity: float | None = Field(description="On held-out text; null until evaluated.")
 
 
 class CheckpointView(BaseModel):
-    """What a job has published, or has found so far: then it has prefixes, but no files yet."""
+    """The published checkpoint of a job. Before that: prefixes, no files."""
 
     id: str
     object: Literal["prune_job.checkpoint"] = "prune_job.checkpoint"
@@ -122,7 +119,7 @@ class CheckpointView(BaseModel):
     num_blocks: int
     removed_blocks: list[int]
     num_parameters: int | None
-    prefixes: list[PrefixView] = Field(description="Those that can be generated with now.")
+    prefixes: list[PrefixView] = Field(description="Those that can be served now.")
     files: list[CheckpointFileView]
 
 
@@ -156,15 +153,15 @@ class PruneJobEventList(BaseModel):
 class WebhookDeliveryView(BaseModel):
     """One attempt to deliver a message."""
 
-    id: str = Field(description="Of the message, as its webhook-id says.")
+    id: str = Field(description="Id of the message, sent as webhook-id.")
     object: Literal["webhook_delivery"] = "webhook_delivery"
     type: WebhookEvent
     attempt: int = Field(description="1 for the first.")
     at: float
     duration_s: float
     response_status: int | None = Field(description="Null if there was no response.")
-    error: str | None = Field(description="Null if the message was taken.")
-    next_attempt_at: float | None = Field(description="Null if it was taken, or given up.")
+    error: str | None = Field(description="Null if the message was delivered.")
+    next_attempt_at: float | None = Field(description="Null if it was delivered or given up.")
 
 
 class WebhookDeliveryList(BaseModel):
@@ -207,12 +204,12 @@ def _tag(value: object) -> str:
 
 
 def without_tags(loc: Sequence[int | str]) -> list[int | str]:
-    """A place in the body, as pydantic tells it, in terms of the body alone."""
+    """Remove the union tags that pydantic adds to the location of an error."""
     return [part for part in loc if part not in (_ONE, _MIX)]
 
 
 class WebhookBody(Body):
-    """Where to send a signed message when the job comes to a status; by default, to a final one."""
+    """Where to send signed messages about the status of the job; by default, final ones."""
 
     url: str = Field(description="http or https, without credentials, up to 2048 characters.")
     events: list[WebhookEvent] = Field(
@@ -221,7 +218,7 @@ class WebhookBody(Body):
 
 
 class GateBody(Body):
-    """What the whole removal order may cost. One limit at least is given."""
+    """Limits on the quality loss of the whole removal order. At least one is required."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -234,12 +231,12 @@ class GateBody(Body):
 
     max_probe_drop: float | None = Field(
         default=Gate.max_probe_drop,
-        description="How much of the probe's score, which is 0 to 1, may be lost.",
+        description="Maximum loss of the probe score, 0 to 1.",
         json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = Field(
         default=Gate.max_perplexity_ratio,
-        description="Pruned by dense perplexity on held-out text, at most; needs evaluate.",
+        description="Maximum ratio of pruned to dense perplexity on held-out text; needs evaluate.",
         json_schema_extra={"minimum": 1},
     )
     action: GateAction = Field(

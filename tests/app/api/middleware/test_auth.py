@@ -187,7 +187,7 @@ def test_logs_name_the_key_and_never_show_it(
     own.setLevel(before)
     log = capsys.readouterr().err
     assert "refused GET '/models': there is no such key" in log
-    assert "the key 'jobs' is not for this" in log
+    assert "the key 'jobs' lacks the scope" in log
     for secret in (wrong, *keys.values(), prompt):
         assert secret not in log
     outside = next(line for line in log.splitlines() if "outside" in line)
