@@ -1,10 +1,7 @@
-"""The same prompts on several variants of one model, in turn, in one engine.
+"""Compare variants of one model: the same prompts on each in turn, in one engine.
 
-Not all at once: in an engine that gives each variant a decode step per round, everybody waits for
-everybody's steps, and all would look alike. So variants take turns, in another order each time,
-under whatever else the service does meanwhile.
-
-Whether two answers to one prompt say the same, and from where on they do not.
+Variants take turns, in another order each round, under whatever load the service has meanwhile.
+Requests of several variants at once would wait for one another's steps and look equally fast.
 """
 
 import secrets

@@ -1,8 +1,6 @@
-"""The engine: requests in, token events out, one forward per step.
+"""The engine: requests in, token events out, one forward per step: ``add step cancel stats``.
 
-Synchronous, on token ids: text, threads and streams are the shell's affair.
-
-What an engine has to do at one moment, as its metrics tell it.
+It is synchronous and works on token ids. Text, threads and streams are built around it.
 """
 
 import logging
@@ -20,6 +18,8 @@ from app.engine.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
 from app.engine.variant import Variant
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class VariantStats:
@@ -35,9 +35,6 @@ class EngineStats:
     kv_cache_usage: float  # 0 to 1: share of the cache tokens reserved by running sequences
     batch_size: int  # sequences in the latest decode forward
     variants: Mapping[str, VariantStats]  # by name; those with anything to do
-
-
-logger = logging.getLogger(__name__)
 
 
 class RequestRefused(ValueError):
@@ -77,7 +74,7 @@ class Engine:
         self.limits = limits or EngineLimits()
         self._clock = clock
         self._recorder = recorder
-        self._unrecorded: WeakSet[Variant] = WeakSet()  # tried in vain
+        self._unrecorded: WeakSet[Variant] = WeakSet()  # recording has failed
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._runners: dict[Variant, ModelRunner] = {}  # of the variants with running sequences
@@ -274,7 +271,7 @@ class Engine:
             self._runners[variant].cache.free(slot, last)
 
     def _forget(self, variant: Variant) -> None:
-        """It is idle: its cache goes, and its recordings with it."""
+        """Drop the cache and the recordings of a variant that is idle."""
         runner = self._runners.pop(variant, None)
         if runner is not None and runner.graphs is not None and not runner.graphs.is_possible:
             self._unrecorded.add(variant)
