@@ -102,25 +102,6 @@ class Settings(BaseSettings):
         default=None,
         description="CPU threads of torch, in each process; unset leaves the choice to torch",
     )
-    state_budget: Annotated[ByteSize, Field(gt=0)] | None = Field(
-        default=None,
-        description="memory for the hidden states of a search, in bytes or as `4GiB`; unset takes "
-        "half of what is free",
-    )
-    num_actors: NonNegativeInt = Field(
-        default=0,
-        description="Ray actors that share a search; 0 searches in the process of the job",
-    )
-    verify: Verify = Field(
-        default=Verify.PROCESS,
-        description="where a checkpoint is loaded and compared before it is published: a fresh "
-        "`process`, `inline` or `off`",
-    )
-    tasks_dir: AbsolutePath | None = Field(
-        default=None,
-        description="folder with tasks of lm-eval, which go before its own for the zero-shot tasks "
-        "of a job or of `sleb eval`; their code is run",
-    )
 
     @classmethod
     def settings_customise_sources(
@@ -150,8 +131,27 @@ class Settings(BaseSettings):
 
 
 class WorkerSettings(Settings):
-    """A process that runs pruning jobs."""
+    """A process that prunes: a worker, or a command that needs no server."""
 
+    state_budget: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        default=None,
+        description="memory for the hidden states of a search, in bytes or as `4GiB`; unset takes "
+        "half of what is free",
+    )
+    num_actors: NonNegativeInt = Field(
+        default=0,
+        description="Ray actors that share a search; 0 searches in the process of the job",
+    )
+    verify: Verify = Field(
+        default=Verify.PROCESS,
+        description="where a checkpoint is loaded and compared before it is published: a fresh "
+        "`process`, `inline` or `off`",
+    )
+    tasks_dir: AbsolutePath | None = Field(
+        default=None,
+        description="folder with tasks of lm-eval, which go before its own for the zero-shot tasks "
+        "of a job or of `sleb eval`; their code is run",
+    )
     worker_metrics_port: int = Field(
         default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 for none"
     )

@@ -68,9 +68,9 @@ def evaluate(
 ) -> None:
     """Measure the quality of models: perplexity, a probe, and tasks of lm-eval."""
     from app.commands.evaluate import Options, Tasks, run_evaluation
-    from pruning.config import Settings
+    from pruning.config import WorkerSettings
 
-    settings = Settings()
+    settings = WorkerSettings()
     tasks_dir = tasks_dir or settings.tasks_dir
     parsed = Tasks.parse([name for given in tasks for name in given.split(",")])
     run_evaluation(

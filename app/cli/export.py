@@ -45,7 +45,7 @@ def export(
         raise typer.BadParameter("expected OUT_DIR, --gguf FILE, or both")
     shard_bytes = _num_bytes(max_shard_size)
     from app.commands.export import Export, run_export
-    from pruning.config import Settings
+    from pruning.config import WorkerSettings
 
     wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite)
-    run_export(wanted, Settings(), as_json=as_json)
+    run_export(wanted, WorkerSettings(), as_json=as_json)

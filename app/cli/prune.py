@@ -93,7 +93,7 @@ def prune(
 
     Exactly one of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup is needed.
     """
-    from pruning.config import Settings
+    from pruning.config import WorkerSettings
 
     spec = PruneSpec(
         model=model,
@@ -114,7 +114,7 @@ def prune(
         zero_shot=zero_shot,
     )
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     from app.commands.prune import run_prune  # imports torch, after the checks above
 
     run_prune(spec, out, settings, as_json=as_json)

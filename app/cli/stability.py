@@ -54,7 +54,7 @@ def stability(
 
     Runs one search for every --calibration and every seed, and judges all of them on other text.
     """
-    from pruning.config import Settings
+    from pruning.config import WorkerSettings
 
     numbers = _numbers(seeds)
     texts = {
@@ -74,7 +74,7 @@ def stability(
     )
     from app.commands.stability import run_stability  # imports torch, after the checks above
 
-    run_stability(spec, texts, numbers, out, Settings(), as_json=as_json)
+    run_stability(spec, texts, numbers, out, WorkerSettings(), as_json=as_json)
 
 
 def _numbers(seeds: str) -> list[int]:

@@ -6,7 +6,7 @@ The results are a table with a column for each model, and the same as JSON.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.table import Table
 from app.commands.prune import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.terminal import print_json
-from pruning.config import Settings
+from pruning.config import WorkerSettings
 from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import Perplexity, measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
@@ -104,7 +104,7 @@ def run_evaluation(
     names: Sequence[str],
     tasks: Tasks,
     options: Options,
-    settings: Settings,
+    settings: WorkerSettings,
     *,
     as_json: bool,
     out: Path | None,
@@ -144,10 +144,10 @@ def _evaluated(
     columns: Sequence[_Column],
     tasks: Tasks,
     options: Options,
-    settings: Settings,
+    settings: WorkerSettings,
     progress: Progress,
 ) -> Iterator[tuple[_Column, Evaluation]]:
-    resources = Resources(settings.device, settings.state_budget)
+    resources = replace(Resources.of(settings), num_actors=0)  # no search
     texts_dir = options.texts_dir or settings.data_dir / "texts"
     for path in dict.fromkeys(column.subject.path for column in columns):
         resident = options.resident or fitting_resident(path, resources)

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import compare_gguf
-from pruning.config import Settings, Verify
+from pruning.config import Verify, WorkerSettings
 from pruning.models.blocks import num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.names import VariantName
@@ -38,7 +38,7 @@ class Export:
     overwrite: bool
 
 
-def run_export(export: Export, settings: Settings, *, as_json: bool) -> None:
+def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> None:
     """Write the directory, the GGUF file or both, and print where they are.
 
     Raises ``CheckpointExists``, ``GgufUnsupported`` and what ``subject_of`` raises before any
@@ -52,7 +52,7 @@ def run_export(export: Export, settings: Settings, *, as_json: bool) -> None:
     if gguf is not None:
         _check_file(gguf, overwrite=export.overwrite)
         check_gguf(read_config(subject.path))
-    resources = Resources(settings.device, settings.state_budget)
+    resources = replace(Resources.of(settings), num_actors=0)  # no search
     resident = fitting_resident(subject.path, resources)
     dense = load_dense_model(subject.path, resident, resources, dtype=export.dtype)
     exporter = _Exporter(
@@ -72,7 +72,7 @@ class _Exporter:
     subject: Subject
     dense: DenseModel
     keep: Blocks
-    settings: Settings
+    settings: WorkerSettings
 
     @property
     def exported(self) -> Exported:

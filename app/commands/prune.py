@@ -17,7 +17,7 @@ from rich.text import Text
 
 from app.commands.tables import print_run
 from pruning.checkpoints.publish import CheckpointExists
-from pruning.config import Settings
+from pruning.config import Settings, WorkerSettings
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
@@ -143,7 +143,7 @@ def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
     return ModelStore(settings.models_dir, allow_paths=True)
 
 
-def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) -> None:
+def run_prune(spec: PruneSpec, out: Path, settings: WorkerSettings, *, as_json: bool) -> None:
     """Publish at ``out``, which must be empty or not exist."""
     out = new_place(out)
     models = models_for(spec, settings)
@@ -155,12 +155,7 @@ def run_prune(spec: PruneSpec, out: Path, settings: Settings, *, as_json: bool) 
             target=out,
             models=models,
             observer=bar,
-            resources=Resources(
-                settings.device,
-                settings.state_budget,
-                settings.num_actors,
-                tasks_dir=settings.tasks_dir,
-            ),
+            resources=Resources.of(settings),
             verify=settings.verify,
         )
         bar.end()

@@ -12,7 +12,7 @@ from rich.table import Table
 from app.commands.prune import models_for, new_place, search_progress
 from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
-from pruning.config import Settings
+from pruning.config import WorkerSettings
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.state import Scored, SearchPlan
@@ -52,7 +52,7 @@ def run_stability(
     texts: Mapping[str, CalibrationSpec],
     seeds: Sequence[int],
     out: Path,
-    settings: Settings,
+    settings: WorkerSettings,
     *,
     as_json: bool,
 ) -> None:
@@ -64,7 +64,7 @@ def run_stability(
     models = models_for(spec, settings)
     num_blocks = models.inspect(spec.model).num_blocks
     total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
-    resources = Resources(settings.device, settings.state_budget, settings.num_actors)
+    resources = Resources.of(settings)
     dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
     sampled = samples(texts, seeds, dense.model, dense.tokenizer)
     judged_on = judges(sampled, dense.model, dense.tokenizer)

@@ -23,7 +23,7 @@ def diagnose() -> list[Finding]:
     return [
         machine.packages(),
         fine("settings", "valid"),
-        machine.extras(_packages_of_extras(api)),
+        machine.extras(_packages_of_extras(api, worker)),
         *_hardware(api),
         *_directories(api),
         _keys(api),
@@ -42,12 +42,12 @@ def _reason(error: Exception) -> str:
     return "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in details)
 
 
-def _packages_of_extras(api: ServeSettings) -> dict[str, str]:
+def _packages_of_extras(api: ServeSettings, worker: WorkerSettings) -> dict[str, str]:
     """Required packages of the extras, each with the setting that requires it."""
     required = {
-        "ray": ("SLEB_NUM_ACTORS", api.num_actors > 0),
+        "ray": ("SLEB_NUM_ACTORS", worker.num_actors > 0),
         "opentelemetry-sdk": ("SLEB_OTLP_ENDPOINT", api.otlp_endpoint is not None),
-        "lm-eval": ("SLEB_TASKS_DIR", api.tasks_dir is not None),
+        "lm-eval": ("SLEB_TASKS_DIR", worker.tasks_dir is not None),
     }
     return {package: variable for package, (variable, is_set) in required.items() if is_set}
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.config import WorkerSettings
 from pruning.models.blocks import view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
@@ -82,6 +83,16 @@ class Resources:
     num_actors: int = 0  # Ray actors that share the search; 0: this process
     batch_tokens: int = BATCH_TOKENS  # per call of a block, but at least one window
     tasks_dir: Path | None = None  # folder with tasks of lm-eval that replace its own
+
+    @classmethod
+    def of(cls, settings: WorkerSettings, batch_tokens: int = BATCH_TOKENS) -> Self:
+        return cls(
+            settings.device,
+            settings.state_budget,
+            settings.num_actors,
+            batch_tokens,
+            settings.tasks_dir,
+        )
 
 
 def load_dense_model(

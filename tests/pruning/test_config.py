@@ -55,7 +55,7 @@ def test_a_budget_is_bytes_or_a_human_size(
     monkeypatch: pytest.MonkeyPatch, text: str, num_bytes: int | None
 ) -> None:
     monkeypatch.setenv("SLEB_STATE_BUDGET", text)
-    assert Settings().state_budget == num_bytes
+    assert WorkerSettings().state_budget == num_bytes
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from app.commands.prune import SearchBar, run_prune, search_progress
 from app.commands.tables import print_run
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
-from pruning.config import Settings
+from pruning.config import WorkerSettings
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
@@ -167,7 +167,7 @@ def test_a_run_leaves_what_it_shows_in_the_checkpoint(
 ) -> None:
     calibration = CalibrationSpec(num_samples=4, seqlen=12)
     spec = PruneSpec("tiny", max_perplexity_ratio=1e6, calibration=calibration)
-    settings = Settings(data_dir=tiny_models_dir.parent, threads=1, device="cpu")
+    settings = WorkerSettings(data_dir=tiny_models_dir.parent, threads=1, device="cpu")
     run_prune(spec, tmp_path / "out", settings, as_json=True)
     told = capsys.readouterr()
     report = json.loads(told.out)

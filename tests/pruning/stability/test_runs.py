@@ -8,7 +8,7 @@ import pytest
 
 from app.commands.stability import REPORT_FILE, run_stability
 from pruning.checkpoints.publish import CheckpointExists
-from pruning.config import Settings
+from pruning.config import WorkerSettings
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.store import ModelStore
@@ -107,7 +107,7 @@ def test_the_command_leaves_a_report_and_a_picture(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "stable"
-    settings = Settings(data_dir=tiny_models_dir.parent, device="cpu")
+    settings = WorkerSettings(data_dir=tiny_models_dir.parent, device="cpu")
     spec = replace(spec, metric=metric)
     run_stability(spec, texts, SEEDS[:2], out, settings, as_json=False)
     report = json.loads((out / REPORT_FILE).read_text())
