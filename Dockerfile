@@ -4,7 +4,7 @@ ARG BASE=python:3.13-slim
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS build
-# pip has an environment of its own, so that it is not in the one that is shipped.
+# pip has a separate environment, so that the image does not contain it.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
@@ -19,7 +19,7 @@ FROM build AS requirements
 COPY pyproject.toml ./
 RUN python3 -c 'import tomllib; its = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*its["dependencies"], *its["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
 
-# The dependencies have a layer of their own, which only a change of that list builds anew.
+# The dependencies have a separate layer, which is rebuilt only when their list changes.
 # TORCH=cpu takes torch without CUDA from TORCH_CPU_INDEX, the index of PyTorch's CPU builds: far
 # smaller, for the CPU alone. Without that index it is pip's usual torch, which has CUDA as well.
 # A secret `pip.conf` may name another index: docker build --secret id=pip.conf,src=FILE ...
@@ -46,7 +46,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 # hadolint ignore=DL3006
 FROM ${BASE}
-# Fixed ids, so that whoever owns a volume can be named; the folders give a new volume its owner.
+# Fixed ids, so that the owner of a volume is known. The folders set the owner of a new volume.
 RUN groupadd --gid 10001 sleb \
     && useradd --uid 10001 --gid sleb --home-dir /data --no-create-home --shell /usr/sbin/nologin sleb \
     && install -d -o sleb -g sleb /data /data/models /data/texts /data/checkpoints
@@ -55,7 +55,7 @@ COPY --from=build /usr/bin/tini-static /usr/bin/tini
 COPY --from=dependencies /opt/sleb /opt/sleb
 COPY --from=application /staged /
 
-# The root file system may be read-only: whatever is written goes to /data or /tmp.
+# The root file system may be read-only: all files are written to /data or /tmp.
 # The API does not start beyond loopback without a key: `keys create NAME --scope admin` comes first.
 ENV PATH=/opt/sleb/bin:$PATH \
     HOME=/data \
@@ -73,7 +73,7 @@ EXPOSE 8000
 # Loading models may take minutes, during which the API is alive but not ready.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('SLEB_PORT', '8000') + '/health/ready', timeout=4)"]
-# tini reaps what dead processes leave, and hands signals on.
+# tini reaps zombie processes and forwards signals.
 ENTRYPOINT ["tini", "--", "sleb"]
 CMD ["serve"]
 

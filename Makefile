@@ -1,4 +1,4 @@
-# The only door: what people, CI and hooks run.
+# The commands of this project, for people and for CI.
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
@@ -8,10 +8,10 @@ PYTEST := $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .PHONY: help setup dashboards docs demo test test-slow image-test soak lint fmt serve worker up bench audit sbom clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.installed  ## a virtual environment with everything in it
+setup: $(VENV)/.installed  ## create a virtual environment with all dependencies
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -25,7 +25,7 @@ demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
 test: lint  ## lint, types, import contracts, then all tests but the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow'
 
-test-slow: setup  ## the heavy proofs: the demo model, the reference search, the whole demo
+test-slow: setup  ## the slow tests: the demo model, the reference search, the whole demo
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500
 
 soak: setup  ## half an hour of load, with a worker killed and Redis restarted every minute (MINUTES=n)
@@ -41,30 +41,30 @@ lint: setup  ## ruff, mypy, import contracts, hadolint
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-fmt: setup  ## put the code into shape
+fmt: setup  ## format the code and fix lint errors
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-up: setup  ## embedded Valkey, a worker and the API
+up: setup  ## run the embedded Valkey, a worker and the API
 	$(BIN)/sleb up
 
-serve: setup  ## the API alone
+serve: setup  ## run the API alone
 	$(BIN)/sleb serve
 
-worker: setup  ## one worker alone
+worker: setup  ## run one worker
 	$(BIN)/sleb worker
 
-bench: setup  ## the search in all its modes, on the demo model (half an hour on two cores)
+bench: setup  ## benchmark the search in all modes on the demo model (half an hour on two cores)
 	$(BIN)/python -m benchmarks.search --modes plain,exact,staged,stream --out search.json
 
-dashboards: setup  ## write the Grafana dashboards anew, from the Python in dashboards/
+dashboards: setup  ## generate the Grafana dashboards from dashboards/
 	$(BIN)/python -m dashboards
 
-docs: setup  ## write the pages of settings and of routes anew, from the code
+docs: setup  ## generate docs/settings.md and docs/rest.md from the code
 	$(BIN)/python -m tools.docs.settings
 	$(BIN)/python -m tools.docs.rest
 
-audit: setup sbom  ## whether anything that is installed is known to be vulnerable
+audit: setup sbom  ## check the installed packages for known vulnerabilities
 	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
 		| sed 's/+.*//' > build/installed.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
