@@ -143,8 +143,9 @@ def test_with_even_steps_a_model_is_as_fast_as_itself(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> None:
     redis_client.ping()
-    later_s, ticks = time.monotonic() + 1000, count()  # than any request arrives
-    clock: Callable[[], float] = lambda: later_s + next(ticks) * 1e-3  # noqa: E731
+    # later than any request arrives, in binary fractions: rounding would be a difference
+    later_s, ticks = round(time.monotonic()) + 1000, count()
+    clock: Callable[[], float] = lambda: later_s + next(ticks) / 1024  # noqa: E731
     engine = Engine(EngineLimits(max_num_seqs=8), clock=clock)
     app = create_app(settings, redis_url=redis_url, engine=engine)
     with LocalClient(app) as client:
