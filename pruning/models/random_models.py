@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights, to time what is not at hand."""
+"""Models of published shapes with random weights, which measure speed without a checkpoint."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -17,7 +17,7 @@ _LLAMA_2: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 
-# From the configs published with the checkpoints; ``tiny`` is for the tests.
+# Config keys of each shape, from the configs published with the checkpoints.
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "llama-2-7b": {
@@ -46,34 +46,25 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "ffn_dim": 16384,
             "num_attention_heads": 32,
         },
-        "tiny": {
-            **_LLAMA_2,
-            "vocab_size": 96,
-            "num_hidden_layers": 6,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
     }
 )
 
 
 class UnknownShape(ValueError):
-    """No shape of this name is in ``SHAPES``."""
+    """``SHAPES`` has no shape of this name."""
 
 
 def random_model(
     shape: str | Mapping[str, Any], dtype: str, *, seed: int = 0, device: str = "auto"
 ) -> PreTrainedModel:
-    """In evaluation mode, made on that device, of a named shape or of config keys.
+    """Make a model in evaluation mode from a name in ``SHAPES`` or from config keys.
 
-    Raises ``UnknownShape``.
+    ``dtype`` is a torch name, and ``device`` is as for ``store.load``. Raises ``UnknownShape``.
     """
     if isinstance(shape, str):
         if shape not in SHAPES:
             known = ", ".join(SHAPES)
-            raise UnknownShape(f"no shape is named {shape!r}; the known ones are {known}")
+            raise UnknownShape(f"no shape is named {shape!r}; the shapes are {known}")
         shape = SHAPES[shape]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(**shape)
@@ -84,7 +75,7 @@ def random_model(
 
 
 def random_tokens(model: PreTrainedModel, num_windows: int, seqlen: int, seed: int) -> torch.Tensor:
-    """Token ids ``[num_windows, seqlen]``, on the CPU."""
+    """Random token ids ``[num_windows, seqlen]``, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     vocab_size = model.config.vocab_size
     return torch.randint(vocab_size, (num_windows, seqlen), generator=generator)

@@ -12,9 +12,7 @@ import typer
 from benchmarks.metrics import main as compare_metrics
 from benchmarks.modes import spread
 from benchmarks.search import Dtype, main
-from pruning.models.blocks import num_blocks
-from pruning.models.random_models import SHAPES, UnknownShape, random_model
-from pruning.models.store import num_parameters
+from pruning.models.random_models import UnknownShape
 from tests.support.processes import environment
 
 CANDIDATES = 4 + 3 + 2  # of three rounds, where six blocks are the model
@@ -112,31 +110,24 @@ def test_plain_can_be_extrapolated_from_a_few_candidates(
     assert "extrapolated from 2 candidates" in capsys.readouterr().out
 
 
-def test_a_random_model_needs_neither_weights_nor_tokenizer(tmp_path: Path) -> None:
-    report = run(tmp_path / "search.json", "plain,exact,staged", random_weights="tiny")
+def test_a_random_model_needs_neither_weights_nor_tokenizer(
+    tiny_shape: str, tmp_path: Path
+) -> None:
+    report = run(tmp_path / "search.json", "plain,exact,staged", random_weights=tiny_shape)
     assert report["modes"]["exact"]["order_equal_to_plain"]
     assert report["num_windows"] == WINDOWS
 
 
-def test_shapes_have_the_published_sizes() -> None:
-    published = {"llama-2-7b": 6_738_415_616, "llama-2-70b": 68_976_648_192}
-    published["opt-6.7b"] = 6_658_473_984
-    for shape, num_published in published.items():
-        model = random_model(shape, "bfloat16", device="meta")
-        assert num_parameters(model) == num_published
-        assert num_blocks(model) == SHAPES[shape]["num_hidden_layers"]
-
-
-def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_refused(tiny_shape: str, tmp_path: Path) -> None:
     out = tmp_path / "search.json"
     with pytest.raises(typer.BadParameter, match="checkpoint"):
-        run(out, "exact,stream", random_weights="tiny")
+        run(out, "exact,stream", random_weights=tiny_shape)
     with pytest.raises(typer.BadParameter, match="unknown modes"):
-        run(out, "exact,fast", random_weights="tiny")
+        run(out, "exact,fast", random_weights=tiny_shape)
     with pytest.raises(typer.BadParameter, match="another mode"):
-        run(out, "plain", random_weights="tiny", plain_candidates=1)
+        run(out, "plain", random_weights=tiny_shape, plain_candidates=1)
     with pytest.raises(typer.BadParameter, match="1 to 4"):
-        run(out, "exact", random_weights="tiny", num_remove=5)
+        run(out, "exact", random_weights=tiny_shape, num_remove=5)
     with pytest.raises(UnknownShape, match="llama-2-7b"):
         run(out, "exact", random_weights="llama-3")
 

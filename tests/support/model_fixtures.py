@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pruning.models import random_models
 from pruning.models.store import LoadedModel, load
+from tests.support.tiny import TINY_SHAPE
 from tests.support.tiny_directory import write_tiny_model
 
 
@@ -26,3 +28,10 @@ def tiny_models_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
     models_dir = tmp_path / "models"
     shutil.copytree(tiny_model_dir, models_dir / "tiny")
     return models_dir
+
+
+@pytest.fixture
+def tiny_shape(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a tiny shape, which is among the published ones during the test."""
+    monkeypatch.setattr(random_models, "SHAPES", {**random_models.SHAPES, "tiny": TINY_SHAPE})
+    return "tiny"

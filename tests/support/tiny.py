@@ -66,6 +66,9 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+TINY_SHAPE: Mapping[str, Any] = {"model_type": "llama", **_LLAMA_LIKE}
+
+
 @cache
 def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
     """A float32 model of that family; large, untied weights, or it would repeat its last token."""

@@ -49,9 +49,9 @@ def run(*arguments: str) -> dict[str, Any]:
     return found
 
 
-def test_a_model_with_random_weights(tmp_path: Path) -> None:
+def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = run("--random-weights", "tiny", "--variants", "dense,@-2", "--out", str(out))
+    found = run("--random-weights", tiny_shape, "--variants", "dense,@-2", "--out", str(out))
     assert found["variants"] == {"dense again": [], "tiny@-2": [4, 5]}
     assert found["weight_bytes"]["tiny@-2"] < found["weight_bytes"]["dense"]
     assert found["weight_bytes"]["dense again"] == found["weight_bytes"]["dense"]
@@ -100,10 +100,12 @@ def test_wrong_use_says_what_is_expected(arguments: list[str], code: int, says: 
 
 
 @pytest.mark.parametrize("names", ["@-6", "@-0", "x"])
-def test_a_variant_that_there_is_not_is_refused(names: str, tmp_path: Path) -> None:
+def test_a_variant_that_there_is_not_is_refused(
+    names: str, tiny_shape: str, tmp_path: Path
+) -> None:
     result = CliRunner().invoke(
         command_line,
-        ["bench", "--random-weights", "tiny", "--variants", names, "--out", str(tmp_path)],
+        ["bench", "--random-weights", tiny_shape, "--variants", names, "--out", str(tmp_path)],
     )
     assert result.exit_code == 1
     assert "expected dense, or @-1 to @-5" in str(result.exception)
