@@ -15,7 +15,12 @@ from typing import Any, ClassVar
 import redis
 from redis.client import Pipeline
 from rq import Queue, Retry
-from rq.exceptions import DequeueTimeout, DeserializationError, DuplicateJobError
+from rq.exceptions import (
+    DequeueTimeout,
+    DeserializationError,
+    DuplicateJobError,
+    NoSuchJobError,
+)
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
 from rq.job import JobStatus as DeliveryStatus
@@ -53,22 +58,30 @@ if status == 'finished' or status == 'failed' then redis.call('DEL', KEYS[1]) en
 
 # KEYS the queue, and the list of jobs that are taken but not leased. ARGV the prefix of records.
 # Jobs are ordered by priority, then jobs that were worked on before, then age, which ids tell.
+# Returns the best, if any, and the entries that it has removed because RQ cannot read them.
 _TAKE = """
 local best, best_priority, best_is_new
+local taken = {false}
 for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-  local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front')
-  local priority, is_new = tonumber(found[1] or 0) or 0, (found[2] or '') == '' and 1 or 0
-  local is_better = not best or priority > best_priority
-  if best and priority == best_priority then
-    is_better = is_new < best_is_new or (is_new == best_is_new and id < best)
+  if string.match(id, '^[a-zA-Z0-9_%-]+$') then
+    local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front')
+    local priority, is_new = tonumber(found[1] or 0) or 0, (found[2] or '') == '' and 1 or 0
+    local is_better = not best or priority > best_priority
+    if best and priority == best_priority then
+      is_better = is_new < best_is_new or (is_new == best_is_new and id < best)
+    end
+    if is_better then best, best_priority, best_is_new = id, priority, is_new end
+  else
+    redis.call('LREM', KEYS[1], 1, id)
+    table.insert(taken, id)
   end
-  if is_better then best, best_priority, best_is_new = id, priority, is_new end
 end
 if best then
   redis.call('LREM', KEYS[1], 1, best)
   redis.call('RPUSH', KEYS[2], best)
+  taken[1] = best
 end
-return best
+return taken
 """
 
 logger = logging.getLogger(__name__)
@@ -102,11 +115,22 @@ class Delivery(RQJob):
         return task
 
     def restore(self, raw_data: Any) -> None:  # noqa: ANN401 - the signature is RQ's
-        super().restore(raw_data)
+        """Read the fields. Deletes a delivery with fields that RQ cannot read, as if missing."""
+        try:
+            super().restore(raw_data)
+        except Exception as error:  # of several classes, one for each kind of field
+            refuse(self.id, f"its data cannot be read: {error!r:.200}")
+            self.connection.delete(self.key)
+            raise NoSuchJobError(f"delivery {self.id} cannot be read") from error
         self._success_callback_name = None
         self._failure_callback_name = None
         self._stopped_callback_name = None
         self.webhooks = []
+
+
+def refuse(delivery_id: str | bytes, reason: object) -> None:
+    """Log that a delivery is not run. The caller deletes it, and ``recover`` finds its job."""
+    logger.error("delivery %r is refused: %s", delivery_id, reason)
 
 
 class _TakenQueue(IntermediateQueue):
@@ -144,10 +168,30 @@ class LeasedQueue(Queue):
         ):
             raise DequeueTimeout(timeout, queue_key)
         keys = [queue_key, IntermediateQueue.get_intermediate_queue_key(queue_key)]
-        taken = connection.register_script(_TAKE)(keys=keys, args=[RECORD.format(id="")])
+        taken, *unreadable = connection.register_script(_TAKE)(
+            keys=keys, args=[RECORD.format(id="")]
+        )
+        for entry in unreadable:
+            refuse(entry, "it is not the id of a job")
+            connection.delete(Delivery.redis_job_namespace_prefix.encode() + entry)
         if taken is None and timeout is not None:  # another worker took it
             raise DequeueTimeout(timeout, queue_key)
         return None if taken is None else (queue_key, taken)
+
+    @classmethod
+    def _fetch_dequeued_job(
+        cls,
+        connection: redis.Redis,
+        queue_key: str,
+        job_id: str,
+        *args: Any,  # noqa: ANN401 - handed to RQ
+        **kwargs: Any,  # noqa: ANN401 - handed to RQ
+    ) -> tuple[RQJob, Queue] | None:
+        found = super()._fetch_dequeued_job(connection, queue_key, job_id, *args, **kwargs)
+        if found is None:  # there is no such delivery, or it was refused
+            key = IntermediateQueue.get_intermediate_queue_key(queue_key)
+            connection.lrem(key, 1, job_id)
+        return found
 
     def acquire_maintenance_lock(self) -> bool:
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=self.lease_s))
@@ -195,11 +239,14 @@ class PruneQueue:
         """Deliver the unfinished jobs that no worker has and that have no pending delivery."""
         with redis_errors_translated():
             job_ids = [job_id for status in _UNFINISHED for job_id in store.ids(status)]
-            deliveries = Delivery.fetch_many(job_ids, self.rq.connection, JSONSerializer)
-            # read after the deliveries: a job that was started in between has its lease by now
+            with self.rq.connection.pipeline(transaction=False) as pipeline:
+                for job_id in job_ids:
+                    pipeline.hget(Delivery.key_for(job_id), "status")
+                statuses = pipeline.execute()
+            # read after the statuses: a job that was started in between has its lease by now
             leased = set(self.rq.started_job_registry.get_job_ids(cleanup=False))
-        for job_id, delivery in zip(job_ids, deliveries, strict=True):
-            is_waiting = delivery and delivery.get_status(refresh=False) == DeliveryStatus.QUEUED
+        for job_id, status in zip(job_ids, statuses, strict=True):
+            is_waiting = status == DeliveryStatus.QUEUED.encode()
             if not is_waiting and job_id not in leased:
                 with _skipped_if_ended(job_id):
                     self._redeliver(store, job_id)

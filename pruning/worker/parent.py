@@ -35,6 +35,7 @@ from pruning.jobs.queue import (
     LeasedQueue,
     PruneQueue,
     Task,
+    refuse,
     worker_lost,
 )
 from pruning.jobs.redis import UNAVAILABLE, JobStoreUnavailable
@@ -127,7 +128,7 @@ class PruneWorker(Worker):
         try:
             _ = job.func
         except DeliveryRefused as refusal:
-            self.log.error("delivery %r is refused: %s", job.id, refusal)
+            refuse(job.id, refusal)
             queue.intermediate_queue.remove(job.id)
             self.connection.delete(job.key)  # a recorded job is then delivered by ``recover``
             return

@@ -21,6 +21,7 @@ from tests.support.worker_process import HOLD
 # all of Redis, as the last version that named the task by its path wrote it for one queued job
 OLD_DELIVERY = Path(tests.support.__path__[0]) / "old_delivery.json"
 OLD_JOB_ID = "prn-6612909d475cfe4217fbf"
+SPEC = PruneSpec(model="tiny", num_remove=1, calibration=CalibrationSpec(num_samples=2))
 
 
 def restore(client: redis.Redis, dump: Mapping[str, Mapping[str, Any]]) -> None:
@@ -67,13 +68,12 @@ def test_a_job_that_an_older_version_has_queued_is_run(
 def test_a_delivery_that_names_other_code_is_refused_and_the_worker_goes_on(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore, tmp_path: Path
 ) -> None:
-    spec = PruneSpec(model="tiny", num_remove=1, calibration=CalibrationSpec(num_samples=2))
     marker = tmp_path / "was-run"
     queue = PruneQueue(redis_client, task=HOLD)
     queue.rq.enqueue_call("os.system", args=(f"touch {marker}",), job_id="prn-unknown")
-    recorded = job_store.create(spec)
+    recorded = job_store.create(SPEC)
     queue.rq.enqueue_call("os.system", args=(f"touch {marker}",), job_id=recorded.id)
-    following = job_store.create(spec)
+    following = job_store.create(SPEC)
     queue.enqueue(following.id)
     workers.start()
     workers.wait_for_children(1)
@@ -86,3 +86,52 @@ def test_a_delivery_that_names_other_code_is_refused_and_the_worker_goes_on(
     assert job_store.get(recorded.id).num_lost == 0
     assert not marker.exists()
     assert not redis_client.exists("rq:job:prn-unknown")
+
+
+def test_deliveries_with_unreadable_fields_are_refused_and_the_worker_goes_on(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    queue = PruneQueue(redis_client, task=HOLD)
+    recorded = job_store.create(SPEC)
+    queue.enqueue(recorded.id)
+    redis_client.hset(f"rq:job:{recorded.id}", "timeout", "soon")
+    spoilt = {"status": "bogus", "created_at": "yesterday", "retries_left": "many", "data": ""}
+    job_ids = [f"prn-{number:021x}" for number, _ in enumerate(spoilt)]
+    for job_id, (field, value) in zip(job_ids, spoilt.items(), strict=True):
+        queue.enqueue(job_id)
+        redis_client.hset(f"rq:job:{job_id}", field, value)
+    redis_client.hdel(f"rq:job:{job_ids[-1]}", "data")
+    following = job_store.create(SPEC)
+    queue.enqueue(following.id)
+    workers.release()
+    workers.start()
+    wait_for_end(job_store, following.id)
+    for job_id in (recorded.id, *job_ids):
+        refusal = f"delivery '{job_id}' is refused: its data cannot be read"
+        assert workers.log().count(refusal) == 1
+    assert not redis_client.exists(*(f"rq:job:{job_id}" for job_id in job_ids))
+    assert not redis_client.exists("rq:queue:prune:intermediate")
+    again = "delivered again: it had no delivery"
+    wait_until(lambda: again in messages(job_store, recorded.id), "the recorded job is delivered")
+
+
+def messages(store: JobStore, job_id: str) -> list[str]:
+    return [event.message for event in store.events(job_id)]
+
+
+def test_queue_entries_that_are_no_ids_are_removed_and_the_worker_goes_on(
+    workers: Workers, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    entries = [b"../etc", b"\xff\xfe", b"", b"prn-0:1"]
+    redis_client.rpush("rq:queue:prune", *entries)
+    for entry in entries:
+        redis_client.hset(b"rq:job:" + entry, "status", "queued")
+    queue = PruneQueue(redis_client, task=HOLD)
+    following = job_store.create(SPEC)
+    queue.enqueue(following.id)
+    workers.release()
+    workers.start()
+    wait_for_end(job_store, following.id)
+    assert workers.log().count("is refused: it is not the id of a job") == len(entries)
+    assert not redis_client.exists(*(b"rq:job:" + entry for entry in entries))
+    assert not redis_client.exists("rq:queue:prune", "rq:queue:prune:intermediate")
