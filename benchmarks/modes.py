@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import block_list, num_blocks
 from pruning.models.streaming import StreamedModel
-from pruning.removal import Losses, Removal, kept, verdict
+from pruning.removal import Losses, Removal, decide, kept
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.search.streamed_scoring import StreamedScorer
@@ -164,7 +164,7 @@ class Mode:
             keep = kept(self.depth, leader.path[: step - 1])
             candidates = spread(keep[1:-1], num_candidates)
             losses = dict(self.scorer.score_round(keep, candidates))
-            yield verdict(step, self.dense_loss, losses)
+            yield decide(step, self.dense_loss, losses)
 
 
 def spread(candidates: Blocks, number: int) -> Blocks:

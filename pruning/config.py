@@ -1,6 +1,6 @@
-"""Settings, from the environment and the files of secrets: the only file that reads it here.
+"""Settings from the environment and from secret files; no other file of this package reads them.
 
-``Settings`` is what every process shares; a process that needs more inherits from it.
+``Settings`` are those of every process, and ``WorkerSettings`` add those of a search.
 """
 
 import json
@@ -31,13 +31,13 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 def _store_url(text: str) -> str:
-    """What is said of it must not show it: it may carry a password."""
+    """Check the URL. The error does not contain it, as it may have a password."""
     try:
         parts = urlsplit(text)
-        is_good = parts.port != 0 and text.startswith(("redis://", "rediss://", "unix://"))
+        is_valid = parts.port != 0 and text.startswith(("redis://", "rediss://", "unix://"))
     except ValueError:
-        is_good = False
-    if not is_good or (parts.scheme == "unix" and not parts.path):
+        is_valid = False
+    if not is_valid or (parts.scheme == "unix" and not parts.path):
         raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
     return text
 
@@ -45,28 +45,27 @@ def _store_url(text: str) -> str:
 class Verify(StrEnum):
     """Where a checkpoint is loaded and compared before it becomes visible."""
 
-    PROCESS = "process"  # a fresh one, as a user's would be
-    INLINE = "inline"  # the one that writes it: quicker, and blind to what is left in it
+    PROCESS = "process"  # in a new process, as a user would load it
+    INLINE = "inline"  # in the process that wrote it: faster, but its state can hide a defect
     OFF = "off"
 
 
 class UnreadableSecrets(ValueError):
-    """What ``SLEB_SECRETS_DIR`` names cannot be read."""
+    """``SLEB_SECRETS_DIR`` or a file in it cannot be read."""
 
 
 class Settings(BaseSettings):
-    """Every field is read from ``SLEB_<NAME>``; an empty variable counts as unset.
+    """Each field is read from ``SLEB_<NAME>``, or else from the file of that name in
+    ``secrets_dir``.
 
-    Where there is none, a file of that name in ``secrets_dir`` is read.
-
-    Descriptions are Markdown: the table of all settings is made of them.
+    An empty variable counts as unset. Descriptions are Markdown, for the table of all settings.
     """
 
     model_config = SettingsConfigDict(
         env_prefix="SLEB_",
         env_ignore_empty=True,
         frozen=True,
-        hide_input_in_errors=True,  # it may be a secret
+        hide_input_in_errors=True,  # the input may be a secret
     )
 
     data_dir: AbsolutePath = Field(
@@ -80,8 +79,8 @@ class Settings(BaseSettings):
     )
     secrets_dir: AbsolutePath | None = Field(
         default=None,
-        description="folder with a file for each setting that is to be secret, named like its "
-        "variable (`sleb_redis_url`); the variable itself goes before it",
+        description="folder with one file per secret setting, named like its variable "
+        "(`sleb_redis_url`); the variable takes precedence over the file",
     )
     host: IPv4Address | IPv6Address | Literal["localhost"] = Field(
         default=IPv4Address("127.0.0.1"),
@@ -92,15 +91,15 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = Field(
         default="text",
-        description="`text`, or `json` for an object a line, with the id of the request or the job",
+        description="`text`, or `json` for one object per line; with the id of the request or job",
     )
     device: str = Field(
         default="auto",
-        description="`cpu`, `cuda`, `cuda:1`, ...; `auto` takes CUDA where there is some",
+        description="`cpu`, `cuda`, `cuda:1`, ...; `auto` uses CUDA if it is available",
     )
     threads: PositiveInt | None = Field(
         default=None,
-        description="CPU threads of torch, in each process; unset leaves the choice to torch",
+        description="CPU threads of torch in each process; unset uses the default of torch",
     )
 
     @classmethod
@@ -110,7 +109,7 @@ class Settings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - it may name no folder
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - replaced below
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         directory = _secrets_dir()
         if directory is None:
@@ -135,25 +134,25 @@ class WorkerSettings(Settings):
 
     state_budget: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,
-        description="memory for the hidden states of a search, in bytes or as `4GiB`; unset takes "
-        "half of what is free",
+        description="memory for the hidden states of a search, in bytes or as `4GiB`; unset "
+        "uses half of the free memory",
     )
     num_actors: NonNegativeInt = Field(
         default=0,
-        description="Ray actors that share a search; 0 searches in the process of the job",
+        description="Ray actors that share a search; with 0 it runs in the process of the job",
     )
     verify: Verify = Field(
         default=Verify.PROCESS,
-        description="where a checkpoint is loaded and compared before it is published: a fresh "
-        "`process`, `inline` or `off`",
+        description="where a checkpoint is loaded and compared before it is published: in a new "
+        "`process`, `inline` in the process that wrote it, or nowhere (`off`)",
     )
     tasks_dir: AbsolutePath | None = Field(
         default=None,
-        description="folder with tasks of lm-eval, which go before its own for the zero-shot tasks "
-        "of a job or of `sleb eval`; their code is run",
+        description="folder with tasks of lm-eval that replace its own in jobs and `sleb eval`; "
+        "their code is executed",
     )
     worker_metrics_port: int = Field(
-        default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 for none"
+        default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 disables it"
     )
     cancel_s: NonNegativeFloat = Field(
         default=30.0,
@@ -162,12 +161,12 @@ class WorkerSettings(Settings):
 
 
 def set_variables() -> dict[str, str]:
-    """All variables of this process that are not empty, by their names in capitals."""
+    """The environment variables of this process that are not empty, by name in upper case."""
     return {name.upper(): value for name, value in os.environ.items() if value}
 
 
 def secret_files() -> dict[str, Path]:
-    """The files of ``SLEB_SECRETS_DIR``, by their names in capitals.
+    """The files of ``SLEB_SECRETS_DIR``, by name in upper case.
 
     Raises ``UnreadableSecrets``.
     """
@@ -182,21 +181,23 @@ def _secrets_dir() -> Path | None:
         return None
     directory = _absolute(Path(given))
     try:
-        closed = [
-            its for its in directory.iterdir() if its.is_file() and not os.access(its, os.R_OK)
+        unreadable = [
+            path for path in directory.iterdir() if path.is_file() and not os.access(path, os.R_OK)
         ]
     except OSError as error:
         raise UnreadableSecrets(
-            f"SLEB_SECRETS_DIR is {given}, which is no folder that can be read "
-            f"({error.strerror}): name one, or unset the variable"
+            f"SLEB_SECRETS_DIR={given} is not a readable folder ({error.strerror}): "
+            "correct or unset the variable"
         ) from error
-    if closed:
-        raise UnreadableSecrets(f"{closed[0]} cannot be read: let the user of this process read it")
+    if unreadable:
+        raise UnreadableSecrets(
+            f"{unreadable[0]} cannot be read: allow the user of this process to read it"
+        )
     return directory
 
 
 def child_environment(settings: Settings, redis_url: str | None = None) -> dict[str, str]:
-    """For a process of ours to come to the same settings, and to the same job store."""
+    """The environment of a child process that has the same settings and the same job store."""
     fields = settings.model_dump(mode="json", exclude_none=True)
     if redis_url is not None:
         fields["redis_url"] = redis_url
@@ -208,5 +209,5 @@ def child_environment(settings: Settings, redis_url: str | None = None) -> dict[
 
 
 def offline_environment() -> dict[str, str]:
-    """For a process that loads models and may ask no hub."""
+    """The environment of a process that loads models without access to a hub."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

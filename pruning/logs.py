@@ -1,4 +1,4 @@
-"""Log lines, for people or as JSON, with what their context knows: a request's id, a job's."""
+"""Log lines as text or JSON, with fields of their context, such as the id of a request or job."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -8,42 +8,42 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 LogFormat = Literal["text", "json"]
-Known = Callable[[], Mapping[str, str]]
+ContextFields = Callable[[], Mapping[str, str]]
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def set_up_logging(level: str, log_format: LogFormat, known: Known = dict) -> None:
-    """Send all logging of this process to stderr; ``known`` is asked at every line."""
+def set_up_logging(level: str, log_format: LogFormat, context: ContextFields = dict) -> None:
+    """Send all log lines of this process to stderr. ``context`` is called for every line."""
     handler = logging.StreamHandler()
     is_json = log_format == "json"
-    handler.setFormatter(_json_formatter(known) if is_json else _TextFormatter(known))
+    handler.setFormatter(_json_formatter(context) if is_json else _TextFormatter(context))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 class _TextFormatter(logging.Formatter):
-    def __init__(self, known: Known) -> None:
+    def __init__(self, context: ContextFields) -> None:
         super().__init__(_TEXT)
-        self._known = known
+        self._context = context
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as logging has it
-        found = " ".join(f"{name}={value}" for name, value in self._known().items())
+        fields = " ".join(f"{name}={value}" for name, value in self._context().items())
         line = super().formatMessage(record)
-        return f"{line} [{found}]" if found else line
+        return f"{line} [{fields}]" if fields else line
 
 
-def _json_formatter(known: Known) -> logging.Formatter:
-    """One object a line: timestamp, level, logger, event, what is known, and the traceback."""
+def _json_formatter(context: ContextFields) -> logging.Formatter:
+    """One object per line: timestamp, level, logger, event, context fields and exception."""
 
-    def add_known(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        return {**event, **known()}
+    def add_context(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        return {**event, **context()}
 
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            add_known,
+            add_context,
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,

@@ -1,6 +1,4 @@
-"""What a process owes others: to say nothing needless, to end when it is asked to, and a child not
-to outlive its parent.
-"""
+"""Signals of a process, its end with its parent, and its libraries' warnings."""
 
 import ctypes
 import logging
@@ -11,38 +9,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
-# transformers imports torchao wherever it is installed, and that says what it misses without CUDA
-_CHATTY = ("torchao", "torch.utils._pytree")
+# transformers imports torchao if it is installed, and torchao warns of what it lacks without CUDA.
+_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 
-def hush_libraries() -> None:
-    """For a process's start, in front of torch: let no library warn of what is not in use."""
-    for name in _CHATTY:
+def silence_libraries() -> None:
+    """Disable warnings about features that are not used. To be called before torch is imported."""
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
-def heeding(signum: signal.Signals) -> Iterator[Callable[[], bool]]:
-    """Meanwhile the signal ends nothing: what is yielded tells whether it has come.
+def deferred_signal(signum: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Within the context, a signal only sets a flag; yields a function that reads the flag.
 
-    In the main thread only.
+    Works in the main thread only.
     """
-    has_come = False
+    is_received = False
 
-    def note(*_: object) -> None:
-        nonlocal has_come
-        has_come = True
+    def receive(*_: object) -> None:
+        nonlocal is_received
+        is_received = True
 
-    before = signal.signal(signum, note)
+    before = signal.signal(signum, receive)
     try:
-        yield lambda: has_come
+        yield lambda: is_received
     finally:
         signal.signal(signum, before)
 
 
-def end_with_parent(parent: int, how: signal.Signals) -> None:
-    """Ask Linux to send this process a signal when its parent dies; elsewhere nothing happens."""
+def end_with_parent(parent: int, signum: signal.Signals) -> None:
+    """Have Linux send this process a signal when its parent ends. Elsewhere it does nothing."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
-        os._exit(1)  # it died before we asked
+        os._exit(1)  # the parent ended before the call

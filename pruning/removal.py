@@ -1,11 +1,11 @@
-"""Which blocks a removal order keeps, and the verdict of one round: the block to remove."""
+"""The removal that a round of candidates decides on, and the blocks that removals keep."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, stdev
 
-Losses = Sequence[float]  # of one set of blocks, a window each, in nats per predicted token
+Losses = Sequence[float]  # one per window, in nats per predicted token
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -14,34 +14,36 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class Removal:
-    """Losses are means over windows; a candidate that was clearly too bad may have seen fewer."""
+    """The decision of one round. Losses are means over windows, in nats per predicted token."""
 
-    step: int  # 1 for the first block that goes
+    step: int  # 1 for the first removal
     block: int
     loss: float
     dense_loss: float
     runner_up: int | None
-    margin: float | None  # nats by which the runner-up is worse, on the windows that both saw
-    margin_error: float | None  # its standard error; None with a single window
-    scores: Mapping[int, float]
-    num_windows: Mapping[int, int]  # behind each score
+    margin: float | None  # loss of the runner-up minus ``loss``, on their common windows
+    margin_error: float | None  # standard error of the margin; None with a single window
+    scores: Mapping[int, float]  # loss without each candidate
+    num_windows: Mapping[int, int]  # of each score; fewer for clearly worse candidates
 
 
 def kept(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:
-    """Indices of the blocks that stay when ``removed`` go, ascending."""
-    gone = set(removed)
-    return tuple(block for block in range(num_blocks) if block not in gone)
+    """The ascending indices of all blocks except ``removed``."""
+    left_out = set(removed)
+    return tuple(block for block in range(num_blocks) if block not in left_out)
 
 
-def verdict(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Removal:
-    """The candidate with the lowest mean of those that saw every window, the lowest index in a tie.
+def decide(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Removal:
+    """Choose the candidate with the lowest mean loss among those with losses of all windows.
 
-    The runner-up is the next among those, or else among those that saw the most. ``losses`` has a
-    block's absence as key. Raises ``NonFiniteLoss``.
+    Ties go to the lowest index. The runner-up is the next best of the candidates that have the most
+    windows. ``losses`` are those of the model without each candidate. Raises ``NonFiniteLoss``.
     """
     scores = {block: fmean(losses[block]) for block in sorted(losses)}
     if not all(map(isfinite, [dense_loss, *scores.values()])):
-        raise NonFiniteLoss(f"step {step}: dense loss {dense_loss}, without a block {scores}")
+        raise NonFiniteLoss(
+            f"step {step}: dense loss {dense_loss}, losses without each block {scores}"
+        )
     num_windows = {block: len(losses[block]) for block in scores}
     most = max(num_windows.values())
     best = min((b for b in scores if num_windows[b] == most), key=scores.__getitem__)
@@ -49,7 +51,7 @@ def verdict(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Remov
     gaps = {
         block: paired_gaps(losses[block], losses[best])
         for block, number in others.items()
-        if number == max(others.values())  # who saw less was behind somebody else
+        if number == max(others.values())  # the others dropped out earlier
     }
     runner_up = min(gaps, key=lambda block: fmean(gaps[block]), default=None)
     gap = [] if runner_up is None else gaps[runner_up]
@@ -67,10 +69,10 @@ def verdict(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Remov
 
 
 def paired_gaps(losses: Losses, others: Losses) -> list[float]:
-    """Differences window by window, as far as both go."""
+    """Differences per window, for the windows that both have."""
     return [ours - theirs for ours, theirs in zip(losses, others, strict=False)]
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of two or more values."""
+    """The standard error of the mean of two or more values."""
     return stdev(values) / sqrt(len(values))

@@ -20,7 +20,7 @@ from app.cli.prune import prune
 from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables
 from pruning.config import UnreadableSecrets
-from pruning.process import hush_libraries
+from pruning.process import silence_libraries
 from pruning.spec import InvalidSpec
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ Insecure = Annotated[
 
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
-    hush_libraries()
+    silence_libraries()
     errors = Console(stderr=True, highlight=False)
     try:
         app()

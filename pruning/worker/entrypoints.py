@@ -13,7 +13,7 @@ from pruning.config import WorkerSettings, child_environment
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect
 from pruning.logs import set_up_logging
-from pruning.process import end_with_parent, hush_libraries
+from pruning.process import end_with_parent, silence_libraries
 from pruning.worker.parent import PruneWorker
 
 
@@ -34,7 +34,7 @@ def run_worker(
     the worker stops for any other reason, and ``MetricsPortUnavailable``.
     """
     set_up_logging(settings.log_level, settings.log_format)
-    hush_libraries()
+    silence_libraries()
     client = connect(redis_url)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     worker = worker_class(name, client, lease_s=lease_s)
@@ -56,7 +56,7 @@ def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:
     end_with_parent(int(parent), signal.SIGKILL)  # on Linux; elsewhere the lease expires
     settings = WorkerSettings()
     set_up_logging(settings.log_level, settings.log_format, lambda: {"job_id": job_id})
-    hush_libraries()
+    silence_libraries()
     assert settings.redis_url is not None  # set by the parent
     client = connect(settings.redis_url)
     worker = worker_class(name, client, lease_s=int(lease_s), is_child=True)

@@ -21,7 +21,7 @@ from pruning.jobs.queue import DELIVERIES, give_up
 from pruning.jobs.redis import JobStoreUnavailable, connect
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
-from pruning.process import heeding
+from pruning.process import deferred_signal
 from pruning.removal import Removal
 from pruning.search.state import Scored, SearchPlan, SearchState
 
@@ -78,7 +78,7 @@ def execute(
         return
     logger.info("job %s: attempt %d", job_id, job.attempt)
     earlier = _retried(lambda: store.search_state(job_id))
-    with heeding(signal.SIGTERM) as is_terminating:
+    with deferred_signal(signal.SIGTERM) as is_terminating:
         observer = JobObserver(store, job, earlier, is_terminating)
         try:
             end = _outcome(store, job, observer, run)

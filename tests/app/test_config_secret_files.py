@@ -96,7 +96,9 @@ def test_a_folder_that_is_none_is_a_message_and_a_code(tmp_path: Path, kind: str
         named.write_text("")
     ran = sleb_process(tmp_path, "config", variables={"SLEB_SECRETS_DIR": str(named)})
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "error: SLEB_SECRETS_DIR is" in " ".join(ran.stderr.split())
+    assert f"error: SLEB_SECRETS_DIR={named} is not a readable folder" in " ".join(
+        ran.stderr.split()
+    )
     assert "Traceback" not in ran.stderr
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.removal import Losses, NonFiniteLoss, Removal, verdict
+from pruning.removal import Losses, NonFiniteLoss, Removal, decide
 from pruning.sleb import Blocks, TooManyRemovals, sleb
 from pruning.spec.prune import PruneSpec
 
@@ -135,14 +135,14 @@ def test_a_loss_that_is_no_number_ends_the_search(bad: float) -> None:
 
 
 def test_of_candidates_that_saw_less_none_goes_whatever_its_mean() -> None:
-    found = verdict(1, 1.0, {1: [0.5, 0.1], 2: [2.0, 3.0, 4.0], 3: [2.0, 3.0, 4.5]})
+    found = decide(1, 1.0, {1: [0.5, 0.1], 2: [2.0, 3.0, 4.0], 3: [2.0, 3.0, 4.5]})
     assert (found.block, found.loss) == (2, 3.0)
     assert found.num_windows == {1: 2, 2: 3, 3: 3}
 
 
 def test_the_margin_is_paired_and_so_is_its_error() -> None:
     """What both find hard cancels: 1, 9 and 5 are far apart, the gaps 0.1, 0.2 and 0.3 are not."""
-    found = verdict(1, 1.0, {1: [1.1, 9.2, 5.3], 2: [1.0, 9.0, 5.0], 3: [4.0, 9.0, 9.0]})
+    found = decide(1, 1.0, {1: [1.1, 9.2, 5.3], 2: [1.0, 9.0, 5.0], 3: [4.0, 9.0, 9.0]})
     assert (found.block, found.runner_up) == (2, 1)
     assert found.margin == pytest.approx(0.2)
     assert found.margin_error == pytest.approx(0.1 / math.sqrt(3))
@@ -150,14 +150,14 @@ def test_the_margin_is_paired_and_so_is_its_error() -> None:
 
 def test_the_runner_up_is_one_of_those_that_saw_the_most() -> None:
     losses = {1: [1.0] * 4, 2: [2.0, 2.5], 3: [1.0], 4: [3.0, 3.0]}
-    found = verdict(1, 1.0, losses)
+    found = decide(1, 1.0, losses)
     assert (found.block, found.runner_up, found.margin) == (1, 2, 1.25)
 
 
 def test_one_window_has_a_margin_and_no_error_one_candidate_neither() -> None:
-    found = verdict(1, 1.0, {1: [2.0], 2: [2.5]})
+    found = decide(1, 1.0, {1: [2.0], 2: [2.5]})
     assert (found.runner_up, found.margin, found.margin_error) == (2, 0.5, None)
-    alone = verdict(1, 1.0, {4: [2.0, 3.0]})
+    alone = decide(1, 1.0, {4: [2.0, 3.0]})
     assert (alone.runner_up, alone.margin, alone.margin_error) == (None, None, None)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality
-from pruning.removal import Removal, verdict
+from pruning.removal import Removal, decide
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 
@@ -59,4 +59,4 @@ def removals_of_run(*, is_staged: bool) -> list[Removal]:
     seen = 1 if is_staged else 3
     first = {1: [4.4, 4.3, 4.35], 2: [5.0] * seen, 3: [4.2, 4.3, 4.25], 4: [6.0] * seen}
     second = {1: [5.0, 5.0, 5.0], 2: [5.5, 5.5, 5.5], 4: [7.0] * seen}
-    return [verdict(1, 4.0, first), verdict(2, 4.0, second)]
+    return [decide(1, 4.0, first), decide(2, 4.0, second)]

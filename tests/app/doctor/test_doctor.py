@@ -84,7 +84,7 @@ def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
         ("SLEB_PROT", "1", "did you mean SLEB_PORT"),
         ("SLEB_THREADS", "x", "threads"),
         ("SLEB_SHADOW_DIRECTION", "@-6", "SLEB_SHADOW_SHARE"),
-        ("SLEB_SECRETS_DIR", "/nowhere", "no folder that can be read"),
+        ("SLEB_SECRETS_DIR", "/nowhere", "is not a readable folder"),
     ],
 )
 def test_settings_that_cannot_be_are_a_finding(

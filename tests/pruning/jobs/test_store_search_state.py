@@ -11,7 +11,7 @@ from pruning.jobs.job import JobError, Phase
 from pruning.jobs.keys import RECORD, SEARCH
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
-from pruning.removal import Removal, verdict
+from pruning.removal import Removal, decide
 from pruning.search.state import (
     Scored,
     SearchPlan,
@@ -24,8 +24,8 @@ from pruning.search.state import (
 from pruning.spec.prune import PruneSpec
 
 PLAN = SearchPlan("d1g", 3)
-FIRST = verdict(1, 2.0, {1: [2.5, 2.25], 2: [3.0, 2.0], 3: [2.125]})
-SECOND = verdict(2, 2.0, {2: [1 / 3, 0.1], 3: [3.0, 2.0]})
+FIRST = decide(1, 2.0, {1: [2.5, 2.25], 2: [3.0, 2.0], 3: [2.125]})
+SECOND = decide(2, 2.0, {2: [1 / 3, 0.1], 3: [3.0, 2.0]})
 losses = st.lists(st.floats(0, 20), min_size=1, max_size=4)
 
 
@@ -43,7 +43,7 @@ def job_id(job_store: JobStore) -> str:
 def test_a_state_survives_being_text(
     rounds: list[dict[int, list[float]]], scored: dict[int, list[float]]
 ) -> None:
-    removals = [verdict(step, 1.5, found) for step, found in enumerate(rounds, start=1)]
+    removals = [decide(step, 1.5, found) for step, found in enumerate(rounds, start=1)]
     fields = {**plan_field(PLAN), **round_fields(removals)}
     for block, found in scored.items():
         fields |= scored_field(Scored(len(rounds) + 1, block, found))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.removal import verdict
+from pruning.removal import decide
 from pruning.stability.agreement import SearchRun, Stability, jaccard, jaccard_by_chance, stability
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire
 
@@ -31,7 +31,7 @@ def run_of(
     for step, block in enumerate(order, start=1):
         left = [b for b in range(1, NUM_BLOCKS - 1) if b not in order[:step]]
         losses = {b: [3 + gap, 3 + gap + 0.02, 3 + gap - 0.02] for b in left}
-        removals.append(verdict(step, 2.5, {block: [3.0, 3.0, 3.0], **losses}))
+        removals.append(decide(step, 2.5, {block: [3.0, 3.0, 3.0], **losses}))
     curve = tuple(perplexities or [10.0 + step for step in range(len(order) + 1)])
     given_windows = tuple(windows or [f"{text}{seed}{at}" for at in range(4)])
     return SearchRun(text, seed, tuple(removals), {"a.txt": curve}, given_windows)
@@ -167,7 +167,7 @@ def test_samples_that_are_nearly_the_same_are_no_witnesses() -> None:
 
 
 def test_one_window_knows_no_margin() -> None:
-    removal = verdict(1, 2.5, {1: [3.0], 2: [3.5]})
+    removal = decide(1, 2.5, {1: [3.0], 2: [3.5]})
     runs = [SearchRun("a", seed, (removal,), {"a": (1.0, 2.0)}, (str(seed),)) for seed in range(2)]
     report = stability("tiny", 4, 2, runs)
     assert (report.depths[0].num_close, report.depths[0].num_margins) == (0, 0)
