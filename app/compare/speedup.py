@@ -6,14 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
-EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
+from pruning.student_t import quantile
 
-# Student's t at 97.5 %, by degrees of freedom from 1 on.
-_STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
 
 
 class Verdict(StrEnum):
@@ -63,7 +58,7 @@ def speedup(
     residuals = [b - ratio * v for b, v in zip(baseline_s, variant_s, strict=True)]
     variance = sum(its * its for its in residuals) / (num_pairs - 1)
     error = math.sqrt(variance / num_pairs) / fmean(variant_s)
-    margin = _student(num_pairs - 1) * error
+    margin = quantile(0.975, num_pairs - 1) * error
     low, high = max(ratio - margin, 0.0), ratio + margin
     verdict, reason = _judge(ratio, low, high)
     if objection is not None:
@@ -82,9 +77,3 @@ def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
         return Verdict.NO_DIFFERENCE, f"{interval} lies within {EQUAL_WITHIN:.0%} of 1"
     what = "contains 1" if low <= 1 <= high else f"is wider than the effect of {ratio - 1:+.1%}"
     return Verdict.UNDECIDED, f"{interval} {what}: repeat it more often, or on a quieter machine"
-
-
-def _student(degrees: int) -> float:
-    if degrees <= len(_STUDENT):
-        return _STUDENT[degrees - 1]
-    return 1.96 + 2.4 / degrees

@@ -8,11 +8,12 @@ bounds a candidate; every round is raced anew.
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from math import sqrt
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 from pruning.removal import Losses, paired_gaps, standard_error
 from pruning.search.scoring import WindowScorer
 from pruning.sleb import Blocks
+from pruning.student_t import quantile
 
 NUM_ERRORS = 3.0  # a candidate this many standard errors behind the leader is clearly worse
 _SHARE_AT_START = 16  # a race begins on one window in so many
@@ -29,12 +30,10 @@ def stages(num_windows: int) -> tuple[int, ...]:
 
 
 def errors_behind(num_windows: int) -> float:
-    """How many standard errors, estimated from so few windows, are as many as ``NUM_ERRORS`` of a
-    known one: a quantile of Student's t (Abramowitz and Stegun, 26.7.5).
+    """How many standard errors estimated from ``num_windows`` windows are as improbable as
+    ``NUM_ERRORS`` of a known standard error, by Student's t.
     """
-    z, degrees = NUM_ERRORS, num_windows - 1
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / degrees + second / degrees**2
+    return quantile(NormalDist().cdf(NUM_ERRORS), num_windows - 1)
 
 
 class StagedScorer:

@@ -183,7 +183,7 @@ def test_conditions_tell_the_states_a_job_has_been_in(
     job_store.start(job_id, "w")
     started = job_store.get(job_id).started_at
     assert conditions() == [("Queued", "False", started), ("Running", "True", started)]
-    job_store.requeue(job_id, "handed back", is_lost=False)
+    job_store.requeue(job_id, "requeued", is_lost=False)
     back = job_store.get(job_id).status_since
     assert conditions() == [("Queued", "True", back), ("Running", "False", back)]
     job_store.cancel(job_id)

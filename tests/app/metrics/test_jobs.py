@@ -93,7 +93,7 @@ def test_the_age_of_the_queue_is_that_of_the_longest_wait(
     assert age_s() == pytest.approx(100, abs=15)
     job_store.start(jobs[0].id, "a worker")
     assert age_s() == pytest.approx(20, abs=15)
-    job_store.requeue(jobs[0].id, "handed back", is_lost=False)  # it waits anew
+    job_store.requeue(jobs[0].id, "requeued", is_lost=False)  # it waits anew
     assert age_s() == pytest.approx(20, abs=15)
 
 

@@ -78,7 +78,7 @@ LIVES: list[tuple[Callable[[JobStore, str], object], list[str]]] = [
         lambda store, job_id: (
             store.start(job_id, "w"),
             store.start(job_id, "takes over"),
-            store.requeue(job_id, "handed back", is_lost=False),
+            store.requeue(job_id, "requeued", is_lost=False),
         ),
         ["running", "queued"],
     ),

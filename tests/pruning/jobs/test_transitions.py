@@ -111,7 +111,7 @@ CHANGES: Mapping[str, Callable[[JobStore, str], object]] = {
     "resume": lambda store, job_id: store.resume(job_id),
     "stopped": lambda store, job_id: store.stopped(job_id),
     "lost": lambda store, job_id: store.requeue(job_id, "lost", is_lost=True),
-    "handed back": lambda store, job_id: store.requeue(job_id, "stops", is_lost=False),
+    "requeued": lambda store, job_id: store.requeue(job_id, "stops", is_lost=False),
     "short of memory": lambda store, job_id: store.short_of_memory(job_id, "2 GiB"),
     "succeed": lambda store, job_id: store.succeed(job_id, "tiny@x"),
     "fail": lambda store, job_id: store.fail(job_id, ERROR),
