@@ -13,8 +13,8 @@ from app.engine.sequence import TokenEvent
 class GatedEngine(Engine):
     """Does a number of steps, and further ones only while its gate is open."""
 
-    def __init__(self, num_free: int = 0) -> None:
-        super().__init__(EngineLimits(max_num_seqs=8))
+    def __init__(self, num_free: int = 0, max_num_seqs: int = 8) -> None:
+        super().__init__(EngineLimits(max_num_seqs=max_num_seqs))
         self.gate = threading.Event()
         self.is_at_gate = False
         self.num_steps = 0
@@ -34,9 +34,9 @@ class GatedEngine(Engine):
 
 
 @contextmanager
-def gated(num_free: int = 0) -> Iterator[GatedEngine]:
-    """Open at the end, or its thread could not be stopped."""
-    engine = GatedEngine(num_free)
+def gated(num_free: int = 0, max_num_seqs: int = 8) -> Iterator[GatedEngine]:
+    """Opens the gate at the end: the engine's thread could not be stopped otherwise."""
+    engine = GatedEngine(num_free, max_num_seqs)
     try:
         yield engine
     finally:
