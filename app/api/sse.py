@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.errors import problem_of
 from app.generation.generator import Generation, Generator
 from app.generation.output import Output, Piece
-from app.generation.request import Call
+from app.generation.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,15 @@ class AnswerFormat(Protocol[_View_co]):
 async def answer(
     request: Request,
     generator: Generator,
-    call: Call,
+    generation_request: GenerationRequest,
     format_: AnswerFormat[_View_co],
     *,
     is_streamed: bool,
 ) -> "_View_co | EventStream":
-    """What a route returns for this call. Raises what ``Generator.generate`` does."""
+    """The response of a route to this request. Raises what ``Generator.generate`` does."""
     if is_streamed:
-        return EventStream(generator.open(call), format_)
-    return format_.whole(await unless_gone(request.receive, generator.generate(call)))
+        return EventStream(generator.open(generation_request), format_)
+    return format_.whole(await unless_gone(request.receive, generator.generate(generation_request)))
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:

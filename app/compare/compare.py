@@ -19,7 +19,7 @@ from app.engine.variant import Variant
 from app.generation.engine_backend import ENGINE_RAISES, tokenized
 from app.generation.generator import Generator
 from app.generation.output import Output
-from app.generation.request import Call, ServedElsewhere
+from app.generation.request import GenerationRequest, ServedElsewhere
 from app.models.registry import LOAD_RAISES, ServedModel
 
 Round = Sequence[Output]  # an output for each prompt
@@ -88,8 +88,11 @@ class Comparer:
         if not params.is_greedy and params.seed is None:
             params = replace(params, seed=secrets.randbelow(2**63))
         prompts = await tokenized(question.prompts, served[0])
-        calls = [Call(its, prompts, params, question.stop, traffic="bench") for its in served]
-        rounds = await self._rounds(calls, question.repeats)
+        requests = [
+            GenerationRequest(its, prompts, params, question.stop, traffic="bench")
+            for its in served
+        ]
+        rounds = await self._rounds(requests, question.repeats)
         scores = await self._scores(served, prompts, [its[0] for its in rounds])
         sides = [Side(*its) for its in zip(served, rounds, scores, strict=True)]
         return Comparison(sides, sides[question.baseline], params.seed)
@@ -103,15 +106,19 @@ class Comparer:
             )
         return served
 
-    async def _rounds(self, calls: Sequence[Call], repeats: int) -> list[list[Round]]:
-        """Of each call its rounds, after two tokens that do not count: the first run is slower."""
-        for call in calls:
-            few = replace(call.params, max_new_tokens=min(2, call.params.max_new_tokens))
-            await self._generator.generate(replace(call, prompts=call.prompts[:1], params=few))
-        rounds: list[list[Round]] = [[] for _ in calls]
+    async def _rounds(
+        self, requests: Sequence[GenerationRequest], repeats: int
+    ) -> list[list[Round]]:
+        """The rounds of each request, after an uncounted warm-up of two tokens."""
+        for request in requests:
+            few = replace(request.params, max_new_tokens=min(2, request.params.max_new_tokens))
+            await self._generator.generate(
+                replace(request, prompts=request.prompts[:1], params=few)
+            )
+        rounds: list[list[Round]] = [[] for _ in requests]
         for repeat in range(repeats):
-            for index in turn_order(len(calls), repeat):
-                rounds[index].append(await self._generator.generate(calls[index]))
+            for index in turn_order(len(requests), repeat):
+                rounds[index].append(await self._generator.generate(requests[index]))
         return rounds
 
     async def _scores(

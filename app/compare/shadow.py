@@ -75,7 +75,7 @@ class Shadow:
         """Begin a replay of this answer, or drop it; costs the live request nothing."""
         name = self._counterpart(live.served.entry)
         is_whole = live.output.finish_reason in _WHOLE
-        if name is None or not is_whole or live.call.traffic != "live":
+        if name is None or not is_whole or live.request.traffic != "live":
             return
         if self._random.random() >= self._share:
             return
@@ -158,7 +158,7 @@ class Shadow:
             raise _Dropped("overload") from error
         except (EngineStopped, ValueError) as error:
             raise _Dropped("stopped" if isinstance(error, EngineStopped) else "error") from error
-        answer = EngineAnswer(0, stream, TextStream(served.tokenizer, live.call.stop))
+        answer = EngineAnswer(0, stream, TextStream(served.tokenizer, live.request.stop))
         try:
             await answer.finish()
         except GenerationFailed as error:
@@ -169,7 +169,7 @@ class Shadow:
             await answer.aclose()
         if answer.output.finish_reason not in _WHOLE:
             raise _Dropped(replay.why_dropped or self._why_aborted())
-        self._count(live, Answered(live.call, served, stream, answer.output))
+        self._count(live, Answered(live.request, served, stream, answer.output))
 
     def _why_aborted(self) -> str:
         return "overload" if self._engine.is_accepting else "stopped"

@@ -20,7 +20,7 @@ from app.engine.sequence import (
 from app.engine.stream import Stream
 from app.engine.text import TextStream, chat_prompt
 from app.generation.output import Answer, GenerationFailed, Output, Token
-from app.generation.request import Call, Chat, Prompt
+from app.generation.request import Chat, GenerationRequest, Prompt
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
 
@@ -39,14 +39,14 @@ ENGINE_RAISES = (
 class Answered:
     """An answer that has come to its end, with the stream that it was made of."""
 
-    call: Call
+    request: GenerationRequest
     served: ServedModel
     stream: Stream
     output: Output
 
 
 class EngineBackend:
-    """Takes all prompts of a call or none, and has them generated as one batch."""
+    """Takes all prompts of a request or none, and has them generated as one batch."""
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
         self._engine = engine
@@ -58,17 +58,17 @@ class EngineBackend:
         self._listeners.append(listener)
 
     async def answers(
-        self, call: Call, served: ServedModel, deadline_s: float | None
+        self, request: GenerationRequest, served: ServedModel, deadline_s: float | None
     ) -> list[Answer]:
         """Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and what a chat template
         does, before anything runs.
         """
-        self._engine.check_number(len(call.prompts) * call.n)  # before any work is done
-        prompts = await tokenized(call.prompts, served)
-        requests = self._requests(call, served, prompts, deadline_s)
-        labels = labels_of(served.entry, call.traffic)
+        self._engine.check_number(len(request.prompts) * request.n)  # before any work is done
+        prompts = await tokenized(request.prompts, served)
+        engine_requests = self._requests(request, served, prompts, deadline_s)
+        labels = labels_of(served.entry, request.traffic)
         try:
-            streams = self._engine.streams(requests, partial(self._count, labels))
+            streams = self._engine.streams(engine_requests, partial(self._count, labels))
         except Overloaded as refusal:
             self._metrics.rejected(labels, refusal.reason)
             raise
@@ -77,16 +77,16 @@ class EngineBackend:
             EngineAnswer(
                 index,
                 stream,
-                TextStream(served.tokenizer, call.stop),
+                TextStream(served.tokenizer, request.stop),
                 self._metrics.token_gaps(labels),
-                self._teller(call, served, stream),
+                self._teller(request, served, stream),
             )
             for index, stream in enumerate(streams)
         ]
 
     def _requests(
         self,
-        call: Call,
+        request: GenerationRequest,
         served: ServedModel,
         prompts: Iterable[tuple[int, ...]],
         deadline_s: float | None,
@@ -96,30 +96,32 @@ class EngineBackend:
                 f"gen-{uuid4().hex}",
                 served.variant,
                 ids,
-                self._params(call, served, len(ids), number),
+                self._params(request, served, len(ids), number),
                 deadline_s=deadline_s,
             )
             for ids in prompts
-            for number in range(call.n)
+            for number in range(request.n)
         ]
 
     def _params(
-        self, call: Call, served: ServedModel, num_prompt_tokens: int, number: int
+        self, request: GenerationRequest, served: ServedModel, num_prompt_tokens: int, number: int
     ) -> SamplingParams:
         """Of one of the ``n`` answers to a prompt of that length."""
-        params = call.params_of(number)
-        if call.fills_context:
+        params = request.params_of(number)
+        if request.fills_context:
             rest = self._engine.max_len(served.variant) - num_prompt_tokens
             params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
         return params
 
-    def _teller(self, call: Call, served: ServedModel, stream: Stream) -> Callable[[Output], None]:
-        """Tells the listeners in the context of the call, whoever brings the last token."""
+    def _teller(
+        self, request: GenerationRequest, served: ServedModel, stream: Stream
+    ) -> Callable[[Output], None]:
+        """Tells the listeners in the context of the request, whoever brings the last token."""
         context = copy_context()
 
         def tell(output: Output) -> None:
             for listener in self._listeners:
-                context.run(listener, Answered(call, served, stream, output))
+                context.run(listener, Answered(request, served, stream, output))
 
         return tell
 

@@ -1,4 +1,4 @@
-"""Calls in, answers out, side by side, whoever generates them.
+"""Generation requests in, outputs out, by the engine or by another server.
 
 Knows no HTTP: what goes wrong is raised as an error of its own.
 """
@@ -12,7 +12,7 @@ from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Answer, Output, Piece
-from app.generation.request import Call, ServedElsewhere
+from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
 from app.models.registry import LOAD_RAISES, ModelRegistry, ServedModel
@@ -49,38 +49,38 @@ class Generator:
             raise
         return await asyncio.wrap_future(loading)
 
-    async def generate(self, call: Call) -> list[Output]:
+    async def generate(self, request: GenerationRequest) -> list[Output]:
         """One output per answer, in their order. Raises what ``open`` and ``news`` do."""
-        async with self.open(call) as generation:
+        async with self.open(request) as generation:
             while not generation.is_over:
                 await generation.news()
             return generation.outputs
 
     @asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator["Generation"]:
+    async def open(self, request: GenerationRequest) -> AsyncIterator["Generation"]:
         """The answers as they grow; leaving it cancels what still runs.
 
         Raises ``RequestRefused``, ``Overloaded``, ``EngineStopped`` or a ``BackendError`` before
         anything runs, and of several answers at other servers before the first text is there.
         """
-        generation = Generation(await self._answers(call))
+        generation = Generation(await self._answers(request))
         try:
             await generation.begin()
             yield generation
         finally:
             await generation.aclose()
 
-    async def _answers(self, call: Call) -> list[Answer]:
-        served = call.served
-        timeouts_s = [its for its in (call.timeout_s, self._max_timeout_s) if its is not None]
+    async def _answers(self, request: GenerationRequest) -> list[Answer]:
+        served = request.served
+        timeouts_s = [its for its in (request.timeout_s, self._max_timeout_s) if its is not None]
         deadline_s = time.monotonic() + min(timeouts_s) if timeouts_s else None
         if isinstance(served, ServedElsewhere):
-            return await self._external.answers(call, served, deadline_s)
-        return await self._engine.answers(call, served, deadline_s)
+            return await self._external.answers(request, served, deadline_s)
+        return await self._engine.answers(request, served, deadline_s)
 
 
 class Generation:
-    """The answers to one call, growing side by side, and read at whatever pace."""
+    """The answers to one request, growing side by side, and read at whatever pace."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         self._answers = answers

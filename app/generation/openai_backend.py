@@ -27,7 +27,7 @@ from app.generation.openai_client import (
     asked_of,
 )
 from app.generation.output import Answer
-from app.generation.request import Call, ServedElsewhere
+from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics, labels_of
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
@@ -126,14 +126,16 @@ class ExternalBackend:
         return {name: server.places.num_waiting for name, server in self._servers.items()}
 
     async def answers(
-        self, call: Call, served: ServedElsewhere, deadline_s: float | None
+        self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
     ) -> list[Answer]:
         """Admits all of them or none: each has to be closed.
 
         Raises ``TooManyPrompts`` or ``Overloaded``.
         """
         server = self._servers[served.model.name]
-        asked = [asked_of(call, its, number) for its in call.prompts for number in range(call.n)]
+        asked = [
+            asked_of(request, its, number) for its in request.prompts for number in range(request.n)
+        ]
         try:
             server.places.admit(len(asked))
         except Overloaded as refusal:

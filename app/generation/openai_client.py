@@ -4,7 +4,7 @@ Statuses follow RFC 9110, 15.6: 502 for an answer that is wrong, 503 for a serve
 for one that is silent. What the server says goes on to the client only where it is about the
 client's own request.
 
-A call as requests of OpenAI's API, one for each of its answers.
+A generation request becomes one request of OpenAI's API for each of its outputs.
 """
 
 import json
@@ -17,7 +17,7 @@ import httpx2
 
 from app.engine.sequence import SamplingParams
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
-from app.generation.request import Call, Chat, Prompt
+from app.generation.request import Chat, GenerationRequest, Prompt
 from app.models.external import ExternalModel
 
 _MAX_ERROR_BYTES = 65_536
@@ -210,13 +210,13 @@ class Asked:
     body: Mapping[str, Any]
 
 
-def asked_of(call: Call, prompt: Prompt, number: int) -> Asked:
+def asked_of(request: GenerationRequest, prompt: Prompt, number: int) -> Asked:
     """For the one of the ``n`` answers to this prompt."""
-    params = call.params_of(number)
+    params = request.params_of(number)
     body = _sampling(params)
-    if call.stop:
-        body["stop"] = list(call.stop)
-    if not call.fills_context:
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if not request.fills_context:
         body["max_tokens"] = params.max_new_tokens
     has_logprobs = params.num_logprobs is not None
     if isinstance(prompt, Chat):

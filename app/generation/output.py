@@ -59,7 +59,7 @@ class Output:
 class Piece:
     """What is new of one answer. Tokens come with the text that they complete; the end, last."""
 
-    index: int  # of the answer in its call
+    index: int  # of the answer in its request
     text: str
     tokens: tuple[Token, ...]
     num_prompt_tokens: int | None  # None while it is not known

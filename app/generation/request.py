@@ -1,4 +1,4 @@
-"""What one client asks for, whoever is to generate it."""
+"""A generation request: the same for the engine of this process and for other servers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ Traffic = Literal["live", "bench"]
 
 
 @dataclass(frozen=True)
-class Call:
+class GenerationRequest:
     """``n`` answers to each prompt, a text, its token ids or messages.
 
     The answers to a prompt follow one another; with a seed, each has a seed of its own.

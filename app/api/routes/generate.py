@@ -10,7 +10,7 @@ from app.api.schemas.sampling import sampling_params
 from app.api.sse import answer
 from app.generation.generator import RAISES
 from app.generation.output import Vocabulary
-from app.generation.request import Call
+from app.generation.request import GenerationRequest
 
 router = APIRouter(tags=["generate"])
 
@@ -28,7 +28,7 @@ async def generate(
     """
     params = sampling_params(body, num_logprobs=body.logprobs)
     served = await generator.load(body.model)
-    call = Call(
+    generation_request = GenerationRequest(
         served,
         prompts=body.prompts,
         params=params,
@@ -36,4 +36,4 @@ async def generate(
         timeout_s=body.timeout_s,
     )
     format_ = GenerateFormat(body, Vocabulary(served.tokenizer), served.entry.kind)
-    return await answer(request, generator, call, format_, is_streamed=body.stream)
+    return await answer(request, generator, generation_request, format_, is_streamed=body.stream)

@@ -22,7 +22,7 @@ from app.api.schemas.sampling import sampling_params
 from app.api.sse import answer
 from app.engine.sequence import SamplingParams
 from app.generation.output import Vocabulary
-from app.generation.request import Call, Chat
+from app.generation.request import Chat, GenerationRequest
 from app.models.entry import ModelEntry
 from pruning.models.store import NotAModel
 
@@ -58,9 +58,11 @@ async def create_completion(
     params = _params(body, max_new_tokens=_or(body.max_tokens, 16), num_logprobs=body.logprobs)
     served = await generator.load(body.model)
     prompts = _prompts(body)
-    call = Call(served, prompts, params, _stop(body), n=_or(body.n, 1))
+    generation_request = GenerationRequest(served, prompts, params, _stop(body), n=_or(body.n, 1))
     format_ = CompletionFormat(body, Vocabulary(served.tokenizer), prompts)
-    return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
+    return await answer(
+        request, generator, generation_request, format_, is_streamed=bool(body.stream)
+    )
 
 
 @router.post("/chat/completions", response_model=ChatView, responses=_RESPONSES)
@@ -73,9 +75,13 @@ async def create_chat_completion(
     params = _params(body, max_new_tokens=limit or 1, num_logprobs=num_logprobs)
     served = await generator.load(body.model)
     chat = Chat([message.as_template_input() for message in body.messages])
-    call = Call(served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None)
+    generation_request = GenerationRequest(
+        served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
+    )
     format_ = ChatFormat(body, Vocabulary(served.tokenizer))
-    return await answer(request, generator, call, format_, is_streamed=bool(body.stream))
+    return await answer(
+        request, generator, generation_request, format_, is_streamed=bool(body.stream)
+    )
 
 
 def _params(
