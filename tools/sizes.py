@@ -33,6 +33,8 @@ EXCEPTIONS: dict[str, str] = {
     "app/cluster/autoscaling.py": "imported by Ray Serve's controller, without torch and ray",
     "app/readiness.py": "shared by the API, its server and its metrics, below all three",
     "app/terminal.py": "imported by light commands, without torch",
+    "pruning/jobs/keys.py": "the table of all Redis keys",
+    "pruning/jobs/redis.py": "the connection to Redis and its errors, also for app.auth",
     "tools/docs/settings.py": "one file for each generated page",
 }
 

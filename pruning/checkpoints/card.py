@@ -1,4 +1,4 @@
-"""The README.md of a published checkpoint, in the form model hubs read."""
+"""The model card of a checkpoint: its README.md, with the metadata that model hubs read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ tags: [sleb, depth-pruning]
 # {name}
 """
 _LOADING = """\
-It is a plain Hugging Face model:
+This is a regular Hugging Face model:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,7 +32,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 ```
 
-vLLM needs no override, as the config counts the blocks that are left:
+vLLM needs no override, because the config has the number of remaining blocks:
 `vllm serve path/to/this/directory`. For llama.cpp, convert it with
 `sleb export path/to/this/directory --gguf model.gguf`, or with its own `convert_hf_to_gguf.py`.
 
@@ -44,13 +44,13 @@ _CARD = """\
 {head}
 {parent} without {num_removed} of its {num_blocks} transformer blocks, chosen by {metric}
 (arXiv 2402.09025) and otherwise unchanged: {num_parameters:,} of {dense_num_parameters:,}
-parameters are left.
+parameters remain.
 
 {loading}
 
-## What each removal cost
+## Quality after each removal
 
-![Perplexity against blocks removed, and a strip of all blocks]({plot})
+![Perplexity by number of removed blocks, and a map of all blocks]({plot})
 
 {table}
 
@@ -60,9 +60,9 @@ parameters are left.
 Calibration: {source}, {num_windows} windows of {seqlen} tokens
 (sha256 of the token ids `{digest}`).
 
-Low perplexity does not prove that reasoning survived: try the model on your own task.
-`removal.json` holds every candidate's score in every round, `calibration.json` what each window
-begins with, `manifest.json` the lineage.
+Low perplexity does not prove that the model can still reason: evaluate it on your own task.
+`removal.json` contains the score of every candidate in every round, `calibration.json` the first
+words of each window, and `manifest.json` the lineage.
 """
 _EXPORT = """\
 {head}
@@ -71,21 +71,21 @@ _EXPORT = """\
 {loading}"""
 _METRICS: Mapping[Metric, str] = MappingProxyType(
     {
-        Metric.COSINE: "the cosine similarity of input and output",
-        Metric.ONE_SHOT: "the loss without each alone",
+        Metric.COSINE: "the cosine similarity of their input and output",
+        Metric.ONE_SHOT: "the loss of the dense model without each of them",
         Metric.SLEB: "SLEB",
     }
 )
 _UNKNOWN = Lineage()
-_EXACT = "every candidate was measured on all calibration windows"
-_STAGED = "candidates that were clearly worse on some calibration windows were spared the others"
+_EXACT = "every candidate was evaluated on all calibration windows"
+_STAGED = "candidates that were clearly worse on the first calibration windows skipped the others"
 _STREAMED = ", block weights streamed from disk"
 
 
 def model_card(
     manifest: Manifest, removals: Sequence[Removal] = (), lineage: Lineage = _UNKNOWN
 ) -> str:
-    """``removals`` add to the table what the manifest does not say: how close each round was."""
+    """Return the card of a published checkpoint. ``removals`` add the margin of each round."""
     headings, cells = table(rows(manifest, removals))
     rule = ["--:"] * len(headings)
     spec = PruneSpec.from_dict(manifest.spec)
@@ -111,7 +111,7 @@ def model_card(
 
 @dataclass(frozen=True)
 class Exported:
-    """A model that was written elsewhere; ``removed_blocks`` of ``num_blocks`` of its parent."""
+    """An exported model: its parent has ``num_blocks``, without ``removed_blocks`` here."""
 
     name: str
     parent: str
@@ -121,7 +121,7 @@ class Exported:
 
 
 def export_card(exported: Exported, lineage: Lineage) -> str:
-    """Of a model without a manifest: what it is, how to load it, where it comes from."""
+    """Return the card of an exported model, which has no manifest."""
     kept = "with all of its"
     if exported.removed_blocks:
         kept = f"without {len(exported.removed_blocks)} of its"
@@ -148,11 +148,11 @@ def _lineage(
     parent: str, num_blocks: int, removed: Sequence[int], lineage: Lineage
 ) -> Iterator[str]:
     source = f", from {lineage.source} at commit {lineage.commit}" if lineage.source else ""
-    yield f"- Made of {parent}{source}, which has {num_blocks} blocks."
+    yield f"- Parent: {parent}{source}, with {num_blocks} blocks."
     if removed:
         order = ", ".join(map(str, removed))
-        yield f"- Blocks removed, counted from 0 and in the order they went: {order}."
-    yield "- Nothing was trained: what is left has the parent's values, in the dtype of the files."
-    text = ", and its text is in LICENSE" if lineage.has_licence_text else ""
+        yield f"- Removed blocks, counted from 0, in order of removal: {order}."
+    yield "- No training: all weights have the parent's values, in the dtype of the files."
+    text = ", see LICENSE" if lineage.has_licence_text else ""
     named = f" ({lineage.licence})" if lineage.licence else ""
     yield f"- The licence is that of {parent}{named}{text}."

@@ -1,4 +1,4 @@
-"""What every removal cost, round by round: the rows behind each table of a pruning run."""
+"""The trajectory: the quality after each removal, as rows, table and legend."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,31 +15,31 @@ Cells = tuple[str, ...]
 NONE = "-"
 _MARGINS: Mapping[Metric, str] = MappingProxyType(
     {
-        Metric.COSINE: "by how much more the runner-up changes its input, as 1 - cosine",
-        Metric.ONE_SHOT: "nats by which the dense model is worse without the runner-up",
-        Metric.SLEB: "nats by which the runner-up was worse",
+        Metric.COSINE: "how much more the runner-up changes its input, as 1 - cosine",
+        Metric.ONE_SHOT: "how much higher the dense model's loss is without the runner-up, in nats",
+        Metric.SLEB: "how much higher the loss is without the runner-up, in nats",
     }
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """The model after some removals; what its manifest and its removals do not say is None."""
+    """The model after ``num_removed`` removals. Unknown values are None."""
 
     num_removed: int
-    num_blocks: int  # that are left
-    block: int | None  # the last that went
+    num_blocks: int  # that remain
+    block: int | None  # the last removed
     loss: float  # on the calibration windows, nats per predicted token
     perplexity: float | None  # on held-out windows
-    ratio: float  # to the dense perplexity, held-out if there is one, else on calibration windows
-    margin: float | None  # by which the runner-up was worse, in nats or as the metric has it
-    margin_error: float | None  # its standard error
+    ratio: float  # of perplexity to the dense one, on held-out windows if there are any
+    margin: float | None  # score of the runner-up minus that of the removed block
+    margin_error: float | None  # standard error of the margin
     num_candidates: int | None  # of the round
-    num_full: int | None  # candidates that were evaluated on every window
+    num_full: int | None  # candidates that were evaluated on all windows
 
 
 def rows(manifest: Manifest, removals: Iterable[Removal] = ()) -> tuple[Row, ...]:
-    """Dense first, then one for each removed block."""
+    """Return the row of the dense model, and one for each removed block."""
     of_block = {removal.block: removal for removal in removals}
     dense = _row(manifest, 0, None)
     return dense, *(
@@ -49,57 +49,58 @@ def rows(manifest: Manifest, removals: Iterable[Removal] = ()) -> tuple[Row, ...
 
 
 def calibration_perplexities(manifest: Manifest) -> list[float]:
-    """exp of the calibration losses, dense first, as far as a float goes."""
+    """Return exp of the calibration losses, dense first, limited to what a float can hold."""
     return [math.exp(min(loss, MAX_NATS)) for loss in manifest.quality.losses]
 
 
 def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
-    """Headings, and the cells of each row, without the columns that would be empty."""
+    """Return the headings and the cells of each row, without empty columns."""
     texts = {heading: [cell(row) for row in rows] for heading, cell in _COLUMNS.items()}
     if all(row.num_full == row.num_candidates for row in rows):
         del texts["in full"]
-    told = {name: cells for name, cells in texts.items() if any(cell != NONE for cell in cells)}
-    return tuple(told), list(zip(*told.values(), strict=True))
+    shown = {name: cells for name, cells in texts.items() if any(cell != NONE for cell in cells)}
+    return tuple(shown), list(zip(*shown.values(), strict=True))
 
 
 def legend(manifest: Manifest, headings: Cells) -> list[str]:
-    """One sentence for each heading that does not explain itself, and for what the gate found."""
+    """Explain the headings, and state what was measured on the pruned model alone."""
     evaluated_on = manifest.quality.evaluated_on
     compared = "perplexity" if evaluated_on else "exp(loss)"
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: on held-out text, {evaluated_on}.",
-        "× dense": f"× dense: {compared} as a multiple of the dense model's.",
+        "× dense": f"× dense: {compared} divided by that of the dense model.",
         "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
-        "in full": "in full: candidates evaluated on every window, and not on the first few alone.",
+        "in full": "in full: candidates evaluated on all windows, and not only on the first.",
     }
-    told = [sentence for name, sentence in sentences.items() if name in headings]
-    return [*told, *_measured(manifest.quality)]
+    explained = [sentence for name, sentence in sentences.items() if name in headings]
+    return [*explained, *_measured(manifest.quality)]
 
 
 def _measured(quality: Quality) -> Iterator[str]:
-    """What is known of the whole order alone, and what the gate found."""
-    if (its := quality.quantized) is not None:
+    """Describe the measurements of the pruned model, and the warnings of the quality gate."""
+    if (quantized := quality.quantized) is not None:
         dense, pruned = (short(quality.perplexities[at]) for at in (0, -1))
         yield (
-            f"quantised: perplexity {dense} dense, {pruned} pruned, {short(its.perplexity)} pruned "
-            f"with {its.weights} weights, which were measured and are not what is published."
+            f"quantised: perplexity {dense} dense, {pruned} pruned, "
+            f"{short(quantized.perplexity)} pruned with {quantized.weights} weights. The published "
+            "weights are not quantised."
         )
-    if (asked := quality.zero_shot) is not None and asked.dense_mean and asked.pruned_mean:
+    if (tasks := quality.zero_shot) is not None and tasks.dense_mean and tasks.pruned_mean:
         yield (
-            f"zero-shot: {asked.dense_mean:.4f} dense, {asked.pruned_mean:.4f} pruned, the mean of "
-            f"{', '.join(score.task for score in asked.pruned)}."
+            f"zero-shot: {tasks.dense_mean:.4f} dense, {tasks.pruned_mean:.4f} pruned, the mean "
+            f"accuracy on {', '.join(score.task for score in tasks.pruned)}."
         )
     if (probe := quality.probe) is not None:
         yield (
-            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, of 1; "
+            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, at most 1; "
             f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}."
         )
     yield from (f"warning: {warning}." for warning in quality.warnings)
 
 
 def short(value: float) -> str:
-    """A perplexity or a ratio, in a few characters however large it is."""
+    """Format a perplexity or a ratio in few characters, however large it is."""
     return f"{value:,.2f}" if value < 1e6 else f"{value:.1e}"
 
 

@@ -1,4 +1,4 @@
-"""The trajectory as a picture: perplexity against blocks removed, above a strip of all blocks."""
+"""The trajectory as a plot: perplexity by number of removed blocks, and a map of all blocks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import calibration_perplexities, short
 from pruning.spec.prune import PruneSpec
 
-if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture
+if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PLOT_FILE = "trajectory.png"
 DPI = 160
-CEILING = 1e6  # a perplexity beyond it is noise, and on its scale all others would look alike
+CEILING = 1e6  # higher perplexities are drawn here, so that the others can be told apart
 CELLS_PER_ROW = 40
 _WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 4.4, 0.42  # inches
-_MIN_COLUMNS = 24  # width of the strip, so that cells of a small model are not bars
-_CROWDED = 32  # labels of so many points stand upright
+_MIN_COLUMNS = 24  # of the map, so that cells of a small model are not wide
+_CROWDED = 32  # with more points, labels are rotated
 
-# The palette of Okabe and Ito, for every kind of eye; width, dash and hatch tell the same.
+# Based on the colour-blind safe palette of Okabe and Ito. Line styles and hatches differ as well.
 _HELD_OUT, _REMOVED, _GREY = "#0072B2", "#C44E00", "#707070"
 _INK = "#222222"
 _CELL_COLORS: Mapping[str, str] = MappingProxyType(
@@ -45,24 +45,24 @@ STYLE: Mapping[str, Any] = MappingProxyType(
         "legend.frameon": False,
         "savefig.dpi": DPI,
         "text.color": _INK,
-        "text.parse_math": False,  # the name of a model may have dollars
+        "text.parse_math": False,  # a model's name may contain a dollar sign
     }
 )
 
 
 def plot(manifest: Manifest) -> bytes:
-    """A PNG; equal manifests give equal bytes. Needs no display, and leaves no setting changed."""
-    from matplotlib import style  # noqa: PLC0415 - as said above
+    """Return a PNG, the same bytes for equal manifests. Needs no display, changes no settings."""
+    from matplotlib import style  # noqa: PLC0415 - as above
 
     buffer = BytesIO()
-    with style.context(["default", dict(STYLE)]):  # whatever the user's own style may be
+    with style.context(["default", dict(STYLE)]):  # and not the user's own style
         draw(manifest).savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def draw(manifest: Manifest) -> "Figure":
-    """The figure behind ``plot``: its first axes hold the curve, its second the strip."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - as said above
+    """Draw the figure of ``plot``: its first axes contain the curve, its second the map."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
 
     num_rows = math.ceil(manifest.num_blocks / CELLS_PER_ROW)
     height = _CURVE_HEIGHT + num_rows * _ROW_HEIGHT + 0.37
@@ -77,7 +77,7 @@ def draw(manifest: Manifest) -> "Figure":
     figure.text(0.2 / _WIDTH, 1 - 0.42 / height, result, size=11, va="top")
     floor = height - _CURVE_HEIGHT
     _draw_curve(axes(0.85, floor + 0.55, _WIDTH - 1.05, height - 1.02), manifest)
-    _draw_strip(axes(0.2, 0.06, _WIDTH - 0.4, 0.06 + num_rows * _ROW_HEIGHT), manifest, num_rows)
+    _draw_map(axes(0.2, 0.06, _WIDTH - 0.4, 0.06 + num_rows * _ROW_HEIGHT), manifest, num_rows)
     return figure
 
 
@@ -111,14 +111,14 @@ def _draw_curve(axes: "Axes", manifest: Manifest) -> None:
     _scale(axes, [*calibration, *held_out])
     axes.set_xlim(-0.5, len(main) - 0.5)
     axes.set_xticks(steps[:: math.ceil(len(main) / 25)])
-    axes.set_xlabel("blocks removed; at each point, the block that went")
+    axes.set_xlabel("number of removed blocks; each point is labelled with the removed block")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.03), ncols=3)
 
 
 def _label_points(
     axes: "Axes", blocks: Sequence[int], values: Sequence[float], *, is_below: bool
 ) -> None:
-    """On the side of a rising curve that the other curve leaves free."""
+    """Label the points on the side that is free of the other curve."""
     away = -1 if is_below else 1
     sideways: Mapping[str, Any] = {"ha": "left" if is_below else "right", "size": 9}
     upright: Mapping[str, Any] = {"ha": "center", "size": 7, "rotation": 90}
@@ -138,7 +138,7 @@ def _label_points(
 
 
 def _scale(axes: "Axes", values: Sequence[float]) -> None:
-    """Room for the labels; logarithmic only if the smallest values would lie on the floor."""
+    """Leave room for the labels, and use a logarithmic scale from a ratio of 10 on."""
     low, high = min(values), max(values)
     if high / low <= 10:
         room = 0.12 * (high - low) or 0.1 * high
@@ -162,14 +162,14 @@ def compact(value: float, _position: object = None) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """The round numbers in this range: powers of ten, and over few decades 2 and 5 as well."""
+    """Return the powers of ten in this range, over few decades also twice and five times them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1, 2, 5) if last - first <= 4 else (1,)
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _draw_strip(axes: "Axes", manifest: Manifest, num_rows: int) -> None:
+def _draw_map(axes: "Axes", manifest: Manifest, num_rows: int) -> None:
     num_columns = math.ceil(manifest.num_blocks / num_rows)
     order = {block: step for step, block in enumerate(manifest.removed_blocks, start=1)}
     for kind, blocks in _kinds(manifest).items():
@@ -192,7 +192,7 @@ def _draw_strip(axes: "Axes", manifest: Manifest, num_rows: int) -> None:
 
 
 def _kinds(manifest: Manifest) -> dict[str, list[int]]:
-    """The blocks of each kind that there is."""
+    """Return the blocks of each kind, without kinds that have none."""
     spec = PruneSpec.from_dict(manifest.spec)
     candidates = range(spec.protect_first, manifest.num_blocks - spec.protect_last)
     blocks: dict[str, list[int]] = {kind: [] for kind in _CELL_COLORS}
@@ -205,5 +205,5 @@ def _kinds(manifest: Manifest) -> dict[str, list[int]]:
 
 
 def _drawn(perplexities: Sequence[float]) -> list[float]:
-    """What is too high, or not a number, lies on the ceiling."""
-    return [min(CEILING, value) for value in perplexities]  # in this order NaN loses
+    """Replace values above the ceiling, and NaN, by the ceiling."""
+    return [min(CEILING, value) for value in perplexities]  # min(x, NaN) is x

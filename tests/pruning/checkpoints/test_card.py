@@ -40,9 +40,13 @@ def test_the_card_says_how_the_search_was_made() -> None:
 @pytest.mark.parametrize(
     ("metric", "chosen", "margin"),
     [
-        (Metric.COSINE, "the cosine similarity of input and output", "as 1 - cosine"),
-        (Metric.ONE_SHOT, "the loss without each alone", "nats by which the dense model is worse"),
-        (Metric.SLEB, "SLEB", "nats by which the runner-up was worse"),
+        (Metric.COSINE, "the cosine similarity of their input and output", "as 1 - cosine"),
+        (
+            Metric.ONE_SHOT,
+            "the loss of the dense model without each of them",
+            "how much higher the dense model's",
+        ),
+        (Metric.SLEB, "SLEB", "how much higher the loss is without"),
     ],
 )
 def test_the_card_says_by_which_metric(metric: Metric, chosen: str, margin: str) -> None:
@@ -57,16 +61,16 @@ def test_the_card_says_where_the_parent_is_from_and_what_may_be_done_with_it() -
     head = card.split("---\n")[1]
     assert "base_model: org/tiny\n" in head
     assert "license: apache-2.0\n" in head
-    assert "- Made of tiny, from org/tiny at commit c0ffee, which has 6 blocks." in card
-    assert "- Blocks removed, counted from 0 and in the order they went: 3, 1." in card
-    assert "- The licence is that of tiny (apache-2.0), and its text is in LICENSE." in card
+    assert "- Parent: tiny, from org/tiny at commit c0ffee, with 6 blocks." in card
+    assert "- Removed blocks, counted from 0, in order of removal: 3, 1." in card
+    assert "- The licence is that of tiny (apache-2.0), see LICENSE." in card
 
 
 def test_what_is_not_known_is_left_out() -> None:
     card = model_card(RUN)
     assert "base_model: tiny\n" in card
     assert "license:" not in card
-    assert "- Made of tiny, which has 6 blocks." in card
+    assert "- Parent: tiny, with 6 blocks." in card
     assert "- The licence is that of tiny." in card
     assert "{" not in card
 
@@ -78,7 +82,7 @@ def test_a_card_says_how_to_load_it_elsewhere() -> None:
         assert "`vllm serve path/to/this/directory`" in card
         assert "--gguf model.gguf" in card
     assert "tiny with all of its 6 transformer blocks, in float16." in exported
-    assert "Blocks removed" not in exported
+    assert "Removed blocks" not in exported
 
 
 def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_what_is_published_has_plain_weights(tiny_models_dir: Path) -> None:
     expected = view(load(tiny_models_dir / "tiny").model, manifest.keep).state_dict()
     found = load(path).model.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert "not what is published" in (path / "README.md").read_text(encoding="utf-8")
+    assert "published weights are not quantised" in (path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_papers_tasks_are_asked_of_dense_and_of_all_removals(
@@ -159,6 +159,6 @@ def test_the_summary_has_all_of_it_side_by_side() -> None:
         "quantised: perplexity 50.00 dense, 125.00 pruned, 126.50 pruned with"
     )
     assert told[1].startswith(
-        "zero-shot: 0.7000 dense, 0.6000 pruned, the mean of piqa, winogrande"
+        "zero-shot: 0.7000 dense, 0.6000 pruned, the mean accuracy on piqa, winogrande"
     )
     assert legend(RUN, ()) == []

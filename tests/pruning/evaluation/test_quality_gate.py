@@ -108,7 +108,7 @@ def test_manifests_keep_it_and_old_ones_have_none() -> None:
     manifest = replace(RUN, quality=quality)
     assert Manifest.from_json(manifest.to_json()) == manifest
     told = legend(manifest, ())
-    assert told[0] == "probe: 1.000 dense, 0.500 pruned, of 1; a drop of 0.500 ± 0.000."
+    assert told[0] == "probe: 1.000 dense, 0.500 pruned, at most 1; a drop of 0.500 ± 0.000."
     assert told[1] == f"warning: {quality.warnings[0]}."
     old = json.loads(RUN.to_json())
     del old["quality"]["probe"], old["quality"]["warnings"]
