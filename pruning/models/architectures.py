@@ -35,6 +35,22 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class StreamWrites:
+    """What a block adds to the residual stream: names of its parts, for repairs that change them.
+
+    A block whose ``scaled`` parameters are multiplied by a factor adds so many times as much. There
+    are none where the block reads its input without a norm: there, no factor has that effect.
+    ``refit`` is the linear layer that writes last, if it writes into the stream itself.
+    """
+
+    scaled: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    offset: float = 0.0  # of a norm that multiplies by its weight plus this
+    refit: str | None = "mlp.down_proj"
+    is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
+    requires: tuple[tuple[str, object], ...] = ()  # values of config switches, or nothing holds
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Where a family keeps things; paths are dotted and start at the causal language model."""
 
@@ -46,6 +62,12 @@ class Architecture:
     depth_dependent: tuple[tuple[str, object], ...] = ()
     parts: Parts | None = None  # None where blocks are not of the usual kind
     is_linear: bool = True  # whether every matrix of a block is that of an nn.Linear
+    writes: StreamWrites = StreamWrites()
+
+
+def _both(*layers: str) -> tuple[str, ...]:
+    """The weight and the bias of each of these layers."""
+    return tuple(f"{layer}.{name}" for layer in layers for name in ("weight", "bias"))
 
 
 _LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
@@ -56,6 +78,12 @@ _WITH_EXPERTS = replace(
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
     parts=None,
     is_linear=False,
+    writes=StreamWrites(scaled=("self_attn.o_proj.weight", "mlp.experts.down_proj"), refit=None),
+)
+_BEHIND_NORMS = StreamWrites(
+    scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
+    offset=1.0,
+    refit=None,
 )
 _HEAD_NORMS = ("q_norm", "k_norm")
 _NORMS_BEHIND = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
@@ -65,34 +93,64 @@ _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "gemma": _LLAMA_LIKE,
-        "gemma2": replace(_GEMMA_LIKE, parts=None),  # caps the scores of its attention
+        "gemma2": replace(
+            _GEMMA_LIKE, parts=None, writes=_BEHIND_NORMS
+        ),  # caps the scores of its attention
         "gemma3_text": replace(
             _GEMMA_LIKE,
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
+            writes=_BEHIND_NORMS,
         ),
         "gpt2": Architecture(
             blocks="transformer.h",
             tail=("transformer.ln_f",),
             depth_dependent=(("scale_attn_by_inverse_layer_idx", False),),
             is_linear=False,
+            writes=StreamWrites(
+                scaled=_both("attn.c_proj", "mlp.c_proj"), refit="mlp.c_proj", is_transposed=True
+            ),
         ),
-        "gpt_neox": Architecture(blocks="gpt_neox.layers", tail=("gpt_neox.final_layer_norm",)),
+        "gpt_neox": Architecture(
+            blocks="gpt_neox.layers",
+            tail=("gpt_neox.final_layer_norm",),
+            writes=StreamWrites(
+                scaled=_both("attention.dense", "mlp.dense_4h_to_h"), refit="mlp.dense_4h_to_h"
+            ),
+        ),
         "llama": _LLAMA_LIKE,
         "mistral": _LLAMA_LIKE,
         "mixtral": _WITH_EXPERTS,
-        "olmo2": replace(_LLAMA_LIKE, parts=Parts(norms=_NORMS_BEHIND, head_norms=_HEAD_NORMS)),
+        "olmo2": replace(
+            _LLAMA_LIKE,
+            parts=Parts(norms=_NORMS_BEHIND, head_norms=_HEAD_NORMS),
+            writes=StreamWrites(scaled=(), refit=None),
+        ),
         "olmoe": _WITH_EXPERTS,
         "opt": Architecture(
             blocks="model.decoder.layers",
             tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+            writes=StreamWrites(
+                scaled=_both("self_attn.out_proj", "fc2"),
+                refit="fc2",
+                requires=(("do_layer_norm_before", True),),  # OPT-350m has its norms behind
+            ),
         ),
         "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
         "qwen2": _LLAMA_LIKE,
-        "qwen2_moe": _WITH_EXPERTS,
+        "qwen2_moe": replace(
+            _WITH_EXPERTS,
+            writes=StreamWrites(
+                scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.shared_expert.down_proj.weight"),
+                refit=None,
+            ),
+        ),
         "qwen3": replace(_LLAMA_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
         "qwen3_moe": _WITH_EXPERTS,
         "smollm3": replace(_LLAMA_LIKE, per_block=("layer_types", "no_rope_layers")),
-        "starcoder2": _LLAMA_LIKE,
+        "starcoder2": replace(
+            _LLAMA_LIKE,
+            writes=StreamWrites(scaled=_both("self_attn.o_proj", "mlp.c_proj"), refit="mlp.c_proj"),
+        ),
     }
 )
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -28,11 +29,17 @@ def block_list(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def view(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
+def view(
+    model: PreTrainedModel,
+    keep: Sequence[int],
+    own: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> PreTrainedModel:
     """The model made of the blocks ``keep`` (ascending), sharing every parameter with ``model``.
 
     Shells are new, tensors are not: a view costs no weight memory, and ``model`` itself stays
-    as it was to the last bit. Raises ``ValueError`` if ``keep`` names no ascending blocks.
+    as it was to the last bit. ``own`` are tensors that the view has in place of parameters of
+    kept blocks, by their names in ``model``. Raises ``ValueError`` if ``keep`` names no ascending
+    blocks.
     """
     path = architecture(model.config).blocks
     blocks = block_list(model)
@@ -49,8 +56,22 @@ def view(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         str(position): _renumbered(blocks[index], config, position)
         for position, index in enumerate(keep)
     }
+    for name, tensor in own.items():
+        index, _, inner = name.removeprefix(f"{path}.").partition(".")
+        _set_parameter(parent.get_submodule(str(keep.index(int(index)))), inner, tensor)
     root.generation_config = copy.deepcopy(model.generation_config)
     return root
+
+
+def with_own(block: nn.Module, own: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The block with tensors of its own in place of the parameters of these names in it.
+
+    Shells are new; ``block`` stays as it was.
+    """
+    shell = _copied(block)
+    for name, tensor in own.items():
+        _set_parameter(shell, name, tensor)
+    return shell
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,25 @@ def _renumbered(block: nn.Module, config: PreTrainedConfig, position: int) -> nn
         if child is not None:
             shell._modules[name] = _renumbered(child, config, position)
     return shell
+
+
+def _copied(block: nn.Module) -> nn.Module:
+    shell = copy.copy(block)
+    for name, value in block.__dict__.items():
+        if isinstance(value, dict):
+            shell.__dict__[name] = copy.copy(value)
+    for name, child in block._modules.items():
+        if child is not None:
+            shell._modules[name] = _copied(child)
+    return shell
+
+
+def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf not in owner._parameters:
+        raise ValueError(f"{name} is no parameter of a {type(module).__name__}")
+    owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
 
 
 def _shell(module: _Module, config: PreTrainedConfig) -> _Module:

@@ -1,0 +1,85 @@
+"""Ridge regression of a linear layer from sums over tokens, which any number of tokens may enter.
+
+With inputs ``a`` [tokens, width_in], errors ``e`` [tokens, width_out] of what the layer adds, and a
+weight ``w`` for each token, the change of the layer's matrix is
+
+    D = argmin sum_t w_t |e_t - D a_t|² + p |D|²  =  C (G + p I)⁻¹,
+
+with ``G = sum w a aᵀ`` and ``C = sum w e aᵀ``. The change shrinks towards zero, so the matrix
+shrinks towards its old values. Knows no model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# penalties that are tried, as shares of the mean diagonal of G
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+class Sums:
+    """``G`` [width_in, width_in], ``C`` [width_out, width_in] and the summed squared errors."""
+
+    def __init__(self, width_in: int, width_out: int, device: torch.device) -> None:
+        self.gram = torch.zeros(width_in, width_in, device=device)
+        self.cross = torch.zeros(width_out, width_in, device=device)
+        self.squared = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, inputs: torch.Tensor, errors: torch.Tensor, weights: torch.Tensor) -> None:
+        """Add tokens: ``inputs`` [tokens, width_in], ``errors`` [tokens, width_out], float32, and
+        ``weights`` [tokens].
+        """
+        weighted = inputs * weights.unsqueeze(1)
+        self.gram.addmm_(weighted.T, inputs)
+        self.cross.addmm_(errors.T, weighted)
+        self.squared += (errors.square().sum(dim=1) * weights).double().sum()
+
+    @classmethod
+    def like(cls, inputs: torch.Tensor, errors: torch.Tensor) -> "Sums":
+        """Empty sums for tokens of these widths, on their device."""
+        return cls(inputs.shape[1], errors.shape[1], inputs.device)
+
+    def error_with(self, change: torch.Tensor) -> float:
+        """The squared error that is left with this change, as a share of that without."""
+        explained = 2 * (change * self.cross).sum() - ((change @ self.gram) * change).sum()
+        return 1.0 - float(explained.double() / self.squared)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A change of a matrix [width_out, width_in], and the error on each domain that is left with
+    it, as a share of the error without. ``penalty`` is None where no change is the best one.
+    """
+
+    change: torch.Tensor
+    penalty: float | None
+    errors: Mapping[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest share of error that is left on a domain."""
+        return max(self.errors.values())
+
+
+def fit(train: Sums, selection: Mapping[str, Sums], penalties: Sequence[float] = PENALTIES) -> Fit:
+    """The change fitted to ``train``, with the penalty that is best on the worst domain.
+
+    ``selection`` has sums over tokens of each domain that are not in ``train``. No change at all is
+    one of the choices, so no domain's squared error on ``selection`` grows.
+    """
+    gram, cross = train.gram.double(), train.cross.double()
+    unit = float(gram.diagonal().mean())
+    best = Fit(torch.zeros_like(train.cross), None, dict.fromkeys(selection, 1.0))
+    for penalty in penalties:
+        ridge = gram.clone()
+        ridge.diagonal().add_(penalty * unit)
+        factor, failed = torch.linalg.cholesky_ex(ridge)
+        if failed:  # too small a penalty for a matrix without full rank
+            continue
+        change = torch.cholesky_solve(cross.T, factor).T.to(train.cross.dtype)
+        errors = {domain: sums.error_with(change) for domain, sums in selection.items()}
+        found = Fit(change, penalty, errors)
+        if found.worst < best.worst:
+            best = found
+    return best
