@@ -8,7 +8,7 @@ gradients. All depths of a removal order are repaired in one walk over the block
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -57,6 +57,26 @@ class VisitedModel(Protocol):
 
 
 @dataclass(frozen=True)
+class ResidentModel:
+    """A dense model that is in memory as a whole."""
+
+    model: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def embeddings(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def blocks(self, indices: Iterable[int]) -> Generator[int]:
+        yield from indices
+
+    def head(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
 class RepairText:
     """Token ids [num_windows, seqlen] by domain: ``train`` to fit on, ``selection`` to choose by.
 
@@ -71,13 +91,14 @@ class RepairText:
 class Repaired:
     """One method at one depth.
 
-    ``tensors`` are parameters of the dense model by name, with the values that the pruned model has
-    in their place. ``losses`` are nats per predicted token of each selection window, by domain.
+    ``losses`` are nats per predicted token of each selection window, by domain. ``tensors`` are
+    parameters of the dense model by name, with the values that the pruned model has in their place.
+    ``scales`` are the factors of the stream behind each cut.
     """
 
     method: Method
-    tensors: Mapping[str, torch.Tensor]
     losses: Mapping[str, Losses]
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scales: Mapping[Cut, float] = field(default_factory=dict)
     fits: Mapping[Cut, Fit] = field(default_factory=dict)
 
@@ -114,6 +135,27 @@ def repair_depths(
             observe(done, len(plan))
     with dense.head():
         return walk.results()
+
+
+def folded(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> Mapping[str, torch.Tensor]:
+    """The tensors that the repaired model has in place of parameters of ``model``, by their names.
+
+    A scale of the stream is not stored: instead, what later blocks add is divided by it. Behind the
+    last norm, which no factor of the stream passes, that is the same up to the norm's epsilon.
+    """
+    row = architecture(model.config)
+    parameters = dict(model.named_parameters())
+    tensors = dict(repaired.tensors)
+    scales = {cut.before: scale for cut, scale in repaired.scales.items()}
+    factor = 1.0
+    for block in keep:
+        if factor != 1.0:
+            for name in row.writes.scaled:
+                path = f"{row.blocks}.{block}.{name}"
+                if (values := parameters.get(path)) is not None:  # not every block has a bias
+                    tensors[path] = _scaled(values, factor, row.writes.offset)
+        factor /= scales.get(block, 1.0)
+    return tensors
 
 
 @dataclass
@@ -162,7 +204,6 @@ class _Walk:
         self._batch_tokens = batch_tokens
         row = architecture(self._model.config)
         self._path, self._writes = row.blocks, row.writes
-        self._parameters = dict(self._model.named_parameters())
         self._keeps = keeps
         total = num_blocks(self._model)
         allowed = [Method.NONE, *(m for m in methods if m in possible_methods(self._model.config))]
@@ -198,7 +239,7 @@ class _Walk:
         tried: list[dict[Method, Repaired]] = [{} for _ in self._keeps]
         for lane in self._lanes:
             tried[lane.depth][lane.method] = Repaired(
-                lane.method, self._folded(lane), self._losses(lane), lane.scales, lane.fits
+                lane.method, self._losses(lane), lane.tensors, lane.scales, lane.fits
             )
         return [RepairedDepth(keep, found) for keep, found in zip(self._keeps, tried, strict=True)]
 
@@ -264,20 +305,6 @@ class _Walk:
         matrix = self._model.get_parameter(name)
         change = found.change.T if self._writes.is_transposed else found.change
         lane.tensors[name] = (matrix.float() + change).to(matrix.dtype)
-
-    def _folded(self, lane: _Lane) -> Mapping[str, torch.Tensor]:
-        """The tensors of the lane; scales are folded into what later blocks add to the stream."""
-        tensors = dict(lane.tensors)
-        factor = 1.0
-        for block in self._keeps[lane.depth]:
-            if factor != 1.0:
-                for name in self._writes.scaled:
-                    path = f"{self._path}.{block}.{name}"
-                    if (values := self._parameters.get(path)) is not None:
-                        tensors[path] = _scaled(values, factor, self._writes.offset)
-            if block in lane.cuts:
-                factor /= lane.scales.get(lane.cuts[block], 1.0)
-        return tensors
 
     def _losses(self, lane: _Lane) -> Mapping[str, Losses]:
         found: dict[str, list[float]] = {}
