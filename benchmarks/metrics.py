@@ -26,7 +26,7 @@ from pruning.models.store import ModelStore, set_up_torch
 from pruning.removal import Removal
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.search import search
-from pruning.search.state import Scored, SearchPlan, SearchState
+from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec
@@ -57,7 +57,7 @@ class _Watch:
     def searching(self, _plan: SearchPlan, _done: int, _total: int) -> None:
         """Always from the beginning."""
 
-    def evaluated(self, done: int, _total: int, _scored: Scored | None) -> None:
+    def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None) -> None:
         self.evaluations = done
 
     def removed(self, removal: Removal) -> None:

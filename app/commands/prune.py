@@ -23,7 +23,7 @@ from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources
-from pruning.search.state import Scored, SearchPlan
+from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.spec.prune import PruneSpec
 
 
@@ -94,7 +94,7 @@ class SearchBar:
     def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
-    def evaluated(self, done: int, total: int, _scored: Scored | None = None) -> None:
+    def evaluated(self, done: int, total: int, _scored: ScoredCandidate | None = None) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
 

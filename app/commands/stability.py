@@ -15,7 +15,7 @@ from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources, load_dense_model
-from pruning.search.state import Scored, SearchPlan
+from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import SearchRun, Stability, stability
@@ -40,7 +40,7 @@ class _RunBar:
     def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
-    def evaluated(self, done: int, total: int, _scored: Scored | None = None) -> None:
+    def evaluated(self, done: int, total: int, _scored: ScoredCandidate | None = None) -> None:
         self._progress.update(self._task, completed=self._number * total + done)
 
     def removed(self, removal: Removal) -> None:

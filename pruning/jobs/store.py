@@ -33,7 +33,7 @@ from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, S
 from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, Event, JobKeys, Outcome, read_event
 from pruning.removal import Removal
-from pruning.search.state import Scored, SearchPlan, SearchState
+from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 
 MAX_EVENTS = 1000
@@ -248,7 +248,7 @@ class JobStore:
         done: int,
         total: int,
         attempt: int | None = None,
-        scored: Scored | None = None,
+        scored: ScoredCandidate | None = None,
     ) -> StopRequest | None:
         """Record evaluation ``done`` of ``total``, and the losses of its candidate."""
         change = transitions.evaluated(done, total, scored)

@@ -10,7 +10,7 @@ from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase, Webhook
 from pruning.jobs.script import Change, Event
 from pruning.removal import Removal
 from pruning.search.state import (
-    Scored,
+    ScoredCandidate,
     SearchPlan,
     decided_fields,
     plan_field,
@@ -159,7 +159,7 @@ def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Chan
     return Change("update", _WORKING, fields, event, search=search, clears_search=is_anew)
 
 
-def evaluated(done: int, total: int, scored: Scored | None = None) -> Change:
+def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> Change:
     """A candidate is evaluated. Only whole percents are events: there may be thousands."""
     fields = {
         "evaluations_done": str(done),

@@ -1,5 +1,6 @@
-"""Metric 1 of the paper: how much a block changes what comes into it (arXiv 2402.09025, section 3;
-the measure that arXiv 2403.03853 calls Block Influence).
+"""Metric 1 of the paper: how much a block changes its input (arXiv 2402.09025, section 3).
+
+arXiv 2403.03853 calls this measure Block Influence.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -19,11 +20,10 @@ from pruning.sleb import Blocks
 class CosineRanker:
     """Scores every candidate in one pass through the model.
 
-    For a block and a window of T tokens, ``1 - (1 / T) sum_t x_t . y_t / (|x_t| |y_t|)``, where
-    ``x_t`` is the hidden state of token t in front of the block and ``y_t`` the one behind it, in
-    float64: the most similar block has the lowest score. ``windows`` are token ids
-    ``[num_windows, seqlen]``. Of a streamed model as many of them go along as ``state_budget`` has
-    room for, or one.
+    The score of a block on a window of T tokens is ``1 - (1 / T) sum_t x_t . y_t / (|x_t| |y_t|)``
+    in float64, where ``x_t`` and ``y_t`` are the hidden states of token t before and after the
+    block. ``windows`` are token ids ``[num_windows, seqlen]``. A pass through a streamed model has
+    as many windows as fit into ``state_budget`` bytes, and at least one.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CosineRanker:
 
     @torch.inference_mode()
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        """Yield ``(block, scores by window)`` in the model of the blocks ``keep``."""
+        """Yield ``(block, scores)``, one score per window, in the model of the blocks ``keep``."""
         scores: dict[int, list[float]] = {block: [] for block in candidates}
         path = tuple(block for block in keep if block <= max(candidates, default=-1))
         for sweep in torch.split(self._windows, self._sweep_size):
@@ -65,7 +65,7 @@ class CosineRanker:
 
 
 class _InMemory:
-    """A model of which nothing has to be fetched."""
+    """The interface of ``StreamedModel`` for a model that is in memory."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -80,16 +80,16 @@ class _InMemory:
 
 
 def _num_fitting(streamed: StreamedModel, seqlen: int, num_bytes: int | None) -> int:
-    """How many windows have room for their states in front of a block and behind it."""
+    """How many windows fit into the budget with their states before and after a block."""
     width: int = streamed.model.config.hidden_size
     budget = state_budget(streamed.device, num_bytes)
     return max(1, budget // (2 * seqlen * width * streamed.model.dtype.itemsize))
 
 
 def _changes(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[float]:
-    """Of batches of hidden states ``[batch, seqlen, hidden_size]``, a number for every window."""
+    """Score per window of states ``[batch, seqlen, hidden_size]`` before and after a block."""
     found: list[float] = []
-    for ours, theirs in zip(before, after, strict=True):
-        similar = F.cosine_similarity(ours.double(), theirs.double(), dim=-1)
-        found += (1 - similar.mean(dim=1)).tolist()
+    for inputs, outputs in zip(before, after, strict=True):
+        similarity = F.cosine_similarity(inputs.double(), outputs.double(), dim=-1)
+        found += (1 - similarity.mean(dim=1)).tolist()
     return found

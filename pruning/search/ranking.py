@@ -1,8 +1,8 @@
-"""Removal in the order of scores that were measured once, on the dense model: what the paper
-compares the search of ``sleb.py`` with (arXiv 2402.09025, section 3).
+"""Removal in the order of scores of the dense model (arXiv 2402.09025, section 3).
 
-Metric 1 scores a block by what it changes, metric 2 by what the dense model loses without it. Both
-know nothing of what blocks do for each other, and are as cheap as the first round of the search.
+Metric 1 of the paper scores a block by how much it changes its input, metric 2 by the loss of the
+dense model without it. The scores are measured once, so they ignore how removals affect each other,
+and cost no more than the first round of ``sleb``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,10 @@ from pruning.sleb import Blocks, RoundScorer, sleb
 
 class Ranker(Protocol):
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterable[tuple[int, Losses]]:
-        """Yield ``(block, its scores in the model of keep, one per window)``: the lowest goes."""
+        """Yield ``(block, scores)``, one score per window, in the model of the blocks ``keep``.
+
+        The block with the lowest mean is removed first.
+        """
 
 
 def ranked(
@@ -31,10 +34,10 @@ def ranked(
     removed: Sequence[int] = (),
     dense_loss: float | None = None,
 ) -> Iterator[Removal]:
-    """Yield one removal after the other, as ``sleb`` does, by what ``ranker`` says once.
+    """Yield removals one by one, in the order that ``ranker`` gives for the dense model.
 
     A removal has the scores and margins of the ranking, and the loss that ``scorer`` measures after
-    it. Settings and errors are those of ``sleb``.
+    it. Arguments and errors are those of ``sleb``.
     """
     keep = list(kept(num_blocks, removed))
     for choice in sleb(
@@ -54,9 +57,7 @@ def ranked(
 
 
 class _Once:
-    """A scorer whose every round repeats what was said of the dense model: a greedy search on it
-    sorts.
-    """
+    """A scorer that repeats the scores of the dense model in every round: ``sleb`` sorts them."""
 
     def __init__(self, scorer: RoundScorer, ranker: Ranker, dense: Blocks) -> None:
         self._scorer = scorer
@@ -69,7 +70,7 @@ class _Once:
 
     def score_round(
         self,
-        keep: Blocks,  # noqa: ARG002 - what has gone since makes no difference
+        keep: Blocks,  # noqa: ARG002 - scores are those of the dense model
         candidates: Blocks,
     ) -> Iterator[tuple[int, Losses]]:
         if not self._scores:

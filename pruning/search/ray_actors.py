@@ -78,7 +78,9 @@ class ClusterLost(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ActorResult:
+    """The losses without ``block``, and the actor that measured them."""
+
     block: int
     losses: Losses
     place: int  # of the actor in its pool
@@ -139,7 +141,7 @@ class ActorPool:
 
     def run(
         self, keep: Blocks, shares: Mapping[int, Sequence[int]], windows: range
-    ) -> Iterator[Evaluation]:
+    ) -> Iterator[ActorResult]:
         """Yield the losses of ``keep`` without each candidate as they arrive; one run at a time.
 
         ``shares`` are candidates by place, or ``NO_BLOCK``. Other actors take over what a lost one
@@ -227,17 +229,17 @@ class _Round:
             elif share:
                 self._begin(ready[place], share)
 
-    def results(self) -> Iterator[Evaluation]:
+    def results(self) -> Iterator[ActorResult]:
         while self._waiting or any(self._working.values()):
             self._feed()
-            answer = self._next_result()
-            if answer is not None:
-                yield answer
+            result = self._next_result()
+            if result is not None:
+                yield result
 
     def _begin(self, actor: _Actor, share: Sequence[int]) -> None:
         self._working[actor] = list(share)
-        answer = actor.handle.begin.remote(self._keep, share, self._windows)
-        self._pending[answer.future()] = actor
+        result = actor.handle.begin.remote(self._keep, share, self._windows)
+        self._pending[result.future()] = actor
 
     def _feed(self) -> None:
         """Give every idle actor its part of the waiting candidates."""
@@ -248,39 +250,39 @@ class _Round:
                 self._waiting = self._waiting[part:]
                 self._begin(actor, share)
 
-    def _next_result(self) -> Evaluation | None:
+    def _next_result(self) -> ActorResult | None:
         ready = self._next_ready()
         actor = self._pending.pop(ready)
         if actor.loading is not None:
             self._expect(self._pool.loaded(actor))
             return None
         try:
-            answer = ready.result()
+            result = ready.result()
         except self._errors.RayTaskError as error:
             raise error.cause from error
         except self._errors.RayError as error:
             self._waiting += self._working.pop(actor, ())
             self._expect(self._pool.replace(actor, error))
             return None
-        if answer is None:
+        if result is None:
             del self._working[actor]
             return None
-        return self._evaluated(actor, *answer)
+        return self._evaluated(actor, *result)
 
     def _next_ready(self) -> Future[Any]:
         while self._pending:
             done = wait(self._pending, _POLL_S, FIRST_COMPLETED).done
             if done:
-                return next(answer for answer in self._pending if answer in done)
+                return next(result for result in self._pending if result in done)
             if not self._working and not self._pool.has_room():
                 break
         raise self._pool.lost()
 
-    def _evaluated(self, actor: _Actor, block: int, losses: Losses) -> Evaluation:
+    def _evaluated(self, actor: _Actor, block: int, losses: Losses) -> ActorResult:
         self._working[actor].remove(block)
         self._pending[actor.handle.more.remote().future()] = actor
         actor.num_lost = 0
-        return Evaluation(block, losses, actor.place, actor.number)
+        return ActorResult(block, losses, actor.place, actor.number)
 
     def _expect(self, fresh: _Actor | None) -> None:
         if fresh is not None and fresh.loading is not None:

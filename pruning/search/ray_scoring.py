@@ -20,7 +20,7 @@ import torch
 
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.ray_actors import NO_BLOCK, ActorConfig, ActorPool, Evaluation
+from pruning.search.ray_actors import NO_BLOCK, ActorConfig, ActorPool, ActorResult
 from pruning.sleb import Blocks
 
 Cost = Callable[[int, int], int]  # of a block at a place, in block passes
@@ -103,7 +103,7 @@ class ClusterScorer:
         self.num_windows = windows.shape[0]
         self._homes: dict[int, int] = {}  # of a candidate: the place with its states
         self._keep: Blocks = ()
-        self._gone = -1
+        self._last_removed = -1
         ray = import_ray()
         with ExitStack() as stack:
             stack.enter_context(connected(ray))
@@ -128,10 +128,10 @@ class ClusterScorer:
         self._open.close()
 
     def losses(self, keep: Blocks) -> Losses:
-        """Losses of the model that keeps exactly these blocks, from one of the actors."""
+        """The losses of the model with exactly the blocks ``keep``, from one of the actors."""
         shares = {self._places()[0]: [NO_BLOCK]}
-        (answer,) = self._pool.run(keep, shares, range(self.num_windows))
-        return answer.losses
+        (result,) = self._pool.run(keep, shares, range(self.num_windows))
+        return result.losses
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
@@ -139,16 +139,16 @@ class ClusterScorer:
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        """Yield candidates as they arrive, but those within ``tie_nats`` of the best at the end."""
-        best, held = inf, list[Evaluation]()
-        for answer in self._pool.run(keep, self._assigned(keep, candidates), windows):
-            self._homes[answer.block] = answer.place
-            best = min(best, fmean(answer.losses))
-            held.append(answer)
-            certain = [a for a in held if not fmean(a.losses) <= best + self.tie_nats]
-            held = [a for a in held if a not in certain]
-            yield from ((a.block, a.losses) for a in certain)
-        yield from ((a.block, a.losses) for a in self._in_one_place(keep, held, windows))
+        """Yield candidates as they arrive, and those within ``tie_nats`` of the best at the end."""
+        best, tied = inf, list[ActorResult]()
+        for result in self._pool.run(keep, self._assigned(keep, candidates), windows):
+            self._homes[result.block] = result.place
+            best = min(best, fmean(result.losses))
+            tied.append(result)
+            certain = [one for one in tied if not fmean(one.losses) <= best + self.tie_nats]
+            tied = [one for one in tied if one not in certain]
+            yield from ((one.block, one.losses) for one in certain)
+        yield from ((one.block, one.losses) for one in self._in_one_place(keep, tied, windows))
 
     @property
     def tie_nats(self) -> float:
@@ -156,25 +156,25 @@ class ClusterScorer:
         return TIE_NATS if self._pool.dtype in {"torch.float32", "torch.float64"} else HALF_TIE_NATS
 
     def _in_one_place(
-        self, keep: Blocks, tied: list[Evaluation], windows: range
-    ) -> list[Evaluation]:
-        while len({answer.actor for answer in tied}) > 1:
-            place = min(answer.place for answer in tied)
-            shares = {place: [answer.block for answer in tied]}
+        self, keep: Blocks, tied: list[ActorResult], windows: range
+    ) -> list[ActorResult]:
+        while len({result.actor for result in tied}) > 1:
+            place = min(result.place for result in tied)
+            shares = {place: [result.block for result in tied]}
             tied = list(self._pool.run(keep, shares, windows))
         return tied
 
     def _assigned(self, keep: Blocks, candidates: Blocks) -> dict[int, list[int]]:
         if keep != self._keep:
-            gone = set(self._keep) - set(keep)
-            is_next = len(gone) == 1 and set(keep) < set(self._keep)
-            self._gone = gone.pop() if is_next else -1
+            removed = set(self._keep) - set(keep)
+            is_next = len(removed) == 1 and set(keep) < set(self._keep)
+            self._last_removed = removed.pop() if is_next else -1
             self._homes = self._homes if is_next else {}
             self._keep = keep
 
         def cost(block: int, place: int) -> int:
-            """Block passes, head included; the home place resumes behind the last removal."""
-            start = max(block, self._gone) if self._homes.get(block) == place else block
+            """Block passes, head included; the home place resumes after the last removal."""
+            start = max(block, self._last_removed) if self._homes.get(block) == place else block
             return 1 + sum(alive > start for alive in keep)
 
         return assign(candidates, self._places(), self._homes, cost)

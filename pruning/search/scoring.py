@@ -1,7 +1,7 @@
-"""Round scorers: what losing one more block costs on the calibration windows.
+"""Scorers that measure the loss on the calibration windows without one more block.
 
-``PlainScorer`` is the oracle. ``SharedPrefixScorer`` gives the same losses and leaves out what it
-has computed before.
+``PlainScorer`` is the reference. ``SharedPrefixScorer`` gives the same losses, and reuses hidden
+states that it computed before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ PLAIN_LOGITS_BYTES = 2**30
 
 
 class WindowScorer(RoundScorer, Protocol):
-    """Scores candidates on some of its windows, or on all of them at once."""
+    """Scores candidates on all windows or on some of them."""
 
     @property
     def num_windows(self) -> int: ...
@@ -33,15 +33,16 @@ class WindowScorer(RoundScorer, Protocol):
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        """Yield ``(block, losses of keep without it)`` on these windows alone.
+        """Yield ``(block, losses of keep without it)`` on these windows only.
 
-        ``windows`` begin and end at 0, ``num_windows``, or boundaries that the scorer was told of.
+        ``windows`` must begin and end at 0, ``num_windows`` or a boundary of the scorer.
         """
 
 
 class PlainScorer:
-    """One whole forward pass per candidate, every logit of it: slow, obvious, and the oracle of
-    anything faster. ``windows`` are token ids ``[num_windows, seqlen]``.
+    """The slow reference: a full forward pass with all logits for every candidate.
+
+    ``windows`` are token ids ``[num_windows, seqlen]``.
     """
 
     def __init__(self, model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 16) -> None:
@@ -67,11 +68,11 @@ class PlainScorer:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the windows are cut into batches, and how much of each may stay in memory."""
+    """How windows are divided into batches, and how many states of each may stay in memory."""
 
     batch_sizes: tuple[int, ...]
-    num_states: int  # hidden states of every window that fit
-    keeps_all: bool  # trunks of all batches at once, or else a batch after the other, forgotten
+    num_states: int  # hidden states per window that fit
+    keeps_all: bool  # whether the trunks of all batches fit; otherwise each batch is forgotten
 
     @classmethod
     def of(
@@ -82,8 +83,9 @@ class BatchPlan:
         batch_tokens: int,
         boundaries: Sequence[int],
     ) -> "BatchPlan":
-        """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``, or
-        into half of the free memory. Raises ``StateBudgetTooSmall``.
+        """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``.
+
+        None is half of the free memory. Raises ``StateBudgetTooSmall``.
         """
         num_windows, seqlen = windows.shape
         state = seqlen * model.config.hidden_size * model.dtype.itemsize
@@ -104,9 +106,9 @@ class BatchPlan:
 class SharedPrefixScorer:
     """Exact, with 2.2 to 2.7 times fewer block passes than the plain scorer.
 
-    ``windows`` are token ids ``[num_windows, seqlen]``; ``state_budget`` bounds the bytes of hidden
-    states kept: what does not fit is computed again. No batch has more than ``batch_tokens``, but
-    at least one window, or crosses one of the ``boundaries``.
+    ``windows`` are token ids ``[num_windows, seqlen]``. At most ``state_budget`` bytes of hidden
+    states are kept; others are computed again. A batch has at most ``batch_tokens`` tokens, but at
+    least one window, and does not cross any of the ``boundaries``.
     """
 
     def __init__(
@@ -139,14 +141,14 @@ class SharedPrefixScorer:
 
     @property
     def state_bytes(self) -> int:
-        """Of the hidden states known now."""
+        """Bytes of all known hidden states."""
         return sum(batch.state_bytes for batch in self._batches)
 
     def losses(self, keep: Blocks) -> Losses:
         found: list[float] = []
         for batch in self._batches:
-            with self._held(batch):
-                found += self._of_batch(batch, keep)
+            with self._forgotten_after(batch):
+                found += self._batch_losses(batch, keep)
         return found
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
@@ -155,29 +157,29 @@ class SharedPrefixScorer:
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        batches = self._between(windows)
+        batches = self._batches_of(windows)
         if self._keeps_all:
             for block in candidates:
-                yield block, [loss for b in batches for loss in self._of_batch(b, keep, block)]
+                yield block, [loss for b in batches for loss in self._batch_losses(b, keep, block)]
             return
         losses: dict[int, list[float]] = {block: [] for block in candidates}
         for batch in batches:
-            with self._held(batch):
+            with self._forgotten_after(batch):
                 for block in candidates:
-                    losses[block] += self._of_batch(batch, keep, block)
+                    losses[block] += self._batch_losses(batch, keep, block)
                     if batch is batches[-1]:
                         yield block, losses[block]
 
     @contextmanager
-    def _held(self, batch: Prefixes) -> Iterator[None]:
-        """A batch whose states are not to outlive its turn, unless the budget has room for all."""
+    def _forgotten_after(self, batch: Prefixes) -> Iterator[None]:
+        """Forget the states of the batch afterwards, unless the budget has room for all batches."""
         try:
             yield
         finally:
             if not self._keeps_all:
                 batch.forget()
 
-    def _between(self, windows: range) -> list[Prefixes]:
+    def _batches_of(self, windows: range) -> list[Prefixes]:
         begins, begin = [], 0
         for batch in self._batches:
             begins.append(begin)
@@ -188,7 +190,9 @@ class SharedPrefixScorer:
         return chosen
 
     @torch.inference_mode()
-    def _of_batch(self, batch: Prefixes, keep: Blocks, without: int | None = None) -> list[float]:
+    def _batch_losses(
+        self, batch: Prefixes, keep: Blocks, without: int | None = None
+    ) -> list[float]:
         if not batch.is_prepared:
             batch.prepare()
         batch.move_to(keep)
@@ -198,7 +202,7 @@ class SharedPrefixScorer:
         _run(walk, batch)
         losses = window_losses(self._model, finish(self._model, walk.hidden), batch.token_ids)
         if not losses.isfinite().all():
-            batch.forget()  # nothing may build on states that gave no number
+            batch.forget()  # so that later losses do not depend on these states
         found: list[float] = losses.tolist()
         return found
 

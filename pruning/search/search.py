@@ -14,7 +14,7 @@ from pruning.search.dense_model import DenseModel
 from pruning.search.ranking import Ranker, ranked
 from pruning.search.scoring import WindowScorer
 from pruning.search.staged import StagedScorer, stages
-from pruning.search.state import RANKING, Scored, SearchPlan, SearchState
+from pruning.search.state import RANKING, ScoredCandidate, SearchPlan, SearchState
 from pruning.sleb import Blocks, RoundScorer, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search
@@ -32,7 +32,7 @@ class Observer(Protocol):
         ``total`` is exact for a number of blocks, and otherwise an upper bound.
         """
 
-    def evaluated(self, done: int, total: int, scored: Scored | None) -> None:
+    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None) -> None:
         """One more candidate was evaluated. ``scored`` has its losses if the search can resume
         within the round.
         """
@@ -157,7 +157,7 @@ class _Tally:
         self._observer = observer
         self._total = total
 
-    def add(self, scored: Scored | None) -> None:
+    def add(self, scored: ScoredCandidate | None) -> None:
         self.done += 1
         self._observer.evaluated(self.done, self._total, scored)
 
@@ -186,7 +186,9 @@ class _Observed:
         yield from ((block, known[block]) for block in candidates if block in known)
         unknown = tuple(block for block in candidates if block not in known)
         for block, losses in self._ranker.score_round(keep, unknown):
-            self._tally.add(None if self._step is None else Scored(self._step, block, losses))
+            self._tally.add(
+                None if self._step is None else ScoredCandidate(self._step, block, losses)
+            )
             yield block, losses
         if self._step is not None:
             self._step += 1

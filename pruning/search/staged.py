@@ -1,8 +1,8 @@
-"""Staged search: candidates race on a growing part of the windows, most never see them all.
+"""Staged search: most candidates are scored on a part of the windows only.
 
-A race decides which candidates are worth all windows, never which block goes: that is decided among
-those that saw every window. Loss is not monotone in the removed set, so nothing of earlier rounds
-bounds a candidate; every round is raced anew.
+Clearly worse candidates drop out after each stage. The block to remove is chosen from those that
+were scored on all windows. Loss is not monotone in the set of removed blocks, so earlier rounds
+give no bound on a candidate, and every round starts with all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,14 @@ from pruning.search.scoring import WindowScorer
 from pruning.sleb import Blocks
 from pruning.student_t import quantile
 
-NUM_ERRORS = 3.0  # a candidate this many standard errors behind the leader is clearly worse
-_SHARE_AT_START = 16  # a race begins on one window in so many
-_FEWEST_WINDOWS = 8  # below, a standard error says little
+NUM_ERRORS = 3.0  # a candidate is clearly worse if it is this many standard errors behind
+_FIRST_STAGE_DIVISOR = 16  # the first stage has 1 / 16 of the windows
+_MIN_WINDOWS = 8  # a standard error of fewer is unreliable
 
 
 def stages(num_windows: int) -> tuple[int, ...]:
-    """After how many windows candidates are compared: each time about half as many again."""
-    first = max(_FEWEST_WINDOWS, -(-num_windows // _SHARE_AT_START))
+    """The numbers of windows at which candidates are compared, each about 1.5 times the last."""
+    first = max(_MIN_WINDOWS, -(-num_windows // _FIRST_STAGE_DIVISOR))
     ends = [first]
     while ends[-1] < num_windows:
         ends.append(ends[-1] + max(1, ends[-1] // 2 // first) * first)
@@ -37,7 +37,7 @@ def errors_behind(num_windows: int) -> float:
 
 
 class StagedScorer:
-    """Races over a scorer that was told of the ``stages`` of its windows as boundaries."""
+    """Scores in stages with ``scorer``, whose boundaries must be the ``stages`` of its windows."""
 
     def __init__(self, scorer: WindowScorer) -> None:
         self._scorer = scorer
@@ -48,27 +48,27 @@ class StagedScorer:
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         losses: dict[int, list[float]] = {block: [] for block in candidates}
-        *heats, final = [range(begin, end) for begin, end in pairwise((0, *self._stages))]
-        racing = candidates
-        for heat in heats:
-            for block, found in self._scorer.score(keep, racing, heat):
+        *stages_before, last = [range(begin, end) for begin, end in pairwise((0, *self._stages))]
+        remaining = candidates
+        for windows in stages_before:
+            for block, found in self._scorer.score(keep, remaining, windows):
                 losses[block] += found
-            still = self._not_clearly_worse({block: losses[block] for block in racing})
-            yield from ((block, losses[block]) for block in racing if block not in still)
-            racing = still
-        for block, found in self._scorer.score(keep, racing, final):
+            close = self._not_clearly_worse({block: losses[block] for block in remaining})
+            yield from ((block, losses[block]) for block in remaining if block not in close)
+            remaining = close
+        for block, found in self._scorer.score(keep, remaining, last):
             yield block, losses[block] + list(found)
 
     def _not_clearly_worse(self, losses: Mapping[int, Losses]) -> Blocks:
-        """Those whose gap to the leader is within its noise, on the windows seen so far."""
+        """The blocks that may still be better than the leader of the windows scored so far."""
         leader = min(losses, key=lambda block: fmean(losses[block]))
-        num_seen = len(losses[leader])
-        # windows that were seen already are no longer uncertain: only the share of the others is
-        unseen = sqrt(1 - num_seen / self._scorer.num_windows)
-        num_errors = errors_behind(num_seen) * unseen
+        num_scored = len(losses[leader])
+        # Finite population correction: only the windows that are not scored yet are uncertain.
+        correction = sqrt(1 - num_scored / self._scorer.num_windows)
+        num_errors = errors_behind(num_scored) * correction
         gaps = {block: paired_gaps(losses[block], losses[leader]) for block in losses}
         return tuple(
             block
             for block, gap in gaps.items()
-            if not fmean(gap) > num_errors * standard_error(gap)  # NaN races on, to be refused
+            if not fmean(gap) > num_errors * standard_error(gap)  # keeps NaN: ``decide`` raises
         )

@@ -20,7 +20,7 @@ class SearchPlan:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredCandidate:
     """The losses of one candidate, in an undecided round or in the ranking."""
 
     step: int
@@ -57,7 +57,7 @@ def plan_field(plan: SearchPlan) -> dict[str, str]:
     return {PLAN: json.dumps(asdict(plan))}
 
 
-def scored_field(scored: Scored) -> dict[str, str]:
+def scored_field(scored: ScoredCandidate) -> dict[str, str]:
     return {_scored(scored.step, scored.block): json.dumps(list(scored.losses))}
 
 

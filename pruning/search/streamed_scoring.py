@@ -1,7 +1,6 @@
-"""The scorer of a model that is never in memory as a whole: a block visits once for everything
-that needs it, instead of all blocks once for every candidate.
+"""The scorer of a streamed model, which loads each block once for all candidates that need it.
 
-What is known, and where branches resume, is as in ``SharedPrefixScorer``.
+Hidden states are reused as in ``SharedPrefixScorer``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,12 +22,12 @@ _Item = TypeVar("_Item")
 
 
 class StreamedScorer:
-    """Exact: one sweep over the blocks takes the trunk and all branches of a round along.
+    """Exact: one sweep over the blocks runs the trunk and all branches of a round.
 
-    ``windows`` are token ids ``[num_windows, seqlen]``. ``state_budget`` bounds the bytes of hidden
-    states; windows that do not fit into one sweep are swept group by group, and then nothing is
-    kept from round to round. ``batch_tokens`` at most go through a block in one call, but at least
-    one window. No batch crosses one of the ``boundaries``.
+    ``windows`` are token ids ``[num_windows, seqlen]``. If the hidden states of all windows exceed
+    ``state_budget`` bytes, each group of windows has its own sweep, and no states are kept between
+    rounds. A call of a block has at most ``batch_tokens`` tokens, but at least one window. No batch
+    crosses any of the ``boundaries``.
     """
 
     def __init__(
@@ -54,15 +53,15 @@ class StreamedScorer:
         """
         model, (num_windows, seqlen) = self._streamed.model, self._windows.shape
         state, depth = seqlen * model.config.hidden_size * model.dtype.itemsize, num_blocks(model)
-        sweep = state * (2 * depth + 1)  # the trunk in front of every block, and all branches
+        sweep = state * (2 * depth + 1)  # the trunk before every block, and all branches
         budget = state_budget(
             self._streamed.device, num_bytes, least=sweep, of=f"one window of {seqlen} tokens"
         )
         num_states = budget // (num_windows * state)
-        self._keeps_all = num_states > 3 * depth  # room as well for where branches resume
+        self._keeps_all = num_states > 3 * depth  # with one state per branch to resume from
         self._windows_per_sweep = budget // sweep
         largest = max(1, min(self._batch_tokens // seqlen, self._windows_per_sweep))
-        self._batches: dict[int, Prefixes] = {}  # by their first window
+        self._batches: dict[int, Prefixes] = {}  # by first window
         for first, last in pairwise(sorted({0, *self._boundaries, num_windows})):
             for begin in range(first, last, largest):
                 token_ids = self._windows[begin : min(begin + largest, last)]
@@ -70,11 +69,11 @@ class StreamedScorer:
 
     @property
     def state_bytes(self) -> int:
-        """Of the hidden states known now."""
+        """Bytes of all known hidden states."""
         return sum(batch.state_bytes for batch in self._batches.values())
 
     def losses(self, keep: Blocks) -> Losses:
-        return self._of_all(keep, None, range(self.num_windows))[None]
+        return self._losses_by_candidate(keep, None, range(self.num_windows))[None]
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
@@ -82,19 +81,19 @@ class StreamedScorer:
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        """As any ``WindowScorer``; but all candidates are done at once, at the end of the sweep."""
-        losses = self._of_all(keep, candidates, windows)
+        """As in ``WindowScorer``. All candidates are ready at the same time, after the sweep."""
+        losses = self._losses_by_candidate(keep, candidates, windows)
         for block in candidates:
             yield block, losses[block]
 
-    def _of_all(
+    def _losses_by_candidate(
         self, keep: Blocks, candidates: Blocks | None, windows: range
     ) -> dict[int | None, list[float]]:
-        """Losses by the block left out; of ``keep`` itself, by None, if there are no candidates."""
+        """Losses by the block that is left out; None is ``keep`` itself, without candidates."""
         losses: dict[int | None, list[float]] = {}
-        for group in _packed(self._between(windows), _num_windows, self._windows_per_sweep):
+        for group in _grouped(self._batches_of(windows), _num_windows, self._windows_per_sweep):
             try:
-                for without, found in self._of_group(group, keep, candidates):
+                for without, found in self._group_losses(group, keep, candidates):
                     losses.setdefault(without, []).extend(found)
             finally:
                 if not self._keeps_all:
@@ -102,14 +101,14 @@ class StreamedScorer:
                         batch.forget()
         return losses
 
-    def _between(self, windows: range) -> list[Prefixes]:
+    def _batches_of(self, windows: range) -> list[Prefixes]:
         chosen = [batch for begin, batch in self._batches.items() if begin in windows]
         if sum(map(_num_windows, chosen)) != len(windows):
             raise ValueError(f"{windows} do not begin and end at boundaries: {self._boundaries}")
         return chosen
 
     @torch.inference_mode()
-    def _of_group(
+    def _group_losses(
         self, group: Sequence[Prefixes], keep: Blocks, candidates: Blocks | None
     ) -> list[tuple[int | None, list[float]]]:
         if fresh := [batch for batch in group if not batch.is_prepared]:
@@ -117,8 +116,8 @@ class StreamedScorer:
                 for batch in fresh:
                     batch.prepare()
         routes = [_Routes(batch, keep, candidates) for batch in group]
-        asked = sorted({block for each in routes for block in each.blocks()})
-        with closing(self._streamed.blocks(asked)) as visits:
+        needed = sorted({block for each in routes for block in each.blocks()})
+        with closing(self._streamed.blocks(needed)) as visits:
             for block in visits:
                 walks = [walk for each in routes for walk in each.walks() if walk.at == block]
                 _advance(walks, group[0].calls[block], self._batch_tokens)
@@ -126,29 +125,29 @@ class StreamedScorer:
                     each.branch_off()
         with self._streamed.head():
             return [
-                (without, self._at_the_end(walk, each.batch))
+                (without, self._final_losses(walk, each.batch))
                 for each in routes
                 for without, walk in each.ends.items()
             ]
 
-    def _at_the_end(self, walk: Walk, batch: Prefixes) -> list[float]:
+    def _final_losses(self, walk: Walk, batch: Prefixes) -> list[float]:
         model = self._streamed.model
         losses = window_losses(model, finish(model, walk.hidden), batch.token_ids)
         if not losses.isfinite().all():
-            batch.forget()  # nothing may build on states that gave no number
+            batch.forget()  # so that later losses do not depend on these states
         found: list[float] = losses.tolist()
         return found
 
 
 class _Routes:
-    """The walks of one batch: along the trunk, and from it along a branch for every candidate."""
+    """The walks of one batch: the trunk, and a branch for each candidate."""
 
     def __init__(self, batch: Prefixes, keep: Blocks, candidates: Blocks | None) -> None:
         batch.move_to(keep)
         self.batch = batch
         self.ends: dict[int | None, Walk] = {} if candidates is not None else {None: batch.trunk()}
         self._keep = keep
-        self._waiting: list[int] = []  # candidates that the trunk has not come to
+        self._waiting: list[int] = []  # candidates that the trunk has not reached
         self._trunk: Walk | None = None
         for block in sorted(candidates or ()):
             if batch.has_branch(block):
@@ -161,7 +160,7 @@ class _Routes:
         return [*self.ends.values(), *([] if self._trunk is None else [self._trunk])]
 
     def branch_off(self) -> None:
-        """Begin the branches that the trunk has come to."""
+        """Start the branches of the candidates that the trunk has reached."""
         while self._waiting:
             self._trunk = self.batch.trunk(until=self._waiting[0])
             if self._trunk.at is not None:
@@ -171,34 +170,34 @@ class _Routes:
         self._trunk = None
 
     def blocks(self) -> set[int]:
-        """Those that the walks will come through."""
+        """The blocks that the walks still need."""
         begins = [walk.at for walk in self.ends.values() if walk.at is not None]
-        through = {block for begin in begins for block in self._keep if block >= begin}
+        needed = {block for begin in begins for block in self._keep if block >= begin}
         reached = 0
         for waiting in self._waiting:
             begin = self.batch.trunk(until=waiting).at
             stretch = range(waiting if begin is None else max(begin, reached), waiting)
-            through |= {block for block in self._keep if block in stretch or block > waiting}
+            needed |= {block for block in self._keep if block in stretch or block > waiting}
             reached = waiting
-        return through
+        return needed
 
 
 def _advance(walks: Sequence[Walk], call: BlockCall, batch_tokens: int) -> None:
-    """Run a block on what the walks have come to, several of them in one call."""
-    for group in _packed(walks, _num_tokens, batch_tokens):
+    """Advance the walks by one block, several walks per call."""
+    for group in _grouped(walks, _num_tokens, batch_tokens):
         if len(group) == 1:
             group[0].advance(call(group[0].hidden))
             continue
-        together = call(torch.cat([walk.hidden for walk in group]))
-        parts = torch.split(together, [walk.hidden.shape[0] for walk in group])
+        outputs = call(torch.cat([walk.hidden for walk in group]))
+        parts = torch.split(outputs, [walk.hidden.shape[0] for walk in group])
         for walk, part in zip(group, parts, strict=True):
-            walk.advance(part.clone())  # a part alone would keep all of them in memory
+            walk.advance(part.clone())  # a view would keep all parts in memory
 
 
-def _packed(
+def _grouped(
     items: Iterable[_Item], size: Callable[[_Item], int], limit: int
 ) -> Iterator[list[_Item]]:
-    """As many in a row as the limit allows, but at least one."""
+    """Yield groups of consecutive items of total size ``limit`` at most, or of a single item."""
     group: list[_Item] = []
     for item in items:
         if group and sum(map(size, group)) + size(item) > limit:

@@ -23,7 +23,7 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.process import deferred_signal
 from pruning.removal import Removal
-from pruning.search.state import Scored, SearchPlan, SearchState
+from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 
 _T = TypeVar("_T")
 _NUM_RETRIES = 60  # at most 1 s apart, as long as a restart of Redis may take
@@ -150,7 +150,7 @@ class JobObserver:
         )
         self._write()
 
-    def evaluated(self, done: int, total: int, scored: Scored | None = None) -> None:
+    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None = None) -> None:
         self._write(lambda: self._store.evaluated(self._id, done, total, self._attempt, scored))
 
     def removed(self, removal: Removal) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pruning.removal import Removal
 from pruning.search.state import (
-    Scored,
+    ScoredCandidate,
     SearchPlan,
     SearchState,
     decided_fields,
@@ -27,7 +27,7 @@ class Recorder:
     plans: list[SearchPlan] = field(default_factory=list)
     removals: list[Removal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredCandidate] = field(default_factory=list)
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
@@ -36,7 +36,7 @@ class Recorder:
         self.plans.append(plan)
         self.evaluations.append((done, total))
 
-    def evaluated(self, done: int, total: int, scored: Scored | None) -> None:
+    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None) -> None:
         self.evaluations.append((done, total))
         if scored is not None:
             self.scored.append(scored)

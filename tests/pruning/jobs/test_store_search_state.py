@@ -13,7 +13,7 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal, decide
 from pruning.search.state import (
-    Scored,
+    ScoredCandidate,
     SearchPlan,
     SearchState,
     decided_fields,
@@ -46,8 +46,8 @@ def test_a_state_survives_being_text(
     removals = [decide(step, 1.5, found) for step, found in enumerate(rounds, start=1)]
     fields = {**plan_field(PLAN), **round_fields(removals)}
     for block, found in scored.items():
-        fields |= scored_field(Scored(len(rounds) + 1, block, found))
-    fields |= scored_field(Scored(len(rounds) + 2, 7, [1.0]))  # of no round that can be next
+        fields |= scored_field(ScoredCandidate(len(rounds) + 1, block, found))
+    fields |= scored_field(ScoredCandidate(len(rounds) + 2, 7, [1.0]))  # not the next round
     assert SearchState.from_fields(fields) == SearchState(PLAN, tuple(removals), scored)
 
 
@@ -55,10 +55,10 @@ def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: st
     assert job_store.search_state(job_id) == SearchState()
     job_store.searching(job_id, PLAN, 0, 9)
     for done, block in enumerate(FIRST.scores, start=1):
-        job_store.evaluated(job_id, done, 9, scored=Scored(1, block, [1.0 * block]))
+        job_store.evaluated(job_id, done, 9, scored=ScoredCandidate(1, block, [1.0 * block]))
     assert job_store.search_state(job_id) == SearchState(PLAN, (), {1: [1.0], 2: [2.0], 3: [3.0]})
     job_store.removed(job_id, [FIRST])
-    job_store.evaluated(job_id, 4, 9, scored=Scored(2, 3, [0.1, 1 / 3]))
+    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate(2, 3, [0.1, 1 / 3]))
     assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST,), {3: [0.1, 1 / 3]})
     job_store.removed(job_id, [FIRST, SECOND])
     assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST, SECOND))
@@ -68,7 +68,7 @@ def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
     job_store: JobStore, job_id: str
 ) -> None:
     job_store.searching(job_id, PLAN, 0, 9)
-    job_store.evaluated(job_id, 4, 9, scored=Scored(2, 3, [0.5]))
+    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate(2, 3, [0.5]))
     job_store.removed(job_id, [FIRST])
     job_store.requeue(job_id, "its worker died", is_lost=True)
     waiting = job_store.get(job_id)
@@ -91,7 +91,7 @@ def test_a_worker_that_lost_the_job_adds_nothing(job_store: JobStore, job_id: st
     job_store.searching(job_id, PLAN, 0, 9, attempt=1)
     job_store.start(job_id, "second")
     with pytest.raises(StaleAttempt):
-        job_store.evaluated(job_id, 1, 9, 1, Scored(1, 1, [9.0]))
+        job_store.evaluated(job_id, 1, 9, 1, ScoredCandidate(1, 1, [9.0]))
     with pytest.raises(StaleAttempt):
         job_store.removed(job_id, [FIRST], 1)
     assert job_store.search_state(job_id) == SearchState(PLAN)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.ray_actors import ClusterLost, Evaluation
+from pruning.search.ray_actors import ActorResult, ClusterLost
 from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
@@ -121,7 +121,7 @@ def test_ties_are_decided_in_one_place(
     """As if every actor were another kind of machine, a hair off the others."""
     run = scorer._pool.run
 
-    def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[Evaluation]:
+    def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[ActorResult]:
         for answer in run(keep, shares, windows):
             shift = TIE_NATS / 4 * answer.actor
             yield replace(answer, losses=[loss + shift for loss in answer.losses])

@@ -9,7 +9,7 @@ from pruning.jobs.queue import DELIVERIES
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
-from pruning.search.state import Scored, SearchPlan, SearchState
+from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import JobObserver, execute
 
@@ -162,7 +162,7 @@ def test_a_worker_goes_on_with_what_the_one_before_has_found(
     def lost(_job: Job, observer: JobObserver) -> str:
         assert observer.earlier == SearchState()
         observer.searching(plan, 0, 2)
-        observer.evaluated(1, 2, Scored(1, 3, [2.5]))
+        observer.evaluated(1, 2, ScoredCandidate(1, 3, [2.5]))
         observer.removed(FIRST)
         job_store.requeue(job_id, "its worker died", is_lost=True)
         return "tiny@lost"

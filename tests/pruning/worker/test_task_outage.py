@@ -9,7 +9,7 @@ from pruning.jobs.job import Job, JobStatus, StopRequest
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
-from pruning.search.state import Scored, SearchPlan, SearchState
+from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import JobObserver, execute
 
@@ -33,7 +33,7 @@ class FlakyStore(JobStore):
         done: int,
         total: int,
         attempt: int | None = None,
-        scored: Scored | None = None,
+        scored: ScoredCandidate | None = None,
     ) -> StopRequest | None:
         self._fail_perhaps()
         return super().evaluated(job_id, done, total, attempt, scored)
