@@ -26,8 +26,8 @@ _Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
 
 
-class AnswerFormat(Protocol[_View_co]):
-    """How answers look on the wire: as a whole, or event by event.
+class OutputFormat(Protocol[_View_co]):
+    """How outputs look on the wire: as a whole, or event by event.
 
     Whatever it raises ends a stream with ``error``.
     """
@@ -45,7 +45,7 @@ async def answer(
     request: Request,
     generator: Generator,
     generation_request: GenerationRequest,
-    format_: AnswerFormat[_View_co],
+    format_: OutputFormat[_View_co],
     *,
     is_streamed: bool,
 ) -> "_View_co | EventStream":
@@ -78,7 +78,7 @@ class EventStream(EventSourceResponse):
     """Errors before the first event are raised; later ones are sent as the last event."""
 
     def __init__(
-        self, opening: AbstractAsyncContextManager[Generation], format_: AnswerFormat[object]
+        self, opening: AbstractAsyncContextManager[Generation], format_: OutputFormat[object]
     ) -> None:
         # else a proxy may buffer events
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
@@ -96,7 +96,7 @@ class EventStream(EventSourceResponse):
                 await self.stream_response(send)
 
 
-async def _events(generation: Generation, format_: AnswerFormat[object]) -> AsyncIterator[bytes]:
+async def _events(generation: Generation, format_: OutputFormat[object]) -> AsyncIterator[bytes]:
     try:
         with _woken(generation):
             while not generation.is_over:

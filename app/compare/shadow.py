@@ -19,7 +19,7 @@ from app.engine.sequence import FinishReason, Request
 from app.engine.stream import Stream
 from app.engine.text import TextStream
 from app.engine.variant import Variant
-from app.generation.engine_backend import Answered, EngineAnswer, EngineBackend
+from app.generation.engine_backend import CompletedOutput, EngineBackend, EngineOutputStream
 from app.generation.output import GenerationFailed
 from app.metrics.metrics import Metrics, labels_of
 from app.metrics.shadow import ShadowMetrics, ShadowSide
@@ -39,7 +39,7 @@ class _Dropped(Exception):
 
 @dataclass(eq=False)
 class _Replay:
-    live: Answered
+    live: CompletedOutput
     on: Variant | None = None  # None until it is found
     stream: Stream | None = None  # None until it is in the engine
     why_dropped: str | None = None
@@ -71,7 +71,7 @@ class Shadow:
         self._random = random.Random()  # noqa: S311 - no secret
         self._replays: dict[asyncio.Task[None], _Replay] = {}
 
-    def consider(self, live: Answered) -> None:
+    def consider(self, live: CompletedOutput) -> None:
         """Begin a replay of this answer, or drop it; costs the live request nothing."""
         name = self._counterpart(live.served.entry)
         is_whole = live.output.finish_reason in _WHOLE
@@ -158,7 +158,7 @@ class Shadow:
             raise _Dropped("overload") from error
         except (EngineStopped, ValueError) as error:
             raise _Dropped("stopped" if isinstance(error, EngineStopped) else "error") from error
-        answer = EngineAnswer(0, stream, TextStream(served.tokenizer, live.request.stop))
+        answer = EngineOutputStream(0, stream, TextStream(served.tokenizer, live.request.stop))
         try:
             await answer.finish()
         except GenerationFailed as error:
@@ -169,12 +169,12 @@ class Shadow:
             await answer.aclose()
         if answer.output.finish_reason not in _WHOLE:
             raise _Dropped(replay.why_dropped or self._why_aborted())
-        self._count(live, Answered(live.request, served, stream, answer.output))
+        self._count(live, CompletedOutput(live.request, served, stream, answer.output))
 
     def _why_aborted(self) -> str:
         return "overload" if self._engine.is_accepting else "stopped"
 
-    def _count(self, live: Answered, shadow: Answered) -> None:
+    def _count(self, live: CompletedOutput, shadow: CompletedOutput) -> None:
         tokens = [[token.key for token in its.output.tokens] for its in (live, shadow)]
         are_alone = live.output.timings.was_alone and shadow.output.timings.was_alone
         self._counts.compared(
@@ -188,7 +188,7 @@ class Shadow:
             timings, reason = output.timings, output.finish_reason
             self._metrics.finished(labels, output.num_prompt_tokens, reason, timings)
 
-    def _drop(self, live: Answered, reason: str) -> None:
+    def _drop(self, live: CompletedOutput, reason: str) -> None:
         self._counts.dropped(live.served.entry.name, reason)
 
 
@@ -205,11 +205,11 @@ def shadow_of(
         return None
     share, direction = settings.shadow_share, settings.shadow_direction
     shadow = Shadow(share, direction, registry, engine, metrics, counts)
-    backend.on_answer(shadow.consider)
+    backend.on_completed(shadow.consider)
     return shadow
 
 
-def _side(its: Answered, *, are_alone: bool) -> ShadowSide:
+def _side(its: CompletedOutput, *, are_alone: bool) -> ShadowSide:
     timings = its.output.timings
     prefill_s = None
     if timings.scheduled_s is not None and timings.first_token_s is not None:

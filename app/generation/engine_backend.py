@@ -1,4 +1,4 @@
-"""Answers by the engine of this process: text to tokens, its streams, and tokens to text."""
+"""Generation by the engine of this process: text to tokens, streams, and tokens to text."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from app.engine.sequence import (
 )
 from app.engine.stream import Stream
 from app.engine.text import TextStream, chat_prompt
-from app.generation.output import Answer, GenerationFailed, Output, Token
+from app.generation.output import GenerationFailed, Output, OutputStream, Token
 from app.generation.request import Chat, GenerationRequest, Prompt
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
@@ -36,8 +36,8 @@ ENGINE_RAISES = (
 
 
 @dataclass(frozen=True)
-class Answered:
-    """An answer that has come to its end, with the stream that it was made of."""
+class CompletedOutput:
+    """A finished output, with its request and the engine's stream behind it."""
 
     request: GenerationRequest
     served: ServedModel
@@ -51,15 +51,15 @@ class EngineBackend:
     def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._listeners: list[Callable[[Answered], None]] = []
+        self._listeners: list[Callable[[CompletedOutput], None]] = []
 
-    def on_answer(self, listener: Callable[[Answered], None]) -> None:
-        """Have this told of every answer that somebody has waited for to its end."""
+    def on_completed(self, listener: Callable[[CompletedOutput], None]) -> None:
+        """Call the listener with every output that a client has waited for to its end."""
         self._listeners.append(listener)
 
-    async def answers(
+    async def start(
         self, request: GenerationRequest, served: ServedModel, deadline_s: float | None
-    ) -> list[Answer]:
+    ) -> list[OutputStream]:
         """Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and what a chat template
         does, before anything runs.
         """
@@ -74,12 +74,12 @@ class EngineBackend:
             raise
         self._metrics.admitted(labels)
         return [
-            EngineAnswer(
+            EngineOutputStream(
                 index,
                 stream,
                 TextStream(served.tokenizer, request.stop),
                 self._metrics.token_gaps(labels),
-                self._teller(request, served, stream),
+                self._on_done(request, served, stream),
             )
             for index, stream in enumerate(streams)
         ]
@@ -106,14 +106,14 @@ class EngineBackend:
     def _params(
         self, request: GenerationRequest, served: ServedModel, num_prompt_tokens: int, number: int
     ) -> SamplingParams:
-        """Of one of the ``n`` answers to a prompt of that length."""
+        """The parameters of one of the ``n`` outputs of a prompt of that length."""
         params = request.params_of(number)
         if request.fills_context:
             rest = self._engine.max_len(served.variant) - num_prompt_tokens
             params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
         return params
 
-    def _teller(
+    def _on_done(
         self, request: GenerationRequest, served: ServedModel, stream: Stream
     ) -> Callable[[Output], None]:
         """Tells the listeners in the context of the request, whoever brings the last token."""
@@ -121,7 +121,7 @@ class EngineBackend:
 
         def tell(output: Output) -> None:
             for listener in self._listeners:
-                context.run(listener, Answered(request, served, stream, output))
+                context.run(listener, CompletedOutput(request, served, stream, output))
 
         return tell
 
@@ -131,7 +131,7 @@ class EngineBackend:
         self._metrics.finished(labels, len(request.prompt_ids), last.finish_reason, last.timings)
 
 
-class EngineAnswer(Answer):
+class EngineOutputStream(OutputStream):
     """Made of the events of one request, until it ends or a stop string appears."""
 
     def __init__(

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
-from app.generation.output import Answer, Output, Piece
+from app.generation.output import Output, OutputStream, Piece
 from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
@@ -21,7 +21,7 @@ RAISES = (*LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
 
 
 class Generator:
-    """Answers prompts with any variant of the registry, and any model of another server."""
+    """Generates with any variant of the registry, and any model of another server."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Generator:
         return await asyncio.wrap_future(loading)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
-        """One output per answer, in their order. Raises what ``open`` and ``news`` do."""
+        """The outputs of the request, in order. Raises what ``open`` and ``news`` do."""
         async with self.open(request) as generation:
             while not generation.is_over:
                 await generation.news()
@@ -58,55 +58,55 @@ class Generator:
 
     @asynccontextmanager
     async def open(self, request: GenerationRequest) -> AsyncIterator["Generation"]:
-        """The answers as they grow; leaving it cancels what still runs.
+        """The outputs as they grow; leaving the context cancels those that still run.
 
         Raises ``RequestRefused``, ``Overloaded``, ``EngineStopped`` or a ``BackendError`` before
-        anything runs, and of several answers at other servers before the first text is there.
+        anything runs, and for several outputs of another server before the first text is there.
         """
-        generation = Generation(await self._answers(request))
+        generation = Generation(await self._start(request))
         try:
             await generation.begin()
             yield generation
         finally:
             await generation.aclose()
 
-    async def _answers(self, request: GenerationRequest) -> list[Answer]:
+    async def _start(self, request: GenerationRequest) -> list[OutputStream]:
         served = request.served
         timeouts_s = [its for its in (request.timeout_s, self._max_timeout_s) if its is not None]
         deadline_s = time.monotonic() + min(timeouts_s) if timeouts_s else None
         if isinstance(served, ServedElsewhere):
-            return await self._external.answers(request, served, deadline_s)
-        return await self._engine.answers(request, served, deadline_s)
+            return await self._external.start(request, served, deadline_s)
+        return await self._engine.start(request, served, deadline_s)
 
 
 class Generation:
-    """The answers to one request, growing side by side, and read at whatever pace."""
+    """The outputs of one request, generated side by side and read at any pace."""
 
-    def __init__(self, answers: Sequence[Answer]) -> None:
-        self._answers = answers
+    def __init__(self, outputs: Sequence[OutputStream]) -> None:
+        self._outputs = outputs
         self._has_news = asyncio.Event()
         self._is_woken = False
-        for answer in answers:
-            answer.start(self._has_news.set)
+        for output in outputs:
+            output.start(self._has_news.set)
 
     @property
     def is_over(self) -> bool:
-        """Whether ``news`` has told the end of every answer."""
-        return all(answer.is_taken for answer in self._answers)
+        """Whether ``news`` has told the end of every output."""
+        return all(output.is_taken for output in self._outputs)
 
     @property
     def outputs(self) -> list[Output]:
-        """The finished answers, once it is over."""
-        return [answer.output for answer in self._answers]
+        """The finished outputs, once ``is_over``."""
+        return [output.output for output in self._outputs]
 
     async def begin(self) -> None:
-        """Wait until no answer can be refused any more, or one has something to tell.
+        """Wait until no output can be refused any more, or one has something to tell.
 
         Raises what keeps one of them from its end.
         """
         while not (
-            all(answer.has_begun for answer in self._answers)
-            or any(answer.has_news for answer in self._answers)
+            all(output.has_begun for output in self._outputs)
+            or any(output.has_news for output in self._outputs)
         ):
             await self._wait()
         self._has_news.set()  # what came meanwhile is still to be told
@@ -117,26 +117,26 @@ class Generation:
         self._has_news.set()
 
     async def news(self) -> list[Piece]:
-        """What is new, an answer a piece; waits for it. Whoever stops waiting loses nothing.
+        """Wait for what is new: at most one piece per output. Cancelling the wait loses nothing.
 
-        Raises ``GenerationFailed``, ``EngineStopped`` or a ``BackendError`` if one of the answers
+        Raises ``GenerationFailed``, ``EngineStopped`` or a ``BackendError`` if one of the outputs
         cannot be finished.
         """
         pieces: list[Piece] = []
         while not (pieces or self._is_woken or self.is_over):
             await self._wait()
-            pieces = [piece for answer in self._answers if (piece := answer.take())]
+            pieces = [piece for output in self._outputs if (piece := output.take())]
         self._is_woken = False
         return pieces
 
     async def aclose(self) -> None:
         """Cancel what still runs."""
-        for answer in self._answers:
-            await answer.aclose()
+        for output in self._outputs:
+            await output.aclose()
 
     async def _wait(self) -> None:
         await self._has_news.wait()
         self._has_news.clear()
-        for answer in self._answers:
-            if answer.failure is not None:
-                raise answer.failure
+        for output in self._outputs:
+            if output.failure is not None:
+                raise output.failure

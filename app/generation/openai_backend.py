@@ -1,4 +1,4 @@
-"""Answers by other servers: one request there for each, so that usage and end are its own.
+"""Generation by other servers: one request for each output, with a usage and an end of its own.
 
 A text is passed on as it comes. Moments are those of its arrival here.
 
@@ -26,7 +26,7 @@ from app.generation.openai_client import (
     ExternalClient,
     asked_of,
 )
-from app.generation.output import Answer
+from app.generation.output import OutputStream
 from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics, labels_of
 from app.models.entry import ModelEntry
@@ -95,7 +95,7 @@ class _Server:
     served: ServedElsewhere
     client: ExternalClient
     places: Places
-    answers: "set[ExternalAnswer]" = field(default_factory=set)  # that are open
+    open_outputs: "set[ExternalOutputStream]" = field(default_factory=set)
 
 
 class ExternalBackend:
@@ -125,9 +125,9 @@ class ExternalBackend:
         """Requests that wait here, by model."""
         return {name: server.places.num_waiting for name, server in self._servers.items()}
 
-    async def answers(
+    async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
-    ) -> list[Answer]:
+    ) -> list[OutputStream]:
         """Admits all of them or none: each has to be closed.
 
         Raises ``TooManyPrompts`` or ``Overloaded``.
@@ -142,22 +142,22 @@ class ExternalBackend:
             self._metrics.rejected(labels_of(served.entry), refusal.reason)
             raise
         return [
-            ExternalAnswer(index, its, server, self._metrics, deadline_s)
+            ExternalOutputStream(index, its, server, self._metrics, deadline_s)
             for index, its in enumerate(asked)
         ]
 
     def abort(self) -> None:
         """End what is open as far as it has come."""
         for server in self._servers.values():
-            for answer in server.answers:
-                answer.abort()
+            for output in server.open_outputs:
+                output.abort()
 
     async def aclose(self) -> None:
         for server in self._servers.values():
             await server.client.aclose()
 
 
-class ExternalAnswer(Answer):
+class ExternalOutputStream(OutputStream):
     """Gathers what one request brings. Counted once, however it ends."""
 
     def __init__(
@@ -179,7 +179,7 @@ class ExternalAnswer(Answer):
         self._end: tuple[FinishReason, float] | None = None  # as it was told, and when
         self._task: asyncio.Task[None] | None = None
         metrics.admitted(self._labels)
-        server.answers.add(self)
+        server.open_outputs.add(self)
 
     def start(self, tell: Callable[[], None]) -> None:
         """Fails with a ``BackendError``."""
@@ -211,7 +211,7 @@ class ExternalAnswer(Answer):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        if self in self._server.answers:
+        if self in self._server.open_outputs:
             self._count(FinishReason.ABORT)
 
     def abort(self) -> None:
@@ -275,5 +275,5 @@ class ExternalAnswer(Answer):
         return timings
 
     def _leave(self) -> None:
-        self._server.answers.discard(self)
+        self._server.open_outputs.discard(self)
         self._server.places.leave()

@@ -1,4 +1,4 @@
-"""One answer as it grows, whoever generates it: pieces of final text, and at the end all of it.
+"""One output of a generation as it grows: pieces of final text, and at the end all of it.
 
 How tokens are written: by a tokenizer, or as the server wrote them that generated them.
 """
@@ -31,7 +31,7 @@ TokenKey = int | Spelling  # what a vocabulary can write down; an id, where ids 
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token; its text begins ``offset`` characters behind the start of the answer."""
+    """A generated token; its text begins ``offset`` characters after the start of the output."""
 
     key: TokenKey
     is_text: bool  # false for the one that ended the sequence
@@ -42,7 +42,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Output:
-    """One finished answer.
+    """One finished output.
 
     ``tokens`` are all generated ones, an end of sequence included, where they are known one by one.
     """
@@ -57,17 +57,17 @@ class Output:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of one answer. Tokens come with the text that they complete; the end, last."""
+    """What is new of one output. Tokens come with the text that they complete; the end, last."""
 
-    index: int  # of the answer in its request
+    index: int  # of the output in its request
     text: str
     tokens: tuple[Token, ...]
     num_prompt_tokens: int | None  # None while it is not known
     num_tokens: int  # generated so far
-    output: Output | None  # the finished answer, with its last piece
+    output: Output | None  # the finished output, with its last piece
 
 
-class Answer(ABC):
+class OutputStream(ABC):
     """Gathers what is generated until it is taken, at whatever pace."""
 
     def __init__(self, index: int, num_prompt_tokens: int | None) -> None:
@@ -91,7 +91,7 @@ class Answer(ABC):
         """Nobody wants it any more: whoever generates it stops."""
 
     async def finish(self) -> Output:
-        """Gather to the end. Raises what keeps the answer from it."""
+        """Gather to the end. Raises ``failure``."""
         has_news = asyncio.Event()
         self.start(has_news.set)
         while self._output is None:
@@ -103,7 +103,7 @@ class Answer(ABC):
 
     @property
     def output(self) -> Output:
-        assert self._output is not None, "the answer has not come to its end"
+        assert self._output is not None, "the output is not finished"
         return self._output
 
     @property
