@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.errors import problem_of
 from app.generation.generator import Generation, Generator
-from app.generation.output import Output, Piece
+from app.generation.output import Delta, Output
 from app.generation.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class OutputFormat(Protocol[_View_co]):
 
     def whole(self, outputs: Sequence[Output]) -> _View_co: ...
 
-    def pieces(self, pieces: Sequence[Piece]) -> Iterable[bytes]: ...
+    def deltas(self, deltas: Sequence[Delta]) -> Iterable[bytes]: ...
 
     def end(self, outputs: Sequence[Output]) -> Iterable[bytes]: ...
 
@@ -100,8 +100,8 @@ async def _events(generation: Generation, format_: OutputFormat[object]) -> Asyn
     try:
         with _woken(generation):
             while not generation.is_over:
-                pieces = await generation.news()
-                yield b"".join(format_.pieces(pieces)) or KEEPALIVE_COMMENT
+                deltas = await generation.next_deltas()
+                yield b"".join(format_.deltas(deltas)) or KEEPALIVE_COMMENT
         yield b"".join(format_.end(generation.outputs))
     except Exception as error:
         if problem_of(error).status >= 500:

@@ -1,4 +1,4 @@
-"""The events of one request, iterated over or listened to, and its end if nobody wants it."""
+"""The events of one request: iterated over or sent to a subscriber, and cancelled when left."""
 
 import asyncio
 import time
@@ -8,13 +8,13 @@ from types import TracebackType
 from app.engine.sequence import FinishReason, Request, Timings, TokenEvent
 
 OnEnd = Callable[[Request, TokenEvent], None]
-Listener = Callable[[TokenEvent | Exception], None]
+Subscriber = Callable[[TokenEvent | Exception], None]
 
 
 class Stream:
-    """Events up to and with the last one. Leaving ``async with`` cancels what still runs.
+    """Events up to and including the last one. Leaving ``async with`` cancels the request.
 
-    ``on_end`` is told the last event of every request, whether anybody still reads or not.
+    ``on_end`` is called with the last event of the request, even if the stream was left before.
     """
 
     def __init__(
@@ -27,39 +27,39 @@ class Stream:
         self._cancel = cancel
         self._on_end = on_end
         self._events: asyncio.Queue[TokenEvent | Exception] = asyncio.Queue()
-        self._hear: Listener = self._events.put_nowait
+        self._publish: Subscriber = self._events.put_nowait
         self._is_done = False
 
     @property
     def request_id(self) -> str:
         return self.request.request_id
 
-    def tell(self, listener: Listener) -> None:
-        """Call it with each event, or what ``fail`` is told, in place of the iteration.
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call the subscriber with each event, or the error of ``fail``, instead of iterating.
 
-        A token costs its reader no turn of the event loop then.
+        Unlike an iteration, this takes no turn of the event loop per token.
         """
         while not self._events.empty():
-            listener(self._events.get_nowait())
-        self._hear = listener
+            subscriber(self._events.get_nowait())
+        self._publish = subscriber
 
     def put(self, event: TokenEvent) -> None:
-        self._hear(event)
+        self._publish(event)
         if event.finish_reason is not None and self._on_end is not None:
             self._on_end(self.request, event)
 
     def fail(self, error: Exception) -> None:
-        """End it without the engine: the iteration raises ``error``."""
-        self._hear(error)
+        """End the stream without the engine: the iteration raises ``error``."""
+        self._publish(error)
         if self._on_end is not None:
             timings = Timings(self.request.arrived_s, None, None, time.monotonic(), num_tokens=0)
             last = TokenEvent(self.request_id, None, FinishReason.ERROR, timings)
             self._on_end(self.request, last)
 
     def cancel(self, reason: FinishReason = FinishReason.ABORT) -> None:
-        """End the request early; the last event is still to come, with that reason and timings.
+        """End the request early. Its last event, with this reason and timings, still follows.
 
-        Tokens that were on their way come before it.
+        Tokens that are already generated come before it.
         """
         if not self._is_done:
             self._cancel(self, reason)
@@ -67,7 +67,7 @@ class Stream:
     async def aclose(self) -> None:
         self.cancel()
         self._is_done = True
-        self._hear = _ignore
+        self._publish = _ignore
 
     def __aiter__(self) -> "Stream":
         return self
@@ -77,7 +77,7 @@ class Stream:
             raise StopAsyncIteration
         try:
             event = await self._events.get()
-        except asyncio.CancelledError:  # the reader's task is going, so nobody will close this
+        except asyncio.CancelledError:  # the reader's task ends without closing the stream
             await self.aclose()
             raise
         if isinstance(event, Exception):
@@ -99,4 +99,4 @@ class Stream:
 
 
 def _ignore(_event: TokenEvent | Exception) -> None:
-    """Nobody wants it any more."""
+    """The subscriber of a closed stream."""

@@ -116,14 +116,14 @@ class EngineBackend:
     def _on_done(
         self, request: GenerationRequest, served: ServedModel, stream: Stream
     ) -> Callable[[Output], None]:
-        """Tells the listeners in the context of the request, whoever brings the last token."""
+        """Calls the listeners in the context of the request, not in that of the engine's event."""
         context = copy_context()
 
-        def tell(output: Output) -> None:
+        def publish(output: Output) -> None:
             for listener in self._listeners:
                 context.run(listener, CompletedOutput(request, served, stream, output))
 
-        return tell
+        return publish
 
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None
@@ -146,26 +146,24 @@ class EngineOutputStream(OutputStream):
         self.has_begun = True
         self._stream = stream
         self._detokenized = text
-        self._on_gap = on_gap  # told the seconds between a token and the one before it
+        self._on_gap = on_gap  # called with the seconds between two tokens
         self._on_done = on_done
         self._last_token_s: float | None = None
 
-    def start(self, tell: Callable[[], None]) -> None:
-        """Fails with ``GenerationFailed`` at the end that the engine makes of what it cannot do,
-        and with ``EngineStopped``.
-        """
+    def start(self, notify: Callable[[], None]) -> None:
+        """``failure`` is ``GenerationFailed`` or ``EngineStopped``."""
 
-        def hear(event: TokenEvent | Exception) -> None:
+        def receive(event: TokenEvent | Exception) -> None:
             try:
-                self._hear(event)
-            except Exception as error:  # noqa: BLE001 - whoever waits is told, and nobody else
+                self._receive(event)
+            except Exception as error:  # noqa: BLE001 - raised where the output is awaited
                 self.failure = error
                 self._stream.cancel()
-            tell()
+            notify()
 
-        self._stream.tell(hear)
+        self._stream.subscribe(receive)
 
-    def _hear(self, event: TokenEvent | Exception) -> None:
+    def _receive(self, event: TokenEvent | Exception) -> None:
         if self.failure is not None:
             return
         if isinstance(event, Exception):

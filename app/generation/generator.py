@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
-from app.generation.output import Output, OutputStream, Piece
+from app.generation.output import Delta, Output, OutputStream
 from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
@@ -50,10 +50,10 @@ class Generator:
         return await asyncio.wrap_future(loading)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
-        """The outputs of the request, in order. Raises what ``open`` and ``news`` do."""
+        """The outputs of the request, in order. Raises what ``open`` and ``next_deltas`` do."""
         async with self.open(request) as generation:
             while not generation.is_over:
-                await generation.news()
+                await generation.next_deltas()
             return generation.outputs
 
     @asynccontextmanager
@@ -84,15 +84,15 @@ class Generation:
 
     def __init__(self, outputs: Sequence[OutputStream]) -> None:
         self._outputs = outputs
-        self._has_news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._is_woken = False
         for output in outputs:
-            output.start(self._has_news.set)
+            output.start(self._changed.set)
 
     @property
     def is_over(self) -> bool:
-        """Whether ``news`` has told the end of every output."""
-        return all(output.is_taken for output in self._outputs)
+        """Whether ``next_deltas`` has told the end of every output."""
+        return all(output.is_exhausted for output in self._outputs)
 
     @property
     def outputs(self) -> list[Output]:
@@ -100,34 +100,34 @@ class Generation:
         return [output.output for output in self._outputs]
 
     async def begin(self) -> None:
-        """Wait until no output can be refused any more, or one has something to tell.
+        """Wait until no output can be refused any more, or one has a delta.
 
-        Raises what keeps one of them from its end.
+        Raises the failure of an output.
         """
         while not (
             all(output.has_begun for output in self._outputs)
-            or any(output.has_news for output in self._outputs)
+            or any(output.has_delta for output in self._outputs)
         ):
             await self._wait()
-        self._has_news.set()  # what came meanwhile is still to be told
+        self._changed.set()  # deltas that arrived meanwhile are still to be returned
 
     def wake(self) -> None:
-        """Have ``news`` return, without any if there are none."""
+        """Have ``next_deltas`` return at once, with an empty list if there are none."""
         self._is_woken = True
-        self._has_news.set()
+        self._changed.set()
 
-    async def news(self) -> list[Piece]:
-        """Wait for what is new: at most one piece per output. Cancelling the wait loses nothing.
+    async def next_deltas(self) -> list[Delta]:
+        """Wait for the next deltas: at most one per output. Cancelling the wait loses nothing.
 
         Raises ``GenerationFailed``, ``EngineStopped`` or a ``BackendError`` if one of the outputs
         cannot be finished.
         """
-        pieces: list[Piece] = []
-        while not (pieces or self._is_woken or self.is_over):
+        deltas: list[Delta] = []
+        while not (deltas or self._is_woken or self.is_over):
             await self._wait()
-            pieces = [piece for output in self._outputs if (piece := output.take())]
+            deltas = [delta for output in self._outputs if (delta := output.take_delta())]
         self._is_woken = False
-        return pieces
+        return deltas
 
     async def aclose(self) -> None:
         """Cancel what still runs."""
@@ -135,8 +135,8 @@ class Generation:
             await output.aclose()
 
     async def _wait(self) -> None:
-        await self._has_news.wait()
-        self._has_news.clear()
+        await self._changed.wait()
+        self._changed.clear()
         for output in self._outputs:
             if output.failure is not None:
                 raise output.failure

@@ -176,25 +176,25 @@ class ExternalOutputStream(OutputStream):
         self._scheduled_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
-        self._end: tuple[FinishReason, float] | None = None  # as it was told, and when
+        self._end: tuple[FinishReason, float] | None = None  # as the server reported it, and when
         self._task: asyncio.Task[None] | None = None
         metrics.admitted(self._labels)
         server.open_outputs.add(self)
 
-    def start(self, tell: Callable[[], None]) -> None:
-        """Fails with a ``BackendError``."""
-        self._task = asyncio.create_task(self._follow(tell))
+    def start(self, notify: Callable[[], None]) -> None:
+        """``failure`` is a ``BackendError``."""
+        self._task = asyncio.create_task(self._follow(notify))
 
-    async def _follow(self, tell: Callable[[], None]) -> None:
+    async def _follow(self, notify: Callable[[], None]) -> None:
         try:
-            await self._gather(tell)
-        except Exception as error:  # noqa: BLE001 - whoever waits is told
+            await self._gather(notify)
+        except Exception as error:  # noqa: BLE001 - raised where the output is awaited
             self.failure = error
-        tell()
+        notify()
 
-    async def _gather(self, tell: Callable[[], None]) -> None:
+    async def _gather(self, notify: Callable[[], None]) -> None:
         try:
-            reason = await self._ask(tell)
+            reason = await self._ask(notify)
         except BackendOverloaded:
             self._leave()
             self._metrics.rejected(self._labels, "backend_overloaded")
@@ -220,12 +220,12 @@ class ExternalOutputStream(OutputStream):
         if self._limit is not None:
             self._limit.reschedule(self._deadline_s)
 
-    async def _ask(self, tell: Callable[[], None]) -> FinishReason:
+    async def _ask(self, notify: Callable[[], None]) -> FinishReason:
         try:
             async with asyncio.timeout_at(self._deadline_s) as self._limit:
                 async with self._server.places.running():
                     self._scheduled_s = time.monotonic()
-                    await self._read(tell)
+                    await self._read(notify)
         except TimeoutError:
             return self._cut
         finally:
@@ -237,20 +237,20 @@ class ExternalOutputStream(OutputStream):
             )
         return self._end[0]
 
-    async def _read(self, tell: Callable[[], None]) -> None:
+    async def _read(self, notify: Callable[[], None]) -> None:
         async with self._server.client.stream(self._asked.path, self._asked.body) as chunks:
             self.has_begun = True
-            tell()
+            notify()
             async for chunk in chunks:
                 self._add(chunk)
-                tell()
+                notify()
 
     def _add(self, chunk: Chunk) -> None:
         now_s = time.monotonic()
         if chunk.text or chunk.tokens:
             self._text.append(chunk.text)
             self._tokens += chunk.tokens
-            self._num_tokens += max(len(chunk.tokens), 1)  # until the usage tells it exactly
+            self._num_tokens += max(len(chunk.tokens), 1)  # until the usage has the exact number
             if self._last_token_s is None:
                 self._first_token_s = now_s
             else:

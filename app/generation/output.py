@@ -1,4 +1,4 @@
-"""One output of a generation as it grows: pieces of final text, and at the end all of it.
+"""One output of a generation as it grows: deltas of final text, then the finished output.
 
 How tokens are written: by a tokenizer, or as the server wrote them that generated them.
 """
@@ -56,19 +56,19 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What is new of one output. Tokens come with the text that they complete; the end, last."""
+class Delta:
+    """A change of one output. Tokens come with the text that they complete."""
 
     index: int  # of the output in its request
     text: str
     tokens: tuple[Token, ...]
     num_prompt_tokens: int | None  # None while it is not known
     num_tokens: int  # generated so far
-    output: Output | None  # the finished output, with its last piece
+    output: Output | None  # the finished output, with its last delta
 
 
 class OutputStream(ABC):
-    """Gathers what is generated until it is taken, at whatever pace."""
+    """Gathers what is generated until it is taken, at any pace."""
 
     def __init__(self, index: int, num_prompt_tokens: int | None) -> None:
         self._index = index
@@ -78,27 +78,27 @@ class OutputStream(ABC):
         self._tokens: list[Token] = []
         self._taken = (0, 0)  # of text and tokens
         self._output: Output | None = None
-        self.failure: Exception | None = None  # what keeps it from its end
-        self.has_begun = False  # from when on it can fail, but not be refused any more
-        self.is_taken = False  # whether the last piece is out
+        self.failure: Exception | None = None  # why it will not finish
+        self.has_begun = False  # from then on it may fail, but is not refused
+        self.is_exhausted = False  # whether the last delta has been taken
 
     @abstractmethod
-    def start(self, tell: Callable[[], None]) -> None:
-        """Gather from now on; calls ``tell`` whenever there is news, its end or failure too."""
+    def start(self, notify: Callable[[], None]) -> None:
+        """Begin to gather; calls ``notify`` after each change, the end and a failure included."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Nobody wants it any more: whoever generates it stops."""
+        """Stop the generation, if it still runs."""
 
     async def finish(self) -> Output:
         """Gather to the end. Raises ``failure``."""
-        has_news = asyncio.Event()
-        self.start(has_news.set)
+        changed = asyncio.Event()
+        self.start(changed.set)
         while self._output is None:
             if self.failure is not None:
                 raise self.failure
-            await has_news.wait()
-            has_news.clear()
+            await changed.wait()
+            changed.clear()
         return self._output
 
     @property
@@ -107,18 +107,18 @@ class OutputStream(ABC):
         return self._output
 
     @property
-    def has_news(self) -> bool:
+    def has_delta(self) -> bool:
         """Whether there is anything to take."""
-        return not self.is_taken and (self._output is not None or any(self._untaken_text))
+        return not self.is_exhausted and (self._output is not None or any(self._untaken_text))
 
-    def take(self) -> Piece | None:
-        """What has come since the last piece; None while there is no final text and no end."""
-        if not self.has_news:
+    def take_delta(self) -> Delta | None:
+        """The change since the last delta; None while there is no final text and no end."""
+        if not self.has_delta:
             return None
         text, tokens = "".join(self._untaken_text), tuple(self._tokens[self._taken[1] :])
         self._taken = (len(self._text), len(self._tokens))
-        self.is_taken = self._output is not None
-        return Piece(
+        self.is_exhausted = self._output is not None
+        return Delta(
             self._index,
             text,
             tokens,

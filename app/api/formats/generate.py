@@ -18,7 +18,7 @@ from app.api.schemas.generate import (
     TokenView,
 )
 from app.engine.sequence import Timings
-from app.generation.output import NoTokenIds, Output, Piece, Token, TokenKey, Vocabulary
+from app.generation.output import Delta, NoTokenIds, Output, Token, TokenKey, Vocabulary
 from app.models.entry import ModelKind
 
 
@@ -53,13 +53,13 @@ class GenerateFormat:
             outputs=[self._output(index, output) for index, output in enumerate(outputs)],
         )
 
-    def pieces(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
-        for piece in filter(lambda piece: piece.text or piece.tokens, pieces):
+    def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
+        for delta in filter(lambda delta: delta.text or delta.tokens, deltas):
             view = PieceView(
-                index=piece.index,
-                text=piece.text,
-                token_ids=self._token_ids(piece.tokens),
-                logprobs=self._logprobs(piece.tokens),
+                index=delta.index,
+                text=delta.text,
+                token_ids=self._token_ids(delta.tokens),
+                logprobs=self._logprobs(delta.tokens),
             )
             data = view.model_dump_json(exclude_none=True, ensure_ascii=True)
             yield format_sse_event(event="text", data_str=data)

@@ -33,7 +33,7 @@ from app.api.schemas.openai import (
 )
 from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason
-from app.generation.output import Output, Piece, Token, TokenKey, Vocabulary
+from app.generation.output import Delta, Output, Token, TokenKey, Vocabulary
 
 _UNLIKELY = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 
@@ -72,10 +72,10 @@ class OpenAIFormat(ABC):
         num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs[:: self._n])
         return Usage.of(num_prompt_tokens, sum(output.num_tokens for output in outputs))
 
-    def _usage_so_far(self, piece: Piece) -> Usage | None:
-        if not self._has_usage_so_far or piece.num_prompt_tokens is None:
+    def _usage_so_far(self, delta: Delta) -> Usage | None:
+        if not self._has_usage_so_far or delta.num_prompt_tokens is None:
             return None
-        return Usage.of(piece.num_prompt_tokens, piece.num_tokens)
+        return Usage.of(delta.num_prompt_tokens, delta.num_tokens)
 
 
 def finish_of(output: Output) -> Finish:
@@ -90,7 +90,7 @@ def finite(logprob: float | None) -> float:
 
 
 class ChatFormat(OpenAIFormat):
-    """In a stream, the role comes with an answer's first piece, its end as a chunk of its own."""
+    """A stream has, for each output, a chunk of the role first and of the finish reason last."""
 
     def __init__(self, body: ChatBody, vocabulary: Vocabulary) -> None:
         super().__init__("chatcmpl", body, vocabulary)
@@ -115,31 +115,31 @@ class ChatFormat(OpenAIFormat):
             usage=self._usage(outputs),
         )
 
-    def pieces(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
-        for piece in pieces:
-            if piece.index not in self._begun:
-                self._begun.add(piece.index)
-                yield self._chunk(piece, {"role": "assistant", "content": ""})
-            logprobs = self._logprobs(piece.tokens)
-            if piece.text or (logprobs and logprobs.content):
-                yield self._chunk(piece, {"content": piece.text}, logprobs)
-            if piece.output:
-                yield self._chunk(piece, {}, finish=finish_of(piece.output))
+    def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
+        for delta in deltas:
+            if delta.index not in self._begun:
+                self._begun.add(delta.index)
+                yield self._chunk(delta, {"role": "assistant", "content": ""})
+            logprobs = self._logprobs(delta.tokens)
+            if delta.text or (logprobs and logprobs.content):
+                yield self._chunk(delta, {"content": delta.text}, logprobs)
+            if delta.output:
+                yield self._chunk(delta, {}, finish=finish_of(delta.output))
 
     def _last_chunk(self, usage: Usage) -> ChatChunk:
         return self._view([], usage)
 
     def _chunk(
         self,
-        piece: Piece,
-        delta: dict[Literal["role", "content"], str],
+        delta: Delta,
+        message: dict[Literal["role", "content"], str],
         logprobs: ChoiceLogprobs | None = None,
         finish: Finish | None = None,
     ) -> bytes:
         choice = ChunkChoice(
-            index=piece.index, delta=delta, logprobs=logprobs, finish_reason=finish
+            index=delta.index, delta=message, logprobs=logprobs, finish_reason=finish
         )
-        return self._event(self._view([choice], self._usage_so_far(piece)))
+        return self._event(self._view([choice], self._usage_so_far(delta)))
 
     def _view(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatChunk:
         return ChatChunk(
@@ -195,15 +195,15 @@ class CompletionFormat(OpenAIFormat):
         ]
         return self._view(choices, self._usage(outputs))
 
-    def pieces(self, pieces: Sequence[Piece]) -> Iterator[bytes]:
-        for piece in pieces:
+    def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
+        for delta in deltas:
             choice = CompletionChoice(
-                index=piece.index,
-                text=self._to_echo.pop(piece.index, "") + piece.text,
-                logprobs=self._logprobs(piece.tokens),
-                finish_reason=finish_of(piece.output) if piece.output else None,
+                index=delta.index,
+                text=self._to_echo.pop(delta.index, "") + delta.text,
+                logprobs=self._logprobs(delta.tokens),
+                finish_reason=finish_of(delta.output) if delta.output else None,
             )
-            yield self._event(self._view([choice], self._usage_so_far(piece)))
+            yield self._event(self._view([choice], self._usage_so_far(delta)))
 
     def _last_chunk(self, usage: Usage) -> CompletionView:
         return self._view([], usage)

@@ -107,21 +107,21 @@ def test_a_cancelled_stream_still_tells_its_end() -> None:
     scenario(run)
 
 
-def test_a_listener_hears_everything_until_it_leaves() -> None:
+def test_a_subscriber_gets_everything_until_it_leaves() -> None:
     async def run(engine: AsyncEngine) -> None:
         its = request(prompt(9), max_new_tokens=5, ignore_eos=True)
         stream, left = engine.stream(its), engine.stream(endless(1))
         await until(lambda: engine.stats().num_running == 1)  # so some of it has come before
-        heard: list[TokenEvent | Exception] = []
-        stream.tell(heard.append)
+        received: list[TokenEvent | Exception] = []
+        stream.subscribe(received.append)
         unwanted: list[TokenEvent | Exception] = []
-        left.tell(unwanted.append)
+        left.subscribe(unwanted.append)
         await until(lambda: bool(unwanted))
         await left.aclose()
-        num_heard = len(unwanted)
+        num_received = len(unwanted)
         await until(lambda: engine.stats().num_running == 0)
-        tokens = [event.token_id for event in heard if isinstance(event, TokenEvent)]
+        tokens = [event.token_id for event in received if isinstance(event, TokenEvent)]
         assert tokens == generated(its.variant.model, its.prompt_ids, 5)
-        assert len(unwanted) == num_heard
+        assert len(unwanted) == num_received
 
     scenario(run)
