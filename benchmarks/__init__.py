@@ -1,1 +1,1 @@
-"""Measurements: both sides in one process, ratios, and the facts of the machine."""
+"""Benchmarks of the search and of serving. Their reports include the machine and the command."""

@@ -1,4 +1,4 @@
-"""What transformers itself offers to generate with, on the same weights."""
+"""The baselines that transformers offers, on the same weights."""
 
 import time
 from collections.abc import Sequence
@@ -15,54 +15,56 @@ from transformers import (
 from transformers.generation.continuous_batching.utils import WorkloadHints
 from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.latencies import Answered, Pass
-from benchmarks.offline import answered
-from benchmarks.workload import Ask
+from benchmarks.latencies import Pass, RequestTiming
+from benchmarks.offline import checked_timing
+from benchmarks.workload import SampleRequest
 from pruning.models.blocks import num_blocks, view
 
-_NO_EOS = -1  # no token: so every answer has its full length, at less cost than by forbidding one
+_NO_EOS = -1  # matches no token, so every output has its full length, at no cost
 _PAD = 0
 
 
 class BaselineFailed(RuntimeError):
-    """What is compared with has not come to its end."""
+    """A baseline stopped before all its requests were complete."""
 
 
-def run_static(model: PreTrainedModel, asks: Sequence[Ask], batch_size: int) -> Pass:
-    """``generate`` on left-padded batches in order of arrival, each to its longest answer.
+def run_static(model: PreTrainedModel, requests: Sequence[SampleRequest], batch_size: int) -> Pass:
+    """``generate`` on left-padded batches, each of which runs to its longest output.
 
-    Only the tokens that were asked for count.
+    Only the requested tokens count.
     """
-    answers: list[Answered] = []
+    timings: list[RequestTiming] = []
     began_s = time.perf_counter()
-    for first in range(0, len(asks), batch_size):
-        batch = asks[first : first + batch_size]
+    for first in range(0, len(requests), batch_size):
+        batch = requests[first : first + batch_size]
         _generate(model, batch)
         now_s = time.perf_counter()
-        answers += [Answered(began_s, (now_s,), ask.num_new_tokens) for ask in batch]
-    return Pass(time.perf_counter() - began_s, tuple(answers))
+        timings += [RequestTiming(began_s, (now_s,), request.num_new_tokens) for request in batch]
+    return Pass(time.perf_counter() - began_s, tuple(timings))
 
 
-def run_one_by_one(model: PreTrainedModel, asks: Sequence[Ask]) -> Pass:
-    """``generate`` on one request after the other."""
-    answers: list[Answered] = []
+def run_sequential(model: PreTrainedModel, requests: Sequence[SampleRequest]) -> Pass:
+    """``generate`` on one request at a time."""
+    timings: list[RequestTiming] = []
     began_s = time.perf_counter()
-    for ask in asks:
-        sent_s, watch = time.perf_counter(), _Watch()
-        _generate(model, [ask], watch)
-        answers.append(answered(sent_s, watch.came_s, ask))
-    return Pass(time.perf_counter() - began_s, tuple(answers))
+    for request in requests:
+        sent_s, token_times = time.perf_counter(), _TokenTimes()
+        _generate(model, [request], token_times)
+        timings.append(checked_timing(sent_s, token_times.received_s, request))
+    return Pass(time.perf_counter() - began_s, tuple(timings))
 
 
 def _generate(
-    model: PreTrainedModel, batch: Sequence[Ask], streamer: BaseStreamer | None = None
+    model: PreTrainedModel, batch: Sequence[SampleRequest], streamer: BaseStreamer | None = None
 ) -> None:
     assert isinstance(model, GenerationMixin)
-    width = max(len(ask.prompt_ids) for ask in batch)
-    pads = [width - len(ask.prompt_ids) for ask in batch]
-    padded = [[_PAD] * pad + [*ask.prompt_ids] for pad, ask in zip(pads, batch, strict=True)]
+    width = max(len(request.prompt_ids) for request in batch)
+    pads = [width - len(request.prompt_ids) for request in batch]
+    padded = [
+        [_PAD] * pad + [*request.prompt_ids] for pad, request in zip(pads, batch, strict=True)
+    ]
     masks = [[0] * pad + [1] * (width - pad) for pad in pads]
-    num_new_tokens = max(ask.num_new_tokens for ask in batch)
+    num_new_tokens = max(request.num_new_tokens for request in batch)
     output = model.generate(
         torch.tensor(padded, device=model.device),
         attention_mask=torch.tensor(masks, device=model.device),
@@ -78,64 +80,65 @@ def _greedy(num_new_tokens: int) -> GenerationConfig:
     )
 
 
-class _Watch(BaseStreamer):
-    """When the tokens of one sequence came."""
+class _TokenTimes(BaseStreamer):
+    """Records when the tokens of one sequence arrive."""
 
     def __init__(self) -> None:
-        self.came_s: list[float] = []
+        self.received_s: list[float] = []
         self._has_prompt = False
 
-    def put(self, value: torch.Tensor) -> None:  # noqa: ARG002 the name is the base class's
+    def put(self, value: torch.Tensor) -> None:  # noqa: ARG002 - named by the base class
         if self._has_prompt:
-            self.came_s.append(time.perf_counter())
+            self.received_s.append(time.perf_counter())
         self._has_prompt = True
 
     def end(self) -> None:
         pass
 
 
-def run_continuous(model: PreTrainedModel, asks: Sequence[Ask]) -> Pass:
-    """Its own continuous batching as it comes, with room for all of these at a time.
+def run_continuous(model: PreTrainedModel, requests: Sequence[SampleRequest]) -> Pass:
+    """transformers' continuous batching, with cache pages for all requests at once.
 
-    Set up for each turn and warmed before its clock starts: its thread is never quite idle, and
-    would slow down the other sides. It may change how a model attends, so it gets a view.
+    It is set up for each pass and warmed up before the clock starts, because its thread is never
+    idle and would slow down the other sides. It gets a view, as it may switch the attention.
     """
     shell = view(model, range(num_blocks(model)))
     assert isinstance(shell, GenerationMixin)
-    prompt_len = max(len(ask.prompt_ids) for ask in asks)
-    output_len = max(ask.num_new_tokens for ask in asks)
+    prompt_len = max(len(request.prompt_ids) for request in requests)
+    output_len = max(request.num_new_tokens for request in requests)
     config = ContinuousBatchingConfig(
-        num_blocks=len(asks) * pages_of(prompt_len + output_len),  # or it takes most of the memory
-        allow_block_sharing=False,  # or a second pass would be free
+        # The default takes most of the memory.
+        num_blocks=len(requests) * pages_of(prompt_len + output_len),
+        allow_block_sharing=False,  # otherwise a second pass hits the prefix cache
     )
     with shell.continuous_batching_context_manager(
         generation_config=_greedy(output_len),
         continuous_batching_config=config,
-        workload_hints=WorkloadHints(prompt_len, output_len, len(asks)),
+        workload_hints=WorkloadHints(prompt_len, output_len, len(requests)),
     ) as manager:
-        _run_managed(manager, [replace(asks[0], num_new_tokens=1)])
-        return _run_managed(manager, asks)
+        _run_managed(manager, [replace(requests[0], num_new_tokens=1)])
+        return _run_managed(manager, requests)
 
 
 def pages_of(num_tokens: int) -> int:
-    """Pages of its cache that one sequence needs."""
+    """Cache pages that one sequence of this length needs."""
     return -(-num_tokens // ContinuousBatchingConfig().page_size)
 
 
-def _run_managed(manager: ContinuousBatchingManager, asks: Sequence[Ask]) -> Pass:
+def _run_managed(manager: ContinuousBatchingManager, requests: Sequence[SampleRequest]) -> Pass:
     began_s = time.perf_counter()
-    wanted: dict[str | None, Ask] = {
-        manager.add_request([*ask.prompt_ids], max_new_tokens=ask.num_new_tokens): ask
-        for ask in asks
+    pending: dict[str | None, SampleRequest] = {
+        manager.add_request([*request.prompt_ids], max_new_tokens=request.num_new_tokens): request
+        for request in requests
     }
-    answers: list[Answered] = []
-    while wanted:
+    timings: list[RequestTiming] = []
+    while pending:
         result = manager.get_result(timeout=1)
         if result is None:
             if not manager.is_running():
-                raise BaselineFailed("transformers' continuous batching has ended with an error")
+                raise BaselineFailed("transformers' continuous batching stopped with an error")
         elif result.is_finished():
             now_s = time.perf_counter()
-            ask = wanted.pop(result.request_id)
-            answers.append(answered(began_s, (now_s,), ask, len(result.generated_tokens)))
-    return Pass(time.perf_counter() - began_s, tuple(answers))
+            request = pending.pop(result.request_id)
+            timings.append(checked_timing(began_s, (now_s,), request, len(result.generated_tokens)))
+    return Pass(time.perf_counter() - began_s, tuple(timings))

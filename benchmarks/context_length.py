@@ -1,4 +1,4 @@
-"""What a decode step costs as the context grows: it may grow along, and no faster."""
+"""Cost of a decode step by context length. It should grow linearly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ NUM_STEPS = 9
 
 @dataclass(frozen=True)
 class Point:
-    """``ms_per_1000`` is how much the step grew since the row above, per 1000 tokens of context."""
+    """The median step at one context length, compared with the next shorter one."""
 
     context_len: int
     step_ms: float
     ms_per_token: float
-    ratio: float | None  # to the row above
-    ms_per_1000: float | None
+    ratio: float | None  # to the step of the row above
+    ms_per_1000: float | None  # growth since the row above per 1000 tokens of context
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A line through the steps of one batch size, by least squares."""
+    """A least squares line through the steps of one batch size."""
 
     batch_size: int
     points: tuple[Point, ...]
     base_ms: float
     slope_ms_per_1000: float
-    largest_deviation: float  # of a measured step from the line, as a share of it
+    largest_deviation: float  # of a step from the line, relative to the line
 
 
 def measure_growth(
     variant: Variant, prompts: Prompts, context_lens: Sequence[int], num_steps: int = NUM_STEPS
 ) -> list[Growth]:
-    """Of every batch size; the contexts of one are measured in turn."""
+    """Measure every batch size, alternating between its context lengths."""
     return [
         growth(batch_size, _steps_s(variant, prompts, context_lens, batch_size, num_steps))
         for batch_size in BATCH_SIZES
@@ -61,11 +61,11 @@ def _steps_s(
 
 
 def growth(batch_size: int, steps_s: dict[int, float]) -> Growth:
-    """Needs two lengths at least."""
-    lengths, times_ms = list(steps_s), [1e3 * its for its in steps_s.values()]
+    """Fit the steps of one batch size, by context length. Needs at least two lengths."""
+    lengths, times_ms = list(steps_s), [1e3 * step_s for step_s in steps_s.values()]
     slope, base = np.polyfit(lengths, times_ms, 1)
     lines = [base + slope * length for length in lengths]
-    deviations = [abs(its - line) / line for its, line in zip(times_ms, lines, strict=True)]
+    deviations = [abs(ms - line) / line for ms, line in zip(times_ms, lines, strict=True)]
     points: list[Point] = []
     for length, step_ms in zip(lengths, times_ms, strict=True):
         above = points[-1] if points else None
@@ -107,8 +107,8 @@ def markdown(growths: Sequence[Growth], title: str) -> str:
 
 
 _ABOUT = (
-    "Time of one decode step of the engine, medians, all contexts of a batch size in turn.\n"
-    "Machine and command are in the JSON file of the same name."
+    "Median time of one decode step of the engine. The context lengths of a batch size alternate.\n"
+    "The JSON file of the same name has the machine and the command."
 )
 
 
@@ -126,5 +126,5 @@ def cells(one: Growth, point: Point) -> list[str]:
 def sentence(one: Growth) -> str:
     return (
         f"Batch {one.batch_size}: {one.base_ms:.2f} ms + {one.slope_ms_per_1000:.2f} ms per 1000 "
-        f"tokens of context; no step is further than {one.largest_deviation:.0%} from that line."
+        f"tokens of context; the largest deviation from this line is {one.largest_deviation:.0%}."
     )

@@ -1,4 +1,4 @@
-"""What removed blocks buy per output token, what they can buy at best, and what variants weigh."""
+"""Speedup per output token of removed blocks, its upper bound, and the memory of variants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from app.bench.plan import without
 from app.engine.variant import Variant
 from app.models.catalog import Catalog, UnknownModel
 from benchmarks.steady import SteadyBatch, median_steps_s
-from benchmarks.workload import Ask
+from benchmarks.workload import SampleRequest
 from pruning.models.blocks import num_blocks
 from pruning.models.names import VariantName
 from pruning.models.timing import BlockTimes, measure_times
@@ -20,15 +20,16 @@ _NUM_VARIANTS = 10
 
 
 class UnknownVariant(ValueError):
-    """A variant that the model does not have."""
+    """The model has no such variant."""
 
 
 def removed_blocks(
     model: str, suffix: str, every: int, given: Blocks | None, catalog: Catalog
 ) -> Blocks:
-    """What ``@-k`` means: of the order that is given, else published, else the last ``k`` blocks.
+    """Resolve ``@-k`` by the given order, else by the published one, else to the last ``k`` blocks.
 
-    Which ones makes no difference to speed. Raises ``UnknownVariant``.
+    All blocks are equally fast, so the choice does not affect the speedup. Raises
+    ``UnknownVariant``.
     """
     depth = VariantName.parse(suffix).depth or 0
     if VariantName.parse(suffix) != VariantName("", depth=depth) or not 1 <= depth < every:
@@ -46,39 +47,39 @@ def removed_blocks(
 
 
 @dataclass(frozen=True)
-class Speedup:
-    """Of one variant over the dense model; times in seconds, of a token for every sequence."""
+class DecodeSpeedup:
+    """Speedup of one variant. Times are seconds of a decode step, one token per sequence."""
 
     removed_blocks: Blocks
     batch_size: int
     dense_s: float
     pruned_s: float
-    half_s: float  # with the first half of the blocks
-    parts: BlockTimes  # of the dense model's step: what has to be done, and no more
+    half_s: float  # of the first half of the blocks
+    parts: BlockTimes  # of the dense step
     speedup: float
-    bound: float  # by these parts
+    bound: float  # from these parts
     bound_by_blocks_alone: float
 
 
 def measure_speedup(
-    dense: Variant, removed: Blocks, asks: Sequence[Ask], num_steps: int
-) -> Speedup:
-    """Decode steps of both and of half of the model, in turn, on the same requests.
+    dense: Variant, removed: Blocks, requests: Sequence[SampleRequest], num_steps: int
+) -> DecodeSpeedup:
+    """Alternate decode steps of the dense model, the variant and half of the model.
 
-    The bound is what a step of nothing but embeddings, blocks and head gains. What a block takes,
-    with its attention and cache, is the difference between the whole model and its half.
+    The bound counts embeddings, blocks and head only. The time of a block, including attention
+    and cache, comes from the difference between the dense model and its half.
     """
     every = len(dense.keep)
     half = without(dense, range(every // 2, every))
     pruned = without(dense, removed)
     sides = {"dense": dense, "pruned": pruned, "half": half}
-    batches = {name: SteadyBatch(variant, asks) for name, variant in sides.items()}
+    batches = {name: SteadyBatch(variant, requests) for name, variant in sides.items()}
     steps_s = median_steps_s(batches, num_steps)
     block_s = (steps_s["dense"] - steps_s["half"]) / (every - len(half.keep))
-    parts = replace(measure_times(dense.model, len(asks)), block_s=block_s)
-    return Speedup(
+    parts = replace(measure_times(dense.model, len(requests)), block_s=block_s)
+    return DecodeSpeedup(
         removed_blocks=removed,
-        batch_size=len(asks),
+        batch_size=len(requests),
         dense_s=steps_s["dense"],
         pruned_s=steps_s["pruned"],
         half_s=steps_s["half"],
@@ -90,7 +91,7 @@ def measure_speedup(
 
 
 def measure_weights(dense: Variant) -> dict[str, int]:
-    """Bytes of the dense model alone, and with ten of its variants; shared storage counts once."""
+    """Bytes of the dense model alone and with ten variants. Shared storage counts once."""
     every = num_blocks(dense.model)
     variants = [
         without(dense, {(first + more) % every for more in range(1 + first % (every - 1))})
@@ -104,7 +105,7 @@ def measure_weights(dense: Variant) -> dict[str, int]:
 
 
 def storage_bytes(variants: Sequence[Variant]) -> int:
-    """Of all parameters and buffers."""
+    """Total bytes of all parameters and buffers."""
     models = [variant.model for variant in variants]
     tensors = chain.from_iterable(chain(model.parameters(), model.buffers()) for model in models)
     storages: dict[int, torch.UntypedStorage] = {}

@@ -1,6 +1,6 @@
-"""A POST whose answer is noted as it comes, and read when it is over: plain HTTP/1.1 on asyncio.
+"""A POST request whose streamed response is timestamped as it arrives: HTTP/1.1 on asyncio.
 
-The client shares the machine with the server, so whatever it takes is missing there.
+The client shares the machine with the server, so the response is parsed after its end only.
 """
 
 import asyncio
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from urllib.parse import urlsplit
 
-Part = tuple[float, bytes]  # with the moment of its arrival, by ``time.perf_counter``
+Chunk = tuple[float, bytes]  # time of arrival by ``time.perf_counter``, and data
 
 
-class BadAnswer(RuntimeError):
-    """The server has refused a request, or broken off."""
+class BadResponse(RuntimeError):
+    """The server refused a request, or closed the connection before the end of its response."""
 
 
-async def post(url: str, body: object) -> list[Part]:
-    """The parts of a chunked answer with status 200, as the server has cut them.
+async def post(url: str, body: object) -> list[Chunk]:
+    """Post JSON and return the chunks of the response, which must have status 200.
 
-    Raises ``BadAnswer`` or ``OSError``.
+    Raises ``BadResponse`` or ``OSError``.
     """
     address = urlsplit(url)
     content = json.dumps(body).encode()
@@ -31,51 +31,54 @@ async def post(url: str, body: object) -> list[Part]:
     )
     loop = asyncio.get_running_loop()
     host, port = str(address.hostname), address.port or 80
-    transport, answer = await loop.create_connection(_Answer, host, port)
+    transport, response = await loop.create_connection(_Response, host, port)
     try:
         transport.write(head.encode() + content)
-        await answer.is_over
+        await response.closed
     finally:
         transport.close()
     try:
-        return list(_parts(answer.came, url))
+        return list(_chunks(response.received, url))
     except ValueError as error:
-        raise BadAnswer(f"{url} broke off in the middle of its answer") from error
+        raise BadResponse(f"{url} closed the connection in the middle of its response") from error
 
 
-class _Answer(asyncio.Protocol):
-    """What has come on one connection, until the server closes it."""
+class _Response(asyncio.Protocol):
+    """Everything received on one connection until the server closes it."""
 
     def __init__(self) -> None:
-        self.came: list[Part] = []
-        self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.received: list[Chunk] = []
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
-        self.came.append((time.perf_counter(), data))
+        self.received.append((time.perf_counter(), data))
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.is_over.done():
+        if self.closed.done():
             return
         if error is None:
-            self.is_over.set_result(None)
+            self.closed.set_result(None)
         else:
-            self.is_over.set_exception(error)
+            self.closed.set_exception(error)
 
 
-def _parts(came: Sequence[Part], url: str) -> Iterator[Part]:
-    """Raises ``ValueError`` for an answer without an end."""
-    received = b"".join(data for _, data in came)
-    ends = list(accumulate(len(data) for _, data in came))
-    at = received.index(b"\r\n\r\n") + 4
-    head = received[:at].lower()
+def _chunks(received: Sequence[Chunk], url: str) -> Iterator[Chunk]:
+    """Decode the chunked transfer coding (RFC 9112, section 7.1).
+
+    Raises ``ValueError`` if the last chunk is missing.
+    """
+    data = b"".join(part for _, part in received)
+    ends = list(accumulate(len(part) for _, part in received))
+    at = data.index(b"\r\n\r\n") + 4
+    head = data[:at].lower()
     status = int(head.split(maxsplit=2)[1])
     if status != 200 or b"transfer-encoding: chunked" not in head:
-        text = received[at:].decode(errors="replace")
-        raise BadAnswer(f"{url} answered {status}, expected a stream and 200: {text[:500]}")
+        text = data[at:].decode(errors="replace")
+        raise BadResponse(f"{url} answered {status}, expected a stream and 200: {text[:500]}")
     while True:
-        line_end = received.index(b"\r\n", at)
-        start, end = line_end + 2, line_end + 2 + int(received[at:line_end], 16)
+        line_end = data.index(b"\r\n", at)
+        start, end = line_end + 2, line_end + 2 + int(data[at:line_end], 16)
         if start == end:
             return
-        at = received.index(b"\r\n", end) + 2
-        yield came[bisect_left(ends, end)][0], received[start:end]
+        at = data.index(b"\r\n", end) + 2
+        yield received[bisect_left(ends, end)][0], data[start:end]

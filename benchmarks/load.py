@@ -1,4 +1,4 @@
-"""A load generator for ``/v1/completions``: streams, and notes when the pieces of answers come."""
+"""A load generator for ``/v1/completions`` that records when each streamed event arrives."""
 
 import asyncio
 import json
@@ -7,81 +7,83 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from random import Random
 
-from benchmarks.http_stream import Part, post
-from benchmarks.latencies import Answered, Pass
-from benchmarks.offline import answered
+from benchmarks.http_stream import Chunk, post
+from benchmarks.latencies import Pass, RequestTiming
+from benchmarks.offline import checked_timing
 from benchmarks.servers import Server, ServerFailed
-from benchmarks.workload import Ask
+from benchmarks.workload import SampleRequest
 
 _TIMEOUT_S = 600.0
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
 
 
-def closed_loop(server: Server, asks: Sequence[Ask], concurrency: int) -> Pass:
-    """So many clients, each of which asks again as soon as it is answered.
+def closed_loop(server: Server, requests: Sequence[SampleRequest], concurrency: int) -> Pass:
+    """Send requests from ``concurrency`` clients, each one request at a time.
 
-    Raises ``BadAnswer``, ``ServerFailed`` or ``WrongLength`` for an answer that was not asked for.
+    Raises ``BadResponse``, ``ServerFailed``, or ``WrongLength`` for an unexpected number of tokens.
     """
-    return asyncio.run(_closed_loop(server, asks, concurrency))
+    return asyncio.run(_closed_loop(server, requests, concurrency))
 
 
-def open_loop(server: Server, asks: Sequence[Ask], per_s: float, seed: int) -> Pass:
-    """Requests at random moments, by a Poisson process, whether earlier ones are answered or not.
+def open_loop(server: Server, requests: Sequence[SampleRequest], per_s: float, seed: int) -> Pass:
+    """Send requests at the times of a Poisson process, regardless of responses.
 
-    Raises what ``closed_loop`` does.
+    Raises the same errors as ``closed_loop``.
     """
-    return asyncio.run(_open_loop(server, asks, per_s, seed))
+    return asyncio.run(_open_loop(server, requests, per_s, seed))
 
 
 def arrivals_s(number: int, per_s: float, seed: int) -> list[float]:
-    """Moments of a Poisson process, in seconds, the first at 0."""
+    """Arrival times of a Poisson process in seconds, the first at 0."""
     random = Random(seed)  # noqa: S311 - no secret
     gaps_s = (random.expovariate(per_s) for _ in range(number - 1))
     return list(accumulate(gaps_s, initial=0.0))
 
 
-async def _closed_loop(server: Server, asks: Sequence[Ask], concurrency: int) -> Pass:
-    answers: dict[int, Answered] = {}
-    waiting = iter(enumerate(asks))  # of all clients, so that each request is sent once
+async def _closed_loop(server: Server, requests: Sequence[SampleRequest], concurrency: int) -> Pass:
+    timings: dict[int, RequestTiming] = {}
+    waiting = iter(enumerate(requests))  # shared by all clients
 
     async def client() -> None:
-        for number, ask in waiting:
-            answers[number] = await _ask(server, ask)
+        for number, request in waiting:
+            timings[number] = await _send(server, request)
 
     began_s = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(concurrency)))
     seconds = time.perf_counter() - began_s
-    return Pass(seconds, tuple(answers[number] for number in range(len(asks))))
+    return Pass(seconds, tuple(timings[number] for number in range(len(requests))))
 
 
-async def _open_loop(server: Server, asks: Sequence[Ask], per_s: float, seed: int) -> Pass:
-    async def client(ask: Ask, arrival_s: float) -> Answered:
+async def _open_loop(
+    server: Server, requests: Sequence[SampleRequest], per_s: float, seed: int
+) -> Pass:
+    async def client(request: SampleRequest, arrival_s: float) -> RequestTiming:
         await asyncio.sleep(began_s + arrival_s - time.perf_counter())
-        return await _ask(server, ask)
+        return await _send(server, request)
 
-    arrivals = zip(asks, arrivals_s(len(asks), per_s, seed), strict=True)
+    arrivals = zip(requests, arrivals_s(len(requests), per_s, seed), strict=True)
     began_s = time.perf_counter()
-    answers = await asyncio.gather(*(client(*its) for its in arrivals))
-    return Pass(time.perf_counter() - began_s, tuple(answers))
+    timings = await asyncio.gather(*(client(*arrival) for arrival in arrivals))
+    return Pass(time.perf_counter() - began_s, tuple(timings))
 
 
-async def _ask(server: Server, ask: Ask) -> Answered:
+async def _send(server: Server, request: SampleRequest) -> RequestTiming:
     sent_s = time.perf_counter()
     async with asyncio.timeout(_TIMEOUT_S):
-        parts = await post(f"{server.url}/v1/completions", server.body(ask))
-    came_s, last = _events(parts)
-    return answered(sent_s, came_s, ask, _num_tokens(last))
+        chunks = await post(f"{server.url}/v1/completions", server.body(request))
+    received_s, last = _events(chunks)
+    return checked_timing(sent_s, received_s, request, _num_tokens(last))
 
 
-def _events(parts: Iterable[Part]) -> tuple[Sequence[float], bytes]:
-    """When the pieces of the answer came, and the last event, which counts the tokens.
+def _events(chunks: Iterable[Chunk]) -> tuple[Sequence[float], bytes]:
+    """Arrival times of the events with text, and the last event, which has the usage.
 
-    That one is no piece, unless it is all there is: an answer without text.
+    A response without text has only the last event: its time is returned.
     """
     rest, last, moments = b"", b"", []
-    for moment, part in parts:
-        *events, rest = (rest + part).split(b"\n\n")
+    for moment, chunk in chunks:
+        *events, rest = (rest + chunk).split(b"\n\n")
         for event in events:
             if event.startswith(_DATA) and event != _DONE:
                 moments.append(moment)

@@ -1,6 +1,4 @@
-"""The paper's three metrics against each other: what the model is like without the blocks that each
-of them chooses, at equal depth, on text that chose none of them.
-"""
+"""Benchmark of the three metrics of the SLEB paper: perplexity at equal depth on held-out text."""
 
 import json
 import shlex
@@ -33,18 +31,18 @@ from pruning.spec.prune import Metric, PruneSpec
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one metric chose, and what that cost."""
+class MetricResult:
+    """Removal order, quality and cost of one metric."""
 
     order: tuple[int, ...]
-    losses: tuple[float, ...]  # on the calibration windows after each removal, nats per token
+    losses: tuple[float, ...]  # on the calibration windows after each removal, in nats per token
     perplexities: Mapping[int, float]  # on held-out text, by blocks removed
     evaluations: int
     seconds: float  # of the search alone
 
 
-class _Watch:
-    """Counts evaluations, and says which blocks go."""
+class _Progress:
+    """An observer that counts evaluations and prints removals."""
 
     def __init__(self, console: Console, metric: Metric) -> None:
         self.evaluations = 0
@@ -52,10 +50,10 @@ class _Watch:
         self._metric = metric
 
     def phase(self, phase: str) -> None:
-        """There is but one."""
+        """Ignored: there is only one phase."""
 
     def searching(self, _plan: SearchPlan, _done: int, _total: int) -> None:
-        """Always from the beginning."""
+        """Ignored: the search is never resumed."""
 
     def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None) -> None:
         self.evaluations = done
@@ -65,7 +63,7 @@ class _Watch:
 
 
 class _HeldOut:
-    """Perplexities on text that has no part in the search; a set of blocks is measured once."""
+    """Perplexities on held-out text, cached by the kept blocks."""
 
     def __init__(self, dense: DenseModel, windows: Windows) -> None:
         self._scorer = dense.local_scorer(windows.token_ids)
@@ -78,9 +76,11 @@ class _HeldOut:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the JSON; a table lies beside it.")],
-    calibration: Annotated[Path, typer.Option(help="Text that chooses the blocks.")],
-    held_out: Annotated[Path, typer.Option(help="Other text, for the perplexities.")],
+    out: Annotated[
+        Path, typer.Option(help="Where to write the JSON report, with a Markdown table beside it.")
+    ],
+    calibration: Annotated[Path, typer.Option(help="Calibration text.")],
+    held_out: Annotated[Path, typer.Option(help="Held-out text for the perplexities.")],
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
     num_windows: int = 16,
     seqlen: int = 128,
@@ -89,7 +89,7 @@ def main(
     held_out_seqlen: int = 512,
     depths: Annotated[str, typer.Option(help="Numbers of removed blocks.")] = "3,6,9",
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    out.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurements
     set_up_torch()
     check_variables()
     settings = Settings()
@@ -102,21 +102,23 @@ def main(
     dense = load_dense_model(path, spec.resident, Resources(), dtype=spec.dtype)
     windows = calibrate(text, dense.model, dense.tokenizer)
     other = _text(held_out, held_out_windows, held_out_seqlen, seed)
-    judge = _HeldOut(dense, calibrate(other, dense.model, dense.tokenizer))
+    held_out_text = _HeldOut(dense, calibrate(other, dense.model, dense.tokenizer))
     console = Console(stderr=True, highlight=False)
     report: dict[str, Any] = {
         "num_blocks": num_blocks(dense.model),
         "depths": numbers,
         "calibration": f"{calibration.name}, {num_windows} windows of {seqlen} tokens",
         "held_out": f"{held_out.name}, {held_out_windows} windows of {held_out_seqlen} tokens",
-        "dense_perplexity": judge.perplexity(tuple(range(num_blocks(dense.model)))),
+        "dense_perplexity": held_out_text.perplexity(tuple(range(num_blocks(dense.model)))),
         "metrics": {},
         "dtype": str(dense.model.dtype).removeprefix("torch."),
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks.metrics", *sys.argv[1:]]),
     }
     for metric in Metric:
-        found = _found(replace(spec, metric=metric), dense, windows, judge, numbers, console)
+        found = _measure(
+            replace(spec, metric=metric), dense, windows, held_out_text, numbers, console
+        )
         report["metrics"][metric.value] = asdict(found)
         out.write_text(json.dumps(report, indent=2) + "\n")
     out.with_suffix(".md").write_text(_markdown(report))
@@ -129,32 +131,32 @@ def _text(path: Path, num_windows: int, seqlen: int, seed: int) -> CalibrationSp
     )
 
 
-def _found(
+def _measure(
     spec: PruneSpec,
     dense: DenseModel,
     windows: Windows,
-    judge: _HeldOut,
+    held_out_text: _HeldOut,
     depths: Sequence[int],
     console: Console,
-) -> Found:
-    watch = _Watch(console, spec.metric)
+) -> MetricResult:
+    progress = _Progress(console, spec.metric)
     began_s = time.perf_counter()
-    removals = search(spec, dense, windows, watch, SearchState())
+    removals = search(spec, dense, windows, progress, SearchState())
     seconds = time.perf_counter() - began_s
     order = tuple(removal.block for removal in removals)
     blocks = range(num_blocks(dense.model))
     keeps = {depth: tuple(b for b in blocks if b not in order[:depth]) for depth in depths}
-    return Found(
+    return MetricResult(
         order=order,
         losses=tuple(removal.loss for removal in removals),
-        perplexities={depth: judge.perplexity(keep) for depth, keep in keeps.items()},
-        evaluations=watch.evaluations,
+        perplexities={depth: held_out_text.perplexity(keep) for depth, keep in keeps.items()},
+        evaluations=progress.evaluations,
         seconds=round(seconds, 2),
     )
 
 
 def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and a line for each metric."""
+    """Headings, and a row for each metric."""
     depths = report["depths"]
     headings = ["metric", *(f"{depth} blocks" for depth in depths), "evaluations", "seconds"]
     lines = [
@@ -173,8 +175,8 @@ _HEAD = """\
 # The paper's metrics at equal depth
 
 Perplexity on {held_out}, of a model of {num_blocks} blocks.
-Dense it is {dense_perplexity:.2f}. Blocks are chosen on {calibration}.
-Machine and command are in the JSON file of the same name.
+That of the dense model is {dense_perplexity:.2f}. The search used {calibration}.
+The JSON file of the same name has the machine and the command.
 """
 
 
@@ -183,7 +185,7 @@ def _markdown(report: Mapping[str, Any]) -> str:
     rows = [headings, ["---", *["--:"] * (len(headings) - 1)], *lines]
     orders = [f"- {name}: {found['order']}" for name, found in report["metrics"].items()]
     table = [f"| {' | '.join(row)} |" for row in rows]
-    parts = [_HEAD.format(**report), *table, "", "Blocks in the order in which they go:", ""]
+    parts = [_HEAD.format(**report), *table, "", "Removal orders:", ""]
     return "\n".join([*parts, *orders, ""])
 
 

@@ -1,4 +1,4 @@
-"""The ways to search that are compared, a round at a time, and what every round costs."""
+"""The modes of search under comparison, run round by round, and the cost of each round."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Cost:
-    """A block pass takes all windows through one block, in however many batches."""
+    """Cost of a part of a search. A block pass is all windows passing through one block."""
 
     seconds: float
     block_passes: float
-    window_evaluations: float = 0  # of candidates
+    window_evaluations: float = 0  # number of (candidate, window) losses
 
     def times(self, factor: float) -> "Cost":
         return Cost(
@@ -44,14 +44,14 @@ class Cost:
 
 
 class Meter:
-    """Measures what work on watched models costs, with token ids of ``num_windows``."""
+    """Counts the block passes of the models it is attached to, with ``num_windows`` windows."""
 
     def __init__(self, num_windows: int) -> None:
         self._num_windows = num_windows
-        self._passed = 0  # windows through a block
+        self._passed = 0  # windows that passed a block
 
-    def watch(self, model: PreTrainedModel) -> list[RemovableHandle]:
-        """And with it all of its views, until the handles are removed."""
+    def attach(self, model: PreTrainedModel) -> list[RemovableHandle]:
+        """Count passes of a model and all its views until the handles are removed."""
         return [block.register_forward_hook(self._count) for block in block_list(model)]
 
     def cost_of(self, work: Callable[[], _T]) -> tuple[_T, Cost]:
@@ -70,8 +70,8 @@ class _HoldsStates(Protocol):
     def state_bytes(self) -> int: ...
 
 
-class Watched:
-    """A scorer, and the most bytes of states that were held when a candidate was done."""
+class MeteredScorer:
+    """A scorer that records the peak size of its cached states after each candidate."""
 
     def __init__(self, scorer: RoundScorer, states: _HoldsStates | None) -> None:
         self._scorer = scorer
@@ -90,21 +90,22 @@ class Watched:
 
 @dataclass(frozen=True)
 class Round:
-    """What was decided, and the cost of all candidates, those left out included."""
+    """The removal of a round, and the cost of all its candidates including those not scored."""
 
     removal: Removal
     cost: Cost
 
 
 class Mode:
-    """One way to search ``depth`` blocks, and what it has found and cost so far.
+    """One mode of searching ``depth`` blocks, with its removals and cost so far.
 
-    If it is ``sampled``, so many candidates stand for all of a round, and it decides nothing.
+    A ``sampled`` mode scores that many candidates of each round, follows the removals of another
+    mode, the leader, and extrapolates its cost.
     """
 
     def __init__(
         self,
-        scorer: Watched,
+        scorer: MeteredScorer,
         meter: Meter,
         depth: int,
         peak_weight_bytes: Callable[[], int],
@@ -131,16 +132,16 @@ class Mode:
 
     @property
     def path(self) -> list[int]:
-        """The blocks removed round by round, whoever decided it."""
+        """The removed blocks by round: those of the leader, if there is one."""
         return [removal.block for removal in (self._leader or self).removals]
 
     @property
     def cost(self) -> Cost:
-        """Of the dense evaluation and all rounds."""
+        """Total cost of the dense evaluation and all rounds."""
         return sum((each.cost for each in self.rounds), self.dense)
 
     def advance(self) -> None:
-        """One more round; the first needs the dense model's loss."""
+        """Run one more round. The first call evaluates the dense model as well."""
         if self._search is None:
             every = tuple(range(self.depth))
             losses, self.dense = self._meter.cost_of(lambda: self.scorer.losses(every))
@@ -148,18 +149,18 @@ class Mode:
             self._search = self._begin()
         search = self._search
         removal, cost = self._meter.cost_of(lambda: next(search))
-        num_candidates = self.depth - len(self.rounds) - 2  # the first and last are none
+        num_candidates = self.depth - len(self.rounds) - 2  # the first and last block are kept
         cost += Cost(0, 0, sum(removal.num_windows.values()))
         self.rounds.append(Round(removal, cost.times(num_candidates / len(removal.scores))))
 
     def _begin(self) -> Iterator[Removal]:
         if self._leader is None or self.sampled is None:
-            most = self.depth - 2
-            return sleb(self.scorer, self.depth, most, dense_loss=self.dense_loss)
+            max_removals = self.depth - 2
+            return sleb(self.scorer, self.depth, max_removals, dense_loss=self.dense_loss)
         return self._sampled_rounds(self._leader, self.sampled)
 
     def _sampled_rounds(self, leader: "Mode", num_candidates: int) -> Iterator[Removal]:
-        """The rounds as the leader decides them."""
+        """Score a sample of the candidates of each round of the leader."""
         for step in count(1):
             keep = kept(self.depth, leader.path[: step - 1])
             candidates = spread(keep[1:-1], num_candidates)
@@ -168,7 +169,7 @@ class Mode:
 
 
 def spread(candidates: Blocks, number: int) -> Blocks:
-    """So many of them, evenly, or all."""
+    """At most ``number`` of the candidates, evenly spread."""
     number = min(number, len(candidates))
     return tuple(
         candidates[(2 * index + 1) * len(candidates) // (2 * number)] for index in range(number)
@@ -176,9 +177,10 @@ def spread(candidates: Blocks, number: int) -> Blocks:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Makes modes that all work on ``windows [num_windows, seqlen]``; the budget in bytes is for
-    each of them.
+class ModeFactory:
+    """Makes modes that work on the same ``windows [num_windows, seqlen]``.
+
+    Each mode has a state budget of its own, in bytes.
     """
 
     windows: torch.Tensor
@@ -188,27 +190,27 @@ class Bench:
     def resident(
         self, name: str, model: PreTrainedModel, sampled: tuple[int, Mode] | None = None
     ) -> Mode:
-        """``plain``, ``exact`` or ``staged``, on a watched model that is in memory."""
+        """Mode ``plain``, ``exact`` or ``staged``, on a model that the meter is attached to."""
         weights = weight_bytes(model)
         scorer = self._resident_scorer(name, model)
         return Mode(scorer, self.meter, num_blocks(model), lambda: weights, sampled)
 
     def streamed(self, streamed: StreamedModel) -> Mode:
-        """On a model whose skeleton is watched."""
+        """Mode ``stream``, on a model whose skeleton the meter is attached to."""
         scorer = StreamedScorer(streamed, self.windows, state_budget=self.state_budget)
         depth = num_blocks(streamed.model)
-        return Mode(Watched(scorer, scorer), self.meter, depth, lambda: streamed.peak_bytes)
+        return Mode(MeteredScorer(scorer, scorer), self.meter, depth, lambda: streamed.peak_bytes)
 
-    def _resident_scorer(self, name: str, model: PreTrainedModel) -> Watched:
+    def _resident_scorer(self, name: str, model: PreTrainedModel) -> MeteredScorer:
         if name == "plain":
-            return Watched(PlainScorer(model, self.windows), None)
+            return MeteredScorer(PlainScorer(model, self.windows), None)
         boundaries = stages(self.windows.shape[0]) if name == "staged" else ()
         shared = SharedPrefixScorer(
             model, self.windows, state_budget=self.state_budget, boundaries=boundaries
         )
-        return Watched(StagedScorer(shared) if name == "staged" else shared, shared)
+        return MeteredScorer(StagedScorer(shared) if name == "staged" else shared, shared)
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Tied weights count once."""
+    """Total bytes of the parameters. Tied weights count once."""
     return sum(parameter.nbytes for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""The engine, driven in this process without text, threads or HTTP."""
+"""The engine driven in this process, without text, threads or HTTP."""
 
 import time
 from collections import deque
@@ -7,23 +7,23 @@ from collections.abc import Callable, Sequence
 from app.engine.engine import Engine
 from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
 from app.engine.variant import Variant
-from benchmarks.latencies import Answered, Pass
-from benchmarks.workload import Ask
+from benchmarks.latencies import Pass, RequestTiming
+from benchmarks.workload import SampleRequest
 
 
 class WrongLength(RuntimeError):
-    """A side has generated more or fewer tokens than it was asked for."""
+    """A response has more or fewer tokens than requested."""
 
 
 def run_engine(
     variant: Variant,
-    asks: Sequence[Ask],
+    requests: Sequence[SampleRequest],
     concurrency: int,
     make_engine: Callable[[], Engine] = Engine,
 ) -> Pass:
-    """Answer all, with so many in the engine at any time."""
+    """Complete all requests, with up to ``concurrency`` of them in the engine at any time."""
     engine = make_engine()
-    waiting = deque(requests(variant, asks))
+    waiting = deque(engine_requests(variant, requests))
     log = _Log()
     began_s = time.perf_counter()
     while waiting or log.num_open:
@@ -32,58 +32,64 @@ def run_engine(
             log.sent(request)
             engine.add(request)
         log.take(engine.step())
-    return Pass(time.perf_counter() - began_s, log.answers(asks))
+    return Pass(time.perf_counter() - began_s, log.timings(requests))
 
 
-def requests(variant: Variant, asks: Sequence[Ask]) -> list[Request]:
-    """Greedy, and of exactly the lengths asked for."""
+def engine_requests(variant: Variant, requests: Sequence[SampleRequest]) -> list[Request]:
+    """Greedy engine requests that ignore the end-of-sequence token."""
     return [
         Request(
             str(number),
             variant,
-            ask.prompt_ids,
-            SamplingParams(max_new_tokens=ask.num_new_tokens, ignore_eos=True),
+            request.prompt_ids,
+            SamplingParams(max_new_tokens=request.num_new_tokens, ignore_eos=True),
         )
-        for number, ask in enumerate(asks)
+        for number, request in enumerate(requests)
     ]
 
 
 class _Log:
-    """When each request was sent, and when its tokens came."""
+    """Records when each request was sent and when its tokens arrived."""
 
     def __init__(self) -> None:
         self._sent_s: dict[str, float] = {}
-        self._came_s: dict[str, list[float]] = {}
+        self._received_s: dict[str, list[float]] = {}
         self.num_open = 0
 
     def sent(self, request: Request) -> None:
         self._sent_s[request.request_id] = time.perf_counter()
-        self._came_s[request.request_id] = []
+        self._received_s[request.request_id] = []
         self.num_open += 1
 
     def take(self, events: Sequence[TokenEvent]) -> None:
         now_s = time.perf_counter()
         for event in events:
             if event.token_id is not None:
-                self._came_s[event.request_id].append(now_s)
+                self._received_s[event.request_id].append(now_s)
             if event.finish_reason is not None:
                 self.num_open -= 1
                 assert event.finish_reason is FinishReason.LENGTH, event
 
-    def answers(self, asks: Sequence[Ask]) -> tuple[Answered, ...]:
+    def timings(self, requests: Sequence[SampleRequest]) -> tuple[RequestTiming, ...]:
         return tuple(
-            answered(self._sent_s[str(number)], self._came_s[str(number)], ask)
-            for number, ask in enumerate(asks)
+            checked_timing(self._sent_s[str(number)], self._received_s[str(number)], request)
+            for number, request in enumerate(requests)
         )
 
 
-def answered(
-    sent_s: float, came_s: Sequence[float], ask: Ask, num_tokens: int | None = None
-) -> Answered:
-    """Raises ``WrongLength``; without ``num_tokens`` every piece is one."""
-    num_tokens = len(came_s) if num_tokens is None else num_tokens
-    if num_tokens != ask.num_new_tokens:
+def checked_timing(
+    sent_s: float,
+    received_s: Sequence[float],
+    request: SampleRequest,
+    num_tokens: int | None = None,
+) -> RequestTiming:
+    """The timing of a request. Raises ``WrongLength``.
+
+    Without ``num_tokens`` every time stands for one token.
+    """
+    num_tokens = len(received_s) if num_tokens is None else num_tokens
+    if num_tokens != request.num_new_tokens:
         raise WrongLength(
-            f"asked for {ask.num_new_tokens} tokens, got {num_tokens}: rates would be wrong"
+            f"expected {request.num_new_tokens} tokens, got {num_tokens}: rates would be wrong"
         )
-    return Answered(sent_s, tuple(came_s), num_tokens)
+    return RequestTiming(sent_s, tuple(received_s), num_tokens)

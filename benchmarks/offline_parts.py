@@ -1,32 +1,34 @@
-"""The parts of the serving benchmark that need no server."""
+"""The parts of the serving benchmark that do not use HTTP."""
 
 from dataclasses import asdict
 from functools import partial
 
-from benchmarks.baselines import run_continuous, run_one_by_one, run_static
+from benchmarks.baselines import run_continuous, run_sequential, run_static
 from benchmarks.context_length import markdown, measure_growth
 from benchmarks.depth import measure_speedup, measure_weights
 from benchmarks.latencies import median_tpot_s, performance, throughput
 from benchmarks.offline import run_engine
-from benchmarks.plan import Baseline, Found, Plan, Subject
-from benchmarks.sides import Side, alternate, ratio
+from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
+from benchmarks.sides import SideRunner, alternate, ratio
 from benchmarks.steady import steady_output_len
 
 _STATIC_BATCH = 64
-_NUM_SINGLE = 2  # requests of one at a time
+_NUM_SINGLE = 2  # requests sent one at a time
 
 
-def offline(subject: Subject, plan: Plan) -> Found:
-    """Requests of one length, all there from the start."""
-    asks = subject.prompts(plan).uniform(plan.num_requests, plan.prompt_len, plan.output_len)
-    sides: dict[str, Side] = {"engine": partial(run_engine, subject.dense, concurrency=len(asks))}
+def offline(subject: ServeSubject, plan: ServePlan) -> PartResult:
+    """Requests of one length, all added at the start."""
+    requests = subject.prompts(plan).uniform(plan.num_requests, plan.prompt_len, plan.output_len)
+    sides: dict[str, SideRunner] = {
+        "engine": partial(run_engine, subject.dense, concurrency=len(requests))
+    }
     if Baseline.GENERATE in plan.against:
         sides["generate"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
     if Baseline.CONTINUOUS_BATCHING in plan.against:
         sides["continuous-batching"] = partial(run_continuous, subject.dense.model)
-    passes = alternate(sides, asks, plan.repeats)
-    details = {name: throughput(its) for name, its in passes.items()}
-    return Found(
+    passes = alternate(sides, requests, plan.repeats)
+    details = {name: throughput(timed) for name, timed in passes.items()}
+    return PartResult(
         details | {"engine": performance(passes["engine"])},
         {
             "offline_vs_generate": ratio(passes, "engine", "generate"),
@@ -35,17 +37,19 @@ def offline(subject: Subject, plan: Plan) -> Found:
     )
 
 
-def mixed(subject: Subject, plan: Plan) -> Found:
-    """Requests of many lengths; static batches run to their longest answer."""
-    asks = subject.prompts(plan).mixed(
+def mixed(subject: ServeSubject, plan: ServePlan) -> PartResult:
+    """Requests of many lengths. Static batches run to their longest output."""
+    requests = subject.prompts(plan).mixed(
         plan.num_mixed, plan.mixed_prompt_lens, plan.mixed_output_lens
     )
-    sides: dict[str, Side] = {"engine": partial(run_engine, subject.dense, concurrency=len(asks))}
+    sides: dict[str, SideRunner] = {
+        "engine": partial(run_engine, subject.dense, concurrency=len(requests))
+    }
     if Baseline.GENERATE in plan.against:
         sides["static"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
-    passes = alternate(sides, asks, plan.repeats)
-    details = {name: throughput(its) for name, its in passes.items()}
-    return Found(
+    passes = alternate(sides, requests, plan.repeats)
+    details = {name: throughput(timed) for name, timed in passes.items()}
+    return PartResult(
         {
             "prompt_lens": plan.mixed_prompt_lens,
             "output_lens": plan.mixed_output_lens,
@@ -56,40 +60,42 @@ def mixed(subject: Subject, plan: Plan) -> Found:
     )
 
 
-def batch1(subject: Subject, plan: Plan) -> Found:
-    """One request at a time: what counts is the time per token after the first."""
-    asks = subject.prompts(plan).uniform(_NUM_SINGLE, plan.prompt_len, plan.output_len)
-    sides: dict[str, Side] = {"engine": partial(run_engine, subject.dense, concurrency=1)}
+def batch1(subject: ServeSubject, plan: ServePlan) -> PartResult:
+    """One request at a time. The ratio is that of the time per output token."""
+    requests = subject.prompts(plan).uniform(_NUM_SINGLE, plan.prompt_len, plan.output_len)
+    sides: dict[str, SideRunner] = {"engine": partial(run_engine, subject.dense, concurrency=1)}
     if Baseline.GENERATE in plan.against:
-        sides["generate"] = partial(run_one_by_one, subject.dense.model)
-    passes = alternate(sides, asks, plan.repeats)
-    tpots_s = {name: median_tpot_s(its) for name, its in passes.items()}
+        sides["generate"] = partial(run_sequential, subject.dense.model)
+    passes = alternate(sides, requests, plan.repeats)
+    tpots_s = {name: median_tpot_s(timed) for name, timed in passes.items()}
     gain = tpots_s["generate"] / tpots_s["engine"] if "generate" in tpots_s else None
-    details = {name: performance(its) for name, its in passes.items()}
-    return Found(details, {"batch1_vs_generate": gain})
+    details = {name: performance(timed) for name, timed in passes.items()}
+    return PartResult(details, {"batch1_vs_generate": gain})
 
 
-def pruned(subject: Subject, plan: Plan) -> Found:
-    """Every variant that is asked for; the ratios are those of the first."""
+def pruned(subject: ServeSubject, plan: ServePlan) -> PartResult:
+    """All requested variants. The ratios are those of the first one."""
     output_len = steady_output_len(plan.batch_size, plan.num_steps)
-    asks = subject.prompts(plan).uniform(plan.batch_size, plan.prompt_len, output_len)
+    requests = subject.prompts(plan).uniform(plan.batch_size, plan.prompt_len, output_len)
     found = {
-        suffix: measure_speedup(subject.dense, removed, asks, plan.num_steps)
+        suffix: measure_speedup(subject.dense, removed, requests, plan.num_steps)
         for suffix, removed in subject.removed.items()
     }
     first = next(iter(found.values()))
-    return Found(
+    return PartResult(
         {suffix: asdict(speedup) for suffix, speedup in found.items()},
         {"pruned_speedup": first.speedup, "pruned_speedup_bound": first.bound},
     )
 
 
-def weights(subject: Subject, _plan: Plan) -> Found:
+def weights(subject: ServeSubject, _plan: ServePlan) -> PartResult:
     found = measure_weights(subject.dense)
-    return Found({**found}, {"weights_with_ten_variants": found["bytes"] / found["dense_bytes"]})
+    return PartResult(
+        {**found}, {"weights_with_ten_variants": found["bytes"] / found["dense_bytes"]}
+    )
 
 
-def context(subject: Subject, plan: Plan) -> Found:
+def context(subject: ServeSubject, plan: ServePlan) -> PartResult:
     growths = measure_growth(subject.dense, subject.prompts(plan), plan.context_lens)
     details = {f"batch {one.batch_size}": asdict(one) for one in growths}
-    return Found(details, markdown=markdown(growths, f"Cost of context, {subject.dense.name}"))
+    return PartResult(details, markdown=markdown(growths, f"Cost of context, {subject.dense.name}"))

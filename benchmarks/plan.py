@@ -1,4 +1,4 @@
-"""What a run of the serving benchmark measures, and on which model."""
+"""The parts, sizes and model of a run of the serving benchmark."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +14,15 @@ from pruning.sleb import Blocks
 
 
 class Part(StrEnum):
-    """In the order in which they run."""
+    """Parts of the benchmark, in the order in which they run."""
 
     OFFLINE = "offline"  # the engine against generate and transformers' continuous batching
-    MIXED = "mixed"  # the same with prompts and answers of many lengths
+    MIXED = "mixed"  # the same with prompts and outputs of many lengths
     BATCH1 = "batch1"  # one request at a time
-    PRUNED = "pruned"  # fewer blocks
+    PRUNED = "pruned"  # pruned variants against the dense model
     WEIGHTS = "weights"  # many variants in memory
-    CONTEXT = "context"  # longer and longer contexts
-    HTTP = "http"  # the service, and that of transformers
+    CONTEXT = "context"  # decode steps by context length
+    HTTP = "http"  # sleb serve and transformers serve
 
 
 class Baseline(StrEnum):
@@ -32,45 +32,45 @@ class Baseline(StrEnum):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much of everything; lengths are in tokens."""
+class ServePlan:
+    """Parts, baselines and sizes of a run. Lengths are in tokens."""
 
     parts: tuple[Part, ...] = tuple(Part)
     against: tuple[Baseline, ...] = tuple(Baseline)
     concurrency: tuple[int, ...] = (1, 8, 32, 64)
     prompt_len: int = 64
     output_len: int = 64
-    num_requests: int = 64  # offline; over HTTP it is as many as there are clients
+    num_requests: int = 64  # offline; over HTTP one per client
     num_mixed: int = 64
     mixed_prompt_lens: tuple[int, int] = (16, 256)
     mixed_output_lens: tuple[int, int] = (8, 128)
-    batch_size: int = 32  # of dense against pruned
+    batch_size: int = 32  # of the part "pruned"
     num_steps: int = 32  # likewise
     context_lens: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
-    open_loop_rate: float | None = None  # requests per second; None: half of what is managed
+    open_loop_rate: float | None = None  # requests per second; None: half of the closed loop
     repeats: int = 3
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The dense model, and those of its blocks that each variant asked for goes without."""
+class ServeSubject:
+    """The dense model, and the removed blocks of each requested variant."""
 
     path: Path
     dense: Variant
     tokenizer: PreTrainedTokenizerBase
-    removed: Mapping[str, Blocks]  # by what follows the model's name
+    removed: Mapping[str, Blocks]  # by suffix of the model's name, such as @-6
     dtype: str
     threads: int | None
 
-    def prompts(self, plan: Plan) -> Prompts:
-        """The same ones at every call."""
+    def prompts(self, plan: ServePlan) -> Prompts:
+        """A generator that starts from the seed of the plan at every call."""
         return Prompts(self.tokenizer, plan.seed)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a part has measured, the ratios that follow from it, and a table in Markdown if any."""
+class PartResult:
+    """Measurements of a part, the ratios computed from them, and an optional Markdown table."""
 
     details: dict[str, Any]
     ratios: dict[str, float | None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the modes of a search benchmark found and cost, side by side."""
+"""Report of a search benchmark: results and cost of its modes side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from benchmarks.modes import Mode, Round
 from pruning.removal import Removal
 
 
-def report(modes: Mapping[str, Mode], truth: Mapping[str, Any] | None) -> dict[str, Any]:
-    """By mode; ``truth`` is a reference with ``removal_order`` and ``scores``."""
-    return {name: _of_mode(mode, modes, truth) for name, mode in modes.items()}
+def report(modes: Mapping[str, Mode], reference: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Reports by mode. A reference has ``removal_order`` and ``scores``."""
+    return {name: _mode_report(mode, modes, reference) for name, mode in modes.items()}
 
 
-def _of_mode(
-    mode: Mode, modes: Mapping[str, Mode], truth: Mapping[str, Any] | None
+def _mode_report(
+    mode: Mode, modes: Mapping[str, Mode], reference: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     plain, cost = modes.get("plain"), mode.cost
     found: dict[str, Any] = {
@@ -36,17 +36,19 @@ def _of_mode(
         "largest_loss_difference_to_exact": _difference(mode, modes.get("exact")),
         "largest_loss_difference_to_reference": None,
         "dense_seconds": round(mode.dense.seconds, 3),
-        "rounds": [_of_round(each) for each in mode.rounds],
+        "rounds": [_round_report(each) for each in mode.rounds],
     }
-    if truth and mode.order is not None:
-        found["order_equal_to_reference"] = mode.order == truth["removal_order"][: len(mode.order)]
-        found["largest_loss_difference_to_reference"] = _to_reference(mode, truth)
+    if reference and mode.order is not None:
+        found["order_equal_to_reference"] = (
+            mode.order == reference["removal_order"][: len(mode.order)]
+        )
+        found["largest_loss_difference_to_reference"] = _to_reference(mode, reference)
     if mode.sampled:
         found["extrapolated_from"] = {"candidates_per_round": mode.sampled}
     return found
 
 
-def _of_round(each: Round) -> dict[str, Any]:
+def _round_report(each: Round) -> dict[str, Any]:
     removal = each.removal
     return {
         "seconds": round(each.cost.seconds, 3),
@@ -66,51 +68,51 @@ def _same(mode: Mode, other: Mode | None) -> bool | None:
 
 
 def _difference(mode: Mode, other: Mode | None) -> float | None:
-    """Between losses over all windows of the same model, which both have evaluated."""
+    """Largest difference between losses of the same kept blocks over all windows."""
     if other is None:
         return None
     largest = 0.0
     for step, (ours, theirs) in enumerate(zip(mode.removals, other.removals, strict=False)):
         if mode.path[:step] != other.path[:step]:
             break
-        seen_by_both = _complete(ours).keys() & _complete(theirs).keys()
-        gaps = [abs(ours.scores[block] - theirs.scores[block]) for block in seen_by_both]
+        in_both = _complete(ours).keys() & _complete(theirs).keys()
+        gaps = [abs(ours.scores[block] - theirs.scores[block]) for block in in_both]
         largest = max([largest, *gaps])
     return largest
 
 
-def _to_reference(mode: Mode, truth: Mapping[str, Any]) -> float:
+def _to_reference(mode: Mode, reference: Mapping[str, Any]) -> float:
     largest = 0.0
-    for removal, scores in zip(mode.removals, truth["scores"], strict=False):
+    for removal, scores in zip(mode.removals, reference["scores"], strict=False):
         gaps = [abs(loss - float(scores[str(b)])) for b, loss in _complete(removal).items()]
         largest = max([largest, *gaps])
-        if removal.block != truth["removal_order"][removal.step - 1]:
+        if removal.block != reference["removal_order"][removal.step - 1]:
             break
     return largest
 
 
 def _complete(removal: Removal) -> dict[int, float]:
-    """Scores behind which are all windows."""
-    most = max(removal.num_windows.values())
-    return {b: loss for b, loss in removal.scores.items() if removal.num_windows[b] == most}
+    """Scores computed on all windows."""
+    total = max(removal.num_windows.values())
+    return {b: loss for b, loss in removal.scores.items() if removal.num_windows[b] == total}
 
 
 _ROWS = {
     "seconds": "seconds",
-    "speedup_vs_plain": "times as fast as plain",
+    "speedup_vs_plain": "speedup over plain",
     "block_passes": "block passes",
     "window_evaluations": "window evaluations",
-    "peak_weight_bytes": "weights, MiB at most",
-    "peak_state_bytes": "states, MiB at most",
-    "order_equal_to_plain": "order of plain",
-    "order_equal_to_exact": "order of exact",
-    "order_equal_to_reference": "order of the reference",
-    "largest_loss_difference_to_reference": "losses differ from it by",
+    "peak_weight_bytes": "peak weights, MiB",
+    "peak_state_bytes": "peak states, MiB",
+    "order_equal_to_plain": "order equal to plain",
+    "order_equal_to_exact": "order equal to exact",
+    "order_equal_to_reference": "order equal to the reference",
+    "largest_loss_difference_to_reference": "largest loss difference to the reference",
 }
 
 
 def show(modes: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """A column for every mode, and the orders below."""
+    """Print a column for every mode, and the removal orders."""
     table = Table("", *modes)
     for key, heading in _ROWS.items():
         table.add_row(heading, *(_cell(key, found[key]) for found in modes.values()))

@@ -1,4 +1,4 @@
-"""How the exact search grows: with the number of blocks, and with the number of tokens."""
+"""Cost of the exact search by number of blocks and by number of tokens."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.bench.machine import machine
-from benchmarks.modes import Bench, Meter
+from benchmarks.modes import Meter, ModeFactory
 from pruning.models.store import set_up_torch
 
 NUM_BLOCKS = (8, 16, 32, 64)
@@ -25,7 +25,7 @@ NUM_WINDOWS = (8, 16, 32, 64)
 SEQLEN = 64
 NUM_REMOVE = 4
 VOCAB_SIZE = 1024
-STATE_BUDGET = 2**32  # bytes; enough for everything, so that no size is spared recomputing
+STATE_BUDGET = 2**32  # bytes; enough to cache all states of every case
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScalingRow:
     num_blocks: int
     num_tokens: int
     seconds: float
@@ -44,17 +44,21 @@ class Measured:
 
     @property
     def passes_per_square(self) -> float:
-        """Block passes divided by the square of the blocks: bounded, if cost is quadratic."""
+        """Block passes divided by the square of the blocks: bounded if the cost is quadratic."""
         return self.block_passes / self.num_blocks**2
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the JSON; a table lies beside it.")],
-    repeats: Annotated[int, typer.Option(min=1, help="Whose median counts.")] = 3,
+    out: Annotated[
+        Path, typer.Option(help="Where to write the JSON report, with a Markdown table beside it.")
+    ],
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Searches of each case. The median counts.")
+    ] = 3,
     threads: int | None = None,
 ) -> None:
-    """Exact searches on random models, all cases in turn, several times over."""
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    """Time exact searches on random models. All cases alternate."""
+    out.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurements
     set_up_torch(threads)
     by_blocks = [Case(num_blocks, 16) for num_blocks in NUM_BLOCKS]
     by_tokens = [Case(16, num_windows) for num_windows in NUM_WINDOWS]
@@ -77,13 +81,13 @@ def main(
 _HEAD = f"""\
 # Cost of the exact search
 
-{NUM_REMOVE} blocks removed from random Llama models, windows of {SEQLEN} tokens; medians. Machine
-and command are in the JSON file of the same name.
+{NUM_REMOVE} blocks removed from random Llama models, windows of {SEQLEN} tokens; medians. The JSON
+file of the same name has the machine and the command.
 
-A candidate costs the blocks behind it, half of n on average, and a round has fewer than n of
-them: the passes stay below n² x {NUM_REMOVE} / 2, and come close to that as n grows. So the last
-column stays below {NUM_REMOVE / 2:g}, while in small models twice the blocks cost somewhat more
-than four times as much.
+A candidate costs the passes of the blocks behind it, n / 2 on average, and a round has fewer than
+n candidates. The number of passes is therefore below n² x {NUM_REMOVE} / 2, which it approaches as
+n grows: the last column stays below {NUM_REMOVE / 2:g}. In small models twice the blocks cost
+somewhat more than four times as much.
 """
 
 
@@ -109,23 +113,23 @@ def _search(case: Case) -> tuple[float, float]:
     shape = (case.num_windows, SEQLEN)
     windows = torch.randint(VOCAB_SIZE, shape, generator=generator)
     meter, model = Meter(case.num_windows), _model(case.num_blocks)
-    watching = meter.watch(model)
-    mode = Bench(windows, STATE_BUDGET, meter).resident("exact", model)
+    handles = meter.attach(model)
+    mode = ModeFactory(windows, STATE_BUDGET, meter).resident("exact", model)
     for _ in range(NUM_REMOVE):
         mode.advance()
-    for hook in watching:
-        hook.remove()
+    for handle in handles:
+        handle.remove()
     return mode.cost.seconds, mode.cost.block_passes
 
 
 def _rows(
     cases: Sequence[Case], turns: Sequence[dict[Case, tuple[float, float]]]
-) -> list[Measured]:
-    rows: list[Measured] = []
+) -> list[ScalingRow]:
+    rows: list[ScalingRow] = []
     for case in cases:
         seconds = median(turn[case][0] for turn in turns)
         rows.append(
-            Measured(
+            ScalingRow(
                 num_blocks=case.num_blocks,
                 num_tokens=case.num_windows * SEQLEN,
                 seconds=round(seconds, 3),
@@ -136,7 +140,7 @@ def _rows(
     return rows
 
 
-def _cells(row: Measured) -> list[str]:
+def _cells(row: ScalingRow) -> list[str]:
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
     numbers = [str(row.num_blocks), str(row.num_tokens), f"{row.seconds:.2f}"]
     passes = [f"{row.block_passes:.0f}", f"{row.passes_per_square:.2f}"]
@@ -149,12 +153,12 @@ _HEADINGS = (
 )
 
 
-def _markdown(rows: Sequence[Measured]) -> list[str]:
+def _markdown(rows: Sequence[ScalingRow]) -> list[str]:
     lines = [list(_HEADINGS), ["--:"] * len(_HEADINGS), *map(_cells, rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _show(*groups: Sequence[Measured]) -> None:
+def _show(*groups: Sequence[ScalingRow]) -> None:
     for rows in groups:
         table = Table(*_HEADINGS)
         for row in rows:

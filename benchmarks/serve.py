@@ -1,6 +1,6 @@
-"""How fast models are served: against what transformers offers, over HTTP, pruned, and in context.
+"""Benchmark of serving: against transformers, over HTTP, by depth and by context length.
 
-All sides of a comparison take turns, on the same requests with answers of forced lengths.
+All sides of a comparison alternate on the same requests, whose output lengths are fixed.
 """
 
 import json
@@ -22,7 +22,7 @@ from app.models.catalog import Catalog
 from app.settings import check_variables
 from benchmarks import http_parts, offline_parts
 from benchmarks.depth import UnknownVariant, removed_blocks
-from benchmarks.plan import Baseline, Found, Part, Plan, Subject
+from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
@@ -35,7 +35,7 @@ from pruning.sleb import Blocks
 
 _Name = TypeVar("_Name", Part, Baseline)
 
-PARTS: Mapping[Part, Callable[[Subject, Plan], Found]] = MappingProxyType(
+PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingProxyType(
     {
         Part.OFFLINE: offline_parts.offline,
         Part.MIXED: offline_parts.mixed,
@@ -51,30 +51,37 @@ PARTS: Mapping[Part, Callable[[Subject, Plan], Found]] = MappingProxyType(
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
-    variants: Annotated[str, typer.Option(help="To compare with the dense one.")] = "@-6",
+    variants: Annotated[
+        str, typer.Option(help="Variants to compare with the dense model.")
+    ] = "@-6",
     removed: Annotated[
-        str | None, typer.Option(help="Removal order, else the published one, else the last.")
+        str | None,
+        typer.Option(help="Removal order. Default: the published one, else the last blocks first."),
     ] = None,
-    parts: Annotated[str, typer.Option(help=f"Some of {', '.join(Part)}.")] = ",".join(Part),
-    against: Annotated[str, typer.Option(help=f"Some of {', '.join(Baseline)}.")] = ",".join(
+    parts: Annotated[str, typer.Option(help=f"Subset of {', '.join(Part)}.")] = ",".join(Part),
+    against: Annotated[str, typer.Option(help=f"Subset of {', '.join(Baseline)}.")] = ",".join(
         Baseline
     ),
-    concurrency: Annotated[str, typer.Option(help="Clients of the closed loops.")] = "1,8,32,64",
+    concurrency: Annotated[
+        str, typer.Option(help="Numbers of clients of the closed loops.")
+    ] = "1,8,32,64",
     prompt_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
     output_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
     context_lens: Annotated[str, typer.Option(help="Tokens.")] = "128,256,512,1024,2048,4096",
     mixed_prompt_lens: Annotated[str, typer.Option(help="Tokens, from-to.")] = "16-256",
     mixed_output_lens: Annotated[str, typer.Option(help="Tokens, from-to.")] = "8-128",
     open_loop_rate: Annotated[
-        float | None, typer.Option(help="Requests per second, else half of what is managed.")
+        float | None, typer.Option(help="Requests per second. Default: half of the closed loop.")
     ] = None,
     dtype: Dtype = Dtype.BFLOAT16,
-    repeats: Annotated[int, typer.Option(min=1, help="Whose median counts.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Passes of each side. The median counts.")
+    ] = 3,
     seed: int = 0,
-    threads: Annotated[int | None, typer.Option(help="Of torch, in every process.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch in every process.")] = None,
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
-    plan = Plan(
+    out.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurements
+    plan = ServePlan(
         parts=_names(parts, Part),
         against=_names(against, Baseline),
         concurrency=_numbers(concurrency, "concurrency"),
@@ -91,10 +98,10 @@ def main(
     run(_subject(model, variants.split(","), order, dtype, threads), plan, out)
 
 
-def run(subject: Subject, plan: Plan, out: Path) -> None:
-    """One part after the other; what is known so far is written after every one."""
+def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
+    """Run all parts in turn. The report is written after each of them."""
     progress = Console(stderr=True, highlight=False)
-    found: dict[Part, Found] = {}
+    found: dict[Part, PartResult] = {}
     seconds: dict[Part, float] = {}
     report: dict[str, object] = {}
     for part in plan.parts:
@@ -103,7 +110,7 @@ def run(subject: Subject, plan: Plan, out: Path) -> None:
         seconds[part] = round(time.perf_counter() - began_s, 1)
         progress.print(f"{part}: {seconds[part]} s")
         report = {
-            "ratios": all_ratios(dict(its for one in found.values() for its in one.ratios.items())),
+            "ratios": all_ratios({k: v for one in found.values() for k, v in one.ratios.items()}),
             "parts": {name: one.details for name, one in found.items()},
             "seconds": seconds,
             **_facts(subject, plan),
@@ -115,7 +122,7 @@ def run(subject: Subject, plan: Plan, out: Path) -> None:
     show(report, tables, Console())
 
 
-def _facts(subject: Subject, plan: Plan) -> dict[str, object]:
+def _facts(subject: ServeSubject, plan: ServePlan) -> dict[str, object]:
     return {
         "model": subject.dense.name,
         "dtype": subject.dtype,
@@ -127,7 +134,7 @@ def _facts(subject: Subject, plan: Plan) -> dict[str, object]:
 
 def _subject(
     name: str, suffixes: list[str], order: Blocks | None, dtype: Dtype, threads: int | None
-) -> Subject:
+) -> ServeSubject:
     check_variables()
     settings = Settings()
     threads = threads or settings.threads
@@ -141,16 +148,18 @@ def _subject(
     catalog = Catalog(store, CheckpointStore(settings.checkpoints_dir))
     every = num_blocks(loaded.model)
     try:
-        blocks = {its: removed_blocks(name, its, every, order, catalog) for its in suffixes}
+        blocks = {
+            suffix: removed_blocks(name, suffix, every, order, catalog) for suffix in suffixes
+        }
     except UnknownVariant as error:
         raise typer.BadParameter(f"--variants or --removed: {error}") from error
-    return Subject(path, dense, loaded.tokenizer, blocks, dtype, threads)
+    return ServeSubject(path, dense, loaded.tokenizer, blocks, dtype, threads)
 
 
 def _names(text: str, kind: type[_Name]) -> tuple[_Name, ...]:
     names = [name for name in text.split(",") if name]
     if unknown := set(names) - set(kind):
-        raise typer.BadParameter(f"unknown {sorted(unknown)}; there are {', '.join(kind)}")
+        raise typer.BadParameter(f"unknown {sorted(unknown)}; expected some of {', '.join(kind)}")
     return tuple(name for name in kind if name in names)
 
 
@@ -158,7 +167,9 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"--{option} {text}: expected numbers with commas") from error
+        raise typer.BadParameter(
+            f"--{option} {text}: expected numbers separated by commas"
+        ) from error
 
 
 def _range(text: str, option: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The ratios of a serving benchmark beside what they should be, and its latencies."""
+"""The ratios of a serving benchmark with their targets, and its latencies."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,9 +9,9 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 AT_LEAST, AT_MOST = "at least", "at most"
-_OF_THE_BOUND = 0.95
+_MIN_SHARE_OF_BOUND = 0.95
 
-# None: nothing is asked of it by itself.
+# None: no fixed target.
 TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
     {
         "offline_vs_generate": (AT_LEAST, 1.4),
@@ -28,16 +28,16 @@ TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
 
 
 def all_ratios(found: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Every ratio there is, None where it was not measured."""
+    """All ratios of ``TARGETS``. None if it was not measured."""
     values = {name: found.get(name) for name in TARGETS}
-    return {name: None if its is None else round(its, 4) for name, its in values.items()}
+    return {name: None if value is None else round(value, 4) for name, value in values.items()}
 
 
 def target(name: str, ratios: Mapping[str, float | None]) -> tuple[str, float] | None:
-    """What a ratio should be."""
+    """The target of a ratio: its direction and limit."""
     bound = ratios["pruned_speedup_bound"]
     if name == "pruned_speedup" and bound is not None:
-        return AT_LEAST, _OF_THE_BOUND * bound
+        return AT_LEAST, _MIN_SHARE_OF_BOUND * bound
     return TARGETS[name]
 
 
@@ -47,7 +47,7 @@ def is_met(value: float, wanted: tuple[str, float]) -> bool:
 
 
 def show(report: Mapping[str, Any], tables: str, console: Console) -> None:
-    """Latencies, tables in Markdown as they are, and the ratios."""
+    """Print latencies, the Markdown tables, and the ratios."""
     parts = report["parts"]
     for concurrency, sides in parts.get("http", {}).get("closed_loop", {}).items():
         console.print(_latencies(f"closed loop, {concurrency} at a time", sides))
@@ -76,12 +76,12 @@ def _ratios(ratios: Mapping[str, float | None]) -> Table:
 def _latencies(title: str, sides: Mapping[str, Any]) -> Table:
     """A row for each side and latency, in milliseconds."""
     table = Table("side", "tokens/s", "latency, ms", "mean", "p50", "p95", "p99", title=title)
-    for name, its in sides.items():
+    for name, side in sides.items():
         for key in ("ttft_s", "tpot_s", "itl_s"):
-            values = its[key] or {}
+            values = side[key] or {}
             cells = (f"{1e3 * value:.1f}" for value in values.values())
             is_first = key == "ttft_s"
-            rate = f"{its['tokens_per_s']:.1f}"
+            rate = f"{side['tokens_per_s']:.1f}"
             table.add_row(
                 name if is_first else "", rate if is_first else "", key[:-2].upper(), *cells
             )

@@ -1,4 +1,4 @@
-"""Servers to put load on: the project's and transformers' own, each a process on a free port."""
+"""Servers under load, ``sleb serve`` and ``transformers serve``, each a process on a free port."""
 
 import json
 import signal
@@ -16,32 +16,32 @@ import httpx2
 import psutil
 
 from app.config import ServeSettings
-from benchmarks.workload import Ask
+from benchmarks.workload import SampleRequest
 from pruning.config import child_environment
 
-_START_S = 300.0
-_STOP_S = 60.0
-_LOOK_S = 0.2
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
+_POLL_S = 0.2
 
 
 class ServerFailed(RuntimeError):
-    """A server has not become ready, or does not answer as it should."""
+    """A server did not become ready, or sent an unexpected response."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """Speaks ``/v1/completions``; the extra fields make answers greedy and as long as asked for."""
+    """A server of ``/v1/completions``. The extra fields make outputs greedy and of fixed length."""
 
     url: str
     model: str
     takes_ids: bool
     extra: Mapping[str, object]
 
-    def body(self, ask: Ask) -> Mapping[str, object]:
+    def body(self, request: SampleRequest) -> Mapping[str, object]:
         return {
             "model": self.model,
-            "prompt": list(ask.prompt_ids) if self.takes_ids else ask.text,
-            "max_tokens": ask.num_new_tokens,
+            "prompt": list(request.prompt_ids) if self.takes_ids else request.text,
+            "max_tokens": request.num_new_tokens,
             "stream": True,
             **self.extra,
         }
@@ -49,27 +49,27 @@ class Server:
 
 @contextmanager
 def no_server_left() -> Iterator[None]:
-    """SIGTERM ends a benchmark as Ctrl-C does, and with it every process that it has started."""
+    """Treat SIGTERM as Ctrl-C, and kill all child processes at the end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        left = psutil.Process().children(recursive=True)
-        for process in left:  # begun just as the signal came: nobody else holds them
+        children = psutil.Process().children(recursive=True)
+        for process in children:  # such as one that was being started when the signal arrived
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, _STOP_S)
+        psutil.wait_procs(children, _STOP_TIMEOUT_S)
 
 
 @contextmanager
 def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]:
-    """``sleb serve`` with its defaults, on a data directory of its own that links the model."""
+    """``sleb serve`` with defaults, on a temporary data directory with a link to the model."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         data_dir, port = Path(directory), _free_port()
         _link(model, data_dir / "models" / model.name, dtype)
         settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
         environment = child_environment(settings)
-        environment.pop("SLEB_REDIS_URL", None)  # the embedded store, not anybody's own
+        environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
         command = [sys.executable, "-m", "app", "serve"]
         extra = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
         with _running(command, environment, port, "/health/ready", data_dir / "serve.log"):
@@ -78,7 +78,7 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
 
 @contextmanager
 def sleb_serve_on(settings: ServeSettings, model: str) -> Iterator[Server]:
-    """``sleb serve`` with these settings, port aside, for a model of their data directory."""
+    """``sleb serve`` with these settings except for the port."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         port = _free_port()
         environment = child_environment(settings.model_copy(update={"port": port}))
@@ -92,10 +92,10 @@ def sleb_serve_on(settings: ServeSettings, model: str) -> Iterator[Server]:
 def transformers_serve(
     model: Path, dtype: str, threads: int | None, num_pages: int | None = None
 ) -> Iterator[Server]:
-    """``transformers serve`` as it comes, or with continuous batching over so many pages of cache.
+    """``transformers serve``, with continuous batching if the number of cache pages is given.
 
-    By itself it would take most of the memory for them. Raises ``ServerFailed``, without its
-    extra as well: it needs the package ``openai`` beside what is here.
+    Its default number of pages takes most of the memory. It needs the package ``openai``, which
+    is not a dependency of this project. Raises ``ServerFailed``.
     """
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         port = _free_port()
@@ -103,8 +103,8 @@ def transformers_serve(
         command += ["--dtype", dtype, "--port", str(port), "--host", "127.0.0.1"]
         if num_pages is not None:
             command += ["--continuous-batching", "--cb-num-blocks", str(num_pages)]
-        never = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
-        extra = {"generation_config": json.dumps(never)}
+        no_eos = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+        extra = {"generation_config": json.dumps(no_eos)}
         environment = child_environment(ServeSettings())
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
@@ -114,7 +114,7 @@ def transformers_serve(
 
 
 def _link(model: Path, link: Path, dtype: str) -> None:
-    """The model in another data type: its files, and a config that says so."""
+    """Link the files of the model, with a config that sets the data type."""
     link.mkdir(parents=True)
     for file in model.iterdir():
         (link / file.name).symlink_to(file.absolute())
@@ -135,14 +135,14 @@ def _running(
         _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
         yield
         if process.poll() is not None:
-            raise ServerFailed(f"{command[2:4]} has ended:\n{_tail(log)}")
+            raise ServerFailed(f"{command[2:4]} exited:\n{_tail(log)}")
     finally:
         _stop(process)
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     pause = threading.Event()
-    for _ in range(int(_START_S / _LOOK_S)):
+    for _ in range(int(_START_TIMEOUT_S / _POLL_S)):
         if process.poll() is not None:
             break
         try:
@@ -150,8 +150,8 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
                 return
         except httpx2.TransportError:
             pass
-        pause.wait(_LOOK_S)
-    raise ServerFailed(f"{url} did not become ready; the end of the server's log:\n{_tail(log)}")
+        pause.wait(_POLL_S)
+    raise ServerFailed(f"{url} did not become ready; last lines of its log:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:
@@ -161,7 +161,7 @@ def _tail(log: Path) -> str:
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(_STOP_S)
+        process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -23,15 +23,15 @@ from app.bench.machine import machine
 from app.compare.speedup import turn_order
 from app.config import ServeSettings
 from app.settings import check_variables
-from benchmarks.latencies import Answered, Pass
+from benchmarks.latencies import Pass, RequestTiming
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
-from benchmarks.workload import Ask
+from benchmarks.workload import SampleRequest
 from pruning.models.names import VariantName
 from pruning.models.store import ModelStore
 
-_MOST = 1.05  # live p95 with shadow traffic over that without
-_END_S = 300.0  # for replays to come to their end
+_MAX_RATIO = 1.05  # live p95 with shadow traffic over that without
+_SETTLE_TIMEOUT_S = 300.0  # for replays to come to their end
 
 
 def main(
@@ -49,8 +49,8 @@ def main(
     settings = ServeSettings()
     info = ModelStore(settings.models_dir).inspect(VariantName.parse(model).model)
     draw = Random(seed)  # noqa: S311 - no secret
-    asks = [
-        Ask("", tuple(draw.choices(range(info.vocab_size), k=prompt_len)), output_len)
+    workload = [
+        SampleRequest("", tuple(draw.choices(range(info.vocab_size), k=prompt_len)), output_len)
         for _ in range(requests)
     ]
     with ExitStack() as stack:
@@ -60,14 +60,14 @@ def main(
             )
             for name, share in (("off", 0.0), ("on", 1.0))
         }
-        few = [closed_loop(server, asks[:8], concurrency=1) for server in sides.values()]
+        few = [closed_loop(server, workload[:8], concurrency=1) for server in sides.values()]
         _settle(sides["on"], num_requests=8)
-        per_s = load * len(few[0].answers) / few[0].seconds
+        per_s = load * len(few[0].timings) / few[0].seconds
         passes: dict[str, list[Pass]] = {name: [] for name in sides}
         for repeat in range(repeats):
             for index in turn_order(len(sides), repeat):
                 name = list(sides)[index]
-                passes[name].append(open_loop(sides[name], asks, per_s, seed + repeat))
+                passes[name].append(open_loop(sides[name], workload, per_s, seed + repeat))
                 _settle(sides["on"], num_requests=8 + requests * len(passes["on"]))
         counts = _shadow_counts(sides["on"])
     report = {
@@ -86,12 +86,12 @@ def _report(passes: Mapping[str, list[Pass]]) -> dict[str, Any]:
     """Percentiles in seconds; ``passes`` says whether the promise holds."""
     found = {name: _latencies(its) for name, its in passes.items()}
     ratios = {what: round(found["on"][what] / off, 4) for what, off in found["off"].items()}
-    holds = all(ratio <= _MOST for what, ratio in ratios.items() if what.endswith("p95"))
+    holds = all(ratio <= _MAX_RATIO for what, ratio in ratios.items() if what.endswith("p95"))
     return {"seconds": found, "ratios": ratios, "passes": holds}
 
 
 def _latencies(passes: list[Pass]) -> dict[str, float]:
-    answers = [answer for one in passes for answer in one.answers]
+    answers = [answer for one in passes for answer in one.timings]
     times = {"ttft": [its.ttft_s for its in answers], "e2e": [_e2e_s(its) for its in answers]}
     return {
         f"{what}_p{share}": float(np.percentile(values, share))
@@ -100,18 +100,18 @@ def _latencies(passes: list[Pass]) -> dict[str, float]:
     }
 
 
-def _e2e_s(answer: Answered) -> float:
-    return answer.came_s[-1] - answer.sent_s
+def _e2e_s(answer: RequestTiming) -> float:
+    return answer.received_s[-1] - answer.sent_s
 
 
 def _settle(server: Server, num_requests: int) -> None:
     """Until every live request's replay is done or dropped, so that none disturbs the next turn."""
     pause = threading.Event()
-    for _ in range(int(_END_S / 0.2)):
+    for _ in range(int(_SETTLE_TIMEOUT_S / 0.2)):
         if sum(_shadow_counts(server).values()) >= num_requests:
             return
         pause.wait(0.2)
-    raise RuntimeError(f"replays have not come to their end in {_END_S:.0f} s")
+    raise RuntimeError(f"replays have not come to their end in {_SETTLE_TIMEOUT_S:.0f} s")
 
 
 def _shadow_counts(server: Server) -> dict[str, float]:

@@ -1,36 +1,36 @@
-"""Sides of a comparison that take turns within one process, so that noise troubles all alike."""
+"""Alternates the sides of a comparison within one process, so that noise affects all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 from benchmarks.latencies import Pass
-from benchmarks.workload import Ask
+from benchmarks.workload import SampleRequest
 
 _NUM_WARM_UP = 8  # requests
 
-Side = Callable[[Sequence[Ask]], Pass]
+SideRunner = Callable[[Sequence[SampleRequest]], Pass]
 
 
 def alternate(
-    sides: Mapping[str, Side], asks: Sequence[Ask], repeats: int
+    sides: Mapping[str, SideRunner], requests: Sequence[SampleRequest], repeats: int
 ) -> dict[str, list[Pass]]:
-    """All sides in turn, so often, after a short turn that does not count."""
-    few = asks[:_NUM_WARM_UP]
-    short = [replace(ask, num_new_tokens=min(ask.num_new_tokens, 2)) for ask in few]
+    """Run all sides in turn, ``repeats`` times, after a short warm-up of each."""
+    few = requests[:_NUM_WARM_UP]
+    short = [replace(request, num_new_tokens=min(request.num_new_tokens, 2)) for request in few]
     for side in sides.values():
         side(short)
     passes: dict[str, list[Pass]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            passes[name].append(side(asks))
+            passes[name].append(side(requests))
     return passes
 
 
 def ratio(passes: Mapping[str, Sequence[Pass]], ours: str, theirs: str) -> float | None:
-    """How many times as many tokens per second; None unless both were run.
+    """Ratio of tokens per second. None unless both sides were run.
 
-    The median of the ratios of single turns: whatever slows the machine for some turns slows both.
+    It is the median over pairs of passes, since a slow phase of the machine affects both of a pair.
     """
     if ours not in passes or theirs not in passes:
         return None

@@ -1,4 +1,4 @@
-"""What every side is asked: prompts of so many tokens, and answers of forced lengths."""
+"""Requests with prompts and outputs of exact lengths."""
 
 import re
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from app.engine.text import token_text
 
 _WORD = re.compile(" [a-z]+")
-_ENOUGH = 256  # words to make prompts of
+_MAX_WORDS = 256  # to compose prompts of
 
 
 class NoSuchPrompt(ValueError):
-    """The tokenizer makes no prompt of the wanted length."""
+    """The tokenizer cannot make a prompt of the requested length."""
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request; the text is for those that take no token ids, and has just these."""
+class SampleRequest:
+    """One request. The text encodes to ``prompt_ids``, for servers that accept text only."""
 
     text: str
     prompt_ids: tuple[int, ...]
@@ -27,32 +27,32 @@ class Ask:
 
 
 class Prompts:
-    """Random words of a tokenizer that are one token each, so that lengths are exact."""
+    """Composes prompts of random words that are one token each, so that lengths are exact."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         self._tokenizer = tokenizer
         self._random = Random(seed)  # noqa: S311 - no secret
         self._words = self._find_words()
 
-    def uniform(self, num_requests: int, prompt_len: int, output_len: int) -> list[Ask]:
-        return [self._ask(prompt_len, output_len) for _ in range(num_requests)]
+    def uniform(self, num_requests: int, prompt_len: int, output_len: int) -> list[SampleRequest]:
+        return [self._request(prompt_len, output_len) for _ in range(num_requests)]
 
     def mixed(
         self, num_requests: int, prompt_lens: tuple[int, int], output_lens: tuple[int, int]
-    ) -> list[Ask]:
-        """Lengths drawn evenly between these, both included."""
+    ) -> list[SampleRequest]:
+        """Lengths drawn uniformly from these ranges, ends included."""
         draw = self._random.randint
-        return [self._ask(draw(*prompt_lens), draw(*output_lens)) for _ in range(num_requests)]
+        return [self._request(draw(*prompt_lens), draw(*output_lens)) for _ in range(num_requests)]
 
-    def _ask(self, prompt_len: int, output_len: int) -> Ask:
+    def _request(self, prompt_len: int, output_len: int) -> SampleRequest:
         num_special = len(self._encode(""))
         words = self._random.choices(self._words, k=max(prompt_len - num_special, 1))
-        # With and without a leading space, as some tokenizers add one.
+        # Some tokenizers add a leading space.
         for text in ("".join(words), "".join(words)[1:]):
             if len(ids := self._encode(text)) == prompt_len:
-                return Ask(text, ids, output_len)
+                return SampleRequest(text, ids, output_len)
         raise NoSuchPrompt(
-            f"words of this tokenizer do not add up to {prompt_len} tokens: try another length"
+            f"this tokenizer makes no prompt of {prompt_len} tokens: try another length"
         )
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -66,8 +66,8 @@ class Prompts:
             text = token_text(self._tokenizer, token_id)
             if _WORD.fullmatch(text):
                 found.append(text)
-            if len(found) == _ENOUGH:
+            if len(found) == _MAX_WORDS:
                 break
         if not found:
-            raise NoSuchPrompt("this tokenizer has no token that is a word")
+            raise NoSuchPrompt("this tokenizer has no tokens that are words")
         return found

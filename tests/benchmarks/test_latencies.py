@@ -1,4 +1,4 @@
-"""The arithmetic of the serving benchmark: percentiles, times per token, growth, arrivals."""
+"""Arithmetic of the serving benchmark: percentiles, times per token, growth, arrivals."""
 
 from itertools import pairwise
 from statistics import fmean, quantiles
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.context_length import growth, markdown
-from benchmarks.latencies import Answered, Pass, distribution, median_tpot_s, performance, rate
+from benchmarks.latencies import Pass, RequestTiming, distribution, median_tpot_s, performance, rate
 from benchmarks.load import arrivals_s
 from benchmarks.serve_report import TARGETS, all_ratios, is_met, target
 from benchmarks.sides import ratio
@@ -33,18 +33,22 @@ def test_percentiles_are_those_of_the_standard_library(values: list[float]) -> N
 
 
 def test_latencies_of_one_answer() -> None:
-    answer = Answered(sent_s=10.0, came_s=(10.5, 10.75, 11.5), num_tokens=5)
-    assert answer.ttft_s == 0.5
-    assert answer.tpot_s == 0.25
-    assert answer.gaps_s == [0.25, 0.75]
-    single = Answered(sent_s=0.0, came_s=(1.0,), num_tokens=1)
+    timing = RequestTiming(sent_s=10.0, received_s=(10.5, 10.75, 11.5), num_tokens=5)
+    assert timing.ttft_s == 0.5
+    assert timing.tpot_s == 0.25
+    assert timing.gaps_s == [0.25, 0.75]
+    single = RequestTiming(sent_s=0.0, received_s=(1.0,), num_tokens=1)
     assert single.tpot_s is None
     assert single.gaps_s == []
 
 
 def passes(*seconds: float) -> list[Pass]:
-    answers = (Answered(0.0, (1.0, 2.0), 2), Answered(0.0, (0.5, 3.5), 4), Answered(0.0, (1.0,), 1))
-    return [Pass(its, answers) for its in seconds]
+    timings = (
+        RequestTiming(0.0, (1.0, 2.0), 2),
+        RequestTiming(0.0, (0.5, 3.5), 4),
+        RequestTiming(0.0, (1.0,), 1),
+    )
+    return [Pass(duration_s, timings) for duration_s in seconds]
 
 
 def test_a_rate_is_the_median_of_all_tokens_by_the_seconds_of_the_pass() -> None:

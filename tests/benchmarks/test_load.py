@@ -1,4 +1,4 @@
-"""The load generator, against the API: whatever the service has generated, it has counted."""
+"""The load generator against the API: both count the same tokens."""
 
 import asyncio
 import re
@@ -10,12 +10,12 @@ import httpx2
 import pytest
 
 from app.config import ServeSettings
-from benchmarks.http_stream import BadAnswer
+from benchmarks.http_stream import BadResponse
 from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.offline import WrongLength
 from benchmarks.servers import Server, ServerFailed
-from benchmarks.workload import Ask, Prompts
+from benchmarks.workload import Prompts, SampleRequest
 from pruning.models.store import LoadedModel
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
@@ -32,75 +32,83 @@ def server(tmp_path: Path, tiny_models_dir: Path, redis_url: str) -> Iterator[Se
 
 
 @pytest.fixture
-def asks(tiny_loaded: LoadedModel) -> list[Ask]:
+def requests(tiny_loaded: LoadedModel) -> list[SampleRequest]:
     return Prompts(tiny_loaded.tokenizer, seed=0).mixed(8, (3, 12), (1, 30))
 
 
 def counted(server: Server, metric: str) -> float:
-    """By the service itself."""
+    """Total of a metric of the service."""
     text = httpx2.get(f"{server.url}/metrics").text
     values = re.findall(rf"^{metric}{{.*?}} (.+)$", text, re.MULTILINE)
     return sum(map(float, values))
 
 
 @pytest.mark.parametrize("takes_ids", [True, False])
-def test_a_closed_loop_counts_every_token(server: Server, asks: list[Ask], takes_ids: bool) -> None:
-    found = closed_loop(replace(server, takes_ids=takes_ids), asks, concurrency=4)
-    assert [answer.num_tokens for answer in found.answers] == [ask.num_new_tokens for ask in asks]
+def test_a_closed_loop_counts_every_token(
+    server: Server, requests: list[SampleRequest], takes_ids: bool
+) -> None:
+    found = closed_loop(replace(server, takes_ids=takes_ids), requests, concurrency=4)
+    assert [timing.num_tokens for timing in found.timings] == [
+        request.num_new_tokens for request in requests
+    ]
     expected = {
         "sleb_generation_tokens_total": found.num_tokens,
-        "sleb_prompt_tokens_total": sum(len(ask.prompt_ids) for ask in asks),
-        "sleb_request_success_total": len(asks),
+        "sleb_prompt_tokens_total": sum(len(request.prompt_ids) for request in requests),
+        "sleb_request_success_total": len(requests),
     }
     wait_until(
         lambda: {metric: counted(server, metric) for metric in expected} == expected,
-        "the service has counted as much",
+        "the service counts the same tokens",
     )
-    for answer, ask in zip(found.answers, asks, strict=True):
-        assert answer.sent_s < answer.came_s[0] <= answer.came_s[-1]
-        assert 1 <= len(answer.came_s) <= ask.num_new_tokens
-        assert answer.came_s[-1] - answer.sent_s <= found.seconds
+    for timing, request in zip(found.timings, requests, strict=True):
+        assert timing.sent_s < timing.received_s[0] <= timing.received_s[-1]
+        assert 1 <= len(timing.received_s) <= request.num_new_tokens
+        assert timing.received_s[-1] - timing.sent_s <= found.seconds
 
 
-def test_an_open_loop_sends_all_and_waits_for_the_last(server: Server, asks: list[Ask]) -> None:
-    found = open_loop(server, asks, per_s=1000.0, seed=0)
-    assert [answer.num_tokens for answer in found.answers] == [ask.num_new_tokens for ask in asks]
-    sent_s = [answer.sent_s for answer in found.answers]
+def test_an_open_loop_sends_all_and_waits_for_the_last(
+    server: Server, requests: list[SampleRequest]
+) -> None:
+    found = open_loop(server, requests, per_s=1000.0, seed=0)
+    assert [timing.num_tokens for timing in found.timings] == [
+        request.num_new_tokens for request in requests
+    ]
+    sent_s = [timing.sent_s for timing in found.timings]
     assert sent_s == sorted(sent_s)
 
 
-def test_what_goes_wrong_is_no_result(server: Server, asks: list[Ask]) -> None:
+def test_what_goes_wrong_is_no_result(server: Server, requests: list[SampleRequest]) -> None:
     with pytest.raises(
-        BadAnswer, match=r"(?s)answered 404, expected a stream.*no model named 'other'"
+        BadResponse, match=r"(?s)answered 404, expected a stream.*no model named 'other'"
     ):
-        closed_loop(replace(server, model="other"), asks, concurrency=2)
+        closed_loop(replace(server, model="other"), requests, concurrency=2)
     without_usage = {"temperature": 0, "ignore_eos": True}
     with pytest.raises(ServerFailed, match="does not end with usage"):
-        closed_loop(replace(server, extra=without_usage), asks[:1], concurrency=1)
+        closed_loop(replace(server, extra=without_usage), requests[:1], concurrency=1)
     cut = {**FORCED, "max_tokens": 2}
     with pytest.raises(WrongLength, match="got 2"):
-        open_loop(replace(server, extra=cut), asks[:3], per_s=1000.0, seed=0)
+        open_loop(replace(server, extra=cut), requests[:3], per_s=1000.0, seed=0)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 USAGE = b'data: {"usage":{"completion_tokens":3}}\n\n'
 
 
-def answering(*writes: bytes) -> Pass:
-    """What the load generator makes of this answer to one request for three tokens."""
+def response_of(*writes: bytes) -> Pass:
+    """The pass of one request for three tokens, to which a server responds with these writes."""
 
     async def run() -> Pass:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"}")
             for write in writes:
                 writer.write(write)
                 await writer.drain()
             writer.close()
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+        async with await asyncio.start_server(respond, "127.0.0.1", 0) as listener:
             port = listener.sockets[0].getsockname()[1]
             server = Server(f"http://127.0.0.1:{port}", "m", takes_ids=True, extra={})
-            return await asyncio.to_thread(closed_loop, server, [Ask("a", (1,), 3)], 1)
+            return await asyncio.to_thread(closed_loop, server, [SampleRequest("a", (1,), 3)], 1)
 
     return asyncio.run(run())
 
@@ -113,17 +121,21 @@ def test_events_may_be_cut_anywhere_and_lie_together() -> None:
     events = (
         b": a comment\n\n" + b'data: {"a":1}\n\ndata: {"b":2}\n\n' + USAGE + b"data: [DONE]\n\n"
     )
-    together = answering(HEAD, chunk(events), chunk(b""))
+    together = response_of(HEAD, chunk(events), chunk(b""))
     bytewise = b"".join(chunk(events[at : at + 1]) for at in range(len(events))) + chunk(b"")
-    for found in (together, answering(HEAD + bytewise), answering(HEAD[:20], HEAD[20:] + bytewise)):
-        (answer,) = found.answers
-        assert (len(answer.came_s), answer.num_tokens) == (2, 3)
+    for found in (
+        together,
+        response_of(HEAD + bytewise),
+        response_of(HEAD[:20], HEAD[20:] + bytewise),
+    ):
+        (timing,) = found.timings
+        assert (len(timing.received_s), timing.num_tokens) == (2, 3)
 
 
 def test_an_answer_that_breaks_off_is_no_result() -> None:
-    with pytest.raises(BadAnswer, match="broke off"):
-        answering(HEAD, chunk(b'data: {"a":1}\n\n'))
-    with pytest.raises(BadAnswer, match="broke off"):
-        answering(HEAD, b"ff\r\ndata")
+    with pytest.raises(BadResponse, match="in the middle of its response"):
+        response_of(HEAD, chunk(b'data: {"a":1}\n\n'))
+    with pytest.raises(BadResponse, match="in the middle of its response"):
+        response_of(HEAD, b"ff\r\ndata")
     with pytest.raises(ServerFailed, match="does not end with usage"):
-        answering(HEAD, chunk(b'data: {"error": "busy"}\n\n'), chunk(b""))
+        response_of(HEAD, chunk(b'data: {"error": "busy"}\n\n'), chunk(b""))

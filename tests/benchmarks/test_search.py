@@ -1,4 +1,4 @@
-"""The benchmarks run, on tiny models; what they measure there means nothing."""
+"""The benchmarks of the search on tiny models. Only their bookkeeping is tested."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from benchmarks.search import Dtype, main
 from pruning.models.random_models import UnknownShape
 from tests.support.processes import environment
 
-CANDIDATES = 4 + 3 + 2  # of three rounds, where six blocks are the model
+CANDIDATES = 4 + 3 + 2  # of three rounds on a model of six blocks
 WINDOWS = 24
 
 

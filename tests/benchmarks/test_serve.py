@@ -1,4 +1,4 @@
-"""The serving benchmark runs, on a tiny model; its figures mean nothing."""
+"""The serving benchmark on a tiny model. Only its bookkeeping is tested."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from app.engine.variant import make_variant
-from benchmarks.plan import Part, Plan, Subject
+from benchmarks.plan import Part, ServePlan, ServeSubject
 from benchmarks.search import Dtype
 from benchmarks.serve import main, run
 from benchmarks.serve_report import TARGETS
@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 OFFLINE = tuple(part for part in Part if part is not Part.HTTP)
-PLAN = Plan(
+PLAN = ServePlan(
     parts=OFFLINE,
     concurrency=(1, 3),
     prompt_len=8,
@@ -39,14 +39,14 @@ PLAN = Plan(
 
 
 @pytest.fixture(scope="module")
-def subject(tiny_loaded: LoadedModel) -> Subject:
+def subject(tiny_loaded: LoadedModel) -> ServeSubject:
     dense = make_variant("tiny", "tiny", tiny_loaded.model)
     removed = {"@-2": (4, 3), "@-1": (4,)}
-    return Subject(tiny_loaded.path, dense, tiny_loaded.tokenizer, removed, "float32", 1)
+    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, removed, "float32", 1)
 
 
 @pytest.fixture(scope="module")
-def offline(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def offline(subject: ServeSubject, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("benchmark") / "serve.json"
     run(subject, PLAN, out)
     report: dict[str, Any] = json.loads(out.read_text())
@@ -68,7 +68,9 @@ def test_ratios_follow_from_what_they_are_of(offline: dict[str, Any]) -> None:
     seconds = {name: side["seconds"] for name, side in offline["parts"]["offline"].items()}
     ratios = offline["ratios"]
     for their, name in (("generate", "generate"), ("continuous-batching", "continuous_batching")):
-        turns = zip(seconds["engine"], seconds[their], strict=True)  # for equal numbers of tokens
+        turns = zip(
+            seconds["engine"], seconds[their], strict=True
+        )  # all for equal numbers of tokens
         assert ratios[f"offline_vs_{name}"] == pytest.approx(
             median(their_s / our_s for our_s, their_s in turns), rel=1e-3
         )
@@ -103,11 +105,11 @@ def test_contexts_make_a_table(offline: dict[str, Any]) -> None:
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     options: dict[str, Any] = {"out": tmp_path / "serve.json", "model": str(tiny_model_dir)}
-    with pytest.raises(typer.BadParameter, match="there are offline, mixed"):
+    with pytest.raises(typer.BadParameter, match="expected some of offline, mixed"):
         main(**options, parts="offline,fast")
-    with pytest.raises(typer.BadParameter, match="there are generate"):
+    with pytest.raises(typer.BadParameter, match="expected some of generate"):
         main(**options, against="vllm")
-    with pytest.raises(typer.BadParameter, match="numbers with commas"):
+    with pytest.raises(typer.BadParameter, match="numbers separated by commas"):
         main(**options, concurrency="1;2")
     with pytest.raises(typer.BadParameter, match="from-to"):
         main(**options, mixed_output_lens="8")
@@ -172,7 +174,7 @@ def test_nor_one_that_nobody_holds_yet() -> None:
 
 
 def command(model: Path, directory: Path, *more: str) -> dict[str, Any]:
-    """What the command writes about so small a model."""
+    """The report of the benchmark command."""
     line = command_line(model, directory, *more)
     subprocess.run(line, check=True, cwd=ROOT, env=environment(directory))
     report: dict[str, Any] = json.loads((directory / "serve.json").read_text())

@@ -1,4 +1,4 @@
-"""The measurement of what shadow traffic costs: what it counts, and when it says that it holds."""
+"""The benchmark of shadow traffic: its verdict, and the replays it counts."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import redis
 
 from app.config import ServeSettings
 from benchmarks import shadow
-from benchmarks.latencies import Answered, Pass
+from benchmarks.latencies import Pass, RequestTiming
 from benchmarks.servers import Server
 from tests.support.api_fixtures import publish_pruned
 from tests.support.serving import serving
@@ -16,8 +16,8 @@ from tests.support.waiting import wait_until
 
 
 def turn(seconds: float) -> Pass:
-    answers = tuple(Answered(0.0, (seconds / 2, seconds), 2) for _ in range(20))
-    return Pass(20 * seconds, answers)
+    timings = tuple(RequestTiming(0.0, (seconds / 2, seconds), 2) for _ in range(20))
+    return Pass(20 * seconds, timings)
 
 
 @pytest.mark.parametrize(("with_shadow_s", "holds"), [(1.04, True), (1.06, False), (0.9, True)])

@@ -1,4 +1,4 @@
-"""What the serving benchmark compares: same requests, every token counted, weights and orders."""
+"""Sides of the serving benchmark: equal requests, counted tokens, shared weights and orders."""
 
 import copy
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from app.engine.engine import Engine
 from app.engine.sequence import TokenEvent
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog
-from benchmarks.baselines import run_continuous, run_one_by_one, run_static
+from benchmarks.baselines import run_continuous, run_sequential, run_static
 from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
-from benchmarks.latencies import Answered, Pass
-from benchmarks.offline import WrongLength, answered, run_engine
+from benchmarks.latencies import Pass, RequestTiming
+from benchmarks.offline import WrongLength, checked_timing, run_engine
 from benchmarks.sides import alternate, ratio
-from benchmarks.workload import Ask, NoSuchPrompt, Prompts
+from benchmarks.workload import NoSuchPrompt, Prompts, SampleRequest
 from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.pipeline import prune
@@ -40,64 +40,69 @@ def test_every_token_of_the_engine_is_counted(
     dense: Variant, prompts: Prompts, concurrency: int
 ) -> None:
     generated: list[TokenEvent] = []
-    most: list[int] = []
+    num_active: list[int] = []
 
     class Counting(Engine):
         def step(self) -> list[TokenEvent]:
-            most.append(self.stats().num_running + self.stats().num_waiting)
+            num_active.append(self.stats().num_running + self.stats().num_waiting)
             events = super().step()
             generated.extend(event for event in events if event.token_id is not None)
             return events
 
-    asks = prompts.mixed(7, (3, 12), (2, 9))
-    found = run_engine(dense, asks, concurrency, Counting)
-    assert found.num_tokens == len(generated) == sum(ask.num_new_tokens for ask in asks)
-    assert max(most) == min(concurrency, 7)
-    for number, answer in enumerate(found.answers):
-        its = [event for event in generated if event.request_id == str(number)]
-        assert answer.num_tokens == len(answer.came_s) == len(its) == asks[number].num_new_tokens
-        assert answer.sent_s < answer.came_s[0]
-        assert list(answer.came_s) == sorted(answer.came_s)
+    requests = prompts.mixed(7, (3, 12), (2, 9))
+    found = run_engine(dense, requests, concurrency, Counting)
+    assert found.num_tokens == len(generated) == sum(request.num_new_tokens for request in requests)
+    assert max(num_active) == min(concurrency, 7)
+    for number, timing in enumerate(found.timings):
+        events = [event for event in generated if event.request_id == str(number)]
+        assert (
+            timing.num_tokens
+            == len(timing.received_s)
+            == len(events)
+            == requests[number].num_new_tokens
+        )
+        assert timing.sent_s < timing.received_s[0]
+        assert list(timing.received_s) == sorted(timing.received_s)
 
 
 def test_baselines_count_what_was_asked_for(dense: Variant, prompts: Prompts) -> None:
-    asks = prompts.mixed(5, (3, 12), (2, 9))
-    lengths = [ask.num_new_tokens for ask in asks]
-    static = run_static(dense.model, asks, batch_size=2)
-    assert [answer.num_tokens for answer in static.answers] == lengths
-    ends_s = [answer.came_s[0] for answer in static.answers]
+    requests = prompts.mixed(5, (3, 12), (2, 9))
+    lengths = [request.num_new_tokens for request in requests]
+    static = run_static(dense.model, requests, batch_size=2)
+    assert [timing.num_tokens for timing in static.timings] == lengths
+    ends_s = [timing.received_s[0] for timing in static.timings]
     assert ends_s[0] == ends_s[1] < ends_s[2] == ends_s[3] < ends_s[4]
-    single = run_one_by_one(dense.model, asks)
-    assert [len(answer.came_s) for answer in single.answers] == lengths
-    continuous = run_continuous(dense.model, asks)
-    assert sorted(answer.num_tokens for answer in continuous.answers) == sorted(lengths)
+    single = run_sequential(dense.model, requests)
+    assert [len(timing.received_s) for timing in single.timings] == lengths
+    continuous = run_continuous(dense.model, requests)
+    assert sorted(timing.num_tokens for timing in continuous.timings) == sorted(lengths)
 
 
 def test_an_answer_of_another_length_is_an_error(prompts: Prompts) -> None:
-    (ask,) = prompts.uniform(1, 8, 3)
-    assert answered(0.0, [1.0, 2.0, 3.0], ask).num_tokens == 3
-    assert answered(0.0, [1.0], ask, 3).num_tokens == 3
-    with pytest.raises(WrongLength, match="asked for 3 tokens, got 2"):
-        answered(0.0, [1.0, 2.0], ask)
+    (request,) = prompts.uniform(1, 8, 3)
+    assert checked_timing(0.0, [1.0, 2.0, 3.0], request).num_tokens == 3
+    assert checked_timing(0.0, [1.0], request, 3).num_tokens == 3
+    with pytest.raises(WrongLength, match="expected 3 tokens, got 2"):
+        checked_timing(0.0, [1.0, 2.0], request)
 
 
 def test_sides_take_turns_after_a_short_one_each(prompts: Prompts) -> None:
     turns: list[tuple[str, int]] = []
 
-    def side(name: str, asks: Sequence[Ask]) -> Pass:
-        turns.append((name, sum(ask.num_new_tokens for ask in asks)))
-        return Pass(1.0, (Answered(0.0, (1.0,), 1),))
+    def side(name: str, requests: Sequence[SampleRequest]) -> Pass:
+        turns.append((name, sum(request.num_new_tokens for request in requests)))
+        return Pass(1.0, (RequestTiming(0.0, (1.0,), 1),))
 
-    sides = {name: lambda asks, name=name: side(name, asks) for name in ("a", "b")}
+    sides = {name: lambda requests, name=name: side(name, requests) for name in ("a", "b")}
     found = alternate(sides, prompts.uniform(3, 8, 5), repeats=2)
     assert turns == [("a", 6), ("b", 6), ("a", 15), ("b", 15), ("a", 15), ("b", 15)]
-    assert {name: len(its) for name, its in found.items()} == {"a": 2, "b": 2}
+    assert {name: len(passes) for name, passes in found.items()} == {"a": 2, "b": 2}
 
 
 def test_a_ratio_is_the_median_of_turns_beside_each_other() -> None:
-    answers = (Answered(0.0, (1.0,), 10),)
-    ours = [Pass(seconds, answers) for seconds in (1.0, 4.0, 2.0)]  # as the machine slows down
-    theirs = [Pass(seconds, answers) for seconds in (2.0, 8.0, 1.0)]
+    timings = (RequestTiming(0.0, (1.0,), 10),)
+    ours = [Pass(seconds, timings) for seconds in (1.0, 4.0, 2.0)]  # as the machine slows down
+    theirs = [Pass(seconds, timings) for seconds in (2.0, 8.0, 1.0)]
     assert ratio({"ours": ours, "theirs": theirs}, "ours", "theirs") == 2.0
     assert ratio({"ours": ours}, "ours", "theirs") is None
 
@@ -105,20 +110,20 @@ def test_a_ratio_is_the_median_of_turns_beside_each_other() -> None:
 def test_prompts_have_exactly_the_tokens_that_their_text_has(
     tiny_loaded: LoadedModel, prompts: Prompts
 ) -> None:
-    asks = prompts.mixed(40, (1, 30), (2, 4))
-    assert {len(ask.prompt_ids) for ask in asks} <= set(range(1, 31))
-    assert len({ask.prompt_ids for ask in asks}) > 20
-    for ask in asks:
-        assert tuple(tiny_loaded.tokenizer(ask.text).input_ids) == ask.prompt_ids
-    assert Prompts(tiny_loaded.tokenizer, seed=0).mixed(40, (1, 30), (2, 4)) == asks
+    requests = prompts.mixed(40, (1, 30), (2, 4))
+    assert {len(request.prompt_ids) for request in requests} <= set(range(1, 31))
+    assert len({request.prompt_ids for request in requests}) > 20
+    for request in requests:
+        assert tuple(tiny_loaded.tokenizer(request.text).input_ids) == request.prompt_ids
+    assert Prompts(tiny_loaded.tokenizer, seed=0).mixed(40, (1, 30), (2, 4)) == requests
     other = Prompts(tiny_loaded.tokenizer, seed=1).mixed(40, (1, 30), (2, 4))
-    assert other != asks
+    assert other != requests
 
 
 def test_a_tokenizer_without_words_makes_no_prompts(tiny_loaded: LoadedModel) -> None:
     wordless = copy.deepcopy(tiny_loaded.tokenizer)
     wordless.decode = lambda *_, **__: "?"  # type: ignore[method-assign]
-    with pytest.raises(NoSuchPrompt, match="no token that is a word"):
+    with pytest.raises(NoSuchPrompt, match="no tokens that are words"):
         Prompts(wordless, seed=0)
 
 
