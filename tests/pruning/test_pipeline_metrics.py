@@ -15,7 +15,7 @@ from pruning.search.state import SearchState
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
-from tests.pruning.search.test_search import run
+from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 
@@ -41,8 +41,8 @@ def test_a_ranking_publishes_what_a_search_does_with_measured_losses(
     metric: Metric, tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
     recorder = Recorder()
-    found, path = run(tiny_models_dir, replace(spec, metric=metric), "tiny@other", recorder)
-    greedy, greedy_path = run(tiny_models_dir, spec, "tiny@sleb")
+    found, path = prune_tiny(tiny_models_dir, replace(spec, metric=metric), "tiny@other", recorder)
+    greedy, greedy_path = prune_tiny(tiny_models_dir, spec, "tiny@sleb")
     assert {file.name for file in path.iterdir()} == {file.name for file in greedy_path.iterdir()}
     assert [r.keys() for r in removals_in(path)] == [r.keys() for r in removals_in(greedy_path)]
     assert found.spec["metric"] == metric
@@ -71,8 +71,10 @@ def test_streamed_blocks_and_whole_models_give_the_same_order(
     metric: Metric, tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
     spec = replace(spec, metric=metric)
-    whole, _ = run(tiny_models_dir, spec, "tiny@whole")
-    streamed, _ = run(tiny_models_dir, replace(spec, resident=Resident.STREAM), "tiny@streamed")
+    whole, _ = prune_tiny(tiny_models_dir, spec, "tiny@whole")
+    streamed, _ = prune_tiny(
+        tiny_models_dir, replace(spec, resident=Resident.STREAM), "tiny@streamed"
+    )
     assert streamed.removed_blocks == whole.removed_blocks
     assert streamed.quality.losses == pytest.approx(whole.quality.losses, abs=1e-5)
 
@@ -81,7 +83,7 @@ def test_streamed_blocks_and_whole_models_give_the_same_order(
 def test_progress_is_exact(metric: Metric, tiny_models_dir: Path, spec: PruneSpec) -> None:
     recorder = Recorder()
     spec = replace(spec, metric=metric)
-    run(tiny_models_dir, spec, "tiny@counted", recorder)
+    prune_tiny(tiny_models_dir, spec, "tiny@counted", recorder)
     total = spec.num_evaluations(NUM_BLOCKS)
     assert total == FREE + NUM_REMOVE
     assert {each for _, each in recorder.evaluations} == {total}
@@ -96,11 +98,11 @@ def test_wherever_it_is_stopped_it_goes_on_and_repeats_nothing(
     metric: Metric, stop_after: int, tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
     spec = replace(spec, metric=metric)
-    whole, whole_path = run(tiny_models_dir, spec, "tiny@whole")
+    whole, whole_path = prune_tiny(tiny_models_dir, spec, "tiny@whole")
     first, again = Recorder(stop_after=stop_after), Recorder()
     with pytest.raises(Stop):
-        run(tiny_models_dir, spec, "tiny@stopped", first)
-    resumed, path = run(tiny_models_dir, spec, "tiny@resumed", again, first.state)
+        prune_tiny(tiny_models_dir, spec, "tiny@stopped", first)
+    resumed, path = prune_tiny(tiny_models_dir, spec, "tiny@resumed", again, first.state)
     assert resumed.removed_blocks == whole.removed_blocks
     assert resumed.quality.losses == whole.quality.losses
     assert (path / "removal.json").read_bytes() == (whole_path / "removal.json").read_bytes()
@@ -116,12 +118,12 @@ def test_a_ranking_that_lost_some_of_its_scores_measures_those_again(
     spec = replace(spec, metric=Metric.ONE_SHOT)
     first, again = Recorder(stop_after=FREE + 2), Recorder()
     with pytest.raises(Stop):
-        run(tiny_models_dir, spec, "tiny@stopped", first)
+        prune_tiny(tiny_models_dir, spec, "tiny@stopped", first)
     gone = {removal.block for removal in first.removals}
     lost = next(block for block in first.state.ranking if block not in gone)
     ranking = {block: s for block, s in first.state.ranking.items() if block != lost}
-    whole, _ = run(tiny_models_dir, spec, "tiny@whole")
-    resumed, _ = run(
+    whole, _ = prune_tiny(tiny_models_dir, spec, "tiny@whole")
+    resumed, _ = prune_tiny(
         tiny_models_dir, spec, "tiny@resumed", again, replace(first.state, ranking=ranking)
     )
     assert resumed.removed_blocks == whole.removed_blocks
@@ -134,7 +136,7 @@ def test_a_ranking_ends_in_front_of_a_ratio_that_is_passed(
 ) -> None:
     spec = replace(spec, metric=Metric.ONE_SHOT, num_remove=None, max_perplexity_ratio=1e6)
     recorder = Recorder()
-    found, _ = run(tiny_models_dir, spec, "tiny@far", recorder)
+    found, _ = prune_tiny(tiny_models_dir, spec, "tiny@far", recorder)
     assert len(found.removed_blocks) == FREE
     assert recorder.evaluations[-1] == (2 * FREE, 2 * FREE)
 

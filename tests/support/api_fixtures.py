@@ -8,15 +8,13 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.main import create_app
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
 from tests.support.recorder import Recorder
-from tests.support.serving import LocalClient
-from tests.support.waiting import wait_until
+from tests.support.serving import local_api
 
 
 def publish_pruned(
@@ -54,7 +52,5 @@ def client(
 ) -> Iterator[TestClient]:
     """``redis_client`` makes the store empty before and checks it afterwards."""
     redis_client.ping()
-    app = create_app(settings, redis_url=redis_url)
-    with LocalClient(app, raise_server_exceptions=False) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+    with local_api(settings, redis_url) as client:
         yield client

@@ -1,12 +1,17 @@
-"""What a pruning run leaves behind, made without one: manifests and removals of any shape."""
+"""Pruning runs on a tiny model, and manifests and removals of any shape made without a run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality
+from pruning.models.store import ModelStore
+from pruning.pipeline import prune
 from pruning.removal import Removal, decide
+from pruning.search.state import SearchState
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
+from tests.support.recorder import Recorder
 
 
 def manifest_of(
@@ -60,3 +65,22 @@ def removals_of_run(*, is_staged: bool) -> list[Removal]:
     first = {1: [4.4, 4.3, 4.35], 2: [5.0] * seen, 3: [4.2, 4.3, 4.25], 4: [6.0] * seen}
     second = {1: [5.0, 5.0, 5.0], 2: [5.5, 5.5, 5.5], 4: [7.0] * seen}
     return [decide(1, 4.0, first), decide(2, 4.0, second)]
+
+
+def prune_tiny(
+    models_dir: Path,
+    spec: PruneSpec,
+    name: str,
+    observer: Recorder | None = None,
+    earlier: SearchState | None = None,
+) -> tuple[Manifest, Path]:
+    target = models_dir.parent / "checkpoints" / name
+    manifest = prune(
+        spec,
+        name=name,
+        target=target,
+        models=ModelStore(models_dir),
+        observer=observer or Recorder(),
+        earlier=earlier,
+    )
+    return manifest, target

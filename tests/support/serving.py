@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -48,3 +49,14 @@ def serving(
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def local_api(
+    settings: ServeSettings, redis_url: str, engine: Engine | None = None, **changes: Any
+) -> Iterator[LocalClient]:
+    """A client of the API in this process, with ``changes`` to the settings; ready when given."""
+    app = create_app(settings.model_copy(update=changes), redis_url=redis_url, engine=engine)
+    with LocalClient(app, raise_server_exceptions=False) as client:
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+        yield client

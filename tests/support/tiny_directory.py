@@ -1,5 +1,6 @@
 """A tiny random llama as a directory on disk, with a tokenizer of its own that knows every byte."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -59,3 +60,8 @@ def write_tiny_model(
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def edit_config(path: Path, **changes: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))

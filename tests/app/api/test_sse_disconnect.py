@@ -1,7 +1,5 @@
 """A client that closes its connection frees its slots at once, whatever it was waiting for."""
 
-import json
-import socket
 from typing import Any
 
 import httpx2
@@ -11,10 +9,10 @@ import pytest
 from app.config import ServeSettings
 from app.server.serve import ApiServer
 from tests.support.engines import gated
+from tests.support.raw_requests import LONG, send
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
-LONG = 200
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
 REQUESTS: list[tuple[str, int, dict[str, Any]]] = [  # with the number of answers
     ("/generate", 2, {"prompt": ["the dog", "a"], "max_new_tokens": LONG}),
@@ -24,19 +22,6 @@ REQUESTS: list[tuple[str, int, dict[str, Any]]] = [  # with the number of answer
     ("/v1/chat/completions", 1, CHAT),
     ("/v1/chat/completions", 1, {**CHAT, "stream": True}),
 ]
-
-
-def send(
-    url: str, path: str, body: dict[str, Any], common: dict[str, Any] | None = None
-) -> socket.socket:
-    """The request on a bare connection; its answer is not read."""
-    host, port = url.removeprefix("http://").split(":")
-    common = {"model": "tiny", "ignore_eos": True} if common is None else common
-    content = json.dumps({**common, **body})
-    connection = socket.create_connection((host, int(port)))
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode())
-    return connection
 
 
 def num_aborted(server: ApiServer) -> float:

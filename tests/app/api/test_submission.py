@@ -5,30 +5,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
-from httpx2 import Response
 
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
-from tests.app.api.routes.test_prune_jobs import JOB, submit
 from tests.support.api_fixtures import publish_pruned
+from tests.support.prune_requests import JOB, num_jobs, post_with_key, submit
 from tests.support.serving import LocalClient
-
-
-def post_with_key(client: TestClient, key: str, **change: Any) -> Response:
-    headers = {"Idempotency-Key": key}
-    return client.post("/prune-jobs", json={**JOB, **change}, headers=headers)
-
-
-def num_jobs(client: TestClient) -> int:
-    return len(client.get("/prune-jobs", params={"limit": 100}).json()["data"])
-
 
 # ---- dry runs
 

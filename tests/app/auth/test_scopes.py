@@ -13,17 +13,12 @@ from app.auth.scopes import (
     generates,
     scopes_for,
 )
-from app.config import ServeSettings
 from app.main import create_app
 from app.server.serve import run_api
 from app.server.up import run_up
+from tests.support.auth import ELSEWHERE, bearer, settings_of
 
-ELSEWHERE = ("0.0.0.0", "::", "192.0.2.1")  # noqa: S104 - is not listened on
 ADMIN, GENERATE, JOBS = Scope.ADMIN, Scope.GENERATE, Scope.JOBS
-
-
-def settings_of(data_dir: Path, **given: object) -> ServeSettings:
-    return ServeSettings(data_dir=data_dir, **given)  # type: ignore[arg-type]  # pydantic checks
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
@@ -133,10 +128,6 @@ def test_every_route_but_these_asks_for_a_key(tmp_path: Path) -> None:
         if scopes_for(method.upper(), path) is None
     }
     assert of_anybody == {"/health/live", "/health/ready", "/version", "/metrics"}
-
-
-def bearer(key: str) -> list[tuple[bytes, bytes]]:
-    return [(b"authorization", f"Bearer {key}".encode())]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
-from tests.pruning.models.test_blocks import logits_of, token_ids
+from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
 from tests.support.tiny_checkpoints import write_checkpoint
 

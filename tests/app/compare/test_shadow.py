@@ -20,10 +20,10 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import TokenEvent
 from app.main import create_app
 from app.server.serve import ApiServer
-from tests.app.api.test_sse_disconnect import send
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
+from tests.support.raw_requests import send
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 

@@ -16,10 +16,10 @@ from app.config import ServeSettings
 from app.models.hub import HubError, ModelNotAdded, add_model
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
-from tests.pruning.models.test_store import edit_config
 from tests.support.command_line import sleb, sleb_process
 from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
 from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_directory import edit_config
 
 ID = "org/tiny"
 PICKLE = b"\x80\x04."  # what must never be read

@@ -16,9 +16,9 @@ from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs.job import JobError, JobStatus, WebhookEvent
 from pruning.jobs.store import JobStore
-from tests.app.api.routes.test_prune_jobs import JOB, submit
 from tests.support.job_lives import succeed
 from tests.support.pages import GUIDES, blocks
+from tests.support.prune_requests import JOB, submit
 from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import SECRET, Receiver, receiving, verify

@@ -26,9 +26,8 @@ from pruning.models.blocks import view
 from pruning.models.store import load
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
-from tests.pruning.models.test_blocks import logits_of, token_ids
-from tests.pruning.models.test_store import edit_config
-from tests.support.tiny_directory import tiny_tokenizer, write_tiny_model
+from tests.support.logits import logits_of, token_ids
+from tests.support.tiny_directory import edit_config, tiny_tokenizer, write_tiny_model
 
 KEEP = (0, 2, 3, 5)
 DTYPES = ("float32", "bfloat16", "float16")

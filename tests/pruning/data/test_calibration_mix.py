@@ -34,7 +34,7 @@ from pruning.spec.calibration import (
     calibration_from,
 )
 from pruning.spec.prune import PruneSpec, Resident
-from tests.pruning.search.test_search import run
+from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 
 DOGS = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path="dogs.txt")
@@ -223,7 +223,7 @@ def test_a_checkpoint_says_what_every_window_begins_with(
     tiny_models_dir: Path, tiny_loaded: LoadedModel, mix: CalibrationMix
 ) -> None:
     spec = PruneSpec("tiny", num_remove=1, calibration=mix, evaluate=False)
-    manifest, path = run(tiny_models_dir, spec, "tiny@mixed")
+    manifest, path = prune_tiny(tiny_models_dir, spec, "tiny@mixed")
     told: dict[str, Any] = json.loads((path / "calibration.json").read_text())
     windows = told.pop("windows")
     assert told == manifest.calibration
@@ -268,12 +268,12 @@ def test_a_search_on_a_mix_goes_on_if_no_window_has_changed(
     spec = PruneSpec("tiny", num_remove=2, calibration=mix, evaluate=False)
     first, same, other = Recorder(stop_after=5), Recorder(), Recorder()
     with pytest.raises(Stop):
-        run(tiny_models_dir, spec, "tiny@stopped", first)
+        prune_tiny(tiny_models_dir, spec, "tiny@stopped", first)
     state: SearchState = first.state
-    run(tiny_models_dir, spec, "tiny@resumed", same, state)
+    prune_tiny(tiny_models_dir, spec, "tiny@resumed", same, state)
     assert same.evaluations[0] == (5, 7)
     path = mix.sources[1].path
     assert path is not None
     Path(path).write_text("\n".join(f"{number} slow cats" for number in range(200)))
-    run(tiny_models_dir, spec, "tiny@anew", other, state)
+    prune_tiny(tiny_models_dir, spec, "tiny@anew", other, state)
     assert other.evaluations[0] == (0, 7)

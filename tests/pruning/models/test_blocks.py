@@ -15,7 +15,8 @@ from pruning.models.architectures import (
 )
 from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
 from pruning.models.loss import last_hidden
-from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
+from tests.support.logits import logits_of, token_ids
+from tests.support.tiny import NUM_BLOCKS, generated, tiny_model
 
 
 def load_model(path: Path) -> PreTrainedModel:
@@ -29,16 +30,6 @@ def load_model(path: Path) -> PreTrainedModel:
 
 KEEP = (0, 1, 3, 5)
 FAMILIES = sorted(ARCHITECTURES)
-
-
-def token_ids(rows: int = 2, length: int = 12) -> torch.Tensor:
-    return torch.randint(3, VOCAB_SIZE, (rows, length), generator=torch.Generator().manual_seed(0))
-
-
-@torch.inference_mode()
-def logits_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(ids, use_cache=False).logits
-    return logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,7 +18,7 @@ from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Resident
-from tests.pruning.models.test_streaming import streamed_logits, whole_logits
+from tests.support.logits import logits_of, streamed_logits, token_ids
 from tests.support.recorder import Recorder
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -98,7 +98,7 @@ def test_what_is_published_has_the_names_of_the_hub_and_loads_as_what_was_measur
     expected = view(load(tmp_path / "models" / "tiny").model, manifest.keep)
     found = open_checkpoint(target).model
     assert found.config.num_hidden_layers == NUM_BLOCKS - 2
-    torch.testing.assert_close(whole_logits(found), whole_logits(expected))
+    torch.testing.assert_close(logits_of(found, token_ids()), logits_of(expected, token_ids()))
 
 
 @pytest.mark.parametrize("layout", ["whole", "shards", "fused"])
@@ -112,7 +112,7 @@ def test_experts_are_streamed_from_any_layout_and_exported_in_shards(
         write_checkpoint(tmp_path / "dense", family, layout=layout)
     whole, streamed = load(tmp_path / "dense").model, StreamedModel(tmp_path / "dense")
     # weights lie elsewhere in memory, and some products round by how they are aligned
-    torch.testing.assert_close(streamed_logits(streamed), whole_logits(whole))
+    torch.testing.assert_close(streamed_logits(streamed), logits_of(whole, token_ids()))
     save_streamed(streamed, KEEP, tmp_path / "exported", shard_bytes=20_000)
     view(whole, KEEP).save_pretrained(tmp_path / "saved", max_shard_size=20_000)
     found, expected = stored(tmp_path / "exported"), stored(tmp_path / "saved")
@@ -122,7 +122,9 @@ def test_experts_are_streamed_from_any_layout_and_exported_in_shards(
     assert index["weight_map"].keys() == found.keys()
     tiny_tokenizer().save_pretrained(tmp_path / "exported")
     loaded = load(tmp_path / "exported").model
-    torch.testing.assert_close(whole_logits(loaded), whole_logits(view(whole, KEEP)))
+    torch.testing.assert_close(
+        logits_of(loaded, token_ids()), logits_of(view(whole, KEEP), token_ids())
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,5 @@
 """A model is found by name, and loaded whole or not at all."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,13 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, load
-from tests.support.tiny_directory import MAX_POSITIONS, NUM_BLOCKS
+from tests.support.tiny_directory import MAX_POSITIONS, NUM_BLOCKS, edit_config
 from tests.support.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupported
-
-
-def edit_config(path: Path, **changes: object) -> None:
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def test_a_config_is_read_again_when_a_file_has_changed_and_only_then(

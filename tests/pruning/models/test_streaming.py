@@ -11,35 +11,15 @@ from resource import RUSAGE_SELF, getrusage
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from pruning.models.architectures import ARCHITECTURES
-from pruning.models.blocks import block_calls, block_list, final_logits, finish
+from pruning.models.blocks import block_list
 from pruning.models.store import NotAModel, load
 from pruning.models.streaming import StreamedModel
-from tests.pruning.models.test_store import edit_config
+from tests.support.logits import logits_of, streamed_logits, token_ids
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE
 from tests.support.tiny_checkpoints import LAYOUTS, write_checkpoint
-
-
-def token_ids() -> torch.Tensor:
-    return torch.randint(3, VOCAB_SIZE, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-@torch.inference_mode()
-def streamed_logits(streamed: StreamedModel) -> torch.Tensor:
-    with streamed.embeddings():
-        hidden, calls = block_calls(streamed.model, token_ids())
-    for block in streamed.blocks(range(len(calls))):
-        hidden = calls[block](hidden)
-    with streamed.head():
-        return final_logits(streamed.model, finish(streamed.model, hidden))
-
-
-@torch.inference_mode()
-def whole_logits(model: PreTrainedModel) -> torch.Tensor:
-    logits: torch.Tensor = model(token_ids(), use_cache=False).logits
-    return logits
+from tests.support.tiny_directory import edit_config
 
 
 def num_bytes(module: torch.nn.Module) -> int:
@@ -65,7 +45,7 @@ def test_the_parts_of_every_family_compute_what_the_whole_computes(
     write_checkpoint(tmp_path, family)
     half = load(tmp_path, dtype="bfloat16").model
     streamed = StreamedModel(tmp_path, dtype="bfloat16")
-    assert torch.equal(streamed_logits(streamed), whole_logits(half))
+    assert torch.equal(streamed_logits(streamed), logits_of(half, token_ids()))
     assert streamed.weight_bytes == num_bytes(half)
     assert_nothing_is_there(streamed)
     buffers = dict(streamed.model.named_buffers())
@@ -80,7 +60,7 @@ def test_the_parts_of_every_family_compute_what_the_whole_computes(
 def test_tied_weights_lie_on_disk_in_many_ways(family: str, layout: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, family, tied=True, layout=layout)
     whole, streamed = load(tmp_path).model, StreamedModel(tmp_path)
-    assert torch.equal(streamed_logits(streamed), whole_logits(whole))
+    assert torch.equal(streamed_logits(streamed), logits_of(whole, token_ids()))
     assert streamed.weight_bytes == num_bytes(whole)
     assert (layout == "shards") == (tmp_path / "model.safetensors.index.json").is_file()
 

@@ -12,7 +12,7 @@ from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.streaming import StreamedModel
 from pruning.search.cosine import CosineRanker
-from tests.pruning.search.test_scoring import windows
+from tests.support.scoring import windows
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 

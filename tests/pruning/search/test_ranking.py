@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pruning.removal import Losses, NonFiniteLoss
 from pruning.search.ranking import ranked
 from pruning.sleb import Blocks, TooManyRemovals, sleb
-from tests.pruning.test_sleb import TableScorer, searches
+from tests.support.table_scorer import TableScorer, searches
 
 Case = tuple[int, int, int, int, int]
 

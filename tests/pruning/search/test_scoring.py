@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
@@ -17,18 +16,12 @@ from pruning.models import loss
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list, view
 from pruning.models.memory import StateBudgetTooSmall
-from pruning.removal import NonFiniteLoss, Removal
+from pruning.removal import NonFiniteLoss
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb
 from tests.support.losses import mean_loss
+from tests.support.scoring import HIDDEN_SIZE, assert_equal, windows
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
-
-HIDDEN_SIZE = 32
-
-
-def windows(num_windows: int = 5, seqlen: int = 9) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(3, VOCAB_SIZE, (num_windows, seqlen), generator=generator)
 
 
 def obvious_loss(model: torch.nn.Module, token_ids: torch.Tensor) -> float:
@@ -85,13 +78,6 @@ def test_perplexity_curve_begins_dense_and_follows_the_removals(
 
 def one_trunk_bytes(seqlen: int) -> int:
     return seqlen * HIDDEN_SIZE * 4 * (NUM_BLOCKS + 1)
-
-
-def assert_equal(found: Sequence[Removal], expected: Sequence[Removal]) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.block == theirs.block
-        assert ours.scores == pytest.approx(dict(theirs.scores), abs=1e-5)
-        assert ours.num_windows == theirs.num_windows
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pruning.checkpoints.store import CheckpointStore, Manifest
-from pruning.models.store import ModelStore
+from pruning.checkpoints.store import CheckpointStore
 from pruning.models.timing import BlockTimes
-from pruning.pipeline import prune
 from pruning.search.dense_model import Resources, load_dense_model
-from pruning.search.state import SearchState
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Resident, Search
+from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 
@@ -32,36 +30,17 @@ def spec(tmp_path: Path) -> PruneSpec:
     return PruneSpec("tiny", num_remove=3, calibration=calibration)
 
 
-def run(
-    models_dir: Path,
-    spec: PruneSpec,
-    name: str,
-    observer: Recorder | None = None,
-    earlier: SearchState | None = None,
-) -> tuple[Manifest, Path]:
-    target = models_dir.parent / "checkpoints" / name
-    manifest = prune(
-        spec,
-        name=name,
-        target=target,
-        models=ModelStore(models_dir),
-        observer=observer or Recorder(),
-        earlier=earlier,
-    )
-    return manifest, target
-
-
 def test_a_perplexity_ratio_is_not_passed_and_nothing_behind_it_is_removed(
     tiny_models_dir: Path,
 ) -> None:
-    whole, _ = run(tiny_models_dir, OWN_WORDS, "tiny@whole")
+    whole, _ = prune_tiny(tiny_models_dir, OWN_WORDS, "tiny@whole")
     losses = whole.quality.losses
     ratios = [exp(loss - losses[0]) for loss in losses[1:]]
     first_beyond = next(step for step, ratio in enumerate(ratios) if ratio > max(1, ratios[0]))
     limit = (ratios[first_beyond] + max(1, *ratios[:first_beyond])) / 2
     target = replace(OWN_WORDS, num_remove=None, max_perplexity_ratio=limit)
     recorder = Recorder()
-    found, _ = run(tiny_models_dir, target, "tiny@limited", recorder)
+    found, _ = prune_tiny(tiny_models_dir, target, "tiny@limited", recorder)
     assert found.removed_blocks == whole.removed_blocks[:first_beyond]
     assert found.quality.losses == losses[: first_beyond + 1]
     assert len(recorder.removals) == first_beyond
@@ -69,12 +48,12 @@ def test_a_perplexity_ratio_is_not_passed_and_nothing_behind_it_is_removed(
 
 
 def test_a_ratio_that_the_first_removal_passes_publishes_nothing(tiny_models_dir: Path) -> None:
-    whole, _ = run(tiny_models_dir, OWN_WORDS, "tiny@whole")
+    whole, _ = prune_tiny(tiny_models_dir, OWN_WORDS, "tiny@whole")
     ratio = exp(whole.quality.losses[1] - whole.quality.losses[0])
     assert ratio > 1
     target = replace(OWN_WORDS, num_remove=None, max_perplexity_ratio=(1 + ratio) / 2)
     with pytest.raises(TargetUnreachable, match="by the first removal") as refused:
-        run(tiny_models_dir, target, "tiny@none")
+        prune_tiny(tiny_models_dir, target, "tiny@none")
     assert refused.value.param == "max_perplexity_ratio"
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == ["tiny@whole"]
 
@@ -87,13 +66,13 @@ def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
     monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: times)
     target = replace(spec, num_remove=None, target_speedup=1.3)
     recorder = Recorder()
-    found, _ = run(tiny_models_dir, target, "tiny@fast", recorder)
+    found, _ = prune_tiny(tiny_models_dir, target, "tiny@fast", recorder)
     assert len(found.removed_blocks) == 2
     assert found.spec["target_speedup"] == 1.3
     assert recorder.evaluations[-1] == (4 + 3, 4 + 3)
     too_much = replace(target, target_speedup=2.5)
     with pytest.raises(TargetUnreachable, match="out of reach"):
-        run(tiny_models_dir, too_much, "tiny@too-fast")
+        prune_tiny(tiny_models_dir, too_much, "tiny@too-fast")
 
 
 def test_a_speedup_that_was_measured_once_holds_for_the_rest_of_the_search(
@@ -104,17 +83,17 @@ def test_a_speedup_that_was_measured_once_holds_for_the_rest_of_the_search(
     target = replace(spec, num_remove=None, target_speedup=1.3)
     first, again = Recorder(stop_after=5), Recorder()
     with pytest.raises(Stop):
-        run(tiny_models_dir, target, "tiny@stopped", first)
+        prune_tiny(tiny_models_dir, target, "tiny@stopped", first)
     faster = BlockTimes(embedding_s=0, block_s=1e-3, head_s=0)
     monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: faster)
-    run(tiny_models_dir, target, "tiny@resumed", again, first.state)
+    prune_tiny(tiny_models_dir, target, "tiny@resumed", again, first.state)
     assert again.plans == first.plans
     assert first.plans[0].num_remove == 3
 
 
 def test_a_speedup_is_really_measured(tiny_models_dir: Path, spec: PruneSpec) -> None:
     target = replace(spec, num_remove=None, target_speedup=1.01)
-    found, _ = run(tiny_models_dir, target, "tiny@measured")
+    found, _ = prune_tiny(tiny_models_dir, target, "tiny@measured")
     assert 1 <= len(found.removed_blocks) < NUM_BLOCKS - 2
 
 
@@ -124,9 +103,9 @@ def test_a_speedup_is_really_measured(tiny_models_dir: Path, spec: PruneSpec) ->
 def test_every_way_to_search_publishes_the_same_weights(
     how: dict[str, Search | Resident], tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
-    exact, exact_path = run(tiny_models_dir, spec, "tiny@exact")
+    exact, exact_path = prune_tiny(tiny_models_dir, spec, "tiny@exact")
     other = PruneSpec.from_dict({**spec.to_dict(), **how})
-    found, path = run(tiny_models_dir, other, "tiny@other")
+    found, path = prune_tiny(tiny_models_dir, other, "tiny@other")
     assert found.removed_blocks == exact.removed_blocks
     assert found.quality.losses == pytest.approx(exact.quality.losses, abs=1e-5)
     assert found.quality.perplexities == pytest.approx(exact.quality.perplexities, rel=1e-4)
@@ -137,7 +116,7 @@ def test_every_way_to_search_publishes_the_same_weights(
 
 def test_the_record_of_a_race_says_who_saw_how_much(tiny_models_dir: Path, spec: PruneSpec) -> None:
     recorder = Recorder()
-    run(tiny_models_dir, replace(spec, search=Search.STAGED), "tiny@staged", recorder)
+    prune_tiny(tiny_models_dir, replace(spec, search=Search.STAGED), "tiny@staged", recorder)
     for removal in recorder.removals:
         assert removal.num_windows[removal.block] == 24
         assert set(removal.num_windows.values()) <= {8, 16, 24}

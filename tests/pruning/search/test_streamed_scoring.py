@@ -19,7 +19,7 @@ from pruning.removal import NonFiniteLoss
 from pruning.search.scoring import PlainScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import sleb
-from tests.pruning.search.test_scoring import HIDDEN_SIZE, assert_equal, windows
+from tests.support.scoring import HIDDEN_SIZE, assert_equal, windows
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 

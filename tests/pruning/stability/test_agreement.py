@@ -1,7 +1,7 @@
 """What runs agree on, against sets and pairs counted by hand or by brute force."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from itertools import combinations, permutations
 from statistics import fmean
@@ -11,34 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.removal import decide
-from pruning.stability.agreement import SearchRun, Stability, jaccard, jaccard_by_chance, stability
+from pruning.stability.agreement import SearchRun, jaccard, jaccard_by_chance, stability
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire
+from tests.support.search_runs import CLEAR, NUM_BLOCKS, report_of, run_of
 
-NUM_BLOCKS, NUM_FREE = 8, 6
-CLEAR, CLOSE = 0.5, 0.001  # nats to the runner-up; windows differ by 0.02
-
-
-def run_of(
-    order: Sequence[int],
-    *,
-    text: str = "a.txt",
-    seed: int = 0,
-    gap: float = CLEAR,
-    perplexities: Sequence[float] = (),
-    windows: Sequence[str] | None = None,
-) -> SearchRun:
-    removals = []
-    for step, block in enumerate(order, start=1):
-        left = [b for b in range(1, NUM_BLOCKS - 1) if b not in order[:step]]
-        losses = {b: [3 + gap, 3 + gap + 0.02, 3 + gap - 0.02] for b in left}
-        removals.append(decide(step, 2.5, {block: [3.0, 3.0, 3.0], **losses}))
-    curve = tuple(perplexities or [10.0 + step for step in range(len(order) + 1)])
-    given_windows = tuple(windows or [f"{text}{seed}{at}" for at in range(4)])
-    return SearchRun(text, seed, tuple(removals), {"a.txt": curve}, given_windows)
-
-
-def report_of(*runs: SearchRun) -> Stability:
-    return stability("tiny", NUM_BLOCKS, NUM_FREE, runs)
+CLOSE = 0.001
 
 
 orders = st.lists(

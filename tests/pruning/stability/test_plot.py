@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from pruning.checkpoints.trajectory_plot import CEILING
 from pruning.stability.agreement import Stability, stability
 from pruning.stability.plot import draw, plot
-from tests.pruning.stability.test_agreement import report_of, run_of
+from tests.support.search_runs import report_of, run_of
 
 REPORTS = {
     "two": report_of(run_of([1, 2]), run_of([2, 3], seed=1)),

@@ -18,7 +18,7 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec
 from pruning.stability.plot import PLOT_FILE
 from pruning.stability.runs import Sample, judges, runs, samples
-from tests.pruning.search.test_search import run
+from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder
 from tests.support.tiny_directory import NUM_BLOCKS
 
@@ -85,7 +85,7 @@ def test_every_run_is_the_search_that_prune_does(
     found = list(runs(spec, dense, taken, judged_on, recorders.__getitem__))
     assert [(one.text, one.seed) for one in found] == [(one.text, one.spec.seed) for one in taken]
     alone = replace(spec, calibration=replace(texts["dogs.txt"], seed=1), evaluate=False)
-    manifest, _ = run(tiny_models_dir, alone, "tiny@alone")
+    manifest, _ = prune_tiny(tiny_models_dir, alone, "tiny@alone")
     assert found[1].order == manifest.removed_blocks
     assert tuple(removal.loss for removal in found[1].removals) == manifest.quality.losses[1:]
     assert [recorder.evaluations[-1] for recorder in recorders] == [(ONE_SEARCH,) * 2] * 6

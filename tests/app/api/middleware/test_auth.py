@@ -20,7 +20,7 @@ from app.commands.client import JobClient, Refused
 from app.config import ServeSettings
 from app.server.serve import log_fields
 from pruning.logs import set_up_logging
-from tests.app.api.routes.test_prune_jobs import JOB
+from tests.support.prune_requests import JOB
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 

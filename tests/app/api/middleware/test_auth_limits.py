@@ -16,9 +16,9 @@ from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING
-from tests.app.api.test_sse_disconnect import LONG
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
+from tests.support.raw_requests import LONG
 from tests.support.serving import LocalClient, serving
 from tests.support.valkey_server import ValkeyServer
 from tests.support.waiting import wait_until

@@ -6,7 +6,7 @@ import pytest
 
 from app.auth.keys import KeyFile, Scope
 from app.auth.scopes import NotLocal, authorizer_of
-from tests.app.auth.test_scopes import ELSEWHERE, bearer, settings_of
+from tests.support.auth import ELSEWHERE, bearer, settings_of
 
 HERE = ["localhost", "LOCALHOST", "a.localhost", "localhost.", "127.0.0.1", "127.9.9.9", "[::1]"]
 ELSEWHERE_NAMES = [

@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.store import JobStore
 from pruning.models.store import load
-from tests.app.api.routes.test_prune_jobs import submit
 from tests.support.api_fixtures import publish_pruned
+from tests.support.prune_requests import submit
 
 
 @pytest.fixture

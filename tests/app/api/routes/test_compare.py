@@ -18,10 +18,10 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request
 from app.main import create_app
 from pruning.models.store import LoadedModel
-from tests.app.api.test_sse_disconnect import send
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
+from tests.support.raw_requests import send
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 

@@ -13,8 +13,7 @@ from pruning.jobs.keys import EVENTS
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import succeed
-
-STREAM = {"Accept": "text/event-stream"}
+from tests.support.prune_requests import EVENT_STREAM, events_url
 
 
 @pytest.fixture
@@ -22,16 +21,12 @@ def job_id(job_store: JobStore) -> str:
     return job_store.create(PruneSpec("tiny", num_remove=1)).id
 
 
-def url_of(job_id: str) -> str:
-    return f"/prune-jobs/{job_id}/events"
-
-
 def streamed(
     client: httpx2.Client, job_id: str, last: str | None = None
 ) -> list[httpx2.ServerSentEvent]:
     """The whole of a stream that ends by itself, but for its first line, which is no event."""
     headers = {"Last-Event-ID": last} if last else {}
-    with client.sse(url_of(job_id), headers=headers) as source:
+    with client.sse(events_url(job_id), headers=headers) as source:
         assert source.response.status_code == 200
         return [event for event in source if event.data]
 
@@ -47,11 +42,11 @@ def test_a_page_has_the_oldest_first_and_says_whether_more_follow(
     client: TestClient, job_store: JobStore, job_id: str
 ) -> None:
     succeed(job_store, job_id)
-    first = client.get(url_of(job_id), params={"limit": 2}).json()
+    first = client.get(events_url(job_id), params={"limit": 2}).json()
     assert (first["object"], first["has_more"]) == ("list", True)
     assert [event["message"] for event in first["data"]] == ["job created", "started by worker-1"]
     after = first["data"][-1]["id"]
-    rest = client.get(url_of(job_id), params={"limit": 5, "after": after}).json()
+    rest = client.get(events_url(job_id), params={"limit": 5, "after": after}).json()
     assert [event["id"] for event in rest["data"]] == ids_of(job_store, job_id)[2:]
     assert not rest["has_more"]
     event = rest["data"][3]
@@ -70,22 +65,22 @@ def test_a_page_has_the_oldest_first_and_says_whether_more_follow(
 def test_an_id_that_no_event_has_is_refused(
     client: TestClient, job_id: str, after: str, accept: str
 ) -> None:
-    response = client.get(url_of(job_id), params={"after": after}, headers={"Accept": accept})
+    response = client.get(events_url(job_id), params={"after": after}, headers={"Accept": accept})
     assert response.status_code == 422
     assert response.headers["content-type"] == "application/problem+json"
     headers = {"Accept": accept, "Last-Event-ID": after}
-    assert client.get(url_of(job_id), headers=headers).status_code == 422
+    assert client.get(events_url(job_id), headers=headers).status_code == 422
 
 
 @pytest.mark.parametrize("limit", [0, 101, "many"])
 def test_a_page_has_its_limits(client: TestClient, job_id: str, limit: int | str) -> None:
-    assert client.get(url_of(job_id), params={"limit": limit}).status_code == 422
+    assert client.get(events_url(job_id), params={"limit": limit}).status_code == 422
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 @pytest.mark.parametrize("job_id", ["prn-" + "0" * 21, "x", "%00"])
 def test_an_unknown_job_has_no_events(client: TestClient, job_id: str, accept: str) -> None:
-    response = client.get(url_of(job_id), headers={"Accept": accept})
+    response = client.get(events_url(job_id), headers={"Accept": accept})
     assert response.status_code == 404
     assert response.json()["type"].endswith("job-not-found")
 
@@ -97,8 +92,8 @@ def test_a_stream_of_an_ended_job_is_the_whole_of_it(
     client: TestClient, job_store: JobStore, job_id: str
 ) -> None:
     succeed(job_store, job_id)
-    listed = client.get(url_of(job_id), params={"limit": 100}).json()["data"]
-    response = client.get(url_of(job_id), headers=STREAM)
+    listed = client.get(events_url(job_id), params={"limit": 100}).json()["data"]
+    response = client.get(events_url(job_id), headers=EVENT_STREAM)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
     assert response.text.startswith("retry: ")
@@ -111,7 +106,7 @@ def test_a_stream_of_an_ended_job_is_the_whole_of_it(
 def test_a_stream_follows_a_job_to_its_end(
     client: TestClient, job_store: JobStore, job_id: str
 ) -> None:
-    with client.sse(url_of(job_id)) as source:
+    with client.sse(events_url(job_id)) as source:
         messages = (event.json()["message"] for event in source if event.data)  # type: ignore[index]
         assert next(messages) == "job created"
         attempt = job_store.start(job_id, "worker-1").attempt
@@ -145,7 +140,7 @@ def test_every_event_comes_once_wherever_the_connection_breaks(
     ids = [event.id for event in job_store.events(job_id, limit=1000)]
     assert len(ids) > 100  # more than the feed reads at once
     for count in (1, 60, len(ids) - 1):
-        with client.sse(url_of(job_id)) as source:
+        with client.sse(events_url(job_id)) as source:
             seen = [event.id for event in islice((e for e in source if e.data), count)]
         seen += [event.id for event in streamed(client, job_id, seen[-1])]
         assert seen == ids
@@ -157,9 +152,9 @@ def test_the_header_counts_before_the_query_that_a_reconnecting_browser_repeats(
     succeed(job_store, job_id)
     ids = ids_of(job_store, job_id)
     headers = {"Last-Event-ID": ids[3]}
-    with client.sse(url_of(job_id), params={"after": ids[1]}, headers=headers) as source:
+    with client.sse(events_url(job_id), params={"after": ids[1]}, headers=headers) as source:
         assert [event.id for event in source if event.data] == ids[4:]
-    with client.sse(url_of(job_id), params={"after": ids[1]}) as source:
+    with client.sse(events_url(job_id), params={"after": ids[1]}) as source:
         assert [event.id for event in source if event.data] == ids[2:]
 
 
@@ -177,7 +172,7 @@ def test_a_quiet_stream_says_that_it_is_alive(
 ) -> None:
     monkeypatch.setattr("app.api.routes.events.KEEP_ALIVE_S", 0.05)
     monkeypatch.setattr(EventFeed, "poll_s", 0.01)
-    with client.stream("GET", url_of(job_id), headers=STREAM) as response:
+    with client.stream("GET", events_url(job_id), headers=EVENT_STREAM) as response:
         lines = response.iter_lines()
         assert ": ping" in lines
         job_store.cancel(job_id)
@@ -188,7 +183,7 @@ def test_a_stream_ends_with_its_deleted_job(
     client: TestClient, job_id: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EventFeed, "poll_s", 0.01)
-    with client.sse(url_of(job_id)) as source:
+    with client.sse(events_url(job_id)) as source:
         events = (event for event in source if event.data)
         next(events)
         redis_client.flushdb()

@@ -15,7 +15,7 @@ from app.server.valkey import embedded_valkey
 from pruning.jobs.events import EventFeed
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
-from tests.app.api.routes.test_events import STREAM, url_of
+from tests.support.prune_requests import EVENT_STREAM, events_url
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
@@ -29,15 +29,15 @@ def test_one_watcher_too_many_is_told_to_wait_until_another_leaves(
     client: TestClient, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EventFeed, "max_watchers", 1)
-    with client.sse(url_of(job_id)) as source:
+    with client.sse(events_url(job_id)) as source:
         events = iter(source)  # kept, as the stream ends with its iterator
         next(events)
-        refused = client.get(url_of(job_id), headers=STREAM)
+        refused = client.get(events_url(job_id), headers=EVENT_STREAM)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert "application/json" in refused.json()["detail"]
-        assert client.get(url_of(job_id)).status_code == 200
-    with client.sse(url_of(job_id)) as source:
+        assert client.get(events_url(job_id)).status_code == 200
+    with client.sse(events_url(job_id)) as source:
         assert source.response.status_code == 200
 
 
@@ -59,13 +59,13 @@ def test_a_store_that_goes_away_ends_the_stream_and_is_503_before_it(
     server = redis.Redis.from_url(mortal_store)
     with LocalClient(app, raise_server_exceptions=False) as client:
         job_id = JobStore(server).create(PruneSpec("tiny", num_remove=1)).id
-        with client.stream("GET", url_of(job_id), headers=STREAM) as response:
+        with client.stream("GET", events_url(job_id), headers=EVENT_STREAM) as response:
             lines = response.iter_lines()
             assert any("job created" in line for line in lines)
             server.shutdown()
             assert any(line.startswith(": the job store") for line in lines)
             assert set(lines) <= {""}
-        refused = client.get(url_of(job_id), headers=STREAM)
+        refused = client.get(events_url(job_id), headers=EVENT_STREAM)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
     server.close()
@@ -78,7 +78,7 @@ def test_a_server_that_stops_does_not_wait_for_watchers(
     with (
         serving(patient, redis_url) as (server, url),
         httpx2.Client(base_url=url) as client,
-        client.sse(url_of(job_id), timeout=30) as source,
+        client.sse(events_url(job_id), timeout=30) as source,
     ):
         events: Iterator[Any] = (event for event in source if event.data)
         assert next(events).json()["message"] == "job created"
@@ -90,7 +90,7 @@ def test_a_watcher_that_leaves_a_real_connection_is_forgotten(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis, job_id: str
 ) -> None:
     with serving(settings, redis_url) as (_, url), httpx2.Client(base_url=url) as client:
-        with client.sse(url_of(job_id), timeout=30) as source:
+        with client.sse(events_url(job_id), timeout=30) as source:
             events = iter(source)
             next(events)
             wait_until(lambda: num_waiting(redis_client) == 1, "the watcher waits for news")

@@ -5,37 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fastapi.testclient import TestClient
-from transformers import GenerationMixin
 
-from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
+from tests.support.generate_requests import PROMPTS, generate, oracle
 from tests.support.tiny_directory import MAX_POSITIONS
 from tests.support.waiting import wait_until
-
-PROMPTS = ["the quick brown fox", "the dog", "naïve 数学 🦊 and the lazy dog sleeps"]
-
-
-def generate(client: TestClient, **body: Any) -> dict[str, Any]:
-    response = client.post("/generate", json={"model": "tiny", "prompt": "the dog", **body})
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-def oracle(loaded: LoadedModel, prompt: str, keep: tuple[int, ...], num_tokens: int) -> list[int]:
-    model = view(loaded.model, keep)
-    assert isinstance(model, GenerationMixin)
-    ids = torch.tensor([loaded.tokenizer(prompt).input_ids])
-    found = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens
-    )
-    assert isinstance(found, torch.Tensor)
-    tokens: list[int] = found[0, ids.shape[1] :].tolist()
-    return tokens
 
 
 @pytest.mark.parametrize("num_removed", [0, 1, 3])

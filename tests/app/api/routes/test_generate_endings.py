@@ -1,35 +1,19 @@
 """Requests that end otherwise than they should, and an engine that does not come to any end."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.engine.engine import Engine
 from app.engine.text import TextStream
-from app.main import create_app
 from tests.support.engines import CrashingEngine, FailingEngine, gated
 from tests.support.exposition import Scrape
-from tests.support.serving import LocalClient
+from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 40, "ignore_eos": True}
-
-
-@contextmanager
-def api(
-    settings: ServeSettings, redis_url: str, engine: Engine | None = None, **changes: Any
-) -> Iterator[TestClient]:
-    settings = settings.model_copy(update=changes)
-    app = create_app(settings, redis_url=redis_url, engine=engine)
-    with LocalClient(app, raise_server_exceptions=False) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
-        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +43,7 @@ def test_an_answer_whose_text_cannot_be_made_fails_alone(
         return push(text, token_id)
 
     monkeypatch.setattr(TextStream, "push", break_the_first)
-    with api(settings, redis_url) as client, ThreadPoolExecutor() as clients:
+    with local_api(settings, redis_url) as client, ThreadPoolExecutor() as clients:
         asks = [clients.submit(client.post, "/generate", json=BODY) for _ in range(3)]
         assert sorted(ask.result().status_code for ask in asks) == [200, 200, 500]
         services = client.app_state["services"]
@@ -72,7 +56,7 @@ def test_an_answer_whose_text_cannot_be_made_fails_alone(
 def test_what_the_engine_fails_on_is_counted_as_an_error_and_as_no_latency(
     settings: ServeSettings, redis_url: str
 ) -> None:
-    with api(settings, redis_url, FailingEngine(num_good=3)) as client:
+    with local_api(settings, redis_url, FailingEngine(num_good=3)) as client:
         answer = client.post("/generate", json={**BODY, "prompt": ["the dog"] * 2})
         assert answer.status_code == 500
         assert answer.json()["type"] == "generation-failed"
@@ -85,7 +69,7 @@ def test_what_the_engine_fails_on_is_counted_as_an_error_and_as_no_latency(
 
 
 def test_a_crash_is_a_503_and_counted_too(settings: ServeSettings, redis_url: str) -> None:
-    with api(settings, redis_url, CrashingEngine(num_good=3)) as client:
+    with local_api(settings, redis_url, CrashingEngine(num_good=3)) as client:
         answer = client.post("/generate", json={**BODY, "prompt": ["the dog"] * 2})
         assert answer.status_code == 503
         assert num_ended(client, "error") == 2
@@ -96,7 +80,7 @@ def test_a_crash_is_a_503_and_counted_too(settings: ServeSettings, redis_url: st
 
 
 def test_the_service_sets_the_longest_timeout(settings: ServeSettings, redis_url: str) -> None:
-    with api(settings, redis_url, request_timeout_s=1e-6) as client:
+    with local_api(settings, redis_url, request_timeout_s=1e-6) as client:
         for own in ({}, {"timeout_s": 100.0}):
             [output] = client.post("/generate", json={**BODY, **own}).json()["outputs"]
             assert output["finish_reason"] == "timeout"
@@ -108,7 +92,7 @@ def test_what_would_make_too_many_tokens_wait_is_refused_and_counted(
 ) -> None:
     with (
         gated() as engine,
-        api(settings, redis_url, engine, max_waiting_tokens=50) as client,
+        local_api(settings, redis_url, engine, max_waiting_tokens=50) as client,
         ThreadPoolExecutor() as pool,
     ):
         waits = pool.submit(client.post, "/generate", json=BODY)
@@ -129,7 +113,7 @@ def test_what_would_make_too_many_tokens_wait_is_refused_and_counted(
 def test_what_a_stop_string_ends_is_counted_as_a_stop(
     settings: ServeSettings, redis_url: str
 ) -> None:
-    with api(settings, redis_url) as client:
+    with local_api(settings, redis_url) as client:
         [output] = client.post("/generate", json=BODY).json()["outputs"]
         stop = output["text"][4:6]
         assert client.post("/generate", json={**BODY, "stop": stop}).status_code == 200
@@ -142,7 +126,7 @@ def test_an_engine_that_is_stuck_in_a_step_is_dead_until_it_is_not(
 ) -> None:
     with (
         gated(num_free=1) as engine,
-        api(settings, redis_url, engine, engine_stall_s=0.3) as client,
+        local_api(settings, redis_url, engine, engine_stall_s=0.3) as client,
         ThreadPoolExecutor() as pool,
     ):
         assert client.get("/health/live").status_code == 200

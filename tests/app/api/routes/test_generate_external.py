@@ -16,13 +16,12 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
 from app.server.serve import ApiServer
-from tests.app.api.routes.test_generate import PROMPTS
-from tests.app.api.routes.test_generate_stream import events_in, facts
-from tests.app.api.test_sse_disconnect import send
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.external import declare
+from tests.support.generate_requests import PROMPTS, events_in, facts
+from tests.support.raw_requests import send
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 

@@ -20,7 +20,6 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.main import create_app
 from app.server.valkey import embedded_valkey
-from tests.app.api.routes.test_generate_stream import events_in
 from tests.support.exposition import Scrape
 from tests.support.external import (
     DONE,
@@ -38,6 +37,7 @@ from tests.support.external import (
     text,
     usage,
 )
+from tests.support.generate_requests import events_in
 from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 

@@ -1,7 +1,5 @@
 """``POST /generate`` as a stream of events, and what each of its settings does to an answer."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -11,27 +9,9 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.engine.engine import Engine
-from app.main import create_app
-from tests.app.api.routes.test_generate import PROMPTS, generate
 from tests.support.engines import CrashingEngine, FailingEngine, gated
-from tests.support.serving import LocalClient
-from tests.support.waiting import wait_until
-
-Event = tuple[str, Any]
-
-
-@contextmanager
-def client_of(settings: ServeSettings, redis_url: str, engine: Engine) -> Iterator[TestClient]:
-    """The API around an engine of the test's own."""
-    app = create_app(settings, redis_url=redis_url, engine=engine)
-    with LocalClient(app, raise_server_exceptions=False) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
-        yield client
-
-
-def events_in(source: Iterable[httpx2.ServerSentEvent]) -> list[Event]:
-    """Name and data of each event; comments are none."""
-    return [(event.event, event.json()) for event in source if event.data]
+from tests.support.generate_requests import PROMPTS, Event, events_in, facts, generate
+from tests.support.serving import local_api
 
 
 def streamed(client: httpx2.Client, **body: Any) -> list[Event]:
@@ -41,13 +21,6 @@ def streamed(client: httpx2.Client, **body: Any) -> list[Event]:
         assert source.response.headers["cache-control"] == "no-cache"
         assert source.response.headers["x-request-id"]
         return events_in(source)
-
-
-def facts(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All but what differs a little from run to run."""
-    return [
-        {name: its[name] for name in its if name not in ("timings", "logprobs")} for its in outputs
-    ]
 
 
 @pytest.mark.parametrize("stop", [[], ["zz", "a"]])
@@ -95,7 +68,7 @@ def test_what_is_refused_is_no_stream(
 def test_an_error_in_a_stream_is_its_last_event(
     settings: ServeSettings, redis_url: str, engine: Engine, status: int, kind: str
 ) -> None:
-    with client_of(settings, redis_url, engine) as client:
+    with local_api(settings, redis_url, engine) as client:
         *pieces, (name, problem) = streamed(client, max_new_tokens=50, ignore_eos=True)
         assert {name for name, _ in pieces} <= {"text"}
         assert name == "error"
@@ -111,7 +84,7 @@ def test_a_stream_without_news_says_that_it_is_alive(
     body = {"model": "tiny", "prompt": "the dog", "stream": True}
     with (
         gated() as engine,
-        client_of(settings, redis_url, engine) as client,
+        local_api(settings, redis_url, engine) as client,
         client.stream("POST", "/generate", json=body) as response,
     ):
         lines = response.iter_lines()
@@ -207,7 +180,7 @@ def test_a_full_line_is_refused_before_a_stream_begins(
     body = {"model": "tiny", "prompt": ["the dog"] * 12, "stream": True, "max_new_tokens": 2}
     with (
         gated() as engine,
-        client_of(settings, redis_url, engine) as client,
+        local_api(settings, redis_url, engine) as client,
         client.sse("/generate", method="POST", json=body) as source,
     ):
         events = iter(source)

@@ -2,9 +2,7 @@
 
 import shutil
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +13,21 @@ import torch
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.engine.engine import Engine
-from app.main import create_app
 from pruning.models.store import LoadedModel, ModelStore
-from tests.app.api.routes.test_generate import generate
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
-from tests.support.serving import LocalClient
+from tests.support.generate_requests import generate
+from tests.support.model_requests import load, model, num_bytes, unload
+from tests.support.serving import local_api
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 8, "ignore_eos": True}
 
 
-@contextmanager
-def api(
-    settings: ServeSettings, redis_url: str, engine: Engine | None = None, **changes: Any
-) -> Iterator[TestClient]:
-    app = create_app(settings.model_copy(update=changes), redis_url=redis_url, engine=engine)
-    with LocalClient(app, raise_server_exceptions=False) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
-        yield client
-
-
-def load(client: TestClient, name: str) -> httpx2.Response:
-    return client.post(f"/models/{name}/load")
-
-
-def unload(client: TestClient, name: str) -> httpx2.Response:
-    return client.post(f"/models/{name}/unload")
-
-
-def model(client: TestClient, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = client.get(f"/models/{name}").json()
-    return found
-
-
 def text_of(answer: dict[str, Any]) -> str:
     text: str = answer["outputs"][0]["text"]
     return text
-
-
-def num_bytes(loaded: LoadedModel) -> int:
-    return sum(its.nbytes for its in loaded.model.parameters())
 
 
 def test_a_model_is_loaded_and_unloaded_as_often_as_you_like(
@@ -175,7 +145,7 @@ def test_a_model_is_not_taken_away_from_running_requests(
     with (
         ThreadPoolExecutor() as pool,
         gated() as engine,
-        api(settings, redis_url, engine) as client,
+        local_api(settings, redis_url, engine) as client,
     ):
         running = [
             pool.submit(client.post, "/generate", json={**BODY, "model": name})
@@ -242,7 +212,7 @@ def test_what_would_not_fit_is_refused_before_it_is_read(
 ) -> None:
     redis_client.ping()
     size = num_bytes(tiny_loaded)
-    with api(settings, redis_url, preload=("tiny",), max_weight_bytes=2 * size - 1) as client:
+    with local_api(settings, redis_url, preload=("tiny",), max_weight_bytes=2 * size - 1) as client:
         with monkeypatch.context() as patch:
             patch.setattr(ModelStore, "load", lambda *_, **__: pytest.fail("read"))
             answer = load(client, other.name)
@@ -277,7 +247,7 @@ def test_what_weights_will_take_is_known_to_the_byte(
     config = data_dir / "models" / "tiny" / "config.json"
     config.write_text(config.read_text().replace('"float32"', f'"{dtype}"'))
     size = num_bytes(tiny_loaded) * getattr(torch, dtype).itemsize // 4
-    with api(settings, redis_url, preload=(), max_weight_bytes=size + spare) as client:
+    with local_api(settings, redis_url, preload=(), max_weight_bytes=size + spare) as client:
         assert load(client, "tiny").status_code == (507 if spare else 200)
         assert model(client, "tiny")["weight_bytes"] == (0 if spare else size)
 
@@ -315,7 +285,7 @@ def test_the_cache_of_running_requests_is_told_and_goes_with_them(
     with (
         ThreadPoolExecutor() as pool,
         gated() as engine,
-        api(settings, redis_url, engine) as client,
+        local_api(settings, redis_url, engine) as client,
     ):
         names = ("tiny", "tiny@-1")
         bodies = [{**BODY, "model": name, "max_new_tokens": 64} for name in names]

@@ -15,9 +15,10 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from pruning.models.store import LoadedModel, ModelStore, NotAModel
-from tests.app.api.routes.test_generate import generate
-from tests.app.api.routes.test_models import api, load, model, num_bytes, unload
 from tests.support.api_fixtures import publish_pruned
+from tests.support.generate_requests import generate
+from tests.support.model_requests import load, model, num_bytes, unload
+from tests.support.serving import local_api
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
@@ -76,7 +77,7 @@ def client(
     """With room for three models at most."""
     redis_client.ping()
     room = 3 * num_bytes(tiny_loaded)
-    with api(settings, redis_url, preload=("tiny",), max_weight_bytes=room) as client:
+    with local_api(settings, redis_url, preload=("tiny",), max_weight_bytes=room) as client:
         yield client
         store.gate.set()
 

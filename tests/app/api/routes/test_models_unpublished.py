@@ -19,9 +19,9 @@ from pruning.models.store import LoadedModel
 from pruning.removal import Removal
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import run_job
-from tests.app.api.routes.test_generate import generate, oracle
-from tests.app.api.routes.test_prune_jobs import submit
 from tests.support.api_fixtures import publish_pruned
+from tests.support.generate_requests import generate, oracle
+from tests.support.prune_requests import submit
 from tests.support.serving import LocalClient
 from tests.support.waiting import wait_until
 

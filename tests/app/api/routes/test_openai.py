@@ -11,10 +11,10 @@ from openai.types.chat import ChatCompletionChunk
 
 from app.config import ServeSettings
 from pruning.models.store import LoadedModel
-from tests.app.api.routes.test_generate import PROMPTS, generate
-from tests.app.api.routes.test_generate_stream import client_of
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import FailingEngine, gated
+from tests.support.generate_requests import PROMPTS, generate
+from tests.support.serving import local_api
 from tests.support.tiny_directory import MAX_POSITIONS
 from tests.support.waiting import wait_until
 
@@ -278,7 +278,7 @@ def test_a_full_line_is_a_rate_limit_with_advice_when_to_come_back(
     settings: ServeSettings, redis_url: str
 ) -> None:
     ask: dict[str, Any] = {**GREEDY, "prompt": ["a"] * 12, "max_tokens": 2, "stream": True}
-    with gated() as engine, client_of(settings, redis_url, engine) as client:
+    with gated() as engine, local_api(settings, redis_url, engine) as client:
         api = openai_of(client)
         with api.completions.create(**ask) as chunks:
             with pytest.raises(openai.RateLimitError) as refusal:
@@ -293,7 +293,7 @@ def test_a_full_line_is_a_rate_limit_with_advice_when_to_come_back(
 def test_an_error_in_a_stream_is_its_last_chunk(
     settings: ServeSettings, redis_url: str, num_good: int
 ) -> None:
-    with client_of(settings, redis_url, FailingEngine(num_good)) as client:
+    with local_api(settings, redis_url, FailingEngine(num_good)) as client:
         chunks = openai_of(client).completions.create(**GREEDY, prompt="the dog", stream=True)
         with pytest.raises(openai.APIError, match="the engine failed") as failure:
             list(chunks)
@@ -308,7 +308,7 @@ def test_an_error_in_a_stream_is_its_last_chunk(
 def test_an_answer_that_a_shutdown_cuts_short_is_an_error(
     settings: ServeSettings, redis_url: str
 ) -> None:
-    with gated(num_free=3) as engine, client_of(settings, redis_url, engine) as client:
+    with gated(num_free=3) as engine, local_api(settings, redis_url, engine) as client:
         ask: dict[str, Any] = {**GREEDY, "prompt": "the dog", "max_tokens": 200, "stream": True}
         chunks = openai_of(client).completions.create(**ask)
         next(chunks)

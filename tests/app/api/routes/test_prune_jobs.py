@@ -12,21 +12,9 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.main import create_app
 from pruning.worker.task import run_job
+from tests.support.prune_requests import JOB, submit
 from tests.support.serving import LocalClient
 from tests.support.tiny_directory import MAX_POSITIONS
-
-JOB: dict[str, Any] = {
-    "model": "tiny",
-    "num_remove": 2,
-    "calibration": {"num_samples": 2, "seqlen": 8},
-}
-
-
-def submit(client: TestClient, **change: Any) -> dict[str, Any]:
-    response = client.post("/prune-jobs", json={**JOB, **change})
-    assert response.status_code == 202, response.text
-    job: dict[str, Any] = response.json()
-    return job
 
 
 def test_a_job_is_taken_and_can_be_found(client: TestClient) -> None:

@@ -10,7 +10,7 @@ from pruning.jobs.job import JobStatus, Phase
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.search.state import SearchPlan
-from tests.app.api.routes.test_prune_jobs import JOB, submit
+from tests.support.prune_requests import JOB, submit
 
 
 def post(client: TestClient, job: dict[str, Any], action: str) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from tests.app.api.routes.test_prune_jobs import JOB
-from tests.app.api.test_submission import num_jobs, post_with_key
+from tests.support.prune_requests import JOB, num_jobs, post_with_key
 
 
 def test_the_same_request_gets_the_same_answer(client: TestClient) -> None:

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from app.config import ServeSettings
-from tests.app.api.routes.test_prune_jobs import JOB
+from tests.support.prune_requests import JOB
 from tests.support.serving import serving
 
 NUM_CLIENTS = 20

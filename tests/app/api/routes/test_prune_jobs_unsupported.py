@@ -6,7 +6,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from tests.app.api.routes.test_prune_jobs import JOB
+from tests.support.prune_requests import JOB
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupported
 
