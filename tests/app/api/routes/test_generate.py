@@ -87,7 +87,7 @@ def test_a_checkpoint_without_its_parent_is_served_from_its_own_weights(
     assert found["outputs"][0]["token_ids"] == expected
     response = client.post("/generate", json={"model": f"{manifest.name}-2", "prompt": "a"})
     assert response.status_code == 404
-    assert "dense parent" in response.json()["detail"]
+    assert "needs its dense model 'tiny'" in response.json()["detail"]
 
 
 BAD: list[tuple[dict[str, Any], int]] = [
