@@ -1,6 +1,6 @@
-"""Families of models as a table: where each keeps its blocks, and what of it can be pruned.
+"""The supported families of models, one row of ``ARCHITECTURES`` each.
 
-A family is a row of ``ARCHITECTURES``, never a branch.
+No other code depends on the family of a model.
 """
 
 import json
@@ -12,26 +12,32 @@ from transformers import PreTrainedConfig
 
 
 class UnknownArchitecture(ValueError):
-    """No row of ``ARCHITECTURES`` says where this model keeps its blocks."""
+    """``ARCHITECTURES`` has no row for this type of model."""
 
 
 class UnsupportedConfig(ValueError):
-    """A known family, in a configuration that does not survive the removal of blocks."""
+    """A model of a supported family whose configuration does not allow the removal of blocks."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Names in a block of the usual kind: attention, then a feed-forward part, each between two
-    norms and added to what came in. A family may lack a norm."""
+    """Names of the parts of a standard block: attention and a feed-forward part, each residual.
+
+    Each part has a norm before and after it, whose name is empty if the family has none.
+    """
 
     norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
     attention: str = "self_attn"
-    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one alone is all three
-    head_norms: tuple[str, ...] = ()  # of queries and of keys
+    projections: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+    )  # a single name is a fused projection
+    head_norms: tuple[str, ...] = ()  # norms of queries and of keys
     output: str = "o_proj"
     feed_forward: str = "mlp"
     rotation: str = "model.rotary_emb"  # a path from the causal language model
-    rotates_by_kind: bool = False  # each kind of attention has frequencies of its own
+    rotates_by_kind: bool = False  # whether each kind of attention has its own frequencies
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,16 @@ class StreamWrites:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where a family keeps things; paths are dotted and start at the causal language model."""
+    """The layout of a family. Paths are dotted and start at the causal language model."""
 
     blocks: str
-    tail: tuple[str, ...]  # what follows the last block, up to the head; some may be None
+    tail: tuple[str, ...]  # modules between the last block and the head; some may be None
     per_block: tuple[str, ...] = ("layer_types",)  # config lists with one entry per block
     logit_softcap: str | None = None  # config key: logits become cap * tanh(logits / cap)
-    # config switches that make blocks depend on their depth, with the value at which none does
+    # Config keys that make blocks depend on their depth, and the values with which they do not
     depth_dependent: tuple[tuple[str, object], ...] = ()
-    parts: Parts | None = None  # None where blocks are not of the usual kind
-    is_linear: bool = True  # whether every matrix of a block is that of an nn.Linear
+    parts: Parts | None = None  # None if blocks are not standard
+    is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
     writes: StreamWrites = StreamWrites()
 
 
@@ -72,7 +78,7 @@ def _both(*layers: str) -> tuple[str, ...]:
 
 _LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
 _GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
-# a block with a router chooses some experts for each token, whoever else is in the batch
+# The router chooses the experts of each token independently of the rest of the batch.
 _WITH_EXPERTS = replace(
     _LLAMA_LIKE,
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
@@ -86,7 +92,7 @@ _BEHIND_NORMS = StreamWrites(
     refit=None,
 )
 _HEAD_NORMS = ("q_norm", "k_norm")
-_NORMS_BEHIND = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
+_NORMS_AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
 _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
                "pre_feedforward_layernorm", "post_feedforward_layernorm")  # fmt: skip
 
@@ -95,7 +101,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gemma": _LLAMA_LIKE,
         "gemma2": replace(
             _GEMMA_LIKE, parts=None, writes=_BEHIND_NORMS
-        ),  # caps the scores of its attention
+        ),  # softcap of attention scores
         "gemma3_text": replace(
             _GEMMA_LIKE,
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
@@ -122,7 +128,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "mixtral": _WITH_EXPERTS,
         "olmo2": replace(
             _LLAMA_LIKE,
-            parts=Parts(norms=_NORMS_BEHIND, head_norms=_HEAD_NORMS),
+            parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS),
             writes=StreamWrites(scaled=(), refit=None),
         ),
         "olmoe": _WITH_EXPERTS,
@@ -156,39 +162,39 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 
 
 def architecture(config: PreTrainedConfig) -> Architecture:
-    """The row for this model; raises ``UnknownArchitecture`` or ``UnsupportedConfig``."""
+    """The row of this model. Raises ``UnknownArchitecture`` or ``UnsupportedConfig``."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
         raise unknown_architecture(config.model_type)
     if (method := _quantized_by(config)) is not None:
         raise UnsupportedConfig(
             f"the weights of this model are quantised ({method}), and only plain weights can be "
-            f"scored, served and published: give the unquantised model that it was made of"
+            f"scored, served and published: give the unquantised model that it was made from"
         )
     for switch, harmless in row.depth_dependent:
         if (value := getattr(config, switch, harmless)) != harmless:
             raise UnsupportedConfig(
-                f"{config.model_type} with {switch}={json.dumps(value)} cannot lose blocks: what a "
-                f"block is depends on its depth, so a pruned checkpoint would compute something "
+                f"{config.model_type} with {switch}={json.dumps(value)} cannot be pruned: its "
+                f"blocks depend on their depth, so a pruned checkpoint would compute something "
                 f"else; only {switch}={json.dumps(harmless)} is supported"
             )
     return row
 
 
 def unknown_architecture(model_type: str) -> UnknownArchitecture:
-    """The error for models of a type that has no row, which says what is supported."""
+    """The error for models of a type that has no row. It lists the supported types."""
     return UnknownArchitecture(
         f"models of type {model_type!r} are not supported: blocks can be removed from decoder-only "
-        f"language models of the types {', '.join(sorted(ARCHITECTURES))}, and not from others, as "
-        f"those with an encoder, with states instead of attention, or for images"
+        f"language models of the types {', '.join(sorted(ARCHITECTURES))}, but not from models "
+        f"with an encoder, with recurrent states instead of attention, or for images"
     )
 
 
 def _quantized_by(config: PreTrainedConfig) -> str | None:
-    """The method, by the name that the config has for it; None for weights as they were trained."""
+    """The name of the quantisation method in the config, or None for plain weights."""
     given = getattr(config, "quantization_config", None)
     if given is None:
-        given = getattr(config, "compression_config", None)  # as llm-compressor wrote it first
+        given = getattr(config, "compression_config", None)  # older llm-compressor
     if given is None:
         return None
     fields = given if isinstance(given, dict) else given.to_dict()

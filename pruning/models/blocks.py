@@ -1,6 +1,6 @@
-"""Transformer blocks of a Hugging Face model: how many there are, and views without some of them.
+"""Transformer blocks of a Hugging Face model: their number, views without some, and their calls.
 
-Where they are, ``architectures`` says: no module path is written anywhere else.
+All module paths come from ``architectures``.
 """
 
 import copy
@@ -36,10 +36,9 @@ def view(
 ) -> PreTrainedModel:
     """The model made of the blocks ``keep`` (ascending), sharing every parameter with ``model``.
 
-    Shells are new, tensors are not: a view costs no weight memory, and ``model`` itself stays
-    as it was to the last bit. ``own`` are tensors that the view has in place of parameters of
-    kept blocks, by their names in ``model``. Raises ``ValueError`` if ``keep`` names no ascending
-    blocks.
+    Modules are new and tensors are shared, so a view takes no memory for weights and does not
+    change ``model``. ``own`` are tensors that replace parameters of kept blocks, by their names in
+    ``model``. Raises ``ValueError`` if ``keep`` is not made of ascending block indices.
     """
     path = architecture(model.config).blocks
     blocks = block_list(model)
@@ -76,9 +75,9 @@ def with_own(block: nn.Module, own: Mapping[str, torch.Tensor]) -> nn.Module:
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What a model hands to one block beside the hidden states: masks, positions, rotations.
+    """A block and its arguments beside the hidden states: masks, positions and rotations.
 
-    None of it depends on the hidden states, so it holds for any other set of kept blocks.
+    The arguments do not depend on the hidden states, so they are valid for any kept blocks.
     """
 
     block: nn.Module
@@ -94,10 +93,10 @@ class BlockCall:
 def block_calls(
     model: PreTrainedModel, token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[BlockCall, ...]]:
-    """The hidden states in front of the first block ``[batch, seqlen, hidden_size]``, and how the
-    model calls every block on windows of this length, without a cache. No block runs.
+    """The input of the first block ``[batch, seqlen, hidden_size]``, and the calls of all blocks.
 
-    The calls are those for a single window, which broadcast over any number of them.
+    The calls are those for windows of this length without a cache. Their arguments are those of a
+    single window, and broadcast over any batch. Runs no block.
     """
     calls: list[BlockCall] = []
 
@@ -117,14 +116,14 @@ def block_calls(
 
 
 def finish(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Hidden states behind the last block to those in front of the head, both ``[..., width]``."""
+    """Turn the output of the last block into the input of the head, both ``[..., width]``."""
     for parent, name in _tail(model):
         hidden = getattr(parent, name)(hidden)
     return hidden
 
 
 def final_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits ``[..., vocab]``, in the model's dtype, of hidden states ``[..., hidden_size]``."""
+    """Logits ``[..., vocab]`` in the model dtype, from the input of the head ``[..., width]``."""
     logits: torch.Tensor = model.get_output_embeddings()(hidden)
     row = architecture(model.config)
     cap = getattr(model.config, row.logit_softcap) if row.logit_softcap else None
@@ -132,7 +131,7 @@ def final_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _tail(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
-    """The modules between the last block and the head that this model has, by parent and name."""
+    """The modules of this model between the last block and the head, by parent and name."""
     for path in architecture(model.config).tail:
         parent_path, _, name = path.rpartition(".")
         parent = model.get_submodule(parent_path)
@@ -179,7 +178,7 @@ def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def _shell(module: _Module, config: PreTrainedConfig) -> _Module:
-    """A new module over the same tensors: ``copy.copy`` alone would share the dicts as well."""
+    """A new module over the same tensors. ``copy.copy`` alone would share its dicts too."""
     shell = copy.copy(module)
     for name, value in module.__dict__.items():
         if isinstance(value, dict):

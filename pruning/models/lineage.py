@@ -1,4 +1,4 @@
-"""What a dense model's directory says of where it came from and under which licence."""
+"""The origin and the licence of a dense model, from the files of its directory."""
 
 import json
 import re
@@ -12,23 +12,23 @@ _LICENCE = re.compile(r"^license:[ \t]*([A-Za-z0-9][\w.+-]*)[ \t]*\r?$", re.MULT
 
 @dataclass(frozen=True)
 class Lineage:
-    """None for what is not known; ``source`` and ``commit`` are those of a model hub."""
+    """Origin and licence; None for unknown values. ``source`` and ``commit`` are of a model hub."""
 
     source: str | None = None
     commit: str | None = None
-    licence: str | None = None  # an identifier as hubs have them, such as apache-2.0
+    licence: str | None = None  # an identifier of the hub, such as apache-2.0
     has_licence_text: bool = False
 
 
 def lineage_of(directory: Path) -> Lineage:
-    """From the file that ``sleb models add`` leaves, the head of a model card, and LICENSE."""
+    """Read the file that ``sleb models add`` wrote, the front matter of README.md, and LICENSE."""
     origin = _origin(directory)
     has_licence_text = (directory / "LICENSE").is_file()
     return Lineage(*origin, _licence(directory), has_licence_text)
 
 
 def _origin(directory: Path) -> tuple[str | None, str | None]:
-    """A directory that was copied has no commit, and where it lay concerns nobody else."""
+    """Source and commit. A model that was copied from a directory has neither."""
     try:
         origin = json.loads((directory / ORIGIN_FILE).read_text(encoding="utf-8"))
         source, commit = origin["source"], origin["commit"]

@@ -17,7 +17,7 @@ _VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,
 
 @dataclass(frozen=True)
 class VariantName:
-    """The parts of a name; ``str`` puts them together again."""
+    """The parts of a name, which ``str`` joins again."""
 
     model: str
     job: str | None = None
@@ -25,9 +25,9 @@ class VariantName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A text of none of the forms is the name of a dense model.
+        """Parse any of the forms above; every other text is the name of a dense model.
 
-        The model may be left out: ``@-6`` is that variant of any model.
+        The model may be omitted: ``@-6`` is that variant of any model.
         """
         match = _VARIANT.fullmatch(text)
         if match is None:
@@ -37,7 +37,7 @@ class VariantName:
 
     @classmethod
     def of_checkpoint(cls, name: str) -> Self:
-        """The name of a whole checkpoint, whose last part may look like a depth."""
+        """Parse the name of a checkpoint, whose job may end like a depth."""
         model, _, job = name.partition("@")
         return cls(model, job or None)
 

@@ -1,7 +1,6 @@
-"""A model whose blocks have weights of 8 or 4 bits: what quantisation costs on top of pruning.
+"""Weight-only quantisation of a model's blocks to 8 or 4 bits, which measures its cost in quality.
 
-Weights alone, by torchao, and from the weights alone: no text is needed. Needs the extra
-``quantize``.
+Rounds the weights with torchao and needs no calibration text. Needs the extra ``quantize``.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pruning.models.architectures import ARCHITECTURES, UnsupportedConfig
 from pruning.models.blocks import block_list, num_blocks, view
 from pruning.spec.prune import Quantize
 
-MAX_GROUP = 128  # weights of int4 that share a scale, at most: as GPTQ and AWQ have it
+MAX_GROUP = 128  # inputs of int4 that share a scale, as in GPTQ and AWQ
 _MIN_GROUP = 16
 
 
@@ -25,13 +24,13 @@ class QuantizeUnavailable(RuntimeError):
 
 
 class CannotQuantize(UnsupportedConfig):
-    """A model with weights in its blocks that nobody here can quantise."""
+    """The blocks of the model have weights that cannot be quantised."""
 
     param = "quantize"
 
 
 def require_torchao() -> None:
-    """Raises ``QuantizeUnavailable`` before anything is loaded for nothing."""
+    """Raise ``QuantizeUnavailable`` unless torchao is installed. Call before loading a model."""
     if find_spec("torchao") is None:
         raise QuantizeUnavailable(
             "quantised weights need torchao installed: pip install 'sleb-serve[quantize]'"
@@ -39,22 +38,22 @@ def require_torchao() -> None:
 
 
 def check_quantizable(model_type: str) -> None:
-    """Raises ``CannotQuantize`` for a known family whose blocks are not of linear layers alone."""
+    """Raise ``CannotQuantize`` for a family whose blocks have other matrices than linear layers."""
     if not ARCHITECTURES[model_type].is_linear:
-        able = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.is_linear))
+        linear = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.is_linear))
         raise CannotQuantize(
-            f"models of type {model_type!r} cannot be quantised here, as not all of their weights "
-            f"are those of linear layers: leave quantize out, or choose one of {able}"
+            f"models of type {model_type!r} cannot be quantised, as not all of their weights "
+            f"belong to linear layers: leave quantize out, or choose one of {linear}"
         )
 
 
 @torch.no_grad()
 def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
-    """A view of all blocks of ``model`` whose linear layers have quantised weights of their own.
+    """A view of ``model`` whose blocks have quantised linear layers.
 
-    int8 has a scale for each output channel, int4 one for each group of up to 128 inputs; both are
-    symmetric. Embeddings, norms and head are those of ``model``, which stays as it was to the last
-    bit. Raises ``QuantizeUnavailable`` or ``CannotQuantize``.
+    int8 has one scale per output channel, int4 one per group of at most 128 inputs; both are
+    symmetric. Embeddings, norms and head are shared with ``model``, which does not change. Raises
+    ``QuantizeUnavailable`` or ``CannotQuantize``.
     """
     require_torchao()
     check_quantizable(model.config.model_type)
@@ -70,10 +69,11 @@ def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
     if weights is Quantize.INT8:
         quantize_(blocks, Int8WeightOnlyConfig())
         return pruned
-    for size in {_group_size(its) for its in blocks.modules() if isinstance(its, nn.Linear)}:
-        int4 = torch.int4  # type: ignore[attr-defined] # the stubs do not know it
+    linears = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
+    for size in {_group_size(linear) for linear in linears}:
+        int4 = torch.int4  # type: ignore[attr-defined] # missing in the stubs
         config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(size))
-        quantize_(blocks, config, _of_group(size))
+        quantize_(blocks, config, _has_group(size))
     return pruned
 
 
@@ -81,11 +81,11 @@ def _group_size(linear: nn.Linear) -> int:
     size = gcd(linear.in_features, MAX_GROUP)
     if size < _MIN_GROUP:
         raise CannotQuantize(
-            f"int4 needs groups of {_MIN_GROUP} inputs or more that share a scale, and "
-            f"{linear.in_features} inputs cannot be divided into such: choose int8"
+            f"int4 needs groups of at least {_MIN_GROUP} inputs that share a scale, and "
+            f"{linear.in_features} inputs cannot be divided into such groups: choose int8"
         )
     return size
 
 
-def _of_group(size: int) -> Callable[[nn.Module, str], bool]:
+def _has_group(size: int) -> Callable[[nn.Module, str], bool]:
     return lambda module, _name: isinstance(module, nn.Linear) and _group_size(module) == size

@@ -1,11 +1,6 @@
-"""The safetensors of a model on disk, read parameter by parameter under the names the model uses.
+"""The safetensors files of a model: parameters, sizes and a fingerprint, without loading a model.
 
-What is one tensor there stays in the memory map of its file until it is copied; what transformers
-puts together of several, as the experts of a layer, is made when it is read. Nothing is kept open.
-
-How large the weights of a model on disk are, from the headers of its files alone. No torch.
-
-Whether two directories hold the same model, told without reading all of its weights.
+Tensors are memory-mapped and read one parameter at a time. Files are open only during a read.
 """
 
 import copy
@@ -35,19 +30,24 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pruning.models.store import NotAModel
 
-_Open = Callable[[Path], Any]  # a file to safetensors' handle of it
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the format
+_BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
+_SAMPLE_BYTES = 1024  # of each tensor in the fingerprint
+_IGNORED_KEYS = ("_name_or_path", "transformers_version")  # config keys that differ between copies
+
+_Open = Callable[[Path], Any]  # from a file to safetensors' handle of it
 
 
 @dataclass(frozen=True)
 class _Place:
     file: Path
     key: str
-    pattern: str = ""  # of a converter, that the key matches
+    pattern: str = ""  # the pattern of a converter that matches the key
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """One tensor, or several with what transformers makes one parameter of them by."""
+    """The tensor of a parameter, or several with the converter that merges them."""
 
     places: tuple[_Place, ...]
     converter: WeightConverter | None = None
@@ -58,18 +58,18 @@ class _Stored:
             [only] = tensors
             assert isinstance(only, torch.Tensor)
             return only
-        converter = copy.deepcopy(self.converter)  # it collects what it is given
+        converter = copy.deepcopy(self.converter)  # it accumulates tensors
         for place, tensor in zip(self.places, tensors, strict=True):
             converter.add_tensor(name, place.key, place.pattern, tensor)
-        made: torch.Tensor = converter.convert(name)[name]
-        return made
+        merged: torch.Tensor = converter.convert(name)[name]
+        return merged
 
 
 class WeightFiles:
-    """Where the values of every parameter of ``model`` lie, in one file or in shards.
+    """The stored values of every parameter of ``model``, in one file or in shards.
 
-    Keys are renamed as transformers renames them when it loads, and one of two tied parameters
-    stands for both. Raises ``NotAModel`` for a parameter that no tensor is stored for.
+    Keys are renamed, and tensors merged, as transformers does. Of two tied parameters, one may be
+    stored for both. Raises ``NotAModel`` if no tensor is stored for a parameter.
     """
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
@@ -78,59 +78,109 @@ class WeightFiles:
         twins = {**tied, **{source: name for name, source in tied.items()}}
         self._stored: dict[str, _Stored] = {}
         for name, _ in model.named_parameters(remove_duplicate=False):
-            its = stored.get(name) or stored.get(twins.get(name, name))
-            if its is None:
+            found = stored.get(name) or stored.get(twins.get(name, name))
+            if found is None:
                 raise NotAModel(
-                    f"{path}: {name} is stored in a way that cannot be read piece by piece; save "
-                    f"the model again with save_pretrained"
+                    f"{path}: {name} is stored in a form that cannot be read on its own; save the "
+                    f"model again with save_pretrained"
                 )
-            self._stored[name] = its
+            self._stored[name] = found
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(name, tensor)`` as stored, if whole backed by the file: copy it, never write."""
+        """Yield ``(name, tensor)`` as stored. A tensor may be memory-mapped: do not write to it."""
         with ExitStack() as files:
 
             @cache
-            def opened(file: Path) -> Any:  # noqa: ANN401 - safetensors names no type for it
+            def opened(file: Path) -> Any:  # noqa: ANN401 - safetensors has no type for it
                 return files.enter_context(safe_open(file, framework="pt"))
 
             for name in names:
                 yield name, self._stored[name].read(name, opened)
 
     def are_equal(self, name: str, other: str) -> bool:
-        """Whether two parameters have the same values: one tensor, or two alike."""
+        """Whether two parameters share a tensor, or have tensors of equal dtype and values."""
         if self._stored[name] == self._stored[other]:
             return True
-        (_, ours), (_, theirs) = *self.read([name]), *self.read([other])
-        return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        (_, one), (_, two) = *self.read([name]), *self.read([other])
+        return one.dtype == two.dtype and torch.equal(one, two)
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Numbers of stored parameters. Of two tied parameters, one or both may be stored."""
+
+    num_in_blocks: int
+    num_elsewhere: int
+
+    def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
+        """The parameters of a model of ``num_blocks`` equal blocks without ``num_removed``."""
+        kept = num_blocks - num_removed
+        return self.num_elsewhere + self.num_in_blocks * kept // num_blocks
+
+
+def weight_sizes(path: Path) -> WeightSizes:
+    """Count the parameters in the headers of all files in ``path``. Raises ``NotAModel``."""
+    in_blocks = elsewhere = 0
+    for file in path.glob("*.safetensors"):
+        for name, num_parameters in _tensors(file):
+            if _BLOCK_NAME.search(name):
+                in_blocks += num_parameters
+            else:
+                elsewhere += num_parameters
+    return WeightSizes(in_blocks, elsewhere)
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the offset of its tensors. Raises ``NotAModel``."""
+    with _errors_as_not_a_model(file), file.open("rb") as opened:
+        (num_bytes,) = struct.unpack("<Q", opened.read(8))
+        if num_bytes > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {num_bytes} bytes")
+        header: dict[str, Any] = json.loads(opened.read(num_bytes))
+        return header, 8 + num_bytes
+
+
+def fingerprint(path: Path) -> str:
+    """A SHA-256 over the config, headers and sizes of all files, and a sample of every tensor.
+
+    It differs between training runs, as these change every tensor, but may miss a single edited
+    number. Raises ``OSError``, ``ValueError`` or ``NotAModel``.
+    """
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    hashed = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
+    for file in sorted(path.glob("*.safetensors")):
+        _add_file(digest, file)
+    return digest.hexdigest()
 
 
 def _stored(path: Path, model: PreTrainedModel) -> dict[str, _Stored]:
     conversions = get_model_conversion_mapping(model)
-    renamings = [its for its in conversions if isinstance(its, WeightRenaming)]
+    renamings = [rule for rule in conversions if isinstance(rule, WeightRenaming)]
     converters = [
-        its for its in conversions if isinstance(its, WeightConverter) and _makes_one(its)
+        rule for rule in conversions if isinstance(rule, WeightConverter) and _merges(rule)
     ]
-    by_pattern = {pattern: its for its in converters for pattern in its.source_patterns}
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     known, prefix = model.state_dict(), model.base_model_prefix
     places: dict[str, list[_Place]] = {}
-    for file, key in sorted(_keys(path), key=lambda its: dot_natural_key(its[1])):
+    for file, key in sorted(_keys(path), key=lambda entry: dot_natural_key(entry[1])):
         name, pattern = rename_source_key(key, renamings, converters, prefix, known)
         places.setdefault(name, []).append(_Place(file, key, pattern or ""))
     return {
-        name: _Stored(tuple(its), by_pattern.get(its[0].pattern)) for name, its in places.items()
+        name: _Stored(tuple(parts), by_pattern.get(parts[0].pattern))
+        for name, parts in places.items()
     }
 
 
-def _makes_one(converter: WeightConverter) -> bool:
-    """Of several tensors, and not the other way round."""
+def _merges(converter: WeightConverter) -> bool:
+    """Whether the converter makes one parameter of several tensors, and does not split one."""
     return len(converter.target_patterns) == 1
 
 
 def _keys(path: Path) -> Iterator[tuple[Path, str]]:
     for file in _files(path):
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - a file, not a mapping
+            for key in opened.keys():  # noqa: SIM118 - not a mapping
                 yield file, key
 
 
@@ -141,83 +191,27 @@ def _files(path: Path) -> list[Path]:
     return sorted({path / name for name in index["weight_map"].values()})
 
 
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the format
-_OF_BLOCK = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # what blocks are called in all families
-
-
-@dataclass(frozen=True)
-class WeightSizes:
-    """Numbers of parameters, as stored: of two tied ones a file may hold one or both."""
-
-    num_in_blocks: int
-    num_elsewhere: int
-
-    def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
-        """Of a model of ``num_blocks`` equal blocks without so many of them."""
-        kept = num_blocks - num_removed
-        return self.num_elsewhere + self.num_in_blocks * kept // num_blocks
-
-
-def weight_sizes(path: Path) -> WeightSizes:
-    """Of the safetensors in the directory ``path``. Raises ``NotAModel`` if one is none."""
-    in_blocks = elsewhere = 0
-    for file in path.glob("*.safetensors"):
-        for name, num_parameters in _tensors(file):
-            if _OF_BLOCK.search(name):
-                in_blocks += num_parameters
-            else:
-                elsewhere += num_parameters
-    return WeightSizes(in_blocks, elsewhere)
-
-
-def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its tensors begin. Raises ``NotAModel``."""
-    with _told_as_not_a_model(file), file.open("rb") as opened:
-        (num_bytes,) = struct.unpack("<Q", opened.read(8))
-        if num_bytes > _MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {num_bytes} bytes")
-        header: dict[str, Any] = json.loads(opened.read(num_bytes))
-        return header, 8 + num_bytes
-
-
 def _tensors(file: Path) -> Iterator[tuple[str, int]]:
     header, _ = read_header(file)
-    with _told_as_not_a_model(file):
+    with _errors_as_not_a_model(file):
         for name, tensor in header.items():
             if name != "__metadata__":
                 yield name, prod(tensor["shape"])
 
 
 @contextmanager
-def _told_as_not_a_model(file: Path) -> Iterator[None]:
+def _errors_as_not_a_model(file: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
         raise NotAModel(
-            f"{file} may not be read ({error.strerror}): give it to the user that runs the service"
+            f"{file} may not be read ({error.strerror}): make it readable for the user that runs "
+            "the service"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise NotAModel(
-            f"{file} is not a safetensors file ({error}): put the model there again"
+            f"{file} is not a safetensors file ({error}): download or save the model again"
         ) from error
-
-
-_SAMPLE_BYTES = 1024  # of the beginning of every tensor
-_SAYS_NOTHING = ("_name_or_path", "transformers_version")  # of the config, but who saved it
-
-
-def fingerprint(path: Path) -> str:
-    """Over the config, the headers and sizes of all safetensors, and a sample of every tensor.
-
-    Another training run changes every tensor, and so the sample of each; one number that was
-    edited by hand may go unnoticed. Raises ``OSError``, ``ValueError`` or ``NotAModel``.
-    """
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    told = {key: value for key, value in config.items() if key not in _SAYS_NOTHING}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for file in sorted(path.glob("*.safetensors")):
-        _add_file(digest, file)
-    return digest.hexdigest()
 
 
 def _add_file(digest: "hashlib._Hash", file: Path) -> None:

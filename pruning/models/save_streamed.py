@@ -1,6 +1,6 @@
-"""A pruned checkpoint written from a streamed model, with one parameter in memory at a time.
+"""Write a pruned checkpoint from a streamed model, with one parameter in memory at a time.
 
-Configs, keys and values are those that ``save_pretrained`` writes of a view of the whole model.
+Configs, keys and values are those that ``save_pretrained`` writes for a view of the model.
 """
 
 import json
@@ -34,12 +34,14 @@ _DTYPES = MappingProxyType(
 def save_streamed(
     streamed: StreamedModel, keep: Sequence[int], directory: Path, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write the model that keeps these blocks into ``directory``, in shards of that size."""
+    """Write the model of the blocks ``keep``, in files of at most ``shard_bytes`` bytes."""
     pruned = view(streamed.model, keep)
-    pruned.save_pretrained(directory, state_dict={})  # the configs alone
+    pruned.save_pretrained(directory, state_dict={})  # only the configs
     dense_names = {id(parameter): name for name, parameter in streamed.model.named_parameters()}
     parameters: dict[str, torch.Tensor] = dict(pruned.named_parameters())
-    tensors = revert_weight_conversion(pruned, parameters)  # as they are stored, without values
+    tensors = revert_weight_conversion(
+        pruned, parameters
+    )  # under their stored names, without values
     sources = {
         stored: _Source(name, dense_names[id(parameter)])
         for name, parameter in parameters.items()
@@ -61,7 +63,7 @@ def save_streamed(
 def kept_weights(
     streamed: StreamedModel, keep: Sequence[int]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield ``(name, values)`` of every parameter of the model that keeps these blocks."""
+    """Yield ``(name, values)`` of every parameter of the model of the blocks ``keep``."""
     dense_names = {id(parameter): name for name, parameter in streamed.model.named_parameters()}
     for name, parameter in view(streamed.model, keep).named_parameters():
         for _, values in streamed.read([dense_names[id(parameter)]]):
@@ -70,7 +72,7 @@ def kept_weights(
 
 @dataclass(frozen=True, order=True)
 class _Source:
-    """A parameter, of which one tensor is stored or, as of the experts of a layer, several."""
+    """A parameter, stored as one tensor, or as several such as the experts of a layer."""
 
     name: str
     dense_name: str
@@ -79,7 +81,7 @@ class _Source:
 def _values(
     source: _Source, pruned: PreTrainedModel, streamed: StreamedModel
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What is stored of it, by the names of the file."""
+    """Yield the stored tensors of the parameter by their names in the file."""
     for _, values in streamed.read([source.dense_name]):
         yield from revert_weight_conversion(pruned, {source.name: values}).items()
 
@@ -87,11 +89,11 @@ def _values(
 def _write(
     file: Path, shard: Mapping[str, torch.Tensor], values: Iterable[tuple[str, torch.Tensor]]
 ) -> None:
-    """One safetensors file: the length of a JSON header, the header, and the values behind it.
+    """Write a safetensors file: the length of a JSON header, the header, and the values.
 
-    ``values`` come in any order; those of tensors in other shards are passed over.
+    ``values`` may be in any order. Values of tensors in other shards are skipped.
     """
-    # The widest first, so that all are aligned, and then by name, as safetensors itself does.
+    # By decreasing item size for alignment, then by name, as safetensors does.
     names = sorted(shard, key=lambda name: (-shard[name].itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begins: dict[str, int] = {}

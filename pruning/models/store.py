@@ -1,7 +1,7 @@
-"""Dense models on disk: finding one by name, looking at it cheaply, loading it strictly.
+"""Dense models on disk: find them by name, inspect their configs, and load them strictly.
 
-Safetensors only, never remote code, and never a model whose config and weights disagree:
-transformers would fill missing blocks with random numbers and only log it.
+Reads safetensors only and never runs remote code. Refuses a model whose config and weights
+disagree, as transformers would fill missing blocks with random numbers and only log it.
 """
 
 import json
@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from pruning.models.architectures import ARCHITECTURES, architecture, unknown_architecture
 
-# What belongs to a model beside config and weights: its tokenizer, how to generate, its licence.
+# Files of a model beside config and weights: tokenizer, generation config and licence.
 COMPANION_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -43,19 +43,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class ModelNotFound(LookupError):
-    """No model of this name is in the store."""
+    """The store has no model of this name."""
 
 
 class NotAModel(ValueError):
-    """A directory that is there but holds no model that can be loaded."""
+    """The directory exists, but does not contain a model that can be loaded."""
 
 
-Stamp = tuple[tuple[str, int, int], ...]  # of files: names, bytes, and times in ns
+Stamp = tuple[tuple[str, int, int], ...]  # name, bytes and modification time in ns of files
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the config alone tells, without reading a weight."""
+    """Facts from the config and the sizes of the files, without reading weights."""
 
     name: str
     path: Path
@@ -90,7 +90,7 @@ class ModelStore:
         return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
 
     def path(self, name: str) -> Path:
-        """Where the model lies. Raises ``ModelNotFound``."""
+        """The directory of the model. Raises ``ModelNotFound``."""
         if _NAME.fullmatch(name) and (path := self._root / name).is_dir():
             return path
         if self._allow_paths and Path(name).is_dir():
@@ -99,7 +99,7 @@ class ModelStore:
         raise ModelNotFound(f"no model named {name[:128]!r}; the known ones are: {known}")
 
     def inspect(self, name: str) -> ModelInfo:
-        """Looks at the files anew, but reads the config only when one of them has changed.
+        """Read the config, unless the files are unchanged since the last call.
 
         Raises ``ModelNotFound``, ``NotAModel``, or what ``architectures.architecture`` raises.
         """
@@ -115,7 +115,7 @@ class ModelStore:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Of the config and the weights, as far as they are there; another one means other files."""
+    """A stamp of the existing config and weight files, which changes when one of them changes."""
     files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
     stats = [(file.name, file.stat()) for file in files if file.exists()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
@@ -138,12 +138,12 @@ def _info(name: str, path: Path) -> ModelInfo:
 
 
 def is_name(text: str) -> bool:
-    """Whether a model can be called so."""
+    """Whether the text is a valid name of a model."""
     return _NAME.fullmatch(text) is not None
 
 
 def read_config(path: Path) -> PreTrainedConfig:
-    """The config of a model directory; raises ``NotAModel`` saying what is missing."""
+    """The config of a directory with config and weights. Raises what ``parse_config`` raises."""
     if not (path / "config.json").is_file():
         raise NotAModel(f"{path} is not a model: it has no config.json")
     if not any(path.glob("*.safetensors")):
@@ -154,7 +154,7 @@ def read_config(path: Path) -> PreTrainedConfig:
 
 
 def parse_config(path: Path) -> PreTrainedConfig:
-    """That of a directory which may have no weights yet.
+    """The config of a directory that may have no weights.
 
     Raises ``NotAModel``, or ``UnknownArchitecture`` for a type that transformers does not know.
     """
@@ -164,13 +164,13 @@ def parse_config(path: Path) -> PreTrainedConfig:
         needs_code = "trust_remote_code" in str(error)
         if not needs_code and (unknown := _type_without_row(path)) is not None:
             raise unknown_architecture(unknown) from error
-        reason = "the model brings code of its own, which is never run" if needs_code else error
+        reason = "the model needs its own code, which is never run" if needs_code else error
         raise NotAModel(f"{path}/config.json cannot be read: {reason}") from error
     return config
 
 
 def _type_without_row(path: Path) -> str | None:
-    """What the config calls its type, if that is a name and none that is supported."""
+    """The ``model_type`` of the config, if it is a text and not a supported type."""
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -180,11 +180,11 @@ def _type_without_row(path: Path) -> str | None:
 
 
 def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    """Load model and tokenizer, in evaluation mode.
+    """Load the model in evaluation mode, and its tokenizer.
 
-    ``dtype`` is a torch name or "auto" (the checkpoint's), ``device`` a torch device or "auto"; on
-    "meta" no weight is read, but the keys are checked all the same.
-    Raises ``NotAModel`` when any key is missing, unexpected or of another shape.
+    ``dtype`` is a torch name or "auto" (that of the checkpoint), and ``device`` a torch device or
+    "auto". On "meta" no weights are read, but keys are checked. Raises ``NotAModel`` if a key is
+    missing, unexpected or of the wrong shape.
     """
     architecture(read_config(path))
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -194,7 +194,7 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # or the error would not say which: refused below
+            ignore_mismatched_sizes=True,  # refused below, with the names of the keys
             device_map="meta" if device == "meta" else None,
             **options,
         )
@@ -207,7 +207,7 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
 
 
 def copy_companions(source: Path, directory: Path) -> None:
-    """As they are: a tokenizer that is written anew may differ by a byte."""
+    """Copy the files byte by byte, as saving a tokenizer again may change it."""
     for name in COMPANION_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
@@ -220,7 +220,7 @@ def pick_device(device: str) -> str:
 
 
 def set_up_torch(threads: int | None = None) -> None:
-    """For a process's start: how many CPU threads to use, and no chatter of libraries."""
+    """Set the number of CPU threads and silence transformers. Call once, at the start."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if threads is not None:
@@ -228,7 +228,7 @@ def set_up_torch(threads: int | None = None) -> None:
 
 
 def num_parameters(model: PreTrainedModel) -> int:
-    """Distinct parameters: tied weights count once."""
+    """Number of distinct parameters; tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

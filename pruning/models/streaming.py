@@ -1,7 +1,4 @@
-"""A model whose weights stay on disk: parts of it visit memory, one after the other.
-
-What is left of it is a skeleton without weights. Knows no search and no loss.
-"""
+"""A model whose weights stay on disk, and are loaded into memory one part at a time."""
 
 import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -28,16 +25,16 @@ _Part = Sequence[str]  # names of parameters
 @dataclass(frozen=True)
 class _Fetched:
     weights: dict[str, torch.Tensor]
-    copied: torch.cuda.Event | None  # on CUDA the copy may still be on its way
+    copied: torch.cuda.Event | None  # recorded after the copy to CUDA, which may still run
 
 
 class StreamedModel:
-    """A checkpoint of which only the parts at work have weights in memory.
+    """A checkpoint of which only the part in use has its weights in memory.
 
-    ``model`` is in evaluation mode: its parameters are on the meta device but for those of the part
-    that visits, its buffers are always there. ``dtype`` and ``device`` mean what they mean to
-    ``models.load``, and what it refuses is refused. Visits belong to one thread and do not nest.
-    What is on its way to a GPU lies in pinned memory of the host as well, which is not counted.
+    ``model`` is in evaluation mode. Its parameters are on the meta device, except those of the part
+    that is loaded; its buffers are always on the device. ``dtype``, ``device`` and errors are those
+    of ``store.load``. Parts must be loaded from one thread, and not nested. Copies to a GPU pass
+    through pinned memory of the host, which is not counted.
     """
 
     def __init__(self, path: Path, *, dtype: str = "auto", device: str = "auto") -> None:
@@ -48,34 +45,34 @@ class StreamedModel:
         self.device = torch.device(pick_device(device))
         self._files = WeightFiles(path, self.model)
         _tie(self.model, self._files)
-        _give_buffers(self.model, self.device)
+        _set_buffers(self.model, self.device)
         self._absent = dict(self.model.named_parameters(remove_duplicate=False))
         self._embeddings, self._blocks, self._head = _parts(self.model)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._held_bytes = 0
-        self.peak_bytes = 0  # most bytes of weights there at once so far, on their way included
+        self.peak_bytes = 0  # maximum bytes of weights at once, with those being copied
 
     @property
     def weight_bytes(self) -> int:
-        """Of the whole model in its dtype; tied weights count once."""
+        """Bytes of the whole model in its dtype; tied weights count once."""
         return sum(parameter.nbytes for parameter in self.model.parameters())
 
     @contextmanager
     def embeddings(self) -> Iterator[None]:
-        """Within, all that is in front of the first block has its weights."""
+        """Within the context, all modules before the first block have their weights."""
         self._count(self._embeddings)
         with self._present(self._embeddings, partial(self._fetch, self._embeddings)):
             yield
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """Within, all that is behind the last block has its weights, tied or not."""
+        """Within the context, all modules after the last block have their weights, tied or not."""
         self._count(self._head)
         with self._present(self._head, partial(self._fetch, self._head)):
             yield
 
     def blocks(self, indices: Iterable[int]) -> Generator[int]:
-        """Yield each index while that block has its weights; the next one is fetched meanwhile."""
+        """Yield each index while that block has its weights. The next block is loaded meanwhile."""
         upcoming = iter(indices)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
             ahead = [self._prefetch(index, pool) for index in islice(upcoming, 1)]
@@ -83,7 +80,7 @@ class StreamedModel:
                 while ahead:
                     index, fetching = ahead.pop()
                     with self._present(self._blocks[index], fetching.result):
-                        del fetching  # or its weights would outlive the visit
+                        del fetching  # it refers to the weights
                         ahead = [
                             self._prefetch(following, pool) for following in islice(upcoming, 1)
                         ]
@@ -94,7 +91,7 @@ class StreamedModel:
                     self._count(self._blocks[index], -1)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(name, its values in the model's dtype)`` on the CPU, not to be written to."""
+        """Yield ``(name, values)`` on the CPU in the model's dtype. Do not write to the values."""
         for name, stored in self._files.read(names):
             yield name, stored.to(self._absent[name].dtype)
 
@@ -105,13 +102,13 @@ class StreamedModel:
 
     @contextmanager
     def _present(self, part: _Part, fetch: Callable[[], _Fetched]) -> Iterator[None]:
-        """Weights that were counted already are in the model within, and gone afterwards."""
+        """Within the context, the model has the weights of ``part``, which are counted already."""
         try:
             self._install(fetch())
             yield
         finally:
             if self._stream is not None:
-                # Memory that a queued kernel still reads is not free, whatever the counter says.
+                # Memory is free only after the queued kernels that read it.
                 torch.cuda.current_stream(self.device).synchronize()
             for name in part:
                 _put(self.model, name, self._absent[name])
@@ -143,7 +140,7 @@ class StreamedModel:
 
 
 def _parts(model: PreTrainedModel) -> tuple[_Part, Sequence[_Part], _Part]:
-    """Parameters in front of the first block, of every block, and behind the last."""
+    """Names of parameters before the first block, of every block, and after the last."""
     row, output = architecture(model.config), model.get_output_embeddings()
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
 
@@ -152,20 +149,20 @@ def _parts(model: PreTrainedModel) -> tuple[_Part, Sequence[_Part], _Part]:
 
     head = under(*row.tail, *(path for path, module in model.named_modules() if module is output))
     blocks = [under(f"{row.blocks}.{index}") for index in range(num_blocks(model))]
-    behind = {*head, *(name for block in blocks for name in block)}
-    return [name for name in names if name not in behind], blocks, head
+    others = {*head, *(name for block in blocks for name in block)}
+    return [name for name in names if name not in others], blocks, head
 
 
-def _give_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Rotations, scales and the like are computed from the config, and stored nowhere."""
+def _set_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Compute buffers, such as rotations and scales, from the config. They are not stored."""
     with init_empty_weights(include_buffers=False):
-        twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    for name, buffer in twin.named_buffers(remove_duplicate=False):
+        computed = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    for name, buffer in computed.named_buffers(remove_duplicate=False):
         _put(model, name, buffer.to(device))
 
 
 def _tie(model: PreTrainedModel, files: WeightFiles) -> None:
-    """As ``models.load`` does, which unties what is stored twice with different values."""
+    """Tie weights as ``store.load`` does, which unties those stored with different values."""
     for name, source in model.all_tied_weights_keys.items():
         if files.are_equal(name, source):
             _put(model, name, model.get_parameter(source))

@@ -1,7 +1,7 @@
-"""How long the parts of one decode step take on a device, and what removals that can buy.
+"""The time of the parts of one decode step, and the speed-up of removals that follows from it.
 
-A step is a token for each sequence, as a rule for one, with nothing cached. Attention over a long
-context makes blocks dearer, so a speed-up computed here is the least that decoding gives.
+A step processes one token per sequence with an empty KV cache. Attention over a long context makes
+blocks slower, so the speed-up of decoding is at least the one computed here.
 """
 
 import time
@@ -23,24 +23,24 @@ _NUM_REPEATS = 9
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """What the parts of one decode step take, in seconds."""
+    """Seconds of each part of one decode step."""
 
-    embedding_s: float  # all in front of the first block: masks and rotations as well
+    embedding_s: float  # all before the first block, with masks and rotations
     block_s: float  # one block
-    head_s: float  # all behind the last block: norm and logits
+    head_s: float  # all after the last block: norm and logits
 
     def step_s(self, num_blocks: int) -> float:
-        """Time of a whole step through this many blocks."""
+        """Seconds of a step through ``num_blocks`` blocks."""
         return self.embedding_s + num_blocks * self.block_s + self.head_s
 
     def speedup(self, num_blocks: int, num_remove: int) -> float:
-        """Time of a step through all ``num_blocks`` blocks over that without ``num_remove``."""
+        """Time of a step with all ``num_blocks`` blocks, divided by that without ``num_remove``."""
         return self.step_s(num_blocks) / self.step_s(num_blocks - num_remove)
 
     def removals_for(self, speedup: float, num_blocks: int, most: int) -> int:
         """The fewest removals that make decoding ``speedup`` times as fast.
 
-        Raises ``TargetUnreachable`` where not even ``most`` of them do.
+        Raises ``TargetUnreachable`` if ``most`` removals do not.
         """
         for num_remove in range(1, most + 1):
             if self.speedup(num_blocks, num_remove) >= speedup:
@@ -57,9 +57,10 @@ class BlockTimes:
 
 @torch.inference_mode()
 def measure_times(model: PreTrainedModel, num_sequences: int = 1) -> BlockTimes:
-    """Times of a model that is on its device as a whole, with a token for each sequence.
+    """Measure a model in memory, with one token per sequence.
 
-    Every repeat goes through all parts in turn, so each finds the caches as decoding leaves them.
+    Every repeat runs all parts in turn, so that caches are in the state in which decoding leaves
+    them.
     """
     step = _Step(model, num_sequences)
     blocks = [partial(step.block, index) for index in range(num_blocks(model))]
@@ -69,9 +70,9 @@ def measure_times(model: PreTrainedModel, num_sequences: int = 1) -> BlockTimes:
 
 @torch.inference_mode()
 def measure_streamed_times(streamed: StreamedModel) -> BlockTimes:
-    """Times of the parts of a streamed model while they visit the device, one after the other.
+    """Measure the parts of a streamed model while each is loaded, without the time of loading.
 
-    What it takes to bring them there is left out, and of the blocks three are enough.
+    Three blocks are measured.
     """
     with streamed.embeddings():
         step = _Step(streamed.model)
@@ -80,7 +81,7 @@ def measure_streamed_times(streamed: StreamedModel) -> BlockTimes:
     blocks_s = [
         _medians_s([partial(step.block, index)], step.device)[0]
         for wanted in sorted({0, last // 2, last})
-        for index in streamed.blocks([wanted])  # by itself, or a prefetch would disturb
+        for index in streamed.blocks([wanted])  # one at a time, without a prefetch
     ]
     with streamed.head():
         [head_s] = _medians_s([step.head], step.device)
@@ -88,11 +89,11 @@ def measure_streamed_times(streamed: StreamedModel) -> BlockTimes:
 
 
 class _AtBlocks(Exception):
-    """The model has come to its first block."""
+    """The model has reached its first block."""
 
 
 class _Step:
-    """The parts of a decode step; made while the embeddings have their weights."""
+    """The parts of a decode step. Must be created while the embeddings have their weights."""
 
     def __init__(self, model: PreTrainedModel, num_sequences: int = 1) -> None:
         self.device = next(model.get_input_embeddings().parameters()).device
@@ -118,7 +119,7 @@ def _stop(*_args: object, **_kwargs: object) -> None:
 
 
 def _medians_s(runs: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
-    """The median time of each, all run in turn, after a first turn that does not count."""
+    """The median seconds of each run. All run in turn, after a warm-up turn."""
     turns = [[_seconds(run, device) for run in runs] for _ in range(1 + _NUM_REPEATS)]
     return [median(times) for times in zip(*turns[1:], strict=True)]
 
