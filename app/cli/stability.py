@@ -52,7 +52,7 @@ def stability(
 ) -> None:
     """Repeat a search over samples and texts, and report which removals are stable.
 
-    Runs one search for every --calibration and every seed, and judges all of them on other text.
+    Runs one search for every --calibration and every seed, and evaluates all results on other text.
     """
     from pruning.config import WorkerSettings
 

@@ -21,7 +21,7 @@ from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import SearchRun, Stability, stability
 from pruning.stability.plot import PLOT_FILE, plot
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire
-from pruning.stability.runs import judges, runs, samples
+from pruning.stability.runs import runs, samples, unused_windows
 
 REPORT_FILE = "stability.json"
 
@@ -67,12 +67,12 @@ def run_stability(
     resources = Resources.of(settings)
     dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
     sampled = samples(texts, seeds, dense.model, dense.tokenizer)
-    judged_on = judges(sampled, dense.model, dense.tokenizer)
+    evaluated_on = unused_windows(sampled, dense.model, dense.tokenizer)
     num_free = num_blocks - spec.protect_first - spec.protect_last
     found: list[SearchRun] = []
     with search_progress(Console(stderr=True)) as progress:
         task = progress.add_task("search", total=total)
-        for run in runs(spec, dense, sampled, judged_on, lambda n: _RunBar(progress, task, n)):
+        for run in runs(spec, dense, sampled, evaluated_on, lambda n: _RunBar(progress, task, n)):
             found.append(run)
             progress.console.print(f"  {run.name}: {list(run.order)}", markup=False)
             report = stability(spec.model, num_blocks, num_free, found)

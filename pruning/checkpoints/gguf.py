@@ -1,8 +1,8 @@
 """Write a GGUF file for llama.cpp, one tensor at a time, from a model in memory or on disk.
 
-Only for families whose GGUF files transformers can read, so that the file can be verified. For
-llama.cpp a byte-level BPE tokenizer is its tokens, its merges and the name of its pre-tokenizer.
-The name follows from ``tokenizer.json``, and is never guessed.
+It supports the families whose GGUF files transformers can load, so that each file can be verified.
+llama.cpp describes a byte-level BPE tokenizer by its tokens, its merges and the name of its
+pre-tokenizer. The name is derived from ``tokenizer.json``, and never guessed.
 """
 
 import json
@@ -42,11 +42,11 @@ _SPLITS: Mapping[str, str] = MappingProxyType(
 
 
 class GgufUnsupported(ValueError):
-    """llama.cpp has no such model or tokenizer, or nobody has made sure that it has."""
+    """The model or its tokenizer is not supported by llama.cpp, or not known to be."""
 
 
 class _TokenKind(IntEnum):
-    """As GGUF numbers them."""
+    """Kinds of tokens, by their numbers in GGUF."""
 
     NORMAL = 1
     CONTROL = 3
@@ -56,12 +56,12 @@ class _TokenKind(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """``tokens`` and ``kinds`` by id; ``special`` has ids by what they are for, as bos."""
+    """A tokenizer in GGUF: ``tokens`` and ``kinds`` by id, and ``special`` ids by purpose."""
 
     tokens: tuple[str, ...]
     kinds: tuple[int, ...]
     merges: tuple[str, ...]
-    splitting: str  # the name that llama.cpp has for it
+    splitting: str  # llama.cpp's name of the pre-tokenizer
     special: Mapping[str, int]
     adds_bos: bool
     adds_eos: bool
@@ -77,12 +77,12 @@ def vocabulary_of(
     except (OSError, ValueError) as error:
         raise GgufUnsupported(f"GGUF needs a tokenizer.json, and {directory} has none") from error
     if (fields.get("model") or {}).get("type") != "BPE":
-        raise GgufUnsupported("GGUF is written for byte-level BPE tokenizers, and for no others")
+        raise GgufUnsupported("GGUF is supported for byte-level BPE tokenizers only")
     splitting = _splitting(fields)
     by_id = {number: token for token, number in fields["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in fields["added_tokens"]}
     if (size := max({**by_id, **added}, default=0) + 1) > vocab_size:
-        raise GgufUnsupported(f"the tokenizer has {size} tokens, and the model knows {vocab_size}")
+        raise GgufUnsupported(f"the tokenizer has {size} tokens, and the model {vocab_size}")
     tokens = [f"[PAD{number}]" for number in range(vocab_size)]
     kinds = [_TokenKind.UNUSED] * vocab_size
     for number, token in by_id.items():
@@ -96,7 +96,7 @@ def vocabulary_of(
     return Vocabulary(
         tokens=tuple(tokens),
         kinds=tuple(kinds),
-        merges=tuple(its if isinstance(its, str) else " ".join(its) for its in merges),
+        merges=tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in merges),
         splitting=splitting,
         special=_special(tokenizer, vocab_size),
         adds_bos=framed[:1] == [tokenizer.bos_token_id],
@@ -118,8 +118,8 @@ def _splitting(fields: Mapping[str, Any]) -> str:
         if pattern in _SPLITS:
             return _SPLITS[pattern]
     raise GgufUnsupported(
-        f"GGUF names how a tokenizer splits text, and no name is known here for "
-        f"{' and '.join(map(str, kinds)) or 'none at all'} of this tokenizer.json: use "
+        f"GGUF identifies a pre-tokenizer by name, and the name of this one "
+        f"({', '.join(map(str, kinds)) or 'none'} in tokenizer.json) is unknown: use "
         f"convert_hf_to_gguf.py of llama.cpp on the exported directory"
     )
 
@@ -133,7 +133,7 @@ def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, int]:
-    """Some that transformers adds to a tokenizer by itself are none of the model's."""
+    """Return ids by purpose, without those beyond the vocabulary, which transformers may add."""
     ids = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
@@ -150,7 +150,7 @@ def _special(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, i
 @dataclass(frozen=True)
 class _Family:
     architecture: MODEL_ARCH
-    is_interleaved: bool = False  # rotations there turn pairs of neighbours, not of halves
+    is_interleaved: bool = False  # rotary embeddings pair neighbours, and not two halves
 
 
 @dataclass(frozen=True)
@@ -177,30 +177,31 @@ _KINDS: Mapping[torch.dtype, _Kind] = MappingProxyType(
 
 
 def check_gguf(config: PreTrainedConfig) -> None:
-    """Raises ``GgufUnsupported`` for what llama.cpp would compute in another way, or not at all."""
+    """Raise ``GgufUnsupported`` unless llama.cpp computes what the model does."""
     if config.model_type not in FAMILIES:
         raise GgufUnsupported(
-            f"GGUF is written for {', '.join(FAMILIES)}, and not for {config.model_type}: export a "
-            f"directory, and try convert_hf_to_gguf.py of llama.cpp on it"
+            f"GGUF is supported for {', '.join(FAMILIES)}, and not for {config.model_type}: export "
+            f"a directory, and try convert_hf_to_gguf.py of llama.cpp on it"
         )
     rotation = (config.rope_parameters or {}).get("rope_type", "default")
-    unlike = {
+    unsupported = {
         f"rotary embeddings of type {rotation}": rotation != "default",
         "a sliding window": _slides(config),
         "biases in its feed-forward parts": getattr(config, "mlp_bias", False),
         f"{config.hidden_act} in its feed-forward parts": config.hidden_act != "silu",
     }
-    if found := [what for what, is_so in unlike.items() if is_so]:
+    if found := [what for what, is_so in unsupported.items() if is_so]:
         raise GgufUnsupported(
-            f"GGUF is not written for a model with {' and '.join(found)}: export a directory, and "
-            f"try convert_hf_to_gguf.py of llama.cpp on it"
+            f"GGUF is not supported for a model with {' and '.join(found)}: export a directory, "
+            f"and try convert_hf_to_gguf.py of llama.cpp on it"
         )
 
 
 def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str) -> None:
-    """Write the model that keeps these blocks, called ``name`` inside. Raises ``GgufUnsupported``.
+    """Write the model that keeps these blocks, with ``name`` in its metadata.
 
-    Matrices are stored in the dtype of ``dense``, vectors in float32, as llama.cpp wants them.
+    Matrices are stored in the dtype of ``dense``, vectors in float32, as llama.cpp expects. Raises
+    ``GgufUnsupported``.
     """
     check_gguf(dense.model.config)
     pruned = view(dense.model, keep)
@@ -213,11 +214,12 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str) -> None:
     for parameter_name, parameter in pruned.named_parameters():
         stored_name = names.get_name(parameter_name, try_suffixes=(".weight", ".bias"))
         if stored_name is None:
-            raise GgufUnsupported(f"GGUF has no name for {parameter_name}: it was not written")
-        its = torch.float32 if parameter.ndim == 1 else dtype
-        num_bytes = parameter.numel() * its.itemsize
+            raise GgufUnsupported(f"GGUF has no name for the weight {parameter_name}")
+        stored_dtype = torch.float32 if parameter.ndim == 1 else dtype
+        num_bytes = parameter.numel() * stored_dtype.itemsize
+        kind = _KINDS[stored_dtype].stored
         writer.add_tensor_info(
-            stored_name, parameter.shape, np.dtype("f4"), num_bytes, raw_dtype=_KINDS[its].stored
+            stored_name, parameter.shape, np.dtype("f4"), num_bytes, raw_dtype=kind
         )
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
@@ -257,7 +259,7 @@ def _add_shape(
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")  # what GGUF calls any byte-level BPE
+    writer.add_tokenizer_model("gpt2")  # GGUF's name for any byte-level BPE
     writer.add_tokenizer_pre(vocabulary.splitting)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.kinds)
@@ -277,7 +279,7 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def _interleaved(name: str, values: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """Queries and keys ``[heads * head_dim, ...]`` with the two that turn together side by side."""
+    """Reorder rows of queries and keys ``[heads * head_dim, ...]`` so that rotated pairs adjoin."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     projection = name.split(".")[-2]
     if projection not in heads:

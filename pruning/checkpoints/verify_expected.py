@@ -1,6 +1,7 @@
 """What a checkpoint must reproduce when it is loaded, computed from the model in memory.
 
-Passed to another process as a safetensors file, with all but the tensors as JSON in its header.
+It is passed to the verifying process as a safetensors file, with the other fields as JSON in the
+header.
 """
 
 import hashlib
@@ -29,13 +30,13 @@ NEW_TOKENS = 16
 SAMPLE = "The quick brown fox: 3.14 × 2,000 isn't\n\n    naïve, 数学 or 🦊!"
 _NOT_OF_THE_TOKENIZER = ("generation_config.json", "LICENSE")
 _TENSORS = ("token_ids", "logits", "scores")
-_MEMORY_FACTOR = 1.25  # memory for loading and a few short passes, by the size of the weights
+_MEMORY_FACTOR = 1.25  # memory for loading and a few short passes, in sizes of the weights
 _KEY = "expectation"
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the checkpoint is to be loaded: whole, or one block at a time; ``threads`` of torch."""
+    """How to load the checkpoint: whole or one block at a time, with so many threads of torch."""
 
     device: str
     is_streamed: bool
@@ -44,15 +45,16 @@ class Loading:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is compared. ``logits [windows, seqlen, vocab]`` are those of ``token_ids [windows,
-    seqlen]``; ``scores [new tokens, vocab]`` those by which ``continuation`` was chosen, greedily,
-    behind the first window. ``per_block`` are the config's lists, ``weights`` has a sha256 of every
-    parameter, ``companions`` one of every file of the tokenizer, None for one that is not there.
+    """What a checkpoint must reproduce.
+
+    ``logits [windows, seqlen, vocab]`` belong to ``token_ids [windows, seqlen]``, and ``scores [new
+    tokens, vocab]`` to ``continuation``, the greedy one of the first window. ``weights`` are sha256
+    digests of the parameters, ``companions`` those of the tokenizer's files, None if missing.
     """
 
     num_blocks: int
     dtype: str
-    per_block: Mapping[str, Sequence[Any]]
+    per_block: Mapping[str, Sequence[Any]]  # lists of the config with an entry for each block
     weights: Mapping[str, str]
     companions: Mapping[str, str | None]
     sample_ids: Sequence[int]  # of ``SAMPLE``, by the parent's tokenizer
@@ -64,9 +66,9 @@ class Expectation:
 
     def save(self, file: Path) -> None:
         fields = {name: value for name, value in vars(self).items() if name not in _TENSORS}
-        told = json.dumps({**fields, "loading": asdict(self.loading)})
+        header = json.dumps({**fields, "loading": asdict(self.loading)})
         tensors = {name: getattr(self, name).cpu().contiguous() for name in _TENSORS}
-        save_file(tensors, file, metadata={_KEY: told})
+        save_file(tensors, file, metadata={_KEY: header})
 
     @classmethod
     def read(cls, file: Path) -> "Expectation":
@@ -79,10 +81,10 @@ class Expectation:
 
 @torch.inference_mode()
 def expectation(dense: DenseModel, keep: Blocks, device: str = "auto") -> Expectation:
-    """Of the checkpoint that keeps these blocks, loaded on ``device`` if it has the room.
+    """Compute the expectation of the checkpoint that keeps these blocks.
 
-    Memory that is not used any more is given back first. Each weight is read once, and a
-    continuation is computed only where that does not read them all again for every token.
+    The checkpoint is loaded on ``device`` if there is enough memory. Each weight is read once, so a
+    streamed model has no continuation, which reads all weights for each token.
     """
     give_back()
     weights: dict[str, str] = {}
@@ -114,13 +116,13 @@ def expectation(dense: DenseModel, keep: Blocks, device: str = "auto") -> Expect
 
 
 def digest(values: torch.Tensor) -> str:
-    """The sha256 of a tensor's bytes, in the order of its elements."""
+    """Return the sha256 of a tensor's bytes, in the order of its elements."""
     data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(data.data).hexdigest()
 
 
 def companions(directory: Path) -> dict[str, str | None]:
-    """The sha256 of each file that belongs to a tokenizer, None for those that are not there."""
+    """Return the sha256 of each file that belongs to a tokenizer, None for missing ones."""
     found: dict[str, str | None] = {}
     for name in COMPANION_FILES:
         if name not in _NOT_OF_THE_TOKENIZER:
@@ -135,36 +137,40 @@ def sample_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _per_block(config: PreTrainedConfig, keep: Blocks) -> dict[str, list[Any]]:
-    """From the dense config, and not from what a view made of it."""
+    """Select the entries of kept blocks from the dense config, and not from that of a view."""
     lists = {key: getattr(config, key, None) for key in architecture(config).per_block}
-    return {key: [its[block] for block in keep] for key, its in lists.items() if its is not None}
+    return {
+        key: [entries[block] for block in keep]
+        for key, entries in lists.items()
+        if entries is not None
+    }
 
 
 def _windows(config: PreTrainedConfig) -> torch.Tensor:
-    """Token ids ``[windows, seqlen]``: the same for the same vocabulary, and nobody's text."""
+    """Draw token ids ``[windows, seqlen]``, the same for the same size of the vocabulary."""
     positions = getattr(config, "max_position_embeddings", None) or 2 * WINDOW_TOKENS
     shape = (NUM_WINDOWS, min(WINDOW_TOKENS, positions // 2))
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
 def _loading(num_bytes: int, device: str) -> Loading:
-    """Where there is room for the whole checkpoint beside what this process holds."""
+    """Choose a device with memory for the whole checkpoint beside what this process holds."""
     needed, threads = int(_MEMORY_FACTOR * num_bytes), torch.get_num_threads()
-    for place in dict.fromkeys((device, "cpu")):
-        if needed < free_bytes(torch.device(place)):
-            return Loading(place, is_streamed=False, threads=threads)
+    for candidate in dict.fromkeys((device, "cpu")):
+        if needed < free_bytes(torch.device(candidate)):
+            return Loading(candidate, is_streamed=False, threads=threads)
     return Loading(device, is_streamed=True, threads=threads)
 
 
 def logits_of(forward: Forward, token_ids: torch.Tensor) -> torch.Tensor:
-    """Logits ``[batch, seqlen, vocab]`` of token ids ``[batch, seqlen]``."""
-    # before the next is asked for, as a head that visits is gone by then
+    """Return logits ``[batch, seqlen, vocab]`` of token ids ``[batch, seqlen]``."""
+    # within the loop: a streamed head is unloaded when the generator continues
     [logits] = (final_logits(forward.model, hidden) for _, hidden in forward.hidden([token_ids]))
     return logits
 
 
 def _continued(forward: Forward, prompt: torch.Tensor) -> tuple[list[int], torch.Tensor]:
-    """The greedy continuation, and the logits ``[new tokens, vocab]`` that chose it; no cache."""
+    """Generate greedily without a cache, and return the logits ``[new tokens, vocab]`` as well."""
     token_ids, scores = prompt.unsqueeze(0), []
     for _ in range(NEW_TOKENS):
         last = logits_of(forward, token_ids)[0, -1]

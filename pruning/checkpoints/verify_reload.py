@@ -1,7 +1,7 @@
 """Load a checkpoint as a user would, and compare it with the model that it was written from.
 
 Run as ``python -m pruning.checkpoints.verify_reload DIRECTORY EXPECTATION VERDICT PARENT`` in a
-fresh process, which shares no state with the writer. Writes a difference to the file ``VERDICT``.
+fresh process, which shares no state with the writer. A difference is written to ``VERDICT``.
 """
 
 import signal
@@ -34,11 +34,11 @@ from pruning.models.store import load, read_config, set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.process import end_with_parent
 
-# By how much logits may differ, as a share of the largest; on one device they rarely do at all.
+# Allowed difference of logits, relative to the largest. On one device they are usually equal.
 TOLERANCES: Mapping[str, float] = MappingProxyType(
     {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 )
-_MAX_NAMED = 3  # names of weights in a message
+_MAX_NAMED = 3  # weights in a message
 
 
 class CheckpointNotPortable(RuntimeError):
@@ -48,9 +48,8 @@ class CheckpointNotPortable(RuntimeError):
 def compare(directory: Path, expected: Expectation) -> None:
     """Load the model in ``directory`` and raise ``CheckpointNotPortable`` for the first difference.
 
-    What is cheap to see comes first. Weights have to be equal bit for bit, logits within the
-    tolerance of their dtype, and a greedy continuation token by token, but for a tie that rounding
-    may turn.
+    Cheap comparisons come first. Weights must be equal bit for bit, logits within the tolerance of
+    their dtype, and a greedy continuation token by token, unless two tokens are tied within it.
     """
     _compare_files(companions(directory), expected)
     try:
@@ -67,7 +66,7 @@ def _compare_files(found: Mapping[str, str | None], expected: Expectation) -> No
     for name, sha256 in expected.companions.items():
         if found[name] == sha256:
             continue
-        how = "is missing" if found[name] is None else "is not there in the parent"
+        how = "is missing" if found[name] is None else "does not exist in the parent"
         if sha256 is not None and found[name] is not None:
             how = "differs from the parent's"
         raise CheckpointNotPortable(f"the tokenizer is not the parent's: {name} {how}")
@@ -82,13 +81,14 @@ def _compare_config(directory: Path, expected: Expectation) -> None:
 
 
 def compare_gguf(file: Path, expected: Expectation) -> None:
-    """As ``compare``, of what transformers makes of a GGUF file; its tokenizer is left out, as
-    transformers does not heed how the file says that text is split.
+    """Compare a GGUF file as transformers loads it. Raises ``CheckpointNotPortable``.
+
+    The tokenizer is not compared: transformers ignores the pre-tokenizer that the file names.
     """
     if expected.loading.is_streamed:
         raise CheckpointNotPortable(
-            "transformers reads GGUF files as a whole, and there is not enough memory: free some, "
-            "or set SLEB_VERIFY=off to take the file unseen"
+            "transformers loads GGUF files as a whole, and there is not enough memory: free some, "
+            "or set SLEB_VERIFY=off to skip this check"
         )
     try:
         read: Any = AutoModelForCausalLM.from_pretrained(
@@ -103,7 +103,7 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
     model, report = read
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         _same(kind.replace("_", " "), sorted(map(str, report[kind])), [])
-    del model.config.quantization_config  # its weights are plain ones, whatever held them
+    del model.config.quantization_config  # transformers has converted all weights to floats
     _compare_model(model.to(expected.loading.device).eval(), expected)
 
 
@@ -116,7 +116,8 @@ def _compare_whole(directory: Path, expected: Expectation) -> None:
 @torch.inference_mode()
 def _compare_model(model: PreTrainedModel, expected: Expectation) -> None:
     _compare_shape(model, expected)
-    _compare_weights({name: digest(its) for name, its in model.named_parameters()}, expected)
+    found = {name: digest(values) for name, values in model.named_parameters()}
+    _compare_weights(found, expected)
     token_ids = expected.token_ids.to(model.device)
     _compare_logits(model(token_ids, use_cache=False).logits, expected)
     _compare_continuation(model, token_ids[:1], expected)
@@ -128,7 +129,7 @@ def _compare_streamed(directory: Path, expected: Expectation) -> None:
     _same("token ids of a sample text", sample_ids(streamed.tokenizer), list(expected.sample_ids))
     _compare_shape(streamed.model, expected)
     names = [name for name, _ in streamed.model.named_parameters()]
-    _compare_weights({name: digest(its) for name, its in streamed.read(names)}, expected)
+    _compare_weights({name: digest(values) for name, values in streamed.read(names)}, expected)
     forward = StreamedForward(streamed, tuple(range(expected.num_blocks)))
     _compare_logits(logits_of(forward, expected.token_ids), expected)
 
@@ -146,28 +147,28 @@ def _compare_weights(found: Mapping[str, str], expected: Expectation) -> None:
     )
     if wrong:
         named = f"{', '.join(wrong[:_MAX_NAMED])}{', ...' if len(wrong) > _MAX_NAMED else ''}"
-        raise CheckpointNotPortable(f"{len(wrong)} weights have other values: {named}")
+        raise CheckpointNotPortable(f"{len(wrong)} weights differ: {named}")
 
 
 def _compare_logits(found: torch.Tensor, expected: Expectation) -> None:
     logits = expected.logits.double()
     if not torch.isfinite(logits).all():
         raise CheckpointNotPortable(
-            f"some logits of the model itself are no numbers in {expected.dtype}: its weights or "
-            f"states are beyond the range of that dtype, choose another"
+            f"some logits of the model in memory are not finite in {expected.dtype}: its weights "
+            f"or hidden states exceed the range of that dtype, choose another"
         )
     difference = float((found.cpu().double() - logits).abs().max())
-    if not difference <= (allowed := _tolerance(logits, expected)):  # NaN is too much
+    if not difference <= (allowed := _tolerance(logits, expected)):  # also if it is NaN
         raise CheckpointNotPortable(
-            f"logits of fixed token ids differ by up to {difference:.3g}, where {allowed:.3g} is "
-            f"allowed in {expected.dtype}"
+            f"logits of fixed token ids differ by up to {difference:.3g}, expected at most "
+            f"{allowed:.3g} in {expected.dtype}"
         )
 
 
 def _compare_continuation(
     model: PreTrainedModel, prompt: torch.Tensor, expected: Expectation
 ) -> None:
-    """By transformers' own ``generate``, with its cache and without the checkpoint's settings."""
+    """Generate with transformers, with a cache and without the checkpoint's settings."""
     if not expected.continuation:
         return
     assert isinstance(model, GenerationMixin)
@@ -179,9 +180,9 @@ def _compare_continuation(
             continue
         scores = expected.scores[step].double()
         if float(scores[wanted] - scores[token]) <= _tolerance(scores, expected):
-            return  # a tie: what comes behind it is another text
+            return  # a tie: from here on the texts differ
         raise CheckpointNotPortable(
-            f"greedy generation differs at token {step + 1}: {token}, where {wanted} was expected"
+            f"greedy generation differs at token {step + 1}: found {token}, expected {wanted}"
         )
 
 
@@ -195,7 +196,7 @@ def _same(what: str, found: object, wanted: object) -> None:
 
 
 def _main(directory: str, expectation: str, verdict: str, parent: str) -> int:
-    """The exit code: 0 if nothing differs; else 1, once what differs is written down."""
+    """Return the exit code: 0 if nothing differs, else 1 after writing the difference."""
     end_with_parent(int(parent), signal.SIGKILL)
     expected = Expectation.read(Path(expectation))
     set_up_torch(expected.loading.threads)

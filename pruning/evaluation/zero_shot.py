@@ -1,7 +1,7 @@
-"""Zero-shot accuracy: tasks of lm-eval on a model in memory, also on pruned views of it.
+"""Zero-shot accuracy: tasks of lm-eval on a model in memory or on a pruned view of it.
 
-Needs the extra ``eval``. The paper (arXiv 2402.09025) reports the mean of five tasks without
-examples, each by its length-normalised accuracy where it has one.
+Needs the extra ``eval``. The paper (arXiv 2402.09025) reports the mean accuracy of five tasks
+without examples, length-normalised for tasks that define it.
 """
 
 import logging
@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.models.blocks import num_blocks, view
 
 PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
+_PREFERRED = ("acc_norm", "acc")
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """``value`` is of ``metric``: acc_norm, else acc, else the first that the task has."""
+    """The result of one task. ``metric`` is acc_norm, else acc, else the first of the task."""
 
     task: str
     metric: str
@@ -29,12 +30,12 @@ class TaskScore:
     standard_error: float | None
     num_samples: int
     num_shots: int
-    metrics: Mapping[str, float]  # all that the task has
+    metrics: Mapping[str, float]  # all of the task, by name
 
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The paper's five tasks, asked of the dense model and of the one without all that went."""
+    """Scores of the paper's five tasks, of the dense and of the pruned model."""
 
     dense: tuple[TaskScore, ...]
     pruned: tuple[TaskScore, ...]
@@ -56,14 +57,11 @@ class ZeroShot:
 
 
 def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:
-    """What the paper reports, 0 to 1; None unless all five tasks were scored."""
+    """Return the mean over the paper's tasks, 0 to 1. None unless all five were scored."""
     values = {score.task: score.value for score in scores}
     if not values.keys() >= set(PAPER_TASKS):
         return None
     return fmean(values[task] for task in PAPER_TASKS)
-
-
-_PREFERRED = ("acc_norm", "acc")
 
 
 class ZeroShotUnavailable(RuntimeError):
@@ -71,19 +69,17 @@ class ZeroShotUnavailable(RuntimeError):
 
 
 class TaskUnusable(ValueError):
-    """lm-eval knows no such task, or cannot get its data."""
+    """lm-eval has no such task, or cannot load its data."""
 
 
 def require_lm_eval() -> None:
-    """Raises ``ZeroShotUnavailable`` before anything is loaded for nothing."""
+    """Raise ``ZeroShotUnavailable`` unless lm-eval is installed."""
     if find_spec("lm_eval") is None:
-        raise ZeroShotUnavailable(
-            "tasks of lm-eval need it installed: pip install 'sleb-serve[eval]'"
-        )
+        raise ZeroShotUnavailable("zero-shot tasks need lm-eval: pip install 'sleb-serve[eval]'")
 
 
 def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:
-    """Have the data of ``tasks`` on this machine. Raises as ``score_tasks`` does."""
+    """Download the data of ``tasks``. Raises ``ZeroShotUnavailable`` or ``TaskUnusable``."""
     require_lm_eval()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     _load(_task_manager(tasks, tasks_dir), tasks)
@@ -98,10 +94,10 @@ def score_tasks(
     limit: int | None = None,
     batch_size: int = 16,
 ) -> list[TaskScore]:
-    """Scores of ``tasks``, of lm-eval's own or of the YAML files under ``tasks_dir``.
+    """Evaluate tasks of lm-eval, or of the YAML files under ``tasks_dir``.
 
-    ``limit`` takes the first so many samples of each. Raises ``ZeroShotUnavailable`` or
-    ``TaskUnusable``.
+    ``limit`` is the number of samples for each task, all by default. Raises ``ZeroShotUnavailable``
+    or ``TaskUnusable``.
     """
     require_lm_eval()
     from lm_eval import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
@@ -117,13 +113,14 @@ def score_tasks(
         limit=limit,
         log_samples=False,
     )
-    assert evaluated is not None  # None is for processes of a higher rank
+    assert evaluated is not None  # only on other ranks of a distributed run
     return [_score(name, evaluated) for name in evaluated["results"]]
 
 
 def _detached(model: PreTrainedModel) -> PreTrainedModel:
-    """A view of all blocks whose weights stay as they are: lm-eval ties them anew, and would so
-    change a model that was loaded with two that differ.
+    """Return a view of all blocks whose weights lm-eval cannot tie.
+
+    Tying would change a model whose input and output embeddings differ.
     """
     whole = view(model, range(num_blocks(model)))
     whole.__dict__["tie_weights"] = lambda *_args, **_kwargs: None
@@ -131,7 +128,7 @@ def _detached(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _task_manager(tasks: Sequence[str], tasks_dir: Path | None) -> Any:  # noqa: ANN401 - an extra
-    """Its own thousands of files are looked through only if the folder is not enough."""
+    """Index the folder, and lm-eval's own thousands of files only if a task is not in it."""
     from lm_eval.tasks import TaskManager  # noqa: PLC0415 - as above
 
     folder = None if tasks_dir is None else str(tasks_dir)
@@ -142,8 +139,8 @@ def _task_manager(tasks: Sequence[str], tasks_dir: Path | None) -> Any:  # noqa:
     manager = TaskManager(include_path=folder)
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise TaskUnusable(
-            f"lm-eval knows no task {', '.join(unknown)}: `lm-eval ls tasks` lists its own, and "
-            "--tasks-dir names a folder with yours"
+            f"lm-eval has no task {', '.join(unknown)}: `lm-eval ls tasks` lists its tasks, and "
+            "--tasks-dir adds a folder with your own"
         )
     return manager
 
@@ -153,13 +150,13 @@ def _load(manager: Any, tasks: Sequence[str]) -> None:  # noqa: ANN401 - an extr
         manager.load(list(tasks))
     except Exception as error:  # a dozen classes, from DNS to a wrong YAML file
         raise TaskUnusable(
-            f"the data of {', '.join(tasks)} cannot be had: {type(error).__name__}: {error}. Where "
-            "there is no network, give tasks of your own with --tasks-dir"
+            f"cannot load the data of {', '.join(tasks)}: {type(error).__name__}: {error}. Without "
+            "a network, give tasks of your own with --tasks-dir"
         ) from error
 
 
 def _score(name: str, evaluated: Mapping[str, Any]) -> TaskScore:
-    """Of keys like ``acc,none`` and ``acc_stderr,none``, metric and filter, the first counts."""
+    """Read keys like ``acc,none``: a metric, and a filter of which the first counts."""
     values: dict[str, float] = {}
     for key, value in evaluated["results"][name].items():
         metric, _, filtered_by = key.partition(",")

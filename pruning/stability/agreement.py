@@ -1,6 +1,6 @@
-"""Agreement of removal orders found on different samples: is the order within the noise?
+"""Stability of the result: how far removal orders from different calibration samples agree.
 
-Plain arithmetic without torch.
+Needs no torch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +12,15 @@ from statistics import fmean, median
 from pruning.removal import Removal
 from pruning.sleb import Blocks
 
-NUM_ERRORS = 2.0  # a runner-up within so many standard errors is as good as the block that went
+NUM_ERRORS = 2.0  # a margin of fewer standard errors is within the noise
 
 
 @dataclass(frozen=True)
 class SearchRun:
-    """One search. ``perplexities`` are by text, on what no run was calibrated on, for 0, 1, 2 ...
-    blocks removed; ``windows`` are digests of those that it was calibrated on.
+    """One search on one sample.
+
+    ``perplexities`` are by text, on windows of no sample, for 0, 1, 2 ... removed blocks.
+    ``windows`` are digests of the calibration windows.
     """
 
     text: str
@@ -38,11 +40,11 @@ class SearchRun:
 
 @dataclass(frozen=True)
 class Picked:
-    """A block that went in some runs, and as which of their removals."""
+    """A block that some runs removed."""
 
     block: int
     num_runs: int
-    steps: tuple[int, ...]  # ascending, one for each of these runs
+    steps: tuple[int, ...]  # its positions in the removal orders, from 1, ascending
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,32 @@ class Spread:
 
 @dataclass(frozen=True)
 class Depth:
-    """After so many removals. Overlap of two sets is that of Jaccard: shared blocks by all blocks;
-    None where there are no two such runs.
+    """The agreement of runs after ``num_removed`` removals.
+
+    Overlap is the Jaccard index of two sets: the size of the intersection divided by that of the
+    union. It is None without two runs of the kind.
     """
 
     num_removed: int
     shared_by_all: Blocks
-    num_sets: int  # that are different
-    num_orders: int
+    num_sets: int  # distinct sets of removed blocks
+    num_orders: int  # distinct removal orders
     overlap: float | None  # mean over pairs of runs
     lowest_overlap: float | None
-    overlap_within_text: float | None  # of runs that differ in the seed alone
+    overlap_within_text: float | None  # of runs that differ only in the seed
     overlap_across_texts: float | None
-    overlap_by_chance: float  # of two random sets of free blocks
-    num_close: int  # runs whose last removal was within the noise of its runner-up
-    num_margins: int  # runs that know how close it was
+    overlap_by_chance: float  # expected of two random sets of candidates
+    num_close: int  # runs whose last margin is within the noise
+    num_margins: int  # runs whose last margin is known
     perplexities: Mapping[str, Spread]
 
 
 @dataclass(frozen=True)
 class Stability:
-    """The whole report. A choice is in the noise if two runs remove different blocks; an order also
-    if a runner-up was as good as the block that went.
+    """The whole report.
+
+    The choice is within the noise if two runs remove different blocks, and the order if two orders
+    differ or a margin is within the noise.
     """
 
     model: str
@@ -83,14 +89,14 @@ class Stability:
     dense_perplexities: Mapping[str, float]
     picked: tuple[Picked, ...]  # the most frequent first
     depths: tuple[Depth, ...]
-    window_overlap: float | None  # share of windows that two samples of a text have in common
+    window_overlap: float | None  # share of windows common to two samples of a text
     is_choice_in_noise: bool
     is_order_in_noise: bool
     runs: tuple[SearchRun, ...]
 
 
 def stability(model: str, num_blocks: int, num_free: int, runs: Sequence[SearchRun]) -> Stability:
-    """Of one run or more to the same depth; ``num_free`` blocks were candidates."""
+    """Compare runs, at least one, to the same depth; ``num_free`` is the number of candidates."""
     num_removed = len(runs[0].order)
     depths = tuple(_depth(runs, number, num_free) for number in range(1, num_removed + 1))
     within = [pair for pair in combinations(runs, 2) if pair[0].text == pair[1].text]
@@ -109,13 +115,13 @@ def stability(model: str, num_blocks: int, num_free: int, runs: Sequence[SearchR
 
 
 def jaccard(one: Iterable[int], other: Iterable[int]) -> float:
-    """Shared elements by all elements, of two sets that are not both empty."""
+    """Return the size of the intersection divided by that of the union, which is not empty."""
     ours, theirs = set(one), set(other)
     return len(ours & theirs) / len(ours | theirs)
 
 
 def jaccard_by_chance(size: int, num_free: int) -> float:
-    """Expected of two sets of ``size`` out of ``num_free`` that know nothing of each other."""
+    """Return the expected Jaccard index of two random sets of ``size`` out of ``num_free``."""
     ways = [comb(size, both) * comb(num_free - size, size - both) for both in range(size + 1)]
     shares = [both / (2 * size - both) for both in range(size + 1)]
     return sum(way * share for way, share in zip(ways, shares, strict=True)) / sum(ways)
@@ -132,7 +138,9 @@ def _picked(runs: Sequence[SearchRun]) -> tuple[Picked, ...]:
         for step, block in enumerate(run.order, start=1):
             steps.setdefault(block, []).append(step)
     found = [Picked(block, len(at), tuple(sorted(at))) for block, at in steps.items()]
-    return tuple(sorted(found, key=lambda one: (-one.num_runs, fmean(one.steps), one.block)))
+    return tuple(
+        sorted(found, key=lambda picked: (-picked.num_runs, fmean(picked.steps), picked.block))
+    )
 
 
 def _depth(runs: Sequence[SearchRun], number: int, num_free: int) -> Depth:
@@ -163,7 +171,7 @@ def _depth(runs: Sequence[SearchRun], number: int, num_free: int) -> Depth:
 
 
 def is_close(removal: Removal) -> bool:
-    """Whether its runner-up was within the noise."""
+    """Whether the margin to the runner-up is within the noise."""
     if removal.margin is None or removal.margin_error is None:
         return False
     return removal.margin < NUM_ERRORS * removal.margin_error

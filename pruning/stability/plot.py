@@ -1,5 +1,5 @@
-"""A stability report as a picture: what each run removed and when, how far runs agree at every
-depth, and what their disagreement costs.
+"""The stability report as a plot: the removals of each run, the overlap of runs after each removal,
+and the range of perplexity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pruning.checkpoints.trajectory_plot import CEILING, STYLE, compact, log_ticks
 from pruning.stability.agreement import Stability
 
-if TYPE_CHECKING:  # importing matplotlib looks for fonts and writes a cache: only for a picture
+if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -17,26 +17,26 @@ PLOT_FILE = "stability.png"
 _LEFT, _RIGHT, _TOP = 2.3, 0.2, 0.75  # inches
 _CELL_WIDTH, _ROW_HEIGHT, _BARS_HEIGHT = 0.24, 0.27, 0.75
 _PANELS_HEIGHT, _BELOW = 2.5, 0.6
-_LONGEST_NAME = 30
+_MAX_NAME_LENGTH = 30
 
-# The palette of Okabe and Ito, for every kind of eye.
+# The colour-blind safe palette of Okabe and Ito.
 _COLORS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#E69F00")
 _REMOVED, _KEPT, _GREY = (0.77, 0.31, 0.0), "#EDF3F8", "#707070"
 
 
 def plot(report: Stability) -> bytes:
-    """A PNG; equal reports give equal bytes. Needs no display, and leaves no setting changed."""
-    from matplotlib import style  # noqa: PLC0415 - as said above
+    """Return a PNG, the same bytes for equal reports. Needs no display, changes no settings."""
+    from matplotlib import style  # noqa: PLC0415 - as above
 
     buffer = BytesIO()
-    with style.context(["default", dict(STYLE)]):  # whatever the user's own style may be
+    with style.context(["default", dict(STYLE)]):  # and not the user's own style
         draw(report).savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def draw(report: Stability) -> "Figure":
-    """The figure behind ``plot``: axes are bars, runs, overlap and perplexity, in this order."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - as said above
+    """Draw the figure of ``plot``: axes are bars, runs, overlap and perplexity, in this order."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
 
     rows = len(report.runs) * _ROW_HEIGHT
     width = max(9.0, _LEFT + _RIGHT + report.num_blocks * _CELL_WIDTH)
@@ -63,11 +63,11 @@ def draw(report: Stability) -> "Figure":
 
 def _titles(report: Stability) -> tuple[str, str]:
     last, name = report.depths[-1], _short(report.model, 40)
-    noise = "inside" if report.is_choice_in_noise else "outside"
+    noise = "within" if report.is_choice_in_noise else "outside"
     num_runs, wanted = len(report.runs), last.num_removed
     title = f"{name}: {num_runs} searches for {wanted} of {report.num_blocks} blocks"
-    shared = f"{len(last.shared_by_all)} of {wanted} went in every run"
-    return title, f"which blocks go is {noise} the noise; {shared}"
+    shared = f"{len(last.shared_by_all)} of {wanted} were removed in every run"
+    return title, f"Stability of the result: the choice is {noise} the noise; {shared}"
 
 
 def _draw_bars(axes: "Axes", report: Stability) -> None:
@@ -78,7 +78,7 @@ def _draw_bars(axes: "Axes", report: Stability) -> None:
     axes.set_yticks([0, 0.5, 1], ["0", "½", "all"])
     axes.set_xticks([])
     axes.grid(visible=False, axis="x")
-    axes.set_ylabel("of the runs", rotation=0, ha="right", va="center")
+    axes.set_ylabel("share of runs", rotation=0, ha="right", va="center")
 
 
 def _draw_runs(axes: "Axes", report: Stability) -> None:
@@ -94,14 +94,14 @@ def _draw_runs(axes: "Axes", report: Stability) -> None:
             axes.text(block, bottom + 0.37, str(step), look)
     axes.set_xlim(-0.5, report.num_blocks - 0.5)
     axes.set_ylim(0, len(report.runs))
-    names = [_short(run.name, _LONGEST_NAME) for run in report.runs]
+    names = [_short(run.name, _MAX_NAME_LENGTH) for run in report.runs]
     axes.set_yticks([len(names) - row - 0.5 for row in range(len(names))], names, size=9)
     axes.set_xticks(range(0, report.num_blocks, 1 if report.num_blocks <= 32 else 2))
     axes.tick_params(length=0, labelsize=8)
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_xlabel("block; in its cell, as which removal it went")
+    axes.set_xlabel("block; a number is the position in the removal order")
 
 
 def _draw_overlap(axes: "Axes", report: Stability) -> None:
@@ -158,5 +158,5 @@ def _towards_white(color: tuple[float, float, float], strength: float) -> tuple[
     return tuple(1 - strength * (1 - part) for part in color)
 
 
-def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+def _short(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"…{text[1 - max_length :]}"

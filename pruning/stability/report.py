@@ -7,11 +7,11 @@ from typing import Any
 from pruning.checkpoints.trajectory import NONE, Cells, short
 from pruning.stability.agreement import NUM_ERRORS, Depth, Stability
 
-_MAX_WINDOW_OVERLAP = 0.25  # above, agreement of runs says little
+_MAX_WINDOW_OVERLAP = 0.25  # above it, samples are too similar to tell
 
 
 def to_wire(report: Stability) -> dict[str, Any]:
-    """As JSON can say it, without digests of windows and the scores of whole rounds."""
+    """Return the report as JSON data, without digests of windows and scores of candidates."""
     data = asdict(report)
     for run in data["runs"]:
         del run["windows"]
@@ -21,32 +21,36 @@ def to_wire(report: Stability) -> dict[str, Any]:
 
 
 def conclusions(report: Stability) -> Iterator[str]:
-    """What the numbers mean, the most important first."""
+    """Yield what the numbers mean, the most important first."""
     last, num_runs = report.depths[-1], len(report.runs)
     yield _headline(report, last, num_runs)
     if num_margins := sum(depth.num_margins for depth in report.depths):
         num_close = sum(depth.num_close for depth in report.depths)
         yield (
             f"In {num_close} of {num_margins} rounds the runner-up was within {NUM_ERRORS:g} "
-            "standard errors of the block that went."
+            "standard errors of the removed block."
         )
     for text, spread in last.perplexities.items():
         dense, more = report.dense_perplexities[text], spread.highest / spread.lowest - 1
         yield (
             f"On held-out text of {text}, perplexity without {last.num_removed} blocks is "
-            f"{short(spread.lowest)} to {short(spread.highest)} (dense {short(dense)}): which "
-            f"sample chose makes up to {more:.1%}."
+            f"{short(spread.lowest)} to {short(spread.highest)} (dense {short(dense)}): the sample "
+            f"makes a difference of up to {more:.1%}."
         )
     within, across = last.overlap_within_text, last.overlap_across_texts
     if within is not None and across is not None:
         yield (
-            f"Runs on one text agree at {within:.2f}, runs on different texts at {across:.2f}: "
-            + ("the text matters more than the seed." if across < within else "no text stands out.")
+            f"The overlap of runs on one text is {within:.2f}, on different texts {across:.2f}: "
+            + (
+                "the text matters more than the seed."
+                if across < within
+                else "the text matters no more than the seed."
+            )
         )
     if report.window_overlap is not None and report.window_overlap > _MAX_WINDOW_OVERLAP:
         yield (
-            f"Two samples of one text have {report.window_overlap:.0%} of their windows in "
-            "common, so that they agree says little: give more text, or take fewer windows."
+            f"Two samples of one text have {report.window_overlap:.0%} of their windows in common, "
+            "so their agreement means little: use more text or fewer windows."
         )
 
 
@@ -54,38 +58,38 @@ def _headline(report: Stability, last: Depth, num_runs: int) -> str:
     if report.is_choice_in_noise:
         shared = ", ".join(map(str, last.shared_by_all)) or "none"
         return (
-            f"Which {last.num_removed} blocks go is inside the noise: {num_runs} runs removed "
-            f"{last.num_sets} different sets, whose overlap is {last.overlap:.2f} on average "
-            f"({last.overlap_by_chance:.2f} by chance). In all of them went: {shared}."
+            f"The choice of {last.num_removed} blocks is within the noise: {num_runs} runs removed "
+            f"{last.num_sets} different sets, with a mean overlap of {last.overlap:.2f} "
+            f"({last.overlap_by_chance:.2f} by chance). Blocks removed in all runs: {shared}."
         )
     if last.num_orders > 1:
         return (
-            f"The order is inside the noise, the choice is not: {num_runs} runs removed the same "
+            f"The order is within the noise, the choice is not: {num_runs} runs removed the same "
             f"{last.num_removed} blocks, in {last.num_orders} different orders."
         )
     if report.is_order_in_noise:
         return (
-            f"All {num_runs} runs removed the same blocks in the same order, but not every round "
-            "was clear: another sample may turn some of them."
+            f"All {num_runs} runs removed the same blocks in the same order, but some margins are "
+            "within the noise: another sample may change the order."
         )
     return (
         f"The order is outside the noise: all {num_runs} runs removed the same blocks in the same "
-        "order, and every round was clear."
+        "order, and no margin is within the noise."
     )
 
 
 def block_table(report: Stability) -> tuple[Cells, list[Cells]]:
-    """Headings, and a line for each block that went anywhere."""
+    """Return the headings, and a line for each block that any run removed."""
     num_runs = len(report.runs)
     lines: list[Cells] = [
-        (str(one.block), f"{one.num_runs} of {num_runs}", " ".join(map(str, one.steps)))
-        for one in report.picked
+        (str(picked.block), f"{picked.num_runs} of {num_runs}", " ".join(map(str, picked.steps)))
+        for picked in report.picked
     ]
-    return ("block", "went in", "as removal"), lines
+    return ("block", "removed in", "as removal"), lines
 
 
 def depth_table(report: Stability) -> tuple[Cells, list[Cells]]:
-    """Headings, and a line for each number of removed blocks."""
+    """Return the headings, and a line for each number of removed blocks."""
     texts = list(report.dense_perplexities)
     spreads = [f"perplexity, {text}" if len(texts) > 1 else "perplexity" for text in texts]
     headings = ("removed", "sets", "overlap", "lowest", "by chance", "close", *spreads)

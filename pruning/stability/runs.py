@@ -1,4 +1,4 @@
-"""Run one search on several samples of several texts, and evaluate each on unused text."""
+"""Run the same search on several samples of several texts, and evaluate each on unused text."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from pruning.stability.agreement import SearchRun
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run is calibrated on."""
+    """The calibration windows of one run."""
 
     text: str
     spec: CalibrationSpec
@@ -35,16 +35,17 @@ def samples(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[Sample]:
-    """Of every text, one for each seed. Raises ``CalibrationError``."""
+    """Draw a sample of each text with each seed. Raises ``CalibrationError``."""
     specs = [(name, replace(text, seed=seed)) for name, text in texts.items() for seed in seeds]
     return [Sample(name, spec, calibrate(spec, model, tokenizer)) for name, spec in specs]
 
 
-def judges(
+def unused_windows(
     taken: Sequence[Sample], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Windows]:
-    """By text, windows that are in none of the samples. Raises ``CalibrationError`` for a text that
-    has no others.
+    """Return, by text, held-out windows that are in no sample.
+
+    Raises ``CalibrationError`` for a text that has none.
     """
     used = {_key(window) for sample in taken for window in sample.windows.token_ids}
     found: dict[str, dict[tuple[int, ...], torch.Tensor]] = {}
@@ -57,8 +58,8 @@ def judges(
         if not windows:
             raise CalibrationError(
                 "not_enough_text",
-                f"all windows of {text} are in some sample, and none is left to judge by: give a "
-                "longer text, or take fewer or shorter windows",
+                f"every window of {text} is in a sample, and none is left for evaluation: use a "
+                "longer text, or fewer or shorter windows",
             )
     return {
         text: Windows(torch.stack(list(windows.values())), f"{text}, windows of no sample")
@@ -70,16 +71,14 @@ def runs(
     spec: PruneSpec,
     dense: DenseModel,
     taken: Sequence[Sample],
-    judged_on: Mapping[str, Windows],
+    evaluated_on: Mapping[str, Windows],
     observer: Callable[[int], Observer],
 ) -> Iterator[SearchRun]:
-    """Yield a run for each sample; ``observer`` of its number is told of it. Raises what ``search``
-    raises.
-    """
-    curves = {text: _Curve(dense, windows) for text, windows in judged_on.items()}
+    """Yield a run for each sample, with the observer of its number. Raises as ``search`` does."""
+    curves = {text: _Curve(dense, windows) for text, windows in evaluated_on.items()}
     for number, sample in enumerate(taken):
-        mine = replace(spec, calibration=sample.spec)
-        removals = search(mine, dense, sample.windows, observer(number), SearchState())
+        of_sample = replace(spec, calibration=sample.spec)
+        removals = search(of_sample, dense, sample.windows, observer(number), SearchState())
         order = [removal.block for removal in removals]
         yield SearchRun(
             text=sample.text,
@@ -91,7 +90,7 @@ def runs(
 
 
 class _Curve:
-    """Perplexities on one text; what several runs keep alike is measured once."""
+    """Perplexities on one text. Sets of kept blocks that runs share are evaluated once."""
 
     def __init__(self, dense: DenseModel, windows: Windows) -> None:
         self._scorer: RoundScorer = dense.local_scorer(windows.token_ids)
@@ -99,7 +98,7 @@ class _Curve:
         self._known: dict[Blocks, Losses] = {}
 
     def perplexities(self, order: Sequence[int]) -> tuple[float, ...]:
-        """Of the dense model, and after each removal."""
+        """Return the perplexity of the dense model and after each removal."""
         keeps = [kept(self._num_blocks, order[:number]) for number in range(len(order) + 1)]
         return tuple(perplexity(self._losses(keep)) for keep in keeps)
 

@@ -72,7 +72,7 @@ def test_every_line_of_the_documentation_can_be_meant(monkeypatch: pytest.Monkey
 
 def test_the_page_names_what_gguf_is_written_for_and_every_tolerance() -> None:
     page = (ROOT / "docs" / "portability.md").read_text(encoding="utf-8")
-    listed = page.partition("GGUF is written for ")[2].partition(", with")[0]
+    listed = page.partition("GGUF is supported for ")[2].partition(", with")[0]
     assert re.findall(r"`(\w+)`", listed) == list(FAMILIES)
     for dtype, share in TOLERANCES.items():
         assert re.search(f"{share:.0e}".replace("e-0", "e-") + rf"\s+in\s+{dtype}", page)
@@ -98,7 +98,7 @@ def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
     assert AutoTokenizer.from_pretrained(out)("a fox").input_ids
     card = (out / "README.md").read_text()
     assert f"tiny without 1 of its 6 transformer blocks, in {dtype}" in card
-    assert f"the order they went: {manifest.removed_blocks[0]}.\n" in card
+    assert f"in order of removal: {manifest.removed_blocks[0]}.\n" in card
     assert not (out / "manifest.json").exists()
 
 

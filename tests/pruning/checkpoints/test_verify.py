@@ -193,7 +193,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a dropped tensor": (drop_a_tensor, r"1 missing keys \(model\.layers\.2\.mlp\.up_proj\.weight"),
     "a surplus tensor": (add_a_tensor, r"1 unexpected keys \(model\.layers\.4\.extra"),
     "a tensor of another shape": (shrink_a_tensor, r"model\.layers\.1\.mlp\.up_proj\.weight"),
-    "two blocks' weights swapped": (swap_two_blocks, "2 weights have other values: model.layers.1"),
+    "two blocks' weights swapped": (swap_two_blocks, "2 weights differ: model.layers.1"),
     "a truncated file": (truncate, "transformers cannot load it: .*safetensors|Safetensor|header"),
     "a wrong depth": (too_deep, "num_hidden_layers of config.json: found 6, expected 4"),
     "stale kinds of blocks": (stale_kinds, "layer_types of config.json: found .* expected"),
@@ -201,7 +201,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another dtype": (lambda path: edit_config(path, dtype="float16"), "dtype of config.json"),
     "a foreign tokenizer": (foreign_tokenizer, "tokenizer.json differs from the parent's"),
     "a missing template": (no_template, "chat_template.jinja is missing"),
-    "a file too many": (more_vocabulary, "vocab.json is not there in the parent"),
+    "a file too many": (more_vocabulary, "vocab.json does not exist in the parent"),
     "another rotation": (another_rotation, "logits of fixed token ids differ by up to"),
 }
 
@@ -311,7 +311,7 @@ def test_what_has_no_room_is_loaded_block_by_block(
     monkeypatch.setattr("pruning.checkpoints.verify_reload.StreamedModel", noted)
     publish_at(tmp_path / "tiny@prn-1", dense)
     assert len(loaded) == 1
-    with pytest.raises(CheckpointNotPortable, match="2 weights have other values"):
+    with pytest.raises(CheckpointNotPortable, match="2 weights differ"):
         publish_at(tmp_path / "tiny@prn-2", dense, swap_two_blocks)
     with pytest.raises(CheckpointNotPortable, match="logits of fixed token ids"):
         publish_at(tmp_path / "tiny@prn-2", dense, another_rotation)

@@ -132,7 +132,7 @@ def test_a_task_that_nobody_knows_or_that_has_no_data_is_named(
     (tasks_dir / "lost.yaml").write_text(
         TASK.format(data=tmp_path / "none.jsonl").replace("task: toy", "task: lost")
     )
-    for task, words in (("no-such-task", "knows no task no-such-task"), ("lost", "data of lost")):
+    for task, words in (("no-such-task", "has no task no-such-task"), ("lost", "data of lost")):
         with pytest.raises(TaskUnusable, match=words):
             score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, [task], tasks_dir=tasks_dir)
 

@@ -94,18 +94,24 @@ def test_the_spread_is_of_all_runs() -> None:
 HEADLINES: Mapping[str, tuple[list[SearchRun], str, tuple[bool, bool]]] = {
     "sets": (
         [run_of([1, 2]), run_of([2, 3], seed=1)],
-        "different sets, whose overlap is 0.33 on average (0.24 by chance). In all of them went: 2",
+        (
+            "different sets, with a mean overlap of 0.33 (0.24 by chance). "
+            "Blocks removed in all runs: 2"
+        ),
         (True, True),
     ),
-    "nothing shared": ([run_of([1]), run_of([2], seed=1)], "went: none.", (True, True)),
+    "nothing shared": ([run_of([1]), run_of([2], seed=1)], "all runs: none.", (True, True)),
     "orders": (
         [run_of([1, 2]), run_of([2, 1], seed=1)],
-        "The order is inside the noise, the choice is not: 2 runs removed the same 2 blocks, in 2",
+        "The order is within the noise, the choice is not: 2 runs removed the same 2 blocks, in 2",
         (False, True),
     ),
     "close": (
         [run_of([1, 2], gap=CLOSE), run_of([1, 2], seed=1)],
-        "All 2 runs removed the same blocks in the same order, but not every round was clear",
+        (
+            "All 2 runs removed the same blocks in the same order, "
+            "but some margins are within the noise"
+        ),
         (False, True),
     ),
     "clear": (
@@ -128,7 +134,7 @@ def test_it_says_whether_the_text_matters_more_than_the_seed() -> None:
     runs = [run_of([1, 2]), run_of([1, 2], seed=1), run_of([3, 4], text="b.txt")]
     assert "the text matters more" in " ".join(conclusions(report_of(*runs)))
     runs = [run_of([1, 2]), run_of([3, 4], seed=1), run_of([1, 2], text="b.txt")]
-    assert "no text stands out" in " ".join(conclusions(report_of(*runs)))
+    assert "the text matters no more" in " ".join(conclusions(report_of(*runs)))
     assert "text" not in " ".join(list(conclusions(report_of(*runs[:2])))[3:])
 
 
@@ -164,7 +170,7 @@ def test_the_tables_have_a_cell_for_every_heading() -> None:
 
 def test_the_wire_has_the_conclusions_and_no_more_than_a_reader_wants() -> None:
     wire = json.loads(json.dumps(to_wire(report_of(run_of([1, 2]), run_of([2, 1], seed=1)))))
-    assert wire["conclusions"][0].startswith("The order is inside the noise")
+    assert wire["conclusions"][0].startswith("The order is within the noise")
     assert [run["seed"] for run in wire["runs"]] == [0, 1]
     assert "windows" not in wire["runs"][0]
     assert "scores" not in wire["runs"][0]["removals"][0]

@@ -17,7 +17,7 @@ from pruning.search.scoring import PlainScorer
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec
 from pruning.stability.plot import PLOT_FILE
-from pruning.stability.runs import Sample, judges, runs, samples
+from pruning.stability.runs import Sample, runs, samples, unused_windows
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder
 from tests.support.tiny_directory import NUM_BLOCKS
@@ -52,14 +52,14 @@ def windows_of(taken: list[Sample]) -> set[tuple[int, ...]]:
     return {tuple(window) for one in taken for window in one.windows.token_ids.tolist()}
 
 
-def test_nobody_is_judged_on_windows_of_any_sample(
+def test_nobody_is_evaluated_on_windows_of_any_sample(
     dense: DenseModel, texts: dict[str, CalibrationSpec]
 ) -> None:
     taken = samples(texts, SEEDS, dense.model, dense.tokenizer)
     assert [(one.text, one.spec.seed) for one in taken] == [(t, s) for t in texts for s in SEEDS]
-    judged_on = judges(taken, dense.model, dense.tokenizer)
-    assert list(judged_on) == list(texts)
-    for windows in judged_on.values():
+    evaluated_on = unused_windows(taken, dense.model, dense.tokenizer)
+    assert list(evaluated_on) == list(texts)
+    for windows in evaluated_on.values():
         found = [tuple(window) for window in windows.token_ids.tolist()]
         assert len(found) == len(set(found)) >= 4
         assert not set(found) & windows_of(taken)
@@ -72,7 +72,7 @@ def test_a_text_that_is_used_up_is_refused(
     short = replace(texts["dogs.txt"], path=str(tmp_path / "short.txt"), num_samples=1, seqlen=20)
     taken = samples({"short.txt": short}, SEEDS, dense.model, dense.tokenizer)
     with pytest.raises(CalibrationError, match="longer text") as refused:
-        judges(taken, dense.model, dense.tokenizer)
+        unused_windows(taken, dense.model, dense.tokenizer)
     assert refused.value.code == "not_enough_text"
 
 
@@ -80,16 +80,16 @@ def test_every_run_is_the_search_that_prune_does(
     dense: DenseModel, texts: dict[str, CalibrationSpec], spec: PruneSpec, tiny_models_dir: Path
 ) -> None:
     taken = samples(texts, SEEDS[:2], dense.model, dense.tokenizer)
-    judged_on = judges(taken, dense.model, dense.tokenizer)
+    evaluated_on = unused_windows(taken, dense.model, dense.tokenizer)
     recorders = [Recorder() for _ in taken]
-    found = list(runs(spec, dense, taken, judged_on, recorders.__getitem__))
+    found = list(runs(spec, dense, taken, evaluated_on, recorders.__getitem__))
     assert [(one.text, one.seed) for one in found] == [(one.text, one.spec.seed) for one in taken]
     alone = replace(spec, calibration=replace(texts["dogs.txt"], seed=1), evaluate=False)
     manifest, _ = prune_tiny(tiny_models_dir, alone, "tiny@alone")
     assert found[1].order == manifest.removed_blocks
     assert tuple(removal.loss for removal in found[1].removals) == manifest.quality.losses[1:]
     assert [recorder.evaluations[-1] for recorder in recorders] == [(ONE_SEARCH,) * 2] * 6
-    for text, windows in judged_on.items():
+    for text, windows in evaluated_on.items():
         oracle = PlainScorer(dense.model, windows.token_ids)
         for step, value in enumerate(found[-1].perplexities[text]):
             gone = found[-1].order[:step]
