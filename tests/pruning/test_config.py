@@ -1,4 +1,4 @@
-"""Settings: read from the environment, checked, unchangeable, and handed to children whole."""
+"""Settings are read from the environment, validated, immutable, and passed to child processes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Log lines, as text and as JSON, and the ids that are in them."""
+"""Log lines as text and as JSON, with the ids of their context."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger("sleb.test")
 def _as_it_was() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    root.handlers = []  # or those of pytest would be closed
+    root.handlers = []  # basicConfig would close those of pytest
     yield
     root.handlers, root.level = handlers, level
 

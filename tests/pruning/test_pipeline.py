@@ -1,4 +1,4 @@
-"""A run from spec to checkpoint, looked at from outside: what was told, and what lies there."""
+"""A run from spec to checkpoint: what its observer receives, and what it publishes."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ def test_the_order_is_that_of_the_plain_search(tiny_models_dir: Path) -> None:
 
 
 def test_the_checkpoint_is_the_view_to_any_program(tiny_models_dir: Path, tmp_path: Path) -> None:
-    """Loaded by plain transformers in a process that has never heard of this project."""
+    """Loaded by transformers in a process that does not import this project."""
     manifest = run(tiny_models_dir, Recorder())
     path = tiny_models_dir.parent / "checkpoints" / manifest.name
     code = (
@@ -98,7 +98,7 @@ def test_tokenizer_and_template_are_the_parents_byte_for_byte(tiny_models_dir: P
 def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
     tiny_models_dir: Path, stop_after: int
 ) -> None:
-    """Wherever it stops: nothing that was scored is scored again, and no number differs."""
+    """Wherever a run stops, no candidate is scored twice, and all numbers are the same."""
     whole = Recorder()
     expected = run(tiny_models_dir, whole, name="tiny@whole")
     stopped, resumed = Recorder(stop_after=stop_after), Recorder()

@@ -1,4 +1,4 @@
-"""The paper's metrics 1 and 2 as whole runs: what they publish, and how they go on when stopped."""
+"""Whole runs with metrics 1 and 2 of the paper: what they publish, and how they resume."""
 
 import json
 from dataclasses import replace
@@ -114,7 +114,7 @@ def test_wherever_it_is_stopped_it_goes_on_and_repeats_nothing(
 def test_a_ranking_that_lost_some_of_its_scores_measures_those_again(
     tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
-    """As when the store was away for a while."""
+    """As after an outage of the store."""
     spec = replace(spec, metric=Metric.ONE_SHOT)
     first, again = Recorder(stop_after=FREE + 2), Recorder()
     with pytest.raises(Stop):

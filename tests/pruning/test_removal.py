@@ -1,4 +1,4 @@
-"""Which blocks a removal order keeps."""
+"""The blocks that a removal order keeps."""
 
 from pruning.removal import kept
 

@@ -1,4 +1,4 @@
-"""The search against a brute-force loop, on losses that are any function of the blocks kept."""
+"""The search against a brute-force loop, with arbitrary losses of the kept blocks."""
 
 import math
 import subprocess
@@ -112,7 +112,7 @@ def test_of_candidates_that_saw_less_none_goes_whatever_its_mean() -> None:
 
 
 def test_the_margin_is_paired_and_so_is_its_error() -> None:
-    """What both find hard cancels: 1, 9 and 5 are far apart, the gaps 0.1, 0.2 and 0.3 are not."""
+    """The difficulty of windows cancels: losses differ by up to 8, and gaps by up to 0.2 only."""
     found = decide(1, 1.0, {1: [1.1, 9.2, 5.3], 2: [1.0, 9.0, 5.0], 3: [4.0, 9.0, 9.0]})
     assert (found.block, found.runner_up) == (2, 1)
     assert found.margin == pytest.approx(0.2)

@@ -1,4 +1,4 @@
-"""Calibration text of several sources: who gives how many windows, and what is said of them."""
+"""Calibration text of several sources: the windows of each, and their report."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""One contract for every family of the table: a view is exact, shares all, and changes nothing."""
+"""For every family, a view is exact, shares all tensors, and does not change the model."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class TestEveryFamily:
             assert places <= {position}
 
     def test_blocks_called_one_by_one_give_the_models_logits(self, family: str) -> None:
-        """On more windows than the calls were noted for, and no block ran when they were."""
+        """Calls of one window run on more windows, and are recorded without running a block."""
         dense, ids = tiny_model(family), token_ids(rows=3)
         ran: list[object] = []
         hooks = [b.register_forward_hook(lambda *_: ran.append(1)) for b in block_list(dense)]

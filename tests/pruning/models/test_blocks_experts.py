@@ -1,4 +1,4 @@
-"""Families whose blocks have experts: how they lie on disk, and that no row disturbs another."""
+"""Families with experts: their names on disk, and rows that do not affect each other."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from tests.support.tiny_directory import tiny_tokenizer
 
 FAMILIES = sorted(its for its in ARCHITECTURES if its == "mixtral" or its.endswith("moe"))
 KEEP = (0, 1, 3, 5)
-# what a block's experts are called in the checkpoints of the hub, and so by other servers
+# Names of a block's experts in checkpoints of the hub, which other servers expect.
 OF_EXPERT = {
     "mixtral": "block_sparse_moe.experts.{}.w{}.weight",
     "olmoe": "mlp.experts.{}.{}_proj.weight",
@@ -56,14 +56,14 @@ def stored(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def write_fused(path: Path, family: str) -> None:
-    """The experts of a block as one tensor, as they are in memory."""
+    """The experts of a block in one tensor, as in memory."""
     write_checkpoint(path, family)
     weights = {name: its.clone() for name, its in tiny_model(family).state_dict().items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_model(path: Path, family: str) -> None:
-    """With room in its vocabulary for every token of the tokenizer."""
+    """With a vocabulary that contains every token of the tokenizer."""
     tokenizer = tiny_tokenizer()
     config = copy.deepcopy(tiny_model(family).config)
     config.vocab_size = len(tokenizer)
@@ -81,7 +81,7 @@ def test_the_table_has_families_with_experts() -> None:
 def test_what_is_published_has_the_names_of_the_hub_and_loads_as_what_was_measured(
     family: str, resident: Resident, tmp_path: Path
 ) -> None:
-    """The names, so that others can read them too; ``prune`` compares what it has written."""
+    """Names as other programs read them; ``prune`` itself compares the values."""
     write_model(tmp_path / "models" / "tiny", family)
     (tmp_path / "text.txt").write_text("the lazy fox sleeps on and on, over the dog; " * 40)
     text = CalibrationSpec(Dataset.FILE, num_samples=3, seqlen=12, path=str(tmp_path / "text.txt"))
@@ -111,7 +111,7 @@ def test_experts_are_streamed_from_any_layout_and_exported_in_shards(
     else:
         write_checkpoint(tmp_path / "dense", family, layout=layout)
     whole, streamed = load(tmp_path / "dense").model, StreamedModel(tmp_path / "dense")
-    # weights lie elsewhere in memory, and some products round by how they are aligned
+    # Weights have another alignment in memory, with which some products round differently.
     torch.testing.assert_close(streamed_logits(streamed), logits_of(whole, token_ids()))
     save_streamed(streamed, KEEP, tmp_path / "exported", shard_bytes=20_000)
     view(whole, KEEP).save_pretrained(tmp_path / "saved", max_shard_size=20_000)
@@ -129,7 +129,7 @@ def test_experts_are_streamed_from_any_layout_and_exported_in_shards(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_is_routed_as_if_it_were_alone(family: str) -> None:
-    """Whoever else is in the batch, and however many tokens of padding stand behind it."""
+    """With any other rows in the batch, and any amount of padding."""
     model: PreTrainedModel = tiny_model(family)
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(3, VOCAB_SIZE, (5, 11), generator=generator)

@@ -1,4 +1,4 @@
-"""When memory runs out: what is said of it, and that half the batch gives the same result."""
+"""Out of memory: the message, and the same result with half of the batch."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names of variants: what is parsed is what was formatted."""
+"""Names of variants: formatting and parsing are inverse."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Quantised weights: values of a loop, in new tensors, and the dense model as it was to the bit."""
+"""Quantised weights equal those of a loop, in new tensors, and leave the dense model unchanged."""
 
 import copy
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def rounded(weight: torch.Tensor, group: int, least: int, most: int, steps: floa
 
 BY_HAND: dict[Quantize, Callable[[torch.Tensor], torch.Tensor]] = {
     Quantize.INT8: lambda weight: rounded(weight, weight.shape[1], -128, 127, 127.5),
-    # of 32 and 48 inputs: the most up to 128 that divides them
+    # 32 and 48 inputs: the largest power of two up to 128 that divides them
     Quantize.INT4: lambda weight: rounded(weight, 32 if weight.shape[1] == 32 else 16, -8, 7, 7.5),
 }
 

@@ -1,4 +1,4 @@
-"""What is exported from a streamed model is what a view of the whole model saves, byte for byte."""
+"""A streamed model and a view of the model in memory are saved as the same bytes."""
 
 from pathlib import Path
 

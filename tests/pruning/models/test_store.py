@@ -1,4 +1,4 @@
-"""A model is found by name, and loaded whole or not at all."""
+"""Models are found by name, and loaded completely or refused."""
 
 import os
 from pathlib import Path

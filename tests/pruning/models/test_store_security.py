@@ -1,4 +1,4 @@
-"""What a model brings along beside JSON and safetensors is neither run nor unpickled."""
+"""Code and pickles in a model's directory are neither run nor loaded."""
 
 import json
 import pickle
@@ -19,13 +19,13 @@ NAMES = {
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
-    """Is there once something foreign was run."""
+    """Exists once foreign code was run."""
     return tmp_path / "mark"
 
 
 @pytest.fixture
 def model_dir(tiny_models_dir: Path, mark: Path) -> Path:
-    """A good model, of a type that is known, whose files name code of its own."""
+    """A valid model of a supported type whose files refer to code of their own."""
     path = tiny_models_dir / "tiny"
     (path / "code.py").write_text(
         f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"

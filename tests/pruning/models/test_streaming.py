@@ -1,4 +1,4 @@
-"""A streamed model computes what the whole one computes, with no more weights than are at work."""
+"""A streamed model computes what the loaded one does, with only the weights in use."""
 
 import json
 import math
@@ -80,7 +80,7 @@ def test_no_more_is_there_than_two_blocks_or_one_end(
 
 
 def test_the_whole_model_is_never_in_memory(tmp_path: Path) -> None:
-    """2 GiB of zeros that take no room on disk, and would take 1 GiB in memory in another dtype."""
+    """A sparse file with 2 GiB of zeros, which would take 1 GiB of memory in another dtype."""
     write_checkpoint(tmp_path, "llama")
     file, vocab_size = tmp_path / "model.safetensors", 2**23
     edit_config(tmp_path, vocab_size=vocab_size)

@@ -1,4 +1,4 @@
-"""Times of a decode step's parts, and the removals that a speed-up needs."""
+"""Times of the parts of a decode step, and the removals that a speed-up needs."""
 
 from copy import deepcopy
 from pathlib import Path

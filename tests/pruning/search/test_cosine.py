@@ -1,4 +1,4 @@
-"""Cosine similarity of blocks against what the model of transformers says of its hidden states."""
+"""Cosine similarity of blocks against the hidden states that transformers returns."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.support.tiny import NUM_BLOCKS, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 
 ALL = tuple(range(NUM_BLOCKS))
-FREE = ALL[:-1]  # behind the last block, transformers tells only what its norm makes of it
+FREE = ALL[:-1]  # transformers returns the output of the last block only after the norm
 
 
 def by_hand(family: str, token_ids: torch.Tensor) -> dict[int, list[float]]:

@@ -1,4 +1,4 @@
-"""Removal by scores of the dense model, on losses that are any function of the blocks kept."""
+"""Removal by scores of the dense model, with arbitrary losses of the kept blocks."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ Case = tuple[int, int, int, int, int]
 
 
 class Dissimilar:
-    """A ranker with scores of its own, a few windows each; it notes how often it is asked."""
+    """A ranker with random scores for a few windows, which records its rounds."""
 
     def __init__(self, seed: int) -> None:
         self._table = TableScorer(seed)

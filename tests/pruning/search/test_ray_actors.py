@@ -1,4 +1,4 @@
-"""What an actor would run, run here: candidates one by one, of any family, as the scorer says."""
+"""The evaluator of an actor, in this process: same losses as the scorer, for every family."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_answers_are_those_of_the_scorer_one_at_a_time(family: str, tmp_path: Pa
     assert evaluator.begin(KEEP, (NO_BLOCK,), range(4)) == (NO_BLOCK, scorer.losses(KEEP))
     assert evaluator.more() is None
     first, second = scorer.score(KEEP, (3, 1), range(2, 4))
-    assert evaluator.begin(KEEP, (2, 4), range(4)) is not None  # and is left half way
+    assert evaluator.begin(KEEP, (2, 4), range(4)) is not None  # not finished
     assert evaluator.begin(KEEP, (3, 1), range(2, 4)) == first
     assert evaluator.more() == second
     assert evaluator.more() is None

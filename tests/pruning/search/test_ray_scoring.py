@@ -1,4 +1,4 @@
-"""Two actors on the CPU against one process: the same losses to the bit, whoever is lost."""
+"""Two actors on the CPU against one process: bit-identical losses, also after lost actors."""
 
 import importlib
 import os
@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 NUM_BLOCKS = 8
 KEEP = tuple(range(NUM_BLOCKS))
 CANDIDATES = KEEP[1:-1]
-TWINS = (3, 4)  # the same weights: without one or the other, the same model is left
+TWINS = (3, 4)  # equal weights: the model without either is the same
 WINDOWS = torch.randint(3, 260, (24, 9), generator=torch.Generator().manual_seed(1))
 BOUNDARIES = stages(len(WINDOWS))[:-1]
 ALL = range(len(WINDOWS))
@@ -47,7 +47,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scorer(model_dir: Path) -> Iterator[ClusterScorer]:
-    """Starts a Ray of its own, and ends it."""
+    """Starts and stops its own Ray."""
     ray = importlib.import_module("ray")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with ClusterScorer(
@@ -65,7 +65,7 @@ def shared(model_dir: Path) -> SharedPrefixScorer:
 
 
 def kill(scorer: ClusterScorer, place: int) -> None:
-    """Kill the process of that place's actor."""
+    """Kill the process of the actor at ``place``."""
     (handle,) = (actor.handle for actor in scorer._pool.actors if actor.place == place)
     pid = scorer._pool.ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_both_actors_have_their_part_and_keep_it(scorer: ClusterScorer) -> None:
 
     first, second = places(KEEP), places((0, *KEEP[2:]))
     assert sorted(first.values()) == [0, 0, 0, 1, 1, 1]
-    assert sum(first[block] != second[block] for block in second) <= 1  # to even out the loads
+    assert sum(first[block] != second[block] for block in second) <= 1  # moved to balance the load
 
 
 def test_races_run_on_actors_too(scorer: ClusterScorer, shared: SharedPrefixScorer) -> None:
@@ -118,7 +118,7 @@ def test_a_round_left_half_way_disturbs_none(
 def test_ties_are_decided_in_one_place(
     scorer: ClusterScorer, shared: SharedPrefixScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if every actor were another kind of machine, a hair off the others."""
+    """As if the machines of the actors rounded differently."""
     run = scorer._pool.run
 
     def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[ActorResult]:
@@ -145,7 +145,7 @@ def test_what_an_evaluation_raises_comes_as_it_is(scorer: ClusterScorer) -> None
 
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
-    """Actors in this process, which start at once."""
+    """Actors in this process, which start immediately."""
     ray = LocalRay()
     monkeypatch.setattr("pruning.search.ray_scoring.import_ray", lambda: ray)
     return ray
@@ -209,7 +209,7 @@ def test_with_every_local_actor_lost_the_search_says_so(model_dir: Path) -> None
 @pytest.mark.slow
 def test_with_every_actor_lost_the_search_says_so(scorer: ClusterScorer, model_dir: Path) -> None:
     check_lost(model_dir, kill)
-    assert len(scorer.losses(KEEP)) == len(WINDOWS)  # which another's end leaves alone
+    assert len(scorer.losses(KEEP)) == len(WINDOWS)  # not affected by the end of another scorer
 
 
 @pytest.mark.usefixtures("local")

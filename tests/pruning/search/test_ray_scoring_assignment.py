@@ -1,4 +1,4 @@
-"""Shares of a round: complete, even, and at home where that costs nothing."""
+"""The assignment of a round: complete, balanced, and at home where that costs nothing."""
 
 from hypothesis import given
 from hypothesis import strategies as st

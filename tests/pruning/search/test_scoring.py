@@ -1,4 +1,4 @@
-"""Losses against cross entropy straight from the model's own logits."""
+"""Losses against the cross entropy of the model's logits."""
 
 import copy
 import math
@@ -82,7 +82,7 @@ def one_trunk_bytes(seqlen: int) -> int:
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_every_family_is_searched_as_the_plain_scorer_would(family: str) -> None:
-    """Windows longer than a sliding one, in several batches, with and without room for states."""
+    """Windows longer than the sliding window, in batches, with and without room for states."""
     model, token_ids = tiny_model(family), windows(5, 12)
     expected = list(sleb(PlainScorer(model, token_ids), NUM_BLOCKS, 4))
     for budget in (one_trunk_bytes(12), 100 * one_trunk_bytes(12)):
@@ -107,7 +107,7 @@ def test_shared_prefixes_give_the_plain_losses_and_order(
     resume_after: int,
     budget: float,
 ) -> None:
-    """For any family, barrier, resume point, cut into batches and byte budget."""
+    """For any family, protected blocks, resume point, batch size and byte budget."""
     model, token_ids = tiny_model(family), windows(*shape)
     num_remove = NUM_BLOCKS - max(1, sum(barriers))
     search = partial(sleb, protect_first=barriers[0], protect_last=barriers[1])
@@ -124,7 +124,7 @@ def test_shared_prefixes_give_the_plain_losses_and_order(
 @settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_no_call_leaves_a_wrong_state_behind(data: st.DataObject) -> None:
-    """Rounds of any blocks, left half way, under changing budgets: the answers are plain's."""
+    """Arbitrary rounds, also unfinished, and changing budgets give the losses of plain."""
     model, token_ids = tiny_model("llama"), windows(3, 6)
     scorer, plain = SharedPrefixScorer(model, token_ids), PlainScorer(model, token_ids)
     keeps = st.sets(st.integers(0, NUM_BLOCKS - 1), min_size=2).map(

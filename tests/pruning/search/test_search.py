@@ -1,4 +1,4 @@
-"""Searches as a spec asks for them: to a target, staged, streamed. Looked at through whole runs."""
+"""Searches to a target, staged and streamed, tested in whole runs."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +18,7 @@ from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 
 WEIGHTS = "model.safetensors"
-# text that the model wrote, or a random model may do better without some of its blocks
+# Text of the model itself: on other text, a random model may improve when blocks are removed.
 OWN_WORDS = PruneSpec("tiny", num_remove=4, calibration=CalibrationSpec(num_samples=8, seqlen=24))
 
 
@@ -61,7 +61,7 @@ def test_a_ratio_that_the_first_removal_passes_publishes_nothing(tiny_models_dir
 def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
     tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 1 + 6 + 1 parts alike, two blocks less are a speed-up of 8/6."""
+    """Of 1 + 6 + 1 equal parts, the removal of two is a speed-up of 8/6."""
     times = BlockTimes(embedding_s=1e-3, block_s=1e-3, head_s=1e-3)
     monkeypatch.setattr("pruning.search.dense_model.measure_times", lambda _model: times)
     target = replace(spec, num_remove=None, target_speedup=1.3)

@@ -1,4 +1,4 @@
-"""Races over losses of any shape, and over a real model: who is dropped, and what it costs."""
+"""The staged search over random losses and over a model: dropped candidates and their cost."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -71,7 +71,7 @@ def test_few_windows_take_more_errors(num_windows: int, expected: float) -> None
     assert errors_behind(10**6) == pytest.approx(NUM_ERRORS, rel=1e-5)
 
 
-# The same draws every time: a race can be lost by chance, and is not promised to be won.
+# Derandomised, as the best candidate may be dropped by chance.
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.05, 0.2]))
 @settings(deadline=None, max_examples=25, derandomize=True, database=None)
 def test_the_order_is_the_exact_one_at_a_fraction_of_the_evaluations(
@@ -88,7 +88,7 @@ def test_the_order_is_the_exact_one_at_a_fraction_of_the_evaluations(
 
 
 def test_what_cannot_be_told_apart_is_evaluated_in_full() -> None:
-    """Between equal candidates no part of the windows decides."""
+    """Equal candidates are not dropped on a part of the windows."""
 
     class Equal(DrawnScorer):
         def _drawn(self, keep: Blocks, windows: range) -> Losses:

@@ -1,4 +1,4 @@
-"""The scorer of a streamed model against the plain scorer of the whole one."""
+"""The scorer of a streamed model against the plain scorer of the model in memory."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,7 +70,7 @@ def test_streamed_blocks_give_the_plain_losses_and_order(
     resume_after: int,
     budget: float,
 ) -> None:
-    """For any family, barrier, resume point, size of a call and byte budget."""
+    """For any family, protected blocks, resume point, batch size and byte budget."""
     token_ids, num_remove = windows(*shape), NUM_BLOCKS - max(1, sum(barriers))
     search = partial(sleb, protect_first=barriers[0], protect_last=barriers[1])
     plain = list(search(PlainScorer(tiny_model(family), token_ids), NUM_BLOCKS, num_remove))
@@ -86,7 +86,7 @@ def test_streamed_blocks_give_the_plain_losses_and_order(
 @settings(deadline=None, max_examples=12)
 @given(st.data())
 def test_no_call_leaves_a_wrong_state_behind(streamed: Streamed, data: st.DataObject) -> None:
-    """Rounds of any blocks, left half way or failing in a block, under changing budgets."""
+    """Arbitrary rounds, unfinished or failing ones, and changing budgets."""
     token_ids, model = windows(3, 6), streamed("llama")
     scorer, plain = StreamedScorer(model, token_ids), PlainScorer(tiny_model("llama"), token_ids)
 

@@ -1,4 +1,4 @@
-"""The spec: one target, numbers in their ranges, and a record that every release can read."""
+"""The spec: one target, numbers in their ranges, and a record that all releases can read."""
 
 import json
 import math
@@ -151,7 +151,7 @@ def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
 
 
 def test_the_digest_of_a_spec_is_what_it_was_before_it_could_have_more_settings() -> None:
-    """Checkpoints have it in their manifests, and are known for their job's by it."""
+    """Manifests contain the digest, which connects a checkpoint with its job."""
     before = "a506ce7071938d5a4733d78df2215a665710310969399516ee93f9552b245c15"
     assert PruneSpec("tiny", num_remove=2).digest() == before
 
