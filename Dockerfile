@@ -1,5 +1,5 @@
 # One image for the API and the worker: `serve` is the default command, `worker` the other.
-# CUDA comes with torch, so any base with Python 3.11 or newer and Debian's packages will do.
+# CUDA comes with torch, so any Debian base with Python 3.11 or newer works.
 ARG BASE=python:3.13-slim
 
 # hadolint ignore=DL3006
@@ -17,11 +17,11 @@ WORKDIR /src
 
 FROM build AS requirements
 COPY pyproject.toml ./
-RUN python3 -c 'import tomllib; its = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*its["dependencies"], *its["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
+RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
 
 # The dependencies have a separate layer, which is rebuilt only when their list changes.
 # TORCH=cpu takes torch without CUDA from TORCH_CPU_INDEX, the index of PyTorch's CPU builds: far
-# smaller, for the CPU alone. Without that index it is pip's usual torch, which has CUDA as well.
+# smaller, for the CPU alone. Without that index, pip installs its default torch, which includes CUDA.
 # A secret `pip.conf` may name another index: docker build --secret id=pip.conf,src=FILE ...
 FROM build AS dependencies
 ARG TORCH=cuda

@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
 	$(BIN)/sleb demo $(if $(KEEP),--keep)
 
-test: lint  ## lint, types, import contracts, then all tests but the slow ones
+test: lint  ## lint, then all tests except the slow ones
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the slow tests: the demo model, the reference search, the whole demo
@@ -69,7 +69,7 @@ audit: setup sbom  ## check the installed packages for known vulnerabilities
 		| sed 's/+.*//' > build/installed.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
 		--requirement build/installed.txt $(AUDIT) \
-		|| { echo 'make audit: vulnerable, or not known: the lines above say which' >&2; exit 1; }
+		|| { echo 'make audit: the packages listed above are vulnerable or unknown' >&2; exit 1; }
 
 sbom: setup  ## build/sbom.json, a software bill of materials (CycloneDX)
 	@mkdir -p build

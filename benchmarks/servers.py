@@ -94,8 +94,8 @@ def transformers_serve(
 ) -> Iterator[Server]:
     """``transformers serve``, with continuous batching if the number of cache pages is given.
 
-    Its default number of pages takes most of the memory. It needs the package ``openai``, which
-    is not a dependency of this project. Raises ``ServerFailed``.
+    Its default number of pages takes most of the memory. It needs the package ``openai``, one
+    of the development dependencies. Raises ``ServerFailed``.
     """
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         port = _free_port()

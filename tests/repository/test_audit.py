@@ -92,13 +92,13 @@ def test_what_is_vulnerable_fails_it() -> None:
         ran = make_audit(url, "sbom")
     assert ran.returncode != 0
     assert "TEST-1" in ran.stdout
-    assert "make audit: vulnerable, or not known" in ran.stderr
+    assert "make audit: the packages listed above" in ran.stderr
 
 
 def test_a_service_that_cannot_be_reached_fails_it() -> None:
     ran = make_audit("http://127.0.0.1:1/", "sbom")
     assert ran.returncode != 0
-    assert "make audit: vulnerable, or not known" in ran.stderr
+    assert "make audit: the packages listed above" in ran.stderr
     assert "No known vulnerabilities found" not in ran.stderr
 
 
