@@ -54,7 +54,7 @@ class Admission:
         """Raise ``TooManyPrompts`` for more than there is ever room for."""
         if num_requests > self.max_open:
             raise TooManyPrompts(
-                f"{num_requests} answers in one request: this service takes {self.max_open} at "
+                f"{num_requests} outputs in one request: this service takes {self.max_open} at "
                 f"most, running and waiting; ask for fewer at once"
             )
 

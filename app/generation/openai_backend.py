@@ -1,10 +1,6 @@
 """Generation by other servers: one request for each output, with a usage and an end of its own.
 
-A text is passed on as it comes. Moments are those of its arrival here.
-
-Who may ask another server now, who waits here for that, and who is refused.
-
-Counts and durations only: what is asked, and by whom, is not known here.
+Text is passed on as it arrives. Timings are moments of arrival here.
 """
 
 import asyncio
@@ -18,13 +14,13 @@ from app.engine.admission import Overloaded, TooManyPrompts
 from app.engine.sequence import FinishReason, Timings
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
-    Asked,
     BackendError,
     BackendFailed,
     BackendOverloaded,
     BackendRefused,
     ExternalClient,
-    asked_of,
+    OpenAIRequest,
+    openai_request,
 )
 from app.generation.output import OutputStream
 from app.generation.request import GenerationRequest, ServedElsewhere
@@ -33,73 +29,11 @@ from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
-_FADE = 0.9  # of the mean duration, with each answer
-
-
-class Places:
-    """So many at once on the other server, and so many more here, first come first served."""
-
-    def __init__(self, max_running: int, max_waiting: int) -> None:
-        self._max_running = max_running
-        self._max_open = max_running + max_waiting
-        self._free = asyncio.Semaphore(max_running)
-        self._num_open = 0
-        self._mean_s = 0.0
-        self.num_running = 0
-
-    @property
-    def num_waiting(self) -> int:
-        return self._num_open - self.num_running
-
-    @property
-    def retry_after_s(self) -> float:
-        """How long those who wait will take, if they take as long as others of late."""
-        rounds = math.ceil(self.num_waiting / self._max_running)
-        return min(max(rounds * self._mean_s, _MIN_RETRY_S), _MAX_RETRY_S)
-
-    def admit(self, num_requests: int) -> None:
-        """Let all of them in or none; each has to ``leave``.
-
-        Raises ``TooManyPrompts`` or ``Overloaded``.
-        """
-        if num_requests > self._max_open:
-            raise TooManyPrompts(
-                f"{num_requests} answers in one request: this model takes {self._max_open} at "
-                f"most, running and waiting; ask for fewer at once"
-            )
-        if self._num_open + num_requests > self._max_open:
-            what = f"{self.num_waiting} requests"
-            raise Overloaded(what, "queue_full", self.retry_after_s)
-        self._num_open += num_requests
-
-    def leave(self) -> None:
-        self._num_open -= 1
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Waits until it may ask the server, and may for as long as this lasts."""
-        async with self._free:
-            clock = asyncio.get_running_loop().time
-            began_s = clock()
-            self.num_running += 1
-            try:
-                yield
-            finally:
-                self.num_running -= 1
-                took_s = clock() - began_s
-                self._mean_s = _FADE * (self._mean_s or took_s) + (1 - _FADE) * took_s
-
-
-@dataclass(frozen=True, eq=False)
-class _Server:
-    served: ServedElsewhere
-    client: ExternalClient
-    places: Places
-    open_outputs: "set[ExternalOutputStream]" = field(default_factory=set)
+_FADE = 0.9  # weight of the previous mean duration when a request ends
 
 
 class ExternalBackend:
-    """The servers of all declared models. Belongs to an event loop; to be closed."""
+    """The servers of all declared external models. Bound to one event loop; must be closed."""
 
     def __init__(self, models: Sequence[ExternalModel], metrics: Metrics) -> None:
         self._metrics = metrics
@@ -107,47 +41,49 @@ class ExternalBackend:
             model.name: _Server(
                 ServedElsewhere(ModelEntry.of_external(model), model),
                 ExternalClient(model),
-                Places(model.max_num_seqs, model.max_waiting),
+                ConcurrencyLimiter(model.max_num_seqs, model.max_waiting),
             )
             for model in models
         }
 
     def served(self, name: str) -> ServedElsewhere | None:
-        """None for a model that is not declared."""
+        """The external model of this name, None if none is declared."""
         server = self._servers.get(name)
         return None if server is None else server.served
 
     def num_running(self) -> Mapping[str, int]:
-        """Requests that the servers work on, by model."""
-        return {name: server.places.num_running for name, server in self._servers.items()}
+        """Number of requests that each server works on, by model."""
+        return {name: server.limiter.num_running for name, server in self._servers.items()}
 
     def num_waiting(self) -> Mapping[str, int]:
-        """Requests that wait here, by model."""
-        return {name: server.places.num_waiting for name, server in self._servers.items()}
+        """Number of requests that wait here for each server, by model."""
+        return {name: server.limiter.num_waiting for name, server in self._servers.items()}
 
     async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
     ) -> list[OutputStream]:
-        """Admits all of them or none: each has to be closed.
+        """Admit the outputs of a request, all or none. Each must be closed.
 
         Raises ``TooManyPrompts`` or ``Overloaded``.
         """
         server = self._servers[served.model.name]
-        asked = [
-            asked_of(request, its, number) for its in request.prompts for number in range(request.n)
+        requests = [
+            openai_request(request, prompt, number)
+            for prompt in request.prompts
+            for number in range(request.n)
         ]
         try:
-            server.places.admit(len(asked))
+            server.limiter.admit(len(requests))
         except Overloaded as refusal:
             self._metrics.rejected(labels_of(served.entry), refusal.reason)
             raise
         return [
-            ExternalOutputStream(index, its, server, self._metrics, deadline_s)
-            for index, its in enumerate(asked)
+            ExternalOutputStream(index, one, server, self._metrics, deadline_s)
+            for index, one in enumerate(requests)
         ]
 
     def abort(self) -> None:
-        """End what is open as far as it has come."""
+        """End all open outputs with what they have."""
         for server in self._servers.values():
             for output in server.open_outputs:
                 output.abort()
@@ -158,20 +94,25 @@ class ExternalBackend:
 
 
 class ExternalOutputStream(OutputStream):
-    """Gathers what one request brings. Counted once, however it ends."""
+    """One request to another server. The metrics count it once, however it ends."""
 
     def __init__(
-        self, index: int, asked: Asked, server: _Server, metrics: Metrics, deadline_s: float | None
+        self,
+        index: int,
+        request: OpenAIRequest,
+        server: "_Server",
+        metrics: Metrics,
+        deadline_s: float | None,
     ) -> None:
         super().__init__(index, num_prompt_tokens=None)
-        self._asked = asked
+        self._request = request
         self._server = server
         self._metrics = metrics
         self._labels = labels_of(server.served.entry)
         self._on_gap = metrics.token_gaps(self._labels)
         self._deadline_s = deadline_s
         self._limit: asyncio.Timeout | None = None
-        self._cut = FinishReason.TIMEOUT  # the reason, if the deadline ends it
+        self._cut = FinishReason.TIMEOUT  # the finish reason if the deadline passes
         self._arrived_s = time.monotonic()
         self._scheduled_s: float | None = None
         self._first_token_s: float | None = None
@@ -196,11 +137,11 @@ class ExternalOutputStream(OutputStream):
         try:
             reason = await self._ask(notify)
         except BackendOverloaded:
-            self._leave()
+            self._release()
             self._metrics.rejected(self._labels, "backend_overloaded")
             raise
         except BackendRefused:
-            self._leave()
+            self._release()
             raise
         except BackendError:
             self._count(FinishReason.ERROR)
@@ -215,7 +156,7 @@ class ExternalOutputStream(OutputStream):
             self._count(FinishReason.ABORT)
 
     def abort(self) -> None:
-        """End it now, with what there is."""
+        """End the output now, with what it has."""
         self._cut, self._deadline_s = FinishReason.ABORT, time.monotonic()
         if self._limit is not None:
             self._limit.reschedule(self._deadline_s)
@@ -223,7 +164,7 @@ class ExternalOutputStream(OutputStream):
     async def _ask(self, notify: Callable[[], None]) -> FinishReason:
         try:
             async with asyncio.timeout_at(self._deadline_s) as self._limit:
-                async with self._server.places.running():
+                async with self._server.limiter.lease():
                     self._scheduled_s = time.monotonic()
                     await self._read(notify)
         except TimeoutError:
@@ -238,7 +179,7 @@ class ExternalOutputStream(OutputStream):
         return self._end[0]
 
     async def _read(self, notify: Callable[[], None]) -> None:
-        async with self._server.client.stream(self._asked.path, self._asked.body) as chunks:
+        async with self._server.client.stream(self._request) as chunks:
             self.has_begun = True
             notify()
             async for chunk in chunks:
@@ -263,17 +204,82 @@ class ExternalOutputStream(OutputStream):
             self._num_tokens = chunk.usage.num_tokens
 
     def _count(self, reason: FinishReason) -> Timings:
-        self._leave()
+        self._release()
         finished_s = self._end[1] if self._end else time.monotonic()
         first_token_s = self._first_token_s
         if first_token_s is None and self._num_tokens:
-            first_token_s = finished_s  # an end of sequence at once, which has no text
+            first_token_s = finished_s  # an end of sequence alone, without text
         timings = Timings(
             self._arrived_s, self._scheduled_s, first_token_s, finished_s, self._num_tokens
         )
         self._metrics.finished(self._labels, self._num_prompt_tokens or 0, reason, timings)
         return timings
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         self._server.open_outputs.discard(self)
-        self._server.places.leave()
+        self._server.limiter.release()
+
+
+class ConcurrencyLimiter:
+    """A limit of the requests that run on another server, and of those that wait here for it.
+
+    It is first come, first served, and counts requests only.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._max_running = max_running
+        self._max_open = max_running + max_waiting
+        self._free = asyncio.Semaphore(max_running)
+        self._num_open = 0
+        self._mean_s = 0.0
+        self.num_running = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_open - self.num_running
+
+    @property
+    def retry_after_s(self) -> float:
+        """The time that the waiting requests will take, by the mean duration of recent ones."""
+        rounds = math.ceil(self.num_waiting / self._max_running)
+        return min(max(rounds * self._mean_s, _MIN_RETRY_S), _MAX_RETRY_S)
+
+    def admit(self, num_requests: int) -> None:
+        """Admit all of them or none. Each must be released.
+
+        Raises ``TooManyPrompts`` or ``Overloaded``.
+        """
+        if num_requests > self._max_open:
+            raise TooManyPrompts(
+                f"{num_requests} outputs in one request: this model takes at most "
+                f"{self._max_open}, running and waiting; ask for fewer at once"
+            )
+        if self._num_open + num_requests > self._max_open:
+            what = f"{self.num_waiting} requests"
+            raise Overloaded(what, "queue_full", self.retry_after_s)
+        self._num_open += num_requests
+
+    def release(self) -> None:
+        self._num_open -= 1
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[None]:
+        """Wait for permission to ask the server, and hold it within the context."""
+        async with self._free:
+            clock = asyncio.get_running_loop().time
+            began_s = clock()
+            self.num_running += 1
+            try:
+                yield
+            finally:
+                self.num_running -= 1
+                took_s = clock() - began_s
+                self._mean_s = _FADE * (self._mean_s or took_s) + (1 - _FADE) * took_s
+
+
+@dataclass(frozen=True, eq=False)
+class _Server:
+    served: ServedElsewhere
+    client: ExternalClient
+    limiter: ConcurrencyLimiter
+    open_outputs: set[ExternalOutputStream] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""What an OpenAI server streams, as this project knows answers: text, tokens, an end, usage."""
+"""The chunks of an OpenAI server's stream: text, tokens, a finish reason and the usage."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from app.engine.sequence import FinishReason
 from app.generation.output import Spelling, Token, TokenKey
 
 _REPLACEMENT = "\ufffd"
-_MAX_TOLD_CHARS = 1000
-# vLLM's ends of what its server gave up on; whatever else is no limit is a stop
+_MAX_MESSAGE_CHARS = 1000
+# vLLM's finish reasons of failed requests
 _FAILED = ("abort", "error")
 
 
 class ChunkRefused(ValueError):
-    """The server says in its stream that it cannot go on."""
+    """The server reported an error in its stream."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What came at one moment. The usage comes with the last one, or behind the end."""
+    """One event. The usage comes with the last one, or after the finish reason."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -47,7 +47,7 @@ class _ChatToken(_TopLogprob):
 
 
 class _Logprobs(BaseModel):
-    """Of either route: four lists with an element per token, or one of objects."""
+    """Of completions, lists with one element per token; of chat completions, ``content``."""
 
     tokens: list[str] = Field(default_factory=list)
     token_logprobs: list[float | None] = Field(default_factory=list)
@@ -73,7 +73,7 @@ class _Usage(BaseModel):
 
 
 class _Event(BaseModel):
-    model_config = ConfigDict(hide_input_in_errors=True)  # it is a client's answer
+    model_config = ConfigDict(hide_input_in_errors=True)  # it is the text of a client
 
     error: Any = None
     choices: list[_Choice] = Field(default_factory=list, max_length=1)
@@ -81,19 +81,19 @@ class _Event(BaseModel):
 
 
 class ChunkReader:
-    """Reads the events of one answer; counts its characters, for the places of its tokens."""
+    """Reads the events of one output, and counts characters for the offsets of its tokens."""
 
     def __init__(self) -> None:
         self._num_characters = 0
 
     def read(self, data: str) -> Chunk:
-        """Raises ``ValueError`` for what is no chunk, and of that kind ``ChunkRefused``."""
+        """Parse an event. Raises ``ChunkRefused`` for an error, ``ValueError`` for invalid data."""
         event = _Event.model_validate_json(data)
         if event.error is not None:
-            raise ChunkRefused(f"it said: {str(event.error)[:_MAX_TOLD_CHARS]}")
+            raise ChunkRefused(f"it reported: {str(event.error)[:_MAX_MESSAGE_CHARS]}")
         choice = event.choices[0] if event.choices else _Choice()
         if choice.finish_reason in _FAILED:
-            raise ChunkRefused(f"it said finish_reason {choice.finish_reason}")
+            raise ChunkRefused(f"it reported finish_reason {choice.finish_reason}")
         tokens = tuple(self._tokens(choice.logprobs)) if choice.logprobs else ()
         text = choice.text or choice.delta.content or ""
         self._num_characters += len(text)
@@ -110,10 +110,10 @@ class ChunkReader:
         found = list(_chat_tokens(logprobs) if of_chat else _completion_tokens(logprobs))
         lengths = [len(token.text) for token, _, _ in found]
         offsets = list(accumulate(lengths, initial=self._num_characters))
-        told = logprobs.text_offset or []
-        # exact also inside a character; but some servers count each chunk from 0, or tell nothing
-        if len(told) == len(found) and min(told, default=0) >= self._num_characters:
-            offsets = told
+        given = logprobs.text_offset or []
+        # Exact inside of a character too, but some servers count from 0 in every chunk.
+        if len(given) == len(found) and min(given, default=0) >= self._num_characters:
+            offsets = given
         for (token, logprob, top), offset in zip(found, offsets, strict=False):
             yield Token(token, True, offset, logprob, top)
 
@@ -122,7 +122,7 @@ _Found = tuple[Spelling, float | None, tuple[tuple[TokenKey, float], ...]]
 
 
 def _completion_tokens(logprobs: _Logprobs) -> Iterable[_Found]:
-    """Tokens are known by their texts alone there, also the best ones."""
+    """Tokens of the completions route, which gives their texts alone."""
     tops = logprobs.top_logprobs or [None] * len(logprobs.tokens)
     for text, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, tops, strict=True):
         yield _spelling(text), logprob, _ranked(top or {})
@@ -134,13 +134,13 @@ def _ranked(top: Mapping[str, float]) -> tuple[tuple[TokenKey, float], ...]:
 
 
 def _chat_tokens(logprobs: _Logprobs) -> Iterable[_Found]:
-    for its in logprobs.content or ():
-        top = tuple((_spelling(one.token, one.bytes), one.logprob) for one in its.top_logprobs)
-        yield _spelling(its.token, its.bytes), its.logprob, top
+    for token in logprobs.content or ():
+        top = tuple((_spelling(one.token, one.bytes), one.logprob) for one in token.top_logprobs)
+        yield _spelling(token.token, token.bytes), token.logprob, top
 
 
 def _spelling(text: str, raw: Iterable[int] | None = None) -> Spelling:
-    """A token's bytes as they are told, or as its text has them, if that is whole."""
+    """A token with the given bytes, or with those of its text if that has whole characters."""
     if raw is not None:
         return Spelling(text, bytes(raw))
     return Spelling(text, None if _REPLACEMENT in text else text.encode())

@@ -279,7 +279,7 @@ def test_a_full_line_here_is_429_and_asks_nobody(
     with gated() as engine, both(settings, redis_url, tmp_path, engine, **limits) as services:
         too_many = services.generate(services.here, prompt=["a"] * 4)
         assert too_many.status_code == 422
-        assert "this model takes 3" in too_many.json()["detail"]
+        assert "this model takes at most 3" in too_many.json()["detail"]
         body = {"model": "there", "prompt": ["a", "b", "c"], "max_new_tokens": 2}
         waits = send(services.here, "/generate", body)
 

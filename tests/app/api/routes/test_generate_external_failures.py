@@ -75,12 +75,14 @@ CASES: dict[str, Case] = {
     "400 with an envelope": early(refusing(400, ENVELOPE), 422, REFUSED, told="such thing, ***"),
     "400 of old": early(refusing(400, '{"message": "too long"}'), 422, REFUSED, told="too long"),
     "413": early(refusing(413, "big"), 422, REFUSED, told=": big"),
-    "422 without a body": early(refusing(422), 422, REFUSED, told="without a word"),
+    "422 without a body": early(refusing(422), 422, REFUSED, told="no message"),
     "422 that nests too deep": early(refusing(422, "[" * 60_000), 422, REFUSED),
     "401": early(refusing(401, KEY), 502, FAILED, told="api_key_file"),
     "403": early(refusing(403, KEY), 502, FAILED, told="api_key_file"),
     "404": early(refusing(404, "none"), 502, FAILED, told="base_url or model"),
-    "a redirect": early(refusing(307, extra="Location: /v2"), 502, FAILED, told="answered 307"),
+    "a redirect": early(
+        refusing(307, extra="Location: /v2"), 502, FAILED, told="responded with 307"
+    ),
     "418": early(refusing(418), 502, FAILED),
     "408": early(refusing(408), 504, TIMED_OUT),
     "429": early(refusing(429, extra="Retry-After: 9"), 429, "backend-overloaded", retry_after="9"),
@@ -103,11 +105,13 @@ CASES: dict[str, Case] = {
         says_and_is_silent(), 504, TIMED_OUT, told="silent for 0.3 s", model=IMPATIENT
     ),
     "half of the headers": early(says_and_is_silent(head()[:20]), 504, TIMED_OUT, model=IMPATIENT),
-    "a page": early(says(head(content_type="text/html"), b"<p>"), 502, FAILED, told="a stream"),
+    "a page": early(
+        says(head(content_type="text/html"), b"<p>"), 502, FAILED, told="an event stream"
+    ),
     "an answer that is no stream": early(says(head(content_type=JSON), b"{}"), 502, FAILED),
-    "headers alone": Case(says(head()), 502, FAILED, "before the answer was over"),
+    "headers alone": Case(says(head()), 502, FAILED, "before the output was complete"),
     "silence after the headers": Case(says_and_is_silent(head()), 504, TIMED_OUT, model=IMPATIENT),
-    "an end in the middle": Case(says(*SO_FAR), 502, FAILED, "before the answer was over"),
+    "an end in the middle": Case(says(*SO_FAR), 502, FAILED, "before the output was complete"),
     "a reset in the middle": Case(says_and_resets(*SO_FAR), 502, FAILED),
     "silence in the middle": Case(says_and_is_silent(*SO_FAR), 504, TIMED_OUT, model=IMPATIENT),
     "fewer bytes than promised": Case(
