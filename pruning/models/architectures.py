@@ -28,11 +28,7 @@ class Parts:
 
     norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
     attention: str = "self_attn"
-    projections: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-    )  # a single name is a fused projection
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one fused projection
     head_norms: tuple[str, ...] = ()  # norms of queries and of keys
     output: str = "o_proj"
     feed_forward: str = "mlp"
@@ -42,18 +38,20 @@ class Parts:
 
 @dataclass(frozen=True)
 class StreamWrites:
-    """What a block adds to the residual stream: names of its parts, for repairs that change them.
+    """The parameters that write into the residual stream, which a repair can change.
 
-    A block whose ``scaled`` parameters are multiplied by a factor adds so many times as much. There
-    are none where the block reads its input without a norm: there, no factor has that effect.
-    ``refit`` is the linear layer that writes last, if it writes into the stream itself.
+    Multiplying the ``scaled`` parameters multiplies what a block adds to the stream by the same
+    factor. There are none if the block reads its input without a norm, as no factor has this
+    effect then. ``refit`` is the last linear layer, if it writes into the stream directly.
     """
 
     scaled: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-    offset: float = 0.0  # of a norm that multiplies by its weight plus this
+    offset: float = 0.0  # of norms that multiply by their weight plus this offset
     refit: str | None = "mlp.down_proj"
     is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
-    requires: tuple[tuple[str, object], ...] = ()  # values of config switches, or nothing holds
+    requires: tuple[
+        tuple[str, object], ...
+    ] = ()  # config keys, and the values without which none of this is true
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ class Forward(Protocol):
     def hidden(
         self, batches: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield token ids on the model's device, and their hidden states in front of the head.
+        """Yield token ids on the model's device, and the inputs of the head for them.
 
-        Batches are ``[batch, seqlen]``, hidden states ``[batch, seqlen, hidden_size]``.
+        Batches are ``[batch, seqlen]``, inputs of the head ``[batch, seqlen, hidden_size]``.
         """
 
 
 class InMemoryForward:
-    """Of a model whose weights are all on its device; ``keep=None`` keeps all blocks."""
+    """Forward passes of a model in memory. ``keep=None`` keeps all blocks."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class InMemoryForward:
 
 @dataclass(frozen=True)
 class StreamedForward:
-    """Of a model on disk: each block is loaded once for as many batches as fit into memory.
+    """Forward passes of a model on disk. Loads each block once for all batches that fit.
 
     ``state_budget`` limits the bytes of hidden states, by default to half of the free memory.
     """
@@ -76,7 +76,7 @@ class StreamedForward:
     def hidden(
         self, batches: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Raises ``StateBudgetTooSmall`` if a single batch is beyond the budget."""
+        """As in ``Forward``. Raises ``StateBudgetTooSmall`` if one batch exceeds the budget."""
         for group in self._groups(batches):
             yield from self._sweep(group)
 
@@ -107,8 +107,8 @@ class StreamedForward:
             for batch in token_ids:
                 hidden, calls[batch.shape[1]] = block_calls(self.model, batch)
                 states.append(hidden)
-        with closing(self.streamed.blocks(self.keep)) as visits:
-            for block in visits:
+        with closing(self.streamed.blocks(self.keep)) as loaded:
+            for block in loaded:
                 for at, batch in enumerate(token_ids):
                     states[at] = calls[batch.shape[1]][block](states[at])
         with self.streamed.head():

@@ -15,7 +15,7 @@ LOGITS_BYTES = 24 * 2**20  # float32 logits at once: about a CPU's last-level ca
 
 
 def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
-    """Normalised hidden states ``[batch, seqlen, hidden_size]`` in front of the head."""
+    """The input of the head ``[batch, seqlen, hidden_size]``, after the last norm."""
     hidden: torch.Tensor = model.base_model(token_ids, use_cache=False).last_hidden_state
     return hidden
 
@@ -25,8 +25,8 @@ def window_losses(
 ) -> torch.Tensor:
     """Mean nats per predicted token of each window: float64 ``[batch]``.
 
-    Runs only the head, on ``hidden [batch, seqlen, hidden_size]``, in chunks of rows. Each window
-    stands alone: its first token is not predicted.
+    Runs only the head, on ``hidden [batch, seqlen, hidden_size]``, in chunks of rows. The first
+    token of each window is not predicted.
     """
     rows = hidden[:, :-1].flatten(0, 1)
     targets = token_ids[:, 1:].flatten()
@@ -37,8 +37,9 @@ def window_losses(
 def token_losses(
     model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For hidden states ``[rows, hidden_size]`` in front of the head: nats of the ``targets``
-    ``[rows]``, float32, and whether each is the likeliest token, the first of equal ones.
+    """Nats of each of the ``targets [rows]`` in float32, and whether it is the likeliest token.
+
+    ``rows [rows, hidden_size]`` are inputs of the head. Of equally likely tokens the first counts.
     """
     nats, is_likeliest = [], []
     for logits, target in _chunks(model, rows, targets):
@@ -50,7 +51,7 @@ def token_losses(
 def _chunks(
     model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits in float32 ``[rows, vocab]`` of some of the rows, to be overwritten, and targets."""
+    """Yield float32 logits ``[rows, vocab]``, which may be overwritten, and their targets."""
     rows_per_chunk = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
     for chunk, target in zip(
         torch.split(rows, rows_per_chunk), torch.split(targets, rows_per_chunk), strict=True
@@ -59,7 +60,7 @@ def _chunks(
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each of ``[rows, vocab]``, overwritten: no second array of that size."""
+    """Cross entropy per row of ``logits [rows, vocab]``, which are overwritten to save memory."""
     of_target = logits.gather(1, targets.unsqueeze(1)).squeeze(1)
     peak = logits.amax(dim=1, keepdim=True)
     return logits.sub_(peak).exp_().sum(dim=1).log_().add_(peak.squeeze(1)).sub_(of_target)

@@ -50,8 +50,8 @@ class CosineRanker:
         path = tuple(block for block in keep if block <= max(candidates, default=-1))
         for sweep in torch.split(self._windows, self._sweep_size):
             batches, calls = self._embedded(sweep)
-            with closing(self._weights.blocks(path)) as visits:
-                for block in visits:
+            with closing(self._weights.blocks(path)) as loaded:
+                for block in loaded:
                     before, batches = batches, [calls[block](hidden) for hidden in batches]
                     if block in scores:
                         scores[block] += _changes(before, batches)

@@ -117,8 +117,8 @@ class StreamedScorer:
                     batch.prepare()
         routes = [_Routes(batch, keep, candidates) for batch in group]
         needed = sorted({block for each in routes for block in each.blocks()})
-        with closing(self._streamed.blocks(needed)) as visits:
-            for block in visits:
+        with closing(self._streamed.blocks(needed)) as loaded:
+            for block in loaded:
                 walks = [walk for each in routes for walk in each.walks() if walk.at == block]
                 _advance(walks, group[0].calls[block], self._batch_tokens)
                 for each in routes:
