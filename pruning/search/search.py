@@ -104,7 +104,9 @@ def _chooser(
     tally: "_Tally",
 ) -> Callable[..., Iterator[Removal]]:
     """``sleb`` or ``ranked`` with their scorers; the arguments that they share are left open."""
-    if spec.search is Search.STAGED:  # a race depends on its candidates: whole rounds only
+    if (
+        spec.search is Search.STAGED
+    ):  # a stage depends on all candidates, so only whole rounds resume
         return partial(sleb, _ObservedScorer(StagedScorer(scorer), tally))
     step = len(state.removals) + 1
     observed = _ObservedScorer(scorer, tally, step, state.scored)
