@@ -20,8 +20,8 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from pruning.config import AbsolutePath, Settings
+from pruning.models.names import VariantName
 
-_DIRECTION = r"^(dense|[^@]*@.+)$"
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
 
 
@@ -36,6 +36,12 @@ def _signing_secret(text: str) -> str:
             "must be whsec_ and the base64 of 24 to 64 random bytes; to make one: "
             "echo whsec_$(openssl rand -base64 32)"
         )
+    return text
+
+
+def _shadow_direction(text: str) -> str:
+    if text != "dense" and VariantName.parse(text).is_dense:
+        raise ValueError(f"{text!r} is neither `dense` nor the name of a variant, as `NAME@-6`")
     return text
 
 
@@ -148,7 +154,7 @@ class ServeSettings(Settings):
         description="share, 0 to 1, of live requests that are replayed on another variant while "
         "nothing else runs",
     )
-    shadow_direction: Annotated[str, Field(pattern=_DIRECTION)] = Field(
+    shadow_direction: Annotated[str, AfterValidator(_shadow_direction)] = Field(
         default="dense",
         description="`dense`: those of pruned variants on their dense model; `NAME@-6`, or `@-6` "
         "for any: those of dense models on that variant",

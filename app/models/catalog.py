@@ -16,7 +16,7 @@ from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, Che
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models.names import VariantName
+from pruning.models.names import VariantName, split_depth
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
@@ -65,17 +65,16 @@ class Catalog:
             return self._dense_entry(name, self._newest_orders().get(name))
         if order := self._published_order(name):
             return self._whole_entry(order)
-        variant = VariantName.parse(name)
-        order = None if variant.depth is None else self._order_of(variant)
-        if variant.depth is None or order is None:
+        order, depth = self._order_and_depth(name)
+        if order is None:
             raise UnknownModel(
                 f"no model named {name[:128]!r}: GET /models lists all models; the dense ones are "
                 f"{', '.join(self.dense_names()) or 'none, as the models directory is empty'}"
             )
-        if not 1 <= variant.depth <= order.depth:
+        if not 1 <= depth <= order.depth:
             raise UnknownModel(f"{name!r}: this removal order has depths 1 to {order.depth}")
         info = self._dense_models.matching(order)
-        return ModelEntry(name, order.parent, info, order, variant.depth)
+        return ModelEntry(name, order.parent, info, order, depth)
 
     def entries(self) -> list[ModelEntry]:
         """Dense models with the prefixes of their newest orders, checkpoints, external models."""
@@ -173,11 +172,13 @@ class Catalog:
                 return None
         return self._published[name]
 
-    def _order_of(self, variant: VariantName) -> RemovalOrder | None:
-        """The order of the variant's job or, without a job, the newest of its model."""
-        if variant.job is None:
-            return self._newest_orders().get(variant.model)
-        return self.order(str(replace(variant, depth=None)))
+    def _order_and_depth(self, name: str) -> tuple[RemovalOrder | None, int]:
+        """Of ``NAME@-k`` the newest order of the model, of ``CHECKPOINT-k`` its own."""
+        variant = VariantName.parse(name)
+        if variant.job is None and variant.depth is not None:
+            return self._newest_orders().get(variant.model), variant.depth
+        checkpoint, depth = split_depth(name) or (None, 0)
+        return (self.order(checkpoint) if checkpoint else None), depth
 
     def _unpublished_order(self, name: str) -> RemovalOrder | None:
         checkpoint = VariantName.of_checkpoint(name)

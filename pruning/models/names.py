@@ -5,6 +5,7 @@
 ``NAME@-k``     without the first ``k`` blocks of the newest published removal order of the model
 ``NAME@JOB``    without all blocks that a job removed, which is also the name of its checkpoint
 ``NAME@JOB-k``  without the first ``k`` of those blocks
+``NAME-k``      the same of a checkpoint whose name has no ``@``; see ``split_depth``
 ==============  ==================================================================================
 """
 
@@ -12,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+_PREFIX = re.compile(r"(?P<checkpoint>.*[^-@])-(?P<depth>[0-9]{1,4})")
 _VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,4}))?")
 
 
@@ -35,6 +37,10 @@ class VariantName:
         depth = match["depth"]
         return cls(match["model"], match["job"] or None, int(depth) if depth else None)
 
+    @property
+    def is_dense(self) -> bool:
+        return self.job is None and self.depth is None
+
     @classmethod
     def of_checkpoint(cls, name: str) -> Self:
         """Parse the name of a checkpoint, whose job may end like a depth."""
@@ -46,3 +52,12 @@ class VariantName:
         if self.depth is not None:
             return f"{self.model}@{job}-{self.depth}"
         return f"{self.model}@{job}" if job else self.model
+
+
+def split_depth(text: str) -> tuple[str, int] | None:
+    """The checkpoint and the depth of ``CHECKPOINT-k``; None for other texts.
+
+    Only the store knows whether there is such a checkpoint: a dense model may be ``tiny-135``.
+    """
+    match = _PREFIX.fullmatch(text)
+    return (match["checkpoint"], int(match["depth"])) if match else None

@@ -102,6 +102,24 @@ def pruned_tokens(dense: LoadedModel, manifest: Manifest, num_removed: int = 2) 
     return generated(view(dense.model, manifest.keep_after(num_removed)), (5, 6, 7), 4)
 
 
+def test_a_checkpoint_whose_name_has_no_at_sign_has_prefixes_too(
+    tiny_models_dir: Path, manifest: Manifest
+) -> None:
+    """As ``sleb prune --out DATA/checkpoints/short`` writes it."""
+    checkpoints = tiny_models_dir.parent / "checkpoints"
+    (checkpoints / manifest.name).rename(checkpoints / "short")
+    file = checkpoints / "short" / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), "name": "short"}))
+    registry = registry_of(tiny_models_dir.parent)
+    assert registry.get("short").entry.num_removed == 2
+    assert registry.get("short-1").variant.keep == manifest.keep_after(1)
+    assert registry.get("short-1").variant is registry.get("tiny@-1").variant
+    with pytest.raises(UnknownModel, match="depths 1 to 2"):
+        registry.get("short-3")
+    with pytest.raises(UnknownModel, match="no model named"):
+        registry.get("none-1")
+
+
 @pytest.mark.parametrize("num_blocks", [4, 6, 8, None], ids=["less", "same", "more", "none"])
 def test_a_checkpoint_whose_parent_is_another_now_is_served_from_its_own_weights(
     tiny_models_dir: Path, manifest: Manifest, tiny_loaded: LoadedModel, num_blocks: int | None

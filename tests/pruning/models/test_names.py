@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.models.names import VariantName
+from pruning.models.names import VariantName, split_depth
 
 MODELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 JOBS = st.from_regex(r"prn-[0-9a-f]{21}", fullmatch=True)
@@ -40,3 +40,19 @@ def test_parses_each_form(text: str, expected: VariantName) -> None:
 
 def test_the_last_part_of_a_checkpoint_may_look_like_a_depth() -> None:
     assert VariantName.of_checkpoint("tiny@run-1") == VariantName("tiny", "run-1")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("short-3", ("short", 3)),
+        ("tiny@prn-1-3", ("tiny@prn-1", 3)),
+        ("short", None),
+        ("short-", None),
+        ("short--3", None),
+        ("tiny@-3", None),
+        ("short-12345", None),
+    ],
+)
+def test_splits_a_checkpoint_from_the_depth(text: str, expected: tuple[str, int] | None) -> None:
+    assert split_depth(text) == expected
