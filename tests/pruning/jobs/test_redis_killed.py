@@ -43,7 +43,12 @@ def workers_of(data_dir: Path, redis_url: str) -> Iterator[Workers]:
 class Api:
     def __init__(self, client: TestClient, spec: PruneSpec) -> None:
         self.client = client
-        calibration = {"dataset": "file", "path": "text.txt", "num_samples": 128, "seqlen": 128}
+        calibration = {
+            "dataset": "file",
+            "path": "text.txt",
+            "num_samples": spec.calibration.num_samples,
+            "seqlen": spec.calibration.seqlen,
+        }
         self.body = {
             "model": "tiny",
             "num_remove": spec.num_remove,
@@ -93,7 +98,7 @@ class Api:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> PruneSpec:
-    return long_search(tmp_path)
+    return long_search(tmp_path, num_samples=80)
 
 
 def found(data_dir: Path, job: dict[str, Any]) -> tuple[object, ...]:

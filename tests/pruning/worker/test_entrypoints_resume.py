@@ -20,11 +20,6 @@ from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers, is_alive
 
 
-@pytest.fixture
-def spec(workers: Workers) -> PruneSpec:
-    return long_search(workers.data_dir)
-
-
 def submit(client: redis.Redis, spec: PruneSpec) -> Job:
     job = JobStore(client).create(spec)
     PruneQueue(client).enqueue(job.id)
@@ -116,15 +111,17 @@ def found(data_dir: Path, job: Job) -> tuple[tuple[int, ...], tuple[float, ...],
 
 @pytest.mark.timeout(400)
 def test_a_search_goes_on_behind_a_killed_child_a_pause_and_a_killed_worker(
-    workers: Workers, redis_client: redis.Redis, spec: PruneSpec
+    workers: Workers, redis_client: redis.Redis
 ) -> None:
+    spec = long_search(workers.data_dir, num_samples=48)
     check(workers, redis_client, spec, ["child", "pause", "parent"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_ten_kills_and_two_pauses_of_one_job_change_nothing(
-    workers: Workers, redis_client: redis.Redis, spec: PruneSpec
+    workers: Workers, redis_client: redis.Redis
 ) -> None:
     victims = ["child", "parent", "both", "pause", "child", "child", "both", "parent", "child"]
+    spec = long_search(workers.data_dir)
     check(workers, redis_client, spec, [*victims, "both", "pause", "child"])
