@@ -23,6 +23,10 @@ class Variant:
     max_model_len: int  # tokens of prompt and answer together
 
     @property
+    def is_dense(self) -> bool:
+        return self.name == self.base
+
+    @property
     def vocab_size(self) -> int:
         size: int = self.model.config.vocab_size
         return size

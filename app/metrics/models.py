@@ -63,7 +63,7 @@ class ExternalCollector(Collector):
 
 def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
     """Include idle variants that are loaded, with 0."""
-    kinds = {its.name: "dense" if its.name == its.base else "pruned" for its in loaded}
+    kinds = {its.name: "dense" if its.is_dense else "pruned" for its in loaded}
     kinds = {name: "pruned" for name in stats.variants if name not in kinds} | kinds
     running = GaugeMetricFamily(
         "sleb_num_requests_running", "Sequences being generated.", labels=_OF_VARIANT
