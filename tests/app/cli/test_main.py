@@ -42,12 +42,16 @@ def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_prune_writes_a_model_without_any_server(data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", [sleb, pytest.param(sleb_process, marks=pytest.mark.slow)])
+def test_prune_writes_a_model_without_any_server(
+    data_dir: Path, tmp_path: Path, run: Callable[..., Completed]
+) -> None:
+    """In this process and, as slow, in its own, which starts another to verify the checkpoint."""
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     out = tmp_path / "pruned"
     common = ["--calibration", str(text), "--num-samples", "2", "--seqlen", "16", "--json"]
-    ran = sleb_process(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
+    ran = run(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
     assert report["path"] == str(out)
