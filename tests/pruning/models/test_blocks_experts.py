@@ -24,7 +24,7 @@ from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import tiny_tokenizer
 
-FAMILIES = sorted(its for its in ARCHITECTURES if its == "mixtral" or its.endswith("moe"))
+FAMILIES = sorted(name for name in ARCHITECTURES if name == "mixtral" or name.endswith("moe"))
 KEEP = (0, 1, 3, 5)
 # Names of a block's experts in checkpoints of the hub, which other servers expect.
 OF_EXPERT = {
@@ -58,7 +58,7 @@ def stored(directory: Path) -> dict[str, torch.Tensor]:
 def write_fused(path: Path, family: str) -> None:
     """The experts of a block in one tensor, as in memory."""
     write_checkpoint(path, family)
-    weights = {name: its.clone() for name, its in tiny_model(family).state_dict().items()}
+    weights = {name: weight.clone() for name, weight in tiny_model(family).state_dict().items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -67,29 +67,29 @@ def test_in_every_family_all_matrices_of_blocks_and_nothing_else_are_new(
 ) -> None:
     dense = tiny_model(family)
     before = {name: values.clone() for name, values in dense.state_dict().items()}
-    logits, places = logits_of(dense), [its.data_ptr() for its in dense.parameters()]
-    its = quantized(view(dense, KEEP), weights)
-    matrices = {id(p) for p in block_list(its).parameters() if p.ndim > 1}
+    logits, places = logits_of(dense), [weight.data_ptr() for weight in dense.parameters()]
+    made = quantized(view(dense, KEEP), weights)
+    matrices = {id(p) for p in block_list(made).parameters() if p.ndim > 1}
     plain = {id(p) for p in dense.parameters()}
-    assert num_blocks(its) == len(KEEP)
+    assert num_blocks(made) == len(KEEP)
     assert matrices
     assert not matrices & plain
-    assert {id(p) for p in its.parameters()} - matrices <= plain
-    logits_of(its)
-    generated(its, token_ids()[0].tolist(), 3)
+    assert {id(p) for p in made.parameters()} - matrices <= plain
+    logits_of(made)
+    generated(made, token_ids()[0].tolist(), 3)
     after = dense.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert [its.data_ptr() for its in dense.parameters()] == places
+    assert [weight.data_ptr() for weight in dense.parameters()] == places
     assert torch.equal(logits_of(dense), logits)
     assert num_blocks(dense) == NUM_BLOCKS
 
 
 def test_in_bfloat16_it_is_as_near_as_eight_bits_are() -> None:
     dense = copy.deepcopy(tiny_model("llama")).bfloat16()
-    its = quantized(dense, Quantize.INT8)
-    assert {p.dtype for p in its.parameters()} == {torch.bfloat16}
+    made = quantized(dense, Quantize.INT8)
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
     logits = logits_of(dense).float()
-    assert (logits_of(its).float() - logits).norm() < 0.4 * logits.norm()
+    assert (logits_of(made).float() - logits).norm() < 0.4 * logits.norm()
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -97,7 +97,7 @@ def test_a_family_is_quantised_if_all_matrices_of_its_blocks_are_of_linear_layer
     family: str,
 ) -> None:
     blocks = block_list(tiny_model(family))
-    linear = {id(its.weight) for its in blocks.modules() if isinstance(its, nn.Linear)}
+    linear = {id(m.weight) for m in blocks.modules() if isinstance(m, nn.Linear)}
     matrices = {id(parameter) for parameter in blocks.parameters() if parameter.ndim > 1}
     assert ARCHITECTURES[family].is_linear == (matrices == linear)
     if matrices != linear:
