@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 from benchmarks.baselines import pages_of
-from benchmarks.latencies import Pass, performance, rate
+from benchmarks.latencies import Pass, SideRunner, performance, rate, ratio, run_in_turn
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.offline import run_engine
 from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
 from benchmarks.servers import Server, sleb_serve, transformers_serve
-from benchmarks.sides import SideRunner, alternate, ratio
 from benchmarks.workload import SampleRequest
 
 _MIN_REQUESTS = 2  # of a closed loop
@@ -41,7 +40,7 @@ def http(subject: ServeSubject, plan: ServePlan) -> PartResult:
             requests = subject.prompts(plan).uniform(
                 max(concurrency, _MIN_REQUESTS), plan.prompt_len, plan.output_len
             )
-            closed[concurrency] = alternate(sides, requests, plan.repeats)
+            closed[concurrency] = run_in_turn(sides, requests, plan.repeats)
         opened = _open_loop(sleb, subject, plan, closed[highest][SLEB])
     details = {
         str(concurrency): {name: performance(timed) for name, timed in passes.items()}

@@ -1,13 +1,17 @@
 """Throughput and latencies of completed requests: TTFT, TPOT and inter-token latency."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean, median
 
 import numpy as np
 
+from app.compare.speedup import alternate
+from benchmarks.workload import SampleRequest
+
 _PERCENTILES = (50, 95, 99)
+_NUM_WARM_UP = 8  # requests
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,34 @@ class Pass:
     @property
     def tokens_per_s(self) -> float:
         return self.num_tokens / self.seconds
+
+
+SideRunner = Callable[[Sequence[SampleRequest]], Pass]
+
+
+def run_in_turn(
+    sides: Mapping[str, SideRunner], requests: Sequence[SampleRequest], repeats: int
+) -> dict[str, list[Pass]]:
+    """Run all sides in turn, ``repeats`` times, after a short warm-up of each."""
+    few = requests[:_NUM_WARM_UP]
+    short = [replace(request, num_new_tokens=min(request.num_new_tokens, 2)) for request in few]
+    for side in sides.values():
+        side(short)
+    passes: dict[str, list[Pass]] = {name: [] for name in sides}
+    for _, name in alternate(list(sides), repeats):
+        passes[name].append(sides[name](requests))
+    return passes
+
+
+def ratio(passes: Mapping[str, Sequence[Pass]], ours: str, theirs: str) -> float | None:
+    """Ratio of tokens per second. None unless both sides were run.
+
+    It is the median over pairs of passes, since a slow phase of the machine affects both of a pair.
+    """
+    if ours not in passes or theirs not in passes:
+        return None
+    pairs = zip(passes[ours], passes[theirs], strict=True)
+    return median(our.tokens_per_s / their.tokens_per_s for our, their in pairs)
 
 
 def rate(passes: Sequence[Pass]) -> float:

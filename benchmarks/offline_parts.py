@@ -6,10 +6,16 @@ from functools import partial
 from benchmarks.baselines import run_continuous, run_sequential, run_static
 from benchmarks.context_length import markdown, measure_growth
 from benchmarks.depth import measure_speedup, measure_weights
-from benchmarks.latencies import median_tpot_s, performance, throughput
+from benchmarks.latencies import (
+    SideRunner,
+    median_tpot_s,
+    performance,
+    ratio,
+    run_in_turn,
+    throughput,
+)
 from benchmarks.offline import run_engine
 from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
-from benchmarks.sides import SideRunner, alternate, ratio
 from benchmarks.steady import steady_output_len
 
 _STATIC_BATCH = 64
@@ -26,7 +32,7 @@ def offline(subject: ServeSubject, plan: ServePlan) -> PartResult:
         sides["generate"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
     if Baseline.CONTINUOUS_BATCHING in plan.against:
         sides["continuous-batching"] = partial(run_continuous, subject.dense.model)
-    passes = alternate(sides, requests, plan.repeats)
+    passes = run_in_turn(sides, requests, plan.repeats)
     details = {name: throughput(timed) for name, timed in passes.items()}
     return PartResult(
         details | {"engine": performance(passes["engine"])},
@@ -47,7 +53,7 @@ def mixed(subject: ServeSubject, plan: ServePlan) -> PartResult:
     }
     if Baseline.GENERATE in plan.against:
         sides["static"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
-    passes = alternate(sides, requests, plan.repeats)
+    passes = run_in_turn(sides, requests, plan.repeats)
     details = {name: throughput(timed) for name, timed in passes.items()}
     return PartResult(
         {
@@ -66,7 +72,7 @@ def batch1(subject: ServeSubject, plan: ServePlan) -> PartResult:
     sides: dict[str, SideRunner] = {"engine": partial(run_engine, subject.dense, concurrency=1)}
     if Baseline.GENERATE in plan.against:
         sides["generate"] = partial(run_sequential, subject.dense.model)
-    passes = alternate(sides, requests, plan.repeats)
+    passes = run_in_turn(sides, requests, plan.repeats)
     tpots_s = {name: median_tpot_s(timed) for name, timed in passes.items()}
     gain = tpots_s["generate"] / tpots_s["engine"] if "generate" in tpots_s else None
     details = {name: performance(timed) for name, timed in passes.items()}

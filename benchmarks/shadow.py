@@ -1,14 +1,14 @@
-"""What shadow traffic costs live requests: two services, one that replays all of them, in turn.
+"""The cost of shadow traffic for live requests: services with and without it, in turn.
 
-Requests come at random moments and leave the engine idle now and then, as replays need. The
-percentiles of a side are over the requests of all its turns.
+Requests arrive at random and leave the engine idle at times, as replays need. The percentiles of a
+side are over the requests of all of its passes.
 """
 
 import json
 import shlex
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -20,10 +20,10 @@ import typer
 from rich.console import Console
 
 from app.bench.machine import machine
-from app.compare.speedup import turn_order
+from app.compare.speedup import alternate
 from app.config import ServeSettings
 from app.settings import check_variables
-from benchmarks.latencies import Pass, RequestTiming
+from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import SampleRequest
@@ -31,28 +31,26 @@ from pruning.models.names import VariantName
 from pruning.models.store import ModelStore
 
 _MAX_RATIO = 1.05  # live p95 with shadow traffic over that without
-_SETTLE_TIMEOUT_S = 300.0  # for replays to come to their end
+_SETTLE_TIMEOUT_S = 300.0  # for all replays to end
+_NUM_WARM_UP = 8  # requests
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
     model: Annotated[str, typer.Option(help="A published variant.")] = "smollm2-135m@-6",
-    load: Annotated[float, typer.Option(help="Share of what one client manages.")] = 0.4,
-    requests: Annotated[int, typer.Option(min=1, help="Of one turn.")] = 40,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 6,
+    load: Annotated[
+        float, typer.Option(help="Request rate, as a share of that of one client.")
+    ] = 0.4,
+    requests: Annotated[int, typer.Option(min=1, help="Requests per pass.")] = 40,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes of each side.")] = 6,
     prompt_len: int = 64,
     output_len: int = 32,
     seed: int = 0,
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)  # now, not after all the work
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement, not after it
     check_variables()
     settings = ServeSettings()
-    info = ModelStore(settings.models_dir).inspect(VariantName.parse(model).model)
-    draw = Random(seed)  # noqa: S311 - no secret
-    workload = [
-        SampleRequest("", tuple(draw.choices(range(info.vocab_size), k=prompt_len)), output_len)
-        for _ in range(requests)
-    ]
+    workload = _workload(settings, model, requests, (prompt_len, output_len), seed)
     with ExitStack() as stack:
         sides = {
             name: stack.enter_context(
@@ -60,15 +58,11 @@ def main(
             )
             for name, share in (("off", 0.0), ("on", 1.0))
         }
-        few = [closed_loop(server, workload[:8], concurrency=1) for server in sides.values()]
-        _settle(sides["on"], num_requests=8)
-        per_s = load * len(few[0].timings) / few[0].seconds
+        per_s = load * _warmed_up_rate(sides, workload)
         passes: dict[str, list[Pass]] = {name: [] for name in sides}
-        for repeat in range(repeats):
-            for index in turn_order(len(sides), repeat):
-                name = list(sides)[index]
-                passes[name].append(open_loop(sides[name], workload, per_s, seed + repeat))
-                _settle(sides["on"], num_requests=8 + requests * len(passes["on"]))
+        for repeat, name in alternate(list(sides), repeats):
+            passes[name].append(open_loop(sides[name], workload, per_s, seed + repeat))
+            _settle(sides["on"], num_requests=_NUM_WARM_UP + requests * len(passes["on"]))
         counts = _shadow_counts(sides["on"])
     report = {
         **_report(passes),
@@ -79,20 +73,46 @@ def main(
         "command": shlex.join(["python", "-m", "benchmarks.shadow", *sys.argv[1:]]),
     }
     out.write_text(json.dumps(report, indent=2) + "\n")
-    Console().print_json(json.dumps({its: report[its] for its in ("ratios", "passes", "shadow")}))
+    Console().print_json(json.dumps({key: report[key] for key in ("ratios", "passes", "shadow")}))
+
+
+def _workload(
+    settings: ServeSettings, model: str, num_requests: int, lengths: tuple[int, int], seed: int
+) -> list[SampleRequest]:
+    """Requests of random token ids, with these lengths of prompt and output."""
+    info = ModelStore(settings.models_dir).inspect(VariantName.parse(model).model)
+    draw = Random(seed)  # noqa: S311 - no secret
+    prompt_len, output_len = lengths
+    return [
+        SampleRequest("", tuple(draw.choices(range(info.vocab_size), k=prompt_len)), output_len)
+        for _ in range(num_requests)
+    ]
+
+
+def _warmed_up_rate(sides: Mapping[str, Server], workload: Sequence[SampleRequest]) -> float:
+    """Requests per second of one client without shadow traffic. Warms up both sides."""
+    few = {
+        name: closed_loop(server, workload[:_NUM_WARM_UP], concurrency=1)
+        for name, server in sides.items()
+    }
+    _settle(sides["on"], num_requests=_NUM_WARM_UP)
+    return len(few["off"].timings) / few["off"].seconds
 
 
 def _report(passes: Mapping[str, list[Pass]]) -> dict[str, Any]:
-    """Percentiles in seconds; ``passes`` says whether the promise holds."""
-    found = {name: _latencies(its) for name, its in passes.items()}
+    """Percentiles in seconds. ``passes`` is whether every p95 ratio is within ``_MAX_RATIO``."""
+    found = {name: _latencies(of_side) for name, of_side in passes.items()}
     ratios = {what: round(found["on"][what] / off, 4) for what, off in found["off"].items()}
     holds = all(ratio <= _MAX_RATIO for what, ratio in ratios.items() if what.endswith("p95"))
     return {"seconds": found, "ratios": ratios, "passes": holds}
 
 
 def _latencies(passes: list[Pass]) -> dict[str, float]:
-    answers = [answer for one in passes for answer in one.timings]
-    times = {"ttft": [its.ttft_s for its in answers], "e2e": [_e2e_s(its) for its in answers]}
+    timings = [timing for one in passes for timing in one.timings]
+    times = {
+        "ttft": [timing.ttft_s for timing in timings],
+        "e2e": [timing.received_s[-1] - timing.sent_s for timing in timings],
+    }
     return {
         f"{what}_p{share}": float(np.percentile(values, share))
         for what, values in times.items()
@@ -100,22 +120,18 @@ def _latencies(passes: list[Pass]) -> dict[str, float]:
     }
 
 
-def _e2e_s(answer: RequestTiming) -> float:
-    return answer.received_s[-1] - answer.sent_s
-
-
 def _settle(server: Server, num_requests: int) -> None:
-    """Until every live request's replay is done or dropped, so that none disturbs the next turn."""
+    """Wait until all replays are done or dropped, so that none overlaps the next pass."""
     pause = threading.Event()
     for _ in range(int(_SETTLE_TIMEOUT_S / 0.2)):
         if sum(_shadow_counts(server).values()) >= num_requests:
             return
         pause.wait(0.2)
-    raise RuntimeError(f"replays have not come to their end in {_SETTLE_TIMEOUT_S:.0f} s")
+    raise RuntimeError(f"replays have not ended within {_SETTLE_TIMEOUT_S:.0f} s")
 
 
 def _shadow_counts(server: Server) -> dict[str, float]:
-    """Replays done, and dropped by reason."""
+    """The numbers of replays done, and dropped by reason."""
     lines = httpx2.get(f"{server.url}/metrics").raise_for_status().text.splitlines()
     found: dict[str, float] = {}
     for line in lines:

@@ -19,7 +19,7 @@ from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
 from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
-from app.compare.speedup import turn_order
+from app.compare.speedup import alternate
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.terminal import print_json
@@ -140,10 +140,9 @@ def _measured(
         warm_up(variant, scenario, plan)
         advance()
     samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for repeat in range(plan.repeats):
-        for index in turn_order(len(names), repeat):
-            samples[names[index]].append(measure(sides[names[index]], scenario, plan))
-            advance()
+    for _, name in alternate(names, plan.repeats):
+        samples[name].append(measure(sides[name], scenario, plan))
+        advance()
     return samples
 
 

@@ -1,7 +1,7 @@
 """Compare variants of one model: the same prompts on each in turn, in one engine.
 
-Variants take turns, in another order each round, under whatever load the service has meanwhile.
-Requests of several variants at once would wait for one another's steps and look equally fast.
+The variants take turns under the load that the service has, and the order rotates. Requests of
+several variants at once would wait for each other's steps and look equally fast.
 """
 
 import secrets
@@ -11,7 +11,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TypeVar
 
-from app.compare.speedup import Speedup, speedup, turn_order
+from app.compare.speedup import Speedup, alternate, speedup
 from app.engine.async_engine import AsyncEngine
 from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
@@ -26,7 +26,7 @@ Round = Sequence[Output]  # an output for each prompt
 
 
 class NotComparable(ValueError):
-    """The models are no variants of one dense model that is generated for here."""
+    """The models are not variants of one dense model that this engine serves."""
 
     param = "models"
 
@@ -35,8 +35,8 @@ RAISES = (NotComparable, *LOAD_RAISES, *ENGINE_RAISES)
 
 
 @dataclass(frozen=True)
-class Question:
-    models: Sequence[str]  # a name may come twice
+class ComparisonRequest:
+    models: Sequence[str]  # a name may appear twice
     baseline: int  # index into models
     prompts: Sequence[str]
     params: SamplingParams
@@ -45,9 +45,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Side:
-    """What one variant has answered: rounds of equal prompts, and what the dense model says of the
-    first, per prompt the mean log-probability of a token; None where there is no dense model.
+class ComparedVariant:
+    """The outputs of one variant, and their likelihood.
+
+    Every round has the same prompts. ``mean_logprobs`` has, for each prompt, the mean
+    log-probability of the first round's tokens under the dense model, None without one.
     """
 
     served: ServedModel
@@ -57,14 +59,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    sides: Sequence[Side]
-    baseline: Side
-    seed: int | None  # that all answers were drawn with; None if they are greedy
+    variants: Sequence[ComparedVariant]
+    baseline: ComparedVariant
+    seed: int | None  # of all outputs; None if they are greedy
 
 
 @dataclass(frozen=True)
 class Speedups:
-    """None where a time is not known of every answer."""
+    """None where an output lacks the time."""
 
     tpot: Speedup | None
     ttft: Speedup | None
@@ -76,32 +78,31 @@ class Comparer:
         self._generator = generator
         self._engine = engine
 
-    async def compare(self, question: Question) -> Comparison:
-        """Raises what ``Generator`` does, and ``NotComparable``."""
-        served = [await self._served(name) for name in question.models]
-        if len({its.entry.base for its in served}) > 1:
+    async def compare(self, request: ComparisonRequest) -> Comparison:
+        """Raises the errors in ``RAISES``."""
+        served = [await self._served(name) for name in request.models]
+        if len({one.entry.base for one in served}) > 1:
             raise NotComparable(
-                f"{', '.join(question.models)} are variants of different models: name variants of "
-                f"one, whose tokens mean the same"
+                f"{', '.join(request.models)} are variants of different models: name variants of "
+                f"one model, which share a tokenizer"
             )
-        params = question.params
+        params = request.params
         if not params.is_greedy and params.seed is None:
             params = replace(params, seed=secrets.randbelow(2**63))
-        prompts = await tokenized(question.prompts, served[0])
-        requests = [
-            GenerationRequest(its, prompts, params, question.stop, traffic="bench")
-            for its in served
+        prompts = await tokenized(request.prompts, served[0])
+        generations = [
+            GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in served
         ]
-        rounds = await self._rounds(requests, question.repeats)
-        scores = await self._scores(served, prompts, [its[0] for its in rounds])
-        sides = [Side(*its) for its in zip(served, rounds, scores, strict=True)]
-        return Comparison(sides, sides[question.baseline], params.seed)
+        rounds = await self._rounds(generations, request.repeats)
+        scores = await self._mean_logprobs(served, prompts, [first for first, *_ in rounds])
+        variants = [ComparedVariant(*parts) for parts in zip(served, rounds, scores, strict=True)]
+        return Comparison(variants, variants[request.baseline], params.seed)
 
     async def _served(self, name: str) -> ServedModel:
         served = await self._generator.load(name)
         if isinstance(served, ServedElsewhere):
             raise NotComparable(
-                f"another server generates for {name!r}: only what runs in this engine, under the "
+                f"another server generates for {name!r}: only models of this engine, under the "
                 f"same load, can be compared"
             )
         return served
@@ -116,41 +117,40 @@ class Comparer:
                 replace(request, prompts=request.prompts[:1], params=few)
             )
         rounds: list[list[Round]] = [[] for _ in requests]
-        for repeat in range(repeats):
-            for index in turn_order(len(requests), repeat):
-                rounds[index].append(await self._generator.generate(requests[index]))
+        for _, (request, outputs) in alternate([*zip(requests, rounds, strict=True)], repeats):
+            outputs.append(await self._generator.generate(request))
         return rounds
 
-    async def _scores(
+    async def _mean_logprobs(
         self, served: Sequence[ServedModel], prompts: Sequence[Sequence[int]], rounds: list[Round]
     ) -> list[list[float | None]]:
-        """Mean log-probabilities under the dense model; equal answers are read once."""
+        """Per variant and prompt, under the dense model; equal outputs are scored once."""
         dense = await self._dense(served)
         if dense is None:
             return [[None] * len(prompts) for _ in rounds]
         known: dict[tuple[int, tuple[int, ...]], float | None] = {}
-        for answers in rounds:
-            for index, output in enumerate(answers):
+        for outputs in rounds:
+            for index, output in enumerate(outputs):
                 key = index, token_ids(output)
                 if key not in known:
                     known[key] = await self._mean_logprob(dense, prompts[index], key[1])
         return [
-            [known[index, token_ids(output)] for index, output in enumerate(answers)]
-            for answers in rounds
+            [known[index, token_ids(output)] for index, output in enumerate(outputs)]
+            for outputs in rounds
         ]
 
     async def _dense(self, served: Sequence[ServedModel]) -> Variant | None:
-        """Of which all are views; None if one is not, as its parent is gone or was replaced."""
-        if not all(its.entry.is_view for its in served):
+        """The dense model, None unless all are views of it: a parent may be gone or replaced."""
+        if not all(one.entry.is_view for one in served):
             return None
         return (await self._served(served[0].entry.base)).variant
 
     async def _mean_logprob(
-        self, dense: Variant, prompt: Sequence[int], answer: Sequence[int]
+        self, dense: Variant, prompt: Sequence[int], output: Sequence[int]
     ) -> float | None:
-        if not answer:
+        if not output:
             return None
-        pieces = score(dense, prompt, answer, self._engine.max_chunk)
+        pieces = score(dense, prompt, output, self._engine.max_chunk)
         return fmean(await self._engine.run(pieces, dense))
 
 
@@ -158,24 +158,24 @@ def token_ids(output: Output) -> tuple[int, ...]:
     return tuple(token.key for token in output.tokens if isinstance(token.key, int))
 
 
-def speedups(baseline: Side, side: Side) -> Speedups:
-    """Baseline over side, of mean times over all prompts; the pairs are the rounds.
+def speedups(baseline: ComparedVariant, variant: ComparedVariant) -> Speedups:
+    """Baseline over variant, of mean times over all prompts. Each round is a pair.
 
-    The time per token is that of tokens behind the first. The time of whole answers says nothing
-    where they differ in length, and none says anything where an answer was cut short.
+    There is no verdict where an output was cut short, nor one of ``e2e`` where lengths differ.
     """
-    every = list(chain.from_iterable((*baseline.rounds, *side.rounds)))
+    every = list(chain.from_iterable((*baseline.rounds, *variant.rounds)))
+    reasons = {output.finish_reason.value for output in every}
     objection = None
-    if cut := {its.finish_reason.value for its in every} - {FinishReason.STOP, FinishReason.LENGTH}:
-        objection = f"answers were cut short ({', '.join(sorted(cut))})"
-    is_unequal = _lengths(baseline) != _lengths(side)
-    unequal = "the answers differ in length: see tpot, or force equal lengths with ignore_eos"
+    if cut := reasons - {FinishReason.STOP, FinishReason.LENGTH}:
+        objection = f"outputs were cut short ({', '.join(sorted(cut))})"
+    is_unequal = _lengths(baseline) != _lengths(variant)
+    unequal = "the outputs differ in length: see tpot, or force equal lengths with ignore_eos"
 
     def of(time_s: Callable[[Timings], float | None], objection: str | None) -> Speedup | None:
-        theirs_s, ours_s = _means_s(baseline, time_s), _means_s(side, time_s)
-        if theirs_s is None or ours_s is None:
+        baseline_s, variant_s = _means_s(baseline, time_s), _means_s(variant, time_s)
+        if baseline_s is None or variant_s is None:
             return None
-        return speedup(theirs_s, ours_s, objection)
+        return speedup(baseline_s, variant_s, objection)
 
     return Speedups(
         tpot=of(lambda timings: timings.tpot_s, objection),
@@ -184,40 +184,42 @@ def speedups(baseline: Side, side: Side) -> Speedups:
     )
 
 
-def _means_s(side: Side, time_s: Callable[[Timings], float | None]) -> list[float] | None:
-    """Of each round; None unless it is known of every answer."""
-    times_s = [[time_s(its.timings) for its in answers] for answers in side.rounds]
-    if any(its is None for its in chain.from_iterable(times_s)):
-        return None
-    return [fmean(its for its in round_s if its is not None) for round_s in times_s]
-
-
-def _lengths(side: Side) -> list[list[int]]:
-    return [[output.num_tokens for output in answers] for answers in side.rounds]
-
-
 _Token = TypeVar("_Token")
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """``share`` is that of the longer answer's tokens which stand before the first difference.
+class TokenAgreement:
+    """``share`` is the number of tokens before the first difference, over those of the longer.
 
-    Behind it the two continue different texts, and tokens that are equal there are so by chance. An
-    end of sequence is a token too. So it is exactly 1 for equal answers, and for no others.
+    After the first difference the texts diverge, and equal tokens are a coincidence. An end of
+    sequence counts as a token. So the share is 1 for equal outputs only.
     """
 
     share: float
-    first_divergence: int | None  # position from 0; of the shorter answer it may be the end
+    first_divergence: int | None  # position from 0; may be the length of the shorter one
 
 
-def agreement(baseline: Sequence[_Token], other: Sequence[_Token]) -> Agreement:
-    """Of the tokens of two answers; two empty ones are equal."""
+def token_agreement(baseline: Sequence[_Token], other: Sequence[_Token]) -> TokenAgreement:
+    """Compare the tokens of two outputs. Two empty ones are equal."""
     longest = max(len(baseline), len(other))
     pairs = zip(baseline, other, strict=False)
     common = next((at for at, (one, two) in enumerate(pairs) if one != two), None)
     if common is None:
         common = min(len(baseline), len(other))
     if common == longest:
-        return Agreement(1.0, None)
-    return Agreement(common / longest, common)
+        return TokenAgreement(1.0, None)
+    return TokenAgreement(common / longest, common)
+
+
+def _means_s(
+    variant: ComparedVariant, time_s: Callable[[Timings], float | None]
+) -> list[float] | None:
+    """The mean time of each round, None if an output lacks it."""
+    times_s = [[time_s(output.timings) for output in outputs] for outputs in variant.rounds]
+    if any(time is None for time in chain.from_iterable(times_s)):
+        return None
+    return [fmean(time for time in round_s if time is not None) for round_s in times_s]
+
+
+def _lengths(variant: ComparedVariant) -> list[list[int]]:
+    return [[output.num_tokens for output in outputs] for outputs in variant.rounds]

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from app.compare.compare import agreement
+from app.compare.compare import token_agreement
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
@@ -180,7 +180,7 @@ class Shadow:
         self._counts.compared(
             _side(live, are_alone=are_alone),
             _side(shadow, are_alone=are_alone),
-            agreement(*tokens).share,
+            token_agreement(*tokens).share,
         )
         if shadow.output.timings.was_alone:  # else its times have waiting in them
             output = shadow.output

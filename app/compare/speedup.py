@@ -1,10 +1,11 @@
-"""How much faster, from times taken in pairs, and whether the figure may be believed."""
+"""Speed-ups from times measured in turn, with a confidence interval and a verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
+from typing import TypeVar
 
 from pruning.student_t import quantile
 
@@ -20,9 +21,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Speedup:
-    """Ratio of mean times, baseline over variant, with its 95 % interval if there are two pairs.
+    """Ratio of mean times, baseline over variant, with a 95 % interval from two pairs on.
 
-    ``reason`` says what the verdict rests on or, where there is none, what is missing.
+    ``reason`` explains the verdict, or says what is missing for one.
     """
 
     ratio: float
@@ -33,30 +34,39 @@ class Speedup:
     reason: str
 
 
-def turn_order(number: int, repeat: int) -> list[int]:
-    """Sides in the order of this repeat: each is first equally often, two go A B, B A."""
-    return [(repeat + place) % number for place in range(number)]
+_Subject = TypeVar("_Subject")
+
+
+def alternate(subjects: Sequence[_Subject], repeats: int) -> Iterator[tuple[int, _Subject]]:
+    """Each repeat with each subject, in turn: pairs of repeat and subject.
+
+    The order rotates: two subjects go A B, B A. Each comes first equally often, so that drift of
+    the machine during a repeat favours none.
+    """
+    for repeat in range(repeats):
+        for place in range(len(subjects)):
+            yield repeat, subjects[(repeat + place) % len(subjects)]
 
 
 def speedup(
     baseline_s: Sequence[float], variant_s: Sequence[float], objection: str | None = None
 ) -> Speedup:
-    """Of times measured in pairs, one of each side under the same conditions.
+    """The speed-up of the variant, from times measured in pairs under the same conditions.
 
     The interval is that of a ratio of means by Student's t over the residuals ``b - ratio * v``
-    (Cochran, Sampling Techniques, 6.5). With the few pairs that there are here it covers what it
-    says, where resampling them does not. With an ``objection`` there is no verdict. Raises
-    ``ValueError`` unless there are as many times of each side, and all above 0.
+    (Cochran, Sampling Techniques, 6.5). With as few pairs as here, it has the stated coverage,
+    which resampling does not have. With an ``objection``, the verdict is undecided. Raises
+    ``ValueError`` unless both sides have equally many times, all above 0.
     """
     if len(baseline_s) != len(variant_s) or min(*baseline_s, *variant_s, 1.0) <= 0:
-        raise ValueError("expected as many times of each side, all of them above 0")
+        raise ValueError("expected equally many times of both sides, all above 0")
     ratio = fmean(baseline_s) / fmean(variant_s)
     num_pairs = len(baseline_s)
     if num_pairs < 2:
-        reason = objection or "one pair has no interval: ask for more repeats"
+        reason = objection or "one pair has no interval: use more repeats"
         return Speedup(ratio, None, None, num_pairs, Verdict.UNDECIDED, reason)
     residuals = [b - ratio * v for b, v in zip(baseline_s, variant_s, strict=True)]
-    variance = sum(its * its for its in residuals) / (num_pairs - 1)
+    variance = sum(residual * residual for residual in residuals) / (num_pairs - 1)
     error = math.sqrt(variance / num_pairs) / fmean(variant_s)
     margin = quantile(0.975, num_pairs - 1) * error
     low, high = max(ratio - margin, 0.0), ratio + margin

@@ -8,10 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.context_length import growth, markdown
-from benchmarks.latencies import Pass, RequestTiming, distribution, median_tpot_s, performance, rate
+from benchmarks.latencies import (
+    Pass,
+    RequestTiming,
+    distribution,
+    median_tpot_s,
+    performance,
+    rate,
+    ratio,
+)
 from benchmarks.load import arrivals_s
 from benchmarks.serve_report import TARGETS, all_ratios, is_met, target
-from benchmarks.sides import ratio
 
 
 def test_percentiles_of_known_numbers() -> None:

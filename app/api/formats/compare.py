@@ -17,17 +17,24 @@ from app.api.schemas.compare import (
     SpeedupView,
     TokenTextView,
 )
-from app.compare.compare import Agreement, Comparison, Side, agreement, speedups, token_ids
+from app.compare.compare import (
+    ComparedVariant,
+    Comparison,
+    TokenAgreement,
+    speedups,
+    token_agreement,
+    token_ids,
+)
 from app.compare.speedup import Speedup
 from app.generation.output import Vocabulary
 
 
 def compare_view(comparison: Comparison) -> CompareView:
-    sides, baseline = comparison.sides, comparison.baseline
+    variants, baseline = comparison.variants, comparison.baseline
     return CompareView(
         id=correlation_id.get() or "",
         created_at=time.time(),
-        models=[side.served.entry.name for side in sides],
+        models=[variant.served.entry.name for variant in variants],
         baseline=baseline.served.entry.name,
         repeats=len(baseline.rounds),
         seed=comparison.seed,
@@ -35,37 +42,39 @@ def compare_view(comparison: Comparison) -> CompareView:
             ComparedPromptView(
                 index=index,
                 prompt_tokens=output.num_prompt_tokens,
-                outputs=[_output(baseline, side, index) for side in sides],
+                outputs=[_output(baseline, variant, index) for variant in variants],
             )
             for index, output in enumerate(baseline.rounds[0])
         ],
-        results=[_result(baseline, side) for side in sides if side is not baseline],
+        results=[_result(baseline, variant) for variant in variants if variant is not baseline],
     )
 
 
-def _output(baseline: Side, side: Side, index: int) -> ComparedOutputView:
-    output = side.rounds[0][index]
-    found = _agreement(baseline, side, index)
+def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> ComparedOutputView:
+    output = variant.rounds[0][index]
+    found = _agreement(baseline, variant, index)
     return ComparedOutputView(
-        model=side.served.entry.name,
-        variant=side.served.entry.kind,
+        model=variant.served.entry.name,
+        variant=variant.served.entry.kind,
         text=output.text,
         finish_reason=output.finish_reason.value,
         completion_tokens=output.num_tokens,
-        timings=[timings_view(answers[index].timings) for answers in side.rounds],
+        timings=[timings_view(outputs[index].timings) for outputs in variant.rounds],
         agreement=found.share,
-        first_divergence=_divergence(baseline, side, index, found.first_divergence),
-        mean_logprob=side.mean_logprobs[index],
-        logprob_gap=_gap(baseline, side, index),
+        first_divergence=_divergence(baseline, variant, index, found.first_divergence),
+        mean_logprob=variant.mean_logprobs[index],
+        logprob_gap=_gap(baseline, variant, index),
     )
 
 
-def _agreement(baseline: Side, side: Side, index: int) -> Agreement:
-    return agreement(token_ids(baseline.rounds[0][index]), token_ids(side.rounds[0][index]))
+def _agreement(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> TokenAgreement:
+    return token_agreement(
+        token_ids(baseline.rounds[0][index]), token_ids(variant.rounds[0][index])
+    )
 
 
 def _divergence(
-    baseline: Side, side: Side, index: int, position: int | None
+    baseline: ComparedVariant, variant: ComparedVariant, index: int, position: int | None
 ) -> DivergenceView | None:
     if position is None:
         return None
@@ -79,22 +88,22 @@ def _divergence(
     return DivergenceView(
         position=position,
         baseline=token(token_ids(baseline.rounds[0][index])),
-        model=token(token_ids(side.rounds[0][index])),
+        model=token(token_ids(variant.rounds[0][index])),
     )
 
 
-def _gap(baseline: Side, side: Side, index: int) -> float | None:
-    ours, theirs = side.mean_logprobs[index], baseline.mean_logprobs[index]
+def _gap(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> float | None:
+    ours, theirs = variant.mean_logprobs[index], baseline.mean_logprobs[index]
     return None if ours is None or theirs is None else ours - theirs
 
 
-def _result(baseline: Side, side: Side) -> ComparedModelView:
+def _result(baseline: ComparedVariant, variant: ComparedVariant) -> ComparedModelView:
     indices = range(len(baseline.rounds[0]))
-    gaps = [gap for index in indices if (gap := _gap(baseline, side, index)) is not None]
-    found = speedups(baseline, side)
+    gaps = [gap for index in indices if (gap := _gap(baseline, variant, index)) is not None]
+    found = speedups(baseline, variant)
     return ComparedModelView(
-        model=side.served.entry.name,
-        agreement=fmean(_agreement(baseline, side, index).share for index in indices),
+        model=variant.served.entry.name,
+        agreement=fmean(_agreement(baseline, variant, index).share for index in indices),
         logprob_gap=fmean(gaps) if gaps else None,
         tpot=_speedup(found.tpot),
         ttft=_speedup(found.ttft),

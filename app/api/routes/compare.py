@@ -8,7 +8,7 @@ from app.api.openapi import responses_for
 from app.api.schemas.compare import CompareBody, CompareView
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import unless_gone
-from app.compare.compare import RAISES, Comparer, Question
+from app.compare.compare import RAISES, Comparer, ComparisonRequest
 
 router = APIRouter(tags=["generate"])
 
@@ -25,7 +25,7 @@ async def compare(
     one: it does not contain 1 and is no wider than the effect, or it lies within 3 % of 1. Set
     ``ignore_eos`` to have answers of equal lengths. Metrics count all this as ``bench``.
     """
-    question = Question(
+    comparison_request = ComparisonRequest(
         models=body.models,
         baseline=body.models.index(body.baseline or body.models[0]),
         prompts=body.prompts,
@@ -34,4 +34,4 @@ async def compare(
         repeats=body.repeats,
     )
     comparer = Comparer(generator, engine)
-    return compare_view(await unless_gone(request.receive, comparer.compare(question)))
+    return compare_view(await unless_gone(request.receive, comparer.compare(comparison_request)))

@@ -13,9 +13,8 @@ from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog
 from benchmarks.baselines import run_continuous, run_sequential, run_static
 from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
-from benchmarks.latencies import Pass, RequestTiming
+from benchmarks.latencies import Pass, RequestTiming, ratio, run_in_turn
 from benchmarks.offline import WrongLength, checked_timing, run_engine
-from benchmarks.sides import alternate, ratio
 from benchmarks.workload import NoSuchPrompt, Prompts, SampleRequest
 from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import LoadedModel, ModelStore
@@ -94,8 +93,8 @@ def test_sides_take_turns_after_a_short_one_each(prompts: Prompts) -> None:
         return Pass(1.0, (RequestTiming(0.0, (1.0,), 1),))
 
     sides = {name: lambda requests, name=name: side(name, requests) for name in ("a", "b")}
-    found = alternate(sides, prompts.uniform(3, 8, 5), repeats=2)
-    assert turns == [("a", 6), ("b", 6), ("a", 15), ("b", 15), ("a", 15), ("b", 15)]
+    found = run_in_turn(sides, prompts.uniform(3, 8, 5), repeats=2)
+    assert turns == [("a", 6), ("b", 6), ("a", 15), ("b", 15), ("b", 15), ("a", 15)]
     assert {name: len(passes) for name, passes in found.items()} == {"a": 2, "b": 2}
 
 
