@@ -8,7 +8,7 @@ from app.models.catalog import UnknownModel
 from app.models.registry import ModelRegistry
 from app.models.weights import WeightsLoading
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.models.memory import give_back
+from pruning.models.memory import release_cache
 
 
 class ModelInUse(RuntimeError):
@@ -37,4 +37,4 @@ async def unload(
     registry.drop(entry)
     if shadow is not None:
         await shadow.forget(variants)
-    await asyncio.to_thread(give_back)
+    await asyncio.to_thread(release_cache)

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from pruning.models.architectures import architecture
 from pruning.models.blocks import final_logits
 from pruning.models.forward import Forward, InMemoryForward
-from pruning.models.memory import free_bytes, give_back
+from pruning.models.memory import free_bytes, release_cache
 from pruning.models.store import COMPANION_FILES, pick_device
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
@@ -86,7 +86,7 @@ def expectation(dense: DenseModel, keep: Blocks, device: str = "auto") -> Expect
     The checkpoint is loaded on ``device`` if there is enough memory. Each weight is read once, so a
     streamed model has no continuation, which reads all weights for each token.
     """
-    give_back()
+    release_cache()
     weights: dict[str, str] = {}
     num_bytes = 0
     for name, values in dense.weights(keep):

@@ -1,6 +1,4 @@
-"""Memory of a device: how much is free, how much hidden states may take, and what an error says
-that comes of too little.
-"""
+"""Memory of a device: free bytes, the budget of hidden states, and out-of-memory errors."""
 
 import gc
 import re
@@ -11,7 +9,7 @@ import torch
 BATCH_TOKENS = 4096  # per call of a block: enough to keep a device busy
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-_IN_MAIN_MEMORY = "DefaultCPUAllocator"  # torch has no exception of its own for it
+_IN_MAIN_MEMORY = "DefaultCPUAllocator"  # torch raises a plain RuntimeError
 _ASKED = re.compile(rf"allocate ([\d.]+) ({'|'.join(_UNITS)})")
 _FREE = re.compile(rf"of which ([\d.]+) ({'|'.join(_UNITS)}) is free")
 
@@ -37,10 +35,10 @@ def state_budget(
     of: str = "",
     num_sharing: int = 1,
 ) -> int:
-    """How many bytes hidden states may take: ``num_bytes``, or by default half of the free memory
-    of ``device``, divided among ``num_sharing`` processes.
+    """The bytes that hidden states may take: ``num_bytes`` if given.
 
-    Raises ``StateBudgetTooSmall`` below ``least``, which the states of ``of`` take.
+    The default is half of the free memory of ``device``, divided among ``num_sharing`` processes.
+    Raises ``StateBudgetTooSmall`` below ``least``, the bytes that the states of ``of`` take.
     """
     budget = free_bytes(device) // (2 * num_sharing) if num_bytes is None else num_bytes
     if budget < least:
@@ -51,7 +49,7 @@ def state_budget(
     return budget
 
 
-def give_back() -> None:
+def release_cache() -> None:
     """Return cached memory to the device, for other processes."""
     gc.collect()
     if torch.cuda.is_initialized():
