@@ -1,4 +1,4 @@
-"""``sleb bench``: real runs of tiny models, and what is said of times that are made up."""
+"""``sleb bench``: real runs of tiny models, and reports of invented times."""
 
 import json
 from dataclasses import replace
@@ -205,7 +205,7 @@ def test_the_picture_shows_every_row() -> None:
 
 
 def test_energy_is_asked_of_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver is the one thing here that stands in for something else."""
+    """Only the driver is a fake."""
     assert energy_j(torch.device("cpu")) is None
     asked: list[str] = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""``sleb jobs`` against a real service: what it prints, and how it ends."""
+"""``sleb jobs`` against a real service: its output and its exit codes."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""``sleb keys``, ``--insecure`` and ``SLEB_API_KEY`` as a user types them."""
+"""``sleb keys``, ``--insecure`` and ``SLEB_API_KEY`` on the command line."""
 
 import json
 import sys

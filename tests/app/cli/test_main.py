@@ -1,4 +1,4 @@
-"""The command line as a user types it, in a process of its own where that makes a difference."""
+"""The commands of ``sleb``; in a separate process only where that makes a difference."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path)
 def test_prune_writes_a_model_without_any_server(
     data_dir: Path, tmp_path: Path, run: Callable[..., Completed]
 ) -> None:
-    """In this process and, as slow, in its own, which starts another to verify the checkpoint."""
+    """The slow test runs a process, which starts another one to verify the checkpoint."""
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     out = tmp_path / "pruned"

@@ -1,4 +1,4 @@
-"""Calibration texts as typed on a command line, and options that agree with the spec."""
+"""The options for calibration texts, and the agreement of all options with the spec."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def test_what_cannot_be_mixed_is_refused(texts: Sequence[str]) -> None:
 
 
 def spec_options() -> dict[str, Any]:
-    """Every field of the spec by the name of its option, with its default."""
+    """The default of every field of the spec, by the name of its option."""
     specs = {field.name: field.default for field in fields(PruneSpec)}
     sources = {field.name: field.default for field in fields(CalibrationSpec)}
     gates = {f"gate_{field.name}": field.default for field in fields(Gate)}

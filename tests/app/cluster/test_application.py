@@ -1,4 +1,4 @@
-"""The application of Ray Serve: what is asked of it, and the file that asks for it."""
+"""The application of Ray Serve: its deployments and its configuration file."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ REDIS = "redis://redis-box:6379"
 
 
 def deployments(args: dict[str, Any]) -> tuple[Any, Any]:
-    """The ingress, and the replicas it is bound to."""
+    """The deployments of the ingress and of the replicas that it is bound to."""
     ingress = application(
         {"redis_url": REDIS, "replica_gpus": 0, "insecure": True, **args}
     )._bound_deployment

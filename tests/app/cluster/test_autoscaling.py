@@ -1,4 +1,4 @@
-"""How many replicas there are, by the tokens that wait."""
+"""The number of replicas as a function of the waiting tokens."""
 
 import threading
 from types import SimpleNamespace

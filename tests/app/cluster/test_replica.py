@@ -84,7 +84,7 @@ def test_load_is_told_in_tokens_and_slots_and_leaves_with_the_client(
 
 @pytest.mark.parametrize("is_complete", [True, False])
 def test_an_error_is_the_replicas_only_before_its_answer_is_complete(is_complete: bool) -> None:
-    """As starlette does it: a 500 is sent, and then raised for the server to see."""
+    """Starlette sends a 500 and then raises the error again for the server."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 500, "headers": []})

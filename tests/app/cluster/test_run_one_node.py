@@ -1,4 +1,4 @@
-"""Two replicas on one machine, over HTTP and a real Ray: what a client of one process sees too."""
+"""Two replicas on one machine, with a real Ray, behave as one process does over HTTP."""
 
 import json
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def test_what_is_refused_is_refused_in_the_words_of_the_application(service: Ser
 
 
 def test_back_pressure_is_passed_on(service: Service) -> None:
-    """Two replicas take two requests each, and let one more wait."""
+    """Two replicas run two requests each, and queue one more."""
     asks = [partial(service.generate, "the dog", LONG) for _ in range(16)]
     answers = Many(asks).results()
     statuses = [answer.status_code for answer in answers]

@@ -1,4 +1,4 @@
-"""Two machines with a replica each, as far as Ray can tell, and what dies under load."""
+"""Two Ray nodes on this machine with a replica each; replicas and nodes die under load."""
 
 import os
 import signal
@@ -23,12 +23,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def nodes_of(pids: set[int]) -> set[int]:
-    """The processes that stand for the machines, and start all others there."""
+    """The processes that act as the nodes and start all others there."""
     return {psutil.Process(pid).ppid() for pid in pids}
 
 
 def wait_for_both(service: Service, but: set[int]) -> None:
-    """Until there are two replicas, and none of these."""
+    """Wait for two replicas, neither of which is one of these."""
 
     def is_so() -> bool:
         return len(service.pids) == 2 and not service.pids & but
@@ -42,7 +42,7 @@ def busy(service: Service) -> set[int]:
 
 
 def last_event(service: Service) -> tuple[str, str]:
-    """Of a stream: its kind, and what it says."""
+    """The kind and the data of the last event of a stream."""
     ask = {**MODEL, "prompt": "the dog", "max_new_tokens": LONG, "stream": True}
     answer = httpx2.post(f"{service.url}/generate", json=ask, timeout=90)
     assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""Following a job over HTTP when lines break, services restart and people lose interest."""
+"""The client that follows a job: lost connections, restarted services and interrupts."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""``sleb eval`` as a user types it: names, directories, tables, JSON, and clear words."""
+"""``sleb eval``: names and directories, tables and JSON, and error messages."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def published(data_dir: Path) -> Manifest:
 
 
 def run(*arguments: object) -> Any:
-    """The JSON that is printed; what goes wrong raises."""
+    """The printed JSON. Raises the error of a command that fails."""
     words = ["eval", *map(str, arguments), "--json"]
     result = CliRunner().invoke(command_line, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""``sleb export``: what it writes is the model, and what it refuses it says."""
+"""``sleb export`` writes the model that is served, or says why it does not."""
 
 import json
 import re
@@ -34,7 +34,7 @@ SPEC = PruneSpec("tiny", 2, calibration=CalibrationSpec(num_samples=1, seqlen=8)
 
 @pytest.fixture
 def manifest(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    """Of a checkpoint beside the model, in the data directory of the command."""
+    """The manifest of a checkpoint in the data directory of the command."""
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setenv("SLEB_DEVICE", "cpu")
     store = CheckpointStore(tiny_models_dir.parent / "checkpoints")

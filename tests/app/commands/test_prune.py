@@ -1,4 +1,4 @@
-"""What ``sleb prune`` shows while it runs and at its end."""
+"""The output of ``sleb prune`` during the search and at the end."""
 
 import json
 from io import StringIO
@@ -31,12 +31,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def progress(clock: Clock) -> Progress:
-    """Never started, so that nothing but the test draws it."""
+    """A display that is never started, so that only the test renders it."""
     return search_progress(Console(file=StringIO(), width=120, get_time=clock))
 
 
 def shown(progress: Progress) -> str:
-    """What the terminal would show now, without the bar."""
+    """The text on the terminal at this moment, without the bar."""
     console = Console(file=StringIO(), width=120)
     console.print(progress.get_renderable())
     assert isinstance(console.file, StringIO)

@@ -1,4 +1,4 @@
-"""``sleb doctor`` on machines that are well, and on such as are not."""
+"""``sleb doctor`` on machines with and without problems."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def listening() -> Iterator[int]:
 
 @contextmanager
 def without_rights() -> Iterator[None]:
-    """As a user whom permissions bind: they do not bind root."""
+    """Run as a user that file permissions apply to, which they do not to root."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""The doctor and files: models and checkpoints that are whole, cut short, or something else."""
+"""The doctor's checks of models and checkpoints that are complete, truncated or invalid."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The doctor and Redis: servers as they are found, good and bad."""
+"""The doctor's checks of Redis servers, suitable and unsuitable."""
 
 import time
 from pathlib import Path

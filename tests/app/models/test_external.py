@@ -1,4 +1,4 @@
-"""The file that declares models of other servers: what it takes, and what it says otherwise."""
+"""The file that declares external models: valid and invalid declarations."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A model comes into the models directory whole, checked and harmless, or not at all."""
+"""A model is added complete, checked and without code, or not at all."""
 
 import json
 import re
@@ -27,7 +27,7 @@ PICKLE = b"\x80\x04."  # what must never be read
 
 @pytest.fixture
 def hub(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """With one model, and beside it much that nobody asked for."""
+    """A hub with one model, which has many files besides those that are needed."""
     files = tiny_models_dir / "tiny"
     for name in ("pytorch_model.bin", "modeling_tiny.py", "optimizer.pt", "more.safetensors"):
         (files / name).write_bytes(PICKLE)
@@ -42,7 +42,7 @@ def hub(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
 
 
 def use_hub(patch: pytest.MonkeyPatch, url: str) -> None:
-    """As HF_ENDPOINT does for a process that has not begun."""
+    """Set what HF_ENDPOINT sets when a process starts."""
     patch.setattr(constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -58,7 +58,7 @@ def settings_of(data_dir: Path, *sources: str) -> ServeSettings:
 
 
 def left_behind(data_dir: Path) -> list[str]:
-    """Whatever is in the models directory."""
+    """All files in the models directory."""
     return sorted(
         str(path.relative_to(data_dir / "models"))
         for path in (data_dir / "models").rglob("*")
@@ -74,7 +74,7 @@ def origin_of(target: Path) -> dict[str, Any]:
 def test_a_model_of_the_hub_is_fetched_without_what_could_run_code(
     data_dir: Path, hub: Hub
 ) -> None:
-    """By the command, as a user types it."""
+    """With the command ``sleb models add``."""
 
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(data_dir)}
     ran = sleb_process(data_dir, "models", "add", ID, variables=variables)
@@ -239,7 +239,7 @@ DEFECTS = {
 def test_a_model_that_could_not_be_served_never_appears(
     tiny_models_dir: Path, data_dir: Path, damage: object, says: str
 ) -> None:
-    """From a directory, which goes the same way."""
+    """From a directory, which takes the same path as a download."""
     files = tiny_models_dir / "tiny"
     for name in ("pytorch_model.bin", "optimizer.pt", "modeling_tiny.py"):
         (files / name).write_bytes(PICKLE)

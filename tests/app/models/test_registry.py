@@ -1,4 +1,4 @@
-"""Which weights a name is served from, and what it costs to have many names."""
+"""The weights that a name is served from, and the memory that many names take."""
 
 import gc
 import json
@@ -45,13 +45,13 @@ def registry_of(data_dir: Path) -> ModelRegistry:
 
 
 def addresses(variant: Variant) -> dict[int, int]:
-    """Of all its tensors: where they are, and their bytes."""
+    """The bytes of all tensors of a variant, by address."""
     tensors = [*variant.model.parameters(), *variant.model.buffers()]
     return {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
 
 
 def live_bytes() -> int:
-    """Of the storages of all tensors of this process, each counted once."""
+    """The bytes of all tensors of this process; a shared storage counts once."""
     gc.collect()
     # by type, as isinstance would ask every deprecated thing of every library
     tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
@@ -68,7 +68,7 @@ def run(engine: Engine, variant: Variant) -> list[int]:
 
 
 def test_ten_variants_take_no_more_memory_than_the_dense_model_alone(tmp_path: Path) -> None:
-    """At most 1.05 times as much, after all of them have answered."""
+    """At most 1.05 times as much, after each has generated."""
     write_tiny_model(tmp_path / "models" / "tiny", num_blocks=NUM_BLOCKS)
     publish(tmp_path, NUM_REMOVED)
     registry, engine = registry_of(tmp_path), Engine()
@@ -93,7 +93,7 @@ def manifest(tiny_models_dir: Path) -> Manifest:
 
 
 def replace(data_dir: Path, *, num_blocks: int = 6, seed: int = 1) -> None:
-    """Put another model where tiny was."""
+    """Replace the directory of tiny by another model."""
     shutil.rmtree(data_dir / "models" / "tiny")
     write_tiny_model(data_dir / "models" / "tiny", num_blocks=num_blocks, seed=seed)
 

@@ -1,4 +1,4 @@
-"""The embedded Valkey with real processes: one server, shared, surviving, stopped by the last."""
+"""The embedded Valkey with real processes, which share a server; the last one stops it."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ with embedded_valkey(Path(sys.argv[1])) as url:
 
 @contextmanager
 def another_user(data_dir: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process, in a session of its own, that holds the server until its input is closed."""
+    """A process in its own session that uses the server until its input is closed."""
     command = [sys.executable, "-c", HOLD, str(data_dir)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -40,7 +40,7 @@ def another_user(data_dir: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def release(*processes: "subprocess.Popen[str]") -> list[str]:
-    """Let them take the server, all at once when they are all ready; gives their URLs."""
+    """Start all of them at the same time, once all are ready. Returns their URLs."""
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -62,7 +62,7 @@ def server_pid(url: str) -> int:
 
 
 def servers_of(data_dir: Path) -> list[int]:
-    """Of all running servers, those that write below this directory."""
+    """The running servers that write below this directory."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
