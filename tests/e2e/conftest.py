@@ -1,4 +1,4 @@
-"""Data directories around the demo model, fetched once per machine, and around one in its place."""
+"""Data directories with the demo model, downloaded once per machine, or with a tiny model."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 
 @pytest.fixture(scope="session")
 def demo_model_dir() -> Path:
-    """Kept between runs, beside other caches; the lock in there serves parallel test processes."""
+    """The demo model in the user's cache. A lock serializes parallel test processes."""
     return ensure_demo_model(platformdirs.user_cache_path("sleb-serve-tests") / "models")
 
 
@@ -24,6 +24,6 @@ def demo_data_dir(tmp_path: Path, demo_model_dir: Path) -> Path:
 
 @pytest.fixture
 def tiny_demo_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    """With a tiny model under the demo model's name, which the demo takes for it."""
+    """A data directory in which a tiny model has the name of the demo model."""
     shutil.copytree(tiny_model_dir, tmp_path / "models" / NAME)
     return tmp_path

@@ -1,4 +1,4 @@
-"""The demo as a user runs it: every number of its table must make sense.
+"""The demo as a user runs it: all numbers of its table must be plausible.
 
 ``make test`` runs it on a tiny model under the name of the real one, ``make test-slow`` on both.
 """
@@ -50,7 +50,7 @@ def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
 
 
 def demo(data_dir: Path, threads: int = 1) -> dict[str, Any]:
-    """What it reports, when it has put everything away."""
+    """Run the demo to its end and return its report."""
     command = [sys.executable, "-m", "app", "demo", "--num-remove", str(NUM_REMOVE), "--json"]
     command += ["--port", "0"]
     ran = subprocess.run(
@@ -91,7 +91,7 @@ def check_sides(dense: dict[str, Any], pruned: dict[str, Any], num_blocks: int) 
         assert len(side["completion"]) > 20
         assert 0 < side["ttft_s"] < 60
         assert 0 < side["tpot_s"] < 60
-        # four prompts at once, 48 tokens each: the rate cannot beat four per decode step
+        # four prompts of 48 new tokens at once: the rate is at most four tokens per decode step
         assert 0 < side["tokens_per_s"] <= 4 / side["tpot_s"] * 1.1
 
 
@@ -115,7 +115,7 @@ def test_ctrl_c_stops_everything_that_the_demo_started(tiny_demo_dir: Path) -> N
 
 @contextmanager
 def running_up(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
-    """``sleb up``, ready to answer."""
+    """Run ``sleb up`` until the API is ready."""
     port = free_port()
     command = [sys.executable, "-m", "app", "up", "--port", str(port)]
     with (
@@ -138,7 +138,7 @@ def test_up_serves_the_real_model(demo_data_dir: Path) -> None:
 
 
 def answer_of_up(data_dir: Path) -> str:
-    """Its answer to one request, when it has ended on SIGTERM."""
+    """The response of ``sleb up`` to one request. SIGTERM stops it afterwards."""
     with running_up(data_dir) as (up, client):
         body = {"model": NAME, "prompt": "The capital of France is", "max_new_tokens": 2}
         text: str = client.post("/generate", json=body).json()["outputs"][0]["text"]
@@ -154,9 +154,13 @@ def test_nothing_outlives_an_up_that_was_killed(tiny_demo_dir: Path) -> None:
         assert len(processes_of(tiny_demo_dir)) == 4
         up.kill()
         up.wait()
-    wait_until(lambda: all(map(is_valkey, processes_of(tiny_demo_dir))), "the others' end", 60)
-    # Users that were killed do not stop Valkey; the next one takes it over, and does.
-    wait_until(lambda: is_stopped_by_its_next_user(tiny_demo_dir), "Valkey's end")
+    wait_until(
+        lambda: all(map(is_valkey, processes_of(tiny_demo_dir))),
+        "the other processes have ended",
+        60,
+    )
+    # A killed user does not stop Valkey. The next user takes it over and stops it.
+    wait_until(lambda: is_stopped_by_its_next_user(tiny_demo_dir), "Valkey has stopped")
 
 
 def is_stopped_by_its_next_user(data_dir: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Numbers about the demo model to be trusted: perplexity by hand, and a probe that is sure."""
+"""Quality of the demo model: perplexity against a direct computation, and the probe."""
 
 from collections.abc import Sequence
 from math import exp
@@ -39,7 +39,7 @@ def texts_dir() -> Path:
 
 @torch.inference_mode()
 def by_hand(loaded: LoadedModel, seqlen: int, num_windows: int) -> float:
-    """The text as the hub has its rows, joined by blank lines; windows one by one."""
+    """Perplexity of the rows joined by blank lines, computed window by window."""
     rows = TEXT.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     text = "\n\n".join(f"{row}\n" if row.strip() else "" for row in rows)
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
@@ -64,7 +64,7 @@ def test_perplexity_is_that_of_a_loop(demo: LoadedModel, texts_dir: Path, seqlen
 def test_the_probe_tells_dense_from_half_the_blocks_and_says_the_same_twice(
     demo_model_dir: Path,
 ) -> None:
-    """Fifteen of thirty blocks go in one piece; every eighth question is asked twice."""
+    """15 consecutive of 30 blocks are removed. Every eighth question is asked twice."""
     demo, items = load(demo_model_dir), probe_items()
     depth = num_blocks(demo.model)
 

@@ -1,4 +1,4 @@
-"""The search against what the authors' own loop gave on the demo model, in bfloat16."""
+"""The search against results of the SLEB authors' code on the demo model, in bfloat16."""
 
 import json
 from pathlib import Path

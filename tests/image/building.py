@@ -1,4 +1,4 @@
-"""The Dockerfile built with buildah on a Debian of debootstrap: no engine and no registry."""
+"""Builds the Dockerfile with buildah on a Debian from debootstrap; no engine, no registry."""
 
 import json
 import os
@@ -28,10 +28,10 @@ _PIP_OPTIONS = ("cert", "extra-index-url", "index-url", "proxy", "timeout", "tru
 
 @dataclass(frozen=True)
 class Image:
-    """Unpacked; whatever runs in it mounts its root read-only."""
+    """An unpacked image. Containers mount its root read-only."""
 
     root: Path
-    config: Mapping[str, Any]  # as `docker inspect` has it
+    config: Mapping[str, Any]  # as in `docker inspect`
 
     @property
     def site_packages(self) -> Path:
@@ -40,7 +40,7 @@ class Image:
 
 
 def check_tools() -> None:
-    """Fail, saying how to get them, unless this machine has what it takes."""
+    """Fail with the packages to install if a tool is missing."""
     commands = {name: name for name in PACKAGES} | {"netavark": "/usr/lib/podman/netavark"}
     missing = [name for name, command in commands.items() if shutil.which(command) is None]
     if missing:
@@ -50,7 +50,7 @@ def check_tools() -> None:
 
 
 def built(buildah: "Buildah", arguments: Mapping[str, str]) -> Image:
-    """For the CPU, with these build arguments too; a base that is there already is used again."""
+    """Build the image for the CPU with these build arguments. An existing base is reused."""
     directory = buildah.directory
     if not buildah.has(BASE):
         buildah.load(_debian(directory), BASE)
@@ -63,7 +63,7 @@ def built(buildah: "Buildah", arguments: Mapping[str, str]) -> Image:
 
 
 class Buildah:
-    """One layer a stage: with vfs every layer is a copy of all below it."""
+    """Runs buildah with one layer per stage, because vfs copies all layers below each one."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -96,7 +96,7 @@ class Buildah:
     def install(
         self, base: str, name: str, *packages: str, folder: str, owner: str, entrypoint: str = ""
     ) -> None:
-        """An image of these packages of Debian, with a folder that a new volume is made of."""
+        """Build an image of Debian packages, with a folder as the content of new volumes."""
         container = self._run("from", *_limits(), base)
         command = (
             f"apt-get update && apt-get install --yes --no-install-recommends {' '.join(packages)} "
@@ -109,11 +109,11 @@ class Buildah:
         self._run("commit", "--format=docker", "--rm", container, name)
 
     def save(self, image: str, archive: Path, name: str) -> None:
-        """For ``docker load``, which knows it by this name then."""
+        """Write an archive for ``docker load`` with this image name."""
         self._run("push", image, f"docker-archive:{archive}:{name}")
 
     def clean(self) -> None:
-        """What nobody will use again."""
+        """Remove containers and images that are not used again."""
         self._run("rm", "--all")
         self._run("rmi", "--prune")
 
@@ -128,14 +128,14 @@ class Buildah:
 
 
 def _limits() -> list[str]:
-    """As options of buildah, which asks for more than a container may have."""
+    """Limits as options of buildah, whose defaults exceed those of a container."""
     kinds = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
     most = {name: resource.getrlimit(kind)[1] for name, kind in kinds.items()}
-    return [f"--ulimit={name}={its}:{its}" for name, its in most.items()]
+    return [f"--ulimit={name}={limit}:{limit}" for name, limit in most.items()]
 
 
 def _debian(directory: Path) -> Path:
-    """Of this machine's release and Python, as wheels that lie on its disk are made for both."""
+    """Create a Debian of this machine's release and Python, which match its cached wheels."""
     root = directory / "debian"
     if (directory / "debian-is-whole").exists():
         return root
@@ -145,7 +145,7 @@ def _debian(directory: Path) -> Path:
     include = f"--include={','.join(packages)}"
     command = ["debootstrap", "--variant=minbase", include, suite, str(root)]
     subprocess.run(command, check=True)
-    shutil.rmtree(root / "var/lib/apt/lists")  # images of Debian come without
+    shutil.rmtree(root / "var/lib/apt/lists")  # absent in Debian images
     if not _IS_OF_DEBIAN:
         _add_python(root)
     (directory / "debian-is-whole").touch()
@@ -153,7 +153,7 @@ def _debian(directory: Path) -> Path:
 
 
 def _add_python(root: Path) -> None:
-    """This one, with the libraries that it needs, in the place where images of Python have it."""
+    """Copy this Python and its libraries to where Python images have it."""
     local = root / "usr/local"
     unused = shutil.ignore_patterns("site-packages", "test", "config-*", "__pycache__", "_tkinter*")
     shutil.copytree(
@@ -162,7 +162,7 @@ def _add_python(root: Path) -> None:
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copy(_PREFIX / "bin" / name, local / "bin")
     (local / "bin" / "python3").symlink_to(name)
-    modules = [str(its) for its in (local / "lib" / name / "lib-dynload").glob("*.so")]
+    modules = [str(file) for file in (local / "lib" / name / "lib-dynload").glob("*.so")]
     command = ["ldd", str(_PREFIX / "bin" / name), *modules]
     needed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for library in set(re.findall(r"=> (/\S+)", needed)):
@@ -172,7 +172,7 @@ def _add_python(root: Path) -> None:
 
 
 def _torch_index(directory: Path) -> Path | None:
-    """Of the CPU build that pip finds on this machine's disk, if there is one; or the real one."""
+    """A local index with the CPU build of torch, if pip finds its wheel on this machine's disk."""
     found = _pip(
         "install",
         "--dry-run",
@@ -196,7 +196,7 @@ def _torch_index(directory: Path) -> Path | None:
 
 
 def _pip_config(directory: Path) -> Path:
-    """How pip gets out of this machine; nothing of where it looks for wheels here."""
+    """The network options of pip, without its local paths of wheels."""
     options: dict[str, str] = {}
     for line in _pip("config", "list").splitlines():
         name, _, value = line.partition("=")

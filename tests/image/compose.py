@@ -1,4 +1,4 @@
-"""docker-compose.yml as ``docker compose`` understands it."""
+"""docker-compose.yml as ``docker compose`` renders it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ Service = dict[str, Any]
 
 @cache
 def rendered(*options: str) -> dict[str, Any]:
-    """All of it, with nothing of this machine's environment in it."""
+    """The rendered file, independent of the environment of this machine."""
     binary = tool("docker-compose", package="docker-compose")
     ran = subprocess.run(
         [binary, *options, "config", "--format", "json"],
@@ -37,12 +37,12 @@ def services(*options: str) -> dict[str, Service]:
 
 
 def volumes(service: Service, kind: str = "volume") -> dict[str, dict[str, Any]]:
-    """What it mounts, by its source."""
-    return {its["source"]: its for its in service["volumes"] if its["type"] == kind}
+    """Mounts of a service by source."""
+    return {volume["source"]: volume for volume in service["volumes"] if volume["type"] == kind}
 
 
 def valkey_options(acl: Path) -> list[str]:
-    """What the server is started with in compose, with its users from this file."""
+    """Options of Valkey in the compose file, with users from this file."""
     command: list[str] = services()["valkey"]["command"]
     name, *options = command
     assert name == "valkey-server"
@@ -51,7 +51,7 @@ def valkey_options(acl: Path) -> list[str]:
 
 
 def seconds(duration: str) -> int:
-    """Of ``1m30s``."""
+    """Seconds of a duration such as ``1m30s``."""
     parts = re.findall(r"(\d+)([hms])", duration)
     assert "".join(f"{number}{unit}" for number, unit in parts) == duration
     return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)

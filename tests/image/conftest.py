@@ -1,4 +1,4 @@
-"""What is built is built once, for all that run it."""
+"""Images are built once for all tests that run them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.image.building import Buildah, Image, built, check_tools
 class ImageTestSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SLEB_TEST_", env_ignore_empty=True)
 
-    image_dir: Path | None = None  # where what was built is kept; the base is used again
+    image_dir: Path | None = None  # keeps built images, so that the base is reused
 
 
 @pytest.fixture(scope="session")

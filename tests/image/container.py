@@ -1,5 +1,7 @@
-"""Containers of an image as compose makes them: a user of its own, a root that nobody can write to,
-no capabilities, its own processes. The network is this machine's, and limits are left out.
+"""Containers as compose starts them, with crun.
+
+They have the user of the image, a read-only root, no capabilities and a process namespace. The
+network is that of this machine, and there are no limits.
 """
 
 import json
@@ -12,13 +14,13 @@ from typing import Any, Self
 
 from tests.image.building import Image
 
-# crun cannot be had together with cgroups of version 1, so it gets version 2 in a place of its own.
+# crun does not support cgroups of version 1, so version 2 is mounted at a separate place.
 _CRUN = 'mount -t cgroup2 none /sys/fs/cgroup && exec crun --cgroup-manager=disabled "$@"'
 _WRITABLE = ["nosuid", "noexec", "nodev", "mode=1777", "size=1g"]
 
 
 class Container:
-    """What the image runs by default with ``command``; ended when the block is left."""
+    """The entry point of the image with ``command``. It is stopped at the end of the block."""
 
     def __init__(
         self,
@@ -33,7 +35,10 @@ class Container:
         self._directory = directory
         self._name = directory.name
         self._process: subprocess.Popen[bytes] | None = None
-        variables = [*image.config["Env"], *(f"{name}={its}" for name, its in environment.items())]
+        variables = [
+            *image.config["Env"],
+            *(f"{name}={value}" for name, value in environment.items()),
+        ]
         config = _config(image, [*image.config["Entrypoint"], *command], variables, mounts)
         (directory / "config.json").write_text(json.dumps(config))
 
@@ -69,13 +74,13 @@ class Container:
         return self._process.poll() is None
 
     def do(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run it in there, as its user."""
+        """Run a command in the container as its user."""
         return subprocess.run(
             self._crun("exec", self._name, *command), capture_output=True, text=True, check=False
         )
 
     def terminate(self, timeout_s: float) -> int:
-        """As the engine stops it: the exit code of its first process after SIGTERM."""
+        """Send SIGTERM and return the exit code of the first process."""
         subprocess.run(self._crun("kill", self._name, "TERM"), check=True)
         assert self._process is not None
         return self._process.wait(timeout=timeout_s)
@@ -103,8 +108,8 @@ def _config(
         "mounts": [
             _mount("/proc", "proc"),
             _mount("/dev", "tmpfs", "nosuid", "mode=755"),
-            _mount("/dev/shm", "tmpfs", *_WRITABLE),  # noqa: S108 - as every engine has it
-            _mount("/tmp", "tmpfs", *_WRITABLE),  # noqa: S108 - compose has it there
+            _mount("/dev/shm", "tmpfs", *_WRITABLE),  # noqa: S108 - as in every engine
+            _mount("/tmp", "tmpfs", *_WRITABLE),  # noqa: S108 - as in the compose file
             *(_mount(place, str(source), "bind") for place, source in mounts.items()),
         ],
         "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},

@@ -1,4 +1,4 @@
-"""A Docker daemon with everything of its own, and compose on it."""
+"""A separate Docker daemon, and docker compose with it."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ _STOP_S = 60.0
 
 
 class Docker:
-    """The client of a daemon that listens here."""
+    """A client of the daemon at this socket."""
 
     def __init__(self, host: str) -> None:
         self._host = host
@@ -25,7 +25,7 @@ class Docker:
     def do(
         self, *command: str, check: bool = True, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """``docker`` with this command, in the root of the project."""
+        """Run a ``docker`` command in the root of the project."""
         return subprocess.run(
             ["docker", *command],
             cwd=ROOT,
@@ -38,7 +38,7 @@ class Docker:
 
 @contextmanager
 def daemon(directory: Path) -> Iterator[Docker]:
-    """Beside the machine's own if it has one, which knows nothing of it."""
+    """Run a daemon that shares nothing with an existing one."""
     if not all(map(shutil.which, _COMMANDS)):
         pytest.fail(f"apt-get install --no-install-recommends {' '.join(PACKAGES)}")
     host = f"unix://{directory / 'docker.sock'}"
@@ -51,7 +51,11 @@ def daemon(directory: Path) -> Iterator[Docker]:
         subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT) as process,
     ):
         try:
-            wait_until(lambda: docker.do("info", check=False).returncode == 0, "a daemon", 60)
+            wait_until(
+                lambda: docker.do("info", check=False).returncode == 0,
+                "the Docker daemon is ready",
+                60,
+            )
             yield docker
         finally:
             process.terminate()

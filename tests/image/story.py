@@ -1,4 +1,4 @@
-"""What a user does with a service, over HTTP: a job, and an answer of both models."""
+"""A user of the service over HTTP: a job, and a generation by both models."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def prune_and_generate(client: httpx2.Client) -> None:
     accepted = client.post("/prune-jobs", json=_REQUEST)
     assert accepted.status_code == 202, accepted.text
     path = f"/prune-jobs/{accepted.json()['id']}"
-    job = wait_until(lambda: _ended(client, path), "its end", 300)
+    job = wait_until(lambda: _ended(client, path), "the job has ended", 300)
     assert job["status"] == "succeeded", job
     for model in ("tiny", job["pruned_model"]):
         body = {"model": model, "prompt": "the quick", "max_new_tokens": 4, "ignore_eos": True}
@@ -23,6 +23,6 @@ def prune_and_generate(client: httpx2.Client) -> None:
 
 
 def _ended(client: httpx2.Client, path: str) -> dict[str, Any]:
-    """The job, or nothing of it while it goes on."""
+    """The job if it has ended, else an empty dictionary."""
     job: dict[str, Any] = client.get(path).json()
     return job if job["status"] in {"succeeded", "failed", "cancelled"} else {}

@@ -1,4 +1,4 @@
-"""What `docker compose up` would start, for GPUs and without: rendered, and looked at."""
+"""The compose file as `docker compose` renders it, with and without GPUs."""
 
 import re
 from pathlib import Path
@@ -14,23 +14,23 @@ from tests.image.compose import ROOT, rendered, seconds, services, volumes
 
 GPU: tuple[str, ...] = ()
 CPU = ("--profile", "cpu")
-EVERYBODY = {"secrets", "valkey", "prometheus", "grafana"}
-ONCE = {"secrets"}  # it ends, and that is how it should be
-NO_LIMIT = {"api", "worker", "api-cpu", "worker-cpu"}  # they may have every core
+COMMON = {"secrets", "valkey", "prometheus", "grafana"}
+ONCE = {"secrets"}  # exits after its work
+NO_LIMIT = {"api", "worker", "api-cpu", "worker-cpu"}  # may use all cores
 
 both = pytest.mark.parametrize("options", [GPU, CPU], ids=["gpu", "cpu"])
 
 
 def test_gpus_are_what_is_asked_for_by_default_and_a_profile_goes_without() -> None:
-    assert services(*GPU).keys() == {"api", "worker"} | EVERYBODY
-    assert services(*CPU).keys() == {"api-cpu", "worker-cpu"} | EVERYBODY
+    assert services(*GPU).keys() == {"api", "worker"} | COMMON
+    assert services(*CPU).keys() == {"api-cpu", "worker-cpu"} | COMMON
 
 
 def test_api_and_worker_have_a_gpu_each_and_nobody_else_has_one() -> None:
     found = {
-        name: its["deploy"]["resources"]["reservations"]["devices"]
-        for name, its in services(*GPU).items()
-        if "reservations" in its["deploy"]["resources"]
+        name: service["deploy"]["resources"]["reservations"]["devices"]
+        for name, service in services(*GPU).items()
+        if "reservations" in service["deploy"]["resources"]
     }
     gpu = {"driver": "nvidia", "capabilities": ["gpu"]}
     assert found == {
@@ -48,18 +48,24 @@ def test_the_cpu_profile_asks_for_no_gpu() -> None:
     for name in ("api-cpu", "worker-cpu"):
         service = services(*CPU)[name]
         assert service["build"]["args"] == {"TORCH": "cpu", "TORCH_CPU_INDEX": ""}
-        assert service["image"] not in {its["image"] for its in services(*GPU).values()}
+        assert service["image"] not in {other["image"] for other in services(*GPU).values()}
 
 
 @both
 def test_only_api_and_grafana_are_published_and_on_loopback(options: tuple[str, ...]) -> None:
-    ports = {name: its["ports"] for name, its in services(*options).items() if its.get("ports")}
+    ports = {
+        name: service["ports"]
+        for name, service in services(*options).items()
+        if service.get("ports")
+    }
     api = "api-cpu" if options else "api"
     assert ports.keys() == {api, "grafana"}
-    assert {port["host_ip"] for its in ports.values() for port in its} == {"127.0.0.1"}
+    assert {port["host_ip"] for published in ports.values() for port in published} == {"127.0.0.1"}
     assert [port["target"] for port in ports[api]] == [8000]
     assert not [
-        name for name, its in services(*options).items() if its.get("network_mode") == "host"
+        name
+        for name, service in services(*options).items()
+        if service.get("network_mode") == "host"
     ]
 
 
@@ -73,7 +79,7 @@ def test_every_service_is_limited_restarted_and_looked_after(options: tuple[str,
         assert service["logging"]["options"].keys() == {"max-size", "max-file"}
         if name in ONCE:
             continue
-        if name in {"api", "api-cpu"}:  # the image's own
+        if name in {"api", "api-cpu"}:  # uses the health check of the image
             assert "healthcheck" not in service
         else:
             assert service["healthcheck"].keys() >= {"test", "interval", "timeout", "retries"}
@@ -96,7 +102,7 @@ def test_what_is_needed_is_healthy_first(options: tuple[str, ...]) -> None:
         for needed, how in service.get("depends_on", {}).items():
             ended = "service_completed_successfully"
             assert how["condition"] == (ended if needed in ONCE else "service_healthy")
-    needs = {name: set(its.get("depends_on", {})) for name, its in found.items()}
+    needs = {name: set(service.get("depends_on", {})) for name, service in found.items()}
     for name in found.keys() & NO_LIMIT:
         assert needs[name] == {"valkey"}
     assert needs["valkey"] == {"secrets"}
@@ -135,13 +141,17 @@ def test_secrets_are_mounted_by_those_who_read_them(options: tuple[str, ...]) ->
 def test_stores_have_no_way_out_and_nobody_has_a_way_in_who_needs_none(
     options: tuple[str, ...],
 ) -> None:
-    inside = {name for name, its in rendered(*options)["networks"].items() if its.get("internal")}
+    inside = {
+        name for name, network in rendered(*options)["networks"].items() if network.get("internal")
+    }
     assert inside == {"store", "metrics"}
-    found = {name: set(its.get("networks") or ()) for name, its in services(*options).items()}
+    found = {
+        name: set(service.get("networks") or ()) for name, service in services(*options).items()
+    }
     assert found["valkey"] == {"store"}
     assert found["prometheus"] == {"metrics"}
     assert found["grafana"] == {"outside", "metrics"}
-    assert {name for name, its in found.items() if "store" in its} == {
+    assert {name for name, networks in found.items() if "store" in networks} == {
         "valkey",
         *(found.keys() & NO_LIMIT),
     }
@@ -156,15 +166,20 @@ def test_prometheus_finds_whom_it_scrapes(options: tuple[str, ...]) -> None:
             names |= {name, *((networks["metrics"] or {}).get("aliases", ()))}
     shipped = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
     scraped = [job for job in shipped["scrape_configs"] if job["job_name"] != "prometheus"]
-    targets = [its for job in scraped for its in job.get("static_configs", ())]
-    hosts = {address.partition(":")[0] for its in targets for address in its["targets"]}
+    targets = [config for job in scraped for config in job.get("static_configs", ())]
+    hosts = {address.partition(":")[0] for config in targets for address in config["targets"]}
     hosts |= {
-        name for job in scraped for its in job.get("dns_sd_configs", ()) for name in its["names"]
+        name
+        for job in scraped
+        for config in job.get("dns_sd_configs", ())
+        for name in config["names"]
     }
     assert hosts == {"api", "worker"}
     assert hosts <= names
-    [worker] = [its for name, its in services(*options).items() if name.startswith("worker")]
-    [looked_up] = [its for job in scraped for its in job.get("dns_sd_configs", ())]
+    [worker] = [
+        service for name, service in services(*options).items() if name.startswith("worker")
+    ]
+    [looked_up] = [config for job in scraped for config in job.get("dns_sd_configs", ())]
     assert worker["environment"]["SLEB_WORKER_METRICS_PORT"] == str(looked_up["port"])
     assert f":{looked_up['port']}/metrics" in worker["healthcheck"]["test"][-1]
 
@@ -189,7 +204,7 @@ def test_the_settings_in_it_are_taken(
 
 @both
 def test_containers_are_given_the_time_that_they_take_to_end(options: tuple[str, ...]) -> None:
-    [api] = [its for name, its in services(*options).items() if name.startswith("api")]
+    [api] = [service for name, service in services(*options).items() if name.startswith("api")]
     drain_s = float(api["environment"]["SLEB_DRAIN_S"])
     assert drain_s + 10 <= seconds(api["stop_grace_period"])
 
@@ -198,8 +213,10 @@ def test_containers_are_given_the_time_that_they_take_to_end(options: tuple[str,
 def test_what_is_to_be_kept_lies_in_named_volumes(options: tuple[str, ...]) -> None:
     kept = {"data": "/data", "valkey": "/data", "prometheus": "/prometheus"}
     kept["grafana"] = "/var/lib/grafana"
-    mounts = [its for service in services(*options).values() for its in service["volumes"]]
-    found = {(its["source"], its["target"]) for its in mounts if its["type"] == "volume"}
+    mounts = [volume for service in services(*options).values() for volume in service["volumes"]]
+    found = {
+        (volume["source"], volume["target"]) for volume in mounts if volume["type"] == "volume"
+    }
     assert found >= set(kept.items())
     for mount in mounts:
         if mount["type"] == "bind":
@@ -209,7 +226,7 @@ def test_what_is_to_be_kept_lies_in_named_volumes(options: tuple[str, ...]) -> N
 
 def test_versions_of_images_are_named() -> None:
     ours = {"sleb-serve:cuda", "sleb-serve:cpu"}
-    images = {its["image"] for options in (GPU, CPU) for its in services(*options).values()}
+    images = {service["image"] for options in (GPU, CPU) for service in services(*options).values()}
     assert ours <= images
     for image in images - ours:
         assert re.search(r":v?\d+\.\d+", image), image

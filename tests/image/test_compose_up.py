@@ -1,7 +1,7 @@
-"""`docker compose up`, really: a daemon of Docker, and what a user then does.
+"""`docker compose up` with a real Docker daemon.
 
-No registry is asked: Valkey's and Prometheus' images are Debian's packages under the same names.
-There is no such package of Grafana, so it is the one service that is not started.
+No registry is used: the images of Valkey and Prometheus are built from Debian packages. Debian
+has no package of Grafana, so Grafana is not started.
 """
 
 import json
@@ -32,18 +32,18 @@ STARTED = ("secrets", "valkey", "api-cpu", "worker-cpu", "prometheus")
 
 @dataclass(frozen=True)
 class Stack:
-    compose: Callable[..., str]  # what `docker compose` prints
+    compose: Callable[..., str]  # returns the output of `docker compose`
     docker: Docker
     client: httpx2.Client
 
 
 @pytest.fixture(scope="module")
 def docker(buildah: Buildah, image: Image) -> Iterator[Docker]:
-    """With the images that the services name."""
+    """A daemon with the images of the services."""
     assert image
     images = {
-        its: services(*PROFILE)[name]["image"]
-        for its, name in ((IMAGE, "api-cpu"), (_VALKEY, "valkey"), (_PROMETHEUS, "prometheus"))
+        tag: services(*PROFILE)[name]["image"]
+        for tag, name in ((IMAGE, "api-cpu"), (_VALKEY, "valkey"), (_PROMETHEUS, "prometheus"))
     }
     buildah.install(BASE, _VALKEY, "valkey-server", folder="/data", owner="999:1000")
     buildah.install(
@@ -84,9 +84,9 @@ def stack(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def states(stack: Stack) -> dict[str, dict[str, Any]]:
-    """Of the containers, ended ones too, by service."""
+    """States of all containers by service, including those that have exited."""
     lines = stack.compose("ps", "--all", "--format", "json").splitlines()
-    return {its["Service"]: its for its in map(json.loads, lines)}
+    return {state["Service"]: state for state in map(json.loads, lines)}
 
 
 def test_everything_comes_up_and_is_healthy(stack: Stack) -> None:
@@ -94,8 +94,10 @@ def test_everything_comes_up_and_is_healthy(stack: Stack) -> None:
     assert found.keys() == set(STARTED)
     secrets = found.pop("secrets")
     assert (secrets["State"], secrets["ExitCode"]) == ("exited", 0)
-    assert {its["Health"] for its in found.values()} == {"healthy"}
-    ports = {name: [port["URL"] for port in its["Publishers"] or ()] for name, its in found.items()}
+    assert {state["Health"] for state in found.values()} == {"healthy"}
+    ports = {
+        name: [port["URL"] for port in state["Publishers"] or ()] for name, state in found.items()
+    }
     assert {name for name, urls in ports.items() if any(urls)} == {"api-cpu"}
     assert ports["api-cpu"] == ["127.0.0.1"]
 
@@ -108,7 +110,7 @@ def test_prometheus_sees_both_and_nobody_else_sees_the_store(stack: Stack) -> No
     def up() -> set[tuple[str, str]]:
         query = "http://127.0.0.1:9090/api/v1/query?query=up"
         said = json.loads(stack.compose("exec", "-T", "prometheus", "wget", "-qO-", query))
-        found = {(its["metric"]["job"], its["value"][1]) for its in said["data"]["result"]}
+        found = {(result["metric"]["job"], result["value"][1]) for result in said["data"]["result"]}
         return found if {value for _, value in found} == {"1"} and len(found) >= 2 else set()
 
     assert wait_until(up, "api and worker are scraped", 120)
@@ -116,7 +118,7 @@ def test_prometheus_sees_both_and_nobody_else_sees_the_store(stack: Stack) -> No
     stack.compose("exec", "-T", "api-cpu", "python3", "-c", reach)
     request = ("wget", "--timeout=3", "--tries=1", "-qO-", "http://valkey:6379")
     tried = stack.docker.do("compose", *PROFILE, "exec", "-T", "prometheus", *request, check=False)
-    assert tried.returncode == 4, tried  # no such host, as wget says it
+    assert tried.returncode == 4, tried  # wget: no such host
 
 
 def test_the_store_keeps_jobs_and_everybody_comes_back_to_it(stack: Stack) -> None:
@@ -134,4 +136,4 @@ def test_the_store_keeps_jobs_and_everybody_comes_back_to_it(stack: Stack) -> No
 def test_all_of_it_stops_well(stack: Stack) -> None:
     stack.compose("stop")
     found = states(stack)
-    assert {name: its["ExitCode"] for name, its in found.items()} == dict.fromkeys(STARTED, 0)
+    assert {name: state["ExitCode"] for name, state in found.items()} == dict.fromkeys(STARTED, 0)

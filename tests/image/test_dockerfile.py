@@ -1,4 +1,4 @@
-"""The Dockerfile without building it: `make image-test` builds it."""
+"""Static checks of the Dockerfile. `make image-test` builds it."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ def test_what_docker_sees_is_what_is_copied() -> None:
 
 
 def test_dependencies_are_installed_again_only_when_their_list_changes() -> None:
-    """Each stage of the code, and the one image that lays it over the dependencies."""
+    """The stage of the dependencies copies only their list, not the source."""
     stages = re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)
     copied = [re.findall(r"^COPY (.+)$", stage, re.MULTILINE) for stage in stages[2:]]
     requirements, dependencies, application, final = copied

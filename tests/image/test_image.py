@@ -1,4 +1,4 @@
-"""The image, built and run: `make image-test`. Slow, and needs root and packages of Debian."""
+"""Builds and runs the image: `make image-test`. Slow; needs root and Debian packages."""
 
 import subprocess
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """API and worker as compose starts them, but on loopback, and a Valkey as it has it there."""
+    """API, worker and Valkey as compose starts them, but on loopback."""
     directory = tmp_path_factory.mktemp("image")
     data_dir, secrets = directory / "data", directory / "secrets"
     write_tiny_model(data_dir / "models" / "tiny")
@@ -65,7 +65,9 @@ def running(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         api, worker = containers
         url = f"http://127.0.0.1:{ports['api-cpu'][1]}"
         client = stack.enter_context(httpx2.Client(base_url=url, timeout=60))
-        wait_until(lambda: is_healthy(api, image.config["Healthcheck"]["Test"]), "health", 300)
+        wait_until(
+            lambda: is_healthy(api, image.config["Healthcheck"]["Test"]), "the API is healthy", 300
+        )
         yield Running(api, worker, client, data_dir, compose)
 
 
@@ -102,12 +104,12 @@ def test_it_says_what_it_is(image: Image) -> None:
     assert labels["org.opencontainers.image.version"] == "1.2.3"
     assert labels["org.opencontainers.image.revision"] == "abcdef"
     assert image.config["User"] == f"{USER}:{USER}"
-    assert image.config["Healthcheck"]["StartPeriod"] >= 60e9  # models take their time
+    assert image.config["Healthcheck"]["StartPeriod"] >= 60e9  # loading models takes time
 
 
 def test_new_volumes_belong_to_its_user(image: Image) -> None:
     folders = [image.root / "data" / name for name in ("", "models", "texts", "checkpoints")]
-    assert {(its.stat().st_uid, its.stat().st_gid) for its in folders} == {(USER, USER)}
+    assert {(folder.stat().st_uid, folder.stat().st_gid) for folder in folders} == {(USER, USER)}
     program = image.root / "opt/sleb/bin/sleb"
     assert (program.stat().st_uid, program.stat().st_mode & 0o022) == (0, 0)
 
@@ -125,13 +127,15 @@ def test_it_prunes_and_generates_as_a_user_without_rights(running: Running) -> N
 
 def test_a_worker_is_healthy_by_its_own_check(running: Running) -> None:
     test = running.compose["worker-cpu"]["healthcheck"]["test"]
-    wait_until(lambda: is_healthy(running.worker, test), "the worker's health")
+    wait_until(lambda: is_healthy(running.worker, test), "the worker is healthy")
 
 
 def test_dead_orphans_are_reaped(running: Running) -> None:
     started = running.api.do("sh", "-c", "sleep 0.1 >/dev/null 2>&1 & echo $!")
     process = f"/proc/{int(started.stdout)}"
-    wait_until(lambda: running.api.do("test", "-e", process).returncode != 0, "no zombie", 20)
+    wait_until(
+        lambda: running.api.do("test", "-e", process).returncode != 0, "the process is reaped", 20
+    )
 
 
 def test_signals_arrive_and_both_end_well_in_their_time(running: Running) -> None:

@@ -1,4 +1,4 @@
-"""The secrets of compose as they are made there, with a real Valkey and the commands of compose."""
+"""The secrets that compose creates, with a real Valkey and its command from the compose file."""
 
 import subprocess
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def password(folder: Path) -> str:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[ValkeyServer]:
-    """As compose starts it; on a socket."""
+    """Valkey as compose starts it, but on a Unix socket."""
     with running_valkey(*valkey_options(folder / "valkey" / "users.acl")) as server:
         yield server
 
@@ -77,7 +77,7 @@ def test_transactions_are_there_when_the_server_is_started_again(
 ) -> None:
     with redis.Redis(unix_socket_path=socket, username="sleb", password=password) as client:
         client.pipeline(transaction=True).set("a", "b").set("c", "d").execute()
-        # as whom Valkey 8.1 reads its file: with less, it leaves out every transaction
+        # Valkey 8.1 replays its file as this user, and skips transactions without all rights
         assert client.acl_getuser("default")["categories"] == ["+@all"]
         server.process.terminate()
         server.process.wait(30)
@@ -95,7 +95,7 @@ def test_valkey_is_told_the_hash_alone(folder: Path, password: str) -> None:
 
 def test_they_are_made_once_and_for_every_installation_anew(folder: Path) -> None:
     def found(of: Path) -> dict[str, str]:
-        return {str(its.relative_to(of)): its.read_text() for its in of.glob("*/*")}
+        return {str(file.relative_to(of)): file.read_text() for file in of.glob("*/*")}
 
     before = found(folder)
     make(folder)
@@ -112,7 +112,7 @@ def test_every_reader_finds_its_files_and_may_read_them(folder: Path) -> None:
     for volume, mount in volumes(found["secrets"]).items():
         name = Path(mount["target"]).name
         assert mount["target"] == f"/secrets/{name}"
-        [reader] = {its for its in found if volume in volumes(found[its])} & {
+        [reader] = {service for service in found if volume in volumes(found[service])} & {
             "valkey",
             "grafana",
             "api",

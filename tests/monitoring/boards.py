@@ -25,12 +25,12 @@ class PanelQuery:
 
 @cache
 def boards() -> Mapping[str, dict[str, Any]]:
-    """By the name of the file."""
+    """Dashboards by file name."""
     return {path.name: json.loads(path.read_text("utf-8")) for path in DIRECTORY.glob("*.json")}
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every panel that shows anything, with the title of its dashboard."""
+    """All panels with queries, with the title of their dashboard."""
     for board in boards().values():
         for panel in board["panels"]:
             if panel["type"] != "row":
@@ -48,12 +48,16 @@ def panel_queries() -> list[PanelQuery]:
 
 
 def other_queries() -> list[str]:
-    """Those of variables and annotations; of ``label_values`` its first argument."""
+    """Queries of variables and annotations. Of ``label_values``, only the first argument."""
     found = []
     for board in boards().values():
         for variable in board["templating"]["list"]:
             query = variable.get("query")
             if isinstance(query, dict):
                 found.append(query["query"].removeprefix("label_values(").rpartition(",")[0])
-        found += [its["expr"] for its in board["annotations"]["list"] if "expr" in its]
+        found += [
+            annotation["expr"]
+            for annotation in board["annotations"]["list"]
+            if "expr" in annotation
+        ]
     return found

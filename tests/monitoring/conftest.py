@@ -1,4 +1,4 @@
-"""The API in this process, as the tests of its routes have it."""
+"""The fixtures of the API in this process, shared with the tests of the routes."""
 
 from tests.support.api_fixtures import client, data_dir, settings
 

@@ -1,4 +1,4 @@
-"""A real Prometheus with the shipped configuration, scraping this machine once a second."""
+"""A real Prometheus with the shipped configuration that scrapes this machine every second."""
 
 import math
 import subprocess
@@ -27,7 +27,7 @@ class Sample:
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """A client of the HTTP API of Prometheus."""
 
     def __init__(self, client: httpx2.Client) -> None:
         self._client = client
@@ -39,7 +39,7 @@ class Prometheus:
             return False
 
     def query(self, expr: str) -> list[Sample]:
-        """The instant vector of now. Fails on a query that Prometheus refuses."""
+        """The current instant vector. Raises if Prometheus refuses the query."""
         answer = self._client.get("/api/v1/query", params={"query": expr}).json()
         assert answer["status"] == "success", f"{expr}: {answer}"
         if answer["data"]["resultType"] == "scalar":
@@ -49,7 +49,7 @@ class Prometheus:
         ]
 
     def has_data(self, expr: str, over_s: float) -> bool:
-        """Whether the query has any number, at any second of the time just past."""
+        """Whether the query had a value in any of the last ``over_s`` seconds."""
         now_s = time.time()
         span = {"start": str(now_s - over_s), "end": str(now_s), "step": "1"}
         answer = self._client.get("/api/v1/query_range", params={"query": expr, **span}).json()
@@ -58,7 +58,7 @@ class Prometheus:
         return any(not math.isnan(number) for number in numbers)
 
     def value(self, expr: str) -> float:
-        """Of a query with one result."""
+        """The value of a query with one result."""
         [sample] = self.query(expr)
         return sample.value
 
@@ -67,15 +67,15 @@ class Prometheus:
         return [rule for group in groups for rule in group["rules"]]
 
     def exemplars(self, expr: str) -> list[Mapping[str, str]]:
-        """The labels of all that were scraped."""
+        """The labels of all scraped exemplars."""
         given = {"query": expr, "start": "0", "end": "99999999999"}
         answer = self._client.get("/api/v1/query_exemplars", params=given).json()
-        return [its["labels"] for series in answer["data"] for its in series["exemplars"]]
+        return [exemplar["labels"] for series in answer["data"] for exemplar in series["exemplars"]]
 
 
 @contextmanager
 def prometheus(directory: Path, targets: Mapping[str, str]) -> Iterator[Prometheus]:
-    """Scrapes these ``HOST:PORT`` by the name of their job; its rules are the shipped ones."""
+    """Run Prometheus with the shipped rules and these targets, ``HOST:PORT`` by job name."""
     binary, port = tool("prometheus"), free_port()
     directory.mkdir()
     (directory / "prometheus.yml").write_text(yaml.safe_dump(_fast(targets)), encoding="utf-8")
@@ -105,7 +105,7 @@ def _fast(targets: Mapping[str, str]) -> dict[str, Any]:
     second = ("scrape_interval", "scrape_timeout", "evaluation_interval")
     config["global"] |= dict.fromkeys(second, "1s")
     config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
-    shipped = {its["job_name"] for its in config["scrape_configs"]}
+    shipped = {job["job_name"] for job in config["scrape_configs"]}
     assert targets.keys() <= shipped, f"{SHIPPED} scrapes {shipped}"
     config["scrape_configs"] = [
         {"job_name": job, "static_configs": [{"targets": [address]}]}
@@ -115,7 +115,7 @@ def _fast(targets: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_values(expr: str, values: Mapping[str, str]) -> str:
-    """The query as Grafana sends it, with the dashboard's variables and its own in it."""
+    """The query with the values of variables, as Grafana sends it."""
     for name in sorted(values, key=len, reverse=True):
         expr = expr.replace(f"${name}", values[name])
     assert "$" not in expr, f"a variable is not known here: {expr}"
@@ -123,6 +123,6 @@ def with_values(expr: str, values: Mapping[str, str]) -> str:
 
 
 def alerts_and_records() -> Sequence[Mapping[str, str]]:
-    """Every shipped rule."""
+    """All shipped rules."""
     files = (yaml.safe_load(path.read_text()) for path in sorted((SHIPPED / "rules").iterdir()))
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]

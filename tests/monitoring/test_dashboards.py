@@ -1,4 +1,4 @@
-"""The shipped dashboards: what the Python makes, whole, and in order."""
+"""The shipped dashboards: up to date with their Python source, complete and consistent."""
 
 import json
 import re
@@ -19,7 +19,7 @@ GRID = 24
 
 
 def test_the_files_are_what_the_python_makes() -> None:
-    """If not: make dashboards."""
+    """If this fails, run `make dashboards`."""
     shipped = {path.name: path.read_text("utf-8") for path in DIRECTORY.glob("*.json")}
     assert shipped == rendered()
 
@@ -32,7 +32,9 @@ def test_the_json_is_the_same_after_a_way_through_the_sdk(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("board", "panel"), [(board, panel) for board, panel in panels()], ids=lambda its: str(its)[:9]
+    ("board", "panel"),
+    [(board, panel) for board, panel in panels()],
+    ids=lambda value: str(value)[:9],
 )
 def test_every_panel_says_what_it_shows(board: str, panel: dict[str, Any]) -> None:
     defaults = panel["fieldConfig"]["defaults"]
@@ -42,7 +44,7 @@ def test_every_panel_says_what_it_shows(board: str, panel: dict[str, Any]) -> No
     asked = {name for target in panel["targets"] for name in metrics_in(target["expr"])}
     assert named == asked != set()
     assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-    assert all(its["datasource"]["uid"] == "${datasource}" for its in (panel, *panel["targets"]))
+    assert all(part["datasource"]["uid"] == "${datasource}" for part in (panel, *panel["targets"]))
 
 
 @pytest.mark.parametrize("name", sorted(boards()))
@@ -60,23 +62,25 @@ def test_panels_fill_the_grid_without_lying_on_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(boards()))
 def test_every_variable_that_is_used_is_there_and_the_other_way_round(name: str) -> None:
     board = boards()[name]
-    variables = {its["name"] for its in board["templating"]["list"]}
+    variables = {variable["name"] for variable in board["templating"]["list"]}
     used = set(re.findall(r"\$\{?([a-z_]+)", json.dumps(board))) - {"__rate_interval", "__range"}
     assert used == variables
 
 
 def test_a_ratio_of_means_without_traffic_is_said_in_words() -> None:
     for board, panel in panels():
-        if panel["type"] == "stat" and any("rate(" in its["expr"] for its in panel["targets"]):
+        if panel["type"] == "stat" and any(
+            "rate(" in target["expr"] for target in panel["targets"]
+        ):
             [mapping] = panel["fieldConfig"]["defaults"]["mappings"]
             assert mapping["options"]["match"] == "null+nan", f"{board}: {panel['title']}"
 
 
 def test_the_headline_has_both_request_counts_beside_it() -> None:
-    headlines = [its for its in panel_queries() if its.legend == "speed-up"]
+    headlines = [query for query in panel_queries() if query.legend == "speed-up"]
     assert len(headlines) == 3
     for headline in headlines:
-        beside = {its.legend for its in panel_queries() if its.title == headline.title}
+        beside = {query.legend for query in panel_queries() if query.title == headline.title}
         assert beside == {"speed-up", "requests, $dense", "requests, $pruned"}
 
 
@@ -89,6 +93,6 @@ def test_grafana_finds_what_is_provisioned() -> None:
     assert source["url"] == "http://prometheus:9090"
     [provider] = yaml.safe_load((provisioning / "dashboards/sleb.yml").read_text())["providers"]
     compose = yaml.safe_load((DOCKER.parent / "docker-compose.yml").read_text())
-    mounts = dict(its.split(":")[:2] for its in compose["services"]["grafana"]["volumes"])
+    mounts = dict(volume.split(":")[:2] for volume in compose["services"]["grafana"]["volumes"])
     assert mounts["./docker/grafana/dashboards"] == provider["options"]["path"]
     assert mounts["./docker/grafana/provisioning"] == "/etc/grafana/provisioning"

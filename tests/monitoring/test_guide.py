@@ -1,4 +1,4 @@
-"""docs/metrics.md cannot rot: it lists what there is, and nothing else."""
+"""docs/metrics.md lists all metrics and no others."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,12 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="
 
 
 def families(text: str) -> set[str]:
-    """Names as they are queried: counters with their suffix, histograms without one."""
+    """Names of metrics: counters with their suffix, histograms without one."""
     found = text_string_to_metric_families(text)
     return {
-        f"{its.name}_total" if its.type == "counter" else its.name
-        for its in found
-        if not its.name.endswith("_created")
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in found
+        if not family.name.endswith("_created")
     }
 
 

@@ -1,5 +1,6 @@
-"""Latencies with a speed-up that is known, through the real metrics and a real Prometheus: what
-the dashboard shows of them.
+"""What the dashboard shows for latencies with a known speed-up.
+
+They are recorded in the real metrics and scraped by a real Prometheus.
 """
 
 import math
@@ -27,7 +28,7 @@ COUNT = "sleb_request_time_per_output_token_seconds_count"
 
 
 def latencies_s(mean_ms: float, spread: float) -> list[float]:
-    """Log-normal, and the same in every run: the middles of equally likely parts."""
+    """Latencies of a log-normal distribution, at the centres of intervals of equal probability."""
     normal = NormalDist(sigma=spread)
     parts = ((number + 0.5) / NUM_REQUESTS for number in range(NUM_REQUESTS))
     raw = [math.exp(normal.inv_cdf(part)) for part in parts]
@@ -35,7 +36,7 @@ def latencies_s(mean_ms: float, spread: float) -> list[float]:
 
 
 def cases() -> Iterator[tuple[str, ModelKind, float, list[float]]]:
-    """Model, variant, and its times per output token in seconds."""
+    """Models, variants, and times per output token in seconds."""
     for mean_ms in DENSE_TPOTS_MS:
         for name, spread in SPREADS.items():
             for variant, factor in FACTORS.items():
@@ -55,7 +56,7 @@ def feed(metrics: Metrics, labels: Labels, tpots_s: list[float]) -> None:
 
 @contextmanager
 def scraped(directory: Path) -> Iterator[Prometheus]:
-    """All cases, each series from 0 on."""
+    """Prometheus after it scraped all cases. Each series starts at 0."""
     metrics = Metrics()
     labelled = {model: (Labels(model, variant), values) for model, variant, _, values in cases()}
     for labels, _ in labelled.values():
@@ -76,7 +77,9 @@ def scraped(directory: Path) -> Iterator[Prometheus]:
 
 def wait_for_counts(found: Prometheus, num_models: int, count: int) -> None:
     expr = f"count({COUNT} == {count})"
-    wait_until(lambda: [its.value for its in found.query(expr)] == [num_models], "all is scraped")
+    wait_until(
+        lambda: [sample.value for sample in found.query(expr)] == [num_models], "all is scraped"
+    )
 
 
 def values_of(dense: str) -> Mapping[str, str]:
@@ -86,11 +89,11 @@ def values_of(dense: str) -> Mapping[str, str]:
 
 
 def shown(found: Prometheus, title: str, values: Mapping[str, str]) -> dict[str, float]:
-    """What a panel shows, by its legends."""
+    """Values of a panel by legend."""
     return {
-        with_values(its.legend, values): found.value(with_values(its.expr, values))
-        for its in panel_queries()
-        if its.title == title
+        with_values(query.legend, values): found.value(with_values(query.expr, values))
+        for query in panel_queries()
+        if query.title == title
     }
 
 
@@ -116,7 +119,7 @@ def assert_headlines(found: Prometheus, values: Mapping[str, str]) -> None:
 
 
 def assert_ratios_of_quantiles(found: Prometheus, values: Mapping[str, str]) -> None:
-    """Either side may be off by half a bucket."""
+    """The quantile of each side may differ by half a bucket."""
     for share, ratio in shown(
         found, "Speed-up of quantiles of time per output token", values
     ).items():
@@ -138,8 +141,8 @@ def assert_quantiles(
     for title, scale in scales.items():
         panel = shown(found, title, values_of(dense))
         for percent, of_token in of_tokens.items():
-            its = panel[f"p{percent} {model}"]
-            assert its == pytest.approx(of_token * scale, rel=0.05), (
+            shown_s = panel[f"p{percent} {model}"]
+            assert shown_s == pytest.approx(of_token * scale, rel=0.05), (
                 title,
                 percent,
                 mean_ms,

@@ -1,5 +1,6 @@
-"""A real Prometheus over a real service and a real worker: every panel and rule has data, and the
-headline is what the requests themselves say.
+"""A real Prometheus that scrapes a real service and worker.
+
+Every panel and rule has data, and the headline agrees with the timings in the responses.
 """
 
 import math
@@ -38,7 +39,7 @@ from tests.support.serving import serving
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
 
-DENSE, PRUNED = "tiny", "tiny@prn-1"  # a name that stays when the worker has published
+DENSE, PRUNED = "tiny", "tiny@prn-1"  # this name stays the same when the worker publishes
 WINDOW_S = 300
 NUM_ROUNDS, PROMPTS_A_ROUND = 6, 4
 HEADLINES = {
@@ -60,7 +61,7 @@ VALUES = {
 
 @dataclass
 class Live:
-    """The processes, and the timings that requests had by the model they were sent to."""
+    """The running processes, and the timings of requests by model."""
 
     api: httpx2.Client
     worker: httpx2.Client
@@ -92,7 +93,7 @@ def live(
     tmp_path: Path, workers: Workers, redis_url: str, redis_client: redis.Redis
 ) -> Iterator[Live]:
     port = free_port()
-    process = workers.start(metrics_port=port)  # which takes its time, so that goes first
+    process = workers.start(metrics_port=port)  # first, because it takes longest
     search = long_search(workers.data_dir)
     calibration, gate = CalibrationSpec(num_samples=2, seqlen=12), Gate(max_probe_drop=0.99)
     publish_pruned(tmp_path, spec=PruneSpec(DENSE, 6, calibration=calibration, gate=gate))
@@ -123,7 +124,7 @@ def _clients(*urls: str) -> Iterator[Sequence[httpx2.Client]]:
 
 
 def _finish(worker: "subprocess.Popen[bytes]") -> None:
-    """With its child, so that nobody writes when the store is looked through."""
+    """Stop a worker and its child, so that neither writes while the store is checked."""
     children = psutil.Process(worker.pid).children()
     worker.terminate()
     worker.wait(30)
@@ -131,9 +132,9 @@ def _finish(worker: "subprocess.Popen[bytes]") -> None:
 
 
 def traffic(live: Live) -> None:
-    """On both variants in turn, and then alone, so that replays find the engine idle."""
+    """Requests to both variants, then pauses in which replays find the engine idle."""
     for model in (DENSE, PRUNED):
-        live.ask(model, is_noted=False)  # the first of a series is seen by no rate
+        live.ask(model, is_noted=False)  # rate() ignores the first sample of a series
     live.api.post("/generate", json={"model": "made-up", "prompt": "a"})
     count = "sleb_request_time_per_output_token_seconds_count"
     for model in (DENSE, PRUNED):
@@ -141,18 +142,18 @@ def traffic(live: Live) -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(NUM_ROUNDS):
             list(pool.map(lambda model: live.ask(model, PROMPTS_A_ROUND), (DENSE, PRUNED)))
-    for num_samples in (2, 4):  # of two pairs, as the first is seen by no rate
+    for num_samples in (2, 4):  # two pairs, as rate() ignores the first sample
         while total(live, "sleb_shadow_tpot_seconds_count") < num_samples:
             replay(live)
         live.wait_for("sum(sleb_shadow_tpot_seconds_count)", num_samples)
     for model in (DENSE, PRUNED):
-        its = f'{count}{{model_name="{model}",traffic="live"}}'
-        live.wait_for(its, 1 + len(live.timings[model]))
+        series = f'{count}{{model_name="{model}",traffic="live"}}'
+        live.wait_for(series, 1 + len(live.timings[model]))
     live.wait_for("sum(sleb_prune_evaluations_total)", 20)
 
 
 def replay(live: Live) -> None:
-    """One request, and its replay to the end: another one now would be in its way."""
+    """Send one request and wait for its replay, which another request would preempt."""
     ends = ("sleb_shadow_done_total", "sleb_shadow_dropped_total")
     before = sum(total(live, name) for name in ends)
     live.ask(PRUNED)
@@ -160,7 +161,7 @@ def replay(live: Live) -> None:
 
 
 def total(live: Live, name: str) -> float:
-    """Over all series of that name, as the API says it now."""
+    """Current total of all series of this name."""
     found = Scrape(live.api.get("/metrics").text)
     return sum(found.value(name, **labels) or 0 for labels in found.series(name))
 
@@ -173,23 +174,27 @@ def test_every_panel_and_rule_has_data_and_the_headline_is_true(live: Live) -> N
     assert_every_panel_has_data(live)
     assert_every_metric_is_shown(live)
     series = 'sleb_time_to_first_token_seconds_bucket{traffic="live"}'
-    assert all("request_id" in its for its in live.prometheus.exemplars(series))
+    assert all("request_id" in labels for labels in live.prometheus.exemplars(series))
     assert live.prometheus.exemplars(series)
-    assert all("job_id" in its for its in live.prometheus.exemplars("sleb_prune_evaluations_total"))
+    assert all(
+        "job_id" in labels for labels in live.prometheus.exemplars("sleb_prune_evaluations_total")
+    )
 
 
 def assert_headlines(live: Live) -> None:
     def mean(model: str, kind: str) -> float:
-        values = [its[kind] for its in live.timings[model]]
+        values = [timings[kind] for timings in live.timings[model]]
         return math.fsum(values) / len(values)
 
     for kind, title in HEADLINES.items():
-        its = {query.legend: query for query in panel_queries() if query.title == title}
-        shown = live.panel(its["speed-up"])
+        queries = {query.legend: query for query in panel_queries() if query.title == title}
+        shown = live.panel(queries["speed-up"])
         assert shown == pytest.approx(mean(DENSE, kind) / mean(PRUNED, kind), rel=0.03), title
         for model, name in ((DENSE, "$dense"), (PRUNED, "$pruned")):
-            counted = live.panel(its[f"requests, {name}"])
-            assert counted == pytest.approx(len(live.timings[model]), rel=0.3)  # it extrapolates
+            counted = live.panel(queries[f"requests, {name}"])
+            assert counted == pytest.approx(
+                len(live.timings[model]), rel=0.3
+            )  # increase() extrapolates
 
 
 def is_for_gpus(query: str) -> bool:
@@ -223,7 +228,7 @@ def assert_every_panel_has_data(live: Live) -> None:
 
 
 def assert_every_metric_is_shown(live: Live) -> None:
-    """By the API or by the worker, whatever a panel, a variable, an annotation or a rule asks."""
+    """Every metric in a query of a panel, variable, annotation or rule is exported."""
     shown = {"up"}
     for client in (live.api, live.worker):
         shown |= Scrape(client.get("/metrics").text).names

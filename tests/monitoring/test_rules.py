@@ -1,4 +1,4 @@
-"""The shipped configuration of Prometheus: valid, and its rules say what is so."""
+"""The shipped configuration of Prometheus: valid, with tested rules."""
 
 import re
 import subprocess
@@ -35,11 +35,11 @@ def test_the_rules_say_what_their_unit_tests_expect(path: Path) -> None:
 def test_every_alert_is_seen_to_fire() -> None:
     tests = [yaml.safe_load(path.read_text())["tests"] for path in UNIT_TESTS]
     fired = {
-        its["alertname"]
+        case["alertname"]
         for group in tests
         for test in group
-        for its in test.get("alert_rule_test", ())
-        if its.get("exp_alerts")
+        for case in test.get("alert_rule_test", ())
+        if case.get("exp_alerts")
     }
     assert fired == {rule["alert"] for rule in alerts_and_records() if "alert" in rule}
 
@@ -55,7 +55,7 @@ def test_every_series_of_a_histogram_has_its_alias() -> None:
 def test_compose_shows_prometheus_and_grafana_what_lies_here() -> None:
     compose = yaml.safe_load((DOCKER.parent / "docker-compose.yml").read_text())
     for service in ("prometheus", "grafana"):
-        mounts = [its.split(":") for its in compose["services"][service]["volumes"]]
+        mounts = [volume.split(":") for volume in compose["services"][service]["volumes"]]
         sources = [source for source, *_ in mounts if source.startswith("./")]
         assert sources
         assert all((DOCKER.parent / source).exists() for source in sources)

@@ -1,4 +1,4 @@
-"""docs/architecture.md describes each package, and no package that does not exist."""
+"""docs/architecture.md lists all packages and no others."""
 
 import re
 

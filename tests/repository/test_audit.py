@@ -1,4 +1,4 @@
-"""`make audit` against a service of advisories on this machine: nothing is asked anywhere else."""
+"""`make audit` against a local service of advisories."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ ADVISORY = {
 
 
 class Advisories(BaseHTTPRequestHandler):
-    """Speaks OSV's protocol; only what is in ``vulnerable`` has an advisory."""
+    """A server of the OSV protocol. Only the packages in ``vulnerable`` have an advisory."""
 
     vulnerable: frozenset[str] = frozenset()
     asked: set[str]
@@ -41,13 +41,13 @@ class Advisories(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
-        """Say nothing."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named by http.server
+        """Log nothing."""
 
 
 @contextmanager
 def advisories(*vulnerable: str) -> Iterator[tuple[str, set[str]]]:
-    """The URL of such a service, and the names that it has been asked about."""
+    """Run the service. Yields its URL and the set of names that were queried."""
     members: dict[str, Any] = {"vulnerable": frozenset(vulnerable), "asked": set()}
     handler = type("Handler", (Advisories,), members)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -61,7 +61,7 @@ def advisories(*vulnerable: str) -> Iterator[tuple[str, set[str]]]:
 
 
 def make_audit(url: str, *done: str) -> "subprocess.CompletedProcess[str]":
-    """As it is, but that nothing is installed anew, and without the targets that are ``done``."""
+    """Run `make audit` without `setup` and without the targets that are ``done``."""
     service = f"AUDIT=--vulnerability-service osv --osv-url {url}"
     olds = [word for name in ("setup", *done) for word in ("--old-file", name)]
     command = ["make", *olds, "audit", service]
@@ -69,7 +69,7 @@ def make_audit(url: str, *done: str) -> "subprocess.CompletedProcess[str]":
 
 
 def required() -> set[NormalizedName]:
-    """What the project needs to run, by its own list."""
+    """The dependencies in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
 
@@ -82,7 +82,7 @@ def test_everything_that_is_installed_is_asked_about_and_listed() -> None:
     assert required() <= asked
     bill = json.loads((BUILD / "sbom.json").read_text(encoding="utf-8"))
     assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "sleb-serve")
-    listed = {canonicalize_name(its["name"]): its for its in bill["components"]}
+    listed = {canonicalize_name(component["name"]): component for component in bill["components"]}
     assert required() <= listed.keys()
     assert all(listed[name]["version"] and listed[name]["purl"] for name in required())
 

@@ -1,4 +1,4 @@
-"""The backup and the restore of the guide, as they stand there, while the store is written."""
+"""The backup and restore commands of the guide, run while the store is being written."""
 
 import subprocess
 import sys
@@ -26,11 +26,11 @@ from tests.support.redis_fixtures import disorder
 from tests.support.waiting import wait_until
 
 SPEC = PruneSpec("tiny", num_remove=1, calibration=CalibrationSpec(num_samples=2, seqlen=12))
-NUM_SEEN = 20  # jobs that are surely in a backup that begins behind them
+NUM_SEEN = 20  # jobs that were created before the backup, which has to contain them
 
 
-# A copy that takes so long that the log is rewritten meanwhile: it has the new list of files, and
-# not one of those.
+# A copy so slow that the append-only file is rewritten meanwhile: it contains the new manifest,
+# but none of the files in it.
 SLOW_CP = """\
 #!/bin/sh
 case "$*" in
@@ -52,9 +52,11 @@ while client.info("persistence")["aof_rewrite_in_progress"]:
 
 
 def run(note: str, here: Path, data_dir: Path) -> None:
-    """The block of that name in the guide."""
+    """Run the block of the guide that has this note."""
     (code,) = (
-        its.code for its in blocks(ROOT / "docs" / "guides" / "operate.md") if its.note == note
+        block.code
+        for block in blocks(ROOT / "docs" / "guides" / "operate.md")
+        if block.note == note
     )
     environment = {
         "SLEB_DATA_DIR": str(data_dir),
@@ -67,7 +69,7 @@ def run(note: str, here: Path, data_dir: Path) -> None:
 
 @contextmanager
 def writing(url: str) -> Iterator[list[str]]:
-    """Jobs that are made as fast as they can be, and a log that is rewritten again and again."""
+    """Create jobs and rewrite the append-only file, both in a loop."""
     made: list[str] = []
     is_over = threading.Event()
 
@@ -84,7 +86,7 @@ def writing(url: str) -> Iterator[list[str]]:
                 if not client.info("persistence")["aof_rewrite_in_progress"]:
                     client.bgrewriteaof()
 
-    threads = [threading.Thread(target=its) for its in (write, rewrite)]
+    threads = [threading.Thread(target=target) for target in (write, rewrite)]
     for thread in threads:
         thread.start()
     try:
@@ -144,7 +146,7 @@ def test_a_backup_of_a_running_service_has_its_jobs_and_checkpoints(
         assert surely <= set(store.ids(JobStatus.SUCCEEDED))
         assert store.get(waiting.id).status is JobStatus.QUEUED
         assert PruneQueue(client).rq.job_ids == [waiting.id]
-        assert [its.data for its in store.events(first.id, limit=100)]
+        assert [event.data for event in store.events(first.id, limit=100)]
         assert disorder(client) == []
     assert CheckpointStore(restored / "checkpoints").names() == [first.checkpoint_name]
     assert verify(restored / "checkpoints" / first.checkpoint_name).removed_blocks

@@ -1,4 +1,4 @@
-"""Without a command of Debian tests are left out, but not in CI, and say where it comes from."""
+"""Tests that need a Debian package are skipped without it, but fail in CI, and name the package."""
 
 import pytest
 

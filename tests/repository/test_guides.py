@@ -1,6 +1,6 @@
-"""The commands of the guides, run as they stand: one shell a page, against a running service.
+"""The commands of the guides, run unchanged: one shell per page, against a running service.
 
-A block runs unless its fence says why not, as ```` ```bash no-run: needs Docker ````.
+A block runs unless its fence gives a reason, as ```` ```bash no-run: needs Docker ````.
 """
 
 import json
@@ -22,14 +22,14 @@ from tests.support.processes import environment, free_port, is_ready, processes_
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
-MODEL = "smollm2-135m"  # the name in the guides, here of a tiny model
-NUM_TOKENS = 4096  # that it takes, as real ones do
+MODEL = "smollm2-135m"  # the name in the guides; here a tiny model
+NUM_TOKENS = 4096  # maximum length, as of real models
 TEXTS = ("file.txt", "prose.txt", "code.txt")
-RUNS = [page for page in GUIDES if any(its.language == "bash" for its in blocks(page))]
-# Each command, and each job, waits for torch, and these have a dozen of them.
+RUNS = [page for page in GUIDES if any(block.language == "bash" for block in blocks(page))]
+# These pages have a dozen commands and jobs, each of which imports torch.
 SLOW = {"jobs", "operate", "prune", "serve"}
 PATIENCE_S = 1400.0
-# The shell of a page ends with the first command that fails, and an answer that is an error fails.
+# The shell exits at the first command that fails, including curl with an error status.
 _STRICT = """
 set -euo pipefail
 curl() {
@@ -42,14 +42,14 @@ curl() {
 
 
 def settings_of(data_dir: Path, port: int) -> dict[str, str]:
-    """One thread for models too small for two, and no fresh process for each checkpoint."""
+    """Settings for tiny models: one thread, and no process that verifies checkpoints."""
     ours = {"SLEB_PORT": str(port), "SLEB_THREADS": "1", "SLEB_VERIFY": "inline"}
     return {**environment(data_dir), **ours}
 
 
 @contextmanager
 def service(data_dir: Path, port: int) -> Iterator[None]:
-    """``sleb up``, ready to answer; nothing of it is left behind."""
+    """Run ``sleb up`` until the API is ready. All processes are stopped at the end."""
     settings = settings_of(data_dir, port)
     with (data_dir / "up.log").open("wb") as log:
         up = subprocess.Popen(
@@ -67,7 +67,7 @@ def service(data_dir: Path, port: int) -> Iterator[None]:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """One model, one job's checkpoint of six removals, and texts to calibrate and to judge on."""
+    """A data directory with a model, a checkpoint of six removals, and texts."""
     data_dir = tmp_path / "data"
     config = write_tiny_model(data_dir / "models" / MODEL, num_blocks=10) / "config.json"
     longer = {**json.loads(config.read_text()), "max_position_embeddings": NUM_TOKENS}
@@ -84,7 +84,7 @@ def text(num_lines: int) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, data_dir: Path) -> Path:
-    """Where the reader stands: the environment, the files that the guides name."""
+    """The directory of the reader, with the environment and the files that the guides use."""
     here = tmp_path / "here"
     here.mkdir()
     (here / ".venv").symlink_to(ROOT / ".venv")
@@ -95,7 +95,7 @@ def checkout(tmp_path: Path, data_dir: Path) -> Path:
 
 
 def script(page: Path, port: int) -> str:
-    """Everything of a page that runs, in one shell that ends with the first command that fails."""
+    """All blocks of a page that run, as a shell script that exits at the first failure."""
     second = free_port()
     lines = [_STRICT]
     for number, block in enumerate(blocks(page), start=1):
@@ -135,20 +135,20 @@ def test_its_commands_run(page: Path, checkout: Path, data_dir: Path, tmp_path: 
             code = shell.wait(PATIENCE_S)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)  # and what it has started, if that is there
+                os.killpg(shell.pid, signal.SIGKILL)  # and its child processes
             shell.wait()
     assert code == 0, told.read_text()[-6000:]
     assert processes_of(checkout) == []
 
 
 def test_every_block_of_commands_runs_or_says_why_not() -> None:
-    found = [its for page in GUIDES for its in blocks(page)]
-    assert not [its for its in found if its.language in {"", "sh", "shell", "console"}]
-    of_commands = [its for its in found if its.language == "bash"]
-    assert not [its for its in of_commands if its.why_not_run == "" or is_unclear(its)]
-    assert sum(its.why_not_run is None for its in of_commands) > len(of_commands) / 2
+    found = [block for page in GUIDES for block in blocks(page)]
+    assert not [block for block in found if block.language in {"", "sh", "shell", "console"}]
+    of_commands = [block for block in found if block.language == "bash"]
+    assert not [block for block in of_commands if block.why_not_run == "" or is_unclear(block)]
+    assert sum(block.why_not_run is None for block in of_commands) > len(of_commands) / 2
 
 
 def is_unclear(block: Block) -> bool:
-    """A note is a name for a block that runs, or a reason."""
+    """Whether the note is neither a name of a block nor a reason not to run it."""
     return block.why_not_run is None and not (block.note == "" or block.note.isidentifier())

@@ -1,4 +1,4 @@
-"""Importing does nothing: no setting is read, nothing is written or said."""
+"""Imports have no side effects: no setting is read, and nothing is written or printed."""
 
 import pkgutil
 import subprocess
@@ -9,7 +9,7 @@ import app
 import pruning
 from tests.support.processes import environment
 
-# as every command does at its start: torchao says at its import what it misses without CUDA
+# as every command does at its start, because torchao logs at import what it misses without CUDA
 _SILENCED = "from pruning.process import silence_libraries; silence_libraries()"
 
 

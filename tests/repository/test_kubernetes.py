@@ -1,4 +1,4 @@
-"""The manifests: by Kubernetes' own schemas, and by what the service needs of them."""
+"""The manifests: valid by the schemas of Kubernetes, and consistent with the service."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -15,14 +15,16 @@ from app.settings import check_variables, settings
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VERSION = "1.37"
-OWN_S = 10  # that the API may take to end, behind its drain
+EXIT_S = 10  # for the API to exit after its drain
 OVERLAYS = ("cpu", "gpu")
 
 Manifest = dict[str, Any]
 
 
 def documents(path: Path) -> list[Any]:
-    return [its for its in yaml.safe_load_all(path.read_text(encoding="utf-8")) if its]
+    return [
+        document for document in yaml.safe_load_all(path.read_text(encoding="utf-8")) if document
+    ]
 
 
 def kustomization(name: str) -> Manifest:
@@ -33,13 +35,13 @@ def kustomization(name: str) -> Manifest:
 
 def base() -> list[Manifest]:
     resources = kustomization("base")["resources"]
-    return [its for file in resources for its in documents(ROOT / "base" / file)]
+    return [document for file in resources for document in documents(ROOT / "base" / file)]
 
 
 def overlay(name: str) -> list[Manifest]:
-    """As kustomize makes it, of what is used of kustomize here: images, and patches that add."""
+    """Build an overlay as kustomize does. Supports images and ``add`` patches."""
     found, rules = deepcopy(base()), kustomization(name)
-    tags = {its["name"]: its["newTag"] for its in rules["images"]}
+    tags = {image["name"]: image["newTag"] for image in rules["images"]}
     for manifest in found:
         for patch in rules["patches"]:
             target = patch["target"]
@@ -53,7 +55,7 @@ def overlay(name: str) -> list[Manifest]:
 
 
 def add(manifest: Manifest, operation: Mapping[str, Any]) -> None:
-    """JSON Patch, RFC 6902, as far as ``add`` goes."""
+    """The operation ``add`` of a JSON Patch (RFC 6902)."""
     assert operation["op"] == "add"
     *way, last = [part.replace("~1", "/") for part in operation["path"].split("/")[1:]]
     place: Any = manifest
@@ -79,11 +81,13 @@ def containers(manifest: Manifest) -> list[Manifest]:
 
 
 def workloads(manifests: list[Manifest]) -> dict[str, Manifest]:
-    return {its["metadata"]["name"]: its for its in manifests if containers(its)}
+    return {
+        manifest["metadata"]["name"]: manifest for manifest in manifests if containers(manifest)
+    }
 
 
 def environment(container: Manifest) -> dict[str, str]:
-    return {its["name"]: its["value"] for its in container.get("env", ())}
+    return {variable["name"]: variable["value"] for variable in container.get("env", ())}
 
 
 def labels(workload: Manifest) -> Mapping[str, str]:
@@ -109,18 +113,18 @@ def test_the_schemas_refuse_what_is_none() -> None:
 
 
 def test_every_file_is_used() -> None:
-    files = {its.name for its in (ROOT / "base").iterdir()} - {"kustomization.yaml"}
+    files = {path.name for path in (ROOT / "base").iterdir()} - {"kustomization.yaml"}
     assert files == set(kustomization("base")["resources"])
-    assert {its.name for its in ROOT.iterdir()} == {"base", *OVERLAYS}
+    assert {path.name for path in ROOT.iterdir()} == {"base", *OVERLAYS}
 
 
 def test_no_process_has_more_rights_than_it_needs(manifests: list[Manifest]) -> None:
     for workload in workloads(manifests).values():
-        its = pod(workload)
-        assert its["securityContext"]["runAsNonRoot"] is True
-        assert its["securityContext"]["runAsUser"] > 0
-        assert its["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert its["automountServiceAccountToken"] is False
+        spec = pod(workload)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
         for container in containers(workload):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -133,7 +137,7 @@ def test_no_process_has_more_rights_than_it_needs(manifests: list[Manifest]) -> 
 def test_every_setting_exists_and_no_secret_is_a_variable(
     manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = {name.lower() for its in settings() for name in its.variables}
+    known = {name.lower() for setting in settings() for name in setting.variables}
     for name, workload in workloads(manifests).items():
         (container,) = containers(workload)
         variables = environment(container)
@@ -148,15 +152,19 @@ def test_every_setting_exists_and_no_secret_is_a_variable(
         assert not {"SLEB_REDIS_URL", "SLEB_WEBHOOK_SECRET"} & variables.keys()
         for variable, value in variables.items():
             monkeypatch.setenv(variable, value)
-    monkeypatch.delenv("SLEB_SECRETS_DIR")  # which is not here
+    monkeypatch.delenv("SLEB_SECRETS_DIR")  # does not exist on this machine
     assert ServeSettings().data_dir == Path("/data")
 
 
 def test_kubernetes_makes_no_variables_that_look_like_settings(manifests: list[Manifest]) -> None:
-    services = [its["metadata"]["name"] for its in manifests if its["kind"] == "Service"]
+    services = [
+        manifest["metadata"]["name"] for manifest in manifests if manifest["kind"] == "Service"
+    ]
     assert services
     assert not [name for name in services if name.upper().startswith("SLEB")]
-    assert all(pod(its)["enableServiceLinks"] is False for its in workloads(manifests).values())
+    assert all(
+        pod(workload)["enableServiceLinks"] is False for workload in workloads(manifests).values()
+    )
 
 
 def test_the_api_has_time_to_drain(manifests: list[Manifest]) -> None:
@@ -164,7 +172,7 @@ def test_the_api_has_time_to_drain(manifests: list[Manifest]) -> None:
     (container,) = containers(workload)
     waits_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = ServeSettings(drain_s=float(environment(container)["SLEB_DRAIN_S"])).drain_s
-    assert pod(workload)["terminationGracePeriodSeconds"] >= waits_s + drain_s + OWN_S
+    assert pod(workload)["terminationGracePeriodSeconds"] >= waits_s + drain_s + EXIT_S
     ready = container["readinessProbe"]
     assert waits_s >= ready["periodSeconds"] * ready["failureThreshold"]
 
@@ -174,9 +182,9 @@ def test_probes_ask_routes_that_there_are(manifests: list[Manifest]) -> None:
     with_paths = set(app.openapi()["paths"])
     for name, workload in workloads(manifests).items():
         (container,) = containers(workload)
-        ports = {its["name"] for its in container["ports"]}
+        ports = {port["name"] for port in container["ports"]}
         kinds = ("startupProbe", "livenessProbe", "readinessProbe")
-        probes = [container[its] for its in kinds if its in container]
+        probes = [container[kind] for kind in kinds if kind in container]
         assert len(probes) >= 2, name
         for probe in probes:
             asked = probe.get("httpGet") or probe.get("tcpSocket")
@@ -188,29 +196,29 @@ def test_probes_ask_routes_that_there_are(manifests: list[Manifest]) -> None:
 
 
 def test_selectors_and_mounts_find_what_they_name(manifests: list[Manifest]) -> None:
-    pods = [labels(its) for its in workloads(manifests).values()]
+    pods = [labels(workload) for workload in workloads(manifests).values()]
     for selector in selectors(manifests):
-        assert any(selector.items() <= its.items() for its in pods), selector
+        assert any(selector.items() <= pod_labels.items() for pod_labels in pods), selector
     for workload in workloads(manifests).values():
-        volumes = {its["name"] for its in pod(workload)["volumes"]}
+        volumes = {volume["name"] for volume in pod(workload)["volumes"]}
         claims = workload["spec"].get("volumeClaimTemplates", ())
-        volumes |= {its["metadata"]["name"] for its in claims}
+        volumes |= {claim["metadata"]["name"] for claim in claims}
         for container in containers(workload):
-            assert {its["name"] for its in container["volumeMounts"]} == volumes
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 
 
 def selectors(manifests: list[Manifest]) -> Iterator[Mapping[str, str]]:
-    for its in manifests:
-        if its["kind"] == "Service":
-            yield its["spec"]["selector"]
-        elif its["kind"] == "NetworkPolicy":
-            yield its["spec"]["podSelector"]["matchLabels"]
-        elif "selector" in its.get("spec", {}):
-            yield its["spec"]["selector"]["matchLabels"]
+    for manifest in manifests:
+        if manifest["kind"] == "Service":
+            yield manifest["spec"]["selector"]
+        elif manifest["kind"] == "NetworkPolicy":
+            yield manifest["spec"]["podSelector"]["matchLabels"]
+        elif "selector" in manifest.get("spec", {}):
+            yield manifest["spec"]["selector"]["matchLabels"]
 
 
 def test_a_node_can_be_drained_and_the_api_stays(manifests: list[Manifest]) -> None:
-    (budget,) = [its for its in manifests if its["kind"] == "PodDisruptionBudget"]
+    (budget,) = [manifest for manifest in manifests if manifest["kind"] == "PodDisruptionBudget"]
     api = workloads(manifests)["api"]
     assert budget["spec"]["selector"]["matchLabels"] == labels(api)
     assert 1 <= budget["spec"]["minAvailable"] < api["spec"]["replicas"]
@@ -218,7 +226,9 @@ def test_a_node_can_be_drained_and_the_api_stays(manifests: list[Manifest]) -> N
 
 @pytest.mark.parametrize(("name", "device", "number"), [("cpu", "cpu", None), ("gpu", "cuda", 1)])
 def test_an_overlay_says_device_and_image(name: str, device: str, number: int | None) -> None:
-    for workload in (workloads(overlay(name))[its] for its in ("api", "worker")):
+    for workload in (
+        workloads(overlay(name))[workload_name] for workload_name in ("api", "worker")
+    ):
         (container,) = containers(workload)
         assert environment(container)["SLEB_DEVICE"] == device
         assert container["resources"]["limits"].get("nvidia.com/gpu") == number

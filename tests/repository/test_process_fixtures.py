@@ -1,4 +1,4 @@
-"""What tests start has Ctrl-C's usual effect, and does not outlive them."""
+"""Processes that tests start handle Ctrl-C as usual, and do not outlive the tests."""
 
 import signal
 import subprocess

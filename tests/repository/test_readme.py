@@ -1,6 +1,6 @@
-"""README and guides cannot rot: commands are run, tables are compared with the code.
+"""README and guides against the code: requests, tables and links.
 
-What is here is quick; `test_guides.py` runs every command of the guides as it stands.
+These tests are fast. `test_guides.py` runs all commands of the guides.
 """
 
 import re
@@ -35,7 +35,7 @@ SERVE, JOBS, PRUNE = (
     ROOT / "docs" / "guides" / f"{name}.md" for name in ("serve", "jobs", "prune")
 )
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")), *GUIDES)
-MODEL = "smollm2-135m"  # the name in the pages, here of a tiny model
+MODEL = "smollm2-135m"  # the name in the pages; here a tiny model
 CURL_LINES = re.findall(
     r"^curl .*$", commands(README, JOBS, SERVE).replace("\\\n", " "), re.MULTILINE
 )
@@ -44,7 +44,7 @@ CODE = "\n".join([commands(*PAGES), *re.findall(r"`([^`\n]+)`", prose(*PAGES))])
 
 @pytest.fixture
 def client(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterator[TestClient]:
-    """The app as it is after ``make demo``: the model, and one job that removed six blocks."""
+    """The API in the state after ``make demo``: a model, and a job that removed six blocks."""
     redis_client.ping()
     write_tiny_model(tmp_path / "models" / MODEL, num_blocks=8)
     publish_pruned(tmp_path, num_remove=6, model=MODEL)
@@ -55,7 +55,7 @@ def client(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterato
 
 
 def request_of(line: str) -> dict[str, Any]:
-    """What this curl line sends, in the words of the test client."""
+    """Arguments of the test client for the request of a curl command."""
     words = iter(shlex.split(line, comments=True)[1:])
     request: dict[str, Any] = {"method": "GET", "headers": {}}
     for word in words:
@@ -66,7 +66,7 @@ def request_of(line: str) -> dict[str, Any]:
             request |= {"method": "POST", "content": next(words)}
         elif word == "-X":
             request["method"] = next(words)
-        elif word == "-N":  # not to hold back what is streamed
+        elif word == "-N":  # no buffering
             pass
         else:
             assert word.startswith("http://localhost:8000/"), f"this test knows no {word!r}"
@@ -88,18 +88,18 @@ def test_every_curl_line_works_in_the_order_of_the_pages(client: TestClient) -> 
     variants = ["dense", "pruned"]  # of the README, then of the guide
     assert [answer["variant"] for answer in generated] == [*variants, *variants, "pruned"]
     assert [len(answer["outputs"]) for answer in generated] == [1, 1, 1, 1, 2]
-    assert [its["status"] for its in answers if "removed_blocks" in its and "urls" in its][-1] == (
-        "cancelled"
-    )
+    assert [
+        answer["status"] for answer in answers if "removed_blocks" in answer and "urls" in answer
+    ][-1] == ("cancelled")
     assert "text_completion" in {answer.get("object") for answer in answers}
 
 
 def test_the_example_of_the_openai_client_works(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (example,) = [its.code for its in blocks(SERVE) if "import OpenAI" in its.code]
+    (example,) = [block.code for block in blocks(SERVE) if "import OpenAI" in block.code]
     monkeypatch.setattr("openai.OpenAI", partial(openai.OpenAI, http_client=client))
-    exec(example, {})  # noqa: S102 - our own text
+    exec(example, {})  # noqa: S102 - code of this project
     assert capsys.readouterr().out
 
 
@@ -161,7 +161,7 @@ def test_the_list_of_families_is_the_one_of_the_code() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    """To a file, and to a heading in it, where it names one."""
+    """Every link names an existing file, and an existing heading if it has a fragment."""
     dead, num_links = [], 0
     for page in PAGES:
         for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page)):
@@ -174,6 +174,6 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Anchors of the headings, as GitHub creates them."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}

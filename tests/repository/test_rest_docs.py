@@ -1,4 +1,4 @@
-"""docs/rest.md is what the app says of itself, and says all of it."""
+"""docs/rest.md is generated from the OpenAPI document, and complete."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,9 @@ def test_it_has_every_route_and_every_field(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     text = PAGE.read_text(encoding="utf-8")
     routes = {
-        f"{method.upper()} {path}" for path, its in document["paths"].items() for method in its
+        f"{method.upper()} {path}"
+        for path, operations in document["paths"].items()
+        for method in operations
     }
     assert set(re.findall(r"^### `(.*)`$", text, re.MULTILINE)) == routes
     for name, schema in document["components"]["schemas"].items():

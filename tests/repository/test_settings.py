@@ -1,4 +1,4 @@
-"""All settings: on their page, and nothing else among the variables of any process."""
+"""All settings are documented, and all variables of the processes are settings."""
 
 import re
 from pathlib import Path
@@ -166,8 +166,8 @@ def test_api_and_worker_need_a_port_each(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_every_setting_is_a_variable_of_ours_first() -> None:
-    assert {its.variables[0] for its in settings()} == {
-        f"SLEB_{its.field.upper()}" for its in settings()
+    assert {setting.variables[0] for setting in settings()} == {
+        f"SLEB_{setting.field.upper()}" for setting in settings()
     }
-    [otlp] = [its for its in settings() if its.field == "otlp_endpoint"]
+    [otlp] = [setting for setting in settings() if setting.field == "otlp_endpoint"]
     assert otlp.variables == ("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -1,6 +1,6 @@
-"""What no line of the source may do: unpickle, run a model's code, or hand text to a shell.
+"""The source does not unpickle, does not run the code of models, and starts no shell.
 
-Weights come from safetensors, and from GGUF files of our own: neither can hold code.
+Weights are read from safetensors and from GGUF files of this project. Neither can contain code.
 """
 
 import ast
@@ -58,7 +58,7 @@ def _of_call(call: ast.Call) -> Iterator[str]:
 
 
 def _of_deliveries(call: ast.Call) -> Iterator[str]:
-    """RQ pickles unless each of its classes is told otherwise."""
+    """A call of RQ without JSONSerializer. RQ pickles by default."""
     if ast.unparse(call.func) in RQ_CALLS and "JSONSerializer" not in ast.unparse(call):
         yield "rq without JSONSerializer"
 

@@ -1,6 +1,6 @@
-"""The API as ``sleb serve`` runs it, which writes down its tasks when it gets SIGUSR1.
+"""The API as ``sleb serve`` runs it, which writes its asyncio tasks to a file at SIGUSR1.
 
-Run as ``python -m tests.soak.api_process FILE``; settings from the environment.
+Run as ``python -m tests.soak.api_process FILE``. Settings come from the environment.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from app.config import ServeSettings
 from app.server.serve import run_api
 
 
-def tell_tasks(target: Path) -> None:
-    """From now on, at every SIGUSR1: one line a task, in a file that appears whole."""
+def write_tasks_on_signal(target: Path) -> None:
+    """At every SIGUSR1, write one line per task to a file that appears atomically."""
 
     def write(_signal: int, _frame: FrameType | None) -> None:
         tasks = sorted(f"{task.get_coro()}".partition(" at 0x")[0] for task in asyncio.all_tasks())
@@ -26,5 +26,5 @@ def tell_tasks(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    tell_tasks(Path(sys.argv[1]))
+    write_tasks_on_signal(Path(sys.argv[1]))
     run_api(ServeSettings())

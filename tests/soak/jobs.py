@@ -1,4 +1,4 @@
-"""A client that submits jobs, cancels some, and holds the service to every one it has accepted."""
+"""A client that submits jobs, cancels some, and checks the outcome of every accepted job."""
 
 import threading
 import time
@@ -14,15 +14,15 @@ from tests.soak.service import Service
 from tests.soak.tally import Tally
 from tests.support.waiting import wait_until
 
-_MOST_AT_ONCE = 2
-_LOOK_S = 0.25
+_MAX_OPEN = 2
+_POLL_S = 0.25
 _CANCELLED_EVERY = 4
-_END_S = 300.0  # that what is left may take behind the traffic
+_FINISH_TIMEOUT_S = 300.0  # for open jobs after the end of the traffic
 _AWAY = "503, Redis away"
 
 
 class JobsClient:
-    """In one thread of its own; ``accepted`` has every job with a 202, and how it has to end."""
+    """Used from one thread. ``accepted`` has the expected final status of every accepted job."""
 
     def __init__(self, service: Service, tally: Tally) -> None:
         self._service = service
@@ -33,12 +33,12 @@ class JobsClient:
         self._open: set[str] = set()
 
     def submit(self) -> str:
-        """One more; with its key it is asked again until it is accepted, as the service says."""
+        """Submit a job, retried with the same idempotency key until it is accepted."""
         number = next(self._numbers)
         calibration = {"dataset": "self", "num_samples": 16, "seqlen": 32, "seed": number}
         body = {"model": "tiny", "num_remove": 2, "evaluate": False, "calibration": calibration}
         headers = {"Idempotency-Key": f"soak-{number}"}
-        answer = self._until_there("submit", "POST", "/prune-jobs", json=body, headers=headers)
+        answer = self._request("submit", "POST", "/prune-jobs", json=body, headers=headers)
         assert answer.status_code == 202, answer.text
         job_id: str = answer.json()["id"]
         self.accepted[job_id] = "succeeded"
@@ -48,36 +48,36 @@ class JobsClient:
         return job_id
 
     def _cancel(self, job_id: str) -> None:
-        answer = self._until_there("cancel", "POST", f"/prune-jobs/{job_id}/cancel")
+        answer = self._request("cancel", "POST", f"/prune-jobs/{job_id}/cancel")
         assert answer.status_code in (200, 202, 409), answer.text
-        if answer.status_code != 409:  # or it has succeeded already
+        if answer.status_code != 409:  # 409: it has succeeded already
             self.accepted[job_id] = "cancelled"
 
     @property
     def num_open(self) -> int:
         return len(self._open)
 
-    def look(self) -> None:
-        """Which of them have come to their end."""
+    def refresh(self) -> None:
+        """Forget the open jobs that have ended."""
         for job_id in sorted(self._open):
             if self.job(job_id)["finished_at"]:
                 self._open.remove(job_id)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        answer = self._until_there("look at jobs", "GET", f"/prune-jobs/{job_id}")
+        answer = self._request("look at jobs", "GET", f"/prune-jobs/{job_id}")
         assert answer.status_code == 200, answer.text
         job: dict[str, Any] = answer.json()
         return job
 
     def wait_for_all(self) -> None:
         def is_done() -> bool:
-            self.look()
+            self.refresh()
             return not self._open
 
-        wait_until(is_done, "every accepted job is at its end", _END_S)
+        wait_until(is_done, "all accepted jobs have ended", _FINISH_TIMEOUT_S)
 
     def check_all(self) -> None:
-        """Each ended as it had to, and is in the list once, with no job that nobody asked for."""
+        """Check that each job has its expected status, and that the list has exactly these jobs."""
         for job_id, expected in self.accepted.items():
             job = self.job(job_id)
             if job["status"] != expected:
@@ -96,8 +96,8 @@ class JobsClient:
             has_more = page["has_more"]
         return found
 
-    def _until_there(self, kind: str, method: str, path: str, **rest: Any) -> httpx2.Response:
-        """Again and again while Redis is away, and only then."""
+    def _request(self, kind: str, method: str, path: str, **rest: Any) -> httpx2.Response:
+        """Send a request, repeated while Redis is away."""
         while True:
             began_s = time.monotonic()
             answer = self._client.request(method, path, **rest)
@@ -106,7 +106,7 @@ class JobsClient:
             self._tally.add(kind, outcome, time.monotonic() - began_s)
             if not is_away:
                 return answer
-            threading.Event().wait(_LOOK_S)
+            threading.Event().wait(_POLL_S)
 
     def close(self) -> None:
         self._client.close()
@@ -114,14 +114,14 @@ class JobsClient:
 
 @contextmanager
 def jobs(client: JobsClient, tally: Tally) -> Iterator[None]:
-    """A few at any time, for as long as the body takes."""
-    is_over = threading.Event()
+    """Keep a few jobs open until the end of the block."""
+    stopped = threading.Event()
 
     def run() -> None:
         try:
-            while not is_over.wait(_LOOK_S):
-                client.look()
-                if client.num_open < _MOST_AT_ONCE:
+            while not stopped.wait(_POLL_S):
+                client.refresh()
+                if client.num_open < _MAX_OPEN:
                     client.submit()
         except (AssertionError, httpx2.TransportError) as error:
             tally.failed(f"jobs: {type(error).__name__} {error}")
@@ -131,5 +131,5 @@ def jobs(client: JobsClient, tally: Tally) -> Iterator[None]:
         try:
             yield
         finally:
-            is_over.set()
+            stopped.set()
     running.result()

@@ -1,4 +1,4 @@
-"""Valkey, the API and a worker, each a process that can be watched, and killed."""
+"""Valkey, the API and a worker as processes that can be measured and killed."""
 
 import os
 import signal
@@ -22,15 +22,15 @@ from tests.support.valkey_server import ValkeyServer
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
 
-# what is acknowledged is on the disk, so that a killed server loses no job that was accepted
+# every write is synced to disk, so that a killed server loses no accepted job
 DURABLE = ("--save", "", "--appendonly", "yes", "--appendfsync", "always")
 AWAY_S = 2.0
-_BACK_S = 3.0  # until everybody has a connection again
+_RECONNECT_S = 3.0  # until all clients have reconnected
 _GAUGES = ("sleb_num_requests_running", "sleb_num_requests_waiting", "sleb_kv_cache_usage_perc")
 
 
 class Service:
-    """All of it, on one data directory."""
+    """The processes of one data directory."""
 
     def __init__(self, data_dir: Path, valkey: ValkeyServer, workers: Workers) -> None:
         self.data_dir = data_dir
@@ -40,7 +40,7 @@ class Service:
         self._worker = workers.start()
         self._worker_kills = cycle(["worker", "child"])
         self._valkey_kills = cycle([signal.SIGKILL, signal.SIGTERM])
-        self._is_away, self._back_at_s = False, -_BACK_S
+        self._is_away, self._back_at_s = False, -_RECONNECT_S
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         self._api = self._start_api()
@@ -75,36 +75,36 @@ class Service:
 
     @property
     def rss_bytes(self) -> int:
-        """Of the API."""
+        """Resident memory of the API."""
         found: int = self._process.memory_info().rss
         return found
 
     def num_files(self) -> int:
-        """Open in the API, its connections to Redis among them."""
+        """Open files of the API, including connections to Redis."""
         found: int = self._process.num_fds()
         return found
 
     def num_clients(self) -> int:
-        """Connections of clients to the API."""
+        """Open connections of clients to the API."""
         found = self._process.net_connections("tcp")
-        return sum(its.status != psutil.CONN_LISTEN for its in found)
+        return sum(connection.status != psutil.CONN_LISTEN for connection in found)
 
     def tasks(self) -> list[str]:
-        """Of the API's event loop at this moment."""
+        """Current tasks of the API's event loop."""
         told = self.data_dir / "tasks"
         told.unlink(missing_ok=True)
         self._api.send_signal(signal.SIGUSR1)
-        wait_until(told.exists, "the API tells its tasks")
+        wait_until(told.exists, "the API writes its tasks")
         return told.read_text().splitlines()
 
     def check_health(self) -> None:
-        """An engine that has nothing to do looks itself over, and tells here what it has found."""
+        """Check the health of the API, whose idle engine verifies its own state."""
         for path in ("/health/live", "/health/ready"):
             answer = httpx2.get(f"{self.url}{path}")
             assert answer.is_success, answer.text
 
     def taken(self) -> dict[str, float]:
-        """The gauges of slots, queue and cache that are not 0, as the API says."""
+        """The gauges of slots, queue and cache that are not 0."""
         scrape = Scrape(httpx2.get(f"{self.url}/metrics").text)
         values = {
             f"{name}{labels}": scrape.value(name, **labels) or 0.0
@@ -114,11 +114,11 @@ class Service:
         return {name: value for name, value in values.items() if value}
 
     def may_lack_store(self, since_s: float) -> bool:
-        """Whether Redis was away at some moment since then, or hardly back; ``monotonic``."""
-        return self._is_away or since_s < self._back_at_s + _BACK_S
+        """Whether Redis was away, or just back, since this time of ``time.monotonic``."""
+        return self._is_away or since_s < self._back_at_s + _RECONNECT_S
 
     def kill_worker(self) -> None:
-        """The parent, which takes its child along, or the child alone; the next time the other."""
+        """Kill the parent, which ends its child as well, or only the child, in turn."""
         victim = next(self._worker_kills)
         child = self._child()
         if victim == "child" and child is not None:
@@ -151,7 +151,7 @@ class Service:
 
 @contextmanager
 def running(data_dir: Path) -> Iterator[Service]:
-    """Ready to answer; nothing of it is left behind, whatever happens."""
+    """Start all processes and wait until the API is ready. All are stopped at the end."""
     with TemporaryDirectory(prefix="sleb-soak-") as directory:
         valkey = ValkeyServer(Path(directory), *DURABLE)
         valkey.start()

@@ -1,4 +1,4 @@
-"""What was asked, what came back and how fast; and what went wrong, as sentences."""
+"""Counts and latencies of requests by outcome, and descriptions of failures."""
 
 import threading
 from collections import Counter, defaultdict
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 class Tally:
-    """Of all clients together; they count from threads of their own."""
+    """Shared by all clients, each of which runs in a thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,6 +1,6 @@
-"""Mixed traffic on real processes, while workers are killed and Redis goes away, again and again.
+"""Mixed traffic on real processes, while workers are killed and Redis goes away repeatedly.
 
-`make soak MINUTES=30`. Every minute has each disturbance once.
+`make soak MINUTES=30`. Each disturbance happens once a minute.
 """
 
 import time
@@ -27,13 +27,13 @@ from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
 MIB = 2**20
-MAX_GROWTH_BYTES = 32 * MIB  # of the API from its warm state to the end, however long that takes
-MAX_NEW_FILES = 40  # connections to Redis, which are kept; each of the clients leaves thousands
-_LOOK_S = 0.5
-_WORKER_AT, _STORE_AT = 0.25, 0.6  # of each period
+MAX_GROWTH_BYTES = 32 * MIB  # of the API after its warm-up, whatever the duration
+MAX_NEW_FILES = 40  # connections to Redis are kept; a leak of client connections would be thousands
+_POLL_S = 0.5
+_WORKER_AT, _STORE_AT = 0.25, 0.6  # share of each period
 _PERIOD_S = 60.0
-_PATIENCE_S = 12.0  # that a kill may wait for a job to hit
-_MOST_TO_FAIL = 5  # things that are wrong, behind which there is no use in going on
+_KILL_DELAY_S = 12.0  # a kill waits this long for a running job
+_MAX_FAILURES = 5  # then the test stops
 
 Disturbance = tuple[float, Callable[[Service], None]]
 
@@ -50,7 +50,7 @@ DURATION_S = SoakSettings().minutes * 60
 
 
 def disturbances() -> list[Disturbance]:
-    """What happens, and when at the earliest, in seconds from the beginning."""
+    """Disturbances with their earliest times, in seconds since the start."""
     period_s = min(_PERIOD_S, DURATION_S)
     found: list[Disturbance] = []
     for number in range(int(DURATION_S // period_s)):
@@ -62,15 +62,15 @@ def disturbances() -> list[Disturbance]:
 
 
 def soak(service: Service, tally: Tally) -> list[int]:
-    """Disturb, and look at the memory of the API, until the time is over: bytes at each look."""
-    began_s, coming = time.monotonic(), disturbances()
+    """Run all disturbances, and return samples of the memory of the API in bytes."""
+    began_s, pending = time.monotonic(), disturbances()
     found: list[int] = []
-    while (now_s := time.monotonic() - began_s) < DURATION_S or coming:
-        wait_until(lambda: time.monotonic() - began_s >= now_s + _LOOK_S, "the next look")
+    while (now_s := time.monotonic() - began_s) < DURATION_S or pending:
+        wait_until(lambda: time.monotonic() - began_s >= now_s + _POLL_S, "the next sample")
         found.append(service.rss_bytes)
-        if coming and _is_time(*coming[0], now_s, service):
-            coming.pop(0)[1](service)
-        if len(tally.failures) >= _MOST_TO_FAIL and not service.may_lack_store(time.monotonic()):
+        if pending and _is_time(*pending[0], now_s, service):
+            pending.pop(0)[1](service)
+        if len(tally.failures) >= _MAX_FAILURES and not service.may_lack_store(time.monotonic()):
             break
     return found
 
@@ -79,12 +79,12 @@ def _is_time(
     due_s: float, happen: Callable[[Service], None], now_s: float, service: Service
 ) -> bool:
     if happen is Service.kill_worker and not service.has_child():
-        return now_s >= due_s + _PATIENCE_S
+        return now_s >= due_s + _KILL_DELAY_S
     return now_s >= due_s
 
 
 def warm_up(service: Service, client: JobsClient, tally: Tally) -> None:
-    """A first job, so that there is something pruned, and one request of each kind."""
+    """Run a job, which publishes a pruned model, and one request of each kind."""
     client.submit()
     client.wait_for_all()
     with httpx2.Client(base_url=service.url, timeout=60) as http:
@@ -94,7 +94,7 @@ def warm_up(service: Service, client: JobsClient, tally: Tally) -> None:
 
 
 def growth(rss_bytes: list[int]) -> tuple[float, float]:
-    """Medians, in bytes, of an eighth of the time behind the first quarter, and of the last."""
+    """Median bytes of the third eighth of the samples, and of the last eighth."""
     eighth = max(1, len(rss_bytes) // 8)
     return median(rss_bytes[2 * eighth : 3 * eighth]), median(rss_bytes[-eighth:])
 
@@ -114,7 +114,7 @@ def test_mixed_traffic_while_workers_are_killed_and_redis_goes_away(
             rss_bytes = soak(service, tally)
         client.wait_for_all()
         client.check_all()
-        client.close()  # or it holds a connection
+        client.close()  # releases its connection
         first, last = growth(rss_bytes)
         with capsys.disabled():
             happened = Counter(service.disturbances).items()

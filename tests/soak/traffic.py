@@ -1,6 +1,6 @@
-"""Clients that ask for everything but jobs: answers, streams, comparisons, nonsense, and leaving.
+"""Clients that send all kinds of requests except jobs, including invalid and abandoned ones.
 
-Whatever happens to workers and to Redis, each kind of request has the one outcome it has here.
+Each kind of request has one expected outcome, whatever happens to workers and Redis.
 """
 
 import json
@@ -17,8 +17,8 @@ import httpx2
 from tests.soak.tally import Tally
 
 NUM_CLIENTS = 8
-_THINK_S = 0.1  # at most, between an answer and the next request
-_GONE_S = 0.03  # how long a client waits that does not wait for its answer
+_THINK_S = 0.1  # maximum between a response and the next request
+_ABANDON_S = 0.03  # time after which a client abandons its request
 _MODELS = ("tiny", "tiny@-1", "tiny@-2")
 _SHAPES: tuple[Mapping[str, Any], ...] = (
     {"max_new_tokens": 4},
@@ -70,7 +70,7 @@ def _leave_stream(client: httpx2.Client, random: Random) -> str:
 def _leave(client: httpx2.Client, random: Random) -> str:
     body = _body(random, max_new_tokens=200, ignore_eos=True)
     try:
-        answer = client.post("/generate", json=body, timeout=_GONE_S)
+        answer = client.post("/generate", json=body, timeout=_ABANDON_S)
     except httpx2.TimeoutException:
         return "left"
     return _status(answer, 200)
@@ -98,7 +98,7 @@ def _look(client: httpx2.Client, random: Random) -> str:
     return _status(client.get(random.choice(("/metrics", "/models", "/health/ready"))), 200)
 
 
-KINDS: Mapping[str, tuple[int, Kind]] = {  # how often, compared with the others
+KINDS: Mapping[str, tuple[int, Kind]] = {  # relative frequency
     "generate": (8, _generate),
     "stream": (4, _stream),
     "leave a stream": (2, _leave_stream),
@@ -118,7 +118,7 @@ def _status(answer: httpx2.Response, expected: int) -> str:
 
 
 def ask(kind: str, client: httpx2.Client, random: Random, tally: Tally) -> None:
-    """Once, and count it; whatever is not as it has to be is a failure."""
+    """Send one request and count it. An unexpected outcome is a failure."""
     began_s = time.perf_counter()
     try:
         outcome = KINDS[kind][1](client, random)
@@ -130,7 +130,7 @@ def ask(kind: str, client: httpx2.Client, random: Random, tally: Tally) -> None:
 
 @contextmanager
 def traffic(url: str, tally: Tally) -> Iterator[None]:
-    """All clients, each asking again and again, for as long as the body takes."""
+    """Run all clients until the end of the block."""
     is_over = threading.Event()
 
     def run(seed: int) -> None:
