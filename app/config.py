@@ -1,4 +1,4 @@
-"""Settings of the API process: the only file of this package that reads the environment."""
+"""Settings of the API process. No other module of this package reads the environment."""
 
 from base64 import b64decode
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ from pydantic_settings import SettingsConfigDict
 from pruning.config import AbsolutePath, Settings
 from pruning.models.names import VariantName
 
-_SECRET_PREFIX = "whsec_"  # noqa: S105 - how a secret begins
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of a secret, not a secret
 
 
 def _signing_secret(text: str) -> str:
-    """As Standard Webhooks has it, in base64 with its padding."""
+    """Check a secret in the format of Standard Webhooks: the prefix and padded base64."""
     try:
         key = b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
     except ValueError:
         key = b""
     if not text.startswith(_SECRET_PREFIX) or not 24 <= len(key) <= 64:
         raise ValueError(
-            "must be whsec_ and the base64 of 24 to 64 random bytes; to make one: "
+            "must be whsec_ and the base64 of 24 to 64 random bytes; generate one with: "
             "echo whsec_$(openssl rand -base64 32)"
         )
     return text
@@ -46,25 +46,27 @@ def _shadow_direction(text: str) -> str:
 
 
 class ServeSettings(Settings):
-    """A process that answers HTTP; each field is ``SLEB_<NAME>`` in the environment."""
+    """Settings of an HTTP server; each field is ``SLEB_<NAME>`` in the environment."""
 
     model_config = SettingsConfigDict(populate_by_name=True)
 
-    port: int = Field(default=8000, ge=0, le=65535, description="its port; 0 picks a free one")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one"
+    )
     insecure: bool = Field(
         default=False,
-        description="`true` lets the API listen to other machines without any key",
+        description="`true` allows listening beyond this machine without API keys",
     )
     key_rate: PositiveInt | None = Field(
         default=None,
         le=100_000,
-        description="requests that each key without a `--rate` of its own may make within a "
-        "minute; more are refused with 429; unset is any number",
+        description="requests per minute allowed to each key without a `--rate` of its own; "
+        "more are refused with 429; unset is no limit",
     )
     key_concurrent: PositiveInt | None = Field(
         default=None,
-        description="generations that each key without a `--concurrent` of its own may have at "
-        "once; more are refused with 429; unset is any number",
+        description="concurrent generations allowed to each key without a `--concurrent` of its "
+        "own; more are refused with 429; unset is no limit",
     )
     api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = Field(
         default=None,
@@ -73,44 +75,44 @@ class ServeSettings(Settings):
     )
     preload: tuple[str, ...] | None = Field(
         default=None,
-        description="JSON list of the models to load before the API is ready; unset means all "
-        "dense ones",
+        description="JSON list of models to load before the API is ready; unset is all dense "
+        "models",
     )
     max_weight_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,
-        description="weights that may be loaded at once, in bytes or as `40GiB`; unset is what "
-        "the device has free",
+        description="maximum size of all loaded weights, in bytes or as `40GiB`; unset is the "
+        "free memory of the device",
     )
     external_models: AbsolutePath | None = Field(
         default=None,
         description="file that declares models on other servers; unset is `external.toml` in the "
-        "data directory, if there is one",
+        "data directory, if it exists",
     )
     model_sources: tuple[str, ...] | None = Field(
         default=None,
-        description="JSON list of the hub models that `sleb models add` may fetch, as "
-        '`["my-org/*"]`; unset is any',
+        description="JSON list of hub models that `sleb models add` may fetch, as "
+        '`["my-org/*"]`; unset allows all',
     )
     max_num_seqs: PositiveInt = Field(
-        default=64, description="sequences generated at once, of all variants together"
+        default=64, description="sequences generated concurrently, over all variants"
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="`false` takes decode steps on a GPU one kernel at a time, in place of "
-        "recording and replaying them",
+        description="`false` launches the kernels of each decode step on a GPU one by one, "
+        "instead of replaying CUDA graphs",
     )
     max_waiting: NonNegativeInt = Field(
         default=256,
-        description="sequences that may wait beyond those; more are refused with 429",
+        description="sequences that may wait for a slot; more are refused with 429",
     )
     max_waiting_tokens: PositiveInt = Field(
         default=131_072,
-        description="tokens, of prompts and of whole answers, that may wait; more are refused "
-        "with 429",
+        description="tokens that waiting requests may need, prompts and outputs; more are "
+        "refused with 429",
     )
-    max_model_len: Annotated[int, Field(ge=2)] | None = Field(  # one each
+    max_model_len: Annotated[int, Field(ge=2)] | None = Field(  # one of prompt, one of output
         default=None,
-        description="tokens of prompt and answer together; unset leaves the model's limit",
+        description="maximum tokens of prompt and output together; unset is the model's limit",
     )
     max_queued_jobs: PositiveInt = Field(
         default=100,
@@ -118,60 +120,59 @@ class ServeSettings(Settings):
     )
     max_body_bytes: int = Field(
         default=4 * 2**20,
-        ge=64,  # what the shortest request takes
-        description="largest request body; a larger one is refused with 413",
+        ge=64,  # the shortest useful request
+        description="maximum bytes of a request body; larger ones are refused with 413",
     )
     max_text_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         default=ByteSize(256 * 2**20),
-        description="largest file of the texts folder that a job may name, in bytes or as `1GiB`; "
-        "a larger one is refused with 422",
+        description="maximum size of a calibration file in the texts folder, in bytes or as "
+        "`1GiB`; larger ones are refused with 422",
     )
     webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = Field(
         default=None,
         repr=False,
-        description="signs webhooks: `whsec_` and the base64 of 24 to 64 random bytes; unset "
-        "refuses them",
+        description="key that signs webhooks: `whsec_` and the base64 of 24 to 64 random bytes; "
+        "unset refuses jobs with a webhook",
     )
     webhook_allow_private: bool = Field(
-        default=False, description="`true` lets webhooks go to addresses that are not public"
+        default=False, description="`true` allows webhooks to private addresses"
     )
     keep_jobs_s: PositiveFloat | None = Field(
-        default=None, description="seconds after its end that a job is kept; unset is for ever"
+        default=None, description="seconds to keep a job after its end; unset is forever"
     )
     keep_checkpoints_s: PositiveFloat | None = Field(
         default=None,
-        description="seconds after its end that a job's checkpoint is kept; unset is for ever",
+        description="seconds to keep the checkpoint of a job after its end; unset is forever",
     )
     request_timeout_s: PositiveFloat | None = Field(
         default=None,
-        description="longest that a generation may take, in seconds; what it cuts short ends with "
+        description="maximum duration of a generation in seconds; then its finish reason is "
         "`timeout`",
     )
     shadow_share: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share, 0 to 1, of live requests that are replayed on another variant while "
-        "nothing else runs",
+        description="share, 0 to 1, of live requests to replay on another variant while the "
+        "engine is idle",
     )
     shadow_direction: Annotated[str, AfterValidator(_shadow_direction)] = Field(
         default="dense",
-        description="`dense`: those of pruned variants on their dense model; `NAME@-6`, or `@-6` "
-        "for any: those of dense models on that variant",
+        description="`dense` replays requests for pruned variants on the dense model; `NAME@-6`, "
+        "or `@-6` for every model, replays requests for the dense model on that variant",
     )
     otlp_endpoint: AnyHttpUrl | None = Field(
         default=None,
         validation_alias=AliasChoices("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
-        description="OpenTelemetry collector that traces go to, as `http://HOST:4318`; unset is "
-        "`OTEL_EXPORTER_OTLP_ENDPOINT`, or nowhere; needs the extra `otel`",
+        description="OpenTelemetry collector to send traces to, as `http://HOST:4318`; unset is "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`, or no traces; needs the extra `otel`",
     )
     engine_stall_s: PositiveFloat = Field(
         default=120.0,
-        description="seconds without the end of a step, while there is work, after which "
-        "`/health/live` is 503",
+        description="seconds that one engine step may take before `/health/live` responds with 503",
     )
     drain_s: NonNegativeFloat = Field(
-        default=30.0, description="seconds that running requests may take to end at shutdown"
+        default=30.0, description="seconds that running requests have to finish at shutdown"
     )
 
     @model_validator(mode="after")
@@ -184,7 +185,7 @@ class ServeSettings(Settings):
         if self.webhook_allow_private and self.webhook_secret is None:
             raise ValueError(
                 "SLEB_WEBHOOK_ALLOW_PRIVATE is true, but without SLEB_WEBHOOK_SECRET no webhook "
-                "is sent: set the secret, or unset the other"
+                "is sent: set the secret, or unset SLEB_WEBHOOK_ALLOW_PRIVATE"
             )
         return self
 
@@ -194,7 +195,7 @@ class ServeSettings(Settings):
 
     @property
     def external_models_file(self) -> Path | None:
-        """None if there is nothing to read."""
+        """The file that declares external models, or None if there is none."""
         usual = self.data_dir / "external.toml"
         return self.external_models or (usual if usual.exists() else None)
 
@@ -204,32 +205,34 @@ class ServeSettings(Settings):
 
 
 class ClusterSettings(ServeSettings):
-    """A cluster of replicas that each answer HTTP, behind an ingress."""
+    """Settings of a cluster: replicas that serve HTTP, behind an ingress."""
 
     replicas: PositiveInt = Field(
-        default=1, description="`sleb cluster`: replicas of the engine, at least"
+        default=1, description="`sleb cluster`: minimum number of replicas of the engine"
     )
     max_replicas: PositiveInt | None = Field(
         default=None,
-        description="replicas at most, by the load; unset is always as many as at least",
+        description="maximum number of replicas; unset is `SLEB_REPLICAS`, which does not scale",
     )
     replica_gpus: NonNegativeFloat | None = Field(
-        default=None, description="GPUs of a replica; unset is one, if the cluster has any"
+        default=None, description="GPUs per replica; unset is 1 if the cluster has GPUs"
     )
     replica_cpus: NonNegativeFloat = Field(
-        default=1.0, description="CPUs of a replica, and its threads where `SLEB_THREADS` is unset"
+        default=1.0, description="CPUs per replica, and its threads if `SLEB_THREADS` is unset"
     )
     gates: PositiveInt = Field(
-        default=1, description="processes that hand requests to replicas, and need no GPU"
+        default=1,
+        description="ingress processes, which forward requests to replicas and need no GPU",
     )
     tokens_per_replica: PositiveInt = Field(
-        default=8192, description="so many waiting tokens call for one more replica"
+        default=8192,
+        description="target number of waiting tokens per replica; more start another replica",
     )
     scale_up_s: NonNegativeFloat = Field(
-        default=30.0, description="seconds that more replicas must be wanted before any is started"
+        default=30.0, description="seconds of higher load before a replica is started"
     )
     scale_down_s: NonNegativeFloat = Field(
-        default=600.0, description="seconds that fewer must be wanted before any is stopped"
+        default=600.0, description="seconds of lower load before a replica is stopped"
     )
 
     @model_validator(mode="after")
@@ -242,7 +245,7 @@ class ClusterSettings(ServeSettings):
 
 
 def serve_settings(**overrides: object) -> ServeSettings:
-    """From the environment; what the command line gives, and is not None, comes first."""
+    """Read the settings from the environment. Overrides that are not None take precedence."""
     return ServeSettings(**_given(overrides))
 
 

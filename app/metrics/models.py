@@ -15,7 +15,7 @@ _OF_VARIANT = ("model_name", "variant")
 
 
 class ModelCollector(Collector):
-    """Reads the engine's figures and the catalogue at every scrape."""
+    """Reads the statistics of the engine and the catalogue at every scrape."""
 
     def __init__(self, stats: Callable[[], EngineStats], registry: ModelRegistry) -> None:
         self._stats = stats
@@ -28,21 +28,21 @@ class ModelCollector(Collector):
         stats = self._stats()
         yield from _load(stats, self._registry.loaded_variants())
         yield _gauge(
-            "sleb_kv_cache_usage_perc", "Share of the cache, 0 to 1.", stats.kv_cache_usage
+            "sleb_kv_cache_usage_perc", "Used share of the cache, 0 to 1.", stats.kv_cache_usage
         )
         yield _gauge("sleb_batch_size", "Sequences in the latest decode step.", stats.batch_size)
-        caches = {name: its.kv_cache_bytes for name, its in stats.variants.items()}
-        yield _by_model("sleb_kv_cache_bytes", "Held for its running sequences.", caches)
+        caches = {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
+        yield _by_model("sleb_kv_cache_bytes", "KV cache held for running sequences.", caches)
         weights = self._registry.weight_bytes()
         yield _by_model("sleb_model_weight_bytes", "Weights in memory.", weights)
         yield from _gpu_memory()
-        entries = [its for its in self._registry.catalog.entries() if its.error is None]
+        entries = [entry for entry in self._registry.catalog.entries() if entry.error is None]
         yield from _known(entries)
         yield _model_info(entries)
 
 
 class ExternalCollector(Collector):
-    """Of models that other servers generate for, by name."""
+    """Requests for external models, by model name."""
 
     def __init__(
         self,
@@ -57,13 +57,17 @@ class ExternalCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         running, waiting = self._num_running(), self._num_waiting()
-        yield _by_model("sleb_external_requests_running", "At another server.", running)
-        yield _by_model("sleb_external_requests_waiting", "Here, for another server.", waiting)
+        yield _by_model(
+            "sleb_external_requests_running", "Requests that another server processes.", running
+        )
+        yield _by_model(
+            "sleb_external_requests_waiting", "Requests that wait here for another server.", waiting
+        )
 
 
 def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
-    """Include idle variants that are loaded, with 0."""
-    kinds = {its.name: "dense" if its.is_dense else "pruned" for its in loaded}
+    """Running and waiting sequences by variant; idle variants that are loaded have 0."""
+    kinds = {variant.name: "dense" if variant.is_dense else "pruned" for variant in loaded}
     kinds = {name: "pruned" for name in stats.variants if name not in kinds} | kinds
     running = GaugeMetricFamily(
         "sleb_num_requests_running", "Sequences being generated.", labels=_OF_VARIANT
@@ -72,17 +76,17 @@ def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
         "sleb_num_requests_waiting", "Sequences without a slot.", labels=_OF_VARIANT
     )
     for name, kind in kinds.items():
-        its = stats.variants.get(name)
-        running.add_metric([name, kind], its.num_running if its else 0)
-        waiting.add_metric([name, kind], its.num_waiting if its else 0)
+        variant = stats.variants.get(name)
+        running.add_metric([name, kind], variant.num_running if variant else 0)
+        waiting.add_metric([name, kind], variant.num_waiting if variant else 0)
     yield running
     yield waiting
 
 
 def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
-    """Numbers, where labels of ``sleb_model_info`` could not be reckoned with."""
+    """Values of ``sleb_model_info`` as gauges, so that queries can compute with them."""
     for name, text, get in _NUMBERS:
-        found = {its.name: number for its in entries if (number := get(its)) is not None}
+        found = {entry.name: value for entry in entries if (value := get(entry)) is not None}
         yield _by_model(name, text, found)
 
 
@@ -102,21 +106,25 @@ def _parameter_bytes(entry: ModelEntry) -> int | None:
 
 
 _NUMBERS: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (
-    ("sleb_model_num_blocks", "Blocks that it has.", lambda its: its.num_blocks),
-    ("sleb_model_perplexity", "On the held-out text of its job.", lambda its: its.perplexity),
-    ("sleb_model_dense_perplexity", "Of its dense parent on that text.", _dense_perplexity),
-    ("sleb_model_parameter_bytes", "Its weights, if it were alone.", _parameter_bytes),
+    ("sleb_model_num_blocks", "Blocks of the model.", lambda entry: entry.num_blocks),
+    ("sleb_model_perplexity", "Perplexity on held-out text.", lambda entry: entry.perplexity),
+    ("sleb_model_dense_perplexity", "Perplexity of its dense parent.", _dense_perplexity),
+    ("sleb_model_parameter_bytes", "Weights of the model when not shared.", _parameter_bytes),
     (
         "sleb_model_probe_score",
-        "Share of the probe, 0 to 1.",
-        lambda its: its.probe.score if its.probe else None,
+        "Score on the probe, 0 to 1.",
+        lambda entry: entry.probe.score if entry.probe else None,
     ),
-    ("sleb_model_dense_probe_score", "Of its dense parent, likewise.", _dense_probe_score),
-    ("sleb_model_zero_shot_accuracy", "Mean of five tasks, 0 to 1.", lambda its: its.zero_shot),
+    ("sleb_model_dense_probe_score", "Probe score of its dense parent.", _dense_probe_score),
+    (
+        "sleb_model_zero_shot_accuracy",
+        "Mean accuracy over five tasks, 0 to 1.",
+        lambda entry: entry.zero_shot,
+    ),
     (
         "sleb_model_quantized_perplexity",
-        "With weights of few bits.",
-        lambda its: its.quantized.perplexity if its.quantized else None,
+        "Perplexity with quantized weights.",
+        lambda entry: entry.quantized.perplexity if entry.quantized else None,
     ),
 )
 
@@ -147,20 +155,20 @@ def _info_labels(entry: ModelEntry) -> list[str]:
 
 
 def _itemsize(dtype: str | None) -> int:
-    """Bytes of a number; 4 where nothing is said, as torch has it."""
+    """Bytes per number of a dtype; that of float32 if unknown."""
     found = getattr(torch, dtype or "float32", torch.float32)
     return found.itemsize if isinstance(found, torch.dtype) else torch.float32.itemsize
 
 
 def _gpu_memory() -> Iterable[Metric]:
-    """Of this process; where it uses no CUDA there are no such series."""
+    """GPU memory of this process. There are no series if it does not use CUDA."""
     if not torch.cuda.is_initialized():
         return
     allocated = GaugeMetricFamily(
-        "sleb_gpu_memory_allocated_bytes", "Held by tensors of this process.", labels=["device"]
+        "sleb_gpu_memory_allocated_bytes", "GPU memory held by tensors.", labels=["device"]
     )
     reserved = GaugeMetricFamily(
-        "sleb_gpu_memory_reserved_bytes", "Held by this process altogether.", labels=["device"]
+        "sleb_gpu_memory_reserved_bytes", "GPU memory held by the process.", labels=["device"]
     )
     for device in range(torch.cuda.device_count()):
         allocated.add_metric([str(device)], torch.cuda.memory_allocated(device))

@@ -1,7 +1,7 @@
-"""What live answers and their replays on another variant have in common, for Prometheus.
+"""Prometheus metrics that compare live outputs with their replays on another variant.
 
-Sums and counts, from which ratios of means are exact. Both sides of a pair are counted at once, so
-that their counts are equal.
+They are sums and counts, so ratios of means are exact. Both sides of a pair are counted together,
+so their counts are equal.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _SHARES = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)), 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class ShadowSide:
-    """One answer of a pair. Times in seconds, None where they cannot be compared."""
+    """One output of a pair. Times are in seconds, or None if they are not comparable."""
 
     model: str
     kind: ModelKind
@@ -27,43 +27,43 @@ class ShadowSide:
 
 
 class ShadowMetrics:
-    """Of one process; there are no series before the first replay."""
+    """The metrics of one process. There are no series before the first replay."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._done = Counter(
             "sleb_shadow_done",
-            "Live answers that were replayed and compared.",
+            "Live outputs that were replayed and compared.",
             _PAIR,
             registry=registry,
         )
         self._dropped = Counter(
             "sleb_shadow_dropped",
-            "Live answers chosen for a replay that was not made or not finished.",
+            "Live outputs chosen for a replay that was not started or not finished.",
             ("live_model", "reason"),
             registry=registry,
         )
         self._agreement = Histogram(
             "sleb_shadow_agreement_ratio",
-            "Tokens before the first difference, over those of the longer answer.",
+            "Tokens before the first difference, over the tokens of the longer output.",
             _PAIR,
             buckets=_SHARES,
             registry=registry,
         )
         self._tokens = Counter(
             "sleb_shadow_answer_tokens",
-            "Tokens of compared answers; the ratio of both is that of their lengths.",
+            "Tokens of compared outputs.",
             _SIDE,
             registry=registry,
         )
         self._tpot = Summary(
             "sleb_shadow_tpot_seconds",
-            "Time per output token, of pairs whose sides each had the engine to themselves.",
+            "Time per output token, of pairs whose two runs each had the engine to themselves.",
             _SIDE,
             registry=registry,
         )
         self._prefill = Summary(
             "sleb_shadow_prefill_seconds",
-            "First forward to first token, of such pairs with a short prompt.",
+            "First forward to first token, of the same pairs if the prompt is short.",
             _SIDE,
             registry=registry,
         )
@@ -72,7 +72,7 @@ class ShadowMetrics:
         self._dropped.labels(live_model, reason).inc()
 
     def compared(self, live: ShadowSide, shadow: ShadowSide, agreement: float) -> None:
-        """Count a pair; of times only those that both sides have."""
+        """Count a pair, and the times that both sides have."""
         pair = (live.model, shadow.model)
         self._done.labels(*pair).inc()
         self._agreement.labels(*pair).observe(agreement)

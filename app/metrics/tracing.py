@@ -1,6 +1,6 @@
-"""Traces for an OpenTelemetry collector: below FastAPI's span of a request, what the engine did.
+"""Traces for an OpenTelemetry collector: spans of the engine below FastAPI's span of a request.
 
-Imported only where traces are asked for; needs the extra ``otel``.
+Needs the extra ``otel``, so it is imported only when tracing is on.
 """
 
 import time
@@ -16,11 +16,14 @@ from starlette.types import Scope
 from app.engine.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels
 
-_UNTRACED = ("/metrics", "/health/")  # asked every few seconds by machines
+_UNTRACED = ("/metrics", "/health/")  # polled every few seconds
 
 
 class Tracing:
-    """The spans of one process. ``shutdown`` sends what is left, and may wait for the collector."""
+    """Records the spans of one process.
+
+    ``shutdown`` sends the spans that are left, which may wait for the collector.
+    """
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._provider = TracerProvider(
@@ -31,7 +34,7 @@ class Tracing:
 
     @property
     def fastapi(self) -> TelemetryConfig:
-        """For the app: spans of requests alone, as metrics and logs go other ways."""
+        """The settings for FastAPI: spans of requests, but neither metrics nor logs."""
         return TelemetryConfig(
             tracer_provider=self._provider,
             tracing=True,
@@ -45,7 +48,10 @@ class Tracing:
     def finished(
         self, labels: Labels, num_prompt_tokens: int, reason: FinishReason, timings: Timings
     ) -> None:
-        """Tell of a request that has left the engine; names of attributes as in OpenTelemetry."""
+        """Record a request that has left the engine.
+
+        Attributes follow OpenTelemetry's semantic conventions for generative AI.
+        """
         clock = _Clock()
         model_name, variant, traffic = labels.values
         span = self._tracer.start_span(
@@ -66,8 +72,8 @@ class Tracing:
         if reason is FinishReason.ERROR:
             span.set_status(trace.StatusCode.ERROR)
         below = trace.set_span_in_context(span)
-        for name, began_s, ended_s in _phases(timings):
-            phase = self._tracer.start_span(name, below, start_time=clock.epoch_ns(began_s))
+        for name, started_s, ended_s in _phases(timings):
+            phase = self._tracer.start_span(name, below, start_time=clock.epoch_ns(started_s))
             phase.end(clock.epoch_ns(ended_s))
         span.end(clock.epoch_ns(timings.finished_s))
 
@@ -76,12 +82,12 @@ class Tracing:
 
 
 def tracing_to(endpoint: str) -> Tracing:
-    """By OTLP over HTTP, to ``endpoint`` and ``/v1/traces`` behind it."""
+    """Return a tracing that sends by OTLP over HTTP to ``/v1/traces`` of the endpoint."""
     return Tracing(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
 
 
 class _Clock:
-    """From moments on the monotonic clock to nanoseconds since the epoch."""
+    """Converts times of the monotonic clock to nanoseconds since the epoch."""
 
     def __init__(self) -> None:
         self._offset_ns = time.time_ns() - time.monotonic_ns()
@@ -91,15 +97,15 @@ class _Clock:
 
 
 def _phases(timings: Timings) -> list[tuple[str, float, float]]:
-    """Those that were reached, each until the next one or the end."""
+    """Return name, start and end of each phase that was reached."""
     starts = (
         ("queue", timings.arrived_s),
         ("prefill", timings.scheduled_s),
         ("decode", timings.first_token_s),
     )
-    reached = [(name, began_s) for name, began_s in starts if began_s is not None]
-    ends_s = [began_s for _, began_s in reached[1:]] + [timings.finished_s]
-    return [(name, began_s, end_s) for (name, began_s), end_s in zip(reached, ends_s, strict=True)]
+    reached = [(name, start_s) for name, start_s in starts if start_s is not None]
+    ends_s = [start_s for _, start_s in reached[1:]] + [timings.finished_s]
+    return [(name, start_s, end_s) for (name, start_s), end_s in zip(reached, ends_s, strict=True)]
 
 
 def _is_untraced(scope: Scope) -> bool:

@@ -1,1 +1,1 @@
-"""Webhooks: where they may go, how they are signed, when they are sent again."""
+"""Webhooks: the addresses they may be sent to, their signatures, and their retries."""

@@ -1,7 +1,7 @@
 """Delivers the webhook messages of the outbox, on the event loop of an API process.
 
-Any number of processes may do so at once: each claims what it delivers, and the claims of one that
-dies run out.
+Several processes may do so concurrently: each claims the messages that it delivers. The claims of a
+process that dies expire.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 
-from app.webhooks.sender import Answer, WebhookSender
+from app.webhooks.sender import SendResult, WebhookSender
 from pruning.jobs.job import Job
 from pruning.jobs.outbox import DeliveryAttempt, Message, WebhookOutbox
 from pruning.jobs.redis import JobStoreUnavailable
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
-# between attempts, each up to a fifth shorter or longer: about two days altogether
+# pauses between attempts, with a jitter of a fifth: about two days in total
 BACK_OFF_S = (
     5.0,
     5 * _MINUTE_S,
@@ -30,15 +30,15 @@ BACK_OFF_S = (
     *(hours * _HOUR_S for hours in (2, 5, 10, 14, 20)),
 )
 JITTER = 0.2
-MAX_AT_ONCE = 32
+MAX_CONCURRENT = 32
 POLL_S = 1.0
-OUTAGE_S = 10.0  # after which a job store that does not answer is asked again
+OUTAGE_S = 10.0  # pause after the job store was unavailable
 
 logger = logging.getLogger(__name__)
 
 
 class WebhookDeliverer:
-    """``describe`` gives what a message says about a job, as JSON can."""
+    """``describe`` returns the ``data`` of a message about a job, as JSON values."""
 
     def __init__(
         self,
@@ -60,33 +60,34 @@ class WebhookDeliverer:
         self._deliveries: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Deliver what is due from now on."""
+        """Start to deliver due messages in the background."""
         self._loop = asyncio.create_task(self._run())
 
-    async def stop(self, patience_s: float) -> None:
-        """Claim no more, and give what is on its way so long to arrive.
+    async def stop(self, timeout_s: float) -> None:
+        """Claim no more messages, and wait for running deliveries, ``timeout_s`` at most.
 
-        What has not arrived by then is delivered, perhaps once more, when its claim has run out.
+        Deliveries that are cut short are repeated when their claims expire, so a receiver may get a
+        message twice.
         """
         self._is_stopping.set()
         if self._loop is not None:
             await self._loop
         if self._deliveries:
-            await asyncio.wait(self._deliveries, timeout=patience_s)
+            await asyncio.wait(self._deliveries, timeout=timeout_s)
         for delivery in self._deliveries:
             delivery.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
         self._sender.close()
 
     async def claim_due(self) -> Sequence[asyncio.Task[None]]:
-        """Begin to deliver what is due, as far as there is room."""
-        room = MAX_AT_ONCE - len(self._deliveries)
+        """Start the delivery of due messages, up to ``MAX_CONCURRENT`` at once."""
+        room = MAX_CONCURRENT - len(self._deliveries)
         messages = await run_in_threadpool(self._outbox.claim, room)
-        begun = [asyncio.create_task(self._deliver(message)) for message in messages]
-        self._deliveries.update(begun)
-        for delivery in begun:
+        started = [asyncio.create_task(self._deliver(message)) for message in messages]
+        self._deliveries.update(started)
+        for delivery in started:
             delivery.add_done_callback(self._deliveries.discard)
-        return begun
+        return started
 
     async def _run(self) -> None:
         while not self._is_stopping.is_set():
@@ -97,47 +98,47 @@ class WebhookDeliverer:
                 logger.warning("webhook messages wait: %s", error)
                 pause_s = OUTAGE_S
             except Exception:
-                logger.exception("webhook messages wait for one that cannot be read")
+                logger.exception("webhook messages wait: the outbox has one that cannot be read")
                 pause_s = OUTAGE_S
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_stopping.wait(), pause_s)
 
     async def _deliver(self, message: Message) -> None:
-        at, began = self._outbox.now(), time.monotonic()
+        at, started_s = self._outbox.now(), time.monotonic()
         try:
-            answer = await self._send(message)
+            result = await self._send(message)
         except Exception:
             logger.exception("webhook message %s cannot be sent", message.id)
-            answer = Answer(None, "a defect of this service, whose log says more")
+            result = SendResult(None, "internal error: see the log of this service")
         attempt = DeliveryAttempt(
             message_id=message.id,
             type=message.type,
             number=message.num_attempts + 1,
             at=at,
-            duration_s=time.monotonic() - began,
-            response_status=answer.status,
-            error=answer.error,
-            next_attempt_at=self._next_attempt_at(message, answer),
+            duration_s=time.monotonic() - started_s,
+            response_status=result.status,
+            error=result.error,
+            next_attempt_at=self._next_attempt_at(message, result),
         )
         if attempt.error is not None:
             is_last = attempt.next_attempt_at is None
-            level, fate = (logging.WARNING, "given up") if is_last else (logging.INFO, "kept")
-            logger.log(level, "webhook message %s is %s: %s", message.id, fate, answer.error)
+            level, fate = (logging.WARNING, "given up") if is_last else (logging.INFO, "retried")
+            logger.log(level, "webhook message %s is %s: %s", message.id, fate, result.error)
         try:
             await run_in_threadpool(self._outbox.settle, message, attempt)
         except JobStoreUnavailable as error:
             logger.warning("webhook message %s may be delivered twice: %s", message.id, error)
 
-    async def _send(self, message: Message) -> Answer:
+    async def _send(self, message: Message) -> SendResult:
         job = message.job
-        assert job.webhook is not None  # or there would be no message
+        assert job.webhook is not None  # only jobs with a webhook have messages
         at = datetime.fromtimestamp(message.created_at, UTC).isoformat().replace("+00:00", "Z")
         body = {"type": message.type, "timestamp": at, "data": self._describe(job)}
         return await self._sender.send(message.id, job.webhook.url, json.dumps(body))
 
-    def _next_attempt_at(self, message: Message, answer: Answer) -> float | None:
+    def _next_attempt_at(self, message: Message, result: SendResult) -> float | None:
         is_last = message.num_attempts >= len(self._back_off_s)
-        if answer.error is None or answer.is_gone or is_last:
+        if result.error is None or result.is_gone or is_last:
             return None
         pause_s = self._back_off_s[message.num_attempts]
         return self._outbox.now() + pause_s * self._random.uniform(1 - JITTER, 1 + JITTER)

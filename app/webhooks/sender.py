@@ -1,6 +1,6 @@
-"""One signed POST of a webhook message, to exactly the address that was judged.
+"""Signed POST requests of webhook messages, sent to the very address that was checked.
 
-Signatures are those of https://www.standardwebhooks.com.
+Signatures follow https://www.standardwebhooks.com.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ from app.webhooks.target import (
     resolve,
 )
 
-TIMEOUT_S = 15.0  # for everything: looking the name up, connecting, the answer's headers
-CONNECT_S = 5.0  # to one address, so that there is time for the next
+TIMEOUT_S = 15.0  # in total: lookup of the name, connection, headers of the response
+CONNECT_S = 5.0  # per address, which leaves time for the next one
 NUM_LOOKUPS = 8
 
 
 @dataclass(frozen=True)
-class Answer:
-    """``error`` says in words why the message was not taken; None if it was."""
+class SendResult:
+    """``error`` is the reason why the message was not accepted; None if it was."""
 
     status: int | None
     error: str | None
 
     @property
     def is_gone(self) -> bool:
-        """Whether the receiver wants no more of it."""
+        """Whether the receiver refuses all further attempts."""
         return self.status == 410
 
 
 class WebhookSender:
-    """Sends messages that are signed with ``secret``, to addresses that the rule allows."""
+    """Sends messages signed with ``secret`` to addresses that ``is_allowed`` accepts."""
 
     def __init__(
         self,
@@ -58,24 +58,24 @@ class WebhookSender:
         self._resolver = resolver
         self._tls = tls or httpx2.create_ssl_context()
         self._timeout_s = timeout_s
-        # of their own: a resolver that hangs must not take the threads that others need
+        # a pool of its own: a resolver that hangs must not use up the threads of other work
         self._lookups = ThreadPoolExecutor(NUM_LOOKUPS, thread_name_prefix="webhook-lookup")
 
     def close(self) -> None:
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    async def send(self, message_id: str, url: str, body: str) -> Answer:
-        """POST it once. A redirect is not followed, and the body of the answer is not read."""
+    async def send(self, message_id: str, url: str, body: str) -> SendResult:
+        """Send one POST request. Follows no redirect, and ignores the body of the response."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 status = await self._send(message_id, parse(url), body)
         except TimeoutError:
-            return Answer(None, f"no answer within {self._timeout_s:g} s")
+            return SendResult(None, f"no response within {self._timeout_s:g} s")
         except (InvalidWebhook, UnknownHost) as error:
-            return Answer(None, str(error))
+            return SendResult(None, str(error))
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            return Answer(None, f"no response: {type(error).__name__} {error}".rstrip())
-        return Answer(status, _refusal(status))
+            return SendResult(None, f"no response: {type(error).__name__} {error}".rstrip())
+        return SendResult(status, _refusal(status))
 
     async def _send(self, message_id: str, url: httpx2.URL, body: str) -> int:
         loop = asyncio.get_running_loop()
@@ -105,7 +105,7 @@ class WebhookSender:
     async def _post(
         self, url: httpx2.URL, address: Address, headers: dict[str, str], body: str
     ) -> int:
-        """Past any proxy of the environment, which would look the name up once more."""
+        """Send without a proxy of the environment, which would resolve the name again."""
         client = httpx2.AsyncClient(
             verify=self._tls,
             trust_env=False,
@@ -118,7 +118,9 @@ class WebhookSender:
             content=body,
             extensions={"sni_hostname": url.raw_host.decode("ascii")},
         )
-        async with client:  # a new one for each: a kept connection would belong to an address
+        async with (
+            client
+        ):  # a new client each time: a kept connection would skip the check of addresses
             response = await client.send(request, stream=True, follow_redirects=False)
             await response.aclose()
             return response.status_code

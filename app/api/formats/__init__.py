@@ -1,1 +1,1 @@
-"""Formats."""
+"""Domain objects as response bodies and events."""

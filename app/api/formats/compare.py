@@ -1,4 +1,4 @@
-"""A comparison on the wire."""
+"""The response body of a comparison."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The answers to ``POST /generate``, as a whole and event by event."""
+"""The responses of ``POST /generate``: whole, and as server-sent events."""
 
 import json
 import time
@@ -12,8 +12,8 @@ from app.api.schemas.generate import (
     GenerateBody,
     GenerateView,
     LogprobView,
+    OutputDeltaView,
     OutputView,
-    PieceView,
     TimingsView,
     TokenView,
 )
@@ -32,7 +32,7 @@ def timings_view(timings: Timings) -> TimingsView:
 
 
 class GenerateFormat:
-    """Events are ``text``, one per output and moment, then ``done`` or ``error``.
+    """Events are ``text``, each with the delta of one output, then ``done`` or ``error``.
 
     Raises ``NoTokenIds``.
     """
@@ -55,7 +55,7 @@ class GenerateFormat:
 
     def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         for delta in filter(lambda delta: delta.text or delta.tokens, deltas):
-            view = PieceView(
+            view = OutputDeltaView(
                 index=delta.index,
                 text=delta.text,
                 token_ids=self._token_ids(delta.tokens),

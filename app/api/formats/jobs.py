@@ -1,4 +1,4 @@
-"""Jobs, estimates and webhook deliveries on the wire."""
+"""The response bodies of jobs, estimates and webhook deliveries."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ def job_view(job: Job, request: Request) -> PruneJobView:
 
 
 def job_view_at(path: str, job: Job) -> PruneJobView:
-    """Return the view without a request. ``path`` is that of the job."""
+    """Return the view for a job with this URL path, where there is no request."""
     error, webhook = job.error, job.webhook
     return PruneJobView(
         id=job.id,
@@ -108,12 +108,12 @@ def _conditions(job: Job) -> list[ConditionView]:
     if job.attempt:
         found.append(_running(job))
     if job.status is JobStatus.PAUSED:
-        message = "it goes on when it is resumed; its GPU is free for others"
+        message = "the job waits to be resumed; its GPU is free for other jobs"
         found.append(_condition("Paused", job.status_since, "Requested", message))
     if job.pause_requested_at is not None:
-        message = "its worker stops after the current evaluation"
-        asked = job.pause_requested_at
-        found.append(_condition("Paused", asked, "Requested", message, status="False"))
+        message = "the worker stops after the current evaluation"
+        since = job.pause_requested_at
+        found.append(_condition("Paused", since, "Requested", message, status="False"))
     if job.status is JobStatus.SUCCEEDED:
         message = f"published {job.pruned_model}"
         found.append(_condition("Succeeded", job.finished_at, "Published", message))
@@ -131,15 +131,15 @@ def _queued(job: Job) -> ConditionView:
         message = "a worker has taken it" if job.attempt else "no worker has taken it"
         return _condition("Queued", since, "Left", message, status="False")
     if job.status_since != job.created_at:
-        return _condition("Queued", job.status_since, "Returned", "waits for a worker again")
-    return _condition("Queued", job.created_at, "Submitted", "waits for a worker")
+        return _condition("Queued", job.status_since, "Returned", "waiting for a worker again")
+    return _condition("Queued", job.created_at, "Submitted", "waiting for a worker")
 
 
 def _running(job: Job) -> ConditionView:
     if job.status in _RUNNING:
         message = f"attempt {job.attempt} by {job.worker}"
         return _condition("Running", job.started_at, _REASONS[job.stop_request], message)
-    message = f"its status is {job.status}"
+    message = f"the status is {job.status}"
     return _condition("Running", job.status_since, "Left", message, status="False")
 
 

@@ -1,4 +1,4 @@
-"""A model of the catalogue on the wire."""
+"""The response body of a model in the catalogue."""
 
 from app.api.schemas.generate import ModelView
 from app.engine.async_engine import AsyncEngine

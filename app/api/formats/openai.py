@@ -1,4 +1,4 @@
-"""Completions and chat completions in OpenAI's formats, whole and as chunks of a stream."""
+"""Completions and chat completions in OpenAI's formats: whole, and as chunks of a stream."""
 
 import json
 import time
@@ -39,7 +39,7 @@ _UNLIKELY = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 
 
 class OpenAIFormat(ABC):
-    """Of one request: the answers to it, or the chunks of them."""
+    """Formats the outputs of one request, or their deltas."""
 
     def __init__(self, prefix: str, body: GenerationBody, vocabulary: Vocabulary) -> None:
         options = body.stream_options or StreamOptions()
@@ -61,14 +61,14 @@ class OpenAIFormat(ABC):
 
     @abstractmethod
     def _last_chunk(self, usage: Usage) -> BaseModel:
-        """Without any choice."""
+        """Return the chunk with the usage and no choices."""
 
     def _event(self, chunk: BaseModel) -> bytes:
         exclude = None if self._has_usage else {"usage"}
         return format_sse_event(data_str=chunk.model_dump_json(exclude=exclude, ensure_ascii=True))
 
     def _usage(self, outputs: Sequence[Output]) -> Usage:
-        """Count each prompt once, also with n outputs."""
+        """Count each prompt once, however many outputs it has."""
         num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs[:: self._n])
         return Usage.of(num_prompt_tokens, sum(output.num_tokens for output in outputs))
 
@@ -79,9 +79,12 @@ class OpenAIFormat(ABC):
 
 
 def finish_of(output: Output) -> Finish:
-    """A deadline is a limit too. Raises ``EngineStopped`` for an answer that was given up."""
+    """Map the finish reason to OpenAI's: a timeout is ``length``.
+
+    Raises ``EngineStopped`` for an aborted output.
+    """
     if output.finish_reason is FinishReason.ABORT:
-        raise EngineStopped("the service is stopping, and the answer has not come to its end")
+        raise EngineStopped("the service stopped before the output was complete")
     return "stop" if output.finish_reason is FinishReason.STOP else "length"
 
 
@@ -90,12 +93,12 @@ def finite(logprob: float | None) -> float:
 
 
 class ChatFormat(OpenAIFormat):
-    """A stream has, for each output, a chunk of the role first and of the finish reason last."""
+    """Streams start each output with a chunk of the role, and end it with the finish reason."""
 
     def __init__(self, body: ChatBody, vocabulary: Vocabulary) -> None:
         super().__init__("chatcmpl", body, vocabulary)
         self._has_logprobs = bool(body.logprobs)
-        self._begun: set[int] = set()  # answers whose role has been said
+        self._started: set[int] = set()  # indices of outputs whose role has been sent
 
     def whole(self, outputs: Sequence[Output]) -> ChatView:
         choices = [
@@ -117,8 +120,8 @@ class ChatFormat(OpenAIFormat):
 
     def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         for delta in deltas:
-            if delta.index not in self._begun:
-                self._begun.add(delta.index)
+            if delta.index not in self._started:
+                self._started.add(delta.index)
                 yield self._chunk(delta, {"role": "assistant", "content": ""})
             logprobs = self._logprobs(delta.tokens)
             if delta.text or (logprobs and logprobs.content):
@@ -176,10 +179,11 @@ class CompletionFormat(OpenAIFormat):
     ) -> None:
         super().__init__("cmpl", body, vocabulary)
         self._num_logprobs = body.logprobs
-        self._to_echo: dict[int, str] = {}  # what goes in front of an answer's first text
+        self._to_echo: dict[int, str] = {}  # prompts to put in front of the outputs
         if body.echo:
             texts = [
-                its if isinstance(its, str) else vocabulary.decode(its, "echo") for its in prompts
+                prompt if isinstance(prompt, str) else vocabulary.decode(prompt, "echo")
+                for prompt in prompts
             ]
             self._to_echo = dict(enumerate(text for text in texts for _ in range(self._n)))
 
@@ -225,7 +229,7 @@ class CompletionFormat(OpenAIFormat):
         )
 
     def _top(self, token: Token) -> dict[str, float]:
-        """The best ones and the chosen one; of tokens with the same text, the most likely."""
+        """Return the best tokens and the chosen one; of equal texts, the most likely token."""
         found: dict[str, float] = {}
         for key, logprob in (*token.top_logprobs, (token.key, token.logprob)):
             found.setdefault(self._vocabulary.spell(key), finite(logprob))

@@ -1,4 +1,4 @@
-"""What a job has published or found so far: the names it can be served under, and its files."""
+"""The checkpoint of a job: its prefixes, which can be served by name, and its files."""
 
 import hashlib
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     **responses_for(*READ_RAISES, CheckpointNotFound, CheckpointCorrupt),
     **RANGE_RESPONSES,
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
-    206: {"description": "The part that Range names.", "headers": _ETAG, "content": _BYTES},
-    304: {"description": "The file is the one that If-None-Match names.", "headers": _ETAG},
+    206: {"description": "The part that Range selects.", "headers": _ETAG, "content": _BYTES},
+    304: {"description": "The file matches If-None-Match.", "headers": _ETAG},
 }
 
 
@@ -42,10 +42,10 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
 def list_checkpoints(
     job_id: str, jobs: JobsDep, checkpoints: CheckpointsDep, catalog: CatalogDep, request: Request
 ) -> CheckpointList:
-    """The job's checkpoint, or before it is published what the job has found: if that is anything.
+    """List the checkpoint of the job. Before it is published, list the prefixes found so far.
 
-    The prefixes can be served from the moment they are found, and keep their names. A job that was
-    cancelled or failed keeps those it has found.
+    A prefix can be served as soon as it is found, and keeps its name. The prefixes of a cancelled
+    or failed job remain.
     """
     name = jobs.get(job_id).checkpoint_name
     files: Mapping[str, FileEntry] = {}
@@ -82,14 +82,14 @@ def list_checkpoints(
 def get_file(
     job_id: str, file: str, jobs: JobsDep, checkpoints: CheckpointsDep, request: Request
 ) -> Response:
-    """One file as it was published; its ETag is its sha256, and parts of it can be asked for."""
+    """Download one published file. The ETag is its sha256; Range requests are supported."""
     name = jobs.get(job_id).checkpoint_name
     path, manifest = checkpoints.path(name), checkpoints.manifest(name)
     entry = _files(path, manifest).get(file)
     if entry is None or Path(file).name != file:
         raise CheckpointNotFound(
-            f"{manifest.name} has no file {file[:128]!r}: the list of the job's checkpoints names "
-            "them all"
+            f"{manifest.name} has no file {file[:128]!r}: its files are in the list of the job's "
+            "checkpoints"
         )
     if not (path / file).is_file():
         raise CheckpointCorrupt(f"{manifest.name}: {file} is missing; prune again")
@@ -103,7 +103,7 @@ def get_file(
 
 
 def _files(path: Path, manifest: Manifest) -> dict[str, FileEntry]:
-    """Those of the manifest, and the manifest itself. Raises ``CheckpointNotFound``."""
+    """Return the files of the manifest and the manifest itself. Raises ``CheckpointNotFound``."""
     try:
         text = (path / MANIFEST).read_bytes()
     except FileNotFoundError as error:

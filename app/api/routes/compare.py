@@ -1,4 +1,4 @@
-"""Variants of one model side by side: what they say, how likely that is, and how fast it came."""
+"""Comparison of variants of one model: their outputs, log probabilities and times."""
 
 from fastapi import APIRouter, Request
 
@@ -17,13 +17,13 @@ router = APIRouter(tags=["generate"])
 async def compare(
     body: CompareBody, generator: GeneratorDep, engine: EngineDep, request: Request
 ) -> CompareView:
-    """Answer the same prompts with every model, in turn, and say how the answers and times differ.
+    """Run the same prompts on every model in turn, and compare outputs and times.
 
-    The models run one after another in the same engine, first another one in every repeat, beside
-    whatever else is asked of the service. A speed-up is a ratio of mean times. It has a verdict,
-    ``faster``, ``slower`` or ``no difference``, only if its 95 % interval over the repeats allows
-    one: it does not contain 1 and is no wider than the effect, or it lies within 3 % of 1. Set
-    ``ignore_eos`` to have answers of equal lengths. Metrics count all this as ``bench``.
+    The models run one after another in the same engine, and another one is first in each repeat.
+    Other requests are served meanwhile. A speed-up is a ratio of mean times. Its verdict is
+    ``faster`` or ``slower`` if the 95 % interval does not contain 1 and is no wider than the
+    effect, ``no difference`` if the interval lies within 3 % of 1, else ``undecided``. Set
+    ``ignore_eos`` for outputs of equal length. Metrics count these requests as ``bench``.
     """
     comparison_request = ComparisonRequest(
         models=body.models,

@@ -1,4 +1,4 @@
-"""Batched generation, from the dense model or any of its pruned variants."""
+"""Batched generation with a dense model or one of its pruned variants."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -21,10 +21,11 @@ _RESPONSES: Responses = {**responses_for(*RAISES, has_body=True), 200: {"content
 async def generate(
     body: GenerateBody, generator: GeneratorDep, request: Request
 ) -> GenerateView | Response:
-    """Answer one or many prompts, served together as one batch.
+    """Generate an output for each prompt, in one batch.
 
-    With ``stream``, server-sent events: ``text`` with what is new of an output, and at the end
-    ``done`` with all that the answer without it has, or ``error`` with a problem document.
+    With ``stream``, the response is a stream of server-sent events: ``text`` with the delta of an
+    output, and at the end ``done`` with the body of a response without ``stream``, or ``error``
+    with a problem document.
     """
     params = sampling_params(body, num_logprobs=body.logprobs)
     served = await generator.load(body.model)

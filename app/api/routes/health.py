@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, what is it, and how is it doing."""
+"""Liveness, readiness, metrics and versions of the process."""
 
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
 def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
-    """503 when the engine's thread has died, or is stuck in a step: only a restart helps then."""
+    """503 if the thread of the engine has died or is stuck in a step: restart the process."""
     ailment = engine.ailment
     if readiness.reason != "starting" and ailment is not None:
         response.status_code = 503
@@ -24,7 +24,7 @@ def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> Heal
 
 @router.get("/health/ready", responses={503: {"model": HealthView}})
 def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
-    """503 while models are loading and while the process drains."""
+    """503 while models are loading and while the process shuts down."""
     reason = readiness.reason or engine.ailment
     if reason is not None:
         response.status_code = 503
@@ -41,7 +41,7 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(metrics: MetricsDep, request: Request) -> Response:
-    """Prometheus text, or OpenMetrics where the scraper asks for it."""
+    """Return metrics in Prometheus' text format, or in OpenMetrics if the scraper accepts it."""
     encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
     return Response(encode(metrics.registry), media_type=content_type)
 

@@ -1,4 +1,4 @@
-"""The wire format of comparisons."""
+"""Request and response bodies of ``POST /compare``."""
 
 from typing import Annotated, Literal, Self
 
@@ -13,7 +13,7 @@ MAX_REPEATS = 64
 class CompareBody(PromptsBody):
     """The same prompts, seed and sampling on two or more variants of one dense model.
 
-    Prompts times models times repeats may be 256 at most.
+    Prompts × models × repeats must not exceed 256.
     """
 
     models: list[ModelName] = Field(min_length=2, max_length=MAX_MODELS)
@@ -21,7 +21,8 @@ class CompareBody(PromptsBody):
         default=None, description="One of the models; by default the first."
     )
     repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = Field(
-        default=5, description="Rounds; intervals and verdicts need two, good ones need more."
+        default=5,
+        description="Repeats of every prompt; intervals and verdicts need at least 2.",
     )
 
     @model_validator(mode="after")
@@ -32,7 +33,7 @@ class CompareBody(PromptsBody):
         if number > MAX_PROMPTS:
             raise ValueError(
                 f"{len(self.prompts)} prompts, {len(self.models)} models and {self.repeats} "
-                f"repeats make {number} answers: {MAX_PROMPTS} are allowed; ask for fewer"
+                f"repeats make {number} outputs: at most {MAX_PROMPTS} are allowed"
             )
         return self
 
@@ -43,17 +44,15 @@ class TokenTextView(BaseModel):
 
 
 class DivergenceView(BaseModel):
-    """The first token that differs; null for the answer that has come to its end there."""
+    """The first token that differs. Null for an output that ends before it."""
 
-    position: int = Field(description="Of the token in the answer, from 0.")
+    position: int = Field(description="Index of the token in the output, from 0.")
     baseline: TokenTextView | None
     model: TokenTextView | None
 
 
 class ComparedOutputView(BaseModel):
-    """What one model says to one prompt: text, tokens and quality of the first repeat, and the
-    timings of every repeat.
-    """
+    """The output of one model for one prompt, of the first repeat; timings of every repeat."""
 
     model: str
     variant: Literal["dense", "pruned"]
@@ -62,26 +61,29 @@ class ComparedOutputView(BaseModel):
     completion_tokens: int
     timings: list[TimingsView]
     agreement: float = Field(
-        description="Share, 0 to 1, of the longer answer's tokens that come before the first "
-        "difference from the baseline's answer; 1 for the same answer only."
+        description="Tokens before the first difference from the baseline's output, as a share of "
+        "the longer output; 1 only for equal outputs."
     )
     first_divergence: DivergenceView | None
     mean_logprob: float | None = Field(
-        description="Of a token of this answer under the dense model, in nats; null without it."
+        description="Mean log probability of a token under the dense model, in nats; null "
+        "without a dense model."
     )
     logprob_gap: float | None = Field(
-        description="That minus the baseline's: below 0 the dense model finds this less likely."
+        description="mean_logprob minus that of the baseline: below 0, this output is less likely."
     )
 
 
 class ComparedPromptView(BaseModel):
     index: int
     prompt_tokens: int
-    outputs: list[ComparedOutputView] = Field(description="In the order of the models.")
+    outputs: list[ComparedOutputView] = Field(
+        description="One per model, in the order of the request."
+    )
 
 
 class SpeedupView(BaseModel):
-    """Mean time of the baseline over that of the model, with its 95 % interval over the repeats."""
+    """Mean time of the baseline divided by that of the model, with a 95 % confidence interval."""
 
     ratio: float
     low: float | None
@@ -95,10 +97,12 @@ class ComparedModelView(BaseModel):
 
     model: str
     agreement: float = Field(description="Mean over the prompts.")
-    logprob_gap: float | None = Field(description="Likewise.")
-    tpot: SpeedupView | None = Field(description="Per token behind the first; null for one token.")
+    logprob_gap: float | None = Field(description="Mean over the prompts.")
+    tpot: SpeedupView | None = Field(
+        description="Time per output token after the first; null for one token."
+    )
     ttft: SpeedupView | None
-    e2e: SpeedupView | None = Field(description="No verdict where answers differ in length.")
+    e2e: SpeedupView | None = Field(description="No verdict if outputs differ in length.")
 
 
 class CompareView(BaseModel):
@@ -108,6 +112,6 @@ class CompareView(BaseModel):
     models: list[str]
     baseline: str
     repeats: int
-    seed: int | None = Field(description="That was drawn, if none was given; null for greedy.")
+    seed: int | None = Field(description="Drawn if none was given; null for greedy decoding.")
     prompts: list[ComparedPromptView]
-    results: list[ComparedModelView] = Field(description="Of all models but the baseline.")
+    results: list[ComparedModelView] = Field(description="One per model except the baseline.")

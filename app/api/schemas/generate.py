@@ -87,7 +87,7 @@ class OutputView(BaseModel):
     logprobs: list[TokenView] | None = None
 
 
-class PieceView(BaseModel):
+class OutputDeltaView(BaseModel):
     """The delta of one output: final text, and its tokens."""
 
     index: int

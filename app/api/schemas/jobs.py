@@ -169,7 +169,7 @@ class WebhookDeliveryList(BaseModel):
     data: list[WebhookDeliveryView]
 
 
-_ONE, _MIX = "<one>", "<mix>"  # the two things that a calibration may be
+_ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
 
 
 class CalibrationBody(Body):
@@ -192,8 +192,8 @@ class CalibrationBody(Body):
 
 
 class SourceBody(CalibrationBody):
-    """One text of a mix. ``num_samples`` and ``seqlen`` are of the mix, the same in every source:
-    each source gives its share of the samples by weight.
+    """One text of a mix. All sources have the same ``num_samples`` and ``seqlen``: the mix's.
+    Each source contributes samples in proportion to its weight.
     """
 
     weight: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0})
@@ -241,8 +241,8 @@ class GateBody(Body):
     )
     action: GateAction = Field(
         default=Gate.action,
-        description="What comes of more. warn: it is published, and manifest and events say so; "
-        "refuse: nothing is published, and the job fails with quality_gate.",
+        description="If a limit is exceeded: warn publishes, with a warning in manifest and "
+        "events; refuse publishes nothing, and fails the job with quality_gate.",
     )
 
 
@@ -252,11 +252,9 @@ _ONE_TARGET: dict[str, Any] = {
 
 
 class PruneJobBody(Body):
-    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup says how far
-    to go.
-    """
+    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup is required."""
 
-    # The ranges below are for whoever reads the description of the API: the spec checks them.
+    # These ranges only document the API: the spec checks them.
     model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
 
     model: ModelName
@@ -267,26 +265,26 @@ class PruneJobBody(Body):
     )
     sparsity: float | None = Field(
         default=PruneSpec.sparsity,
-        description="Share of all blocks to remove, between 0 and 1, rounded up.",
+        description="Share of all blocks to remove, between 0 and 1; rounded up to whole blocks.",
         json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = Field(
         default=PruneSpec.max_perplexity_ratio,
-        description="Stop in front of the first removal that makes the perplexity on the "
-        "calibration windows more than this many times the dense model's; above 1.",
+        description="Stop before the removal with which the perplexity on the calibration windows "
+        "exceeds this many times that of the dense model; above 1.",
         json_schema_extra={"exclusiveMinimum": 1},
     )
     target_speedup: float | None = Field(
         default=PruneSpec.target_speedup,
-        description="Remove the fewest blocks that make a decode step this many times as fast, by "
-        "the times of this model's parts on the worker's device; above 1.",
+        description="Remove the fewest blocks with which a decode step is this many times as fast, "
+        "by times measured on the worker's device; above 1.",
         json_schema_extra={"exclusiveMinimum": 1},
     )
     calibration: Annotated[
         Annotated[CalibrationBody, Tag(_ONE)]
         | Annotated[list[SourceBody], Tag(_MIX), Field(min_length=1, max_length=MAX_SOURCES)],
         Discriminator(_tag),
-        Field(description="One text, or several to be mixed by weight."),
+        Field(description="One text, or a list of texts to mix by weight."),
     ] = CalibrationBody()
     protect_first: int = Field(default=PruneSpec.protect_first, json_schema_extra={"minimum": 0})
     protect_last: int = Field(default=PruneSpec.protect_last, json_schema_extra={"minimum": 0})
@@ -295,37 +293,39 @@ class PruneJobBody(Body):
         default=0,
         ge=-100,
         le=100,
-        description="Higher goes first; of equal ones those that had begun, then the oldest.",
+        description="Higher runs first. At equal priority, jobs that had started, then the oldest.",
     )
     evaluate: bool = Field(
         default=PruneSpec.evaluate,
-        description="Measure the perplexity of every depth on held-out text.",
+        description="Measure the perplexity on held-out text at every depth.",
     )
     metric: Metric = Field(
         default=PruneSpec.metric,
-        description="What says which block goes next. cosine: how little it changes its input; "
-        "one_shot: the loss without it alone; both measured once, on the dense model. sleb: the "
-        "loss without it and all that went, anew in every round. Only sleb can be staged.",
+        description="How blocks are ranked. sleb: by the loss without the block and all removed "
+        "before, measured again in each round; one_shot: by the loss without the block alone; "
+        "cosine: by how little the block changes its input. one_shot and cosine are measured once, "
+        "on the dense model. Only sleb can be staged.",
     )
     search: Search = Field(
         default=PruneSpec.search,
-        description="exact: every candidate on every window; staged: candidates that are clearly "
-        "worse leave the round after a few windows.",
+        description="exact: score every candidate on every window; staged: drop candidates that "
+        "are clearly worse after a few windows.",
     )
     resident: Resident = Field(
         default=PruneSpec.resident,
-        description="model: all weights on the device; stream: blocks visit it one at a time. "
-        "stream takes its calibration text from file, wikitext2 or c4.",
+        description="model: keep all weights on the device; stream: load one block at a time. "
+        "stream needs a calibration text from file, wikitext2 or c4.",
     )
     gate: GateBody | None = None
     quantize: Quantize | None = Field(
         default=PruneSpec.quantize,
-        description="Measure the perplexity of the pruned model with weights of 8 or 4 bits in its "
-        "blocks as well; needs evaluate. What is published has plain weights all the same.",
+        description="Also measure the perplexity of the pruned model with its blocks quantized to "
+        "8 or 4 bits; needs evaluate. The published weights are not quantized.",
     )
     zero_shot: bool = Field(
         default=PruneSpec.zero_shot,
-        description="Ask the paper's five tasks, by lm-eval, of the dense and of the pruned model.",
+        description="Evaluate the dense and the pruned model with lm-eval, on the paper's five "
+        "tasks.",
     )
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],
@@ -333,7 +333,8 @@ class PruneJobBody(Body):
     ] = Field(default_factory=dict, max_length=16)
     webhook: WebhookBody | None = None
     dry_run: bool = Field(
-        default=False, description="Say what the job would need, and create nothing."
+        default=False,
+        description="Return an estimate of what the job would need, and create no job.",
     )
 
     def spec_fields(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def delivering(
     async def main() -> None:
         deliverer = WebhookDeliverer(outbox, WebhookSender(SECRET, ANY), described, **given)
         await work(deliverer)
-        await deliverer.stop(patience_s=10)
+        await deliverer.stop(timeout_s=10)
 
     asyncio.run(asyncio.wait_for(main(), 60))
 

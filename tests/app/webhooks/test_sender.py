@@ -11,7 +11,7 @@ import pytest
 import trustme
 from standardwebhooks import Webhook as Library
 
-from app.webhooks.sender import Answer, WebhookSender
+from app.webhooks.sender import SendResult, WebhookSender
 from app.webhooks.target import Address, AddressRule, address_rule, is_public, resolve
 from tests.support.webhook_receiver import SECRET, Received, Receiver, receiving, verify
 
@@ -44,7 +44,7 @@ def send(
     names: Names | None = None,
     tls: ssl.SSLContext | None = None,
     timeout_s: float = 15.0,
-) -> Answer:
+) -> SendResult:
     resolver = resolve if names is None else names
     sender = WebhookSender(SECRET, rule, resolver=resolver, tls=tls, timeout_s=timeout_s)
     try:
@@ -54,7 +54,7 @@ def send(
 
 
 def test_a_message_is_signed_as_the_specification_says(receiver: Receiver) -> None:
-    assert send(f"{receiver.url}hook?team=a%20b") == Answer(204, None)
+    assert send(f"{receiver.url}hook?team=a%20b") == SendResult(204, None)
     (received,) = receiver.received
     assert received.path == "/hook?team=a%20b"
     assert received.body == BODY.encode()
@@ -92,7 +92,7 @@ def test_2xx_is_a_success_and_nothing_else_is(
 ) -> None:
     receiver.answer = lambda _received: (status, {"Location": f"{receiver.url}elsewhere"})
     answer = send(receiver.url)
-    assert answer == Answer(status, error)
+    assert answer == SendResult(status, error)
     assert answer.is_gone == (status == 410)
     assert [received.path for received in receiver.received] == ["/"]
 
@@ -186,7 +186,7 @@ def test_a_receiver_that_is_not_there_is_an_error_in_words() -> None:
 def answer_of(
     behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     timeout_s: float = 15.0,
-) -> Answer:
+) -> SendResult:
     """What is made of a receiver that behaves like this once it has the request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -198,7 +198,7 @@ def answer_of(
         finally:
             writer.transport.abort()
 
-    async def main() -> Answer:
+    async def main() -> SendResult:
         sender = WebhookSender(SECRET, ANY, timeout_s=timeout_s)
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
@@ -220,7 +220,7 @@ def test_a_receiver_that_takes_too_long_is_given_up_as_a_whole() -> None:
             await asyncio.sleep(0.02)
 
     began = time.monotonic()
-    assert answer_of(trickle, timeout_s=0.3) == Answer(None, "no answer within 0.3 s")
+    assert answer_of(trickle, timeout_s=0.3) == SendResult(None, "no response within 0.3 s")
     assert time.monotonic() - began < 10
 
 
@@ -246,5 +246,5 @@ def test_the_body_of_an_answer_is_not_read() -> None:
             written += 65536
             await writer.drain()
 
-    assert answer_of(flood) == Answer(200, None)
+    assert answer_of(flood) == SendResult(200, None)
     assert written < 64 * 2**20
