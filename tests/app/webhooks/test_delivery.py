@@ -153,7 +153,7 @@ def test_what_cannot_be_described_is_an_attempt_that_failed(
 
     asyncio.run(main())
     (attempt,) = outbox.attempts(job_id)
-    assert "a defect" in str(attempt.error)
+    assert "internal error" in str(attempt.error)
     assert attempt.next_attempt_at is not None
 
 
