@@ -91,11 +91,11 @@ class Service:
 
     def tasks(self) -> list[str]:
         """Current tasks of the API's event loop."""
-        told = self.data_dir / "tasks"
-        told.unlink(missing_ok=True)
+        target = self.data_dir / "tasks"
+        target.unlink(missing_ok=True)
         self._api.send_signal(signal.SIGUSR1)
-        wait_until(told.exists, "the API writes its tasks")
-        return told.read_text().splitlines()
+        wait_until(target.exists, "the API writes its tasks")
+        return target.read_text().splitlines()
 
     def check_health(self) -> None:
         """Check the health of the API, whose idle engine verifies its own state."""

@@ -35,11 +35,13 @@ class Tally:
             return sum(found.total() for found in self._statuses.values())
 
     def table(self, title: str) -> Table:
-        table = Table("kind", "answers", "p50 ms", "p95 ms", title=title)
+        table = Table("kind", "outcomes", "p50 ms", "p95 ms", title=title)
         for kind, found in sorted(self._statuses.items()):
-            told = ", ".join(f"{number} × {outcome}" for outcome, number in sorted(found.items()))
+            outcomes = ", ".join(
+                f"{number} × {outcome}" for outcome, number in sorted(found.items())
+            )
             middle, late = _quantiles_ms(self._seconds[kind])
-            table.add_row(kind, told, f"{middle:.0f}", f"{late:.0f}")
+            table.add_row(kind, outcomes, f"{middle:.0f}", f"{late:.0f}")
         return table
 
 

@@ -118,11 +118,11 @@ def test_mixed_traffic_while_workers_are_killed_and_redis_goes_away(
         first, last = growth(rss_bytes)
         with capsys.disabled():
             happened = Counter(service.disturbances).items()
-            told = "; ".join(f"{number} × {what}" for what, number in happened)
+            disturbed = "; ".join(f"{number} × {what}" for what, number in happened)
             memory = f"API: {first / MIB:.0f} MiB when warm, {last / MIB:.0f} MiB at the end"
-            jobs_told = f"{len(client.accepted)} jobs accepted"
+            accepted = f"{len(client.accepted)} jobs accepted"
             table = tally.table(f"{DURATION_S:g} s")
-            Console(width=100).print(table, jobs_told, told, memory, sep="\n")
+            Console(width=100).print(table, accepted, disturbed, memory, sep="\n")
         assert not tally.failures
         wait_until(lambda: not service.taken(), f"no slot is taken: {service.taken()}")
         service.check_health()
