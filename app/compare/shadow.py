@@ -1,7 +1,7 @@
-"""Live requests once more, on another variant, whenever the engine has nothing else to do.
+"""Shadow traffic: live requests replayed on another variant while the engine is idle.
 
-A replay begins when its live answer has ended and runs in the background of the engine, where it
-never holds a live request up for more than one step. It is the first thing to go under load.
+A replay begins when its live output is complete and runs as a background request of the engine,
+which delays a live request by one step at most. Under load, replays are dropped first.
 """
 
 import asyncio
@@ -34,23 +34,23 @@ _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class _Dropped(Exception):
-    """The replay is not made; ``args[0]`` is the reason for the metrics."""
+    """The replay is dropped. ``args[0]`` is the reason for the metrics."""
 
 
 @dataclass(eq=False)
 class _Replay:
     live: CompletedOutput
-    on: Variant | None = None  # None until it is found
-    stream: Stream | None = None  # None until it is in the engine
-    why_dropped: str | None = None
+    variant: Variant | None = None  # None until it is found
+    stream: Stream | None = None  # None until the engine has the request
+    drop_reason: str | None = None
 
 
 class Shadow:
-    """Replays a ``share``, 0 to 1, of what ``consider`` is told of.
+    """Replays a ``share``, 0 to 1, of the completed outputs.
 
-    With ``direction`` "dense", what pruned variants have answered is asked again of their dense
-    model; with the name of a variant, what its dense model has answered is asked again of it.
-    ``@-6`` stands for that variant of every dense model.
+    With ``direction`` "dense", requests to pruned variants are replayed on their dense model. With
+    the name of a variant, requests to its dense model are replayed on that variant. ``@-6`` stands
+    for that variant of every dense model.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Shadow:
         self._replays: dict[asyncio.Task[None], _Replay] = {}
 
     def consider(self, live: CompletedOutput) -> None:
-        """Begin a replay of this answer, or drop it; costs the live request nothing."""
+        """Begin a replay of this request, or drop it. Does not delay the live request."""
         name = self._counterpart(live.served.entry)
         is_whole = live.output.finish_reason in _WHOLE
         if name is None or not is_whole or live.request.traffic != "live":
@@ -81,9 +81,9 @@ class Shadow:
             return
         params = live.stream.request.params
         if not params.is_greedy and params.seed is None:
-            self._drop(live, "unseeded")  # it would differ from itself
+            self._drop(live, "unseeded")  # its own repetition would differ
         elif not live.served.entry.is_view:
-            self._drop(live, "no_counterpart")  # weights of its own: its parent may be another
+            self._drop(live, "no_counterpart")  # has its own weights, so its parent may differ
         elif len(self._replays) >= MAX_REPLAYS:
             self._drop(live, "busy")
         else:
@@ -93,29 +93,29 @@ class Shadow:
             task.add_done_callback(self._replays.pop)
 
     async def forget(self, variants: Collection[Variant]) -> None:
-        """Drop the replays on these, and return when none of them holds one any more."""
+        """Drop the replays on these variants, and wait until none holds a variant."""
         tasks = []
-        for task, its in self._replays.items():
-            is_early = its.on is None and its.live.served.variant in variants
+        for task, replay in self._replays.items():
+            is_early = replay.variant is None and replay.live.served.variant in variants
             if is_early:
-                self._drop(its.live, "unloaded")
+                self._drop(replay.live, "unloaded")
                 task.cancel()
-            if is_early or its.on in variants:
+            if is_early or replay.variant in variants:
                 tasks.append(task)
-            if its.on in variants and its.stream is not None:
-                its.why_dropped = "unloaded"
-                its.stream.cancel()
+            if replay.variant in variants and replay.stream is not None:
+                replay.drop_reason = "unloaded"
+                replay.stream.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
     async def aclose(self) -> None:
-        """Drop all of them."""
+        """Drop all replays."""
         for task in (tasks := list(self._replays)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _counterpart(self, entry: ModelEntry) -> str | None:
-        """What this one's answers are replayed on; None if they are not."""
+        """The model on which requests to this one are replayed, None if they are not."""
         if self._direction == "dense":
             return entry.parent
         variant = VariantName.parse(self._direction)
@@ -125,13 +125,13 @@ class Shadow:
     async def _run(self, replay: _Replay, name: str) -> None:
         try:
             served = await self._find(name)
-            replay.on = served.variant
+            replay.variant = served.variant
             await self._replay(replay, served)
         except _Dropped as dropped:
             self._drop(replay.live, str(dropped))
 
     async def _find(self, name: str) -> ServedModel:
-        """Only what needs no weights that are not here already."""
+        """The counterpart, if its weights are loaded already."""
         try:
             entry = await asyncio.to_thread(self._registry.catalog.resolve, name)
             if not entry.is_view or entry.base not in self._registry.weight_bytes():
@@ -139,17 +139,17 @@ class Shadow:
             return await asyncio.wrap_future(await asyncio.to_thread(self._registry.begin, name))
         except UnknownModel as error:
             raise _Dropped("no_counterpart") from error
-        except (RuntimeError, ValueError, OSError) as error:  # whatever the model's files say
+        except (RuntimeError, ValueError, OSError) as error:  # of the model's files
             raise _Dropped("error") from error
 
     async def _replay(self, replay: _Replay, served: ServedModel) -> None:
         live = replay.live
-        asked = live.stream.request
+        original = live.stream.request
         request = Request(
             f"shadow-{uuid4().hex}",
             served.variant,
-            asked.prompt_ids,
-            replace(asked.params, num_logprobs=None),
+            original.prompt_ids,
+            replace(original.params, num_logprobs=None),
             is_background=True,
         )
         try:
@@ -158,31 +158,31 @@ class Shadow:
             raise _Dropped("overload") from error
         except (EngineStopped, ValueError) as error:
             raise _Dropped("stopped" if isinstance(error, EngineStopped) else "error") from error
-        answer = EngineOutputStream(0, stream, TextStream(served.tokenizer, live.request.stop))
+        output = EngineOutputStream(0, stream, TextStream(served.tokenizer, live.request.stop))
         try:
-            await answer.finish()
+            await output.finish()
         except GenerationFailed as error:
             raise _Dropped("error") from error
         except EngineStopped as error:
             raise _Dropped("stopped") from error
         finally:
-            await answer.aclose()
-        if answer.output.finish_reason not in _WHOLE:
-            raise _Dropped(replay.why_dropped or self._why_aborted())
-        self._count(live, CompletedOutput(live.request, served, stream, answer.output))
+            await output.aclose()
+        if output.output.finish_reason not in _WHOLE:
+            raise _Dropped(replay.drop_reason or self._why_aborted())
+        self._count(live, CompletedOutput(live.request, served, stream, output.output))
 
     def _why_aborted(self) -> str:
         return "overload" if self._engine.is_accepting else "stopped"
 
     def _count(self, live: CompletedOutput, shadow: CompletedOutput) -> None:
-        tokens = [[token.key for token in its.output.tokens] for its in (live, shadow)]
+        tokens = [[token.key for token in one.output.tokens] for one in (live, shadow)]
         are_alone = live.output.timings.was_alone and shadow.output.timings.was_alone
         self._counts.compared(
             _side(live, are_alone=are_alone),
             _side(shadow, are_alone=are_alone),
             token_agreement(*tokens).share,
         )
-        if shadow.output.timings.was_alone:  # else its times have waiting in them
+        if shadow.output.timings.was_alone:  # otherwise its times include waiting
             output = shadow.output
             labels = labels_of(shadow.served.entry, "shadow")
             timings, reason = output.timings, output.finish_reason
@@ -199,7 +199,7 @@ def shadow_of(
     metrics: Metrics,
     backend: EngineBackend,
 ) -> Shadow | None:
-    """None if no share of the requests is to be replayed; its metrics are there all the same."""
+    """The shadow traffic of these settings, None without a share. Registers its metrics anyway."""
     counts = ShadowMetrics(metrics.registry)
     if not settings.shadow_share:
         return None
@@ -209,16 +209,13 @@ def shadow_of(
     return shadow
 
 
-def _side(its: CompletedOutput, *, are_alone: bool) -> ShadowSide:
-    timings = its.output.timings
-    prefill_s = None
-    if timings.scheduled_s is not None and timings.first_token_s is not None:
-        prefill_s = timings.first_token_s - timings.scheduled_s
-    is_one_chunk = its.output.num_prompt_tokens <= BACKGROUND_CHUNK
+def _side(completed: CompletedOutput, *, are_alone: bool) -> ShadowSide:
+    timings = completed.output.timings
+    is_one_chunk = completed.output.num_prompt_tokens <= BACKGROUND_CHUNK
     return ShadowSide(
-        its.served.entry.name,
-        its.served.entry.kind,
-        its.output.num_tokens,
+        completed.served.entry.name,
+        completed.served.entry.kind,
+        completed.output.num_tokens,
         timings.tpot_s if are_alone else None,
-        prefill_s if are_alone and is_one_chunk else None,
+        timings.prefill_s if are_alone and is_one_chunk else None,
     )

@@ -1,7 +1,7 @@
 """Generation by the engine of this process: text to tokens, streams, and tokens to text."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,7 @@ from app.generation.request import Chat, GenerationRequest, Prompt
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
 
-# what generating with the engine of this process may raise
+# the errors of a generation by the engine of this process
 ENGINE_RAISES = (
     InvalidSampling,
     PromptTooLong,
@@ -46,7 +46,7 @@ class CompletedOutput:
 
 
 class EngineBackend:
-    """Takes all prompts of a request or none, and has them generated as one batch."""
+    """Generates the outputs of a request as one batch."""
 
     def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
         self._engine = engine
@@ -60,12 +60,23 @@ class EngineBackend:
     async def start(
         self, request: GenerationRequest, served: ServedModel, deadline_s: float | None
     ) -> list[OutputStream]:
-        """Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and what a chat template
-        does, before anything runs.
+        """Hand all outputs of the request to the engine, or none.
+
+        Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and the errors of
+        ``chat_prompt``.
         """
         self._engine.check_number(len(request.prompts) * request.n)  # before any work is done
-        prompts = await tokenized(request.prompts, served)
-        engine_requests = self._requests(request, served, prompts, deadline_s)
+        engine_requests = [
+            Request(
+                f"gen-{uuid4().hex}",
+                served.variant,
+                ids,
+                self._params(request, served, len(ids), number),
+                deadline_s=deadline_s,
+            )
+            for ids in await tokenize(request.prompts, served)
+            for number in range(request.n)
+        ]
         labels = labels_of(served.entry, request.traffic)
         try:
             streams = self._engine.streams(engine_requests, partial(self._count, labels))
@@ -79,28 +90,9 @@ class EngineBackend:
                 stream,
                 TextStream(served.tokenizer, request.stop),
                 self._metrics.token_gaps(labels),
-                self._on_done(request, served, stream),
+                self._publisher(request, served, stream),
             )
             for index, stream in enumerate(streams)
-        ]
-
-    def _requests(
-        self,
-        request: GenerationRequest,
-        served: ServedModel,
-        prompts: Iterable[tuple[int, ...]],
-        deadline_s: float | None,
-    ) -> list[Request]:
-        return [
-            Request(
-                f"gen-{uuid4().hex}",
-                served.variant,
-                ids,
-                self._params(request, served, len(ids), number),
-                deadline_s=deadline_s,
-            )
-            for ids in prompts
-            for number in range(request.n)
         ]
 
     def _params(
@@ -110,10 +102,10 @@ class EngineBackend:
         params = request.params_of(number)
         if request.fills_context:
             rest = self._engine.max_len(served.variant) - num_prompt_tokens
-            params = replace(params, max_new_tokens=max(rest, 1))  # at least what can be refused
+            params = replace(params, max_new_tokens=max(rest, 1))
         return params
 
-    def _on_done(
+    def _publisher(
         self, request: GenerationRequest, served: ServedModel, stream: Stream
     ) -> Callable[[Output], None]:
         """Calls the listeners in the context of the request, not in that of the engine's event."""
@@ -132,7 +124,7 @@ class EngineBackend:
 
 
 class EngineOutputStream(OutputStream):
-    """Made of the events of one request, until it ends or a stop string appears."""
+    """Gathers the events of one request until its end or a stop string."""
 
     def __init__(
         self,
@@ -194,7 +186,7 @@ class EngineOutputStream(OutputStream):
     def _end(self, reason: FinishReason, last: TokenEvent) -> None:
         assert last.timings is not None
         if reason is FinishReason.ERROR:
-            raise GenerationFailed("the engine failed on this request; its log says why")
+            raise GenerationFailed("the engine failed on this request: see its log")
         if not self._detokenized.is_stopped:
             self._text.append(self._detokenized.flush())
         is_stopped = self._detokenized.is_stopped
@@ -203,15 +195,17 @@ class EngineOutputStream(OutputStream):
             self._on_done(self.output)
 
 
-async def tokenized(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
-    """What ``tokenize`` returns, by a thread if there is work to do."""
+async def tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
+    """Token ids of each prompt. Text and messages are encoded in a thread.
+
+    A text gets the special tokens that the model begins with. Raises the errors of ``chat_prompt``.
+    """
     if any(isinstance(prompt, str | Chat) for prompt in prompts):
-        return await asyncio.to_thread(tokenize, prompts, served)
-    return tokenize(prompts, served)
+        return await asyncio.to_thread(_token_ids, prompts, served)
+    return _token_ids(prompts, served)
 
 
-def tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
-    """Token ids of every prompt; texts get the special tokens that the model begins with."""
+def _token_ids(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(served.tokenizer(texts, verbose=False).input_ids if texts else ())
     return [

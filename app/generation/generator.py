@@ -1,6 +1,6 @@
 """Generation requests in, outputs out, by the engine or by another server.
 
-Knows no HTTP: what goes wrong is raised as an error of its own.
+Independent of HTTP: each failure has an exception of its own.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ RAISES = (*LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
 
 
 class Generator:
-    """Generates with any variant of the registry, and any model of another server."""
+    """Generates with the variants of the registry and the models of other servers."""
 
     def __init__(
         self,
@@ -39,7 +39,10 @@ class Generator:
         self._max_timeout_s = max_timeout_s
 
     async def load(self, name: str) -> ServedModel | ServedElsewhere:
-        """The variant of this name. Reading weights can take minutes, and holds up nobody else."""
+        """The model of this name. Weights that are not loaded yet are read by another thread.
+
+        Raises the errors in ``LOAD_RAISES``.
+        """
         if (served := self._external.served(name)) is not None:
             return served
         try:
@@ -63,20 +66,21 @@ class Generator:
         Raises ``RequestRefused``, ``Overloaded``, ``EngineStopped`` or a ``BackendError`` before
         anything runs, and for several outputs of another server before the first text is there.
         """
-        generation = Generation(await self._start(request))
+        served = request.served
+        limits_s = [
+            limit for limit in (request.timeout_s, self._max_timeout_s) if limit is not None
+        ]
+        deadline_s = time.monotonic() + min(limits_s) if limits_s else None
+        if isinstance(served, ServedElsewhere):
+            outputs = await self._external.start(request, served, deadline_s)
+        else:
+            outputs = await self._engine.start(request, served, deadline_s)
+        generation = Generation(outputs)
         try:
             await generation.begin()
             yield generation
         finally:
             await generation.aclose()
-
-    async def _start(self, request: GenerationRequest) -> list[OutputStream]:
-        served = request.served
-        timeouts_s = [its for its in (request.timeout_s, self._max_timeout_s) if its is not None]
-        deadline_s = time.monotonic() + min(timeouts_s) if timeouts_s else None
-        if isinstance(served, ServedElsewhere):
-            return await self._external.start(request, served, deadline_s)
-        return await self._engine.start(request, served, deadline_s)
 
 
 class Generation:

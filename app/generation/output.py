@@ -1,7 +1,4 @@
-"""One output of a generation as it grows: deltas of final text, then the finished output.
-
-How tokens are written: by a tokenizer, or as the server wrote them that generated them.
-"""
+"""One output of a generation as it grows: deltas of final text, then the finished output."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -15,18 +12,18 @@ from app.engine.text import token_bytes, token_text
 
 
 class GenerationFailed(RuntimeError):
-    """The engine gave up on a request that it had accepted."""
+    """The engine failed on a request that it had accepted."""
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """A token of which only the text is known, and perhaps the bytes: another server made it."""
+    """A token of another server, known by its text and perhaps its bytes, not by an id."""
 
     text: str
     raw: bytes | None
 
 
-TokenKey = int | Spelling  # what a vocabulary can write down; an id, where ids are known
+TokenKey = int | Spelling  # an id where ids are known
 
 
 @dataclass(frozen=True)
@@ -34,17 +31,17 @@ class Token:
     """A generated token; its text begins ``offset`` characters after the start of the output."""
 
     key: TokenKey
-    is_text: bool  # false for the one that ended the sequence
+    is_text: bool  # false for an end-of-sequence token
     offset: int
     logprob: float | None
-    top_logprobs: tuple[tuple[TokenKey, float], ...]  # the most likely first
+    top_logprobs: tuple[tuple[TokenKey, float], ...]  # most likely first
 
 
 @dataclass(frozen=True)
 class Output:
     """One finished output.
 
-    ``tokens`` are all generated ones, an end of sequence included, where they are known one by one.
+    ``tokens`` are all generated tokens, an end of sequence included, if the backend reports them.
     """
 
     text: str
@@ -143,18 +140,18 @@ class OutputStream(ABC):
 
 
 class NoTokenIds(ValueError):
-    """The model's server tells texts, and nothing here knows its tokens by their ids."""
+    """Token ids were requested of a model of another server, which reports texts only."""
 
     def __init__(self, param: str) -> None:
         super().__init__(
-            f"{param}: another server generates for this model, and its tokens are not known here "
-            f"by their ids: leave it out"
+            f"{param}: another server generates for this model, and does not report token ids: "
+            f"omit this parameter"
         )
         self.param = param
 
 
 class Vocabulary:
-    """Of one model. Without a tokenizer it knows no ids."""
+    """Text and bytes of a model's tokens. Without a tokenizer, only spellings are known."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._tokenizer = tokenizer
@@ -164,21 +161,21 @@ class Vocabulary:
         return self._tokenizer is not None
 
     def spell(self, token: TokenKey) -> str:
-        """What a token is inside of a text."""
+        """The text of a token within a longer text."""
         if isinstance(token, Spelling):
             return token.text
         assert self._tokenizer is not None
         return token_text(self._tokenizer, token)
 
     def raw(self, token: TokenKey) -> bytes | None:
-        """UTF-8 of it, or of half a character its bytes; None if they are not known."""
+        """The bytes of a token, which may be part of a character; None if they are unknown."""
         if isinstance(token, Spelling):
             return token.raw
         assert self._tokenizer is not None
         return token_bytes(self._tokenizer, token)
 
     def decode(self, token_ids: Sequence[int], param: str) -> str:
-        """Raises ``NoTokenIds``, about that parameter of the request."""
+        """The text of these tokens. Raises ``NoTokenIds`` naming ``param`` without a tokenizer."""
         if self._tokenizer is None:
             raise NoTokenIds(param)
         text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)

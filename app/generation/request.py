@@ -14,7 +14,7 @@ _LAST_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class ServedElsewhere:
-    """A model that another server generates for: it has a tokenizer, and nobody else has."""
+    """A model of another server. Its tokenizer is not known here."""
 
     entry: ModelEntry
     model: ExternalModel
@@ -26,7 +26,7 @@ class ServedElsewhere:
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages that the model's chat template makes a prompt of: role, content, maybe a name."""
+    """Messages, each with a role, content and maybe a name, for the model's chat template."""
 
     messages: Sequence[Mapping[str, str]]
 
@@ -37,9 +37,9 @@ Traffic = Literal["live", "bench"]
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """``n`` answers to each prompt, a text, its token ids or messages.
+    """``n`` outputs for each prompt, which is a text, token ids or messages.
 
-    The answers to a prompt follow one another; with a seed, each has a seed of its own.
+    Outputs are ordered by prompt. With a seed, the outputs of a prompt have consecutive seeds.
     """
 
     served: ServedModel | ServedElsewhere
@@ -47,12 +47,12 @@ class GenerationRequest:
     params: SamplingParams
     stop: Sequence[str] = ()
     n: int = 1
-    timeout_s: float | None = None  # what it cuts short ends with TIMEOUT
-    fills_context: bool = False  # as many tokens as fit, whatever max_new_tokens says
-    traffic: Traffic = "live"  # what its requests are counted as
+    timeout_s: float | None = None  # outputs that it cuts short end with TIMEOUT
+    fills_context: bool = False  # as many tokens as fit, instead of max_new_tokens
+    traffic: Traffic = "live"  # the label of its metrics
 
     def params_of(self, number: int) -> SamplingParams:
-        """Of one of the ``n`` answers to a prompt."""
+        """The parameters of one of the ``n`` outputs of a prompt, ``number`` from 0."""
         if self.params.seed is None or not number:
             return self.params
         return replace(self.params, seed=(self.params.seed + number) % (_LAST_SEED + 1))
