@@ -1,7 +1,6 @@
-"""The engine behind asyncio: the one thread that steps it, what watches that thread, and draining.
+"""The engine behind asyncio: starts and watches the thread that steps it, streams, and drains.
 
-Knows how to begin, to end, and to tell that it is stuck. What is generated, and in which order, is
-the engine's affair; who may come in is admission's.
+The engine decides what is generated and in which order, and ``Admission`` which requests enter.
 """
 
 import asyncio
@@ -22,11 +21,11 @@ _Result = TypeVar("_Result")
 
 
 class EngineStopped(RuntimeError):
-    """The engine takes nothing: not started, draining, stopped, or its thread has died."""
+    """The engine takes no requests: it is not started, draining, stopped, or has crashed."""
 
 
 class AsyncEngine:
-    """Owns an engine and the thread that steps it. Belongs to the event loop it is started in."""
+    """Owns an engine and the thread that steps it. Bound to the event loop that starts it."""
 
     def __init__(
         self,
@@ -65,7 +64,7 @@ class AsyncEngine:
 
     @property
     def ailment(self) -> str | None:
-        """What only a restart can mend; None for an engine that is well."""
+        """A failure that needs a restart, None for a healthy engine."""
         if not self.is_alive:
             return "the engine's thread has ended: restart"
         if (stalled_s := self.stalled_s) > self._stall_s:
@@ -76,29 +75,29 @@ class AsyncEngine:
         return None
 
     def stats(self) -> EngineStats:
-        """The engine's figures after its latest step."""
+        """The statistics of the engine after its latest step."""
         return self._stats
 
     def check_number(self, num_requests: int) -> None:
-        """Raise ``TooManyPrompts`` for more than are ever taken at once."""
+        """Raise ``TooManyPrompts`` for more requests than are ever admitted at once."""
         self._admission.check_number(num_requests)
 
     @property
     def num_waiting_tokens(self) -> int:
-        """Tokens, of prompts and of whole answers, of requests that have not generated any."""
+        """Prompt tokens and ``max_new_tokens`` of all requests without a generated token."""
         return self._admission.num_waiting_tokens
 
     @property
     def max_chunk(self) -> int:
-        """Tokens of a prompt that one step reads."""
+        """The maximum of prompt tokens in one step."""
         return self._engine.limits.max_batch_tokens
 
     def max_len(self, variant: Variant) -> int:
-        """Tokens of prompt and answer that a request for this variant may have."""
+        """The maximum of prompt and generated tokens of a request for this variant."""
         return self._engine.max_len(variant)
 
     def num_open(self, variants: Collection[Variant]) -> int:
-        """Requests and works on these, from their admission to their end; no background."""
+        """The number of open requests and works on these variants, background requests excluded."""
         requests = sum(stream.request.variant in variants for stream in self._streams.values())
         return requests + sum(variant in variants for variant in self._works.values())
 
@@ -111,7 +110,7 @@ class AsyncEngine:
     async def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, let open ones finish for up to ``drain_s``, abort the rest.
 
-        A thread that is stuck in a step is left behind: it ends with the process.
+        A thread that is stuck in a step is abandoned: it ends with the process.
         """
         self._is_accepting = False
         if not self._thread.is_started:
@@ -123,7 +122,7 @@ class AsyncEngine:
         for request_id in self._streams:
             self._thread.put(Cancel(request_id, FinishReason.ABORT))
         await self._thread.stop()
-        self._fail(EngineStopped("the engine has stopped in the middle of a step"))
+        self._fail(EngineStopped("the engine was stopped during a step"))
 
     def stream(self, request: Request, on_end: OnEnd | None = None) -> Stream:
         """Hand a request to the engine: ``async with engine.stream(request) as events``.
@@ -133,18 +132,18 @@ class AsyncEngine:
         return self.streams([request], on_end)[0]
 
     def streams(self, requests: Sequence[Request], on_end: OnEnd | None = None) -> list[Stream]:
-        """Hand over all of these requests, or none: half an answer would be of no use.
+        """Hand all of these requests to the engine, or none.
 
         Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped`` at once, before any event.
-        Should the engine crash later, the iterations raise ``EngineStopped``. ``on_end`` is called
-        once per request with its last event, even if the stream was left before it.
+        If the engine crashes later, the iterations raise ``EngineStopped``. ``on_end`` is called
+        once per request with its last event, even if the stream was left before.
         """
         if not self._is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
         for request in requests:
             self._engine.check(request)
             if request.request_id in self._streams:
-                raise DuplicateRequest(f"request {request.request_id} is open already")
+                raise DuplicateRequest(f"request {request.request_id} is already open")
         self._admission.admit(requests)
         self._begin()
         streams = [Stream(request, self._cancel, on_end) for request in requests]
@@ -155,15 +154,15 @@ class AsyncEngine:
             self._thread.put(request)
         return streams
 
-    async def run(self, pieces: Generator[None, None, _Result], variant: Variant) -> _Result:
-        """What these return, run in the engine's thread, one after each of its steps.
+    async def run(self, increments: Generator[None, None, _Result], variant: Variant) -> _Result:
+        """The result of a generator that the engine's thread advances once after each step.
 
-        Whoever stops waiting stops them. Raises what they do, or ``EngineStopped``.
+        Cancelling the wait ends it. Raises its exceptions, or ``EngineStopped``.
         """
         if not self._is_accepting:
             raise EngineStopped("the engine is not taking work: it is stopping or has stopped")
         self._begin()
-        work = Work(pieces)
+        work = Work(increments)
         self._works[work.future] = variant
         self._thread.put(work)
         try:
@@ -173,11 +172,11 @@ class AsyncEngine:
             self._end()
 
     def background(self, request: Request) -> Stream:
-        """A request that takes steps only while nothing else has any to take, and may be dropped.
+        """Hand over a background request, which takes steps only while there is no other work.
 
         It ends with ABORT when live requests have to wait for a slot, and when the engine stops.
-        No limit counts it. Raises ``RequestRefused``, ``EngineStopped``, or ``Overloaded`` while
-        live requests wait for a slot.
+        It counts towards no limit. Raises ``RequestRefused``, ``EngineStopped``, and ``Overloaded``
+        while live requests wait for a slot.
         """
         if not self._is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
@@ -217,7 +216,7 @@ class AsyncEngine:
 
     def _deliver(self, events: list[TokenEvent], stats: EngineStats, busy_s: float) -> None:
         if not self._thread.is_started:
-            return  # left behind, with nobody to tell
+            return  # an abandoned thread
         self._stats = stats
         live = [event for event in events if event.request_id in self._streams]
         self._admission.take(live, busy_s)
@@ -229,7 +228,7 @@ class AsyncEngine:
         self._end()
 
     def _crash(self) -> None:
-        self._fail(EngineStopped("the engine has crashed; its log says why"))
+        self._fail(EngineStopped("the engine has crashed: see its log"))
 
     def _fail(self, error: EngineStopped) -> None:
         self._is_accepting = False

@@ -1,7 +1,7 @@
-"""Background steps: they stop between two blocks as soon as the engine is wanted for anything else.
+"""Background steps, which are interrupted between two blocks as soon as other work arrives.
 
-A step on a CPU takes a quarter of the time to a live request's first token, which would have to
-wait for its end. Nothing in the engine itself knows of this.
+On a CPU, a whole step would delay the first token of a live request by a quarter. The engine itself
+does not know of the interruption.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ from pruning.models.blocks import block_list
 
 
 class StepInterrupted(BaseException):
-    """A forward was stopped between two blocks. No error: the engine must not handle it as one."""
+    """A forward was interrupted. No ``Exception``: the engine would handle it as a failure."""
 
 
 def background_step(engine: Engine, is_interrupted: Callable[[], bool]) -> list[TokenEvent]:
-    """A step of an engine without live work; preempts it as soon as ``is_interrupted`` is true."""
+    """Step an engine without live work. Preempts its request once ``is_interrupted`` is true."""
     variant = engine.background_variant
     if variant is None:
         return []
@@ -40,7 +40,7 @@ def _interruptible(model: PreTrainedModel, is_interrupted: Callable[[], bool]) -
         if is_interrupted():
             raise StepInterrupted
 
-    hooks = [_first_module(its).register_forward_pre_hook(check) for its in block_list(model)]
+    hooks = [_first_module(block).register_forward_pre_hook(check) for block in block_list(model)]
     try:
         yield
     finally:
@@ -49,7 +49,9 @@ def _interruptible(model: PreTrainedModel, is_interrupted: Callable[[], bool]) -
 
 
 def _first_module(block: nn.Module) -> nn.Module:
-    """One that every forward calls once, also the flat one, which does not call the block."""
+    """A module that every forward calls once. The flat forward does not call the block itself."""
     return next(
-        its for its in block.modules() if next(its.parameters(recurse=False), None) is not None
+        module
+        for module in block.modules()
+        if next(module.parameters(recurse=False), None) is not None
     )

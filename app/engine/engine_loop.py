@@ -1,7 +1,6 @@
-"""The thread that steps the engine: live requests first, then other work, then the background.
+"""The thread that steps the engine: live requests first, then other work, then background requests.
 
-A live request waits for the piece of work in progress and for no second one. Of a background step
-it waits for the block in progress.
+A live request waits for at most one increment of other work, or one block of a background step.
 """
 
 import asyncio
@@ -26,20 +25,31 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
+_JOIN_S = 10.0  # for the last step when the engine stops
+
 
 @dataclass(frozen=True, eq=False)
 class Work(Generic[_Result]):
-    """Other work for the engine's thread, in pieces. Cancelling the future ends it."""
+    """Other work for the engine's thread, in increments. Cancelling the future ends it."""
 
-    pieces: Generator[None, None, _Result]
+    increments: Generator[None, None, _Result]
     future: "Future[_Result]" = field(default_factory=Future)
 
 
-class EngineLoop:
-    """An engine, and work that takes a piece after each of its steps.
+@dataclass(frozen=True)
+class Cancel:
+    request_id: str
+    reason: FinishReason
 
-    Background requests take steps only while there is no work either, and a step of theirs stops at
-    the next block once ``is_interrupted``.
+
+Deliver = Callable[[list[TokenEvent], EngineStats, float], None]  # and seconds busy with requests
+
+
+class EngineLoop:
+    """Steps an engine, and runs one increment of other work after each step.
+
+    Background requests take steps only without such work. Their steps stop at the next block once
+    ``is_interrupted`` is true.
     """
 
     def __init__(self, engine: Engine, is_interrupted: Callable[[], bool] = lambda: False) -> None:
@@ -67,47 +77,34 @@ class EngineLoop:
         return events
 
     def _advance(self) -> None:
-        """Run one piece of the next work. An error of it goes to its future."""
+        """Run one increment of the next work. Its exceptions go to its future."""
         if not self._works:
             return
         work = self._works.popleft()
         if work.future.cancelled():
-            work.pieces.close()
+            work.increments.close()
             return
-        with suppress(InvalidStateError):  # cancelled just now
+        with suppress(InvalidStateError):  # cancelled in the meantime
             try:
-                next(work.pieces)
+                next(work.increments)
             except StopIteration as end:
                 work.future.set_result(end.value)
             except torch.AcceleratorError as error:
                 work.future.set_exception(error)
                 raise
             except Exception as error:
-                logger.exception("work between the engine's steps has failed")
+                logger.exception("work between two steps of the engine failed")
                 work.future.set_exception(error)
             else:
                 self._works.append(work)
 
 
-_JOIN_S = 10.0  # for the step that runs when the engine is stopped
-
-
-@dataclass(frozen=True)
-class Cancel:
-    request_id: str
-    reason: FinishReason
-
-
-Deliver = Callable[[list[TokenEvent], EngineStats, float], None]  # seconds busy with requests
-
-
 class EngineThread:
-    """The thread, from ``start`` to ``stop`` or a crash. Used from one event loop."""
+    """The thread that steps the engine. Used from one event loop."""
 
     def __init__(self, engine: Engine) -> None:
-        self.moved_s = (
-            time.monotonic()
-        )  # end of the last step, or arrival of work at an idle thread
+        # The end of the last step, or the arrival of work at an idle thread.
+        self.moved_s = time.monotonic()
         self._engine = engine
         self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | None] = queue.SimpleQueue()
         self._is_interrupted = threading.Event()  # a command that interrupts a background step
@@ -125,12 +122,14 @@ class EngineThread:
         return self._thread is not None and self._thread.is_alive() and not self._has_failed
 
     def start(self, deliver: Deliver, crash: Callable[[], None]) -> None:
-        """Both are called on the running event loop: after every step, and once at a crash.
+        """Start the thread. It calls ``deliver`` after each step, and ``crash`` once it fails.
+
+        Both are called on the running event loop.
 
         Raises ``RuntimeError`` outside of an event loop or if it runs.
         """
         if self._thread is not None:
-            raise RuntimeError("the engine is started already")
+            raise RuntimeError("the engine is already started")
         arguments = (asyncio.get_running_loop(), deliver, crash)
         self._thread = threading.Thread(
             target=self._serve, args=arguments, name="engine", daemon=True
@@ -156,7 +155,7 @@ class EngineThread:
         if not (isinstance(command, Request) and command.is_background):
             self._is_interrupted.set()
 
-    # What follows runs in the thread; only it touches the engine.
+    # The following methods run in the thread, the only one that uses the engine.
 
     def _serve(
         self, loop: asyncio.AbstractEventLoop, deliver: Deliver, crash: Callable[[], None]
@@ -173,7 +172,7 @@ class EngineThread:
         except Exception:
             self._has_failed = True
             logger.exception("the engine thread has died")
-            with suppress(RuntimeError):  # the event loop may be what is gone
+            with suppress(RuntimeError):  # the event loop may be closed
                 loop.call_soon_threadsafe(crash)
 
     def _run_commands(self) -> tuple[list[TokenEvent], bool]:

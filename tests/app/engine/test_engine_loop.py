@@ -84,7 +84,7 @@ def test_a_thread_that_is_stuck_is_left_behind_at_the_end(
         stream = engine.stream(request(prompt(5), variant))
         await until(blocking.is_waiting.is_set)
         await engine.stop()
-        with pytest.raises(EngineStopped, match="in the middle of a step"):
+        with pytest.raises(EngineStopped, match="during a step"):
             await events_of(stream)
         blocking.gate.set()
         await until(lambda: "engine" not in {thread.name for thread in threading.enumerate()})
