@@ -1,10 +1,44 @@
-"""What workers write about jobs, without any work."""
+"""Jobs and their progress as clients and workers write them, without a worker."""
 
-from pruning.jobs.job import Phase
+from collections.abc import Callable, Mapping
+
+from pruning.jobs.job import Job, JobError, JobStatus, Phase
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
+from pruning.spec.prune import PruneSpec
 
+SPEC = PruneSpec(model="tiny", num_remove=2)
+ERROR = JobError("not_enough_text", "too short", "calibration.num_samples")
+FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, None, {3: 2.5, 4: 2.75}, {3: 1, 4: 1})
+SECOND = Removal(2, 4, 3.5, 2.0, None, None, None, {4: 3.5}, {4: 1})
 REMOVAL = Removal(1, 3, 2.5, 2.25, 4, 0.5, None, {3: 2.5, 4: 3.0}, {3: 1, 4: 1})
+
+CHANGES: Mapping[str, Callable[[JobStore, str], object]] = {
+    "start": lambda store, job_id: store.start(job_id, "w"),
+    "phase": lambda store, job_id: store.set_phase(job_id, Phase.LOAD),
+    "evaluated": lambda store, job_id: store.evaluated(job_id, 1, 2),
+    "removed": lambda store, job_id: store.removed(job_id, removals(1)),
+    "cancel": lambda store, job_id: store.cancel(job_id),
+    "pause": lambda store, job_id: store.pause(job_id),
+    "resume": lambda store, job_id: store.resume(job_id),
+    "stopped": lambda store, job_id: store.stopped(job_id),
+    "lost": lambda store, job_id: store.requeue(job_id, "lost", is_lost=True),
+    "requeued": lambda store, job_id: store.requeue(job_id, "stops", is_lost=False),
+    "short of memory": lambda store, job_id: store.short_of_memory(job_id, "2 GiB"),
+    "succeed": lambda store, job_id: store.succeed(job_id, "tiny@x"),
+    "fail": lambda store, job_id: store.fail(job_id, ERROR),
+}
+
+
+def removals(count: int) -> list[Removal]:
+    scores, seen = {4: 1.0, 5: 2.0}, {4: 8, 5: 8}
+    return [
+        Removal(n, 10 + n, 0.1 + 0.2 * n, 3.7, 5, 0.01, 0.002, scores, seen) for n in range(count)
+    ]
+
+
+def messages(store: JobStore, job_id: str) -> list[str]:
+    return [event.message for event in store.events(job_id)]
 
 
 def succeed(store: JobStore, job_id: str) -> None:
@@ -15,3 +49,15 @@ def succeed(store: JobStore, job_id: str) -> None:
         store.evaluated(job_id, done, 2, attempt)
     store.removed(job_id, [REMOVAL], attempt)
     store.succeed(job_id, "tiny@x", attempt)
+
+
+def ended(store: JobStore, status: JobStatus) -> Job:
+    job_id = store.create(SPEC).id
+    if status is JobStatus.CANCELLED:
+        return store.cancel(job_id)
+    store.start(job_id, "w")
+    if status is JobStatus.FAILED:
+        store.fail(job_id, JobError("x", "y"))
+    else:
+        store.succeed(job_id, f"tiny@{job_id}")
+    return store.get(job_id)

@@ -21,7 +21,7 @@ from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
-from tests.pruning.evaluation.test_perplexity import TEXT, by_hand
+from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.recorder import Recorder
 
 Run = Callable[..., Any]
@@ -77,7 +77,7 @@ def test_perplexity_is_that_of_a_loop(data_dir: Path) -> None:
     (found,) = run("tiny", *PPL[:-2])
     loaded = ModelStore(data_dir / "models").load("tiny")
     of_paper, own = found["perplexities"]
-    expected = by_hand(loaded.model, loaded.tokenizer, TEXT, 16)
+    expected = perplexity_by_hand(loaded.model, loaded.tokenizer, TEXT, 16)
     assert own["perplexity"] == pytest.approx(expected, rel=1e-4)
     assert own["text"] == f"file {data_dir / 'texts' / 'own.txt'}"
     assert of_paper["perplexity"] != own["perplexity"]
@@ -111,7 +111,7 @@ def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
     dense, pruned, small = (its["perplexities"][1]["perplexity"] for its in found)
     loaded = ModelStore(data_dir / "models").load("tiny")
     its = quantized(view(loaded.model, published.keep), weights)
-    assert small == pytest.approx(by_hand(its, loaded.tokenizer, TEXT, 16), rel=1e-3)
+    assert small == pytest.approx(perplexity_by_hand(its, loaded.tokenizer, TEXT, 16), rel=1e-3)
     plain = run("tiny", "tiny@-2", *whole_text)
     assert [dense, pruned] == [its["perplexities"][1]["perplexity"] for its in plain]
     named = run("tiny", "tiny@-2", "tiny@prn-1", *arguments)

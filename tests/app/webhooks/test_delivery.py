@@ -19,7 +19,7 @@ from pruning.jobs.keys import OUTBOX
 from pruning.jobs.outbox import WebhookOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
-from tests.pruning.jobs.test_outbox import Clock
+from tests.support.clock import Clock
 from tests.support.job_lives import succeed
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import SECRET, Received, Receiver, receiving, verify

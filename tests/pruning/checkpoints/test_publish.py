@@ -15,19 +15,13 @@ from safetensors import SafetensorError
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, publish
 from pruning.checkpoints.staging import STAGING
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, file_entry
-from tests.pruning.checkpoints.test_store import manifest_of
+from tests.support.checkpoints import FILES, manifest_of, write
 from tests.support.crashes import dies, fails
 
 # From 3.12 on, Python warns of forks beside threads: the children here write files, and no more.
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
-FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
 NAME = "tiny@prn-1"
-
-
-def write(directory: Path) -> None:
-    for name, content in FILES.items():
-        (directory / name).write_bytes(content)
 
 
 def publish_in(root: Path, name: str = NAME) -> Manifest:

@@ -16,26 +16,8 @@ from pruning.checkpoints.store import (
     Manifest,
     open_checkpoint,
 )
-from pruning.evaluation.quality import Quality
 from pruning.models.store import load
-
-
-def manifest_of(name: str = "tiny@prn-1", spec_digest: str = "a") -> Manifest:
-    return Manifest(
-        name=name,
-        parent="tiny",
-        num_blocks=6,
-        removed_blocks=(3, 1),
-        num_parameters=10,
-        dense_num_parameters=14,
-        quality=Quality((1.0, 1.1, 1.3), (2.0, 2.1, 2.3), "some text"),
-        dtype="float32",
-        calibration={"source": "self", "num_windows": 1, "seqlen": 8, "digest": "d"},
-        spec={},
-        spec_digest=spec_digest,
-        versions={},
-        created_at=1.0,
-    )
+from tests.support.checkpoints import manifest_of
 
 
 def writer(source: Path) -> Callable[[Path], None]:

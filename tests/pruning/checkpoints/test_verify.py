@@ -30,7 +30,7 @@ from pruning.pipeline import prune
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Resident
-from tests.pruning.checkpoints.test_store import manifest_of
+from tests.support.checkpoints import manifest_of
 from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
 from tests.support.tiny import NUM_BLOCKS, generated

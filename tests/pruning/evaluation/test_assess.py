@@ -29,11 +29,11 @@ from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
-from tests.pruning.evaluation.test_zero_shot import write_tasks
 from tests.support.losses import mean_loss
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
 from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.zero_shot_tasks import write_tasks
 
 SPEC = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=4, seqlen=12))
 

@@ -3,13 +3,10 @@
 import json
 from math import exp
 from pathlib import Path
-from statistics import fmean
 
 import datasets
 import pytest
 import torch
-from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.calibration import Windows
 from pruning.data.texts import TextUnusable, text_windows
@@ -21,23 +18,10 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import LoadedModel, load
 from pruning.models.streaming import StreamedModel
 from pruning.removal import NonFiniteLoss
+from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.tiny_checkpoints import write_checkpoint
 
 KEEP = (0, 2, 3, 5)
-TEXT = "\n".join(f"line {number}: the quick brown fox, naïve and 数学" for number in range(60))
-
-
-@torch.inference_mode()
-def by_hand(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, seqlen: int
-) -> float:
-    token_ids = tokenizer(text, return_tensors="pt").input_ids
-    nats = []
-    for begin in range(0, token_ids.shape[1] - seqlen + 1, seqlen):
-        window = token_ids[:, begin : begin + seqlen]
-        logits = model(window).logits[0].float()
-        nats.append(F.cross_entropy(logits[:-1], window[0, 1:]).item())
-    return exp(fmean(nats))
 
 
 @pytest.fixture
@@ -61,7 +45,9 @@ def test_it_is_what_a_loop_over_windows_gives(
     for model, keep in ((tiny_loaded.model, None), (pruned, KEEP)):
         forward = InMemoryForward(tiny_loaded.model, keep, batch_tokens)
         found = measure_perplexity(forward, windows)
-        expected = by_hand(model, tiny_loaded.tokenizer, text_file.read_text("utf-8"), 16)
+        expected = perplexity_by_hand(
+            model, tiny_loaded.tokenizer, text_file.read_text("utf-8"), 16
+        )
         assert found.perplexity == pytest.approx(expected, rel=1e-5)
         assert found.perplexity == exp(found.loss)
         assert (found.num_windows, found.seqlen) == (len(windows.token_ids), 16)

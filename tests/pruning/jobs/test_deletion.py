@@ -10,16 +10,13 @@ from pruning.checkpoints.publish import publish
 from pruning.checkpoints.staging import STAGING
 from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.jobs.deletion import JobDeletion
-from pruning.jobs.job import IllegalTransition, Job, JobError, JobNotFound, JobStatus
+from pruning.jobs.job import IllegalTransition, Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
-from pruning.spec.prune import PruneSpec
-from tests.pruning.checkpoints.test_publish import FILES, write
-from tests.pruning.checkpoints.test_store import manifest_of
+from tests.support.checkpoints import FILES, manifest_of, published, write
 from tests.support.crashes import dies
+from tests.support.job_lives import SPEC, ended
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-
-SPEC = PruneSpec(model="tiny", num_remove=2)
 
 
 @pytest.fixture
@@ -30,24 +27,6 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def deletion(redis_client: redis.Redis, job_store: JobStore, root: Path) -> JobDeletion:
     return JobDeletion(redis_client, job_store, CheckpointStore(root))
-
-
-def ended(store: JobStore, status: JobStatus) -> Job:
-    job_id = store.create(SPEC).id
-    if status is JobStatus.CANCELLED:
-        return store.cancel(job_id)
-    store.start(job_id, "w")
-    if status is JobStatus.FAILED:
-        store.fail(job_id, JobError("x", "y"))
-    else:
-        store.succeed(job_id, f"tiny@{job_id}")
-    return store.get(job_id)
-
-
-def published(root: Path, job: Job) -> Path:
-    path = root / job.checkpoint_name
-    publish(path, manifest_of(path.name, job.spec.digest()), write)
-    return path
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.is_final])

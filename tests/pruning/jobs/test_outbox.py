@@ -23,21 +23,11 @@ from pruning.jobs.job import (
 from pruning.jobs.keys import MESSAGES, OUTBOX
 from pruning.jobs.outbox import MAX_ATTEMPTS_KEPT, DeliveryAttempt, Message, WebhookOutbox
 from pruning.jobs.store import JobStore
-from pruning.spec.prune import PruneSpec
-from tests.pruning.jobs.test_transitions import CHANGES
-from tests.support.job_lives import succeed
+from tests.support.clock import Clock
+from tests.support.job_lives import CHANGES, SPEC, succeed
 
-SPEC = PruneSpec(model="tiny", num_remove=2)
 URL = "https://hooks.example/x?team=a"
 ALL = Webhook(URL, tuple(WebhookEvent))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

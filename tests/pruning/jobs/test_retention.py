@@ -15,10 +15,9 @@ from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.keys import RECORD
 from pruning.jobs.retention import Retention, RetentionPeriods
 from pruning.jobs.store import JobStore
-from tests.pruning.checkpoints.test_publish import FILES, write
-from tests.pruning.checkpoints.test_store import manifest_of
-from tests.pruning.jobs.test_deletion import ended, published
+from tests.support.checkpoints import FILES, manifest_of, published, write
 from tests.support.crashes import dies
+from tests.support.job_lives import ended
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 

@@ -11,25 +11,10 @@ from pruning.jobs.job import Job, JobError, JobNotFound, JobStatus, Phase
 from pruning.jobs.keys import INDEX, RECORD, SEARCH
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
-from pruning.removal import Removal
 from pruning.spec.calibration import CalibrationSpec, Sampling
 from pruning.spec.prune import PruneSpec
+from tests.support.job_lives import ERROR, SPEC, messages, removals
 from tests.support.redis_fixtures import disorder
-
-SPEC = PruneSpec(model="tiny", num_remove=2)
-ERROR = JobError("not_enough_text", "too short", "calibration.num_samples")
-
-
-def removals(count: int) -> list[Removal]:
-    scores, seen = {4: 1.0, 5: 2.0}, {4: 8, 5: 8}
-    return [
-        Removal(n, 10 + n, 0.1 + 0.2 * n, 3.7, 5, 0.01, 0.002, scores, seen) for n in range(count)
-    ]
-
-
-def messages(store: JobStore, job_id: str) -> list[str]:
-    return [event.message for event in store.events(job_id)]
-
 
 # ---- the record
 

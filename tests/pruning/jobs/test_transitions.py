@@ -1,6 +1,6 @@
 """The states of a job on a real server: who may move it where, and who may write to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pruning.jobs.job import TRANSITIONS, IllegalTransition, Job, JobStatus, Phase, StopRequest
 from pruning.jobs.script import Change, StaleAttempt
 from pruning.jobs.store import JobStore
-from tests.pruning.jobs.test_store import ERROR, SPEC, removals
+from tests.support.job_lives import CHANGES, ERROR, SPEC, removals
 
 # ---- cancelling, losing and taking over
 
@@ -99,23 +99,6 @@ def test_of_many_workers_at_once_one_can_write(job_store: JobStore) -> None:
 
 
 # ---- every sequence of changes
-
-
-CHANGES: Mapping[str, Callable[[JobStore, str], object]] = {
-    "start": lambda store, job_id: store.start(job_id, "w"),
-    "phase": lambda store, job_id: store.set_phase(job_id, Phase.LOAD),
-    "evaluated": lambda store, job_id: store.evaluated(job_id, 1, 2),
-    "removed": lambda store, job_id: store.removed(job_id, removals(1)),
-    "cancel": lambda store, job_id: store.cancel(job_id),
-    "pause": lambda store, job_id: store.pause(job_id),
-    "resume": lambda store, job_id: store.resume(job_id),
-    "stopped": lambda store, job_id: store.stopped(job_id),
-    "lost": lambda store, job_id: store.requeue(job_id, "lost", is_lost=True),
-    "requeued": lambda store, job_id: store.requeue(job_id, "stops", is_lost=False),
-    "short of memory": lambda store, job_id: store.short_of_memory(job_id, "2 GiB"),
-    "succeed": lambda store, job_id: store.succeed(job_id, "tiny@x"),
-    "fail": lambda store, job_id: store.fail(job_id, ERROR),
-}
 
 
 @settings(

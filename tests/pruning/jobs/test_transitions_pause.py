@@ -6,7 +6,7 @@ import pytest
 
 from pruning.jobs.job import IllegalTransition, JobStatus, StopRequest
 from pruning.jobs.store import JobStore
-from tests.pruning.jobs.test_store import ERROR, SPEC, messages, removals
+from tests.support.job_lives import ERROR, SPEC, messages, removals
 
 
 def test_a_waiting_job_is_paused_at_once(job_store: JobStore) -> None:

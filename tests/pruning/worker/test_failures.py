@@ -1,5 +1,7 @@
 """How a run that fails is recorded: under which code, and whether it is tried again."""
 
+from collections.abc import Callable
+
 import pytest
 import redis
 import torch
@@ -22,7 +24,7 @@ from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.worker.task import JobObserver, execute
-from tests.pruning.worker.test_task import FIRST, SECOND, SPEC, Run
+from tests.support.job_lives import FIRST, SECOND, SPEC
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def job_id(job_store: JobStore) -> str:
     return job_store.create(SPEC).id
 
 
-def fails_with(error: Exception) -> Run:
+def fails_with(error: Exception) -> Callable[[Job, JobObserver], str]:
     def run(_job: Job, _observer: JobObserver) -> str:
         raise error
 

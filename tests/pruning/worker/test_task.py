@@ -8,15 +8,12 @@ from pruning.jobs.job import IllegalTransition, Job, JobStatus, Phase
 from pruning.jobs.queue import DELIVERIES
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
-from pruning.removal import Removal
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import JobObserver, execute
+from tests.support.job_lives import FIRST, SECOND
 
 SPEC = PruneSpec(model="tiny", num_remove=1)
-FIRST = Removal(1, 3, 2.5, 2.0, 4, 0.25, None, {3: 2.5, 4: 2.75}, {3: 1, 4: 1})
-SECOND = Removal(2, 4, 3.5, 2.0, None, None, None, {4: 3.5}, {4: 1})
-
 Run = Callable[[Job, JobObserver], str]
 
 
