@@ -227,7 +227,7 @@ DEFECTS = {
     "cut off": (cut_off, "cannot be loaded"),
     "one tensor less": (one_tensor_less, "1 missing keys"),
     "a foreign index": (foreign_index, "does not name its files"),
-    "remote code": (remote_code, "code of its own"),
+    "remote code": (remote_code, "needs its own code"),
     "another family": (lambda files: edit_config(files, model_type="bert"), "not supported"),
     "more blocks": (lambda files: edit_config(files, num_hidden_layers=9), "missing keys"),
     "no config": (lambda files: (files / "config.json").unlink(), "no config.json"),
