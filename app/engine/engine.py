@@ -1,4 +1,4 @@
-"""The engine: requests in, token events out, one forward per step: ``add step cancel stats``.
+"""The engine: takes requests, and returns token events, one forward per step.
 
 It is synchronous and works on token ids. Text, threads and streams are built around it.
 """
@@ -34,34 +34,34 @@ class EngineStats:
     num_waiting: int
     kv_cache_usage: float  # 0 to 1: share of the cache tokens reserved by running sequences
     batch_size: int  # sequences in the latest decode forward
-    variants: Mapping[str, VariantStats]  # by name; those with anything to do
+    variants: Mapping[str, VariantStats]  # by name, of all with requests
 
 
 class RequestRefused(ValueError):
-    """The engine will not take this request."""
+    """The engine does not accept this request."""
 
 
 class EmptyPrompt(RequestRefused):
-    """A prompt without tokens leaves the model nothing to continue."""
+    """The prompt has no tokens."""
 
 
 class PromptTooLong(RequestRefused):
-    """Prompt and answer together do not fit."""
+    """The prompt and ``max_new_tokens`` exceed the maximum length."""
 
 
 class UnknownTokenId(RequestRefused):
-    """A token id is outside of the model's vocabulary."""
+    """A token id of the prompt is outside of the vocabulary."""
 
 
 class DuplicateRequest(RequestRefused):
-    """A request of this id is in the engine already."""
+    """The engine already has a request of this id."""
 
 
 class Engine:
     """Continuous batching of any number of variants. Not thread-safe: one thread drives it.
 
-    Background requests run while there are no live ones, and are preempted as soon as there are.
-    No figure of ``stats`` counts them.
+    Background requests run while there are no live ones and are preempted by them. ``stats`` does
+    not count them.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Engine:
         self.limits = limits or EngineLimits()
         self._clock = clock
         self._recorder = recorder
-        self._unrecorded: WeakSet[Variant] = WeakSet()  # recording has failed
+        self._unrecorded: WeakSet[Variant] = WeakSet()  # whose recording failed
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
-        self._runners: dict[Variant, ModelRunner] = {}  # of the variants with running sequences
+        self._runners: dict[Variant, ModelRunner] = {}  # of variants with running sequences
         self._batch_size = 0
 
     @property
@@ -90,7 +90,7 @@ class Engine:
 
     @property
     def background_variant(self) -> Variant | None:
-        """Of the background request that the next step works on."""
+        """The variant of the background request that runs in the next step."""
         seq = self._scheduler.next_background
         return None if seq is None else seq.request.variant
 
@@ -113,12 +113,12 @@ class Engine:
             )
 
     def max_len(self, variant: Variant) -> int:
-        """Tokens of prompt and answer that a request for this variant may have."""
+        """The maximum of prompt and generated tokens of a request for this variant."""
         limits = (variant.max_model_len, self.limits.max_slot_tokens)
         return min(*limits, self.limits.max_model_len or variant.max_model_len)
 
     def add(self, request: Request) -> None:
-        """Put a request in line. Raises ``RequestRefused``, and then nothing has changed."""
+        """Queue a request. Raises ``RequestRefused`` without any change."""
         self.check(request)
         if request.request_id in self._sequences:
             raise DuplicateRequest(f"request {request.request_id} is running already")
@@ -132,22 +132,22 @@ class Engine:
                 other.was_alone = False
 
     def preempt(self) -> None:
-        """Take slot and cache of the background request that runs; it starts over later."""
+        """Free the slot and cache of the running background request, which restarts later."""
         if (seq := self._scheduler.preempt()) is not None:
             self._forget(seq.request.variant)
 
     def cancel(
         self, request_id: str, reason: FinishReason = FinishReason.ABORT
     ) -> TokenEvent | None:
-        """End a request now; its slot is free at once. None if there is no such request."""
+        """End a request and free its slot. None if there is no such request."""
         seq = self._sequences.get(request_id)
         return None if seq is None else self._finish(seq, reason)
 
     def step(self) -> list[TokenEvent]:
-        """One forward, the tokens it brought, and the ends of what is past its deadline.
+        """Run one forward. Returns its tokens, and the ends of requests past their deadline.
 
-        A failure of any kind ends the sequences of its batch only, but for one of the device
-        itself: that raises ``torch.AcceleratorError``, as no later forward could succeed.
+        A failure ends only the sequences of its batch. A failure of the device raises
+        ``torch.AcceleratorError``, since no later forward can succeed.
         """
         events = self._expire()
         batch = self._scheduler.next_batch()
@@ -159,8 +159,8 @@ class Engine:
             raise
         except Exception:
             ids = [seq.request.request_id for seq in batch.sequences]
-            logger.exception("a forward of %s failed, and with it %s", batch.variant.name, ids)
-            # From the last slot on, so that none of them has to move into another's.
+            logger.exception("a forward of %s failed, which ends %s", batch.variant.name, ids)
+            # From the last slot on, so that none is moved.
             failed = reversed(batch.sequences)
             return events + [self._finish(seq, FinishReason.ERROR) for seq in failed]
         return events + [self._advance(seq, choice) for seq, choice in choices]
@@ -189,10 +189,10 @@ class Engine:
         return 0 if runner is None else runner.cache.num_bytes
 
     def check_integrity(self) -> None:
-        """Raise ``AssertionError`` if slots, caches and sequences disagree. Reads every cache."""
+        """Raise ``AssertionError`` if slots, caches and sequences are inconsistent. Slow."""
         self._scheduler.check_integrity()
         running = self._scheduler.running
-        assert self._runners.keys() == running.keys(), "a cache outlived its sequences"
+        assert self._runners.keys() == running.keys(), "a cache without sequences"
         assert len(self._sequences) == self._scheduler.num_sequences
         for variant, runner in self._runners.items():
             longest = max(seq.num_cached for seq in running[variant])
@@ -210,7 +210,7 @@ class Engine:
         return [self._finish(seq, FinishReason.TIMEOUT) for seq in late]
 
     def _run(self, batch: Batch) -> list[tuple[Sequence, Choice | None]]:
-        """The next token of every sequence whose tokens are all cached now."""
+        """The next token of each sequence whose tokens are all cached after this forward."""
         now_s = self._clock()
         for seq in batch.sequences:
             if seq.scheduled_s is None:
@@ -218,19 +218,19 @@ class Engine:
         logits = self._runner(batch.variant).forward(batch)
         for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
             seq.num_cached += num
-            if seq.num_generated and num == 1:  # so this is a decode step
+            if seq.num_generated and num == 1:  # a decode step
                 seq.num_decodes += 1
                 seq.sum_batch_sizes += len(batch.sequences)
         ready = [row for row, seq in enumerate(batch.sequences) if not seq.num_uncached]
         seqs = [batch.sequences[row] for row in ready]
         self._batch_size = len(batch.sequences)
-        if len(ready) < len(logits):  # all of a decode are ready, and its copy would take long
+        if len(ready) < len(logits):  # a decode needs no copy: all of its rows are ready
             logits = logits[ready]
         return list(zip(seqs, next_tokens(logits, seqs), strict=True))
 
     def _runner(self, variant: Variant) -> ModelRunner:
         if variant not in self._runners:
-            # Recording takes long, and a live request would have to wait for its end.
+            # Background requests are not recorded: a live request would wait for the end of it.
             is_recorded = self.has_live_work and variant not in self._unrecorded
             record = self._recorder(variant.model.device) if is_recorded else None
             self._runners[variant] = ModelRunner(variant, record)
@@ -238,7 +238,7 @@ class Engine:
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         if choice is None:
-            logger.error("request %s: its logits are not finite", seq.request.request_id)
+            logger.error("request %s: the logits are not finite", seq.request.request_id)
             return self._finish(seq, FinishReason.ERROR)
         seq.tokens.append(choice.token_id)
         if seq.first_token_s is None:
@@ -254,7 +254,7 @@ class Engine:
         )
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> TokenEvent:
-        """End a sequence without another token."""
+        """End a sequence without a further token."""
         return TokenEvent(seq.request.request_id, None, reason, self._end(seq))
 
     def _end(self, seq: Sequence) -> Timings:
@@ -271,7 +271,7 @@ class Engine:
             self._runners[variant].cache.free(slot, last)
 
     def _forget(self, variant: Variant) -> None:
-        """Drop the cache and the recordings of a variant that is idle."""
+        """Drop the cache and the recordings of an idle variant."""
         runner = self._runners.pop(variant, None)
         if runner is not None and runner.graphs is not None and not runner.graphs.is_possible:
             self._unrecorded.add(variant)

@@ -1,4 +1,4 @@
-"""How likely a model finds a text, token by token: read once, in chunks, and nothing generated."""
+"""Log-probabilities of a given text, read in chunks without generation."""
 
 from collections.abc import Generator, Sequence
 
@@ -10,18 +10,18 @@ from pruning.models.loss import token_losses
 
 
 def score(
-    variant: Variant, prompt_ids: Sequence[int], answer_ids: Sequence[int], chunk: int = 512
+    variant: Variant, prompt_ids: Sequence[int], output_ids: Sequence[int], chunk: int = 512
 ) -> Generator[None, None, list[float]]:
-    """Log-probability of each token of the answer behind all before it, in nats, in float32.
+    """The log-probability of each output token given all tokens before it, in nats, in float32.
 
-    One chunk of tokens goes through the model per step, so that others can have a turn in between.
-    Keys and values of the text are held meanwhile. The prompt has one token at least.
+    Each step of the generator reads one chunk, so that the engine can step in between. Keys and
+    values of the text are kept meanwhile. The prompt must have at least one token.
     """
-    tokens = torch.tensor([[*prompt_ids, *answer_ids]], device=variant.model.device)
+    tokens = torch.tensor([[*prompt_ids, *output_ids]], device=variant.model.device)
     first = len(prompt_ids)
     cache = DynamicCache(config=variant.model.config)
     found: list[float] = []
-    for start in range(0, tokens.shape[1] - 1, chunk):  # the last token predicts nothing here
+    for start in range(0, tokens.shape[1] - 1, chunk):  # the last token needs no prediction
         end = min(start + chunk, tokens.shape[1] - 1)
         rows = _hidden(variant, tokens[:, start:end], start, cache)
         begin = max(start, first - 1)
@@ -38,7 +38,7 @@ def score(
 def _hidden(
     variant: Variant, token_ids: torch.Tensor, start: int, cache: DynamicCache
 ) -> torch.Tensor:
-    """In front of the head ``[width, hidden_size]``, of tokens ``[1, width]`` from ``start`` on."""
+    """Hidden states before the head, ``[width, hidden_size]``, of tokens ``[1, width]``."""
     positions = torch.arange(start, start + token_ids.shape[1], device=token_ids.device)[None]
     hidden: torch.Tensor = variant.model.base_model(
         input_ids=token_ids, position_ids=positions, cache=cache, use_cache=True

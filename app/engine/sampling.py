@@ -1,7 +1,7 @@
-"""The next token of every sequence of a batch, each by its own parameters and generator.
+"""Sampling of the next token of each sequence in a batch, with its own parameters and generator.
 
-A sequence draws one number per token and compares it with probabilities in the order of token
-ids. So what it gets depends on its seed and its logits only, never on its neighbours.
+A sequence draws one number per token, and inverts the cumulative distribution in the order of token
+ids. So the token depends on its seed and logits only, not on other sequences.
 """
 
 from collections.abc import Sequence as Rows
@@ -11,12 +11,12 @@ import torch
 
 from app.engine.sequence import SamplingParams, Sequence
 
-_NUCLEUS = 1024  # best tokens to look for top-p among; sorting all takes as long as a forward
+_NUCLEUS = 1024  # best tokens, tried first for top-p: sorting all takes as long as a forward
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A sequence's next token; with the model's own log-probabilities where it asks for them."""
+    """The next token of a sequence, with the model's log-probabilities if requested."""
 
     token_id: int
     logprob: float | None = None
@@ -24,7 +24,7 @@ class Choice:
 
 
 def new_generator(params: SamplingParams) -> torch.Generator | None:
-    """The source of a sequence's random numbers, on the CPU for every device; None for greedy."""
+    """The random generator of a sequence, on the CPU for every device; None for greedy."""
     if params.is_greedy:
         return None
     generator = torch.Generator()
@@ -36,13 +36,13 @@ def new_generator(params: SamplingParams) -> torch.Generator | None:
 
 
 def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
-    """Choices for rows of float32 logits ``[rows, vocab]``; None where they are not finite."""
+    """Choices for float32 logits ``[rows, vocab]``, None for rows that are not finite."""
     params = [seq.request.params for seq in seqs]
     penalised = _penalised(logits, seqs)
     best, best_ids = penalised.max(dim=-1)
     is_finite = best.isfinite().tolist()
     token_ids: list[int] = best_ids.tolist()
-    drawn = [row for row, its in enumerate(params) if is_finite[row] and not its.is_greedy]
+    drawn = [row for row, one in enumerate(params) if is_finite[row] and not one.is_greedy]
     if drawn:
         probabilities = filtered_probabilities(penalised[drawn], [params[row] for row in drawn])
         draws = _draw(probabilities, [seqs[row].generator for row in drawn])
@@ -51,14 +51,14 @@ def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | Non
     choices = [
         Choice(token_id) if is_finite[row] else None for row, token_id in enumerate(token_ids)
     ]
-    reported = [row for row, its in enumerate(params) if its.num_logprobs is not None]
+    reported = [row for row, one in enumerate(params) if one.num_logprobs is not None]
     if reported:
         _report(logits, choices, {row: params[row].num_logprobs or 0 for row in reported})
     return choices
 
 
 def _penalised(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
-    """Less for tokens that a sequence has already, prompt included, as CTRL (arXiv 1909.05858)."""
+    """Logits with the repetition penalty of CTRL (arXiv 1909.05858) on prompt and output tokens."""
     rows = [row for row, seq in enumerate(seqs) if seq.request.params.repetition_penalty != 1]
     if not rows:
         return logits
@@ -72,26 +72,26 @@ def _penalised(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
 
 
 def _report(logits: torch.Tensor, choices: list[Choice | None], num_best: dict[int, int]) -> None:
-    """Put log-probabilities into the choices of the rows in ``num_best``."""
+    """Add log-probabilities to the choices of the rows in ``num_best``."""
     logprobs = logits[list(num_best)].log_softmax(dim=-1)
     best = logprobs.topk(min(max(num_best.values()), logprobs.shape[-1]), dim=-1)
     table = zip(num_best.items(), logprobs, best.indices, best.values, strict=True)
-    for (row, num), its, best_ids, best_values in table:
+    for (row, num), of_row, best_ids, best_values in table:
         if (choice := choices[row]) is not None:
             top = zip(best_ids[:num].tolist(), best_values[:num].tolist(), strict=True)
-            choices[row] = Choice(choice.token_id, float(its[choice.token_id]), tuple(top))
+            choices[row] = Choice(choice.token_id, float(of_row[choice.token_id]), tuple(top))
 
 
 def filtered_probabilities(logits: torch.Tensor, params: Rows[SamplingParams]) -> torch.Tensor:
-    """Probabilities ``[rows, vocab]`` after temperature, then top-k, then top-p, then min-p."""
-    temperatures = logits.new_tensor([its.temperature for its in params])[:, None]
+    """Probabilities ``[rows, vocab]`` after temperature, top-k, top-p and min-p, in this order."""
+    temperatures = logits.new_tensor([one.temperature for one in params])[:, None]
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
-    if rows := [row for row, its in enumerate(params) if its.top_k]:
+    if rows := [row for row, one in enumerate(params) if one.top_k]:
         logits[rows] = _keep_top_k(logits[rows], [params[row].top_k for row in rows])
     probabilities = logits.softmax(dim=-1)
-    if rows := [row for row, its in enumerate(params) if its.top_p < 1]:
+    if rows := [row for row, one in enumerate(params) if one.top_p < 1]:
         probabilities[rows] = _keep_top_p(probabilities[rows], [params[row].top_p for row in rows])
-    if rows := [row for row, its in enumerate(params) if its.min_p]:
+    if rows := [row for row, one in enumerate(params) if one.min_p]:
         probabilities[rows] = _keep_min_p(probabilities[rows], [params[row].min_p for row in rows])
     return probabilities
 
@@ -103,7 +103,7 @@ def _keep_top_k(logits: torch.Tensor, top_k: Rows[int]) -> torch.Tensor:
 
 
 def _keep_top_p(probabilities: torch.Tensor, top_p: Rows[float]) -> torch.Tensor:
-    """Zero all but the most probable tokens that together reach ``top_p``, ties included."""
+    """Keep the most probable tokens that together reach ``top_p``, ties included."""
     limits = torch.tensor(top_p, dtype=torch.float64, device=probabilities.device)[:, None]
     num_best = min(_NUCLEUS, probabilities.shape[-1])
     descending = probabilities.topk(num_best, dim=-1).values
@@ -115,14 +115,14 @@ def _keep_top_p(probabilities: torch.Tensor, top_p: Rows[float]) -> torch.Tensor
 
 
 def _keep_min_p(probabilities: torch.Tensor, min_p: Rows[float]) -> torch.Tensor:
-    """Zero what has less than this share of the best token's probability (arXiv 2407.01082)."""
+    """Keep tokens of at least this share of the best probability (arXiv 2407.01082)."""
     shares = probabilities.new_tensor(min_p)[:, None]
     least = shares * probabilities.amax(dim=-1, keepdim=True)
     return probabilities.masked_fill(probabilities < least, 0.0)
 
 
 def _draw(probabilities: torch.Tensor, generators: Rows[torch.Generator | None]) -> list[int]:
-    cumulative = probabilities.double().cumsum(dim=-1)  # float32 would round small ones away
+    cumulative = probabilities.double().cumsum(dim=-1)  # float32 would lose small ones
     numbers = torch.cat(
         [torch.rand(1, generator=generator, dtype=torch.float32) for generator in generators]
     )

@@ -1,6 +1,6 @@
-"""Who runs next: admission to slots, and turns between prefill and decode and between variants.
+"""Scheduling: assigns slots, and alternates between prefill and decode and between variants.
 
-Knows sequences and counts. It imports no torch and touches no cache; the engine does what it says.
+Works on sequences and counts, without torch. The engine carries out its batches.
 """
 
 from collections import deque
@@ -12,21 +12,21 @@ from app.engine.sequence import Sequence
 if TYPE_CHECKING:
     from app.engine.variant import Variant
 
-_TOKENS_PER_GROWTH = 64  # slots grow longer in these steps
+_TOKENS_PER_GROWTH = 64  # granularity of slots
 
-BACKGROUND_CHUNK = 64  # prompt tokens of one background forward: what a live request waits for
+BACKGROUND_CHUNK = 64  # prompt tokens of one background forward, which a live request waits for
 
 
 class InvalidLimits(ValueError):
-    """Limits under which nothing could ever run."""
+    """No request could run under these limits."""
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    max_num_seqs: int = 64  # sequences that hold a slot, of all variants together
+    max_num_seqs: int = 64  # running sequences of all variants
     max_batch_tokens: int = 512  # of one prefill forward
-    max_cache_tokens: int = 65_536  # of all caches, padding included, once every answer is full
-    max_model_len: int | None = None  # tokens of prompt and answer; None leaves it to the model
+    max_cache_tokens: int = 65_536  # of all caches with padding, at full length of every sequence
+    max_model_len: int | None = None  # prompt and generated tokens; None is the limit of the model
 
     def __post_init__(self) -> None:
         limits = (self.max_num_seqs, self.max_batch_tokens, self.max_cache_tokens)
@@ -37,23 +37,23 @@ class EngineLimits:
 
     @property
     def max_slot_tokens(self) -> int:
-        """The longest that one sequence may get when it has all caches to itself."""
+        """The maximum length of a sequence that runs alone."""
         return self.max_cache_tokens // _TOKENS_PER_GROWTH * _TOKENS_PER_GROWTH
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward: each sequence is fed so many of the tokens it has not cached yet.
+    """One forward: for each sequence, the next ``num_scheduled_tokens`` of its uncached tokens.
 
-    The sequences are of one variant and hold neighbouring slots, in order. Where there are several
-    and they are fed more than a token each, nothing of them is cached yet.
+    The sequences are of one variant and hold consecutive slots. Several sequences with more than
+    one token each have no cached tokens.
     """
 
     variant: "Variant"
     sequences: tuple[Sequence, ...]
-    num_scheduled_tokens: tuple[int, ...]  # of each
-    cache_shape: tuple[int, int]  # slots, and tokens per slot, that the variant's cache needs
-    is_decode: bool = False  # a token for every sequence of the variant that runs
+    num_scheduled_tokens: tuple[int, ...]  # of each sequence
+    cache_shape: tuple[int, int]  # slots and tokens per slot that the variant's cache needs
+    is_decode: bool = False  # one token for each running sequence of the variant
 
     @property
     def is_one_token_each(self) -> bool:
@@ -61,30 +61,30 @@ class Batch:
 
 
 def cache_shape(num_slots: int, num_tokens: int) -> tuple[int, int]:
-    """What a cache allocates for this many: rounded up, so that it seldom has to be copied."""
+    """The shape of a cache for this size, rounded up so that it is rarely copied."""
     steps = -(-num_tokens // _TOKENS_PER_GROWTH)
     return 1 << (num_slots - 1).bit_length(), steps * _TOKENS_PER_GROWTH
 
 
 class Scheduler:
-    """Prompts wait in one line per variant; running sequences are kept in the order of their slots.
+    """One queue per variant, and running sequences in the order of their slots.
 
-    A round is one prefill, if anything waits, and then one decode of each variant. Prefills go
-    round the variants: the one whose turn it is reads on in its half-read prompt, or else admits
-    from its line. So a running sequence is held up for one chunk at a time, however many long
-    prompts come, and a short prompt waits for no other variant's long one.
+    A round is one prefill, if a sequence waits, and then one decode of each variant. Prefills
+    rotate over the variants: each continues its partly read prompt or admits from its queue. So
+    long prompts delay a running sequence by one chunk at a time, and a short prompt does not wait
+    for a long one of another variant.
 
-    Background sequences run one at a time, and only while no live one waits or runs.
+    Background sequences run one at a time, and only without live ones.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
         self.waiting: dict[Variant, deque[Sequence]] = {}
         self.running: dict[Variant, list[Sequence]] = {}  # index = slot
-        self._turns: deque[Variant] = deque()  # to prefill, of all that wait or run
+        self._turns: deque[Variant] = deque()  # to prefill, of all with sequences
         self._decodes_due: deque[Variant] = deque()
         self._background: deque[Sequence] = deque()  # all but the admitted one
-        self._admitted_background: Sequence | None = None  # then alone in waiting or running
+        self._admitted_background: Sequence | None = None  # the only one in waiting and running
 
     @property
     def has_live(self) -> bool:
@@ -97,7 +97,7 @@ class Scheduler:
 
     @property
     def next_background(self) -> Sequence | None:
-        """The background sequence that runs next, None while anything live does."""
+        """The background sequence that runs next, None while there are live ones."""
         if self._admitted_background is not None or self.has_live or not self._background:
             return self._admitted_background
         return self._background[0]
@@ -112,7 +112,7 @@ class Scheduler:
 
     @property
     def cache_usage(self) -> float:
-        """Share of ``max_cache_tokens`` that the running sequences may come to need, 0 to 1."""
+        """Share of ``max_cache_tokens`` that is reserved for running sequences, 0 to 1."""
         return self._reserved() / self.limits.max_cache_tokens
 
     def add(self, seq: Sequence) -> None:
@@ -124,7 +124,7 @@ class Scheduler:
             self._enqueue(seq)
 
     def preempt(self) -> Sequence | None:
-        """Take the slot of the background sequence that has one; it starts over later."""
+        """Free the slot of the running background sequence, which restarts later."""
         seq = self._admitted_background
         if seq is not None:
             self.remove(seq)
@@ -139,9 +139,9 @@ class Scheduler:
             self._turns.append(variant)
 
     def remove(self, seq: Sequence) -> int | None:
-        """Forget a sequence; returns the slot that is free now, None if it held none.
+        """Remove a sequence. Returns the slot that is free afterwards, None if it had none.
 
-        That is always the last slot of the variant: its tenant takes over the slot of ``seq``.
+        That is always the last slot of the variant: its sequence moves into the slot of ``seq``.
         """
         if seq in self._background:
             self._background.remove(seq)
@@ -156,7 +156,7 @@ class Scheduler:
                 del self.waiting[variant]
         if variant not in self.waiting and variant not in self.running:
             self._turns.remove(variant)
-            # nothing may hold the weights of what is gone
+            # a removed variant must not keep its weights alive
             self._decodes_due = deque(due for due in self._decodes_due if due is not variant)
         return free
 
@@ -171,7 +171,7 @@ class Scheduler:
         return len(slots)
 
     def next_batch(self) -> Batch | None:
-        """The next forward, None if there is nothing to do; admits waiting sequences to slots."""
+        """The next forward, None without work. Assigns slots to waiting sequences."""
         if self._background and not self.waiting and not self.running:
             self._admitted_background = self._background.popleft()
             self._enqueue(self._admitted_background)
@@ -179,7 +179,7 @@ class Scheduler:
             while self._decodes_due:
                 variant = self._decodes_due.popleft()
                 slots = self.running.get(variant, [])
-                if any(seq.num_uncached == 1 for seq in slots):  # not for a half-read prompt alone
+                if any(seq.num_uncached == 1 for seq in slots):  # not for a partial prompt alone
                     batch = self._batch(variant, slots, [1] * len(slots))
                     return replace(batch, is_decode=True)
             prefill = self._prefill()
@@ -188,8 +188,11 @@ class Scheduler:
                 return prefill
 
     def _prefill(self) -> Batch | None:
-        """Of the next variant in turn. One whose prompt finds no room keeps its turn, and until
-        it does, nobody else is admitted: or others would take each slot that becomes free."""
+        """The prefill of the next variant in turn.
+
+        A variant whose prompt finds no room keeps its turn and blocks admission, since other
+        variants would otherwise take every slot that becomes free.
+        """
         may_admit = True
         for variant in self._turns:
             batch = self._continue_prompt(variant)
@@ -203,33 +206,33 @@ class Scheduler:
         return None
 
     def _continue_prompt(self, variant: "Variant") -> Batch | None:
-        """The next chunk of a prompt that was longer than a batch; a variant has one at most."""
+        """The next chunk of a prompt longer than a batch. A variant has at most one."""
         for seq in self.running.get(variant, ()):
             if seq.num_uncached > 1:
                 return self._batch(variant, [seq], [self._chunk(seq)])
         return None
 
     def _admit(self, variant: "Variant") -> Batch | None:
-        """As many prompts from the front of the line as fit into one batch; None if none does."""
-        line = self.waiting[variant]
+        """The prompts from the front of the queue that fit into one batch, None if none does."""
+        queue = self.waiting[variant]
         group: list[Sequence] = []
         num_scheduled_tokens: list[int] = []
-        while line and self._has_room(line[0]):
-            num_scheduled_tokens.append(self._chunk(line[0]))
+        while queue and self._has_room(queue[0]):
+            num_scheduled_tokens.append(self._chunk(queue[0]))
             if group and sum(num_scheduled_tokens) > self.limits.max_batch_tokens:
                 num_scheduled_tokens.pop()
                 break
-            seq = line.popleft()
+            seq = queue.popleft()
             slots = self.running.setdefault(variant, [])
             seq.slot = len(slots)
             slots.append(seq)
             group.append(seq)
-        if not line:
+        if not queue:
             del self.waiting[variant]
         return self._batch(variant, group, num_scheduled_tokens) if group else None
 
     def _chunk(self, seq: Sequence) -> int:
-        """Tokens of its prompt that one forward takes at most."""
+        """The maximum of prompt tokens of the next forward."""
         longest = self.limits.max_batch_tokens
         if seq.request.is_background:
             longest = min(longest, BACKGROUND_CHUNK)
@@ -241,12 +244,12 @@ class Scheduler:
         return self._reserved(seq) <= self.limits.max_cache_tokens
 
     def _reserved(self, newcomer: Sequence | None = None) -> int:
-        """Tokens of all caches once every running sequence, and the newcomer, is at its longest."""
-        lines = {variant: [*seqs] for variant, seqs in self.running.items()}
+        """Tokens of all caches at full length of the running sequences and the newcomer."""
+        queues = {variant: [*seqs] for variant, seqs in self.running.items()}
         if newcomer is not None:
-            lines.setdefault(newcomer.request.variant, []).append(newcomer)
+            queues.setdefault(newcomer.request.variant, []).append(newcomer)
         total = 0
-        for seqs in lines.values():
+        for seqs in queues.values():
             num_slots, num_tokens = cache_shape(len(seqs), max(seq.max_len for seq in seqs))
             total += num_slots * num_tokens
         return total
@@ -268,7 +271,7 @@ class Scheduler:
         assert self._reserved() <= self.limits.max_cache_tokens
         if (seq := self._admitted_background) is not None:
             active = [*self.waiting.values(), *self.running.values()]
-            assert [[*seqs] for seqs in active] == [[seq]], "it is not alone"
+            assert [[*seqs] for seqs in active] == [[seq]], "a background sequence is not alone"
         assert all(seq.slot is None and seq.num_cached == 0 for seq in self._background)
         assert sorted(map(id, self._turns)) == sorted(map(id, {**self.waiting, **self.running}))
         for variant, slots in self.running.items():
@@ -276,6 +279,6 @@ class Scheduler:
             assert [seq.slot for seq in slots] == list(range(len(slots))), variant.name
             assert all(seq.num_uncached > 0 for seq in slots), variant.name
             assert sum(seq.num_uncached > 1 for seq in slots) <= 1, variant.name
-        for variant, line in self.waiting.items():
-            assert line, variant.name
-            assert all(seq.slot is None and seq.num_cached == 0 for seq in line), variant.name
+        for variant, queue in self.waiting.items():
+            assert queue, variant.name
+            assert all(seq.slot is None and seq.num_cached == 0 for seq in queue), variant.name

@@ -1,7 +1,4 @@
-"""A request, the sequence it becomes, and the events that leave the engine.
-
-Values only: no model, no clock and no torch is needed to make or read one.
-"""
+"""Requests, the sequences that they become, and the events of the engine: plain values."""
 
 import math
 import time
@@ -14,7 +11,7 @@ if TYPE_CHECKING:
 
     from app.engine.variant import Variant
 
-_COLDEST = 1e-5  # below this only the best token has a chance, and the division would overflow
+_MIN_TEMPERATURE = 1e-5  # below it, sampling is greedy and the division would overflow
 
 MAX_NEW_TOKENS = 1_000_000
 MAX_TOP_LOGPROBS = 20
@@ -38,18 +35,18 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request picks its tokens, and when it has enough. Raises ``InvalidSampling``."""
+    """Sampling and length of one request. Raises ``InvalidSampling``."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 is off
-    min_p: float = 0.0  # of the best token's probability; 0 is off
-    repetition_penalty: float = 1.0  # on every token of the prompt and the answer; 1 is off
-    seed: int | None = None  # None draws a fresh one
-    stop_token_ids: frozenset[int] = frozenset()  # beside the model's own end of sequence
+    min_p: float = 0.0  # relative to the best token's probability; 0 is off
+    repetition_penalty: float = 1.0  # of all prompt and generated tokens; 1 is off
+    seed: int | None = None  # None draws a random one
+    stop_token_ids: frozenset[int] = frozenset()  # besides the model's end of sequence
     ignore_eos: bool = False
-    num_logprobs: int | None = None  # best tokens to report beside the chosen one; None: no report
+    num_logprobs: int | None = None  # best tokens to report; None reports no logprobs
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
@@ -58,7 +55,7 @@ class SamplingParams:
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0.1, 2)
         _check("num_logprobs", self.num_logprobs or 0, 0, MAX_TOP_LOGPROBS)
-        if not 0 < self.top_p <= 1:  # false for nan as well
+        if not 0 < self.top_p <= 1:  # also refuses nan
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
         if self.seed is not None:
             _check("seed", self.seed, 0, 2**63 - 1)
@@ -67,7 +64,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature < _COLDEST
+        return self.temperature < _MIN_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -77,27 +74,25 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
-    deadline_s: float | None = None  # moment on the monotonic clock at which it ends with TIMEOUT
+    deadline_s: float | None = None  # on the monotonic clock; ends the request with TIMEOUT
     is_background: bool = False  # runs only while no live request waits or runs
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Moments on the monotonic clock, None for what was not reached, and the durations between."""
+    """Moments on the monotonic clock, None if not reached, and the durations between them."""
 
     arrived_s: float
     scheduled_s: float | None
     first_token_s: float | None
     finished_s: float
     num_tokens: int  # generated, an end-of-sequence token included
-    mean_batch_size: float | None = None  # of the decode steps it was in; None without any
-    was_alone: bool = (
-        False  # whether the engine had no other request from its first step to its end
-    )
+    mean_batch_size: float | None = None  # mean over its decode steps; None without any
+    was_alone: bool = False  # no other request was in the engine, from its first step to its end
 
     @property
     def queue_s(self) -> float:
-        """Arrival to the first forward; all the time there was, if it never came to that."""
+        """Arrival to the first forward, or to the end without one."""
         return (self.finished_s if self.scheduled_s is None else self.scheduled_s) - self.arrived_s
 
     @property
@@ -133,39 +128,38 @@ class Timings:
 class TokenEvent:
     """One generated token, or the end of a request, or both.
 
-    Every generated token is one event, so that counting them gives what ``generate`` returns.
-    The last event has ``finish_reason`` and ``timings``: with STOP its token ended the sequence
-    and is no text; with ABORT, TIMEOUT and ERROR there is no token. Log-probabilities are the
-    model's own, in front of penalty, temperature and filters.
+    Every generated token has one event. The last event has ``finish_reason`` and ``timings``. With
+    STOP, its token ended the sequence and is not text. With ABORT, TIMEOUT and ERROR, it has no
+    token. Log-probabilities are the model's own, before penalty, temperature and filters.
     """
 
     request_id: str
     token_id: int | None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
-    logprob: float | None = None  # of the token; None if the request asked for none
-    top_logprobs: tuple[tuple[int, float], ...] = ()  # token ids, the most likely first
+    logprob: float | None = None  # of the token; None if not requested
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # token ids, most likely first
 
     @property
     def is_text(self) -> bool:
-        """Whether the token belongs to the answer's text."""
+        """Whether the token belongs to the text."""
         return self.token_id is not None and self.finish_reason is not FinishReason.STOP
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way through the engine; only the engine and its scheduler change it."""
+    """The state of a request in the engine. Only the engine and its scheduler change it."""
 
     request: Request
     generator: "torch.Generator | None"  # None for greedy
-    tokens: list[int] = field(init=False)  # the prompt, then what was generated
+    tokens: list[int] = field(init=False)  # prompt, then generated tokens
     num_cached: int = 0  # leading tokens whose keys and values are in the slot
     slot: int | None = None  # None while waiting
     scheduled_s: float | None = None
     first_token_s: float | None = None
     num_decodes: int = 0
-    sum_batch_sizes: int = 0  # of those decode steps
-    was_alone: bool = True  # until another request is there as well
+    sum_batch_sizes: int = 0  # over its decode steps
+    was_alone: bool = True  # false once there is another live request
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -180,11 +174,11 @@ class Sequence:
 
     @property
     def max_len(self) -> int:
-        """Tokens it may grow to: what its slot has to have room for."""
+        """The maximum number of tokens, for which its slot needs room."""
         return len(self.request.prompt_ids) + self.request.params.max_new_tokens
 
     def finish_reason(self) -> FinishReason | None:
-        """Why the last token was the last one, or None if it was not."""
+        """Why the sequence ends with its last token, None if it goes on."""
         params = self.request.params
         ends = not params.ignore_eos and self.tokens[-1] in self.request.variant.eos_token_ids
         if ends or self.tokens[-1] in params.stop_token_ids:

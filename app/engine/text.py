@@ -1,6 +1,6 @@
-"""Messages to tokens by the chat template, and tokens to text, piece by piece.
+"""Messages to tokens by the chat template, and tokens to text, incrementally.
 
-What is handed out is final: never half a character, nor part of what may become a stop string.
+Returned text is final: it has no partial characters, and no part of a possible stop string.
 """
 
 import re
@@ -11,17 +11,17 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no character, or not yet one
-_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # of sentencepiece, for what has no other token
-_MAX_PENDING = 32  # tokens; a character has four bytes, so more than this is never one
+_REPLACEMENT = "\ufffd"  # decoded from bytes that are no character, or not yet one
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # sentencepiece's tokens for single bytes
+_MAX_PENDING = 32  # tokens; a character has at most four bytes
 
 
 class NoChatTemplate(ValueError):
-    """The tokenizer does not say how messages become a prompt."""
+    """The tokenizer has no chat template."""
 
 
 class MessagesRefused(ValueError):
-    """The chat template does not take these messages, for instance their order."""
+    """The chat template does not accept these messages, for example their order."""
 
     param = "messages"
 
@@ -29,7 +29,7 @@ class MessagesRefused(ValueError):
 def chat_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
 ) -> tuple[int, ...]:
-    """The prompt that asks for the next message. Raises ``NoChatTemplate``, ``MessagesRefused``."""
+    """The prompt for the next message. Raises ``NoChatTemplate`` or ``MessagesRefused``."""
     if not tokenizer.chat_template:
         raise NoChatTemplate(
             "this model's tokenizer has no chat template: send a prompt instead of messages"
@@ -40,12 +40,12 @@ def chat_prompt(
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise MessagesRefused(f"the chat template cannot render them: {error}") from error
-    # The template writes the special tokens itself.
+    # The template includes the special tokens.
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """What a token is inside of a text, where its leading space counts; special ones by name."""
+    """The text of a token within a longer text, with its leading space. Special ones by name."""
     once, twice = (
         tokenizer.decode([token_id] * times, clean_up_tokenization_spaces=False) for times in (1, 2)
     )
@@ -53,7 +53,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes | None:
-    """UTF-8 of the token's text; of half a character its bytes, or None if they are not known."""
+    """The bytes of a token, which may be part of a character; None if they are unknown."""
     text = token_text(tokenizer, token_id)
     if _REPLACEMENT not in text:
         return text.encode()
@@ -65,9 +65,9 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes | No
 
 
 def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """Token ids to the tokenizer's text of them without the special ones.
+    """A function that decodes token ids, without special tokens.
 
-    Around the same call of its Rust part, ``tokenizer.decode`` takes ten times as long.
+    ``tokenizer.decode`` takes ten times as long for the same call of its Rust part.
     """
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
@@ -83,15 +83,14 @@ def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
 
 
 class Detokenizer:
-    """Pieces that, put together, are the tokenizer's text of all tokens without the special ones.
+    """Decodes tokens one by one. The results concatenate to the text of all, without special ones.
 
-    A token is decoded behind the one before it, because what a tokenizer does with spaces depends
-    on where a text begins.
+    A token is decoded after the previous one, since spaces depend on where a text begins.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._decode = decoder(tokenizer)
-        self._token_ids: list[int] = []  # context, then what is not handed out yet
+        self._token_ids: list[int] = []  # context, then tokens without returned text
         self._num_context = 0
 
     def push(self, token_id: int) -> str:
@@ -101,17 +100,17 @@ class Detokenizer:
         num_pending = len(self._token_ids) - self._num_context
         if text.endswith(_REPLACEMENT) and num_pending < _MAX_PENDING:
             return ""
-        return self._hand_out(text)
+        return self._release(text)
 
     def flush(self) -> str:
-        """What is left at the end, incomplete or not."""
-        return self._hand_out(self._pending())
+        """The remaining text at the end, complete or not."""
+        return self._release(self._pending())
 
     def _pending(self) -> str:
         context = self._decode(self._token_ids[: self._num_context])
         return self._decode(self._token_ids)[len(context) :]
 
-    def _hand_out(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         if text:
             self._token_ids = self._token_ids[self._num_context :]
             self._num_context = len(self._token_ids)
@@ -119,7 +118,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text in front of the first stop string, however the text arrives."""
+    """Cuts a text before the first stop string, independently of how the text is split."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(string for string in stop if string)
@@ -127,7 +126,7 @@ class StopStrings:
         self.matched: str | None = None
 
     def push(self, piece: str) -> str:
-        """The part that is certain to be in front of any stop string."""
+        """The part that is certainly before any stop string."""
         if self.matched is not None:
             return ""
         text = self._held + piece
@@ -140,12 +139,12 @@ class StopStrings:
         return text[:certain]
 
     def flush(self) -> str:
-        """What was held back, at the end of the text."""
+        """The held text, at the end of the text."""
         held, self._held = self._held, ""
         return held
 
     def _first_match(self, text: str) -> tuple[int, str] | None:
-        """The match that is complete first, the longest of several: the same for any pieces."""
+        """The match that ends first, the longest of several: the same for any split of the text."""
         starts = [(text.find(string), string) for string in self._stop]
         matches = [(start + len(string), start, string) for start, string in starts if start >= 0]
         if not matches:
@@ -154,7 +153,7 @@ class StopStrings:
         return start, string
 
     def _num_held(self, text: str) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
+        """Length of the longest suffix of the text with which a stop string begins."""
         longest = max(map(len, self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(string.startswith(text[-length:]) for string in self._stop):
@@ -163,16 +162,16 @@ class StopStrings:
 
 
 class TextStream:
-    """Both together: one request's tokens in, pieces of its answer out."""
+    """Detokenizer and stop strings of one request: tokens in, final text out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = StopStrings(stop)
-        self.num_characters = 0  # that all tokens so far have completed, stopped or not
+        self.num_characters = 0  # decoded from all tokens so far, stopped or not
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string was found: the request can end, there will be no more text."""
+        """Whether a stop string was found. There is no further text then."""
         return self._stop_strings.matched is not None
 
     def push(self, token_id: int) -> str:
@@ -181,5 +180,5 @@ class TextStream:
         return self._stop_strings.push(piece)
 
     def flush(self) -> str:
-        """The rest, when the request has ended by itself."""
+        """The remaining text, if no stop string ended the request."""
         return self._stop_strings.push(self._detokenizer.flush()) + self._stop_strings.flush()

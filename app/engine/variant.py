@@ -1,7 +1,4 @@
-"""A variant: a dense model without some of its blocks, under a name.
-
-Names are opaque here; finding models on disk and resolving names is not this file's affair.
-"""
+"""A variant: a dense model without some of its blocks, under a name that is opaque here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ class Variant:
     keep: tuple[int, ...]  # blocks of the dense model
     model: PreTrainedModel
     eos_token_ids: frozenset[int]
-    max_model_len: int  # tokens of prompt and answer together
+    max_model_len: int  # prompt and generated tokens
 
     @property
     def is_dense(self) -> bool:
@@ -35,9 +32,9 @@ class Variant:
 def make_variant(
     name: str, base: str, dense_model: PreTrainedModel, keep: Sequence[int] | None = None
 ) -> Variant:
-    """The variant that keeps these blocks, all of them by default; it costs no weight memory.
+    """The variant that keeps these blocks, all by default. It shares the weights of the model.
 
-    Raises ``ValueError`` if ``keep`` names no ascending blocks of ``dense_model``.
+    Raises ``ValueError`` unless ``keep`` has ascending blocks of ``dense_model``.
     """
     every_block = tuple(range(num_blocks(dense_model)))
     blocks = every_block if keep is None else tuple(keep)
@@ -61,9 +58,9 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _max_model_len(config: PreTrainedConfig) -> int:
-    """Positions of the model; of longrope only those that need no second set of frequencies.
+    """Positions of the model. With longrope, those that need no second set of frequencies.
 
-    Past them a longrope model wants every cached key rotated anew, in each row of its own.
+    Beyond them, a longrope model would need every cached key rotated again, per row.
     """
     positions: int = config.max_position_embeddings
     rope = getattr(config, "rope_parameters", None) or {}

@@ -120,4 +120,4 @@ def test_an_idle_engine_looks_for_what_was_left_behind(caplog: pytest.LogCapture
         assert engine.ailment is not None
 
     scenario(run, engine=_Leaking())
-    assert "a cache outlived its sequences" in caplog.text
+    assert "a cache without sequences" in caplog.text
