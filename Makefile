@@ -39,6 +39,7 @@ lint: setup  ## ruff, mypy, import contracts, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.sizes
 	$(BIN)/hadolint Dockerfile
 
 fmt: setup  ## format the code and fix lint errors

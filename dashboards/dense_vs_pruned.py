@@ -137,7 +137,7 @@ def _memory() -> Panel:
 
 
 def _over_time() -> Panel:
-    its = '{model_name="$pruned",traffic="$traffic"}'
+    selector = '{model_name="$pruned",traffic="$traffic"}'
     return lines(
         About(
             "Speed-ups over time",
@@ -147,9 +147,9 @@ def _over_time() -> Panel:
             decimals=2,
         ),
         [
-            Query("time per output token", f"sleb:tpot_speedup:ratio5m{its}"),
-            Query("time to first token", f"sleb:ttft_speedup:ratio5m{its}"),
-            Query("end-to-end latency", f"sleb:e2e_speedup:ratio5m{its}"),
+            Query("time per output token", f"sleb:tpot_speedup:ratio5m{selector}"),
+            Query("time to first token", f"sleb:ttft_speedup:ratio5m{selector}"),
+            Query("end-to-end latency", f"sleb:e2e_speedup:ratio5m{selector}"),
             Query("ideal", 'sleb:ideal_speedup:ratio{model_name="$pruned"}'),
         ],
     )

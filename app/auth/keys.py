@@ -147,7 +147,7 @@ class KeyFile:
         key = _PREFIX + secrets.token_urlsafe(_NUM_BYTES)
         with self._changing():
             known = self.known()
-            if any(its.name == name for its in known):
+            if any(each.name == name for each in known):
                 raise KeyExists(f"there is a key named {name!r}: revoke it first, or take another")
             digest, now_s = _digest(key), time.time()
             limits = (rate_per_min, max_concurrent)
@@ -158,9 +158,9 @@ class KeyFile:
         """Refuse the key from the next request on. Raises ``UnknownKey``."""
         with self._changing():
             known = self.known()
-            rest = [its for its in known if its.name != name]
+            rest = [each for each in known if each.name != name]
             if len(rest) == len(known):
-                names = ", ".join(its.name for its in known) or "none"
+                names = ", ".join(each.name for each in known) or "none"
                 raise UnknownKey(f"no key is named {name[:128]!r}; there are: {names}")
             self._replace(rest)
 

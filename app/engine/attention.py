@@ -65,7 +65,7 @@ class VarlenPrefillAttention:
             self.masks[kind],
             strict=True,
         )
-        return torch.cat([_of_one(*its, scaling) for its in parts])
+        return torch.cat([_of_one(*each, scaling) for each in parts])
 
 
 Attention = BatchedDecodeAttention | VarlenPrefillAttention
@@ -81,7 +81,7 @@ def _of_one(
     if mask is not None and keys.device.type == "cpu" and mask.numel() <= _MOST_SCORES:
         grouped = by_head.unflatten(0, (-1, num_sharing))
         return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
-    keys, values = (its.repeat_interleave(num_sharing, dim=0)[None] for its in (keys, values))
+    keys, values = (each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values))
     attended = F.scaled_dot_product_attention(
         by_head[None], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
     )

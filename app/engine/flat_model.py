@@ -165,7 +165,7 @@ def _is_usual(block: nn.Module, parts: Parts) -> bool:
 
 
 def _children(module: nn.Module) -> set[str]:
-    return {name for name, its in module.named_children() if not isinstance(its, nn.Dropout)}
+    return {name for name, each in module.named_children() if not isinstance(each, nn.Dropout)}
 
 
 def _flat_block(position: int, kind: str, block: nn.Module, parts: Parts) -> FlatBlock:

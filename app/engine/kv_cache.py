@@ -48,7 +48,7 @@ class SlotCache(Cache):
         **_kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``write`` for what models pass, ``[rows, heads, width, head_dim]``."""
-        keys, values = (its.transpose(1, 2).flatten(0, 1) for its in (key_states, value_states))
+        keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (key_states, value_states))
         return self.write(keys, values, layer_idx)
 
     def write(

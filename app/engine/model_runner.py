@@ -50,8 +50,8 @@ class ModelRunner:
             for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
         ]
         fed = [
-            seq.tokens[its.start : its.stop]
-            for seq, its in zip(batch.sequences, places, strict=True)
+            seq.tokens[each.start : each.stop]
+            for seq, each in zip(batch.sequences, places, strict=True)
         ]
         token_ids = torch.tensor([*chain(*fed)], device=self._model.device)
         metadata = self._metadata(batch, places)
@@ -93,23 +93,23 @@ class ModelRunner:
         elif num_slots == 1:
             rows, num_tokens = slice(first, first + 1), places[0].stop
         else:
-            assert not any(its.start for its in places), "only whole prompts are packed"
+            assert not any(each.start for each in places), "only whole prompts are packed"
             rows, num_tokens = None, 0
-        slots = [slot for slot, its in enumerate(places, first) for _ in its]
+        slots = [slot for slot, each in enumerate(places, first) for _ in each]
         positions = [*chain(*places)]
         ours = torch.tensor([slots, positions], device=self._model.device)
         return AttentionMetadata(ours[0], ours[1], batch.cache_shape, rows, num_tokens)
 
     def _attention(self, metadata: AttentionMetadata, places: Sequence[range]) -> Attention:
         dtype = self._model.dtype
-        if all(len(its) == 1 for its in places):
+        if all(len(each) == 1 for each in places):
             return self._decode_attention(metadata.positions, metadata.num_tokens)
         masks = {
-            kind: [own_mask(its, reach, dtype, self._model.device) for its in places]
+            kind: [own_mask(each, reach, dtype, self._model.device) for each in places]
             for kind, reach in self._windows.items()
         }
         return VarlenPrefillAttention(
-            [len(its) for its in places], [its.stop for its in places], masks
+            [len(each) for each in places], [each.stop for each in places], masks
         )
 
     def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:

@@ -42,7 +42,7 @@ def test_a_variable_goes_before_a_file(folder: Path, monkeypatch: pytest.MonkeyP
     (folder / "sleb_redis_url").write_text(URL)
     monkeypatch.setenv("SLEB_REDIS_URL", "redis://other")
     assert WorkerSettings().redis_url == "redis://other"
-    assert {its.source for its in effective_settings() if its.variable == "SLEB_REDIS_URL"} == {
+    assert {each.source for each in effective_settings() if each.variable == "SLEB_REDIS_URL"} == {
         "environment"
     }
     monkeypatch.setenv("SLEB_REDIS_URL", "")
@@ -64,7 +64,7 @@ def test_a_child_comes_to_the_same_settings_without_the_files(
 def test_what_is_in_effect_names_the_file_and_masks_it(folder: Path) -> None:
     (folder / "sleb_redis_url").write_text(URL)
     (folder / "otel_exporter_otlp_endpoint").write_text("http://host:4318")
-    found = {its.variable: its for its in effective_settings()}
+    found = {each.variable: each for each in effective_settings()}
     assert (found["SLEB_REDIS_URL"].value, found["SLEB_REDIS_URL"].source) == (
         "redis://***@host:6379",
         "file",

@@ -20,7 +20,9 @@ def config(*arguments: str) -> str:
 
 
 def rows() -> dict[str, tuple[str, str]]:
-    return {its["variable"]: (its["value"], its["source"]) for its in json.loads(config("--json"))}
+    return {
+        each["variable"]: (each["value"], each["source"]) for each in json.loads(config("--json"))
+    }
 
 
 def test_values_come_with_their_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,18 +49,18 @@ def request(
     )
 
 
-def expected(its: Request) -> list[int]:
+def expected(each: Request) -> list[int]:
     """What ``generate`` makes of a greedy request."""
-    return generated(its.variant.model, its.prompt_ids, its.params.max_new_tokens)
+    return generated(each.variant.model, each.prompt_ids, each.params.max_new_tokens)
 
 
 @torch.inference_mode()
-def plain(its: Request) -> list[Choice]:
+def plain(each: Request) -> list[Choice]:
     """What any request must give: whole forwards without a cache, one sequence, token by token."""
-    seq = Sequence(its, new_generator(its.params))
+    seq = Sequence(each, new_generator(each.params))
     choices = []
-    for _ in range(its.params.max_new_tokens):
-        logits = its.variant.model(torch.tensor([seq.tokens])).logits[:, -1].float()
+    for _ in range(each.params.max_new_tokens):
+        logits = each.variant.model(torch.tensor([seq.tokens])).logits[:, -1].float()
         [choice] = next_tokens(logits, [seq])
         assert choice is not None
         seq.tokens.append(choice.token_id)
@@ -97,8 +97,8 @@ class Outcome:
 def run(engine: Engine, *requests: Request, outcome: Outcome | None = None) -> Outcome:
     """Add the requests and step until nothing is left."""
     outcome = outcome or Outcome()
-    for its in requests:
-        engine.add(its)
+    for each in requests:
+        engine.add(each)
     while engine.has_work:
         outcome.take(engine.step())
         engine.check_integrity()

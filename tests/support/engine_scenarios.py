@@ -29,18 +29,18 @@ def scenario(
     """Run it on a started engine, which is stopped afterwards."""
 
     async def main() -> None:
-        its = AsyncEngine(
+        each = AsyncEngine(
             engine or Engine(EngineLimits(**limits)),
             max_waiting,
             max_waiting_tokens=max_waiting_tokens,
             stall_s=stall_s,
         )
-        its.start()
+        each.start()
         try:
-            await run(its)
+            await run(each)
         finally:
-            await its.stop()
-            assert not its.is_alive
+            await each.stop()
+            assert not each.is_alive
 
     asyncio.run(asyncio.wait_for(main(), timeout=60))
 

@@ -33,7 +33,7 @@ def blocks(*pages: Path) -> Iterator[Block]:
 
 def commands(*pages: Path) -> str:
     """All commands of these pages, those that are not run as well."""
-    return "\n".join(its.code for its in blocks(*pages) if its.language in {"sh", "bash"})
+    return "\n".join(each.code for each in blocks(*pages) if each.language in {"sh", "bash"})
 
 
 def prose(*pages: Path) -> str:

@@ -55,9 +55,9 @@ def num_objects() -> int:
     """Without exemplars: every bucket of a histogram that was ever hit keeps its latest one."""
     gc.collect()
     found = gc.get_objects()
-    exemplars = [its for its in found if type(its) is Exemplar]
-    kept = {id(part) for its in exemplars for part in (its, its.labels, its.timestamp)}
-    return sum(id(its) not in kept for its in found)
+    exemplars = [each for each in found if type(each) is Exemplar]
+    kept = {id(part) for each in exemplars for part in (each, each.labels, each.timestamp)}
+    return sum(id(each) not in kept for each in found)
 
 
 def rss_bytes() -> int:

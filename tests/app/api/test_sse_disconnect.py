@@ -65,4 +65,4 @@ def test_the_client_of_openai_works_over_a_real_connection(
             ask: dict[str, Any] = {"model": "tiny", "messages": user, "temperature": 0}
             whole = api.chat.completions.create(**ask, max_tokens=9).choices[0].message.content
             chunks = api.chat.completions.create(**ask, max_tokens=9, stream=True)
-            assert "".join(its.choices[0].delta.content or "" for its in chunks) == whole
+            assert "".join(each.choices[0].delta.content or "" for each in chunks) == whole

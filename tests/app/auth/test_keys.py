@@ -45,7 +45,7 @@ def test_a_key_is_found_and_what_is_kept_of_it_is_no_key(path: Path) -> None:
 def test_a_key_has_limits_of_its_own_or_none(path: Path) -> None:
     KeyFile(path).create("own", [Scope.JOBS], rate_per_min=60, max_concurrent=0)
     KeyFile(path).create("usual", [Scope.JOBS])
-    found = [(its.rate_per_min, its.max_concurrent) for its in KeyFile(path).known()]
+    found = [(each.rate_per_min, each.max_concurrent) for each in KeyFile(path).known()]
     assert found == [(60, 0), (None, None)]
 
 

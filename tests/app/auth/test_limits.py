@@ -190,7 +190,7 @@ def test_all_processes_count_together_however_they_race(
     async def main() -> None:
         async with limits_at(redis_url) as one, limits_at(redis_url) as other:
             for key, limit, most in ((key_of(7), "rate", 7), (key_of(0, 5), "concurrent", 5)):
-                asked = await asyncio.gather(*(limit_of(its, key) for its in [one, other] * 15))
+                asked = await asyncio.gather(*(limit_of(each, key) for each in [one, other] * 15))
                 assert sorted(map(str, asked)) == ["None"] * most + [limit] * (30 - most)
 
     run(main())

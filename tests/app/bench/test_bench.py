@@ -59,11 +59,11 @@ def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     for scenario, samples in found["samples"].items():
         assert list(samples) == [DENSE, "dense again", "tiny@-2", HALF]
         for runs in samples.values():
-            assert [its["num_tokens"] for its in runs] == [tokens[scenario]] * 2
-            assert all(its["peak_memory_bytes"] is None for its in runs)  # no GPU here
+            assert [each["num_tokens"] for each in runs] == [tokens[scenario]] * 2
+            assert all(each["peak_memory_bytes"] is None for each in runs)  # no GPU here
     assert list(found["samples"]) == list(tokens)
     written = json.loads((out / "bench.json").read_text())
-    assert written == {its: value for its, value in found.items() if its != "path"}
+    assert written == {each: value for each, value in found.items() if each != "path"}
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "## Served: 2 clients, 5 requests of 4 + 3 tokens" in (out / "bench.md").read_text()
 
@@ -114,9 +114,9 @@ def test_a_variant_that_there_is_not_is_refused(
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def noted(its: Any, scenario: Scenario, plan: BenchPlan) -> Sample:
-        order.append(its.name)
-        return measure(its, scenario, plan)
+    def noted(each: Any, scenario: Scenario, plan: BenchPlan) -> Sample:
+        order.append(each.name)
+        return measure(each, scenario, plan)
 
     monkeypatch.setattr(bench, "measure", noted)
     sides = {"a": replace(variant(), name="a"), "b": replace(variant(), name="b")}
@@ -148,7 +148,7 @@ def made_up(pruned_s: list[float], *, dense_s: float = 0.1, half_s: float = 0.05
     runs = {
         DENSE: [sample(dense_s, energy=50.0) for _ in pruned_s],
         "dense again": [sample(dense_s * factor) for factor in (1.002, 0.999, 1.0)],
-        "pruned": [sample(its) for its in pruned_s],
+        "pruned": [sample(each) for each in pruned_s],
         HALF: [sample(half_s) for _ in pruned_s],
     }
     parts = {Scenario.GENERATION: BlockTimes(0.005, 0.0, 0.005)}
@@ -193,15 +193,15 @@ def test_the_report_has_memory_and_energy_where_they_are_known() -> None:
 
 
 def test_the_picture_shows_every_row() -> None:
-    its = made_up([0.0720, 0.0721, 0.0719])
-    (axes,) = draw(its).axes
+    each = made_up([0.0720, 0.0721, 0.0719])
+    (axes,) = draw(each).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"{row.variant}, {row.what}" for row in its.rows()]
+    assert labels == [f"{row.variant}, {row.what}" for row in each.rows()]
     verdicts = [text.get_text() for text in axes.texts]
-    assert verdicts == [row.speedup.verdict.value for row in its.rows()]
+    assert verdicts == [row.speedup.verdict.value for row in each.rows()]
     places = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
     assert any(len(place) == 1 and place[0] == pytest.approx(0.1 / 0.072) for place in places)
-    assert plot(its) == plot(its)
+    assert plot(each) == plot(each)
 
 
 def test_energy_is_asked_of_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(sleb: Sleb, tmp_path: Path)
 def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:
     sleb("keys", "create", "a", "--scope", "jobs", "--rate", "60", "--concurrent", "0")
     sleb("keys", "create", "b", "--scope", "jobs")
-    found = {its.name: its for its in KeyFile(tmp_path / "keys.json").known()}
+    found = {each.name: each for each in KeyFile(tmp_path / "keys.json").known()}
     assert (found["a"].rate_per_min, found["a"].max_concurrent) == (60, 0)
     assert (found["b"].rate_per_min, found["b"].max_concurrent) == (None, None)
     listed = json.loads(sleb("keys", "list", "--json")[1])

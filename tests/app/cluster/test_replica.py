@@ -93,7 +93,7 @@ def test_an_error_is_the_replicas_only_before_its_answer_is_complete(is_complete
 
     async def said() -> list[str]:
         exchange = Exchange(app, {}, b"")
-        return [its["type"] async for messages in exchange.messages() for its in messages]
+        return [each["type"] async for messages in exchange.messages() for each in messages]
 
     if is_complete:
         assert asyncio.run(said()) == ["http.response.start", "http.response.body"]

@@ -62,11 +62,11 @@ def test_every_name_of_a_model_means_its_blocks(data_dir: Path, published: Manif
     checkpoint = data_dir / "checkpoints" / "tiny@prn-1"
     dense = data_dir / "models" / "tiny"
     found = run("tiny", dense, "tiny@-1", "tiny@prn-1-1", "tiny@-2", "tiny@prn-1", checkpoint, *PPL)
-    removed = [tuple(its["removed_blocks"]) for its in found]
+    removed = [tuple(each["removed_blocks"]) for each in found]
     whole = published.removed_blocks
     assert removed == [(), (), whole[:1], whole[:1], whole, whole, whole]
-    assert [its["num_blocks"] for its in found] == [6, 6, 5, 5, 4, 4, 4]
-    losses = [its["perplexities"][1]["loss"] for its in found]
+    assert [each["num_blocks"] for each in found] == [6, 6, 5, 5, 4, 4, 4]
+    losses = [each["perplexities"][1]["loss"] for each in found]
     assert len({round(loss, 9) for loss in losses}) == 3
     assert losses[0] == losses[1]
     assert losses[2] == losses[3]
@@ -103,20 +103,20 @@ def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
     whole_text = PPL[:-2]
     arguments = [*whole_text, "--quantize", weights.value]
     found = run("tiny@-2", *arguments)
-    assert [(its["model"], its["weights"]) for its in found] == [
+    assert [(each["model"], each["weights"]) for each in found] == [
         ("tiny", None),
         ("tiny@-2", None),
         ("tiny@-2", weights.value),
     ]
-    dense, pruned, small = (its["perplexities"][1]["perplexity"] for its in found)
+    dense, pruned, small = (each["perplexities"][1]["perplexity"] for each in found)
     loaded = ModelStore(data_dir / "models").load("tiny")
-    its = quantized(view(loaded.model, published.keep), weights)
-    assert small == pytest.approx(perplexity_by_hand(its, loaded.tokenizer, TEXT, 16), rel=1e-3)
+    each = quantized(view(loaded.model, published.keep), weights)
+    assert small == pytest.approx(perplexity_by_hand(each, loaded.tokenizer, TEXT, 16), rel=1e-3)
     plain = run("tiny", "tiny@-2", *whole_text)
-    assert [dense, pruned] == [its["perplexities"][1]["perplexity"] for its in plain]
+    assert [dense, pruned] == [each["perplexities"][1]["perplexity"] for each in plain]
     named = run("tiny", "tiny@-2", "tiny@prn-1", *arguments)
-    assert [its["weights"] for its in named] == [None, weights.value] * 3
-    assert [its["perplexities"][1]["perplexity"] for its in named[2:4]] == [pruned, small]
+    assert [each["weights"] for each in named] == [None, weights.value] * 3
+    assert [each["perplexities"][1]["perplexity"] for each in named[2:4]] == [pruned, small]
     with pytest.raises(NotEvaluable, match="--resident model"):
         run("tiny", "--quantize", weights.value, "--resident", "stream")
 

@@ -240,7 +240,7 @@ def test_under_overload_no_live_request_is_lost_and_replays_are_dropped(
         assert [answer.status_code for answer in answers] == [200] * number
         texts = {answer.json()["outputs"][0]["text"] for answer in answers}
         assert len(texts) == 1
-        assert {its.json()["outputs"][0]["completion_tokens"] for its in answers} == {40}
+        assert {each.json()["outputs"][0]["completion_tokens"] for each in answers} == {40}
 
         wait_until(lambda: sum(counts(client).values()) == number, "all have an end")
         found = counts(client)
@@ -259,8 +259,8 @@ def test_a_client_that_leaves_is_not_replayed(
         wait_until(lambda: engine.is_at_gate, "it is being answered")
         connection.close()
         engine.gate.set()
-        its = server.lifespan.state["services"].generation.engine
-        wait_until(lambda: its.stats().num_running == 0, "the engine is idle")
+        each = server.lifespan.state["services"].generation.engine
+        wait_until(lambda: each.stats().num_running == 0, "the engine is idle")
         text = client.post("/generate", json={"model": "tiny@-2", "prompt": "a"}).json()
         assert text["outputs"][0]["finish_reason"] in ("length", "stop")
         wait_until(

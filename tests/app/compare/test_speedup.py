@@ -67,9 +67,9 @@ def test_equal_sides_are_hardly_ever_told_apart() -> None:
     found = [
         speedup(times(1.0, 0.1, 5, seed), times(1.0, 0.1, 5, 5000 + seed)) for seed in range(500)
     ]
-    wrong = [its for its in found if its.verdict in {Verdict.FASTER, Verdict.SLOWER}]
+    wrong = [each for each in found if each.verdict in {Verdict.FASTER, Verdict.SLOWER}]
     assert len(wrong) / len(found) < 0.03
-    assert fmean(its.ratio for its in found) == pytest.approx(1.0, abs=0.02)
+    assert fmean(each.ratio for each in found) == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize(("one", "other"), [([1.0], [1.0, 1.0]), ([0.0, 1.0], [1.0, 1.0])])

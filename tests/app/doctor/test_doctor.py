@@ -56,9 +56,9 @@ def without_rights() -> Iterator[None]:
 def test_a_machine_that_is_well(data_dir: Path) -> None:
     result = CliRunner().invoke(command_line, ["doctor", "--json"])
     report = json.loads(result.stdout)
-    assert not [its for its in report["findings"] if its["level"] == "wrong"]
+    assert not [each for each in report["findings"] if each["level"] == "wrong"]
     assert (result.exit_code, report["healthy"]) == (0, True)
-    checks = {its["check"] for its in report["findings"]}
+    checks = {each["check"] for each in report["findings"]}
     assert checks >= {"packages", "settings", "device", "memory", "disk", "job store", "clock"}
     assert checks >= {"persistence", "model tiny", "open files", f"directory {data_dir.name}"}
 
@@ -93,7 +93,7 @@ def test_settings_that_cannot_be_are_a_finding(
     monkeypatch.setenv(name, value)
     result = CliRunner().invoke(command_line, ["doctor", "--json"])
     assert result.exit_code == 1
-    [found] = [its for its in json.loads(result.stdout)["findings"] if its["level"] == "wrong"]
+    [found] = [each for each in json.loads(result.stdout)["findings"] if each["level"] == "wrong"]
     assert found["check"] == "settings"
     assert word in found["said"]
 
@@ -103,7 +103,7 @@ def test_an_open_door_is_told_until_there_is_a_key(
 ) -> None:
     def asked() -> tuple[str, str]:
         result = CliRunner().invoke(command_line, ["doctor", "--json"])
-        found = {its["check"]: its for its in json.loads(result.stdout)["findings"]}["keys"]
+        found = {each["check"]: each for each in json.loads(result.stdout)["findings"]}["keys"]
         return found["level"], found["said"]
 
     assert asked()[0] == "ok"

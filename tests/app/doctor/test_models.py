@@ -72,7 +72,7 @@ def test_a_model_that_cannot_be_loaded_is_told(
 def test_each_model_is_looked_at(tiny_models_dir: Path) -> None:
     write_unsupported(tiny_models_dir / "encoder", "t5")
     shutil.copytree(tiny_models_dir / "tiny", tiny_models_dir / "no name")
-    found = {its.check: its.level for its in models(tiny_models_dir)}
+    found = {each.check: each.level for each in models(tiny_models_dir)}
     assert found == {
         "model encoder": Level.WRONG,
         "model no name": Level.WRONG,

@@ -14,7 +14,7 @@ from tests.support.valkey_server import valkey
 
 
 def levels(settings: Settings) -> dict[str, Level]:
-    return {its.check: its.level for its in store(settings)}
+    return {each.check: each.level for each in store(settings)}
 
 
 def test_the_embedded_server_is_well(tmp_path: Path) -> None:

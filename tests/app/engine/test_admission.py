@@ -9,14 +9,14 @@ def asking(num_prompt: int = 10, max_new_tokens: int = 10) -> Request:
     return request(prompt(num_prompt), max_new_tokens=max_new_tokens)
 
 
-def token(its: Request) -> TokenEvent:
-    return TokenEvent(its.request_id, 5)
+def token(each: Request) -> TokenEvent:
+    return TokenEvent(each.request_id, 5)
 
 
-def end(its: Request, num_tokens: int, reason: FinishReason = FinishReason.STOP) -> TokenEvent:
+def end(each: Request, num_tokens: int, reason: FinishReason = FinishReason.STOP) -> TokenEvent:
     """Its last event; with STOP there is one more token."""
     timings = Timings(0.0, 0.0 if num_tokens else None, None, 1.0, num_tokens)
-    return TokenEvent(its.request_id, 5 if reason is FinishReason.STOP else None, reason, timings)
+    return TokenEvent(each.request_id, 5 if reason is FinishReason.STOP else None, reason, timings)
 
 
 def test_requests_are_counted_until_they_end() -> None:

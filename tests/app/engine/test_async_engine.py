@@ -20,10 +20,10 @@ def test_streams_run_together_and_give_what_generate_gives() -> None:
     ]
 
     async def run(engine: AsyncEngine) -> None:
-        results = await asyncio.gather(*(events_of(engine.stream(its)) for its in requests))
-        for its, events in zip(requests, results, strict=True):
+        results = await asyncio.gather(*(events_of(engine.stream(each)) for each in requests))
+        for each, events in zip(requests, results, strict=True):
             tokens = [event.token_id for event in events]
-            assert tokens == generated(its.variant.model, its.prompt_ids, 10)
+            assert tokens == generated(each.variant.model, each.prompt_ids, 10)
             assert all(event.timings is None for event in events[:-1])
             assert events[-1].timings is not None
         assert engine.stats().num_running == 0
@@ -92,7 +92,7 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
     async def run(engine: AsyncEngine) -> None:
         deadline_s = time.monotonic() + 0.05
         hurried = [replace(endless(seed), deadline_s=deadline_s) for seed in range(2)]
-        results = await asyncio.gather(*(events_of(engine.stream(its)) for its in hurried))
+        results = await asyncio.gather(*(events_of(engine.stream(each)) for each in hurried))
         for events in results:
             assert events[-1].finish_reason in {FinishReason.TIMEOUT, FinishReason.LENGTH}
         assert results[1][-1].finish_reason is FinishReason.TIMEOUT
@@ -103,10 +103,10 @@ def test_a_deadline_ends_what_runs_and_what_waits() -> None:
 def test_every_end_is_told_even_to_those_who_have_left() -> None:
     ends: dict[str, FinishReason | None] = {}
 
-    def on_end(its: Request, last: TokenEvent) -> None:
-        assert its.request_id not in ends
+    def on_end(each: Request, last: TokenEvent) -> None:
+        assert each.request_id not in ends
         assert last.timings is not None
-        ends[its.request_id] = last.finish_reason
+        ends[each.request_id] = last.finish_reason
 
     async def run(engine: AsyncEngine) -> None:
         await events_of(engine.stream(request(request_id="read", max_new_tokens=2), on_end))
@@ -129,15 +129,15 @@ def test_every_end_is_told_even_to_those_who_have_left() -> None:
 
 def test_stopping_lets_running_requests_finish_and_takes_no_new_ones() -> None:
     async def run(engine: AsyncEngine) -> None:
-        its = request(prompt(9), max_new_tokens=20)
-        reader = asyncio.create_task(events_of(engine.stream(its)))
+        each = request(prompt(9), max_new_tokens=20)
+        reader = asyncio.create_task(events_of(engine.stream(each)))
         stopping = asyncio.create_task(engine.stop(drain_s=30))
         await asyncio.sleep(0)
         with pytest.raises(EngineStopped):
             engine.stream(request())
         events = await reader
         assert [event.token_id for event in events] == generated(
-            its.variant.model, its.prompt_ids, 20
+            each.variant.model, each.prompt_ids, 20
         )
         await stopping
         assert not engine.is_alive

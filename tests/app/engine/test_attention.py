@@ -26,7 +26,7 @@ def plain(
 ) -> torch.Tensor:
     """The oracle: softmax of scores, a head at a time; ``[batch, heads, tokens, head_dim]``."""
     num_sharing = queries.shape[1] // keys.shape[1]
-    keys, values = (its.repeat_interleave(num_sharing, dim=1) for its in (keys, values))
+    keys, values = (each.repeat_interleave(num_sharing, dim=1) for each in (keys, values))
     return ((queries @ keys.transpose(-1, -2)) * 0.3 + mask).softmax(dim=-1) @ values
 
 

@@ -66,16 +66,16 @@ def check_replays(family: str, prompts: Sequence[tuple[int, bool]]) -> None:
         for length, pruned in prompts
     ]
     outcome = run(engine(traces), *asks)
-    for its in asks:
-        assert outcome.of(its) == expected(its)
+    for each in asks:
+        assert outcome.of(each) == expected(each)
     # nearly all of the eight decodes of each variant
     assert traces.num_replayed >= 6 * len({pruned for _, pruned in prompts})
 
 
 def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on() -> None:
     traces = Traces()
-    its = request(prompt(9), max_new_tokens=21, ignore_eos=True)
-    run(engine(traces), its)
+    each = request(prompt(9), max_new_tokens=21, ignore_eos=True)
+    run(engine(traces), each)
     assert traces.num_recorded == 1
     assert traces.num_replayed == 19 + 1  # of 20 decodes, and once to be tried
 
@@ -83,17 +83,17 @@ def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on() -> 
 def test_a_recording_ends_with_the_tensors_that_it_was_made_on() -> None:
     """The cache of four is cut to one's, and made anew for the next four."""
     traces, outcome = Traces(), Outcome()
-    its = engine(traces)
+    each = engine(traces)
     long = request(prompt(9), max_new_tokens=50, ignore_eos=True)
     groups = [
-        [request(prompt(9, seed), max_new_tokens=9) for seed in its]
-        for its in ((1, 2, 3), (4, 5, 6))
+        [request(prompt(9, seed), max_new_tokens=9) for seed in each]
+        for each in ((1, 2, 3), (4, 5, 6))
     ]
     for ask in (long, *groups[0]):
-        its.add(ask)
+        each.add(ask)
     while len(outcome.tokens[long.request_id]) < 20:
-        outcome.take(its.step())
-    run(its, *groups[1], outcome=outcome)
+        outcome.take(each.step())
+    run(each, *groups[1], outcome=outcome)
     for ask in (long, *groups[0], *groups[1]):
         assert outcome.of(ask) == expected(ask)
     assert traces.num_recorded == 4  # twice for four, twice for one
@@ -108,11 +108,11 @@ def test_what_cannot_be_recorded_is_taken_as_usual_and_not_tried_again(
         tried.append(step)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    its = engine(refuse)
+    each = engine(refuse)
     with caplog.at_level(logging.WARNING):
         for seed in range(2):
             ask = request(prompt(9, seed), max_new_tokens=8)
-            assert run(its, ask).of(ask) == expected(ask)
+            assert run(each, ask).of(ask) == expected(ask)
     assert len(tried) == 1
     assert "one kernel at a time" in caplog.text
 

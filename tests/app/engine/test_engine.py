@@ -27,8 +27,8 @@ def test_greedy_output_is_that_of_generate(family: str) -> None:
         for length, num_new in ((1, 9), (30, 12), (8, 12), (3, 1), (5, 12), (20, 7))
     ]
     outcome = run(Engine(EngineLimits(max_batch_tokens=16, max_num_seqs=4)), *requests)
-    for its in requests:
-        assert outcome.of(its) == expected(its)
+    for each in requests:
+        assert outcome.of(each) == expected(each)
 
 
 def test_a_variant_that_arrives_in_mid_flight_changes_no_other() -> None:
@@ -47,47 +47,47 @@ def test_short_prompts_do_not_cut_the_cache_of_a_long_one() -> None:
     long = request(prompt(90), max_new_tokens=10)
     shorts = [request(prompt(5, seed=seed), max_new_tokens=4) for seed in range(3)]
     engine, outcome = Engine(), Outcome()
-    for its in (long, *shorts):
-        engine.add(its)
+    for each in (long, *shorts):
+        engine.add(each)
         outcome.take(engine.step())
     run(engine, outcome=outcome)
-    for its in (long, *shorts):
-        assert outcome.of(its) == expected(its)
+    for each in (long, *shorts):
+        assert outcome.of(each) == expected(each)
 
 
 def test_an_end_of_sequence_token_counts_and_stops() -> None:
     greedy = generated(DENSE.model, prompt(9), 10)
     ending = make_variant("tiny", "tiny", _with_eos(greedy[4]))
-    its = request(prompt(9), ending, max_new_tokens=10)
-    outcome = run(Engine(), its)
-    assert outcome.of(its) == expected(its) == greedy[: greedy.index(greedy[4]) + 1]
-    assert outcome.reason(its) is FinishReason.STOP
-    assert not outcome.last[its.request_id].is_text
+    each = request(prompt(9), ending, max_new_tokens=10)
+    outcome = run(Engine(), each)
+    assert outcome.of(each) == expected(each) == greedy[: greedy.index(greedy[4]) + 1]
+    assert outcome.reason(each) is FinishReason.STOP
+    assert not outcome.last[each.request_id].is_text
 
 
 def test_an_end_of_sequence_token_can_be_ignored() -> None:
     greedy = generated(DENSE.model, prompt(9), 10)
     ending = make_variant("tiny", "tiny", _with_eos(greedy[4]))
-    its = request(prompt(9), ending, max_new_tokens=10, ignore_eos=True)
-    outcome = run(Engine(), its)
-    assert outcome.of(its) == greedy
-    assert outcome.reason(its) is FinishReason.LENGTH
+    each = request(prompt(9), ending, max_new_tokens=10, ignore_eos=True)
+    outcome = run(Engine(), each)
+    assert outcome.of(each) == greedy
+    assert outcome.reason(each) is FinishReason.LENGTH
 
 
 def test_a_stop_token_of_the_request_stops_it_too() -> None:
     greedy = generated(DENSE.model, prompt(9), 10)
-    its = request(prompt(9), stop_token_ids=frozenset({greedy[3], EOS}), max_new_tokens=10)
-    outcome = run(Engine(), its)
-    assert outcome.of(its) == greedy[: greedy.index(greedy[3]) + 1]
-    assert outcome.reason(its) is FinishReason.STOP
+    each = request(prompt(9), stop_token_ids=frozenset({greedy[3], EOS}), max_new_tokens=10)
+    outcome = run(Engine(), each)
+    assert outcome.of(each) == greedy[: greedy.index(greedy[3]) + 1]
+    assert outcome.reason(each) is FinishReason.STOP
 
 
 def test_one_new_token_is_one_event() -> None:
-    its = request(prompt(9), max_new_tokens=1)
+    each = request(prompt(9), max_new_tokens=1)
     engine = Engine()
-    engine.add(its)
+    engine.add(each)
     [event] = engine.step()
-    assert event.token_id == expected(its)[0]
+    assert event.token_id == expected(each)[0]
     assert event.finish_reason is FinishReason.LENGTH
     assert event.timings is not None
     assert event.timings.tpot_s is None
@@ -99,8 +99,8 @@ def test_a_request_knows_what_it_shared_its_decode_steps_with() -> None:
     short, long = request(max_new_tokens=3), request(max_new_tokens=5)
     last = run(Engine(), short, long).last
     sizes = []
-    for its in (short, long):
-        timings = last[its.request_id].timings
+    for each in (short, long):
+        timings = last[each.request_id].timings
         assert timings is not None
         assert timings.prefill_s is not None
         assert timings.decode_s is not None
@@ -112,12 +112,12 @@ def test_a_request_knows_what_it_shared_its_decode_steps_with() -> None:
 
 
 def test_timings_are_in_order() -> None:
-    its = request(prompt(9), max_new_tokens=5)
-    timings = run(Engine(), its).last[its.request_id].timings
+    each = request(prompt(9), max_new_tokens=5)
+    timings = run(Engine(), each).last[each.request_id].timings
     assert timings is not None
     assert timings.scheduled_s is not None
     assert timings.first_token_s is not None
-    assert its.arrived_s <= timings.scheduled_s <= timings.first_token_s < timings.finished_s
+    assert each.arrived_s <= timings.scheduled_s <= timings.first_token_s < timings.finished_s
 
 
 def test_a_seed_gives_the_same_text_whatever_else_is_in_the_batch() -> None:

@@ -52,8 +52,8 @@ class Fragile(nn.Module):
 def fragile_variant(fate: Fate, block: int) -> Variant:
     """Generates as the pruned one does; may fail behind the attention of that block."""
     fragile = make_variant("fragile", "tiny", tiny_model("llama"), PRUNED)
-    its = block_list(fragile.model)[block]
-    its.mlp = Fragile(its.get_submodule("mlp"), fate)
+    each = block_list(fragile.model)[block]
+    each.mlp = Fragile(each.get_submodule("mlp"), fate)
     return fragile
 
 
@@ -75,8 +75,8 @@ def scarce_memory(fate: Fate) -> Iterator[None]:
 
 @cache
 def oracle(is_pruned: bool, num_prompt: int) -> list[int]:
-    its = variant(is_pruned)
-    return generated(its.model, prompt(num_prompt, seed=num_prompt), LONGEST)
+    each = variant(is_pruned)
+    return generated(each.model, prompt(num_prompt, seed=num_prompt), LONGEST)
 
 
 def check(engine: Engine, dense: Variant, pruned: Variant, sizes: list[Size]) -> None:
@@ -89,12 +89,12 @@ def check(engine: Engine, dense: Variant, pruned: Variant, sizes: list[Size]) ->
     ]
     logging.disable(logging.CRITICAL)  # of a traceback per failure
     try:
-        outcome = run(engine, *(its for its, _ in asked))
+        outcome = run(engine, *(each for each, _ in asked))
     finally:
         logging.disable(logging.NOTSET)
-    for its, (is_pruned, length, num_new) in asked:
-        tokens, whole = outcome.of(its), oracle(is_pruned, length)[:num_new]
-        has_failed = outcome.reason(its) is FinishReason.ERROR
+    for each, (is_pruned, length, num_new) in asked:
+        tokens, whole = outcome.of(each), oracle(is_pruned, length)[:num_new]
+        has_failed = outcome.reason(each) is FinishReason.ERROR
         assert tokens == (whole[: len(tokens)] if has_failed else whole)
 
 

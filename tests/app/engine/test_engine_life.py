@@ -47,9 +47,9 @@ def test_what_can_never_run_is_refused(
 
 
 def test_the_longest_possible_request_runs() -> None:
-    its = request(prompt(MAX_POSITIONS - 8), max_new_tokens=8)
-    outcome = run(Engine(EngineLimits(max_batch_tokens=50)), its)
-    assert outcome.of(its) == expected(its)
+    each = request(prompt(MAX_POSITIONS - 8), max_new_tokens=8)
+    outcome = run(Engine(EngineLimits(max_batch_tokens=50)), each)
+    assert outcome.of(each) == expected(each)
 
 
 @pytest.mark.parametrize("limits", [{"max_model_len": 20}, {"max_cache_tokens": 100}])
@@ -57,8 +57,8 @@ def test_limits_of_the_engine_shorten_requests(limits: dict[str, int]) -> None:
     engine = Engine(EngineLimits(**limits))
     longest = engine.max_len(DENSE)
     assert longest < MAX_POSITIONS
-    its = request(prompt(longest - 2), max_new_tokens=2)
-    assert run(engine, its).of(its) == expected(its)
+    each = request(prompt(longest - 2), max_new_tokens=2)
+    assert run(engine, each).of(each) == expected(each)
     with pytest.raises(PromptTooLong):
         engine.add(request(prompt(longest - 1), max_new_tokens=2))
 
@@ -77,8 +77,8 @@ def test_cancelling_frees_the_slot_at_once() -> None:
     engine = Engine(EngineLimits(max_num_seqs=2))
     requests = [request(prompt(5, seed=seed), max_new_tokens=12) for seed in range(3)]
     outcome = Outcome()
-    for its in requests:
-        engine.add(its)
+    for each in requests:
+        engine.add(each)
     for _ in range(4):
         outcome.take(engine.step())
     assert engine.stats().num_running == 2
@@ -92,18 +92,18 @@ def test_cancelling_frees_the_slot_at_once() -> None:
     assert engine.stats().num_running == 2
     while engine.has_work:
         outcome.take(engine.step())
-    assert [outcome.of(its) for its in requests[1:]] == [expected(its) for its in requests[1:]]
+    assert [outcome.of(each) for each in requests[1:]] == [expected(each) for each in requests[1:]]
 
 
 def test_a_waiting_request_can_be_cancelled_and_an_unknown_one_is_none() -> None:
     engine = Engine()
-    its = request()
-    engine.add(its)
-    event = engine.cancel(its.request_id)
+    each = request()
+    engine.add(each)
+    event = engine.cancel(each.request_id)
     assert event is not None
     assert event.timings is not None
     assert event.timings.scheduled_s is None
-    assert engine.cancel(its.request_id) is None
+    assert engine.cancel(each.request_id) is None
     assert not engine.has_work
     assert engine.step() == []
 
@@ -123,15 +123,15 @@ def test_past_its_deadline_a_request_ends_within_a_step_running_or_waiting() -> 
     running = request(prompt(5), max_new_tokens=50, deadline_s=10.0, ignore_eos=True)
     waiting = request(prompt(6), deadline_s=10.0)
     patient = request(prompt(7), max_new_tokens=6)
-    for its in (running, waiting, patient):
-        engine.add(its)
+    for each in (running, waiting, patient):
+        engine.add(each)
     for clock.now_s in (0.0, 5.0, 9.9):
         outcome.take(engine.step())
     assert outcome.last == {}
     clock.now_s = 10.0
     outcome.take(engine.step())
     engine.check_integrity()
-    assert [outcome.reason(its) for its in (running, waiting)] == [FinishReason.TIMEOUT] * 2
+    assert [outcome.reason(each) for each in (running, waiting)] == [FinishReason.TIMEOUT] * 2
     assert outcome.of(running) == plain_tokens(running)[:3]
     assert outcome.of(waiting) == []
     run(engine, outcome=outcome)
@@ -148,9 +148,9 @@ def test_a_deadline_that_has_passed_on_arrival_costs_no_forward() -> None:
 
 def test_cancelling_can_have_another_reason() -> None:
     engine = Engine()
-    its = request()
-    engine.add(its)
-    event = engine.cancel(its.request_id, FinishReason.STOP)
+    each = request()
+    engine.add(each)
+    event = engine.cancel(each.request_id, FinishReason.STOP)
     assert event is not None
     assert event.finish_reason is FinishReason.STOP
     assert not event.is_text
@@ -165,7 +165,7 @@ def test_a_variant_that_cannot_run_at_all_harms_no_other() -> None:
     doomed = [request(prompt(5), odd) for _ in range(2)]
     fine = request(prompt(5), max_new_tokens=12)
     outcome = run(Engine(), doomed[0], fine, doomed[1])
-    assert [outcome.reason(its) for its in doomed] == [FinishReason.ERROR] * 2
+    assert [outcome.reason(each) for each in doomed] == [FinishReason.ERROR] * 2
     assert outcome.of(fine) == expected(fine)
 
 
@@ -176,11 +176,11 @@ def test_a_failing_forward_ends_its_own_sequences_only(caplog: pytest.LogCapture
     fine = [request(prompt(5), of, max_new_tokens=12) for of in (DENSE, PRUNED)]
     with caplog.at_level(logging.ERROR):
         outcome = run(Engine(), doomed[0], fine[0], *doomed[1:], fine[1])
-    for its in doomed:
-        assert outcome.reason(its) is FinishReason.ERROR
-        assert its.request_id in caplog.text
-    for its in fine:
-        assert outcome.of(its) == expected(its)
+    for each in doomed:
+        assert outcome.reason(each) is FinishReason.ERROR
+        assert each.request_id in caplog.text
+    for each in fine:
+        assert outcome.of(each) == expected(each)
 
 
 def test_a_lost_device_is_more_than_the_failure_of_a_batch() -> None:
@@ -202,13 +202,13 @@ def test_a_failing_prefill_leaves_the_running_sequences_of_its_variant_alone() -
     outcome.take(engine.step())
     outcome.take(engine.step())
     doomed = [request(prompt(70, seed=seed), fragile) for seed in range(3)]
-    for its in doomed:
-        engine.add(its)
+    for each in doomed:
+        engine.add(each)
     failing.countdown = 0
     outcome.take(engine.step())
     failing.countdown = 10**9
     engine.check_integrity()
-    assert [outcome.reason(its) for its in doomed] == [FinishReason.ERROR] * 3
+    assert [outcome.reason(each) for each in doomed] == [FinishReason.ERROR] * 3
     run(engine, outcome=outcome)
     assert outcome.of(running) == expected(running)
 
@@ -266,14 +266,14 @@ def test_an_idle_engine_holds_nothing() -> None:
 def test_nothing_holds_a_variant_whose_requests_are_over(num_steps: int) -> None:
     """Its weights may be unloaded, while others run."""
     engine, of = Engine(), make_variant("gone", "tiny", DENSE.model, (0, 2))
-    its = request(of=of, max_new_tokens=50)
+    each = request(of=of, max_new_tokens=50)
     engine.add(request(of=DENSE, max_new_tokens=50))
-    engine.add(its)
+    engine.add(each)
     for _ in range(num_steps):
         engine.step()
-    engine.cancel(its.request_id)
+    engine.cancel(each.request_id)
     watch = weakref.ref(of)
-    del of, its
+    del of, each
     assert watch() is None
 
 
@@ -284,8 +284,8 @@ class Clock:
         return self.now_s
 
 
-def plain_tokens(its: Request) -> list[int]:
-    return [choice.token_id for choice in plain(its)]
+def plain_tokens(each: Request) -> list[int]:
+    return [choice.token_id for choice in plain(each)]
 
 
 class _Failing(nn.Module):

@@ -38,10 +38,10 @@ class Blocking(nn.Module):
 
 
 def blocking_variant() -> tuple[Variant, Blocking]:
-    its = make_variant("blocking", "tiny", tiny_model("llama"), PRUNED)
-    block = block_list(its.model)[1]
+    each = make_variant("blocking", "tiny", tiny_model("llama"), PRUNED)
+    block = block_list(each.model)[1]
     block.mlp = blocking = Blocking(block.get_submodule("mlp"))
-    return its, blocking
+    return each, blocking
 
 
 def test_a_step_that_does_not_end_is_an_ailment_until_it_does() -> None:
@@ -49,8 +49,8 @@ def test_a_step_that_does_not_end_is_an_ailment_until_it_does() -> None:
 
     async def run(engine: AsyncEngine) -> None:
         assert (engine.stalled_s, engine.ailment) == (0.0, None)
-        its = request(prompt(5), variant, max_new_tokens=3)
-        reader = asyncio.create_task(events_of(engine.stream(its)))
+        each = request(prompt(5), variant, max_new_tokens=3)
+        reader = asyncio.create_task(events_of(engine.stream(each)))
         await until(lambda: engine.ailment is not None)
         assert engine.is_alive, "alive, and yet of no use"
         assert engine.stalled_s > STALL_S

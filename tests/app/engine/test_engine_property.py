@@ -89,7 +89,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(arrival=arrivals)
     def add(self, arrival: Arrival) -> None:
         after_s = arrival.deadline_after
-        its = request(
+        each = request(
             prompt(arrival.num_prompt, seed=arrival.num_prompt),
             variant(arrival.pruned),
             max_new_tokens=arrival.max_new_tokens,
@@ -97,9 +97,9 @@ class EngineMachine(RuleBasedStateMachine):
             ignore_eos=True,
             **SAMPLINGS[arrival.sampling],
         )
-        self.engine.add(its)
-        self.open[its.request_id] = its, arrival
-        self.choices[its.request_id] = []
+        self.engine.add(each)
+        self.open[each.request_id] = each, arrival
+        self.choices[each.request_id] = []
 
     @rule(which=st.integers(0, 100))
     def cancel(self, which: int) -> None:
@@ -115,7 +115,7 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(num_steps):
             for event in self.engine.step():
                 self.take(event)
-            late = [its.request_id for its, _ in self.open.values() if self.is_late(its)]
+            late = [each.request_id for each, _ in self.open.values() if self.is_late(each)]
             assert not late, "a deadline has passed and a step has not noticed"
             self.engine.check_integrity()
             self.now_s += 1
@@ -134,7 +134,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def take(self, event: TokenEvent) -> None:
         self.outcome.take([event])
-        its, arrival = self.open[event.request_id]
+        each, arrival = self.open[event.request_id]
         expected = oracle(arrival.pruned, arrival.num_prompt, arrival.sampling)
         if event.token_id is not None:
             made = self.choices[event.request_id]
@@ -145,11 +145,11 @@ class EngineMachine(RuleBasedStateMachine):
         if event.finish_reason is FinishReason.LENGTH:
             assert len(self.choices[event.request_id]) == arrival.max_new_tokens
         assert (event.finish_reason is FinishReason.TIMEOUT) == (
-            self.is_late(its) and event.finish_reason is not FinishReason.ABORT
+            self.is_late(each) and event.finish_reason is not FinishReason.ABORT
         )
 
-    def is_late(self, its: Request) -> bool:
-        return its.deadline_s is not None and its.deadline_s <= self.now_s
+    def is_late(self, each: Request) -> bool:
+        return each.deadline_s is not None and each.deadline_s <= self.now_s
 
 
 def again(step: Step) -> Step:
@@ -162,7 +162,7 @@ def check(event: TokenEvent, expected: Choice) -> None:
     assert (event.logprob is None) == (expected.logprob is None)
     if event.logprob is not None:
         assert event.logprob == pytest.approx(expected.logprob, abs=1e-3)
-    assert [its for its, _ in event.top_logprobs] == [its for its, _ in expected.top_logprobs]
+    assert [each for each, _ in event.top_logprobs] == [each for each, _ in expected.top_logprobs]
 
 
 TestEngine = EngineMachine.TestCase

@@ -31,9 +31,9 @@ Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of the flat way, an
 class BothWays(ModelRunner):
     """Goes flat, and again through the model's own forward, and notes what either gives."""
 
-    def __init__(self, its: Variant, seen: Forwards) -> None:
-        super().__init__(its)
-        self._oracle = ModelRunner(its)
+    def __init__(self, each: Variant, seen: Forwards) -> None:
+        super().__init__(each)
+        self._oracle = ModelRunner(each)
         self._oracle._flat_model = None
         self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
         self._seen = seen
@@ -58,14 +58,14 @@ def forwards(
         for seed, (num_prompt, num_new) in enumerate(sizes)
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "ModelRunner", lambda its, *_: BothWays(its, seen))
+        patch.setattr(engine_module, "ModelRunner", lambda each, *_: BothWays(each, seen))
         outcome = run(Engine(limits), *asked)
-    assert [len(outcome.of(its)) for its in asked] == [num_new for _, num_new in sizes]
+    assert [len(outcome.of(each)) for each in asked] == [num_new for _, num_new in sizes]
     return seen
 
 
 def test_every_family_is_flat_unless_its_blocks_are_of_another_kind() -> None:
-    assert [its for its in sorted(ARCHITECTURES) if flat_model(tiny_model(its))] == FLAT
+    assert [each for each in sorted(ARCHITECTURES) if flat_model(tiny_model(each))] == FLAT
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,7 +95,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_models_own_forward(family: 
     rounded = make_variant("tiny", "tiny", copy.deepcopy(tiny_model(family)).bfloat16())
     both = forwards([rounded], sizes)
     for (ours, theirs), (truth, _) in zip(both, exact, strict=True):
-        error, allowed = ((its - truth).pow(2).mean().sqrt() for its in (ours, theirs))
+        error, allowed = ((each - truth).pow(2).mean().sqrt() for each in (ours, theirs))
         assert error < 2 * allowed
 
 
@@ -138,8 +138,8 @@ def test_heads_that_are_turned_in_part_are_left_to_the_models_own_forward() -> N
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     assert flat_model(model) is None
-    its = request(prompt(20), make_variant("tiny", "tiny", model))
-    assert run(Engine(), its).of(its) == expected(its)
+    each = request(prompt(20), make_variant("tiny", "tiny", model))
+    assert run(Engine(), each).of(each) == expected(each)
 
 
 def test_one_row_alone_has_kernels_of_its_own() -> None:

@@ -9,5 +9,5 @@ from tests.support.tiny import generated, tiny_model
 @pytest.mark.parametrize("keep", [(0, 2, 4), (1, 3, 5)], ids=["sliding only", "full only"])
 def test_a_view_may_keep_one_kind_of_block_only(keep: tuple[int, ...]) -> None:
     pruned = make_variant("tiny@-3", "tiny", tiny_model("gemma2"), keep)
-    its = request(prompt(20), pruned, max_new_tokens=8)
-    assert run(Engine(), its).of(its) == generated(pruned.model, its.prompt_ids, 8)
+    each = request(prompt(20), pruned, max_new_tokens=8)
+    assert run(Engine(), each).of(each) == generated(pruned.model, each.prompt_ids, 8)

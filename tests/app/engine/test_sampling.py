@@ -97,7 +97,7 @@ def test_a_seed_gives_the_same_tokens_whatever_its_neighbours_do() -> None:
     ]
     steps = [logits(4, seed=step) for step in range(20)]
     alone = sequence(mine)
-    crowd = [sequence(its) for its in (*others, mine)]
+    crowd = [sequence(each) for each in (*others, mine)]
     for scores in steps:
         assert tokens_of(scores, *crowd)[3:] == tokens_of(scores[3:], alone)
 
@@ -183,7 +183,7 @@ def test_log_probabilities_are_the_models_own() -> None:
         assert choice.logprob == pytest.approx(float(expected[row, choice.token_id]))
         best = expected[row].topk(num)
         assert [token_id for token_id, _ in choice.top_logprobs] == best.indices.tolist()
-        assert [its for _, its in choice.top_logprobs] == pytest.approx(best.values.tolist())
+        assert [each for _, each in choice.top_logprobs] == pytest.approx(best.values.tolist())
     assert choices[1] == Choice(int(scores[1].argmax()))
 
 

@@ -16,26 +16,26 @@ OTHER = variant(family="gpt2")
 
 
 def sequence(num_prompt: int, of: Variant = DENSE, max_new_tokens: int = 8) -> Sequence:
-    its = request([5] * num_prompt, of, max_new_tokens=max_new_tokens)
-    return Sequence(its, generator=None)
+    each = request([5] * num_prompt, of, max_new_tokens=max_new_tokens)
+    return Sequence(each, generator=None)
 
 
 def scheduler(*seqs: Sequence, **limits: int) -> Scheduler:
-    its = Scheduler(EngineLimits(**limits))
+    each = Scheduler(EngineLimits(**limits))
     for seq in seqs:
-        its.add(seq)
-    return its
+        each.add(seq)
+    return each
 
 
-def run_next(its: Scheduler) -> Batch:
+def run_next(each: Scheduler) -> Batch:
     """What the engine does with a batch, without a model: every token that is generated is a 5."""
-    batch = its.next_batch()
+    batch = each.next_batch()
     assert batch is not None
     for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
         seq.num_cached += num
         if not seq.num_uncached:
             seq.tokens.append(5)
-    its.check_integrity()
+    each.check_integrity()
     return batch
 
 
@@ -58,28 +58,28 @@ def test_prompts_that_fit_one_batch_are_prefilled_together_in_order_of_arrival()
 
 def test_a_batch_takes_whole_prompts_while_they_fit() -> None:
     short, long, last = sequence(2), sequence(10), sequence(9)
-    its = scheduler(short, long, last, max_batch_tokens=20)
-    batches = [run_next(its) for _ in range(3)]
+    each = scheduler(short, long, last, max_batch_tokens=20)
+    batches = [run_next(each) for _ in range(3)]
     assert [batch.sequences for batch in batches] == [(short, long), (short, long), (last,)]
     assert [batch.num_scheduled_tokens for batch in batches] == [(2, 10), (1, 1), (9,)]
 
 
 def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
-    its = scheduler(sequence(4))
-    run_next(its)
-    its.add(sequence(100))
-    its.add(sequence(500))
-    are_decodes = [run_next(its).is_one_token_each for _ in range(6)]
+    each = scheduler(sequence(4))
+    run_next(each)
+    each.add(sequence(100))
+    each.add(sequence(500))
+    are_decodes = [run_next(each).is_one_token_each for _ in range(6)]
     assert not all(are_decodes)
     assert all(map(any, itertools.pairwise(are_decodes)))
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
     running, long = sequence(4), sequence(50)
-    its = scheduler(running, max_batch_tokens=20)
-    run_next(its)
-    its.add(long)
-    batches = [run_next(its) for _ in range(7)]
+    each = scheduler(running, max_batch_tokens=20)
+    run_next(each)
+    each.add(long)
+    batches = [run_next(each) for _ in range(7)]
     # the last 2 of the 50 are read one by one, in the decodes between the chunks
     fed = [(1,), (20,), (1, 1), (20,), (1, 1), (8,), (1, 1)]
     assert [batch.num_scheduled_tokens for batch in batches] == fed
@@ -89,45 +89,47 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
 
 def test_a_decode_takes_every_running_sequence_of_a_variant() -> None:
     seqs = [sequence(3), sequence(40), sequence(5)]
-    its = scheduler(*seqs, max_batch_tokens=20)
-    decodes = [batch for batch in (run_next(its) for _ in range(12)) if batch.is_one_token_each]
+    each = scheduler(*seqs, max_batch_tokens=20)
+    decodes = [batch for batch in (run_next(each) for _ in range(12)) if batch.is_one_token_each]
     assert decodes[-1].sequences == tuple(seqs)
 
 
 def test_variants_take_turns() -> None:
-    its = scheduler(sequence(3, DENSE), sequence(3, PRUNED))
+    each = scheduler(sequence(3, DENSE), sequence(3, PRUNED))
     for _ in range(2):  # prefills
-        run_next(its)
-    served = [run_next(its).variant for _ in range(7)]
+        run_next(each)
+    served = [run_next(each).variant for _ in range(7)]
     assert all(one is not other for one, other in itertools.pairwise(served[1:]))
 
 
 def test_a_flood_of_one_variant_does_not_keep_another_waiting() -> None:
-    its = scheduler(*[sequence(10) for _ in range(50)], max_batch_tokens=20)
+    each = scheduler(*[sequence(10) for _ in range(50)], max_batch_tokens=20)
     late = sequence(10, PRUNED)
-    its.add(late)
+    each.add(late)
     for _ in range(3):
-        run_next(its)
+        run_next(each)
     assert late.slot == 0
 
 
 def test_a_short_prompt_waits_for_one_chunk_of_another_variants_long_one() -> None:
-    its = scheduler(*[sequence(500, PRUNED) for _ in range(3)], max_batch_tokens=20)
-    run_next(its)
+    each = scheduler(*[sequence(500, PRUNED) for _ in range(3)], max_batch_tokens=20)
+    run_next(each)
     late = sequence(10)
-    its.add(late)
-    assert [run_next(its).sequences == (late,) for _ in range(2)] == [False, True]
+    each.add(late)
+    assert [run_next(each).sequences == (late,) for _ in range(2)] == [False, True]
 
 
 def test_a_long_prompt_alone_is_read_without_decodes_in_between() -> None:
-    its = scheduler(sequence(50), max_batch_tokens=20)
-    assert [run_next(its).num_scheduled_tokens for _ in range(4)] == [(20,), (20,), (10,), (1,)]
+    each = scheduler(sequence(50), max_batch_tokens=20)
+    assert [run_next(each).num_scheduled_tokens for _ in range(4)] == [(20,), (20,), (10,), (1,)]
 
 
 def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
-    its = scheduler(*[sequence(100, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=20)
+    each = scheduler(*[sequence(100, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=20)
     chunks = [
-        batch for batch in (run_next(its) for _ in range(30)) if batch.num_scheduled_tokens == (20,)
+        batch
+        for batch in (run_next(each) for _ in range(30))
+        if batch.num_scheduled_tokens == (20,)
     ]
     assert [batch.variant for batch in chunks[:8]] == [DENSE, PRUNED] * 4
 
@@ -149,16 +151,16 @@ def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
 def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_variant(
     arrivals: list[tuple[Variant, int, int]], max_batch_tokens: int, max_num_seqs: int
 ) -> None:
-    its = scheduler(max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs)
+    each = scheduler(max_batch_tokens=max_batch_tokens, max_num_seqs=max_num_seqs)
     passed_over: dict[Sequence, list[Batch]] = {}  # since its last token
     due = [(of, length, wait) for of, length, wait in arrivals]
-    while due or its.num_running or its.num_waiting:
-        if due and not (its.num_running and due[0][2]):
+    while due or each.num_running or each.num_waiting:
+        if due and not (each.num_running and due[0][2]):
             of, length, _ = due.pop(0)
-            its.add(sequence(length, of))
+            each.add(sequence(length, of))
         elif due:
             due[0] = (*due[0][:2], due[0][2] - 1)
-        batch = run_next(its)
+        batch = run_next(each)
         assert sum(batch.num_scheduled_tokens) <= max(max_batch_tokens, len(batch.sequences))
         cached = [seq.num_cached for seq in batch.sequences]
         assert (
@@ -174,70 +176,70 @@ def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_var
             if seq.num_generated:
                 passed_over[seq] = []
             if seq.num_generated >= seq.request.params.max_new_tokens:
-                its.remove(seq)
+                each.remove(seq)
                 del passed_over[seq]
 
 
 def test_no_more_sequences_run_than_there_are_slots() -> None:
     seqs = [sequence(3, of) for of in (DENSE, PRUNED) * 3]
-    its = scheduler(*seqs, max_num_seqs=4)
+    each = scheduler(*seqs, max_num_seqs=4)
     for _ in range(8):
-        run_next(its)
-    assert (its.num_running, its.num_waiting) == (4, 2)
-    its.remove(its.running[DENSE][0])
+        run_next(each)
+    assert (each.num_running, each.num_waiting) == (4, 2)
+    each.remove(each.running[DENSE][0])
     for _ in range(3):
-        run_next(its)
-    assert (its.num_running, its.num_waiting) == (4, 1)
+        run_next(each)
+    assert (each.num_running, each.num_waiting) == (4, 1)
 
 
 def test_room_for_whole_answers_is_reserved_on_admission() -> None:
     seqs = [sequence(10, max_new_tokens=100) for _ in range(3)]
-    its = scheduler(*seqs, max_cache_tokens=256)  # two of 128 each
-    run_next(its)
-    assert (its.num_running, its.num_waiting) == (2, 1)
-    assert its.cache_usage == 1.0
+    each = scheduler(*seqs, max_cache_tokens=256)  # two of 128 each
+    run_next(each)
+    assert (each.num_running, each.num_waiting) == (2, 1)
+    assert each.cache_usage == 1.0
 
 
 def test_what_finds_no_room_keeps_the_turn_until_it_does() -> None:
     running = [sequence(10, max_new_tokens=50) for _ in range(2)]
     large, small = sequence(10, DENSE, max_new_tokens=200), sequence(10, PRUNED)
-    its = scheduler(*running, max_cache_tokens=256)
-    run_next(its)
-    its.add(large)
-    its.add(small)
+    each = scheduler(*running, max_cache_tokens=256)
+    run_next(each)
+    each.add(large)
+    each.add(small)
     for _ in range(3):
-        run_next(its)
+        run_next(each)
     assert (large.slot, small.slot) == (None, None)
     for seq in running:
-        its.remove(seq)
-    its.next_batch()
+        each.remove(seq)
+    each.next_batch()
     assert large.slot == 0
 
 
 def test_the_last_slot_fills_the_gap() -> None:
     seqs = [sequence(3) for _ in range(3)]
-    its = scheduler(*seqs)
-    run_next(its)
-    assert its.remove(seqs[0]) == 2
+    each = scheduler(*seqs)
+    run_next(each)
+    assert each.remove(seqs[0]) == 2
     assert [seqs[2].slot, seqs[1].slot] == [0, 1]
-    its.check_integrity()
+    each.check_integrity()
 
 
 def test_a_waiting_sequence_holds_no_slot_to_give_back() -> None:
     seq = sequence(3)
-    its = scheduler(seq)
-    assert its.remove(seq) is None
-    assert its.num_waiting == 0
-    assert its.next_batch() is None
+    each = scheduler(seq)
+    assert each.remove(seq) is None
+    assert each.num_waiting == 0
+    assert each.next_batch() is None
 
 
 def test_integrity_notices_a_slot_held_twice() -> None:
     seqs = [sequence(3), sequence(3)]
-    its = scheduler(*seqs)
-    run_next(its)
+    each = scheduler(*seqs)
+    run_next(each)
     seqs[1].slot = 0
     with pytest.raises(AssertionError):
-        its.check_integrity()
+        each.check_integrity()
 
 
 @pytest.mark.parametrize(

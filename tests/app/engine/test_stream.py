@@ -109,8 +109,8 @@ def test_a_cancelled_stream_still_tells_its_end() -> None:
 
 def test_a_subscriber_gets_everything_until_it_leaves() -> None:
     async def run(engine: AsyncEngine) -> None:
-        its = request(prompt(9), max_new_tokens=5, ignore_eos=True)
-        stream, left = engine.stream(its), engine.stream(endless(1))
+        each = request(prompt(9), max_new_tokens=5, ignore_eos=True)
+        stream, left = engine.stream(each), engine.stream(endless(1))
         await until(lambda: engine.stats().num_running == 1)  # so some of it has come before
         received: list[TokenEvent | Exception] = []
         stream.subscribe(received.append)
@@ -121,7 +121,7 @@ def test_a_subscriber_gets_everything_until_it_leaves() -> None:
         num_received = len(unwanted)
         await until(lambda: engine.stats().num_running == 0)
         tokens = [event.token_id for event in received if isinstance(event, TokenEvent)]
-        assert tokens == generated(its.variant.model, its.prompt_ids, 5)
+        assert tokens == generated(each.variant.model, each.prompt_ids, 5)
         assert len(unwanted) == num_received
 
     scenario(run)

@@ -25,8 +25,8 @@ from tests.support.engine_scenarios import endless, events_of, scenario, until
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
 
-def background(its: Request) -> Request:
-    return replace(its, is_background=True)
+def background(each: Request) -> Request:
+    return replace(each, is_background=True)
 
 
 def engine_loop() -> tuple[Engine, EngineLoop]:
@@ -40,32 +40,32 @@ def was_alone(events: list[TokenEvent]) -> bool:
 
 
 def test_a_background_request_is_answered_as_any_other() -> None:
-    its = request(prompt(90), max_new_tokens=9)  # more than a background chunk
+    each = request(prompt(90), max_new_tokens=9)  # more than a background chunk
 
     async def run(engine: AsyncEngine) -> None:
-        stream = engine.background(background(its))
+        stream = engine.background(background(each))
         events = await events_of(stream)
-        assert [event.token_id for event in events] == expected(its)
+        assert [event.token_id for event in events] == expected(each)
         assert was_alone(events)
 
     scenario(run)
 
 
 def test_it_takes_no_step_while_a_request_runs() -> None:
-    its, other = background(request(prompt(5))), request(prompt(6), max_new_tokens=4)
+    each, other = background(request(prompt(5))), request(prompt(6), max_new_tokens=4)
     (engine, loop), outcome = engine_loop(), Outcome()
-    engine.add(its)
+    engine.add(each)
     outcome.take(loop.step())
-    assert len(outcome.of(its)) == 1
+    assert len(outcome.of(each)) == 1
     engine.add(other)
     while other.request_id not in outcome.last:
         outcome.take(loop.step())
         engine.check_integrity()
-        assert len(outcome.of(its)) == 1
+        assert len(outcome.of(each)) == 1
     while loop.has_work:
         outcome.take(loop.step())
         engine.check_integrity()
-    assert outcome.of(its) == expected(its)
+    assert outcome.of(each) == expected(each)
     assert outcome.of(other) == expected(other)
 
 
@@ -76,13 +76,13 @@ def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) ->
     answers = iter(wanted)
     engine = Engine(EngineLimits(max_num_seqs=4))
     loop = EngineLoop(engine, lambda: next(answers, False))
-    its = background(request(prompt(90), variant(family=family), max_new_tokens=4))
+    each = background(request(prompt(90), variant(family=family), max_new_tokens=4))
     outcome = Outcome()
-    engine.add(its)
+    engine.add(each)
     while loop.has_work:
         outcome.take(loop.step())
         engine.check_integrity()
-    assert outcome.of(its) == expected(its)
+    assert outcome.of(each) == expected(each)
 
 
 def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -> None:
@@ -92,16 +92,16 @@ def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -
         asked.append(len(asked) % NUM_BLOCKS == 2)
         return asked[-1]
 
-    engine, its, outcome = Engine(), request(prompt(6)), Outcome()
+    engine, each, outcome = Engine(), request(prompt(6)), Outcome()
     loop = EngineLoop(engine, is_wanted)
     engine.add(background(request(prompt(5))))
     assert loop.step() == []
     assert asked == [False, False, True]
-    engine.add(its)
-    while its.request_id not in outcome.last:
+    engine.add(each)
+    while each.request_id not in outcome.last:
         outcome.take(loop.step())
     assert len(asked) == 3, "a request gives way to nobody"
-    assert outcome.of(its) == expected(its)
+    assert outcome.of(each) == expected(each)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_a_request_that_comes_ends_the_background_step_that_has_begun(
     """The step waits in its first block until there is the request; its last is not reached then.
     Another background request waits for its turn, or the times of the first would be too long.
     """
-    its = make_variant("tiny", "tiny", tiny_model("llama", seed=77), None)
-    blocks = block_list(its.model)
+    each = make_variant("tiny", "tiny", tiny_model("llama", seed=77), None)
+    blocks = block_list(each.model)
     has_come, begun_with, ended_with = threading.Event(), list[int](), list[int]()
 
     async def run(engine: AsyncEngine) -> None:
@@ -132,9 +132,9 @@ def test_a_request_that_comes_ends_the_background_step_that_has_begun(
         hooks = [blocks[0].get_submodule("mlp").register_forward_hook(begin)]
         hooks.append(blocks[-1].get_submodule("mlp").register_forward_hook(end))
         try:
-            replay = engine.background(background(request(prompt(5), its, max_new_tokens=1)))
+            replay = engine.background(background(request(prompt(5), each, max_new_tokens=1)))
             await begun.wait()
-            other = request(prompt(7), its, max_new_tokens=1)
+            other = request(prompt(7), each, max_new_tokens=1)
             stream = engine.background(background(other)) if is_replay else engine.stream(other)
             has_come.set()
             await events_of(stream)
@@ -162,8 +162,8 @@ def test_one_of_them_runs_at_a_time() -> None:
 
 def test_one_that_was_interrupted_says_so() -> None:
     async def run(engine: AsyncEngine) -> None:
-        its = endless(1)
-        stream = engine.background(background(its))
+        each = endless(1)
+        stream = engine.background(background(each))
         await anext(stream)
         await events_of(engine.stream(request(prompt(5))))
         events = [event async for event in stream]
@@ -195,19 +195,19 @@ def test_all_of_them_go_when_a_request_has_to_wait() -> None:
             assert last.finish_reason is FinishReason.ABORT
         with pytest.raises(Overloaded):
             engine.background(background(endless()))
-        for its in live:
-            await its.aclose()
+        for each in live:
+            await each.aclose()
 
     scenario(run, max_num_seqs=2)
 
 
 def test_one_that_is_cancelled_ends_alone() -> None:
     async def run(engine: AsyncEngine) -> None:
-        dense, pruned = (background(request(prompt(5), variant(its))) for its in (False, True))
-        streams = [engine.background(its) for its in (dense, pruned)]
+        dense, pruned = (background(request(prompt(5), variant(each))) for each in (False, True))
+        streams = [engine.background(each) for each in (dense, pruned)]
         streams[1].cancel()
         ends = [[event async for event in stream][-1] for stream in streams]
-        assert [its.finish_reason for its in ends] == [FinishReason.LENGTH, FinishReason.ABORT]
+        assert [each.finish_reason for each in ends] == [FinishReason.LENGTH, FinishReason.ABORT]
 
     scenario(run)
 
@@ -218,10 +218,10 @@ def test_none_of_them_outlives_the_stop() -> None:
     async def run(engine: AsyncEngine) -> None:
         with pytest.raises(PromptTooLong):
             engine.background(background(request([3] * 500)))
-        streams.extend(engine.background(background(endless(its))) for its in range(3))
+        streams.extend(engine.background(background(endless(each))) for each in range(3))
         await engine.stop(drain_s=60)  # which does not wait for them: the test would time out
         ends = [[event async for event in stream][-1] for stream in streams]
-        assert {its.finish_reason for its in ends} == {FinishReason.ABORT}
+        assert {each.finish_reason for each in ends} == {FinishReason.ABORT}
         with pytest.raises(EngineStopped):
             engine.background(background(endless()))
 
@@ -240,17 +240,17 @@ def counting(number: int, log: list[str]) -> Generator[None, None, int]:
 
 def test_work_takes_one_piece_after_each_step() -> None:
     (engine, loop), log = engine_loop(), list[str]()
-    its = request(prompt(5), max_new_tokens=4)
+    each = request(prompt(5), max_new_tokens=4)
     work = Work(counting(3, log))
-    engine.add(its)
+    engine.add(each)
     loop.add_work(work)
     outcome = Outcome()
     for step in range(1, 4):
         outcome.take(loop.step())
-        assert (len(outcome.of(its)), log.count("piece")) == (step, step)
+        assert (len(outcome.of(each)), log.count("piece")) == (step, step)
     outcome.take(loop.step())
     assert work.future.result(0) == 3
-    assert outcome.of(its) == expected(its)
+    assert outcome.of(each) == expected(each)
     assert not loop.has_work
 
 

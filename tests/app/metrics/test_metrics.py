@@ -67,13 +67,13 @@ def test_of_the_gaps_of_an_answer_only_the_longest_so_far_bring_its_id() -> None
         token_gap(seconds)
     page = openmetrics.generate_latest(metrics.registry).decode()  # type: ignore[no-untyped-call]
     (family,) = (
-        its
-        for its in text_string_to_metric_families(page)  # type: ignore[no-untyped-call]
-        if its.name == "sleb_inter_token_latency_seconds"
+        each
+        for each in text_string_to_metric_families(page)  # type: ignore[no-untyped-call]
+        if each.name == "sleb_inter_token_latency_seconds"
     )
-    shown = [its.exemplar for its in family.samples if its.exemplar]
-    assert [its.value for its in shown] == [0.004, 0.03, 0.2]
-    (count,) = (its.value for its in family.samples if its.name.endswith("_count"))
+    shown = [each.exemplar for each in family.samples if each.exemplar]
+    assert [each.value for each in shown] == [0.004, 0.03, 0.2]
+    (count,) = (each.value for each in family.samples if each.name.endswith("_count"))
     assert count == len(gaps_s)
 
 
@@ -127,7 +127,7 @@ def test_how_long_requests_were_and_what_they_shared_a_step_with(client: TestCli
         client.post("/generate", json=BODY | {"prompt": [short] * 4}).json(),
         client.post("/generate", json=BODY | {"prompt": long, "max_new_tokens": 1}).json(),
     ]
-    lengths = [its["prompt_tokens"] for answer in answers for its in answer["outputs"]]
+    lengths = [each["prompt_tokens"] for answer in answers for each in answer["outputs"]]
     found = scrape(client)
 
     def mean(name: str, count: int) -> float:
@@ -165,11 +165,11 @@ def test_models_have_numbers_to_reckon_with(client: TestClient, data_dir: Path) 
     assert sizes[1] is not None
     assert sizes[2] is not None
     assert sizes[0] - sizes[1] == sizes[1] - sizes[2] > 0
-    its = client.get("/models/tiny@-2").json()
-    assert found.value("sleb_model_perplexity", model_name="tiny@-2") == its["perplexity"]
+    each = client.get("/models/tiny@-2").json()
+    assert found.value("sleb_model_perplexity", model_name="tiny@-2") == each["perplexity"]
     dense = found.value("sleb_model_dense_perplexity", model_name="tiny@-2")
     assert (
-        dense == its["dense_perplexity"] == found.value("sleb_model_perplexity", model_name="tiny")
+        dense == each["dense_perplexity"] == found.value("sleb_model_perplexity", model_name="tiny")
     )
 
 
@@ -182,9 +182,9 @@ def test_variants_in_memory_show_that_nothing_runs_on_them(
             pool.submit(client.post, "/generate", json={**BODY, "model": name}).result()
     found = scrape(client)
     for name, variant in (("tiny", "dense"), ("tiny@-1", "pruned")):
-        its = {"model_name": name, "variant": variant}
-        assert found.value("sleb_num_requests_running", **its) == 0
-        assert found.value("sleb_num_requests_waiting", **its) == 0
+        each = {"model_name": name, "variant": variant}
+        assert found.value("sleb_num_requests_running", **each) == 0
+        assert found.value("sleb_num_requests_waiting", **each) == 0
 
 
 def test_it_says_whether_traffic_should_come(client: TestClient) -> None:

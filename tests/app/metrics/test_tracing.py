@@ -38,7 +38,7 @@ def client(
 
 def below(spans: tuple[ReadableSpan, ...], parent: ReadableSpan) -> list[ReadableSpan]:
     assert parent.context is not None
-    return [its for its in spans if its.parent and its.parent.span_id == parent.context.span_id]
+    return [each for each in spans if each.parent and each.parent.span_id == parent.context.span_id]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -49,23 +49,26 @@ def test_a_request_is_one_tree_down_to_the_phases_in_the_engine(
     body = {**BODY, "prompt": ["the dog"] * 2, "stream": is_streamed}
     assert client.post("/generate", json=body, headers=headers).status_code == 200
     spans = exporter.get_finished_spans()
-    assert {f"{its.context.trace_id:032x}" for its in spans if its.context} == {TRACE_ID}
-    [request] = [its for its in spans if its.name == "POST /generate"]
+    assert {f"{each.context.trace_id:032x}" for each in spans if each.context} == {TRACE_ID}
+    [request] = [each for each in spans if each.name == "POST /generate"]
     generated = below(spans, request)
-    assert [its.name for its in generated] == ["generate tiny"] * 2
-    for its in generated:
-        assert its.attributes is not None
-        assert its.attributes["gen_ai.usage.output_tokens"] == 5
-        assert its.attributes["gen_ai.response.finish_reasons"] == ("length",)
-        assert its.attributes["sleb.request_id"] == "req-7"
-        assert (its.attributes["sleb.variant"], its.attributes["sleb.traffic"]) == ("dense", "live")
-        phases = below(spans, its)
+    assert [each.name for each in generated] == ["generate tiny"] * 2
+    for each in generated:
+        assert each.attributes is not None
+        assert each.attributes["gen_ai.usage.output_tokens"] == 5
+        assert each.attributes["gen_ai.response.finish_reasons"] == ("length",)
+        assert each.attributes["sleb.request_id"] == "req-7"
+        assert (each.attributes["sleb.variant"], each.attributes["sleb.traffic"]) == (
+            "dense",
+            "live",
+        )
+        phases = below(spans, each)
         assert [phase.name for phase in phases] == ["queue", "prefill", "decode"]
-        moments = [its.start_time, *(phase.end_time for phase in phases)]
+        moments = [each.start_time, *(phase.end_time for phase in phases)]
         assert moments == sorted(moments, key=lambda moment: moment or 0)
         assert [phase.start_time for phase in phases] == moments[:-1]
-        assert moments[-1] == its.end_time
-        assert (request.start_time or 0) <= (its.start_time or 0) + 1_000_000
+        assert moments[-1] == each.end_time
+        assert (request.start_time or 0) <= (each.start_time or 0) + 1_000_000
 
 
 def test_phases_last_as_long_as_the_answer_says(
@@ -73,8 +76,8 @@ def test_phases_last_as_long_as_the_answer_says(
 ) -> None:
     [output] = client.post("/generate", json=BODY).json()["outputs"]
     took_s = {
-        its.name: ((its.end_time or 0) - (its.start_time or 0)) / 1e9
-        for its in exporter.get_finished_spans()
+        each.name: ((each.end_time or 0) - (each.start_time or 0)) / 1e9
+        for each in exporter.get_finished_spans()
     }
     timings = output["timings"]
     assert took_s["queue"] == pytest.approx(timings["queue_s"], abs=1e-5)
@@ -89,7 +92,7 @@ def test_what_machines_ask_every_few_seconds_is_not_traced(
     for path in ("/metrics", "/health/live", "/health/ready"):
         client.get(path)
     client.get("/models")
-    assert [its.name for its in exporter.get_finished_spans()] == ["GET /models"]
+    assert [each.name for each in exporter.get_finished_spans()] == ["GET /models"]
 
 
 @pytest.mark.parametrize("name", ["SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"])

@@ -111,7 +111,7 @@ def test_a_service_with_a_file_that_is_wrong_does_not_start(tmp_path: Path) -> N
 
 
 def test_the_example_of_the_guide_can_be_used(tmp_path: Path) -> None:
-    (example,) = [its.code for its in blocks(*GUIDES) if its.language == "toml"]
+    (example,) = [each.code for each in blocks(*GUIDES) if each.language == "toml"]
     file = tmp_path / "external.toml"
     file.write_text(example)
     dense, pruned = read_external_models(file)

@@ -150,7 +150,7 @@ def test_a_replaced_parent_is_told_once(
     registry = registry_of(tiny_models_dir.parent)
     for _ in range(3):
         registry.catalog.entries()
-    [record] = [its for its in caplog.records if its.name == "app.models.catalog"]
+    [record] = [each for each in caplog.records if each.name == "app.models.catalog"]
     assert manifest.name in record.getMessage()
 
 

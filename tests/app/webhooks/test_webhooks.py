@@ -262,7 +262,7 @@ def test_every_status_can_be_asked_for() -> None:
 
 
 def test_the_receiver_of_the_guide_verifies(client: TestClient, job_store: JobStore) -> None:
-    (code,) = [its.code for its in blocks(*GUIDES) if "import Webhook" in its.code]
+    (code,) = [each.code for each in blocks(*GUIDES) if "import Webhook" in each.code]
     names: dict[str, Any] = {}
     exec(code.replace("whsec_...", SECRET), names)  # noqa: S102 - our own guide
     app = names["app"]

@@ -133,8 +133,8 @@ def test_answers_are_what_each_text_alone_and_generate_say(
     forward = InMemoryForward(tiny_loaded.model, batch_tokens=batch_tokens)
     found = answer(forward, tiny_loaded.tokenizer, items)
     assert found == [by_hand(tiny_loaded, item) for item in items]
-    assert {its.is_written for its in found} == {True, False}
-    assert {its.is_chosen for its in found} == {True, False}
+    assert {each.is_written for each in found} == {True, False}
+    assert {each.is_chosen for each in found} == {True, False}
 
 
 def _has_seam(loaded: LoadedModel, item: Item) -> bool:

@@ -51,4 +51,4 @@ def test_no_page_of_elsewhere_is_answered(client: TestClient) -> None:
         refused = client.get("/v1/models", headers=headers)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_local")
     for operations in client.get("/openapi.json").json()["paths"].values():
-        assert all("403" in its["responses"] for its in operations.values())
+        assert all("403" in each["responses"] for each in operations.values())

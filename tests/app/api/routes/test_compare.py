@@ -89,7 +89,7 @@ def test_what_the_dense_model_thinks_of_each_text(
     client: TestClient, tiny_loaded: LoadedModel
 ) -> None:
     found = compare(client, baseline="tiny@-3")
-    assert [its["model"] for its in found["results"]] == ["tiny", "tiny@-1"]
+    assert [each["model"] for each in found["results"]] == ["tiny", "tiny@-1"]
     for index, prompt in enumerate(PROMPTS):
         outputs = found["prompts"][index]["outputs"]
         for model, output in zip(MODELS, outputs, strict=True):
@@ -108,7 +108,7 @@ def test_a_model_is_equal_to_itself(client: TestClient, model: str) -> None:
     (result,) = found["results"]
     assert (result["agreement"], result["logprob_gap"]) == (1, 0)
     (prompt,) = found["prompts"]
-    assert [its["first_divergence"] for its in prompt["outputs"]] == [None, None]
+    assert [each["first_divergence"] for each in prompt["outputs"]] == [None, None]
     for kind in ("tpot", "ttft", "e2e"):
         speedup = result[kind]
         assert speedup["low"] <= speedup["ratio"] <= speedup["high"]
@@ -162,8 +162,8 @@ def test_with_a_seed_every_model_draws_the_same_numbers(client: TestClient) -> N
     found = compare(client, models=["tiny", "tiny@-1"], **body)
     assert found["seed"] == 7
     for column, model in enumerate(["tiny", "tiny@-1"]):
-        texts = [its["outputs"][column]["text"] for its in found["prompts"]]
-        assert texts == [its["text"] for its in generated(client, model, **body)]
+        texts = [each["outputs"][column]["text"] for each in found["prompts"]]
+        assert texts == [each["text"] for each in generated(client, model, **body)]
 
 
 def test_every_repeat_has_timings_and_one_has_no_interval(client: TestClient) -> None:
@@ -184,9 +184,9 @@ def test_every_repeat_has_timings_and_one_has_no_interval(client: TestClient) ->
             sum(
                 timings["tpot_s"]
                 for prompt in found["prompts"]
-                for timings in prompt["outputs"][its]["timings"]
+                for timings in prompt["outputs"][each]["timings"]
             )
-            for its in (0, column)
+            for each in (0, column)
         ]
         assert result["tpot"]["ratio"] == pytest.approx(sums[0] / sums[1])
 
@@ -195,7 +195,7 @@ def test_a_shorter_answer_is_no_speed_up(client: TestClient) -> None:
     stop = generated(client, "tiny@-3")[0]["token_ids"][1]  # soon in one answer, not in the other
     body = {"stop_token_ids": [stop], "ignore_eos": True, "prompt": PROMPTS[0], "repeats": 2}
     found = compare(client, models=["tiny", "tiny@-3"], **body)
-    lengths = [its["completion_tokens"] for its in found["prompts"][0]["outputs"]]
+    lengths = [each["completion_tokens"] for each in found["prompts"][0]["outputs"]]
     assert lengths[0] != lengths[1]
     (result,) = found["results"]
     assert result["e2e"]["verdict"] == "undecided"
@@ -269,7 +269,7 @@ def test_a_client_that_leaves_ends_it(
         wait_until(lambda: not server.server_state.connections, "the server has noticed")
         before = engine.num_steps
         engine.gate.set()
-        its = server.lifespan.state["services"].generation.engine
-        wait_until(lambda: not its.stats().num_running, "the engine is idle")
+        each = server.lifespan.state["services"].generation.engine
+        wait_until(lambda: not each.stats().num_running, "the engine is idle")
         assert engine.num_steps - before <= 2
         assert httpx2.get(f"{url}/health/ready").is_success

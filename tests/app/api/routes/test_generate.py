@@ -171,12 +171,12 @@ def test_more_than_may_wait_is_refused_whole_with_advice_when_to_come_back(
     client: TestClient,
 ) -> None:
     body = {"model": "tiny", "prompt": ["the dog"] * 12, "max_new_tokens": 250, "ignore_eos": True}
-    its = {"model_name": "tiny", "variant": "dense"}
+    each = {"model_name": "tiny", "variant": "dense"}
     with ThreadPoolExecutor() as pool:
         running = pool.submit(client.post, "/generate", json=body)
         wait_until(
             lambda: (
-                Scrape(client.get("/metrics").text).value("sleb_num_requests_running", **its) == 8
+                Scrape(client.get("/metrics").text).value("sleb_num_requests_running", **each) == 8
             ),
             "all slots taken",
         )
@@ -185,5 +185,5 @@ def test_more_than_may_wait_is_refused_whole_with_advice_when_to_come_back(
         assert int(response.headers["retry-after"]) >= 1
         assert running.result().status_code == 200
     generate(client, max_new_tokens=1)
-    its |= {"traffic": "live", "reason": "queue_full"}
-    assert Scrape(client.get("/metrics").text).value("sleb_admission_rejections_total", **its) == 1
+    each |= {"traffic": "live", "reason": "queue_full"}
+    assert Scrape(client.get("/metrics").text).value("sleb_admission_rejections_total", **each) == 1

@@ -86,10 +86,10 @@ def services(settings: ServeSettings, redis_url: str, tmp_path: Path) -> Iterato
 def test_generate_answers_as_the_other_server_does(services: Both) -> None:
     body = {"prompt": PROMPTS, "max_new_tokens": 12, "stop": ["zz", "a"], "logprobs": 2}
     mine = services.generate(services.here, **body).json()
-    its = services.generate(services.there, **body).json()
-    assert facts(mine["outputs"]) == facts(its["outputs"])
+    each = services.generate(services.there, **body).json()
+    assert facts(mine["outputs"]) == facts(each["outputs"])
     assert (mine["model"], mine["variant"]) == ("there", "dense")
-    for output, other in zip(mine["outputs"], its["outputs"], strict=True):
+    for output, other in zip(mine["outputs"], each["outputs"], strict=True):
         tokens = [(token["token"], token["logprob"]) for token in other["logprobs"]]
         assert [token["token"] for token in output["logprobs"]] == [text for text, _ in tokens]
         assert {token["token_id"] for token in output["logprobs"]} == {None}
@@ -113,8 +113,8 @@ def test_a_stream_is_the_whole_answer(services: Both) -> None:
         services.generate(services.there, **body | {"model": "tiny"}).json()["outputs"]
     )
     for index, output in enumerate(last["outputs"]):
-        its = [piece["text"] for _, piece in pieces if piece["index"] == index]
-        assert "".join(its) == output["text"]
+        each = [piece["text"] for _, piece in pieces if piece["index"] == index]
+        assert "".join(each) == output["text"]
 
 
 SAMPLING: dict[str, Any] = {"temperature": 1.5, "seed": 7, "n": 2, "top_p": 0.9}
@@ -152,11 +152,11 @@ def test_the_client_of_openai_sees_no_difference(
             return create(**ask), list(create(**ask, **options))
 
     mine, mine_chunks = answers(services.here, "there")
-    its, its_chunks = answers(services.there, "tiny")
+    each, its_chunks = answers(services.there, "tiny")
     assert mine.model == "there"
-    assert plain(mine) == about(plain(its))
+    assert plain(mine) == about(plain(each))
     assert joined(mine_chunks) == joined(its_chunks)
-    assert mine_chunks[-1].usage == its_chunks[-1].usage == its.usage
+    assert mine_chunks[-1].usage == its_chunks[-1].usage == each.usage
 
 
 def plain(answer: Any) -> Any:
@@ -168,9 +168,9 @@ def about(value: Any) -> Any:
     """Equal to the same with other numbers behind the fourth digit: batches are put together
     differently, and round differently."""
     if isinstance(value, dict):
-        return {key: about(its) for key, its in value.items()}
+        return {key: about(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [about(its) for its in value]
+        return [about(each) for each in value]
     return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
@@ -352,7 +352,7 @@ def test_it_is_listed_with_its_lineage(
     with LocalClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "ready without them")
         entries = {entry["id"]: entry for entry in client.get("/models").json()["data"]}
-        assert [entries[its]["backend"] for its in ("tiny", "vllm")] == ["engine", "openai"]
+        assert [entries[each]["backend"] for each in ("tiny", "vllm")] == ["engine", "openai"]
         pruned, twin = entries["vllm"], entries[manifest.name]
         for name in ("variant", "parent", "num_blocks", "removed_blocks", "perplexity", "losses"):
             assert pruned[name] == twin[name]

@@ -31,10 +31,10 @@ def test_the_pieces_of_every_output_are_its_whole_text(client: TestClient, stop:
     assert {name for name, _ in pieces} == {"text"}
     assert len(pieces) > 2 * len(PROMPTS)
     for index, output in enumerate(last[1]["outputs"]):
-        its = [piece for _, piece in pieces if piece["index"] == index]
-        assert "".join(piece["text"] for piece in its) == output["text"]
+        each = [piece for _, piece in pieces if piece["index"] == index]
+        assert "".join(piece["text"] for piece in each) == output["text"]
         for name in ("token_ids", "logprobs"):
-            assert [token for piece in its for token in piece[name]] == output[name]
+            assert [token for piece in each for token in piece[name]] == output[name]
     assert last[0] == "done"
     assert facts(last[1]["outputs"]) == facts(whole)
     assert last[1]["outputs"][0]["timings"]["ttft_s"] > 0

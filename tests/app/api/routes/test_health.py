@@ -33,9 +33,9 @@ def test_metrics_have_the_names_and_labels_that_dashboards_use(
         assert f"sleb_e2e_request_latency_seconds_count{{{labels}}} 1.0" in text
         assert f"sleb_request_queue_time_seconds_count{{{labels}}} 1.0" in text
         assert re.search(rf'success_total{{finished_reason="length",{labels}}} 1.0', text)
-        its = f'model_name="{name}",variant="{kind}"'
+        labels_of_model = f'model_name="{name}",variant="{kind}"'
         for gauge in ("num_requests_running", "num_requests_waiting"):
-            assert f"sleb_{gauge}{{{its}}} 0.0" in text
+            assert f"sleb_{gauge}{{{labels_of_model}}} 0.0" in text
     assert "sleb_kv_cache_usage_perc 0.0" in text
     assert 'model_name="tiny@-2",num_blocks="4",parent="tiny"' in text
 

@@ -122,13 +122,13 @@ def test_chunks_are_the_whole_answer(api: openai.OpenAI) -> None:
     assert last.choices == []
     assert usage_of(last) == usage_of(whole)
     for choice in whole.choices:
-        its = [c for chunk in chunks for c in chunk.choices if c.index == choice.index]
+        each = [c for chunk in chunks for c in chunk.choices if c.index == choice.index]
         assert text_of(chunks, choice.index) == choice.text
-        assert [c.finish_reason for c in its] == [None] * (len(its) - 1) + ["length"]
+        assert [c.finish_reason for c in each] == [None] * (len(each) - 1) + ["length"]
         assert choice.logprobs is not None
         assert choice.logprobs.tokens is not None
         for name in ("tokens", "text_offset"):
-            assert [value for c in its for value in getattr(c.logprobs, name)] == getattr(
+            assert [value for c in each for value in getattr(c.logprobs, name)] == getattr(
                 choice.logprobs, name
             )
 
@@ -137,7 +137,7 @@ def test_usage_can_come_with_every_chunk_and_by_default_with_none(api: openai.Op
     ask: dict[str, Any] = {**GREEDY, "prompt": "the dog", "stream": True}
     assert all(chunk.usage is None for chunk in api.completions.create(**ask))
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
-    usages = [usage_of(its) for its in api.completions.create(**ask, stream_options=options)]
+    usages = [usage_of(each) for each in api.completions.create(**ask, stream_options=options)]
     assert usages == sorted(usages)
     assert usages[-1] == usages[-2] == (2, 16, 18)
     assert usages[0][1] < 16

@@ -44,7 +44,9 @@ def test_a_body_has_the_fields_and_defaults_of_its_spec(
     expected = {field.name: field.default for field in fields(spec)}
     found = {name: field for name, field in body.model_fields.items() if name not in own}
     assert found.keys() == expected.keys()
-    defaults = {name: MISSING if its.is_required() else its.default for name, its in found.items()}
+    defaults = {
+        name: MISSING if each.is_required() else each.default for name, each in found.items()
+    }
     if body is PruneJobBody:
         assert PruneSpec.from_dict({"model": "m", "num_remove": 1}).calibration == CalibrationSpec()
         assert defaults.pop("calibration") == CalibrationBody()

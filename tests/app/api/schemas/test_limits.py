@@ -56,4 +56,4 @@ def test_a_request_brings_so_much_and_no_more(
     body.model_validate({**good, field: most})
     with pytest.raises(ValidationError) as refused:
         body.model_validate({**good, field: more})
-    assert {its["loc"][:1] for its in refused.value.errors()} <= {(), (field,)}
+    assert {each["loc"][:1] for each in refused.value.errors()} <= {(), (field,)}
