@@ -6,7 +6,7 @@ MINUTES ?= 30
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards docs demo test test-slow image-test soak lint fmt serve worker up bench audit sbom clean
+.PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench audit sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,8 +22,12 @@ $(VENV)/.installed: pyproject.toml
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
 	$(BIN)/sleb demo $(if $(KEEP),--keep)
 
-test: lint  ## lint, then all tests except the slow ones
-	$(PYTEST) -n 2 --dist worksteal -m 'not slow'
+test: setup  ## lint, and beside it all tests except the slow ones
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+# three processes for two cores: many tests wait for leases and for processes
+pytest: setup
+	$(PYTEST) -n 3 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the slow tests: the demo model, the reference search, the whole demo
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500

@@ -99,7 +99,7 @@ def test_a_worker_halves_the_batch_of_a_job_that_was_short_of_memory(
         batches.append(resources.batch_tokens)
         raise MemoryError
 
-    monkeypatch.setattr("pruning.pipeline.prune", overflow)
+    monkeypatch.setattr("pruning.worker.run.prune", overflow)
     job_id = job_store.create(PruneSpec("tiny", num_remove=1)).id
     for _ in range(2):
         run_job(job_id)
