@@ -1,8 +1,8 @@
-"""Who may look at whom, and attention over the slots of a cache.
+"""Attention over the slots of a cache, and its masks.
 
-Three layouts come up. In a decode every sequence feeds one token, and the neighbouring slots are
-rows of one batch. A prompt that is read in chunks looks at its own slot. Several whole prompts lie
-packed in one row, each on its own, and need no cache to look at.
+There are three layouts. In a decode every sequence has one token, and neighbouring slots are rows
+of one batch. A chunk of a prompt attends to its own slot. Several whole prompts are packed in one
+row; each attends to itself only and needs no cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from transformers import PreTrainedConfig
 
 # Rows times tokens between which, on a CPU, two products of several rows beat one fused call.
 # Above, scores that exist as a whole would take too much memory.
-_FEWEST_SCORES, _MOST_SCORES = 512, 512 * 512
+_MIN_SCORES, _MAX_SCORES = 512, 512 * 512
 
 
 class UnsupportedAttention(ValueError):
-    """Blocks attend in a way that no mask here describes."""
+    """The model has a kind of attention for which there is no mask here."""
 
 
 @dataclass(frozen=True)
 class BatchedDecodeAttention:
-    """Queries of one token a sequence, ``[rows, heads, head_dim]``, each over its own slot."""
+    """One query token for each sequence, ``[rows, heads, head_dim]``, over its own slot."""
 
     masks: Mapping[str, torch.Tensor]  # by kind, additive, [rows, 1, 1, num_tokens]
 
@@ -31,12 +31,13 @@ class BatchedDecodeAttention:
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:  # fmt: skip
-        """Keys and values are ``[rows, key_heads, num_tokens, head_dim]``; returns as queries."""
+        """Keys and values are ``[rows, key_heads, num_tokens, head_dim]``; the result is shaped
+        like the queries."""
         rows, num_key_heads, num_tokens, head_dim = keys.shape
-        # The queries that share a key head go in as if they were successive tokens of it.
+        # Queries that share a key head are treated as successive tokens of that head.
         grouped = queries.reshape(rows, num_key_heads, -1, head_dim)
         mask = self.masks[kind]
-        if keys.device.type == "cpu" and rows > 1 and rows * num_tokens > _FEWEST_SCORES:
+        if keys.device.type == "cpu" and rows > 1 and rows * num_tokens > _MIN_SCORES:
             attended = _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
         else:
             attended = F.scaled_dot_product_attention(
@@ -57,7 +58,8 @@ class VarlenPrefillAttention:
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:  # fmt: skip
-        """Keys and values are ``[1, key_heads, keys, head_dim]``; returns as queries."""
+        """Keys and values are ``[1, key_heads, keys, head_dim]``; the result is shaped like the
+        queries."""
         parts = zip(
             queries.split(list(self.num_queries)),
             keys[0].split(list(self.num_keys), dim=1),
@@ -78,7 +80,7 @@ def _of_one(
     """``[queries, heads, head_dim]`` over ``[key_heads, keys, head_dim]``."""
     by_head = queries.transpose(0, 1)
     num_sharing = len(by_head) // len(keys)
-    if mask is not None and keys.device.type == "cpu" and mask.numel() <= _MOST_SCORES:
+    if mask is not None and keys.device.type == "cpu" and mask.numel() <= _MAX_SCORES:
         grouped = by_head.unflatten(0, (-1, num_sharing))
         return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
     keys, values = (each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values))
@@ -95,7 +97,7 @@ def _products(
     """Two batches of products, ``[…, …, …, head_dim]`` over ``[batch, tokens, head_dim]``, with
     a softmax in float32 in between, as in the models' own eager attention.
 
-    A CPU is two to four times as fast at them as at torch's fused attention.
+    On a CPU, this is two to four times as fast as torch's fused attention.
     """
     flat = queries.reshape(len(keys), -1, queries.shape[-1])
     scores = (flat @ keys.transpose(1, 2)).float().mul_(scaling)
@@ -104,7 +106,7 @@ def _products(
 
 
 def kinds_of_attention(config: PreTrainedConfig) -> list[str]:
-    """Of each block."""
+    """The kind of attention of each block."""
     window: int | None = getattr(config, "sliding_window", None)
     default = "full_attention" if window is None else "sliding_attention"
     return list(getattr(config, "layer_types", None) or [default] * config.num_hidden_layers)

@@ -1,8 +1,8 @@
-"""Decode steps recorded as graphs and replayed: launching kernels takes a GPU longer than they do.
+"""Decode steps recorded as CUDA graphs: launching small kernels takes longer than running them.
 
-A recording repeats the same kernels on the same addresses, without any of the Python in between.
-So there is one for each shape, its sequences rounded up to a power of two, and none outlives the
-tensors of the cache that it was made on.
+A replay runs the same kernels on the same addresses, without Python. So there is one graph for
+each shape, with the number of sequences rounded up to a power of two. A graph is dropped when a
+tensor of the cache is replaced.
 """
 
 import logging
@@ -27,7 +27,7 @@ DecodeStep = Callable[[torch.Tensor, torch.Tensor, Shape], torch.Tensor]
 
 
 class WrongReplay(RuntimeError):
-    """A replay has not repeated the step: part of it was decided outside of the graph."""
+    """A replay gave other logits than the step: a part of the step is outside of the graph."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Graph:
 
 
 class DecodeGraphs:
-    """Of one variant, over its cache."""
+    """The recorded decode steps of one variant, over its cache."""
 
     def __init__(
         self, record: Recorder, step: DecodeStep, cache: SlotCache, device: torch.device
@@ -56,10 +56,10 @@ class DecodeGraphs:
         self._seen: set[Shape] = set()
 
     def run(self, batch: Batch) -> torch.Tensor | None:
-        """Logits ``[sequences, vocab]`` of a decode, good until the next one.
+        """Return the logits ``[sequences, vocab]`` of a decode, valid until the next one.
 
-        None where the step must be taken as usual: if it cannot be recorded, and once for each
-        shape, as many do not come twice.
+        None if the step cannot be replayed. The first step of a shape is never recorded, because
+        many shapes occur only once.
         """
         if not self.is_possible or not batch.is_decode:
             return None
@@ -93,7 +93,7 @@ class DecodeGraphs:
             self._on = self._cache.version
 
     def _recorded(self, batch: Batch) -> _Graph:
-        """Raises ``WrongReplay``, and whatever keeps the step from being recorded."""
+        """Raises ``WrongReplay``, and any error of the recording."""
         shape = batch.cache_shape
         fed = _fed(batch).to(self._device)
         expected = self._step(fed[0], fed[1], shape)  # makes the room in the cache, too
@@ -109,8 +109,8 @@ class DecodeGraphs:
 def _fed(batch: Batch) -> torch.Tensor:
     """Token ids and positions of all slots of the shape.
 
-    Slots without a sequence are fed the first token of the vocabulary at their first position,
-    which whoever gets the slot writes before it is read.
+    Slots without a sequence get the first token of the vocabulary at their first position. The next
+    sequence in the slot overwrites it before it is read.
     """
     padding = [0] * (batch.cache_shape[0] - len(batch.sequences))
     places = [seq.num_cached for seq in batch.sequences]
@@ -119,9 +119,9 @@ def _fed(batch: Batch) -> torch.Tensor:
 
 
 def _next(fed: torch.Tensor, num_sequences: int, shape: Shape) -> torch.Tensor:
-    """What to record on: unlike what the replay is tried on, so that it is seen to read it.
+    """Return other inputs to record with, so that the test of the replay shows that it reads them.
 
-    It writes where the sequences write next, and not over what they have.
+    The recorded step writes at the next positions of the sequences, not over their tokens.
     """
     token_ids, positions = torch.zeros_like(fed)
     positions[:num_sequences] = (fed[1, :num_sequences] + 1).clamp(max=shape[1] - 1)
@@ -129,12 +129,12 @@ def _next(fed: torch.Tensor, num_sequences: int, shape: Shape) -> torch.Tensor:
 
 
 def recorder_on(device: torch.device) -> Recorder | None:
-    """None for a device without graphs."""
+    """Return the recorder for this device; None for a device without CUDA graphs."""
     return partial(_record_cuda, device) if device.type == "cuda" else None
 
 
 def no_recorder(_device: torch.device) -> None:
-    """Every step one kernel at a time."""
+    """Record nothing: every step launches its kernels one by one."""
 
 
 def _record_cuda(device: torch.device, step: Step) -> Step:

@@ -1,8 +1,8 @@
 """The forward written flat: tokens of any number of sequences over the model's own modules.
 
-It computes what the model's own forward computes, without the layers in between, which take a
-tenth of a small model's step. It knows blocks of the usual kind; every other model goes through
-its own forward, which is the oracle of this one.
+It computes the same as the model's own forward, without the layers of Python in between, which take
+a tenth of a small model's step. It supports blocks of the usual kind. Other models run their own
+forward, which is also the oracle in the tests.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ from pruning.models.blocks import block_list, finish
 
 @dataclass(frozen=True)
 class Rotation:
-    """What turns queries and keys to their positions."""
+    """The rotary position embedding of some tokens."""
 
     cos: torch.Tensor  # [tokens, 1, head_dim]
     sin: torch.Tensor  # of the same shape, its first half negative
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
-        """Of ``[tokens, heads, head_dim]``."""
+        """Rotate queries or keys ``[tokens, heads, head_dim]``."""
         halves_swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
         return (heads * self.cos + halves_swapped * self.sin).to(heads.dtype)
 
@@ -52,7 +52,7 @@ class FlatBlock:
     def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
     ) -> torch.Tensor:
-        """Hidden states ``[tokens, hidden_size]`` to the next; writes the cache that is open."""
+        """Map hidden states ``[tokens, hidden_size]`` to the next; writes to the open cache."""
         before, after, before_feed, after_feed = self.norms
         hidden = hidden + after(self._attend(before(hidden), rotation, attention, cache))
         fed: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
@@ -75,7 +75,7 @@ class FlatBlock:
 
 
 class FlatModel:
-    """All blocks of a model, with what is in front of them and behind."""
+    """The embeddings, all blocks and the last norm of a model."""
 
     def __init__(self, model: PreTrainedModel, parts: Parts, blocks: Iterable[FlatBlock]) -> None:
         self._model = model
@@ -93,8 +93,8 @@ class FlatModel:
     ) -> torch.Tensor:
         """Hidden states ``[tokens, hidden_size]`` in front of the head.
 
-        ``token_ids`` and ``positions`` are ``[tokens]``, laid out as the attention and the window
-        in which the cache is open say.
+        ``token_ids`` and ``positions`` are ``[tokens]``, in the layout of ``attention`` and of the
+        metadata that the cache was opened with.
         """
         hidden = self._model.get_input_embeddings()(token_ids)
         rotations = {kind: self._rotation(kind, hidden, positions) for kind in self._kinds}
@@ -103,7 +103,7 @@ class FlatModel:
         return finish(self._model, hidden)
 
     def turns_whole_heads(self) -> bool:
-        """False for a model that turns a part of each head only, which is not written here."""
+        """Whether rotation applies to whole heads; partial rotation is not supported here."""
         first = self._blocks[0]
         device = self._model.device
         somewhere = torch.zeros(1, dtype=torch.long, device=device)
@@ -118,7 +118,7 @@ class FlatModel:
 
 
 def flat_model(model: PreTrainedModel) -> FlatModel | None:
-    """None for a model that does anything which is not written here."""
+    """Return the flat model; None for a model with anything that is not supported here."""
     parts = architecture(model.config).parts
     blocks = block_list(model)
     if parts is None or model.training or model.config._attn_implementation != "sdpa":
@@ -139,11 +139,11 @@ def flat_model(model: PreTrainedModel) -> FlatModel | None:
 
 @contextmanager
 def vector_kernels() -> Iterator[None]:
-    """For one row at a time: torch's own bfloat16 kernel of a matrix and a vector.
+    """Use torch's own bfloat16 kernel for the product of a matrix and one row.
 
-    On a CPU it reads weights 1.6 times as fast as oneDNN, which is the faster from two rows on, and
-    rounds as well, but not always alike. The switch is the whole process's: whatever else runs
-    meanwhile is right too, and may be slower.
+    On a CPU it reads weights 1.6 times as fast as oneDNN, which is faster from two rows on. Its
+    rounding differs slightly. The switch applies to the whole process: other work meanwhile is
+    correct, and may be slower.
     """
     one_dnn: Any = torch.backends.mkldnn
     if not one_dnn.enabled:

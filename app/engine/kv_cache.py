@@ -1,7 +1,7 @@
 """Keys and values of one variant's running sequences: a slot each, contiguous, written in place.
 
-Implements the part of a transformers ``Cache`` that decoder blocks call. Which sequence holds
-which slot, and when it ends, is the scheduler's affair.
+Implements the part of a transformers ``Cache`` that decoder blocks call. The scheduler decides
+which sequence holds which slot, and for how long.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class AttentionMetadata:
 
 
 class SlotCache(Cache):
-    """Per block a pair of tensors ``[slots, heads, tokens, head_dim]``, grown and cut as needed.
+    """A pair of tensors ``[slots, heads, tokens, head_dim]`` for each block, resized as needed.
 
-    What no sequence uses is zero or finite, for the mask multiplies it by zero.
-    ``version`` changes whenever a tensor is replaced.
+    Unused values are finite, because the mask multiplies them by zero. ``version`` changes when a
+    tensor is replaced.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class SlotCache(Cache):
         self._metadata: AttentionMetadata | None = None
 
     def open(self, metadata: AttentionMetadata) -> None:
-        """Say what the next forward writes and reads."""
+        """Set what the next forward writes and reads."""
         self._metadata = metadata
 
     def update(
@@ -47,7 +47,7 @@ class SlotCache(Cache):
         *_args: object,
         **_kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``write`` for what models pass, ``[rows, heads, width, head_dim]``."""
+        """The same as ``write``, for tensors ``[rows, heads, width, head_dim]`` from a model."""
         keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (key_states, value_states))
         return self.write(keys, values, layer_idx)
 
@@ -83,14 +83,14 @@ class SlotCache(Cache):
 
     @torch.inference_mode()
     def free(self, slot: int, last: int) -> None:
-        """Give up ``slot``: what ``last``, the last slot in use, holds moves there."""
+        """Free ``slot`` by moving the content of ``last``, the last slot in use, into it."""
         for tensor in (*self._keys, *self._values):
             if last != slot:
                 tensor[slot] = tensor[last]
             tensor[last : last + 1] = 0  # a slice: a failed forward may not have made the slot
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the name is the base class's
-        """Models ask before they look at the positions that they are given."""
+        """Zero: models call this, but then use the positions that they are given."""
         return 0
 
     @property

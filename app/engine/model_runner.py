@@ -1,8 +1,8 @@
 """The forward of one variant over its cache: a batch of sequences in, logits out.
 
-Prefill and decode differ only in how many tokens each sequence is fed. Nothing is padded: prompts
-lie packed in one row, and positions and masks are explicit. Models whose blocks are of the usual
-kind go through the flat forward, the others through their own.
+Prefill and decode differ only in the number of tokens for each sequence. Nothing is padded: prompts
+are packed in one row, with explicit positions and masks. Models with blocks of the usual kind use
+the flat forward, the others their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from pruning.models.blocks import final_logits
 
 
 class ModelRunner:
-    """Takes decode steps by their recordings where it is given a ``record`` for them."""
+    """Runs the forward of one variant. With ``record``, it replays recorded decode steps."""
 
     def __init__(self, variant: Variant, record: Recorder | None = None) -> None:
         self.cache = SlotCache()
@@ -42,7 +42,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Float32 logits ``[rows, vocab]`` behind the last token that each sequence is fed."""
+        """Return float32 logits ``[rows, vocab]`` after the last token of each sequence."""
         if self.graphs is not None and (logits := self.graphs.run(batch)) is not None:
             return logits
         places = [
@@ -72,8 +72,8 @@ class ModelRunner:
     def _decode(
         self, token_ids: torch.Tensor, positions: torch.Tensor, shape: Shape
     ) -> torch.Tensor:
-        """As ``forward`` for a token in each of the first slots, with nothing decided on the host
-        that another step of this shape would decide otherwise.
+        """The same as ``forward`` for one token in each of the first slots. No decision on the host
+        depends on anything but the shape, so the step can be recorded.
         """
         num_slots, num_tokens = shape
         slots = torch.arange(num_slots, device=token_ids.device)
@@ -113,7 +113,7 @@ class ModelRunner:
         )
 
     def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:
-        """Of one token a slot, at these positions ``[slots]``."""
+        """Attention of one token for each slot, at these positions ``[slots]``."""
         return BatchedDecodeAttention(
             {
                 kind: causal_mask(positions[:, None], num_tokens, reach, self._model.dtype)
@@ -122,7 +122,7 @@ class ModelRunner:
         )
 
     def _model_masks(self, metadata: AttentionMetadata, batch: Batch) -> Mapping[str, torch.Tensor]:
-        """By kind, as the model's own forward takes them."""
+        """Masks by kind of attention, as the model's own forward expects them."""
         positions = metadata.positions.view((-1, 1) if batch.is_one_token_each else (1, -1))
         return {
             kind: packed_mask(
@@ -136,8 +136,8 @@ class ModelRunner:
     def _model_forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, masks: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """The model's, of ``[rows, width]`` tokens; hidden states ``[tokens, hidden_size]`` in
-        front of the head.
+        """Run the model's own forward on tokens ``[rows, width]``; return hidden states
+        ``[tokens, hidden_size]`` in front of the head.
         """
         hidden: torch.Tensor = self._model.base_model(
             input_ids=token_ids,

@@ -81,10 +81,10 @@ def test_packed_prompts_see_nothing_of_each_other() -> None:
 @given(
     ends=st.lists(st.integers(1, 150), min_size=1, max_size=6),
     window=st.sampled_from([None, 1, 40]),
-    fewest_scores=st.sampled_from([0, 10**6]),
+    min_scores=st.sampled_from([0, 10**6]),
 )
 def test_a_token_each_over_its_own_slot(
-    ends: list[int], window: int | None, fewest_scores: int
+    ends: list[int], window: int | None, min_scores: int
 ) -> None:
     torch.manual_seed(len(ends))
     rows, num_tokens = len(ends), -(-max(ends) // 64) * 64
@@ -94,7 +94,7 @@ def test_a_token_each_over_its_own_slot(
     ]  # a part of a cache, as they come
     mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_module, "_FEWEST_SCORES", fewest_scores)
+        patch.setattr(attention_module, "_MIN_SCORES", min_scores)
         found = BatchedDecodeAttention({KIND: mask})(KIND, queries, keys, values, 0.3)
     expected = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     torch.testing.assert_close(found, expected)
@@ -104,11 +104,11 @@ def test_a_token_each_over_its_own_slot(
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
     window=st.sampled_from([None, 1, 20]),
-    most_scores=st.sampled_from([0, 10**6]),
+    max_scores=st.sampled_from([0, 10**6]),
     are_masked=st.booleans(),
 )
 def test_several_prompts_in_one_row(
-    lengths: list[int], window: int | None, most_scores: int, are_masked: bool
+    lengths: list[int], window: int | None, max_scores: int, are_masked: bool
 ) -> None:
     torch.manual_seed(len(lengths))
     queries = torch.randn(sum(lengths), HEADS, DIM)
@@ -117,7 +117,7 @@ def test_several_prompts_in_one_row(
     if window is None and not are_masked:
         masks = [None] * len(lengths)  # as on a GPU
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_module, "_MOST_SCORES", most_scores)
+        patch.setattr(attention_module, "_MAX_SCORES", max_scores)
         found = VarlenPrefillAttention(lengths, lengths, {KIND: masks})(
             KIND, queries, keys, values, 0.3
         )
@@ -152,5 +152,5 @@ def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> 
     true = plain(queries[:, :, None].float(), keys.float(), values.float(), mask.float())[:, :, 0]
     eager = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     ours = BatchedDecodeAttention({KIND: mask})(KIND, queries, keys, values, 0.3)
-    assert len(queries) * keys.shape[2] > attention_module._FEWEST_SCORES
+    assert len(queries) * keys.shape[2] > attention_module._MIN_SCORES
     assert (ours - true).pow(2).mean() < (eager - true).pow(2).mean()
