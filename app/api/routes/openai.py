@@ -1,13 +1,14 @@
 """OpenAI's API for text: models, completions and chat completions."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, GeneratorDep
 from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.openapi import EVENT_STREAM, Responses
+from app.api.problems import TOO_LARGE_TITLE
 from app.api.schemas.openai import (
     ChatBody,
     ChatView,
@@ -29,20 +30,33 @@ from pruning.models.store import NotAModel
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 _Value = TypeVar("_Value")
-_ERROR: dict[str, Any] = {"model": ErrorView}
-_RESPONSES: Responses = {
-    **dict.fromkeys((400, 404, 413, 429, 500, 502, 503, 504, 507), _ERROR),
-    200: {"content": EVENT_STREAM},
+_MEANINGS = {
+    400: "The request is invalid.",
+    404: "There is no such model.",
+    413: TOO_LARGE_TITLE,
+    429: "Too many requests are waiting.",
+    500: "The service failed.",
+    502: "The external server sent an invalid response.",
+    503: "The service, its job store or an external server is unavailable.",
+    504: "The external server timed out.",
+    507: "Not enough memory to load the model.",
 }
 
 
-@router.get("/models", responses={503: _ERROR})
+def _errors(*statuses: int) -> Responses:
+    return {status: {"model": ErrorView, "description": _MEANINGS[status]} for status in statuses}
+
+
+_RESPONSES: Responses = {**_errors(*_MEANINGS), 200: {"content": EVENT_STREAM}}
+
+
+@router.get("/models", responses=_errors(503))
 def list_openai_models(catalog: CatalogDep) -> ModelCardList:
     """All variants that can be served."""
     return ModelCardList(data=[_card(entry) for entry in catalog.entries() if not entry.error])
 
 
-@router.get("/models/{model}", responses=dict.fromkeys((400, 404, 503), _ERROR))
+@router.get("/models/{model}", responses=_errors(400, 404, 503))
 def retrieve_openai_model(model: str, catalog: CatalogDep) -> ModelCard:
     entry = catalog.resolve(model)
     if entry.error:
