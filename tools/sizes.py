@@ -19,7 +19,6 @@ EXCEPTIONS: dict[str, str] = {
     "pruning/models/lineage.py": "origin and licence of a model, read from three files",
     "pruning/repair/choose.py": "the choice of a repair, apart from how repairs are made",
     "pruning/process.py": "imported before torch by every process",
-    "pruning/evaluation/quality.py": "one record, which the manifest contains",
     "app/api/formats/models.py": "one file for each resource",
     "app/api/middleware/metrics.py": "one file for each middleware",
     "app/api/middleware/security_headers.py": "one file for each middleware",

@@ -1,13 +1,11 @@
 """The trajectory: the quality after each removal, as rows, table and legend."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.perplexity import MAX_NATS
-from pruning.evaluation.quality import Quality
+from pruning.evaluation.quality import Quality, perplexity_of
 from pruning.removal import Removal
 from pruning.spec.prune import Metric, PruneSpec
 
@@ -50,7 +48,7 @@ def rows(manifest: Manifest, removals: Iterable[Removal] = ()) -> tuple[Row, ...
 
 def calibration_perplexities(manifest: Manifest) -> list[float]:
     """Return exp of the calibration losses, dense first, limited to what a float can hold."""
-    return [math.exp(min(loss, MAX_NATS)) for loss in manifest.quality.losses]
+    return [perplexity_of(loss) for loss in manifest.quality.losses]
 
 
 def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:

@@ -3,7 +3,6 @@
 Measured as in the paper: windows do not overlap, and each is a sequence of its own.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -12,17 +11,16 @@ from statistics import fmean
 import torch
 
 from pruning.data.calibration import Windows
+from pruning.evaluation.quality import perplexity_of
 from pruning.models.forward import Forward
 from pruning.models.loss import window_losses
 from pruning.removal import Losses, NonFiniteLoss
 from pruning.sleb import RoundScorer
 
-MAX_NATS = 700.0  # exp of a larger loss, as of a broken model, overflows a float
-
 
 def perplexity(losses: Losses) -> float:
     """exp of the mean nats per token over windows that do not overlap."""
-    return math.exp(min(fmean(losses), MAX_NATS))
+    return perplexity_of(fmean(losses))
 
 
 def perplexity_curve(

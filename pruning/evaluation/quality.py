@@ -3,12 +3,115 @@
 ``assess.py`` measures it, and the manifest of the checkpoint records it.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.zero_shot import ZeroShot
+from pruning.removal import Losses, paired_gaps, standard_error
+from pruning.student_t import quantile
+
+CONFIDENCE = 0.95  # of every interval
+MAX_NATS = 700.0  # exp of a larger loss, as of a broken model, overflows a float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its interval of 95 % confidence; None if it is unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The loss of one model on the windows of a domain: mean nats per predicted token.
+
+    ``standard_error`` is that of the mean of the differences to the dense model, window by window;
+    for the dense model, that of its own mean. None with a single window or a broken model.
+    """
+
+    loss: float
+    standard_error: float | None
+
+    @classmethod
+    def of_dense(cls, losses: Losses) -> "Measured":
+        return cls(fmean(losses), _error_of(losses))
+
+    @classmethod
+    def against(cls, dense: Losses, losses: Losses) -> "Measured":
+        """The model with ``losses`` on the windows on which the dense model has ``dense``."""
+        return cls(fmean(losses), _error_of(paired_gaps(losses, dense)))
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity_of(self.loss)
+
+
+@dataclass(frozen=True)
+class DomainQuality:
+    """Losses on the held-out windows of one domain, which are the same windows for every model.
+
+    ``raw`` and ``repaired`` are for 1, 2 ... removed blocks. ``repaired`` is empty if nothing was
+    repaired, and None at a depth that is better without repair.
+    """
+
+    domain: str
+    source: str  # the text, in words
+    num_windows: int
+    seqlen: int  # tokens of a window; all but the first are predicted
+    digest: str  # of the token ids: perplexities of equal digests can be compared
+    dense: Measured
+    raw: tuple[Measured, ...]
+    repaired: tuple[Measured | None, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Text, windows and window length, as every perplexity states them."""
+        return text_of(self.source, self.num_windows, self.seqlen)
+
+    def raw_after(self, num_removed: int) -> Measured:
+        return self.raw[num_removed - 1] if num_removed else self.dense
+
+    def repaired_after(self, num_removed: int) -> Measured | None:
+        """None for the dense model, and for a depth without repair."""
+        return self.repaired[num_removed - 1] if num_removed and self.repaired else None
+
+    def served_after(self, num_removed: int) -> Measured:
+        """The model as it is served: repaired, if it was repaired."""
+        return self.repaired_after(num_removed) or self.raw_after(num_removed)
+
+    def ratio(self, measured: Measured) -> Interval:
+        """The perplexity divided by that of the dense model on the same windows."""
+        return _exp_interval(
+            measured.loss - self.dense.loss, measured.standard_error, self.num_windows
+        )
+
+    def dense_perplexity(self) -> Interval:
+        """The perplexity of the dense model on text like this one."""
+        return _exp_interval(self.dense.loss, self.dense.standard_error, self.num_windows)
+
+    def recovered_after(self, num_removed: int) -> float | None:
+        """The share of the lost nats that repair gives back; None if nothing was lost."""
+        raw, served = self.raw_after(num_removed), self.served_after(num_removed)
+        lost = raw.loss - self.dense.loss
+        return (raw.loss - served.loss) / lost if lost > 0 else None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "DomainQuality":
+        repaired = (found and Measured(**found) for found in data["repaired"])
+        return cls(
+            **{
+                **data,
+                "dense": Measured(**data["dense"]),
+                "raw": tuple(Measured(**found) for found in data["raw"]),
+                "repaired": tuple(repaired),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -24,12 +127,13 @@ class Quality:
     """The cost of the removals. Sequences are for 0, 1, 2 ... removed blocks, dense first."""
 
     losses: tuple[float, ...]  # nats per token on the calibration windows
-    perplexities: tuple[float, ...] = ()  # on held-out windows; empty if not evaluated
+    perplexities: tuple[float, ...] = ()  # as served, on held-out windows of the calibration's text
     evaluated_on: str = ""  # text, windows and window length of the perplexities
     probe: ProbeComparison | None = None  # of the dense model and of all removals
     warnings: tuple[str, ...] = ()  # of the quality gate
     quantized: Quantized | None = None
     zero_shot: ZeroShot | None = None
+    domains: tuple[DomainQuality, ...] = ()  # empty if not evaluated, and in old manifests
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Quality":
@@ -42,4 +146,27 @@ class Quality:
             warnings=tuple(data.get("warnings", ())),
             quantized=Quantized(**given) if (given := data.get("quantized")) else None,
             zero_shot=ZeroShot.from_dict(asked) if (asked := data.get("zero_shot")) else None,
+            domains=tuple(map(DomainQuality.from_dict, data.get("domains", ()))),
         )
+
+
+def perplexity_of(loss: float) -> float:
+    """exp of nats per token, limited to what a float can hold."""
+    return math.exp(min(loss, MAX_NATS))
+
+
+def text_of(source: str, num_windows: int, seqlen: int) -> str:
+    return f"{source}, {num_windows} windows of {seqlen} tokens"
+
+
+def _error_of(values: Sequence[float]) -> float | None:
+    is_known = len(values) > 1 and all(map(math.isfinite, values))
+    return standard_error(values) if is_known else None
+
+
+def _exp_interval(nats: float, error: float | None, num_windows: int) -> Interval:
+    """exp of a mean over windows and of the ends of its interval, by Student's t."""
+    if error is None:
+        return Interval(perplexity_of(nats), None, None)
+    margin = quantile((1 + CONFIDENCE) / 2, num_windows - 1) * error
+    return Interval(*(perplexity_of(nats + shift) for shift in (0.0, -margin, margin)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.checkpoints.trajectory import calibration_perplexities, legend, rows, short, table
-from pruning.evaluation.perplexity import MAX_NATS
+from pruning.evaluation.quality import MAX_NATS
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
 

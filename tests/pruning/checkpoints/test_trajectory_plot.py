@@ -15,7 +15,7 @@ from matplotlib.text import Annotation, Text
 
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import CEILING, DPI, draw, log_ticks, plot
-from pruning.evaluation.perplexity import MAX_NATS
+from pruning.evaluation.quality import MAX_NATS
 from tests.support.pruning_runs import RUN, manifest_of
 
 BROKEN = float("nan")

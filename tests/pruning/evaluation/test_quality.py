@@ -1,0 +1,103 @@
+"""Quality as data: paired errors, intervals, what is served, and what older manifests lack."""
+
+import json
+import math
+from dataclasses import asdict, replace
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.checkpoints.store import Manifest
+from pruning.evaluation.quality import DomainQuality, Measured, Quality, perplexity_of
+from tests.support.pruning_runs import RUN
+
+DENSE = (3.0, 4.0, 5.0)
+PROSE = DomainQuality(
+    domain="prose",
+    source="packaged prose",
+    num_windows=3,
+    seqlen=8,
+    digest="c0ffee",
+    dense=Measured.of_dense(DENSE),
+    raw=(Measured.against(DENSE, (3.5, 4.5, 5.5)), Measured.against(DENSE, (4.0, 5.5, 6.0))),
+    repaired=(None, Measured.against(DENSE, (3.25, 4.5, 5.5))),
+)
+nats = st.floats(0.1, 20.0)
+
+
+def test_the_error_is_that_of_paired_differences() -> None:
+    first, second = PROSE.raw
+    assert (first.loss, first.standard_error) == (4.5, 0.0)
+    assert second.standard_error == pytest.approx(math.sqrt(1 / 12 / 3))  # of 1, 1.5 and 1
+    assert PROSE.dense.loss == 4.0
+    assert PROSE.dense.standard_error == pytest.approx(1 / math.sqrt(3))
+
+
+def test_an_interval_is_that_of_students_t() -> None:
+    interval = PROSE.ratio(PROSE.raw[1])
+    margin = 4.302652729696142 * math.sqrt(1 / 36)  # two degrees of freedom, 97.5 %
+    assert interval.value == pytest.approx(math.exp(3.5 / 3))
+    assert interval.low == pytest.approx(math.exp(3.5 / 3 - margin))
+    assert interval.high == pytest.approx(math.exp(3.5 / 3 + margin))
+    dense = PROSE.dense_perplexity()
+    assert dense.value == PROSE.dense.perplexity == math.exp(4)
+    assert dense.high == pytest.approx(math.exp(4 + 4.302652729696142 / math.sqrt(3)))
+
+
+def test_one_window_has_no_interval() -> None:
+    single = replace(PROSE, num_windows=1, raw=(Measured.against([3.0], [3.5]),))
+    assert single.raw[0].standard_error is None
+    assert single.ratio(single.raw[0]).low is None
+    assert single.ratio(single.raw[0]).high is None
+
+
+def test_what_is_served_is_repaired_where_repair_was_chosen() -> None:
+    assert PROSE.served_after(0) is PROSE.dense
+    assert PROSE.served_after(1) is PROSE.raw[0]
+    assert PROSE.served_after(2) is PROSE.repaired[1]
+    assert [PROSE.recovered_after(step) for step in (1, 2)] == [0, pytest.approx(0.75 / (3.5 / 3))]
+    assert PROSE.recovered_after(0) is None
+    without = replace(PROSE, repaired=())
+    assert without.served_after(2) is PROSE.raw[1]
+
+
+def test_a_domain_names_its_text() -> None:
+    assert PROSE.text == "packaged prose, 3 windows of 8 tokens"
+
+
+@given(st.lists(st.tuples(nats, nats), min_size=2, max_size=6))
+def test_the_dense_model_against_itself_is_certain(pairs: list[tuple[float, float]]) -> None:
+    dense, other = zip(*pairs, strict=True)
+    domain = replace(PROSE, num_windows=len(pairs), dense=Measured.of_dense(dense))
+    itself = domain.ratio(Measured.against(dense, dense))
+    assert (itself.low, itself.value, itself.high) == (1, 1, 1)
+    shifted = domain.ratio(Measured.against(dense, [loss + 1 for loss in dense]))
+    assert shifted.value == pytest.approx(math.e)
+    assert shifted.high == pytest.approx(math.e)
+    found = domain.ratio(Measured.against(dense, other))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(math.exp(fmean(other) - fmean(dense)))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_broken_model_has_a_perplexity_that_can_be_written(loss: float) -> None:
+    broken = Measured.against(DENSE, (loss, 4.0, 5.0))
+    assert not broken.perplexity <= perplexity_of(600)
+    assert not PROSE.ratio(broken).value <= perplexity_of(600)
+    assert json.dumps(asdict(broken))
+
+
+def test_a_manifest_keeps_the_domains() -> None:
+    manifest = replace(RUN, quality=replace(RUN.quality, domains=(PROSE,)))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_manifest_from_before_domains_has_none() -> None:
+    before = json.loads(RUN.to_json())
+    del before["quality"]["domains"]
+    assert Manifest.from_json(json.dumps(before)) == RUN
+    assert Quality.from_dict(before["quality"]).domains == ()
