@@ -39,6 +39,7 @@ from app.engine.scheduler import EngineLimits
 from app.generation.engine_backend import EngineBackend
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
+from app.generation.token_check import TokenCheck
 from app.metrics.jobs import JobCollector
 from app.metrics.metrics import Metrics
 from app.metrics.models import ExternalCollector, ModelCollector
@@ -250,4 +251,5 @@ def _generation(
             registry, backend, external, metrics, max_timeout_s=settings.request_timeout_s
         ),
         shadow=shadow_of(settings, registry, engine, metrics, backend),
+        token_check=TokenCheck(registry, engine),
     )

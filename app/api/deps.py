@@ -13,6 +13,7 @@ from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
+from app.generation.token_check import TokenCheck
 from app.metrics.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
@@ -52,6 +53,7 @@ class GenerationServices:
     external: ExternalBackend
     generator: Generator
     shadow: Shadow | None  # None if no traffic is replayed
+    token_check: TokenCheck
 
 
 @dataclass(frozen=True)
@@ -115,4 +117,7 @@ CatalogDep = Annotated[
 ]
 EngineDep = Annotated[AsyncEngine, Depends(_part(lambda services: services.generation.engine))]
 ShadowDep = Annotated[Shadow | None, Depends(_part(lambda services: services.generation.shadow))]
+TokenCheckDep = Annotated[
+    TokenCheck, Depends(_part(lambda services: services.generation.token_check))
+]
 GeneratorDep = Annotated[Generator, Depends(_generator)]

@@ -17,6 +17,7 @@ _OPEN = frozenset(
     {
         "/health/live",
         "/health/ready",
+        "/health/generate",
         "/version",
         "/metrics",
         "/openapi.json",

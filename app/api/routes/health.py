@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
-from app.api.deps import EngineDep, MetricsDep, ReadinessDep
+from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep
 from app.api.schemas.generate import HealthView, VersionView
 
 router = APIRouter(tags=["health"])
@@ -31,6 +31,22 @@ def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> Hea
         response.headers["Retry-After"] = "1"
         return HealthView(status="not ready", detail=reason)
     return HealthView(status="ready")
+
+
+@router.get("/health/generate", responses={503: {"model": HealthView}})
+async def generates(
+    readiness: ReadinessDep, token_check: TokenCheckDep, response: Response
+) -> HealthView:
+    """Generate one token with a loaded model: 503 if none comes within ten seconds.
+
+    Without a loaded model, it succeeds once the process is ready.
+    """
+    reason = readiness.reason or await token_check.failure()
+    if reason is not None:
+        response.status_code = 503
+        response.headers["Retry-After"] = "1"
+        return HealthView(status="not generating", detail=reason)
+    return HealthView(status="generating")
 
 
 _FORMATS = ("text/plain", "application/openmetrics-text")
