@@ -1,11 +1,11 @@
-"""Cuts: where blocks of a pruned model are missing. In which order blocks have to run so that the
-dense model and all its pruned depths advance together.
+"""Cuts: where blocks of a pruned model are missing, and the steps that lead a model past them.
 
 Knows no torch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from pruning.sleb import Blocks
 
@@ -21,19 +21,50 @@ class Cut:
     after: int
 
 
-@dataclass(frozen=True)
-class Visit:
-    """One block runs: on the stream of the dense model, and on those of some pruned models.
+class Part(Enum):
+    """Windows that go the same way."""
 
-    Of the pruned models, numbers in the list of keep-sets, ``passing`` just run the block, and
-    ``cutting`` have a cut behind it, which is to be repaired now: the stream of the dense model has
-    arrived at its other side.
-    """
+    SELECTION = auto()  # every model runs on them to its end
+    SAMPLE = auto()  # the training windows on which norms are measured
+    REST = auto()  # all other training windows
+
+
+Parts = frozenset[Part]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A block runs as it is."""
 
     block: int
-    runs_dense: bool
-    passing: tuple[int, ...]
-    cutting: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What has come out of the block in front of the cut is multiplied by a factor.
+
+    The factor is the ratio of two means, for which a sample of the training windows is enough.
+    """
+
+    cut: Cut
+    observes = frozenset({Part.SAMPLE})
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The block in front of the cut runs with a refitted matrix."""
+
+    cut: Cut
+    observes = frozenset(Part)
+
+
+Correction = Scale | Refit
+Step = Run | Correction
+
+
+def observed(step: Step) -> Parts:
+    """The windows that a step compares with the dense model behind the cut."""
+    return frozenset() if isinstance(step, Run) else step.observes
 
 
 def cuts_of(keep: Blocks, num_blocks: int) -> tuple[Cut, ...]:
@@ -47,25 +78,12 @@ def cuts_of(keep: Blocks, num_blocks: int) -> tuple[Cut, ...]:
     return tuple(Cut(before, after) for before, after in pairs if after != before + 1)
 
 
-def visits(keeps: Sequence[Blocks], num_blocks: int) -> Iterator[Visit]:
-    """Yield the order of blocks for the dense model and the models that keep ``keeps``.
-
-    Each block runs once on the dense stream. A pruned model waits at a cut until the dense stream
-    has reached the other side. A pruned model has a stream of its own from its first cut on; in
-    front of that, the stream of the dense model is its own.
-    """
-    cuts = [cuts_of(keep, num_blocks) for keep in keeps]
-    befores = [{cut.before for cut in found} for found in cuts]
-    firsts = [found[0].before if found else num_blocks for found in cuts]
-    for block in range(num_blocks):
-        passing = tuple(
-            at
-            for at, keep in enumerate(keeps)
-            if firsts[at] < block and block in keep and block not in befores[at]
-        )
-        yield Visit(block, runs_dense=True, passing=passing, cutting=())
-        for before in sorted({cut.before for found in cuts for cut in found}, reverse=True):
-            arrived = Cut(before, block + 1)
-            cutting = tuple(at for at, found in enumerate(cuts) if arrived in found)
-            if cutting:
-                yield Visit(before, runs_dense=False, passing=(), cutting=cutting)
+def route(
+    keep: Blocks, num_blocks: int, at_cut: Callable[[Cut], Sequence[Step]]
+) -> tuple[Step, ...]:
+    """The steps of the model that keeps these blocks, with those of ``at_cut`` at each cut."""
+    cuts = {cut.before: cut for cut in cuts_of(keep, num_blocks)}
+    steps: list[Step] = []
+    for block in keep:
+        steps += at_cut(cuts[block]) if block in cuts else [Run(block)]
+    return tuple(steps)

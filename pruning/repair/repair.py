@@ -11,17 +11,19 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import architecture
-from pruning.models.blocks import BlockCall, block_calls, finish, num_blocks, with_own
-from pruning.models.loss import window_losses
+from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
-from pruning.repair.cuts import Cut, Visit, cuts_of, visits
-from pruning.repair.ridge import Fit, Sums, fit
+from pruning.repair.cuts import Cut, Part, Refit, Run, Scale, Step, route
+from pruning.repair.plan import Plan, plan_of
+from pruning.repair.ridge import Fit, fit
+from pruning.repair.walk import LocalWalk, Walk, Windows
 from pruning.sleb import Blocks
 
 
@@ -29,6 +31,17 @@ class Method(StrEnum):
     NONE = "none"
     SCALE = "scale"
     RIDGE = "ridge"
+
+
+# The steps at a cut
+AT_CUT: Mapping[Method, Callable[[Cut], Sequence[Step]]] = MappingProxyType(
+    {
+        Method.NONE: lambda cut: [Run(cut.before)],
+        Method.SCALE: lambda cut: [Run(cut.before), Scale(cut)],
+        Method.RIDGE: lambda cut: [Refit(cut)],
+    }
+)
+SAMPLE_WINDOWS = 4  # of each domain: norms are measured on them
 
 
 def possible_methods(config: PreTrainedConfig) -> tuple[Method, ...]:
@@ -119,22 +132,37 @@ def repair_depths(
     batch_tokens: int,
     methods: Sequence[Method] = (Method.SCALE, Method.RIDGE),
     observe: Callable[[int, int], object] = lambda _done, _total: None,
+    state_budget: int | None = None,
 ) -> list[RepairedDepth]:
     """Repair the models that keep ``keeps``, each by every method that its family allows.
 
     The unrepaired model is among the results, by ``Method.NONE``. ``observe`` is called with the
-    number of block visits that are done and their total; what it raises ends the repair.
+    number of steps that are done and their total; what it raises ends the repair. At most
+    ``state_budget`` bytes of hidden states are in memory, by default half of what is free, and
+    others in a temporary file. Raises ``StateBudgetTooSmall``.
     """
-    walk = _Walk(dense, keeps, text, batch_tokens, methods)
-    plan = list(visits(keeps, num_blocks(dense.model)))
-    with dense.embeddings():
-        walk.embed()
-    with closing(dense.blocks(visit.block for visit in plan)) as blocks:
-        for done, (visit, _) in enumerate(zip(plan, blocks, strict=True), start=1):
-            walk.visit(visit)
-            observe(done, len(plan))
-    with dense.head():
-        return walk.results()
+    depth = num_blocks(dense.model)
+    allowed = [Method.NONE, *(m for m in methods if m in possible_methods(dense.model.config))]
+    lanes = [(keep, method) for keep in keeps for method in allowed]
+    plan = plan_of([route(keep, depth, AT_CUT[method]) for keep, method in lanes])
+    walk = LocalWalk(
+        dense.model,
+        dense.device,
+        plan,
+        _windows(text),
+        batch_tokens=batch_tokens,
+        budget=state_budget,
+    )
+    with closing(walk):
+        repair = _Repair(dense, plan, walk)
+        repair.run(observe)
+        with dense.head():
+            ends = {end: walk.losses(end) for end in sorted(set(plan.ends))}
+    results = (
+        repair.result(method, end, ends[end])
+        for (_, method), end in zip(lanes, plan.ends, strict=True)
+    )
+    return [RepairedDepth(keep, {each: next(results) for each in allowed}) for keep in keeps]
 
 
 def folded(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> Mapping[str, torch.Tensor]:
@@ -158,182 +186,82 @@ def folded(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> Mapping[
     return tensors
 
 
-@dataclass
-class _Batch:
-    """Windows of one domain that go through a block together. ``hidden`` are the hidden states
-    [windows, seqlen, width] of the dense stream."""
+class _Repair:
+    """A walk along a plan, and the corrections that are found on the way, by stream."""
 
-    domain: str
-    is_train: bool
-    token_ids: torch.Tensor
-    calls: tuple[BlockCall, ...]
-    hidden: torch.Tensor
-
-
-class _Lane:
-    """The stream of one pruned model, repaired by one method, in all batches it needs."""
-
-    def __init__(self, depth: int, keep: Blocks, method: Method, total: int) -> None:
-        self.depth = depth
-        self.method = method
-        self.cuts = {cut.before: cut for cut in cuts_of(keep, total)}
-        self.hidden: dict[int, torch.Tensor] = {}  # by batch, from the first cut on
-        self.scales: dict[Cut, float] = {}
-        self.fits: dict[Cut, Fit] = {}
-        self.tensors: dict[str, torch.Tensor] = {}
-
-    @property
-    def first(self) -> int | None:
-        return min(self.cuts, default=None)
-
-
-class _Walk:
-    """The hidden states of the dense model and of all lanes on their way through the blocks."""
-
-    def __init__(
-        self,
-        dense: VisitedModel,
-        keeps: Sequence[Blocks],
-        text: RepairText,
-        batch_tokens: int,
-        methods: Sequence[Method],
-    ) -> None:
+    def __init__(self, dense: VisitedModel, plan: Plan, walk: Walk) -> None:
         self._dense = dense
-        self._model = dense.model
-        self._text = text
-        self._batch_tokens = batch_tokens
-        row = architecture(self._model.config)
+        self._plan = plan
+        self._walk = walk
+        row = architecture(dense.model.config)
         self._path, self._writes = row.blocks, row.writes
-        self._keeps = keeps
-        total = num_blocks(self._model)
-        allowed = [Method.NONE, *(m for m in methods if m in possible_methods(self._model.config))]
-        self._lanes = [
-            _Lane(depth, keep, method, total)
-            for depth, keep in enumerate(keeps)
-            for method in allowed
-        ]
-        self._batches: list[_Batch] = []
+        self._factors: dict[int, float] = {}
+        self._fits: dict[int, Fit] = {}
+        self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
 
-    @torch.no_grad()
-    def embed(self) -> None:
-        parts = ((True, self._text.train), (False, self._text.selection))
-        for is_train, domains in parts:
-            for domain, windows in domains.items():
-                size = max(1, self._batch_tokens // windows.shape[1])
-                for token_ids in torch.split(windows.to(self._dense.device), size):
-                    hidden, calls = block_calls(self._model, token_ids)
-                    self._batches.append(_Batch(domain, is_train, token_ids, calls, hidden))
+    def run(self, observe: Callable[[int, int], object]) -> None:
+        visits, done = self._plan.visits, 0
+        with self._dense.embeddings():
+            self._walk.embed()
+        with closing(self._dense.blocks(visit.block for visit in visits)) as blocks:
+            for visit, _ in zip(visits, blocks, strict=True):
+                for stream in visit.streams:
+                    self._step(stream)
+                    done += 1
+                    observe(done, len(self._plan.streams))
 
-    @torch.no_grad()
-    def visit(self, visit: Visit) -> None:
-        for lane in self._lanes:
-            if lane.depth in visit.passing:
-                self._run(lane, visit.block)
-            elif lane.depth in visit.cutting:
-                self._cut(lane, lane.cuts[visit.block])
-        if visit.runs_dense:
-            self._run_dense(visit.block)
-
-    @torch.no_grad()
-    def results(self) -> list[RepairedDepth]:
-        tried: list[dict[Method, Repaired]] = [{} for _ in self._keeps]
-        for lane in self._lanes:
-            tried[lane.depth][lane.method] = Repaired(
-                lane.method, self._losses(lane), lane.tensors, lane.scales, lane.fits
-            )
-        return [RepairedDepth(keep, found) for keep, found in zip(self._keeps, tried, strict=True)]
-
-    def _run_dense(self, block: int) -> None:
-        for lane in self._lanes:
-            if lane.first == block:  # an unrepaired model is only evaluated
-                needs_all = lane.method is not Method.NONE
-                batches = enumerate(self._batches)
-                lane.hidden = {
-                    at: batch.hidden for at, batch in batches if needs_all or not batch.is_train
-                }
-        for batch in self._batches:
-            batch.hidden = batch.calls[block](batch.hidden)
-
-    def _cut(self, lane: _Lane, cut: Cut) -> None:
-        """Run the block in front of the cut, and correct what comes out of it."""
-        if lane.method is Method.RIDGE:
-            self._refit(lane, cut)
-        self._run(lane, cut.before)
-        if lane.method is Method.SCALE:
-            lane.scales[cut] = self._scale(lane)
-            for at, hidden in lane.hidden.items():
-                lane.hidden[at] = hidden * lane.scales[cut]
-
-    def _run(self, lane: _Lane, block: int) -> None:
-        prefix = f"{self._path}.{block}."
-        own = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in lane.tensors.items()
-            if name.startswith(prefix)
+    def result(self, method: Method, end: int, losses: Mapping[str, Losses]) -> Repaired:
+        """What was found on the way to the stream ``end``."""
+        passed = list(self._plan.way_to(end))
+        cuts = {
+            at: step.cut
+            for at in passed
+            if not isinstance(step := self._plan.streams[at].step, Run)
         }
-        for at, hidden in lane.hidden.items():
-            call = self._batches[at].calls[block]
-            lane.hidden[at] = BlockCall(with_own(call.block, own), call.args, call.kwargs)(hidden)
+        return Repaired(
+            method,
+            losses,
+            dict(self._matrices[at] for at in passed if at in self._matrices),
+            {cuts[at]: self._factors[at] for at in passed if at in self._factors},
+            {cuts[at]: self._fits[at] for at in passed if at in self._fits},
+        )
 
-    def _scale(self, lane: _Lane) -> float:
-        """The ratio of mean norms on the training windows, dense against pruned."""
-        dense = pruned = 0.0
-        for at, hidden in lane.hidden.items():
-            if self._batches[at].is_train:
-                dense += float(self._batches[at].hidden.float().norm(dim=-1).double().sum())
-                pruned += float(hidden.float().norm(dim=-1).double().sum())
-        return dense / pruned
+    @torch.no_grad()
+    def _step(self, stream: int) -> None:
+        step = self._plan.streams[stream].step
+        if isinstance(step, Run):
+            self._walk.run(stream)
+        elif isinstance(step, Scale):
+            norms = self._walk.norms(stream)
+            self._factors[stream] = norms.dense / norms.pruned
+            self._walk.scale(stream, self._factors[stream])
+        else:
+            self._refit(stream, step.cut)
 
-    def _refit(self, lane: _Lane, cut: Cut) -> None:
+    def _refit(self, stream: int, cut: Cut) -> None:
         """Change the matrix in front of the cut by what explains the error behind it."""
-        layer = self._writes.refit
-        assert layer is not None
-        train: Sums | None = None
-        selection: dict[str, Sums] = {}
-        for at, hidden in lane.hidden.items():
-            batch = self._batches[at]
-            read, errors, weights = _observed(batch, batch.calls[cut.before], hidden, layer)
-            if batch.is_train:
-                train = train or Sums.like(read, errors)
-                train.add(read, errors, weights)
-            else:
-                sums = selection.setdefault(batch.domain, Sums.like(read, errors))
-                sums.add(read, errors, weights)
-        assert train is not None
-        found = lane.fits[cut] = fit(train, selection)
-        name = f"{self._path}.{cut.before}.{layer}.weight"
-        matrix = self._model.get_parameter(name)
-        change = found.change.T if self._writes.is_transposed else found.change
-        lane.tensors[name] = (matrix.float() + change).to(matrix.dtype)
-
-    def _losses(self, lane: _Lane) -> Mapping[str, Losses]:
-        found: dict[str, list[float]] = {}
-        for at, batch in enumerate(self._batches):
-            if not batch.is_train:
-                hidden = lane.hidden.get(at, batch.hidden)  # a lane without cuts is the dense model
-                losses = window_losses(self._model, finish(self._model, hidden), batch.token_ids)
-                found.setdefault(batch.domain, []).extend(losses.tolist())
-        return found
+        errors = self._walk.errors(stream)
+        found = self._fits[stream] = fit(errors.train, errors.selection)
+        matrix = None
+        if found.penalty is not None:
+            name = f"{self._path}.{cut.before}.{self._writes.refit}.weight"
+            old = self._dense.model.get_parameter(name)
+            change = found.change.T if self._writes.is_transposed else found.change
+            matrix = (old.float() + change).to(old.dtype)
+            self._matrices[stream] = (name, matrix)
+        self._walk.refit(stream, matrix)
 
 
-def _observed(
-    batch: _Batch, call: BlockCall, hidden: torch.Tensor, layer: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What ``layer`` reads in front of a cut, the error of the stream behind it, and the weight of
-    each token.
-
-    The weight is the inverse square of the norm that the stream should have. Without it, the few
-    tokens that are attention sinks would decide everything.
-    """
-    inputs: list[torch.Tensor] = []
-    block = with_own(call.block, {})
-    reader = block.get_submodule(layer)
-    reader.register_forward_pre_hook(lambda _module, args: inputs.append(args[0]))
-    outputs = BlockCall(block, call.args, call.kwargs)(hidden)
-    wanted = batch.hidden.flatten(0, 1).float()
-    errors = wanted - outputs.flatten(0, 1).float()
-    read = inputs[0].flatten(0, -2).float()
-    return read, errors, wanted.square().sum(dim=1).reciprocal()
+def _windows(text: RepairText) -> list[Windows]:
+    """The windows by the way that they go. The sample is spread evenly over each domain."""
+    found = [Windows(Part.SELECTION, domain, ids) for domain, ids in text.selection.items()]
+    for domain, token_ids in text.train.items():
+        number = len(token_ids)
+        sample = {at * number // SAMPLE_WINDOWS for at in range(min(number, SAMPLE_WINDOWS))}
+        rest = [at for at in range(number) if at not in sample]
+        found.append(Windows(Part.SAMPLE, domain, token_ids[sorted(sample)]))
+        found.append(Windows(Part.REST, domain, token_ids[rest]))
+    return [windows for windows in found if len(windows.token_ids)]
 
 
 def _scaled(values: torch.Tensor, factor: float, offset: float) -> torch.Tensor:

@@ -1,44 +1,58 @@
 """Repairs of every family: the folded model is the formula, and every depth is that depth alone."""
 
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from pruning.models.blocks import view
+from pruning.models.blocks import num_blocks, view
 from pruning.models.loss import last_hidden, window_losses
+from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
+from pruning.repair.cuts import cuts_of
 from pruning.repair.repair import (
     Method,
+    RepairedDepth,
     RepairText,
     ResidentModel,
     folded,
     possible_methods,
     repair_depths,
 )
+from pruning.repair.ridge import Sums, fit
+from pruning.repair.states import States
 from tests.support.tiny import CONFIGS, VOCAB_SIZE, tiny_model
 
-KEEPS = [(0, 1, 2, 4, 5), (0, 2, 4, 5), (0, 2, 5)]
+KEEPS = [(0, 1, 2, 4, 5), (0, 2, 4, 5), (0, 2, 5), (1, 3, 4)]  # the last lacks its ends
+SEQLEN = 12
+SMALL = 3 * SEQLEN * (3 * 32 + 4 * 32) * 4  # bytes of the states of at least three windows
 
 
-def text(seed: int = 0) -> RepairText:
+def text(seed: int = 0, num_train: int = 6) -> RepairText:
     generator = torch.Generator().manual_seed(seed)
     domains = ("prose", "code")
 
     def windows(number: int) -> dict[str, torch.Tensor]:
-        shape = (number, 12)
+        shape = (number, SEQLEN)
         return {d: torch.randint(3, VOCAB_SIZE, shape, generator=generator) for d in domains}
 
-    return RepairText(windows(6), windows(3))
+    return RepairText(windows(num_train), windows(3))
 
 
+@pytest.mark.parametrize("state_budget", [None, SMALL])  # which makes blocks run again
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_folded_model_is_the_formula(family: str) -> None:
+def test_the_folded_model_is_the_formula(family: str, state_budget: int | None) -> None:
     model = tiny_model(family)
     before = {name: values.clone() for name, values in model.named_parameters()}
     windows = text()
-    depths = repair_depths(ResidentModel(model), KEEPS, windows, batch_tokens=24)
+    depths = repair_depths(
+        ResidentModel(model), KEEPS, windows, batch_tokens=24, state_budget=state_budget
+    )
     assert [depth.keep for depth in depths] == KEEPS
     for depth in depths:
         assert set(depth.tried) == {Method.NONE, *possible_methods(model.config)}
@@ -53,19 +67,28 @@ def test_the_folded_model_is_the_formula(family: str) -> None:
         assert torch.equal(values, before[name])
 
 
-def test_a_streamed_model_is_repaired_like_a_resident_one(tiny_model_dir: Path) -> None:
-    resident = load(tiny_model_dir, device="cpu").model
-    windows = text()
-    one = repair_depths(ResidentModel(resident), KEEPS[:2], windows, batch_tokens=24)
-    streamed = StreamedModel(tiny_model_dir, device="cpu")
-    other = repair_depths(streamed, KEEPS[:2], windows, batch_tokens=24)
-    for depth, same in zip(one, other, strict=True):
+def assert_equal(found: list[RepairedDepth], expected: list[RepairedDepth]) -> None:
+    for depth, same in zip(found, expected, strict=True):
+        assert depth.tried.keys() == same.tried.keys()
         for method, repaired in depth.tried.items():
             assert repaired.scales == pytest.approx(same.tried[method].scales)
+            assert repaired.tensors.keys() == same.tried[method].tensors.keys()
             for domain, losses in repaired.losses.items():
                 assert losses == pytest.approx(same.tried[method].losses[domain], abs=1e-5)
             for name, values in repaired.tensors.items():
                 assert torch.allclose(values, same.tried[method].tensors[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("state_budget", [None, SMALL])
+def test_a_streamed_model_is_repaired_like_a_resident_one(
+    tiny_model_dir: Path, state_budget: int | None
+) -> None:
+    resident = load(tiny_model_dir, device="cpu").model
+    windows = text()
+    one = repair_depths(ResidentModel(resident), KEEPS[:2], windows, batch_tokens=24)
+    streamed = StreamedModel(tiny_model_dir, device="cpu")
+    other = repair_depths(streamed, KEEPS[:2], windows, batch_tokens=24, state_budget=state_budget)
+    assert_equal(other, one)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -73,10 +96,112 @@ def test_a_depth_is_repaired_as_if_it_were_alone(family: str) -> None:
     model = tiny_model(family)
     together = repair_depths(ResidentModel(model), KEEPS, text(), batch_tokens=24)
     for keep, depth in zip(KEEPS, together, strict=True):
-        [alone] = repair_depths(ResidentModel(model), [keep], text(), batch_tokens=24)
-        for method, repaired in alone.tried.items():
-            same = depth.tried[method]
-            assert repaired.scales == pytest.approx(same.scales)
-            assert repaired.tensors.keys() == same.tensors.keys()
-            for name, values in repaired.tensors.items():
-                assert torch.allclose(values, same.tensors[name], atol=1e-5)
+        assert_equal(repair_depths(ResidentModel(model), [keep], text(), batch_tokens=24), [depth])
+
+
+def test_repairs_are_those_of_whole_models_run_one_cut_at_a_time() -> None:
+    """The slow path: for every cut, the dense and the repaired model run from the start."""
+    model, windows = tiny_model("llama"), text()
+    for depth in repair_depths(ResidentModel(model), KEEPS, windows, batch_tokens=24):
+        own = dict[str, torch.Tensor]()
+        for cut in cuts_of(depth.keep, num_blocks(model)):
+            path = f"model.layers.{cut.before}.mlp.down_proj.weight"
+            sums = {}
+            for domain, ids in {
+                **windows.selection,
+                "": torch.cat([*windows.train.values()]),
+            }.items():
+                _, dense = passed(model, range(cut.after), ids)
+                read, pruned = passed(model, [b for b in depth.keep if b <= cut.before], ids, own)
+                sums[domain] = Sums(48, 32, model.device)
+                sums[domain].add(read, dense - pruned, dense.square().sum(dim=1).reciprocal())
+            found = fit(sums.pop(""), sums)
+            own[path] = model.get_parameter(path) + found.change
+        repaired = depth.tried[Method.RIDGE]
+        for name, values in own.items():
+            same = repaired.tensors.get(name, model.get_parameter(name))
+            assert torch.allclose(values, same, atol=1e-4)
+
+
+def passed(
+    model: PreTrainedModel,
+    keep: Sequence[int],
+    token_ids: torch.Tensor,
+    own: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last matrix of the model of these blocks reads, and its last hidden states."""
+    pruned, found = view(model, list(keep), own), list[torch.Tensor]()
+    last = pruned.get_submodule(f"model.layers.{len(keep) - 1}")
+    last.get_submodule("mlp.down_proj").register_forward_pre_hook(
+        lambda _, args: found.append(args[0])
+    )
+    last.register_forward_hook(lambda _module, _args, output: found.append(output))
+    with torch.no_grad():
+        pruned(token_ids)
+    read, hidden = (tensor.flatten(0, 1) for tensor in found)
+    return read, hidden
+
+
+@pytest.mark.parametrize("num_train", [6, 24])
+def test_memory_does_not_depend_on_the_number_of_windows(
+    num_train: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[States[tuple[int, int]]] = []
+
+    class Counted(States[tuple[int, int]]):
+        def __init__(self, budget: int) -> None:
+            super().__init__(budget)
+            made.append(self)
+
+    model, windows = tiny_model("llama"), text(num_train=num_train)
+    expected = repair_depths(ResidentModel(model), KEEPS, windows, batch_tokens=36)
+    monkeypatch.setattr("pruning.repair.walk.States", Counted)
+    found = repair_depths(ResidentModel(model), KEEPS, windows, batch_tokens=36, state_budget=SMALL)
+    assert_equal(found, expected)
+    [states] = made
+    assert 0 < states.peak_bytes < SMALL < states.file_bytes
+
+
+def test_a_budget_without_room_for_a_window_is_refused() -> None:
+    with pytest.raises(StateBudgetTooSmall, match="one window of 12 tokens need 6912"):
+        repair_depths(
+            ResidentModel(tiny_model("llama")), KEEPS, text(), batch_tokens=24, state_budget=6911
+        )
+
+
+def test_in_bfloat16_sums_are_float32() -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    halves = copy.deepcopy(model)
+    halves.bfloat16()
+    [exact] = repair_depths(ResidentModel(model), KEEPS[:1], text(), batch_tokens=24)
+    [coarse] = repair_depths(ResidentModel(halves), KEEPS[:1], text(), batch_tokens=24)
+    [(cut, fitted)] = coarse.tried[Method.RIDGE].fits.items()
+    assert fitted.change.dtype == torch.float32
+    assert coarse.tried[Method.SCALE].scales == pytest.approx(
+        exact.tried[Method.SCALE].scales, rel=0.01
+    )
+    expected = exact.tried[Method.RIDGE].fits[cut].change
+    assert float((fitted.change - expected).norm() / expected.norm()) < 0.05
+    for repaired in coarse.tried.values():
+        assert all(t.dtype == torch.bfloat16 for t in repaired.tensors.values())
+        pruned = view(halves, coarse.keep, folded(halves, coarse.keep, repaired))
+        for domain, ids in text().selection.items():
+            with torch.no_grad():
+                losses = window_losses(pruned, last_hidden(pruned, ids), ids)
+            assert losses.tolist() == pytest.approx(repaired.losses[domain], abs=0.1)
+
+
+def test_progress_counts_steps_and_what_it_raises_ends_the_repair() -> None:
+    heard: list[tuple[int, int]] = []
+
+    def observe(done: int, total: int) -> None:
+        heard.append((done, total))
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repair_depths(
+            ResidentModel(tiny_model("llama")), KEEPS, text(), batch_tokens=24, observe=observe
+        )
+    assert [done for done, _ in heard] == [1, 2, 3, 4, 5]
+    assert len({total for _, total in heard}) == 1

@@ -1,0 +1,155 @@
+"""In which order blocks run so that the dense model and all its pruned models advance together.
+
+A stream is the hidden states of some windows behind a sequence of steps. Models whose sequences
+begin alike share streams until they part, and no stream goes further than it is needed. Knows no
+torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from pruning.repair.cuts import Correction, Part, Parts, Refit, Run, Step, observed
+
+Route = Sequence[Step]
+EMBEDDED = 0  # the number of the stream in front of the first block
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What becomes of the stream ``source`` by one step, on the windows of ``parts``.
+
+    ``dense`` is the stream of the dense model behind the cut, for steps that compare with it.
+    """
+
+    source: int
+    step: Step
+    parts: Parts
+    dense: int | None
+
+    @property
+    def reads(self) -> Parts:
+        """The windows of which the step reads ``source``."""
+        return self.parts | observed(self.step)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """While a block has its weights, these streams are made, in this order."""
+
+    block: int
+    streams: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All streams by number, and when each is made.
+
+    ``embedded`` are the windows of the first stream. ``ends`` has the last stream of each route.
+    ``releases`` has, by the number of a stream, the streams and windows that are needed no more
+    when it is made.
+    """
+
+    embedded: Parts
+    streams: Mapping[int, Stream]
+    visits: tuple[Visit, ...]
+    ends: tuple[int, ...]
+    releases: Mapping[int, frozenset[tuple[int, Part]]]
+
+    def way_to(self, end: int) -> list[int]:
+        """The streams that lead to this one, from the first to itself."""
+        passed = []
+        while end != EMBEDDED:
+            passed.append(end)
+            end = self.streams[end].source
+        return passed[::-1]
+
+
+def plan_of(routes: Sequence[Route]) -> Plan:
+    """The plan of models that take these routes, and of the dense model beside them.
+
+    A model waits at a cut until the dense model has arrived at its other side. The dense model
+    stops behind the last cut, and training windows stop at the last cut of a route.
+    """
+    tree = _Tree()
+    corrections = [step for route in routes for step in route if not isinstance(step, Run)]
+    last = max((step.cut.after for step in corrections), default=0)
+    needs = [_union(corrections, at) for at in range(last + 1)]
+    dense = tree.add([Run(block) for block in range(last)], needs)
+    ends = tuple(tree.add(route, _needs(route))[-1] for route in routes)
+    streams = {
+        number: Stream(source, step, tree.parts[number], _dense(step, dense))
+        for (source, step), number in tree.numbers.items()
+    }
+    visits = tuple(_visits(streams))
+    releases = _releases(streams, [number for visit in visits for number in visit.streams], ends)
+    return Plan(tree.parts[EMBEDDED], streams, visits, ends, releases)
+
+
+class _Tree:
+    """Streams by what they are made of, and the windows that each is needed for."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[int, Step], int] = {}
+        self.parts: dict[int, Parts] = {EMBEDDED: frozenset()}
+
+    def add(self, route: Route, needs: Sequence[Parts]) -> list[int]:
+        """The streams along a route, with the windows that are needed in front of each step and
+        at the end."""
+        found = [EMBEDDED]
+        self.parts[EMBEDDED] |= needs[0]
+        for step, parts in zip(route, needs[1:], strict=True):
+            number = self.numbers.setdefault((found[-1], step), len(self.numbers) + 1)
+            self.parts[number] = self.parts.get(number, frozenset()) | parts
+            found.append(number)
+        return found
+
+
+def _needs(route: Route) -> list[Parts]:
+    """The windows that are needed in front of each step, and at the end."""
+    needs: list[Parts] = [frozenset({Part.SELECTION})]
+    for step in reversed(route):
+        needs.append(needs[-1] | observed(step))
+    return needs[::-1]
+
+
+def _union(corrections: Sequence[Correction], at: int) -> Parts:
+    """The windows that the dense model needs in front of the block ``at``."""
+    return frozenset[Part]().union(*(s.observes for s in corrections if s.cut.after >= at))
+
+
+def _dense(step: Step, dense: Sequence[int]) -> int | None:
+    return None if isinstance(step, Run) else dense[step.cut.after]
+
+
+def _visits(streams: Mapping[int, Stream]) -> Iterator[Visit]:
+    """The visits in order; within one, the dense stream comes first, as its number is lowest."""
+    numbers = sorted(streams, key=lambda number: (_turn(streams[number].step), number))
+    for (_, minus_block), group in groupby(numbers, lambda at: _turn(streams[at].step)):
+        yield Visit(-minus_block, tuple(group))
+
+
+def _turn(step: Step) -> tuple[int, int]:
+    """When a step can be taken, as the block that the dense model runs then, and minus the block
+    that must have its weights: the dense model runs before anything is compared with it."""
+    if isinstance(step, Run):
+        return step.block, -step.block
+    arrival = step.cut.after - 1
+    return arrival, -(step.cut.before if isinstance(step, Refit) else arrival)
+
+
+def _releases(
+    streams: Mapping[int, Stream], order: Sequence[int], ends: Sequence[int]
+) -> dict[int, frozenset[tuple[int, Part]]]:
+    last: dict[tuple[int, Part], int] = {}
+    for number in order:
+        stream = streams[number]
+        last |= {(stream.source, part): number for part in stream.reads}
+        if stream.dense is not None:
+            last |= {(stream.dense, part): number for part in observed(stream.step)}
+    for end in ends:
+        last.pop((end, Part.SELECTION), None)  # its losses are measured after all steps
+    found: dict[int, set[tuple[int, Part]]] = {}
+    for what, number in last.items():
+        found.setdefault(number, set()).add(what)
+    return {number: frozenset(released) for number, released in found.items()}

@@ -1,0 +1,277 @@
+"""The windows of one process on their way along a plan: blocks run, and errors are summed up.
+
+What is fitted to the sums is not decided here, so the windows may be spread over processes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.models.architectures import architecture
+from pruning.models.blocks import BlockCall, block_calls, finish, with_own
+from pruning.models.loss import window_losses
+from pruning.models.memory import state_budget
+from pruning.removal import Losses
+from pruning.repair.cuts import Part, Parts, Refit, Run, observed
+from pruning.repair.plan import EMBEDDED, Plan, Stream
+from pruning.repair.ridge import Sums
+from pruning.repair.states import States
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids [num_windows, seqlen] of one domain."""
+
+    part: Part
+    domain: str
+    token_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Summed norms of hidden states in front of the block behind a cut."""
+
+    dense: float
+    pruned: float
+
+    def __add__(self, other: "Norms") -> "Norms":
+        return Norms(self.dense + other.dense, self.pruned + other.pruned)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What the refitted layer reads and the error of the stream behind the cut, as sums over
+    tokens: of all training windows, and of the selection windows of each domain."""
+
+    train: Sums
+    selection: Mapping[str, Sums]
+
+
+class Walk(Protocol):
+    """The steps of a plan, by the number of the stream that each makes.
+
+    Blocks, embeddings and head must have their weights when they are needed. ``run`` makes the
+    stream of a ``Run``; ``norms`` and ``scale`` that of a ``Scale``; ``errors`` and ``refit`` that
+    of a ``Refit``.
+    """
+
+    def embed(self) -> None: ...
+
+    def run(self, stream: int) -> None: ...
+
+    def norms(self, stream: int) -> Norms: ...
+
+    def scale(self, stream: int, factor: float) -> None: ...
+
+    def errors(self, stream: int) -> Errors: ...
+
+    def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
+        """``matrix`` takes the place of the block's own, in its shape; None changes nothing."""
+
+    def losses(self, stream: int) -> Mapping[str, Losses]:
+        """Nats per predicted token of each selection window, by domain."""
+
+    def close(self) -> None: ...
+
+
+_READ = -1  # in place of a stream: what the layer that is refitted has read
+
+
+@dataclass(frozen=True)
+class _Batch:
+    part: Part
+    domain: str
+    token_ids: torch.Tensor
+
+
+class LocalWalk:
+    """A ``Walk`` in this process.
+
+    At most ``state_budget`` bytes of hidden states are in memory, by default half of the memory
+    that is free; others are in a temporary file. A call of a block has at most ``batch_tokens``
+    tokens, but at least one window. Raises ``StateBudgetTooSmall``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        plan: Plan,
+        windows: Sequence[Windows],
+        *,
+        batch_tokens: int,
+        budget: int | None = None,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._plan = plan
+        self._row = architecture(model.config)
+        seqlen = windows[0].token_ids.shape[1]
+        window_bytes = seqlen * self._token_bytes()
+        budget = state_budget(
+            device, budget, least=window_bytes, of=f"one window of {seqlen} tokens"
+        )
+        size = max(1, min(batch_tokens // seqlen, budget // window_bytes))
+        self._batches = [
+            _Batch(each.part, each.domain, token_ids)
+            for each in windows
+            if each.part in plan.embedded
+            for token_ids in torch.split(each.token_ids.to(device), size)
+        ]
+        # by stream and batch; what one call needs is beside them
+        self.states: States[tuple[int, int]] = States(budget - size * window_bytes)
+        self._calls: Sequence[BlockCall] = ()  # those of any batch, as all lengths are equal
+
+    @torch.no_grad()
+    def embed(self) -> None:
+        for at, batch in enumerate(self._batches):
+            hidden, calls = block_calls(self._model, batch.token_ids)
+            self._calls = self._calls or calls
+            self.states.put((EMBEDDED, at), hidden)
+
+    @torch.no_grad()
+    def run(self, stream: int) -> None:
+        made = self._plan.streams[stream]
+        assert isinstance(made.step, Run)
+        call = self._calls[made.step.block]
+        for at in self._batches_of(made.parts):
+            hidden = self.states.get((made.source, at))
+            self._advance(stream, at, call(hidden))
+
+    @torch.no_grad()
+    def norms(self, stream: int) -> Norms:
+        made = self._plan.streams[stream]
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for at in self._batches_of(observed(made.step)):
+            for place, hidden in enumerate((self._wanted(made, at), self._source(made, at))):
+                sums[place] += hidden.float().norm(dim=-1).double().sum()
+        dense, pruned = sums.tolist()
+        return Norms(dense, pruned)
+
+    @torch.no_grad()
+    def scale(self, stream: int, factor: float) -> None:
+        made = self._plan.streams[stream]
+        for at in self._batches_of(made.reads):
+            self._advance(stream, at, self._source(made, at) * factor)
+
+    @torch.no_grad()
+    def errors(self, stream: int) -> Errors:
+        """Run the block in front of the cut, and compare what comes out with the dense stream.
+
+        The weight of a token is the inverse square of the norm that its state should have. Without
+        it, the few tokens that are attention sinks would decide everything.
+        """
+        made = self._plan.streams[stream]
+        call, layer = self._refitted(made)
+        run = _tapped(call, layer)
+        found = self._no_errors(call, layer)
+        for at in self._batches_of(made.reads):
+            batch = self._batches[at]
+            output, read = run(self._source(made, at))
+            wanted = self._wanted(made, at).flatten(0, 1).float()
+            sums = found.selection[batch.domain] if batch.part is Part.SELECTION else found.train
+            errors = wanted - output.flatten(0, 1).float()
+            weights = wanted.square().sum(dim=1).reciprocal()
+            sums.add(read.flatten(0, -2).float(), errors, weights)
+            if batch.part in made.parts and self.states.has_room(output.nbytes + read.nbytes):
+                self.states.put((stream, at), output)
+                self.states.put((_READ, at), read)
+        return found
+
+    @torch.no_grad()
+    def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
+        """The refitted layer writes straight into the stream. So what its change adds is added to
+        the output of the block, or the block runs again if there was no room to keep that."""
+        made = self._plan.streams[stream]
+        call, layer = self._refitted(made)
+        old = call.block.get_parameter(f"{layer}.weight")
+        matrix = old if matrix is None else matrix.to(old.device)
+        again = BlockCall(with_own(call.block, {f"{layer}.weight": matrix}), call.args, call.kwargs)
+        change = (matrix.float() - old.float()).to(old.dtype)
+        if not self._row.writes.is_transposed:
+            change = change.T
+        for at in self._batches_of(made.reads):
+            if self._batches[at].part not in made.parts:
+                self._release(stream, at)
+            elif (stream, at) in self.states:
+                output, read = self.states.pop((stream, at)), self.states.pop((_READ, at))
+                self._advance(stream, at, output + read.view(*output.shape[:-1], -1) @ change)
+            else:
+                self._advance(stream, at, again(self._source(made, at)))
+
+    @torch.no_grad()
+    def losses(self, stream: int) -> Mapping[str, Losses]:
+        found: dict[str, list[float]] = {}
+        for at in self._batches_of(frozenset({Part.SELECTION})):
+            batch = self._batches[at]
+            hidden = finish(self._model, self.states.get((stream, at)))
+            losses = window_losses(self._model, hidden, batch.token_ids)
+            found.setdefault(batch.domain, []).extend(losses.tolist())
+        return found
+
+    def close(self) -> None:
+        self.states.close()
+
+    def _batches_of(self, parts: Parts) -> Iterator[int]:
+        return (at for at, batch in enumerate(self._batches) if batch.part in parts)
+
+    def _source(self, made: Stream, at: int) -> torch.Tensor:
+        return self.states.get((made.source, at))
+
+    def _wanted(self, made: Stream, at: int) -> torch.Tensor:
+        """The state that the dense model has behind the cut."""
+        assert made.dense is not None
+        return self.states.get((made.dense, at))
+
+    def _advance(self, stream: int, at: int, hidden: torch.Tensor) -> None:
+        self._release(stream, at)
+        self.states.put((stream, at), hidden)
+
+    def _release(self, stream: int, at: int) -> None:
+        """Forget the states of a batch that nothing needs after this step."""
+        for earlier, part in self._plan.releases.get(stream, ()):
+            if part is self._batches[at].part:
+                self.states.drop((earlier, at))
+
+    def _refitted(self, made: Stream) -> tuple[BlockCall, str]:
+        """The block in front of the cut, and the name of its layer that is refitted."""
+        assert isinstance(made.step, Refit)
+        assert self._row.writes.refit is not None
+        return self._calls[made.step.cut.before], self._row.writes.refit
+
+    def _no_errors(self, call: BlockCall, layer: str) -> Errors:
+        matrix = call.block.get_parameter(f"{layer}.weight")
+        width_out, width_in = matrix.T.shape if self._row.writes.is_transposed else matrix.shape
+        domains = {b.domain: None for b in self._batches if b.part is Part.SELECTION}
+        train, *others = (Sums(width_in, width_out, self._device) for _ in (None, *domains))
+        return Errors(train, dict(zip(domains, others, strict=True)))
+
+    def _token_bytes(self) -> int:
+        """Bytes of a token in the states that one call needs: source, output, dense, and read."""
+        config, writes = self._model.config, self._row.writes
+        width = 3 * config.hidden_size
+        if writes.refit is not None:
+            path = f"{self._row.blocks}.0.{writes.refit}.weight"
+            width += self._model.get_parameter(path).numel() // config.hidden_size
+        return int(width * self._model.dtype.itemsize)
+
+
+def _tapped(
+    call: BlockCall, layer: str
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """The call of a block that also returns what ``layer`` has read."""
+    reads: list[torch.Tensor] = []
+    block = with_own(call.block, {})
+    block.get_submodule(layer).register_forward_pre_hook(
+        lambda _module, args: reads.append(args[0])
+    )
+    tapped = BlockCall(block, call.args, call.kwargs)
+
+    def run(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = tapped(hidden)
+        return output, reads.pop()
+
+    return run
