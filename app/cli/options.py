@@ -1,34 +1,79 @@
-"""Options that several commands share, and how the texts of ``--calibration`` are parsed."""
+"""Options that several commands share. Those of the spec take type and default from its fields."""
 
-from collections.abc import Sequence
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
-from pruning.spec.prune import Metric, Resident, Search
+from pruning.spec.gate import Gate, gate_of
+from pruning.spec.prune import PruneSpec
+
+Command = Callable[..., None]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 ModelArgument = Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")]
-SamplingOption = Annotated[
-    Sampling, typer.Option(help="windows: as in the paper; rows: as in the reference code.")
-]
-SeqlenOption = Annotated[int, typer.Option(help="Tokens per window.")]
-ProtectFirstOption = Annotated[
-    int, typer.Option(help="Remaining blocks at the start that are kept.")
-]
-ProtectLastOption = Annotated[int, typer.Option(help="Remaining blocks at the end that are kept.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-MetricOption = Annotated[
-    Metric,
-    typer.Option(help="Metric 3 of the paper, or 1 or 2, which compare with the dense model."),
-]
-SearchOption = Annotated[
-    Search, typer.Option(help="exact, or staged: clearly worse candidates drop out early.")
-]
-ResidentOption = Annotated[
-    Resident, typer.Option(help="model, or stream: read one block at a time from disk.")
-]
+GATE = "gate_"  # options of the quality gate begin with it
+HELP: Mapping[str, str] = MappingProxyType(
+    {
+        "num_remove": "How many blocks to remove.",
+        "sparsity": "Share of the blocks to remove, rounded up.",
+        "max_perplexity_ratio": "Stop before pruned / dense perplexity exceeds this.",
+        "target_speedup": "Remove as few blocks as reach this speed-up in decoding.",
+        "sampling": "windows: as in the paper; rows: as in the reference code.",
+        "num_samples": "Number of windows, or of rows of raw text.",
+        "seqlen": "Tokens per window.",
+        "seed": "Seed of the calibration sample.",
+        "protect_first": "Remaining blocks at the start that are kept.",
+        "protect_last": "Remaining blocks at the end that are kept.",
+        "dtype": "auto, float32, bfloat16 or float16.",
+        "evaluate": "Measure the perplexity of every depth at the end.",
+        "metric": "Metric 3 of the paper, or 1 or 2, which compare with the dense model.",
+        "search": "exact, or staged: clearly worse candidates drop out early.",
+        "resident": "model, or stream: read one block at a time from disk.",
+        "gate_max_probe_drop": "Maximum loss of the probe's score, 0 to 1.",
+        "gate_max_perplexity_ratio": "Maximum of pruned / dense perplexity on held-out text.",
+        "gate_action": "Beyond a limit: publish with a warning, or refuse to publish.",
+        "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
+        "zero_shot": "Measure both models on the paper's five tasks.",
+    }
+)
+
+
+def spec_options(*names: str) -> Callable[[Command], Command]:
+    """Add the options ``names`` to a command, which receives them as ``**values``."""
+
+    def with_options(command: Command) -> Command:
+        signature = inspect.signature(command)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        required = [each for each in own if each.default is each.empty]
+        known = _parameters()
+        parameters = [*required, *(known[name] for name in names), *own[len(required) :]]
+        # where typer looks for them
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return with_options
+
+
+def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) -> PruneSpec:
+    """The spec that the options describe. A field without an option has its default.
+
+    Raises ``InvalidSpec``.
+    """
+    limits: dict[str, Any] = {
+        field.name: values.get(GATE + field.name, field.default) for field in fields(Gate)
+    }
+    given = {**values_of(PruneSpec, values), "gate": gate_of(**limits)}
+    return PruneSpec(**{**given, "model": model, "calibration": calibration})
+
+
+def values_of(kind: type, values: Mapping[str, object]) -> dict[str, Any]:
+    """Those values that are fields of the dataclass ``kind``."""
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def calibration_of(
@@ -52,6 +97,23 @@ def source_of(
     dataset = Dataset(text) if is_named else Dataset.FILE
     path = None if is_named else text
     return CalibrationSpec(dataset, sampling, num_samples, seqlen, seed, path)
+
+
+def _parameters() -> dict[str, inspect.Parameter]:
+    """Every option as a parameter of a function, with the type and the default of its field."""
+    found = {}
+    for kind, prefix in ((PruneSpec, ""), (CalibrationSpec, ""), (Gate, GATE)):
+        types = get_type_hints(kind)
+        for field in fields(kind):
+            name = prefix + field.name
+            if name in HELP:
+                found[name] = inspect.Parameter(
+                    name,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=field.default,
+                    annotation=Annotated[types[field.name], typer.Option(help=HELP[name])],
+                )
+    return found
 
 
 def _weighted(text: str) -> tuple[str, float]:

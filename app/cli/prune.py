@@ -6,38 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.options import (
+    HELP,
     AsJson,
-    DtypeOption,
-    MetricOption,
     ModelArgument,
-    ProtectFirstOption,
-    ProtectLastOption,
-    ResidentOption,
-    SamplingOption,
-    SearchOption,
-    SeqlenOption,
     calibration_of,
+    spec_of,
+    spec_options,
+    values_of,
 )
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.gate import Gate, GateAction, gate_of
-from pruning.spec.prune import PruneSpec, Quantize
 
 
+@spec_options(*HELP)
 def prune(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
-    num_remove: Annotated[
-        int | None, typer.Option(help="How many blocks to remove.")
-    ] = PruneSpec.num_remove,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of the blocks to remove, rounded up.")
-    ] = PruneSpec.sparsity,
-    max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Stop before pruned / dense perplexity exceeds this.")
-    ] = PruneSpec.max_perplexity_ratio,
-    target_speedup: Annotated[
-        float | None, typer.Option(help="Remove as few blocks as reach this speed-up in decoding.")
-    ] = PruneSpec.target_speedup,
     calibration: Annotated[
         list[str],
         typer.Option(
@@ -46,40 +29,6 @@ def prune(
             metavar="TEXT[=WEIGHT]",
         ),
     ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
-    sampling: SamplingOption = CalibrationSpec.sampling,
-    num_samples: Annotated[
-        int, typer.Option(help="Number of windows, or of rows of raw text.")
-    ] = CalibrationSpec.num_samples,
-    seqlen: SeqlenOption = CalibrationSpec.seqlen,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the calibration sample.")
-    ] = CalibrationSpec.seed,
-    protect_first: ProtectFirstOption = PruneSpec.protect_first,
-    protect_last: ProtectLastOption = PruneSpec.protect_last,
-    dtype: DtypeOption = PruneSpec.dtype,
-    evaluate: Annotated[
-        bool, typer.Option(help="Measure the perplexity of every depth at the end.")
-    ] = PruneSpec.evaluate,
-    metric: MetricOption = PruneSpec.metric,
-    search: SearchOption = PruneSpec.search,
-    resident: ResidentOption = PruneSpec.resident,
-    gate_max_probe_drop: Annotated[
-        float | None, typer.Option(help="Maximum loss of the probe's score, 0 to 1.")
-    ] = Gate.max_probe_drop,
-    gate_max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Maximum of pruned / dense perplexity on held-out text.")
-    ] = Gate.max_perplexity_ratio,
-    gate_action: Annotated[
-        GateAction,
-        typer.Option(help="Beyond a limit: publish with a warning, or refuse to publish."),
-    ] = Gate.action,
-    quantize: Annotated[
-        Quantize | None,
-        typer.Option(help="Measure the pruned model with weights of 8 or 4 bits too."),
-    ] = PruneSpec.quantize,
-    zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Measure both models on the paper's five tasks.")
-    ] = PruneSpec.zero_shot,
     state_budget: Annotated[
         str | None,
         typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),
@@ -88,6 +37,7 @@ def prune(
         int | None, typer.Option(help="Ray actors for the search, 0 for none.")
     ] = None,
     as_json: AsJson = False,
+    **values: object,
 ) -> None:
     """Prune a model in this process, without a server, and write a Hugging Face checkpoint.
 
@@ -95,24 +45,8 @@ def prune(
     """
     from pruning.config import WorkerSettings
 
-    spec = PruneSpec(
-        model=model,
-        num_remove=num_remove,
-        sparsity=sparsity,
-        max_perplexity_ratio=max_perplexity_ratio,
-        target_speedup=target_speedup,
-        calibration=calibration_of(calibration, sampling, num_samples, seqlen, seed),
-        protect_first=protect_first,
-        protect_last=protect_last,
-        dtype=dtype,
-        evaluate=evaluate,
-        metric=metric,
-        search=search,
-        resident=resident,
-        gate=gate_of(gate_max_probe_drop, gate_max_perplexity_ratio, gate_action),
-        quantize=quantize,
-        zero_shot=zero_shot,
-    )
+    text = calibration_of(calibration, **values_of(CalibrationSpec, values))
+    spec = spec_of(model, text, values)
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     from app.commands.prune import run_prune  # imports torch, after the checks above

@@ -7,22 +7,20 @@ import typer
 
 from app.cli.options import (
     AsJson,
-    DtypeOption,
-    MetricOption,
     ModelArgument,
-    ProtectFirstOption,
-    ProtectLastOption,
-    ResidentOption,
-    SamplingOption,
-    SearchOption,
-    SeqlenOption,
     source_of,
+    spec_of,
+    spec_options,
+    values_of,
 )
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.prune import PruneSpec
 
 
+@spec_options(
+    *("sampling", "num_samples", "seqlen"),
+    *("protect_first", "protect_last", "dtype", "metric", "search", "resident"),
+)
 def stability(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Directory for stability.json and stability.png.")],
@@ -37,18 +35,8 @@ def stability(
             metavar="TEXT",
         ),
     ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
-    sampling: SamplingOption = CalibrationSpec.sampling,
-    num_samples: Annotated[
-        int, typer.Option(help="Number of windows, or of rows, per sample.")
-    ] = CalibrationSpec.num_samples,
-    seqlen: SeqlenOption = CalibrationSpec.seqlen,
-    protect_first: ProtectFirstOption = PruneSpec.protect_first,
-    protect_last: ProtectLastOption = PruneSpec.protect_last,
-    dtype: DtypeOption = PruneSpec.dtype,
-    metric: MetricOption = PruneSpec.metric,
-    search: SearchOption = PruneSpec.search,
-    resident: ResidentOption = PruneSpec.resident,
     as_json: AsJson = False,
+    **values: object,
 ) -> None:
     """Repeat a search over samples and texts, and report which removals are stable.
 
@@ -57,21 +45,10 @@ def stability(
     from pruning.config import WorkerSettings
 
     numbers = _numbers(seeds)
-    texts = {
-        text: source_of(text, sampling, num_samples, seqlen, numbers[0]) for text in calibration
-    }
+    source = {**values_of(CalibrationSpec, values), "seed": numbers[0]}
+    texts = {text: source_of(text, **source) for text in calibration}
     _check(texts, calibration, numbers)
-    spec = PruneSpec(
-        model=model,
-        num_remove=num_remove,
-        calibration=texts[calibration[0]],
-        protect_first=protect_first,
-        protect_last=protect_last,
-        dtype=dtype,
-        metric=metric,
-        search=search,
-        resident=resident,
-    )
+    spec = spec_of(model, texts[calibration[0]], {**values, "num_remove": num_remove})
     from app.commands.stability import run_stability  # imports torch, after the checks above
 
     run_stability(spec, texts, numbers, out, WorkerSettings(), as_json=as_json)

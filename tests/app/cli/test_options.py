@@ -1,15 +1,13 @@
 """The options for calibration texts, and the agreement of all options with the spec."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 import pytest
 
-from app.cli.options import calibration_of
+from app.cli.options import calibration_of, spec_of, values_of
 from app.cli.prune import prune
-from app.cli.stability import stability
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate
@@ -54,32 +52,20 @@ def test_what_cannot_be_mixed_is_refused(texts: Sequence[str]) -> None:
         parsed(*texts)
 
 
-def spec_options() -> dict[str, Any]:
-    """The default of every field of the spec, by the name of its option."""
-    specs = {field.name: field.default for field in fields(PruneSpec)}
-    sources = {field.name: field.default for field in fields(CalibrationSpec)}
-    gates = {f"gate_{field.name}": field.default for field in fields(Gate)}
-    del specs["calibration"], specs["gate"]  # one option for each of their fields
-    del sources["path"]  # --calibration takes the path or the name of the data set
-    dataset = sources.pop("dataset")
-    return {**specs, **sources, **gates, "calibration": [dataset]}
+def test_prune_has_an_option_for_every_field_of_the_spec() -> None:
+    nested = {"calibration", "gate"}  # one option for each of their fields
+    expected = {field.name for field in fields(PruneSpec)} - nested
+    expected |= {field.name for field in fields(CalibrationSpec)} - {"dataset", "path"}
+    expected |= {f"gate_{field.name}" for field in fields(Gate)}
+    own = {"model", "out", "calibration", "state_budget", "actors", "as_json"}
+    assert set(inspect.signature(prune).parameters) - own == expected - {"model"}
 
 
-def options_of(command: Callable[..., None]) -> dict[str, Any]:
-    return {name: param.default for name, param in inspect.signature(command).parameters.items()}
-
-
-def test_prune_has_an_option_with_its_default_for_every_field_of_the_spec() -> None:
-    options, own = options_of(prune), {"model", "out", "state_budget", "actors", "as_json"}
-    expected = spec_options()
-    assert options.keys() - own == expected.keys() - {"model"}
-    assert {name: options[name] for name in options.keys() - own} == {
-        name: default for name, default in expected.items() if name != "model"
-    }
-
-
-def test_stability_has_the_options_and_defaults_of_the_fields_that_it_leaves_open() -> None:
-    own = {"model", "out", "num_remove", "seeds", "as_json"}
-    options, expected = options_of(stability), spec_options()
-    shared = options.keys() - own
-    assert {name: options[name] for name in shared} == {name: expected[name] for name in shared}
+def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
+    defaults = {name: each.default for name, each in inspect.signature(prune).parameters.items()}
+    asked = {**defaults, "num_remove": 2}
+    [text] = defaults["calibration"]
+    calibration = calibration_of([text], **values_of(CalibrationSpec, defaults))
+    assert spec_of("m", calibration, asked) == PruneSpec("m", num_remove=2)
+    limited = spec_of("m", calibration, {**asked, "gate_max_probe_drop": 0.1})
+    assert limited.gate == Gate(max_probe_drop=0.1)
