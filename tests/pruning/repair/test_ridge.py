@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.repair.ridge import Sums, fit
+from pruning.repair.ridge import PENALTIES, Sums, fit
 
 CPU = torch.device("cpu")
 
@@ -61,6 +61,17 @@ def test_no_domain_of_the_selection_has_a_larger_error(seed: int, sign: float) -
     found = fit(sums(tokens(seed + 1)), {"like": sums(tokens(seed + 2)), "other": sums(harmed)})
     assert all(error <= 1.0 for error in found.errors.values())
     assert (found.penalty is None) == (not found.change.any())
+
+
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([0.2, 1.0, 5.0]))
+def test_no_other_penalty_is_better(seed: int, scale: float) -> None:
+    inputs, errors, weights = tokens(seed)
+    noise = torch.randn(errors.shape, generator=torch.Generator().manual_seed(seed)) * scale
+    train = sums((inputs, errors + noise, weights))
+    selection = {"one": sums(tokens(seed + 1)), "other": sums(tokens(seed + 2))}
+    found = fit(train, selection)
+    worst = [fit(train, selection, [penalty]).worst for penalty in PENALTIES]
+    assert found.worst == min(1.0, *worst)
 
 
 def test_sums_without_full_rank_are_fitted() -> None:
