@@ -43,9 +43,24 @@ class Resident(StrEnum):
     STREAM = "stream"  # blocks are loaded from disk one at a time
 
 
-# Settings that are younger than published checkpoints, with the value that older digests imply
+class Repair(StrEnum):
+    """How the blocks that stay are corrected after the search, in closed form, at every depth."""
+
+    AUTO = "auto"  # whichever of the others is best on its worst domain: none where all do harm
+    RIDGE = "ridge"  # matrices in front of missing blocks, fitted anew by least squares
+    SCALE = "scale"  # one factor of the hidden states behind each group of missing blocks
+    NONE = "none"
+
+
+# Settings that are younger than published checkpoints, with the value that specs without them imply
 _LATER: Mapping[str, object] = MappingProxyType(
-    {"metric": Metric.SLEB, "gate": None, "quantize": None, "zero_shot": False}
+    {
+        "metric": Metric.SLEB,
+        "gate": None,
+        "quantize": None,
+        "zero_shot": False,
+        "repair": Repair.NONE,
+    }
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
 TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -82,6 +97,7 @@ class PruneSpec:
     gate: Gate | None = None  # limits for the published model
     quantize: Quantize | None = None  # measure perplexity with such weights too
     zero_shot: bool = False  # the paper's five tasks, dense and pruned
+    repair: Repair = Repair.AUTO  # of every depth
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -195,7 +211,8 @@ class PruneSpec:
     def digest(self) -> str:
         """Hex sha256 of every setting: equal for equal specs, on any machine.
 
-        Settings of ``_LATER`` count only if they are given, so that older digests stay valid.
+        Settings of ``_LATER`` count only if they differ from what older specs imply, so that the
+        digests of those stay valid.
         """
         settings = self.to_dict()
         for name in _LATER:
@@ -216,11 +233,19 @@ class PruneSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":
-        """Inverse of ``to_dict``, also after JSON; missing fields take their defaults.
+        """Inverse of ``to_dict``, also after JSON.
 
-        Raises ``InvalidSpec``.
+        Missing fields take their defaults, and those of ``_LATER`` what older specs imply: a job
+        that an earlier release has queued runs as it was submitted. Raises ``InvalidSpec``.
         """
-        kinds = {"metric": Metric, "search": Search, "resident": Resident, "quantize": Quantize}
+        data = {**_LATER, **data}
+        kinds = {
+            "metric": Metric,
+            "search": Search,
+            "resident": Resident,
+            "quantize": Quantize,
+            "repair": Repair,
+        }
         given = {name: data[name] for name in kinds if data.get(name) is not None}
         enums = {name: kinds[name](value) for name, value in given.items()}
         gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None

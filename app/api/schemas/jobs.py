@@ -10,7 +10,16 @@ from app.api.schemas.generate import Body, ModelName
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate, GateAction
-from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Resident, Search
+from pruning.spec.prune import (
+    TARGETS,
+    Dtype,
+    Metric,
+    PruneSpec,
+    Quantize,
+    Repair,
+    Resident,
+    Search,
+)
 
 
 class ProgressView(BaseModel):
@@ -326,6 +335,13 @@ class PruneJobBody(Body):
         default=PruneSpec.zero_shot,
         description="Evaluate the dense and the pruned model with lm-eval, on the paper's five "
         "tasks.",
+    )
+    repair: Repair = Field(
+        default=PruneSpec.repair,
+        description="How the remaining blocks are corrected, at every depth. ridge: matrices in "
+        "front of removed blocks are fitted anew by least squares; scale: one factor of the hidden "
+        "states behind each group of removed blocks; auto: the best of both on its worst domain of "
+        "text, or none if each of them does harm; none: no correction.",
     )
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],

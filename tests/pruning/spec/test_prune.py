@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
-from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
+from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Search
 
 TARGETS: Mapping[str, Any] = {
     "num_remove": 2,
@@ -148,12 +148,13 @@ def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
     assert isinstance(again.search, Search)
     assert isinstance(again.resident, Resident)
     assert type(again.quantize) is type(spec.quantize)
+    assert isinstance(again.repair, Repair)
 
 
 def test_the_digest_of_a_spec_is_what_it_was_before_it_could_have_more_settings() -> None:
     """Manifests contain the digest, which connects a checkpoint with its job."""
     before = "a506ce7071938d5a4733d78df2215a665710310969399516ee93f9552b245c15"
-    assert PruneSpec("tiny", num_remove=2).digest() == before
+    assert PruneSpec("tiny", num_remove=2, repair=Repair.NONE).digest() == before
 
 
 @pytest.mark.parametrize(
@@ -182,10 +183,13 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {"quantize": Quantize.INT8},
             {"quantize": Quantize.INT4},
             {"zero_shot": True},
+            {"repair": Repair.RIDGE},
+            {"repair": Repair.SCALE},
+            {"repair": Repair.NONE},
             {},
         )
     }
-    assert len(digests) == 8
+    assert len(digests) == 11
     assert spec.digest() in digests
 
 
@@ -200,4 +204,5 @@ def test_a_record_of_an_earlier_release_takes_the_defaults() -> None:
         None,
     )
     assert spec.calibration.parts[0].sampling is Sampling.ROWS
-    assert PruneSpec.from_dict({"model": "m", "num_remove": 1}) == PruneSpec("m", num_remove=1)
+    unrepaired = PruneSpec("m", num_remove=1, repair=Repair.NONE)
+    assert PruneSpec.from_dict({"model": "m", "num_remove": 1}) == unrepaired

@@ -26,6 +26,7 @@ FULL: dict[str, Any] = {
     "gate": {"max_probe_drop": 0.1, "action": "refuse"},
     "quantize": "int8",
     "zero_shot": True,
+    "repair": "scale",
 }
 
 
