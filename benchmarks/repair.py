@@ -31,7 +31,8 @@ from pruning.models.memory import BATCH_TOKENS
 from pruning.models.store import LoadedModel, ModelStore, load, set_up_torch
 from pruning.removal import Losses, kept
 from pruning.repair.choose import choose
-from pruning.repair.repair import RepairedDepth, RepairText, ResidentModel, folded, repair_depths
+from pruning.repair.folding import folded
+from pruning.repair.repair import RepairedDepth, RepairText, ResidentModel, repair_depths
 
 _Texts = list[str]
 

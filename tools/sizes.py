@@ -17,7 +17,6 @@ ENTRY_FILES = ("__init__.py", "__main__.py")
 # A file or ``file:function`` that may be outside the limits, and the reason.
 EXCEPTIONS: dict[str, str] = {
     "pruning/models/lineage.py": "origin and licence of a model, read from three files",
-    "pruning/repair/choose.py": "the choice of a repair, apart from how repairs are made",
     "pruning/process.py": "imported before torch by every process",
     "app/api/formats/models.py": "one file for each resource",
     "app/api/middleware/metrics.py": "one file for each middleware",

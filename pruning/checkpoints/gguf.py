@@ -25,7 +25,7 @@ from gguf import (
 )
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from pruning.models.blocks import view
+from pruning.models.blocks import NO_OWN, Own, view
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
@@ -197,8 +197,8 @@ def check_gguf(config: PreTrainedConfig) -> None:
         )
 
 
-def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str) -> None:
-    """Write the model that keeps these blocks, with ``name`` in its metadata.
+def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str, own: Own = NO_OWN) -> None:
+    """Write the model that keeps these blocks, with ``own`` tensors and ``name`` in its metadata.
 
     Matrices are stored in the dtype of ``dense``, vectors in float32, as llama.cpp expects. Raises
     ``GgufUnsupported``.
@@ -224,7 +224,7 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str) -> None:
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for parameter_name, values in dense.weights(keep):
+    for parameter_name, values in dense.weights(keep, own):
         placed = _interleaved(parameter_name, values, config) if family.is_interleaved else values
         stored = placed.detach().cpu().to(torch.float32 if values.ndim == 1 else dtype)
         writer.write_tensor_data(stored.contiguous().view(torch.uint8).numpy())

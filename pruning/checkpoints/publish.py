@@ -59,7 +59,7 @@ def publish(
     sweep(target.parent)
     if (published := _published(target, manifest)) is not None:
         return published
-    with _room_for(manifest.weight_bytes, target), staged(target) as staging:
+    with _room_for(manifest.disk_bytes, target), staged(target) as staging:
         return _publish(staging, target, manifest, write, confirm, verify)
 
 
@@ -132,8 +132,8 @@ def _publish(
     confirm: Callable[[], object],
     verify: Callable[[Path], object],
 ) -> Manifest:
-    if manifest.weight_bytes > (free_bytes := _free_bytes(staging)):
-        raise DiskFull(manifest.weight_bytes, free_bytes)
+    if manifest.disk_bytes > (free_bytes := _free_bytes(staging)):
+        raise DiskFull(manifest.disk_bytes, free_bytes)
     write(staging)
     manifest = replace(manifest, files=_sync_files(staging))
     with (staging / MANIFEST).open("w", encoding="utf-8") as file:
@@ -186,10 +186,14 @@ def _free_bytes(path: Path) -> int:
 
 
 def _sync_files(directory: Path) -> dict[str, FileEntry]:
+    """Make all files durable, and return their entries by their paths in ``directory``."""
     entries = {}
-    for path in sorted(directory.iterdir()):
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir():
+            sync_directory(path)
+            continue
         path.chmod(0o644)  # safetensors writes for its owner alone, but others serve it
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        entries[path.name] = file_entry(path)
+        entries[str(path.relative_to(directory))] = file_entry(path)
     return entries

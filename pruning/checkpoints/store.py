@@ -16,6 +16,9 @@ import torch
 from pruning.evaluation.quality import Quality
 from pruning.models.store import LoadedModel, load
 from pruning.removal import kept
+from pruning.repair.choose import DepthRepair
+from pruning.repair.repair import Repaired
+from pruning.repair.stored import RepairUnreadable, read_repair, repair_file
 from pruning.sleb import Blocks
 
 MANIFEST = "manifest.json"
@@ -57,12 +60,18 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format: int = FORMAT
     parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
+    repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the weights on disk; the other files take a few MB."""
+        """Size of the weights of the model."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return self.num_parameters * dtype.itemsize
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the weights on disk, with those of all repairs; other files take a few MB."""
+        return self.weight_bytes + sum(depth.num_bytes for depth in self.repair or ())
 
     @property
     def keep(self) -> Blocks:
@@ -81,6 +90,8 @@ class Manifest:
         data["quality"] = Quality.from_dict(data["quality"])
         data["removed_blocks"] = tuple(data["removed_blocks"])
         data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
+        if data.get("repair") is not None:
+            data["repair"] = tuple(DepthRepair.from_dict(depth) for depth in data["repair"])
         return cls(**data)
 
 
@@ -134,21 +145,43 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
     return load(path, device=device)
 
 
+def repair_of(path: Path, num_removed: int) -> Repaired | None:
+    """The repair of a published checkpoint's model after so many removals; None without one.
+
+    Raises ``FileNotFoundError``, or ``CheckpointCorrupt`` if the file differs from the manifest.
+    """
+    manifest = read_manifest(path)
+    if manifest.repair is None:
+        return None
+    name = repair_file(num_removed)
+    if name not in manifest.files:
+        raise CheckpointCorrupt(f"{path}: {name} is not in the manifest")
+    _check_file(path, name, manifest.files[name])
+    try:
+        return read_repair(path, num_removed)
+    except RepairUnreadable as error:
+        raise CheckpointCorrupt(str(error)) from error
+
+
 def verify(path: Path) -> Manifest:
     """Compare all bytes of a published checkpoint with its manifest.
 
     Raises ``CheckpointCorrupt`` if a file is missing or differs, or if there are other weights.
     """
     manifest = read_manifest(path)
-    weights = {file.name for file in path.glob("*.safetensors")}
+    weights = {str(file.relative_to(path)) for file in path.rglob("*.safetensors")}
     if surplus := weights - manifest.files.keys():
         raise CheckpointCorrupt(f"{path}: {sorted(surplus)} are not in the manifest")
     for name, entry in manifest.files.items():
-        if not (path / name).is_file():
-            raise CheckpointCorrupt(f"{path}: {name} is missing; publish the checkpoint again")
-        if file_entry(path / name) != entry:
-            raise CheckpointCorrupt(f"{path}: {name} has changed since it was published")
+        _check_file(path, name, entry)
     return manifest
+
+
+def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+    if not (path / name).is_file():
+        raise CheckpointCorrupt(f"{path}: {name} is missing; publish the checkpoint again")
+    if file_entry(path / name) != entry:
+        raise CheckpointCorrupt(f"{path}: {name} has changed since it was published")
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from pruning.checkpoints.verify_expected import Expectation, expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify, offline_environment
+from pruning.models.blocks import NO_OWN, Own
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
@@ -26,6 +27,7 @@ def verify_portable(
     directory: Path,
     dense: DenseModel,
     keep: Blocks,
+    own: Own = NO_OWN,
     *,
     how: Verify = Verify.PROCESS,
     device: str = "auto",
@@ -33,12 +35,13 @@ def verify_portable(
 ) -> None:
     """Load the checkpoint that keeps these blocks from ``directory`` and compare it with ``dense``.
 
-    While a process does it, ``ask`` is asked once a second, and what it raises ends that. Raises
-    ``CheckpointNotPortable``, which says what differs.
+    ``own`` are the tensors that its repair has changed. While a process does it, ``ask`` is asked
+    once a second, and what it raises ends that. Raises ``CheckpointNotPortable``, which says what
+    differs.
     """
     if how is Verify.OFF:
         return
-    expected = expectation(dense, keep, device)
+    expected = expectation(dense, keep, device, own)
     try:
         if how is Verify.INLINE:
             compare(directory, expected)
@@ -76,7 +79,7 @@ def _in_a_fresh_process(directory: Path, expected: Expectation, ask: Callable[[]
 
 
 def _limit_s(directory: Path) -> float:
-    num_bytes = sum(file.stat().st_size for file in directory.iterdir())
+    num_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     return _LIMIT_S + num_bytes / _BYTES_PER_S
 
 

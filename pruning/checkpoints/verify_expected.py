@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pruning.models.architectures import architecture
-from pruning.models.blocks import final_logits
+from pruning.models.blocks import NO_OWN, Own, final_logits
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.memory import free_bytes, release_cache
 from pruning.models.store import COMPANION_FILES, pick_device
@@ -80,8 +80,10 @@ class Expectation:
 
 
 @torch.inference_mode()
-def expectation(dense: DenseModel, keep: Blocks, device: str = "auto") -> Expectation:
-    """Compute the expectation of the checkpoint that keeps these blocks.
+def expectation(
+    dense: DenseModel, keep: Blocks, device: str = "auto", own: Own = NO_OWN
+) -> Expectation:
+    """Compute the expectation of the checkpoint that keeps these blocks, with ``own`` tensors.
 
     The checkpoint is loaded on ``device`` if there is enough memory. Each weight is read once, so a
     streamed model has no continuation, which reads all weights for each token.
@@ -89,11 +91,11 @@ def expectation(dense: DenseModel, keep: Blocks, device: str = "auto") -> Expect
     release_cache()
     weights: dict[str, str] = {}
     num_bytes = 0
-    for name, values in dense.weights(keep):
+    for name, values in dense.weights(keep, own):
         weights[name] = digest(values)
         num_bytes += values.nbytes
     loading = _loading(num_bytes, pick_device(device))
-    forward = dense.forward(keep)
+    forward = dense.forward(keep, own=own)
     windows = _windows(dense.model.config)
     logits = logits_of(forward, windows)
     continuation: list[int] = []

@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruning.models.architectures import architecture
 
 _Module = TypeVar("_Module", bound=nn.Module)
+Own = Mapping[str, torch.Tensor]  # by the names of the dense parameters that they replace
+NO_OWN: Own = MappingProxyType({})
 
 
 def num_blocks(model: PreTrainedModel) -> int:
@@ -29,11 +31,7 @@ def block_list(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def view(
-    model: PreTrainedModel,
-    keep: Sequence[int],
-    own: Mapping[str, torch.Tensor] = MappingProxyType({}),
-) -> PreTrainedModel:
+def view(model: PreTrainedModel, keep: Sequence[int], own: Own = NO_OWN) -> PreTrainedModel:
     """The model made of the blocks ``keep`` (ascending), sharing every parameter with ``model``.
 
     Modules are new and tensors are shared, so a view takes no memory for weights and does not
@@ -62,7 +60,7 @@ def view(
     return root
 
 
-def with_own(block: nn.Module, own: Mapping[str, torch.Tensor]) -> nn.Module:
+def with_own(block: nn.Module, own: Own) -> nn.Module:
     """The block with tensors of its own in place of the parameters of these names in it.
 
     Shells are new; ``block`` stays as it was.

@@ -1,14 +1,23 @@
 """Forward passes of a model without some of its blocks, for weights in memory or on disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-from pruning.models.blocks import BlockCall, block_calls, finish, view
+from pruning.models.architectures import architecture
+from pruning.models.blocks import (
+    BlockCall,
+    Own,
+    block_calls,
+    block_list,
+    finish,
+    view,
+    with_own,
+)
 from pruning.models.loss import last_hidden
 from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.models.streaming import StreamedModel
@@ -61,12 +70,14 @@ class StreamedForward:
     """Forward passes of a model on disk. Loads each block once for all batches that fit.
 
     ``state_budget`` limits the bytes of hidden states, by default to half of the free memory.
+    ``own`` replaces parameters of kept blocks, one block at a time.
     """
 
     streamed: StreamedModel
     keep: Blocks
     state_budget: int | None = None
     batch_tokens: int = BATCH_TOKENS
+    own: Own = field(default_factory=dict)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -109,8 +120,21 @@ class StreamedForward:
                 states.append(hidden)
         with closing(self.streamed.blocks(self.keep)) as loaded:
             for block in loaded:
-                for at, batch in enumerate(token_ids):
-                    states[at] = calls[batch.shape[1]][block](states[at])
+                self._run(block, [calls[batch.shape[1]][block] for batch in token_ids], states)
         with self.streamed.head():
             for batch, hidden in zip(token_ids, states, strict=True):
                 yield batch, finish(self.model, hidden)
+
+    def _run(
+        self, block: int, calls: Sequence[BlockCall], states: MutableSequence[torch.Tensor]
+    ) -> None:
+        """Run a loaded block on every state. Nothing here outlives the block's weights."""
+        prefix = f"{architecture(self.model.config).blocks}.{block}."
+        own = {
+            name.removeprefix(prefix): self.own[name].to(self.streamed.device)
+            for name in self.own
+            if name.startswith(prefix)
+        }
+        module = with_own(block_list(self.model)[block], own)
+        for at, call in enumerate(calls):
+            states[at] = BlockCall(module, call.args, call.kwargs)(states[at])

@@ -1,4 +1,5 @@
-"""Write a pruned checkpoint from a streamed model, with one parameter in memory at a time.
+"""Write a pruned checkpoint with one parameter at a time: of a streamed model, which has its
+weights on disk, or of a repaired one, whose own tensors are made when they are read.
 
 Configs, keys and values are those that ``save_pretrained`` writes for a view of the model.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -17,8 +19,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from pruning.models.blocks import view
-from pruning.models.streaming import StreamedModel
+from pruning.models.blocks import NO_OWN, Own, view
 
 SHARD_BYTES = 5 * 10**9
 _DTYPES = MappingProxyType(
@@ -31,27 +32,44 @@ _DTYPES = MappingProxyType(
 )
 
 
+class Readable(Protocol):
+    """A dense model, in memory or on disk, whose parameters can be read one by one."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Config, modules and shapes; its parameters need no values."""
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield ``(name, values)`` of these parameters."""
+
+
 def save_streamed(
-    streamed: StreamedModel, keep: Sequence[int], directory: Path, shard_bytes: int = SHARD_BYTES
+    dense: Readable,
+    keep: Sequence[int],
+    directory: Path,
+    shard_bytes: int = SHARD_BYTES,
+    own: Own = NO_OWN,
 ) -> None:
     """Write the model of the blocks ``keep``, in files of at most ``shard_bytes`` bytes."""
-    pruned = view(streamed.model, keep)
+    pruned = view(dense.model, keep)
     pruned.save_pretrained(directory, state_dict={})  # only the configs
-    dense_names = {id(parameter): name for name, parameter in streamed.model.named_parameters()}
-    parameters: dict[str, torch.Tensor] = dict(pruned.named_parameters())
-    tensors = revert_weight_conversion(
-        pruned, parameters
-    )  # under their stored names, without values
+    dense_names = {id(parameter): name for name, parameter in dense.model.named_parameters()}
+    parameters = dict(pruned.named_parameters())
+    shapes = {name: parameter.to("meta") for name, parameter in parameters.items()}
+    tensors = {
+        stored: torch.empty_like(part)  # experts would share the storage of their layer
+        for stored, part in revert_weight_conversion(pruned, shapes).items()
+    }
     sources = {
         stored: _Source(name, dense_names[id(parameter)])
         for name, parameter in parameters.items()
-        for stored in revert_weight_conversion(pruned, {name: parameter})
+        for stored in revert_weight_conversion(pruned, {name: shapes[name]})
     }
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name] for name in names}
         wanted = {sources[name] for name in names}
-        values = (_values(source, pruned, streamed) for source in sorted(wanted))
+        values = (_values(source, pruned, dense, own) for source in sorted(wanted))
         _write(directory / file, shard, chain.from_iterable(values))
     if split.is_sharded:
         metadata = {"total_parameters": pruned.num_parameters(), **split.metadata}
@@ -61,13 +79,12 @@ def save_streamed(
 
 
 def kept_weights(
-    streamed: StreamedModel, keep: Sequence[int]
+    dense: Readable, keep: Sequence[int], own: Own = NO_OWN
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield ``(name, values)`` of every parameter of the model of the blocks ``keep``."""
-    dense_names = {id(parameter): name for name, parameter in streamed.model.named_parameters()}
-    for name, parameter in view(streamed.model, keep).named_parameters():
-        for _, values in streamed.read([dense_names[id(parameter)]]):
-            yield name, values
+    dense_names = {id(parameter): name for name, parameter in dense.model.named_parameters()}
+    for name, parameter in view(dense.model, keep).named_parameters():
+        yield name, _value(dense_names[id(parameter)], dense, own)
 
 
 @dataclass(frozen=True, order=True)
@@ -79,11 +96,18 @@ class _Source:
 
 
 def _values(
-    source: _Source, pruned: PreTrainedModel, streamed: StreamedModel
+    source: _Source, pruned: PreTrainedModel, dense: Readable, own: Own
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the stored tensors of the parameter by their names in the file."""
-    for _, values in streamed.read([source.dense_name]):
-        yield from revert_weight_conversion(pruned, {source.name: values}).items()
+    values = _value(source.dense_name, dense, own)
+    yield from revert_weight_conversion(pruned, {source.name: values}).items()
+
+
+def _value(dense_name: str, dense: Readable, own: Own) -> torch.Tensor:
+    if dense_name in own:
+        return own[dense_name]
+    [(_, values)] = dense.read([dense_name])
+    return values
 
 
 def _write(
@@ -112,4 +136,5 @@ def _write(
         for name, tensor in values:
             if name in begins:
                 written.seek(8 + len(encoded) + begins[name])
-                written.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                on_cpu = tensor.detach().cpu().contiguous()
+                written.write(on_cpu.view(-1).view(torch.uint8).numpy().data)

@@ -6,8 +6,9 @@ fit has seen, and no domain pays for another.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import fmean, stdev
+from typing import Any, Self
 
 from pruning.repair.repair import Method, Repaired, RepairedDepth
 
@@ -21,6 +22,40 @@ class Gain:
 
     mean: float
     standard_error: float
+
+
+@dataclass(frozen=True)
+class DepthRepair:
+    """The repair of the model after ``num_removed`` removals, as the manifest records it.
+
+    ``gains`` are those of each method that was tried, over no repair, by domain of the selection
+    windows; a method without finite losses has none. ``num_bytes`` are those of the chosen
+    method's own tensors.
+    """
+
+    num_removed: int
+    method: Method
+    num_bytes: int
+    gains: Mapping[Method, Mapping[str, Gain]]
+
+    @classmethod
+    def of(cls, num_removed: int, depth: RepairedDepth, chosen: Repaired) -> Self:
+        found = {method: gains(depth, method) for method in depth.tried if method != Method.NONE}
+        return cls(
+            num_removed,
+            chosen.method,
+            sum(tensor.nbytes for tensor in chosen.tensors.values()),
+            {method: of if _are_finite(of) else {} for method, of in found.items()},
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Parse JSON of ``asdict``."""
+        found = {
+            Method(method): {domain: Gain(**gain) for domain, gain in of.items()}
+            for method, of in data["gains"].items()
+        }
+        return cls(data["num_removed"], Method(data["method"]), data["num_bytes"], found)
 
 
 def gains(depth: RepairedDepth, method: Method) -> Mapping[str, Gain]:
@@ -45,3 +80,7 @@ def choose(depth: RepairedDepth) -> Repaired:
         if worst > best_gain:  # false for NaN
             best, best_gain = repaired, worst
     return best
+
+
+def _are_finite(found: Mapping[str, Gain]) -> bool:
+    return all(isfinite(gain.mean) for gain in found.values())

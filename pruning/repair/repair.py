@@ -165,27 +165,6 @@ def repair_depths(
     return [RepairedDepth(keep, {each: next(results) for each in allowed}) for keep in keeps]
 
 
-def folded(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> Mapping[str, torch.Tensor]:
-    """The tensors that the repaired model has in place of parameters of ``model``, by their names.
-
-    A scale of the stream is not stored: instead, what later blocks add is divided by it. Behind the
-    last norm, which no factor of the stream passes, that is the same up to the norm's epsilon.
-    """
-    row = architecture(model.config)
-    parameters = dict(model.named_parameters())
-    tensors = dict(repaired.tensors)
-    scales = {cut.before: scale for cut, scale in repaired.scales.items()}
-    factor = 1.0
-    for block in keep:
-        if factor != 1.0:
-            for name in row.writes.scaled:
-                path = f"{row.blocks}.{block}.{name}"
-                if (values := parameters.get(path)) is not None:  # not every block has a bias
-                    tensors[path] = _scaled(values, factor, row.writes.offset)
-        factor /= scales.get(block, 1.0)
-    return tensors
-
-
 class _Repair:
     """A walk along a plan, and the corrections that are found on the way, by stream."""
 
@@ -262,7 +241,3 @@ def _windows(text: RepairText) -> list[Windows]:
         found.append(Windows(Part.SAMPLE, domain, token_ids[sorted(sample)]))
         found.append(Windows(Part.REST, domain, token_ids[rest]))
     return [windows for windows in found if len(windows.token_ids)]
-
-
-def _scaled(values: torch.Tensor, factor: float, offset: float) -> torch.Tensor:
-    return ((values.float() + offset) * factor - offset).to(values.dtype)

@@ -3,7 +3,7 @@
 Its scorer for the search runs in this process, or in the processes of a Ray cluster.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.config import WorkerSettings
-from pruning.models.blocks import view
+from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
 from pruning.models.quantize import CannotQuantize, quantized
@@ -21,6 +21,8 @@ from pruning.models.save_streamed import SHARD_BYTES, kept_weights, save_streame
 from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
+from pruning.repair.folding import folded
+from pruning.repair.repair import Repaired, ResidentModel, VisitedModel
 from pruning.search.cosine import CosineRanker
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer, WindowScorer
@@ -31,7 +33,10 @@ from pruning.spec.prune import Quantize, Resident
 
 
 class DenseModel(Protocol):
-    """The steps of a run that depend on where the weights are; ``keep`` are the blocks to use."""
+    """The steps of a run that depend on where the weights are.
+
+    ``keep`` are the blocks to use, and ``own`` tensors in place of parameters of these blocks.
+    """
 
     @property
     def model(self) -> PreTrainedModel:
@@ -58,7 +63,7 @@ class DenseModel(Protocol):
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
         """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""
 
-    def forward(self, keep: Blocks, quantize: Quantize | None = None) -> Forward:
+    def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
         """Forward passes in this process, with plain or quantised weights.
 
         Raises ``QuantizeUnavailable`` or ``CannotQuantize``.
@@ -67,10 +72,25 @@ class DenseModel(Protocol):
     def times(self) -> BlockTimes:
         """How long the parts of one decode step take on the device of the run."""
 
-    def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
+    def visited(self) -> VisitedModel:
+        """The dense model as ``repair_depths`` takes it."""
+
+    def folded(self, keep: Blocks, repaired: Repaired) -> Own:
+        """The own tensors of the repaired model, made when they are read."""
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield ``(name, values)`` of these parameters of the dense model."""
+
+    def weights(self, keep: Blocks, own: Own = NO_OWN) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, values)`` of every parameter."""
 
-    def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    def save(
+        self,
+        keep: Blocks,
+        directory: Path,
+        shard_bytes: int = SHARD_BYTES,
+        own: Own = NO_OWN,
+    ) -> None:
         """Write configs and weights, in shards of ``shard_bytes`` at most."""
 
 
@@ -165,19 +185,37 @@ class _InMemory:
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
         return CosineRanker(self.model, windows, batch_tokens=self.resources.batch_tokens)
 
-    def forward(self, keep: Blocks, quantize: Quantize | None = None) -> Forward:
-        pruned = view(self.model, keep)
+    def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
+        pruned = view(self.model, keep, own)
         pruned = pruned if quantize is None else quantized(pruned, quantize)
         return InMemoryForward(pruned, batch_tokens=self.resources.batch_tokens)
 
     def times(self) -> BlockTimes:
         return measure_times(self.model)
 
-    def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from view(self.model, keep).named_parameters()
+    def visited(self) -> VisitedModel:
+        return ResidentModel(self.model)
 
-    def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        view(self.model, keep).save_pretrained(directory, max_shard_size=shard_bytes)
+    def folded(self, keep: Blocks, repaired: Repaired) -> Own:
+        return folded(self.model, keep, repaired, self.read)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from ((name, self.model.get_parameter(name)) for name in names)
+
+    def weights(self, keep: Blocks, own: Own = NO_OWN) -> Iterator[tuple[str, torch.Tensor]]:
+        return kept_weights(self, keep, own)
+
+    def save(
+        self,
+        keep: Blocks,
+        directory: Path,
+        shard_bytes: int = SHARD_BYTES,
+        own: Own = NO_OWN,
+    ) -> None:
+        if own:  # a view would need all own tensors at once
+            save_streamed(self, keep, directory, shard_bytes, own)
+        else:
+            view(self.model, keep).save_pretrained(directory, max_shard_size=shard_bytes)
 
 
 @dataclass(frozen=True)
@@ -220,18 +258,33 @@ class _OnDisk:
             state_budget=self.resources.state_budget,
         )
 
-    def forward(self, keep: Blocks, quantize: Quantize | None = None) -> Forward:
+    def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
         if quantize is not None:
             raise CannotQuantize("a streamed model cannot be quantised: load the whole model")
         return StreamedForward(
-            self.streamed, keep, self.resources.state_budget, self.resources.batch_tokens
+            self.streamed, keep, self.resources.state_budget, self.resources.batch_tokens, own
         )
 
     def times(self) -> BlockTimes:
         return measure_streamed_times(self.streamed)
 
-    def weights(self, keep: Blocks) -> Iterator[tuple[str, torch.Tensor]]:
-        return kept_weights(self.streamed, keep)
+    def visited(self) -> VisitedModel:
+        return self.streamed
 
-    def save(self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        save_streamed(self.streamed, keep, directory, shard_bytes)
+    def folded(self, keep: Blocks, repaired: Repaired) -> Own:
+        return folded(self.model, keep, repaired, self.read)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.streamed.read(names)
+
+    def weights(self, keep: Blocks, own: Own = NO_OWN) -> Iterator[tuple[str, torch.Tensor]]:
+        return kept_weights(self, keep, own)
+
+    def save(
+        self,
+        keep: Blocks,
+        directory: Path,
+        shard_bytes: int = SHARD_BYTES,
+        own: Own = NO_OWN,
+    ) -> None:
+        save_streamed(self, keep, directory, shard_bytes, own)

@@ -15,12 +15,12 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
 from pruning.repair.cuts import cuts_of
+from pruning.repair.folding import folded
 from pruning.repair.repair import (
     Method,
     RepairedDepth,
     RepairText,
     ResidentModel,
-    folded,
     possible_methods,
     repair_depths,
 )

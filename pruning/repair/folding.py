@@ -1,0 +1,78 @@
+"""A repair as parameters: what a repaired model has in place of those of the dense one.
+
+A scale of the stream behind a cut is not a parameter. Instead, what later blocks add is divided by
+it. Behind the last norm, which no factor of the stream passes, that is the same up to the norm's
+epsilon.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.models.architectures import architecture
+from pruning.repair.repair import Repaired
+from pruning.sleb import Blocks
+
+Read = Callable[[Iterable[str]], Iterator[tuple[str, torch.Tensor]]]  # parameters by names
+
+
+class Folded(Mapping[str, torch.Tensor]):
+    """The tensors of a repaired model, by the names of the dense parameters that they replace.
+
+    A tensor is made when it is read, so that writing them one by one takes the memory of one. It
+    has the dtype and the device of the dense parameter.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, keep: Blocks, repaired: Repaired, read: Read
+    ) -> None:
+        self._offset = architecture(model.config).writes.offset
+        self._factors = _factors(model, keep, repaired)
+        self._tensors = repaired.tensors
+        self._read = read
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        factor, changed = self._factors.get(name), self._tensors.get(name)
+        if factor is None and changed is None:
+            raise KeyError(name)
+        [(_, dense)] = self._read([name])
+        values = dense if changed is None else changed.to(dense.device)
+        if factor is not None:
+            values = (values.float() + self._offset) * factor - self._offset
+        return values.to(dense.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._tensors, **self._factors})
+
+    def __len__(self) -> int:
+        return len({**self._tensors, **self._factors})
+
+
+def folded(
+    model: PreTrainedModel, keep: Blocks, repaired: Repaired, read: Read | None = None
+) -> Folded:
+    """The tensors of the repaired model that keeps ``keep``.
+
+    ``read`` reads dense parameters, where ``model`` has no values in memory.
+    """
+
+    def in_memory(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, model.get_parameter(name)) for name in names)
+
+    return Folded(model, keep, repaired, read or in_memory)
+
+
+def _factors(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> dict[str, float]:
+    """The factor of each parameter behind a cut that writes into the stream."""
+    row = architecture(model.config)
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    scales = {cut.before: scale for cut, scale in repaired.scales.items()}
+    factors: dict[str, float] = {}
+    factor = 1.0
+    for block in keep:
+        if factor != 1.0:
+            names = (f"{row.blocks}.{block}.{name}" for name in row.writes.scaled)
+            factors |= {name: factor for name in names if name in known}  # not every bias exists
+        factor /= scales.get(block, 1.0)
+    return factors
