@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
-from pydantic import AliasChoices
+from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.config import ClusterSettings, ServeSettings
@@ -84,6 +84,14 @@ def check_variables(variables: Mapping[str, str] | None = None) -> None:
         raise UnknownSetting("\n".join(_unknown(name, known) for name in unknown))
 
 
+def invalid_settings(error: ValidationError) -> str:
+    """One line for each invalid setting. Values are left out, as they may be secrets."""
+    return "\n".join(
+        _invalid(".".join(map(str, found["loc"])), found["msg"])
+        for found in error.errors(include_url=False, include_input=False)
+    )
+
+
 def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
     """Check an API and a worker on one machine. Raises ``PortTaken``."""
     if api.port and api.port == worker.worker_metrics_port:
@@ -96,6 +104,12 @@ def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
 def without_secrets(url: str) -> str:
     """The URL with its user, its password and the values of its query masked, except ``db``."""
     return _QUERY.sub(rf"\1={_MASK}", _USERINFO.sub(f"{_MASK}@", url))
+
+
+def _invalid(name: str, message: str) -> str:
+    reason = message.removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    return f"setting {name} ({_PREFIX}{name.upper()}): {reason}" if name else f"settings: {reason}"
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """The ``sleb`` command. It starts without torch, as commands import what they run lazily."""
 
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -18,7 +19,7 @@ from app.cli.models import models
 from app.cli.options import AsJson
 from app.cli.prune import prune
 from app.cli.stability import stability
-from app.settings import UnknownSetting, check_variables
+from app.settings import UnknownSetting, check_variables, invalid_settings
 from pruning.config import UnreadableSecrets
 from pruning.process import silence_libraries
 from pruning.spec import InvalidSpec
@@ -59,7 +60,8 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        errors.print(f"[red]error:[/] settings: {error}", markup=True)
+        errors.print("[red]error:[/] ", end="")
+        errors.print(invalid_settings(error), markup=False)
         sys.exit(2)
     except Exception as error:
         if not _is_own(error):
@@ -69,8 +71,22 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InvalidSpec | UnknownSetting | UnreadableSecrets) else 1)
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"sleb-serve {version('sleb-serve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def begin(context: typer.Context) -> None:
+def begin(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Check the variables before every command, except the doctor, which reports them itself."""
     if context.invoked_subcommand != "doctor":
         check_variables()

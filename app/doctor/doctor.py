@@ -7,7 +7,7 @@ from app.auth.scopes import UnprotectedAddress, check_address, is_loopback
 from app.config import ServeSettings
 from app.doctor import gpu, machine, models, store
 from app.doctor.finding import Finding, Level, fine, note, wrong
-from app.settings import PortTaken, UnknownSetting, check_ports, check_variables
+from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, invalid_settings
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 
 
@@ -36,10 +36,7 @@ def diagnose() -> list[Finding]:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    details = error.errors(include_input=False, include_url=False)
-    return "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in details)
+    return invalid_settings(error) if isinstance(error, ValidationError) else str(error)
 
 
 def _packages_of_extras(api: ServeSettings, worker: WorkerSettings) -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx2
@@ -124,6 +125,24 @@ def test_a_process_says_and_exits_so_too(
     data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
 ) -> None:
     check_refusal(sleb_process, data_dir, tmp_path / "out", arguments, code, word)
+
+
+def test_the_version_is_that_of_the_package(data_dir: Path) -> None:
+    ran = sleb(data_dir, "--version")
+    assert (ran.returncode, ran.stdout) == (0, f"sleb-serve {version('sleb-serve')}\n")
+
+
+def test_an_invalid_setting_is_one_plain_line(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_PORT", "abc")
+    monkeypatch.setenv("SLEB_REDIS_URL", "http://user:secret@there")
+    ran = sleb(data_dir, "serve")
+    assert ran.returncode == 2
+    redis_url, port = ran.stderr.splitlines()
+    assert redis_url.startswith("error: setting redis_url (SLEB_REDIS_URL): must be redis://HOST")
+    assert port.startswith("setting port (SLEB_PORT): input should be a valid integer")
+    assert "secret" not in ran.stderr
 
 
 def check_refusal(
