@@ -1,6 +1,6 @@
 """Requests, the sequences that they become, and the events of the engine: plain values."""
 
-import math
+import reprlib
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,7 +21,7 @@ class InvalidSampling(ValueError):
     """A sampling parameter is out of range; ``param`` is its name."""
 
     def __init__(self, param: str, value: object, expected: str) -> None:
-        super().__init__(f"{param}={value}: expected {expected}")
+        super().__init__(f"{param}={reprlib.repr(value)}: expected {expected}")
         self.param = param
 
 
@@ -198,5 +198,5 @@ class Sequence:
 
 
 def _check(param: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    if not low <= value <= high:  # also refuses nan
         raise InvalidSampling(param, value, f"{low} to {high}")

@@ -58,7 +58,10 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 @router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(metrics: MetricsDep, request: Request) -> Response:
     """Return metrics in Prometheus' text format, or in OpenMetrics if the scraper accepts it."""
-    encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+    try:
+        encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # it compares versions that are no numbers
+        encode, content_type = exposition.choose_encoder("")
     return Response(encode(metrics.registry), media_type=content_type)
 
 
