@@ -16,7 +16,8 @@ from rich.table import Table
 from app.bench.machine import machine
 from app.settings import check_variables
 from pruning.config import Settings
-from pruning.data.calibration import Windows, calibrate
+from pruning.data.calibration import calibrate
+from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model

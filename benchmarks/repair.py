@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from app.bench.machine import machine
 from app.settings import check_variables
 from pruning.config import Settings
-from pruning.data.calibration import all_windows
+from pruning.data.windows import all_windows
 from pruning.models.blocks import num_blocks, view
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.loss import last_hidden, window_losses

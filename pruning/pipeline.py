@@ -19,7 +19,8 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
-from pruning.data.calibration import Windows, calibrate, described
+from pruning.data.calibration import calibrate
+from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks, view

@@ -6,6 +6,7 @@ The corpora come from the Hugging Face hub. The text to evaluate on may also lie
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,35 +35,53 @@ class Corpus:
         return self.separator.join(self.rows)
 
 
+class Split(StrEnum):
+    """Which documents a use of text may take: those of different splits are never the same."""
+
+    CALIBRATION = "calibration"
+    SELECTION = "selection"
+    EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """Where the rows of a split begin on the hub."""
+
+    split: str
+    start: int = 0
+
+
 @dataclass(frozen=True)
 class HubCorpus:
-    """A data set on the hub, with a split to calibrate on and another to evaluate on."""
+    """A data set on the hub, with different rows for each split."""
 
     repo: str
     config: str | None
     separator: str
-    evaluation_split: str
+    parts: Mapping[Split, HubPart]
     local_file: str  # name of a file with the evaluation split, in the folder of texts
     read_rows: Callable[[Path], Sequence[str]]  # of that file
-    shards: Mapping[str, str] | None = None  # by split; None loads all of it
-    max_rows: int | None = None  # of a split
+    shards: Mapping[str, str] | None = None  # by the hub's split; None loads all of it
+    max_rows: int | None = None  # of a part
     max_evaluation_rows: int | None = None
     max_evaluation_windows: int | None = None
 
-    def load(self, split: str) -> Corpus:
+    def load(self, split: Split) -> Corpus:
         """Download a split, or take it from the cache. Raises ``CalibrationError``."""
         from datasets import load_dataset  # noqa: PLC0415 - half a second that most runs can save
 
-        files = None if self.shards is None else {split: self.shards[split]}
+        part = self.parts[split]
+        files = None if self.shards is None else {part.split: self.shards[part.split]}
         try:
-            rows = load_dataset(self.repo, self.config, split=split, data_files=files)["text"]
+            rows = load_dataset(self.repo, self.config, split=part.split, data_files=files)["text"]
         except Exception as error:  # a dozen classes, from DNS to disk quota
             raise CalibrationError(
                 "dataset_unreachable",
                 f"cannot load data set {self.repo}: {type(error).__name__}: {error}. Without a "
                 "network, use dataset 'file' with a text of your own, or 'self'",
             ) from error
-        return Corpus(list(rows)[: self.max_rows], self.separator)
+        stop = None if self.max_rows is None else part.start + self.max_rows
+        return Corpus(list(rows)[part.start : stop], self.separator)
 
     def read(self, path: Path) -> Corpus:
         """The evaluation split from a local file. Raises ``CalibrationError``."""
@@ -116,13 +135,18 @@ def _wikitext_rows(path: Path) -> list[str]:
 
 # Splits, separators and sizes are those of the paper and of its authors' code. Of C4 they take the
 # first shard; 4096 documents are about two million tokens, eight times the paper's sample.
+_C4_ROWS = 4096
 HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
     {
         Dataset.WIKITEXT2: HubCorpus(
             repo="Salesforce/wikitext",
             config="wikitext-2-raw-v1",
             separator="\n\n",
-            evaluation_split="test",
+            parts={
+                Split.CALIBRATION: HubPart("train"),
+                Split.SELECTION: HubPart("validation"),
+                Split.EVALUATION: HubPart("test"),
+            },
             local_file="wikitext2-test.txt",
             read_rows=_wikitext_rows,
         ),
@@ -130,14 +154,18 @@ HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
             repo="allenai/c4",
             config=None,
             separator=" ",
-            evaluation_split="validation",
+            parts={
+                Split.CALIBRATION: HubPart("train"),
+                Split.SELECTION: HubPart("train", start=_C4_ROWS),
+                Split.EVALUATION: HubPart("validation"),
+            },
             local_file="c4-validation.jsonl",
             read_rows=read_rows,
             shards={
                 "train": "en/c4-train.00000-of-01024.json.gz",
                 "validation": "en/c4-validation.00000-of-00008.json.gz",
             },
-            max_rows=4096,
+            max_rows=_C4_ROWS,
             max_evaluation_rows=1100,
             max_evaluation_windows=256,
         ),

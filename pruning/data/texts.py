@@ -9,15 +9,16 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.calibration import Windows, all_windows
 from pruning.data.corpora import (
     HUB_CORPORA,
     CalibrationError,
     Corpus,
     HubCorpus,
+    Split,
     read_rows,
     read_text,
 )
+from pruning.data.windows import Windows, all_windows
 
 
 class TextUnusable(ValueError):
@@ -69,11 +70,11 @@ def _text(name: str, texts_dir: Path) -> tuple[str, str, int | None]:
 
 def _evaluation_text(known: HubCorpus, name: str, texts_dir: Path) -> tuple[Corpus, str]:
     """The evaluation split, and its source."""
-    path, split = texts_dir / known.local_file, known.evaluation_split
+    path, split = texts_dir / known.local_file, known.parts[Split.EVALUATION].split
     if path.is_file():
         return known.read(path), f"{name} {split} ({path})"
     try:
-        return known.load(split), f"{name} {split}"
+        return known.load(Split.EVALUATION), f"{name} {split}"
     except CalibrationError as error:
         raise TextUnusable(
             f"{name} is not at {path}, and the hub cannot be reached ({error.__cause__}): put the "

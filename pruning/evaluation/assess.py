@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pruning.data.calibration import Windows, held_out
+from pruning.data.calibration import held_out
+from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import measure_perplexity, perplexity_curve
 from pruning.evaluation.quality import Quality, Quantized
 from pruning.evaluation.quality_gate import ask_both, gated

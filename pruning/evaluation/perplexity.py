@@ -10,7 +10,7 @@ from statistics import fmean
 
 import torch
 
-from pruning.data.calibration import Windows
+from pruning.data.windows import Windows
 from pruning.evaluation.quality import perplexity_of
 from pruning.models.forward import Forward
 from pruning.models.loss import window_losses

@@ -7,7 +7,7 @@ from math import exp
 from types import MappingProxyType
 from typing import Protocol
 
-from pruning.data.calibration import Windows
+from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses, Removal
 from pruning.search.dense_model import DenseModel

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pruning.spec import InvalidSpec
@@ -62,6 +63,11 @@ class CalibrationSpec:
     @property
     def parts(self) -> tuple["CalibrationSpec", ...]:
         return (self,)
+
+    @property
+    def domain(self) -> str:
+        """The kind of text, under which its quality is reported: a file's name, or the data set."""
+        return self.dataset.value if self.path is None else Path(self.path).stem
 
     def resolved(self, locate: Callable[[str], str]) -> "CalibrationSpec":
         """The same source with ``locate(path)`` as its path, if it has one."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.calibration import Windows, calibrate, held_out
+from pruning.data.calibration import calibrate, held_out
 from pruning.data.corpora import CalibrationError
+from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses, kept

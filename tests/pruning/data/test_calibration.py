@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.data.calibration import Windows, calibrate, held_out
+from pruning.data.calibration import calibrate, held_out
 from pruning.data.corpora import CalibrationError
+from pruning.data.windows import Windows
 from pruning.models.store import LoadedModel
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling

@@ -12,15 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.data.calibration import (
-    MAX_EXCERPT,
-    Windows,
-    calibrate,
-    described,
-    excerpt,
-    held_out,
-    mixed,
-)
+from pruning.data.calibration import calibrate, held_out
+from pruning.data.windows import MAX_EXCERPT, Windows, described, excerpt, mixed
 from pruning.models.store import LoadedModel
 from pruning.search.state import SearchState
 from pruning.spec import InvalidSpec

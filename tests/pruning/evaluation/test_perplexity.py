@@ -8,8 +8,8 @@ import datasets
 import pytest
 import torch
 
-from pruning.data.calibration import Windows
 from pruning.data.texts import TextUnusable, text_windows
+from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view

@@ -1,0 +1,90 @@
+"""Documents in splits, and windows that are drawn from as many of them as possible."""
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pruning.data.corpora import Split
+from pruning.data.windows import all_windows
+
+CHARACTERS_PER_TOKEN = 8  # more than a tokenizer makes of its language
+SEPARATOR = "\n\n"  # between short documents that are joined
+_SHARES: Mapping[Split, float] = {
+    Split.CALIBRATION: 0.6,
+    Split.SELECTION: 0.2,
+    Split.EVALUATION: 0.2,
+}
+
+
+def split_documents(documents: Sequence[str]) -> dict[Split, list[str]]:
+    """The documents of each split. It depends on their texts alone; equal ones count once."""
+    by_hash = sorted(set(documents), key=lambda text: hashlib.sha256(text.encode()).digest())
+    found, start, share = {}, 0, 0.0
+    for split, its_share in _SHARES.items():
+        share += its_share
+        stop = round(share * len(by_hash))
+        found[split], start = by_hash[start:stop], stop
+    return found
+
+
+def draw(
+    documents: Sequence[str],
+    num_windows: int,
+    seqlen: int,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> torch.Tensor:
+    """Windows ``[num_windows, seqlen]``, or fewer if the documents give no more.
+
+    Passages are tokenized in random order and only as far as needed. Each gives its first window
+    before any gives a second one. The first windows of a larger draw are those of a smaller one.
+    """
+    texts = passages(documents, CHARACTERS_PER_TOKEN * seqlen)
+    rng = random.Random(seed)  # noqa: S311 - a reproducible sample, not a secret
+    tokenized: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+    for text in rng.sample(texts, len(texts)):
+        if len(found) >= num_windows:
+            break
+        tokenized.append(all_windows(text, seqlen, tokenizer))
+        found.extend(tokenized[-1][:1])
+    for nth in range(1, max(map(len, tokenized), default=0)):
+        found.extend(windows[nth] for windows in tokenized if nth < len(windows))
+    empty = torch.empty((0, seqlen), dtype=torch.int64)
+    return torch.stack(found[:num_windows]) if found else empty
+
+
+def passages(documents: Sequence[str], min_characters: int) -> list[str]:
+    """Texts of this many characters, and less than twice as many where lines allow it.
+
+    Long documents are cut between lines, or else between words; short ones are joined. Only a text
+    that is shorter as a whole gives a shorter passage.
+    """
+    found: list[str] = []
+    rest = ""
+    for document in documents:
+        rest = f"{rest}{SEPARATOR}{document}" if rest else document
+        while len(rest) >= 2 * min_characters:
+            at = _boundary(rest, min_characters)
+            found.append(rest[:at])
+            rest = rest[at:].lstrip("\n")
+        if len(rest) >= min_characters:
+            found.append(rest)
+            rest = ""
+    if rest and found:
+        found[-1] += SEPARATOR + rest
+    elif rest:
+        found.append(rest)
+    return found
+
+
+def _boundary(text: str, min_characters: int) -> int:
+    """Where to cut, from this many characters on and before twice as many."""
+    for separator in ("\n", " "):
+        at = text.rfind(separator, min_characters, 2 * min_characters)
+        if at > 0:
+            return at
+    return min_characters

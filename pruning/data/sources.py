@@ -1,0 +1,256 @@
+"""The windows of one source of text, for each use that a pruning run has for text.
+
+What chooses blocks and fits a repair (calibration, repair) shares nothing with what chooses between
+repairs (selection) and with what measures (evaluation). Documents are kept apart where there are
+any: the splits of a corpus, or the records of a ``.jsonl`` file. Other files are kept apart by
+window.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, read_rows
+from pruning.data.documents import draw, split_documents
+from pruning.data.windows import Windows, all_windows
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
+
+MIN_REPAIR_WINDOWS = 16
+MIN_SELECTION_WINDOWS = 4
+
+
+class Use(Enum):
+    """What windows are for."""
+
+    CALIBRATION = "calibration"  # chooses blocks
+    REPAIR = "repair"  # fits a repair; includes the calibration windows
+    SELECTION = "selection"  # chooses between repairs
+    EVALUATION = "evaluation"  # measures
+
+
+class Source(Protocol):
+    """One source of text; ``windows`` may be fewer than wanted, and none for selection."""
+
+    def windows(self, use: Use) -> Windows: ...
+
+
+def source_of(
+    spec: CalibrationSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Source:
+    """The source that ``spec`` names. Raises ``CalibrationError``, as ``windows`` of it does."""
+    max_positions = getattr(model.config, "max_position_embeddings", None)
+    if max_positions is not None and spec.seqlen > max_positions:
+        raise CalibrationError(
+            "seqlen_too_long",
+            f"seqlen={spec.seqlen} is beyond the {max_positions} positions of this model",
+        )
+    if spec.dataset is Dataset.SELF:
+        return _ModelText(spec, model)
+    if spec.path is None:
+        return _HubText(spec, tokenizer)
+    rows, name = read_rows(Path(spec.path)), f"file {spec.path}"
+    if Path(spec.path).suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
+        documents = _DocumentText(spec, split_documents(rows), name, tokenizer)
+        if documents.is_enough:
+            return documents
+    return _FileText(spec, rows, name, tokenizer)
+
+
+def num_wanted(spec: CalibrationSpec, use: Use) -> int:
+    """How many windows a use takes of this source, or rows with ``sampling=rows``."""
+    num_samples = spec.num_samples
+    match use:
+        case Use.REPAIR:
+            return max(MIN_REPAIR_WINDOWS, 4 * num_samples)
+        case Use.SELECTION:
+            return max(MIN_SELECTION_WINDOWS, num_samples)
+    return num_samples
+
+
+@torch.inference_mode()
+def sampled_text(model: PreTrainedModel, num_windows: int, seqlen: int, seed: int) -> torch.Tensor:
+    """Sample windows ``[num_windows, seqlen]`` from the model, each from its first token on."""
+    assert isinstance(model, GenerationMixin)
+    start = model.generation_config.bos_token_id
+    if start is None:
+        start = model.config.bos_token_id or 0
+    token_ids = torch.full((num_windows, 1), int(start), device=model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        sampled: torch.Tensor = model.generate(
+            token_ids,
+            attention_mask=torch.ones_like(token_ids),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=None,
+            max_length=seqlen,
+            min_length=seqlen,
+        )
+    return sampled.cpu()
+
+
+class _ModelText:
+    """Text that the model generates: each use has a seed of its own."""
+
+    def __init__(self, spec: CalibrationSpec, model: PreTrainedModel) -> None:
+        self._spec, self._model = spec, model
+
+    def windows(self, use: Use) -> Windows:
+        wanted, seed = num_wanted(self._spec, use), self._spec.seed
+        match use:
+            case Use.CALIBRATION:
+                return self._sampled(wanted, seed)
+            case Use.EVALUATION:
+                return self._sampled(wanted, seed + 1)
+            case Use.SELECTION:
+                return self._sampled(wanted, seed + 2)
+        first = self.windows(Use.CALIBRATION)
+        more = self._sampled(wanted - self._spec.num_samples, seed + 3)
+        return replace(first, token_ids=torch.cat([first.token_ids, more.token_ids]))
+
+    def _sampled(self, num_windows: int, seed: int) -> Windows:
+        token_ids = sampled_text(self._model, num_windows, self._spec.seqlen, seed)
+        return Windows(token_ids, f"self (seed {seed})")
+
+
+class _Shuffled:
+    """The rows or the windows of a corpus, in the order that the seed gives them."""
+
+    def __init__(
+        self, corpus: Corpus, spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self._corpus, self._spec, self._tokenizer = corpus, spec, tokenizer
+
+    def take(self, start: int, stop: int) -> torch.Tensor:
+        """Windows ``[num_windows, seqlen]`` of the items in this range, as far as there are any."""
+        rng = random.Random(self._spec.seed)  # noqa: S311 - a reproducible sample, not a secret
+        if self._spec.sampling is Sampling.ROWS:
+            rows = rng.sample(self._corpus.rows, len(self._corpus.rows))[start:stop]
+            text = Corpus(rows, self._corpus.separator).text
+            return all_windows(text, self._spec.seqlen, self._tokenizer)
+        order = rng.sample(range(len(self._windows)), len(self._windows))
+        return self._windows[sorted(order[start:stop])]
+
+    @cached_property
+    def _windows(self) -> torch.Tensor:
+        return all_windows(self._corpus.text, self._spec.seqlen, self._tokenizer)
+
+
+class _HubText:
+    """A corpus of the hub: its splits keep calibration, selection and evaluation apart."""
+
+    def __init__(self, spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._spec, self._tokenizer = spec, tokenizer
+
+    def windows(self, use: Use) -> Windows:
+        split = _SPLITS[use]
+        known = HUB_CORPORA[self._spec.dataset]
+        shuffled = _Shuffled(known.load(split), self._spec, self._tokenizer)
+        token_ids = shuffled.take(0, num_wanted(self._spec, use))
+        if use is Use.CALIBRATION or use is Use.EVALUATION:
+            check_enough(self._spec, token_ids)
+        return Windows(token_ids, f"{self._spec.dataset} {known.parts[split].split}")
+
+
+class _FileText:
+    """A file as one text: every window, or row, has one use."""
+
+    def __init__(
+        self,
+        spec: CalibrationSpec,
+        rows: Sequence[str],
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._spec, self._name = spec, name
+        self._shuffled = _Shuffled(Corpus(rows, "\n"), spec, tokenizer)
+
+    def windows(self, use: Use) -> Windows:
+        num_samples = self._spec.num_samples
+        match use:
+            case Use.CALIBRATION:
+                used = self._shuffled.take(0, num_samples)
+                check_enough(self._spec, used)
+                return Windows(used, self._name)
+            case Use.EVALUATION:
+                return self._held_out()
+        selection_end = 2 * num_samples + num_wanted(self._spec, Use.SELECTION)
+        if use is Use.SELECTION:
+            chosen = self._shuffled.take(2 * num_samples, selection_end)
+            return Windows(chosen, f"{self._name}, windows for selection")
+        num_more = num_wanted(self._spec, use) - num_samples
+        more = self._shuffled.take(selection_end, selection_end + num_more)
+        used = self._shuffled.take(0, num_samples)
+        return Windows(torch.cat([used, more]), self._name)
+
+    def _held_out(self) -> Windows:
+        num_samples = self._spec.num_samples
+        rest = self._shuffled.take(num_samples, 2 * num_samples)
+        if len(rest):
+            return Windows(rest, f"{self._name}, other windows than the calibration's")
+        used = self._shuffled.take(0, num_samples)
+        return Windows(used, f"{self._name}, the calibration's own windows: it has no others")
+
+
+class _DocumentText:
+    """Documents, each in one split. Windows do not cross the documents of two splits."""
+
+    def __init__(
+        self,
+        spec: CalibrationSpec,
+        documents: Mapping[Split, Sequence[str]],
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._spec, self._documents = spec, documents
+        self._name, self._tokenizer = name, tokenizer
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether each split has windows, and calibration as many as it takes."""
+        num_calibration = len(self._draw(Use.CALIBRATION))
+        others = (Use.SELECTION, Use.EVALUATION)
+        return num_calibration >= self._spec.num_samples and all(
+            len(self._draw(use)) for use in others
+        )
+
+    def windows(self, use: Use) -> Windows:
+        token_ids = self._draw(use)
+        if use is Use.CALIBRATION:
+            check_enough(self._spec, token_ids)
+        return Windows(token_ids, f"{self._name}, {_SPLITS[use].value} documents")
+
+    def _draw(self, use: Use) -> torch.Tensor:
+        """Evaluation windows do not depend on the seed: what is measured stays comparable."""
+        seed = 0 if use is Use.EVALUATION else self._spec.seed
+        documents, wanted = self._documents[_SPLITS[use]], num_wanted(self._spec, use)
+        return draw(documents, wanted, self._spec.seqlen, seed, self._tokenizer)
+
+
+_SPLITS: Mapping[Use, Split] = {
+    Use.CALIBRATION: Split.CALIBRATION,
+    Use.REPAIR: Split.CALIBRATION,
+    Use.SELECTION: Split.SELECTION,
+    Use.EVALUATION: Split.EVALUATION,
+}
+
+
+def check_enough(spec: CalibrationSpec, windows: torch.Tensor) -> None:
+    """Raise ``CalibrationError`` for fewer windows than a calibration must have."""
+    least = 1 if spec.sampling is Sampling.ROWS else spec.num_samples
+    if len(windows) < least:
+        raise CalibrationError(
+            "not_enough_text",
+            f"the text gives {len(windows)} windows of {spec.seqlen} tokens, and {least} are "
+            "needed: add text, or ask for fewer samples or a smaller seqlen",
+        )

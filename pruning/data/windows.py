@@ -1,0 +1,83 @@
+"""Windows of token ids, where they come from, and how several texts are mixed."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+MAX_EXCERPT = 80  # characters of a window that are quoted
+_TOKENS_QUOTED = 40  # as a rule more than MAX_EXCERPT characters
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids ``[num_windows, seqlen]`` (int64) and where they come from."""
+
+    token_ids: torch.Tensor
+    source: str
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of shape and ids: equal for equal windows in the same order."""
+        header = ",".join(str(size) for size in self.token_ids.shape).encode()
+        return hashlib.sha256(header + self.token_ids.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class MixedWindows(Windows):
+    """Windows of several sources; ``origins`` has the source of each window."""
+
+    origins: tuple[str, ...]
+
+
+def mixed(parts: Sequence[Windows]) -> Windows:
+    """The windows of all parts, each part spread evenly, so that any first few represent all."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [len(part.token_ids) for part in parts]
+    order = sorted(
+        ((at + 0.5) / size, number, at) for number, size in enumerate(sizes) for at in range(size)
+    )
+    return MixedWindows(
+        token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
+        source=" + ".join(f"{len(part.token_ids)} × {part.source}" for part in parts),
+        origins=tuple(parts[number].source for _, number, _ in order),
+    )
+
+
+def described(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A JSON object: the digest of all windows, and source, digest and first words of each."""
+    num_windows, seqlen = windows.token_ids.shape
+    origins = (
+        windows.origins if isinstance(windows, MixedWindows) else [windows.source] * num_windows
+    )
+    return {
+        "source": windows.source,
+        "num_windows": num_windows,
+        "seqlen": seqlen,
+        "digest": windows.digest,
+        "windows": [
+            {
+                "source": origin,
+                "digest": Windows(token_ids.unsqueeze(0), origin).digest,
+                "begins": excerpt(str(tokenizer.decode(token_ids[:_TOKENS_QUOTED]))),
+            }
+            for origin, token_ids in zip(origins, windows.token_ids, strict=True)
+        ],
+    }
+
+
+def excerpt(text: str) -> str:
+    """The first words on one line, without control characters that a terminal would obey."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(shown.split())[:MAX_EXCERPT].rstrip()
+
+
+def all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """All windows ``[num_windows, seqlen]`` of the text in order; drops the last partial one."""
+    token_ids = torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.int64)
+    num_windows = len(token_ids) // seqlen
+    return token_ids[: num_windows * seqlen].view(num_windows, seqlen)
