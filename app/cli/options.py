@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from pruning.spec import InvalidSpec
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate, gate_of
 from pruning.spec.prune import PruneSpec
@@ -65,9 +66,8 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
 
     Raises ``InvalidSpec``.
     """
-    limits: dict[str, Any] = {
-        field.name: values.get(GATE + field.name, field.default) for field in fields(Gate)
-    }
+    names = [field.name for field in fields(Gate) if GATE + field.name in values]
+    limits: dict[str, Any] = {name: values[GATE + name] for name in names}
     given = {**values_of(PruneSpec, values), "gate": gate_of(**limits)}
     return PruneSpec(**{**given, "model": model, "calibration": calibration})
 
@@ -98,6 +98,19 @@ def source_of(
     dataset = Dataset(text) if is_named else Dataset.FILE
     path = None if is_named else text
     return CalibrationSpec(dataset, sampling, num_samples, seqlen, seed, path)
+
+
+def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
+    """The ratio of each ``DOMAIN=RATIO``. Raises ``InvalidSpec``."""
+    ratios = {}
+    for text in texts:
+        domain, ratio = _weighted(text)
+        if domain == text:
+            raise InvalidSpec(
+                "gate.max_perplexity_ratio_of", f"{text!r}: expected DOMAIN=RATIO, as in code=1.5"
+            )
+        ratios[domain] = ratio
+    return ratios
 
 
 def _parameters() -> dict[str, inspect.Parameter]:

@@ -10,6 +10,7 @@ from app.cli.options import (
     AsJson,
     ModelArgument,
     calibration_of,
+    ratios_by_domain,
     spec_of,
     spec_options,
     values_of,
@@ -29,6 +30,13 @@ def prune(
             metavar="TEXT[=WEIGHT]",
         ),
     ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
+    gate_max_perplexity_ratio_of: Annotated[
+        list[str],
+        typer.Option(
+            help="The same maximum for one domain of text, as in code=1.5; can be repeated.",
+            metavar="DOMAIN=RATIO",
+        ),
+    ] = [],  # noqa: B006 - as above
     state_budget: Annotated[
         str | None,
         typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),
@@ -46,7 +54,8 @@ def prune(
     from pruning.config import WorkerSettings
 
     text = calibration_of(calibration, **values_of(CalibrationSpec, values))
-    spec = spec_of(model, text, values)
+    ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
+    spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     from app.commands.prune import run_prune  # imports torch, after the checks above

@@ -26,6 +26,10 @@ class Interval:
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        ends = "" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})"
+        return f"{self.value:.4g}{ends}"
+
 
 @dataclass(frozen=True)
 class Measured:

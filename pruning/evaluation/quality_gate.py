@@ -62,4 +62,13 @@ def _findings(gate: Gate, quality: Quality) -> dict[str, str]:
             f"perplexity went from {curve[0]:.4g} to {curve[-1]:.4g} on {quality.evaluated_on}, "
             f"{curve[-1] / curve[0]:.4g} times as much where {limit} is allowed"
         )
+    for domain in quality.domains:
+        if (limit := gate.max_perplexity_ratio_of.get(domain.domain)) is not None:
+            served = domain.served_after(len(domain.raw))
+            if not (ratio := domain.ratio(served)).value <= limit:
+                found[f"gate.max_perplexity_ratio_of.{domain.domain}"] = (
+                    f"perplexity on {domain.domain} went from {domain.dense.perplexity:.4g} to "
+                    f"{served.perplexity:.4g} ({domain.text}), {ratio} times as much "
+                    f"where {limit} is allowed"
+                )
     return found

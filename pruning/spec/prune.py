@@ -130,6 +130,7 @@ class PruneSpec:
     def _check_measures(self) -> None:
         needs_text = {
             "gate.max_perplexity_ratio": self.gate and self.gate.max_perplexity_ratio is not None,
+            "gate.max_perplexity_ratio_of": self.gate and bool(self.gate.max_perplexity_ratio_of),
             "quantize": self.quantize is not None,
         }
         needs_model = {"quantize": self.quantize is not None, "zero_shot": self.zero_shot}
@@ -229,7 +230,8 @@ class PruneSpec:
         return replace(self, calibration=calibration)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "calibration": self.calibration.to_wire()}
+        gate = None if self.gate is None else self.gate.to_wire()
+        return {**asdict(self), "calibration": self.calibration.to_wire(), "gate": gate}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":

@@ -226,14 +226,24 @@ class WebhookBody(Body):
     )
 
 
+_NUMBER: dict[str, Any] = {"type": "number"}
+
+
 class GateBody(Body):
     """Limits on the quality loss of the whole removal order. At least one is required."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "anyOf": [
-                {"required": [name], "properties": {name: {"type": "number"}}}
-                for name in ("max_probe_drop", "max_perplexity_ratio")
+                {"required": ["max_probe_drop"], "properties": {"max_probe_drop": _NUMBER}},
+                {
+                    "required": ["max_perplexity_ratio"],
+                    "properties": {"max_perplexity_ratio": _NUMBER},
+                },
+                {
+                    "required": ["max_perplexity_ratio_of"],
+                    "properties": {"max_perplexity_ratio_of": {"minProperties": 1}},
+                },
             ]
         }
     )
@@ -247,6 +257,13 @@ class GateBody(Body):
         default=Gate.max_perplexity_ratio,
         description="Maximum ratio of pruned to dense perplexity on held-out text; needs evaluate.",
         json_schema_extra={"minimum": 1},
+    )
+    max_perplexity_ratio_of: dict[
+        str, Annotated[float, Field(json_schema_extra={"minimum": 1})]
+    ] = Field(
+        default_factory=dict,
+        description='The same limit by domain of text, as in {"code": 1.5}. The domains of a job '
+        "are those of its calibration and the packaged ones.",
     )
     action: GateAction = Field(
         default=Gate.action,

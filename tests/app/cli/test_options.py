@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from app.cli.options import calibration_of, spec_of, values_of
+from app.cli.options import calibration_of, ratios_by_domain, spec_of, values_of
 from app.cli.prune import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
@@ -50,6 +50,13 @@ def test_several_are_mixed_by_weight_which_is_one_where_none_is_given() -> None:
 def test_what_cannot_be_mixed_is_refused(texts: Sequence[str]) -> None:
     with pytest.raises(InvalidSpec):
         parsed(*texts)
+
+
+def test_a_ratio_belongs_to_a_domain() -> None:
+    assert ratios_by_domain(["code=1.5", "a=b=2"]) == {"code": 1.5, "a=b": 2.0}
+    for wrong in ("code", "code=", "code=x", "=1.5"):
+        with pytest.raises(InvalidSpec, match="expected DOMAIN=RATIO"):
+            ratios_by_domain([wrong])
 
 
 def test_prune_has_an_option_for_every_field_of_the_spec() -> None:

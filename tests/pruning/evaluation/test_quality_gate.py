@@ -14,7 +14,7 @@ from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ItemResult, Kind, ProbeComparison, compare, summary
-from pruning.evaluation.quality import Quality
+from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.evaluation.quality_gate import QualityGateFailed, gated
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
@@ -67,6 +67,39 @@ def test_what_is_beyond_a_limit_is_said_with_its_numbers() -> None:
     assert caught.value.param == "gate.max_perplexity_ratio"
 
 
+def test_each_domain_has_its_own_limit() -> None:
+    dense = (1.0, 2.0, 3.0)
+    raw = (1.5, 2.5, 3.8)
+    prose, code = (
+        DomainQuality(
+            domain, f"packaged {domain}", 3, 8, "d", Measured.of_dense(dense), measured, repaired
+        )
+        for domain, measured, repaired in (
+            ("prose", (Measured.against(dense, raw),), ()),
+            ("code", (Measured.against(dense, raw),), (Measured.against(dense, (1.1, 2.2, 3.3)),)),
+        )
+    )
+    quality = replace(QUALITY, domains=(prose, code))
+    found = gated(Gate(max_perplexity_ratio_of={"prose": 1.8, "code": 1.3}), quality, never)
+    [warning] = found.warnings
+    assert warning == (
+        "perplexity on prose went from 7.389 to 13.46 (packaged prose, 3 windows of 8 tokens), "
+        "1.822 (1.185 to 2.802) times as much where 1.8 is allowed"
+    )
+    strict = Gate(max_perplexity_ratio_of={"prose": 2, "code": 1.2}, action=REFUSE)
+    with pytest.raises(QualityGateFailed, match=r"on code went from 7\.389 to 9\.0") as caught:
+        gated(strict, quality, never)
+    assert caught.value.param == "gate.max_perplexity_ratio_of.code"
+
+
+def test_a_gate_without_domains_leaves_the_digest_as_it_was() -> None:
+    spec = replace(SPEC, gate=Gate(max_perplexity_ratio=2))
+    of_all = {"max_probe_drop": None, "max_perplexity_ratio": 2, "action": "warn"}
+    assert spec.to_dict()["gate"] == of_all
+    by_domain = Gate(max_perplexity_ratio=2, max_perplexity_ratio_of={"self": 3})
+    assert replace(spec, gate=by_domain).digest() != spec.digest()
+
+
 def test_a_perplexity_that_is_no_number_is_beyond_any_limit() -> None:
     broken = replace(QUALITY, perplexities=(10.0, 12.0, math.nan))
     assert len(gated(Gate(max_perplexity_ratio=1e9), broken, never).warnings) == 1
@@ -82,6 +115,14 @@ def test_a_perplexity_that_is_no_number_is_beyond_any_limit() -> None:
         (lambda: Gate(max_perplexity_ratio=0.9), "gate.max_perplexity_ratio"),
         (lambda: Gate(max_perplexity_ratio=float("inf")), "gate.max_perplexity_ratio"),
         (
+            lambda: Gate(max_perplexity_ratio_of={"prose": 2, "code": 0.9}),
+            "gate.max_perplexity_ratio_of.code",
+        ),
+        (
+            lambda: replace(SPEC, evaluate=False, gate=Gate(max_perplexity_ratio_of={"self": 2})),
+            "gate.max_perplexity_ratio_of",
+        ),
+        (
             lambda: replace(SPEC, evaluate=False, gate=Gate(max_perplexity_ratio=2)),
             "gate.max_perplexity_ratio",
         ),
@@ -96,11 +137,14 @@ def test_limits_that_make_no_sense_are_refused_by_name(
 
 
 def test_a_spec_comes_back_from_json_with_its_gate() -> None:
-    for gate in (None, Gate(0.1), Gate(max_perplexity_ratio=2, action=REFUSE)):
+    of_self = Gate(max_perplexity_ratio_of={"self": 2.0})
+    for gate in (None, Gate(0.1), Gate(max_perplexity_ratio=2, action=REFUSE), of_self):
         spec = replace(SPEC, gate=gate)
         assert PruneSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     assert gate_of(None, None, REFUSE) is None
     assert gate_of(0.1, None, REFUSE) == Gate(0.1, action=REFUSE)
+    by_domain = Gate(action=REFUSE, max_perplexity_ratio_of={"self": 2.0})
+    assert gate_of(None, None, REFUSE, {"self": 2.0}) == by_domain
 
 
 def test_manifests_keep_it_and_old_ones_have_none() -> None:

@@ -23,7 +23,7 @@ FULL: dict[str, Any] = {
     "protect_last": 0,
     "dtype": "float32",
     "metric": "cosine",
-    "gate": {"max_probe_drop": 0.1, "action": "refuse"},
+    "gate": {"max_probe_drop": 0.1, "action": "refuse", "max_perplexity_ratio_of": {"self": 2.0}},
     "quantize": "int8",
     "zero_shot": True,
     "repair": "scale",
@@ -42,11 +42,15 @@ FULL: dict[str, Any] = {
 def test_a_body_has_the_fields_and_defaults_of_its_spec(
     body: type[BaseModel], spec: type, own: set[str]
 ) -> None:
-    expected = {field.name: field.default for field in fields(spec)}
+    expected = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(spec)
+    }
     found = {name: field for name, field in body.model_fields.items() if name not in own}
     assert found.keys() == expected.keys()
     defaults = {
-        name: MISSING if each.is_required() else each.default for name, each in found.items()
+        name: MISSING if each.is_required() else each.get_default(call_default_factory=True)
+        for name, each in found.items()
     }
     if body is PruneJobBody:
         assert PruneSpec.from_dict({"model": "m", "num_remove": 1}).calibration == CalibrationSpec()
