@@ -5,9 +5,9 @@ A generation is cancelled when its client disconnects.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Protocol, Self, TypeVar
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
@@ -98,10 +98,12 @@ class EventStream(EventSourceResponse):
 
 async def _events(generation: Generation, format_: OutputFormat[object]) -> AsyncIterator[bytes]:
     try:
-        with _woken(generation):
+        with _KeepAlive(generation) as keep_alive:
             while not generation.is_over:
-                deltas = await generation.next_deltas()
-                yield b"".join(format_.deltas(deltas)) or KEEPALIVE_COMMENT
+                content = b"".join(format_.deltas(await generation.next_deltas()))
+                if content or keep_alive.is_due:
+                    yield content or KEEPALIVE_COMMENT
+                    keep_alive.sent()
         yield b"".join(format_.end(generation.outputs))
     except Exception as error:
         if problem_of(error).status >= 500:
@@ -109,22 +111,41 @@ async def _events(generation: Generation, format_: OutputFormat[object]) -> Asyn
         yield format_.error(error)
 
 
-@contextmanager
-def _woken(generation: Generation) -> Iterator[None]:
-    """Wake the generation every ``KEEP_ALIVE_S``: one timer, not one per token."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
+class _KeepAlive:
+    """Wakes the generation when nothing was sent for ``KEEP_ALIVE_S``.
 
-    def wake() -> None:
-        nonlocal timer
-        generation.wake()
-        timer = loop.call_later(KEEP_ALIVE_S, wake)
+    Some clients lose events that come with a comment, so a stream that flows has none. There is
+    one timer, not one per token.
+    """
 
-    timer = loop.call_later(KEEP_ALIVE_S, wake)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._loop = asyncio.get_running_loop()
+        self.sent()
+
+    def __enter__(self) -> Self:
+        self._timer = self._loop.call_later(KEEP_ALIVE_S, self._check)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._timer.cancel()
+
+    def sent(self) -> None:
+        """Note that something was sent now."""
+        self._sent_s = self._loop.time()
+
+    @property
+    def is_due(self) -> bool:
+        return self._rest_s <= 0
+
+    @property
+    def _rest_s(self) -> float:
+        return self._sent_s + KEEP_ALIVE_S - self._loop.time()
+
+    def _check(self) -> None:
+        if self.is_due:
+            self._generation.wake()
+        self._timer = self._loop.call_later(max(self._rest_s, 0) or KEEP_ALIVE_S, self._check)
 
 
 async def _gone(receive: Receive) -> None:
