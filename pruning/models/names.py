@@ -7,6 +7,9 @@
 ``NAME@JOB-k``  without the first ``k`` of those blocks
 ``NAME-k``      the same of a checkpoint whose name has no ``@``; see ``split_depth``
 ==============  ==================================================================================
+
+A pruned variant is repaired if its job repaired it. ``+raw`` behind its name means the same blocks
+without the repair.
 """
 
 import re
@@ -15,6 +18,7 @@ from typing import Self
 
 _PREFIX = re.compile(r"(?P<checkpoint>.*[^-@])-(?P<depth>[0-9]{1,4})")
 _VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,4}))?")
+_RAW = "+raw"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class VariantName:
     model: str
     job: str | None = None
     depth: int | None = None  # None: all blocks, or, with a job, all that it removed
+    is_raw: bool = False  # without repair
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -31,11 +36,12 @@ class VariantName:
 
         The model may be omitted: ``@-6`` is that variant of any model.
         """
-        match = _VARIANT.fullmatch(text)
+        name, is_raw = split_raw(text)
+        match = _VARIANT.fullmatch(name)
         if match is None:
             return cls(text)
         depth = match["depth"]
-        return cls(match["model"], match["job"] or None, int(depth) if depth else None)
+        return cls(match["model"], match["job"] or None, int(depth) if depth else None, is_raw)
 
     @property
     def is_dense(self) -> bool:
@@ -48,10 +54,14 @@ class VariantName:
         return cls(model, job or None)
 
     def __str__(self) -> str:
-        job = self.job or ""
-        if self.depth is not None:
-            return f"{self.model}@{job}-{self.depth}"
-        return f"{self.model}@{job}" if job else self.model
+        depth = "" if self.depth is None else f"-{self.depth}"
+        blocks = "" if self.is_dense else f"@{self.job or ''}{depth}"
+        return f"{self.model}{blocks}{_RAW if self.is_raw else ''}"
+
+
+def split_raw(text: str) -> tuple[str, bool]:
+    """The name without ``+raw``, and whether it had it. No name of a model or job has a plus."""
+    return text.removesuffix(_RAW), text.endswith(_RAW)
 
 
 def split_depth(text: str) -> tuple[str, int] | None:

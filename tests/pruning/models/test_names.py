@@ -1,10 +1,12 @@
 """Names of variants: formatting and parsing are inverse."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.models.names import VariantName, split_depth
+from pruning.models.names import VariantName, split_depth, split_raw
 
 MODELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 JOBS = st.from_regex(r"prn-[0-9a-f]{21}", fullmatch=True)
@@ -14,6 +16,9 @@ DEPTHS = st.integers(min_value=0, max_value=9999)
 @given(st.builds(VariantName, MODELS, st.none() | JOBS, st.none() | DEPTHS))
 def test_parsing_what_was_formatted_gives_the_parts(name: VariantName) -> None:
     assert VariantName.parse(str(name)) == name
+    raw = replace(name, is_raw=not name.is_dense)
+    assert VariantName.parse(str(raw)) == raw
+    assert split_raw(str(raw)) == (str(name), raw.is_raw)
 
 
 @given(st.builds(VariantName, MODELS, st.none() | JOBS))
@@ -32,6 +37,12 @@ def test_the_name_of_a_checkpoint_has_no_depth(name: VariantName) -> None:
         ("@-6", VariantName("", depth=6)),
         ("tiny@", VariantName("tiny@")),
         ("tiny@-12345", VariantName("tiny", "-12345")),
+        ("tiny@-3+raw", VariantName("tiny", depth=3, is_raw=True)),
+        ("tiny@prn-1+raw", VariantName("tiny", "prn", 1, is_raw=True)),
+        ("tiny@prn-1-3+raw", VariantName("tiny", "prn-1", 3, is_raw=True)),
+        ("@-6+raw", VariantName("", depth=6, is_raw=True)),
+        ("tiny+raw", VariantName("tiny+raw")),
+        ("tiny@-3+raw+raw", VariantName("tiny", "-3+raw", is_raw=True)),
     ],
 )
 def test_parses_each_form(text: str, expected: VariantName) -> None:
