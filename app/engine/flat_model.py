@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from app.engine.attention import Attention, kinds_of_attention
 from app.engine.kv_cache import SlotCache
 from pruning.models.architectures import Parts, architecture
-from pruning.models.blocks import block_list, finish
+from pruning.models.blocks import block_list, finish, input_scale
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,17 @@ class FlatBlock:
     feed_forward: nn.Module
     head_dim: int
     num_heads: tuple[int, int, int]  # of queries, keys and values
-    scaling: float
+    scaling: float  # of attention
     is_rotated: bool
+    input_scale: float  # of the hidden states
 
     def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
     ) -> torch.Tensor:
         """Map hidden states ``[tokens, hidden_size]`` to the next; writes to the open cache."""
         before, after, before_feed, after_feed = self.norms
+        if self.input_scale != 1.0:
+            hidden = hidden * self.input_scale
         hidden = hidden + after(self._attend(before(hidden), rotation, attention, cache))
         fed: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
         return hidden + fed
@@ -186,6 +189,7 @@ def _flat_block(position: int, kind: str, block: nn.Module, parts: Parts) -> Fla
         num_heads=(config.num_attention_heads, num_keys, num_keys),
         scaling=attention.scaling,
         is_rotated=bool(getattr(attention, "use_rope", True)),
+        input_scale=input_scale(block),
     )
 
 

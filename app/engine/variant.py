@@ -1,4 +1,4 @@
-"""A variant: a dense model without some of its blocks, under a name that is opaque here."""
+"""A variant: a dense model without some of its blocks, repaired or not, under an opaque name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.blocks import num_blocks, view
+from pruning.repair.folding import repaired_view
+from pruning.repair.repair import Repaired
+from pruning.sleb import Blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +21,7 @@ class Variant:
     model: PreTrainedModel
     eos_token_ids: frozenset[int]
     max_model_len: int  # prompt and generated tokens
+    own_bytes: int = 0  # of the tensors that it does not share with the dense model
 
     @property
     def is_dense(self) -> bool:
@@ -30,22 +34,33 @@ class Variant:
 
 
 def make_variant(
-    name: str, base: str, dense_model: PreTrainedModel, keep: Sequence[int] | None = None
+    name: str,
+    base: str,
+    dense_model: PreTrainedModel,
+    keep: Sequence[int] | None = None,
+    repaired: Repaired | None = None,
 ) -> Variant:
-    """The variant that keeps these blocks, all by default. It shares the weights of the model.
+    """The variant that keeps these blocks, all by default. It shares the weights of the model,
+    except those that ``repaired`` has changed.
 
     Raises ``ValueError`` unless ``keep`` has ascending blocks of ``dense_model``.
     """
     every_block = tuple(range(num_blocks(dense_model)))
     blocks = every_block if keep is None else tuple(keep)
+    changed = repaired.tensors if repaired else ()
     return Variant(
         name=name,
         base=base,
         keep=blocks,
-        model=dense_model if blocks == every_block else view(dense_model, blocks),
+        model=dense_model if blocks == every_block else _view(dense_model, blocks, repaired),
         eos_token_ids=_eos_token_ids(dense_model),
         max_model_len=_max_model_len(dense_model.config),
+        own_bytes=sum(dense_model.get_parameter(name).nbytes for name in changed),
     )
+
+
+def _view(model: PreTrainedModel, keep: Blocks, repaired: Repaired | None) -> PreTrainedModel:
+    return view(model, keep) if repaired is None else repaired_view(model, keep, repaired)
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

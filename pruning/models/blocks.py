@@ -31,12 +31,18 @@ def block_list(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def view(model: PreTrainedModel, keep: Sequence[int], own: Own = NO_OWN) -> PreTrainedModel:
+def view(
+    model: PreTrainedModel,
+    keep: Sequence[int],
+    own: Own = NO_OWN,
+    scales: Mapping[int, float] = MappingProxyType({}),
+) -> PreTrainedModel:
     """The model made of the blocks ``keep`` (ascending), sharing every parameter with ``model``.
 
     Modules are new and tensors are shared, so a view takes no memory for weights and does not
     change ``model``. ``own`` are tensors that replace parameters of kept blocks, by their names in
-    ``model``. Raises ``ValueError`` if ``keep`` is not made of ascending block indices.
+    ``model``, and ``scales`` are factors of the input of kept blocks. Raises ``ValueError`` if
+    ``keep`` is not made of ascending block indices.
     """
     path = architecture(model.config).blocks
     blocks = block_list(model)
@@ -56,8 +62,16 @@ def view(model: PreTrainedModel, keep: Sequence[int], own: Own = NO_OWN) -> PreT
     for name, tensor in own.items():
         index, _, inner = name.removeprefix(f"{path}.").partition(".")
         _set_parameter(parent.get_submodule(str(keep.index(int(index)))), inner, tensor)
+    for block, scale in scales.items():
+        _scale_input(parent.get_submodule(str(keep.index(block))), scale)
     root.generation_config = copy.deepcopy(model.generation_config)
     return root
+
+
+def input_scale(block: nn.Module) -> float:
+    """The factor by which a block of a view multiplies its input."""
+    scale: float = getattr(block, "input_scale", 1.0)
+    return scale
 
 
 def with_own(block: nn.Module, own: Own) -> nn.Module:
@@ -104,7 +118,9 @@ def block_calls(
 
     skeleton = view(model, range(num_blocks(model)))
     for block, shell in zip(block_list(model), block_list(skeleton), strict=True):
-        shell.__dict__.update(forward=partial(note, block), _forward_hooks={})
+        shell.__dict__.update(
+            forward=partial(note, block), _forward_hooks={}, _forward_pre_hooks={}
+        )
     for parent, name in _tail(skeleton):
         setattr(parent, name, nn.Identity())
     skeleton.base_model(token_ids[:1], use_cache=False)
@@ -173,6 +189,14 @@ def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     if leaf not in owner._parameters:
         raise ValueError(f"{name} is no parameter of a {type(module).__name__}")
     owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _scale_input(block: nn.Module, scale: float) -> None:
+    def scaled(_block: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0] * scale, *args[1:])
+
+    block.__dict__["input_scale"] = scale
+    block.register_forward_pre_hook(scaled)
 
 
 def _shell(module: _Module, config: PreTrainedConfig) -> _Module:

@@ -1,8 +1,8 @@
-"""A repair as parameters: what a repaired model has in place of those of the dense one.
+"""A repaired model: as parameters in place of those of the dense one, and as a view of it.
 
-A scale of the stream behind a cut is not a parameter. Instead, what later blocks add is divided by
-it. Behind the last norm, which no factor of the stream passes, that is the same up to the norm's
-epsilon.
+A scale of the stream behind a cut is not a parameter. In a plain model, what later blocks add is
+divided by it instead. Behind the last norm, which no factor of the stream passes, that is the same
+up to the norm's epsilon. It changes tensors of every later block, so a view multiplies the stream.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.models.architectures import architecture
+from pruning.models.blocks import view
 from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
 
@@ -61,6 +62,21 @@ def folded(
         return ((name, model.get_parameter(name)) for name in names)
 
     return Folded(model, keep, repaired, read or in_memory)
+
+
+def repaired_view(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> PreTrainedModel:
+    """The repaired model that keeps ``keep``, in the dtype and on the device of ``model``.
+
+    It shares all weights but the refitted ones. A scale takes no tensor: the block behind the cut
+    multiplies its input.
+    """
+    own = {
+        # a copy, as the pages of a tensor from a file change with the file
+        name: tensor.to(model.get_parameter(name), copy=True)
+        for name, tensor in repaired.tensors.items()
+    }
+    scales = {cut.after: scale for cut, scale in repaired.scales.items() if cut.after in keep}
+    return view(model, keep, own, scales)
 
 
 def _factors(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> dict[str, float]:

@@ -16,13 +16,13 @@ from app.engine.sequence import FinishReason, Request, SamplingParams, Sequence,
 from app.engine.variant import Variant, make_variant
 from tests.support.tiny import VOCAB_SIZE, generated, tiny_model
 
-PRUNED = (0, 2, 3, 5)
+PRUNED_BLOCKS = (0, 2, 3, 5)
 _ids = itertools.count()
 
 
 @cache
 def variant(pruned: bool = False, family: str = "llama") -> Variant:
-    keep = PRUNED if pruned else None
+    keep = PRUNED_BLOCKS if pruned else None
     return make_variant(f"tiny@-{2 * pruned}", "tiny", tiny_model(family), keep)
 
 

@@ -13,7 +13,19 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason
 from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES
-from tests.support.engine_requests import Outcome, expected, prompt, request, run, variant
+from pruning.models.blocks import view
+from pruning.repair.folding import folded
+from pruning.repair.repair import possible_methods
+from tests.support.engine_requests import (
+    PRUNED_BLOCKS,
+    Outcome,
+    expected,
+    prompt,
+    request,
+    run,
+    variant,
+)
+from tests.support.repairs import repaired_by
 from tests.support.tiny import EOS, generated, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
@@ -29,6 +41,27 @@ def test_greedy_output_is_that_of_generate(family: str) -> None:
     outcome = run(Engine(EngineLimits(max_batch_tokens=16, max_num_seqs=4)), *requests)
     for each in requests:
         assert outcome.of(each) == expected(each)
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_raw_and_repaired_of_one_depth_run_together_and_never_mix(family: str) -> None:
+    """Each gives what it gives alone: what ``generate`` gives for the folded model."""
+    model, folds = tiny_model(family), {}
+    together = [variant(pruned=True, family=family)]
+    for method in possible_methods(model.config):
+        repaired = repaired_by(method, model, PRUNED_BLOCKS)
+        together.append(make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS, repaired))
+        folds[together[-1]] = view(model, PRUNED_BLOCKS, folded(model, PRUNED_BLOCKS, repaired))
+    requests = [
+        request(prompt(length, seed=length), of, max_new_tokens=num_new)
+        for length, num_new in ((30, 12), (8, 12))
+        for of in together
+    ]
+    outcome = run(Engine(EngineLimits(max_batch_tokens=64, max_num_seqs=8)), *requests)
+    for each in requests:
+        assert outcome.of(each) == run(Engine(), each).of(each)
+        oracle = folds.get(each.variant, each.variant.model)
+        assert outcome.of(each) == generated(oracle, each.prompt_ids, each.params.max_new_tokens)
 
 
 def test_a_variant_that_arrives_in_mid_flight_changes_no_other() -> None:

@@ -17,7 +17,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
-from tests.support.engine_requests import PRUNED, prompt, request, run, variant
+from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request, run, variant
 from tests.support.tiny import generated, tiny_model
 
 LONGEST = 8
@@ -51,7 +51,7 @@ class Fragile(nn.Module):
 
 def fragile_variant(fate: Fate, block: int) -> Variant:
     """Generates as the pruned one does; may fail behind the attention of that block."""
-    fragile = make_variant("fragile", "tiny", tiny_model("llama"), PRUNED)
+    fragile = make_variant("fragile", "tiny", tiny_model("llama"), PRUNED_BLOCKS)
     each = block_list(fragile.model)[block]
     each.mlp = Fragile(each.get_submodule("mlp"), fate)
     return fragile
@@ -110,7 +110,7 @@ limits = st.builds(
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes=sizes, failures=failures, block=st.integers(0, len(PRUNED) - 1), limits=limits)
+@given(sizes=sizes, failures=failures, block=st.integers(0, len(PRUNED_BLOCKS) - 1), limits=limits)
 def test_a_block_that_fails_ends_its_batch_and_nothing_else(
     sizes: list[Size], failures: list[bool], block: int, limits: EngineLimits
 ) -> None:

@@ -14,7 +14,7 @@ from app.engine.engine import Engine
 from app.engine.sequence import FinishReason, TokenEvent
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
-from tests.support.engine_requests import PRUNED, prompt, request
+from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
 from tests.support.engine_scenarios import endless, events_of, scenario, until
 from tests.support.tiny import tiny_model
 
@@ -38,7 +38,7 @@ class Blocking(nn.Module):
 
 
 def blocking_variant() -> tuple[Variant, Blocking]:
-    each = make_variant("blocking", "tiny", tiny_model("llama"), PRUNED)
+    each = make_variant("blocking", "tiny", tiny_model("llama"), PRUNED_BLOCKS)
     block = block_list(each.model)[1]
     block.mlp = blocking = Blocking(block.get_submodule("mlp"))
     return each, blocking

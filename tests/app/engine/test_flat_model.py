@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from app.engine.scheduler import Batch, EngineLimits
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
-from tests.support.engine_requests import expected, prompt, request, run, variant
+from pruning.repair.repair import possible_methods
+from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
+from tests.support.repairs import repaired_by
 from tests.support.tiny import tiny_model
 
 NOT_FLAT = {"gemma2", "gpt2", "gpt_neox", "mixtral", "olmoe", "opt", "qwen2_moe", "qwen3_moe"}
@@ -64,6 +67,15 @@ def forwards(
     return seen
 
 
+@cache
+def repaired_variants(family: str) -> list[Variant]:
+    """A variant for each method of the family."""
+    model = tiny_model(family)
+    methods = possible_methods(model.config)
+    repairs = [repaired_by(method, model, PRUNED_BLOCKS) for method in methods]
+    return [make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS, each) for each in repairs]
+
+
 def test_every_family_is_flat_unless_its_blocks_are_of_another_kind() -> None:
     assert [each for each in sorted(ARCHITECTURES) if flat_model(tiny_model(each))] == FLAT
 
@@ -84,7 +96,7 @@ def test_it_computes_what_the_models_own_forward_computes(
     family: str, sizes: list[tuple[int, int]], limits: EngineLimits
 ) -> None:
     both = [variant(pruned=False, family=family), variant(pruned=True, family=family)]
-    for ours, theirs in forwards(both, sizes, limits):
+    for ours, theirs in forwards([*both, *repaired_variants(family)], sizes, limits):
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 

@@ -75,6 +75,24 @@ class TestEveryFamily:
         torch.testing.assert_close(logits_of(loaded, ids), logits_of(pruned, ids))
         assert generated(loaded, ids[0].tolist(), 8) == generated(pruned, ids[0].tolist(), 8)
 
+    def test_a_scale_multiplies_the_input_of_a_block(self, family: str) -> None:
+        dense, ids = tiny_model(family), token_ids()
+        scaled = view(dense, KEEP, scales={3: 1.5})
+        with torch.inference_mode():
+            hidden, calls = block_calls(dense, ids)
+            for block in KEEP:
+                hidden = calls[block](hidden * 1.5 if block == 3 else hidden)
+            expected = final_logits(dense, finish(dense, hidden))
+            torch.testing.assert_close(logits_of(scaled, ids), expected)
+            hidden, calls = block_calls(scaled, ids)
+            for call in calls:
+                hidden = call(hidden)
+            found = final_logits(scaled, finish(scaled, hidden))
+        torch.testing.assert_close(found, expected)
+        assert not torch.equal(logits_of(view(dense, KEEP), ids), expected)
+        twice = view(scaled, range(len(KEEP)))
+        assert torch.equal(logits_of(twice, ids), logits_of(scaled, ids))
+
     def test_config_and_its_lists_tell_of_the_kept_blocks(self, family: str) -> None:
         dense = tiny_model(family)
         pruned = view(dense, KEEP)
