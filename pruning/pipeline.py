@@ -64,7 +64,7 @@ def prune(
     resources = resources or Resources()
     run = _searched(spec, models, observer, resources, earlier or SearchState())
     observer.phase("evaluate")
-    quality = assess(spec, run.dense, run.removals, resources.tasks_dir)
+    quality = assess(spec, run.dense, run.removals, tasks_dir=resources.tasks_dir)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")

@@ -1,22 +1,24 @@
 """Assess a pruned model: perplexity, also quantized, zero-shot tasks, and the quality gate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
-from pruning.data.calibration import held_out
-from pruning.data.windows import Windows
-from pruning.evaluation.perplexity import measure_perplexity, perplexity_curve
-from pruning.evaluation.quality import Quality, Quantized
+from pruning.data.calibration import evaluation_windows
+from pruning.data.windows import mixed
+from pruning.evaluation.domains import measure_domains, served_curve
+from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.pruned_losses import PrunedModel
+from pruning.evaluation.quality import Quality, Quantized, text_of
 from pruning.evaluation.quality_gate import ask_both, gated
 from pruning.evaluation.zero_shot import PAPER_TASKS, ZeroShot, fetch_tasks, score_tasks
-from pruning.models.blocks import num_blocks, view
+from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel
-from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
 
 
@@ -33,44 +35,45 @@ def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
 
 
 def assess(
-    spec: PruneSpec, dense: DenseModel, removals: Sequence[Removal], tasks_dir: Path | None = None
+    spec: PruneSpec,
+    dense: DenseModel,
+    removals: Sequence[Removal],
+    own: Mapping[int, Own] = MappingProxyType({}),
+    tasks_dir: Path | None = None,
 ) -> Quality:
     """Measure what the spec asks for. Tasks in ``tasks_dir`` precede those of lm-eval.
 
+    ``own`` are the own tensors of each depth that is repaired, by its number of removed blocks.
     Raises ``QualityGateFailed``, and what ``prepare`` raises.
     """
     removed = tuple(removal.block for removal in removals)
-    keep = kept(num_blocks(dense.model), removed)
+    pruned = PrunedModel(kept(num_blocks(dense.model), removed), own.get(len(removed), NO_OWN))
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
-        windows = held_out(spec.calibration, dense.model, dense.tokenizer)
-        quality = _with_perplexities(quality, dense, windows, removed)
+        windows = evaluation_windows(spec.calibration, dense.model, dense.tokenizer)
+        domains = measure_domains(dense, windows, removed, own)
+        calibrated = {part.domain for part in spec.calibration.parts}
+        text = mixed([found for name, found in windows.items() if name in calibrated])
+        quality = replace(
+            quality,
+            domains=domains,
+            perplexities=served_curve([one for one in domains if one.domain in calibrated]),
+            evaluated_on=text_of(text.source, *text.token_ids.shape),
+        )
         if spec.quantize is not None:
-            forward = dense.forward(keep, spec.quantize)
-            found = measure_perplexity(forward, windows).perplexity
+            forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
+            found = measure_perplexity(forward, text).perplexity
             quality = replace(quality, quantized=Quantized(spec.quantize.value, found))
     if spec.gate is not None:
-        quality = gated(spec.gate, quality, partial(ask_both, dense, removed))
+        quality = gated(spec.gate, quality, partial(ask_both, dense, pruned))
     if spec.zero_shot:
-        quality = replace(quality, zero_shot=_zero_shot(dense, keep, tasks_dir))
+        quality = replace(quality, zero_shot=_zero_shot(dense, pruned, tasks_dir))
     return quality
 
 
-def _with_perplexities(
-    quality: Quality, dense: DenseModel, windows: Windows, removed: Blocks
-) -> Quality:
-    scorer = dense.local_scorer(windows.token_ids)
-    num_windows, seqlen = windows.token_ids.shape
-    return replace(
-        quality,
-        perplexities=tuple(perplexity_curve(scorer, num_blocks(dense.model), removed)),
-        evaluated_on=f"{windows.source}, {num_windows} windows of {seqlen} tokens",
-    )
-
-
-def _zero_shot(dense: DenseModel, keep: Blocks, tasks_dir: Path | None) -> ZeroShot:
-    whole, pruned = (
+def _zero_shot(dense: DenseModel, pruned: PrunedModel, tasks_dir: Path | None) -> ZeroShot:
+    whole, after = (
         tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
-        for model in (dense.model, view(dense.model, keep))
+        for model in (dense.model, view(dense.model, pruned.keep, pruned.own))
     )
-    return ZeroShot(whole, pruned)
+    return ZeroShot(whole, after)

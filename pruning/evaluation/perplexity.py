@@ -1,9 +1,9 @@
-"""Perplexity on token windows, of a model and of every prefix of a removal order.
+"""Perplexity of a model on token windows.
 
 Measured as in the paper: windows do not overlap, and each is a sequence of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
@@ -15,23 +15,11 @@ from pruning.evaluation.quality import perplexity_of
 from pruning.models.forward import Forward
 from pruning.models.loss import window_losses
 from pruning.removal import Losses, NonFiniteLoss
-from pruning.sleb import RoundScorer
 
 
 def perplexity(losses: Losses) -> float:
     """exp of the mean nats per token over windows that do not overlap."""
     return perplexity_of(fmean(losses))
-
-
-def perplexity_curve(
-    scorer: RoundScorer, num_blocks: int, removed: Sequence[int]
-) -> Iterator[float]:
-    """Yield the perplexity after 0, 1, 2 ... removals, on the windows of ``scorer``."""
-    keep = list(range(num_blocks))
-    yield perplexity(scorer.losses(tuple(keep)))
-    for block in removed:
-        keep.remove(block)
-        yield perplexity(scorer.losses(tuple(keep)))
 
 
 @dataclass(frozen=True)

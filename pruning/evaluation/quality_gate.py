@@ -1,14 +1,14 @@
 """The quality gate before publishing: the cost of the removals against the limits of the spec."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ProbeComparison, compare
+from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.models.blocks import num_blocks
-from pruning.removal import kept
 from pruning.search.dense_model import DenseModel
 from pruning.spec.gate import Gate, GateAction
 
@@ -38,11 +38,12 @@ def gated(gate: Gate, quality: Quality, ask: Callable[[], ProbeComparison]) -> Q
     return replace(quality, warnings=tuple(findings.values()))
 
 
-def ask_both(dense: DenseModel, removed: Sequence[int]) -> ProbeComparison:
-    """Run the probe on the dense model and on the model without these blocks."""
-    items, depth = probe_items(), num_blocks(dense.model)
+def ask_both(dense: DenseModel, pruned: PrunedModel) -> ProbeComparison:
+    """Run the probe on the dense and on the pruned model."""
+    items, whole = probe_items(), PrunedModel(tuple(range(num_blocks(dense.model))))
     before, after = (
-        answer(dense.forward(kept(depth, gone)), dense.tokenizer, items) for gone in ((), removed)
+        answer(dense.forward(model.keep, own=model.own), dense.tokenizer, items)
+        for model in (whole, pruned)
     )
     return compare(before, after, digest(items))
 

@@ -5,7 +5,7 @@ All module paths come from ``architectures``.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
@@ -74,6 +74,14 @@ def input_scale(block: nn.Module) -> float:
     return scale
 
 
+def own_of_block(model: PreTrainedModel, block: int, own: Own, device: torch.device) -> Own:
+    """Those of ``own`` that belong to a block, by their names in it, on the device."""
+    prefix = f"{architecture(model.config).blocks}.{block}."
+    return {
+        name.removeprefix(prefix): own[name].to(device) for name in own if name.startswith(prefix)
+    }
+
+
 def with_own(block: nn.Module, own: Own) -> nn.Module:
     """The block with tensors of its own in place of the parameters of these names in it.
 
@@ -100,6 +108,10 @@ class BlockCall:
         output = self.block(hidden, *self.args, **self.kwargs)
         assert isinstance(output, torch.Tensor)
         return output
+
+    def of(self, block: nn.Module) -> "BlockCall":
+        """The call of another block with the same arguments."""
+        return replace(self, block=block)
 
 
 def block_calls(

@@ -8,13 +8,13 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from pruning.models.architectures import architecture
 from pruning.models.blocks import (
     BlockCall,
     Own,
     block_calls,
     block_list,
     finish,
+    own_of_block,
     view,
     with_own,
 )
@@ -129,12 +129,7 @@ class StreamedForward:
         self, block: int, calls: Sequence[BlockCall], states: MutableSequence[torch.Tensor]
     ) -> None:
         """Run a loaded block on every state. Nothing here outlives the block's weights."""
-        prefix = f"{architecture(self.model.config).blocks}.{block}."
-        own = {
-            name.removeprefix(prefix): self.own[name].to(self.streamed.device)
-            for name in self.own
-            if name.startswith(prefix)
-        }
+        own = own_of_block(self.model, block, self.own, self.streamed.device)
         module = with_own(block_list(self.model)[block], own)
         for at, call in enumerate(calls):
-            states[at] = BlockCall(module, call.args, call.kwargs)(states[at])
+            states[at] = call.of(module)(states[at])

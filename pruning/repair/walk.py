@@ -189,7 +189,7 @@ class LocalWalk:
         call, layer = self._refitted(made)
         old = call.block.get_parameter(f"{layer}.weight")
         matrix = old if matrix is None else matrix.to(old.device)
-        again = BlockCall(with_own(call.block, {f"{layer}.weight": matrix}), call.args, call.kwargs)
+        again = call.of(with_own(call.block, {f"{layer}.weight": matrix}))
         change = (matrix.float() - old.float()).to(old.dtype)
         if not self._row.writes.is_transposed:
             change = change.T
@@ -268,7 +268,7 @@ def _tapped(
     block.get_submodule(layer).register_forward_pre_hook(
         lambda _module, args: reads.append(args[0])
     )
-    tapped = BlockCall(block, call.args, call.kwargs)
+    tapped = call.of(block)
 
     def run(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         output = tapped(hidden)

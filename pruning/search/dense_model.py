@@ -48,6 +48,9 @@ class DenseModel(Protocol):
     @property
     def path(self) -> Path: ...
 
+    @property
+    def resources(self) -> "Resources": ...
+
     @contextmanager
     def scorer(
         self, windows: torch.Tensor, boundaries: Sequence[int] = ()

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pruning.evaluation.perplexity import perplexity_curve
 from pruning.models import loss
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list, view
@@ -63,17 +62,6 @@ def test_plain_scorer_gives_every_candidate_the_loss_of_its_view() -> None:
         pruned = view(model, [b for b in keep if b != block])
         alone = [obvious_loss(pruned, window.unsqueeze(0)) for window in windows()]
         assert scores[block] == pytest.approx(alone, abs=1e-5)
-
-
-@pytest.mark.parametrize("scorer", [PlainScorer, SharedPrefixScorer])
-def test_perplexity_curve_begins_dense_and_follows_the_removals(
-    scorer: type[PlainScorer | SharedPrefixScorer],
-) -> None:
-    model = tiny_model("llama")
-    curve = list(perplexity_curve(scorer(model, windows()), NUM_BLOCKS, (4, 2)))
-    pruned = [view(model, (0, 1, 2, 3, 5)), view(model, (0, 1, 3, 5))]
-    expected = [math.exp(obvious_loss(m, windows())) for m in (model, *pruned)]
-    assert curve == pytest.approx(expected, rel=1e-4)
 
 
 def one_trunk_bytes(seqlen: int) -> int:

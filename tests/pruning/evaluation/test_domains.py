@@ -1,0 +1,106 @@
+"""The quality of each domain is what the slow scorer finds on its windows, depth by depth."""
+
+from math import exp
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+
+from pruning.data.calibration import evaluation_windows
+from pruning.data.windows import Windows
+from pruning.evaluation.domains import measure_domains, served_curve
+from pruning.evaluation.quality import Measured
+from pruning.models.blocks import view
+from pruning.models.store import ModelStore, load
+from pruning.removal import Losses, kept
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
+from pruning.search.scoring import PlainScorer
+from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec, Resident
+from tests.support.pruning_runs import prune_tiny
+from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE
+
+SEQLEN = 12
+REMOVED = (4, 2)
+ALL = tuple(range(NUM_BLOCKS))
+
+
+def windows(number: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCAB_SIZE, (number, SEQLEN), generator=generator)
+
+
+TEXTS = {"prose": Windows(windows(5, 0), "some prose"), "code": Windows(windows(3, 1), "some code")}
+
+
+@pytest.fixture(params=Resident)
+def dense(request: pytest.FixtureRequest, tiny_model_dir: Path) -> DenseModel:
+    return load_dense_model(tiny_model_dir, request.param, Resources("cpu"))
+
+
+def test_each_domain_is_measured_dense_raw_and_repaired(
+    dense: DenseModel, tiny_model_dir: Path
+) -> None:
+    whole = load(tiny_model_dir).model
+    name = "model.layers.3.mlp.down_proj.weight"
+    own = {2: {name: whole.get_parameter(name).detach() * 2}}
+    prose, code = measure_domains(dense, TEXTS, REMOVED, own)
+
+    def losses(text: str, num_removed: int, *, is_repaired: bool = False) -> Losses:
+        model = view(whole, ALL, own[2]) if is_repaired else whole
+        keep = kept(NUM_BLOCKS, REMOVED[:num_removed])
+        return PlainScorer(model, TEXTS[text].token_ids).losses(keep)
+
+    for found, text in ((prose, "prose"), (code, "code")):
+        assert (found.domain, found.source) == (text, f"some {text}")
+        assert (found.num_windows, found.seqlen) == TEXTS[text].token_ids.shape
+        assert found.digest == TEXTS[text].digest
+        of_dense = losses(text, 0)
+        same(found.dense, Measured.of_dense(of_dense))
+        for number in (1, 2):
+            same(found.raw[number - 1], Measured.against(of_dense, losses(text, number)))
+        assert found.repaired[0] is None
+        repaired = found.repaired_after(2)
+        assert repaired is not None
+        of_repaired = losses(text, 2, is_repaired=True)
+        same(repaired, Measured.against(of_dense, of_repaired))
+    pooled = [
+        fmean([loss for one in TEXTS for loss in losses(one, number, is_repaired=number == 2)])
+        for number in (0, 1, 2)
+    ]
+    assert served_curve([prose, code]) == pytest.approx([exp(loss) for loss in pooled], rel=1e-5)
+
+
+def same(found: Measured, expected: Measured) -> None:
+    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert found.standard_error == pytest.approx(expected.standard_error, abs=1e-5)
+
+
+def test_without_repair_there_are_no_repaired_depths(dense: DenseModel) -> None:
+    for found in measure_domains(dense, TEXTS, REMOVED, {}):
+        assert found.repaired == ()
+        assert [found.served_after(number) for number in (1, 2)] == list(found.raw)
+
+
+def test_a_run_measures_the_domains_of_its_calibration(tiny_models_dir: Path) -> None:
+    file = tiny_models_dir.parent / "animals.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    sources = (
+        CalibrationSpec(num_samples=6, seqlen=SEQLEN),
+        CalibrationSpec(Dataset.FILE, num_samples=6, seqlen=SEQLEN, path=str(file)),
+    )
+    spec = PruneSpec("tiny", num_remove=2, calibration=CalibrationMix(sources, (2, 1)))
+    manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@prn-1")
+    loaded = ModelStore(tiny_models_dir).load("tiny")
+    text = evaluation_windows(spec.calibration, loaded.model, loaded.tokenizer)
+    found = {domain.domain: domain for domain in manifest.quality.domains}
+    assert found.keys() >= {"self", "animals"}
+    assert {name: one.digest for name, one in found.items()} == {
+        name: windows.digest for name, windows in text.items()
+    }
+    of_spec = [found["self"], found["animals"]]
+    assert manifest.quality.perplexities == served_curve(of_spec)
+    assert [one.num_windows for one in of_spec] == [4, 2]
+    assert "4 × self (seed 1) + 2 × file" in manifest.quality.evaluated_on
+    assert manifest.quality.evaluated_on.endswith(", 6 windows of 12 tokens")
