@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from pruning.removal import Losses
 from pruning.repair.cuts import Cut, Part, Refit, Run, Scale, Step, route
 from pruning.repair.plan import Plan, plan_of
 from pruning.repair.ridge import Fit, fit
-from pruning.repair.walk import LocalWalk, Walk, Windows
+from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks
 
 
@@ -133,27 +134,24 @@ def repair_depths(
     methods: Sequence[Method] = (Method.SCALE, Method.RIDGE),
     observe: Callable[[int, int], object] = lambda _done, _total: None,
     state_budget: int | None = None,
+    open_walk: OpenWalk | None = None,
 ) -> list[RepairedDepth]:
     """Repair the models that keep ``keeps``, each by every method that its family allows.
 
     The unrepaired model is among the results, by ``Method.NONE``. ``observe`` is called with the
     number of steps that are done and their total; what it raises ends the repair. At most
     ``state_budget`` bytes of hidden states are in memory, by default half of what is free, and
-    others in a temporary file. Raises ``StateBudgetTooSmall``.
+    others in a temporary file. Raises ``StateBudgetTooSmall``. Windows go through the blocks in
+    this process, or where ``open_walk`` takes them, with a budget and batches of their own.
     """
     depth = num_blocks(dense.model)
     allowed = [Method.NONE, *(m for m in methods if m in possible_methods(dense.model.config))]
     lanes = [(keep, method) for keep in keeps for method in allowed]
     plan = plan_of([route(keep, depth, AT_CUT[method]) for keep, method in lanes])
-    walk = LocalWalk(
-        dense.model,
-        dense.device,
-        plan,
-        _windows(text),
-        batch_tokens=batch_tokens,
-        budget=state_budget,
+    open_walk = open_walk or partial(
+        LocalWalk, dense.model, dense.device, batch_tokens=batch_tokens, budget=state_budget
     )
-    with closing(walk):
+    with closing(open_walk(plan, _windows(text))) as walk:
         repair = _Repair(dense, plan, walk)
         repair.run(observe)
         with dense.head():
@@ -219,7 +217,7 @@ class _Repair:
 
     def _refit(self, stream: int, cut: Cut) -> None:
         """Change the matrix in front of the cut by what explains the error behind it."""
-        errors = self._walk.errors(stream)
+        errors = self._walk.errors(stream).to(self._dense.device)
         found = self._fits[stream] = fit(errors.train, errors.selection)
         matrix = None
         if found.penalty is not None:

@@ -36,10 +36,17 @@ class Sums:
         self.cross.addmm_(errors.T, weighted)
         self.squared += (errors.square().sum(dim=1) * weights).double().sum()
 
-    @classmethod
-    def like(cls, inputs: torch.Tensor, errors: torch.Tensor) -> "Sums":
-        """Empty sums for tokens of these widths, on their device."""
-        return cls(inputs.shape[1], errors.shape[1], inputs.device)
+    def include(self, other: "Sums") -> None:
+        """Add the tokens of other sums, which may be on another device."""
+        self.gram += other.gram.to(self.gram.device)
+        self.cross += other.cross.to(self.cross.device)
+        self.squared += other.squared.to(self.squared.device)
+
+    def to(self, device: torch.device) -> "Sums":
+        moved = Sums(0, 0, device)
+        moved.gram, moved.cross = self.gram.to(device), self.cross.to(device)
+        moved.squared = self.squared.to(device)
+        return moved
 
     def error_with(self, change: torch.Tensor) -> float:
         """The squared error that is left with this change, as a share of that without."""

@@ -49,6 +49,18 @@ class Errors:
     train: Sums
     selection: Mapping[str, Sums]
 
+    def including(self, other: "Errors") -> "Errors":
+        """These errors and others, which are added to these sums."""
+        self.train.include(other.train)
+        selection = {**other.selection, **self.selection}
+        for domain in self.selection.keys() & other.selection.keys():
+            selection[domain].include(other.selection[domain])
+        return Errors(self.train, selection)
+
+    def to(self, device: torch.device) -> "Errors":
+        moved = {domain: sums.to(device) for domain, sums in self.selection.items()}
+        return Errors(self.train.to(device), moved)
+
 
 class Walk(Protocol):
     """The steps of a plan, by the number of the stream that each makes.
@@ -75,6 +87,9 @@ class Walk(Protocol):
         """Nats per predicted token of each selection window, by domain."""
 
     def close(self) -> None: ...
+
+
+OpenWalk = Callable[[Plan, Sequence[Windows]], Walk]
 
 
 _READ = -1  # in place of a stream: what the layer that is refitted has read
@@ -204,13 +219,13 @@ class LocalWalk:
 
     @torch.no_grad()
     def losses(self, stream: int) -> Mapping[str, Losses]:
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[torch.Tensor]] = {}
         for at in self._batches_of(frozenset({Part.SELECTION})):
             batch = self._batches[at]
             hidden = finish(self._model, self.states.get((stream, at)))
             losses = window_losses(self._model, hidden, batch.token_ids)
-            found.setdefault(batch.domain, []).extend(losses.tolist())
-        return found
+            found.setdefault(batch.domain, []).append(losses)
+        return {domain: torch.cat(losses).tolist() for domain, losses in found.items()}
 
     def close(self) -> None:
         self.states.close()

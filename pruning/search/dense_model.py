@@ -6,6 +6,7 @@ Its scorer for the search runs in this process, or in the processes of a Ray clu
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -23,7 +24,9 @@ from pruning.models.streaming import StreamedModel
 from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
 from pruning.repair.folding import folded
 from pruning.repair.repair import Repaired, ResidentModel, VisitedModel
+from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import CosineRanker
+from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer, WindowScorer
 from pruning.search.streamed_scoring import StreamedScorer
@@ -77,6 +80,9 @@ class DenseModel(Protocol):
 
     def visited(self) -> VisitedModel:
         """The dense model as ``repair_depths`` takes it."""
+
+    def open_walk(self) -> OpenWalk | None:
+        """Where ``repair_depths`` takes the windows through the blocks; None: in this process."""
 
     def folded(self, keep: Blocks, repaired: Repaired) -> Own:
         """The own tensors of the repaired model, made when they are read."""
@@ -199,6 +205,20 @@ class _InMemory:
     def visited(self) -> VisitedModel:
         return ResidentModel(self.model)
 
+    def open_walk(self) -> OpenWalk | None:
+        resources = self.resources
+        if not resources.num_actors:
+            return None
+        return partial(
+            ClusterWalk,
+            path=self.path,
+            num_actors=resources.num_actors,
+            dtype=self.dtype,
+            device=resources.device.partition(":")[0],  # Ray chooses the GPU
+            state_budget=resources.state_budget,
+            batch_tokens=resources.batch_tokens,
+        )
+
     def folded(self, keep: Blocks, repaired: Repaired) -> Own:
         return folded(self.model, keep, repaired, self.read)
 
@@ -273,6 +293,9 @@ class _OnDisk:
 
     def visited(self) -> VisitedModel:
         return self.streamed
+
+    def open_walk(self) -> OpenWalk | None:
+        return None
 
     def folded(self, keep: Blocks, repaired: Repaired) -> Own:
         return folded(self.model, keep, repaired, self.read)

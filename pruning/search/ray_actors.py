@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -33,6 +33,13 @@ class ActorConfig:
     state_budget: int | None
     batch_tokens: int
     boundaries: tuple[int, ...]
+
+
+class Loads(Protocol):
+    """What runs in an actor of a pool."""
+
+    def load(self, config: ActorConfig, task: Any) -> str:  # noqa: ANN401
+        """Load the model for the task, and return its dtype."""
 
 
 class Evaluator:
@@ -88,7 +95,9 @@ class ActorResult:
 
 
 @dataclass(eq=False)
-class _Actor:
+class Actor:
+    """An actor in its pool."""
+
     number: int
     place: int
     handle: Any
@@ -97,34 +106,35 @@ class _Actor:
 
 
 class ActorPool:
-    """Actors that each run an ``Evaluator``, numbered by place.
+    """Actors that each run an object of the class ``kind`` on one of the tasks, numbered by place.
 
     A lost actor is replaced, at most ``max_restarts`` times in a row without a result from its
-    place. Raises what loading a model raises, or ``ClusterLost``.
+    place. Raises what loading a model raises, or ``ClusterLost``. ``run`` needs ``Evaluator``s.
     """
 
     def __init__(
         self,
         ray: ModuleType,
+        kind: type[Loads],
         config: ActorConfig,
-        windows: torch.Tensor,
+        tasks: Sequence[object],
         *,
-        num_actors: int,
         max_restarts: int,
     ) -> None:
         self.ray = ray
         self._config = config
-        self._windows = ray.put(windows.cpu())
+        shared = {id(task): ray.put(task) for task in tasks}
+        self._tasks = [shared[id(task)] for task in tasks]
         self._max_restarts = max_restarts
         self._numbers = count()
         # Claim no CPUs of Ray, or a CPU actor would wait for another that is idle.
         self._class = ray.remote(
             num_cpus=0, num_gpus=config.num_gpus, scheduling_strategy="SPREAD"
-        )(Evaluator)
+        )(kind)
         self._lost_by: BaseException | None = None
         self._is_complete = False
         self.dtype = ""
-        self.actors = [self._spawn(place) for place in range(num_actors)]
+        self.actors = [self._spawn(place) for place in range(len(tasks))]
         try:
             while len(self.ready_places()) < len(self.actors):
                 self._wait_for_any()
@@ -149,7 +159,7 @@ class ActorPool:
         """
         return _Round(self, keep, shares, windows).results()
 
-    def loaded(self, actor: _Actor) -> _Actor | None:
+    def loaded(self, actor: Actor) -> Actor | None:
         """Mark the actor as ready, or return its replacement if loading failed."""
         assert actor.loading is not None
         try:
@@ -161,7 +171,7 @@ class ActorPool:
         actor.loading = None
         return None
 
-    def replace(self, actor: _Actor, reason: BaseException) -> _Actor | None:
+    def replace(self, actor: Actor, reason: BaseException) -> Actor | None:
         """Spawn a replacement, which loads; None after too many losses in this place."""
         self._lost_by = reason
         self.ray.kill(actor.handle)  # it may be alive but unreachable, and hold a GPU
@@ -173,6 +183,18 @@ class ActorPool:
         fresh = self._spawn(actor.place, actor.num_lost + 1)
         self.actors.append(fresh)
         return fresh
+
+    def revived(self, actor: Actor, reason: BaseException) -> Actor:
+        """A replacement that has loaded. Raises ``ClusterLost`` if this place gets none."""
+        fresh = self.replace(actor, reason)
+        while fresh is not None and fresh.loading is not None:
+            if wait([fresh.loading], _POLL_S).done:
+                loaded, fresh = fresh, self.loaded(fresh)
+                if loaded.loading is None:
+                    return loaded
+            elif not self.has_room():
+                break
+        raise self.lost()
 
     def has_room(self) -> bool:
         """Whether the cluster still has the GPU that an actor needs, even if it is busy."""
@@ -192,10 +214,10 @@ class ActorPool:
             self.ray.kill(actor.handle)
         self.actors = []
 
-    def _spawn(self, place: int, num_lost: int = 0) -> _Actor:
+    def _spawn(self, place: int, num_lost: int = 0) -> Actor:
         handle = self._class.remote()
-        loading = handle.load.remote(self._config, self._windows).future()
-        return _Actor(next(self._numbers), place, handle, loading, num_lost)
+        loading = handle.load.remote(self._config, self._tasks[place]).future()
+        return Actor(next(self._numbers), place, handle, loading, num_lost)
 
     def _wait_for_any(self) -> None:
         loading = [actor.loading for actor in self.actors if actor.loading is not None]
@@ -218,8 +240,8 @@ class _Round:
         self._keep = keep
         self._windows = windows
         self._waiting: list[int] = []
-        self._working: dict[_Actor, list[int]] = {}
-        self._pending: dict[Future[Any], _Actor] = {}
+        self._working: dict[Actor, list[int]] = {}
+        self._pending: dict[Future[Any], Actor] = {}
         for actor in pool.actors:
             self._expect(actor)
         ready = {actor.place: actor for actor in pool.actors if actor.loading is None}
@@ -236,7 +258,7 @@ class _Round:
             if result is not None:
                 yield result
 
-    def _begin(self, actor: _Actor, share: Sequence[int]) -> None:
+    def _begin(self, actor: Actor, share: Sequence[int]) -> None:
         self._working[actor] = list(share)
         result = actor.handle.begin.remote(self._keep, share, self._windows)
         self._pending[result.future()] = actor
@@ -278,12 +300,12 @@ class _Round:
                 break
         raise self._pool.lost()
 
-    def _evaluated(self, actor: _Actor, block: int, losses: Losses) -> ActorResult:
+    def _evaluated(self, actor: Actor, block: int, losses: Losses) -> ActorResult:
         self._working[actor].remove(block)
         self._pending[actor.handle.more.remote().future()] = actor
         actor.num_lost = 0
         return ActorResult(block, losses, actor.place, actor.number)
 
-    def _expect(self, fresh: _Actor | None) -> None:
+    def _expect(self, fresh: Actor | None) -> None:
         if fresh is not None and fresh.loading is not None:
             self._pending[fresh.loading] = fresh

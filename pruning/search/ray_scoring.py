@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from math import inf
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,14 @@ import torch
 
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.ray_actors import NO_BLOCK, ActorConfig, ActorPool, ActorResult
+from pruning.search.ray_actors import (
+    NO_BLOCK,
+    ActorConfig,
+    ActorPool,
+    ActorResult,
+    Evaluator,
+    Loads,
+)
 from pruning.sleb import Blocks
 
 Cost = Callable[[int, int], int]  # of a block at a place, in block passes
@@ -95,26 +102,24 @@ class ClusterScorer:
         boundaries: Sequence[int] = (),
         max_restarts: int = 2,
     ) -> None:
-        if num_actors < 1 or device not in {"auto", "cpu", "cuda"}:
-            raise ValueError(
-                f"num_actors={num_actors}, device={device!r}: expected at least one actor, and "
-                '"auto", "cpu" or "cuda"; Ray chooses the GPU of an actor'
-            )
         self.num_windows = windows.shape[0]
         self._homes: dict[int, int] = {}  # of a candidate: the place with its states
         self._keep: Blocks = ()
         self._last_removed = -1
-        ray = import_ray()
         with ExitStack() as stack:
-            stack.enter_context(connected(ray))
-            total = ray.cluster_resources()
-            config = _config(
-                total, path, num_actors, dtype, device, state_budget, batch_tokens, boundaries
+            self._pool = stack.enter_context(
+                actor_pool(
+                    Evaluator,
+                    [windows.cpu()] * num_actors,
+                    path,
+                    dtype=dtype,
+                    device=device,
+                    state_budget=state_budget,
+                    batch_tokens=batch_tokens,
+                    boundaries=boundaries,
+                    max_restarts=max_restarts,
+                )
             )
-            self._pool = ActorPool(
-                ray, config, windows, num_actors=num_actors, max_restarts=max_restarts
-            )
-            stack.callback(self._pool.close)
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -181,6 +186,40 @@ class ClusterScorer:
 
     def _places(self) -> list[int]:
         return self._pool.ready_places() or [0]
+
+
+@contextmanager
+def actor_pool(
+    kind: type[Loads],
+    tasks: Sequence[object],
+    path: Path,
+    *,
+    dtype: str,
+    device: str,
+    state_budget: int | None,
+    batch_tokens: int,
+    boundaries: Sequence[int] = (),
+    max_restarts: int = 2,
+) -> Iterator[ActorPool]:
+    """An actor of the class ``kind`` for each task, as long as the context lasts.
+
+    Each has the model at ``path``. Connects to Ray if this process is not connected. Raises what
+    ``ClusterScorer`` raises.
+    """
+    num_actors = len(tasks)
+    if num_actors < 1 or device not in {"auto", "cpu", "cuda"}:
+        raise ValueError(
+            f"num_actors={num_actors}, device={device!r}: expected at least one actor, and "
+            '"auto", "cpu" or "cuda"; Ray chooses the GPU of an actor'
+        )
+    ray = import_ray()
+    with connected(ray):
+        total = ray.cluster_resources()
+        config = _config(
+            total, path, num_actors, dtype, device, state_budget, batch_tokens, boundaries
+        )
+        with closing(ActorPool(ray, kind, config, tasks, max_restarts=max_restarts)) as pool:
+            yield pool
 
 
 def _config(

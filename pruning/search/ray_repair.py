@@ -1,0 +1,162 @@
+"""A repair whose windows are spread over Ray actors, each with a model of its own.
+
+Every actor takes its windows through the same blocks. Sums over tokens are added up at each cut,
+and the correction that is fitted to them here goes back to all actors.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning.models.memory import state_budget
+from pruning.models.store import load, set_up_torch
+from pruning.removal import Losses
+from pruning.repair.plan import Plan
+from pruning.repair.walk import Errors, LocalWalk, Norms, Windows
+from pruning.search.ray_actors import Actor, ActorConfig
+from pruning.search.ray_scoring import actor_pool
+
+_Call = tuple[object, ...]  # a method of a walk and its arguments
+
+
+class Walker:
+    """Runs in an actor: the walk of some of the windows."""
+
+    def load(self, config: ActorConfig, task: tuple[Plan, Sequence[Windows]]) -> str:
+        """Load the model and return its dtype."""
+        set_up_torch(config.threads)
+        model = load(config.path, dtype=config.dtype, device=config.device).model
+        self._walk = LocalWalk(
+            model,
+            model.device,
+            *task,
+            batch_tokens=config.batch_tokens,
+            budget=state_budget(model.device, config.state_budget, num_sharing=config.num_sharing),
+        )
+        return str(model.dtype)
+
+    def call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
+        """Call a method of the walk. Sums are returned in main memory."""
+        found = getattr(self._walk, method)(*arguments)
+        return found.to(torch.device("cpu")) if isinstance(found, Errors) else found
+
+
+class ClusterWalk:
+    """A ``Walk`` in several processes, each with one GPU or a share of the CPUs.
+
+    Arguments and errors are those of ``ClusterScorer``. The replacement of a lost actor repeats all
+    steps on the windows of its place. Raises ``ClusterLost`` when ``max_restarts`` new actors in a
+    row have failed in a place.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        windows: Sequence[Windows],
+        *,
+        path: Path,
+        num_actors: int,
+        dtype: str = "auto",
+        device: str = "auto",
+        state_budget: int | None = None,
+        batch_tokens: int,
+        max_restarts: int = 2,
+    ) -> None:
+        self._done: list[_Call] = []  # calls that have changed the actors
+        with ExitStack() as stack:
+            self._pool = stack.enter_context(
+                actor_pool(
+                    Walker,
+                    [(plan, share) for share in _spread(windows, num_actors)],
+                    path,
+                    dtype=dtype,
+                    device=device,
+                    state_budget=state_budget,
+                    batch_tokens=batch_tokens,
+                    max_restarts=max_restarts,
+                )
+            )
+            self._open = stack.pop_all()
+
+    def close(self) -> None:
+        """Stop the actors, and Ray if it was started here."""
+        self._open.close()
+
+    def embed(self) -> None:
+        self._change("embed")
+
+    def run(self, stream: int) -> None:
+        self._change("run", stream)
+
+    def norms(self, stream: int) -> Norms:
+        total: Norms
+        total, *others = self._call("norms", stream)
+        return reduce(Norms.__add__, others, total)
+
+    def scale(self, stream: int, factor: float) -> None:
+        self._change("scale", stream, factor)
+
+    def errors(self, stream: int) -> Errors:
+        total: Errors
+        total, *others = self._call("errors", stream)
+        return reduce(Errors.including, others, total)
+
+    def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
+        shared = None if matrix is None else self._pool.ray.put(matrix.cpu())
+        self._change("refit", stream, shared)
+
+    def losses(self, stream: int) -> Mapping[str, Losses]:
+        found: dict[str, list[float]] = {}
+        for losses in self._call("losses", stream):
+            for domain, part in losses.items():
+                found.setdefault(domain, []).extend(part)
+        return found
+
+    def _change(self, *call: object) -> None:
+        self._call(*call)
+        self._done.append(call)
+
+    def _call(self, *call: object) -> list[Any]:
+        """Call a method of all walks at once. Returns the results by place."""
+        sent = {actor.place: _sent(actor, call) for actor in self._pool.actors}
+        return [self._result(place, sent[place], call) for place in sorted(sent)]
+
+    def _result(self, place: int, pending: Future[Any], call: _Call) -> Any:  # noqa: ANN401
+        errors = self._pool.ray.exceptions
+        while True:
+            [actor] = [each for each in self._pool.actors if each.place == place]
+            try:
+                result = pending.result()
+            except errors.RayTaskError as error:
+                raise error.cause from error
+            except errors.RayError as error:
+                fresh = self._pool.revived(actor, error)
+                for earlier in self._done:
+                    _sent(fresh, earlier)  # an actor takes its calls one after the other
+                pending = _sent(fresh, call)
+            else:
+                actor.num_lost = 0
+                return result
+
+
+def _sent(actor: Actor, call: _Call) -> Future[Any]:
+    future: Future[Any] = actor.handle.call.remote(*call).future()
+    return future
+
+
+def _spread(windows: Sequence[Windows], num_places: int) -> list[list[Windows]]:
+    """The windows of each place: of every domain an equal number, one after the other."""
+    most = max(len(each.token_ids) for each in windows)
+    shares: list[list[Windows]] = [[] for _ in range(min(num_places, most))]
+    for each in windows:
+        parts = torch.tensor_split(each.token_ids.cpu(), len(shares))
+        for share, token_ids in zip(shares, parts, strict=True):
+            if len(token_ids):
+                share.append(replace(each, token_ids=token_ids))
+    return shares
