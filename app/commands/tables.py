@@ -14,6 +14,7 @@ from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.external import read_external_models
 from app.terminal import print_json
+from pruning.checkpoints.domain_tables import depth_table, explained
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -37,20 +38,30 @@ def print_run(
         )
         return
     headings, cells = table(trajectory)
-    printed = Table(title=escape(f"{manifest.parent}, block by block"))
-    for heading in headings:
-        printed.add_column(heading, justify="right")
-    for line in cells:
-        printed.add_row(*line)
     console = Console(highlight=False)
-    console.print(printed)
+    console.print(_table(f"{manifest.parent}, block by block", headings, cells))
+    for text in legend(manifest, headings):
+        console.print(text, markup=False, soft_wrap=True)
+    if domains := manifest.quality.domains:
+        by_domain = depth_table(domains, len(manifest.removed_blocks))
+        console.print(_table("perplexity of the pruned model by domain", *by_domain))
+        for text in explained(domains):
+            console.print(text, markup=False, soft_wrap=True)
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
     for text in (
-        *legend(manifest, headings),
         f"plot: {path / PLOT_FILE}",
         f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {path}",
     ):
         console.print(text, markup=False, soft_wrap=True)
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=escape(title))
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def print_models(settings: ServeSettings, *, as_json: bool) -> None:

@@ -1,12 +1,14 @@
 """The model card of a checkpoint: its README.md, with the metadata that model hubs read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from pruning.checkpoints.domain_tables import depth_table, domain_table, explained
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
+from pruning.evaluation.quality import DomainQuality
 from pruning.models.lineage import Lineage
 from pruning.removal import Removal
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
@@ -56,6 +58,9 @@ parameters remain.
 
 {legend}
 
+{domains}
+## Search
+
 {search}
 Calibration: {source}, {num_windows} windows of {seqlen} tokens
 (sha256 of the token ids `{digest}`).
@@ -82,12 +87,22 @@ _STAGED = "candidates that were clearly worse on the first calibration windows s
 _STREAMED = ", block weights streamed from disk"
 
 
+_DOMAINS = """
+## Quality by domain
+
+{table}
+
+{legend}
+
+{depths}
+"""
+
+
 def model_card(
     manifest: Manifest, removals: Sequence[Removal] = (), lineage: Lineage = _UNKNOWN
 ) -> str:
     """Return the card of a published checkpoint. ``removals`` add the margin of each round."""
     headings, cells = table(rows(manifest, removals))
-    rule = ["--:"] * len(headings)
     spec = PruneSpec.from_dict(manifest.spec)
     search = _STAGED if spec.search is Search.STAGED else _EXACT
     streamed = _STREAMED if spec.resident is Resident.STREAM else ""
@@ -102,8 +117,9 @@ def model_card(
         dense_num_parameters=manifest.dense_num_parameters,
         metric=_METRICS[spec.metric],
         plot=PLOT_FILE,
-        table="\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *cells]),
-        legend="\n".join(f"- {text}" for text in legend(manifest, headings)),
+        table=_markdown(headings, cells),
+        legend=_list(legend(manifest, headings)),
+        domains=_domains(manifest.quality.domains),
         search=f"Search: {spec.search}, {search}{streamed}.",
         **manifest.calibration,
     )
@@ -133,6 +149,27 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         num_blocks=exported.num_blocks,
         dtype=exported.dtype,
     )
+
+
+def _domains(domains: Sequence[DomainQuality]) -> str:
+    """The full depth, and then each depth of each domain. Nothing if no domain was measured."""
+    if not domains:
+        return ""
+    depths = (f"{one.domain}:\n\n{_markdown(*domain_table(one))}" for one in domains)
+    return _DOMAINS.format(
+        table=_markdown(*depth_table(domains, len(domains[0].raw))),
+        legend=_list(explained(domains)),
+        depths="\n\n".join(depths),
+    )
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["--:"] * len(headings)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *rows])
+
+
+def _list(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)
 
 
 def _head(name: str, parent: str, lineage: Lineage) -> str:

@@ -63,10 +63,12 @@ def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
 def legend(manifest: Manifest, headings: Cells) -> list[str]:
     """Explain the headings, and state what was measured on the pruned model alone."""
     evaluated_on = manifest.quality.evaluated_on
+    is_repaired = any(domain.repaired for domain in manifest.quality.domains)
+    served = "of the model as served, with its repair, " if is_repaired else ""
     compared = "perplexity" if evaluated_on else "exp(loss)"
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
-        "perplexity": f"perplexity: on held-out text, {evaluated_on}.",
+        "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.",
         "× dense": f"× dense: {compared} divided by that of the dense model.",
         "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",

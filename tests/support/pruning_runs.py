@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.quality import Quality
+from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.removal import Removal, decide
+from pruning.removal import Losses, Removal, decide
 from pruning.search.state import SearchState
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
@@ -53,6 +53,23 @@ def manifest_of(
         spec_digest="a",
         versions={},
         created_at=1.0,
+    )
+
+
+def domain_of(
+    name: str, raw: Sequence[Losses], repaired: Sequence[Losses | None] = ()
+) -> DomainQuality:
+    """A domain whose dense model has a loss of 3, 4 and 5 nats on its three windows."""
+    dense = (3.0, 4.0, 5.0)
+    return DomainQuality(
+        domain=name,
+        source=f"some {name}",
+        num_windows=len(dense),
+        seqlen=8,
+        digest=f"digest of {name}",
+        dense=Measured.of_dense(dense),
+        raw=tuple(Measured.against(dense, losses) for losses in raw),
+        repaired=tuple(Measured.against(dense, found) if found else None for found in repaired),
     )
 
 

@@ -1,0 +1,67 @@
+"""The quality on each domain of text as tables: at one depth, and after each removal."""
+
+from collections.abc import Iterator, Sequence
+
+from pruning.checkpoints.trajectory import NONE, Cells, short
+from pruning.evaluation.quality import CONFIDENCE, DomainQuality, Interval, Measured
+
+Table = tuple[Cells, list[Cells]]  # headings, and the cells of each row
+_MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "came back")
+_INTERVALS = (
+    f"in parentheses: intervals of {CONFIDENCE:.0%}, by Student's t over windows; those of × dense "
+    "from differences to the dense model on the same windows."
+)
+
+
+def depth_table(domains: Sequence[DomainQuality], num_removed: int) -> Table:
+    """The quality after so many removals, with a row for each domain."""
+    return _without_empty(
+        ("domain", "dense", *_MEASURED),
+        [
+            (domain.domain, with_interval(domain.dense_perplexity()), *_cells(domain, num_removed))
+            for domain in domains
+        ],
+    )
+
+
+def domain_table(domain: DomainQuality) -> Table:
+    """The quality on one domain, with a row for each number of removed blocks from 1."""
+    return _without_empty(
+        ("removed", *_MEASURED),
+        [(str(number), *_cells(domain, number)) for number in range(1, len(domain.raw) + 1)],
+    )
+
+
+def explained(domains: Sequence[DomainQuality]) -> Iterator[str]:
+    """Name the text of each domain, and say what the columns mean."""
+    for domain in domains:
+        yield f"{domain.domain}: {domain.text} (sha256 of the token ids {domain.digest[:12]})."
+    yield _INTERVALS
+    if any(domain.repaired for domain in domains):
+        yield "came back: share of the lost nats per token that repair gives back."
+
+
+def with_interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return short(interval.value)
+    return f"{short(interval.value)} ({short(interval.low)} to {short(interval.high)})"
+
+
+def _cells(domain: DomainQuality, num_removed: int) -> Cells:
+    repaired = domain.repaired_after(num_removed)
+    raw = _measured(domain, domain.raw_after(num_removed))
+    if repaired is None:
+        return *raw, NONE, NONE, NONE
+    share = domain.recovered_after(num_removed)
+    return *raw, *_measured(domain, repaired), NONE if share is None else f"{share:.0%}"
+
+
+def _measured(domain: DomainQuality, measured: Measured) -> Cells:
+    return short(measured.perplexity), with_interval(domain.ratio(measured))
+
+
+def _without_empty(headings: Cells, rows: Sequence[Cells]) -> Table:
+    """Leave out the columns that have nothing in any row."""
+    shown = [at for at in range(len(headings)) if any(row[at] != NONE for row in rows)]
+    cells = [tuple(row[at] for at in shown) for row in rows]
+    return tuple(headings[at] for at in shown), cells

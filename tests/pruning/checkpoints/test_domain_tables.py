@@ -1,0 +1,78 @@
+"""Tables by domain show dense, pruned and repaired with intervals, and name every text."""
+
+from dataclasses import replace
+from math import exp
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.checkpoints.card import model_card
+from pruning.checkpoints.domain_tables import depth_table, domain_table, explained, with_interval
+from pruning.checkpoints.trajectory import legend
+from pruning.evaluation.quality import Interval, Measured
+from tests.support.pruning_runs import RUN, domain_of
+
+PROSE = domain_of("prose", ((4.0, 4.5, 5.0),), ((3.5, 4.0, 4.6),))
+CODE = domain_of("code", ((3.5, 4.5, 5.5),))
+NUM_REMOVED = 1
+
+
+def test_a_row_for_each_domain_at_one_depth() -> None:
+    headings, rows = depth_table([PROSE, CODE], NUM_REMOVED)
+    assert headings[:4] == ("domain", "dense", "pruned", "pruned × dense")
+    assert headings[4:] == ("repaired", "repaired × dense", "came back")
+    prose, code = rows
+    dense = PROSE.dense_perplexity()
+    assert prose[:3] == ("prose", with_interval(dense), f"{exp(4.5):.2f}")
+    assert prose[3] == with_interval(PROSE.ratio(PROSE.raw[0]))
+    assert prose[3].startswith("1.65 (")
+    repaired = PROSE.repaired_after(1)
+    assert repaired is not None
+    assert prose[4] == f"{repaired.perplexity:.2f}"
+    assert prose[5] == with_interval(PROSE.ratio(repaired))
+    assert prose[6] == "93%"
+    assert code[4:] == ("-", "-", "-")
+
+
+def test_columns_of_repair_are_left_out_where_nothing_was_repaired() -> None:
+    headings, rows = depth_table([CODE], NUM_REMOVED)
+    assert headings == ("domain", "dense", "pruned", "pruned × dense")
+    assert [len(row) for row in rows] == [4]
+    assert not any("came back" in text for text in explained([CODE]))
+
+
+def test_a_row_for_each_depth_of_one_domain() -> None:
+    deeper = replace(PROSE, raw=(*PROSE.raw, Measured(6.0, 0.1)), repaired=(None, PROSE.raw[0]))
+    headings, rows = domain_table(deeper)
+    assert headings[0] == "removed"
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert rows[0][3:] == ("-", "-", "-")
+    assert rows[1][5] == "75%"
+
+
+def test_one_window_has_a_value_without_an_interval() -> None:
+    assert with_interval(Interval(2.0, None, None)) == "2.00"
+    assert with_interval(Interval(2.0, 1.5, 3.0)) == "2.00 (1.50 to 3.00)"
+
+
+def test_the_card_has_every_domain_and_its_text() -> None:
+    manifest = replace(RUN, quality=replace(RUN.quality, domains=(PROSE, CODE)))
+    card = model_card(manifest)
+    headings, rows = depth_table([PROSE, CODE], NUM_REMOVED)
+    for line in (headings, *rows):
+        assert f"| {' | '.join(line)} |" in card
+    assert (
+        "- prose: some prose, 3 windows of 8 tokens (sha256 of the token ids digest of pr)." in card
+    )
+    assert "\nprose:\n\n| removed |" in card
+    assert "{" not in card
+    assert "as served, with its repair, on held-out text" in " ".join(
+        legend(manifest, ("perplexity",))
+    )
+    assert "Quality by domain" not in model_card(RUN)
+
+
+@given(st.lists(st.floats(0, 800), min_size=3, max_size=3))
+def test_any_losses_can_be_shown(losses: list[float]) -> None:
+    _, [row] = depth_table([domain_of("prose", (tuple(losses),))], NUM_REMOVED)
+    assert all(len(cell) < 40 for cell in row)
