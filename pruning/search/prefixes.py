@@ -1,9 +1,9 @@
-"""Hidden states of a batch of windows that stay valid while blocks are removed one by one.
+"""Hidden states of a batch of windows that stay valid while blocks are removed and restored.
 
-The removal of a block does not change the states before it. So the trunk (all kept blocks) runs
-once, and every branch (the trunk without one block) starts from the trunk's state before that
-block. After block r is removed, r's branch is the new trunk, and branches at earlier blocks resume
-after r.
+No change of a block changes the states before it. So the trunk (all kept blocks) runs once, and
+every branch (the trunk without one block) starts from the trunk's state before that block. After
+block r is removed, r's branch is the new trunk, and branches at earlier blocks resume after r.
+After r is restored, they resume at r.
 """
 
 from collections.abc import Collection, Sequence
@@ -54,7 +54,6 @@ class Prefixes:
         self._model = model
         self._num_blocks = num_blocks(model)
         self._num_states = num_states
-        self._first: torch.Tensor | None = None
         self._keep: Blocks = ()
         self._trunk: _Trail = {}
         self._branches: dict[int, _Trail] = {}  # by the block that the branch leaves out
@@ -63,36 +62,35 @@ class Prefixes:
 
     @property
     def is_prepared(self) -> bool:
-        return self._first is not None
+        return bool(self._trunk)
 
     @property
     def state_bytes(self) -> int:
         """Bytes of all known states; a state that several trails share counts once."""
-        known = [self._first] if self._first is not None else []
-        for trail in (self._trunk, *self._branches.values()):
-            known += trail.values()
-        return sum({id(hidden): hidden.nbytes for hidden in known}.values())
+        trails = (self._trunk, *self._branches.values())
+        known = {id(hidden): hidden.nbytes for trail in trails for hidden in trail.values()}
+        return sum(known.values())
 
     def prepare(self) -> None:
         """Embed the tokens, which needs the weights before the first block."""
-        self._first, self.calls = block_calls(self._model, self.token_ids)
+        hidden, self.calls = block_calls(self._model, self.token_ids)
+        self._trunk = {self._num_blocks: hidden}  # no block is kept yet
 
     def forget(self) -> None:
-        self._first, self.calls, self._keep = None, (), ()
+        self.calls, self._keep = (), ()
         self._trunk, self._branches = {}, {}
 
     def move_to(self, keep: Blocks) -> None:
-        """Keep the states that one more removal leaves valid; any other change drops all."""
-        if keep == self._keep:
-            return
-        removed = set(self._keep) - set(keep)
-        if len(removed) == 1 and set(keep) < set(self._keep):
-            self._remove(removed.pop(), keep)
-        else:
-            assert self._first is not None, "call prepare() first"
-            self._trunk = {keep[0] if keep else self._num_blocks: self._first}
-            self._branches = {}
-        self._keep = keep
+        """Drop the states that are not those of a model with exactly the blocks ``keep``."""
+        assert self.is_prepared, "call prepare() first"
+        for block in sorted(set(self._keep) - set(keep)):
+            branch = self._branches.pop(block, {})
+            self._change_from(block, tuple(alive for alive in self._keep if alive != block))
+            self._trunk |= branch
+        if restored := set(keep) - set(self._keep):
+            self._change_from(min(restored), keep)
+            for block, trail in self._branches.items():  # more branches share the room
+                self._branches[block] = _thinned(trail, self._columns(block))
 
     def has_branch(self, block: int) -> bool:
         """Whether ``branch`` needs no state of the trunk."""
@@ -106,43 +104,47 @@ class Prefixes:
 
     def branch(self, block: int) -> Walk:
         """The walk without ``block``. The trunk must have reached it, unless ``has_branch``."""
-        known = self._branches.get(block) or {self._after(block, self._keep): self._trunk[block]}
-        without = tuple(alive for alive in self._keep if alive != block)
-        columns = self._columns(block, without)
-        start = max(known)
-        trail = {at: known[at] for at in known if at == start or at in columns}
-        self._branches[block] = trail
-        return Walk(trail, (*without, self._num_blocks), columns)
+        known = self._branches.get(block) or {self._next(block + 1, self._keep): self._trunk[block]}
+        columns = self._columns(block)
+        trail = self._branches[block] = _thinned(known, columns)
+        path = (*(alive for alive in self._keep if alive != block), self._num_blocks)
+        return Walk(trail, path, columns)
 
-    def _remove(self, removed: int, keep: Blocks) -> None:
-        following = self._after(removed, keep)
+    def _change_from(self, block: int, keep: Blocks) -> None:
+        """Keep the states before ``block``, where ``keep`` begins to differ from what was kept.
 
-        def carried(trail: _Trail) -> _Trail:
-            """The input of the removed block is now the input of the next one."""
-            return {
-                following if block == removed else block: hidden
-                for block, hidden in trail.items()
-                if block <= removed
-            }
+        The last of them, the input of the next kept block so far, may be that of another one now.
+        """
+        before, now = self._next(block, self._keep), self._next(block, keep)
 
-        branch = self._branches.pop(removed, {})
-        self._trunk = {**carried(self._trunk), **branch}
+        def still_valid(trail: _Trail) -> _Trail:
+            return {now if at == before else at: trail[at] for at in trail if at <= before}
+
+        self._trunk = still_valid(self._trunk)
         self._branches = {
-            block: still_valid
-            for block, trail in self._branches.items()
-            if block < removed and (still_valid := carried(trail))
+            without: valid
+            for without, trail in self._branches.items()
+            if without < block and (valid := still_valid(trail))
         }
+        self._keep = keep
 
-    def _after(self, block: int, keep: Blocks) -> int:
-        return next((alive for alive in keep if alive > block), self._num_blocks)
+    def _next(self, block: int, keep: Blocks) -> int:
+        """The first kept block from ``block`` on, or the end of the model."""
+        return next((alive for alive in keep if alive >= block), self._num_blocks)
 
-    def _columns(self, block: int, without: Blocks) -> Sequence[int]:
-        """The blocks whose inputs a branch keeps: all later ones, or as many as fit."""
-        later = [alive for alive in without if alive > block]
-        num_required = 2 * (len(without) + 1)  # the trunk, and one state per branch
+    def _columns(self, block: int) -> Sequence[int]:
+        """The blocks whose inputs the branch without ``block`` keeps: all later ones that fit."""
+        later = [alive for alive in self._keep if alive > block]
+        num_required = 2 * len(self._keep)  # the trunk, and one state per branch
         free = self._num_states - num_required
-        num_possible = len(without) * (len(without) - 1) // 2
+        num_possible = (len(self._keep) - 1) * (len(self._keep) - 2) // 2
         if free >= num_possible:
             return later
         share = max(0, free) * len(later) // max(1, num_possible)
         return later[:: len(later) // share] if share else ()
+
+
+def _thinned(trail: _Trail, columns: Collection[int]) -> _Trail:
+    """The furthest state and those of the columns."""
+    furthest = max(trail)
+    return {at: trail[at] for at in trail if at == furthest or at in columns}

@@ -105,7 +105,7 @@ class ClusterScorer:
         self.num_windows = windows.shape[0]
         self._homes: dict[int, int] = {}  # of a candidate: the place with its states
         self._keep: Blocks = ()
-        self._last_removed = -1
+        self._first_changed = 0  # of the blocks, by the last change of the kept ones
         with ExitStack() as stack:
             self._pool = stack.enter_context(
                 actor_pool(
@@ -170,17 +170,14 @@ class ClusterScorer:
         return tied
 
     def _assigned(self, keep: Blocks, candidates: Blocks) -> dict[int, list[int]]:
-        if keep != self._keep:
-            removed = set(self._keep) - set(keep)
-            is_next = len(removed) == 1 and set(keep) < set(self._keep)
-            self._last_removed = removed.pop() if is_next else -1
-            self._homes = self._homes if is_next else {}
-            self._keep = keep
+        if changed := set(keep) ^ set(self._keep):
+            self._keep, self._first_changed = keep, min(changed)
 
         def cost(block: int, place: int) -> int:
-            """Block passes, head included; the home place resumes after the last removal."""
-            start = max(block, self._last_removed) if self._homes.get(block) == place else block
-            return 1 + sum(alive > start for alive in keep)
+            """Block passes, head included; the home place resumes where the last change began."""
+            resumes = self._homes.get(block) == place
+            start = max(block + 1, self._first_changed) if resumes else block + 1
+            return 1 + sum(alive >= start for alive in keep)
 
         return assign(candidates, self._places(), self._homes, cost)
 

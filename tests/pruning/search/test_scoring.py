@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from pruning.models import loss
 from pruning.models.architectures import ARCHITECTURES
@@ -155,22 +158,38 @@ def test_a_budget_below_one_window_is_refused() -> None:
         SharedPrefixScorer(tiny_model("llama"), windows(), state_budget=too_small)
 
 
+@contextmanager
+def counted_passes(model: PreTrainedModel) -> Iterator[list[int]]:
+    """The blocks that run, in order."""
+    ran: list[int] = []
+    hooks = [
+        block.register_forward_hook(lambda *_, at=at: ran.append(at))
+        for at, block in enumerate(block_list(model))
+    ]
+    yield ran
+    for hook in hooks:
+        hook.remove()
+
+
 def test_blocks_run_much_less_often_than_in_the_plain_search() -> None:
     model = tiny_model("llama")
-    passes = 0
-
-    def count(*_: object) -> None:
-        nonlocal passes
-        passes += 1
-
     counts = []
     for scorer in (PlainScorer(model, windows()), SharedPrefixScorer(model, windows())):
-        hooks = [block.register_forward_hook(count) for block in block_list(model)]
-        passes = 0
-        list(sleb(scorer, NUM_BLOCKS, 3))
-        counts.append(passes)
-        for hook in hooks:
-            hook.remove()
+        with counted_passes(model) as ran:
+            list(sleb(scorer, NUM_BLOCKS, 3))
+        counts.append(len(ran))
     plain, shared = counts
     assert plain == 6 + 4 * 5 + 3 * 4 + 2 * 3
     assert shared < 0.7 * plain
+
+
+def test_a_block_that_comes_back_leaves_the_states_in_front_of_it() -> None:
+    model = tiny_model("llama")
+    scorer = SharedPrefixScorer(model, windows())
+    dict(scorer.score_round((0, 1, 2, 4, 5), (1, 2, 4)))
+    with counted_passes(model) as ran:
+        dict(scorer.score_round((0, 1, 2, 3, 4, 5), (1, 2)))
+    assert ran == [3, 4, 5] * 2  # both branches resume at block 3, the trunk is not needed
+    with counted_passes(model) as ran:
+        dict(scorer.score_round((0, 1, 2, 3, 5), (1, 2)))
+    assert ran == [5] * 2
