@@ -24,8 +24,9 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.removal import Removal
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
+from pruning.search.observed import Observer
 from pruning.search.search import search
-from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
+from pruning.search.state import ScoredCandidate, SearchState
 from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec
@@ -42,19 +43,13 @@ class MetricResult:
     seconds: float  # of the search alone
 
 
-class _Progress:
+class _Progress(Observer):
     """An observer that counts evaluations and prints removals."""
 
     def __init__(self, console: Console, metric: Metric) -> None:
         self.evaluations = 0
         self._console = console
         self._metric = metric
-
-    def phase(self, phase: str) -> None:
-        """Ignored: there is only one phase."""
-
-    def searching(self, _plan: SearchPlan, _done: int, _total: int) -> None:
-        """Ignored: the search is never resumed."""
 
     def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None) -> None:
         self.evaluations = done

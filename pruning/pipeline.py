@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish
@@ -29,16 +28,10 @@ from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
-from pruning.search.search import Observer, search
+from pruning.search.observed import Observer
+from pruning.search.search import search
 from pruning.search.state import SearchState
 from pruning.spec.prune import PruneSpec
-
-
-class RunObserver(Observer, Protocol):
-    """Receives the progress of a whole run."""
-
-    def warned(self, message: str) -> None:
-        """The model will be published although it is beyond a limit of its quality gate."""
 
 
 def prune(
@@ -47,7 +40,7 @@ def prune(
     name: str,
     target: Path,
     models: ModelStore,
-    observer: RunObserver,
+    observer: Observer,
     resources: Resources | None = None,
     earlier: SearchState | None = None,
     confirm: Callable[[], object] = lambda: None,
@@ -131,7 +124,7 @@ class _Run:
 def _searched(
     spec: PruneSpec,
     models: ModelStore,
-    observer: RunObserver,
+    observer: Observer,
     resources: Resources,
     earlier: SearchState,
 ) -> _Run:

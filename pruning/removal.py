@@ -26,6 +26,11 @@ class Removal:
     scores: Mapping[int, float]  # loss without each candidate
     num_windows: Mapping[int, int]  # of each score; fewer for clearly worse candidates
 
+    @property
+    def score(self) -> float:
+        """The score of the removed block, by which the round was decided."""
+        return self.scores[self.block]
+
 
 def kept(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:
     """The ascending indices of all blocks except ``removed``."""

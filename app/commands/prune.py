@@ -1,5 +1,6 @@
 """``sleb prune``: a pruning run in this process, with a progress bar and a table at the end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,8 @@ from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources
+from pruning.search.observed import Observer
+from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.spec.prune import PruneSpec
 
@@ -78,7 +81,7 @@ def search_progress(console: Console) -> Progress:
     )
 
 
-class SearchBar:
+class SearchBar(Observer):
     """Observes a run: a bar for each phase, a line for each removal. Keeps the removals."""
 
     def __init__(self, progress: Progress, *, at_most: bool = False) -> None:
@@ -104,6 +107,16 @@ class SearchBar:
             f"  removed block {removal.block}: loss {removal.loss:.4f} "
             f"(dense {removal.dense_loss:.4f}){_lead(removal)}"
         )
+
+    def exchanged(self, exchange: Exchange) -> None:
+        restored, removed = (", ".join(map(str, b)) for b in (exchange.restored, exchange.removed))
+        self._progress.console.print(
+            f"  exchanged {restored} for {removed}: {exchange.score_before:.4f} -> "
+            f"{exchange.score:.4f}"
+        )
+
+    def reordered(self, removals: Sequence[Removal]) -> None:
+        self.removals = list(removals)
 
     def warned(self, message: str) -> None:
         self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)

@@ -13,8 +13,8 @@ from app.commands.prune import models_for, new_place, search_progress
 from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
-from pruning.removal import Removal
 from pruning.search.dense_model import Resources, load_dense_model
+from pruning.search.observed import Observer
 from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
@@ -26,25 +26,21 @@ from pruning.stability.runs import runs, samples, unused_windows
 REPORT_FILE = "stability.json"
 
 
-class _RunBar:
+class _RunBar(Observer):
     """Observes run ``number`` of all searches, which share one progress bar."""
 
     def __init__(self, progress: Progress, task: TaskID, number: int) -> None:
         self._progress = progress
         self._task = task
         self._number = number
-
-    def phase(self, phase: str) -> None:
-        """Ignored: a run has one phase, the search."""
+        self._total = 0  # of a run, at most
 
     def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
+        self._total = total
         self.evaluated(done, total)
 
-    def evaluated(self, done: int, total: int, _scored: ScoredCandidate | None = None) -> None:
-        self._progress.update(self._task, completed=self._number * total + done)
-
-    def removed(self, removal: Removal) -> None:
-        """Ignored: a run prints all its removals when it ends."""
+    def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None = None) -> None:
+        self._progress.update(self._task, completed=self._number * self._total + done)
 
 
 def run_stability(

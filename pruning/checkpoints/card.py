@@ -120,8 +120,17 @@ def model_card(
         table=_markdown(headings, cells),
         legend=_list(legend(manifest, headings)),
         domains=_domains(manifest.quality.domains),
-        search=f"Search: {spec.search}, {search}{streamed}.",
+        search=f"Search: {spec.search}, {search}{streamed}.{_refinement(spec)}",
         **manifest.calibration,
+    )
+
+
+def _refinement(spec: PruneSpec) -> str:
+    if not spec.refine:
+        return ""
+    return (
+        f" Refined by at most {spec.refine} exchanges of a removed block for a kept one; if there "
+        "were any, the rounds only compare the blocks that are removed in the end."
     )
 
 

@@ -50,8 +50,8 @@ class Duration:
 
 
 def is_upper_bound(spec: PruneSpec) -> bool:
-    """Whether ``num_evaluations`` of this spec is an upper bound: the search decides the depth."""
-    return spec.num_remove is None and spec.sparsity is None
+    """Whether ``num_evaluations`` of this spec is an upper bound: the search decides the number."""
+    return spec.is_depth_open or spec.refine > 0
 
 
 def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint:
@@ -59,7 +59,7 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
     dtype = info.dtype if spec.dtype == "auto" else spec.dtype
     item_bytes = _ITEM_BYTES.get(dtype, 1)  # any other dtype has 8 bits
     blocks, most = info.num_blocks, spec.most_removals(info.num_blocks)
-    fewest = 1 if is_upper_bound(spec) else most
+    fewest = 1 if spec.is_depth_open else most
     text = spec.calibration
     state_bytes = text.seqlen * info.hidden_size * item_bytes
     is_streamed = spec.resident is Resident.STREAM

@@ -33,6 +33,7 @@ from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, S
 from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, Event, JobKeys, Outcome, read_event
 from pruning.removal import Removal
+from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 
@@ -259,6 +260,25 @@ class JobStore:
     ) -> StopRequest | None:
         """Record the latest removal. ``removals`` are all of this search so far."""
         return self._change(job_id, transitions.removed(removals), attempt=attempt).stop_request
+
+    def decided(
+        self, job_id: str, name: str, removal: Removal, attempt: int | None = None
+    ) -> StopRequest | None:
+        """Record the decision of a round of the refinement."""
+        return self._change(
+            job_id, transitions.decided(name, removal), attempt=attempt
+        ).stop_request
+
+    def exchanged(
+        self, job_id: str, exchange: Exchange, attempt: int | None = None
+    ) -> StopRequest | None:
+        return self._change(job_id, transitions.exchanged(exchange), attempt=attempt).stop_request
+
+    def reordered(
+        self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
+    ) -> StopRequest | None:
+        """Record the removals after the refinement, in place of those before."""
+        return self._change(job_id, transitions.reordered(removals), attempt=attempt).stop_request
 
     def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
         return self._change(job_id, transitions.warned(message), attempt=attempt).stop_request

@@ -9,12 +9,14 @@ from types import MappingProxyType
 from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase, Webhook
 from pruning.jobs.script import Change, Event
 from pruning.removal import Removal
+from pruning.search.refine import Exchange
 from pruning.search.state import (
     ScoredCandidate,
     SearchPlan,
-    decided_fields,
+    decided_field,
+    obsolete_fields,
     plan_field,
-    round_fields,
+    round_name,
     scored_field,
 )
 from pruning.spec.prune import PruneSpec
@@ -183,21 +185,50 @@ def removed(removals: Sequence[Removal]) -> Change:
     last = removals[-1]
     data = asdict(last)
     del data["scores"], data["num_windows"]  # too long for an event; in removal.json
-    fields = {
-        "removed_blocks": " ".join(str(removal.block) for removal in removals),
-        "losses": " ".join(str(removal.loss) for removal in removals),
-        "dense_loss": str(last.dense_loss),
-        **_PROGRESSED,
-    }
     event = Event(f"removed block {last.block}", type="metrics", data=data)
+    search: dict[str, str] = {}
+    for removal in removals:
+        search |= decided_field(round_name(removal.step), removal)
     return Change(
         "update",
         _WORKING,
-        fields,
+        _order_fields(removals) | _PROGRESSED,
         event=event,
-        search=round_fields(removals),
-        search_removed=decided_fields(last),
+        search=search,
+        search_removed=obsolete_fields(round_name(last.step), last),
     )
+
+
+def decided(name: str, removal: Removal) -> Change:
+    """The round of that name of the refinement is decided."""
+    search, obsolete = decided_field(name, removal), obsolete_fields(name, removal)
+    return Change("update", _WORKING, _PROGRESSED, search=search, search_removed=obsolete)
+
+
+def exchanged(exchange: Exchange) -> Change:
+    """Blocks are exchanged. The record shows the order of the greedy search until ``reordered``."""
+    restored, gone = (_listed(blocks) for blocks in (exchange.restored, exchange.removed))
+    message = f"exchanged: {gone} removed in place of {restored}"
+    return Change("update", _WORKING, event=Event(message, type="metrics", data=asdict(exchange)))
+
+
+def reordered(removals: Sequence[Removal]) -> Change:
+    """The refinement is over, with these removals."""
+    order = ", ".join(str(removal.block) for removal in removals)
+    event = Event(f"refined: the blocks are removed in the order {order}")
+    return Change("update", _WORKING, _order_fields(removals), event=event)
+
+
+def _order_fields(removals: Sequence[Removal]) -> dict[str, str]:
+    return {
+        "removed_blocks": " ".join(str(removal.block) for removal in removals),
+        "losses": " ".join(str(removal.loss) for removal in removals),
+        "dense_loss": str(removals[-1].dense_loss),
+    }
+
+
+def _listed(blocks: Sequence[int]) -> str:
+    return f"block{'s' if len(blocks) > 1 else ''} {' and '.join(map(str, blocks))}"
 
 
 def warned(message: str) -> Change:

@@ -1,44 +1,23 @@
 """The search of a run: any metric, exact or staged, to a number of blocks or to a target."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp
-from types import MappingProxyType
-from typing import Protocol
 
 from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
-from pruning.removal import Losses, Removal
+from pruning.removal import Removal, decide, kept
 from pruning.search.dense_model import DenseModel
+from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Tally
 from pruning.search.ranking import Ranker, ranked
+from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
 from pruning.search.scoring import WindowScorer
 from pruning.search.staged import StagedScorer, stages
-from pruning.search.state import RANKING, ScoredCandidate, SearchPlan, SearchState
-from pruning.sleb import Blocks, RoundScorer, sleb
+from pruning.search.state import RANKING, SearchPlan, SearchState, round_name
+from pruning.sleb import Blocks, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search
-
-
-class Observer(Protocol):
-    """Receives progress; an exception from it stops the run."""
-
-    def phase(self, phase: str) -> None:
-        """A phase begins: ``load``, ``calibrate``, ``search``, ``evaluate`` or ``publish``."""
-
-    def searching(self, plan: SearchPlan, done: int, total: int) -> None:
-        """The search begins, or resumes after ``done`` evaluations.
-
-        ``total`` is exact for a number of blocks, and otherwise an upper bound.
-        """
-
-    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None) -> None:
-        """One more candidate was evaluated. ``scored`` has its losses if the search can resume
-        within the round.
-        """
-
-    def removed(self, removal: Removal) -> None:
-        """A round has been decided."""
 
 
 def plan_of(
@@ -70,18 +49,44 @@ def search(
     Raises what ``sleb`` raises, and ``TargetUnreachable`` if even the first removal is too much.
     """
     plan = plan_of(spec, dense, windows, earlier)
+    if spec.target_speedup is not None:
+        spec = replace(spec, target_speedup=None, num_remove=plan.num_remove)
     state = earlier if earlier.plan == plan else SearchState(plan)
-    removals = list(state.removals)
-    blocks = num_blocks(dense.model)
     boundaries = stages(len(windows.token_ids)) if spec.search is Search.STAGED else ()
-    total = _num_evaluations(spec, plan, blocks, 0)
-    tally = _Tally(observer, total - _num_left(spec, plan, state, blocks), total)
+    blocks = num_blocks(dense.model)
+    total = spec.num_evaluations(blocks)
+    tally = Tally(observer, total - _num_left(spec, state, blocks), total)
     with dense.scorer(windows.token_ids, boundaries) as scorer:
         observer.searching(plan, tally.done, total)
-        choose = _chooser(spec, dense, windows, scorer, state, tally)
-        for removal in choose(
-            blocks,
-            plan.num_remove,
+        run = _Search(spec, dense, windows, scorer, plan, state, observer, tally)
+        removals = run.greedy()
+        return run.refined(removals) if spec.refine else removals
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search in progress. ``state`` is where it began, ``decided`` what it knows by now."""
+
+    spec: PruneSpec
+    dense: DenseModel
+    windows: Windows
+    scorer: WindowScorer
+    plan: SearchPlan
+    state: SearchState
+    observer: Observer
+    tally: Tally
+    decided: dict[str, Removal] = field(default_factory=dict)
+
+    @property
+    def num_blocks(self) -> int:
+        return num_blocks(self.dense.model)
+
+    def greedy(self) -> list[Removal]:
+        """The removals of ``sleb`` or ``ranked``."""
+        spec, removals = self.spec, list(self.state.removals)
+        for removal in self._algorithm()(
+            self.num_blocks,
+            self.plan.num_remove,
             protect_first=spec.protect_first,
             protect_last=spec.protect_last,
             removed=[removal.block for removal in removals],
@@ -91,53 +96,84 @@ def search(
                 _refuse_none(spec, removal)
                 break
             removals.append(removal)
-            observer.removed(removal)
-    return removals
+            self.observer.removed(removal)
+        return removals
+
+    def refined(self, removals: list[Removal]) -> list[Removal]:
+        """The removals after as many exchanges as help, or as the spec allows."""
+        order = [removal.block for removal in removals]
+        free = tuple(range(self.spec.protect_first, self.num_blocks - self.spec.protect_last))
+        self.decided.update(self.state.decided)
+        self.decided[exchange_round(order[:-1], free).name] = removals[-1]
+        choose = partial(self._decide, dense_loss=removals[0].dense_loss)
+        self._expect(self.spec.num_refining(self.num_blocks, len(order)))
+        found, num_known = set(order), len(self.decided)
+        for exchange in exchanges(choose, order, removals[-1].score, free, self.spec.refine):
+            found = found - set(exchange.restored) | set(exchange.removed)
+            if len(self.decided) > num_known:  # otherwise an earlier process has reported it
+                self.observer.exchanged(exchange)
+            num_known = len(self.decided)
+        if found == set(order):
+            self.tally.expect(0)
+            return removals
+        self._expect(self.spec.num_ordering(len(order)), RoundKind.ORDER)
+        refined = ordered(choose, found)
+        self.observer.reordered(refined)
+        return refined
+
+    def _algorithm(self) -> Callable[..., Iterator[Removal]]:
+        """``sleb`` or ``ranked`` with their scorers, for the arguments that they share."""
+        observed = self._observed(lambda keep: round_name(self.num_blocks - len(keep) + 1))
+        if self.spec.metric is Metric.SLEB:
+            return partial(sleb, observed)
+        is_cosine = self.spec.metric is Metric.COSINE
+        ranker: Ranker = (
+            self.dense.cosine_ranker(self.windows.token_ids) if is_cosine else self.scorer
+        )
+        ranking = ObservedRanker(ranker, self.tally, self.state.scored, lambda _keep: RANKING)
+        return partial(ranked, observed, ranking)
+
+    def _observed(self, name: Callable[[Blocks], str]) -> ObservedScorer:
+        """A stage depends on all candidates, so a staged search resumes with whole rounds only."""
+        if self.spec.search is Search.STAGED:
+            return ObservedScorer(StagedScorer(self.scorer), self.tally, {}, None)
+        return ObservedScorer(self.scorer, self.tally, self.state.scored, name)
+
+    def _decide(self, round_: Round, dense_loss: float) -> Removal:
+        """Score and decide a round of the refinement, unless its decision is known."""
+        name = round_.name
+        if name not in self.decided:
+            keep = kept(self.num_blocks, round_.removed)
+            scored = self._observed(lambda _keep: name).score_round(keep, round_.candidates)
+            self.decided[name] = decide(len(round_.removed) + 1, dense_loss, dict(scored))
+            self.observer.decided(name, self.decided[name])
+        return self.decided[name]
+
+    def _expect(self, most: int, kind: str = "") -> None:
+        """``most`` evaluations remain, of which those of the ``kind`` in the state are known."""
+        self.tally.expect(most - _num_refined(self.state, kind))
 
 
-def _chooser(
-    spec: PruneSpec,
-    dense: DenseModel,
-    windows: Windows,
-    scorer: WindowScorer,
-    state: SearchState,
-    tally: "_Tally",
-) -> Callable[..., Iterator[Removal]]:
-    """``sleb`` or ``ranked`` with their scorers; the arguments that they share are left open."""
-    if (
-        spec.search is Search.STAGED
-    ):  # a stage depends on all candidates, so only whole rounds resume
-        return partial(sleb, _ObservedScorer(StagedScorer(scorer), tally))
-    step = len(state.removals) + 1
-    observed = _ObservedScorer(scorer, tally, step, state.scored)
-    if spec.metric is Metric.SLEB:
-        return partial(sleb, observed)
-    is_cosine = spec.metric is Metric.COSINE
-    ranker: Ranker = dense.cosine_ranker(windows.token_ids) if is_cosine else scorer
-    return partial(ranked, observed, _Observed(ranker, tally, RANKING, state.ranking))
-
-
-def _num_evaluations(spec: PruneSpec, plan: SearchPlan, blocks: int, num_removed: int) -> int:
-    """As ``PruneSpec.num_evaluations``, with the plan's number of blocks as the target."""
-    counted = replace(
-        spec,
-        num_remove=plan.num_remove,
-        sparsity=None,
-        max_perplexity_ratio=None,
-        target_speedup=None,
-    )
-    return counted.num_evaluations(blocks, num_removed)
-
-
-def _num_left(spec: PruneSpec, plan: SearchPlan, state: SearchState, blocks: int) -> int:
-    """How many evaluations remain after ``state``."""
-    left = _num_evaluations(spec, plan, blocks, len(state.removals)) - len(state.scored)
+def _num_left(spec: PruneSpec, state: SearchState, blocks: int) -> int:
+    """How many evaluations remain after ``state``, at most."""
+    num_removed = len(state.removals)
+    left = spec.num_evaluations(blocks, num_removed) - _num_refined(state)
     if spec.search is Search.STAGED:
-        return left + len(state.scored)
-    if spec.metric is Metric.SLEB or not state.removals:
-        return left - len(state.ranking)
-    known = {*state.ranking, *(removal.block for removal in state.removals)}
+        return left
+    left -= len(state.scored_in(round_name(num_removed + 1)))
+    ranking = state.scored_in(RANKING)
+    if spec.metric is Metric.SLEB or not num_removed:
+        return left - len(ranking)
+    known = {*ranking, *(removal.block for removal in state.removals)}
     return left + len(set(range(spec.protect_first, blocks - spec.protect_last)) - known)
+
+
+def _num_refined(state: SearchState, kind: str = "") -> int:
+    """How many evaluations of the refinement are in the state, of one kind of rounds or of all."""
+    kinds = [kind] if kind else [each.value for each in RoundKind]
+    counts = {name: len(removal.scores) for name, removal in state.decided.items()}
+    counts |= {name: len(scored) for name, scored in state.scored.items() if name not in counts}
+    return sum(number for name, number in counts.items() if name.startswith(tuple(kinds)))
 
 
 def _refuse_none(spec: PruneSpec, removal: Removal) -> None:
@@ -149,63 +185,3 @@ def _refuse_none(spec: PruneSpec, removal: Removal) -> None:
             f"removal: without block {removal.block} perplexity is {ratio:.4g} times the dense "
             "one on the calibration text; allow more",
         )
-
-
-class _Tally:
-    """Counts evaluations and reports each to the observer."""
-
-    def __init__(self, observer: Observer, done: int, total: int) -> None:
-        self.done = done
-        self._observer = observer
-        self._total = total
-
-    def add(self, scored: ScoredCandidate | None) -> None:
-        self.done += 1
-        self._observer.evaluated(self.done, self._total, scored)
-
-
-class _Observed:
-    """A ranker that reports every candidate it scores.
-
-    ``step`` is the number of its first round, in which ``known`` candidates are not scored again.
-    Without a ``step``, the search cannot resume within a round.
-    """
-
-    def __init__(
-        self,
-        ranker: Ranker,
-        tally: _Tally,
-        step: int | None = None,
-        known: Mapping[int, Losses] = MappingProxyType({}),
-    ) -> None:
-        self._ranker = ranker
-        self._tally = tally
-        self._step = step
-        self._known = known
-
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        known, self._known = self._known, {}
-        yield from ((block, known[block]) for block in candidates if block in known)
-        unknown = tuple(block for block in candidates if block not in known)
-        for block, losses in self._ranker.score_round(keep, unknown):
-            self._tally.add(
-                None if self._step is None else ScoredCandidate(self._step, block, losses)
-            )
-            yield block, losses
-        if self._step is not None:
-            self._step += 1
-
-
-class _ObservedScorer(_Observed):
-    def __init__(
-        self,
-        scorer: RoundScorer,
-        tally: _Tally,
-        step: int | None = None,
-        known: Mapping[int, Losses] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(scorer, tally, step, known)
-        self._scorer = scorer
-
-    def losses(self, keep: Blocks) -> Losses:
-        return self._scorer.losses(keep)

@@ -1,14 +1,22 @@
 """The state of a search, from which another process can resume it, and its text fields."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pruning.removal import Losses, Removal
 
 PLAN = "plan"
-RANKING = 0  # the step number of scores of the dense model, before the first round
+RANKING = "0"  # the name of the round that ranks the candidates of the dense model
+
+_NOTHING: Mapping[int, Losses] = MappingProxyType({})
+
+
+def round_name(step: int) -> str:
+    """The name of the greedy round ``step``, 1 for the first."""
+    return str(step)
 
 
 @dataclass(frozen=True)
@@ -21,36 +29,52 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """The losses of one candidate, in an undecided round or in the ranking."""
+    """The losses of one candidate in the round of that name, which is not decided yet."""
 
-    step: int
+    round: str
     block: int
     losses: Losses
 
 
 @dataclass(frozen=True)
 class SearchState:
-    """``scored`` has losses of candidates of the round after ``removals``; ``ranking`` has scores
-    of candidates of the dense model, for a metric that ranks them once.
+    """``removals`` are the decisions of the greedy rounds, ``decided`` those of the refinement by
+    the names of the rounds. ``scored`` has losses of candidates by the names of other rounds.
     """
 
     plan: SearchPlan | None = None
     removals: tuple[Removal, ...] = ()
-    scored: Mapping[int, Losses] = field(default_factory=dict)
-    ranking: Mapping[int, Losses] = field(default_factory=dict)
+    decided: Mapping[str, Removal] = field(default_factory=dict)
+    scored: Mapping[str, Mapping[int, Losses]] = field(default_factory=dict)
+
+    def scored_in(self, name: str) -> Mapping[int, Losses]:
+        """The losses of the candidates of an undecided round."""
+        return self.scored.get(name, _NOTHING)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "SearchState":
-        """Parse what the functions below write; scores of earlier rounds are ignored."""
+        """Parse what the functions below write."""
+        decided: dict[str, Removal] = {}
+        scored: dict[str, dict[int, Losses]] = {}
+        for field_name, text in fields.items():
+            kind, _, name = field_name.partition(":")
+            if kind == _DECIDED:
+                decided[name] = _removal(json.loads(text))
+            elif kind == _SCORED:
+                of_round, _, block = name.rpartition(":")
+                scored.setdefault(of_round, {})[int(block)] = json.loads(text)
         removals: list[Removal] = []
-        while (text := fields.get(_round(len(removals) + 1))) is not None:
-            removals.append(_removal(json.loads(text)))
+        while (removal := decided.pop(round_name(len(removals) + 1), None)) is not None:
+            removals.append(removal)
         return cls(
             plan=SearchPlan(**json.loads(fields[PLAN])) if PLAN in fields else None,
             removals=tuple(removals),
-            scored=_scored_in(fields, len(removals) + 1),
-            ranking=_scored_in(fields, RANKING),
+            decided=decided,
+            scored=scored,
         )
+
+
+_DECIDED, _SCORED = "round", "scored"
 
 
 def plan_field(plan: SearchPlan) -> dict[str, str]:
@@ -58,33 +82,17 @@ def plan_field(plan: SearchPlan) -> dict[str, str]:
 
 
 def scored_field(scored: ScoredCandidate) -> dict[str, str]:
-    return {_scored(scored.step, scored.block): json.dumps(list(scored.losses))}
+    return {f"{_SCORED}:{scored.round}:{scored.block}": json.dumps(list(scored.losses))}
 
 
-def round_fields(removals: Sequence[Removal]) -> dict[str, str]:
-    return {_round(removal.step): json.dumps(asdict(removal)) for removal in removals}
+def decided_field(name: str, removal: Removal) -> dict[str, str]:
+    """The field of the round of that name."""
+    return {f"{_DECIDED}:{name}": json.dumps(asdict(removal))}
 
 
-def decided_fields(removal: Removal) -> tuple[str, ...]:
-    """Names of the fields of a round that are obsolete once it is decided."""
-    return tuple(_scored(removal.step, block) for block in removal.scores)
-
-
-def _round(step: int) -> str:
-    return f"round:{step}"
-
-
-def _scored(step: int, block: int | str) -> str:
-    return f"scored:{step}:{block}"
-
-
-def _scored_in(fields: Mapping[str, str], step: int) -> dict[int, Losses]:
-    prefix = _scored(step, "")
-    return {
-        int(name.removeprefix(prefix)): json.loads(text)
-        for name, text in fields.items()
-        if name.startswith(prefix)
-    }
+def obsolete_fields(name: str, removal: Removal) -> tuple[str, ...]:
+    """Names of the fields that are obsolete once the round of that name is decided."""
+    return tuple(f"{_SCORED}:{name}:{block}" for block in removal.scores)
 
 
 def _removal(data: Mapping[str, Any]) -> Removal:

@@ -60,6 +60,7 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "quantize": None,
         "zero_shot": False,
         "repair": Repair.NONE,
+        "refine": 0,
     }
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
@@ -98,6 +99,7 @@ class PruneSpec:
     quantize: Quantize | None = None  # measure perplexity with such weights too
     zero_shot: bool = False  # the paper's five tasks, dense and pruned
     repair: Repair = Repair.AUTO  # of every depth
+    refine: int = 0  # exchanges of a removed block for a kept one behind the greedy search, at most
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -109,14 +111,22 @@ class PruneSpec:
             raise InvalidSpec(
                 "dtype", f"dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16"
             )
-        if self.search is Search.STAGED and self.metric is not Metric.SLEB:
-            raise InvalidSpec(
-                "search",
-                f"search=staged needs the rounds of metric=sleb, and metric={self.metric} ranks "
-                "all candidates once: choose search=exact",
-            )
+        self._check_search()
         self._check_text()
         self._check_measures()
+
+    def _check_search(self) -> None:
+        if self.refine < 0:
+            raise InvalidSpec("refine", f"refine={self.refine}: expected 0 or more exchanges")
+        if self.metric is Metric.SLEB:
+            return
+        because = (
+            f"needs the rounds of metric=sleb, and metric={self.metric} ranks all candidates once"
+        )
+        if self.search is Search.STAGED:
+            raise InvalidSpec("search", f"search=staged {because}: choose search=exact")
+        if self.refine:
+            raise InvalidSpec("refine", f"refine={self.refine} {because}: choose refine=0")
 
     def _check_text(self) -> None:
         datasets = {source.dataset for source in self.calibration.parts}
@@ -182,8 +192,8 @@ class PruneSpec:
         189 to remove 7 of 32 blocks, 2 of them protected.
 
         Metrics 1 and 2 need one for each candidate of the dense model, and one after each removal.
-        Exact for ``num_remove`` and ``sparsity``, an upper bound for the other two targets. Raises
-        ``TooManyRemovals`` or ``TargetUnreachable`` for a search that cannot succeed.
+        Exact for ``num_remove`` and ``sparsity`` without ``refine``, and otherwise an upper bound.
+        Raises ``TooManyRemovals`` or ``TargetUnreachable`` for a search that cannot succeed.
         """
         num_remove, free = self.most_removals(num_blocks), self._free(num_blocks)
         if not 1 <= num_remove <= free:
@@ -192,9 +202,41 @@ class PruneSpec:
                 f"{self.protect_first} and last {self.protect_last} protected, {free} can go"
             )
         self._check_reachable(num_blocks, free)
+        candidates = self._num_candidates(num_blocks)
         if self.metric is not Metric.SLEB:
-            return (0 if num_removed else free) + num_remove - num_removed
-        return sum(free - step for step in range(num_removed, num_remove))
+            return (0 if num_removed else candidates) + num_remove - num_removed
+        greedy = sum(candidates - step for step in range(num_removed, num_remove))
+        depths = range(1, num_remove + 1) if self.is_depth_open else (num_remove,)
+        return greedy + max(self.num_refining(num_blocks, depth) for depth in depths)
+
+    def num_refining(self, num_blocks: int, num_removed: int) -> int:
+        """How many evaluations the refinement of ``num_removed`` removals needs at most.
+
+        Each exchange compares what each removed block but one could be exchanged for. Of two
+        removals, all pairs are compared, once.
+        """
+        if not self.refine or num_removed < 2:  # one removal is the best one already
+            return 0
+        candidates = self._num_candidates(num_blocks)
+        if num_removed == 2:
+            exchanging = math.comb(candidates, 2)
+        else:
+            of_round = candidates - (num_removed - 1)
+            exchanging = self.refine * (num_removed - 1) * of_round
+        return exchanging + self.num_ordering(num_removed)
+
+    def num_ordering(self, num_removed: int) -> int:
+        """How many evaluations put ``num_removed`` blocks into an order after exchanges."""
+        return math.comb(num_removed + 1, 2)
+
+    @property
+    def is_depth_open(self) -> bool:
+        """Whether the search decides how many blocks are removed."""
+        return self.num_remove is None and self.sparsity is None
+
+    def _num_candidates(self, num_blocks: int) -> int:
+        """How many blocks are candidates in the first round."""
+        return max(0, num_blocks - self.protect_first - self.protect_last)
 
     def _free(self, num_blocks: int) -> int:
         return max(0, num_blocks - max(1, self.protect_first + self.protect_last))

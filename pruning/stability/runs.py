@@ -13,7 +13,8 @@ from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses, kept
 from pruning.search.dense_model import DenseModel
-from pruning.search.search import Observer, search
+from pruning.search.observed import Observer
+from pruning.search.search import search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks, RoundScorer
 from pruning.spec.calibration import CalibrationSpec

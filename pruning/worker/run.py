@@ -11,8 +11,9 @@ from pruning.config import WorkerSettings
 from pruning.jobs.job import Job, JobError
 from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
 from pruning.models.store import ModelStore, set_up_torch
-from pruning.pipeline import RunObserver, prune
+from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
+from pruning.search.observed import Observer
 from pruning.search.state import SearchState
 from pruning.worker.failures import describe
 
@@ -20,7 +21,7 @@ from pruning.worker.failures import describe
 def prune_job(
     settings: WorkerSettings,
     job: Job,
-    observer: RunObserver,
+    observer: Observer,
     earlier: SearchState,
     confirm: Callable[[], object],
 ) -> str:

@@ -7,7 +7,7 @@ to run, see ``run.py``.
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.process import deferred_signal
 from pruning.removal import Removal
+from pruning.search.observed import Observer
+from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 
 _T = TypeVar("_T")
@@ -111,7 +113,7 @@ def _outcome(
     return lambda: store.succeed(job.id, pruned_model, job.attempt)
 
 
-class JobObserver:
+class JobObserver(Observer):
     """Records the progress of one attempt, and stops the run when that is requested.
 
     While Redis is unavailable the run continues, and its progress is recorded later. Once
@@ -157,6 +159,18 @@ class JobObserver:
         self._removals.append(removal)
         found = tuple(self._removals)
         self._pending.append(lambda: self._store.removed(self._id, found, self._attempt))
+        self._write()
+
+    def decided(self, name: str, removal: Removal) -> None:
+        self._pending.append(lambda: self._store.decided(self._id, name, removal, self._attempt))
+        self._write()
+
+    def exchanged(self, exchange: Exchange) -> None:
+        self._pending.append(lambda: self._store.exchanged(self._id, exchange, self._attempt))
+        self._write()
+
+    def reordered(self, removals: Sequence[Removal]) -> None:
+        self._pending.append(lambda: self._store.reordered(self._id, removals, self._attempt))
         self._write()
 
     def warned(self, message: str) -> None:

@@ -11,7 +11,7 @@ from pruning.data.calibration import calibrate
 from pruning.models.store import load
 from pruning.search.cosine import CosineRanker
 from pruning.search.scoring import PlainScorer
-from pruning.search.state import SearchState
+from pruning.search.state import RANKING, SearchState
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
@@ -120,12 +120,12 @@ def test_a_ranking_that_lost_some_of_its_scores_measures_those_again(
     with pytest.raises(Stop):
         prune_tiny(tiny_models_dir, spec, "tiny@stopped", first)
     gone = {removal.block for removal in first.removals}
-    lost = next(block for block in first.state.ranking if block not in gone)
-    ranking = {block: s for block, s in first.state.ranking.items() if block != lost}
+    known = first.state.scored_in(RANKING)
+    lost = next(block for block in known if block not in gone)
+    ranking = {block: losses for block, losses in known.items() if block != lost}
+    state = replace(first.state, scored={**first.state.scored, RANKING: ranking})
     whole, _ = prune_tiny(tiny_models_dir, spec, "tiny@whole")
-    resumed, _ = prune_tiny(
-        tiny_models_dir, spec, "tiny@resumed", again, replace(first.state, ranking=ranking)
-    )
+    resumed, _ = prune_tiny(tiny_models_dir, spec, "tiny@resumed", again, state)
     assert resumed.removed_blocks == whole.removed_blocks
     assert again.evaluations[0] == (FREE + 2 - 1, FREE + NUM_REMOVE)
     assert again.evaluations[-1] == (FREE + NUM_REMOVE, FREE + NUM_REMOVE)
@@ -150,4 +150,5 @@ def test_a_race_has_no_place_in_a_ranking() -> None:
 
 def test_the_state_of_a_ranking_is_that_of_no_round() -> None:
     state = SearchState.from_fields({"scored:0:3": "[0.5]", "scored:1:2": "[0.25]"})
-    assert (state.ranking, state.scored) == ({3: [0.5]}, {2: [0.25]})
+    assert state.scored_in(RANKING) == {3: [0.5]}
+    assert state.scored_in("1") == {2: [0.25]}

@@ -1,16 +1,20 @@
 """An observer that remembers all it was told, and can stop the run."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pruning.removal import Removal
+from pruning.search.observed import Observer
+from pruning.search.refine import Exchange
 from pruning.search.state import (
     ScoredCandidate,
     SearchPlan,
     SearchState,
-    decided_fields,
+    decided_field,
+    obsolete_fields,
     plan_field,
-    round_fields,
+    round_name,
     scored_field,
 )
 
@@ -20,7 +24,7 @@ class Stop(Exception):
 
 
 @dataclass
-class Recorder:
+class Recorder(Observer):
     stop_after: int | None = None  # evaluations
     phases: list[str] = field(default_factory=list)
     evaluations: list[tuple[int, int]] = field(default_factory=list)
@@ -28,6 +32,9 @@ class Recorder:
     removals: list[Removal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     scored: list[ScoredCandidate] = field(default_factory=list)
+    rounds: dict[str, Removal] = field(default_factory=dict)  # of the refinement
+    exchanges: list[Exchange] = field(default_factory=list)
+    refined: list[Removal] | None = None
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
@@ -46,6 +53,15 @@ class Recorder:
     def removed(self, removal: Removal) -> None:
         self.removals.append(removal)
 
+    def decided(self, name: str, removal: Removal) -> None:
+        self.rounds[name] = removal
+
+    def exchanged(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+
+    def reordered(self, removals: Sequence[Removal]) -> None:
+        self.refined = list(removals)
+
     def warned(self, message: str) -> None:
         self.warnings.append(message)
 
@@ -55,7 +71,8 @@ class Recorder:
         fields = plan_field(self.plans[-1])
         for scored in self.scored:
             fields |= scored_field(scored)
-        for removal in self.removals:
-            fields |= round_fields([removal])
-            fields = {n: v for n, v in fields.items() if n not in decided_fields(removal)}
+        greedy = {round_name(removal.step): removal for removal in self.removals}
+        for name, removal in (greedy | self.rounds).items():
+            fields |= decided_field(name, removal)
+            fields = {n: v for n, v in fields.items() if n not in obsolete_fields(name, removal)}
         return SearchState.from_fields(json.loads(json.dumps(fields)))

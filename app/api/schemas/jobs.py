@@ -87,7 +87,9 @@ class EstimateView(BaseModel):
     object: Literal["prune_job.estimate"] = "prune_job.estimate"
     model: str
     evaluations_total: int
-    is_upper_bound: bool = Field(description="True if the depth depends on the search.")
+    is_upper_bound: bool = Field(
+        description="True if the search decides how many evaluations it needs."
+    )
     estimated_s: float | None = Field(description="Null without a similar earlier job.")
     estimated_from: list[str] = Field(
         description="The earlier jobs used: same model, search and windows."
@@ -359,6 +361,13 @@ class PruneJobBody(Body):
         "front of removed blocks are fitted anew by least squares; scale: one factor of the hidden "
         "states behind each group of removed blocks; auto: the best of both on its worst domain of "
         "text, or none if each of them does harm; none: no correction.",
+    )
+    refine: int = Field(
+        default=PruneSpec.refine,
+        description="Exchange a removed block for a kept one while the calibration loss falls, at "
+        "most this many times; 0: never. Of two removals, the best pair of all is found. Needs "
+        "metric=sleb.",
+        json_schema_extra={"minimum": 0},
     )
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],

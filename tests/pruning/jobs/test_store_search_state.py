@@ -1,5 +1,6 @@
 """What a job keeps of its search: for whoever goes on with it, and for nobody once it has ended."""
 
+import json
 import time
 
 import pytest
@@ -12,13 +13,15 @@ from pruning.jobs.keys import RECORD, SEARCH
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal, decide
+from pruning.search.refine import Exchange
 from pruning.search.state import (
     ScoredCandidate,
     SearchPlan,
     SearchState,
-    decided_fields,
+    decided_field,
+    obsolete_fields,
     plan_field,
-    round_fields,
+    round_name,
     scored_field,
 )
 from pruning.spec.prune import PruneSpec
@@ -44,31 +47,67 @@ def test_a_state_survives_being_text(
     rounds: list[dict[int, list[float]]], scored: dict[int, list[float]]
 ) -> None:
     removals = [decide(step, 1.5, found) for step, found in enumerate(rounds, start=1)]
-    fields = {**plan_field(PLAN), **round_fields(removals)}
+    fields = plan_field(PLAN)
+    for removal in removals:
+        fields |= decided_field(round_name(removal.step), removal)
+    fields |= decided_field("exchange-1-12", SECOND)
     for block, found in scored.items():
-        fields |= scored_field(ScoredCandidate(len(rounds) + 1, block, found))
-    fields |= scored_field(ScoredCandidate(len(rounds) + 2, 7, [1.0]))  # not the next round
-    assert SearchState.from_fields(fields) == SearchState(PLAN, tuple(removals), scored)
+        fields |= scored_field(ScoredCandidate("exchange-3-12", block, found))
+    state = SearchState.from_fields(json.loads(json.dumps(fields)))
+    assert state.removals == tuple(removals)
+    assert state.decided == {"exchange-1-12": SECOND}
+    assert state.scored_in("exchange-3-12") == scored
+    assert state.scored_in("exchange-1-12") == {}
 
 
 def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: str) -> None:
     assert job_store.search_state(job_id) == SearchState()
     job_store.searching(job_id, PLAN, 0, 9)
     for done, block in enumerate(FIRST.scores, start=1):
-        job_store.evaluated(job_id, done, 9, scored=ScoredCandidate(1, block, [1.0 * block]))
-    assert job_store.search_state(job_id) == SearchState(PLAN, (), {1: [1.0], 2: [2.0], 3: [3.0]})
+        job_store.evaluated(job_id, done, 9, scored=ScoredCandidate("1", block, [1.0 * block]))
+    assert job_store.search_state(job_id) == SearchState(
+        PLAN, scored={"1": {1: [1.0], 2: [2.0], 3: [3.0]}}
+    )
     job_store.removed(job_id, [FIRST])
-    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate(2, 3, [0.1, 1 / 3]))
-    assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST,), {3: [0.1, 1 / 3]})
+    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate("2", 3, [0.1, 1 / 3]))
+    assert job_store.search_state(job_id) == SearchState(
+        PLAN, (FIRST,), scored={"2": {3: [0.1, 1 / 3]}}
+    )
     job_store.removed(job_id, [FIRST, SECOND])
     assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST, SECOND))
+
+
+def test_the_record_has_the_greedy_order_until_the_refinement_is_over(
+    job_store: JobStore, job_id: str
+) -> None:
+    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.removed(job_id, [FIRST])
+    job_store.removed(job_id, [FIRST, SECOND])
+    name = "exchange-1"
+    job_store.evaluated(job_id, 6, 9, scored=ScoredCandidate(name, 2, [0.5]))
+    assert job_store.search_state(job_id).scored_in(name) == {2: [0.5]}
+    better = decide(2, 2.0, {2: [0.5], 4: [0.25]})
+    job_store.decided(job_id, name, better)
+    job_store.exchanged(job_id, Exchange(1, (2,), (4,), 0.25, 0.5))
+    state = job_store.search_state(job_id)
+    assert state == SearchState(PLAN, (FIRST, SECOND), {name: better})
+    assert job_store.get(job_id).removed_blocks == (FIRST.block, SECOND.block)
+    refined = [decide(1, 2.0, {4: [1.0], 3: [1.5]}), decide(2, 2.0, {3: [0.25]})]
+    for _ in range(2):  # as after an outage of the store
+        job_store.reordered(job_id, refined)
+    job = job_store.get(job_id)
+    assert (job.removed_blocks, job.losses, job.dense_loss) == ((4, 3), (1.0, 0.25), 2.0)
+    assert job_store.search_state(job_id) == state
+    messages = [event.message for event in job_store.events(job_id)]
+    assert "exchanged: block 4 removed in place of block 2" in messages
+    assert messages[-1] == "refined: the blocks are removed in the order 4, 3"
 
 
 def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
     job_store: JobStore, job_id: str
 ) -> None:
     job_store.searching(job_id, PLAN, 0, 9)
-    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate(2, 3, [0.5]))
+    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate("2", 3, [0.5]))
     job_store.removed(job_id, [FIRST])
     job_store.requeue(job_id, "its worker died", is_lost=True)
     waiting = job_store.get(job_id)
@@ -91,7 +130,7 @@ def test_a_worker_that_lost_the_job_adds_nothing(job_store: JobStore, job_id: st
     job_store.searching(job_id, PLAN, 0, 9, attempt=1)
     job_store.start(job_id, "second")
     with pytest.raises(StaleAttempt):
-        job_store.evaluated(job_id, 1, 9, 1, ScoredCandidate(1, 1, [9.0]))
+        job_store.evaluated(job_id, 1, 9, 1, ScoredCandidate("1", 1, [9.0]))
     with pytest.raises(StaleAttempt):
         job_store.removed(job_id, [FIRST], 1)
     assert job_store.search_state(job_id) == SearchState(PLAN)
@@ -153,4 +192,4 @@ def test_the_time_of_a_pause_does_not_count(
 
 def test_decided_candidates_are_those_of_the_round() -> None:
     removal: Removal = FIRST
-    assert decided_fields(removal) == ("scored:1:1", "scored:1:2", "scored:1:3")
+    assert obsolete_fields("1", removal) == ("scored:1:1", "scored:1:2", "scored:1:3")

@@ -103,6 +103,24 @@ def test_a_ranking_takes_a_look_at_every_candidate_and_one_at_every_removal(metr
     assert bound.num_evaluations(8) == 6 + 6
 
 
+def test_a_model_without_protected_blocks_has_a_candidate_more_than_can_go() -> None:
+    spec = PruneSpec("any", num_remove=2, protect_first=0, protect_last=0)
+    assert spec.num_evaluations(8) == 8 + 7
+    with pytest.raises(TooManyRemovals, match="7 can go"):
+        PruneSpec("any", num_remove=8, protect_first=0, protect_last=0).num_evaluations(8)
+
+
+@pytest.mark.parametrize(
+    ("num_remove", "refine", "expected"),
+    [(1, 5, 0), (2, 1, 15 + 3), (2, 5, 15 + 3), (3, 1, 2 * 4 + 6), (3, 5, 5 * 2 * 4 + 6)],
+)
+def test_a_refinement_is_bounded_by_its_exchanges(
+    num_remove: int, refine: int, expected: int
+) -> None:
+    spec, plain = (PruneSpec("any", num_remove=num_remove, refine=most) for most in (refine, 0))
+    assert spec.num_evaluations(8) - plain.num_evaluations(8) == expected
+
+
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_a_model_without_free_blocks_is_refused_for_every_target(name: str) -> None:
     spec = PruneSpec("any", **{name: TARGETS[name]}, protect_first=4, protect_last=4)
@@ -186,10 +204,11 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {"repair": Repair.RIDGE},
             {"repair": Repair.SCALE},
             {"repair": Repair.NONE},
+            {"refine": 2},
             {},
         )
     }
-    assert len(digests) == 11
+    assert len(digests) == 12
     assert spec.digest() in digests
 
 
