@@ -16,7 +16,7 @@ from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, Che
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models.names import VariantName, split_depth
+from pruning.models.names import VariantName, split_depth, split_raw
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
 
@@ -59,6 +59,20 @@ class Catalog:
         Raises ``UnknownModel``, whose message lists the dense models, and
         ``JobStoreUnavailable``.
         """
+        plain, is_raw = split_raw(name)
+        entry = self._resolve(plain)
+        if not is_raw:
+            return entry
+        if not entry.is_pruned or entry.external is not None:
+            kind = "of another server" if entry.external else "a dense model"
+            raise UnknownModel(
+                f"no model named {name[:128]!r}: +raw means a pruned variant without its repair, "
+                f"and {plain!r} is {kind}: leave it out"
+            )
+        return entry.raw
+
+    def _resolve(self, name: str) -> ModelEntry:
+        """The entry of a name without ``+raw``."""
         if name in self._external:
             return self._external_entry(self._external[name])
         if name in self.dense_names():
@@ -175,7 +189,7 @@ class Catalog:
     def _order_and_depth(self, name: str) -> tuple[RemovalOrder | None, int]:
         """Of ``NAME@-k`` the newest order of the model, of ``CHECKPOINT-k`` its own."""
         variant = VariantName.parse(name)
-        if variant.job is None and variant.depth is not None:
+        if variant.job is None and variant.depth is not None and not variant.is_raw:
             return self._newest_orders().get(variant.model), variant.depth
         checkpoint, depth = split_depth(name) or (None, 0)
         return (self.order(checkpoint) if checkpoint else None), depth

@@ -1,6 +1,7 @@
 """Model entries: one name of the catalog each, and the removal order that the name belongs to."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 from app.models.external import ExternalModel
@@ -8,12 +9,42 @@ from pruning.checkpoints.store import Manifest
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import Quality, Quantized
 from pruning.jobs.job import Job
-from pruning.models.names import VariantName
+from pruning.models.names import VariantName, raw_name
 from pruning.models.store import ModelInfo
 from pruning.removal import kept
+from pruning.repair.repair import Method
+from pruning.repair.stored import repair_file
 from pruning.sleb import Blocks
 
 ModelKind = Literal["dense", "pruned"]
+
+
+@dataclass(frozen=True)
+class StoredRepair:
+    """The repair of one prefix of a removal order, as the manifest of its checkpoint records it."""
+
+    method: Method
+    num_bytes: int  # of the tensors that it does not share with the dense model
+    sha256: str  # of its file
+
+    @classmethod
+    def by_depth(cls, manifest: Manifest) -> Mapping[int, Self]:
+        """By the number of removed blocks. Prefixes that are better without repair are missing."""
+        found = {}
+        for depth in manifest.repair or ():
+            if depth.method is not Method.NONE:
+                file = manifest.files.get(repair_file(depth.num_removed))
+                sha256 = file.sha256 if file else ""  # it cannot be loaded without
+                found[depth.num_removed] = cls(depth.method, depth.num_bytes, sha256)
+        return found
+
+
+@dataclass(frozen=True)
+class VariantKey:
+    """What a variant of some dense weights computes. Names with equal keys share one variant."""
+
+    keep: Blocks | None = None  # None: all blocks of the weights
+    repair: str | None = None  # the sha256 of its file
 
 
 @dataclass(frozen=True)
@@ -31,6 +62,7 @@ class RemovalOrder:
     num_parameters: int | None = None  # after all removals
     dense_num_parameters: int | None = None
     parent_fingerprint: str | None = None  # None matches any model with that many blocks
+    repairs: Mapping[int, StoredRepair] = field(default_factory=dict)  # by depth, where it has one
 
     @classmethod
     def of_checkpoint(cls, manifest: Manifest) -> Self:
@@ -47,6 +79,7 @@ class RemovalOrder:
             num_parameters=manifest.num_parameters,
             dense_num_parameters=manifest.dense_num_parameters,
             parent_fingerprint=manifest.parent_fingerprint,
+            repairs=StoredRepair.by_depth(manifest),
         )
 
     @classmethod
@@ -90,6 +123,7 @@ class ModelEntry:
     num_removed: int = 0
     error: str | None = None  # the reason why it cannot be served
     external: ExternalModel | None = None  # set if another server generates for it
+    is_raw: bool = False  # unrepaired, even if the job repaired it
 
     @classmethod
     def of_external(cls, model: ExternalModel, order: RemovalOrder | None = None) -> Self:
@@ -122,6 +156,27 @@ class ModelEntry:
         return self.order.keep_after(self.num_removed) if self.order and self.is_pruned else None
 
     @property
+    def repair(self) -> StoredRepair | None:
+        """None if it is served unrepaired, or by another server."""
+        return None if self.is_raw or self.external is not None else self._stored_repair
+
+    @property
+    def raw(self) -> "ModelEntry":
+        """The same blocks without repair."""
+        return replace(self, name=raw_name(self.name), is_raw=True)
+
+    @property
+    def view_repair(self) -> StoredRepair | None:
+        """The repair that is read beside the dense weights; a checkpoint's own contain it."""
+        return self.repair if self.is_view else None
+
+    @property
+    def key(self) -> VariantKey:
+        """Which variant of its weights it is."""
+        repair = self.view_repair
+        return VariantKey(self.keep if self.is_view else None, repair.sha256 if repair else None)
+
+    @property
     def num_blocks(self) -> int:
         """The number of remaining blocks; 0 for an external model that does not declare it."""
         if self.external is not None and (self.external.num_blocks or self.order is None):
@@ -146,13 +201,13 @@ class ModelEntry:
     @property
     def perplexity(self) -> float | None:
         """On the held-out windows of the job that found the order."""
-        curve = self.order.quality.perplexities if self.order else ()
+        curve = self._measured.perplexities if self._measured else ()
         return curve[self.num_removed] if curve else None
 
     @property
     def probe(self) -> ProbeScore | None:
         """Measured for the dense model and the full depth only, if the quality gate needs it."""
-        both = self.order.quality.probe if self.order else None
+        both = self._measured.probe if self._measured else None
         if both is None or self.order is None:
             return None
         return {0: both.dense, self.order.depth: both.pruned}.get(self.num_removed)
@@ -160,7 +215,7 @@ class ModelEntry:
     @property
     def zero_shot(self) -> float | None:
         """Mean accuracy over the paper's tasks, 0 to 1; measured for the same two, on request."""
-        both = self.order.quality.zero_shot if self.order else None
+        both = self._measured.zero_shot if self._measured else None
         if both is None or self.order is None:
             return None
         return {0: both.dense_mean, self.order.depth: both.pruned_mean}.get(self.num_removed)
@@ -169,7 +224,7 @@ class ModelEntry:
     def quantized(self) -> Quantized | None:
         """Measured for the full depth only, on request."""
         is_whole = self.order is not None and self.num_removed == self.order.depth
-        return self.order.quality.quantized if self.order and is_whole else None
+        return self._measured.quantized if self._measured and is_whole else None
 
     @property
     def is_view(self) -> bool:
@@ -184,5 +239,20 @@ class ModelEntry:
 
     @property
     def is_whole_checkpoint(self) -> bool:
+        """Whether the weights of its checkpoint are this model."""
         order = self.order
-        return order is not None and order.is_published and self.num_removed == order.depth
+        is_whole = order is not None and order.is_published and self.num_removed == order.depth
+        return is_whole and not self._lacks_repair
+
+    @property
+    def _stored_repair(self) -> StoredRepair | None:
+        return self.order.repairs.get(self.num_removed) if self.order else None
+
+    @property
+    def _lacks_repair(self) -> bool:
+        return self.is_raw and self._stored_repair is not None
+
+    @property
+    def _measured(self) -> Quality | None:
+        """Of the models as they are served by default, which this one may not be."""
+        return self.order.quality if self.order and not self._lacks_repair else None

@@ -4,15 +4,21 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
-from app.models.entry import ModelEntry
-from app.models.weights import LoadedWeights, NoRoomForWeights, Weights, WeightSource
+from app.models.entry import ModelEntry, VariantKey
+from app.models.weights import (
+    LoadedWeights,
+    NoRoomForWeights,
+    VariantSource,
+    Weights,
+    WeightSource,
+    explained,
+)
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.safetensors_files import weight_sizes
@@ -60,7 +66,6 @@ class ModelRegistry:
         self._checkpoints = checkpoints
         self._device = device
         self._weights = LoadedWeights(device, max_weight_bytes)
-        self._lock = Lock()  # guards the variants
 
     def get(self, name: str) -> ServedModel:
         """As ``begin``, but waits for the weights, which may take minutes."""
@@ -69,8 +74,9 @@ class ModelRegistry:
     def begin(self, name: str) -> "Future[ServedModel]":
         """Start to load the variant of this name, without waiting for its weights.
 
-        The call or the future raises what ``Catalog.resolve`` raises, or ``NotAModel``,
-        ``CheckpointCorrupt``, ``ModelReplaced`` or ``NoRoomForWeights``.
+        It waits for the tensors of a repair, if the dense weights are loaded. The call or the
+        future raises what ``Catalog.resolve`` raises, or ``NotAModel``, ``CheckpointCorrupt``,
+        ``ModelReplaced`` or ``NoRoomForWeights``.
         """
         entry = self.catalog.resolve(name)
         served: Future[ServedModel] = Future()
@@ -80,7 +86,7 @@ class ModelRegistry:
             try:
                 served.set_result(self._served(entry, weights.result()))
             except BaseException as error:  # noqa: BLE001 - the future raises it
-                served.set_exception(error)
+                served.set_exception(explained(name, error))
 
         self._weights.get(self._source(entry)).add_done_callback(serve)
         return served
@@ -99,27 +105,31 @@ class ModelRegistry:
         return entry.name in self._weights.loaded() or self._view(entry) is not None
 
     def weight_bytes(self) -> Mapping[str, int]:
-        """Bytes of loaded weights by name. Views have none of their own."""
-        return {name: weights.num_bytes for name, weights in self._weights.loaded().items()}
+        """Bytes of loaded weights by name: of models, and of the own tensors of their variants."""
+        models = {name: weights.num_bytes for name, weights in self._weights.loaded().items()}
+        owners = [variant for variant in self._weights.variants() if variant.own_bytes]
+        return models | {variant.name: variant.own_bytes for variant in owners}
+
+    def bytes_of(self, entry: ModelEntry) -> int:
+        """Bytes of loaded weights that this name has for itself; 0 for an unrepaired view."""
+        if (own := self._weights.loaded().get(entry.name)) is not None:
+            return own.num_bytes
+        view = self._view(entry)
+        return view.own_bytes if view else 0
 
     def loaded_variants(self) -> list[Variant]:
         """All variants that were made of the loaded weights."""
-        loaded = self._weights.loaded().values()
-        with self._lock:
-            return [variant for weights in loaded for variant in weights.variants.values()]
+        return self._weights.variants()
 
     def variants(self, entry: ModelEntry) -> Collection[Variant]:
         """The loaded variants that cannot run after ``drop`` of this entry."""
-        own = self._weights.loaded().get(entry.name)
-        with self._lock:
-            found = list(own.variants.values()) if own else []
+        found = self._weights.variants_of(entry.name)
         view = self._view(entry)
         return found if view is None else [*found, view]
 
     def variant(self, entry: ModelEntry) -> Variant | None:
         """The variant of exactly this name, if it was made since its weights were loaded."""
-        own = self._weights.loaded().get(entry.name)
-        return self._view(entry) or (own.variants.get(None) if own else None)
+        return self._view(entry) or self._weights.find(entry.name, VariantKey())
 
     def drop(self, entry: ModelEntry) -> None:
         """Drop the weights of this name with all their views, or only this view.
@@ -128,30 +138,34 @@ class ModelRegistry:
         """
         self._weights.drop(entry.name)
         if self._view(entry) is not None:
-            with self._lock:
-                self._weights.loaded()[entry.base].variants.pop(entry.keep, None)
+            self._weights.drop_variant(entry.base, entry.key)
 
     def _view(self, entry: ModelEntry) -> Variant | None:
         """The variant of an entry that is a view of loaded weights, if it was made."""
-        parent = self._weights.loaded().get(entry.base)
-        is_view = parent is not None and entry.is_view and entry.keep is not None
-        return parent.variants.get(entry.keep) if parent and is_view else None
+        is_view = entry.is_view and entry.keep is not None
+        return self._weights.find(entry.base, entry.key) if is_view else None
 
     def _served(self, entry: ModelEntry, weights: Weights) -> ServedModel:
-        keep = entry.keep if entry.is_view else None
-        expected = entry.order.parent_fingerprint if entry.order and keep else None
+        expected = entry.order.parent_fingerprint if entry.order and entry.key.keep else None
         if expected not in (None, weights.fingerprint):
             raise ModelReplaced(
                 f"{entry.base!r} was replaced after it had been loaded, and {entry.name!r} belongs "
                 f"to the new model: POST /models/{entry.base}/unload, then try again"
             )
-        with self._lock:
-            # Names of the same blocks share one variant, and therefore one batch.
-            variant = weights.variants.get(keep)
-            if variant is None:
-                variant = make_variant(entry.name, entry.base, weights.loaded.model, keep)
-                weights.variants[keep] = variant
+        # Names of the same blocks and repair share one variant, and therefore one batch.
+        own_bytes = entry.view_repair.num_bytes if entry.view_repair else 0
+        make = partial(self._made, entry, weights.loaded.model)
+        variant = self._weights.variant(
+            weights, VariantSource(entry.name, entry.key, own_bytes, make)
+        )
         return ServedModel(entry, variant, weights.loaded.tokenizer)
+
+    def _made(self, entry: ModelEntry, model: PreTrainedModel) -> Variant:
+        """Raises ``CheckpointCorrupt`` if its repair differs from the manifest."""
+        repaired = None
+        if entry.order is not None and entry.view_repair is not None:
+            repaired = self._checkpoints.repair(entry.order.name, entry.num_removed)
+        return make_variant(entry.name, entry.base, model, entry.key.keep, repaired)
 
     def _source(self, entry: ModelEntry) -> WeightSource:
         """The weights that the entry runs on: those of its dense model, or its own."""
@@ -166,8 +180,8 @@ class ModelRegistry:
         if entry.order is None or not entry.is_whole_checkpoint:
             raise UnknownModel(
                 f"{entry.name!r} needs its dense model {entry.base!r}, which is missing from the "
-                f"models directory or was replaced: without it only the full depth of a job can be "
-                f"served"
+                f"models directory or was replaced: without it, a job's full depth can be served, "
+                f"as it was published"
             )
         name = entry.order.name
         return WeightSource(

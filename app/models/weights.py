@@ -1,4 +1,7 @@
-"""Model weights in memory: each model is read once, and refused if it does not fit."""
+"""Model weights in memory: each model is read once, and refused if it does not fit.
+
+Variants share the weights of their model, and have the tensors that a repair has changed.
+"""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,10 +12,10 @@ from threading import Lock, Thread
 import torch
 
 from app.engine.variant import Variant
+from app.models.entry import VariantKey
 from pruning.models.memory import free_bytes, is_out_of_memory, shortage
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import LoadedModel, pick_device
-from pruning.sleb import Blocks
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,16 @@ class WeightSource:
     read: Callable[[], LoadedModel]
 
 
+@dataclass(frozen=True)
+class VariantSource:
+    """A variant of loaded weights, the size of its own tensors, and how to make it."""
+
+    name: str
+    key: VariantKey
+    own_bytes: int
+    make: Callable[[], Variant]  # reads the own tensors
+
+
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Loaded weights, and the variants that were made of them so far."""
@@ -44,7 +57,12 @@ class Weights:
     loaded: LoadedModel
     num_bytes: int  # of all parameters; tied ones count once
     fingerprint: str  # of the files when they were read
-    variants: dict[Blocks | None, Variant] = field(default_factory=dict)
+    variants: dict[VariantKey, Variant] = field(default_factory=dict)
+
+    @property
+    def own_bytes(self) -> int:
+        """Of the tensors that its variants do not share with it."""
+        return sum(variant.own_bytes for variant in self.variants.values())
 
 
 @dataclass(frozen=True)
@@ -61,8 +79,10 @@ class LoadedWeights:
     def __init__(self, device: str = "auto", max_bytes: int | None = None) -> None:
         self._device = device
         self._max_bytes = max_bytes
-        self._lock = Lock()
+        self._lock = Lock()  # guards everything below, and the variants of all weights
         self._reading = Lock()
+        self._making = Lock()
+        self._making_bytes = 0  # of the variant that is being made
         self._pending: dict[str, _Pending] = {}
         self._loaded: dict[str, Weights] = {}
 
@@ -79,7 +99,7 @@ class LoadedWeights:
         with self._lock:
             if (known := self._known(source.name)) is not None:
                 return known
-            self._check_room(source.name, num_bytes)
+            self._check_room(f"the weights of {source.name!r}", num_bytes)
             future: Future[Weights] = Future()
             future.set_running_or_notify_cancel()
             self._pending[source.name] = _Pending(num_bytes, future)
@@ -91,6 +111,51 @@ class LoadedWeights:
         """The weights that have been read completely."""
         with self._lock:
             return dict(self._loaded)
+
+    def variant(self, weights: Weights, source: VariantSource) -> Variant:
+        """The variant of this source, which is made now unless it is known.
+
+        Raises ``NoRoomForWeights`` before anything is read, and what ``source.make`` raises.
+        """
+        with self._lock:
+            if (known := weights.variants.get(source.key)) is not None:
+                return known
+        with self._making:
+            with self._lock:
+                if (known := weights.variants.get(source.key)) is not None:
+                    return known
+                if source.own_bytes:
+                    self._check_room(f"the repaired tensors of {source.name!r}", source.own_bytes)
+                self._making_bytes = source.own_bytes
+            try:
+                variant = source.make()
+                with self._lock:
+                    weights.variants[source.key] = variant
+            finally:
+                with self._lock:
+                    self._making_bytes = 0
+        return variant
+
+    def variants(self) -> list[Variant]:
+        """All variants of all weights."""
+        with self._lock:
+            return [each for weights in self._loaded.values() for each in weights.variants.values()]
+
+    def variants_of(self, name: str) -> list[Variant]:
+        """The variants of the weights of this name; none if they are not loaded."""
+        with self._lock:
+            return list(self._loaded[name].variants.values()) if name in self._loaded else []
+
+    def find(self, name: str, key: VariantKey) -> Variant | None:
+        """The variant of this key of the weights of this name, if it was made."""
+        with self._lock:
+            return self._loaded[name].variants.get(key) if name in self._loaded else None
+
+    def drop_variant(self, name: str, key: VariantKey) -> None:
+        """Forget a variant. Its own tensors are free once no request uses them."""
+        with self._lock:
+            if name in self._loaded:
+                self._loaded[name].variants.pop(key, None)
 
     def drop(self, name: str) -> None:
         """Forget these weights. Their memory is free once no variant uses them.
@@ -120,7 +185,7 @@ class LoadedWeights:
         except BaseException as error:  # noqa: BLE001 - the future raises it
             with self._lock:
                 del self._pending[source.name]
-            future.set_exception(_explained(source.name, error))
+            future.set_exception(explained(source.name, error))
             return
         with self._lock:
             self._loaded[source.name] = weights
@@ -128,24 +193,25 @@ class LoadedWeights:
         logger.info("loaded %s: %d bytes of weights", source.name, weights.num_bytes)
         future.set_result(weights)
 
-    def _check_room(self, name: str, num_bytes: int) -> None:
-        reserved = sum(pending.num_bytes for pending in self._pending.values())
+    def _check_room(self, what: str, num_bytes: int) -> None:
+        pending = sum(pending.num_bytes for pending in self._pending.values())
+        reserved = pending + self._making_bytes
         device = torch.device(pick_device(self._device))
         # weights pass through main memory on their way to a device
         devices = {device.type: device, "cpu": torch.device("cpu")}
         limits = [(free_bytes(device), f"in the memory of {device}") for device in devices.values()]
         if self._max_bytes is not None:
-            used = sum(weights.num_bytes for weights in self._loaded.values())
+            used = sum(each.num_bytes + each.own_bytes for each in self._loaded.values())
             limits.append((self._max_bytes - used, "of SLEB_MAX_WEIGHT_BYTES"))
         free, where = min(limits)
         if num_bytes > free - reserved:
             raise NoRoomForWeights(
-                f"the weights of {name!r} take {num_bytes} bytes, and {max(free - reserved, 0)} "
-                f"are free {where}: {self._advice()}"
+                f"{what} take {num_bytes} bytes, and {max(free - reserved, 0)} are free {where}: "
+                f"{self._advice()}"
             )
 
     def _advice(self) -> str:
-        sizes = {name: weights.num_bytes for name, weights in self._loaded.items()}
+        sizes = {name: each.num_bytes + each.own_bytes for name, each in self._loaded.items()}
         sizes |= {name: pending.num_bytes for name, pending in self._pending.items()}
         if not sizes:
             return "no other model is loaded, so this one needs more memory"
@@ -159,7 +225,7 @@ def _num_bytes(loaded: LoadedModel) -> int:
     return sum(sizes.values())
 
 
-def _explained(name: str, error: BaseException) -> BaseException:
+def explained(name: str, error: BaseException) -> BaseException:
     """The error, as ``NoRoomForWeights`` if the device ran out of memory."""
     for cause in (error, error.__cause__):
         if cause is not None and is_out_of_memory(cause):

@@ -127,6 +127,11 @@ class CheckpointStore:
         self.manifest(name)
         return open_checkpoint(self.path(name), device=device)
 
+    def repair(self, name: str, num_removed: int) -> Repaired | None:
+        """As ``repair_of``. Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
+        self.manifest(name)
+        return repair_of(self.path(name), num_removed)
+
 
 def read_manifest(path: Path) -> Manifest:
     """Raises ``FileNotFoundError`` or ``CheckpointCorrupt``."""

@@ -56,7 +56,13 @@ class VariantName:
     def __str__(self) -> str:
         depth = "" if self.depth is None else f"-{self.depth}"
         blocks = "" if self.is_dense else f"@{self.job or ''}{depth}"
-        return f"{self.model}{blocks}{_RAW if self.is_raw else ''}"
+        name = f"{self.model}{blocks}"
+        return raw_name(name) if self.is_raw else name
+
+
+def raw_name(name: str) -> str:
+    """The name of the same blocks without repair."""
+    return f"{name}{_RAW}"
 
 
 def split_raw(text: str) -> tuple[str, bool]:

@@ -1,8 +1,16 @@
-"""Repairs of tiny models, made on random windows."""
+"""Repairs of tiny models, made on random windows, and checkpoints that have them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest, file_entry, read_manifest
+from pruning.models.blocks import view
+from pruning.repair.choose import DepthRepair
+from pruning.repair.folding import folded
 from pruning.repair.repair import (
     Method,
     Repaired,
@@ -10,11 +18,12 @@ from pruning.repair.repair import (
     ResidentModel,
     repair_depths,
 )
+from pruning.repair.stored import write_repair
 from pruning.sleb import Blocks
 from tests.support.tiny import VOCAB_SIZE
 
 
-def random_text(num_windows: int = 6, seqlen: int = 12, seed: int = 0) -> RepairText:
+def random_text(num_windows: int = 24, seqlen: int = 12, seed: int = 0) -> RepairText:
     """Windows of two domains."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -28,5 +37,30 @@ def random_text(num_windows: int = 6, seqlen: int = 12, seed: int = 0) -> Repair
 
 def repaired_by(method: Method, model: PreTrainedModel, keep: Blocks) -> Repaired:
     dense = ResidentModel(model)
-    [depth] = repair_depths(dense, [keep], random_text(), batch_tokens=24, methods=[method])
+    [depth] = repair_depths(dense, [keep], random_text(), batch_tokens=512, methods=[method])
     return depth.tried[method]
+
+
+def repair_checkpoint(path: Path, model: PreTrainedModel, methods: Sequence[Method]) -> Manifest:
+    """Repair a published checkpoint of ``model`` by a method for each depth, 1, 2 ...
+
+    It is then as a job with these repairs would have published it.
+    """
+    manifest = read_manifest(path)
+    repairs = []
+    for num_removed, method in enumerate(methods, start=1):
+        keep = manifest.keep_after(num_removed)
+        repaired = repaired_by(method, model, keep)
+        write_repair(path, num_removed, repaired)
+        num_bytes = sum(tensor.nbytes for tensor in repaired.tensors.values())
+        repairs.append(DepthRepair(num_removed, method, num_bytes, {}))
+    own = folded(model, manifest.keep, repaired)
+    view(model, manifest.keep, own).save_pretrained(path)
+    manifest = replace(manifest, repair=tuple(repairs), files=entries_of(path))
+    (path / MANIFEST).write_text(manifest.to_json())
+    return manifest
+
+
+def entries_of(path: Path) -> dict[str, FileEntry]:
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST]
+    return {str(file.relative_to(path)): file_entry(file) for file in files}

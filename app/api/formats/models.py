@@ -1,6 +1,6 @@
 """The response body of a model in the catalogue."""
 
-from app.api.schemas.generate import ModelView
+from app.api.schemas.generate import ModelView, RepairView
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
@@ -31,13 +31,20 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         num_parameters=entry.num_parameters,
         checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
         is_published=entry.is_published,
+        repair=_repair(entry),
         dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
         is_loaded=registry.is_loaded(entry),
-        weight_bytes=registry.weight_bytes().get(entry.name, 0),
+        weight_bytes=registry.bytes_of(entry),
         kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
         error=entry.error,
     )
+
+
+def _repair(entry: ModelEntry) -> RepairView | None:
+    if entry.repair is None:
+        return None
+    return RepairView(method=entry.repair.method, bytes=entry.repair.num_bytes, raw=entry.raw.name)
 
 
 def _kv_cache_bytes(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> int:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.sampling import SamplingFields
 from app.engine.sequence import MAX_TOP_LOGPROBS
+from pruning.repair.repair import Method
 
 MAX_PROMPTS = 256
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -105,6 +106,14 @@ class GenerateView(BaseModel):
     outputs: list[OutputView]
 
 
+class RepairView(BaseModel):
+    """How the blocks of a pruned variant are corrected for those that are missing."""
+
+    method: Method
+    bytes: int = Field(description="Of the weights that the variant does not share.")
+    raw: str = Field(description="Name of the same blocks without repair.")
+
+
 class ModelView(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -137,11 +146,13 @@ class ModelView(BaseModel):
     num_parameters: int | None
     checkpoint: str | None
     is_published: bool = Field(description="False until the job publishes a checkpoint.")
+    repair: RepairView | None = Field(description="Null for a variant that is not repaired.")
     dtype: str | None
     max_positions: int | None
     is_loaded: bool = Field(description="Whether requests run without loading weights first.")
     weight_bytes: int = Field(
-        description="Weights in memory; 0 for a view, which shares those of its parent."
+        description="Weights in memory. A view shares those of its parent, and has 0 or the bytes "
+        "of its repair."
     )
     kv_cache_bytes: int = Field(
         description="KV cache of running requests, shared by names of the same blocks."
