@@ -20,10 +20,13 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import TokenEvent
 from app.main import create_app
 from app.server.serve import ApiServer
+from pruning.models.store import LoadedModel
+from pruning.repair.repair import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send
+from tests.support.repairs import repair_checkpoint
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
@@ -159,6 +162,28 @@ def test_the_direction_says_what_is_replayed_on_what(
             wait_until(lambda: num_done(client, **last) == 1, "the last one was replayed")
         others = client.get("/metrics").text.count("sleb_shadow_done_total{")
         assert others == (2 if direction == "dense" else 1)
+
+
+@pytest.mark.parametrize(
+    ("direction", "live", "replayed"),
+    [("@-2+raw", "tiny", "tiny@-2+raw"), ("dense", "tiny@-2+raw", "tiny")],
+)
+def test_a_replay_may_be_of_the_raw_form(
+    settings: ServeSettings,
+    redis_url: str,
+    data_dir: Path,
+    tiny_loaded: LoadedModel,
+    direction: str,
+    live: str,
+    replayed: str,
+) -> None:
+    methods = [Method.NONE, Method.RIDGE, Method.RIDGE]
+    repair_checkpoint(data_dir / "checkpoints" / "tiny@prn-1", tiny_loaded.model, methods)
+    settings = settings.model_copy(update={"shadow_direction": direction})
+    pair = {"live_model": live, "shadow_model": replayed}
+    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
+        generate(client, model=live)
+        wait_until(lambda: num_done(client, **pair) == 1, "it was replayed")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Repaired variants and their raw forms over HTTP."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from pruning.checkpoints.store import Manifest
+from pruning.models.store import LoadedModel
+from pruning.repair.repair import Method
+from tests.support.api_fixtures import publish_pruned
+from tests.support.exposition import Scrape
+from tests.support.generate_requests import generate
+from tests.support.model_requests import load, model, unload
+from tests.support.repairs import repair_checkpoint
+
+METHODS = (Method.NONE, Method.SCALE, Method.RIDGE)
+
+
+@pytest.fixture
+def manifest(data_dir: Path, tiny_loaded: LoadedModel) -> Manifest:
+    publish_pruned(data_dir, len(METHODS))
+    return repair_checkpoint(data_dir / "checkpoints" / "tiny@prn-1", tiny_loaded.model, METHODS)
+
+
+def text_of(client: TestClient, name: str) -> str:
+    answer = generate(client, model=name, max_new_tokens=12, ignore_eos=True)
+    text: str = answer["outputs"][0]["text"]
+    return text
+
+
+def test_every_repaired_variant_names_its_raw_form_which_is_not_listed(
+    client: TestClient, manifest: Manifest
+) -> None:
+    assert manifest.repair is not None
+    own_bytes = manifest.repair[2].num_bytes
+    listed = {each["id"]: each["repair"] for each in client.get("/models").json()["data"]}
+    assert listed == {
+        "tiny": None,
+        "tiny@-1": None,
+        "tiny@-2": {"method": "scale", "bytes": 0, "raw": "tiny@-2+raw"},
+        "tiny@-3": {"method": "ridge", "bytes": own_bytes, "raw": "tiny@-3+raw"},
+        "tiny@prn-1": {"method": "ridge", "bytes": own_bytes, "raw": "tiny@prn-1+raw"},
+    }
+    names = [each["id"] for each in client.get("/v1/models").json()["data"]]
+    assert names == list(listed)
+    for name in names[1:]:
+        raw = model(client, f"{name}+raw")
+        assert (raw["id"], raw["repair"], raw["variant"]) == (f"{name}+raw", None, "pruned")
+        assert raw["removed_blocks"] == model(client, name)["removed_blocks"]
+        assert client.get(f"/v1/models/{name}+raw").json()["parent"] == "tiny"
+
+
+def test_what_was_measured_of_the_repaired_model_is_not_of_the_raw_one(
+    client: TestClient, manifest: Manifest
+) -> None:
+    assert manifest.quality.perplexities
+    raw, repaired = model(client, "tiny@-3+raw"), model(client, "tiny@-3")
+    assert repaired["perplexity"] == manifest.quality.perplexities[3]
+    assert (raw["perplexity"], raw["warnings"]) == (None, [])
+    assert raw["losses"] == repaired["losses"]  # of the search, which repaired nothing
+    assert model(client, "tiny@-1+raw")["perplexity"] == manifest.quality.perplexities[1]
+
+
+def test_both_are_loaded_counted_and_unloaded_each_alone(
+    client: TestClient, manifest: Manifest
+) -> None:
+    assert manifest.repair is not None
+    own_bytes = manifest.repair[2].num_bytes
+    for name, num_bytes in (("tiny@-3", own_bytes), ("tiny@-3+raw", 0)):
+        loaded = load(client, name).json()
+        assert (loaded["id"], loaded["is_loaded"], loaded["weight_bytes"]) == (
+            name,
+            True,
+            num_bytes,
+        )
+    scrape = Scrape(client.get("/metrics").text)
+    assert scrape.value("sleb_model_weight_bytes", model_name="tiny@-3") == own_bytes
+    assert text_of(client, "tiny@-3") != text_of(client, "tiny@-3+raw")
+    scrape = Scrape(client.get("/metrics").text)
+    for name in ("tiny@-3", "tiny@-3+raw"):
+        labels = {"model_name": name, "variant": "pruned", "traffic": "live"}
+        assert scrape.value("sleb_generation_tokens_total", **labels) == 12
+    assert unload(client, "tiny@-3").status_code == 204
+    assert [model(client, name)["is_loaded"] for name in ("tiny@-3", "tiny@-3+raw")] == [0, 1]
+    assert unload(client, "tiny@prn-1+raw").status_code == 204
+    assert not model(client, "tiny@-3+raw")["is_loaded"]
+    assert model(client, "tiny")["is_loaded"]
+
+
+def test_a_comparison_shows_dense_raw_and_repaired(client: TestClient, manifest: Manifest) -> None:
+    names = ["tiny", "tiny@-3", "tiny@-3+raw", f"{manifest.name}+raw"]
+    body = {"models": names, "prompt": "the dog", "max_new_tokens": 12, "repeats": 2}
+    found: dict[str, Any] = client.post("/compare", json=body).json()
+    outputs = found["prompts"][0]["outputs"]
+    assert [each["model"] for each in outputs] == names
+    texts = [each["text"] for each in outputs]
+    assert texts == [text_of(client, name) for name in names]
+    assert (len(set(texts)), texts[2]) == (3, texts[3])
+
+
+@pytest.mark.parametrize("name", ["tiny+raw", "tiny@-4+raw", "none@-1+raw"])
+def test_a_name_that_has_no_raw_form_is_not_found(
+    client: TestClient, manifest: Manifest, name: str
+) -> None:
+    assert manifest.repair is not None
+    answer = client.post("/generate", json={"model": name, "prompt": "the dog"})
+    assert (answer.status_code, answer.json()["type"]) == (404, "model-not-found")
+    if name == "tiny+raw":
+        assert "'tiny' is a dense model: leave it out" in answer.json()["detail"]
