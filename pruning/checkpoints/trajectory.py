@@ -11,6 +11,7 @@ from pruning.spec.prune import Metric, PruneSpec
 
 Cells = tuple[str, ...]
 NONE = "-"
+CEILING = 1e6  # in a plot, larger values are drawn here, so that the others can be told apart
 _MARGINS: Mapping[Metric, str] = MappingProxyType(
     {
         Metric.COSINE: "how much more the runner-up changes its input, as 1 - cosine",

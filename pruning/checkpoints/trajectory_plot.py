@@ -6,8 +6,15 @@ from io import BytesIO
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pruning.checkpoints.domain_panels import (
+    MAX_PANELS,
+    draw_panel,
+    drawn_values,
+    grid,
+)
 from pruning.checkpoints.store import Manifest
-from pruning.checkpoints.trajectory import calibration_perplexities, short
+from pruning.checkpoints.trajectory import CEILING, calibration_perplexities, short
+from pruning.evaluation.quality import DomainQuality
 from pruning.spec.prune import PruneSpec
 
 if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
@@ -16,9 +23,9 @@ if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes 
 
 PLOT_FILE = "trajectory.png"
 DPI = 160
-CEILING = 1e6  # higher perplexities are drawn here, so that the others can be told apart
 CELLS_PER_ROW = 40
 _WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 4.4, 0.42  # inches
+_HEAD, _PANEL_HEIGHT = 0.7, 3.1  # inches, of the titles and of a row of panels
 _MIN_COLUMNS = 24  # of the map, so that cells of a small model are not wide
 _CROWDED = 32  # with more points, labels are rotated
 
@@ -61,37 +68,75 @@ def plot(manifest: Manifest) -> bytes:
 
 
 def draw(manifest: Manifest) -> "Figure":
-    """Draw the figure of ``plot``: its first axes contain the curve, its second the map."""
+    """Draw the figure of ``plot``: its last axes contain the map, those before it the curves.
+
+    There is a panel for each domain, or one curve if no domain was measured.
+    """
     from matplotlib.figure import Figure  # noqa: PLC0415 - as above
 
-    num_rows = math.ceil(manifest.num_blocks / CELLS_PER_ROW)
-    height = _CURVE_HEIGHT + num_rows * _ROW_HEIGHT + 0.37
+    map_rows = math.ceil(manifest.num_blocks / CELLS_PER_ROW)
+    domains = manifest.quality.domains[:MAX_PANELS]
+    curve_height = _HEAD + grid(len(domains))[0] * _PANEL_HEIGHT if domains else _CURVE_HEIGHT
+    height = curve_height + map_rows * _ROW_HEIGHT + 0.37
     figure = Figure(figsize=(_WIDTH, height))
-
-    def axes(left: float, bottom: float, width: float, top: float) -> "Axes":
-        box = left / _WIDTH, bottom / height, width / _WIDTH, (top - bottom) / height
-        return figure.add_axes(box)
-
     title, result = _titles(manifest)
     figure.text(0.2 / _WIDTH, 1 - 0.15 / height, title, size=13, weight="bold", va="top")
     figure.text(0.2 / _WIDTH, 1 - 0.42 / height, result, size=11, va="top")
-    floor = height - _CURVE_HEIGHT
-    _draw_curve(axes(0.85, floor + 0.55, _WIDTH - 1.05, height - 1.02), manifest)
-    _draw_map(axes(0.2, 0.06, _WIDTH - 0.4, 0.06 + num_rows * _ROW_HEIGHT), manifest, num_rows)
+    if domains:
+        _draw_panels(figure, domains, manifest.removed_blocks)
+    else:
+        bottom = height - _CURVE_HEIGHT + 0.55
+        _draw_curve(_axes(figure, 0.85, bottom, _WIDTH - 1.05, height - 1.02), manifest)
+    top = 0.06 + map_rows * _ROW_HEIGHT
+    _draw_map(_axes(figure, 0.2, 0.06, _WIDTH - 0.4, top), manifest, map_rows)
     return figure
+
+
+def _axes(figure: "Figure", left: float, bottom: float, width: float, top: float) -> "Axes":
+    """Axes at a place in inches."""
+    height = float(figure.get_figheight())
+    box = left / _WIDTH, bottom / height, width / _WIDTH, (top - bottom) / height
+    return figure.add_axes(box)
+
+
+def _draw_panels(
+    figure: "Figure", domains: Sequence[DomainQuality], removed: Sequence[int]
+) -> None:
+    _, num_columns = grid(len(domains))
+    width, values = (_WIDTH - 0.8) / num_columns, drawn_values(domains)
+    for at, domain in enumerate(domains):
+        row, column = divmod(at, num_columns)
+        left = 0.75 + column * width
+        top = figure.get_figheight() - _HEAD - row * _PANEL_HEIGHT
+        panel = _axes(figure, left, top - _PANEL_HEIGHT + 0.65, width - 0.2, top - 0.6)
+        draw_panel(panel, domain, removed)
+        _scale(panel, values, "perplexity, × dense")
+        if column:
+            panel.set_ylabel("")
+            panel.tick_params(labelleft=False)
+    # the panel with most curves names them all
+    named = max(
+        (panel.get_legend_handles_labels() for panel in figure.axes), key=lambda n: len(n[1])
+    )
+    corner = 1 - 0.2 / _WIDTH, 1 - 0.12 / figure.get_figheight()
+    figure.legend(
+        *named, loc="upper right", bbox_to_anchor=corner, title="bars: 95 % intervals", fontsize=9
+    )
 
 
 def _titles(manifest: Manifest) -> tuple[str, str]:
     name = manifest.parent if len(manifest.parent) <= 40 else f"…{manifest.parent[-39:]}"
-    num_removed = len(manifest.removed_blocks)
-    held_out = manifest.quality.perplexities
-    values = held_out or calibration_perplexities(manifest)
-    text = "held-out" if held_out else "calibration"
+    quality, num_removed = manifest.quality, len(manifest.removed_blocks)
+    title = f"{name} without {num_removed} of its {manifest.num_blocks} blocks"
+    if quality.domains:
+        worst = max(quality.domains, key=lambda one: one.ratio(one.served_after(num_removed)).value)
+        served = worst.served_after(num_removed)
+        values, text = [worst.dense.perplexity, served.perplexity], f"{worst.domain} (the worst)"
+    else:
+        values = [*(quality.perplexities or calibration_perplexities(manifest))]
+        text = "held-out text" if quality.perplexities else "calibration text"
     cost = f"{short(values[0])} → {short(values[-1])}, {short(values[-1] / values[0])} × dense"
-    return (
-        f"{name} without {num_removed} of its {manifest.num_blocks} blocks",
-        f"perplexity on {text} text {cost}",
-    )
+    return title, f"perplexity on {text} {cost}"
 
 
 def _draw_curve(axes: "Axes", manifest: Manifest) -> None:
@@ -108,7 +153,7 @@ def _draw_curve(axes: "Axes", manifest: Manifest) -> None:
         axes.plot(beyond, line, "^", color=_INK, ms=9, label=label, zorder=4)
     is_below = bool(held_out) and sum(calibration) > sum(held_out)
     _label_points(axes, manifest.removed_blocks, main[1:], is_below=is_below)
-    _scale(axes, [*calibration, *held_out])
+    _scale(axes, [*calibration, *held_out], "perplexity")
     axes.set_xlim(-0.5, len(main) - 0.5)
     axes.set_xticks(steps[:: math.ceil(len(main) / 25)])
     axes.set_xlabel("number of removed blocks; each point is labelled with the removed block")
@@ -137,20 +182,20 @@ def _label_points(
         )
 
 
-def _scale(axes: "Axes", values: Sequence[float]) -> None:
+def _scale(axes: "Axes", values: Sequence[float], name: str) -> None:
     """Leave room for the labels, and use a logarithmic scale from a ratio of 10 on."""
     low, high = min(values), max(values)
     if high / low <= 10:
         room = 0.12 * (high - low) or 0.1 * high
         axes.set_ylim(low - room, high + room)
-        axes.set_ylabel("perplexity")
+        axes.set_ylabel(name)
     else:
         room = (high / low) ** 0.1
         axes.set_yscale("log")
         axes.set_ylim(low / room, high * room)
         axes.set_yticks(log_ticks(low / room, high * room))
         axes.minorticks_off()
-        axes.set_ylabel("perplexity, logarithmic")
+        axes.set_ylabel(f"{name}, logarithmic")
     axes.yaxis.set_major_formatter(compact)
 
 

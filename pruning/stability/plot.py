@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from pruning.checkpoints.trajectory_plot import CEILING, STYLE, compact, log_ticks
+from pruning.checkpoints.trajectory import CEILING
+from pruning.checkpoints.trajectory_plot import STYLE, compact, log_ticks
 from pruning.stability.agreement import Stability
 
 if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from pruning.checkpoints.store import Manifest
-from pruning.checkpoints.trajectory_plot import CEILING, DPI, draw, log_ticks, plot
+from pruning.checkpoints.trajectory import CEILING
+from pruning.checkpoints.trajectory_plot import DPI, draw, log_ticks, plot
 from pruning.evaluation.quality import MAX_NATS
 from tests.support.pruning_runs import RUN, manifest_of
 

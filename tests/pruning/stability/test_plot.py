@@ -6,7 +6,7 @@ import pytest
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from pruning.checkpoints.trajectory_plot import CEILING
+from pruning.checkpoints.trajectory import CEILING
 from pruning.stability.agreement import Stability, stability
 from pruning.stability.plot import draw, plot
 from tests.support.search_runs import report_of, run_of

@@ -1,0 +1,139 @@
+"""The panels of the trajectory plot: a domain each, pruned and repaired against the dense model.
+
+All panels have one scale, the perplexity divided by that of the dense model on the same windows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pruning.checkpoints.trajectory import CEILING, short
+from pruning.evaluation.quality import DomainQuality, Interval, Measured
+
+if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
+    from matplotlib.axes import Axes
+
+MAX_PANELS = 9
+_MAX_NAMED = 10  # removals; with more, their blocks are not named at the ticks
+_MAX_TICKS = 9
+_MAX_SOURCE = 44  # characters of the name of a text
+# Based on the colour-blind safe palette of Okabe and Ito; line styles and markers differ as well
+_STYLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "pruned": {"color": "#C44E00", "ls": "--", "marker": "s", "ms": 4, "lw": 1.4},
+        "repaired": {"color": "#0072B2", "ls": "-", "marker": "o", "ms": 4.5, "lw": 2},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Perplexities after 0, 1, 2 ... removals, divided by the dense one: low end, value, high end.
+
+    ``perplexity`` is the last one itself.
+    """
+
+    label: str
+    points: tuple[tuple[float, float, float], ...]
+    perplexity: float
+
+
+def curves(domain: DomainQuality) -> Iterator[Curve]:
+    """The pruned model, and the repaired one if there is any."""
+    yield _curve("pruned", domain, domain.raw_after)
+    if any(domain.repaired):
+        yield _curve("repaired", domain, domain.served_after)
+
+
+def grid(num_panels: int) -> tuple[int, int]:
+    """Rows and columns for so many panels."""
+    num_columns = 2 if num_panels == 4 else min(num_panels, 3)
+    return math.ceil(num_panels / num_columns), num_columns
+
+
+def draw_panel(axes: "Axes", domain: DomainQuality, removed: Sequence[int]) -> None:
+    """Draw the curves of one domain with their intervals, below its name and its text."""
+    for at, curve in enumerate(curves(domain)):
+        lows, values, highs = zip(*curve.points, strict=True)
+        errors = (
+            [value - low for value, low in zip(values, lows, strict=True)],
+            [high - value for value, high in zip(values, highs, strict=True)],
+        )
+        steps = [step + 0.08 * at for step in range(len(values))]  # so that no bar hides another
+        style = _STYLES[curve.label]
+        axes.errorbar(steps, values, errors, capsize=2.5, elinewidth=1, label=curve.label, **style)
+        axes.annotate(
+            _shorter(curve.perplexity),
+            (steps[-1], values[-1]),
+            xytext=(5, -3 if at else 3),
+            textcoords="offset points",
+            va="top" if at else "bottom",
+            color=style["color"],
+            size=8,
+        )
+    _name_text(axes, domain)
+    _name_steps(axes, removed)
+
+
+def drawn_values(domains: Sequence[DomainQuality]) -> list[float]:
+    """Every value and end of an interval in the panels of these domains."""
+    points = [point for domain in domains for curve in curves(domain) for point in curve.points]
+    return [value for point in points for value in point]
+
+
+def _curve(label: str, domain: DomainQuality, model: Callable[[int], Measured]) -> Curve:
+    depths = [model(number) for number in range(1, len(domain.raw) + 1)]
+    points = ((1.0, 1.0, 1.0), *(_point(domain.ratio(depth)) for depth in depths))
+    return Curve(label, points, (depths or [domain.dense])[-1].perplexity)
+
+
+def _point(ratio: Interval) -> tuple[float, float, float]:
+    """Limited to what can be drawn. An unknown interval has no length."""
+    value = _limited(ratio.value)
+    low, high = (value if end is None else _limited(end) for end in (ratio.low, ratio.high))
+    return min(low, value), value, max(high, value)
+
+
+def _limited(value: float) -> float:
+    return max(1 / CEILING, min(CEILING, value))  # NaN becomes the ceiling
+
+
+def _shorter(perplexity: float) -> str:
+    return f"{perplexity:,.0f}" if 1000 <= perplexity < CEILING else short(perplexity)
+
+
+def _name_text(axes: "Axes", domain: DomainQuality) -> None:
+    source = domain.source
+    if len(source) > _MAX_SOURCE:
+        half = _MAX_SOURCE // 2
+        source = f"{source[: half - 1]}…{source[-half:]}"
+    windows = f"{domain.num_windows} windows of {domain.seqlen} tokens"
+    lines = (
+        (27, domain.domain, {"size": 11, "weight": "bold"}),
+        (16, source, {"size": 7.5}),
+        (5, f"{windows}, dense {short(domain.dense.perplexity)}", {"size": 7.5}),
+    )
+    for offset, text, style in lines:
+        axes.annotate(
+            text,
+            (0, 1),
+            xytext=(0, offset),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            **style,
+        )
+
+
+def _name_steps(axes: "Axes", removed: Sequence[int]) -> None:
+    """Ticks for numbers of removed blocks, with the block removed last if there is room."""
+    steps = range(len(removed) + 1)
+    if len(removed) <= _MAX_NAMED:
+        labels = ["0", *(f"{step}\n({block})" for step, block in enumerate(removed, start=1))]
+        axes.set_xticks(steps, labels, size=8)
+        axes.set_xlabel("removed blocks (the last one)", size=8)
+    else:
+        axes.set_xticks(steps[:: math.ceil(len(steps) / _MAX_TICKS)])
+        axes.set_xlabel("removed blocks", size=8)
+    axes.set_xlim(-0.3, len(removed) * 1.2 + 0.3)  # room for the perplexities at the end
