@@ -24,7 +24,10 @@ def _num_bytes(text: str) -> int:
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, or a directory.")
+        str,
+        typer.Argument(
+            help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, these with +raw, or a directory."
+        ),
     ],
     out_dir: Annotated[
         Path | None, typer.Argument(help="Directory for the model; optional with --gguf.")

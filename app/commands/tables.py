@@ -74,12 +74,14 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         print_json([_entry_json(entry) for entry in entries])
         return
     listed = Table()
-    for heading in ("model", "blocks", "removed blocks", "perplexity", ""):
+    for heading in ("model", "blocks", "removed blocks", "repair", "perplexity", ""):
         listed.add_column(heading, overflow="fold")
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
         perplexity = f"{entry.perplexity:.2f}" if entry.perplexity is not None else ""
-        listed.add_row(entry.name, str(entry.num_blocks), removed, perplexity, entry.error or "")
+        repair = entry.repair.method.value if entry.repair else ""
+        cells = (entry.name, str(entry.num_blocks), removed, repair, perplexity, entry.error or "")
+        listed.add_row(*cells)
     Console().print(listed if entries else f"no models in {settings.models_dir}")
 
 
@@ -89,6 +91,14 @@ def _entry_json(entry: ModelEntry) -> dict[str, Any]:
         "parent": entry.parent,
         "num_blocks": entry.num_blocks,
         "removed_blocks": list(entry.removed_blocks),
+        "repair": _repair_json(entry),
         "perplexity": entry.perplexity,
         "error": entry.error,
     }
+
+
+def _repair_json(entry: ModelEntry) -> dict[str, Any] | None:
+    if entry.repair is None:
+        return None
+    method, num_bytes = entry.repair.method, entry.repair.num_bytes
+    return {"method": method, "bytes": num_bytes, "raw": entry.raw.name}

@@ -37,6 +37,8 @@ class ModelCollector(Collector):
         yield _by_model("sleb_model_weight_bytes", "Weights in memory.", weights)
         yield from _gpu_memory()
         entries = [entry for entry in self._registry.catalog.entries() if entry.error is None]
+        raw = [entry.raw for entry in entries if entry.repair]  # they are not in the catalog
+        entries += [entry for entry in raw if self._registry.is_loaded(entry)]
         yield from _known(entries)
         yield _model_info(entries)
 

@@ -12,8 +12,12 @@ import httpx2
 import pytest
 from transformers import AutoModelForCausalLM
 
+from pruning.models.store import LoadedModel
+from pruning.repair.repair import Method
+from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import Completed, sleb, sleb_process
 from tests.support.processes import environment, free_port, is_ready, processes_of, running
+from tests.support.repairs import repair_checkpoint
 from tests.support.unsupported import quantize_config, write_unsupported
 from tests.support.waiting import wait_until
 
@@ -64,6 +68,19 @@ def test_prune_writes_a_model_without_any_server(
 def test_models_lists_the_catalogue(data_dir: Path) -> None:
     assert json.loads(sleb_process(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
     assert "tiny" in sleb(data_dir, "models").stdout
+
+
+def test_models_names_the_raw_form_of_a_repaired_variant(
+    data_dir: Path, tiny_loaded: LoadedModel
+) -> None:
+    checkpoint = data_dir / "checkpoints" / publish_pruned(data_dir, 2).name
+    repair_checkpoint(checkpoint, tiny_loaded.model, [Method.NONE, Method.SCALE])
+    listed = json.loads(sleb(data_dir, "models", "--json").stdout)
+    repairs = {model["id"]: model["repair"] for model in listed}
+    assert repairs["tiny"] is repairs["tiny@-1"] is None
+    assert repairs["tiny@-2"] == {"method": "scale", "bytes": 0, "raw": "tiny@-2+raw"}
+    [line] = [line for line in sleb(data_dir, "models").stdout.splitlines() if "tiny@-2" in line]
+    assert "scale" in line
 
 
 def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path) -> None:

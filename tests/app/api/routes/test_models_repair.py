@@ -77,6 +77,10 @@ def test_both_are_loaded_counted_and_unloaded_each_alone(
         )
     scrape = Scrape(client.get("/metrics").text)
     assert scrape.value("sleb_model_weight_bytes", model_name="tiny@-3") == own_bytes
+    known = {labels["model_name"] for labels in scrape.series("sleb_model_num_blocks")}
+    assert known == {"tiny", "tiny@-1", "tiny@-2", "tiny@-3", "tiny@-3+raw", "tiny@prn-1"} | {
+        "tiny@prn-1+raw"  # another name of the same
+    }
     assert text_of(client, "tiny@-3") != text_of(client, "tiny@-3+raw")
     scrape = Scrape(client.get("/metrics").text)
     for name in ("tiny@-3", "tiny@-3+raw"):
