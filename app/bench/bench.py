@@ -22,6 +22,7 @@ from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
+from app.models.entry import ModelEntry
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
@@ -30,6 +31,7 @@ from pruning.models.names import VariantName
 from pruning.models.random_models import random_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.models.timing import measure_times
+from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
 
 REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
@@ -62,14 +64,16 @@ def stored_subject(
     """A model of the data directory, and variants of its published removal orders.
 
     The variant ``dense`` is the dense model a second time. Raises ``UnknownModel``,
-    ``ModelNotFound`` or ``NotAModel``.
+    ``ModelNotFound``, ``NotAModel`` or ``CheckpointCorrupt``.
     """
     set_up_torch(settings.threads)
     if name == NAME:
         ensure_demo_model(settings.models_dir)
     models = ModelStore(settings.models_dir)
-    catalog = Catalog(models, CheckpointStore(settings.checkpoints_dir))
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    catalog = Catalog(models, checkpoints)
     removed: dict[str, Blocks] = {}
+    repairs: dict[str, Repaired] = {}
     for variant in variants:
         if variant == DENSE:
             removed[_again(variant)] = ()
@@ -80,8 +84,10 @@ def stored_subject(
                 f"{entry.name!r} is not a variant of the {name!r} in the data directory"
             )
         removed[entry.name] = entry.removed_blocks
+        if repaired := _repair(entry, checkpoints):
+            repairs[entry.name] = repaired
     loaded = models.load(name, dtype=dtype, device=settings.device)
-    return BenchSubject(name, make_variant(name, name, loaded.model), removed)
+    return BenchSubject(name, make_variant(name, name, loaded.model), removed, repairs)
 
 
 def random_subject(
@@ -130,6 +136,13 @@ def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
 
 def facts_of(dtype: str) -> dict[str, object]:
     return {"dtype": dtype, "command": shlex.join(["sleb", *sys.argv[1:]])}
+
+
+def _repair(entry: ModelEntry, checkpoints: CheckpointStore) -> Repaired | None:
+    """Raises ``CheckpointCorrupt``."""
+    if entry.order is None or entry.view_repair is None:
+        return None
+    return checkpoints.repair(entry.order.name, entry.num_removed)
 
 
 def _measured(

@@ -1,12 +1,13 @@
 """What ``sleb bench`` measures: scenarios, their sizes, and the variants of one model."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
 from pruning.removal import kept
+from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
 
 DENSE = "dense"
@@ -57,11 +58,15 @@ class BenchPlan:
 
 @dataclass(frozen=True)
 class BenchSubject:
-    """A dense model, and the removed blocks of each variant by name."""
+    """A dense model, and the removed blocks of each variant by name.
+
+    ``repairs`` are those of repaired variants; tensors of them are in memory.
+    """
 
     name: str
     dense: Variant
     removed: Mapping[str, Blocks]
+    repairs: Mapping[str, Repaired] = field(default_factory=dict)
 
     @property
     def num_blocks(self) -> int:
@@ -71,14 +76,20 @@ class BenchSubject:
         """The variants that take turns: dense first, then the pruned ones, and half the model."""
         blocks = range(self.num_blocks)
         pruned = {
-            name: without(self.dense, removed, name) for name, removed in self.removed.items()
+            name: without(self.dense, removed, name, self.repairs.get(name))
+            for name, removed in self.removed.items()
         }
         half = without(self.dense, blocks[self.num_blocks // 2 :], HALF)
         return {DENSE: self.dense, **pruned, HALF: half}
 
 
-def without(dense: Variant, removed: Collection[int], name: str | None = None) -> Variant:
+def without(
+    dense: Variant,
+    removed: Collection[int],
+    name: str | None = None,
+    repaired: Repaired | None = None,
+) -> Variant:
     """The variant without these blocks; by default it is named after its depth."""
     keep = kept(len(dense.keep), removed)
     name = name or str(VariantName(dense.name, depth=len(dense.keep) - len(keep)))
-    return make_variant(name, dense.name, dense.model, keep)
+    return make_variant(name, dense.name, dense.model, keep, repaired)

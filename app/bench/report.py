@@ -5,7 +5,7 @@ from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from app.bench.plan import DENSE, Scenario
+from app.bench.plan import DENSE, BenchSubject, Scenario
 from app.bench.result import Bench, Row
 from app.bench.runs import Sample
 from app.compare.speedup import EQUAL_WITHIN, Verdict
@@ -44,7 +44,7 @@ def markdown(bench: Bench) -> str:
     subject, plan = bench.subject, bench.plan
     method = _METHOD.format(repeats=plan.repeats, equal=EQUAL_WITHIN)
     lines = [f"# {subject.name}: speed-up of pruned variants", "", method]
-    lines += [f"- `{name}`: {_removed(blocks)}" for name, blocks in subject.removed.items()]
+    lines += [f"- `{name}`: {_variant(subject, name)}" for name in subject.removed]
     for scenario, samples in bench.samples.items():
         rows = [row for row in bench.rows() if row.scenario is scenario]
         lines += ["", f"## {scenario.capitalize()}: {plan.description(scenario)}", ""]
@@ -81,8 +81,12 @@ def reasons(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _removed(blocks: Sequence[int]) -> str:
-    return f"without blocks {', '.join(map(str, blocks))}" if blocks else "the dense model again"
+def _variant(subject: BenchSubject, name: str) -> str:
+    blocks, repaired = subject.removed[name], subject.repairs.get(name)
+    if not blocks:
+        return "the dense model again"
+    how = f"repaired by {repaired.method}" if repaired else "not repaired"
+    return f"without blocks {', '.join(map(str, blocks))}, {how}"
 
 
 def _usage(side: str, runs: Sequence[Sample]) -> list[str]:

@@ -100,6 +100,7 @@ def to_wire(bench: Bench) -> dict[str, Any]:
         "model": bench.subject.name,
         "num_blocks": bench.subject.num_blocks,
         "variants": {name: list(blocks) for name, blocks in bench.subject.removed.items()},
+        "repairs": {name: repaired.method for name, repaired in bench.subject.repairs.items()},
         "weight_bytes": dict(bench.weight_bytes),
         "plan": asdict(bench.plan),
         "results": [_row_to_wire(row) for row in bench.rows()],

@@ -16,7 +16,11 @@ def bench(
         Path, typer.Option(help="Directory for bench.json, bench.md and bench.png.")
     ] = Path("bench"),
     variants: Annotated[
-        str, typer.Option(help="Compared with the dense model; dense is that model a second time.")
+        str,
+        typer.Option(
+            help="Compared with the dense model: @-3, unrepaired @-3+raw, or dense, which is that "
+            "model a second time."
+        ),
     ] = "@-6",
     random_weights: Annotated[
         str | None,

@@ -20,10 +20,16 @@ from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
+from pruning.config import Settings
+from pruning.models.blocks import view
+from pruning.models.store import LoadedModel
 from pruning.models.timing import BlockTimes
+from pruning.repair.repair import Method
 from pruning.worker.gpu import energy_j
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engine_requests import variant
+from tests.support.logits import logits_of, token_ids
+from tests.support.repairs import repair_checkpoint
 from tests.support.tiny import NUM_BLOCKS
 
 SMALL = [
@@ -85,6 +91,35 @@ def test_variants_are_those_of_the_published_order(
     assert [row["variant"] for row in found["results"]] == list(found["variants"])
 
 
+def test_raw_and_repaired_are_measured_side_by_side(
+    tiny_models_dir: Path,
+    tiny_loaded: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    checkpoint = (
+        tiny_models_dir.parent / "checkpoints" / publish_pruned(tiny_models_dir.parent).name
+    )
+    methods = [Method.SCALE, Method.NONE, Method.RIDGE]
+    manifest = repair_checkpoint(checkpoint, tiny_loaded.model, methods)
+    names = ["@-1", "@-2", "@-3", "@-3+raw"]
+    out = tmp_path / "out"
+    found = run("tiny", "--variants", ",".join(names), "--out", str(out), "--scenarios", "prompt")
+    assert found["repairs"] == {"tiny@-1": "scale", "tiny@-3": "ridge"}
+    assert [row["variant"] for row in found["results"]] == [f"tiny{name}" for name in names]
+    report = (out / "bench.md").read_text()
+    removed = ", ".join(map(str, manifest.removed_blocks))
+    assert f"- `tiny@-3`: without blocks {removed}, repaired by ridge\n" in report
+    assert f"- `tiny@-3+raw`: without blocks {removed}, not repaired\n" in report
+    sides = bench.stored_subject("tiny", names, "float32", Settings()).sides()
+    for name, side in sides.items():
+        if name.startswith("tiny"):
+            raw = view(sides[DENSE].model, side.keep)
+            is_equal = torch.equal(logits_of(side.model, token_ids()), logits_of(raw, token_ids()))
+            assert is_equal == (name not in found["repairs"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -99,7 +134,7 @@ def test_wrong_use_says_what_is_expected(arguments: list[str], code: int, says: 
     assert (result.exit_code, says in result.output) == (code, True), result.output
 
 
-@pytest.mark.parametrize("names", ["@-6", "@-0", "x"])
+@pytest.mark.parametrize("names", ["@-6", "@-0", "x", "@-3+raw"])
 def test_a_variant_that_there_is_not_is_refused(
     names: str, tiny_shape: str, tmp_path: Path
 ) -> None:
