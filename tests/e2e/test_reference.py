@@ -29,16 +29,26 @@ def loaded(demo_model_dir: Path) -> LoadedModel:
     return load(demo_model_dir, dtype="bfloat16")
 
 
-def check(scorer: RoundScorer, reference: dict[str, Any], num_remove: int) -> None:
-    found = list(sleb(scorer, 30, num_remove))
-    assert [removal.block for removal in found] == reference["removal_order"][:num_remove]
-    for removal, scores in zip(found, reference["scores"], strict=False):
+TOLERANCE = 2e-3  # of a score: processors sum in bfloat16 in different orders
+
+
+def check(scorer: RoundScorer, reference: dict[str, Any], num_rounds: int) -> None:
+    """Each round goes on from the blocks that the reference has removed before it.
+
+    Blocks may change places if this processor's scores differ by more than they are apart: in the
+    first round, blocks 13 and 14 differ by 0.0001 nats.
+    """
+    order = reference["removal_order"]
+    for step, scores in enumerate(reference["scores"][:num_rounds]):
         expected = {int(block): score for block, score in scores.items()}
-        assert dict(removal.scores) == pytest.approx(expected, abs=1e-3)
+        removal = next(sleb(scorer, 30, step + 1, removed=order[:step]))
+        assert dict(removal.scores) == pytest.approx(expected, rel=TOLERANCE)
+        deviation = max(abs(removal.scores[block] - expected[block]) for block in expected)
+        assert expected[removal.block] <= expected[order[step]] + 2 * deviation
 
 
 @pytest.mark.timeout(900)
-def test_the_first_round_is_the_references(loaded: LoadedModel, reference: dict[str, Any]) -> None:
+def test_the_first_round_is_the_references(reference: dict[str, Any], loaded: LoadedModel) -> None:
     windows = torch.tensor(reference["input_ids"])
     check(PlainScorer(loaded.model, windows), reference, 1)
 
@@ -46,7 +56,7 @@ def test_the_first_round_is_the_references(loaded: LoadedModel, reference: dict[
 @pytest.mark.slow
 @pytest.mark.parametrize("scorer", [PlainScorer, SharedPrefixScorer])
 def test_the_whole_order_is_the_references(
-    loaded: LoadedModel, reference: dict[str, Any], scorer: type[PlainScorer | SharedPrefixScorer]
+    reference: dict[str, Any], loaded: LoadedModel, scorer: type[PlainScorer | SharedPrefixScorer]
 ) -> None:
     windows = torch.tensor(reference["input_ids"])
     check(scorer(loaded.model, windows), reference, len(reference["removal_order"]))
