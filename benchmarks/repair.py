@@ -143,7 +143,7 @@ def _measured(
                 "standard_error": error / abs(lost),
             }
         own_bytes = sum(tensor.nbytes for tensor in repaired.tensors.values())
-        penalties = {str(cut.before): fit.penalty for cut, fit in repaired.fits.items()}
+        penalties = {str(cut.before): found for cut, found in repaired.penalties.items()}
         methods[method.value] = {"bytes": own_bytes, "penalties": penalties, "domains": domains}
     return {
         "num_removed": num_blocks(model) - len(depth.keep),

@@ -23,7 +23,7 @@ from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
 from pruning.repair.cuts import Cut, Part, Refit, Run, Scale, Step, route
 from pruning.repair.plan import Plan, plan_of
-from pruning.repair.ridge import Fit, fit
+from pruning.repair.ridge import fit
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks
 
@@ -107,14 +107,15 @@ class Repaired:
 
     ``losses`` are nats per predicted token of each selection window, by domain. ``tensors`` are
     parameters of the dense model by name, with the values that the pruned model has in their place.
-    ``scales`` are the factors of the stream behind each cut.
+    ``scales`` are the factors of the stream behind each cut, ``penalties`` those of each fit, as in
+    ``Fit``.
     """
 
     method: Method
     losses: Mapping[str, Losses]
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scales: Mapping[Cut, float] = field(default_factory=dict)
-    fits: Mapping[Cut, Fit] = field(default_factory=dict)
+    penalties: Mapping[Cut, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class _Repair:
         row = architecture(dense.model.config)
         self._path, self._writes = row.blocks, row.writes
         self._factors: dict[int, float] = {}
-        self._fits: dict[int, Fit] = {}
+        self._penalties: dict[int, float | None] = {}
         self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
 
     def run(self, observe: Callable[[int, int], object]) -> None:
@@ -200,7 +201,7 @@ class _Repair:
             losses,
             dict(self._matrices[at] for at in passed if at in self._matrices),
             {cuts[at]: self._factors[at] for at in passed if at in self._factors},
-            {cuts[at]: self._fits[at] for at in passed if at in self._fits},
+            {cuts[at]: self._penalties[at] for at in passed if at in self._penalties},
         )
 
     @torch.no_grad()
@@ -218,7 +219,8 @@ class _Repair:
     def _refit(self, stream: int, cut: Cut) -> None:
         """Change the matrix in front of the cut by what explains the error behind it."""
         errors = self._walk.errors(stream).to(self._dense.device)
-        found = self._fits[stream] = fit(errors.train, errors.selection)
+        found = fit(errors.train, errors.selection)
+        self._penalties[stream] = found.penalty
         matrix = None
         if found.penalty is not None:
             name = f"{self._path}.{cut.before}.{self._writes.refit}.weight"
