@@ -1,4 +1,4 @@
-"""Mean negative log likelihood of token windows, which search and evaluation share.
+"""Mean negative log likelihood and divergence of token windows, for search and evaluation.
 
 Logits are float32: bfloat16 would round the loss to 0.008 nats or more, which is coarser than the
 gaps that decide a round.
@@ -34,6 +34,24 @@ def window_losses(
     return torch.cat(nats).double().view(token_ids.shape[0], -1).mean(dim=1)
 
 
+def window_divergences(
+    model: PreTrainedModel, hidden: torch.Tensor, dense: torch.Tensor
+) -> torch.Tensor:
+    """Mean KL(dense || pruned) per predicted token of each window, in nats: float64 ``[batch]``.
+
+    ``hidden`` and ``dense`` are inputs of the head ``[batch, seqlen, hidden_size]`` of the pruned
+    and of the dense model, which have the same head. The positions are those of ``window_losses``.
+    """
+    rows, dense_rows = (states[:, :-1].flatten(0, 1) for states in (hidden, dense))
+    per_chunk = _rows_per_chunk(model, num_logits=2)
+    nats = []
+    for chunk, dense_chunk in zip(rows.split(per_chunk), dense_rows.split(per_chunk), strict=True):
+        wanted = final_logits(model, dense_chunk).float().log_softmax(dim=1)
+        found = final_logits(model, chunk).float().log_softmax(dim=1)
+        nats.append(found.sub_(wanted).mul_(wanted.exp_()).sum(dim=1).neg_())
+    return torch.cat(nats).double().view(hidden.shape[0], -1).mean(dim=1)
+
+
 def token_losses(
     model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,11 +70,15 @@ def _chunks(
     model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield float32 logits ``[rows, vocab]``, which may be overwritten, and their targets."""
-    rows_per_chunk = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
-    for chunk, target in zip(
-        torch.split(rows, rows_per_chunk), torch.split(targets, rows_per_chunk), strict=True
-    ):
+    per_chunk = _rows_per_chunk(model)
+    for chunk, target in zip(rows.split(per_chunk), targets.split(per_chunk), strict=True):
         yield final_logits(model, chunk).float(), target
+
+
+def _rows_per_chunk(model: PreTrainedModel, num_logits: int = 1) -> int:
+    """How many rows fit with ``num_logits`` logits for each token of the vocabulary."""
+    vocab_size: int = model.config.vocab_size
+    return max(1, LOGITS_BYTES // (4 * num_logits * vocab_size))
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from pruning.repair.folding import folded
 from pruning.repair.repair import Repaired, ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import CosineRanker
+from pruning.search.objective import LOSS, Objective
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer, WindowScorer
@@ -56,14 +57,22 @@ class DenseModel(Protocol):
 
     @contextmanager
     def scorer(
-        self, windows: torch.Tensor, boundaries: Sequence[int] = ()
+        self,
+        windows: torch.Tensor,
+        boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
     ) -> Iterator[WindowScorer]:
         """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
 
         Windows can be scored up to each of the ``boundaries``.
         """
 
-    def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
+    def local_scorer(
+        self,
+        windows: torch.Tensor,
+        boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
+    ) -> WindowScorer:
         """A scorer in this process."""
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
@@ -165,10 +174,13 @@ class _InMemory:
 
     @contextmanager
     def scorer(
-        self, windows: torch.Tensor, boundaries: Sequence[int] = ()
+        self,
+        windows: torch.Tensor,
+        boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
     ) -> Iterator[WindowScorer]:
         if not self.resources.num_actors:
-            yield self.local_scorer(windows, boundaries)
+            yield self.local_scorer(windows, boundaries, objective)
             return
         with ClusterScorer(
             self.path,
@@ -179,16 +191,23 @@ class _InMemory:
             state_budget=self.resources.state_budget,
             batch_tokens=self.resources.batch_tokens,
             boundaries=boundaries,
+            objective=objective,
         ) as scorer:
             yield scorer
 
-    def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
+    def local_scorer(
+        self,
+        windows: torch.Tensor,
+        boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
+    ) -> WindowScorer:
         return SharedPrefixScorer(
             self.model,
             windows,
             state_budget=self.resources.state_budget,
             batch_tokens=self.resources.batch_tokens,
             boundaries=boundaries,
+            objective=objective,
         )
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
@@ -260,17 +279,26 @@ class _OnDisk:
 
     @contextmanager
     def scorer(
-        self, windows: torch.Tensor, boundaries: Sequence[int] = ()
+        self,
+        windows: torch.Tensor,
+        boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
     ) -> Iterator[WindowScorer]:
-        yield self.local_scorer(windows, boundaries)
+        yield self.local_scorer(windows, boundaries, objective)
 
-    def local_scorer(self, windows: torch.Tensor, boundaries: Sequence[int] = ()) -> WindowScorer:
+    def local_scorer(
+        self,
+        windows: torch.Tensor,
+        boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
+    ) -> WindowScorer:
         return StreamedScorer(
             self.streamed,
             windows,
             state_budget=self.resources.state_budget,
             batch_tokens=self.resources.batch_tokens,
             boundaries=boundaries,
+            objective=objective,
         )
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:

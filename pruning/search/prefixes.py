@@ -6,12 +6,14 @@ block r is removed, r's branch is the new trunk, and branches at earlier blocks 
 After r is restored, they resume at r.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, num_blocks
+from pruning.search.objective import DenseStream, mean_norms
 from pruning.sleb import Blocks
 
 # Hidden states by the block that they are the input of; ``num_blocks`` is the end of the model.
@@ -22,42 +24,84 @@ class Walk:
     """A pass from the furthest known state along a path of blocks, to the input of the last one.
 
     The caller runs block ``at`` on ``hidden`` and passes the result to ``advance``, until ``at`` is
-    None. States before the blocks ``columns`` are kept.
+    None. States before the blocks ``columns`` are kept. With ``rescaled``, states behind a gap in
+    the path pass through it before they enter the next block; they are kept as they were.
     """
 
-    def __init__(self, trail: _Trail, path: Sequence[int], columns: Collection[int]) -> None:
+    def __init__(
+        self,
+        trail: _Trail,
+        path: Sequence[int],
+        columns: Collection[int],
+        rescaled: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         start = max(at for at in trail if at <= path[-1])
-        self.hidden = trail[start]
         self._trail = trail
         self._path = [at for at in path if at >= start]
         self._columns = columns
+        self._rescaled = rescaled
+        self._behind_gaps = {after for before, after in pairwise(path) if after > before + 1}
+        self.hidden = self._entering(trail[start])
 
     @property
     def at(self) -> int | None:
         return self._path[0] if len(self._path) > 1 else None
 
     def advance(self, hidden: torch.Tensor) -> None:
-        self.hidden = hidden
         del self._path[0]
         if self._path[0] in self._columns:
             self._trail[self._path[0]] = hidden
+        self.hidden = self._entering(hidden)
+
+    def _entering(self, hidden: torch.Tensor) -> torch.Tensor:
+        at = self._path[0]
+        if self._rescaled is None or at not in self._behind_gaps:
+            return hidden
+        return self._rescaled(at, hidden)
+
+
+class DenseWalk(Walk):
+    """A pass of the dense model from its first block, which notes the norms on its way."""
+
+    def __init__(self, trail: _Trail, num_blocks: int) -> None:
+        path = range(num_blocks + 1)
+        super().__init__(trail, path, path)
+        self._norms = [mean_norms(self.hidden)]
+
+    def advance(self, hidden: torch.Tensor) -> None:
+        super().advance(hidden)
+        self._norms.append(mean_norms(hidden))
+
+    def stream(self, *, with_final: bool) -> DenseStream:
+        """What the pass found, once it has reached the end."""
+        return DenseStream(torch.stack(self._norms), self.hidden if with_final else None)
 
 
 class Prefixes:
     """The known states of ``token_ids [batch, seqlen]`` for the currently kept blocks.
 
     At most ``num_states`` states ``[batch, seqlen, hidden_size]`` are kept: those of the trunk, one
-    per branch, and, as far as there is room, more along the branches to resume from.
+    per branch, and, as far as there is room, more along the branches to resume from. If
+    ``is_rescaled``, streams are rescaled behind each gap as ``dense`` says, which the caller sets.
     """
 
-    def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        token_ids: torch.Tensor,
+        num_states: int,
+        *,
+        is_rescaled: bool = False,
+    ) -> None:
         self._model = model
         self._num_blocks = num_blocks(model)
         self._num_states = num_states
         self._keep: Blocks = ()
         self._trunk: _Trail = {}
         self._branches: dict[int, _Trail] = {}  # by the block that the branch leaves out
+        self._is_rescaled = is_rescaled
         self.token_ids = token_ids
+        self.dense: DenseStream | None = None
         self.calls: Sequence[BlockCall] = ()
 
     @property
@@ -69,16 +113,22 @@ class Prefixes:
         """Bytes of all known states; a state that several trails share counts once."""
         trails = (self._trunk, *self._branches.values())
         known = {id(hidden): hidden.nbytes for trail in trails for hidden in trail.values()}
-        return sum(known.values())
+        return sum(known.values()) + (self.dense.num_bytes if self.dense else 0)
 
     def prepare(self) -> None:
         """Embed the tokens, which needs the weights before the first block."""
         hidden, self.calls = block_calls(self._model, self.token_ids)
         self._trunk = {self._num_blocks: hidden}  # no block is kept yet
 
-    def forget(self) -> None:
+    def forget(self, *, keep_dense: bool = False) -> None:
         self.calls, self._keep = (), ()
         self._trunk, self._branches = {}, {}
+        self.dense = self.dense if keep_dense else None
+
+    def dense_walk(self) -> DenseWalk:
+        """The walk through all blocks, for a batch that was just prepared."""
+        self.move_to(tuple(range(self._num_blocks)))
+        return DenseWalk(self._trunk, self._num_blocks)
 
     def move_to(self, keep: Blocks) -> None:
         """Drop the states that are not those of a model with exactly the blocks ``keep``."""
@@ -100,7 +150,7 @@ class Prefixes:
         """The walk through the kept blocks up to the input of ``until``, or to the end."""
         end = self._num_blocks if until is None else until
         path = (*(block for block in self._keep if block < end), end)
-        return Walk(self._trunk, path, path)
+        return Walk(self._trunk, path, path, self._rescaled())
 
     def branch(self, block: int) -> Walk:
         """The walk without ``block``. The trunk must have reached it, unless ``has_branch``."""
@@ -108,7 +158,10 @@ class Prefixes:
         columns = self._columns(block)
         trail = self._branches[block] = _thinned(known, columns)
         path = (*(alive for alive in self._keep if alive != block), self._num_blocks)
-        return Walk(trail, path, columns)
+        return Walk(trail, path, columns, self._rescaled())
+
+    def _rescaled(self) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+        return self.dense.rescaled if self.dense and self._is_rescaled else None
 
     def _change_from(self, block: int, keep: Blocks) -> None:
         """Keep the states before ``block``, where ``keep`` begins to differ from what was kept.

@@ -14,6 +14,7 @@ import torch
 from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.removal import Losses
+from pruning.search.objective import LOSS, Objective
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.sleb import Blocks
 
@@ -32,7 +33,6 @@ class ActorConfig:
     num_sharing: int  # actors that may share the memory of one device
     state_budget: int | None
     batch_tokens: int
-    boundaries: tuple[int, ...]
 
 
 class Loads(Protocol):
@@ -42,20 +42,30 @@ class Loads(Protocol):
         """Load the model for the task, and return its dtype."""
 
 
+@dataclass(frozen=True)
+class ScoringTask:
+    """What an ``Evaluator`` scores: the arguments of its scorer."""
+
+    windows: torch.Tensor  # token ids [num_windows, seqlen]
+    boundaries: tuple[int, ...] = ()
+    objective: Objective = LOSS
+
+
 class Evaluator:
     """Runs in an actor: a model and its scorer, which return one candidate per call."""
 
-    def load(self, config: ActorConfig, windows: torch.Tensor) -> str:
+    def load(self, config: ActorConfig, task: ScoringTask) -> str:
         """Load the model and return its dtype."""
         set_up_torch(config.threads)
         model = load(config.path, dtype=config.dtype, device=config.device).model
         budget = state_budget(model.device, config.state_budget, num_sharing=config.num_sharing)
         self._scorer = SharedPrefixScorer(
             model,
-            windows,
+            task.windows,
             state_budget=budget,
             batch_tokens=config.batch_tokens,
-            boundaries=config.boundaries,
+            boundaries=task.boundaries,
+            objective=task.objective,
         )
         self._results: Iterator[tuple[int, Losses]] = iter(())
         return str(model.dtype)

@@ -20,6 +20,7 @@ import torch
 
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
+from pruning.search.objective import LOSS, Objective
 from pruning.search.ray_actors import (
     NO_BLOCK,
     ActorConfig,
@@ -27,6 +28,7 @@ from pruning.search.ray_actors import (
     ActorResult,
     Evaluator,
     Loads,
+    ScoringTask,
 )
 from pruning.sleb import Blocks
 
@@ -100,6 +102,7 @@ class ClusterScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
         max_restarts: int = 2,
     ) -> None:
         self.num_windows = windows.shape[0]
@@ -110,13 +113,12 @@ class ClusterScorer:
             self._pool = stack.enter_context(
                 actor_pool(
                     Evaluator,
-                    [windows.cpu()] * num_actors,
+                    [ScoringTask(windows.cpu(), tuple(boundaries), objective)] * num_actors,
                     path,
                     dtype=dtype,
                     device=device,
                     state_budget=state_budget,
                     batch_tokens=batch_tokens,
-                    boundaries=boundaries,
                     max_restarts=max_restarts,
                 )
             )
@@ -195,7 +197,6 @@ def actor_pool(
     device: str,
     state_budget: int | None,
     batch_tokens: int,
-    boundaries: Sequence[int] = (),
     max_restarts: int = 2,
 ) -> Iterator[ActorPool]:
     """An actor of the class ``kind`` for each task, as long as the context lasts.
@@ -212,9 +213,7 @@ def actor_pool(
     ray = import_ray()
     with connected(ray):
         total = ray.cluster_resources()
-        config = _config(
-            total, path, num_actors, dtype, device, state_budget, batch_tokens, boundaries
-        )
+        config = _config(total, path, num_actors, dtype, device, state_budget, batch_tokens)
         with closing(ActorPool(ray, kind, config, tasks, max_restarts=max_restarts)) as pool:
             yield pool
 
@@ -227,7 +226,6 @@ def _config(
     device: str,
     state_budget: int | None,
     batch_tokens: int,
-    boundaries: Sequence[int],
 ) -> ActorConfig:
     """``total`` are the resources of the cluster by Ray's names. Raises ``ClusterUnavailable``."""
     num_gpus = int(total.get("GPU", 0))
@@ -246,7 +244,6 @@ def _config(
         num_sharing=1 if on_gpus else num_actors,
         state_budget=state_budget,
         batch_tokens=batch_tokens,
-        boundaries=tuple(boundaries),
     )
 
 

@@ -1,7 +1,7 @@
-"""Scorers that measure the loss on the calibration windows without one more block.
+"""Scorers that measure the objective on the calibration windows without one more block.
 
-``PlainScorer`` is the reference. ``SharedPrefixScorer`` gives the same losses, and reuses hidden
-states that it computed before.
+``PlainScorer`` is the reference. ``SharedPrefixScorer`` gives the same scores, and reuses hidden
+states that it computed before. ``losses`` of a scorer are losses whatever the objective is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.models.blocks import finish, num_blocks, view
-from pruning.models.loss import window_losses
+from pruning.models.blocks import block_calls, final_logits, finish, num_blocks, view
 from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.removal import Losses
+from pruning.search.objective import LOSS, Objective
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks, RoundScorer
 
@@ -45,25 +45,59 @@ class PlainScorer:
     ``windows`` are token ids ``[num_windows, seqlen]``.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        windows: torch.Tensor,
+        batch_size: int = 16,
+        objective: Objective = LOSS,
+    ) -> None:
         logits_bytes = 4 * windows.shape[1] * model.config.vocab_size
         self._model = model
+        self._objective = objective
         self._batch_size = max(1, min(batch_size, PLAIN_LOGITS_BYTES // logits_bytes))
         self._windows = windows.to(model.device)
 
     @torch.inference_mode()
     def losses(self, keep: Blocks) -> Losses:
-        pruned = view(self._model, keep)
         found: list[float] = []
         for batch in torch.split(self._windows, self._batch_size):
-            logits = pruned(batch, use_cache=False).logits[:, :-1].float()
+            logits = self._logits(keep, batch)
             nats = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
             found += nats.double().mean(dim=1).tolist()
         return found
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        score = self._divergences if self._objective.is_divergence else self.losses
         for block in candidates:
-            yield block, self.losses(tuple(alive for alive in keep if alive != block))
+            yield block, score(tuple(alive for alive in keep if alive != block))
+
+    @torch.inference_mode()
+    def _divergences(self, keep: Blocks) -> Losses:
+        found: list[float] = []
+        for batch in torch.split(self._windows, self._batch_size):
+            dense = self._model(batch, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+            pruned = self._logits(keep, batch).log_softmax(dim=-1)
+            nats = F.kl_div(pruned, dense, log_target=True, reduction="none").sum(dim=-1)
+            found += nats.double().mean(dim=1).tolist()
+        return found
+
+    def _logits(self, keep: Blocks, batch: torch.Tensor) -> torch.Tensor:
+        """Logits ``[batch, seqlen - 1, vocab]`` of the tokens that are predicted."""
+        if not self._objective.is_rescaled:
+            pruned = view(self._model, keep)
+            logits: torch.Tensor = pruned(batch, use_cache=False).logits
+            return logits[:, :-1].float()
+        hidden, calls = block_calls(self._model, batch)
+        streams = [hidden]  # of the dense model, in front of each block and at the end
+        for call in calls:
+            streams.append(call(streams[-1]))
+        for block, following in pairwise((*keep, len(calls))):
+            hidden = calls[block](hidden)
+            if following > block + 1:
+                norms = [states.norm(dim=-1).mean(dim=1) for states in (streams[following], hidden)]
+                hidden = hidden * (norms[0] / norms[1])[:, None, None]
+        return final_logits(self._model, finish(self._model, hidden))[:, :-1].float()
 
 
 @dataclass(frozen=True)
@@ -73,6 +107,7 @@ class BatchPlan:
     batch_sizes: tuple[int, ...]
     num_states: int  # hidden states per window that fit
     keeps_all: bool  # whether the trunks of all batches fit; otherwise each batch is forgotten
+    keeps_dense: bool  # whether what an objective needs of the dense model fits for all batches
 
     @classmethod
     def of(
@@ -82,6 +117,7 @@ class BatchPlan:
         num_bytes: int | None,
         batch_tokens: int,
         boundaries: Sequence[int],
+        objective: Objective,
     ) -> "BatchPlan":
         """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``.
 
@@ -89,10 +125,16 @@ class BatchPlan:
         """
         num_windows, seqlen = windows.shape
         state = seqlen * model.config.hidden_size * model.dtype.itemsize
+        of_dense = state * objective.num_dense_states
         trunk = state * (num_blocks(model) + 1)
         budget = state_budget(
-            model.device, num_bytes, least=trunk, of=f"one window of {seqlen} tokens"
+            model.device, num_bytes, least=trunk + of_dense, of=f"one window of {seqlen} tokens"
         )
+        keeps_dense = budget >= num_windows * of_dense + trunk
+        if keeps_dense:
+            budget -= num_windows * of_dense
+        else:
+            trunk += of_dense
         largest = max(1, min(batch_tokens // seqlen, budget // trunk))
         sizes = [
             min(largest, end - begin)
@@ -100,7 +142,7 @@ class BatchPlan:
             for begin in range(first, end, largest)
         ]
         num_states = budget // (num_windows * state)
-        return cls(tuple(sizes), num_states, num_states > num_blocks(model))
+        return cls(tuple(sizes), num_states, num_states > num_blocks(model), keeps_dense)
 
 
 class SharedPrefixScorer:
@@ -119,11 +161,13 @@ class SharedPrefixScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
     ) -> None:
         self._model = model
         self._windows = windows.to(model.device)
         self._batch_tokens = batch_tokens
         self._boundaries = boundaries
+        self._objective = objective
         self.num_windows = windows.shape[0]
         self.set_state_budget(state_budget)
 
@@ -132,12 +176,19 @@ class SharedPrefixScorer:
 
         Raises ``StateBudgetTooSmall``.
         """
-        plan = BatchPlan.of(
-            self._model, self._windows, num_bytes, self._batch_tokens, self._boundaries
+        self._plan = plan = BatchPlan.of(
+            self._model,
+            self._windows,
+            num_bytes,
+            self._batch_tokens,
+            self._boundaries,
+            self._objective,
         )
-        batches = torch.split(self._windows, list(plan.batch_sizes))
-        self._keeps_all = plan.keeps_all
-        self._batches = [Prefixes(self._model, batch, plan.num_states) for batch in batches]
+        is_rescaled = self._objective.is_rescaled
+        self._batches = [
+            Prefixes(self._model, batch, plan.num_states, is_rescaled=is_rescaled)
+            for batch in torch.split(self._windows, list(plan.batch_sizes))
+        ]
 
     @property
     def state_bytes(self) -> int:
@@ -148,7 +199,7 @@ class SharedPrefixScorer:
         found: list[float] = []
         for batch in self._batches:
             with self._forgotten_after(batch):
-                found += self._batch_losses(batch, keep)
+                found += self._batch_scores(batch, keep)
         return found
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
@@ -158,15 +209,15 @@ class SharedPrefixScorer:
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
         batches = self._batches_of(windows)
-        if self._keeps_all:
+        if self._plan.keeps_all:
             for block in candidates:
-                yield block, [loss for b in batches for loss in self._batch_losses(b, keep, block)]
+                yield block, [nats for b in batches for nats in self._batch_scores(b, keep, block)]
             return
         losses: dict[int, list[float]] = {block: [] for block in candidates}
         for batch in batches:
             with self._forgotten_after(batch):
                 for block in candidates:
-                    losses[block] += self._batch_losses(batch, keep, block)
+                    losses[block] += self._batch_scores(batch, keep, block)
                     if batch is batches[-1]:
                         yield block, losses[block]
 
@@ -176,8 +227,8 @@ class SharedPrefixScorer:
         try:
             yield
         finally:
-            if not self._keeps_all:
-                batch.forget()
+            if not self._plan.keeps_all:
+                batch.forget(keep_dense=self._plan.keeps_dense)
 
     def _batches_of(self, windows: range) -> list[Prefixes]:
         begins, begin = [], 0
@@ -190,21 +241,30 @@ class SharedPrefixScorer:
         return chosen
 
     @torch.inference_mode()
-    def _batch_losses(
+    def _batch_scores(
         self, batch: Prefixes, keep: Blocks, without: int | None = None
     ) -> list[float]:
-        if not batch.is_prepared:
-            batch.prepare()
+        """The losses of ``keep``, or its scores by the objective without a candidate."""
+        self._prepare(batch)
         batch.move_to(keep)
         if without is not None and not batch.has_branch(without):
             _run(batch.trunk(until=without), batch)
         walk = batch.trunk() if without is None else batch.branch(without)
         _run(walk, batch)
-        losses = window_losses(self._model, finish(self._model, walk.hidden), batch.token_ids)
-        if not losses.isfinite().all():
-            batch.forget()  # so that later losses do not depend on these states
-        found: list[float] = losses.tolist()
+        objective = LOSS if without is None else self._objective
+        nats = objective.window_nats(self._model, walk.hidden, batch.token_ids, batch.dense)
+        if not nats.isfinite().all():
+            batch.forget()  # so that later scores do not depend on these states
+        found: list[float] = nats.tolist()
         return found
+
+    def _prepare(self, batch: Prefixes) -> None:
+        if not batch.is_prepared:
+            batch.prepare()
+            if self._objective.needs_dense and batch.dense is None:
+                dense = batch.dense_walk()
+                _run(dense, batch)
+                batch.dense = dense.stream(with_final=self._objective.is_divergence)
 
 
 def _run(walk: Walk, batch: Prefixes) -> None:

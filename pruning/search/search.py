@@ -1,14 +1,16 @@
 """The search of a run: any metric, exact or staged, to a number of blocks or to a target."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import exp
+from math import exp, isfinite
+from statistics import fmean
 
 from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
-from pruning.removal import Removal, decide, kept
+from pruning.removal import NonFiniteLoss, Removal, decide, kept
 from pruning.search.dense_model import DenseModel
+from pruning.search.objective import Objective
 from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Tally
 from pruning.search.ranking import Ranker, ranked
 from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
@@ -46,8 +48,10 @@ def search(
 ) -> list[Removal]:
     """All removals, including those of ``earlier`` if its plan is still valid.
 
-    Raises what ``sleb`` raises, and ``TargetUnreachable`` if even the first removal is too much.
+    Raises what ``sleb`` raises, ``TargetUnreachable`` if even the first removal is too much, and
+    ``InvalidSpec`` if the model's family cannot be scored as the spec says.
     """
+    objective = Objective.of(spec, dense.model.config)
     plan = plan_of(spec, dense, windows, earlier)
     if spec.target_speedup is not None:
         spec = replace(spec, target_speedup=None, num_remove=plan.num_remove)
@@ -56,7 +60,7 @@ def search(
     blocks = num_blocks(dense.model)
     total = spec.num_evaluations(blocks)
     tally = Tally(observer, total - _num_left(spec, state, blocks), total)
-    with dense.scorer(windows.token_ids, boundaries) as scorer:
+    with dense.scorer(windows.token_ids, boundaries, objective) as scorer:
         observer.searching(plan, tally.done, total)
         run = _Search(spec, dense, windows, scorer, plan, state, observer, tally)
         removals = run.greedy()
@@ -92,11 +96,13 @@ class _Search:
             removed=[removal.block for removal in removals],
             dense_loss=removals[0].dense_loss if removals else None,
         ):
-            if spec.exceeds(removal.loss, removal.dense_loss):
-                _refuse_none(spec, removal)
+            removed = [*(earlier.block for earlier in removals), removal.block]
+            measured = self._with_loss(removal, removed)
+            if spec.exceeds(measured.loss, measured.dense_loss):
+                _refuse_none(spec, measured)
                 break
-            removals.append(removal)
-            self.observer.removed(removal)
+            removals.append(measured)
+            self.observer.removed(measured)
         return removals
 
     def refined(self, removals: list[Removal]) -> list[Removal]:
@@ -118,13 +124,15 @@ class _Search:
             return removals
         self._expect(self.spec.num_ordering(len(order)), RoundKind.ORDER)
         refined = ordered(choose, found)
+        if self.spec.exceeds(refined[-1].loss, refined[-1].dense_loss):
+            return removals  # a lower divergence, and yet a higher loss
         self.observer.reordered(refined)
         return refined
 
     def _algorithm(self) -> Callable[..., Iterator[Removal]]:
         """``sleb`` or ``ranked`` with their scorers, for the arguments that they share."""
         observed = self._observed(lambda keep: round_name(self.num_blocks - len(keep) + 1))
-        if self.spec.metric is Metric.SLEB:
+        if self.spec.metric.has_rounds:
             return partial(sleb, observed)
         is_cosine = self.spec.metric is Metric.COSINE
         ranker: Ranker = (
@@ -145,9 +153,21 @@ class _Search:
         if name not in self.decided:
             keep = kept(self.num_blocks, round_.removed)
             scored = self._observed(lambda _keep: name).score_round(keep, round_.candidates)
-            self.decided[name] = decide(len(round_.removed) + 1, dense_loss, dict(scored))
+            found = decide(len(round_.removed) + 1, dense_loss, dict(scored))
+            if round_.kind is RoundKind.ORDER:
+                found = self._with_loss(found, [*round_.removed, found.block])
+            self.decided[name] = found
             self.observer.decided(name, self.decided[name])
         return self.decided[name]
+
+    def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
+        """The removal with the loss after it, where the round was decided by something else."""
+        if self.spec.metric is not Metric.KL:
+            return removal
+        loss = fmean(self.scorer.losses(kept(self.num_blocks, removed)))
+        if not isfinite(loss):
+            raise NonFiniteLoss(f"step {removal.step}: loss {loss} without the blocks {removed}")
+        return replace(removal, loss=loss)
 
     def _expect(self, most: int, kind: str = "") -> None:
         """``most`` evaluations remain, of which those of the ``kind`` in the state are known."""
@@ -162,7 +182,7 @@ def _num_left(spec: PruneSpec, state: SearchState, blocks: int) -> int:
         return left
     left -= len(state.scored_in(round_name(num_removed + 1)))
     ranking = state.scored_in(RANKING)
-    if spec.metric is Metric.SLEB or not num_removed:
+    if spec.metric.has_rounds or not num_removed:
         return left - len(ranking)
     known = {*ranking, *(removal.block for removal in state.removals)}
     return left + len(set(range(spec.protect_first, blocks - spec.protect_last)) - known)

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import torch
 
-from pruning.models.blocks import BlockCall, finish, num_blocks
-from pruning.models.loss import window_losses
+from pruning.models.blocks import BlockCall, num_blocks
 from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
+from pruning.search.objective import LOSS, Objective
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.sleb import Blocks
 
@@ -38,8 +38,10 @@ class StreamedScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
+        objective: Objective = LOSS,
     ) -> None:
         self._streamed = streamed
+        self._objective = objective
         self._batch_tokens = batch_tokens
         self._windows = windows.to(streamed.device)
         self._boundaries = boundaries
@@ -53,10 +55,19 @@ class StreamedScorer:
         """
         model, (num_windows, seqlen) = self._streamed.model, self._windows.shape
         state, depth = seqlen * model.config.hidden_size * model.dtype.itemsize, num_blocks(model)
+        of_dense = state * self._objective.num_dense_states
         sweep = state * (2 * depth + 1)  # the trunk before every block, and all branches
         budget = state_budget(
-            self._streamed.device, num_bytes, least=sweep, of=f"one window of {seqlen} tokens"
+            self._streamed.device,
+            num_bytes,
+            least=sweep + of_dense,
+            of=f"one window of {seqlen} tokens",
         )
+        self._keeps_dense = budget >= num_windows * of_dense + sweep
+        if self._keeps_dense:
+            budget -= num_windows * of_dense
+        else:
+            sweep += of_dense
         num_states = budget // (num_windows * state)
         self._keeps_all = num_states > 3 * depth  # with one state per branch to resume from
         self._windows_per_sweep = budget // sweep
@@ -65,7 +76,9 @@ class StreamedScorer:
         for first, last in pairwise(sorted({0, *self._boundaries, num_windows})):
             for begin in range(first, last, largest):
                 token_ids = self._windows[begin : min(begin + largest, last)]
-                self._batches[begin] = Prefixes(model, token_ids, num_states - depth)
+                self._batches[begin] = Prefixes(
+                    model, token_ids, num_states - depth, is_rescaled=self._objective.is_rescaled
+                )
 
     @property
     def state_bytes(self) -> int:
@@ -98,7 +111,7 @@ class StreamedScorer:
             finally:
                 if not self._keeps_all:
                     for batch in group:
-                        batch.forget()
+                        batch.forget(keep_dense=self._keeps_dense)
         return losses
 
     def _batches_of(self, windows: range) -> list[Prefixes]:
@@ -111,10 +124,7 @@ class StreamedScorer:
     def _group_losses(
         self, group: Sequence[Prefixes], keep: Blocks, candidates: Blocks | None
     ) -> list[tuple[int | None, list[float]]]:
-        if fresh := [batch for batch in group if not batch.is_prepared]:
-            with self._streamed.embeddings():
-                for batch in fresh:
-                    batch.prepare()
+        self._prepare(group)
         routes = [_Routes(batch, keep, candidates) for batch in group]
         needed = sorted({block for each in routes for block in each.blocks()})
         with closing(self._streamed.blocks(needed)) as loaded:
@@ -123,19 +133,38 @@ class StreamedScorer:
                 _advance(walks, group[0].calls[block], self._batch_tokens)
                 for each in routes:
                     each.branch_off()
+        objective = LOSS if candidates is None else self._objective
         with self._streamed.head():
             return [
-                (without, self._final_losses(walk, each.batch))
+                (without, self._final_scores(objective, walk, each.batch))
                 for each in routes
                 for without, walk in each.ends.items()
             ]
 
-    def _final_losses(self, walk: Walk, batch: Prefixes) -> list[float]:
-        model = self._streamed.model
-        losses = window_losses(model, finish(model, walk.hidden), batch.token_ids)
-        if not losses.isfinite().all():
-            batch.forget()  # so that later losses do not depend on these states
-        found: list[float] = losses.tolist()
+    def _prepare(self, group: Sequence[Prefixes]) -> None:
+        """Embed the tokens, and run the dense model if the objective needs it."""
+        fresh = [batch for batch in group if not batch.is_prepared]
+        if fresh:
+            with self._streamed.embeddings():
+                for batch in fresh:
+                    batch.prepare()
+        batches = [batch for batch in fresh if batch.dense is None]
+        if not self._objective.needs_dense or not batches:
+            return
+        walks = [batch.dense_walk() for batch in batches]
+        with closing(self._streamed.blocks(range(num_blocks(self._streamed.model)))) as loaded:
+            for block in loaded:
+                _advance(walks, batches[0].calls[block], self._batch_tokens)
+        for batch, walk in zip(batches, walks, strict=True):
+            batch.dense = walk.stream(with_final=self._objective.is_divergence)
+
+    def _final_scores(self, objective: Objective, walk: Walk, batch: Prefixes) -> list[float]:
+        nats = objective.window_nats(
+            self._streamed.model, walk.hidden, batch.token_ids, batch.dense
+        )
+        if not nats.isfinite().all():
+            batch.forget()  # so that later scores do not depend on these states
+        found: list[float] = nats.tolist()
         return found
 
 

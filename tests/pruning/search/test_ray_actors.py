@@ -7,7 +7,8 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.ray_actors import NO_BLOCK, ActorConfig, Evaluator
+from pruning.search.objective import LOSS, Objective
+from pruning.search.ray_actors import NO_BLOCK, ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_directory import tiny_tokenizer
@@ -26,17 +27,21 @@ def config(path: Path, state_budget: int | None = None) -> ActorConfig:
         num_sharing=2,
         state_budget=state_budget,
         batch_tokens=4096,
-        boundaries=(2,),
     )
 
 
+@pytest.mark.parametrize("objective", [LOSS, Objective(is_divergence=True, is_rescaled=True)])
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama"])
-def test_answers_are_those_of_the_scorer_one_at_a_time(family: str, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_scorer_one_at_a_time(
+    family: str, objective: Objective, tmp_path: Path
+) -> None:
     tiny_model(family).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     evaluator = Evaluator()
-    assert evaluator.load(config(tmp_path), WINDOWS) == "torch.float32"
-    scorer = SharedPrefixScorer(load(tmp_path).model, WINDOWS, boundaries=(2,))
+    assert (
+        evaluator.load(config(tmp_path), ScoringTask(WINDOWS, (2,), objective)) == "torch.float32"
+    )
+    scorer = SharedPrefixScorer(load(tmp_path).model, WINDOWS, boundaries=(2,), objective=objective)
     assert evaluator.begin(KEEP, (NO_BLOCK,), range(4)) == (NO_BLOCK, scorer.losses(KEEP))
     assert evaluator.more() is None
     first, second = scorer.score(KEEP, (3, 1), range(2, 4))
@@ -48,4 +53,4 @@ def test_answers_are_those_of_the_scorer_one_at_a_time(family: str, tmp_path: Pa
 
 def test_a_budget_is_the_scorers(tiny_model_dir: Path) -> None:
     with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
-        Evaluator().load(config(tiny_model_dir, state_budget=1), WINDOWS)
+        Evaluator().load(config(tiny_model_dir, state_budget=1), ScoringTask(WINDOWS))

@@ -1,0 +1,195 @@
+"""Divergence from the dense model, and rescaled streams: the scorers against obvious formulas."""
+
+import copy
+import math
+from functools import partial
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning.models import loss
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list, view
+from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.store import load
+from pruning.models.streaming import StreamedModel
+from pruning.removal import NonFiniteLoss
+from pruning.search.objective import Objective, mean_norms
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
+from pruning.search.streamed_scoring import StreamedScorer
+from pruning.sleb import sleb
+from tests.support.scoring import HIDDEN_SIZE, assert_equal, windows
+from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
+from tests.support.tiny_directory import write_tiny_model
+
+DENSE = tuple(range(NUM_BLOCKS))
+KL = Objective(is_divergence=True)
+RESCALED = Objective(is_rescaled=True)
+BOTH = Objective(is_divergence=True, is_rescaled=True)
+OBJECTIVES = [KL, RESCALED, BOTH]
+STATE = HIDDEN_SIZE * 4  # bytes of a token
+
+
+def test_the_divergence_is_the_mean_over_predicted_tokens() -> None:
+    model, keep = tiny_model("llama"), (0, 1, 3, 4, 5)
+    found = dict(PlainScorer(model, windows(), objective=KL).score_round(keep, (3, 4)))
+    for block in (3, 4):
+        pruned = view(model, [alive for alive in keep if alive != block])
+        for window, nats in zip(windows(), found[block], strict=True):
+            with torch.inference_mode():
+                p = model(window[None]).logits[0, :-1].double().softmax(dim=-1)
+                q = pruned(window[None]).logits[0, :-1].double().softmax(dim=-1)
+            assert nats == pytest.approx(float((p * (p / q).log()).sum(dim=-1).mean()), abs=1e-5)
+
+
+def test_a_rescaled_stream_has_the_norms_of_the_dense_model_in_front_of_a_cut() -> None:
+    """The obvious way: a hook in front of the block behind each cut."""
+    model, keep, token_ids = tiny_model("llama"), (0, 1, 3, 5), windows()
+    entering: list[torch.Tensor] = []
+    skeleton = view(model, DENSE)
+    for block in block_list(skeleton):
+        block.register_forward_pre_hook(lambda _block, args: entering.append(args[0]))
+    pruned = view(model, keep)
+
+    def rescale(at: int, _block: object, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        ratio = entering[at].norm(dim=-1).mean(dim=1) / args[0].norm(dim=-1).mean(dim=1)
+        return (args[0] * ratio[:, None, None],)
+
+    for position, at in ((2, 3), (3, 5)):
+        block_list(pruned)[position].register_forward_pre_hook(partial(rescale, at))
+    with torch.inference_mode():
+        skeleton(token_ids)
+        logits = pruned(token_ids).logits[:, :-1].log_softmax(dim=-1)
+    expected = -logits.gather(2, token_ids[:, 1:, None]).squeeze(2).mean(dim=1)
+    scorer = SharedPrefixScorer(model, token_ids, objective=RESCALED)
+    assert scorer.losses(keep) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert expected.tolist() != pytest.approx(PlainScorer(model, token_ids).losses(keep), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [*((family, BOTH) for family in sorted(ARCHITECTURES)), ("llama", KL), ("llama", RESCALED)],
+)
+def test_every_family_is_searched_as_the_plain_scorer_would(
+    family: str, objective: Objective
+) -> None:
+    """In batches, with and without room for the states of all of them."""
+    model, token_ids = tiny_model(family), windows(5, 12)
+    expected = list(sleb(PlainScorer(model, token_ids, objective=objective), NUM_BLOCKS, 3))
+    trunk = 12 * STATE * (NUM_BLOCKS + 1)
+    for budget in (trunk + 12 * STATE, 100 * trunk):
+        scorer = SharedPrefixScorer(
+            model, token_ids, state_budget=budget, boundaries=(2,), objective=objective
+        )
+        assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), expected)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.data(), st.sampled_from(OBJECTIVES))
+def test_no_call_leaves_a_wrong_state_behind(data: st.DataObject, objective: Objective) -> None:
+    """Arbitrary rounds, also unfinished, and changing budgets give the scores of plain."""
+    model, token_ids = tiny_model("llama"), windows(3, 6)
+    scorer = SharedPrefixScorer(model, token_ids, objective=objective)
+    plain = PlainScorer(model, token_ids, objective=objective)
+    keeps = st.sets(st.sampled_from(DENSE), min_size=2).map(lambda keep: tuple(sorted(keep)))
+    for _ in range(data.draw(st.integers(1, 5))):
+        if data.draw(st.booleans()):
+            budget = data.draw(st.floats(1, 12)) * 6 * STATE * (NUM_BLOCKS + 2)
+            scorer.set_state_budget(int(budget))
+        keep = data.draw(keeps)
+        candidates = tuple(data.draw(st.permutations(keep)))
+        taken = data.draw(st.integers(0, len(candidates)))
+        found = dict(islice(scorer.score_round(keep, candidates), taken))
+        for block, scores in plain.score_round(keep, candidates[:taken]):
+            assert found[block] == pytest.approx(scores, abs=1e-5)
+        assert scorer.losses(keep) == pytest.approx(plain.losses(keep), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> StreamedModel:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    return StreamedModel(write_tiny_model(path))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("num_windows_in_budget", [1, 3, 100])
+def test_a_streamed_model_has_the_same_scores(
+    streamed: StreamedModel, objective: Objective, num_windows_in_budget: int
+) -> None:
+    token_ids = windows(4, 7)
+    sweep = 7 * STATE * (2 * NUM_BLOCKS + 2)
+    scorer = StreamedScorer(
+        streamed,
+        token_ids,
+        state_budget=num_windows_in_budget * sweep,
+        boundaries=(1,),
+        objective=objective,
+    )
+    model = load(streamed.path).model
+    expected = list(sleb(PlainScorer(model, token_ids, objective=objective), NUM_BLOCKS, 3))
+    assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), expected)
+
+
+def test_the_logits_of_a_chunk_of_both_models_fit_into_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    expected = dict(SharedPrefixScorer(model, windows(), objective=KL).score_round(DENSE, (2,)))
+    monkeypatch.setattr(loss, "LOGITS_BYTES", 6 * 4 * VOCAB_SIZE)  # three rows of each
+    rows: list[int] = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _head, args, _logits: rows.append(args[0].shape[0]))
+    found = dict(SharedPrefixScorer(model, windows(), objective=KL).score_round(DENSE, (2,)))
+    hook.remove()
+    assert max(rows) == 3
+    assert found[2] == pytest.approx(expected[2], abs=1e-6)
+
+
+def test_a_model_does_not_diverge_from_itself() -> None:
+    model = tiny_model("llama")
+    hidden = model.base_model(windows()).last_hidden_state
+    assert loss.window_divergences(model, hidden, hidden).tolist() == [0.0] * 5
+
+
+def test_the_dense_output_is_kept_where_it_fits_and_counts_as_state() -> None:
+    model, token_ids = tiny_model("llama"), windows(4, 6)
+    trunk, of_dense = 6 * STATE * (NUM_BLOCKS + 1), 6 * STATE
+    ran: list[int] = []
+    hook = block_list(model)[-1].register_forward_hook(lambda *_: ran.append(1))
+    for budget, passes, kept_bytes in (
+        (trunk + of_dense, 1 + 2, 0),  # the dense model again, and two branches
+        (trunk + 4 * of_dense, 2, 4 * of_dense),
+    ):
+        scorer = SharedPrefixScorer(model, token_ids, state_budget=budget, objective=KL)
+        dict(scorer.score_round(DENSE, (1, 2)))
+        ran.clear()
+        dict(scorer.score_round(DENSE, (1, 2)))
+        assert len(ran) == 4 * passes
+        assert scorer.state_bytes == kept_bytes
+    hook.remove()
+    with pytest.raises(StateBudgetTooSmall, match=str(trunk + of_dense)):
+        SharedPrefixScorer(model, token_ids, state_budget=trunk + of_dense - 1, objective=KL)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_block_that_gives_no_number_leaves_nothing_behind(objective: Objective) -> None:
+    model, token_ids = copy.deepcopy(tiny_model("llama")), windows(3, 6)
+    scorer = SharedPrefixScorer(model, token_ids, objective=objective)
+    block = block_list(model)[3]
+    good = copy.deepcopy(block.state_dict())
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.fill_(math.nan)
+    with pytest.raises(NonFiniteLoss, match="step 1"):
+        next(sleb(scorer, NUM_BLOCKS, 1))
+    block.load_state_dict(good)
+    plain = list(sleb(PlainScorer(model, token_ids, objective=objective), NUM_BLOCKS, 3))
+    assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), plain)
+
+
+def test_norms_are_means_over_the_tokens_of_a_window() -> None:
+    hidden = torch.tensor([[[3.0, 4.0], [0.0, 1.0]], [[6.0, 8.0], [0.0, 0.0]]])
+    assert mean_norms(hidden).tolist() == [3.0, 5.0]
