@@ -79,6 +79,7 @@ _METRICS: Mapping[Metric, str] = MappingProxyType(
         Metric.COSINE: "the cosine similarity of their input and output",
         Metric.ONE_SHOT: "the loss of the dense model without each of them",
         Metric.SLEB: "SLEB",
+        Metric.KL: "SLEB with the divergence from the dense model in place of the loss",
     }
 )
 _UNKNOWN = Lineage()
@@ -120,15 +121,16 @@ def model_card(
         table=_markdown(headings, cells),
         legend=_list(legend(manifest, headings)),
         domains=_domains(manifest.quality.domains),
-        search=f"Search: {spec.search}, {search}{streamed}.{_refinement(spec)}",
+        search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
         **manifest.calibration,
     )
 
 
-def _refinement(spec: PruneSpec) -> str:
+def _look_ahead(spec: PruneSpec) -> str:
+    scored = " Candidates were scored as repaired by scale." if spec.score_repaired else ""
     if not spec.refine:
-        return ""
-    return (
+        return scored
+    return scored + (
         f" Refined by at most {spec.refine} exchanges of a removed block for a kept one; if there "
         "were any, the rounds only compare the blocks that are removed in the end."
     )

@@ -17,6 +17,8 @@ _MARGINS: Mapping[Metric, str] = MappingProxyType(
         Metric.COSINE: "how much more the runner-up changes its input, as 1 - cosine",
         Metric.ONE_SHOT: "how much higher the dense model's loss is without the runner-up, in nats",
         Metric.SLEB: "how much higher the loss is without the runner-up, in nats",
+        Metric.KL: "how much further predictions without the runner-up are from the dense model's, "
+        "as KL divergence in nats",
     }
 )
 

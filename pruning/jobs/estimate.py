@@ -8,7 +8,7 @@ from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_files import WeightSizes
 from pruning.models.store import ModelInfo
 from pruning.spec.calibration import Sampling
-from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.prune import Metric, PruneSpec, Resident
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _WAIT_LIMITS_S = (5.0, 3600.0)
@@ -63,11 +63,13 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
     text = spec.calibration
     state_bytes = text.seqlen * info.hidden_size * item_bytes
     is_streamed = spec.resident is Resident.STREAM
-    all_states = text.num_samples * state_bytes * ((3 if is_streamed else 2) * blocks + 1)
+    of_dense = int(spec.metric is Metric.KL)  # the output of the dense model
+    num_states = (3 if is_streamed else 2) * blocks + 1 + of_dense
+    all_states = text.num_samples * num_states * state_bytes
     return Footprint(
         weight_bytes=item_bytes * sizes.num_parameters(blocks),
         state_bytes=None if Sampling.ROWS in _samplings(spec) else all_states,
-        least_state_bytes=state_bytes * ((2 if is_streamed else 1) * blocks + 1),
+        least_state_bytes=state_bytes * ((2 if is_streamed else 1) * blocks + 1 + of_dense),
         checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, fewest),
         least_checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, most),
     )

@@ -24,6 +24,12 @@ class Metric(StrEnum):
     COSINE = "cosine"  # 1: 1 - cos(input, output of block j), mean over tokens, of the dense model
     ONE_SHOT = "one_shot"  # 2: mean of -log p(w_k | w_<k), of the dense model without block j alone
     SLEB = "sleb"  # 3: the same of the model as pruned so far without block j, in every round
+    KL = "kl"  # not in the paper: mean of KL(p of the dense model || p of the model of metric 3)
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether candidates are measured again after each removal."""
+        return self in {Metric.SLEB, Metric.KL}
 
 
 class Search(StrEnum):
@@ -61,6 +67,7 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "zero_shot": False,
         "repair": Repair.NONE,
         "refine": 0,
+        "score_repaired": False,
     }
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
@@ -100,6 +107,7 @@ class PruneSpec:
     zero_shot: bool = False  # the paper's five tasks, dense and pruned
     repair: Repair = Repair.AUTO  # of every depth
     refine: int = 0  # exchanges of a removed block for a kept one behind the greedy search, at most
+    score_repaired: bool = False  # candidates are scored as repaired by scale, not as cut
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -112,21 +120,39 @@ class PruneSpec:
                 "dtype", f"dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16"
             )
         self._check_search()
+        self._check_scoring()
         self._check_text()
         self._check_measures()
 
     def _check_search(self) -> None:
         if self.refine < 0:
             raise InvalidSpec("refine", f"refine={self.refine}: expected 0 or more exchanges")
-        if self.metric is Metric.SLEB:
+        if self.metric.has_rounds:
             return
         because = (
-            f"needs the rounds of metric=sleb, and metric={self.metric} ranks all candidates once"
+            f"needs the rounds of metric=sleb or kl, and metric={self.metric} ranks all candidates "
+            "once"
         )
         if self.search is Search.STAGED:
             raise InvalidSpec("search", f"search=staged {because}: choose search=exact")
         if self.refine:
             raise InvalidSpec("refine", f"refine={self.refine} {because}: choose refine=0")
+
+    def _check_scoring(self) -> None:
+        if not self.score_repaired:
+            return
+        if self.repair is Repair.NONE:
+            raise InvalidSpec(
+                "score_repaired",
+                "score_repaired needs a repair, or the order would be chosen for a model that is "
+                "never served: choose repair=auto, ridge or scale",
+            )
+        if self.metric is Metric.COSINE:
+            raise InvalidSpec(
+                "score_repaired",
+                "metric=cosine looks at the dense model only, so no candidate is repaired: choose "
+                "another metric or score_repaired=false",
+            )
 
     def _check_text(self) -> None:
         datasets = {source.dataset for source in self.calibration.parts}
@@ -203,7 +229,7 @@ class PruneSpec:
             )
         self._check_reachable(num_blocks, free)
         candidates = self._num_candidates(num_blocks)
-        if self.metric is not Metric.SLEB:
+        if not self.metric.has_rounds:
             return (0 if num_removed else candidates) + num_remove - num_removed
         greedy = sum(candidates - step for step in range(num_removed, num_remove))
         depths = range(1, num_remove + 1) if self.is_depth_open else (num_remove,)

@@ -330,9 +330,10 @@ class PruneJobBody(Body):
     metric: Metric = Field(
         default=PruneSpec.metric,
         description="How blocks are ranked. sleb: by the loss without the block and all removed "
-        "before, measured again in each round; one_shot: by the loss without the block alone; "
-        "cosine: by how little the block changes its input. one_shot and cosine are measured once, "
-        "on the dense model. Only sleb can be staged.",
+        "before, measured again in each round; kl: the same with the KL divergence from the "
+        "predictions of the dense model; one_shot: by the loss without the block alone; cosine: by "
+        "how little the block changes its input. one_shot and cosine are measured once, on the "
+        "dense model, and cannot be staged or refined.",
     )
     search: Search = Field(
         default=PruneSpec.search,
@@ -364,10 +365,15 @@ class PruneJobBody(Body):
     )
     refine: int = Field(
         default=PruneSpec.refine,
-        description="Exchange a removed block for a kept one while the calibration loss falls, at "
+        description="Exchange a removed block for a kept one while the metric falls, at "
         "most this many times; 0: never. Of two removals, the best pair of all is found. Needs "
-        "metric=sleb.",
+        "metric=sleb or kl.",
         json_schema_extra={"minimum": 0},
+    )
+    score_repaired: bool = Field(
+        default=PruneSpec.score_repaired,
+        description="Score candidates with the hidden states behind each gap scaled to the norms "
+        "of the dense model, so that the order is chosen for the repaired model. Needs a repair.",
     )
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],

@@ -205,10 +205,12 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {"repair": Repair.SCALE},
             {"repair": Repair.NONE},
             {"refine": 2},
+            {"metric": Metric.KL},
+            {"score_repaired": True},
             {},
         )
     }
-    assert len(digests) == 12
+    assert len(digests) == 14
     assert spec.digest() in digests
 
 
