@@ -1,4 +1,5 @@
-"""One pruning run from spec to published checkpoint: load, calibrate, search, evaluate, publish.
+"""One pruning run from spec to published checkpoint: load, calibrate, search, repair, evaluate,
+publish.
 
 It knows nothing of queues and HTTP. Progress goes to an observer, and an exception from the
 observer ends the run before anything is published.
@@ -6,9 +7,9 @@ observer ends the run before anything is published.
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,19 +19,29 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
-from pruning.data.calibration import calibrate
+from pruning.data.calibration import calibrate, repair_windows
 from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
-from pruning.models.blocks import num_blocks, view
+from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_files import fingerprint
-from pruning.models.store import ModelStore, copy_companions, num_parameters
+from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
+from pruning.repair.order import (
+    OrderRepair,
+    RepairRequest,
+    methods_for,
+    repair_order,
+    request_for,
+)
+from pruning.repair.repair import Method
+from pruning.repair.stored import write_repair
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
 from pruning.search.search import search
 from pruning.search.state import SearchState
+from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
 
 
@@ -52,12 +63,14 @@ def prune(
     ``confirm`` is called right before the checkpoint becomes visible, and repeatedly while another
     process verifies it; an exception from it cancels. Raises ``QualityGateFailed`` if the result
     is worse than the spec allows, ``CheckpointNotPortable`` if it cannot be loaded as written, and
-    before any weight is read what ``PruneSpec.num_evaluations`` and ``prepare`` raise.
+    before any weight is read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare``
+    raise.
     """
     resources = resources or Resources()
     run = _searched(spec, models, observer, resources, earlier or SearchState())
+    run = _repaired(run, observer, resources)
     observer.phase("evaluate")
-    quality = assess(spec, run.dense, run.removals, tasks_dir=resources.tasks_dir)
+    quality = assess(spec, run.dense, run.removals, run.own_tensors, resources.tasks_dir)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
@@ -66,6 +79,7 @@ def prune(
         verify_portable,
         dense=run.dense,
         keep=manifest.keep,
+        own=run.own,
         how=verify,
         device=resources.device,
         ask=confirm,
@@ -75,24 +89,45 @@ def prune(
 
 @dataclass(frozen=True)
 class _Run:
-    """A finished search, and what the checkpoint needs of it."""
+    """A finished search, and what repair and the checkpoint need of it."""
 
     spec: PruneSpec
     dense: DenseModel
     fingerprint: str  # of the dense model when it was loaded
     windows: Windows
+    request: RepairRequest | None  # None if nothing is to be repaired
     removals: list[Removal]
+    repair: OrderRepair | None = None
+
+    @cached_property
+    def own_tensors(self) -> Mapping[int, Own]:
+        """Those of each depth that is repaired, by its number of removed blocks."""
+        total = num_blocks(self.dense.model)
+        chosen = enumerate(self.repair.chosen if self.repair else (), start=1)
+        return {
+            number: self.dense.folded(kept(total, self.order[:number]), repaired)
+            for number, repaired in chosen
+            if repaired.method is not Method.NONE
+        }
+
+    @property
+    def order(self) -> Blocks:
+        return tuple(removal.block for removal in self.removals)
+
+    @property
+    def own(self) -> Own:
+        """Those of the full depth."""
+        return self.own_tensors.get(len(self.removals), NO_OWN)
 
     def manifest(self, name: str, quality: Quality) -> Manifest:
         model, depth = self.dense.model, num_blocks(self.dense.model)
         num_windows, seqlen = self.windows.token_ids.shape
-        removed = tuple(removal.block for removal in self.removals)
         return Manifest(
             name=name,
             parent=self.spec.model,
             num_blocks=depth,
-            removed_blocks=removed,
-            num_parameters=num_parameters(view(model, kept(depth, removed))),
+            removed_blocks=self.order,
+            num_parameters=num_parameters(view(model, kept(depth, self.order))),
             dense_num_parameters=num_parameters(model),
             quality=quality,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -107,11 +142,12 @@ class _Run:
             versions={name: version(name) for name in ("sleb-serve", "torch", "transformers")},
             created_at=time.time(),
             parent_fingerprint=self.fingerprint,
+            repair=self.repair.records if self.repair else None,
         )
 
     def write(self, directory: Path, manifest: Manifest) -> None:
         """Every file of the checkpoint but its manifest."""
-        self.dense.save(manifest.keep, directory)
+        self.dense.save(manifest.keep, directory, own=self.own)
         copy_companions(self.dense.path, directory)
         card = model_card(manifest, self.removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
@@ -119,6 +155,20 @@ class _Run:
         _write_json(directory / "removal.json", [asdict(removal) for removal in self.removals])
         windows = described(self.windows, self.dense.tokenizer)
         _write_json(directory / "calibration.json", windows)
+        self._write_repair(directory)
+
+    def _write_repair(self, directory: Path) -> None:
+        if self.repair is None or self.request is None:
+            return
+        for number, repaired in enumerate(self.repair.chosen, start=1):
+            write_repair(directory, number, repaired)
+        used = self.request.windows
+        parts = {"train": used.train, "selection": used.selection}
+        text = {
+            part: {name: described(found, self.dense.tokenizer) for name, found in domains.items()}
+            for part, domains in parts.items()
+        }
+        _write_json(directory / "repair.json", text)
 
 
 def _searched(
@@ -130,15 +180,35 @@ def _searched(
 ) -> _Run:
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)  # raises for a search that cannot succeed
+    methods = methods_for(spec.repair, read_config(info.path))
     observer.phase("load")
     prepare(spec, info, resources.tasks_dir)
     dense = load_dense_model(info.path, spec.resident, resources, dtype=spec.dtype)
     parent_fingerprint = fingerprint(dense.path)  # now, as the files may change during the search
     observer.phase("calibrate")
     windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
+    read = partial(repair_windows, spec.calibration, dense.model, dense.tokenizer)
+    request = request_for(spec.repair, methods, read, observer.warned)
     observer.phase("search")
     removals = search(spec, dense, windows, observer, earlier)
-    return _Run(spec, dense, parent_fingerprint, windows, removals)
+    return _Run(spec, dense, parent_fingerprint, windows, request, removals)
+
+
+def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:
+    """The run with the repairs that its spec asks for."""
+    if run.request is None:
+        return run
+    observer.phase("repair")
+    repair = repair_order(
+        run.request,
+        run.dense.visited(),
+        run.order,
+        batch_tokens=resources.batch_tokens,
+        state_budget=resources.state_budget,
+        open_walk=run.dense.open_walk(),
+        observe=observer.repairing,
+    )
+    return replace(run, repair=repair)
 
 
 def _write_json(path: Path, data: object) -> None:

@@ -37,7 +37,8 @@ from pruning.jobs.store import Conditions, JobStore, QueueFull
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
-from pruning.models.store import ModelNotFound, ModelStore, NotAModel
+from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
+from pruning.repair.order import methods_for
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.prune import PruneSpec
@@ -207,6 +208,7 @@ class JobSubmission:
         info = self._models.inspect(spec.model)
         if spec.quantize is not None:
             check_quantizable(info.model_type)
+        methods_for(spec.repair, read_config(info.path))
         num_evaluations = spec.num_evaluations(info.num_blocks)
         if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
             raise InvalidSpec(

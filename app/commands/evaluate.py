@@ -195,7 +195,8 @@ class _ModelEvaluation:
 
     @cached_property
     def _forward(self) -> Forward:
-        return self.dense.forward(self._keep, self.column.weights)
+        own = self.column.subject.own_tensors(self.dense)
+        return self.dense.forward(self._keep, self.column.weights, own)
 
     def _perplexity(self, text: str) -> Perplexity:
         windows = text_windows(

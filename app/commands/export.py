@@ -18,7 +18,7 @@ from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
-from pruning.models.blocks import num_blocks, view
+from pruning.models.blocks import Own, num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.names import VariantName
 from pruning.models.store import copy_companions, num_parameters, read_config, set_up_torch
@@ -56,7 +56,11 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
     resident = fitting_resident(subject.path, resources)
     dense = load_dense_model(subject.path, resident, resources, dtype=export.dtype)
     exporter = _Exporter(
-        subject, dense, subject.keep or tuple(range(num_blocks(dense.model))), settings
+        subject,
+        dense,
+        subject.keep or tuple(range(num_blocks(dense.model))),
+        subject.own_tensors(dense),
+        settings,
     )
     if out is not None:
         exporter.write_directory(out, export.shard_bytes, overwrite=export.overwrite)
@@ -67,11 +71,12 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
 
 @dataclass(frozen=True)
 class _Exporter:
-    """A loaded model, and the blocks of it to write."""
+    """A loaded model, the blocks of it to write, and the tensors that their repair has changed."""
 
     subject: Subject
     dense: DenseModel
     keep: Blocks
+    own: Own
     settings: WorkerSettings
 
     @property
@@ -83,14 +88,15 @@ class _Exporter:
             manifest = read_manifest(self.subject.path)
             name, parent, total = manifest.name, manifest.parent, manifest.num_blocks
         dtype = str(self.dense.model.dtype).removeprefix("torch.")
-        return Exported(name, Path(parent).name, total, self.subject.removed_blocks, dtype)
+        removed = self.subject.removed_blocks
+        return Exported(name, Path(parent).name, total, removed, dtype, self.subject.method)
 
     def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> None:
         pruned = view(self.dense.model, self.keep)
         num_bytes = num_parameters(pruned) * self.dense.model.dtype.itemsize
 
         def write(directory: Path) -> None:
-            self.dense.save(self.keep, directory, shard_bytes)
+            self.dense.save(self.keep, directory, shard_bytes, self.own)
             copy_companions(self.dense.path, directory)
             card = export_card(self.exported, lineage_of(self.dense.path))
             (directory / "README.md").write_text(card, encoding="utf-8")
@@ -98,6 +104,7 @@ class _Exporter:
                 directory,
                 self.dense,
                 self.keep,
+                self.own,
                 how=self.settings.verify,
                 device=self.settings.device,
             )
@@ -109,9 +116,10 @@ class _Exporter:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}-{uuid4().hex}")
         try:
-            write_gguf(temporary, self.dense, self.keep, self.exported.name)
+            write_gguf(temporary, self.dense, self.keep, self.exported.name, self.own)
             if self.settings.verify is not Verify.OFF:
-                compare_gguf(temporary, expectation(self.dense, self.keep, self.settings.device))
+                device = self.settings.device
+                compare_gguf(temporary, expectation(self.dense, self.keep, device, self.own))
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(file)

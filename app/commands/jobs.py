@@ -97,6 +97,8 @@ class JobView:
             self._bar.phase(data["phase"])
         elif "evaluations_total" in data:
             self._bar.evaluated(data["evaluations_done"], data["evaluations_total"])
+        elif "repair_steps_total" in data:
+            self._bar.repairing(data["repair_steps_done"], data["repair_steps_total"])
         elif "block" in data:
             fields = {name: data[name] for name in _REMOVAL_FIELDS}
             self._bar.removed(Removal(**fields, scores={}, num_windows={}))

@@ -29,6 +29,8 @@ from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.spec.prune import PruneSpec
 
+_SEARCH = "search"  # the phase that may end early
+
 
 class _Count(ProgressColumn):
     """Evaluations done, their total, and the percentage, which is rounded down."""
@@ -92,14 +94,17 @@ class SearchBar(Observer):
 
     def phase(self, phase: str) -> None:
         self.end()
-        self._task = self._progress.add_task(phase, total=None, at_most=self._at_most)
+        at_most = self._at_most and phase == _SEARCH
+        self._task = self._progress.add_task(phase, total=None, at_most=at_most)
 
     def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
     def evaluated(self, done: int, total: int, _scored: ScoredCandidate | None = None) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        self._count(done, total)
+
+    def repairing(self, done: int, total: int) -> None:
+        self._count(done, total)
 
     def removed(self, removal: Removal) -> None:
         self.removals.append(removal)
@@ -121,13 +126,17 @@ class SearchBar(Observer):
     def warned(self, message: str) -> None:
         self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
+    def _count(self, done: int, total: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
     def end(self) -> None:
-        """End the phase. Only the bar of the search stays visible."""
+        """End the phase. Only bars that count stay visible: of the search and of the repair."""
         if self._task is None:
             return
         task = self._progress.tasks[self._progress.task_ids.index(self._task)]
         is_counted = task.total is not None
-        total = task.completed if self._at_most else task.total  # an early end is 100 %
+        total = task.completed if task.fields["at_most"] else task.total  # an early end is 100 %
         self._progress.update(self._task, total=total, visible=is_counted)
         self._progress.stop_task(self._task)
         self._task = None

@@ -1,15 +1,18 @@
 """The model that a name on the command line means: weights on disk, and the blocks to keep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
-from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest, verify
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
 from pruning.config import Settings
+from pruning.models.blocks import NO_OWN, Own
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.names import VariantName
 from pruning.models.store import ModelStore, NotAModel
+from pruning.repair.repair import Method
+from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
 
@@ -25,6 +28,18 @@ class Subject:
     path: Path
     keep: Blocks | None  # blocks of the model at ``path``; None for all
     removed_blocks: Blocks  # of the dense parent, in the order they went
+    method: Method = Method.NONE  # of the repair
+    repaired_by: Path | None = None  # the checkpoint whose repair the weights at ``path`` need
+
+    def own_tensors(self, dense: DenseModel) -> Own:
+        """What its repair changes of ``dense``, the model at ``path``.
+
+        Raises ``CheckpointCorrupt``.
+        """
+        if self.repaired_by is None or self.keep is None:
+            return NO_OWN
+        repaired = repair_of(self.repaired_by, len(self.removed_blocks))
+        return NO_OWN if repaired is None else dense.folded(self.keep, repaired)
 
 
 def subject_of(name: str, settings: Settings) -> Subject:
@@ -50,11 +65,15 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
     if entry.error is not None:
         raise NotAModel(entry.error)
     if entry.is_view:
-        return Subject(entry.name, models.path(entry.base), entry.keep, entry.removed_blocks)
+        subject = Subject(entry.name, models.path(entry.base), entry.keep, entry.removed_blocks)
+        if entry.order is None or entry.view_repair is None:
+            return subject
+        checkpoint = checkpoints.path(entry.order.name)
+        return replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
     if entry.order is None or not entry.is_whole_checkpoint:
         raise NotEvaluable(
-            f"{entry.name!r} is a prefix of {entry.base!r}, which is not in the models directory: "
-            "add that model, or use the whole checkpoint"
+            f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "
+            "model, or use the whole checkpoint"
         )
     return _directory(checkpoints.path(entry.order.name), entry.name)
 
@@ -62,5 +81,5 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
 def _directory(path: Path, name: str) -> Subject:
     if not (path / MANIFEST).is_file():
         return Subject(name, path, None, ())
-    verify(path)
-    return Subject(name, path, None, read_manifest(path).removed_blocks)
+    manifest = verify(path)
+    return Subject(name, path, None, manifest.removed_blocks, manifest.repaired_by)

@@ -11,6 +11,7 @@ from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.lineage import Lineage
 from pruning.removal import Removal
+from pruning.repair.repair import Method
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 
 _HEAD = """\
@@ -45,8 +46,8 @@ vLLM needs no override, because the config has the number of remaining blocks:
 _CARD = """\
 {head}
 {parent} without {num_removed} of its {num_blocks} transformer blocks, chosen by {metric}
-(arXiv 2402.09025) and otherwise unchanged: {num_parameters:,} of {dense_num_parameters:,}
-parameters remain.
+(arXiv 2402.09025), and {changed}: {num_parameters:,} of {dense_num_parameters:,} parameters
+remain.
 
 {loading}
 
@@ -71,7 +72,7 @@ words of each window, and `manifest.json` the lineage.
 """
 _EXPORT = """\
 {head}
-{parent} {kept} {num_blocks} transformer blocks, in {dtype}.
+{parent} {kept} {num_blocks} transformer blocks{changed}, in {dtype}.
 
 {loading}"""
 _METRICS: Mapping[Metric, str] = MappingProxyType(
@@ -80,6 +81,22 @@ _METRICS: Mapping[Metric, str] = MappingProxyType(
         Metric.ONE_SHOT: "the loss of the dense model without each of them",
         Metric.SLEB: "SLEB",
         Metric.KL: "SLEB with the divergence from the dense model in place of the loss",
+    }
+)
+_CHANGED: Mapping[Method, str] = MappingProxyType(
+    {
+        Method.NONE: "otherwise unchanged",
+        Method.SCALE: "repaired by scales of the hidden states",
+        Method.RIDGE: "repaired by least squares",
+    }
+)
+_VALUES: Mapping[Method, str] = MappingProxyType(
+    {
+        Method.NONE: "all weights have the parent's values, in the dtype of the files",
+        Method.SCALE: "what blocks behind removed ones add to the hidden states was multiplied by "
+        "constants; all other weights have the parent's values, in the dtype of the files",
+        Method.RIDGE: "the last matrix of each block in front of removed ones was fitted anew by "
+        "least squares; all other weights have the parent's values, in the dtype of the files",
     }
 )
 _UNKNOWN = Lineage()
@@ -107,10 +124,11 @@ def model_card(
     spec = PruneSpec.from_dict(manifest.spec)
     search = _STAGED if spec.search is Search.STAGED else _EXACT
     streamed = _STREAMED if spec.resident is Resident.STREAM else ""
-    removed = manifest.removed_blocks
+    removed, repair = manifest.removed_blocks, manifest.repaired_by
     return _CARD.format(
         head=_head(manifest.name, manifest.parent, lineage),
-        loading=_loading(manifest.parent, manifest.num_blocks, removed, lineage),
+        loading=_loading(manifest.parent, manifest.num_blocks, removed, repair, lineage),
+        changed=_CHANGED[repair],
         parent=manifest.parent,
         num_removed=len(manifest.removed_blocks),
         num_blocks=manifest.num_blocks,
@@ -145,6 +163,7 @@ class Exported:
     num_blocks: int
     removed_blocks: Sequence[int]
     dtype: str
+    repair: Method = Method.NONE
 
 
 def export_card(exported: Exported, lineage: Lineage) -> str:
@@ -154,7 +173,10 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         kept = f"without {len(exported.removed_blocks)} of its"
     return _EXPORT.format(
         head=_head(exported.name, exported.parent, lineage),
-        loading=_loading(exported.parent, exported.num_blocks, exported.removed_blocks, lineage),
+        loading=_loading(
+            exported.parent, exported.num_blocks, exported.removed_blocks, exported.repair, lineage
+        ),
+        changed=f", {_CHANGED[exported.repair]}" if exported.repair is not Method.NONE else "",
         parent=exported.parent,
         kept=kept,
         num_blocks=exported.num_blocks,
@@ -188,19 +210,22 @@ def _head(name: str, parent: str, lineage: Lineage) -> str:
     return _HEAD.format(name=name, base_model=lineage.source or parent, licence_line=licence_line)
 
 
-def _loading(parent: str, num_blocks: int, removed: Sequence[int], lineage: Lineage) -> str:
-    return _LOADING.format(lineage="\n".join(_lineage(parent, num_blocks, removed, lineage)))
+def _loading(
+    parent: str, num_blocks: int, removed: Sequence[int], repair: Method, lineage: Lineage
+) -> str:
+    lines = _lineage(parent, num_blocks, removed, repair, lineage)
+    return _LOADING.format(lineage="\n".join(lines))
 
 
 def _lineage(
-    parent: str, num_blocks: int, removed: Sequence[int], lineage: Lineage
+    parent: str, num_blocks: int, removed: Sequence[int], repair: Method, lineage: Lineage
 ) -> Iterator[str]:
     source = f", from {lineage.source} at commit {lineage.commit}" if lineage.source else ""
     yield f"- Parent: {parent}{source}, with {num_blocks} blocks."
     if removed:
         order = ", ".join(map(str, removed))
         yield f"- Removed blocks, counted from 0, in order of removal: {order}."
-    yield "- No training: all weights have the parent's values, in the dtype of the files."
+    yield f"- No training: {_VALUES[repair]}."
     text = ", see LICENSE" if lineage.has_licence_text else ""
     named = f" ({lineage.licence})" if lineage.licence else ""
     yield f"- The licence is that of {parent}{named}{text}."

@@ -17,7 +17,7 @@ from pruning.evaluation.quality import Quality
 from pruning.models.store import LoadedModel, load
 from pruning.removal import kept
 from pruning.repair.choose import DepthRepair
-from pruning.repair.repair import Repaired
+from pruning.repair.repair import Method, Repaired
 from pruning.repair.stored import RepairUnreadable, read_repair, repair_file
 from pruning.sleb import Blocks
 
@@ -72,6 +72,11 @@ class Manifest:
     def disk_bytes(self) -> int:
         """Size of the weights on disk, with those of all repairs; other files take a few MB."""
         return self.weight_bytes + sum(depth.num_bytes for depth in self.repair or ())
+
+    @property
+    def repaired_by(self) -> Method:
+        """The repair of the published weights."""
+        return self.repair[-1].method if self.repair else Method.NONE
 
     @property
     def keep(self) -> Blocks:

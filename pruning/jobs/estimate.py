@@ -122,7 +122,7 @@ def _work(spec: PruneSpec) -> tuple[object, ...]:
     """The fields that determine the time of one evaluation."""
     text = spec.calibration
     windows = (_samplings(spec), text.num_samples, text.seqlen)
-    how = (spec.metric, spec.search, spec.resident, spec.evaluate)
+    how = (spec.metric, spec.search, spec.resident, spec.evaluate, spec.repair)
     return (spec.model, spec.dtype, *how, *windows)
 
 

@@ -73,6 +73,7 @@ class Phase(StrEnum):
     LOAD = "load"
     CALIBRATE = "calibrate"
     SEARCH = "search"
+    REPAIR = "repair"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
 
@@ -124,6 +125,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class RepairProgress:
+    """Steps of the repair: one block that runs on all text, or one fit. Known once one is done."""
+
+    steps_done: int
+    steps_total: int
+
+    @property
+    def ratio(self) -> float:
+        return self.steps_done / self.steps_total
+
+
+@dataclass(frozen=True)
 class Pace:
     """Evaluations of the latest attempt, and their total time in seconds."""
 
@@ -157,6 +170,7 @@ class Job:
     pause_requested_at: float | None = None
     phase: Phase | None = None
     progress: Progress = Progress()
+    repair_progress: RepairProgress | None = None  # of the latest attempt
     pace: Pace = Pace()
     removed_blocks: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
@@ -168,7 +182,7 @@ class Job:
     pruned_model: str | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    estimated_finish: float | None = None  # only during the search
+    estimated_finish: float | None = None  # of the search or the repair, during either
     error: JobError | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
@@ -197,6 +211,7 @@ class Job:
             pause_requested_at=_number(fields, "pause_requested_at"),
             phase=Phase(phase) if (phase := fields.get("phase")) else None,
             progress=_progress(fields),
+            repair_progress=_repair_progress(fields),
             pace=_pace(fields),
             removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
             losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
@@ -258,11 +273,32 @@ def _pace(fields: Mapping[str, str]) -> Pace:
     return Pace(num_evaluations, last - began)
 
 
+def _repair_progress(fields: Mapping[str, str]) -> RepairProgress | None:
+    done, total = fields.get("repair_steps_done"), fields.get("repair_steps_total")
+    return RepairProgress(int(done), int(total)) if done and total else None
+
+
 def _estimated_finish(fields: Mapping[str, str]) -> float | None:
-    """The end of the search, if the remaining evaluations take as long as those so far."""
+    """The end of the search or of the repair, if what remains takes as long as what is done."""
+    if fields.get("finished_at"):
+        return None
+    if fields.get("phase") == Phase.SEARCH:
+        return _end_of_search(fields)
+    return _end_of_repair(fields) if fields.get("phase") == Phase.REPAIR else None
+
+
+def _end_of_search(fields: Mapping[str, str]) -> float | None:
     pace, progress, last = _pace(fields), _progress(fields), _number(fields, "evaluated_at")
-    is_searching = fields.get("phase") == Phase.SEARCH and not fields.get("finished_at")
-    if not is_searching or not pace.num_evaluations or not last:
+    if not pace.num_evaluations or not last:
         return None
     num_left = progress.evaluations_total - progress.evaluations_done
     return last + pace.seconds / pace.num_evaluations * num_left
+
+
+def _end_of_repair(fields: Mapping[str, str]) -> float | None:
+    began, last = _number(fields, "phase_started_at"), _number(fields, "repaired_at")
+    progress = _repair_progress(fields)
+    if progress is None or not began or not last:
+        return None
+    num_left = progress.steps_total - progress.steps_done
+    return last + (last - began) / progress.steps_done * num_left

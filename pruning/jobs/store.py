@@ -280,6 +280,14 @@ class JobStore:
         """Record the removals after the refinement, in place of those before."""
         return self._change(job_id, transitions.reordered(removals), attempt=attempt).stop_request
 
+    def repairing(
+        self, job_id: str, done: int, total: int, attempt: int | None = None
+    ) -> StopRequest | None:
+        """Record step ``done`` of ``total`` of the repair."""
+        return self._change(
+            job_id, transitions.repairing(done, total), attempt=attempt
+        ).stop_request
+
     def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
         return self._change(job_id, transitions.warned(message), attempt=attempt).stop_request
 

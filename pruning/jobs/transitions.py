@@ -21,7 +21,16 @@ from pruning.search.state import (
 )
 from pruning.spec.prune import PruneSpec
 
-_ATTEMPT_FIELDS = ("worker", "phase", "search_started_at", "evaluated_at")
+_ATTEMPT_FIELDS = (
+    "worker",
+    "phase",
+    "phase_started_at",
+    "search_started_at",
+    "evaluated_at",
+    "repair_steps_done",
+    "repair_steps_total",
+    "repaired_at",
+)
 _PLAN_FIELDS = ("removed_blocks", "losses", "dense_loss")
 _IN_FRONT = {"in_front": "1"}  # a job that returns to the queue precedes others of its priority
 _HALVED = {"num_halvings": "1"}
@@ -141,7 +150,8 @@ def confirmed() -> Change:
 
 def phase_begun(phase: Phase) -> Change:
     event = Event(f"phase {phase}", data={"phase": phase.value})
-    return Change("update", _WORKING, {"phase": phase.value}, event=event)
+    fields = {"phase": phase.value, "phase_started_at": str(time.time())}
+    return Change("update", _WORKING, fields, event=event)
 
 
 def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Change:
@@ -170,12 +180,11 @@ def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> C
     }
     data = {"evaluations_done": done, "evaluations_total": total}
     event = Event(f"{done} of {total} evaluations", type="metrics", data=data)
-    is_whole_percent = total > 0 and done * 100 // total > (done - 1) * 100 // total
     return Change(
         "update",
         _WORKING,
         fields | _PROGRESSED if scored else fields,
-        event=event if is_whole_percent else None,
+        event=event if _is_whole_percent(done, total) else None,
         search=scored_field(scored) if scored else {},
     )
 
@@ -229,6 +238,23 @@ def _order_fields(removals: Sequence[Removal]) -> dict[str, str]:
 
 def _listed(blocks: Sequence[int]) -> str:
     return f"block{'s' if len(blocks) > 1 else ''} {' and '.join(map(str, blocks))}"
+
+
+def repairing(done: int, total: int) -> Change:
+    """``done`` of ``total`` steps of the repair are done. A later worker repeats all of them."""
+    data = {"repair_steps_done": done, "repair_steps_total": total}
+    fields = {name: str(value) for name, value in data.items()}
+    event = Event(f"{done} of {total} steps of the repair", type="metrics", data=data)
+    return Change(
+        "update",
+        _WORKING,
+        {**fields, "repaired_at": str(time.time())},
+        event=event if _is_whole_percent(done, total) else None,
+    )
+
+
+def _is_whole_percent(done: int, total: int) -> bool:
+    return total > 0 and done * 100 // total > (done - 1) * 100 // total
 
 
 def warned(message: str) -> Change:

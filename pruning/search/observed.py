@@ -16,7 +16,9 @@ class Observer:
     """
 
     def phase(self, phase: str) -> None:
-        """A phase begins: ``load``, ``calibrate``, ``search``, ``evaluate`` or ``publish``."""
+        """A phase begins: ``load``, ``calibrate``, ``search``, ``repair``, ``evaluate`` or
+        ``publish``.
+        """
 
     def searching(self, plan: SearchPlan, done: int, total: int) -> None:
         """The search begins, or resumes after ``done`` evaluations.
@@ -42,8 +44,11 @@ class Observer:
     def reordered(self, removals: Sequence[Removal]) -> None:
         """The refinement is over, and these removals take the place of those before."""
 
+    def repairing(self, done: int, total: int) -> None:
+        """``done`` of ``total`` steps of the repair are done."""
+
     def warned(self, message: str) -> None:
-        """The model will be published although it is beyond a limit of its quality gate."""
+        """The model will be published, but without repair or beyond a limit of its quality gate."""
 
 
 class Tally:

@@ -173,6 +173,9 @@ class JobObserver(Observer):
         self._pending.append(lambda: self._store.reordered(self._id, removals, self._attempt))
         self._write()
 
+    def repairing(self, done: int, total: int) -> None:
+        self._write(lambda: self._store.repairing(self._id, done, total, self._attempt))
+
     def warned(self, message: str) -> None:
         self._pending.append(lambda: self._store.warn(self._id, message, self._attempt))
         self._write()

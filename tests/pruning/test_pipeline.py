@@ -9,22 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest, repair_of
 from pruning.data.calibration import calibrate
 from pruning.data.corpora import CalibrationError
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
+from pruning.repair.folding import folded
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 
 TEXT = CalibrationSpec(num_samples=4, seqlen=12)
 SPEC = PruneSpec("tiny", num_remove=3, calibration=TEXT)
+UNREPAIRED = replace(SPEC, repair=Repair.NONE)
 
 
 def run(
@@ -42,7 +44,7 @@ def run(
 def test_a_run_tells_every_step_and_publishes_what_the_search_found(tiny_models_dir: Path) -> None:
     recorder = Recorder()
     manifest = run(tiny_models_dir, recorder)
-    assert recorder.phases == ["load", "calibrate", "search", "evaluate", "publish"]
+    assert recorder.phases == ["load", "calibrate", "search", "repair", "evaluate", "publish"]
     assert recorder.evaluations == [(done, 9) for done in range(4 + 3 + 2 + 1)]
     assert manifest.removed_blocks == tuple(removal.block for removal in recorder.removals)
     assert manifest.quality.losses[1:] == tuple(removal.loss for removal in recorder.removals)
@@ -78,8 +80,11 @@ def test_the_checkpoint_is_the_view_to_any_program(tiny_models_dir: Path, tmp_pa
     subprocess.run(command, check=True, cwd=tmp_path)
     token_ids, logits = torch.load(output, weights_only=True)
     dense = ModelStore(tiny_models_dir).load("tiny").model
+    repaired = repair_of(path, len(manifest.removed_blocks))
+    assert repaired is not None
+    expected = view(dense, manifest.keep, folded(dense, manifest.keep, repaired))
     with torch.inference_mode():
-        torch.testing.assert_close(logits, view(dense, manifest.keep)(token_ids).logits)
+        torch.testing.assert_close(logits, expected(token_ids).logits)
 
 
 def test_tokenizer_and_template_are_the_parents_byte_for_byte(tiny_models_dir: Path) -> None:
@@ -100,12 +105,12 @@ def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
 ) -> None:
     """Wherever a run stops, no candidate is scored twice, and all numbers are the same."""
     whole = Recorder()
-    expected = run(tiny_models_dir, whole, name="tiny@whole")
+    expected = run(tiny_models_dir, whole, UNREPAIRED, name="tiny@whole")
     stopped, resumed = Recorder(stop_after=stop_after), Recorder()
     with pytest.raises(Stop):
-        run(tiny_models_dir, stopped, name="tiny@cut")
+        run(tiny_models_dir, stopped, UNREPAIRED, name="tiny@cut")
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == ["tiny@whole"]
-    found = run(tiny_models_dir, resumed, name="tiny@cut", earlier=stopped.state)
+    found = run(tiny_models_dir, resumed, UNREPAIRED, "tiny@cut", stopped.state)
     assert found.removed_blocks == expected.removed_blocks
     assert found.quality == expected.quality
     assert [*stopped.removals, *resumed.removals] == whole.removals
@@ -114,11 +119,11 @@ def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
 
 
 def test_what_was_found_on_other_windows_is_not_built_upon(tiny_models_dir: Path) -> None:
-    other = replace(SPEC, calibration=replace(TEXT, seed=1))
+    other = replace(UNREPAIRED, calibration=replace(TEXT, seed=1))
     earlier, whole, found = Recorder(), Recorder(), Recorder()
     run(tiny_models_dir, earlier, other, name="tiny@other")
-    run(tiny_models_dir, whole, name="tiny@whole")
-    run(tiny_models_dir, found, name="tiny@found", earlier=earlier.state)
+    run(tiny_models_dir, whole, UNREPAIRED, name="tiny@whole")
+    run(tiny_models_dir, found, UNREPAIRED, "tiny@found", earlier.state)
     assert found.evaluations[0] == (0, 9)
     assert found.removals == whole.removals
 

@@ -12,7 +12,7 @@ from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder
 from tests.support.serving import local_api
 
@@ -23,12 +23,16 @@ def publish_pruned(
     job: str = "prn-1",
     spec: PruneSpec | None = None,
     model: str = "tiny",
+    repair: Repair = Repair.NONE,
 ) -> Manifest:
-    """What a worker leaves behind when a job of this depth, or this spec, has succeeded."""
+    """What a worker leaves behind when a job of this depth, or this spec, has succeeded.
+
+    Unrepaired by default, so that its models are plain views of the dense one.
+    """
     name = f"{model}@{job}"
     calibration = CalibrationSpec(num_samples=2, seqlen=12)
     return prune(
-        spec or PruneSpec(model, num_remove, calibration=calibration),
+        spec or PruneSpec(model, num_remove, calibration=calibration, repair=repair),
         name=name,
         target=CheckpointStore(data_dir / "checkpoints").path(name),
         models=ModelStore(data_dir / "models"),

@@ -26,6 +26,7 @@ class Stop(Exception):
 @dataclass
 class Recorder(Observer):
     stop_after: int | None = None  # evaluations
+    stop_after_repair: int | None = None  # steps of the repair
     phases: list[str] = field(default_factory=list)
     evaluations: list[tuple[int, int]] = field(default_factory=list)
     plans: list[SearchPlan] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Recorder(Observer):
     rounds: dict[str, Removal] = field(default_factory=dict)  # of the refinement
     exchanges: list[Exchange] = field(default_factory=list)
     refined: list[Removal] | None = None
+    repair_steps: list[tuple[int, int]] = field(default_factory=list)
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
@@ -61,6 +63,11 @@ class Recorder(Observer):
 
     def reordered(self, removals: Sequence[Removal]) -> None:
         self.refined = list(removals)
+
+    def repairing(self, done: int, total: int) -> None:
+        self.repair_steps.append((done, total))
+        if done == self.stop_after_repair:
+            raise Stop
 
     def warned(self, message: str) -> None:
         self.warnings.append(message)

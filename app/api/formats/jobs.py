@@ -10,6 +10,7 @@ from app.api.schemas.jobs import (
     JobErrorView,
     ProgressView,
     PruneJobView,
+    RepairProgressView,
     WebhookDeliveryView,
     WebhookView,
 )
@@ -40,6 +41,7 @@ def job_view_at(path: str, job: Job) -> PruneJobView:
             evaluations_total=job.progress.evaluations_total,
             ratio=job.progress.ratio,
         ),
+        repair_progress=_repair_progress(job),
         removed_blocks=list(job.removed_blocks),
         losses=list(job.losses),
         dense_loss=job.dense_loss,
@@ -58,6 +60,15 @@ def job_view_at(path: str, job: Job) -> PruneJobView:
         webhook=WebhookView(url=webhook.url, events=list(webhook.events)) if webhook else None,
         spec=job.spec.to_dict(),
         urls=_urls(path),
+    )
+
+
+def _repair_progress(job: Job) -> RepairProgressView | None:
+    found = job.repair_progress
+    if found is None:
+        return None
+    return RepairProgressView(
+        steps_done=found.steps_done, steps_total=found.steps_total, ratio=found.ratio
     )
 
 

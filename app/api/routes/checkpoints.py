@@ -78,7 +78,9 @@ def list_checkpoints(
     return CheckpointList(data=[checkpoint])
 
 
-@router.get("/{file}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD)
+@router.get(
+    "/{file:path}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD
+)
 def get_file(
     job_id: str, file: str, jobs: JobsDep, checkpoints: CheckpointsDep, request: Request
 ) -> Response:
@@ -86,7 +88,7 @@ def get_file(
     name = jobs.get(job_id).checkpoint_name
     path, manifest = checkpoints.path(name), checkpoints.manifest(name)
     entry = _files(path, manifest).get(file)
-    if entry is None or Path(file).name != file:
+    if entry is None or ".." in Path(file).parts or Path(file).is_absolute():
         raise CheckpointNotFound(
             f"{manifest.name} has no file {file[:128]!r}: its files are in the list of the job's "
             "checkpoints"
@@ -98,7 +100,10 @@ def get_file(
     if headers["ETag"] in (tag.strip() for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
     return Download(
-        path / file, media_type="application/octet-stream", headers=headers, filename=file
+        path / file,
+        media_type="application/octet-stream",
+        headers=headers,
+        filename=Path(file).name,
     )
 
 

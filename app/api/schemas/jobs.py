@@ -28,6 +28,12 @@ class ProgressView(BaseModel):
     ratio: float
 
 
+class RepairProgressView(BaseModel):
+    steps_done: int
+    steps_total: int
+    ratio: float
+
+
 class JobErrorView(BaseModel):
     code: str
     message: str
@@ -63,6 +69,9 @@ class PruneJobView(BaseModel):
     )
     phase: str | None
     progress: ProgressView
+    repair_progress: RepairProgressView | None = Field(
+        description="Of the latest attempt; null before the repair begins."
+    )
     removed_blocks: list[int]
     losses: list[float]
     dense_loss: float | None
@@ -72,7 +81,9 @@ class PruneJobView(BaseModel):
     created_at: float
     started_at: float | None
     finished_at: float | None
-    estimated_finish: float | None
+    estimated_finish: float | None = Field(
+        description="Of the search or of the repair, while either is running."
+    )
     error: JobErrorView | None
     conditions: list[ConditionView]
     metadata: dict[str, str]

@@ -15,9 +15,8 @@ from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.zero_shot import PAPER_TASKS
-from pruning.models.blocks import view
 from pruning.models.quantize import quantized
-from pruning.models.store import ModelStore
+from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
@@ -110,7 +109,7 @@ def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
     ]
     dense, pruned, small = (each["perplexities"][1]["perplexity"] for each in found)
     loaded = ModelStore(data_dir / "models").load("tiny")
-    each = quantized(view(loaded.model, published.keep), weights)
+    each = quantized(load(data_dir / "checkpoints" / published.name).model, weights)
     assert small == pytest.approx(perplexity_by_hand(each, loaded.tokenizer, TEXT, 16), rel=1e-3)
     plain = run("tiny", "tiny@-2", *whole_text)
     assert [dense, pruned] == [each["perplexities"][1]["perplexity"] for each in plain]

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,28 @@ from app.cli.main import app as command_line
 from app.commands.export import Export
 from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
-from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest, repair_of
 from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
-from pruning.models.blocks import view
+from pruning.models.blocks import num_blocks, view
 from pruning.models.save_streamed import SHARD_BYTES
 from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.pipeline import prune
+from pruning.repair.folding import folded
+from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
 from tests.support.tiny_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-SPEC = PruneSpec("tiny", 2, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False)
+SPEC = PruneSpec(
+    "tiny",
+    2,
+    calibration=CalibrationSpec(num_samples=1, seqlen=8),
+    evaluate=False,
+    repair=Repair.RIDGE,
+)
 
 
 @pytest.fixture
@@ -78,8 +86,13 @@ def test_the_page_names_what_gguf_is_written_for_and_every_tolerance() -> None:
         assert re.search(f"{share:.0e}".replace("e-0", "e-") + rf"\s+in\s+{dtype}", page)
 
 
-def pruned_logits(models_dir: Path, keep: Sequence[int], dtype: str = "auto") -> torch.Tensor:
-    return logits_of(view(load(models_dir / "tiny", dtype=dtype).model, keep), token_ids())
+def pruned_logits(models_dir: Path, keep: Blocks, dtype: str = "auto") -> torch.Tensor:
+    """Of the model on dense weights of that dtype, with the repair of the checkpoint."""
+    dense = load(models_dir / "tiny", dtype=dtype).model
+    checkpoint = models_dir.parent / "checkpoints" / "tiny@prn-1"
+    repaired = repair_of(checkpoint, num_blocks(dense) - len(keep))
+    assert repaired is not None
+    return logits_of(view(dense, keep, folded(dense, keep, repaired)), token_ids())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -97,7 +110,9 @@ def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
         assert not parents.is_file() or (out / name).read_bytes() == parents.read_bytes()
     assert AutoTokenizer.from_pretrained(out)("a fox").input_ids
     card = (out / "README.md").read_text()
-    assert f"tiny without 1 of its 6 transformer blocks, in {dtype}" in card
+    assert (
+        f"tiny without 1 of its 6 transformer blocks, repaired by least squares, in {dtype}" in card
+    )
     assert f"in order of removal: {manifest.removed_blocks[0]}.\n" in card
     assert not (out / "manifest.json").exists()
 

@@ -20,7 +20,7 @@ from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder
 from tests.support.tiny import generated
 from tests.support.tiny_directory import write_tiny_model
@@ -30,8 +30,9 @@ NUM_REMOVED = 10
 
 
 def publish(data_dir: Path, num_remove: int, job: str = "prn-1") -> Manifest:
+    calibration = CalibrationSpec(num_samples=1, seqlen=8)
     return prune(
-        PruneSpec("tiny", num_remove, calibration=CalibrationSpec(num_samples=1, seqlen=8)),
+        PruneSpec("tiny", num_remove, calibration=calibration, repair=Repair.NONE),
         name=f"tiny@{job}",
         target=data_dir / "checkpoints" / f"tiny@{job}",
         models=ModelStore(data_dir / "models"),

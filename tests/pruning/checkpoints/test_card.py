@@ -1,6 +1,7 @@
 """The card of a checkpoint shows its trajectory and how it was found."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from pruning.checkpoints.card import Exported, export_card, model_card
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.models.lineage import Lineage, lineage_of
+from pruning.repair.choose import DepthRepair
+from pruning.repair.repair import Method
 from pruning.spec.prune import Metric, Resident, Search
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
@@ -82,7 +85,25 @@ def test_a_card_says_how_to_load_it_elsewhere() -> None:
         assert "`vllm serve path/to/this/directory`" in card
         assert "--gguf model.gguf" in card
     assert "tiny with all of its 6 transformer blocks, in float16." in exported
+    assert "all weights have the parent's values" in exported
     assert "Removed blocks" not in exported
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "changed"),
+    [
+        (Method.NONE, "and otherwise unchanged", "all weights have the parent's values"),
+        (Method.SCALE, "and repaired by scales", "add to the hidden states was multiplied"),
+        (Method.RIDGE, "and repaired by least squares", "the last matrix of each block in front"),
+    ],
+)
+def test_a_card_says_what_a_repair_has_changed(method: Method, said: str, changed: str) -> None:
+    depths = (DepthRepair(1, Method.NONE, 0, {}), DepthRepair(2, method, 8, {}))
+    published = model_card(replace(RUN, repair=depths))
+    assert said in " ".join(published.split())
+    exported = export_card(Exported("tiny@-1", "tiny", 6, (3,), "float16", method), Lineage())
+    for card in (published, exported):
+        assert changed in card
 
 
 def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:

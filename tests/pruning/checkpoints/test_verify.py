@@ -29,7 +29,7 @@ from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.checkpoints import manifest_of
 from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
@@ -46,7 +46,13 @@ def test_a_pruned_model_of_every_family_is_its_view_to_plain_transformers(
     write_checkpoint(tmp_path / "models" / family, family)
     store = CheckpointStore(tmp_path / "checkpoints")
     manifest = prune(
-        PruneSpec(family, 2, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False),
+        PruneSpec(
+            family,
+            2,
+            calibration=CalibrationSpec(num_samples=1, seqlen=8),
+            evaluate=False,
+            repair=Repair.NONE,
+        ),
         name="pruned",
         target=store.path("pruned"),
         models=ModelStore(tmp_path / "models"),

@@ -28,7 +28,7 @@ from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec
-from pruning.spec.prune import PruneSpec, Quantize
+from pruning.spec.prune import PruneSpec, Quantize, Repair
 from tests.support.losses import mean_loss
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
@@ -51,6 +51,10 @@ def run(
     )
 
 
+def published(models_dir: Path) -> Path:
+    return CheckpointStore(models_dir.parent / "checkpoints").path("tiny@prn-1")
+
+
 @pytest.mark.parametrize("weights", Quantize)
 def test_the_quantised_model_is_measured_on_the_same_windows_as_the_others(
     tiny_models_dir: Path, weights: Quantize
@@ -59,7 +63,7 @@ def test_the_quantised_model_is_measured_on_the_same_windows_as_the_others(
     manifest = run(tiny_models_dir, spec, Recorder())
     loaded = load(tiny_models_dir / "tiny")
     windows = held_out(spec.calibration, loaded.model, loaded.tokenizer).token_ids
-    pruned = view(loaded.model, manifest.keep)
+    pruned = load(published(tiny_models_dir)).model
     dense_perplexity, *_, pruned_perplexity = manifest.quality.perplexities
     found = manifest.quality.quantized
     assert found is not None
@@ -74,8 +78,9 @@ def test_the_quantised_model_is_measured_on_the_same_windows_as_the_others(
 
 
 def test_what_is_published_has_plain_weights(tiny_models_dir: Path) -> None:
-    manifest = run(tiny_models_dir, replace(SPEC, quantize=Quantize.INT8), Recorder())
-    path = CheckpointStore(tiny_models_dir.parent / "checkpoints").path(manifest.name)
+    spec = replace(SPEC, quantize=Quantize.INT8, repair=Repair.NONE)
+    manifest = run(tiny_models_dir, spec, Recorder())
+    path = published(tiny_models_dir)
     expected = view(load(tiny_models_dir / "tiny").model, manifest.keep).state_dict()
     found = load(path).model.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -93,7 +98,7 @@ def test_the_papers_tasks_are_asked_of_dense_and_of_all_removals(
     assert found is not None
     for model, scores in (
         (loaded.model, found.dense),
-        (view(loaded.model, manifest.keep), found.pruned),
+        (load(published(tiny_models_dir)).model, found.pruned),
     ):
         expected = score_tasks(model, loaded.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
         assert list(scores) == expected

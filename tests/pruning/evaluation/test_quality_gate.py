@@ -19,7 +19,7 @@ from pruning.evaluation.quality_gate import QualityGateFailed, gated
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.forward import InMemoryForward
-from pruning.models.store import ModelStore
+from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -189,9 +189,10 @@ def test_a_run_asks_dense_and_pruned(tiny_models_dir: Path, resident: Resident) 
     assert observer.warnings == []
     probe, items = manifest.quality.probe, probe_items()
     assert probe is not None
-    dense = ModelStore(tiny_models_dir).load("tiny")
-    for keep, score in ((None, probe.dense), (manifest.keep, probe.pruned)):
-        answers = answer(InMemoryForward(dense.model, keep), dense.tokenizer, items)
+    directories = (tiny_models_dir / "tiny", tiny_models_dir.parent / "checkpoints" / manifest.name)
+    for directory, score in zip(directories, (probe.dense, probe.pruned), strict=True):
+        loaded = load(directory)
+        answers = answer(InMemoryForward(loaded.model), loaded.tokenizer, items)
         assert score == summary(answers, digest(items))
 
 

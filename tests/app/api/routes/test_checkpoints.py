@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.checkpoints.store import CheckpointStore
+from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.jobs.store import JobStore
 from pruning.models.store import load
+from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.prune_requests import submit
 
@@ -19,7 +20,8 @@ def job(client: TestClient, data_dir: Path, job_store: JobStore) -> dict[str, An
     """That has removed three blocks and succeeded."""
     submitted = submit(client)
     job_store.start(submitted["id"], "w")
-    job_store.succeed(submitted["id"], publish_pruned(data_dir, job=submitted["id"]).name)
+    manifest = publish_pruned(data_dir, job=submitted["id"], repair=Repair.RIDGE)
+    job_store.succeed(submitted["id"], manifest.name)
     return submitted
 
 
@@ -58,9 +60,13 @@ def test_the_list_names_files_and_prefixes(
         body = {"model": prefix["model"], "prompt": "the dog", "max_new_tokens": 1}
         assert client.post("/generate", json=body).status_code == 200
     directory = CheckpointStore(data_dir / "checkpoints").path(name)
-    sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+    sizes = {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
     assert {file["name"]: file["num_bytes"] for file in checkpoint["files"]} == sizes
-    assert {"model.safetensors", "config.json", "manifest.json"} <= set(sizes)
+    assert {"model.safetensors", "manifest.json", "repair/depth-3.safetensors"} <= set(sizes)
 
 
 def test_without_its_dense_parent_only_the_whole_is_servable(
@@ -82,7 +88,10 @@ def test_what_is_downloaded_is_the_checkpoint(
         assert hashlib.sha256(answer.content).hexdigest() == file["sha256"]
         assert answer.headers["etag"] == f'"{file["sha256"]}"'
         assert int(answer.headers["content-length"]) == file["num_bytes"]
-        (copy / file["name"]).write_bytes(answer.content)
+        target = copy / file["name"]
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(answer.content)
+    assert verify(copy).repair is not None
     assert load(copy).model.config.num_hidden_layers == 3
 
 
@@ -141,15 +150,18 @@ def test_every_answer_about_a_file_is_described(client: TestClient) -> None:
         "..%2f..%2fmodels%2ftiny%2fconfig.json",
         "%00",
         "a/b",
+        "repair",
+        "repair/../../secret.txt",
+        "repair/depth-9.safetensors",
     ],
 )
 def test_nothing_else_can_be_downloaded(
     client: TestClient, job: dict[str, Any], data_dir: Path, file: str
 ) -> None:
-    (data_dir / "checkpoints" / "secret.txt").write_text("secret")
+    (data_dir / "checkpoints" / "secret.txt").write_text("classified")
     answer = client.get(f"{job['urls']['checkpoints']}/{file}")
     assert answer.status_code in (200, 404)  # the client itself shortens dots, to another route
-    assert "secret" not in answer.text
+    assert "classified" not in answer.text
     assert "etag" not in answer.headers
 
 

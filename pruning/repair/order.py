@@ -1,0 +1,145 @@
+"""The repair of a removal order: what a spec asks for, and what every depth of the order gets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from pruning.data.calibration import RepairWindows
+from pruning.data.corpora import CalibrationError
+from pruning.models.blocks import num_blocks
+from pruning.removal import kept
+from pruning.repair.choose import DepthRepair, choose
+from pruning.repair.repair import (
+    Method,
+    Repaired,
+    RepairedDepth,
+    RepairText,
+    VisitedModel,
+    possible_methods,
+    repair_depths,
+)
+from pruning.repair.walk import OpenWalk
+from pruning.sleb import Blocks
+from pruning.spec import InvalidSpec
+from pruning.spec.prune import Repair
+
+
+@dataclass(frozen=True)
+class RepairRequest:
+    """The methods that are to be tried on a model, and the text for it."""
+
+    repair: Repair
+    methods: tuple[Method, ...]
+    windows: RepairWindows
+
+    @property
+    def text(self) -> RepairText:
+        train, selection = (
+            {domain: found.token_ids for domain, found in part.items()}
+            for part in (self.windows.train, self.windows.selection)
+        )
+        return RepairText(train, selection)
+
+
+@dataclass(frozen=True)
+class OrderRepair:
+    """The repairs of all depths of an order: as the manifest records them, and the repairs.
+
+    Both are for 1, 2 ... removed blocks.
+    """
+
+    records: tuple[DepthRepair, ...]
+    chosen: tuple[Repaired, ...]
+
+
+def methods_for(repair: Repair, config: PreTrainedConfig) -> tuple[Method, ...]:
+    """The methods to try for models of this family; none with ``NONE``, or if none is sound.
+
+    Raises ``InvalidSpec`` if the one that is asked for is not sound.
+    """
+    possible = possible_methods(config)
+    if repair is Repair.AUTO:
+        return possible
+    if repair is Repair.NONE:
+        return ()
+    method = Method(repair.value)
+    if method not in possible:
+        known = ", ".join([Repair.AUTO, *possible, Repair.NONE])
+        raise InvalidSpec(
+            "repair",
+            f"repair={repair} is not possible for this model of type {config.model_type}: choose "
+            f"one of {known}",
+        )
+    return (method,)
+
+
+def request_for(
+    repair: Repair,
+    methods: tuple[Method, ...],
+    read: Callable[[], RepairWindows],
+    warn: Callable[[str], object],
+) -> RepairRequest | None:
+    """What is asked for, with the text of ``read``; None if nothing is.
+
+    ``methods`` are those of ``methods_for``. With ``AUTO``, nothing is repaired after a warning if
+    there are no methods, or no text to choose by. Raises ``CalibrationError`` if the text is too
+    short for the method that is asked for.
+    """
+    if repair is Repair.NONE:
+        return None
+    if not methods:
+        warn("the model is not repaired: no method is sound for models of this type")
+        return None
+    windows = read()
+    if not windows.selection and repair is not Repair.SCALE:
+        reason = (
+            "the calibration text is too short to leave windows that no repair is fitted on: add "
+            "text, or ask for fewer samples or a smaller seqlen"
+        )
+        if repair is not Repair.AUTO:
+            raise CalibrationError("not_enough_text", f"repair={repair}: {reason}")
+        warn(f"the model is not repaired: {reason}")
+        return None
+    unheard = sorted(windows.train.keys() - windows.selection.keys())
+    if unheard and repair is not Repair.SCALE:
+        warn(f"the repair is chosen without {', '.join(unheard)}: there is too little text of it")
+    return RepairRequest(repair, methods, windows)
+
+
+def repair_order(
+    request: RepairRequest,
+    dense: VisitedModel,
+    order: Blocks,
+    *,
+    batch_tokens: int,
+    state_budget: int | None = None,
+    open_walk: OpenWalk | None = None,
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
+) -> OrderRepair:
+    """Repair the model after each removal of ``order``; other arguments as in ``repair_depths``.
+
+    Every depth gets the method that is asked for, or with ``AUTO`` what ``choose`` takes.
+    """
+    total = num_blocks(dense.model)
+    keeps = [kept(total, order[:number]) for number in range(1, len(order) + 1)]
+    depths = repair_depths(
+        dense,
+        keeps,
+        request.text,
+        batch_tokens=batch_tokens,
+        methods=request.methods,
+        observe=observe,
+        state_budget=state_budget,
+        open_walk=open_walk,
+    )
+    chosen = tuple(_chosen(request.repair, depth) for depth in depths)
+    records = (
+        DepthRepair.of(number, depth, found)
+        for number, (depth, found) in enumerate(zip(depths, chosen, strict=True), start=1)
+    )
+    return OrderRepair(tuple(records), chosen)
+
+
+def _chosen(repair: Repair, depth: RepairedDepth) -> Repaired:
+    return choose(depth) if repair is Repair.AUTO else depth.tried[Method(repair.value)]

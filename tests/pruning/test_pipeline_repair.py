@@ -1,0 +1,207 @@
+"""Whole runs with a repair: what is published of it, when there is none, and how they resume."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from pruning.checkpoints.store import Manifest, repair_of, verify
+from pruning.data.corpora import CalibrationError
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import view
+from pruning.models.store import load
+from pruning.repair.choose import DepthRepair
+from pruning.repair.folding import folded
+from pruning.repair.repair import Method, possible_methods
+from pruning.spec import InvalidSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec, Repair, Resident
+from tests.support.logits import logits_of, token_ids
+from tests.support.pruning_runs import prune_tiny
+from tests.support.recorder import Recorder, Stop
+from tests.support.tiny_checkpoints import write_checkpoint
+
+NUM_REMOVE = 2
+SELF = CalibrationSpec(num_samples=2, seqlen=8)  # the families' models have fewer tokens than text
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> PruneSpec:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
+    return PruneSpec("tiny", NUM_REMOVE, calibration=calibration, evaluate=False)
+
+
+def expected(dense: PreTrainedModel, manifest: Manifest, path: Path, depth: int) -> PreTrainedModel:
+    keep, repaired = manifest.keep_after(depth), repair_of(path, depth)
+    assert repaired is not None
+    return view(dense, keep, folded(dense, keep, repaired))
+
+
+def weights(path: Path) -> Mapping[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_what_plain_transformers_load_is_the_repaired_model(family: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "models" / family, family)
+    dense = load(tmp_path / "models" / family).model
+    methods = possible_methods(dense.config)
+    spec = PruneSpec(family, NUM_REMOVE, calibration=SELF, evaluate=False, repair=Repair.NONE)
+    raw, raw_path = prune_tiny(tmp_path / "models", spec, "raw")
+    for method in methods:
+        asked = replace(spec, repair=Repair(method.value))
+        manifest, path = prune_tiny(tmp_path / "models", asked, method.value)
+        assert manifest.removed_blocks == raw.removed_blocks
+        reloaded = AutoModelForCausalLM.from_pretrained(path)
+        repaired = expected(dense, manifest, path, NUM_REMOVE)
+        assert torch.equal(logits_of(reloaded, token_ids()), logits_of(repaired, token_ids()))
+        found, unrepaired = weights(path), weights(raw_path)
+        assert found.keys() == unrepaired.keys()
+        assert any(not torch.equal(found[name], unrepaired[name]) for name in found)
+
+
+def test_the_manifest_has_the_repair_of_every_depth(tiny_models_dir: Path, spec: PruneSpec) -> None:
+    recorder = Recorder()
+    manifest, path = prune_tiny(tiny_models_dir, spec, "tiny@prn-1", recorder)
+    assert manifest.repair is not None
+    assert recorder.repair_steps[-1][0] == recorder.repair_steps[-1][1] > 0
+    assert [depth.num_removed for depth in manifest.repair] == [1, 2]
+    assert verify(path).repair == manifest.repair
+    for depth in manifest.repair:
+        assert set(depth.gains) == {Method.SCALE, Method.RIDGE}
+        assert all(of.keys() == {"text"} for of in depth.gains.values())
+        repaired = repair_of(path, depth.num_removed)
+        assert repaired is not None
+        assert repaired.method is depth.method
+        assert sum(values.nbytes for values in repaired.tensors.values()) == depth.num_bytes
+        best = max(of["text"].mean for of in depth.gains.values())
+        if depth.method is Method.NONE:
+            assert best <= 0
+        else:
+            assert depth.gains[depth.method]["text"].mean == best > 0
+    text = json.loads((path / "repair.json").read_text())
+    used = {window["digest"] for window in text["train"]["text"]["windows"]}
+    assert len(used) == 16
+    assert not used & {window["digest"] for window in text["selection"]["text"]["windows"]}
+
+
+def test_a_job_of_an_earlier_release_is_not_repaired(
+    tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    record = spec.to_dict()
+    del record["repair"]
+    recorder = Recorder()
+    manifest, path = prune_tiny(tiny_models_dir, PruneSpec.from_dict(record), "old", recorder)
+    assert manifest.repair is None
+    assert repair_of(path, 1) is None
+    assert "repair" not in recorder.phases
+    assert not any("repair" in file.name for file in path.iterdir())
+    dense = load(tiny_models_dir / "tiny").model
+    raw = view(dense, manifest.keep)
+    assert all(torch.equal(values, weights(path)[name]) for name, values in raw.named_parameters())
+
+
+@pytest.mark.parametrize("repair", [Repair.SCALE, Repair.RIDGE])
+def test_a_streamed_model_is_repaired_like_one_in_memory(
+    repair: Repair, tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    spec = replace(spec, repair=repair, evaluate=True)
+    (one, one_path), (other, other_path) = (
+        prune_tiny(tiny_models_dir, replace(spec, resident=resident), resident.value)
+        for resident in Resident
+    )
+    assert one.repair is not None
+    assert one.files.keys() == other.files.keys()
+    assert {"repair/depth-1.safetensors", "repair/depth-2.safetensors"} < one.files.keys()
+    assert one.quality.perplexities == pytest.approx(other.quality.perplexities, rel=1e-4)
+    for name, values in weights(one_path).items():
+        torch.testing.assert_close(values, weights(other_path)[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_family_without_a_sound_method_is_published_with_a_warning(
+    tmp_path: Path, spec: PruneSpec
+) -> None:
+    write_checkpoint(tmp_path / "models" / "olmo2", "olmo2")
+    spec, recorder = replace(spec, model="olmo2", calibration=SELF), Recorder()
+    manifest, path = prune_tiny(tmp_path / "models", spec, "olmo2@x", recorder)
+    assert recorder.warnings == [
+        "the model is not repaired: no method is sound for models of this type"
+    ]
+    assert (manifest.repair, recorder.repair_steps) == (None, [])
+    assert not (path / "repair").exists()
+
+
+def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(
+    tmp_path: Path, spec: PruneSpec
+) -> None:
+    write_checkpoint(tmp_path / "models" / "gemma2", "gemma2")
+    recorder = Recorder()
+    asked = replace(spec, model="gemma2", repair=Repair.RIDGE)
+    with pytest.raises(InvalidSpec, match="choose one of auto, scale, none") as refused:
+        prune_tiny(tmp_path / "models", asked, "gemma2@x", recorder)
+    assert refused.value.param == "repair"
+    assert recorder.phases == []
+
+
+def test_text_that_leaves_no_windows_to_choose_by(
+    tiny_models_dir: Path, spec: PruneSpec, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("one lazy dog, seven foxes and no more text than four windows need here")
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(short))
+    spec = replace(spec, calibration=calibration)
+    recorder = Recorder()
+    manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@auto", recorder)
+    assert manifest.repair is None
+    assert "too short" in recorder.warnings[0]
+    with pytest.raises(CalibrationError, match="repair=ridge: the calibration text is too short"):
+        prune_tiny(tiny_models_dir, replace(spec, repair=Repair.RIDGE), "tiny@ridge")
+    scaled, _ = prune_tiny(tiny_models_dir, replace(spec, repair=Repair.SCALE), "tiny@scale")
+    assert scaled.repair is not None
+    assert [depth.method for depth in scaled.repair] == [Method.SCALE] * NUM_REMOVE
+
+
+def test_a_run_that_is_stopped_in_the_repair_repeats_the_repair_alone(
+    tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    whole, path = prune_tiny(tiny_models_dir, spec, "tiny@whole")
+    stopped, resumed = Recorder(stop_after_repair=3), Recorder()
+    with pytest.raises(Stop):
+        prune_tiny(tiny_models_dir, spec, "tiny@cut", stopped)
+    assert not (path.parent / "tiny@cut").exists()
+    found, again = prune_tiny(tiny_models_dir, spec, "tiny@cut", resumed, stopped.state)
+    assert (resumed.scored, resumed.removals) == ([], [])
+    assert resumed.repair_steps[0][0] == 1
+    assert found.repair == whole.repair
+    assert all(torch.equal(weights(path)[name], weights(again)[name]) for name in weights(path))
+
+
+def test_the_perplexities_are_those_of_the_repaired_model(
+    tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    spec = replace(spec, evaluate=True)
+    raw, _ = prune_tiny(tiny_models_dir, replace(spec, repair=Repair.NONE), "raw")
+    ridge, _ = prune_tiny(tiny_models_dir, replace(spec, repair=Repair.RIDGE), "ridge")
+    assert ridge.quality.losses == raw.quality.losses
+    assert ridge.quality.perplexities[0] == pytest.approx(raw.quality.perplexities[0])
+    for depth in (1, 2):
+        assert ridge.quality.perplexities[depth] != pytest.approx(raw.quality.perplexities[depth])
+
+
+def test_a_record_survives_json(tiny_models_dir: Path, spec: PruneSpec) -> None:
+    manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@prn-1")
+    again = Manifest.from_json(manifest.to_json())
+    assert again == manifest
+    assert again.repair is not None
+    assert all(isinstance(depth, DepthRepair) for depth in again.repair)
+    assert again.disk_bytes == again.weight_bytes + sum(d.num_bytes for d in again.repair)
+    old = json.loads(manifest.to_json())
+    del old["repair"]
+    assert Manifest.from_json(json.dumps(old)) == replace(manifest, repair=None)
