@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from app.api.problems import BodyTooLarge, envelope, is_openai
-from app.api.schemas.jobs import without_tags
+from app.api.schemas.calibration import without_tags
 from app.api.unload import ModelInUse
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached

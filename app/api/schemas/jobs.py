@@ -1,14 +1,13 @@
 """Request and response bodies of the job routes. The spec checks the ranges of a job."""
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.api.schemas.calibration import CalibrationBody, OneOrMix
 from app.api.schemas.generate import Body, ModelName
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
-from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import (
     TARGETS,
@@ -191,45 +190,6 @@ class WebhookDeliveryList(BaseModel):
     data: list[WebhookDeliveryView]
 
 
-_ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
-
-
-class CalibrationBody(Body):
-    """Calibration text; the defaults need no network."""
-
-    dataset: Dataset = CalibrationSpec.dataset
-    sampling: Sampling = CalibrationSpec.sampling
-    num_samples: int = Field(
-        default=CalibrationSpec.num_samples, json_schema_extra={"minimum": 1, "maximum": 100_000}
-    )
-    seqlen: int = Field(
-        default=CalibrationSpec.seqlen, json_schema_extra={"minimum": 2, "maximum": 1_000_000}
-    )
-    seed: int = Field(
-        default=CalibrationSpec.seed, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1}
-    )
-    path: str | None = Field(
-        default=CalibrationSpec.path, max_length=4096, description="Within the texts folder."
-    )
-
-
-class SourceBody(CalibrationBody):
-    """One text of a mix. All sources have the same ``num_samples`` and ``seqlen``: the mix's.
-    Each source contributes samples in proportion to its weight.
-    """
-
-    weight: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0})
-
-
-def _tag(value: object) -> str:
-    return _MIX if isinstance(value, list) else _ONE
-
-
-def without_tags(loc: Sequence[int | str]) -> list[int | str]:
-    """Remove the union tags that pydantic adds to the location of an error."""
-    return [part for part in loc if part not in (_ONE, _MIX)]
-
-
 class WebhookBody(Body):
     """Where to send signed messages about the status of the job; by default, final ones."""
 
@@ -319,12 +279,7 @@ class PruneJobBody(Body):
         "by times measured on the worker's device; above 1.",
         json_schema_extra={"exclusiveMinimum": 1},
     )
-    calibration: Annotated[
-        Annotated[CalibrationBody, Tag(_ONE)]
-        | Annotated[list[SourceBody], Tag(_MIX), Field(min_length=1, max_length=MAX_SOURCES)],
-        Discriminator(_tag),
-        Field(description="One text, or a list of texts to mix by weight."),
-    ] = CalibrationBody()
+    calibration: OneOrMix = CalibrationBody()
     protect_first: int = Field(default=PruneSpec.protect_first, json_schema_extra={"minimum": 0})
     protect_last: int = Field(default=PruneSpec.protect_last, json_schema_extra={"minimum": 0})
     dtype: Dtype = "auto"

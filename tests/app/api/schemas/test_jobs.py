@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.api.schemas.jobs import CalibrationBody, GateBody, PruneJobBody, SourceBody
+from app.api.schemas.calibration import CalibrationBody, SourceBody
+from app.api.schemas.jobs import GateBody, PruneJobBody
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec
 from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec

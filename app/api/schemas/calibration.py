@@ -1,0 +1,55 @@
+"""The calibration text in the body of a job: one text, or a mix of several by weight."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from app.api.schemas.generate import Body
+from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
+
+_ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
+
+
+class CalibrationBody(Body):
+    """Calibration text; the defaults need no network."""
+
+    dataset: Dataset = CalibrationSpec.dataset
+    sampling: Sampling = CalibrationSpec.sampling
+    num_samples: int = Field(
+        default=CalibrationSpec.num_samples, json_schema_extra={"minimum": 1, "maximum": 100_000}
+    )
+    seqlen: int = Field(
+        default=CalibrationSpec.seqlen, json_schema_extra={"minimum": 2, "maximum": 1_000_000}
+    )
+    seed: int = Field(
+        default=CalibrationSpec.seed, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1}
+    )
+    path: str | None = Field(
+        default=CalibrationSpec.path, max_length=4096, description="Within the texts folder."
+    )
+
+
+class SourceBody(CalibrationBody):
+    """One text of a mix. All sources have the same ``num_samples`` and ``seqlen``: the mix's.
+    Each source contributes samples in proportion to its weight.
+    """
+
+    weight: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0})
+
+
+def _tag(value: object) -> str:
+    return _MIX if isinstance(value, list) else _ONE
+
+
+OneOrMix = Annotated[
+    Annotated[CalibrationBody, Tag(_ONE)]
+    | Annotated[list[SourceBody], Tag(_MIX), Field(min_length=1, max_length=MAX_SOURCES)],
+    Discriminator(_tag),
+    Field(description="One text, or a list of texts to mix by weight."),
+]
+
+
+def without_tags(loc: Sequence[int | str]) -> list[int | str]:
+    """Remove the union tags that pydantic adds to the location of an error."""
+    return [part for part in loc if part not in (_ONE, _MIX)]
