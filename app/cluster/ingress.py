@@ -7,15 +7,14 @@ Routes, limits and streams are those of the application in the replica.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from itertools import chain
 from typing import Any
 
 from fastapi.sse import format_sse_event
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -47,6 +46,10 @@ Headers = Iterable[tuple[bytes, bytes]]
 MAX_ATTEMPTS = 3  # so that a request that kills its replica cannot kill all of them
 BROADCAST_TIMEOUT_S = {"GET": 5.0, "POST": 600.0}  # for all replicas; POST loads models
 REPLICA_LABEL = "replica"
+_REPLICAS_HEAD = (
+    "# HELP sleb_replicas Replicas whose metrics are on this page.",
+    "# TYPE sleb_replicas gauge",
+)
 
 
 class Ingress:
@@ -216,33 +219,32 @@ def combined(request: ForwardedRequest, responses: Sequence[ReplicaResponse]) ->
     return response
 
 
-def merged_metrics(pages: Mapping[str, str]) -> bytes:
+def merged_metrics(pages: Mapping[str, str]) -> str:
     """One page of the metrics of all replicas, labelled with their names.
 
-    ``pages`` has the Prometheus text of each replica by its name.
+    ``pages`` has the Prometheus text of each replica by its name. Samples of one family stand
+    together, as the format demands. Lines are not parsed: a page has thousands, and the ingress
+    forwards requests meanwhile.
     """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_MergedPages(pages))
-    return generate_latest(registry)
+    merged = {"sleb_replicas": [*_REPLICAS_HEAD, f"sleb_replicas {float(len(pages))}"]}
+    for replica, page in pages.items():
+        lines, is_new = list[str](), False
+        for line in page.splitlines():
+            if line.startswith("# HELP "):  # the first line of a family
+                name = line.split(" ", 3)[2]
+                is_new, lines = name not in merged, merged.setdefault(name, [])
+            if not line.startswith("#"):
+                lines.append(_labelled(line, replica))
+            elif is_new:
+                lines.append(line)
+    return "\n".join([*chain.from_iterable(merged.values()), ""])
 
 
-class _MergedPages(Collector):
-    def __init__(self, pages: Mapping[str, str]) -> None:
-        self._pages = pages
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            "sleb_replicas", "Replicas whose metrics are on this page.", len(self._pages)
-        )
-        families: dict[str, Metric] = {}
-        for replica, page in self._pages.items():
-            for family in text_string_to_metric_families(page):
-                empty = Metric(family.name, family.documentation, family.type)
-                merged = families.setdefault(family.name, empty)
-                for sample in family.samples:
-                    labels = {**sample.labels, REPLICA_LABEL: replica}
-                    merged.add_sample(sample.name, labels, sample.value)
-        yield from families.values()
+def _labelled(line: str, replica: str) -> str:
+    """The line of a sample with the label of its replica in front."""
+    label = f'{REPLICA_LABEL}="{replica}"'
+    name, mark, rest = re.split(r"([{ ])", line, maxsplit=1)
+    return f"{name}{{{label},{rest}" if mark == "{" else f"{name}{{{label}}} {rest}"
 
 
 def _problem_response(error: Exception, path: str) -> Response:

@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.cluster.ingress import MAX_ATTEMPTS, Ingress
+from app.cluster.ingress import MAX_ATTEMPTS, Ingress, merged_metrics
 from app.cluster.messages import ReplicaResponse
 
 START: Message = {
@@ -241,9 +244,33 @@ def test_metrics_of_all_come_on_one_page() -> None:
     lines = ask(Replicas([], wholes), "/metrics", "GET")[1]["body"].decode().splitlines()
     assert [line for line in lines if line.startswith("sleb_")] == [
         "sleb_replicas 2.0",
-        'sleb_a_total{replica="a",x="1"} 1.0',
-        'sleb_a_total{replica="b",x="1"} 2.0',
+        'sleb_a_total{replica="a",x="1"} 1',
+        'sleb_a_total{replica="b",x="1"} 2',
     ]
     assert lines.count("# TYPE sleb_a_total counter") == 1
     keyless = ask(Replicas([], [whole("a", 401), whole("b", 200, page)]), "/metrics", "GET")
     assert keyless[0]["status"] == 401
+
+
+def test_the_page_has_every_sample_of_every_replica_with_its_name() -> None:
+    """Parsing each page and adding the label is slow, and shows what is right."""
+    registry = CollectorRegistry()
+    Gauge("sleb_plain", "Without labels.", registry=registry).set(0.5)
+    Counter("sleb_odd", 'Of "names".', ["name"], registry=registry).labels('a{b "c\\d} 1').inc()
+    Histogram("sleb_s", "Of seconds.", ["x"], registry=registry).labels("y").observe(0.3)
+    page = generate_latest(registry).decode()
+    merged = merged_metrics({"a": page, "b": page.replace("0.5", "0.25")})
+
+    def samples(text: str) -> list[Sample]:
+        families = list(text_string_to_metric_families(text))
+        names = [family.name for family in families]
+        assert sorted(set(names)) == sorted(names)
+        return [sample for family in families for sample in family.samples]
+
+    found = samples(merged)
+    for replica, value in (("a", 0.5), ("b", 0.25)):
+        own = [each for each in found if each.labels.get("replica") == replica]
+        for each in own:
+            del each.labels["replica"]
+        assert own == samples(page.replace("0.5", str(value)))
+    assert len(found) == 1 + 2 * len(samples(page))
