@@ -13,7 +13,6 @@ import httpx2
 import psutil
 import pytest
 import ray
-from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 
 from app.cluster.run import deployed
@@ -21,6 +20,7 @@ from app.config import ClusterSettings
 from app.server.valkey import embedded_valkey
 from pruning.config import child_environment
 from pruning.search.ray_scoring import connected
+from tests.support.exposition import Scrape
 from tests.support.processes import free_port, is_ready
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
@@ -48,11 +48,10 @@ class Service:
     def metric(self, name: str, **labels: str) -> Mapping[str, float]:
         """The sum of the series with these labels, by replica."""
         found: dict[str, float] = {}
-        for family in text_string_to_metric_families(self.client.get("/metrics").text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    replica = sample.labels["replica"]
-                    found[replica] = found.get(replica, 0.0) + sample.value
+        for sample in Scrape(self.client.get("/metrics").text).samples(name):
+            if labels.items() <= sample.labels.items():
+                replica = sample.labels["replica"]
+                found[replica] = found.get(replica, 0.0) + sample.value
         return found
 
     @property
