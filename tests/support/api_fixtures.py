@@ -1,6 +1,9 @@
 """The whole API in this process, on a tiny model and a real Valkey, without a worker."""
 
+import json
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +11,18 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.publish import publish
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
+from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder
 from tests.support.serving import local_api
+
+# Manifest and other files of what has been published, by spec and fingerprint of the dense model
+_PUBLISHED: dict[tuple[str, str], tuple[Manifest, dict[str, bytes]]] = {}
 
 
 def publish_pruned(
@@ -25,19 +33,33 @@ def publish_pruned(
     model: str = "tiny",
     repair: Repair = Repair.NONE,
 ) -> Manifest:
-    """What a worker leaves behind when a job of this depth, or this spec, has succeeded.
+    """Publish what a worker publishes when a job of this depth, or of this spec, has succeeded.
 
-    Unrepaired by default, so that its models are plain views of the dense one.
+    Unrepaired by default, so that its models are plain views of the dense one. The same search
+    runs once. Later its files are published again, with another name and time.
     """
     name = f"{model}@{job}"
+    target = CheckpointStore(data_dir / "checkpoints").path(name)
     calibration = CalibrationSpec(num_samples=2, seqlen=12)
-    return prune(
-        spec or PruneSpec(model, num_remove, calibration=calibration, repair=repair),
-        name=name,
-        target=CheckpointStore(data_dir / "checkpoints").path(name),
-        models=ModelStore(data_dir / "models"),
-        observer=Recorder(),
-    )
+    spec = spec or PruneSpec(model, num_remove, calibration=calibration, repair=repair)
+    key = json.dumps(spec.to_dict()), fingerprint(data_dir / "models" / model)
+    if key not in _PUBLISHED:
+        models = ModelStore(data_dir / "models")
+        manifest = prune(spec, name=name, target=target, models=models, observer=Recorder())
+        paths = [path for path in target.rglob("*") if path.is_file() and path.name != MANIFEST]
+        files = {str(path.relative_to(target)): path.read_bytes() for path in paths}
+        _PUBLISHED[key] = manifest, files
+        return manifest
+    earlier, files = _PUBLISHED[key]
+
+    def write(directory: Path) -> None:
+        for path, content in files.items():
+            (directory / path).parent.mkdir(exist_ok=True)
+            (directory / path).write_bytes(content)
+        card = directory / "README.md"
+        card.write_text(card.read_text().replace(earlier.name, name))
+
+    return publish(target, replace(earlier, name=name, created_at=time.time()), write)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.generate import Body, DomainView, ModelName
+from app.api.schemas.generate import Body, ModelName
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import (
@@ -127,10 +127,7 @@ class PrefixView(BaseModel):
     num_removed: int
     removed_block: int = Field(description="The block removed last.")
     loss: float
-    perplexity: float | None = Field(
-        description="On the text of evaluated_on; null until evaluated."
-    )
-    domains: list[DomainView] = Field(description="Quality by domain; empty until evaluated.")
+    perplexity: float | None = Field(description="On held-out text; null until evaluated.")
 
 
 class CheckpointView(BaseModel):
@@ -143,7 +140,6 @@ class CheckpointView(BaseModel):
     num_blocks: int
     removed_blocks: list[int]
     num_parameters: int | None
-    evaluated_on: str | None = Field(description="The text of perplexities, with its windows.")
     prefixes: list[PrefixView] = Field(description="Those that can be served now.")
     files: list[CheckpointFileView]
 
