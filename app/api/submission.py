@@ -34,7 +34,7 @@ from pruning.jobs.job import Job, JobNotFound, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import Conditions, JobStore, QueueFull
-from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.architectures import ARCHITECTURES, UnknownArchitecture, UnsupportedConfig
 from pruning.models.quantize import check_quantizable
 from pruning.models.safetensors_files import weight_sizes
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
@@ -216,7 +216,8 @@ class JobSubmission:
                 f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions "
                 f"of {spec.model}",
             )
-        needed = footprint(spec, info, weight_sizes(info.path))
+        refit = ARCHITECTURES[info.model_type].writes.refit
+        needed = footprint(spec, info, weight_sizes(info.path, refit))
         free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
         if needed.least_checkpoint_bytes > free_bytes:
             raise DiskTooSmall(needed.least_checkpoint_bytes, free_bytes)

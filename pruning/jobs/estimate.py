@@ -8,7 +8,7 @@ from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_files import WeightSizes
 from pruning.models.store import ModelInfo
 from pruning.spec.calibration import Sampling
-from pruning.spec.prune import Metric, PruneSpec, Resident
+from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
 
 _ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _WAIT_LIMITS_S = (5.0, 3600.0)
@@ -36,6 +36,7 @@ class Footprint:
     least_state_bytes: int  # the search needs at least this
     checkpoint_bytes: int  # upper bound
     least_checkpoint_bytes: int  # lower bound: where the search decides, every free block removed
+    repair_bytes: int  # of the repairs of all depths, at most; on disk beside the checkpoint
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,16 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
         least_state_bytes=state_bytes * ((2 if is_streamed else 1) * blocks + 1 + of_dense),
         checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, fewest),
         least_checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, most),
+        repair_bytes=item_bytes * _num_refitted(spec, blocks) * sizes.num_refit // blocks,
     )
+
+
+def _num_refitted(spec: PruneSpec, blocks: int) -> int:
+    """The matrices of all depths together, at most: one in front of each gap between blocks."""
+    if spec.repair not in (Repair.AUTO, Repair.RIDGE):
+        return 0
+    depths = range(1, min(spec.most_removals(blocks), blocks) + 1)
+    return sum(min(removed, blocks - removed) for removed in depths)
 
 
 def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) -> Duration:

@@ -111,6 +111,7 @@ class WeightSizes:
 
     num_in_blocks: int
     num_elsewhere: int
+    num_refit: int = 0  # of those in blocks, in the matrices that a repair may fit anew
 
     def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
         """The parameters of a model of ``num_blocks`` equal blocks without ``num_removed``."""
@@ -118,16 +119,21 @@ class WeightSizes:
         return self.num_elsewhere + self.num_in_blocks * kept // num_blocks
 
 
-def weight_sizes(path: Path) -> WeightSizes:
-    """Count the parameters in the headers of all files in ``path``. Raises ``NotAModel``."""
-    in_blocks = elsewhere = 0
+def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
+    """Count the parameters in the headers of all files in ``path``. Raises ``NotAModel``.
+
+    ``refit`` is the layer of a block that a repair may fit anew.
+    """
+    in_blocks = elsewhere = in_refit = 0
     for file in path.glob("*.safetensors"):
         for name, num_parameters in _tensors(file):
             if _BLOCK_NAME.search(name):
                 in_blocks += num_parameters
+                is_refit = refit is not None and name.endswith(f".{refit}.weight")
+                in_refit += num_parameters if is_refit else 0
             else:
                 elsewhere += num_parameters
-    return WeightSizes(in_blocks, elsewhere)
+    return WeightSizes(in_blocks, elsewhere, in_refit)
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -96,6 +96,7 @@ def estimate_view(estimate: Estimate) -> EstimateView:
         state_bytes=needed.state_bytes,
         least_state_bytes=needed.least_state_bytes,
         checkpoint_bytes=needed.checkpoint_bytes,
+        repair_bytes=needed.repair_bytes,
         free_disk_bytes=estimate.free_disk_bytes,
     )
 

@@ -109,7 +109,8 @@ class EstimateView(BaseModel):
         description="Hidden states at full speed; null where the text decides how many windows."
     )
     least_state_bytes: int = Field(description="Minimum for the search to run.")
-    checkpoint_bytes: int = Field(description="At most, on disk.")
+    checkpoint_bytes: int = Field(description="Of its weights at most, on disk.")
+    repair_bytes: int = Field(description="Of the repairs of all depths at most, on disk.")
     free_disk_bytes: int
 
 

@@ -120,6 +120,22 @@ def test_a_search_that_ends_early_is_done_all_the_same(progress: Progress, clock
     assert shown(progress) == "search 7 of 7 100.0% 0:00:05"
 
 
+def test_the_repair_counts_its_steps_and_does_not_end_early(
+    progress: Progress, clock: Clock
+) -> None:
+    bar = SearchBar(progress, at_most=True)
+    bar.phase("search")
+    bar.evaluated(7, 10)
+    bar.phase("repair")
+    bar.repairing(0, 8)
+    shown(progress)
+    clock.now_s = 10
+    bar.repairing(2, 8)
+    assert shown(progress).splitlines()[-1] == "repair 2 of 8 25.0% 0:00:10 ETA 0:00:30"
+    bar.end()
+    assert "repair 2 of 8" in shown(progress)
+
+
 def test_every_removal_gets_a_line_and_is_kept(progress: Progress) -> None:
     bar = SearchBar(progress)
     bar.phase("search")

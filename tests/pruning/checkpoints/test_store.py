@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,23 @@ from pruning.checkpoints.store import (
     CheckpointStore,
     Manifest,
     open_checkpoint,
+    repair_of,
 )
 from pruning.models.store import load
+from pruning.repair.choose import DepthRepair
+from pruning.repair.cuts import Cut
+from pruning.repair.repair import Method, Repaired
+from pruning.repair.stored import repair_file, write_repair
 from tests.support.checkpoints import manifest_of
+
+REPAIRED = Repaired(Method.SCALE, {}, scales={Cut(2, 4): 1.5})
 
 
 def writer(source: Path) -> Callable[[Path], None]:
     def write(directory: Path) -> None:
         for file in source.iterdir():
             (directory / file.name).write_bytes(file.read_bytes())
+        write_repair(directory, 1, REPAIRED)
 
     return write
 
@@ -31,7 +40,8 @@ def writer(source: Path) -> Callable[[Path], None]:
 @pytest.fixture
 def published(tmp_path: Path, tiny_model_dir: Path) -> Path:
     target = tmp_path / "checkpoints" / "tiny@prn-1"
-    publish(target, manifest_of(), writer(tiny_model_dir))
+    record = (DepthRepair(1, Method.SCALE, 0, {}),)
+    publish(target, replace(manifest_of(), repair=record), writer(tiny_model_dir))
     return target
 
 
@@ -66,6 +76,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "surplus weights": lambda path: (path / "more.safetensors").write_bytes(b""),
     "a cut manifest": lambda path: (path / MANIFEST).write_text("{"),
     "a manifest of another kind": lambda path: (path / MANIFEST).write_text('{"name": 1}'),
+    "a missing repair": lambda path: (path / repair_file(1)).unlink(),
+    "an edited repair": lambda path: write_repair(path, 1, Repaired(Method.NONE, {})),
+    "a surplus repair": lambda path: write_repair(path, 2, REPAIRED),
     "an edited config": lambda path: (path / "config.json").write_text("{}"),
 }
 
@@ -75,6 +88,19 @@ def test_damage_is_noticed_on_opening(published: Path, damage: Callable[[Path], 
     damage(published)
     with pytest.raises(CheckpointCorrupt):
         open_checkpoint(published)
+
+
+def test_a_repair_is_read_if_it_is_the_one_of_the_manifest(published: Path) -> None:
+    assert repair_of(published, 1) == REPAIRED
+    write_repair(published, 2, REPAIRED)
+    with pytest.raises(CheckpointCorrupt, match=r"depth-2\.safetensors is not in the manifest"):
+        repair_of(published, 2)
+    write_repair(published, 1, Repaired(Method.NONE, {}))
+    with pytest.raises(CheckpointCorrupt, match="has changed since it was published"):
+        repair_of(published, 1)
+    (published / repair_file(1)).unlink()
+    with pytest.raises(CheckpointCorrupt, match=r"depth-1\.safetensors is missing"):
+        repair_of(published, 1)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".staging", "none"])
@@ -95,6 +121,6 @@ def test_a_checkpoint_beside_the_store_is_not_in_it(published: Path) -> None:
 
 
 def test_files_can_be_read_by_others(published: Path) -> None:
-    assert all(file.stat().st_mode & 0o044 for file in published.iterdir())
+    assert all(file.stat().st_mode & 0o044 for file in published.rglob("*"))
     assert json.loads((published / MANIFEST).read_text())["format"] == 1
     assert load(published).model is not None

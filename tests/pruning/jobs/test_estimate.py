@@ -15,7 +15,7 @@ from pruning.models.architectures import ARCHITECTURES
 from pruning.models.safetensors_files import WeightSizes, weight_sizes
 from pruning.models.store import ModelStore, NotAModel
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
-from pruning.spec.prune import Metric, PruneSpec, Resident, Search
+from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
 from tests.support.api_fixtures import publish_pruned
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -26,7 +26,8 @@ SPEC = PruneSpec("tiny", num_remove=2, calibration=WINDOWS)
 
 def needs(models_dir: Path, spec: PruneSpec) -> Footprint:
     info = ModelStore(models_dir).inspect("tiny")
-    return footprint(spec, info, weight_sizes(info.path))
+    refit = ARCHITECTURES[info.model_type].writes.refit
+    return footprint(spec, info, weight_sizes(info.path, refit))
 
 
 # ---- bytes
@@ -77,6 +78,27 @@ def test_the_checkpoint_is_as_large_as_one_that_is_published(tiny_models_dir: Pa
     needed = needs(tiny_models_dir, SPEC)
     assert needed.checkpoint_bytes == sum(tensor.nbytes for tensor in weights.values())
     assert needed.least_checkpoint_bytes == needed.checkpoint_bytes < needed.weight_bytes
+
+
+def test_repairs_are_not_larger_than_estimated(tiny_models_dir: Path) -> None:
+    """Every depth has a file, with one matrix for each gap."""
+    asked = replace(SPEC, num_remove=4, repair=Repair.RIDGE)
+    manifest = publish_pruned(tiny_models_dir.parent, spec=asked)
+    assert manifest.repair is not None
+    needed = needs(tiny_models_dir, asked)
+    assert needed.repair_bytes == (1 + 2 + 3 + 2) * 32 * 48 * 4
+    assert 0 < sum(depth.num_bytes for depth in manifest.repair) <= needed.repair_bytes
+    for repair in (Repair.SCALE, Repair.NONE):
+        assert needs(tiny_models_dir, replace(asked, repair=repair)).repair_bytes == 0
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_the_matrices_of_a_repair_are_found_in_every_family(tmp_path: Path, family: str) -> None:
+    write_checkpoint(tmp_path, family)
+    row, model = ARCHITECTURES[family], tiny_model(family)
+    matrix = f"{row.blocks}.0.{row.writes.refit}.weight"
+    expected = 6 * model.get_parameter(matrix).numel() if row.writes.refit else 0
+    assert weight_sizes(tmp_path, row.writes.refit).num_refit == expected
 
 
 def test_another_dtype_takes_another_number_of_bytes(tiny_models_dir: Path) -> None:
@@ -143,6 +165,7 @@ def test_a_job_takes_as_long_as_earlier_ones_of_its_kind() -> None:
         job(1, spec=replace(SPEC, calibration=replace(WINDOWS, seqlen=32))),
         job(1, spec=replace(SPEC, search=Search.STAGED)),
         job(1, spec=replace(SPEC, metric=Metric.COSINE)),
+        job(1, spec=replace(SPEC, repair=Repair.NONE)),
         job(1, attempt=2),
         job(1, status=JobStatus.FAILED),
         job(1, progress=Progress()),

@@ -7,7 +7,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pruning.jobs.job import Job, JobError, JobNotFound, JobStatus, Phase
+from pruning.jobs.job import (
+    Job,
+    JobError,
+    JobNotFound,
+    JobStatus,
+    Phase,
+    RepairProgress,
+)
 from pruning.jobs.keys import INDEX, RECORD, SEARCH
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
@@ -40,9 +47,13 @@ def test_the_life_of_a_job(job_store: JobStore) -> None:
             job_store.evaluated(job_id, 7, 20)
             job_store.removed(job_id, removals(1))
             job_store.removed(job_id, removals(2))
+        if phase is Phase.REPAIR:
+            assert job_store.get(job_id).repair_progress is None
+            job_store.repairing(job_id, 3, 30)
     assert job_store.succeed(job_id, "tiny@x") is JobStatus.SUCCEEDED
     job = job_store.get(job_id)
     assert (job.phase, job.pruned_model, job.progress.ratio) == (Phase.PUBLISH, "tiny@x", 0.35)
+    assert job.repair_progress == RepairProgress(3, 30)
     assert (job.removed_blocks, job.dense_loss) == ((10, 11), 3.7)
     assert job.losses == (0.1, 0.1 + 0.2)  # not a digit lost
     assert job.started_at is not None
@@ -95,6 +106,46 @@ def test_the_estimated_finish_follows_the_pace_of_the_search() -> None:
     assert Job.from_fields({**fields, "evaluations_done": "0"}).estimated_finish is None
     assert Job.from_fields({**fields, "phase": "evaluate"}).estimated_finish is None
     assert Job.from_fields({**fields, "finished_at": "111"}).estimated_finish is None
+
+
+def test_the_estimated_finish_follows_the_pace_of_the_repair() -> None:
+    fields = {
+        "id": "prn-1",
+        "spec": '{"model": "m", "num_remove": 1}',
+        "status": "running",
+        "created_at": "50.0",
+        "phase": "repair",
+        "phase_started_at": "100.0",
+        "evaluated_at": "90.0",
+        "evaluations_done": "5",
+        "evaluations_total": "5",
+        "repair_steps_done": "4",
+        "repair_steps_total": "16",
+        "repaired_at": "110.0",
+    }
+    job = Job.from_fields(fields)
+    assert (job.estimated_finish, job.progress.ratio) == (140.0, 1.0)
+    assert job.repair_progress is not None
+    assert job.repair_progress.ratio == 0.25
+    assert Job.from_fields({**fields, "phase": "evaluate"}).estimated_finish is None
+    assert Job.from_fields({**fields, "finished_at": "111"}).estimated_finish is None
+    begun = {**fields, "repair_steps_done": "", "repair_steps_total": "", "repaired_at": ""}
+    assert Job.from_fields(begun).estimated_finish is None
+    assert Job.from_fields(begun).repair_progress is None
+
+
+def test_the_repair_begins_anew_with_every_worker(job_store: JobStore) -> None:
+    """What it did is lost with a worker, and does not count as progress of the job."""
+    job_id = job_store.create(SPEC).id
+    for number in (1, 2):
+        attempt = job_store.start(job_id, "w").attempt
+        job_store.set_phase(job_id, Phase.REPAIR, attempt)
+        assert job_store.get(job_id).repair_progress is None
+        job_store.repairing(job_id, 2, 8, attempt)
+        assert job_store.get(job_id).repair_progress == RepairProgress(2, 8)
+        assert job_store.get(job_id).num_lost == number - 1
+    told = [event for event in job_store.events(job_id) if "repair_steps_done" in event.data]
+    assert [event.message for event in told] == ["2 of 8 steps of the repair"] * 2
 
 
 # ---- finding jobs

@@ -57,6 +57,7 @@ def test_a_worker_that_lost_its_job_cannot_write_any_more(job_store: JobStore) -
         lambda: job_store.set_phase(job_id, Phase.SEARCH, zombie),
         lambda: job_store.evaluated(job_id, 1, 2, zombie),
         lambda: job_store.removed(job_id, removals(1), zombie),
+        lambda: job_store.repairing(job_id, 1, 2, zombie),
         lambda: job_store.succeed(job_id, "tiny@zombie", zombie),
         lambda: job_store.fail(job_id, ERROR, zombie),
         lambda: job_store.stopped(job_id, zombie),
