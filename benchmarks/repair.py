@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.bench.machine import machine
 from app.settings import check_variables
@@ -28,7 +28,7 @@ from pruning.models.blocks import num_blocks, view
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.loss import last_hidden, window_losses
 from pruning.models.memory import BATCH_TOKENS
-from pruning.models.store import LoadedModel, ModelStore, load, set_up_torch
+from pruning.models.store import ModelStore, load, set_up_torch
 from pruning.removal import Losses, kept
 from pruning.repair.choose import choose
 from pruning.repair.folding import folded
@@ -56,12 +56,12 @@ def main(
     if model == NAME:
         ensure_demo_model(settings.models_dir)
     loaded = load(ModelStore(settings.models_dir, allow_paths=True).path(model), dtype="float32")
-    texts = _windows(loaded, train, num_train + num_selection, seqlen)
+    texts = evenly_spread(loaded.tokenizer, train, num_train + num_selection, seqlen)
     text = RepairText(
         {domain: windows[num_selection:] for domain, windows in texts.items()},
         {domain: windows[:num_selection] for domain, windows in texts.items()},
     )
-    judged = _windows(loaded, held_out, num_held_out, seqlen)
+    judged = evenly_spread(loaded.tokenizer, held_out, num_held_out, seqlen)
     removed = [int(block) for block in order.split(",")]
     keeps = [kept(num_blocks(loaded.model), removed[: int(k)]) for k in depths.split(",")]
     report: dict[str, Any] = {
@@ -85,14 +85,14 @@ def main(
     _show(report)
 
 
-def _windows(
-    loaded: LoadedModel, texts: Sequence[str], number: int, seqlen: int
+def evenly_spread(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], number: int, seqlen: int
 ) -> dict[str, torch.Tensor]:
-    """Token ids [number, seqlen] of each domain, spread evenly over its file."""
+    """Token ids [number, seqlen] of each DOMAIN=FILE, spread evenly over the file."""
     found = {}
     for given in texts:
         domain, _, file = given.partition("=")
-        windows = all_windows(Path(file).read_text(encoding="utf-8"), seqlen, loaded.tokenizer)
+        windows = all_windows(Path(file).read_text(encoding="utf-8"), seqlen, tokenizer)
         if len(windows) < number:
             raise typer.BadParameter(
                 f"{file} has {len(windows)} windows of {seqlen} tokens, and {number} are needed: "
