@@ -47,13 +47,15 @@ def repair_checkpoint(path: Path, model: PreTrainedModel, methods: Sequence[Meth
     It is then as a job with these repairs would have published it.
     """
     manifest = read_manifest(path)
+    keeps = [manifest.keep_after(depth) for depth in range(1, len(methods) + 1)]
+    found = repair_depths(
+        ResidentModel(model), keeps, random_text(), batch_tokens=512, methods=sorted({*methods})
+    )
     repairs = []
-    for num_removed, method in enumerate(methods, start=1):
-        keep = manifest.keep_after(num_removed)
-        repaired = repaired_by(method, model, keep)
+    for num_removed, (method, depth) in enumerate(zip(methods, found, strict=True), start=1):
+        repaired = depth.tried[method]
         write_repair(path, num_removed, repaired)
-        num_bytes = sum(tensor.nbytes for tensor in repaired.tensors.values())
-        repairs.append(DepthRepair(num_removed, method, num_bytes, {}))
+        repairs.append(DepthRepair.of(num_removed, depth, repaired))
     own = folded(model, manifest.keep, repaired)
     view(model, manifest.keep, own).save_pretrained(path)
     manifest = replace(manifest, repair=tuple(repairs), files=entries_of(path))

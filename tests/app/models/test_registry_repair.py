@@ -4,6 +4,7 @@ import gc
 import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,20 @@ from app.engine.variant import Variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry
 from app.models.weights import NoRoomForWeights
-from pruning.checkpoints.store import MANIFEST, CheckpointCorrupt, CheckpointStore, Manifest
+from pruning.checkpoints.store import (
+    MANIFEST,
+    CheckpointCorrupt,
+    CheckpointStore,
+    Manifest,
+    read_manifest,
+)
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.repair.folding import folded
 from pruning.repair.repair import Method, Repaired
 from pruning.repair.stored import repair_file
+from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.prune import Metric, PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.repairs import repair_checkpoint, repaired_by
 from tests.support.tiny import generated
@@ -237,3 +246,37 @@ def test_many_who_want_one_repair_at_once_read_it_once(
     with ThreadPoolExecutor(len(names)) as pool:
         found = {served.variant for served in pool.map(registry.get, names)}
     assert (len(found), reads) == (1, [3])
+
+
+# the order of the demo model, of which a matrix of a block is the same share as of the tiny one
+DEMO_ORDER = (17, 16, 18, 14, 13, 15, 12, 4, 5, 26)
+
+
+def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(data_dir: Path) -> None:
+    shutil.rmtree(data_dir / "models" / "tiny")
+    write_tiny_model(data_dir / "models" / "tiny", num_blocks=30)
+    calibration = CalibrationSpec(num_samples=1, seqlen=8)
+    spec = PruneSpec(
+        "tiny",
+        10,
+        metric=Metric.COSINE,
+        calibration=calibration,
+        repair=Repair.NONE,
+        evaluate=False,
+    )
+    checkpoint = data_dir / "checkpoints" / publish_pruned(data_dir, spec=spec).name
+    manifest = replace(read_manifest(checkpoint), removed_blocks=DEMO_ORDER)
+    (checkpoint / MANIFEST).write_text(manifest.to_json())
+    dense = ModelStore(data_dir / "models").load("tiny").model
+    repair_checkpoint(checkpoint, dense, [Method.RIDGE] * 10)
+    registry = registry_of(data_dir)
+    names = ["tiny", *(f"tiny@-{depth}{raw}" for depth in range(1, 11) for raw in ("", "+raw"))]
+    tensors = {
+        parameter.data_ptr(): parameter.nbytes
+        for name in names
+        for parameter in registry.get(name).variant.model.parameters()
+    }
+    weight_bytes = registry.weight_bytes()
+    assert sum(tensors.values()) == sum(weight_bytes.values()) <= 1.3 * weight_bytes["tiny"]
+    own = [registry.get(f"tiny@-{depth}").variant.own_bytes for depth in range(1, 11)]
+    assert [num_bytes // own[0] for num_bytes in own] == [1, 1, 1, 2, 2, 1, 1, 2, 2, 3]  # cuts
