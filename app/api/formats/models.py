@@ -31,7 +31,7 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         num_parameters=entry.num_parameters,
         checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
         is_published=entry.is_published,
-        repair=_repair(entry),
+        repair=repair_view(entry),
         dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
         is_loaded=registry.is_loaded(entry),
@@ -41,7 +41,8 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
     )
 
 
-def _repair(entry: ModelEntry) -> RepairView | None:
+def repair_view(entry: ModelEntry) -> RepairView | None:
+    """None for a variant that is served unrepaired."""
     if entry.repair is None:
         return None
     return RepairView(method=entry.repair.method, bytes=entry.repair.num_bytes, raw=entry.raw.name)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
+from app.api.formats.models import repair_view
 from app.api.openapi import responses_for
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.models.entry import ModelEntry, RemovalOrder
@@ -125,4 +126,5 @@ def _prefix_view(entry: ModelEntry) -> PrefixView:
         removed_block=entry.removed_blocks[-1],
         loss=entry.order.quality.losses[entry.num_removed],
         perplexity=entry.perplexity,
+        repair=repair_view(entry),
     )

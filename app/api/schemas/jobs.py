@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.generate import Body, ModelName
+from app.api.schemas.generate import Body, ModelName, RepairView
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import (
@@ -129,6 +129,7 @@ class PrefixView(BaseModel):
     removed_block: int = Field(description="The block removed last.")
     loss: float
     perplexity: float | None = Field(description="On held-out text; null until evaluated.")
+    repair: RepairView | None = Field(description="Null until published, or without repair.")
 
 
 class CheckpointView(BaseModel):

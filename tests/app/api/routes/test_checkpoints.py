@@ -53,9 +53,15 @@ def test_the_list_names_files_and_prefixes(
             "removed_block": manifest.removed_blocks[k - 1],
             "loss": manifest.quality.losses[k],
             "perplexity": manifest.quality.perplexities[k],
+            "repair": {
+                "method": repair.method,
+                "bytes": repair.num_bytes,
+                "raw": f"{name}-{k}+raw",
+            },
         }
-        for k in (1, 2, 3)
+        for k, repair in enumerate(manifest.repair or (), start=1)
     ]
+    assert len(checkpoint["prefixes"]) == 3
     for prefix in checkpoint["prefixes"]:
         body = {"model": prefix["model"], "prompt": "the dog", "max_new_tokens": 1}
         assert client.post("/generate", json=body).status_code == 200

@@ -63,6 +63,7 @@ def test_a_running_job_lists_what_it_has_found(client: TestClient, job: dict[str
             "removed_block": block,
             "loss": LOSSES[k - 1],
             "perplexity": None,
+            "repair": None,
         }
         for k, block in ((1, 3), (2, 1))
     ]
@@ -101,10 +102,10 @@ def test_the_catalogue_marks_them(client: TestClient, job: dict[str, Any]) -> No
 def test_what_they_mean_stays_when_they_are_published(
     client: TestClient, data_dir: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked for by a client whenever the worker has found one more."""
+    """Asked for by a client whenever the worker has found one more. Only their repair is new."""
     monkeypatch.setenv("SLEB_DATA_DIR", str(data_dir))
     monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
-    job = submit(client)
+    job = submit(client, repair="ridge")
     before: dict[str, Any] = {}
     write = JobStore.removed
 
@@ -119,13 +120,16 @@ def test_what_they_mean_stays_when_they_are_published(
         name = f"tiny@{job_id}-{len(removals)}"
         before[name] = ask(name)
         assert before[name]["is_published"] is False
+        assert before[name]["repair"] is None
+        assert ask(f"{name}+raw")["text"] == before[name]["text"]
         return request
 
     monkeypatch.setattr(JobStore, "removed", removed)
     run_job(job["id"])
     assert list(before) == [f"tiny@{job['id']}-{k}" for k in (1, 2)]
     for name, found in before.items():
-        now = ask(name)
+        assert client.get(f"/models/{name}").json()["repair"]["raw"] == f"{name}+raw"
+        now = ask(f"{name}+raw")
         assert now["is_published"]
         for key in ("text", "removed_blocks", "losses", "num_blocks", "dtype", "parent"):
             assert now[key] == found[key]
