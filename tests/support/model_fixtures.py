@@ -1,10 +1,13 @@
 """Fixtures over the tiny model directory; registered by conftest."""
 
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from pruning.evaluation.probe import Item, probe_items
 from pruning.models import random_models
 from pruning.models.store import LoadedModel, load
 from tests.support.tiny import TINY_SHAPE
@@ -28,6 +31,14 @@ def tiny_models_dir(tmp_path: Path, tiny_model_dir: Path) -> Path:
     models_dir = tmp_path / "models"
     shutil.copytree(tiny_model_dir, models_dir / "tiny")
     return models_dir
+
+
+@pytest.fixture
+def few_questions(monkeypatch: pytest.MonkeyPatch) -> Sequence[Item]:
+    """The probe asks four questions of each kind during the test; returns all of them."""
+    for module in ("pruning.evaluation.quality_gate", "app.commands.evaluate"):
+        monkeypatch.setattr(f"{module}.probe_items", partial(probe_items, num_items=4))
+    return probe_items(num_items=4)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A server that is told to end: what has begun is answered, and nothing else begins."""
+"""A server that drains answers the requests that it has, and accepts no others."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from app.config import ServeSettings
-from tests.support.processes import environment, free_port, is_ready, running
+from tests.support.processes import environment, free_port, is_ready, processes_of, running
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
@@ -37,33 +37,29 @@ def num_open(client: httpx2.Client) -> int:
 
 @contextmanager
 def serve_process(
-    data_dir: Path, redis_url: str, **settings: str
+    data_dir: Path, **settings: str
 ) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
+    """``sleb serve`` with a Valkey of its own."""
     port = free_port()
     variables = {f"SLEB_{name.upper()}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
     with (
-        running(
-            command, {**environment(data_dir), "SLEB_REDIS_URL": redis_url, **variables}
-        ) as process,
+        running(command, {**environment(data_dir), **variables}) as process,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
         wait_until(lambda: is_ready(client), "the API is ready", 100)
         yield process, client
 
 
-def test_sigterm_loses_no_request_and_is_told_before_the_door_closes(
-    data_dir: Path, redis_url: str, redis_client: redis.Redis
-) -> None:
-    redis_client.ping()
+def test_sigterm_loses_no_request_and_says_so_before_the_server_ends(data_dir: Path) -> None:
     settings = {"max_num_seqs": "1", "threads": "1", "drain_s": "60"}
     with (
-        serve_process(data_dir, redis_url, **settings) as (process, client),
+        serve_process(data_dir, **settings) as (process, client),
         ThreadPoolExecutor(NUM_REQUESTS) as pool,
     ):
         begun = begin(client, pool)
         process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not is_ready(client), "it says that it is going")
+        wait_until(lambda: not is_ready(client), "it says that it is draining")
         told = httpx2.get(f"{client.base_url}/health/ready")  # by a new connection
         assert (told.status_code, told.json()["detail"]) == (503, "draining")
         late = client.post("/generate", json={**BODY, "max_new_tokens": 1})
@@ -75,6 +71,7 @@ def test_sigterm_loses_no_request_and_is_told_before_the_door_closes(
             [output] = answer.json()["outputs"]
             assert (output["finish_reason"], output["completion_tokens"]) == ("length", NUM_NEW)
         assert process.wait(30) == 0
+    wait_until(lambda: processes_of(data_dir) == [], "Valkey has ended")
 
 
 def test_what_is_not_done_at_the_deadline_is_answered_as_far_as_it_came(

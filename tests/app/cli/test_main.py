@@ -8,7 +8,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import httpx2
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -16,10 +15,8 @@ from pruning.models.store import LoadedModel
 from pruning.repair.repair import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import Completed, sleb, sleb_process
-from tests.support.processes import environment, free_port, is_ready, processes_of, running
 from tests.support.repairs import repair_checkpoint
 from tests.support.unsupported import quantize_config, write_unsupported
-from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -66,7 +63,7 @@ def test_prune_writes_a_model_without_any_server(
 
 
 def test_models_lists_the_catalogue(data_dir: Path) -> None:
-    assert json.loads(sleb_process(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
+    assert json.loads(sleb(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
     assert "tiny" in sleb(data_dir, "models").stdout
 
 
@@ -113,6 +110,8 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
         (["prune", "tiny", "--num-remove", "1", "--gate-max-probe-drop", "2"], 2, "below 1"),
         (["prune", "tiny", "--num-remove", "1", "--quantize", "int2"], 2, "int8"),
         (["prune", "tiny", "--num-remove", "1", "--quantize", "int8", "--no-evaluate"], 2, "leave"),
+        (["eval", "none"], 1, "no model named 'none'"),
+        (["stability", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
         (["eval", "tiny", "--tasks", "ppl:"], 1, "expected ppl:TEXT"),
         (["eval", "tiny", "--tasks", "ppl:none.txt", "--seqlen", "16"], 1, "none.txt"),
         (["eval", "tiny", "--dtype", "int8"], 2, "bfloat16"),
@@ -133,8 +132,6 @@ def test_errors_are_one_message_and_a_code(
     ("arguments", "code", "word"),
     [
         (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
-        (["eval", "none"], 1, "no model named 'none'"),
-        (["stability", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
         (["no-such-command"], 2, "No such command"),
     ],
 )
@@ -188,16 +185,3 @@ def test_models_that_cannot_be_pruned_are_told_what_can(data_dir: Path, tmp_path
         assert said in told
         assert "Traceback" not in told
         assert not (tmp_path / "out").exists()
-
-
-def test_serve_ends_on_sigterm_and_takes_its_valkey_with_it(data_dir: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
-    with (
-        running(command, environment(data_dir)) as server,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
-    ):
-        wait_until(lambda: is_ready(client), "the API is ready", 60)
-        server.terminate()
-        assert server.wait(30) == 0
-    wait_until(lambda: processes_of(data_dir) == [], "Valkey has ended")

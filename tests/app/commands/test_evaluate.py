@@ -83,6 +83,7 @@ def test_perplexity_is_that_of_a_loop(data_dir: Path) -> None:
     assert own["seqlen"] == 16
 
 
+@pytest.mark.usefixtures("few_questions")
 def test_streamed_the_numbers_are_the_same(data_dir: Path, published: Manifest) -> None:
     assert published.removed_blocks
     arguments = ["tiny", "tiny@-2", "--tasks", "probe,ppl:own.txt", "--seqlen", "16"]
@@ -120,6 +121,7 @@ def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
         run("tiny", "--quantize", weights.value, "--resident", "stream")
 
 
+@pytest.mark.usefixtures("few_questions")
 def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) -> None:
     names = ["tiny", f"{published.parent}@-2"]
     words = ["eval", *names, "--tasks", "probe,ppl:own.txt", "--seqlen", "16"]

@@ -16,7 +16,7 @@ from app.config import ServeSettings
 from app.models.hub import HubError, ModelNotAdded, add_model
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
-from tests.support.command_line import sleb, sleb_process
+from tests.support.command_line import sleb
 from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import edit_config
@@ -75,9 +75,7 @@ def test_a_model_of_the_hub_is_fetched_without_what_could_run_code(
     data_dir: Path, hub: Hub
 ) -> None:
     """With the command ``sleb models add``."""
-
-    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(data_dir)}
-    ran = sleb_process(data_dir, "models", "add", ID, variables=variables)
+    ran = sleb(data_dir, "models", "add", ID)
     assert ran.returncode == 0, ran.stderr
     assert str(data_dir / "models" / "tiny") in ran.stdout
     fetched = {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}

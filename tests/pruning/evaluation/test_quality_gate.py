@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
-from pruning.evaluation.probe import digest, probe_items
+from pruning.evaluation.probe import Item, digest
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ItemResult, Kind, ProbeComparison, compare, summary
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
@@ -179,7 +179,9 @@ def loss_by_gate(tiny_models_dir: Path) -> float:
 
 
 @pytest.mark.parametrize("resident", Resident)
-def test_a_run_asks_dense_and_pruned(tiny_models_dir: Path, resident: Resident) -> None:
+def test_a_run_asks_dense_and_pruned(
+    tiny_models_dir: Path, few_questions: Sequence[Item], resident: Resident
+) -> None:
     text = tiny_models_dir.parent / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=12, path=str(text))
@@ -187,7 +189,7 @@ def test_a_run_asks_dense_and_pruned(tiny_models_dir: Path, resident: Resident) 
     manifest = run(tiny_models_dir, spec, observer := Recorder())
     assert manifest.quality.warnings == ()
     assert observer.warnings == []
-    probe, items = manifest.quality.probe, probe_items()
+    probe, items = manifest.quality.probe, few_questions
     assert probe is not None
     directories = (tiny_models_dir / "tiny", tiny_models_dir.parent / "checkpoints" / manifest.name)
     for directory, score in zip(directories, (probe.dense, probe.pruned), strict=True):

@@ -25,6 +25,7 @@ def manifest(data_dir: Path) -> Manifest:
     return publish_pruned(data_dir, spec=PruneSpec("tiny", 3, calibration=calibration, gate=gate))
 
 
+@pytest.mark.usefixtures("few_questions")
 def test_scores_are_of_the_dense_model_and_of_full_depth(
     manifest: Manifest, client: TestClient
 ) -> None:
