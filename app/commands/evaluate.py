@@ -1,25 +1,20 @@
 """``sleb eval``: measure perplexity, the probe and tasks of lm-eval on several models.
 
-The results are a table with a column for each model, and the same as JSON.
+``eval_table`` shows the results.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
+from app.commands.eval_table import Evaluation, print_evaluations
 from app.commands.prune import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
-from app.terminal import print_json
 from pruning.config import WorkerSettings
 from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import Perplexity, measure_perplexity
@@ -44,7 +39,6 @@ from pruning.spec.prune import Quantize, Resident
 _TEXT = "ppl:"
 _PROBE = "probe"
 _PAPER = "zeroshot"
-_NONE = "-"
 
 
 class InvalidTasks(ValueError):
@@ -85,21 +79,6 @@ class Options:
     quantize: Quantize | None = None  # measures each model with such weights too
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of one model. A measurement that was not requested is empty or None."""
-
-    model: str
-    num_blocks: int
-    removed_blocks: Blocks
-    dtype: str
-    weights: str | None  # int8 or int4, if they were quantised
-    perplexities: tuple[Perplexity, ...]
-    probe: ProbeScore | None
-    tasks: tuple[TaskScore, ...]
-    zero_shot_mean: float | None  # over the paper's five tasks
-
-
 def run_evaluation(
     names: Sequence[str],
     tasks: Tasks,
@@ -115,10 +94,12 @@ def run_evaluation(
     set_up_torch(settings.threads)
     if options.quantize is not None:
         require_torchao()
-    columns = _columns([subject_of(name, settings) for name in names], options.quantize)
+    subjects = [subject_of(name, settings) for name in names]
+    columns = _columns(subjects, options.quantize, compared=bool(tasks.texts))
     with search_progress(Console(stderr=True)) as progress:
         found = dict(_evaluated(columns, tasks, options, settings, progress))
-    print_evaluations([found[column] for column in columns], as_json=as_json, out=out)
+    evaluations = [_against_parent(column, found) for column in columns]
+    print_evaluations(evaluations, as_json=as_json, out=out)
 
 
 @dataclass(frozen=True)
@@ -127,17 +108,41 @@ class _Column:
     weights: Quantize | None = None  # None for those of the checkpoint
 
 
-def _columns(subjects: Sequence[Subject], quantize: Quantize | None) -> list[_Column]:
-    """A column for each model; with ``quantize``, also quantised ones and missing dense parents."""
+def _columns(
+    subjects: Sequence[Subject], quantize: Quantize | None, *, compared: bool
+) -> list[_Column]:
+    """A column for each model, and with ``quantize`` another one with such weights.
+
+    Dense parents that are not among the models come first if models are ``compared`` with them.
+    """
     columns = [_Column(subject) for subject in subjects]
-    if quantize is None:
+    if quantize is not None:
+        quantised = [_Column(subject, quantize) for subject in subjects]
+        columns = [column for pair in zip(columns, quantised, strict=True) for column in pair]
+    if not compared and quantize is None:
         return columns
-    named = {subject.path for subject in subjects if subject.keep is None}
-    parents = dict.fromkeys(subject.path for subject in subjects if subject.path not in named)
-    dense = [_Column(Subject(path.name, path, None, ())) for path in parents]
-    quantised = [_Column(subject, quantize) for subject in subjects]
-    pairs = zip(columns, quantised, strict=True)
-    return [*dense, *(column for pair in pairs for column in pair)]
+    named = {subject.path for subject in subjects if not subject.removed_blocks}
+    parents = dict.fromkeys(one.parent for one in subjects if one.parent not in named)
+    dense = [_Column(Subject(path.name, path, None, ())) for path in parents if path is not None]
+    return [*dense, *columns]
+
+
+def _against_parent(column: _Column, found: Mapping[_Column, Evaluation]) -> Evaluation:
+    """The evaluation with the ratio of each perplexity to that of its dense parent."""
+    path = column.subject.parent or column.subject.path
+    dense = next(
+        (
+            evaluation
+            for one, evaluation in found.items()
+            if one.subject.path == path and not one.subject.removed_blocks and one.weights is None
+        ),
+        None,
+    )
+    evaluation = found[column]
+    if dense is None or dense is evaluation:
+        return evaluation
+    pairs = zip(evaluation.perplexities, dense.perplexities, strict=True)
+    return replace(evaluation, perplexities=tuple(own.against(whole) for own, whole in pairs))
 
 
 def _evaluated(
@@ -238,89 +243,3 @@ class _ModelEvaluation:
 
         yield observe
         self.progress.stop_task(bar)
-
-
-def print_evaluations(
-    evaluations: Sequence[Evaluation], *, as_json: bool, out: Path | None
-) -> None:
-    """Print the results, and write them as JSON into the file ``out`` too."""
-    report = _report(evaluations)
-    if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(report)
-        return
-    columns = [dict(_rows(evaluation)) for evaluation in evaluations]
-    table = Table()
-    table.add_column("")
-    for evaluation in evaluations:
-        table.add_column(escape(evaluation.model), justify="right", overflow="fold")
-    for label in dict.fromkeys(label for column in columns for label in column):
-        table.add_row(escape(label), *(escape(column.get(label, _NONE)) for column in columns))
-    console = Console(highlight=False)
-    console.print(table)
-    for text in _legend(evaluations):
-        console.print(text, markup=False, soft_wrap=True)
-
-
-def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    return {
-        "evaluations": [asdict(evaluation) for evaluation in evaluations],
-        "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
-    }
-
-
-def _rows(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Pairs of a row's label, which is the same for all models, and the cell."""
-    yield "blocks", str(evaluation.num_blocks)
-    yield "removed blocks", " ".join(map(str, evaluation.removed_blocks)) or "none"
-    yield "dtype", evaluation.dtype
-    if evaluation.weights is not None:
-        yield "weights of the blocks", evaluation.weights
-    for found in evaluation.perplexities:
-        windows = f"windows of {found.seqlen}"
-        yield f"perplexity, {found.text}, {windows}", f"{found.perplexity:.4f}"
-        yield f"  nats per token, {found.text}", f"{found.loss:.6f}"
-        yield f"  number of windows, {found.text}", str(found.num_windows)
-        yield f"  token ids, {found.text}", found.digest[:12]
-    yield from _probe_rows(evaluation.probe)
-    for task in evaluation.tasks:
-        yield from _task_rows(task)
-    if evaluation.zero_shot_mean is not None:
-        yield "zero-shot mean", f"{evaluation.zero_shot_mean:.4f}"
-
-
-def _probe_rows(probe: ProbeScore | None) -> Iterator[tuple[str, str]]:
-    if probe is None:
-        return
-    yield "probe", _with_error(probe.score, probe.standard_error)
-    for kind in probe.kinds:
-        yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
-        yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
-        yield f"  {kind.kind}: written", f"{kind.written:.4f}"
-    yield "  questions of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
-    yield "  questions", probe.digest[:12]
-
-
-def _task_rows(task: TaskScore) -> Iterator[tuple[str, str]]:
-    yield f"{task.task}, {task.metric}", _with_error(task.value, task.standard_error)
-    for metric, value in task.metrics.items():
-        if metric != task.metric:
-            yield f"  {task.task}, {metric}", f"{value:.4f}"
-    yield f"  {task.task}: samples, examples in front", f"{task.num_samples}, {task.num_shots}"
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
-
-
-def _legend(evaluations: Sequence[Evaluation]) -> Iterator[str]:
-    """A sentence for each kind of number in the table."""
-    if any(evaluation.perplexities for evaluation in evaluations):
-        yield "perplexity: over windows that do not overlap; comparable if the token ids agree."
-    if any(evaluation.probe for evaluation in evaluations):
-        yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."
-    if any(evaluation.tasks for evaluation in evaluations):
-        yield "tasks of lm-eval: ± one standard error."
-    if any(evaluation.zero_shot_mean is not None for evaluation in evaluations):
-        yield "zero-shot mean: over the paper's five tasks, by acc_norm if they have it, else acc."

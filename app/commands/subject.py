@@ -30,6 +30,7 @@ class Subject:
     removed_blocks: Blocks  # of the dense parent, in the order they went
     method: Method = Method.NONE  # of the repair
     repaired_by: Path | None = None  # the checkpoint whose repair the weights at ``path`` need
+    parent: Path | None = None  # the dense model of a pruned one, if it is here
 
     def own_tensors(self, dense: DenseModel) -> Own:
         """What its repair changes of ``dense``, the model at ``path``.
@@ -57,7 +58,7 @@ def subject_of(name: str, settings: Settings) -> Subject:
     except UnknownModel:
         if not Path(name).is_dir():
             raise
-        return _directory(Path(name), name)
+        return _directory(Path(name), name, models)
     return _entry(entry, models, checkpoints)
 
 
@@ -65,7 +66,9 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
     if entry.error is not None:
         raise NotAModel(entry.error)
     if entry.is_view:
-        subject = Subject(entry.name, models.path(entry.base), entry.keep, entry.removed_blocks)
+        path = models.path(entry.base)
+        parent = path if entry.is_pruned else None
+        subject = Subject(entry.name, path, entry.keep, entry.removed_blocks, parent=parent)
         if entry.order is None or entry.view_repair is None:
             return subject
         checkpoint = checkpoints.path(entry.order.name)
@@ -75,11 +78,12 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
             f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "
             "model, or use the whole checkpoint"
         )
-    return _directory(checkpoints.path(entry.order.name), entry.name)
+    return _directory(checkpoints.path(entry.order.name), entry.name, models)
 
 
-def _directory(path: Path, name: str) -> Subject:
+def _directory(path: Path, name: str, models: ModelStore) -> Subject:
     if not (path / MANIFEST).is_file():
         return Subject(name, path, None, ())
     manifest = verify(path)
-    return Subject(name, path, None, manifest.removed_blocks, manifest.repaired_by)
+    parent = models.path(manifest.parent) if manifest.parent in models.names() else None
+    return Subject(name, path, None, manifest.removed_blocks, manifest.repaired_by, parent=parent)

@@ -4,14 +4,14 @@ Measured as in the paper: windows do not overlap, and each is a sequence of its 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 
 import torch
 
 from pruning.data.windows import Windows
-from pruning.evaluation.quality import perplexity_of
+from pruning.evaluation.quality import Interval, interval_of, perplexity_of, ratio_of
 from pruning.models.forward import Forward
 from pruning.models.loss import window_losses
 from pruning.removal import Losses, NonFiniteLoss
@@ -32,6 +32,15 @@ class Perplexity:
     loss: float  # mean nats per predicted token
     perplexity: float  # exp of it
     digest: str  # of the token ids: equal ones make two perplexities comparable
+    interval: Interval  # of the perplexity on text like this
+    losses: tuple[float, ...]  # mean nats per predicted token of each window
+    ratio: Interval | None = None  # to the dense model on the same windows, where it is known
+
+    def against(self, dense: "Perplexity") -> "Perplexity":
+        """With the ratio to the dense model, if that was measured on the same windows."""
+        if dense.digest != self.digest:
+            return self
+        return replace(self, ratio=ratio_of(dense.losses, self.losses))
 
 
 @torch.inference_mode()
@@ -55,7 +64,14 @@ def measure_perplexity(
             "broken; try float32"
         )
     return Perplexity(
-        windows.source, num_windows, seqlen, fmean(losses), perplexity(losses), windows.digest
+        text=windows.source,
+        num_windows=num_windows,
+        seqlen=seqlen,
+        loss=fmean(losses),
+        perplexity=perplexity(losses),
+        digest=windows.digest,
+        interval=interval_of(losses),
+        losses=tuple(losses),
     )
 
 

@@ -159,6 +159,17 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, MAX_NATS))
 
 
+def interval_of(losses: Losses) -> Interval:
+    """The perplexity on text like these windows."""
+    return _exp_interval(fmean(losses), _error_of(losses), len(losses))
+
+
+def ratio_of(dense: Losses, losses: Losses) -> Interval:
+    """The perplexity divided by that of the dense model, from losses on the same windows."""
+    measured = Measured.against(dense, losses)
+    return _exp_interval(measured.loss - fmean(dense), measured.standard_error, len(dense))
+
+
 def text_of(source: str, num_windows: int, seqlen: int) -> str:
     return f"{source}, {num_windows} windows of {seqlen} tokens"
 

@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Callable
+from math import exp, sqrt
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
+from pruning.student_t import quantile
 from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.recorder import Recorder
 
@@ -90,9 +93,52 @@ def test_streamed_the_numbers_are_the_same(data_dir: Path, published: Manifest) 
     in_memory, streamed = (run(*arguments, "--resident", how) for how in ("model", "stream"))
     for ours, theirs in zip(in_memory, streamed, strict=True):
         assert ours["probe"] == theirs["probe"]
-        assert ours["perplexities"][0] == pytest.approx(theirs["perplexities"][0])
+        [own], [other] = ours["perplexities"], theirs["perplexities"]
+        assert own["losses"] == pytest.approx(other["losses"])
+        assert (own["text"], own["digest"]) == (other["text"], other["digest"])
     with pytest.raises(NotEvaluable, match="--resident model"):
         run("tiny", "--tasks", "piqa", "--resident", "stream")
+    assert data_dir.exists()
+
+
+def test_a_pruned_model_is_compared_with_its_parent_on_the_same_windows(
+    data_dir: Path, published: Manifest
+) -> None:
+    assert published.removed_blocks
+    checkpoint = data_dir / "checkpoints" / "tiny@prn-1"
+    for name in ("tiny@-2", str(checkpoint)):
+        dense, pruned = run(name, "--tasks", "ppl:own.txt", "--seqlen", "16")
+        assert (dense["model"], pruned["model"]) == ("tiny", name)
+        [whole], [cut] = dense["perplexities"], pruned["perplexities"]
+        assert whole["ratio"] is None
+        gaps = [
+            after - before for before, after in zip(whole["losses"], cut["losses"], strict=True)
+        ]
+        error = stdev(gaps) / sqrt(len(gaps))
+        margin = quantile(0.975, len(gaps) - 1) * error
+        assert cut["ratio"] == {
+            "value": pytest.approx(exp(fmean(gaps))),
+            "low": pytest.approx(exp(fmean(gaps) - margin)),
+            "high": pytest.approx(exp(fmean(gaps) + margin)),
+        }
+        assert cut["interval"]["low"] < cut["perplexity"] < cut["interval"]["high"]
+    assert len(run("tiny@-2", "--tasks", "probe")) == 1
+
+
+def test_a_row_has_one_text_and_one_digest(data_dir: Path, published: Manifest) -> None:
+    assert published.removed_blocks
+    words = ["eval", "tiny@-2", "--tasks", "ppl:own.txt,ppl:wikitext2", "--seqlen", "16"]
+    runner = CliRunner(env={"COLUMNS": "400"})
+    shown = runner.invoke(command_line, words, catch_exceptions=False).stdout
+    dense, pruned = run(*words[1:])
+    for whole, cut in zip(dense["perplexities"], pruned["perplexities"], strict=True):
+        heading = f"{cut['text']}, {cut['num_windows']} windows of 16 tokens"
+        assert f"{heading}, token ids {cut['digest'][:12]}" in " ".join(shown.split())
+        row = rf"perplexity +│ +{whole['perplexity']:.4f} │ +{cut['perplexity']:.4f}"
+        assert re.search(row, shown)
+        ratio = cut["ratio"]
+        assert re.search(rf"× dense +│ +- │ +{ratio['value']:.4f}", shown)
+        assert f"{ratio['low']:.4f} to {ratio['high']:.4f}" in shown
     assert data_dir.exists()
 
 
@@ -140,7 +186,7 @@ def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) 
         ):
             assert number in result.stdout
         assert " ".join(map(str, found["removed_blocks"])) in result.stdout
-    assert "windows of 16" in result.stdout
+    assert "windows of 16 tokens" in result.stdout
     assert re.search(r"tiny +probe", result.stderr)
 
 
