@@ -18,13 +18,15 @@ from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manife
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.zero_shot import PAPER_TASKS
 from pruning.models.quantize import quantized
-from pruning.models.store import ModelStore, load
+from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
+from pruning.repair.repair import Method
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec, Quantize
 from pruning.student_t import quantile
 from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.recorder import Recorder
+from tests.support.repairs import repair_checkpoint
 
 Run = Callable[..., Any]
 PPL = ["--tasks", "ppl:wikitext2,ppl:own.txt", "--seqlen", "16", "--num-windows", "9"]
@@ -73,6 +75,18 @@ def test_every_name_of_a_model_means_its_blocks(data_dir: Path, published: Manif
     assert losses[0] == losses[1]
     assert losses[2] == losses[3]
     assert losses[4:] == pytest.approx([losses[4]] * 3)
+
+
+def test_raw_names_mean_the_blocks_without_their_repair(
+    data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
+) -> None:
+    checkpoint = data_dir / "checkpoints" / published.name
+    repair_checkpoint(checkpoint, tiny_loaded.model, [Method.SCALE, Method.RIDGE])
+    names = ["tiny@-2", checkpoint, "tiny@-2+raw", "tiny@prn-1+raw", "tiny@-1", "tiny@prn-1-1+raw"]
+    losses = [each["perplexities"][1]["loss"] for each in run(*names, *PPL)]
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[2] == losses[3]
+    assert len({round(loss, 6) for loss in losses}) == 4
 
 
 def test_perplexity_is_that_of_a_loop(data_dir: Path) -> None:
