@@ -41,7 +41,7 @@ class OutputFormat(Protocol[_View_co]):
     def error(self, error: Exception) -> bytes: ...
 
 
-async def answer(
+async def respond(
     request: Request,
     generator: Generator,
     generation_request: GenerationRequest,

@@ -111,7 +111,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int
 
 def plot(bench: Bench) -> bytes:
     """A PNG. Needs no display and changes no setting of matplotlib."""
-    from matplotlib import style  # noqa: PLC0415 - see above
+    from matplotlib import style  # noqa: PLC0415 - slow to import
 
     buffer = BytesIO()
     with style.context(["default", dict(STYLE)]):  # not the user's own style
@@ -121,7 +121,7 @@ def plot(bench: Bench) -> bytes:
 
 def draw(bench: Bench) -> "Figure":
     """The figure of ``plot``, with axes for each scenario from top to bottom."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - see above
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
     rows = bench.rows()
     by_scenario = {

@@ -32,11 +32,11 @@ class WrongReplay(RuntimeError):
 
 @dataclass(frozen=True)
 class _Graph:
-    fed: torch.Tensor  # [2, slots]: what the step reads, token ids and positions
+    inputs: torch.Tensor  # [2, slots]: what the step reads, token ids and positions
     replay: Step
 
-    def run(self, fed: torch.Tensor) -> torch.Tensor:
-        self.fed.copy_(fed)
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.inputs.copy_(inputs)
         return self.replay()
 
 
@@ -67,7 +67,7 @@ class DecodeGraphs:
             self._seen.add(batch.cache_shape)
             return None
         graph = self._graph(batch)
-        return None if graph is None else graph.run(_fed(batch))[: len(batch.sequences)]
+        return None if graph is None else graph.run(_inputs(batch))[: len(batch.sequences)]
 
     def _graph(self, batch: Batch) -> _Graph | None:
         self._drop_stale()
@@ -95,18 +95,18 @@ class DecodeGraphs:
     def _recorded(self, batch: Batch) -> _Graph:
         """Raises ``WrongReplay``, and any error of the recording."""
         shape = batch.cache_shape
-        fed = _fed(batch).to(self._device)
-        expected = self._step(fed[0], fed[1], shape)  # makes the room in the cache, too
+        inputs = _inputs(batch).to(self._device)
+        expected = self._step(inputs[0], inputs[1], shape)  # makes the room in the cache, too
         self._drop_stale()
-        static = _next(fed, len(batch.sequences), shape)
+        static = _next(inputs, len(batch.sequences), shape)
         graph = _Graph(static, self._record(lambda: self._step(static[0], static[1], shape)))
-        found = graph.run(fed)
+        found = graph.run(inputs)
         if not torch.allclose(found, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())):
             raise WrongReplay("the logits of a replay are not those of the step that it repeats")
         return graph
 
 
-def _fed(batch: Batch) -> torch.Tensor:
+def _inputs(batch: Batch) -> torch.Tensor:
     """Token ids and positions of all slots of the shape.
 
     Slots without a sequence get the first token of the vocabulary at their first position. The next
@@ -118,13 +118,13 @@ def _fed(batch: Batch) -> torch.Tensor:
     return torch.tensor([token_ids + padding, places + padding])
 
 
-def _next(fed: torch.Tensor, num_sequences: int, shape: Shape) -> torch.Tensor:
+def _next(inputs: torch.Tensor, num_sequences: int, shape: Shape) -> torch.Tensor:
     """Return other inputs to record with, so that the test of the replay shows that it reads them.
 
     The recorded step writes at the next positions of the sequences, not over their tokens.
     """
-    token_ids, positions = torch.zeros_like(fed)
-    positions[:num_sequences] = (fed[1, :num_sequences] + 1).clamp(max=shape[1] - 1)
+    token_ids, positions = torch.zeros_like(inputs)
+    positions[:num_sequences] = (inputs[1, :num_sequences] + 1).clamp(max=shape[1] - 1)
     return torch.stack((token_ids, positions))
 
 

@@ -58,8 +58,8 @@ class FlatBlock:
         if self.input_scale != 1.0:
             hidden = hidden * self.input_scale
         hidden = hidden + after(self._attend(before(hidden), rotation, attention, cache))
-        fed: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
-        return hidden + fed
+        update: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
+        return hidden + update
 
     def _attend(
         self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache

@@ -49,11 +49,11 @@ class ModelRunner:
             range(seq.num_cached, seq.num_cached + num)
             for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
         ]
-        fed = [
+        scheduled = [
             seq.tokens[each.start : each.stop]
             for seq, each in zip(batch.sequences, places, strict=True)
         ]
-        token_ids = torch.tensor([*chain(*fed)], device=self._model.device)
+        token_ids = torch.tensor([*chain(*scheduled)], device=self._model.device)
         metadata = self._metadata(batch, places)
         self.cache.open(metadata)
         with vector_kernels() if len(token_ids) == 1 else nullcontext():

@@ -73,7 +73,7 @@ def energy_j(device: "torch.device") -> float | None:
     """
     if device.type != "cuda":
         return None
-    import torch  # noqa: PLC0415 - see above
+    import torch  # noqa: PLC0415 - slow to import
 
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     try:

@@ -102,9 +102,7 @@ def test_a_folder_that_is_none_is_a_message_and_a_code(tmp_path: Path, kind: str
     assert "Traceback" not in ran.stderr
 
 
-def test_a_file_that_nobody_may_read_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_without_permission_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = folder / "sleb_redis_url"
     secret.write_text(URL)
     monkeypatch.setattr("os.access", lambda path, _: Path(path) != secret)  # root reads all

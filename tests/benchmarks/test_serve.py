@@ -159,7 +159,7 @@ def test_no_server_outlives_a_benchmark_that_is_stopped(
     assert not server.is_running()
 
 
-def test_nor_one_that_nobody_holds_yet() -> None:
+def test_nor_one_without_a_handle_yet() -> None:
     program = (
         "import signal, subprocess\n"
         "from benchmarks.servers import no_server_left\n"

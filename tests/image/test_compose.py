@@ -26,7 +26,7 @@ def test_gpus_are_what_is_asked_for_by_default_and_a_profile_goes_without() -> N
     assert services(*CPU).keys() == {"api-cpu", "worker-cpu"} | COMMON
 
 
-def test_api_and_worker_have_a_gpu_each_and_nobody_else_has_one() -> None:
+def test_only_api_and_worker_have_a_gpu_each() -> None:
     found = {
         name: service["deploy"]["resources"]["reservations"]["devices"]
         for name, service in services(*GPU).items()
@@ -87,7 +87,7 @@ def test_every_service_is_limited_restarted_and_looked_after(options: tuple[str,
 
 
 @both
-def test_nobody_can_write_to_an_image_or_become_somebody_else(options: tuple[str, ...]) -> None:
+def test_no_service_can_write_to_its_image_or_change_user(options: tuple[str, ...]) -> None:
     for name, service in services(*options).items():
         assert service.get("read_only") is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -138,7 +138,7 @@ def test_secrets_are_mounted_by_those_who_read_them(options: tuple[str, ...]) ->
 
 
 @both
-def test_stores_have_no_way_out_and_nobody_has_a_way_in_who_needs_none(
+def test_stores_have_no_way_out_and_only_their_clients_a_way_in(
     options: tuple[str, ...],
 ) -> None:
     inside = {

@@ -106,7 +106,7 @@ def test_a_job_runs_and_both_models_answer(stack: Stack) -> None:
     prune_and_generate(stack.client)
 
 
-def test_prometheus_sees_both_and_nobody_else_sees_the_store(stack: Stack) -> None:
+def test_prometheus_sees_both_and_no_other_service_sees_the_store(stack: Stack) -> None:
     def up() -> set[tuple[str, str]]:
         query = "http://127.0.0.1:9090/api/v1/query?query=up"
         said = json.loads(stack.compose("exec", "-T", "prometheus", "wget", "-qO-", query))

@@ -49,7 +49,7 @@ def socket(server: ValkeyServer) -> str:
     return server.url.removeprefix("unix://")
 
 
-def test_the_application_gets_in_by_the_file_and_nobody_else(
+def test_only_the_application_logs_in_and_by_the_file(
     folder: Path, password: str, socket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "sleb" / "sleb_redis_url").write_text(f"unix://sleb:{password}@{socket}")

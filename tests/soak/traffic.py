@@ -28,7 +28,7 @@ _SHAPES: tuple[Mapping[str, Any], ...] = (
     {"max_new_tokens": 60, "timeout_s": 0.001},
 )
 _BAD: tuple[tuple[str, Mapping[str, Any], int], ...] = (
-    ("/generate", {"model": "nobody"}, 404),
+    ("/generate", {"model": "unknown"}, 404),
     ("/generate", {"model": "tiny@-5"}, 404),
     ("/generate", {"max_new_tokens": 100_000}, 422),
     ("/generate", {"temperature": -1}, 422),

@@ -1,6 +1,6 @@
 """Something that dies, or fails, right before the n-th thing that it asks of the system.
 
-Calls into the modules of the interpreter that talk to the kernel are counted, whoever makes them,
+Calls into the modules of the interpreter that talk to the kernel are counted, from any code,
 but for those that only look: no step of the code under test can be forgotten. What comes after one
 step is before the next.
 """

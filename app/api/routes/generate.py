@@ -7,7 +7,7 @@ from app.api.formats.generate import GenerateFormat
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.generate import GenerateBody, GenerateView
 from app.api.schemas.sampling import sampling_params
-from app.api.sse import answer
+from app.api.sse import respond
 from app.generation.generator import RAISES
 from app.generation.output import Vocabulary
 from app.generation.request import GenerationRequest
@@ -37,4 +37,4 @@ async def generate(
         timeout_s=body.timeout_s,
     )
     format_ = GenerateFormat(body, Vocabulary(served.tokenizer), served.entry.kind)
-    return await answer(request, generator, generation_request, format_, is_streamed=body.stream)
+    return await respond(request, generator, generation_request, format_, is_streamed=body.stream)

@@ -20,7 +20,7 @@ from app.api.schemas.openai import (
     ModelCardList,
 )
 from app.api.schemas.sampling import sampling_params
-from app.api.sse import answer
+from app.api.sse import respond
 from app.engine.sequence import SamplingParams
 from app.generation.output import Vocabulary
 from app.generation.request import Chat, GenerationRequest
@@ -74,7 +74,7 @@ async def create_completion(
     prompts = _prompts(body)
     generation_request = GenerationRequest(served, prompts, params, _stop(body), n=_or(body.n, 1))
     format_ = CompletionFormat(body, Vocabulary(served.tokenizer), prompts)
-    return await answer(
+    return await respond(
         request, generator, generation_request, format_, is_streamed=bool(body.stream)
     )
 
@@ -93,7 +93,7 @@ async def create_chat_completion(
         served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
     )
     format_ = ChatFormat(body, Vocabulary(served.tokenizer))
-    return await answer(
+    return await respond(
         request, generator, generation_request, format_, is_streamed=bool(body.stream)
     )
 

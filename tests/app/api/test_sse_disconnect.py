@@ -44,7 +44,7 @@ def test_a_client_that_leaves_frees_its_slots_within_a_step(
     num_expected = 0
     with gated() as engine, serving(settings, redis_url, engine=engine) as (server, url):
         wait_until(lambda: httpx2.get(f"{url}/health/ready").is_success, "the API is ready")
-        wait_until(lambda: not server.server_state.connections, "nobody is connected")
+        wait_until(lambda: not server.server_state.connections, "no client is connected")
         for path, num_answers, body in REQUESTS:
             engine.close_after(num_steps)
             before, num_expected = engine.num_steps, num_expected + num_answers

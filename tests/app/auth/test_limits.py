@@ -115,7 +115,7 @@ STEPS = st.one_of(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rate=st.integers(0, 4), at_once=st.integers(0, 3), steps=st.lists(STEPS, max_size=30))
-def test_whoever_asks_when_is_let_in_as_the_model_says(
+def test_requests_are_admitted_as_the_model_says(
     redis_client: redis.Redis,
     redis_url: str,
     rate: int,
@@ -199,7 +199,7 @@ def test_all_processes_count_together_however_they_race(
 @pytest.mark.parametrize(
     ("seconds", "told"), [(-1.0, 1), (0.0, 1), (0.2, 1), (1.2, 2), (59.0, 59), (59.1, 60)]
 )
-def test_nobody_is_told_to_come_too_early(seconds: float, told: int) -> None:
+def test_retry_after_is_never_too_early(seconds: float, told: int) -> None:
     assert LimitReached("so many", "rate", seconds).retry_after_s == told
 
 
@@ -277,7 +277,7 @@ def test_what_is_kept_of_a_key_goes_when_it_says_nothing_any_more(
 # ---- without Redis
 
 
-def test_a_redis_that_is_away_refuses_nobody_and_is_asked_again(
+def test_without_redis_requests_are_admitted_and_it_is_asked_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -306,7 +306,7 @@ def test_a_redis_that_is_away_refuses_nobody_and_is_asked_again(
         run(main(ValkeyServer(Path(directory))))
 
 
-def test_a_redis_that_hangs_holds_nobody_up_twice() -> None:
+def test_a_redis_that_hangs_delays_one_request() -> None:
     async def main(server: ValkeyServer) -> None:
         async with limits_at(server.url) as limits:
             assert await limit_of(limits, key_of(2), is_generation=False) is None

@@ -1,4 +1,4 @@
-"""Which paths ask for which keys, and when nobody is asked."""
+"""Which paths ask for which keys, and which need none."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_once_there_was_a_key_it_is_asked_for(tmp_path: Path, given: dict[str, o
         access.authorize("GET", "/models", [])
 
 
-def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_admits_no_request(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     key = KeyFile(settings.keys_file).create("a", [ADMIN])
     access = authorizer_of(settings)
@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
         check_address(settings)
 
 
-def test_a_file_that_nobody_can_look_at_lets_nobody_in(tmp_path: Path) -> None:
+def test_a_file_without_permission_admits_no_request(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     settings.keys_file.symlink_to(settings.keys_file)  # a loop: there is something, to no avail
     with pytest.raises(KeyRefused):

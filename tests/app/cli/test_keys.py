@@ -81,7 +81,7 @@ def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:
         (("create", "a", "--scope", "jobs", "--rate", "-1"), 2, "rate"),
         (("create", "a", "--scope", "jobs", "--rate", "100001"), 2, "rate"),
         (("create", "a", "--scope", "jobs", "--concurrent", "-1"), 2, "concurrent"),
-        (("revoke", "nobody"), 1, "no key is named 'nobody'"),
+        (("revoke", "unknown"), 1, "no key is named 'unknown'"),
     ],
 )
 def test_wrong_use_is_told(

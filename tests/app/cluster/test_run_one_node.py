@@ -64,9 +64,9 @@ def test_a_checkpoint_on_the_shared_storage_is_served_by_all_replicas(service: S
 
 
 def test_what_is_refused_is_refused_in_the_words_of_the_application(service: Service) -> None:
-    unknown = service.client.post("/generate", json={"model": "nobody", "prompt": "a"})
+    unknown = service.client.post("/generate", json={"model": "unknown", "prompt": "a"})
     assert (unknown.status_code, unknown.json()["type"]) == (404, "model-not-found")
-    openai = service.client.post("/v1/completions", json={"model": "nobody", "prompt": "a"})
+    openai = service.client.post("/v1/completions", json={"model": "unknown", "prompt": "a"})
     assert openai.json()["error"]["code"] == "model_not_found"
     assert unknown.headers["x-content-type-options"] == "nosniff"
     large = service.client.post("/generate", content=b"x" * (service.settings.max_body_bytes + 9))

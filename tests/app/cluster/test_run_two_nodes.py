@@ -99,7 +99,7 @@ def test_with_all_replicas_gone_requests_wait_for_the_first_that_is_back(service
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     ready = partial(service.client.get, "/health/ready")
-    wait_until(lambda: ready().status_code == 503, "nobody is ready")
+    wait_until(lambda: ready().status_code == 503, "no replica is ready")
     assert [answer.status_code for answer in many.results()] == [200] * 8
     wait_for_both(service, before)
 

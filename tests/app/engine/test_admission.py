@@ -71,7 +71,7 @@ def test_an_empty_line_takes_what_is_larger_than_the_line() -> None:
     admission.admit([asking(100)])
 
 
-def test_whoever_leaves_the_line_makes_room_and_no_pace() -> None:
+def test_a_request_that_leaves_the_queue_makes_room_and_no_pace() -> None:
     admission = Admission(max_open=3, max_waiting_tokens=50)
     first, second = asking(), asking()
     admission.admit([first, second])

@@ -1,4 +1,4 @@
-"""What the engine generates: the tokens of ``generate``, whoever else is in the batch."""
+"""What the engine generates: the tokens of ``generate``, in any batch."""
 
 import copy
 from typing import Any

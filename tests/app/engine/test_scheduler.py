@@ -81,8 +81,8 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
     each.add(long)
     batches = [run_next(each) for _ in range(7)]
     # the last 2 of the 50 are read one by one, in the decodes between the chunks
-    fed = [(1,), (20,), (1, 1), (20,), (1, 1), (8,), (1, 1)]
-    assert [batch.num_scheduled_tokens for batch in batches] == fed
+    expected = [(1,), (20,), (1, 1), (20,), (1, 1), (8,), (1, 1)]
+    assert [batch.num_scheduled_tokens for batch in batches] == expected
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
 

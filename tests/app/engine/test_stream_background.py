@@ -100,7 +100,7 @@ def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -
     engine.add(each)
     while each.request_id not in outcome.last:
         outcome.take(loop.step())
-    assert len(asked) == 3, "a request gives way to nobody"
+    assert len(asked) == 3, "a request is not preempted"
     assert outcome.of(each) == expected(each)
 
 
@@ -254,7 +254,7 @@ def test_work_takes_one_piece_after_each_step() -> None:
     assert not loop.has_work
 
 
-def test_work_that_nobody_waits_for_ends() -> None:
+def test_work_without_a_waiting_client_ends() -> None:
     log = list[str]()
 
     async def run(engine: AsyncEngine) -> None:

@@ -113,7 +113,7 @@ def test_workers_are_counted_while_they_show_signs_of_life(
 def test_a_scrape_waits_for_no_store(
     settings: ServeSettings, tmp_path: Path, is_silent: bool
 ) -> None:
-    """Nobody listens there, or somebody who says nothing."""
+    """No process listens there, or one that never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         silent = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         app = create_app(settings, redis_url=silent if is_silent else f"unix://{tmp_path}/none")

@@ -94,7 +94,7 @@ def test_it_keeps_what_was_written_and_listens_on_no_port(tmp_path: Path) -> Non
     assert outside == ["valkey"]
 
 
-def test_the_last_user_stops_it_whoever_started_it(tmp_path: Path) -> None:
+def test_the_last_user_stops_it_even_if_another_started_it(tmp_path: Path) -> None:
     with another_user(tmp_path) as starter:
         pid = server_pid(*release(starter))
         with embedded_valkey(tmp_path) as url, redis.Redis.from_url(url) as client:

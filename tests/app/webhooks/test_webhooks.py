@@ -243,7 +243,7 @@ def test_messages_wait_for_a_process_that_has_a_secret(
         assert len(receiver.received) == number
 
 
-def test_a_dry_run_refuses_the_same_and_tells_nobody(
+def test_a_dry_run_refuses_the_same_and_sends_nothing(
     client: TestClient, receiver: Receiver
 ) -> None:
     bad = {"url": "ftp://x/"}

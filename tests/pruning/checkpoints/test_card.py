@@ -120,7 +120,7 @@ def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("origin", ["{", "[]", '{"source": "/home/me/tiny", "commit": null}'])
 def test_what_cannot_be_told_is_not_guessed(tmp_path: Path, card: str, origin: str) -> None:
-    """And a directory that was copied is nobody else's business."""
+    """And a directory that was copied is not named."""
     (tmp_path / "README.md").write_text(card)
     (tmp_path / "sleb-origin.json").write_text(origin)
     assert lineage_of(tmp_path) == Lineage()

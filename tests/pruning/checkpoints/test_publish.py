@@ -145,7 +145,7 @@ def test_all_that_leads_to_the_files_is_durable(
     assert synced[3:] == [*(folder / name for name in (*FILES, MANIFEST)), folder, root]
     assert folder.parent == staging
     publish_in(root)
-    assert synced[-1] == root  # whoever published it may have died before that
+    assert synced[-1] == root  # the process that published it may have died before that
 
 
 def test_who_is_refused_at_the_last_moment_publishes_nothing(tmp_path: Path) -> None:

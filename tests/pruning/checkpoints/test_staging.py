@@ -1,4 +1,4 @@
-"""The staging folder: what the dead leave goes, what the living write stays, whoever looks."""
+"""The staging folder: what the dead leave goes, what the living write stays."""
 
 import fcntl
 import itertools

@@ -256,7 +256,7 @@ def children() -> list[psutil.Process]:
     return found
 
 
-def test_whoever_wants_to_stop_need_not_wait(
+def test_a_stop_ends_the_process_at_once(
     tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The question comes while the process works, and its answer ends the process."""

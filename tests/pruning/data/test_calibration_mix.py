@@ -51,7 +51,7 @@ weights = st.lists(st.floats(min_value=0, exclude_min=True, allow_infinity=False
 
 
 @given(weights=weights.filter(lambda ws: len(ws) <= 64), spare=st.integers(0, 500))
-def test_every_sample_goes_to_somebody_and_nobody_goes_without(
+def test_every_sample_goes_to_a_source_and_every_source_gets_one(
     weights: list[float], spare: int
 ) -> None:
     total = len(weights) + spare

@@ -55,7 +55,7 @@ def test_there_are_as_many_questions_of_each_kind_and_no_two_alike() -> None:
 
 
 def test_they_are_the_same_every_time_and_others_for_another_seed() -> None:
-    """Scores in manifests are of these questions: whoever changes them makes others."""
+    """Scores in manifests are of these questions: a change of them makes other scores."""
     assert digest(probe_items()) == digest(ITEMS)
     assert digest(ITEMS) == "6f512330fecc409110db1a4315da6117244202434cf91e8ed85a556c041fade7"
     assert digest(probe_items(seed=1)) != digest(ITEMS)

@@ -90,7 +90,7 @@ def test_the_dense_weights_stay_as_they_are(tiny_model_dir: Path, tasks_dir: Pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_task_that_nobody_knows_or_that_has_no_data_is_named(
+def test_a_task_that_is_unknown_or_has_no_data_is_named(
     tiny_loaded: LoadedModel, tasks_dir: Path, tmp_path: Path
 ) -> None:
     (tasks_dir / "lost.yaml").write_text(

@@ -63,7 +63,7 @@ def test_a_claim_that_was_given_up_is_free_for_any_request(keys: IdempotencyKeys
     assert isinstance(keys.claim("k", OTHER), Claim)
 
 
-def test_only_its_holder_gives_a_claim_up_and_nobody_a_job(
+def test_only_its_holder_releases_a_claim_and_a_job_is_kept(
     keys: IdempotencyKeys, job_store: JobStore
 ) -> None:
     claim = claimed(keys, "k")

@@ -107,7 +107,7 @@ def test_only_the_events_that_were_asked_for_are_messages(
     assert [message.type for message in outbox.claim(10)] == ["prune_job.succeeded"]
 
 
-def test_a_refused_change_tells_nobody(job_store: JobStore, outbox: WebhookOutbox) -> None:
+def test_a_refused_change_sends_nothing(job_store: JobStore, outbox: WebhookOutbox) -> None:
     job_id = job_store.create(SPEC, webhook=ALL).id
     job_store.cancel(job_id)
     for _ in range(2):

@@ -190,7 +190,7 @@ def test_recover_leaves_a_job_between_queue_and_lease(
     assert queue.rq.get_job_ids() == []
 
 
-def test_recover_delivers_a_running_job_that_nobody_holds(
+def test_recover_delivers_a_running_job_without_a_worker(
     queue: PruneQueue, job_store: JobStore, job_id: str
 ) -> None:
     job_store.start(job_id, "worker")
@@ -211,7 +211,7 @@ def test_recover_delivers_a_job_whose_delivery_has_ended(
     assert delivery_of(queue.rq.connection, job_id).get_status() == "queued"
 
 
-def test_recover_ends_a_cancelled_job_that_nobody_holds(
+def test_recover_ends_a_cancelled_job_without_a_worker(
     queue: PruneQueue, job_store: JobStore, job_id: str
 ) -> None:
     job_store.start(job_id, "worker")

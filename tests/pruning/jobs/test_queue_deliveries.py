@@ -127,7 +127,7 @@ class Life:
     # ---- what has to hold
 
     def check(self) -> None:
-        """Whoever waits is delivered once and to nobody else; whoever runs, by one who has it."""
+        """A waiting job is delivered once, and a running job belongs to the worker that has it."""
         status = self.store.get(self.job_id).status
         waiting = self.queue.rq.get_job_ids()
         leased = self.queue.rq.started_job_registry.get_job_ids(cleanup=False)

@@ -133,7 +133,7 @@ def test_redis_that_is_killed_costs_no_job_and_no_removal(tmp_path: Path, spec: 
         client.post(f"/prune-jobs/{third}/cancel")
         api.wait_for(first, EVALUATIONS // 4)
         kill_server(redis_client)
-        back_at = time.monotonic() + LEASE_S + 1  # by then nobody has a lease that holds
+        back_at = time.monotonic() + LEASE_S + 1  # by then no lease is valid
         workers.start()
         while time.monotonic() < back_at:
             api.check_without_store(first)
@@ -143,7 +143,7 @@ def test_redis_that_is_killed_costs_no_job_and_no_removal(tmp_path: Path, spec: 
             assert api.submit(**KEY) == second
             statuses = [job["status"] for job in jobs.values()]
             assert statuses == ["cancelled", "succeeded", "succeeded"]
-            assert [job["attempt"] for job in jobs.values()] == [0, 1, 1]  # nobody ran one again
+            assert [job["attempt"] for job in jobs.values()] == [0, 1, 1]  # no job ran again
             assert found(tmp_path, jobs[first]) == found(tmp_path, jobs[second])
             workers.kill_all()
             assert disorder(redis_client) == []

@@ -1,4 +1,4 @@
-"""What a job keeps of its search: for whoever goes on with it, and for nobody once it has ended."""
+"""What a job keeps of its search for the next attempt, until it has ended."""
 
 import json
 import time

@@ -136,7 +136,7 @@ def check_move(before: Job, after: Job) -> None:
     assert has_worker <= (after.worker is not None)
     assert not (after.status in {JobStatus.QUEUED, JobStatus.PAUSED} and after.worker)
     assert after.pause_requested_at is None or after.status is JobStatus.RUNNING
-    if before.stop_request is StopRequest.PAUSE:  # whoever goes then is not missed
+    if before.stop_request is StopRequest.PAUSE:  # a worker that goes then is not counted as lost
         assert after.num_lost in {0, before.num_lost}
         assert after.status is not JobStatus.QUEUED
 

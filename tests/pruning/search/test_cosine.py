@@ -72,5 +72,5 @@ def test_of_a_pruned_model_it_is_the_pruned_models_states() -> None:
     assert list(found.values()) == list(expected.values())
 
 
-def test_nobody_asked_means_no_scores() -> None:
+def test_no_candidates_have_no_scores() -> None:
     assert dict(CosineRanker(tiny_model("llama"), windows(1, 4)).score_round(ALL, ())) == {}

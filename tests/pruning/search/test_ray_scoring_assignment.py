@@ -48,6 +48,6 @@ def test_blocks_stay_at_home_while_loads_are_even() -> None:
     assert assign((6, 1, 5, 2, 4, 3), (0, 1), homes, lambda *_: 1) == {0: [1, 2, 3], 1: [6, 5, 4]}
 
 
-def test_a_place_that_is_gone_is_nobodys_home() -> None:
+def test_a_place_that_is_gone_is_no_home() -> None:
     homes = {1: 7, 2: 7, 3: 0, 4: 0}
     assert assign((1, 2, 3, 4), (0, 1), homes, lambda *_: 1) == {0: [3, 4], 1: [1, 2]}

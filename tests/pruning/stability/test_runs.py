@@ -52,7 +52,7 @@ def windows_of(taken: list[Sample]) -> set[tuple[int, ...]]:
     return {tuple(window) for one in taken for window in one.windows.token_ids.tolist()}
 
 
-def test_nobody_is_evaluated_on_windows_of_any_sample(
+def test_no_run_is_evaluated_on_windows_of_any_sample(
     dense: DenseModel, texts: dict[str, CalibrationSpec]
 ) -> None:
     taken = samples(texts, SEEDS, dense.model, dense.tokenizer)

@@ -114,7 +114,7 @@ def test_a_frozen_worker_cannot_write_over_its_successor(
         os.kill(pid, signal.SIGSTOP)
     workers.start(others_port := free_port())
     workers.wait_for_children(2)
-    # the child first, alone: nobody is there to kill it, so it ends by what its write is told
+    # the child first, alone: no parent kills it, so it ends by the result of its write
     os.kill(first, signal.SIGCONT)
     wait_until(lambda: not is_alive(first), "the child that had lost the job dead")
     os.kill(parent.pid, signal.SIGCONT)
@@ -216,7 +216,7 @@ def test_a_job_that_is_out_of_memory_is_tried_again_at_once(
     ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost, ended.num_halvings) == (2, 0, 1)
     said = [re.split(r" by |:", event.message)[0] for event in job_store.events(job.id)]
-    # nobody had to find that it was without a delivery
+    # the sweep did not have to find it without a delivery
     assert said[:4] == ["job created", "started", "out of memory in main memory", "started"]
 
 

@@ -42,7 +42,7 @@ def kill(victims: str, parent: "subprocess.Popen[bytes]") -> None:
 
 
 def pause(store: JobStore, job_id: str, parent: "subprocess.Popen[bytes]") -> None:
-    """Until nobody works on it, and so nobody has the GPU."""
+    """Wait until no process works on it, so that the GPU is free."""
     child = child_of(parent)
     assert child is not None
     assert store.pause(job_id).status is JobStatus.RUNNING

@@ -81,7 +81,7 @@ def test_a_lease_that_ran_out_sends_the_job_back(
     assert worker.queues[0].get_job_ids() == [delivery.id]
 
 
-def test_nobody_loses_a_lease_that_could_not_be_renewed_while_redis_was_away(
+def test_a_lease_that_could_not_be_renewed_while_redis_was_away_is_kept(
     delivery: RQJob, redis_client: redis.Redis, job_store: JobStore
 ) -> None:
     let_it_run_out(delivery, redis_client)
@@ -199,7 +199,7 @@ def test_the_end_of_a_child_is_seen(redis_client: redis.Redis) -> None:
     assert worker.wait_for_horse() == (None, None, None)
 
 
-def test_a_worker_without_a_child_kills_nobody() -> None:
+def test_a_worker_without_a_child_kills_no_process() -> None:
     """Process group 0 would be its own, so a process of its own tries it."""
     attempt = (
         "from pruning.jobs.redis import connect\n"

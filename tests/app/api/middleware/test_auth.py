@@ -151,9 +151,7 @@ def test_keys_are_asked_for_from_the_first_one_on(
     assert "security" not in paths["/metrics"]["get"]
 
 
-def test_an_idempotency_key_belongs_to_whoever_sent_it(
-    client: TestClient, keys: dict[str, str]
-) -> None:
+def test_an_idempotency_key_belongs_to_its_sender(client: TestClient, keys: dict[str, str]) -> None:
     def post(key: str, **change: Any) -> httpx2.Response:
         headers = {"Idempotency-Key": "k", **auth(key)}
         return client.post("/prune-jobs", json={**JOB, **change}, headers=headers)

@@ -91,7 +91,7 @@ def test_answers_that_run_hold_a_place_until_they_have_ended(
                 assert httpx2.get(f"{url}{path}", headers=auth(key)).is_success, path
             engine.gate.set()
             assert answer.read()
-            # whoever has its end may ask at once, on the same line too
+            # a client that has read the end may send at once, on the same connection too
             for body in (GENERATE, {**GENERATE, "stream": True}, {**GENERATE, "seed": -1}) * 5:
                 assert http.post("/generate", json=body).status_code != 429
         engine.close_after(0)

@@ -51,7 +51,9 @@ def test_without_keys_this_machine_alone_is_answered(tmp_path: Path, port: str) 
 @pytest.mark.parametrize(
     "given", [{"insecure": True}, {"host": ELSEWHERE[0], "insecure": True}, {"host": ELSEWHERE[0]}]
 )
-def test_whoever_says_so_is_reached_by_any_name(tmp_path: Path, given: dict[str, object]) -> None:
+def test_a_service_that_allows_it_is_reached_by_any_name(
+    tmp_path: Path, given: dict[str, object]
+) -> None:
     access = authorizer_of(settings_of(tmp_path, **given))
     assert not access.is_local
     assert access.authorize("GET", "/health/live", names(host="any.example")) is None

@@ -262,7 +262,7 @@ def test_a_client_that_leaves_ends_it(
     body = {"models": MODELS, "prompt": PROMPTS, "max_new_tokens": 60, "ignore_eos": True}
     with gated(num_steps) as engine, serving(settings, redis_url, engine=engine) as (server, url):
         wait_until(lambda: httpx2.get(f"{url}/health/ready").is_success, "the API is ready")
-        wait_until(lambda: not server.server_state.connections, "nobody is connected")
+        wait_until(lambda: not server.server_state.connections, "no client is connected")
         connection = send(url, "/compare", {**body, "repeats": 20}, common={})
         wait_until(lambda: engine.is_at_gate, "it has begun")
         connection.close()

@@ -235,7 +235,7 @@ def test_a_client_that_leaves_frees_its_slots_there(
             "it is given up here",
         )
         wait_until(
-            lambda: not services.there_server.server_state.tasks, "nobody is connected there"
+            lambda: not services.there_server.server_state.tasks, "no client is connected there"
         )
         engine.gate.set()
         aborted = {**labels, "model_name": "tiny"}
@@ -272,7 +272,7 @@ def test_a_full_line_there_is_429_here(
         waits.close()
 
 
-def test_a_full_line_here_is_429_and_asks_nobody(
+def test_a_full_queue_here_is_429_and_sends_nothing(
     settings: ServeSettings, redis_url: str, tmp_path: Path
 ) -> None:
     limits = {"max_num_seqs": 2, "max_waiting": 1}

@@ -157,7 +157,7 @@ def test_a_model_is_not_taken_away_from_running_requests(
             answer = unload(client, name)
             assert (answer.status_code, answer.json()["type"]) == (409, "model-in-use")
             assert f"{number} requests" in answer.json()["detail"]
-        assert unload(client, "tiny@-2").status_code == 204  # which nobody uses
+        assert unload(client, "tiny@-2").status_code == 204  # which no request uses
         before = registry.weight_bytes()
         engine.gate.set()
         assert [future.result().status_code for future in running] == [200] * 3
@@ -173,9 +173,7 @@ def num_open(client: TestClient) -> int:
     return found
 
 
-def test_requests_are_answered_alike_whoever_unloads_meanwhile(
-    client: TestClient, data_dir: Path
-) -> None:
+def test_unloading_meanwhile_changes_no_response(client: TestClient, data_dir: Path) -> None:
     publish_pruned(data_dir)
     names = ("tiny", "tiny@-1", "tiny@-2")
     expected = {name: text_of(generate(client, **{**BODY, "model": name})) for name in names}

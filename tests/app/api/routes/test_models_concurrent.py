@@ -1,4 +1,4 @@
-"""While one model is being read, nobody waits but those who asked for it."""
+"""While one model is being read, only the requests for it wait."""
 
 import asyncio
 import threading

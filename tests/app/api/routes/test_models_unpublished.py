@@ -86,7 +86,7 @@ def test_prefixes_are_views_of_the_dense_parent(
 
 
 def test_the_catalogue_marks_them(client: TestClient, job: dict[str, Any]) -> None:
-    """Nobody's current order, and no checkpoint, until they are published."""
+    """They are neither the current order nor a checkpoint until they are published."""
     name = f"tiny@{job['id']}"
     assert ids(client) == ["tiny", f"{name}-1", f"{name}-2"]
     model = client.get(f"/models/{name}-2").json()
