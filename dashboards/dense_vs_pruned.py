@@ -107,7 +107,10 @@ def _perplexity() -> Panel:
         f"max({metric}{{model_name={PRUNED}}})"
         for metric in ("sleb_model_dense_perplexity", "sleb_model_perplexity")
     )
-    text = "Of both models on the held-out text of the job that found the removal order."
+    text = (
+        "Of both models on the same held-out windows of the job that found the removal order. The "
+        "label text of these metrics names them, and the row on quality has each domain."
+    )
     return stat_panel(
         About("Perplexity", text, "none", "not measured", decimals=2),
         [

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from dashboards import queries
 from dashboards.frame import Panel
-from dashboards.panels import About, Query, lines, stat_panel
+from dashboards.panels import About, Query, lines, rows, stat_panel
 from dashboards.queries import DENSE, PRUNED
 
 _PAIR = 'live_model=~"$dense|$pruned",shadow_model=~"$dense|$pruned"'
@@ -17,6 +17,7 @@ def quality_row() -> Iterator[Panel]:
     yield _paired_speedup()
     yield _pairs()
     yield _probe()
+    yield from _domains()
     yield _agreement_over_time()
     yield _length_ratio()
     for model, name in ((DENSE, "$dense"), (PRUNED, "$pruned")):
@@ -81,6 +82,34 @@ def _probe() -> Panel:
                 ("$dense", "sleb_model_dense_probe_score"),
                 ("$pruned", "sleb_model_probe_score"),
             )
+        ],
+    )
+
+
+def _domains() -> Iterator[Panel]:
+    """Held-out perplexity by domain of text, pruned over dense."""
+
+    def by(labels: str, of: str) -> str:
+        return f"max by ({labels}) (sleb_model_domain_{of}{{model_name={PRUNED}}})"
+
+    ratio = "{} / {}".format(*(by("domain, text", f"{of}perplexity") for of in ("", "dense_")))
+    text = "On the same held-out windows, measured by the job that found the removal order."
+    about = About(
+        "Perplexity by domain, pruned over dense", text, "suffix:×", "not measured", 12, decimals=2
+    )
+    yield rows(about, Query("", ratio), hidden=[])
+    yield stat_panel(
+        About(
+            "Intervals of pruned over dense perplexity",
+            f"95 %, from differences to the dense model window by window. {text}",
+            "suffix:×",
+            "not measured",
+            12,
+            decimals=2,
+        ),
+        [
+            Query(f"{{{{domain}}}}, {name}", by("domain", f"perplexity_ratio_{end}"))
+            for name, end in (("from", "low"), ("to", "high"))
         ],
     )
 

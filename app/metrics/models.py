@@ -40,6 +40,7 @@ class ModelCollector(Collector):
         raw = [entry.raw for entry in entries if entry.repair]  # they are not in the catalog
         entries += [entry for entry in raw if self._registry.is_loaded(entry)]
         yield from _known(entries)
+        yield from _by_domain(entries)
         yield _model_info(entries)
 
 
@@ -90,6 +91,31 @@ def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
     for name, text, get in _NUMBERS:
         found = {entry.name: value for entry in entries if (value := get(entry)) is not None}
         yield _by_model(name, text, found)
+    for name, text, get in _PERPLEXITIES:
+        gauge = GaugeMetricFamily(name, text, labels=["model_name", "text"])
+        for entry in entries:
+            if (value := get(entry)) is not None:
+                gauge.add_metric([entry.name, entry.evaluated_on or ""], value)
+        yield gauge
+
+
+def _by_domain(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
+    """Perplexities on each domain, and the interval of their ratio to the dense model's."""
+    gauges = [
+        GaugeMetricFamily(
+            f"sleb_model_domain_{name}", text, labels=["model_name", "domain", "text"]
+        )
+        for name, text in _OF_DOMAIN
+    ]
+    for entry in entries:
+        for domain in entry.domains:
+            measured = entry.measured_on(domain)
+            ratio = domain.ratio(measured)
+            values = (measured.perplexity, domain.dense.perplexity, ratio.low, ratio.high)
+            for gauge, value in zip(gauges, values, strict=True):
+                if value is not None:
+                    gauge.add_metric([entry.name, domain.domain, domain.text], value)
+    yield from gauges
 
 
 def _dense_perplexity(entry: ModelEntry) -> float | None:
@@ -109,8 +135,6 @@ def _parameter_bytes(entry: ModelEntry) -> int | None:
 
 _NUMBERS: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (
     ("sleb_model_num_blocks", "Blocks of the model.", lambda entry: entry.num_blocks),
-    ("sleb_model_perplexity", "Perplexity on held-out text.", lambda entry: entry.perplexity),
-    ("sleb_model_dense_perplexity", "Perplexity of its dense parent.", _dense_perplexity),
     ("sleb_model_parameter_bytes", "Weights of the model when not shared.", _parameter_bytes),
     (
         "sleb_model_probe_score",
@@ -123,17 +147,27 @@ _NUMBERS: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (
         "Mean accuracy over five tasks, 0 to 1.",
         lambda entry: entry.zero_shot,
     ),
+)
+_PERPLEXITIES: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (
+    ("sleb_model_perplexity", "Perplexity on the held-out text.", lambda entry: entry.perplexity),
+    ("sleb_model_dense_perplexity", "Perplexity of its dense parent.", _dense_perplexity),
     (
         "sleb_model_quantized_perplexity",
         "Perplexity with quantized weights.",
         lambda entry: entry.quantized.perplexity if entry.quantized else None,
     ),
 )
+_OF_DOMAIN = (
+    ("perplexity", "Perplexity on held-out text of the domain."),
+    ("dense_perplexity", "Perplexity of its dense parent on that text."),
+    ("perplexity_ratio_low", "Lower end of the 95 % interval of pruned over dense perplexity."),
+    ("perplexity_ratio_high", "Upper end of that interval."),
+)
 
 
 def _model_info(entries: Iterable[ModelEntry]) -> Metric:
     names = ["model_name", "parent", "num_blocks", "removed_blocks", "job_id"]
-    names += ["perplexity", "dense_perplexity", "dtype"]
+    names += ["perplexity", "dense_perplexity", "evaluated_on", "dtype"]
     info = GaugeMetricFamily("sleb_model_info", "Lineage and quality, always 1.", labels=names)
     for entry in entries:
         info.add_metric(_info_labels(entry), 1)
@@ -152,6 +186,7 @@ def _info_labels(entry: ModelEntry) -> list[str]:
         job_id or "",
         f"{entry.perplexity:.4f}" if entry.perplexity is not None else "",
         f"{curve[0]:.4f}" if curve else "",
+        entry.evaluated_on or "",
         entry.dtype or "",
     ]
 

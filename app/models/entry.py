@@ -7,7 +7,7 @@ from typing import Literal, Self
 from app.models.external import ExternalModel
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.probe_scores import ProbeScore
-from pruning.evaluation.quality import Quality, Quantized
+from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
 from pruning.jobs.job import Job
 from pruning.models.names import VariantName, raw_name
 from pruning.models.store import ModelInfo
@@ -203,6 +203,21 @@ class ModelEntry:
         """On the held-out windows of the job that found the order."""
         curve = self._measured.perplexities if self._measured else ()
         return curve[self.num_removed] if curve else None
+
+    @property
+    def evaluated_on(self) -> str | None:
+        """The text of ``perplexity``, with its windows."""
+        return self.order.quality.evaluated_on or None if self.order else None
+
+    @property
+    def domains(self) -> tuple[DomainQuality, ...]:
+        """The quality of all prefixes of the order, on each domain; see ``measured_on``."""
+        return self.order.quality.domains if self.order else ()
+
+    def measured_on(self, domain: DomainQuality) -> Measured:
+        """The quality of this prefix, repaired or raw as the name says."""
+        of_depth = domain.raw_after if self.is_raw else domain.served_after
+        return of_depth(self.num_removed)
 
     @property
     def probe(self) -> ProbeScore | None:

@@ -91,6 +91,8 @@ class DomainQuality:
 
     def ratio(self, measured: Measured) -> Interval:
         """The perplexity divided by that of the dense model on the same windows."""
+        if measured is self.dense:
+            return Interval(1.0, 1.0, 1.0)  # its error is that of its mean
         return _exp_interval(
             measured.loss - self.dense.loss, measured.standard_error, self.num_windows
         )

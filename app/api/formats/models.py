@@ -1,6 +1,6 @@
 """The response body of a model in the catalogue."""
 
-from app.api.schemas.generate import ModelView, RepairView
+from app.api.schemas.generate import DomainView, ModelView, RepairView
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
@@ -27,7 +27,8 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         quantized_weights=entry.quantized.weights if entry.quantized else None,
         quantized_perplexity=entry.quantized.perplexity if entry.quantized else None,
         warnings=list(quality.warnings) if quality and entry.is_whole_checkpoint else [],
-        evaluated_on=(quality.evaluated_on or None) if quality else None,
+        evaluated_on=entry.evaluated_on,
+        domains=domain_views(entry),
         num_parameters=entry.num_parameters,
         checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
         is_published=entry.is_published,
@@ -39,6 +40,28 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
         error=entry.error,
     )
+
+
+def domain_views(entry: ModelEntry) -> list[DomainView]:
+    """One view for each domain that the model was measured on."""
+    views = []
+    for domain in entry.domains:
+        measured = entry.measured_on(domain)
+        ratio = domain.ratio(measured)
+        views.append(
+            DomainView(
+                domain=domain.domain,
+                text=domain.text,
+                digest=domain.digest,
+                perplexity=measured.perplexity,
+                raw_perplexity=domain.raw_after(entry.num_removed).perplexity,
+                dense_perplexity=domain.dense.perplexity,
+                ratio=ratio.value,
+                ratio_low=ratio.low,
+                ratio_high=ratio.high,
+            )
+        )
+    return views
 
 
 def repair_view(entry: ModelEntry) -> RepairView | None:

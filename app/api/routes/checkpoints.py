@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
-from app.api.formats.models import repair_view
+from app.api.formats.models import domain_views, repair_view
 from app.api.openapi import responses_for
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.models.entry import ModelEntry, RemovalOrder
@@ -65,6 +65,7 @@ def list_checkpoints(
         num_blocks=order.num_blocks - order.depth,
         removed_blocks=list(order.removed_blocks),
         num_parameters=order.num_parameters,
+        evaluated_on=order.quality.evaluated_on or None,
         prefixes=[_prefix_view(entry) for entry in catalog.prefixes(order)],
         files=[
             CheckpointFileView(
@@ -126,5 +127,6 @@ def _prefix_view(entry: ModelEntry) -> PrefixView:
         removed_block=entry.removed_blocks[-1],
         loss=entry.order.quality.losses[entry.num_removed],
         perplexity=entry.perplexity,
+        domains=domain_views(entry),
         repair=repair_view(entry),
     )

@@ -114,6 +114,25 @@ class RepairView(BaseModel):
     raw: str = Field(description="Name of the same blocks without repair.")
 
 
+class DomainView(BaseModel):
+    """Quality on the held-out text of one domain."""
+
+    domain: str
+    text: str = Field(description="The text, with the number and the length of its windows.")
+    digest: str = Field(
+        description="sha256 of the token ids. Perplexities of equal digests can be compared."
+    )
+    perplexity: float
+    raw_perplexity: float = Field(description="Without repair; the same for an unrepaired model.")
+    dense_perplexity: float
+    ratio: float = Field(description="perplexity / dense_perplexity.")
+    ratio_low: float | None = Field(
+        description="Lower end of the 95 % interval of ratio, from differences to the dense model "
+        "window by window. Null if there is a single window."
+    )
+    ratio_high: float | None = Field(description="Upper end of that interval.")
+
+
 class ModelView(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -142,7 +161,10 @@ class ModelView(BaseModel):
     )
     quantized_perplexity: float | None
     warnings: list[str] = Field(description="Warnings of the job's quality gate, at full depth.")
-    evaluated_on: str | None
+    evaluated_on: str | None = Field(description="The text of perplexity, with its windows.")
+    domains: list[DomainView] = Field(
+        description="Quality by domain of text; empty if the job measured none."
+    )
     num_parameters: int | None
     checkpoint: str | None
     is_published: bool = Field(description="False until the job publishes a checkpoint.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.generate import Body, ModelName, RepairView
+from app.api.schemas.generate import Body, DomainView, ModelName, RepairView
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import (
@@ -128,7 +128,10 @@ class PrefixView(BaseModel):
     num_removed: int
     removed_block: int = Field(description="The block removed last.")
     loss: float
-    perplexity: float | None = Field(description="On held-out text; null until evaluated.")
+    perplexity: float | None = Field(
+        description="On the text of evaluated_on; null until evaluated."
+    )
+    domains: list[DomainView] = Field(description="Quality by domain; empty until evaluated.")
     repair: RepairView | None = Field(description="Null until published, or without repair.")
 
 
@@ -142,6 +145,7 @@ class CheckpointView(BaseModel):
     num_blocks: int
     removed_blocks: list[int]
     num_parameters: int | None
+    evaluated_on: str | None = Field(description="The text of perplexities, with its windows.")
     prefixes: list[PrefixView] = Field(description="Those that can be served now.")
     files: list[CheckpointFileView]
 

@@ -165,12 +165,28 @@ def test_models_have_numbers_to_reckon_with(client: TestClient, data_dir: Path) 
     assert sizes[1] is not None
     assert sizes[2] is not None
     assert sizes[0] - sizes[1] == sizes[1] - sizes[2] > 0
-    each = client.get("/models/tiny@-2").json()
-    assert found.value("sleb_model_perplexity", model_name="tiny@-2") == each["perplexity"]
-    dense = found.value("sleb_model_dense_perplexity", model_name="tiny@-2")
-    assert (
-        dense == each["dense_perplexity"] == found.value("sleb_model_perplexity", model_name="tiny")
+
+
+def test_each_perplexity_names_its_text(client: TestClient, data_dir: Path) -> None:
+    publish_pruned(data_dir)
+    found, each = scrape(client), client.get("/models/tiny@-2").json()
+    text = each["evaluated_on"]
+    pruned, dense = (
+        found.value(f"sleb_model_{which}perplexity", model_name="tiny@-2", text=text)
+        for which in ("", "dense_")
     )
+    assert (pruned, dense) == (each["perplexity"], each["dense_perplexity"])
+    assert dense == found.value("sleb_model_perplexity", model_name="tiny", text=text)
+    assert each["domains"]
+    for domain in each["domains"]:
+        labels = {"model_name": "tiny@-2", "domain": domain["domain"], "text": domain["text"]}
+        for name, value in (
+            ("perplexity", domain["perplexity"]),
+            ("dense_perplexity", domain["dense_perplexity"]),
+            ("perplexity_ratio_low", domain["ratio_low"]),
+            ("perplexity_ratio_high", domain["ratio_high"]),
+        ):
+            assert found.value(f"sleb_model_domain_{name}", **labels) == value
 
 
 def test_variants_in_memory_show_that_nothing_runs_on_them(

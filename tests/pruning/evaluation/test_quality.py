@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.quality import DomainQuality, Measured, Quality, perplexity_of
+from pruning.evaluation.quality import DomainQuality, Interval, Measured, Quality, perplexity_of
 from tests.support.pruning_runs import RUN
 
 DENSE = (3.0, 4.0, 5.0)
@@ -41,6 +41,7 @@ def test_an_interval_is_that_of_students_t() -> None:
     assert interval.value == pytest.approx(math.exp(3.5 / 3))
     assert interval.low == pytest.approx(math.exp(3.5 / 3 - margin))
     assert interval.high == pytest.approx(math.exp(3.5 / 3 + margin))
+    assert PROSE.ratio(PROSE.dense) == Interval(1, 1, 1)
     dense = PROSE.dense_perplexity()
     assert dense.value == PROSE.dense.perplexity == math.exp(4)
     assert dense.high == pytest.approx(math.exp(4 + 4.302652729696142 / math.sqrt(3)))

@@ -46,6 +46,7 @@ def test_the_list_names_files_and_prefixes(
     assert len(checkpoint["removed_blocks"]) == 3
     assert checkpoint["is_published"]
     manifest = CheckpointStore(data_dir / "checkpoints").manifest(name)
+    assert checkpoint["evaluated_on"] == manifest.quality.evaluated_on
     assert checkpoint["prefixes"] == [
         {
             "model": f"{name}-{k}",
@@ -58,6 +59,7 @@ def test_the_list_names_files_and_prefixes(
                 "bytes": repair.num_bytes,
                 "raw": f"{name}-{k}+raw",
             },
+            "domains": client.get(f"/models/{name}-{k}").json()["domains"],
         }
         for k, repair in enumerate(manifest.repair or (), start=1)
     ]

@@ -1,19 +1,21 @@
 """What the catalogue, the metrics and the job routes say of a model's quality."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import MANIFEST, Manifest
+from pruning.evaluation.quality import Measured
 from pruning.evaluation.zero_shot import PAPER_TASKS, TaskScore
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec, Quantize
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
+from tests.support.pruning_runs import domain_of
 from tests.support.tiny_checkpoints import write_checkpoint
 
 
@@ -46,6 +48,59 @@ def test_scores_are_of_the_dense_model_and_of_full_depth(
     assert scrape.value("sleb_model_probe_score", model_name="tiny") == dense
 
 
+def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: TestClient) -> None:
+    name = publish_pruned(data_dir).name
+    file = data_dir / "checkpoints" / name / MANIFEST
+    manifest = json.loads(file.read_text())
+    prose = domain_of(
+        "prose",
+        ((3.5, 4.6, 5.5), (4.0, 5.1, 6.0), (5.0, 6.1, 7.0)),
+        (None, (3.6, 4.6, 5.6), (4.0, 5.2, 6.0)),
+    )
+    single = replace(
+        prose, domain="one", num_windows=1, raw=(Measured(4.5, None),) * 3, repaired=()
+    )
+    manifest["quality"]["domains"] = [asdict(prose), asdict(single)]
+    file.write_text(json.dumps(manifest))
+    for model, of_model in (
+        ("tiny", prose.dense),
+        ("tiny@-1", prose.raw[0]),
+        ("tiny@-2", prose.repaired[1]),
+        (name, prose.repaired[2]),
+    ):
+        assert of_model is not None
+        found, one = client.get(f"/models/{model}").json()["domains"]
+        ratio = prose.ratio(of_model)
+        number = 0 if model == "tiny" else 3 if model == name else int(model[-1])
+        assert found == {
+            "domain": "prose",
+            "text": "some prose, 3 windows of 8 tokens",
+            "digest": "digest of prose",
+            "perplexity": of_model.perplexity,
+            "raw_perplexity": prose.raw_after(number).perplexity,
+            "dense_perplexity": prose.dense.perplexity,
+            "ratio": ratio.value,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+        }
+        assert (one["ratio_low"], one["ratio_high"]) == ((1, 1) if number == 0 else (None, None))
+    raw = client.get("/models/tiny@-2+raw").json()["domains"][0]
+    assert raw["perplexity"] == raw["raw_perplexity"] == prose.raw[1].perplexity
+
+
+def test_a_model_without_domains_has_none(data_dir: Path, client: TestClient) -> None:
+    name = publish_pruned(data_dir).name
+    file = data_dir / "checkpoints" / name / MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["quality"]["domains"]
+    file.write_text(json.dumps(manifest))
+    found = client.get(f"/models/{name}").json()
+    assert found["domains"] == []
+    assert found["perplexity"] is not None
+    scrape = Scrape(client.get("/metrics").text)
+    assert scrape.series("sleb_model_domain_perplexity") == []
+
+
 def test_a_job_without_a_gate_has_no_scores(data_dir: Path, client: TestClient) -> None:
     publish_pruned(data_dir)
     for name in ("tiny", "tiny@prn-1"):
@@ -72,9 +127,9 @@ def test_the_perplexity_with_quantised_weights_is_of_full_depth(
         model = found[name]
         assert (model["quantized_weights"], model["quantized_perplexity"]) == expected
     scrape = Scrape(client.get("/metrics").text)
-    assert scrape.value("sleb_model_quantized_perplexity", model_name="tiny@-3") == pytest.approx(
-        measured.perplexity
-    )
+    text = found["tiny@-3"]["evaluated_on"]
+    value = scrape.value("sleb_model_quantized_perplexity", model_name="tiny@-3", text=text)
+    assert value == pytest.approx(measured.perplexity)
 
 
 def test_the_mean_of_the_papers_tasks_is_told_as_the_probes_score_is(
