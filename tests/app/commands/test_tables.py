@@ -1,0 +1,92 @@
+"""``sleb models``: a column of perplexities has one text, which is named."""
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.main import app as command_line
+from pruning.checkpoints.store import MANIFEST
+from pruning.evaluation.quality import DomainQuality
+from tests.support.api_fixtures import publish_pruned
+from tests.support.pruning_runs import domain_of
+
+PROSE = domain_of("prose", ((3.5, 4.6, 5.5), (4.0, 5.1, 6.0)), (None, (3.6, 4.6, 5.6)))
+OTHER = replace(PROSE, source="other prose", digest="another digest")
+
+
+@pytest.fixture
+def data_dir(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    return tiny_models_dir.parent
+
+
+def publish(data_dir: Path, job: str, domains: list[DomainQuality]) -> None:
+    manifest = publish_pruned(data_dir, 2, job)
+    file = data_dir / "checkpoints" / manifest.name / MANIFEST
+    changed = json.loads(file.read_text())
+    changed["quality"]["domains"] = [asdict(domain) for domain in domains]
+    file.write_text(json.dumps(changed))
+
+
+def shown(*words: str) -> str:
+    runner = CliRunner(env={"COLUMNS": "200"})
+    return runner.invoke(command_line, ["models", *words], catch_exceptions=False).stdout
+
+
+def cells(table: str, name: str) -> list[str]:
+    [line] = [line for line in table.splitlines() if line.startswith(f"│ {name} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_each_text_has_a_column_and_is_named(data_dir: Path) -> None:
+    publish(data_dir, "prn-1", [PROSE])
+    publish(data_dir, "prn-2", [OTHER])
+    table = shown()
+    headings = [word.strip() for word in table.splitlines()[1].strip("┃").split("┃")]
+    named = [
+        re.search(rf"^(prose.*): perplexity on {one}", table, re.MULTILINE)
+        for one in (PROSE.text, OTHER.text)
+    ]
+    columns = [headings.index(found.group(1)) for found in named if found]
+    assert len(set(columns)) == 2
+    repaired = PROSE.served_after(2)
+    cell = f"{repaired.perplexity:.2f} ({PROSE.ratio(repaired).value:.2f}×)"
+    first, second = (cells(table, f"tiny@prn-{job}") for job in (1, 2))
+    assert [first[column] for column in columns] == [cell, ""]
+    assert [second[column] for column in columns] == ["", cell]
+    dense = cells(table, "tiny")
+    assert sorted(dense[column] for column in columns) == ["", f"{PROSE.dense.perplexity:.2f}"]
+
+
+def test_a_checkpoint_without_domains_names_its_text(data_dir: Path) -> None:
+    publish(data_dir, "prn-1", [])
+    [model] = [one for one in listed() if one["id"] == "tiny@prn-1"]
+    table = shown()
+    assert f"perplexity: perplexity on {model['evaluated_on']}" in table
+    assert any(
+        cell.startswith(f"{model['perplexity']:.2f} (") for cell in cells(table, model["id"])
+    )
+    assert model["domains"] == []
+
+
+def listed() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(shown("--json"))
+    return found
+
+
+def test_the_json_has_the_intervals(data_dir: Path) -> None:
+    publish(data_dir, "prn-1", [PROSE])
+    models = {model["id"]: model for model in listed()}
+    [domain] = models["tiny@-1"]["domains"]
+    assert domain["ratio"] == asdict(PROSE.ratio(PROSE.raw[0]))
+    assert (domain["text"], domain["digest"]) == (PROSE.text, PROSE.digest)
+
+
+def test_without_models_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tmp_path))
+    assert shown().startswith("no models in")
