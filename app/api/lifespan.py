@@ -93,7 +93,7 @@ async def sweep(retention: Retention, is_stopping: asyncio.Event) -> None:
 def _retention(services: Services) -> Retention:
     settings, jobs = services.settings, services.jobs
     keep = RetentionPeriods(settings.keep_jobs_s, settings.keep_checkpoints_s)
-    return Retention(keep, settings.checkpoints_dir, jobs.store, jobs.deletion)
+    return Retention(keep, services.checkpoints, jobs.store, jobs.deletion)
 
 
 async def _finish(services: Services) -> None:

@@ -104,19 +104,19 @@ class CheckpointStore:
     """The checkpoints under one directory, named by their directories. Keeps no state."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def path(self, name: str) -> Path:
         """The path for a checkpoint of this name. Raises ``CheckpointNotFound`` for a bad name."""
         if not _NAME.fullmatch(name):
             raise CheckpointNotFound(f"no checkpoint can be named {name[:128]!r}")
-        return self._root / name
+        return self.root / name
 
     def names(self) -> list[str]:
-        return sorted(path.parent.name for path in self._root.glob(f"[!.]*/{MANIFEST}"))
+        return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{MANIFEST}"))
 
     def holds(self, name: str) -> bool:
-        return bool(_NAME.fullmatch(name)) and (self._root / name / MANIFEST).is_file()
+        return bool(_NAME.fullmatch(name)) and (self.root / name / MANIFEST).is_file()
 
     def manifest(self, name: str) -> Manifest:
         try:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from pruning.checkpoints.staging import sweep
 from pruning.checkpoints.store import CheckpointStore
@@ -35,18 +34,18 @@ class Retention:
     def __init__(
         self,
         periods: RetentionPeriods,
-        checkpoints_dir: Path,
+        checkpoints: CheckpointStore,
         jobs: JobStore,
         deletion: JobDeletion,
     ) -> None:
         self._periods = periods
-        self._directory = checkpoints_dir
+        self._checkpoints = checkpoints
         self._jobs = jobs
         self._deletion = deletion
 
     def sweep(self) -> None:
         """Remove all that has expired. May raise ``JobStoreUnavailable``."""
-        sweep(self._directory)
+        sweep(self._checkpoints.root)
         now = time.time()
         if (keep_s := self._periods.checkpoints_s) is not None:
             for job in self._with_checkpoint():
@@ -60,7 +59,7 @@ class Retention:
                         self._deletion.forget(job.id)
 
     def _with_checkpoint(self) -> Iterator[Job]:
-        for name in CheckpointStore(self._directory).names():
+        for name in self._checkpoints.names():
             if job_id := VariantName.of_checkpoint(name).job:
                 with suppress(JobNotFound):
                     yield self._jobs.get(job_id)

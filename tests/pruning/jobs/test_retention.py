@@ -30,8 +30,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def retention(client: redis.Redis, root: Path, keep: RetentionPeriods) -> Retention:
-    jobs = JobStore(client)
-    return Retention(keep, root, jobs, JobDeletion(client, jobs, CheckpointStore(root)))
+    jobs, checkpoints = JobStore(client), CheckpointStore(root)
+    return Retention(keep, checkpoints, jobs, JobDeletion(client, jobs, checkpoints))
 
 
 def aged(client: redis.Redis, job: Job, age_s: float) -> Job:
