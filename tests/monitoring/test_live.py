@@ -41,6 +41,7 @@ from tests.support.worker_fixtures import Workers
 
 DENSE, PRUNED = "tiny", "tiny@prn-1"  # this name stays the same when the worker publishes
 WINDOW_S = 300
+SCRAPE_S = 120.0  # until a sample is stored: the first scrape waits for a worker that starts
 NUM_ROUNDS, PROMPTS_A_ROUND = 6, 4
 HEADLINES = {
     "tpot_s": "Speed-up of time per output token",
@@ -82,7 +83,7 @@ class Live:
             samples = self.prometheus.query(expr)
             return bool(samples) and samples[0].value >= wanted
 
-        wait_until(found, f"{expr} is {wanted:g}")
+        wait_until(found, f"{expr} is {wanted:g}", SCRAPE_S)
 
     def panel(self, query: PanelQuery) -> float:
         return self.prometheus.value(with_values(query.expr, VALUES))

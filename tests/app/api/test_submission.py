@@ -11,12 +11,11 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.main import create_app
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from tests.support.api_fixtures import publish_pruned
 from tests.support.prune_requests import JOB, num_jobs, post_with_key, submit
-from tests.support.serving import LocalClient
+from tests.support.serving import local_api
 
 # ---- dry runs
 
@@ -75,8 +74,7 @@ def test_a_dry_run_refuses_what_a_job_is_refused_for(client: TestClient) -> None
 def few(settings: ServeSettings, redis_url: str, job_store: JobStore) -> Iterator[TestClient]:
     """An API where three jobs may wait."""
     assert not any(job_store.counts().values())
-    bounded = settings.model_copy(update={"max_queued_jobs": 3, "preload": ()})
-    with LocalClient(create_app(bounded, redis_url=redis_url)) as client:
+    with local_api(settings, redis_url, max_queued_jobs=3, preload=()) as client:
         yield client
 
 

@@ -18,7 +18,6 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import TokenEvent
-from app.main import create_app
 from app.server.serve import ApiServer
 from pruning.models.store import LoadedModel
 from pruning.repair.repair import Method
@@ -27,7 +26,7 @@ from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send
 from tests.support.repairs import repair_checkpoint
-from tests.support.serving import LocalClient, serving
+from tests.support.serving import local_api, serving
 from tests.support.waiting import wait_until
 
 PAIR = {"live_model": "tiny@-2", "shadow_model": "tiny"}
@@ -150,9 +149,7 @@ def test_the_direction_says_what_is_replayed_on_what(
     shadow: str,
 ) -> None:
     redis_client.ping()
-    settings = settings.model_copy(update={"shadow_direction": direction})
-    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+    with local_api(settings, redis_url, shadow_direction=direction) as client:
         for model in ("tiny", "tiny@-1", "tiny@-2"):
             generate(client, model=model)
         pair = {"live_model": live, "shadow_model": shadow}
@@ -181,7 +178,7 @@ def test_a_replay_may_be_of_the_raw_form(
     repair_checkpoint(data_dir / "checkpoints" / "tiny@prn-1", tiny_loaded.model, methods)
     settings = settings.model_copy(update={"shadow_direction": direction})
     pair = {"live_model": live, "shadow_model": replayed}
-    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
+    with local_api(settings, redis_url) as client:
         generate(client, model=live)
         wait_until(lambda: num_done(client, **pair) == 1, "it was replayed")
 
@@ -210,7 +207,7 @@ def test_a_variant_that_is_not_here_is_no_counterpart(
 ) -> None:
     redis_client.ping()
     settings = settings.model_copy(update={"shadow_direction": "tiny@-9"})
-    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
+    with local_api(settings, redis_url) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         generate(client, model="tiny")
         wait_until(
@@ -223,7 +220,7 @@ def test_without_a_share_nothing_is_replayed(
 ) -> None:
     redis_client.ping()
     settings = settings.model_copy(update={"shadow_share": 0.0})
-    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
+    with local_api(settings, redis_url) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
         generate(client)
         assert "\nsleb_shadow" not in client.get("/metrics").text

@@ -18,10 +18,8 @@ from app.config import ServeSettings
 from app.doctor.finding import Level
 from app.doctor.gpu import Gpus, device, gpus, room_bytes
 from app.doctor.machine import disk, extras, memory, open_files, packages, port, writable
-from app.main import create_app
 from tests.support.processes import free_port
-from tests.support.serving import LocalClient
-from tests.support.waiting import wait_until
+from tests.support.serving import local_api
 
 SOMEBODY = 65534  # who may nothing
 
@@ -144,9 +142,7 @@ def test_a_port_that_a_service_of_ours_has_is_well() -> None:
 
 
 def test_the_api_has_the_metric_that_it_is_known_by(tmp_path: Path, redis_url: str) -> None:
-    app = create_app(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url=redis_url)
-    with LocalClient(app) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+    with local_api(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url) as client:
         assert "sleb_ready" in client.get("/metrics").text
 
 

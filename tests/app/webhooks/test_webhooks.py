@@ -19,7 +19,7 @@ from pruning.jobs.store import JobStore
 from tests.support.job_lives import succeed
 from tests.support.pages import GUIDES, blocks
 from tests.support.prune_requests import JOB, submit
-from tests.support.serving import LocalClient
+from tests.support.serving import LocalClient, local_api
 from tests.support.waiting import wait_until
 from tests.support.webhook_receiver import SECRET, Receiver, receiving, verify
 
@@ -173,8 +173,7 @@ def strict(
 ) -> Iterator[TestClient]:
     """An API that sends to public addresses only."""
     redis_client.ping()
-    public = settings.model_copy(update={"webhook_allow_private": False})
-    with LocalClient(create_app(public, redis_url=redis_url)) as client:
+    with local_api(settings, redis_url, webhook_allow_private=False) as client:
         yield client
 
 
@@ -215,8 +214,7 @@ def test_without_a_secret_a_webhook_is_refused_and_says_what_to_set(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> None:
     redis_client.ping()
-    mute = settings.model_copy(update={"webhook_secret": None})
-    with LocalClient(create_app(mute, redis_url=redis_url)) as client:
+    with local_api(settings, redis_url, webhook_secret=None) as client:
         problem = refused(client, url="http://127.0.0.1/")
         assert problem["type"].endswith("webhooks-off")
         assert problem["param"] == "webhook"

@@ -16,13 +16,12 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request
-from app.main import create_app
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send
-from tests.support.serving import LocalClient, serving
+from tests.support.serving import local_api, serving
 from tests.support.waiting import wait_until
 
 PROMPTS = ["the quick brown fox", "the dog"]
@@ -132,8 +131,7 @@ def test_variants_take_turns(
 ) -> None:
     redis_client.ping()
     engine = Noting()
-    with LocalClient(create_app(settings, redis_url=redis_url, engine=engine)) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+    with local_api(settings, redis_url, engine) as client:
         compare(client, models=["tiny", "tiny@-1"], prompt="the dog", repeats=4)
     turns = ["tiny", "tiny@-1", "tiny@-1", "tiny"]
     assert engine.added == ["tiny", "tiny@-1", *turns, *turns]  # one each to warm up
@@ -147,9 +145,7 @@ def test_with_even_steps_a_model_is_as_fast_as_itself(
     later_s, ticks = round(time.monotonic()) + 1000, count()
     clock: Callable[[], float] = lambda: later_s + next(ticks) / 1024  # noqa: E731
     engine = Engine(EngineLimits(max_num_seqs=8), clock=clock)
-    app = create_app(settings, redis_url=redis_url, engine=engine)
-    with LocalClient(app) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+    with local_api(settings, redis_url, engine) as client:
         (result,) = compare(client, models=["tiny", "tiny"], ignore_eos=True)["results"]
     assert result["tpot"]["ratio"] == pytest.approx(1.0)
     assert result["tpot"]["low"] <= 1.0 + 1e-9

@@ -18,7 +18,6 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.main import create_app
 from app.server.valkey import embedded_valkey
 from tests.support.exposition import Scrape
 from tests.support.external import (
@@ -38,7 +37,7 @@ from tests.support.external import (
     usage,
 )
 from tests.support.generate_requests import events_in
-from tests.support.serving import LocalClient
+from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
 LABELS = {"variant": "pruned", "traffic": "live"}
@@ -156,9 +155,7 @@ def api_of(data_dir: Path, store_url: str, base_url: str, **declared: Any) -> It
     declared = {"api_key_file": "key", "parent": "far", "num_removed": 2, **declared}
     declare(data_dir, "odd", base_url, **declared)
     declare(data_dir, IMPATIENT, base_url, **declared, silence_s=0.3)
-    app = create_app(ServeSettings(data_dir=data_dir, drain_s=0), redis_url=store_url)
-    with LocalClient(app, raise_server_exceptions=False) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the API is ready")
+    with local_api(ServeSettings(data_dir=data_dir, drain_s=0), store_url) as client:
         yield client
 
 

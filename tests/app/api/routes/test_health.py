@@ -9,11 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.main import create_app
 from app.metrics.metrics import latency_buckets
 from tests.support.api_fixtures import publish_pruned
-from tests.support.serving import LocalClient
-from tests.support.waiting import wait_until
+from tests.support.serving import local_api
 
 
 def test_metrics_have_the_names_and_labels_that_dashboards_use(
@@ -65,8 +63,7 @@ def test_it_is_not_ready_before_its_models_are_loaded(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
     (data_dir / "models" / "tiny" / "model.safetensors").write_bytes(b"junk")
-    with LocalClient(create_app(settings, redis_url=redis_url)) as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "ready without it")
+    with local_api(settings, redis_url) as client:  # ready without it
         answer = client.post("/generate", json={"model": "tiny", "prompt": "a"})
         assert answer.status_code == 422
         assert "not a safetensors file" in answer.json()["detail"]

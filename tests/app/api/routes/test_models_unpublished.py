@@ -10,7 +10,6 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.main import create_app
 from pruning.jobs.job import StopRequest
 from pruning.jobs.keys import RECORD
 from pruning.jobs.store import JobStore
@@ -22,7 +21,7 @@ from pruning.worker.task import run_job
 from tests.support.api_fixtures import publish_pruned
 from tests.support.generate_requests import generate, oracle
 from tests.support.prune_requests import submit
-from tests.support.serving import LocalClient
+from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
 LOSSES = (2.5, 3.0)
@@ -162,8 +161,7 @@ def test_published_names_do_not_need_the_job_store(
     settings: ServeSettings, data_dir: Path, tmp_path: Path
 ) -> None:
     name = publish_pruned(data_dir).name
-    app = create_app(settings, redis_url=f"unix://{tmp_path}/none.sock")
-    with LocalClient(app, raise_server_exceptions=False) as client:
+    with local_api(settings, f"unix://{tmp_path}/none.sock") as client:
         for published in ("tiny", "tiny@-1", name, f"{name}-2"):
             assert status_of(client, published) == 200
         assert ids(client) == ["tiny", "tiny@-1", "tiny@-2", "tiny@-3", name]
@@ -204,8 +202,7 @@ def test_the_api_sweeps_away_what_is_due(
     redis_client.hset(RECORD.format(id=job.id), "finished_at", str(time.time() - 120))
     redis_client.hset(RECORD.format(id=job.id), "created_at", str(time.time() - 120))
     (data_dir / "checkpoints" / ".staging" / f"left-{uuid4().hex}").mkdir(parents=True)
-    app = create_app(settings.model_copy(update={"keep_jobs_s": keep_s}), redis_url=redis_url)
-    with LocalClient(app) as client:
+    with local_api(settings, redis_url, keep_jobs_s=keep_s) as client:
         staging = data_dir / "checkpoints" / ".staging"
         wait_until(lambda: not list(staging.iterdir()), "the leftover is swept")
         if keep_s is not None:

@@ -10,10 +10,9 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.main import create_app
 from pruning.worker.task import run_job
 from tests.support.prune_requests import JOB, submit
-from tests.support.serving import LocalClient
+from tests.support.serving import local_api
 from tests.support.tiny_directory import MAX_POSITIONS
 
 
@@ -236,8 +235,7 @@ def test_a_file_of_the_texts_folder_is_taken(client: TestClient, data_dir: Path)
 def test_without_its_store_the_api_says_so_and_generates_on(
     settings: ServeSettings, tmp_path: Path
 ) -> None:
-    app = create_app(settings, redis_url=f"unix://{tmp_path}/none.sock")
-    with LocalClient(app, raise_server_exceptions=False) as client:
+    with local_api(settings, f"unix://{tmp_path}/none.sock") as client:
         response = client.post("/prune-jobs", json=JOB)
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) >= 1
