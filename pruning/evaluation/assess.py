@@ -1,6 +1,6 @@
 """Assess a pruned model: perplexity, also quantized, zero-shot tasks, and the quality gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel
+from pruning.spec import InvalidSpec
+from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec
 
 
@@ -44,13 +46,15 @@ def assess(
     """Measure what the spec asks for. Tasks in ``tasks_dir`` precede those of lm-eval.
 
     ``own`` are the own tensors of each depth that is repaired, by its number of removed blocks.
-    Raises ``QualityGateFailed``, and what ``prepare`` raises.
+    Raises ``QualityGateFailed``, ``InvalidSpec`` for a limit on a domain that is not measured, and
+    what ``prepare`` raises.
     """
     removed = tuple(removal.block for removal in removals)
     pruned = PrunedModel(kept(num_blocks(dense.model), removed), own.get(len(removed), NO_OWN))
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
         windows = evaluation_windows(spec.calibration, dense.model, dense.tokenizer)
+        _check_limits(spec.gate, windows)
         domains = measure_domains(dense, windows, removed, own)
         calibrated = {part.domain for part in spec.calibration.parts}
         text = mixed([found for name, found in windows.items() if name in calibrated])
@@ -69,6 +73,18 @@ def assess(
     if spec.zero_shot:
         quality = replace(quality, zero_shot=_zero_shot(dense, pruned, tasks_dir))
     return quality
+
+
+def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
+    """A limit on a domain that is not measured would pass in silence. Raises ``InvalidSpec``."""
+    known = ", ".join(domains)
+    for domain in gate.max_perplexity_ratio_of if gate else ():
+        if domain not in domains:
+            raise InvalidSpec(
+                f"gate.max_perplexity_ratio_of.{domain}",
+                f"no text of the domain {domain!r} is measured: name one of {known}, or "
+                "add such a text to the calibration",
+            )
 
 
 def _zero_shot(dense: DenseModel, pruned: PrunedModel, tasks_dir: Path | None) -> ZeroShot:

@@ -1,5 +1,6 @@
 """The quality of each domain is what the slow scorer finds on its windows, depth by depth."""
 
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +17,9 @@ from pruning.models.store import ModelStore, load
 from pruning.removal import Losses, kept
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.scoring import PlainScorer
+from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
+from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec, Resident
 from tests.support.pruning_runs import prune_tiny
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE
@@ -24,6 +27,7 @@ from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE
 SEQLEN = 12
 REMOVED = (4, 2)
 ALL = tuple(range(NUM_BLOCKS))
+CALIBRATION = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=SEQLEN)
 
 
 def windows(number: int, seed: int) -> torch.Tensor:
@@ -81,6 +85,17 @@ def test_without_repair_there_are_no_repaired_depths(dense: DenseModel) -> None:
     for found in measure_domains(dense, TEXTS, REMOVED, {}):
         assert found.repaired == ()
         assert [found.served_after(number) for number in (1, 2)] == list(found.raw)
+
+
+def test_a_limit_on_a_domain_that_is_not_measured_is_refused(tiny_models_dir: Path) -> None:
+    gate = Gate(max_perplexity_ratio_of={"poems": 2.0})
+    spec = PruneSpec("tiny", num_remove=1, calibration=CALIBRATION, gate=gate)
+    with pytest.raises(InvalidSpec, match="'poems' is measured: name one of self") as caught:
+        prune_tiny(tiny_models_dir, spec, "tiny@prn-1")
+    assert caught.value.param == "gate.max_perplexity_ratio_of.poems"
+    measured = Gate(max_perplexity_ratio_of={"self": 1e6})
+    manifest, _ = prune_tiny(tiny_models_dir, replace(spec, gate=measured), "tiny@prn-2")
+    assert manifest.quality.warnings == ()
 
 
 def test_a_run_measures_the_domains_of_its_calibration(tiny_models_dir: Path) -> None:
