@@ -83,7 +83,7 @@ def _progress() -> Iterator[Panel]:
     )
     finish = "max by (model_name, job_id) (sleb_prune_job_estimated_finish_timestamp_seconds)"
     yield lines(
-        About("Remaining time", "Of the search, at its speed so far.", "s", _NO_JOB, width=8),
+        About("Remaining time", "Of its phase, at its speed so far.", "s", _NO_JOB, width=8),
         [Query("{{model_name}} {{job_id}}", f"{finish} - time()")],
     )
     loss = f"max by (num_removed) (last_over_time(sleb_prune_job_loss{_JOB}[$__range]))"

@@ -53,20 +53,25 @@ def _at_work(stats: JobStats) -> Iterable[Metric]:
     ratio = GaugeMetricFamily(
         "sleb_prune_job_progress_ratio", "Candidate evaluations done, 0 to 1.", labels=labels
     )
+    repaired = GaugeMetricFamily(
+        "sleb_prune_job_repair_ratio", "Steps of its repair done, 0 to 1.", labels=labels
+    )
     lost = GaugeMetricFamily(
         "sleb_prune_job_workers_lost", "Workers that died with it at one point.", labels=labels
     )
     finish = GaugeMetricFamily(
         "sleb_prune_job_estimated_finish_timestamp_seconds",
-        "When its search would end at its pace so far, since the epoch.",
+        "When its search or its repair would end at its pace so far, since the epoch.",
         labels=labels,
     )
     for job in stats.active_jobs:
         ratio.add_metric([job.model, job.id], job.progress.ratio)
+        if job.repair_progress is not None:
+            repaired.add_metric([job.model, job.id], job.repair_progress.ratio)
         lost.add_metric([job.model, job.id], job.num_lost)
         if job.estimated_finish is not None:
             finish.add_metric([job.model, job.id], job.estimated_finish)
-    yield from (ratio, lost, finish, _losses(stats))
+    yield from (ratio, repaired, lost, finish, _losses(stats))
 
 
 def _losses(stats: JobStats) -> Metric:

@@ -11,7 +11,7 @@ from rq.utils import utcformat
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.jobs.job import JobStatus
+from pruning.jobs.job import JobStatus, Phase
 from pruning.jobs.keys import RECORD
 from pruning.jobs.stats import TIMEOUT_S
 from pruning.jobs.store import JobStore
@@ -24,6 +24,7 @@ from tests.support.serving import LocalClient
 
 SPEC = PruneSpec("tiny", num_remove=1)
 PROGRESS = "sleb_prune_job_progress_ratio"
+FINISH = "sleb_prune_job_estimated_finish_timestamp_seconds"
 
 
 def scrape(client: TestClient) -> Scrape:
@@ -65,7 +66,7 @@ def test_a_search_tells_its_losses_by_round_and_when_it_would_end(
     client: TestClient, job_store: JobStore
 ) -> None:
     job = job_store.start(job_store.create(SPEC).id, "a worker")
-    loss, finish = "sleb_prune_job_loss", "sleb_prune_job_estimated_finish_timestamp_seconds"
+    loss, finish = "sleb_prune_job_loss", FINISH
     own = {"model_name": "tiny", "job_id": job.id}
     assert not scrape(client).series(finish)
     job_store.searching(job.id, SearchPlan("d1g", 1), 0, 8, job.attempt)
@@ -78,6 +79,22 @@ def test_a_search_tells_its_losses_by_round_and_when_it_would_end(
     assert len(found.series(loss)) == 2
     job_store.succeed(job.id, "tiny@x", job.attempt)
     assert not scrape(client).series(loss)
+
+
+def test_a_repair_tells_how_far_it_is_and_when_it_would_end(
+    client: TestClient, job_store: JobStore
+) -> None:
+    job = job_store.start(job_store.create(SPEC).id, "a worker")
+    own = {"model_name": "tiny", "job_id": job.id}
+    ratio, finish = "sleb_prune_job_repair_ratio", FINISH
+    job_store.set_phase(job.id, Phase.REPAIR, job.attempt)
+    assert not scrape(client).series(ratio)
+    job_store.repairing(job.id, 2, 8, job.attempt)
+    found = scrape(client)
+    assert found.value(ratio, **own) == 0.25
+    assert found.value(finish, **own) == job_store.get(job.id).estimated_finish
+    job_store.set_phase(job.id, Phase.EVALUATE, job.attempt)
+    assert not scrape(client).series(finish)
 
 
 def test_the_age_of_the_queue_is_that_of_the_longest_wait(
