@@ -113,10 +113,16 @@ class CheckpointStore:
         return self.root / name
 
     def names(self) -> list[str]:
-        return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{MANIFEST}"))
+        try:
+            return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{MANIFEST}"))
+        except PermissionError:
+            return []
 
     def holds(self, name: str) -> bool:
-        return bool(_NAME.fullmatch(name)) and (self.root / name / MANIFEST).is_file()
+        try:
+            return bool(_NAME.fullmatch(name)) and (self.root / name / MANIFEST).is_file()
+        except PermissionError:
+            return False
 
     def manifest(self, name: str) -> Manifest:
         try:
@@ -142,6 +148,10 @@ def read_manifest(path: Path) -> Manifest:
     """Raises ``FileNotFoundError`` or ``CheckpointCorrupt``."""
     try:
         return Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointCorrupt(f"{path / MANIFEST} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointCorrupt(f"{path / MANIFEST} is not a manifest: {error}") from error
 

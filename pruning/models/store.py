@@ -7,13 +7,14 @@ disagree, as transformers would fill missing blocks with random numbers and only
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +25,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from pruning.models.architectures import ARCHITECTURES, architecture, unknown_architecture
+from pruning.models.architectures import (
+    ARCHITECTURES,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    architecture,
+    unknown_architecture,
+)
 
 # Files of a model beside config and weights: tokenizer, generation config and licence.
 COMPANION_FILES = (
@@ -40,6 +47,8 @@ COMPANION_FILES = (
     "LICENSE",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
 
 
 class ModelNotFound(LookupError):
@@ -84,15 +93,17 @@ class ModelStore:
         self._inspected: dict[str, tuple[Stamp, ModelInfo]] = {}
 
     def names(self) -> list[str]:
-        if not self._root.is_dir():
+        try:
+            configs = list(self._root.glob("*/config.json"))
+        except OSError:  # it may not be read
             return []
-        configs = self._root.glob("*/config.json")
         return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
 
     def path(self, name: str) -> Path:
         """The directory of the model. Raises ``ModelNotFound``."""
-        if _NAME.fullmatch(name) and (path := self._root / name).is_dir():
-            return path
+        with suppress(PermissionError):
+            if _NAME.fullmatch(name) and (path := self._root / name).is_dir():
+                return path
         if self._allow_paths and Path(name).is_dir():
             return Path(name)
         known = ", ".join(self.names()) or "none yet"
@@ -104,10 +115,13 @@ class ModelStore:
         Raises ``ModelNotFound``, ``NotAModel``, or what ``architectures.architecture`` raises.
         """
         path = self.path(name)
-        stamp = stamp_of(path)
-        known = self._inspected.get(name)
-        if known is None or known[0] != stamp:
-            known = self._inspected[name] = (stamp, _info(name, path))
+        try:
+            stamp = stamp_of(path)
+            known = self._inspected.get(name)
+            if known is None or known[0] != stamp:
+                known = self._inspected[name] = (stamp, _info(name, path))
+        except OSError as error:
+            raise NotAModel(f"{path} cannot be read: {error.strerror}") from error
         return known[1]
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -122,8 +136,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def _info(name: str, path: Path) -> ModelInfo:
-    config = read_config(path)
-    architecture(config)
+    config = _usable_config(path)
     return ModelInfo(
         name=name,
         path=path,
@@ -135,6 +148,36 @@ def _info(name: str, path: Path) -> ModelInfo:
         dtype=str(config.dtype or torch.float32).removeprefix("torch."),
         weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
     )
+
+
+def _usable_config(path: Path) -> PreTrainedConfig:
+    """The config of a supported model, whose values make sense. Raises as ``inspect`` does."""
+    config = read_config(path)
+    try:
+        architecture(config)
+        _check_values(path, config)
+    except (UnknownArchitecture, UnsupportedConfig, NotAModel):
+        raise
+    except Exception as error:  # a config may hold anything
+        raise NotAModel(f"{path}/config.json cannot be used: {error}") from error
+    return config
+
+
+def _check_values(path: Path, config: PreTrainedConfig) -> None:
+    """Raise ``NotAModel`` for a value with which no model can be made or run."""
+    for field in ("num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings"):
+        value = getattr(config, field, None)
+        is_optional = value is None and field == "max_position_embeddings"
+        if not is_optional and not (type(value) is int and 0 < value < 2**31):
+            raise NotAModel(
+                f"{path}/config.json: {field}={value!r}, expected a number from 1 to 2**31 - 1"
+            )
+    dtype = config.dtype or torch.float32
+    if dtype not in _DTYPES:
+        raise NotAModel(
+            f"{path}/config.json: dtype={dtype}, expected "
+            f"{', '.join(str(each).removeprefix('torch.') for each in _DTYPES)}"
+        )
 
 
 def is_name(text: str) -> bool:
@@ -160,7 +203,7 @@ def parse_config(path: Path) -> PreTrainedConfig:
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (StrictDataclassError, ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # the code of a config runs on whatever the file holds
         needs_code = "trust_remote_code" in str(error)
         if not needs_code and (unknown := _type_without_row(path)) is not None:
             raise unknown_architecture(unknown) from error
@@ -173,7 +216,7 @@ def _type_without_row(path: Path) -> str | None:
     """The ``model_type`` of the config, if it is a text and not a supported type."""
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     return model_type if isinstance(model_type, str) and model_type not in ARCHITECTURES else None
@@ -186,9 +229,10 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     "auto". On "meta" no weights are read, but keys are checked. Raises ``NotAModel`` if a key is
     missing, unexpected or of the wrong shape.
     """
-    architecture(read_config(path))
+    config = _usable_config(path)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
+        _check_size(path, config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -199,11 +243,39 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+    except (torch.AcceleratorError, MemoryError, NotAModel):
+        raise
+    except Exception as error:  # the code of a model runs on whatever the config holds
         raise NotAModel(f"{path} cannot be loaded: {error}") from error
     model, report = loaded
     _refuse_wrong_keys(path, report)
+    _refuse_wrong_buffers(path, model)
     return LoadedModel(model.to(pick_device(device)).eval(), tokenizer, path)
+
+
+def _check_size(path: Path, config: PreTrainedConfig) -> None:
+    """Raise ``NotAModel`` if the config describes a far larger model than the files hold.
+
+    transformers would fill all of it with random numbers before the keys are compared.
+    """
+    num_stored, num_tensors = 0, 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                num_stored += prod(tensors.get_slice(key).get_shape())
+                num_tensors += 1
+    if config.num_hidden_layers > num_tensors:
+        raise NotAModel(
+            f"{path}: config and weights disagree, {config.num_hidden_layers} blocks and "
+            f"{num_tensors} tensors; save the model again"
+        )
+    with torch.device("meta"):
+        number = num_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    if number > 2 * num_stored + _SLACK:
+        raise NotAModel(
+            f"{path}: config and weights disagree, {number} parameters and {num_stored} stored "
+            "values; save the model again"
+        )
 
 
 def copy_companions(source: Path, directory: Path) -> None:
@@ -239,3 +311,10 @@ def _refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
                 f"{path}: config and weights disagree, {len(keys)} {kind.replace('_', ' ')} "
                 f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the model again"
             )
+
+
+def _refuse_wrong_buffers(path: Path, model: PreTrainedModel) -> None:
+    """Buffers are computed from the config, as the frequencies of positions are."""
+    for name, buffer in model.named_buffers():
+        if not buffer.is_meta and not buffer.isfinite().all():
+            raise NotAModel(f"{path}/config.json: {name} is not finite with these settings")
