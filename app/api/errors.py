@@ -137,8 +137,14 @@ def install_errors(app: FastAPI) -> None:
         request_validation_handler=_validation_problem,
     )
     add_exception_handler(app, handler, generic_swagger_defaults=False)
-    for error in PROBLEMS:  # else Starlette re-raises them as unhandled
-        app.add_exception_handler(error, handler)
+
+    # a function that is not async would run in a thread, which an overloaded process is slow to do
+    async def handle(request: Request, error: Exception) -> Response:
+        return handler(request, error)
+
+    # the errors listed here too, or Starlette re-raises them as unhandled
+    for kind in [*PROBLEMS, *app.exception_handlers]:
+        app.add_exception_handler(kind, handle)
     app.add_middleware(BodyTooLarge)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from app.engine.admission import Admission, Overloaded
+from app.engine.admission import Admission, Overloaded, Reservation
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
 from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.sequence import FinishReason, Request, TokenEvent
@@ -78,9 +78,17 @@ class AsyncEngine:
         """The statistics of the engine after its latest step."""
         return self._stats
 
-    def check_number(self, num_requests: int) -> None:
-        """Raise ``TooManyPrompts`` for more requests than are ever admitted at once."""
-        self._admission.check_number(num_requests)
+    def check_room(self) -> None:
+        """Raise ``Overloaded`` if not even one short request would be admitted."""
+        self._admission.check_room(1)
+
+    def reserve(self, num_requests: int) -> Reservation:
+        """Hold places for requests that are being prepared, until they are handed over.
+
+        Raises ``TooManyPrompts`` for more requests than are ever admitted at once, and
+        ``Overloaded``.
+        """
+        return self._admission.reserve(num_requests)
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -184,7 +192,8 @@ class AsyncEngine:
         assert request.deadline_s is None
         self._engine.check(request)
         if self._is_overloaded:
-            raise Overloaded(f"{len(self._streams)} requests", "queue_full", 1.0)
+            what = f"{len(self._streams)} requests are running or waiting"
+            raise Overloaded(what, "queue_full", 1.0)
         stream = self._background[request.request_id] = Stream(request, self._cancel)
         self._thread.put(request)
         return stream

@@ -1,13 +1,14 @@
 """Generation by the engine of this process: text to tokens, streams, and tokens to text."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
 
-from app.engine.admission import Overloaded
+from app.engine.admission import Overloaded, Reservation
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused
 from app.engine.sequence import (
@@ -34,6 +35,9 @@ ENGINE_RAISES = (
     GenerationFailed,
 )
 
+# the place of the current request while its model and its prompts are unknown
+_unparsed: ContextVar[Reservation | None] = ContextVar("unparsed", default=None)
+
 
 @dataclass(frozen=True)
 class CompletedOutput:
@@ -57,6 +61,34 @@ class EngineBackend:
         """Call the listener with every output that a client has waited for to its end."""
         self._listeners.append(listener)
 
+    def check_room(self) -> None:
+        """Raise ``Overloaded`` if no request would be admitted now."""
+        with self._counted_refusals():
+            self._engine.check_room()
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Hold a place while a request is parsed and its model is found.
+
+        ``start`` takes it over within the context. Raises ``Overloaded``.
+        """
+        with self._counted_refusals():
+            place = self._engine.reserve(1)
+        token = _unparsed.set(place)
+        try:
+            yield
+        finally:
+            _unparsed.reset(token)
+            place.release()
+
+    @contextmanager
+    def _counted_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded as refusal:
+            self._metrics.rejected_unparsed(refusal.reason)
+            raise
+
     async def start(
         self, request: GenerationRequest, served: ServedModel, deadline_s: float | None
     ) -> list[OutputStream]:
@@ -65,21 +97,9 @@ class EngineBackend:
         Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and the errors of
         ``chat_prompt``.
         """
-        self._engine.check_number(len(request.prompts) * request.n)  # before any work is done
-        engine_requests = [
-            Request(
-                f"gen-{uuid4().hex}",
-                served.variant,
-                ids,
-                self._params(request, served, len(ids), number),
-                deadline_s=deadline_s,
-            )
-            for ids in await tokenize(request.prompts, served)
-            for number in range(request.n)
-        ]
         labels = labels_of(served.entry, request.traffic)
         try:
-            streams = self._engine.streams(engine_requests, partial(self._count, labels))
+            streams = await self._streams(request, served, deadline_s, labels)
         except Overloaded as refusal:
             self._metrics.rejected(labels, refusal.reason)
             raise
@@ -94,6 +114,31 @@ class EngineBackend:
             )
             for index, stream in enumerate(streams)
         ]
+
+    async def _streams(
+        self,
+        request: GenerationRequest,
+        served: ServedModel,
+        deadline_s: float | None,
+        labels: Labels,
+    ) -> list[Stream]:
+        """Tokenize, with places reserved meanwhile: a request that is refused costs no work."""
+        if (unparsed := _unparsed.get()) is not None:
+            unparsed.release()
+        with self._engine.reserve(len(request.prompts) * request.n) as places:
+            engine_requests = [
+                Request(
+                    f"gen-{uuid4().hex}",
+                    served.variant,
+                    ids,
+                    self._params(request, served, len(ids), number),
+                    deadline_s=deadline_s,
+                )
+                for ids in await tokenize(request.prompts, served)
+                for number in range(request.n)
+            ]
+            places.release()
+            return self._engine.streams(engine_requests, partial(self._count, labels))
 
     def _params(
         self, request: GenerationRequest, served: ServedModel, num_prompt_tokens: int, number: int

@@ -6,7 +6,7 @@ Independent of HTTP: each failure has an exception of its own.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
@@ -37,6 +37,15 @@ class Generator:
         self._external = external
         self._metrics = metrics
         self._max_timeout_s = max_timeout_s
+
+    def check_room(self) -> None:
+        """Raise ``Overloaded`` if no request would be admitted now, whatever its model is."""
+        if not self._external.has_models:
+            self._engine.check_room()
+
+    def reserved(self) -> AbstractContextManager[None]:
+        """Hold a place while a request is parsed. Raises as ``check_room`` does."""
+        return nullcontext() if self._external.has_models else self._engine.reserved()
 
     async def load(self, name: str) -> ServedModel | ServedElsewhere:
         """The model of this name. Weights that are not loaded yet are read by another thread.

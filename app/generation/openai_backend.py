@@ -46,6 +46,10 @@ class ExternalBackend:
             for model in models
         }
 
+    @property
+    def has_models(self) -> bool:
+        return bool(self._servers)
+
     def served(self, name: str) -> ServedElsewhere | None:
         """The external model of this name, None if none is declared."""
         server = self._servers.get(name)
@@ -255,7 +259,10 @@ class ConcurrencyLimiter:
                 f"{self._max_open}, running and waiting; ask for fewer at once"
             )
         if self._num_open + num_requests > self._max_open:
-            what = f"{self.num_waiting} requests"
+            what = (
+                f"{self._num_open} requests of this model are running or waiting, {num_requests} "
+                f"more would exceed the limit of {self._max_open}"
+            )
             raise Overloaded(what, "queue_full", self.retry_after_s)
         self._num_open += num_requests
 

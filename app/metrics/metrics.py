@@ -205,8 +205,12 @@ class Metrics:
     def rejected(self, labels: Labels, reason: str) -> None:
         self._rejections.labels(*labels.values, reason).inc()
 
+    def rejected_unparsed(self, reason: str) -> None:
+        """Count a request that was refused before its model was known."""
+        self._rejections.labels(_UNKNOWN_MODEL, "unknown", "live", reason).inc()
+
     def unknown_model(self) -> None:
-        self._rejections.labels(_UNKNOWN_MODEL, "unknown", "live", "unknown_model").inc()
+        self.rejected_unparsed("unknown_model")
 
     def _observe_latencies(self, labels: Labels, timings: Timings) -> None:
         self._observe(labels, self._queue, timings.queue_s)

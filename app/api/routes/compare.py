@@ -4,13 +4,14 @@ from fastapi import APIRouter, Request
 
 from app.api.deps import EngineDep, GeneratorDep
 from app.api.formats.compare import compare_view
+from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
 from app.api.schemas.compare import CompareBody, CompareView
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import unless_gone
 from app.compare.compare import RAISES, Comparer, ComparisonRequest
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 
 @router.post("/compare", responses=responses_for(*RAISES, has_body=True))

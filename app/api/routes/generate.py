@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep
 from app.api.formats.generate import GenerateFormat
+from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.generate import GenerateBody, GenerateView
 from app.api.schemas.sampling import sampling_params
@@ -12,7 +13,7 @@ from app.generation.generator import RAISES
 from app.generation.output import Vocabulary
 from app.generation.request import GenerationRequest
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 _RESPONSES: Responses = {**responses_for(*RAISES, has_body=True), 200: {"content": EVENT_STREAM}}
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import CatalogDep, GeneratorDep
 from app.api.formats.openai import ChatFormat, CompletionFormat
+from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE
 from app.api.schemas.openai import (
@@ -27,7 +28,7 @@ from app.generation.request import Chat, GenerationRequest
 from app.models.entry import ModelEntry
 from pruning.models.store import NotAModel
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
 
 _Value = TypeVar("_Value")
 _MEANINGS = {
