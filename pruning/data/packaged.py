@@ -1,0 +1,52 @@
+"""Texts of three domains that come with the product. Each document belongs to one split.
+
+``packaged_texts/SOURCES.md`` says where they come from and under which licences.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from pruning.data.corpora import Split
+from pruning.spec.calibration import Dataset
+
+FOLDER = Path(__file__).with_name("packaged_texts")
+
+
+@dataclass(frozen=True)
+class PackagedDocument:
+    """A text, the work that it is from, and the only split that may use it."""
+
+    text: str
+    source: str
+    split: Split
+
+
+@cache
+def packaged_documents(dataset: Dataset) -> Mapping[Split, tuple[str, ...]]:
+    """The texts of a packaged data set by split."""
+    documents = read_documents(FOLDER / f"{dataset.value}.jsonl.gz")
+    return {
+        split: tuple(document.text for document in documents if document.split is split)
+        for split in Split
+    }
+
+
+def read_documents(path: Path) -> list[PackagedDocument]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return [
+        PackagedDocument(record["text"], record["source"], Split(record["split"]))
+        for record in records
+    ]
+
+
+def write_documents(path: Path, documents: Iterable[PackagedDocument]) -> None:
+    """Equal documents give equal bytes."""
+    lines = "".join(
+        json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents
+    )
+    path.write_bytes(gzip.compress(lines.encode(), compresslevel=9, mtime=0))
