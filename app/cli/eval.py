@@ -31,8 +31,8 @@ def evaluate(
     tasks: Annotated[
         list[str],
         typer.Option(
-            help="Comma-separated: ppl:wikitext2, ppl:c4, ppl:FILE, probe, zeroshot (the paper's "
-            "five tasks), or any task of lm-eval.",
+            help="Comma-separated: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, ppl:c4, "
+            "ppl:FILE, probe, zeroshot (the paper's five tasks), or any task of lm-eval.",
         ),
     ] = ["probe"],  # noqa: B006 - typer needs a list, and never changes it
     seqlen: Annotated[int, typer.Option(help="Tokens per window of a text.")] = 2048,

@@ -15,7 +15,7 @@ from app.cli.options import (
     spec_options,
     values_of,
 )
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 
 @spec_options(*HELP)
@@ -25,11 +25,11 @@ def prune(
     calibration: Annotated[
         list[str],
         typer.Option(
-            help="A text or jsonl file, or self, wikitext2, c4; several are mixed, as in "
-            "--calibration A.txt --calibration B.txt=2.",
+            help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
+            "several are mixed, as in --calibration A.txt --calibration B.txt=2.",
             metavar="TEXT[=WEIGHT]",
         ),
-    ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
+    ] = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: Annotated[
         list[str],
         typer.Option(

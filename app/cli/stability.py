@@ -14,7 +14,7 @@ from app.cli.options import (
     values_of,
 )
 from pruning.spec import InvalidSpec
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 
 @spec_options(
@@ -31,10 +31,11 @@ def stability(
     calibration: Annotated[
         list[str],
         typer.Option(
-            help="A text or jsonl file, or self, wikitext2, c4; a search uses one of them.",
+            help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
+            "a search uses one of them.",
             metavar="TEXT",
         ),
-    ] = [CalibrationSpec.dataset.value],  # noqa: B006 - typer needs a list, and never changes it
+    ] = [DEFAULT[0].value],  # noqa: B006 - typer needs a list, and never changes it
     as_json: AsJson = False,
     **values: object,
 ) -> None:

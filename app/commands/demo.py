@@ -29,7 +29,7 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.names import VariantName
 from pruning.models.store import set_up_torch
 
-CALIBRATION = {"dataset": "self", "num_samples": 8, "seqlen": 64}
+CALIBRATION = {"num_samples": 8, "seqlen": 64}
 PROMPTS = (
     "The capital of France is",
     "Water boils at a temperature of",

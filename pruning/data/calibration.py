@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.sources import Source, Use, source_of
 from pruning.data.windows import Windows, mixed
-from pruning.spec.calibration import Calibration
+from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class RepairWindows:
     """Windows by domain to fit a repair on, and others to choose between repairs.
 
     ``train`` has every domain of the calibration and includes the calibration windows.
-    ``selection`` has no domain whose text is too short for windows of its own: no repair is chosen
-    by that domain.
+    ``selection`` also has packaged prose and code, so that a repair that was fitted on one kind of
+    text is judged on another. It lacks a domain whose text is too short for windows of its own.
     """
 
     train: Mapping[str, Windows]
@@ -54,18 +54,35 @@ def repair_windows(
     ``CalibrationError``.
     """
     sources = [(part.domain, source_of(part, model, tokenizer)) for part in spec.parts]
-    return RepairWindows(_by_domain(sources, Use.REPAIR), _by_domain(sources, Use.SELECTION))
+    others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
+    return RepairWindows(
+        train=_by_domain(sources, Use.REPAIR),
+        selection=_by_domain([*sources, *others], Use.SELECTION),
+    )
 
 
 def evaluation_windows(
     spec: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Windows]:
-    """Held-out windows by domain. ``held_out`` describes those of each source.
+    """Held-out windows by domain, and of every packaged text beside the calibration's own.
 
-    Raises ``CalibrationError``.
+    ``held_out`` describes the windows of each source. A packaged text that is in no calibration
+    gives as many as the largest source. Raises ``CalibrationError``.
     """
-    sources = [(part.domain, source_of(part, model, tokenizer)) for part in spec.parts]
+    parts = [*spec.parts, *_others(spec, PACKAGED)]
+    sources = [(part.domain, source_of(part, model, tokenizer)) for part in parts]
     return _by_domain(sources, Use.EVALUATION)
+
+
+def _others(spec: Calibration, datasets: Sequence[Dataset]) -> list[CalibrationSpec]:
+    """Those packaged texts whose domain is not in the calibration, as sources of equal size."""
+    domains = {part.domain for part in spec.parts}
+    num_samples = max(part.num_samples for part in spec.parts)
+    return [
+        CalibrationSpec(dataset, num_samples=num_samples, seqlen=spec.seqlen)
+        for dataset in datasets
+        if dataset.value not in domains
+    ]
 
 
 def _by_domain(sources: Sequence[tuple[str, Source]], use: Use) -> dict[str, Windows]:

@@ -78,7 +78,7 @@ class HubCorpus:
             raise CalibrationError(
                 "dataset_unreachable",
                 f"cannot load data set {self.repo}: {type(error).__name__}: {error}. Without a "
-                "network, use dataset 'file' with a text of your own, or 'self'",
+                "network, use packaged text, as dataset 'prose', or 'file' with a text of your own",
             ) from error
         stop = None if self.max_rows is None else part.start + self.max_rows
         return Corpus(list(rows)[part.start : stop], self.separator)

@@ -7,7 +7,7 @@ window.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import cached_property
@@ -19,8 +19,9 @@ from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBa
 
 from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, read_rows
 from pruning.data.documents import draw, split_documents
+from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows
-from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
+from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling
 
 MIN_REPAIR_WINDOWS = 16
 MIN_SELECTION_WINDOWS = 4
@@ -53,8 +54,12 @@ def source_of(
         )
     if spec.dataset is Dataset.SELF:
         return _ModelText(spec, model)
+    if spec.dataset in PACKAGED:
+        return _packaged(spec, tokenizer)
     if spec.path is None:
-        return _HubText(spec, tokenizer)
+        known = HUB_CORPORA[spec.dataset]
+        names = {split: f"{spec.dataset} {part.split}" for split, part in known.parts.items()}
+        return _SplitText(spec, known.load, names, tokenizer)
     rows, name = read_rows(Path(spec.path)), f"file {spec.path}"
     if Path(spec.path).suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
         documents = _DocumentText(spec, split_documents(rows), name, tokenizer)
@@ -146,20 +151,26 @@ class _Shuffled:
         return all_windows(self._corpus.text, self._spec.seqlen, self._tokenizer)
 
 
-class _HubText:
-    """A corpus of the hub: its splits keep calibration, selection and evaluation apart."""
+class _SplitText:
+    """A corpus with a named part for each split, of which rows or windows are sampled."""
 
-    def __init__(self, spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._spec, self._tokenizer = spec, tokenizer
+    def __init__(
+        self,
+        spec: CalibrationSpec,
+        load: Callable[[Split], Corpus],
+        names: Mapping[Split, str],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._spec, self._load = spec, load
+        self._names, self._tokenizer = names, tokenizer
 
     def windows(self, use: Use) -> Windows:
         split = _SPLITS[use]
-        known = HUB_CORPORA[self._spec.dataset]
-        shuffled = _Shuffled(known.load(split), self._spec, self._tokenizer)
+        shuffled = _Shuffled(self._load(split), self._spec, self._tokenizer)
         token_ids = shuffled.take(0, num_wanted(self._spec, use))
         if use is Use.CALIBRATION or use is Use.EVALUATION:
             check_enough(self._spec, token_ids)
-        return Windows(token_ids, f"{self._spec.dataset} {known.parts[split].split}")
+        return Windows(token_ids, self._names[split])
 
 
 class _FileText:
@@ -228,7 +239,7 @@ class _DocumentText:
         token_ids = self._draw(use)
         if use is Use.CALIBRATION:
             check_enough(self._spec, token_ids)
-        return Windows(token_ids, f"{self._name}, {_SPLITS[use].value} documents")
+        return Windows(token_ids, f"{self._name}, {_SPLITS[use]} documents")
 
     def _draw(self, use: Use) -> torch.Tensor:
         """Evaluation windows do not depend on the seed: what is measured stays comparable."""
@@ -243,6 +254,20 @@ _SPLITS: Mapping[Use, Split] = {
     Use.SELECTION: Split.SELECTION,
     Use.EVALUATION: Split.EVALUATION,
 }
+
+
+def _packaged(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Source:
+    """A packaged text: windows of its documents, or rows that are the lines of them."""
+    documents, name = packaged_documents(spec.dataset), f"packaged {spec.dataset}"
+    if spec.sampling is Sampling.WINDOWS:
+        return _DocumentText(spec, documents, name, tokenizer)
+
+    def lines(split: Split) -> Corpus:
+        rows = (row for text in documents[split] for row in text.splitlines())
+        return Corpus([row for row in rows if row.strip()], "\n")
+
+    names = {split: f"{name}, {split} documents" for split in Split}
+    return _SplitText(spec, lines, names, tokenizer)
 
 
 def check_enough(spec: CalibrationSpec, windows: torch.Tensor) -> None:

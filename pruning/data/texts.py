@@ -1,8 +1,9 @@
-"""Texts to measure perplexity on, as token windows: those of the paper, or any file.
+"""Texts to measure perplexity on, as token windows: packaged, those of the paper, or any file.
 
 WikiText-2 is the test split. C4 is the first 1100 documents of the validation split, of which the
 first 256 windows count (arXiv 2402.09025 and its authors' code). A text of the paper is read from
-the folder of texts if its file is there, and otherwise from the Hugging Face hub.
+the folder of texts if its file is there, and otherwise from the Hugging Face hub. A packaged text
+is its evaluation documents.
 """
 
 from pathlib import Path
@@ -18,7 +19,12 @@ from pruning.data.corpora import (
     read_rows,
     read_text,
 )
+from pruning.data.documents import draw
+from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows
+from pruning.spec.calibration import PACKAGED, Dataset
+
+MAX_PACKAGED_TOKENS = 2**15  # of a packaged text, unless more windows are asked for
 
 
 class TextUnusable(ValueError):
@@ -36,15 +42,22 @@ def text_windows(
 ) -> Windows:
     """The first ``num_windows`` windows of ``seqlen`` tokens of a text, by default all that count.
 
-    ``name`` is ``wikitext2``, ``c4``, a file in ``texts_dir``, or any path. A file counts as one
-    text; the records of a ``.jsonl`` are joined by blank lines. Raises ``TextUnusable``.
+    ``name`` is a packaged text, ``wikitext2``, ``c4``, a file in ``texts_dir``, or any path. A file
+    counts as one text; the records of a ``.jsonl`` are joined by blank lines. Raises
+    ``TextUnusable``.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if not 2 <= seqlen <= (positions or seqlen):
         raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {positions} tokens")
-    text, source, max_windows = _text(name, texts_dir)
-    windows = all_windows(text, seqlen, tokenizer)
-    wanted = min(max_windows or len(windows), num_windows or len(windows))
+    if name in PACKAGED:
+        wanted = num_windows or MAX_PACKAGED_TOKENS // seqlen
+        documents = packaged_documents(Dataset(name))[Split.EVALUATION]
+        windows = draw(documents, wanted, seqlen, 0, tokenizer)
+        source = f"packaged {name}, {Split.EVALUATION} documents"
+    else:
+        text, source, max_windows = _text(name, texts_dir)
+        windows = all_windows(text, seqlen, tokenizer)
+        wanted = min(max_windows or len(windows), num_windows or len(windows))
     if not len(windows):
         raise TextUnusable(
             f"{source} is shorter than one window of {seqlen} tokens: choose a smaller seqlen, or "

@@ -16,10 +16,17 @@ MAX_SOURCES = 64
 
 
 class Dataset(StrEnum):
+    PROSE = "prose"  # the first three come with the product: they need no network
+    CODE = "code"
+    DOCUMENTATION = "documentation"
     WIKITEXT2 = "wikitext2"
     C4 = "c4"
     FILE = "file"
-    SELF = "self"  # text sampled from the dense model: needs no network and no licence
+    SELF = "self"  # text sampled from the dense model
+
+
+PACKAGED = (Dataset.PROSE, Dataset.CODE, Dataset.DOCUMENTATION)
+DEFAULT = (Dataset.PROSE, Dataset.CODE)  # what a calibration mixes unless it names its text
 
 
 class Sampling(StrEnum):
@@ -31,9 +38,9 @@ class Sampling(StrEnum):
 class CalibrationSpec:
     """One source: ``num_samples`` rows or windows, cut into windows of ``seqlen`` tokens."""
 
-    dataset: Dataset = Dataset.SELF
+    dataset: Dataset
     sampling: Sampling = Sampling.WINDOWS
-    num_samples: int = 16
+    num_samples: int = 32
     seqlen: int = 128
     seed: int = 0
     path: str | None = None  # of the text or jsonl file, for dataset "file"
@@ -152,13 +159,24 @@ class CalibrationMix:
 Calibration = CalibrationSpec | CalibrationMix
 
 
-def calibration_from(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Calibration:
-    """Inverse of ``to_wire``, also after JSON; missing fields take their defaults.
+def default_calibration(**settings: object) -> CalibrationMix:
+    """Packaged prose and code in equal parts, with these settings of ``CalibrationSpec``.
 
     Raises ``InvalidSpec``.
     """
+    sources = tuple(_source({**settings, "dataset": dataset}) for dataset in DEFAULT)
+    return CalibrationMix(sources, (1.0,) * len(sources))
+
+
+def calibration_from(data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Calibration:
+    """Inverse of ``to_wire``, also after JSON; missing fields take their defaults.
+
+    One source without a data set is the default mix with its settings. Raises ``InvalidSpec``.
+    """
     if isinstance(data, Mapping):
-        return _source(data)
+        settings = _settings(data)
+        is_named = settings.pop("dataset", None) is not None
+        return _source(data) if is_named else default_calibration(**settings)
     weights = tuple(float(source.get("weight", 1)) for source in data)
     return CalibrationMix(_each(data, _source), weights)
 
@@ -179,9 +197,19 @@ def apportioned(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def _source(data: Mapping[str, Any]) -> CalibrationSpec:
+    settings = _settings(data)
+    if settings.get("dataset") is None:
+        names = ", ".join(Dataset)
+        raise InvalidSpec(
+            "calibration.dataset", f"a text of a mix has no dataset: name one of {names}"
+        )
+    return CalibrationSpec(**settings)
+
+
+def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"dataset": Dataset, "sampling": Sampling}
-    enums = {name: kind(data[name]) for name, kind in kinds.items() if name in data}
-    return CalibrationSpec(**{name: data[name] for name in data if name != "weight"} | enums)
+    given = {name: kinds[name](data[name]) for name in kinds if data.get(name) is not None}
+    return {name: value for name, value in data.items() if name != "weight"} | given
 
 
 def _each(

@@ -12,7 +12,12 @@ from typing import Any, Literal, get_args
 
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
-from pruning.spec.calibration import Calibration, CalibrationSpec, Dataset, calibration_from
+from pruning.spec.calibration import (
+    Calibration,
+    Dataset,
+    calibration_from,
+    default_calibration,
+)
 from pruning.spec.gate import Gate
 
 
@@ -94,7 +99,7 @@ class PruneSpec:
     sparsity: float | None = None  # removed / all blocks, rounded up: 0.2 of 32 blocks is 7
     max_perplexity_ratio: float | None = None  # pruned / dense, on the calibration windows
     target_speedup: float | None = None  # dense / pruned time of a decode step, on this device
-    calibration: Calibration = field(default_factory=CalibrationSpec)
+    calibration: Calibration = field(default_factory=default_calibration)
     protect_first: int = 1
     protect_last: int = 1
     dtype: str = "auto"  # "auto" keeps the checkpoint's
@@ -160,7 +165,7 @@ class PruneSpec:
             raise InvalidSpec(
                 "calibration.dataset",
                 "sampling text from the model needs the whole model in memory: with "
-                "resident=stream, calibrate on a file, wikitext2 or c4",
+                "resident=stream, calibrate on any other text, such as the default",
             )
 
     def _check_measures(self) -> None:

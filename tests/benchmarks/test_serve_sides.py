@@ -19,7 +19,7 @@ from benchmarks.workload import NoSuchPrompt, Prompts, SampleRequest
 from pruning.checkpoints.store import CheckpointStore
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.pipeline import prune
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.recorder import Recorder
 
@@ -141,7 +141,9 @@ def test_an_order_is_given_or_published_or_the_last_blocks(
     assert removed_blocks("tiny", "@-2", 6, None, catalog) == (4, 5)
     assert removed_blocks("tiny", "@-2", 6, (3, 1, 4), catalog) == (3, 1)
     name = "tiny@prn-1"
-    spec = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=2, seqlen=8))
+    spec = PruneSpec(
+        "tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=8)
+    )
     target = checkpoints.path(name)
     target.parent.mkdir()
     prune(spec, name=name, target=target, models=models, observer=Recorder())

@@ -20,7 +20,7 @@ from app.config import ServeSettings
 from dashboards.queries import metrics_in
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec
 from pruning.worker.gpu import GpuMemoryCollector
@@ -96,7 +96,10 @@ def live(
     port = free_port()
     process = workers.start(metrics_port=port)  # first, because it takes longest
     search = long_search(workers.data_dir)
-    calibration, gate = CalibrationSpec(num_samples=2, seqlen=12), Gate(max_probe_drop=0.99)
+    calibration, gate = (
+        CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12),
+        Gate(max_probe_drop=0.99),
+    )
     publish_pruned(tmp_path, spec=PruneSpec(DENSE, 6, calibration=calibration, gate=gate))
     settings = ServeSettings(
         data_dir=tmp_path, max_num_seqs=8, drain_s=0, shadow_share=1, shadow_direction="dense"

@@ -24,7 +24,7 @@ from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 
-TEXT = CalibrationSpec(num_samples=4, seqlen=12)
+TEXT = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
 SPEC = PruneSpec("tiny", num_remove=3, calibration=TEXT)
 UNREPAIRED = replace(SPEC, repair=Repair.NONE)
 

@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruning.checkpoints.store import Manifest, repair_of, verify
+from pruning.data.calibration import RepairWindows
 from pruning.data.corpora import CalibrationError
+from pruning.data.windows import Windows
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.store import load
 from pruning.repair.choose import DepthRepair
 from pruning.repair.folding import folded
+from pruning.repair.order import request_for
 from pruning.repair.repair import Method, possible_methods
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -27,7 +30,7 @@ from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_checkpoints import write_checkpoint
 
 NUM_REMOVE = 2
-SELF = CalibrationSpec(num_samples=2, seqlen=8)  # the families' models have fewer tokens than text
+SELF = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=8)
 
 
 @pytest.fixture
@@ -76,16 +79,18 @@ def test_the_manifest_has_the_repair_of_every_depth(tiny_models_dir: Path, spec:
     assert verify(path).repair == manifest.repair
     for depth in manifest.repair:
         assert set(depth.gains) == {Method.SCALE, Method.RIDGE}
-        assert all(of.keys() == {"text"} for of in depth.gains.values())
+        assert all(of.keys() == {"text", "prose", "code"} for of in depth.gains.values())
         repaired = repair_of(path, depth.num_removed)
         assert repaired is not None
         assert repaired.method is depth.method
         assert sum(values.nbytes for values in repaired.tensors.values()) == depth.num_bytes
-        best = max(of["text"].mean for of in depth.gains.values())
+        worst = {
+            method: min(gain.mean for gain in of.values()) for method, of in depth.gains.items()
+        }
         if depth.method is Method.NONE:
-            assert best <= 0
+            assert max(worst.values()) <= 0
         else:
-            assert depth.gains[depth.method]["text"].mean == best > 0
+            assert worst[depth.method] == max(worst.values()) > 0
     text = json.loads((path / "repair.json").read_text())
     used = {window["digest"] for window in text["train"]["text"]["windows"]}
     assert len(used) == 16
@@ -150,7 +155,7 @@ def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(
     assert recorder.phases == []
 
 
-def test_text_that_leaves_no_windows_to_choose_by(
+def test_text_that_leaves_no_windows_of_its_own_to_choose_by(
     tiny_models_dir: Path, spec: PruneSpec, tmp_path: Path
 ) -> None:
     short = tmp_path / "short.txt"
@@ -159,13 +164,21 @@ def test_text_that_leaves_no_windows_to_choose_by(
     spec = replace(spec, calibration=calibration)
     recorder = Recorder()
     manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@auto", recorder)
-    assert manifest.repair is None
-    assert "too short" in recorder.warnings[0]
+    assert manifest.repair is not None
+    assert recorder.warnings[0].startswith("the repair is chosen without short")
+    for depth in manifest.repair:
+        assert all(of.keys() == {"prose", "code"} for of in depth.gains.values())
+
+
+def test_a_repair_without_any_text_to_choose_by() -> None:
+    windows = RepairWindows({"text": Windows(torch.zeros((1, 8), dtype=torch.int64), "text")}, {})
+    methods, warnings = (Method.RIDGE, Method.SCALE), list[str]()
+    assert request_for(Repair.AUTO, methods, lambda: windows, warnings.append) is None
+    assert "too short" in warnings[0]
     with pytest.raises(CalibrationError, match="repair=ridge: the calibration text is too short"):
-        prune_tiny(tiny_models_dir, replace(spec, repair=Repair.RIDGE), "tiny@ridge")
-    scaled, _ = prune_tiny(tiny_models_dir, replace(spec, repair=Repair.SCALE), "tiny@scale")
-    assert scaled.repair is not None
-    assert [depth.method for depth in scaled.repair] == [Method.SCALE] * NUM_REMOVE
+        request_for(Repair.RIDGE, methods[:1], lambda: windows, warnings.append)
+    asked = request_for(Repair.SCALE, methods[1:], lambda: windows, warnings.append)
+    assert asked is not None
 
 
 def test_a_run_that_is_stopped_in_the_repair_repeats_the_repair_alone(

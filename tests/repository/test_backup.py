@@ -17,7 +17,7 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import succeed
 from tests.support.pages import ROOT, blocks
@@ -25,7 +25,9 @@ from tests.support.recorder import Recorder
 from tests.support.redis_fixtures import disorder
 from tests.support.waiting import wait_until
 
-SPEC = PruneSpec("tiny", num_remove=1, calibration=CalibrationSpec(num_samples=2, seqlen=12))
+SPEC = PruneSpec(
+    "tiny", num_remove=1, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
+)
 NUM_SEEN = 20  # jobs that were created before the backup, which has to contain them
 
 

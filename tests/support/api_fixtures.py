@@ -16,7 +16,7 @@ from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder
 from tests.support.serving import local_api
@@ -40,7 +40,7 @@ def publish_pruned(
     """
     name = f"{model}@{job}"
     target = CheckpointStore(data_dir / "checkpoints").path(name)
-    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
     spec = spec or PruneSpec(model, num_remove, calibration=calibration, repair=repair)
     key = json.dumps(spec.to_dict()), fingerprint(data_dir / "models" / model)
     if key not in _PUBLISHED:

@@ -1,17 +1,32 @@
 """Tiny models of every family on disk, in the layouts that checkpoints come in."""
 
 import copy
+import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.support.tiny import tiny_model
-from tests.support.tiny_directory import tiny_tokenizer
+from tests.support.tiny import VOCAB_SIZE, tiny_model
 
 _Weights = dict[str, torch.Tensor]
+
+
+def letter_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each letter of plain text, and no more than the models of ``tiny`` have."""
+    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation, *" \n"]
+    vocabulary = {word: number for number, word in enumerate([*special, *letters][:VOCAB_SIZE])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return fast
 
 
 def write_checkpoint(path: Path, family: str, *, tied: bool = False, layout: str = "whole") -> None:
@@ -20,7 +35,7 @@ def write_checkpoint(path: Path, family: str, *, tied: bool = False, layout: str
         model.config.tie_word_embeddings = True
         model.tie_weights()
     model.save_pretrained(path, max_shard_size="20KB" if layout == "shards" else "5GB")
-    tiny_tokenizer().save_pretrained(path)
+    letter_tokenizer().save_pretrained(path)
     if layout in LAYOUTS:
         file = path / "model.safetensors"
         save_file(LAYOUTS[layout](load_file(file), model), file, metadata={"format": "pt"})

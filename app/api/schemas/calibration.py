@@ -12,9 +12,11 @@ _ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
 
 
 class CalibrationBody(Body):
-    """Calibration text; the defaults need no network."""
+    """Calibration text. The packaged texts, and ``self``, need no network."""
 
-    dataset: Dataset = CalibrationSpec.dataset
+    dataset: Dataset | None = Field(
+        default=None, description="By default packaged prose and code in equal parts."
+    )
     sampling: Sampling = CalibrationSpec.sampling
     num_samples: int = Field(
         default=CalibrationSpec.num_samples, json_schema_extra={"minimum": 1, "maximum": 100_000}
@@ -35,6 +37,7 @@ class SourceBody(CalibrationBody):
     Each source contributes samples in proportion to its weight.
     """
 
+    dataset: Dataset
     weight: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0})
 
 

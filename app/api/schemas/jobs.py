@@ -315,7 +315,7 @@ class PruneJobBody(Body):
     resident: Resident = Field(
         default=PruneSpec.resident,
         description="model: keep all weights on the device; stream: load one block at a time. "
-        "stream needs a calibration text from file, wikitext2 or c4.",
+        "stream cannot calibrate on self.",
     )
     gate: GateBody | None = None
     quantize: Quantize | None = Field(

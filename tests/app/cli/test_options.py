@@ -71,8 +71,8 @@ def test_prune_has_an_option_for_every_field_of_the_spec() -> None:
 def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     defaults = {name: each.default for name, each in inspect.signature(prune).parameters.items()}
     asked = {**defaults, "num_remove": 2}
-    [text] = defaults["calibration"]
-    calibration = calibration_of([text], **values_of(CalibrationSpec, defaults))
+    texts = defaults["calibration"]
+    calibration = calibration_of(texts, **values_of(CalibrationSpec, defaults))
     assert spec_of("m", calibration, asked) == PruneSpec("m", num_remove=2)
     limited = spec_of("m", calibration, {**asked, "gate_max_probe_drop": 0.1})
     assert limited.gate == Gate(max_probe_drop=0.1)

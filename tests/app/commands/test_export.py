@@ -24,7 +24,7 @@ from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.pipeline import prune
 from pruning.repair.folding import folded
 from pruning.sleb import Blocks
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 SPEC = PruneSpec(
     "tiny",
     2,
-    calibration=CalibrationSpec(num_samples=1, seqlen=8),
+    calibration=CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8),
     evaluate=False,
     repair=Repair.RIDGE,
 )

@@ -12,7 +12,7 @@ from app.commands.prune import SearchBar, run_prune, search_progress
 from app.commands.tables import print_run
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import WorkerSettings
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
@@ -181,7 +181,7 @@ def test_a_bracket_in_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) ->
 def test_a_run_leaves_what_it_shows_in_the_checkpoint(
     tiny_models_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calibration = CalibrationSpec(num_samples=4, seqlen=12)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
     spec = PruneSpec("tiny", max_perplexity_ratio=1e6, calibration=calibration)
     settings = WorkerSettings(data_dir=tiny_models_dir.parent, threads=1, device="cpu")
     run_prune(spec, tmp_path / "out", settings, as_json=True)

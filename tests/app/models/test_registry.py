@@ -19,7 +19,7 @@ from pruning.models.blocks import view
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder
 from tests.support.tiny import generated
@@ -30,7 +30,7 @@ NUM_REMOVED = 10
 
 
 def publish(data_dir: Path, num_remove: int, job: str = "prn-1") -> Manifest:
-    calibration = CalibrationSpec(num_samples=1, seqlen=8)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8)
     return prune(
         PruneSpec("tiny", num_remove, calibration=calibration, repair=Repair.NONE),
         name=f"tiny@{job}",

@@ -28,7 +28,7 @@ from pruning.models.store import LoadedModel, ModelStore
 from pruning.repair.folding import folded
 from pruning.repair.repair import Method, Repaired
 from pruning.repair.stored import repair_file
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.repairs import repair_checkpoint, repaired_by
@@ -255,7 +255,7 @@ DEMO_ORDER = (17, 16, 18, 14, 13, 15, 12, 4, 5, 26)
 def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(data_dir: Path) -> None:
     shutil.rmtree(data_dir / "models" / "tiny")
     write_tiny_model(data_dir / "models" / "tiny", num_blocks=30)
-    calibration = CalibrationSpec(num_samples=1, seqlen=8)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8)
     spec = PruneSpec(
         "tiny",
         10,

@@ -96,7 +96,7 @@ def test_jsonl_takes_the_text_of_every_record(tiny_loaded: LoadedModel, tmp_path
 
 
 def test_self_writes_its_own_text_the_same_for_the_same_seed(tiny_loaded: LoadedModel) -> None:
-    spec = CalibrationSpec(num_samples=4, seqlen=16)
+    spec = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=16)
     before = torch.random.get_rng_state()
     windows = run(tiny_loaded, spec)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -144,9 +144,7 @@ def test_a_data_set_that_cannot_be_reached_says_what_to_use_instead(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     spec = CalibrationSpec(dataset=Dataset.WIKITEXT2)
-    with pytest.raises(
-        CalibrationError, match="use dataset 'file' with a text of your own, or 'self'"
-    ) as caught:
+    with pytest.raises(CalibrationError, match="use packaged text, as dataset 'prose'") as caught:
         run(tiny_loaded, spec)
     assert caught.value.code == "dataset_unreachable"
 
@@ -165,5 +163,5 @@ def test_a_data_set_that_cannot_be_reached_says_what_to_use_instead(
 )
 def test_absurd_settings_are_refused_by_name(settings: dict[str, object], param: str) -> None:
     with pytest.raises(InvalidSpec) as caught:
-        CalibrationSpec(**settings)  # type: ignore[arg-type]  # a test's kwargs
+        CalibrationSpec(**{"dataset": Dataset.SELF, **settings})  # type: ignore[arg-type]  # kwargs
     assert caught.value.param == param

@@ -31,7 +31,7 @@ from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 
 DOGS = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path="dogs.txt")
-SELF = CalibrationSpec(num_samples=8, seqlen=8, seed=3)
+SELF = CalibrationSpec(Dataset.SELF, num_samples=8, seqlen=8, seed=3)
 MIX = CalibrationMix((DOGS, SELF), (3.0, 1.0))
 
 
@@ -144,7 +144,7 @@ def test_a_mix_that_makes_no_sense_is_refused_by_name(
 
 
 def test_streamed_blocks_cannot_write_a_part_of_it_either() -> None:
-    with pytest.raises(InvalidSpec, match="wikitext2"):
+    with pytest.raises(InvalidSpec, match="the default"):
         PruneSpec("tiny", num_remove=1, calibration=MIX, resident=Resident.STREAM)
 
 

@@ -23,14 +23,16 @@ def ids(*windows: Windows) -> Ids:
 
 
 def uses(spec: Calibration, loaded: LoadedModel) -> dict[str, Ids]:
-    """The windows of each use, all domains together."""
+    """The windows of each use, of all domains of the calibration together."""
     model, tokenizer = loaded.model, loaded.tokenizer
     repair = repair_windows(spec, model, tokenizer)
+    evaluation = evaluation_windows(spec, model, tokenizer)
+    domains = {part.domain for part in spec.parts}
     return {
         "calibration": ids(calibrate(spec, model, tokenizer)),
-        "train": ids(*repair.train.values()),
-        "selection": ids(*repair.selection.values()),
-        "evaluation": ids(*evaluation_windows(spec, model, tokenizer).values()),
+        "train": ids(*(repair.train[domain] for domain in domains)),
+        "selection": ids(*(repair.selection[domain] for domain in domains)),
+        "evaluation": ids(*(evaluation[domain] for domain in domains)),
     }
 
 
@@ -155,7 +157,8 @@ def test_every_domain_has_the_windows_of_its_sources(
     mix = CalibrationMix(sources, (1.0, 1.0, 1.0))
     model, tokenizer = tiny_loaded.model, tiny_loaded.tokenizer
     repair = repair_windows(mix, model, tokenizer)
-    assert set(repair.train) == set(repair.selection) == {"dogs", "cats"}
+    assert set(repair.train) == {"dogs", "cats"}
+    assert set(repair.selection) == {"dogs", "cats", "prose", "code"}
     dogs = evaluation_windows(mix, model, tokenizer)["dogs"]
     assert len(dogs.token_ids) == 6
     shown = texts(ids(dogs), tiny_loaded)

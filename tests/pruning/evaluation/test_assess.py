@@ -27,7 +27,7 @@ from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantiz
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Quantize, Repair
 from tests.support.losses import mean_loss
 from tests.support.pruning_runs import RUN
@@ -35,7 +35,9 @@ from tests.support.recorder import Recorder
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.zero_shot_tasks import write_tasks
 
-SPEC = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=4, seqlen=12))
+SPEC = PruneSpec(
+    "tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
+)
 
 
 def run(

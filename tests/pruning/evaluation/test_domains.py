@@ -102,7 +102,7 @@ def test_a_run_measures_the_domains_of_its_calibration(tiny_models_dir: Path) ->
     file = tiny_models_dir.parent / "animals.txt"
     file.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     sources = (
-        CalibrationSpec(num_samples=6, seqlen=SEQLEN),
+        CalibrationSpec(Dataset.SELF, num_samples=6, seqlen=SEQLEN),
         CalibrationSpec(Dataset.FILE, num_samples=6, seqlen=SEQLEN, path=str(file)),
     )
     spec = PruneSpec("tiny", num_remove=2, calibration=CalibrationMix(sources, (2, 1)))

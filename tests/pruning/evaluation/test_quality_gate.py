@@ -30,7 +30,9 @@ from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
 
 WARN, REFUSE = GateAction.WARN, GateAction.REFUSE
-SPEC = PruneSpec("tiny", num_remove=2, calibration=CalibrationSpec(num_samples=4, seqlen=12))
+SPEC = PruneSpec(
+    "tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
+)
 QUALITY = Quality((1.0, 2.0, 3.0), (10.0, 12.0, 15.0), "some text")
 
 

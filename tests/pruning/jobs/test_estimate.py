@@ -20,7 +20,7 @@ from tests.support.api_fixtures import publish_pruned
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 
-WINDOWS = CalibrationSpec(num_samples=4, seqlen=16)
+WINDOWS = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=16)
 SPEC = PruneSpec("tiny", num_remove=2, calibration=WINDOWS)
 
 

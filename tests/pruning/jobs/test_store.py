@@ -18,7 +18,7 @@ from pruning.jobs.job import (
 from pruning.jobs.keys import INDEX, RECORD, SEARCH
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
-from pruning.spec.calibration import CalibrationSpec, Sampling
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
 from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import ERROR, SPEC, messages, removals
 from tests.support.redis_fixtures import disorder
@@ -27,7 +27,7 @@ from tests.support.redis_fixtures import disorder
 
 
 def test_a_new_job_is_queued_and_reads_back_equal(job_store: JobStore) -> None:
-    calibration = CalibrationSpec(sampling=Sampling.ROWS, num_samples=3, seqlen=7)
+    calibration = CalibrationSpec(Dataset.SELF, sampling=Sampling.ROWS, num_samples=3, seqlen=7)
     spec = PruneSpec(model="tiny", sparsity=0.1, calibration=calibration, evaluate=False)
     job = job_store.create(spec, {"für": "Größe 😀", "empty": ""})
     assert job_store.get(job.id) == job

@@ -19,7 +19,9 @@ from tests.support.tiny_directory import NUM_BLOCKS
 
 WEIGHTS = "model.safetensors"
 # Text of the model itself: on other text, a random model may improve when blocks are removed.
-OWN_WORDS = PruneSpec("tiny", num_remove=4, calibration=CalibrationSpec(num_samples=8, seqlen=24))
+OWN_WORDS = PruneSpec(
+    "tiny", num_remove=4, calibration=CalibrationSpec(Dataset.SELF, num_samples=8, seqlen=24)
+)
 
 
 @pytest.fixture

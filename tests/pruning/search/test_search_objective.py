@@ -104,7 +104,10 @@ def test_a_stopped_run_resumes_to_the_same_end(
 def test_a_ratio_is_about_losses_whatever_decides(tiny_models_dir: Path, spec: PruneSpec) -> None:
     dense = load_dense_model(tiny_models_dir / "tiny", Resident.MODEL, Resources())
     own = replace(
-        spec, num_remove=4, calibration=CalibrationSpec(num_samples=8, seqlen=24), **BY_KL
+        spec,
+        num_remove=4,
+        calibration=CalibrationSpec(Dataset.SELF, num_samples=8, seqlen=24),
+        **BY_KL,
     )
     removals = found(own, dense)
     ratios = [exp(removal.loss - removal.dense_loss) for removal in removals]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
-from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
+from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling, calibration_from
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Search
 
 TARGETS: Mapping[str, Any] = {
@@ -69,10 +69,12 @@ def test_a_target_out_of_its_range_is_refused(name: str, value: Any, message: st
 
 
 def test_streamed_blocks_cannot_write_the_text_themselves() -> None:
-    with pytest.raises(InvalidSpec, match="wikitext2") as caught:
-        PruneSpec("tiny", num_remove=1, resident=Resident.STREAM)
+    own_text = CalibrationSpec(Dataset.SELF)
+    with pytest.raises(InvalidSpec, match="the default") as caught:
+        PruneSpec("tiny", num_remove=1, resident=Resident.STREAM, calibration=own_text)
     assert caught.value.param == "calibration.dataset"
     assert PruneSpec("tiny", num_remove=1, resident=Resident.STREAM, calibration=FILE)
+    assert PruneSpec("tiny", num_remove=1, resident=Resident.STREAM)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,29 @@ def test_a_spec_survives_json_and_its_digest_with_it(spec: PruneSpec) -> None:
 def test_the_digest_of_a_spec_is_what_it_was_before_it_could_have_more_settings() -> None:
     """Manifests contain the digest, which connects a checkpoint with its job."""
     before = "a506ce7071938d5a4733d78df2215a665710310969399516ee93f9552b245c15"
-    assert PruneSpec("tiny", num_remove=2, repair=Repair.NONE).digest() == before
+    text = CalibrationSpec(Dataset.SELF, num_samples=16)
+    assert PruneSpec("tiny", 2, calibration=text, repair=Repair.NONE).digest() == before
+
+
+def test_a_stored_spec_of_an_earlier_default_keeps_its_text_and_digest() -> None:
+    spec = PruneSpec("tiny", 2, calibration=CalibrationSpec(Dataset.SELF, num_samples=16))
+    again = PruneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    assert again.digest() == spec.digest()
+
+
+def test_without_a_text_a_run_mixes_packaged_prose_and_code() -> None:
+    by_default = PruneSpec("tiny", 2).calibration
+    assert [part.domain for part in by_default.parts] == ["prose", "code"]
+    assert [part.num_samples for part in by_default.parts] == [16, 16]
+    assert calibration_from({}) == calibration_from({"dataset": None}) == by_default
+    smaller = calibration_from({"num_samples": 6, "seqlen": 8, "seed": 3, "sampling": "rows"})
+    assert [part.domain for part in smaller.parts] == ["prose", "code"]
+    assert {(part.num_samples, part.seqlen, part.seed) for part in smaller.parts} == {(3, 8, 3)}
+    assert {part.sampling for part in smaller.parts} == {Sampling.ROWS}
+    with pytest.raises(InvalidSpec, match="name one of prose") as caught:
+        calibration_from([{"dataset": "prose"}, {"seed": 1}])
+    assert caught.value.param == "calibration.1.dataset"
 
 
 @pytest.mark.parametrize(

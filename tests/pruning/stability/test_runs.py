@@ -34,7 +34,7 @@ def texts(tmp_path: Path) -> dict[str, CalibrationSpec]:
         path = tmp_path / name
         path.write_text("\n".join(f"{number} lazy {word}, {7 * number}" for number in range(300)))
         found[name] = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(path))
-    return {**found, "self": CalibrationSpec(num_samples=4, seqlen=8)}
+    return {**found, "self": CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=8)}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.queue import DELIVERIES, PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.exposition import Scrape
 from tests.support.job_lives import REMOVAL
@@ -24,7 +24,9 @@ from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers, is_alive
 from tests.support.worker_process import DIE, FINISH, HOLD, IGNORE, OVERFLOW
 
-SPEC = PruneSpec(model="tiny", num_remove=2, calibration=CalibrationSpec(num_samples=2, seqlen=16))
+SPEC = PruneSpec(
+    model="tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=16)
+)
 
 
 def submit(client: redis.Redis, task: str = HOLD) -> Job:

@@ -12,7 +12,7 @@ import tests.support
 from pruning.jobs.job import JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
@@ -21,7 +21,9 @@ from tests.support.worker_process import HOLD
 # all of Redis, as the last version that named the task by its path wrote it for one queued job
 OLD_DELIVERY = Path(tests.support.__path__[0]) / "old_delivery.json"
 OLD_JOB_ID = "prn-6612909d475cfe4217fbf"
-SPEC = PruneSpec(model="tiny", num_remove=1, calibration=CalibrationSpec(num_samples=2))
+SPEC = PruneSpec(
+    model="tiny", num_remove=1, calibration=CalibrationSpec(Dataset.SELF, num_samples=2)
+)
 
 
 def restore(client: redis.Redis, dump: Mapping[str, Mapping[str, Any]]) -> None:

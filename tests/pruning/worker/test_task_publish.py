@@ -15,12 +15,14 @@ from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from pruning.worker import task
 from pruning.worker.task import JobObserver, execute
 
-SPEC = PruneSpec("tiny", 1, calibration=CalibrationSpec(num_samples=1, seqlen=8), evaluate=False)
+SPEC = PruneSpec(
+    "tiny", 1, calibration=CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8), evaluate=False
+)
 
 
 @pytest.fixture

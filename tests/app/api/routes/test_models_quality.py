@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.evaluation.quality import Measured
 from pruning.evaluation.zero_shot import PAPER_TASKS, TaskScore
-from pruning.spec.calibration import CalibrationSpec
+from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec, Quantize
 from tests.support.api_fixtures import publish_pruned
@@ -22,7 +22,7 @@ from tests.support.tiny_checkpoints import write_checkpoint
 @pytest.fixture
 def manifest(data_dir: Path) -> Manifest:
     """Of a job whose gate asked the probe, and warned of a perplexity."""
-    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
     gate = Gate(max_probe_drop=0.99, max_perplexity_ratio=1)
     return publish_pruned(data_dir, spec=PruneSpec("tiny", 3, calibration=calibration, gate=gate))
 
@@ -113,7 +113,7 @@ def test_a_job_without_a_gate_has_no_scores(data_dir: Path, client: TestClient) 
 def test_the_perplexity_with_quantised_weights_is_of_full_depth(
     data_dir: Path, client: TestClient
 ) -> None:
-    calibration = CalibrationSpec(num_samples=2, seqlen=12)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
     spec = PruneSpec("tiny", 3, calibration=calibration, quantize=Quantize.INT8)
     measured = publish_pruned(data_dir, spec=spec).quality.quantized
     assert measured is not None

@@ -89,7 +89,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"num_remove": None, "target_speedup": 1.5, "protect_last": 5}, 422, "0 can go"),
     ({"search": "fast"}, 422, "staged"),
     ({"resident": "disk"}, 422, "stream"),
-    ({"resident": "stream"}, 422, "wikitext2"),
+    ({"calibration": {"dataset": "self"}, "resident": "stream"}, 422, "the default"),
     ({"protect_first": -1}, 422, "0 or more"),
     ({"protect_first": 6}, 422, "0 can go"),
     ({"dtype": "int4"}, 422, "dtype"),
@@ -111,15 +111,30 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"weight": 2}}, 422, "calibration/weight: unknown field"),
     ({"calibration": "text"}, 422, "/calibration: "),
     ({"calibration": []}, 422, "at least 1 item"),
-    ({"calibration": [{"dataset": "c4"}, {"weight": 0}]}, 422, "above 0"),
-    ({"calibration": [{"dataset": "c4"}, {"weight": -1}]}, 422, "above 0"),
+    ({"calibration": [{"dataset": "c4"}, {"dataset": "self", "weight": 0}]}, 422, "above 0"),
+    ({"calibration": [{"dataset": "c4"}, {"dataset": "self", "weight": -1}]}, 422, "above 0"),
     ({"calibration": [{"dataset": "the-web"}]}, 422, "calibration/0/dataset"),
-    ({"calibration": [{"dataset": "c4"}, {"seqlen": 9}]}, 422, "same in every source"),
-    ({"calibration": [{}, {"num_samples": 0}]}, 422, "expected 1 to"),
-    ({"calibration": [{"num_samples": 1}, {"dataset": "c4", "num_samples": 1}]}, 422, "too few"),
-    ({"calibration": [{}, {}]}, 422, "more weight"),
-    ({"calibration": [{}], "resident": "stream"}, 422, "wikitext2"),
-    ({"calibration": [{"seqlen": MAX_POSITIONS + 1}]}, 422, "positions"),
+    ({"calibration": [{"dataset": "c4"}, {}]}, 422, "calibration/1/dataset"),
+    ({"calibration": {"path": "a.txt"}}, 422, "dataset 'file'"),
+    ({"calibration": {"num_samples": 1}}, 422, "too few for 2 sources"),
+    (
+        {"calibration": [{"dataset": "c4"}, {"dataset": "self", "seqlen": 9}]},
+        422,
+        "same in every source",
+    ),
+    (
+        {"calibration": [{"dataset": "c4"}, {"dataset": "self", "num_samples": 0}]},
+        422,
+        "expected 1 to",
+    ),
+    (
+        {"calibration": [{"dataset": name, "num_samples": 1} for name in ("c4", "self")]},
+        422,
+        "too few",
+    ),
+    ({"calibration": [{"dataset": "self"}, {"dataset": "self"}]}, 422, "more weight"),
+    ({"calibration": [{"dataset": "self"}], "resident": "stream"}, 422, "the default"),
+    ({"calibration": [{"dataset": "code", "seqlen": MAX_POSITIONS + 1}]}, 422, "positions"),
     ({"metric": "l2"}, 422, "one_shot"),
     ({"metric": "cosine", "search": "staged"}, 422, "search=exact"),
 ]
@@ -162,12 +177,18 @@ def test_numbers_that_json_does_not_know_are_refused(
         ({"target_speedup": 1.5}, "target_speedup"),
         ({"num_remove": None, "max_perplexity_ratio": 0.5}, "max_perplexity_ratio"),
         ({"num_remove": None, "target_speedup": 3.5}, "target_speedup"),
-        ({"resident": "stream"}, "calibration.dataset"),
+        ({"calibration": {"dataset": "self"}, "resident": "stream"}, "calibration.dataset"),
         ({"metric": "one_shot", "search": "staged"}, "search"),
         ({"calibration": {"seqlen": 1}}, "calibration.seqlen"),
-        ({"calibration": [{}, {"dataset": "c4", "seqlen": 1}]}, "calibration.1.seqlen"),
+        (
+            {"calibration": [{"dataset": "self"}, {"dataset": "c4", "seqlen": 1}]},
+            "calibration.1.seqlen",
+        ),
         ({"calibration": [{"dataset": "file", "path": "none.txt"}]}, "calibration.0.path"),
-        ({"calibration": [{}, {"dataset": "c4", "weight": 0}]}, "calibration.1.weight"),
+        (
+            {"calibration": [{"dataset": "self"}, {"dataset": "c4", "weight": 0}]},
+            "calibration.1.weight",
+        ),
     ],
 )
 def test_a_refusal_names_the_setting_at_fault(
@@ -189,7 +210,8 @@ def test_a_job_is_taken_with_every_setting_of_the_search(
 
 @pytest.mark.parametrize("weight", ["NaN", "Infinity", "-Infinity"])
 def test_a_weight_is_a_number(client: TestClient, weight: str) -> None:
-    body = f'{{"model": "tiny", "num_remove": 1, "calibration": [{{"weight": {weight}}}]}}'
+    calibration = f'[{{"dataset": "self", "weight": {weight}}}]'
+    body = f'{{"model": "tiny", "num_remove": 1, "calibration": {calibration}}}'
     headers = {"content-type": "application/json"}
     response = client.post("/prune-jobs", content=body, headers=headers)
     assert response.status_code == 422
@@ -199,7 +221,10 @@ def test_a_weight_is_a_number(client: TestClient, weight: str) -> None:
 def test_a_mix_of_texts_and_another_metric_are_taken(client: TestClient, data_dir: Path) -> None:
     (data_dir / "texts").mkdir()
     (data_dir / "texts" / "a.txt").write_text("text")
-    mix = [{"dataset": "file", "path": "a.txt", "weight": 2.5, "seed": 3}, {"seed": 4}]
+    mix = [
+        {"dataset": "file", "path": "a.txt", "weight": 2.5, "seed": 3},
+        {"dataset": "self", "seed": 4},
+    ]
     spec = submit(client, calibration=mix, metric="one_shot")["spec"]
     assert spec["metric"] == "one_shot"
     file, own = spec["calibration"]

@@ -15,6 +15,7 @@ GENERATE: dict[str, Any] = {"model": "tiny", "prompt": "a"}
 COMPARE: dict[str, Any] = {"models": ["tiny", "tiny@-1"], "prompt": "a", "repeats": 1}
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
 JOB: dict[str, Any] = {"model": "tiny", "num_remove": 1}
+TEXT: dict[str, Any] = {"dataset": "code"}
 
 
 def metadata(num_pairs: int, key_length: int = 3, value_length: int = 1) -> dict[str, str]:
@@ -43,7 +44,7 @@ LIMITS: list[tuple[type[BaseModel], dict[str, Any], str, Any, Any]] = [
     (PruneJobBody, JOB, "metadata", metadata(16), metadata(17)),
     (PruneJobBody, JOB, "metadata", metadata(1, key_length=64), metadata(1, key_length=65)),
     (PruneJobBody, JOB, "metadata", metadata(1, value_length=512), metadata(1, value_length=513)),
-    (PruneJobBody, JOB, "calibration", [{}] * MAX_SOURCES, [{}] * (MAX_SOURCES + 1)),
+    (PruneJobBody, JOB, "calibration", [TEXT] * MAX_SOURCES, [TEXT] * (MAX_SOURCES + 1)),
     (PruneJobBody, JOB, "calibration", {"path": "a" * 4096}, {"path": "a" * 4097}),
     (PruneJobBody, JOB, "priority", 100, 101),
 ]
