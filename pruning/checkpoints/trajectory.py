@@ -7,6 +7,7 @@ from types import MappingProxyType
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality, perplexity_of
 from pruning.removal import Removal
+from pruning.repair.repair import Method
 from pruning.spec.prune import Metric, PruneSpec
 
 Cells = tuple[str, ...]
@@ -37,6 +38,7 @@ class Row:
     margin_error: float | None  # standard error of the margin
     num_candidates: int | None  # of the round
     num_full: int | None  # candidates that were evaluated on all windows
+    repair: str | None  # its method, as the perplexity is that of the repaired model
 
 
 def rows(manifest: Manifest, removals: Iterable[Removal] = ()) -> tuple[Row, ...]:
@@ -73,6 +75,7 @@ def legend(manifest: Manifest, headings: Cells) -> list[str]:
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.",
         "× dense": f"× dense: {compared} divided by that of the dense model.",
+        "repair": "repair: how the weights of that depth were corrected.",
         "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",
     }
@@ -126,6 +129,7 @@ def _row(manifest: Manifest, step: int, removal: Removal | None) -> Row:
         margin_error=removal.margin_error if removal else None,
         num_candidates=len(windows) if removal else None,
         num_full=sum(num == max(windows) for num in windows) if removal else None,
+        repair=manifest.repair[step - 1].method.value if step and manifest.repair else None,
     )
 
 
@@ -144,6 +148,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = MappingProxyType(
         "loss": lambda row: f"{row.loss:.4f}",
         "perplexity": lambda row: NONE if row.perplexity is None else short(row.perplexity),
         "× dense": lambda row: short(row.ratio),
+        "repair": lambda row: NONE if row.repair in (None, Method.NONE) else str(row.repair),
         "margin": _margin,
         "in full": lambda row: (
             NONE if row.num_full is None else f"{row.num_full} of {row.num_candidates}"

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from pruning.checkpoints.trajectory import calibration_perplexities, legend, rows, short, table
 from pruning.evaluation.quality import MAX_NATS
+from pruning.repair.choose import DepthRepair
+from pruning.repair.repair import Method
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
 
@@ -39,6 +41,16 @@ def test_the_table_has_no_empty_columns() -> None:
     assert cells[0] == ("6", "-", "4.0000", "50.00", "1.00", "-")
     assert cells[1] == ("5", "3", "4.2500", "60.00", "1.20", "0.1000 ± 0.0577")
     assert cells[2] == ("4", "1", "5.0000", "125.00", "2.50", "0.5000 ± 0.0000")
+
+
+def test_a_depth_says_how_it_was_repaired() -> None:
+    depths = (DepthRepair(1, Method.RIDGE, 8, {}), DepthRepair(2, Method.NONE, 0, {}))
+    manifest = replace(RUN, repair=depths)
+    headings, cells = table(rows(manifest))
+    assert [line[headings.index("repair")] for line in cells] == ["-", "ridge", "-"]
+    assert "repair: how the weights" in " ".join(legend(manifest, headings))
+    unrepaired = replace(RUN, repair=depths[1:] * 2)
+    assert "repair" not in table(rows(unrepaired))[0]
 
 
 def test_without_held_out_text_the_calibration_text_gives_the_ratio() -> None:

@@ -7,6 +7,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from tests.support.prune_requests import JOB
+from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupported
 
@@ -50,3 +51,21 @@ def test_quantised_models_are_refused_with_what_to_give_instead(
     quantize_config(write_tiny_model(data_dir / "models" / "small"), method)
     words = (f"quantised ({method})", "give the unquantised model")
     assert_refused(client, redis_client, "small", "unsupported-config", *words)
+
+
+@pytest.mark.parametrize(
+    ("family", "possible"), [("gemma2", "auto, scale, none"), ("olmo2", "auto, none")]
+)
+def test_a_repair_that_is_not_sound_for_the_family_is_refused(
+    client: TestClient, data_dir: Path, redis_client: redis.Redis, family: str, possible: str
+) -> None:
+    write_checkpoint(data_dir / "models" / "other", family)
+    job = {**JOB, "model": "other", "repair": "ridge"}
+    for body in (job, {**job, "dry_run": True}):
+        answer = client.post("/prune-jobs", json=body)
+        told = answer.json()
+        assert (answer.status_code, told["type"]) == (422, "invalid-spec")
+        assert told["param"] == "repair"
+        assert f"choose one of {possible}" in told["detail"]
+    assert redis_client.keys("sleb:*") == []
+    assert client.post("/prune-jobs", json={**job, "repair": "auto"}).status_code == 202
