@@ -161,12 +161,13 @@ def test_the_metrics_are_compared_at_equal_depth(tiny_model_dir: Path, tmp_path:
     compare_metrics(out, *texts, model=str(tiny_model_dir), depths="1,3", **options)
     report = json.loads(out.read_text())
     found = report["metrics"]
-    assert list(found) == ["cosine", "one_shot", "sleb"]
+    assert list(found) == ["cosine", "one_shot", "sleb", "kl"]
     assert found["one_shot"]["order"][0] == found["sleb"]["order"][0]
     assert {name: each["evaluations"] for name, each in found.items()} == {
         "cosine": 4 + 3,
         "one_shot": 4 + 3,
         "sleb": 4 + 3 + 2,
+        "kl": 4 + 3 + 2,
     }
     for each in found.values():
         assert list(each["perplexities"]) == ["1", "3"]

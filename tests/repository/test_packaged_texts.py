@@ -56,7 +56,7 @@ def test_splits_have_their_shares_of_what_is_chosen(lengths: list[int], wanted: 
     for document in found:
         sizes[document.split] += len(document.text)
     for split, share in SHARES.items():
-        assert abs(sizes[split] - share * total) <= 3_000
+        assert abs(sizes[split] - share * total) <= 2 * 3_000  # two documents
 
 
 def test_what_is_too_short_is_left_out() -> None:

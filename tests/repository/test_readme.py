@@ -143,7 +143,7 @@ def test_the_stability_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatc
     [line] = re.findall(r"^\.venv/bin/sleb (stability .*)$", commands(PRUNE), re.MULTILINE)
     result = CliRunner().invoke(command_line, shlex.split(line))
     assert result.exit_code == 0, f"{result.output}{result.exception}"
-    assert asked == [({"file.txt", "self"}, [0, 1, 2, 3])]
+    assert asked == [({"prose", "code"}, [0, 1, 2, 3])]
 
 
 def test_every_command_is_named_and_no_other() -> None:

@@ -114,10 +114,10 @@ def test_half_the_batch_changes_no_removal(
 
     class Noted(Prefixes):
         def __init__(
-            self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int
+            self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int, **options: bool
         ) -> None:
             sizes.append(token_ids.numel())
-            super().__init__(model, token_ids, num_states)
+            super().__init__(model, token_ids, num_states, **options)
 
     monkeypatch.setattr("pruning.search.scoring.Prefixes", Noted)
     monkeypatch.setattr("pruning.search.streamed_scoring.Prefixes", Noted)

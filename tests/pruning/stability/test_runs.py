@@ -121,7 +121,10 @@ def test_the_command_leaves_a_report_and_a_picture(
     assert report["conclusions"][0] in printed.out
     assert "block by block" in printed.out
     assert "cats.txt, seed 1: [" in printed.err
-    assert f"{6 * (ONE_SEARCH if metric is Metric.SLEB else 4 + 2)} of" in printed.err
+    assert (
+        f"{6 * (4 + 2 if metric in (Metric.COSINE, Metric.ONE_SHOT) else ONE_SEARCH)} of"
+        in printed.err
+    )
     with pytest.raises(CheckpointExists, match="choose another"):
         run_stability(spec, texts, SEEDS[:2], out, settings, as_json=False)
     run_stability(spec, texts, SEEDS[:2], tmp_path / "as-json", settings, as_json=True)

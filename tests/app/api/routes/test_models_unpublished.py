@@ -62,6 +62,7 @@ def test_a_running_job_lists_what_it_has_found(client: TestClient, job: dict[str
             "removed_block": block,
             "loss": LOSSES[k - 1],
             "perplexity": None,
+            "domains": [],
             "repair": None,
         }
         for k, block in ((1, 3), (2, 1))
