@@ -20,14 +20,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from app.bench.machine import machine
 from app.cli.options import calibration_of
 from app.settings import check_variables
-from benchmarks.repair import evenly_spread
 from pruning.config import Settings
 from pruning.data.calibration import calibrate
-from pruning.data.windows import Windows
+from pruning.data.windows import Windows, all_windows
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
@@ -125,7 +125,7 @@ def main(
     spec = PruneSpec(model, num_remove=numbers[-1], refine=refine, dtype=dtype)
     path = ModelStore(settings.models_dir, allow_paths=True).path(model)
     dense = load_dense_model(path, spec.resident, Resources(), dtype=dtype)
-    texts = evenly_spread(dense.tokenizer, held_out, num_held_out, held_out_seqlen)
+    texts = _evenly_spread(dense.tokenizer, held_out, num_held_out, held_out_seqlen)
     judge = _HeldOut(dense, texts)
     report: dict[str, Any] = {
         "calibration": f"{num_windows} windows of {seqlen} tokens: {', '.join(calibration)}",
@@ -236,6 +236,23 @@ def _markdown(report: Mapping[str, Any]) -> str:
         "command are in the JSON file of the same name.\n\n"
     )
     return text + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _evenly_spread(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], number: int, seqlen: int
+) -> dict[str, torch.Tensor]:
+    """Token ids [number, seqlen] of each DOMAIN=FILE, spread evenly over the file."""
+    found = {}
+    for given in texts:
+        domain, _, file = given.partition("=")
+        windows = all_windows(Path(file).read_text(encoding="utf-8"), seqlen, tokenizer)
+        if len(windows) < number:
+            raise typer.BadParameter(
+                f"{file} has {len(windows)} windows of {seqlen} tokens, and {number} are needed: "
+                "give a longer text or ask for fewer windows"
+            )
+        found[domain] = windows[[at * len(windows) // number for at in range(number)]]
+    return found
 
 
 if __name__ == "__main__":

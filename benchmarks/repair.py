@@ -1,217 +1,235 @@
-"""What repair gives back: losses without, with each repair, and with the chosen one, by domain and
-depth, on text that took no part in any fit or choice.
+"""What repair gives back: losses without, with each repair, and with the chosen one, by domain,
+depth and removal order, on text that took no part in any fit or choice.
 
 The share that comes back is (pruned - repaired) / (pruned - dense), in nats per token.
 """
 
-import json
 import math
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.bench.machine import machine
 from app.settings import check_variables
+from benchmarks.repair_report import write
 from pruning.config import Settings
-from pruning.data.windows import all_windows
-from pruning.models.blocks import num_blocks, view
+from pruning.data.calibration import calibrate, evaluation_windows, repair_windows
+from pruning.data.windows import Windows
+from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
+from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.loss import last_hidden, window_losses
-from pruning.models.memory import BATCH_TOKENS
-from pruning.models.store import ModelStore, load, set_up_torch
-from pruning.removal import Losses, kept
+from pruning.models.store import ModelStore, set_up_torch
+from pruning.removal import Losses, kept, paired_gaps, standard_error
 from pruning.repair.choose import choose
-from pruning.repair.folding import folded
-from pruning.repair.repair import RepairedDepth, RepairText, ResidentModel, repair_depths
-
-_Texts = list[str]
+from pruning.repair.repair import Method, RepairedDepth, RepairText, repair_depths
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
+from pruning.sleb import Blocks, sleb
+from pruning.spec.calibration import (
+    Calibration,
+    CalibrationMix,
+    CalibrationSpec,
+    Dataset,
+    default_calibration,
+)
+from pruning.spec.prune import Resident
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the JSON, table and picture.")],
-    train: Annotated[_Texts, typer.Option(help="DOMAIN=FILE to fit and to choose on; repeat it.")],
-    held_out: Annotated[_Texts, typer.Option(help="DOMAIN=FILE to evaluate on; repeat it.")],
-    order: Annotated[str, typer.Option(help="Blocks in the order in which they go.")],
+    out: Annotated[Path, typer.Option(help="Where to write the JSON, tables and picture.")],
+    order: Annotated[list[str], typer.Option(help="NAME=14,26,...: removal orders; repeat it.")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file of a domain, in place of the packaged ones; repeat it."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
-    depths: Annotated[str, typer.Option(help="Numbers of removed blocks.")] = "1,2,3,4,5,6",
-    num_train: Annotated[int, typer.Option(help="Windows of each domain to fit on.")] = 32,
-    num_selection: Annotated[int, typer.Option(help="Windows of each to choose by.")] = 8,
-    num_held_out: Annotated[int, typer.Option(help="Windows of each to evaluate on.")] = 8,
+    depths: Annotated[str, typer.Option(help="Numbers of removed blocks.")] = "1,2,3,4,5,6,7,8,9",
+    num_samples: Annotated[
+        int, typer.Option(help="Calibration windows. Repair fits on four times as many.")
+    ] = 16,
+    num_held_out: Annotated[
+        int, typer.Option(help="Windows of each packaged domain to evaluate on.")
+    ] = 16,
     seqlen: int = 512,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    search: Annotated[bool, typer.Option(help="Time the exact search as well.")] = False,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    set_up_torch()
+    set_up_torch(threads)
     check_variables()
     settings = Settings()
     if model == NAME:
         ensure_demo_model(settings.models_dir)
-    loaded = load(ModelStore(settings.models_dir, allow_paths=True).path(model), dtype="float32")
-    texts = evenly_spread(loaded.tokenizer, train, num_train + num_selection, seqlen)
-    text = RepairText(
-        {domain: windows[num_selection:] for domain, windows in texts.items()},
-        {domain: windows[:num_selection] for domain, windows in texts.items()},
-    )
-    judged = evenly_spread(loaded.tokenizer, held_out, num_held_out, seqlen)
-    removed = [int(block) for block in order.split(",")]
-    keeps = [kept(num_blocks(loaded.model), removed[: int(k)]) for k in depths.split(",")]
-    report: dict[str, Any] = {
-        "order": removed,
-        "train": {domain: list(windows.shape) for domain, windows in text.train.items()},
-        "selection": {domain: list(windows.shape) for domain, windows in text.selection.items()},
-        "held_out": {domain: list(windows.shape) for domain, windows in judged.items()},
+    path = ModelStore(settings.models_dir, allow_paths=True).path(model)
+    dense = load_dense_model(path, Resident.MODEL, Resources(), dtype="float32")
+    numbers = [int(number) for number in depths.split(",")]
+    orders = dict(_parsed(given, max(numbers)) for given in order)
+    spec = _calibration(text, num_samples, seqlen)
+    # the windows of a file have one use only if the sizes of all uses are known together
+    held_out = spec if text else default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
+    report = measured(dense, spec, held_out, orders, numbers, search=search)
+    report["command"] = shlex.join(["python", "-m", "benchmarks.repair", *sys.argv[1:]])
+    write(report, out)
+
+
+def measured(
+    dense: DenseModel,
+    spec: Calibration,
+    held_out: Calibration,
+    orders: Mapping[str, Blocks],
+    numbers: Sequence[int],
+    *,
+    search: bool,
+) -> dict[str, Any]:
+    """The report, as JSON, for ``numbers`` of removed blocks in each of the orders."""
+    windows = repair_windows(spec, dense.model, dense.tokenizer)
+    judged = evaluation_windows(held_out, dense.model, dense.tokenizer)
+    train, selection = _token_ids(windows.train), _token_ids(windows.selection)
+    repaired = {
+        name: _repaired(dense, removed, numbers, RepairText(train, selection))
+        for name, removed in orders.items()
+    }
+    losses = _judged(dense, [found.depths for found in repaired.values()], _token_ids(judged))
+    found = {name: _order(of, orders[name], losses) for name, of in repaired.items()}
+    return {
+        "num_blocks": num_blocks(dense.model),
+        "train": {domain: list(ids.shape) for domain, ids in train.items()},
+        "selection": {domain: list(ids.shape) for domain, ids in selection.items()},
+        "held_out": {domain: list(of.token_ids.shape) for domain, of in judged.items()},
+        "search": _search(dense, spec, max(numbers)) if search else None,
+        "dense": {domain: _of(of) for domain, of in losses.dense.items()},
+        "orders": found,
         "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.repair", *sys.argv[1:]]),
     }
+
+
+@dataclass(frozen=True)
+class _Repaired:
+    seconds: float
+    numbers: Sequence[int]
+    depths: Sequence[RepairedDepth]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Losses on held-out windows by domain: of the dense model, and of each depth and method."""
+
+    dense: Mapping[str, Losses]
+    pruned: Mapping[tuple[Blocks, Method], Mapping[str, Losses]]
+
+
+def _parsed(given: str, least: int) -> tuple[str, Blocks]:
+    name, _, blocks = given.partition("=")
+    if not blocks:
+        raise typer.BadParameter(f"--order {given}: expected NAME=14,26,...")
+    removed = tuple(int(block) for block in blocks.split(","))
+    if len(removed) < least:
+        raise typer.BadParameter(
+            f"--order {given} has {len(removed)} blocks, and {least} are to be removed: give a "
+            "longer order or smaller depths"
+        )
+    return name, removed
+
+
+def _calibration(text: Sequence[Path] | None, num_samples: int, seqlen: int) -> Calibration:
+    if not text:
+        return default_calibration(num_samples=num_samples, seqlen=seqlen)
+    sources = tuple(
+        CalibrationSpec(Dataset.FILE, num_samples=num_samples, seqlen=seqlen, path=str(file))
+        for file in text
+    )
+    return CalibrationMix(sources, (1.0,) * len(sources))
+
+
+def _token_ids(windows: Mapping[str, Windows]) -> dict[str, torch.Tensor]:
+    return {domain: found.token_ids for domain, found in windows.items()}
+
+
+def _repaired(
+    dense: DenseModel, removed: Blocks, numbers: Sequence[int], text: RepairText
+) -> _Repaired:
+    keeps = [kept(num_blocks(dense.model), removed[:number]) for number in numbers]
     began_s = time.perf_counter()
-    repaired = repair_depths(ResidentModel(loaded.model), keeps, text, batch_tokens=BATCH_TOKENS)
-    report["seconds"] = round(time.perf_counter() - began_s, 1)
-    report["dense"] = {
-        domain: _of(_losses(loaded.model, windows)) for domain, windows in judged.items()
+    depths = repair_depths(dense.visited(), keeps, text, batch_tokens=dense.resources.batch_tokens)
+    return _Repaired(time.perf_counter() - began_s, numbers, depths)
+
+
+def _judged(
+    dense: DenseModel, orders: Sequence[Sequence[RepairedDepth]], windows: dict[str, torch.Tensor]
+) -> _Judged:
+    models = {
+        (depth.keep, method): PrunedModel(depth.keep, dense.folded(depth.keep, repaired))
+        for depths in orders
+        for depth in depths
+        for method, repaired in depth.tried.items()
     }
-    report["depths"] = [_measured(loaded.model, depth, judged, report) for depth in repaired]
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    out.with_suffix(".md").write_text(_markdown(report))
-    _plot(report, out.with_suffix(".png"))
-    _show(report)
+    everything = PrunedModel(tuple(range(num_blocks(dense.model))))
+    found: list[dict[str, Losses]] = [{} for _ in range(len(models) + 1)]
+    for domain, token_ids in windows.items():
+        by_model = pruned_losses(dense, [everything, *models.values()], token_ids)
+        for of, losses in zip(found, by_model, strict=True):
+            of[domain] = losses
+    return _Judged(found[0], dict(zip(models, found[1:], strict=True)))
 
 
-def evenly_spread(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], number: int, seqlen: int
-) -> dict[str, torch.Tensor]:
-    """Token ids [number, seqlen] of each DOMAIN=FILE, spread evenly over the file."""
-    found = {}
-    for given in texts:
-        domain, _, file = given.partition("=")
-        windows = all_windows(Path(file).read_text(encoding="utf-8"), seqlen, tokenizer)
-        if len(windows) < number:
-            raise typer.BadParameter(
-                f"{file} has {len(windows)} windows of {seqlen} tokens, and {number} are needed: "
-                "give a longer text or ask for fewer windows"
-            )
-        found[domain] = windows[[at * len(windows) // number for at in range(number)]]
-    return found
+def _order(repaired: _Repaired, removed: Blocks, losses: _Judged) -> dict[str, Any]:
+    return {
+        "removed": list(removed),
+        "seconds": repaired.seconds,
+        "depths": [
+            {"num_removed": number, **_depth(depth, losses)}
+            for number, depth in zip(repaired.numbers, repaired.depths, strict=True)
+        ],
+    }
 
 
-@torch.no_grad()
-def _losses(model: PreTrainedModel, windows: torch.Tensor) -> Losses:
-    """Nats per predicted token of each window."""
-    batches = torch.split(windows, max(1, BATCH_TOKENS // windows.shape[1]))
-    found: list[float] = []
-    for batch in batches:
-        found += window_losses(model, last_hidden(model, batch), batch).tolist()
-    return found
+def _depth(depth: RepairedDepth, losses: _Judged) -> dict[str, Any]:
+    raw = losses.pruned[depth.keep, Method.NONE]
+    methods = {
+        method.value: {
+            "bytes": sum(tensor.nbytes for tensor in repaired.tensors.values()),
+            "penalties": {str(cut.before): found for cut, found in repaired.penalties.items()},
+            "domains": {
+                domain: _came_back(losses.dense[domain], raw[domain], found)
+                for domain, found in losses.pruned[depth.keep, method].items()
+            },
+        }
+        for method, repaired in depth.tried.items()
+    }
+    return {"auto": choose(depth).method.value, "methods": methods}
+
+
+def _came_back(dense: Losses, raw: Losses, losses: Losses) -> dict[str, float]:
+    """``came_back`` and its standard error are shares of the nats that pruning has lost."""
+    lost = fmean(raw) - fmean(dense)
+    back = paired_gaps(raw, losses)
+    error = standard_error(back) if len(back) > 1 else 0.0
+    share = {"came_back": fmean(back) / lost, "standard_error": error / abs(lost)}
+    return {**_of(losses), **share}
 
 
 def _of(losses: Losses) -> dict[str, float]:
     return {"loss": fmean(losses), "perplexity": math.exp(fmean(losses))}
 
 
-def _measured(
-    model: PreTrainedModel,
-    depth: RepairedDepth,
-    judged: Mapping[str, torch.Tensor],
-    report: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Losses of each method on the held-out windows; those without repair come first."""
-    raw: dict[str, Losses] = {}
-    methods: dict[str, Any] = {}
-    for method, repaired in depth.tried.items():
-        tensors = folded(model, depth.keep, repaired)
-        pruned = view(model, depth.keep, tensors)
-        domains = {}
-        for domain, windows in judged.items():
-            losses = _losses(pruned, windows)
-            raw.setdefault(domain, losses)
-            lost = fmean(raw[domain]) - report["dense"][domain]["loss"]
-            differences = [
-                before - after for before, after in zip(raw[domain], losses, strict=True)
-            ]
-            error = stdev(differences) / math.sqrt(len(differences)) if len(losses) > 1 else 0.0
-            domains[domain] = {
-                **_of(losses),
-                "came_back": fmean(differences) / lost,
-                "standard_error": error / abs(lost),
-            }
-        own_bytes = sum(tensor.nbytes for tensor in repaired.tensors.values())
-        penalties = {str(cut.before): found for cut, found in repaired.penalties.items()}
-        methods[method.value] = {"bytes": own_bytes, "penalties": penalties, "domains": domains}
+def _search(dense: DenseModel, spec: Calibration, num_remove: int) -> dict[str, Any]:
+    """The time of the exact search that a job makes on the calibration windows."""
+    windows = calibrate(spec, dense.model, dense.tokenizer).token_ids
+    began_s = time.perf_counter()
+    with dense.scorer(windows) as scorer:
+        removals = list(sleb(scorer, num_blocks(dense.model), num_remove))
     return {
-        "num_removed": num_blocks(model) - len(depth.keep),
-        "methods": methods,
-        "auto": choose(depth).method.value,
+        "seconds": time.perf_counter() - began_s,
+        "windows": list(windows.shape),
+        "removed": [removal.block for removal in removals],
     }
-
-
-def _lines(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and a line for each depth and method."""
-    domains = list(report["dense"])
-    headings = ["removed", "repair", *domains, *(f"{domain} came back" for domain in domains)]
-    lines = [["0", "", *(f"{found['perplexity']:.2f}" for found in report["dense"].values())]]
-    lines[0] += ["" for _ in domains]
-    for depth in report["depths"]:
-        for method, found in depth["methods"].items():
-            chosen = " (auto)" if method == depth["auto"] else ""
-            measured = [found["domains"][domain] for domain in domains]
-            shares = [
-                f"{100 * m['came_back']:.0f} ± {196 * m['standard_error']:.0f} %" for m in measured
-            ]
-            lines.append(
-                [
-                    str(depth["num_removed"]),
-                    f"{method}{chosen}",
-                    *(f"{m['perplexity']:.2f}" for m in measured),
-                    *(shares if method != "none" else ["" for _ in domains]),
-                ]
-            )
-    return headings, lines
-
-
-def _markdown(report: Mapping[str, Any]) -> str:
-    headings, lines = _lines(report)
-    rows = [headings, ["--:", "---", *["--:"] * (len(headings) - 2)], *lines]
-    text = (
-        f"# Repair in closed form\n\nBlocks go in the order {report['order']}. Perplexity on "
-        f"held-out windows by domain {report['held_out']}; fitted on {report['train']}, chosen on "
-        f"{report['selection']}. Intervals are 95 %, over windows. All depths were repaired in "
-        f"{report['seconds']} s. Machine and command are in the JSON file of the same name.\n\n"
-    )
-    return text + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def _plot(report: Mapping[str, Any], path: Path) -> None:
-    """Perplexity against removed blocks, a panel for each domain and a line for each repair."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - looks for fonts when it is imported
-
-    domains = list(report["dense"])
-    figure = Figure(figsize=(4 * len(domains), 3.4), layout="constrained")
-    numbers = [0, *(depth["num_removed"] for depth in report["depths"])]
-    for at, domain in enumerate(domains, start=1):
-        axes = figure.add_subplot(1, len(domains), at)
-        for method in report["depths"][0]["methods"]:
-            found = [depth["methods"][method]["domains"][domain] for depth in report["depths"]]
-            values = [report["dense"][domain]["perplexity"], *(m["perplexity"] for m in found)]
-            axes.plot(numbers, values, marker="o", label=f"repair: {method}")
-        axes.set(title=domain, xlabel="blocks removed", ylabel="perplexity", yscale="log")
-        axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def _show(report: Mapping[str, Any]) -> None:
-    headings, lines = _lines(report)
-    table = Table(*headings, title="perplexity on held-out text")
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
 
 
 if __name__ == "__main__":
