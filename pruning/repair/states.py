@@ -11,6 +11,10 @@ import torch
 _Key = TypeVar("_Key", bound=Hashable)
 
 
+class SpillFailed(RuntimeError):
+    """The temporary file cannot take the hidden states that are beyond the budget."""
+
+
 @dataclass(frozen=True)
 class _Slot:
     """A tensor in the file."""
@@ -33,7 +37,7 @@ class States(Generic[_Key]):
         self._held: dict[_Key, torch.Tensor] = {}
         self._spilled: dict[_Key, _Slot] = {}
         self._free: dict[int, list[int]] = {}  # offsets of unused slots by their bytes
-        self._file: io.BufferedRandom | None = None
+        self._file: io.FileIO | None = None
         self.file_bytes = 0
         self.held_bytes = 0
         self.peak_bytes = 0  # of what was in memory at once
@@ -46,6 +50,7 @@ class States(Generic[_Key]):
         return key in self._held or key in self._spilled
 
     def put(self, key: _Key, tensor: torch.Tensor) -> None:
+        """Raises ``SpillFailed`` if there is no room in memory and none on the disk."""
         assert key not in self
         if not self.has_room(tensor.nbytes):
             self._spilled[key] = self._written(tensor)
@@ -83,12 +88,26 @@ class States(Generic[_Key]):
             self._file.close()
 
     def _written(self, tensor: torch.Tensor) -> _Slot:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by ``close``
         free = self._free.get(tensor.nbytes)
         offset = free.pop() if free else self.file_bytes
         self.file_bytes = max(self.file_bytes, offset + tensor.nbytes)
         raw = tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data
-        self._file.seek(offset)
-        self._file.write(raw)
+        try:
+            if self._file is None:
+                # without a buffer, so that a full disk is found here and not when it is closed
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - ``close`` closes it
+            self._file.seek(offset)
+            is_whole = self._file.write(raw) == tensor.nbytes
+        except OSError as error:
+            raise _spill_failed(self.file_bytes, error.strerror) from error
+        if not is_whole:
+            raise _spill_failed(self.file_bytes, "the disk is full")
         return _Slot(offset, tensor.nbytes, tensor.shape, tensor.dtype, tensor.device)
+
+
+def _spill_failed(num_bytes: int, reason: str | None) -> SpillFailed:
+    return SpillFailed(
+        f"{num_bytes} bytes of hidden states do not fit in memory, nor in a file in "
+        f"{tempfile.gettempdir()}: {reason}. Free space there, set TMPDIR to a folder on a larger "
+        "disk, give more memory by SLEB_STATE_BUDGET, or ask for fewer samples"
+    )

@@ -13,6 +13,7 @@ from pruning.models.memory import StateBudgetTooSmall, is_out_of_memory, shortag
 from pruning.models.quantize import QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.removal import NonFiniteLoss
+from pruning.repair.states import SpillFailed
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_scoring import ClusterUnavailable
 from pruning.sleb import TooManyRemovals
@@ -29,6 +30,7 @@ CODES: Mapping[type[Exception], str] = {
     NonFiniteLoss: "non_finite_loss",
     CheckpointExists: "checkpoint_exists",
     DiskFull: "disk_full",
+    SpillFailed: "disk_full",
     QualityGateFailed: "quality_gate",
     CheckpointNotPortable: "checkpoint_not_portable",
     QuantizeUnavailable: "quantize_unavailable",

@@ -1,11 +1,13 @@
 """Hidden states in memory and in a file: what is put in comes out, and the budget holds."""
 
+import resource
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.repair.states import States
+from pruning.repair.states import SpillFailed, States
 
 DTYPES = (torch.float32, torch.bfloat16)
 actions = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3), st.sampled_from(DTYPES)))
@@ -51,4 +53,22 @@ def test_a_part_of_a_larger_tensor_is_written_alone() -> None:
     assert torch.equal(states.get(0), whole[:, 1:3])
     with pytest.raises(KeyError):
         states.get(1)
+    states.close()
+
+
+def fill(states: States[int]) -> None:
+    for key in range(3):
+        states.put(key, torch.zeros(32))
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 64, 300])
+def test_a_full_disk_is_said_at_once(limit_bytes: int) -> None:
+    states = States[int](0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
+    try:
+        with pytest.raises(SpillFailed, match="set TMPDIR to a folder on a larger disk"):
+            fill(states)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     states.close()
