@@ -50,7 +50,7 @@ def repair_windows(
     """Windows to fit and to select a repair on, with the sampling and seqlen of the calibration.
 
     There are four times as many to fit on as the calibration has, and at least 16 of each source;
-    a quarter of that to select on, and at least 4. Short texts give fewer. Raises
+    an eighth of that to select on, and at least 4. Short texts give fewer. Raises
     ``CalibrationError``.
     """
     sources = [(part.domain, source_of(part, model, tokenizer)) for part in spec.parts]

@@ -75,7 +75,7 @@ def num_wanted(spec: CalibrationSpec, use: Use) -> int:
         case Use.REPAIR:
             return max(MIN_REPAIR_WINDOWS, 4 * num_samples)
         case Use.SELECTION:
-            return max(MIN_SELECTION_WINDOWS, num_samples)
+            return max(MIN_SELECTION_WINDOWS, num_samples // 2)  # they go through all blocks
     return num_samples
 
 

@@ -69,10 +69,10 @@ def test_what_chooses_shares_no_window_with_what_fits_or_measures(
         assert not found[one] & found[other]
 
 
-def test_there_are_four_times_as_many_to_fit_on_and_a_quarter_of_that_to_select_on(
+def test_there_are_four_times_as_many_to_fit_on_and_an_eighth_of_that_to_select_on(
     tiny_loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    for num_samples, num_train, num_selection in ((3, 16, 4), (5, 20, 5)):
+    for num_samples, num_train, num_selection in ((3, 16, 4), (10, 40, 5)):
         spec = file_spec(tmp_path / "text.txt", numbered("dogs", 400), num_samples=num_samples)
         repair = repair_windows(spec, tiny_loaded.model, tiny_loaded.tokenizer)
         assert repair.train["text"].token_ids.shape == (num_train, 8)
