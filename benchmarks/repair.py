@@ -29,6 +29,7 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.removal import Losses, kept, paired_gaps, standard_error
 from pruning.repair.choose import choose
+from pruning.repair.folding import folded
 from pruning.repair.repair import Method, RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.sleb import Blocks, sleb
@@ -165,7 +166,9 @@ def _judged(
     dense: DenseModel, orders: Sequence[Sequence[RepairedDepth]], windows: dict[str, torch.Tensor]
 ) -> _Judged:
     models = {
-        (depth.keep, method): PrunedModel(depth.keep, dense.folded(depth.keep, repaired))
+        (depth.keep, method): PrunedModel(
+            depth.keep, folded(dense.model, depth.keep, repaired, dense.read)
+        )
         for depths in orders
         for depth in depths
         for method, repaired in depth.tried.items()

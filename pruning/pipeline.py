@@ -28,6 +28,7 @@ from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_files import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
+from pruning.repair.folding import folded
 from pruning.repair.order import (
     OrderRepair,
     RepairRequest,
@@ -102,10 +103,10 @@ class _Run:
     @cached_property
     def own_tensors(self) -> Mapping[int, Own]:
         """Those of each depth that is repaired, by its number of removed blocks."""
-        total = num_blocks(self.dense.model)
+        dense, total = self.dense, num_blocks(self.dense.model)
         chosen = enumerate(self.repair.chosen if self.repair else (), start=1)
         return {
-            number: self.dense.folded(kept(total, self.order[:number]), repaired)
+            number: folded(dense.model, kept(total, self.order[:number]), repaired, dense.read)
             for number, repaired in chosen
             if repaired.method is not Method.NONE
         }

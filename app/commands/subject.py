@@ -11,6 +11,7 @@ from pruning.models.blocks import NO_OWN, Own
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.names import VariantName
 from pruning.models.store import ModelStore, NotAModel
+from pruning.repair.folding import folded
 from pruning.repair.repair import Method
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
@@ -40,7 +41,7 @@ class Subject:
         if self.repaired_by is None or self.keep is None:
             return NO_OWN
         repaired = repair_of(self.repaired_by, len(self.removed_blocks))
-        return NO_OWN if repaired is None else dense.folded(self.keep, repaired)
+        return NO_OWN if repaired is None else folded(dense.model, self.keep, repaired, dense.read)
 
 
 def subject_of(name: str, settings: Settings) -> Subject:

@@ -26,6 +26,7 @@ from gguf import (
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pruning.models.blocks import NO_OWN, Own, view
+from pruning.models.save_streamed import kept_weights
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 
@@ -224,7 +225,7 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str, own: Own 
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for parameter_name, values in dense.weights(keep, own):
+    for parameter_name, values in kept_weights(dense, keep, own):
         placed = _interleaved(parameter_name, values, config) if family.is_interleaved else values
         stored = placed.detach().cpu().to(torch.float32 if values.ndim == 1 else dtype)
         writer.write_tensor_data(stored.contiguous().view(torch.uint8).numpy())

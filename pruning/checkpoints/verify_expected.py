@@ -20,6 +20,7 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, final_logits
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.memory import free_bytes, release_cache
+from pruning.models.save_streamed import kept_weights
 from pruning.models.store import COMPANION_FILES, pick_device
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
@@ -91,7 +92,7 @@ def expectation(
     release_cache()
     weights: dict[str, str] = {}
     num_bytes = 0
-    for name, values in dense.weights(keep, own):
+    for name, values in kept_weights(dense, keep, own):
         weights[name] = digest(values)
         num_bytes += values.nbytes
     loading = _loading(num_bytes, pick_device(device))

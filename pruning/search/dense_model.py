@@ -18,12 +18,11 @@ from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
 from pruning.models.quantize import CannotQuantize, quantized
-from pruning.models.save_streamed import SHARD_BYTES, kept_weights, save_streamed
+from pruning.models.save_streamed import SHARD_BYTES, save_streamed
 from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
-from pruning.repair.folding import folded
-from pruning.repair.repair import Repaired, ResidentModel, VisitedModel
+from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import CosineRanker
 from pruning.search.objective import LOSS, Objective
@@ -93,14 +92,8 @@ class DenseModel(Protocol):
     def open_walk(self) -> OpenWalk | None:
         """Where ``repair_depths`` takes the windows through the blocks; None: in this process."""
 
-    def folded(self, keep: Blocks, repaired: Repaired) -> Own:
-        """The own tensors of the repaired model, made when they are read."""
-
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, values)`` of these parameters of the dense model."""
-
-    def weights(self, keep: Blocks, own: Own = NO_OWN) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(name, values)`` of every parameter."""
 
     def save(
         self,
@@ -238,14 +231,8 @@ class _InMemory:
             batch_tokens=resources.batch_tokens,
         )
 
-    def folded(self, keep: Blocks, repaired: Repaired) -> Own:
-        return folded(self.model, keep, repaired, self.read)
-
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, self.model.get_parameter(name)) for name in names)
-
-    def weights(self, keep: Blocks, own: Own = NO_OWN) -> Iterator[tuple[str, torch.Tensor]]:
-        return kept_weights(self, keep, own)
 
     def save(
         self,
@@ -325,14 +312,8 @@ class _OnDisk:
     def open_walk(self) -> OpenWalk | None:
         return None
 
-    def folded(self, keep: Blocks, repaired: Repaired) -> Own:
-        return folded(self.model, keep, repaired, self.read)
-
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         return self.streamed.read(names)
-
-    def weights(self, keep: Blocks, own: Own = NO_OWN) -> Iterator[tuple[str, torch.Tensor]]:
-        return kept_weights(self, keep, own)
 
     def save(
         self,

@@ -9,7 +9,9 @@ import torch
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import Own, view
 from pruning.models.forward import Forward
+from pruning.models.save_streamed import kept_weights
 from pruning.models.store import load
+from pruning.repair.folding import folded
 from pruning.repair.repair import Method, Repaired, RepairText, possible_methods, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
@@ -52,17 +54,17 @@ def test_a_repaired_model_is_the_same_in_memory_and_on_disk(family: str, tmp_pat
     tried = repaired(in_memory)
     assert tried.keys() == {Method.NONE, *possible_methods(model.config)}
     for method, found in tried.items():
-        own: Own = in_memory.folded(KEEP, found)
+        own: Own = folded(in_memory.model, KEEP, found, in_memory.read)
         expected = view(model, KEEP, own)
         saved = tmp_path / method
         expected.save_pretrained(saved / "expected")
         token_ids = windows(3)["prose"]
         states = hidden(in_memory.forward(KEEP, own=own), token_ids)
         for dense in (in_memory, on_disk):
-            its_own = dense.folded(KEEP, found)
+            its_own = folded(dense.model, KEEP, found, dense.read)
             dense.save(KEEP, saved / str(type(dense)), own=its_own)
             assert contents(saved / str(type(dense))) == contents(saved / "expected")
-            weights = dict(dense.weights(KEEP, its_own))
+            weights = dict(kept_weights(dense, KEEP, its_own))
             assert weights.keys() == dict(expected.named_parameters()).keys()
             for name, values in expected.named_parameters():
                 assert torch.equal(weights[name], values)
