@@ -42,7 +42,7 @@ HELP: Mapping[str, str] = MappingProxyType(
         "gate_action": "Beyond a limit: publish with a warning, or refuse to publish.",
         "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
         "zero_shot": "Measure both models on the paper's five tasks.",
-        "repair": "Correction of the remaining blocks; auto takes the best on held-out text.",
+        "repair": "Correction of the remaining blocks; auto: the best on separate text, or none.",
     }
 )
 

@@ -36,7 +36,7 @@ def prune(
             help="The same maximum for one domain of text, as in code=1.5; can be repeated.",
             metavar="DOMAIN=RATIO",
         ),
-    ] = [],  # noqa: B006 - as above
+    ] = [],  # noqa: B006 - typer needs a list, and never changes it
     state_budget: Annotated[
         str | None,
         typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,12 +23,11 @@ _SHARES: Mapping[Split, float] = {
 def split_documents(documents: Sequence[str]) -> dict[Split, list[str]]:
     """The documents of each split. It depends on their texts alone; equal ones count once."""
     by_hash = sorted(set(documents), key=lambda text: hashlib.sha256(text.encode()).digest())
-    found, start, share = {}, 0, 0.0
-    for split, its_share in _SHARES.items():
-        share += its_share
-        stop = round(share * len(by_hash))
-        found[split], start = by_hash[start:stop], stop
-    return found
+    ends = [round(share * len(by_hash)) for share in accumulate(_SHARES.values())]
+    return {
+        split: by_hash[start:end]
+        for split, (start, end) in zip(_SHARES, pairwise([0, *ends]), strict=True)
+    }
 
 
 def draw(

@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Scale:
-    """What has come out of the block in front of the cut is multiplied by a factor.
+    """The output of the block in front of the cut is multiplied by a factor.
 
     The factor is the ratio of two means, for which a sample of the training windows is enough.
     """

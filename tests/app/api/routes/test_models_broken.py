@@ -36,7 +36,7 @@ MUTATIONS: dict[str, list[Any]] = {
     "quantization_config": [5, "x", {}],
 }
 TEXTS = {"empty": "", "list": "[]", "null-character": "\0", "deep": "[" * 100_000}
-NOBODY = 65534
+UNPRIVILEGED_UID = 65534
 
 
 def write_broken(models_dir: Path) -> list[str]:
@@ -85,10 +85,10 @@ def test_broken_configs_hide_no_model_and_are_4xx(client: LocalClient, broken: l
     assert good.status_code == 200
 
 
-def as_nobody(work: Callable[[], _Result]) -> _Result:
+def without_rights(work: Callable[[], _Result]) -> _Result:
     """The result of the work, in a thread whose files are opened as a user without rights."""
     libc = ctypes.CDLL(None)
-    with ThreadPoolExecutor(1, initializer=lambda: libc.setfsuid(NOBODY)) as pool:
+    with ThreadPoolExecutor(1, initializer=lambda: libc.setfsuid(UNPRIVILEGED_UID)) as pool:
         return pool.submit(work).result()
 
 
@@ -116,16 +116,16 @@ def test_a_folder_that_may_not_be_read_hides_no_other(data_dir: Path, readable: 
     (checkpoints / "tiny@prn-1").chmod(0o755)
     store = ModelStore(models)
     catalog = Catalog(store, CheckpointStore(checkpoints))
-    entries = {entry.name: entry for entry in as_nobody(catalog.entries)}
+    entries = {entry.name: entry for entry in without_rights(catalog.entries)}
     assert {"tiny", "tiny@-1", "tiny@prn-1", "unreadable"} <= set(entries)
     assert entries["tiny"].error is None
     assert entries["unreadable"].error
     for name in ("locked", "unreadable"):
         with pytest.raises(NotAModel, match="cannot be read"):
-            as_nobody(lambda: store.inspect(name))  # noqa: B023 - called at once
+            without_rights(lambda: store.inspect(name))  # noqa: B023 - called at once
     models.chmod(0)
     checkpoints.chmod(0)
-    assert as_nobody(catalog.dense_names) == []
-    as_nobody(catalog.entries)
+    assert without_rights(catalog.dense_names) == []
+    without_rights(catalog.entries)
     models.chmod(0o755)
     checkpoints.chmod(0o755)
