@@ -50,7 +50,7 @@ def check(scorer: RoundScorer, reference: dict[str, Any], num_rounds: int) -> No
 @pytest.mark.timeout(900)
 def test_the_first_round_is_the_references(reference: dict[str, Any], loaded: LoadedModel) -> None:
     windows = torch.tensor(reference["input_ids"])
-    check(PlainScorer(loaded.model, windows), reference, 1)
+    check(SharedPrefixScorer(loaded.model, windows), reference, 1)
 
 
 @pytest.mark.slow
