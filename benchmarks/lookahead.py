@@ -24,13 +24,12 @@ from transformers import PreTrainedTokenizerBase
 
 from app.bench.machine import machine
 from app.cli.options import calibration_of
-from app.settings import check_variables
-from pruning.config import Settings
+from benchmarks.model import model_store
 from pruning.data.calibration import calibrate
 from pruning.data.windows import Windows, all_windows
 from pruning.models.blocks import num_blocks
-from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.demo_model import NAME
+from pruning.models.store import set_up_torch
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.objective import LOSS, Objective
@@ -117,13 +116,9 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     set_up_torch()
-    check_variables()
-    settings = Settings()
-    if model == NAME:
-        ensure_demo_model(settings.models_dir)
     numbers = sorted({int(depth) for depth in depths.split(",")})
     spec = PruneSpec(model, num_remove=numbers[-1], refine=refine, dtype=dtype)
-    path = ModelStore(settings.models_dir, allow_paths=True).path(model)
+    path = model_store(model).path(model)
     dense = load_dense_model(path, spec.resident, Resources(), dtype=dtype)
     texts = _evenly_spread(dense.tokenizer, held_out, num_held_out, held_out_seqlen)
     judge = _HeldOut(dense, texts)

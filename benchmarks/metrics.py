@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from app.bench.machine import machine
-from app.settings import check_variables
-from pruning.config import Settings
+from benchmarks.model import model_store
 from pruning.data.calibration import calibrate
 from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
-from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.demo_model import NAME
+from pruning.models.store import set_up_torch
 from pruning.removal import Removal
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
@@ -87,14 +86,10 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurements
     set_up_torch()
-    check_variables()
-    settings = Settings()
-    if model == NAME:
-        ensure_demo_model(settings.models_dir)
     numbers = sorted({int(depth) for depth in depths.split(",")})
     text = _text(calibration, num_windows, seqlen, seed)
     spec = PruneSpec(model, num_remove=numbers[-1], calibration=text)
-    path = ModelStore(settings.models_dir, allow_paths=True).path(spec.model)
+    path = model_store(spec.model).path(spec.model)
     dense = load_dense_model(path, spec.resident, Resources(), dtype=spec.dtype)
     windows = calibrate(text, dense.model, dense.tokenizer)
     other = _text(held_out, held_out_windows, held_out_seqlen, seed)

@@ -18,15 +18,14 @@ import torch
 import typer
 
 from app.bench.machine import machine
-from app.settings import check_variables
+from benchmarks.model import model_store
 from benchmarks.repair_report import write
-from pruning.config import Settings
 from pruning.data.calibration import calibrate, evaluation_windows, repair_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.models.blocks import num_blocks
-from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.demo_model import NAME
+from pruning.models.store import set_up_torch
 from pruning.removal import Losses, kept, paired_gaps, standard_error
 from pruning.repair.choose import choose
 from pruning.repair.folding import folded
@@ -64,11 +63,7 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     set_up_torch(threads)
-    check_variables()
-    settings = Settings()
-    if model == NAME:
-        ensure_demo_model(settings.models_dir)
-    path = ModelStore(settings.models_dir, allow_paths=True).path(model)
+    path = model_store(model).path(model)
     dense = load_dense_model(path, Resident.MODEL, Resources(), dtype="float32")
     numbers = [int(number) for number in depths.split(",")]
     orders = dict(_parsed(given, max(numbers)) for given in order)

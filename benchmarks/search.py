@@ -18,16 +18,15 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.bench.machine import machine
-from app.settings import check_variables
+from benchmarks.model import model_store
 from benchmarks.modes import Meter, Mode, ModeFactory, weight_bytes
 from benchmarks.search_report import report, show
-from pruning.config import Settings
 from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
-from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.demo_model import NAME
 from pruning.models.memory import free_bytes
 from pruning.models.random_models import SHAPES, random_model, random_tokens
-from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.store import set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.spec.calibration import CalibrationSpec, Dataset
 
@@ -148,11 +147,7 @@ def _stored(
     spec: CalibrationSpec,
     reference_run: dict[str, Any] | None,
 ) -> SearchSubject:
-    check_variables()
-    settings = Settings()
-    if name == NAME:
-        ensure_demo_model(settings.models_dir)
-    store = ModelStore(settings.models_dir, allow_paths=True)
+    store = model_store(name)
     streamed = StreamedModel(store.path(name), dtype=dtype) if "stream" in names else None
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
