@@ -74,12 +74,16 @@ def test_what_is_refused_is_refused_in_the_words_of_the_application(service: Ser
 
 
 def test_back_pressure_is_passed_on(service: Service) -> None:
-    """Two replicas run two requests each, and queue one more."""
+    """A replica runs two requests and queues one more, so a fourth one is with the other replica.
+
+    Not all six places have to be taken: Ray prefers the replica with fewer requests, and one that
+    is full refuses at once, so it seems idle.
+    """
     asks = [partial(service.generate, "the dog", LONG) for _ in range(16)]
     answers = Many(asks).results()
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429}, [answer.text for answer in answers]
-    assert statuses.count(200) >= 6
+    assert statuses.count(200) >= 4
     for answer in answers:
         if answer.status_code == 429:
             assert answer.json()["type"] == "overloaded"
