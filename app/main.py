@@ -26,6 +26,7 @@ from app.api.routes import (
     models,
     openai,
     prune_jobs,
+    status,
 )
 from app.api.submission import JobSubmission, TextsFolder
 from app.auth.limits import KeyLimits
@@ -65,7 +66,7 @@ from pruning.models.store import ModelStore
 if TYPE_CHECKING:
     from app.metrics.tracing import Tracing
 
-_ROUTES = (prune_jobs, checkpoints, events, generate, compare, models, openai, health)
+_ROUTES = (prune_jobs, checkpoints, events, generate, compare, models, openai, health, status)
 
 
 def create_app(

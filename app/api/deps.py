@@ -98,6 +98,7 @@ async def _generator(request: Request) -> Generator:
     return services.generation.generator
 
 
+SettingsDep = Annotated[ServeSettings, Depends(_part(lambda services: services.settings))]
 ReadinessDep = Annotated[Readiness, Depends(_part(lambda services: services.readiness))]
 MetricsDep = Annotated[Metrics, Depends(_part(lambda services: services.metrics))]
 CheckpointsDep = Annotated[CheckpointStore, Depends(_part(lambda services: services.checkpoints))]
@@ -107,6 +108,7 @@ QueueDep = Annotated[PruneQueue, Depends(_part(lambda services: services.jobs.qu
 SubmissionDep = Annotated[JobSubmission, Depends(_part(lambda services: services.jobs.submission))]
 DeletionDep = Annotated[JobDeletion, Depends(_part(lambda services: services.jobs.deletion))]
 EventsDep = Annotated[EventFeed, Depends(_part(lambda services: services.jobs.events))]
+JobStatsDep = Annotated[JobStatsReader, Depends(_part(lambda services: services.jobs.stats))]
 OutboxDep = Annotated[WebhookOutbox, Depends(_part(lambda services: services.jobs.outbox))]
 
 RegistryDep = Annotated[

@@ -130,7 +130,7 @@ def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
     """Return the scopes of which one is required, or None. Unlisted paths are for admins."""
     if path in _OPEN:
         return None
-    if _is_below(path, "/models") and method in _READING:
+    if method in _READING and (path == "/status" or _is_below(path, "/models")):
         return frozenset(Scope)
     found = {scope for root, scope in _SCOPES.items() if _is_below(path, root)}
     return frozenset({Scope.ADMIN, *found})

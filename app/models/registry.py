@@ -22,7 +22,7 @@ from app.models.weights import (
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.safetensors_files import weight_sizes
-from pruning.models.store import ModelStore, NotAModel
+from pruning.models.store import ModelStore, NotAModel, pick_device
 
 
 class ModelReplaced(RuntimeError):
@@ -66,6 +66,11 @@ class ModelRegistry:
         self._checkpoints = checkpoints
         self._device = device
         self._weights = LoadedWeights(device, max_weight_bytes)
+
+    @property
+    def device(self) -> str:
+        """Where models are loaded."""
+        return pick_device(self._device)
 
     def get(self, name: str) -> ServedModel:
         """As ``begin``, but waits for the weights, which may take minutes."""

@@ -40,6 +40,7 @@ CALLS: Mapping[tuple[str, str], set[str]] = {
     ("DELETE", "/prune-jobs/prn-1"): {"jobs", "admin"},
     ("GET", "/models"): {"generate", "jobs", "admin"},
     ("GET", "/models/none"): {"generate", "jobs", "admin"},
+    ("GET", "/status"): {"generate", "jobs", "admin"},
     ("POST", "/models/none/load"): {"admin"},
     ("POST", "/models/none/unload"): {"admin"},
     ("GET", "/nowhere"): {"admin"},

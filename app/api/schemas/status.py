@@ -1,0 +1,50 @@
+"""The response body of ``GET /status``."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from pruning.jobs.job import JobStatus
+
+
+class EngineStatusView(BaseModel):
+    """The requests of this process after the latest step."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float = Field(
+        description="0 to 1: share of the cache tokens reserved by running sequences."
+    )
+
+
+class MemoryStatusView(BaseModel):
+    """The memory of this process, on the device that generates."""
+
+    device: str = Field(description="Where models are loaded, as `cpu` or `cuda`.")
+    free_bytes: int = Field(description="What this process can still allocate on the device.")
+    weight_bytes: int = Field(description="Of all loaded weights.")
+    max_weight_bytes: int | None = Field(
+        description="Limit of weight_bytes by SLEB_MAX_WEIGHT_BYTES; null: the free memory."
+    )
+
+
+class JobStatusView(BaseModel):
+    """Jobs and workers of all processes that share the job store."""
+
+    num_workers: int = Field(description="Workers that are alive.")
+    queue_age_s: float = Field(
+        description="How long the first of the queued jobs has been waiting; 0 without any."
+    )
+    num_jobs: dict[JobStatus, int]
+
+
+class StatusView(BaseModel):
+    """The state of the service at one moment."""
+
+    object: Literal["status"] = "status"
+    status: Literal["ready", "not ready"]
+    detail: str | None = Field(description="Why it is not ready.")
+    at: float = Field(description="The time of this response.")
+    engine: EngineStatusView
+    memory: MemoryStatusView
+    jobs: JobStatusView | None = Field(description="Null if the job store does not answer.")
