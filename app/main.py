@@ -48,6 +48,7 @@ from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
+from app.web import routes as web
 from app.webhooks.delivery import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 from app.webhooks.target import address_rule
@@ -93,6 +94,8 @@ def create_app(
         title="sleb-serve",
         summary="Dense language models and their depth-pruned variants, served and compared.",
         lifespan=lifespan,
+        docs_url=None,  # app.web has it, without a foreign request
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # for links between operations
         telemetry=tracing.fastapi if tracing is not None else None,
     )
@@ -100,6 +103,7 @@ def create_app(
     _add_middleware(app, settings, authorizer)
     for route in _ROUTES:
         app.include_router(route.router)
+    app.include_router(web.router)
     describe_api(app, authorizer)
     return app
 

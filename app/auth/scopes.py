@@ -22,10 +22,10 @@ _OPEN = frozenset(
         "/metrics",
         "/openapi.json",
         "/docs",
-        "/docs/oauth2-redirect",
-        "/redoc",
+        "/",
     }
 )
+_PAGES = "/ui"  # frames and assets, the same for every caller and without data
 _SCOPES = {
     "/generate": Scope.GENERATE,
     "/compare": Scope.GENERATE,
@@ -128,7 +128,7 @@ def is_loopback(settings: ServeSettings) -> bool:
 
 def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
     """Return the scopes of which one is required, or None. Unlisted paths are for admins."""
-    if path in _OPEN:
+    if path in _OPEN or _is_below(path, _PAGES):
         return None
     if method in _READING and (path == "/status" or _is_below(path, "/models")):
         return frozenset(Scope)

@@ -1,0 +1,117 @@
+"""The routes of the web page: frames without data, their assets, and the page of the REST API.
+
+A frame is the same for every caller, so it needs no key. What it shows comes from the REST API.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from app.web.assets import IMMUTABLE, ROOT, packaged_assets
+
+# No inline code, no other server, and on our own pages no text that becomes markup.
+_OWN_ONLY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+CSP = f"{_OWN_ONLY}; require-trusted-types-for 'script'; trusted-types 'none'"
+DOCS_CSP = _OWN_ONLY  # Swagger UI writes markup, which it sanitises
+
+
+@dataclass(frozen=True)
+class Page:
+    """A frame: its template, the words of its title and of its link, and the module it runs."""
+
+    path: str
+    name: str  # of the template and of the module
+    title: str
+    is_linked: bool = True  # in the navigation
+
+
+PAGES = (
+    Page("/ui", "overview", "Overview"),
+    Page("/ui/jobs", "jobs", "Jobs"),
+    Page("/ui/jobs/new", "new_job", "New job", is_linked=False),
+    Page("/ui/jobs/{job_id}", "job", "Job", is_linked=False),
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("app.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["asset"] = packaged_assets().url
+    environment.globals["pages"] = [page for page in PAGES if page.is_linked]
+    return environment
+
+
+@router.get("/")
+async def root() -> Response:
+    return RedirectResponse("/ui")
+
+
+@router.get("/docs")
+async def docs(request: Request) -> Response:
+    """The REST API as Swagger UI, in place of FastAPI's page, which loads it from elsewhere."""
+    return _html(request, _environment().get_template("docs.html").render(), DOCS_CSP)
+
+
+@router.get(ROOT + "/{digest}/{name:path}")
+async def asset(digest: str, name: str, request: Request) -> Response:
+    """404 for another digest: a page of another release asks for files that are not here."""
+    assets = packaged_assets()
+    found = assets.by_name.get(name)
+    if found is None or digest != assets.digest:
+        return Response("no such file: load the page again\n", 404, media_type="text/plain")
+    headers = {"Cache-Control": IMMUTABLE, "ETag": found.etag, "Vary": "Accept-Encoding"}
+    if _is_known(request, found.etag):
+        return Response(status_code=304, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        return Response(found.compressed, headers=headers, media_type=found.media_type)
+    return Response(found.content, headers=headers, media_type=found.media_type)
+
+
+def _frame_of(page: Page) -> Callable[[Request], Awaitable[Response]]:
+    async def frame(request: Request) -> Response:
+        template = _environment().get_template(f"{page.name}.html")
+        return _html(request, template.render(page=page, **request.path_params), CSP)
+
+    return frame
+
+
+for _page in PAGES:
+    router.add_api_route(_page.path, _frame_of(_page), name=f"page_{_page.name}")
+
+
+@router.get("/ui/{path:path}")
+async def unknown(path: str, request: Request) -> Response:
+    template = _environment().get_template("unknown.html")
+    page = Page(f"/ui/{path}", "unknown", "No such page")
+    return _html(request, template.render(page=page), CSP, 404)
+
+
+def _html(request: Request, html: str, csp: str, status: int = 200) -> Response:
+    """Browsers ask each time whether it has changed, as it names assets of this release."""
+    etag = f'W/"{hashlib.sha256(html.encode()).hexdigest()[:32]}"'
+    headers = {"Cache-Control": "no-cache", "ETag": etag, "Content-Security-Policy": csp}
+    if status == 200 and _is_known(request, etag):
+        return Response(status_code=304, headers=headers)
+    return Response(html, status, headers, media_type="text/html")
+
+
+def _is_known(request: Request, etag: str) -> bool:
+    known = request.headers.get("if-none-match", "")
+    return etag in (tag.strip() for tag in known.split(","))

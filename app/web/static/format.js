@@ -1,0 +1,47 @@
+// Numbers and times in words, with their units.
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+const NONE = "–";
+
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+
+export function bytes(value) {
+  if (!isNumber(value)) return NONE;
+  const power = value > 0 ? Math.min(Math.floor(Math.log2(value) / 10), UNITS.length - 1) : 0;
+  const scaled = value / 1024 ** power;
+  return `${power === 0 || scaled >= 100 ? Math.round(scaled) : scaled.toFixed(1)} ${UNITS[power]}`;
+}
+
+/** Significant digits, as the tables of the docs have them. */
+export function number(value, digits = 4) {
+  if (!isNumber(value)) return NONE;
+  if (Math.abs(value) >= 10 ** digits) return value.toExponential(2);
+  return value.toPrecision(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+}
+
+export const perplexity = (value) => (isNumber(value) && value < 1e5 ? value.toFixed(2)
+  : number(value));
+
+export const ratio = (value) => (isNumber(value) ? `${value < 1e3 ? value.toFixed(2)
+  : number(value, 3)}×` : NONE);
+
+/** An interval in words: "1.10–1.31", or nothing if it is not known. */
+export const interval = (low, high) => (isNumber(low) && isNumber(high)
+  ? `${ratio(low).slice(0, -1)}–${ratio(high).slice(0, -1)}` : "");
+
+/** A duration. */
+export function seconds(value) {
+  if (!isNumber(value)) return NONE;
+  if (value < 1) return `${number(value * 1000, 3)} ms`;
+  if (value < 60) return `${number(value, 3)} s`;
+  if (value < 3600) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  return `${Math.floor(value / 3600)} h ${Math.round((value % 3600) / 60)} min`;
+}
+
+/** A moment, given in seconds since the epoch. */
+export function moment(value) {
+  return isNumber(value) ? new Date(value * 1000).toLocaleString([], {
+    dateStyle: "medium", timeStyle: "medium" }) : NONE;
+}
+
+export const count = (value, one, many = `${one}s`) => `${value} ${value === 1 ? one : many}`;

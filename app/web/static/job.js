@@ -1,0 +1,211 @@
+// One job: its state, its removal order as it grows, its events, and what can be done with it.
+
+import { json, post, Problem } from "./api.js";
+import { alertOf, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
+import { follow } from "./follow.js";
+import { interval, moment, number, perplexity, ratio, seconds } from "./format.js";
+import { act, Freshness } from "./live.js";
+import { Plot } from "./plot.js";
+import { FINAL, statusOf, targetOf } from "./status_words.js";
+
+const MIN_REFRESH_MS = 1000;
+const MAX_EVENTS = 200;
+
+const id = byId("job").dataset.id;
+const path = `/prune-jobs/${encodeURIComponent(id)}`;
+const decided = new Map(); // what the events say of each round, by its step
+const plots = { losses: null, margins: null };
+let job = null;
+let prefixes = [];
+
+function progress(title, { ratio: done, ...counts }) {
+  const [steps, total] = Object.values(counts);
+  const label = `${title}: ${steps} of ${total}, ${Math.round(done * 100)} %`;
+  return el("p", {}, el("span", {}, label), el("progress", { value: done, max: 1, "aria-label": title }));
+}
+
+function bars() {
+  const isOver = FINAL.has(job.status);
+  const { estimated_finish: end } = job;
+  return [
+    job.progress.evaluations_total && !isOver ? progress("Evaluations of the search", job.progress) : null,
+    job.repair_progress && !isOver ? progress("Steps of the repair", job.repair_progress) : null,
+    end ? el("p", { class: "note" }, `The ${job.phase} ends in about ${seconds(Math.max(0, end - Date.now() / 1000))}.`) : null,
+  ];
+}
+
+function errorOf({ code, message, param }) {
+  return el("div", { class: "banner bad" },
+    el("strong", {}, `Failed: ${code}`), param ? ` (${param})` : "", el("br"), text(message));
+}
+
+function ended() {
+  if (job.pruned_model === null) return null;
+  const query = new URLSearchParams({ model: job.model });
+  const sides = new URLSearchParams([["model", job.model], ["model", job.pruned_model]]);
+  return el("p", { class: "row" }, el("a", { class: "button", href: `/ui/curve?${query}` }, "Show the curve"),
+    el("a", { class: "button", href: `/ui/compare?${sides}` }, "Compare with the dense model"));
+}
+
+function showState() {
+  fill(byId("state"),
+    job.error ? errorOf(job.error) : null,
+    facts([
+      ["Status", statusOf(job)],
+      ["Model", name(job.model)],
+      ["Target", targetOf(job.spec)],
+      ["Phase", job.phase],
+      ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
+      ["Priority", job.priority === 0 ? null : String(job.priority)],
+      ["Created", moment(job.created_at)],
+      ["Started", job.started_at && moment(job.started_at)],
+      ["Ended", job.finished_at && `${moment(job.finished_at)}${job.started_at ? `, after ${seconds(job.finished_at - job.started_at)}` : ""}`],
+      ["Published as", job.pruned_model && name(job.pruned_model)],
+    ]), bars(), job.pruned_model ? ended() : null);
+  byId("settings").textContent = JSON.stringify(job.spec, (_, value) => value ?? undefined, 2);
+  document.title = `${job.status}: job ${id} · sleb-serve`;
+}
+
+function change(verb, label, props = {}) {
+  return el("button", { ...props, "data-key": verb, onclick: (event) => act(event.target, async () => {
+    job = await post(`${path}/${verb}`);
+    say(`${verb} requested`);
+    show();
+  }) }, label);
+}
+
+async function cancel(event) {
+  const isSure = await confirmed("Cancel this job?",
+    "It stops after its current evaluation. The removals found so far stay, and can be served.", "Cancel the job");
+  if (isSure) await act(event.target, async () => { job = await post(`${path}/cancel`); show(); });
+}
+
+async function remove(event) {
+  const isSure = await confirmed("Delete this job?",
+    `Its record, its events${job.pruned_model ? " and its published checkpoint" : ""} are deleted. Names of its variants are gone.`, "Delete the job");
+  if (isSure) await act(event.target, async () => { await json(path, { method: "DELETE" }); location.assign("/ui/jobs"); });
+}
+
+function showActions() {
+  const can = (...statuses) => statuses.includes(job.status);
+  const isPausing = job.pause_requested_at !== null;
+  fill(byId("actions"),
+    can("queued", "running") && !isPausing ? change("pause", "Pause") : null,
+    can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume") : null,
+    can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
+    FINAL.has(job.status) ? el("button", { class: "danger", "data-key": "delete", onclick: remove }, "Delete") : null,
+    el("a", { class: "button", href: `/ui/jobs/new?like=${encodeURIComponent(id)}` }, "New job like this"));
+}
+
+/** The rounds of the record, with what only events and checkpoints tell. */
+function rounds() {
+  return job.removed_blocks.map((block, index) => {
+    const event = decided.get(index + 1);
+    return { step: index + 1, block, loss: job.losses[index],
+      ...(event?.block === block ? event : {}), prefix: prefixes[index] ?? null };
+  });
+}
+
+function draw(found) {
+  plots.losses ??= new Plot(byId("losses"), "Loss by number of removed blocks; the table below has its values");
+  plots.margins ??= new Plot(byId("margins"), "Margin to the runner-up in each round; the table below has its values");
+  const format = (value) => number(value, 4);
+  plots.losses.draw({ x: [0, ...found.map(({ step }) => step)], xLabel: "removed blocks", xStep: true,
+    series: [{ label: "loss", values: [job.dense_loss, ...found.map(({ loss }) => loss)], format }] });
+  const bounds = found.map(({ margin, margin_error: error }) =>
+    (margin === undefined || margin === null || !error ? null : [margin - error, margin + error]));
+  plots.margins.draw({ x: found.map(({ step }) => step), xLabel: "round", xStep: true,
+    series: [{ label: "margin", hue: 1, values: found.map(({ margin }) => margin ?? null), bounds, format }] });
+}
+
+function blocks(numBlocks, found) {
+  const step = new Map(found.map((round) => [round.block, round.step]));
+  const items = Array.from({ length: numBlocks }, (_, block) => {
+    const at = step.get(block);
+    return el("li", { class: at && "gone" }, el("span", { class: "unseen" }, at ? `block ${block}, removed in round ` : `block ${block} kept`),
+      el("span", { "aria-hidden": at ? null : "true" }, at ?? "·"));
+  });
+  return el("div", {}, el("p", { class: "note" }, "All blocks from the first to the last. A number is the round in which the block was removed."),
+    el("ul", { class: "blocks" }, items));
+}
+
+function quality(prefix, domain) {
+  const found = prefix?.domains.find((each) => each.domain === domain);
+  if (!found) return null;
+  const range = interval(found.ratio_low, found.ratio_high);
+  return [perplexity(found.perplexity), el("span", { class: "sub" }, `[${ratio(found.ratio)}${range && `; ${range}`}]`)];
+}
+
+function roundTable(found) {
+  const domains = [...new Set(prefixes.flatMap((prefix) => prefix.domains.map(({ domain }) => domain)))];
+  const repaired = prefixes.some((prefix) => prefix.repair);
+  const columns = ["round", "block", "loss", "margin ± error", "runner-up", ...(repaired ? ["repair"] : []),
+    ...domains.map((domain) => `perplexity, ${domain}`)].map((title) => ({ title, num: title !== "repair" }));
+  const rows = found.map(({ step, block, loss, margin, margin_error: error, runner_up: other, prefix }) => [
+    String(step), String(block), number(loss, 5),
+    margin === undefined || margin === null ? null : `${number(margin, 3)}${error ? ` ± ${number(error, 2)}` : ""}`,
+    other === undefined || other === null ? null : String(other),
+    ...(repaired ? [prefix?.repair?.method ?? "none"] : []),
+    ...domains.map((domain) => quality(prefix, domain)),
+  ]);
+  return table("Rounds of the removal order", columns, rows);
+}
+
+let numBlocks = null;
+function showTrajectory() {
+  const found = rounds();
+  byId("trajectory").hidden = found.length === 0;
+  if (found.length === 0) return;
+  if (numBlocks !== null) fill(byId("blocks"), blocks(numBlocks, found));
+  draw(found);
+  fill(byId("rounds"), roundTable(found));
+}
+
+function show() {
+  showState();
+  showActions();
+  showTrajectory();
+}
+
+async function refresh() {
+  job = await json(path);
+  numBlocks ??= (await json(`/models/${encodeURIComponent(job.model)}`).catch(() => null))?.num_blocks ?? null;
+  const hasPrefixes = FINAL.has(job.status) || ["evaluate", "publish"].includes(job.phase);
+  if (hasPrefixes) prefixes = (await json(`${path}/checkpoints`)).data[0]?.prefixes ?? [];
+  show();
+}
+
+let due = null;
+let refreshedAt = 0;
+/** Read the record again, at most once a second, as events come in bursts. */
+function refreshSoon() {
+  due ??= setTimeout(async () => {
+    due = null;
+    refreshedAt = Date.now();
+    await refresh().catch((error) => { if (!(error instanceof Problem)) throw error; });
+  }, Math.max(100, refreshedAt + MIN_REFRESH_MS - Date.now()));
+}
+
+function heard(event) {
+  const { data } = event;
+  if ("block" in data) decided.set(data.step, data);
+  const isProgress = event.type === "metrics" && !("block" in data);
+  if (!isProgress) {
+    const tone = { warn: "warn", error: "bad" }[event.level];
+    byId("events").prepend(el("li", {}, el("time", { datetime: new Date(event.created_at * 1000).toISOString() }, moment(event.created_at)),
+      el("span", { class: tone }, text(event.message))));
+    while (byId("events").children.length > MAX_EVENTS) byId("events").lastChild.remove();
+  }
+  refreshSoon();
+}
+
+try {
+  await refresh();
+  await follow(`${path}/events`, new Freshness(), heard, ({ data }) => FINAL.has(data.status));
+  refreshSoon();
+  say(`The job has ended: ${job.status}`);
+} catch (error) {
+  byId("state").removeAttribute("aria-busy");
+  alertOf(error);
+  if (!(error instanceof Problem)) throw error;
+}

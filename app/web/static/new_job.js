@@ -1,0 +1,207 @@
+// Submit a job: a form that knows the model's limits, an estimate of it, and the same as `curl`.
+
+import { json, post, Problem } from "./api.js";
+import { alertOf, byId, el, facts, fill, say } from "./dom.js";
+import { bytes, count, seconds } from "./format.js";
+import { act } from "./live.js";
+import { Field } from "./schema_form.js";
+
+const TARGETS = ["num_remove", "sparsity", "max_perplexity_ratio", "target_speedup"];
+const GROUPS = {
+  "Calibration text": ["calibration.dataset", "calibration.num_samples", "calibration.seqlen", "calibration.seed"],
+  Search: ["metric", "search", "refine", "protect_first", "protect_last"],
+  Repair: ["repair", "score_repaired"],
+  "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "priority"],
+};
+const ESTIMATE_AFTER_MS = 400;
+
+const fields = new Map();
+const models = new Map();
+const query = new URLSearchParams(location.search);
+const sent = { text: "", key: "" };
+let estimating = null;
+let due = null;
+
+const chosenTarget = () => byId("target").value;
+const modelOf = () => models.get(byId("model").value);
+
+/** What is sent: the model, the target, and what differs from its default. */
+function body() {
+  const found = { model: byId("model").value };
+  for (const [path, field] of fields) {
+    const isOther = TARGETS.includes(path) && path !== chosenTarget();
+    if (field.value === undefined || isOther) continue;
+    const [first, second] = path.split(".");
+    if (second) (found[first] ??= {})[second] = field.value;
+    else found[first] = field.value;
+  }
+  return found;
+}
+
+const quoted = (value) => `'${value.replaceAll("'", "'\\''")}'`;
+
+/** The same for the same settings, so that a second click, or a retry, creates no second job. */
+function idempotencyKey(settings) {
+  const text = JSON.stringify(settings);
+  if (text !== sent.text) Object.assign(sent, { text, key: random() });
+  return sent.key;
+}
+
+/** Also without TLS, where `crypto.randomUUID` is missing. */
+const random = () => [...crypto.getRandomValues(new Uint8Array(16))]
+  .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
+function showCurl() {
+  byId("curl").textContent = `curl ${location.origin}/prune-jobs -H 'content-type: application/json' \\\n  -d ${quoted(JSON.stringify(body()))}`;
+}
+
+function estimateOf(found) {
+  const evaluations = `${found.is_upper_bound ? "at most " : ""}${found.evaluations_total}`;
+  const time = found.estimated_s === null ? "unknown: no similar job has run here yet"
+    : `${seconds(found.estimated_s)}, by ${count(found.estimated_from.length, "similar job")}`;
+  const states = found.state_bytes === null ? `at least ${bytes(found.least_state_bytes)}`
+    : `${bytes(found.state_bytes)} at full speed, at least ${bytes(found.least_state_bytes)}`;
+  return facts([
+    ["Evaluations", evaluations], ["Time", time], ["Weights in memory", bytes(found.weight_bytes)],
+    ["Hidden states in memory", states],
+    ["On disk", `${bytes(found.checkpoint_bytes + found.repair_bytes)} of ${bytes(found.free_disk_bytes)} free`],
+  ]);
+}
+
+/** Put the errors of a refusal beside their fields; returns whether each has a field. */
+function showErrors(problem) {
+  const named = problem.errors.length
+    ? problem.errors.map(({ pointer, detail }) => [pointer.slice(1).replaceAll("/", "."), detail])
+    : [[problem.param ?? "", problem.message]];
+  let isShown = true;
+  for (const [path, detail] of named) {
+    const field = fields.get(path) ?? (path === "" ? undefined : fields.get(path.split(".")[0]));
+    if (field) field.say(detail);
+    else isShown = false;
+  }
+  return isShown;
+}
+
+async function estimate() {
+  for (const field of fields.values()) field.say("");
+  estimating?.abort();
+  const target = fields.get(chosenTarget());
+  if (!modelOf() || target.value === undefined) {
+    return fill(byId("estimate"), el("p", { class: "muted" }, `Enter ${chosenTarget()} to see an estimate.`));
+  }
+  estimating = new AbortController();
+  try {
+    const found = await post("/prune-jobs", { ...body(), dry_run: true }, { signal: estimating.signal });
+    fill(byId("estimate"), estimateOf(found));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof Problem)) throw error;
+    showErrors(error);
+    fill(byId("estimate"), el("p", { class: "error" }, el("strong", {}, error.title), " ", error.message));
+  }
+}
+
+function changed() {
+  showCurl();
+  clearTimeout(due);
+  due = setTimeout(estimate, ESTIMATE_AFTER_MS);
+}
+
+/** The limits of the chosen model, as hints and as limits of the fields. */
+function showLimits() {
+  const model = modelOf();
+  if (!model) return;
+  const free = model.num_blocks - ["protect_first", "protect_last"]
+    .reduce((sum, path) => sum + Number(fields.get(path).input.value), 0);
+  byId("limits").textContent = `${model.num_blocks} blocks, of which ${Math.max(free, 0)} can be removed; ${model.dtype}; texts of up to ${model.max_positions ?? "any number of"} tokens.`;
+  fields.get("num_remove").input.max = Math.max(free, 1);
+  if (model.max_positions) fields.get("calibration.seqlen").input.max = model.max_positions;
+}
+
+function showTarget() {
+  for (const path of TARGETS) fields.get(path).node.hidden = path !== chosenTarget();
+}
+
+function build(document_, dense) {
+  const { schemas } = document_.components;
+  const properties = schemas.PruneJobBody.properties;
+  for (const path of [...TARGETS, ...Object.values(GROUPS).flat()]) {
+    const owner = path.includes(".") ? schemas.CalibrationBody.properties : properties;
+    fields.set(path, new Field(path, owner, schemas));
+  }
+  const first = el("fieldset", {}, el("legend", {}, "Model and depth"), el("div", { class: "fields" },
+    el("div", {}, el("label", { for: "model" }, "model"),
+      el("select", { id: "model", "aria-describedby": "limits" }, dense.map((model) => el("option", {}, model.id))),
+      el("p", { class: "hint", id: "limits" })),
+    el("div", {}, el("label", { for: "target" }, "how far"),
+      el("select", { id: "target" }, TARGETS.map((path) => el("option", {}, path)))),
+    TARGETS.map((path) => fields.get(path).node)));
+  const rest = Object.entries(GROUPS).map(([title, paths]) => el("fieldset", {}, el("legend", {}, title),
+    el("div", { class: "fields" }, paths.map((path) => fields.get(path).node))));
+  fill(byId("form"), first, rest, el("div", { class: "row" },
+    el("button", { class: "primary", type: "submit", id: "submit" }, "Submit the job")));
+}
+
+/** The settings of another job, as a start. */
+function use(spec) {
+  byId("model").value = spec.model;
+  byId("target").value = TARGETS.find((path) => spec[path] !== null) ?? TARGETS[0];
+  for (const [path, field] of fields) {
+    const [first, second] = path.split(".");
+    const found = second ? (Array.isArray(spec[first]) ? spec[first][0] : spec[first])[second] : spec[first];
+    const isMix = Array.isArray(spec[first]) && second === "dataset";
+    if (found !== undefined && found !== null && !isMix) field.value = found;
+  }
+}
+
+async function submit(event) {
+  event.preventDefault();
+  await act(byId("submit"), async () => {
+    try {
+      const headers = { "Idempotency-Key": idempotencyKey(body()) };
+      const job = await post("/prune-jobs", body(), { headers });
+      say("submitted");
+      location.assign(`/ui/jobs/${encodeURIComponent(job.id)}`);
+    } catch (error) {
+      if (error instanceof Problem && showErrors(error)) byId("form").querySelector("[aria-invalid=true]")?.focus();
+      throw error;
+    }
+  });
+}
+
+function none() {
+  fill(byId("form"), el("div", { class: "empty" }, el("p", {}, "There is no model to prune yet. Add one first:"),
+    el("pre", {}, "sleb models add Qwen/Qwen3-0.6B")));
+}
+
+try {
+  const like = query.get("like");
+  const [document_, found, job] = await Promise.all([json("/openapi.json"), json("/models"),
+    like && json(`/prune-jobs/${encodeURIComponent(like)}`)]);
+  const dense = found.data.filter((model) => model.variant === "dense" && model.backend === "engine" && model.error === null);
+  for (const model of dense) models.set(model.id, model);
+  if (dense.length === 0) none();
+  else {
+    build(document_, dense);
+    if (job) use(job.spec);
+    else if (models.has(query.get("model"))) byId("model").value = query.get("model");
+    showTarget();
+    showLimits();
+    changed();
+    byId("form").addEventListener("submit", submit);
+    byId("form").addEventListener("input", () => { showTarget(); showLimits(); changed(); });
+  }
+} catch (error) {
+  alertOf(error);
+  if (!(error instanceof Problem)) throw error;
+}
+
+byId("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(byId("curl").textContent);
+    say("copied");
+    byId("copy").textContent = "Copied";
+  } catch { // a page without TLS may not copy: select it instead
+    getSelection().selectAllChildren(byId("curl"));
+  }
+});

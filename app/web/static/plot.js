@@ -1,0 +1,106 @@
+// Line plots in the colours of the page, over uPlot, which a script before this one defines.
+
+// Okabe and Ito, which colour-blind readers can distinguish; lighter ones on a dark page.
+const LIGHT = ["#0072B2", "#C44E00", "#00795A", "#8F4A7A", "#6B6B00", "#444444"];
+const DARK = ["#56B4E9", "#F0A05A", "#35C7A0", "#E29CCB", "#D9D05A", "#C8C8C8"];
+
+const isDark = matchMedia("(prefers-color-scheme: dark)");
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+export const colour = (index) => (isDark.matches ? DARK : LIGHT)[index % LIGHT.length];
+
+function axis(label, values) {
+  return { label, labelSize: 22, stroke: css("--muted"), grid: { stroke: css("--faint"), width: 1 },
+    ticks: { stroke: css("--faint") }, font: "13px system-ui", labelFont: "13px system-ui", values };
+}
+
+/** Vertical bars from `low` to `high` of each point, drawn over the lines. */
+function bars(plot, series) {
+  const { ctx } = plot;
+  ctx.save();
+  ctx.lineWidth = devicePixelRatio * 1.5;
+  series.forEach(({ bounds, color }, index) => {
+    if (!bounds || !plot.series[index + 1].show) return;
+    ctx.strokeStyle = color;
+    bounds.forEach((bound, at) => {
+      if (!bound || bound[0] === null || bound[1] === null) return;
+      const x = plot.valToPos(plot.data[0][at], "x", true);
+      const [low, high] = bound.map((value) => plot.valToPos(value, "y", true));
+      const half = 4 * devicePixelRatio;
+      ctx.beginPath();
+      ctx.moveTo(x, low);
+      ctx.lineTo(x, high);
+      for (const y of [low, high]) {
+        ctx.moveTo(x - half, y);
+        ctx.lineTo(x + half, y);
+      }
+      ctx.stroke();
+    });
+  });
+  ctx.restore();
+}
+
+/** The range of all values and bounds, with room at both ends. */
+function rangeOf(series) {
+  const found = series.flatMap(({ values, bounds }) => [...values, ...(bounds ?? []).flat()])
+    .filter((value) => typeof value === "number" && Number.isFinite(value));
+  if (!found.length) return [0, 1];
+  const [low, high] = [Math.min(...found), Math.max(...found)];
+  const room = (high - low || Math.abs(high) || 1) * 0.08;
+  return [low - room, high + room];
+}
+
+/**
+ * Draw `series` ({label, values, bounds, dash, format}) over `x` into a node, and again when its
+ * size or the theme changes. `onPick` gets the index of a clicked x value.
+ */
+export class Plot {
+  constructor(node, label) {
+    this.node = node;
+    this.label = label;
+    this.plot = null;
+    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(node);
+    isDark.addEventListener("change", () => this.drawn && this.draw(this.drawn));
+  }
+
+  size() {
+    return { width: Math.max(this.node.clientWidth, 240), height: 300 };
+  }
+
+  draw(drawn) {
+    this.drawn = drawn;
+    const { x, xLabel, xFormat = String, xStep, series, onPick } = drawn;
+    const styled = series.map((each, index) => ({ ...each, color: each.color ?? colour(each.hue ?? index) }));
+    this.plot?.destroy();
+    const room = x.length > 1 ? (x.at(-1) - x[0]) * 0.04 : 0.5;
+    this.plot = new window.uPlot({
+      ...this.size(),
+      scales: {
+        x: { time: false, range: () => [x[0] - room, x.at(-1) + room] },
+        y: { range: () => rangeOf(styled) },
+      },
+      axes: [
+        { ...axis(xLabel, (_, found) => found.map(xFormat)), ...(xStep ? { incrs: [1, 2, 5, 10, 20] } : {}) },
+        { ...axis(null, undefined), size: 62 },
+      ],
+      series: [
+        { label: xLabel, value: (_, value) => (value === null ? "–" : xFormat(value)) },
+        ...styled.map(({ label, color, dash, format = String }) => ({
+          label, stroke: color, width: 2, dash, spanGaps: true,
+          points: { show: true, size: 7, fill: color },
+          value: (_, value) => (value === null || value === undefined ? "–" : format(value)),
+        })),
+      ],
+      legend: { live: true },
+      cursor: { drag: { x: false, y: false } },
+      hooks: { draw: [(plot) => bars(plot, styled)] },
+    }, [x, ...styled.map(({ values }) => values)], this.node);
+    this.plot.ctx.canvas.setAttribute("role", "img");
+    this.plot.ctx.canvas.setAttribute("aria-label", this.label);
+    if (onPick) {
+      this.plot.over.addEventListener("click", () => {
+        if (this.plot.cursor.idx !== null) onPick(this.plot.cursor.idx);
+      });
+    }
+  }
+}

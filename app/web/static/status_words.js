@@ -1,0 +1,26 @@
+// Statuses and phases of a job, as all pages show them.
+
+import { el } from "./dom.js";
+
+const TONES = { running: "good", succeeded: "good", failed: "bad", cancelled: "muted",
+  cancelling: "warn", paused: "warn" };
+export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
+
+export function statusOf(job) {
+  const words = job.pause_requested_at !== null && job.status === "running"
+    ? "running, to pause" : job.status;
+  return el("span", { class: `status ${TONES[job.status] ?? ""}` }, words);
+}
+
+const TARGETS = {
+  num_remove: (value) => `remove ${value}`,
+  sparsity: (value) => `remove a share of ${value}`,
+  max_perplexity_ratio: (value) => `perplexity at most ${value}×`,
+  target_speedup: (value) => `speed-up of ${value}×`,
+};
+
+/** How far the job prunes, in words. */
+export function targetOf(spec) {
+  const [key] = Object.keys(TARGETS).filter((name) => spec[name] !== null && spec[name] !== undefined);
+  return key ? TARGETS[key](spec[key]) : "";
+}

@@ -1,0 +1,151 @@
+"""What browsers get from the pages: no inline code, no other server, and files cached by digest."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from packaging.version import Version
+
+from app.web import routes
+from app.web.assets import packaged_assets
+from app.web.routes import CSP, DOCS_CSP, PAGES
+from tests.support.pages import ROOT
+
+STATIC = ROOT / "app" / "web" / "static"
+HOSTILE = "<img src=x onerror=alert(1)>'\"\u202e"
+PATHS = [page.path.replace("{job_id}", "prn-1") for page in PAGES]
+
+
+class Tags(HTMLParser):
+    """Collects all tags with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.inline = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.lasttag in ("script", "style"):
+            self.inline += data.strip()
+
+    def links(self) -> list[str]:
+        found = [attrs.get(name) for _, attrs in self.tags for name in ("src", "href", "action")]
+        return [link for link in found if link]
+
+
+@pytest.fixture(scope="module")
+def pages() -> Iterator[TestClient]:
+    """The pages alone: they need no other part of the service."""
+    app = FastAPI(docs_url=None, redoc_url=None)
+    app.include_router(routes.router)
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/ui/nowhere", "/docs"])
+def test_a_frame_has_no_inline_code_and_no_foreign_link(pages: TestClient, path: str) -> None:
+    answer = pages.get(path)
+    assert answer.headers["content-security-policy"] == (DOCS_CSP if path == "/docs" else CSP)
+    assert answer.headers["content-type"].startswith("text/html")
+    found = Tags(answer.text)
+    assert not found.inline
+    for tag, attrs in found.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"], (
+            tag,
+            attrs,
+        )
+    for link in found.links():
+        assert link.startswith(("/", "#")), link
+        assert not link.startswith("//"), link
+        if link.startswith("/ui/assets/"):
+            assert pages.get(link).status_code == 200, link
+
+
+def test_the_policies_allow_nothing_inline() -> None:
+    for policy in (CSP, DOCS_CSP):
+        assert "unsafe" not in policy
+        assert policy.startswith("default-src 'none';")
+        assert "frame-ancestors 'none'" in policy
+
+
+def test_hostile_text_in_a_path_is_escaped(pages: TestClient) -> None:
+    for path in ("/ui/{}", "/ui/jobs/{}", "/ui/jobs/new/{}"):
+        answer = pages.get(path.format(HOSTILE.replace("/", "%2F")))
+        assert "onerror" in answer.text
+        assert "<img src=x" not in answer.text
+        assert all("onerror" not in attrs for _, attrs in Tags(answer.text).tags)
+
+
+def test_a_page_that_is_not_there_is_404_and_leads_on(pages: TestClient) -> None:
+    answer = pages.get("/ui/nowhere")
+    assert answer.status_code == 404
+    assert "/ui" in Tags(answer.text).links()
+
+
+def test_frames_are_checked_each_time_and_assets_never(pages: TestClient) -> None:
+    frame = pages.get("/ui")
+    assert frame.headers["cache-control"] == "no-cache"
+    known = {"If-None-Match": frame.headers["etag"]}
+    assert pages.get("/ui", headers=known).status_code == 304
+    url = packaged_assets().url("style.css")
+    asset = pages.get(url, headers={"Accept-Encoding": "gzip"})
+    assert "immutable" in asset.headers["cache-control"]
+    assert asset.headers["content-encoding"] == "gzip"
+    assert asset.text == (STATIC / "style.css").read_text()
+    plain = pages.get(url, headers={"Accept-Encoding": "identity"})
+    assert (plain.content, plain.headers["etag"]) == (asset.content, asset.headers["etag"])
+    known = {"If-None-Match": f'"other", {asset.headers["etag"]}'}
+    assert pages.get(url, headers=known).status_code == 304
+
+
+def test_only_packaged_files_of_this_release_are_given_out(pages: TestClient) -> None:
+    digest = packaged_assets().digest
+    for rest in (
+        f"{'0' * 16}/style.css",
+        f"{digest}/none.js",
+        f"{digest}/../routes.py",
+        f"{digest}/..%2froutes.py",
+        f"{digest}/%2fetc%2fpasswd",
+    ):
+        assert pages.get(f"/ui/assets/{rest}").status_code == 404, rest
+
+
+def test_pages_are_small() -> None:
+    """What pages load, compressed. Swagger UI is for developers, and loads on its page only."""
+    assets = packaged_assets().by_name
+    sizes = [len(asset.compressed) for name, asset in assets.items() if "swagger-ui" not in name]
+    assert sum(sizes) <= 200_000
+
+
+def test_modules_parse_no_markup_and_ask_no_other_server() -> None:
+    """The policy forbids it as well; this says where."""
+    forbidden = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function"
+        r"|localStorage|https?://"
+    )
+    for path in STATIC.glob("*.js"):
+        assert not forbidden.findall(path.read_text()), path.name
+
+
+def test_vendored_files_are_those_of_the_table() -> None:
+    table = (STATIC / "vendor" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| \S+ (\S+) \| \S+ \| `(\w{64})` \|$", table, re.MULTILINE)
+    code = {
+        str(path.relative_to(STATIC / "vendor"))
+        for path in (STATIC / "vendor").rglob("*")
+        if path.suffix in (".js", ".css")
+    }
+    assert {name for name, _, _ in rows} == code
+    for name, version, digest in rows:
+        path = STATIC / "vendor" / name
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        assert Version(version)
+        assert (path.parent / "LICENSE").is_file()
