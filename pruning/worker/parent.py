@@ -162,8 +162,10 @@ class PruneWorker(Worker):
         try:
             super().maintain_heartbeats(job, execution)
             self.metrics.heartbeat()
-            self._enforce_stop_request(self._record_progress(job.id))
-            if not self._has_lease(job, execution):
+            is_lost = not self._has_lease(job, execution)
+            record = self._record_progress(job.id)
+            self._enforce_stop_request(record)
+            if is_lost and not _is_at_rest(record):
                 self.log.error("killing the child of job %s: its lease was lost", job.id)
                 self.kill_horse()
         except UNAVAILABLE as error:
@@ -265,3 +267,9 @@ class PruneWorker(Worker):
                 self._deliveries.recover(self._store)
         except (JobStoreUnavailable, *UNAVAILABLE) as error:
             self.log.warning("looking for lost jobs later: %s", error)
+
+
+def _is_at_rest(job: Job | None) -> bool:
+    """Whether the job has ended or is paused. A child records that, gives the lease back, and then
+    takes a moment to end."""
+    return job is not None and (job.status is JobStatus.PAUSED or job.status.is_final)

@@ -105,6 +105,24 @@ def test_the_child_of_a_lost_lease_is_killed(
     assert child.wait(10) == -signal.SIGKILL
 
 
+def test_a_child_that_has_paused_its_job_and_given_the_lease_back_may_end_by_itself(
+    delivery: RQJob,
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    child: "subprocess.Popen[bytes]",
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = registered(redis_client)
+    execution = lease(delivery, redis_client)
+    worker._horse_pid = child.pid
+    job_store.pause(delivery.id)
+    job_store.requeue(delivery.id, "paused", is_lost=False)
+    assert job_store.get(delivery.id).status is JobStatus.PAUSED
+    redis_client.delete(delivery.started_job_registry.key)
+    worker.maintain_heartbeats(delivery, execution)
+    assert (child.poll(), caplog.text) == (None, "")
+
+
 def test_a_stopping_worker_asks_its_child_to_end_for_certain(
     delivery: RQJob, redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
 ) -> None:
