@@ -20,13 +20,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from app.bench.machine import machine
-from app.cli.options import calibration_of
 from benchmarks.model import model_store
-from pruning.data.calibration import calibrate
-from pruning.data.windows import Windows, all_windows
+from pruning.data.calibration import calibrate, evaluation_windows
+from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.store import set_up_torch
@@ -37,7 +35,7 @@ from pruning.search.observed import Observer
 from pruning.search.search import search
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.sleb import Blocks
-from pruning.spec.calibration import Sampling
+from pruning.spec.calibration import default_calibration
 from pruning.spec.prune import Metric, PruneSpec
 
 SLEB, REFINED = "sleb", "refined"
@@ -102,8 +100,6 @@ class _HeldOut:
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON, with a table beside it.")],
-    calibration: Annotated[list[str], typer.Option(help="TEXT[=WEIGHT] to choose on; repeat it.")],
-    held_out: Annotated[list[str], typer.Option(help="DOMAIN=FILE to judge by; repeat it.")],
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
     num_windows: int = 8,
     seqlen: int = 128,
@@ -120,10 +116,12 @@ def main(
     spec = PruneSpec(model, num_remove=numbers[-1], refine=refine, dtype=dtype)
     path = model_store(model).path(model)
     dense = load_dense_model(path, spec.resident, Resources(), dtype=dtype)
-    texts = _evenly_spread(dense.tokenizer, held_out, num_held_out, held_out_seqlen)
+    held_out = default_calibration(num_samples=2 * num_held_out, seqlen=held_out_seqlen)
+    judged = evaluation_windows(held_out, dense.model, dense.tokenizer)
+    texts = {domain: found.token_ids for domain, found in judged.items()}
     judge = _HeldOut(dense, texts)
     report: dict[str, Any] = {
-        "calibration": f"{num_windows} windows of {seqlen} tokens: {', '.join(calibration)}",
+        "calibration": f"{num_windows} windows of {seqlen} tokens of packaged prose and code",
         "held_out": {domain: list(windows.shape) for domain, windows in texts.items()},
         "num_blocks": num_blocks(dense.model),
         "refine": refine,
@@ -133,7 +131,7 @@ def main(
         "command": shlex.join(["python", "-m", "benchmarks.lookahead", *sys.argv[1:]]),
     }
     for seed in (int(seed) for seed in seeds.split(",")):
-        sample = calibration_of(calibration, Sampling.WINDOWS, num_windows, seqlen, seed)
+        sample = default_calibration(num_samples=num_windows, seqlen=seqlen, seed=seed)
         windows = calibrate(sample, dense.model, dense.tokenizer)
         for found in _searched(replace(spec, calibration=sample), dense, windows, numbers, judge):
             report["results"].append(asdict(found))
@@ -231,23 +229,6 @@ def _markdown(report: Mapping[str, Any]) -> str:
         "command are in the JSON file of the same name.\n\n"
     )
     return text + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _evenly_spread(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], number: int, seqlen: int
-) -> dict[str, torch.Tensor]:
-    """Token ids [number, seqlen] of each DOMAIN=FILE, spread evenly over the file."""
-    found = {}
-    for given in texts:
-        domain, _, file = given.partition("=")
-        windows = all_windows(Path(file).read_text(encoding="utf-8"), seqlen, tokenizer)
-        if len(windows) < number:
-            raise typer.BadParameter(
-                f"{file} has {len(windows)} windows of {seqlen} tokens, and {number} are needed: "
-                "give a longer text or ask for fewer windows"
-            )
-        found[domain] = windows[[at * len(windows) // number for at in range(number)]]
-    return found
 
 
 if __name__ == "__main__":
