@@ -193,7 +193,7 @@ def _depth(depth: RepairedDepth, losses: _Judged) -> dict[str, Any]:
     methods = {
         method.value: {
             "bytes": sum(tensor.nbytes for tensor in repaired.tensors.values()),
-            "penalties": {str(cut.before): found for cut, found in repaired.penalties.items()},
+            "penalties": {str(block): found for block, found in repaired.penalties.items()},
             "domains": {
                 domain: _came_back(losses.dense[domain], raw[domain], found)
                 for domain, found in losses.pruned[depth.keep, method].items()

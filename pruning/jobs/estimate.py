@@ -7,6 +7,7 @@ from statistics import median
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_files import WeightSizes
 from pruning.models.store import ModelInfo
+from pruning.repair.cuts import NUM_BEHIND
 from pruning.spec.calibration import Sampling
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
 
@@ -78,11 +79,11 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
 
 
 def _num_refitted(spec: PruneSpec, blocks: int) -> int:
-    """The matrices of all depths together, at most: one in front of each gap between blocks."""
+    """The matrices of all depths together, at most: of blocks in front of and behind each cut."""
     if spec.repair not in (Repair.AUTO, Repair.RIDGE):
         return 0
     depths = range(1, min(spec.most_removals(blocks), blocks) + 1)
-    return sum(min(removed, blocks - removed) for removed in depths)
+    return sum(min((1 + NUM_BEHIND) * removed, blocks - removed) for removed in depths)
 
 
 def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) -> Duration:

@@ -3,11 +3,13 @@
 Knows no torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from pruning.sleb import Blocks
+
+NUM_BEHIND = 1  # blocks behind a cut that are refitted as well; benchmarks/results has their gain
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,28 @@ class Scale:
     cut: Cut
     observes = frozenset({Part.SAMPLE})
 
+    @property
+    def after(self) -> int:
+        return self.cut.after
+
 
 @dataclass(frozen=True)
 class Refit:
-    """The block in front of the cut runs with a refitted matrix."""
+    """The block runs with a matrix that is refitted, so that the stream behind it follows the one
+    that the dense model has in front of the block ``after``."""
 
-    cut: Cut
+    block: int
+    after: int
     observes = frozenset(Part)
 
 
 Correction = Scale | Refit
 Step = Run | Correction
+Route = tuple[Step, ...]
 
 
 def observed(step: Step) -> Parts:
-    """The windows that a step compares with the dense model behind the cut."""
+    """The windows that a step compares with the dense model."""
     return frozenset() if isinstance(step, Run) else step.observes
 
 
@@ -78,12 +87,37 @@ def cuts_of(keep: Blocks, num_blocks: int) -> tuple[Cut, ...]:
     return tuple(Cut(before, after) for before, after in pairs if after != before + 1)
 
 
-def route(
-    keep: Blocks, num_blocks: int, at_cut: Callable[[Cut], Sequence[Step]]
-) -> tuple[Step, ...]:
-    """The steps of the model that keeps these blocks, with those of ``at_cut`` at each cut."""
-    cuts = {cut.before: cut for cut in cuts_of(keep, num_blocks)}
-    steps: list[Step] = []
-    for block in keep:
-        steps += at_cut(cuts[block]) if block in cuts else [Run(block)]
-    return tuple(steps)
+def unrepaired(keep: Blocks, num_blocks: int) -> Route:  # noqa: ARG001 - all routes are made alike
+    return tuple(Run(block) for block in keep)
+
+
+def scaled(keep: Blocks, num_blocks: int) -> Route:
+    """The stream is scaled behind each cut."""
+    cuts = _by_block(keep, num_blocks)
+
+    def steps() -> Iterator[Step]:
+        for block in keep:
+            yield Run(block)
+            if block in cuts:
+                yield Scale(cuts[block])
+
+    return tuple(steps())
+
+
+def refitted(keep: Blocks, num_blocks: int, num_behind: int = NUM_BEHIND) -> Route:
+    """The block in front of each cut is refitted, and so are the next ``num_behind`` behind it."""
+    cuts = _by_block(keep, num_blocks)
+
+    def steps() -> Iterator[Step]:
+        left = 0
+        for block in keep:
+            left = 1 + num_behind if block in cuts else left - 1
+            after = cuts[block].after if block in cuts else block + 1
+            yield Refit(block, after) if left > 0 else Run(block)
+
+    return tuple(steps())
+
+
+def _by_block(keep: Blocks, num_blocks: int) -> Mapping[int, Cut]:
+    """The cuts by the block in front of each."""
+    return {cut.before: cut for cut in cuts_of(keep, num_blocks)}

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from pruning.repair.cuts import Correction, Part, Parts, Refit, Run, Step, observed
+from pruning.repair.cuts import Correction, Part, Parts, Refit, Route, Run, Step, observed
 
-Route = Sequence[Step]
 EMBEDDED = 0  # the number of the stream in front of the first block
 
 
@@ -19,7 +18,7 @@ EMBEDDED = 0  # the number of the stream in front of the first block
 class Stream:
     """What becomes of the stream ``source`` by one step, on the windows of ``parts``.
 
-    ``dense`` is the stream of the dense model behind the cut, for steps that compare with it.
+    ``dense`` is the stream of the dense model in the same place, for steps that compare with it.
     """
 
     source: int
@@ -69,13 +68,14 @@ def plan_of(routes: Sequence[Route]) -> Plan:
     """The plan of models that take these routes, and of the dense model beside them.
 
     A model waits at a cut until the dense model has arrived at its other side. The dense model
-    stops behind the last cut, and training windows stop at the last cut of a route.
+    stops where it is last compared with, and training windows behind the last correction of a
+    route.
     """
     tree = _Tree()
     corrections = [step for route in routes for step in route if not isinstance(step, Run)]
-    last = max((step.cut.after for step in corrections), default=0)
+    last = max((step.after for step in corrections), default=0)
     needs = [_union(corrections, at) for at in range(last + 1)]
-    dense = tree.add([Run(block) for block in range(last)], needs)
+    dense = tree.add(tuple(Run(block) for block in range(last)), needs)
     ends = tuple(tree.add(route, _needs(route))[-1] for route in routes)
     streams = {
         number: Stream(source, step, tree.parts[number], _dense(step, dense))
@@ -115,11 +115,11 @@ def _needs(route: Route) -> list[Parts]:
 
 def _union(corrections: Sequence[Correction], at: int) -> Parts:
     """The windows that the dense model needs in front of the block ``at``."""
-    return frozenset[Part]().union(*(s.observes for s in corrections if s.cut.after >= at))
+    return frozenset[Part]().union(*(s.observes for s in corrections if s.after >= at))
 
 
 def _dense(step: Step, dense: Sequence[int]) -> int | None:
-    return None if isinstance(step, Run) else dense[step.cut.after]
+    return None if isinstance(step, Run) else dense[step.after]
 
 
 def _visits(streams: Mapping[int, Stream]) -> Iterator[Visit]:
@@ -134,8 +134,8 @@ def _turn(step: Step) -> tuple[int, int]:
     that must have its weights: the dense model runs before anything is compared with it."""
     if isinstance(step, Run):
         return step.block, -step.block
-    arrival = step.cut.after - 1
-    return arrival, -(step.cut.before if isinstance(step, Refit) else arrival)
+    arrival = step.after - 1
+    return arrival, -(step.block if isinstance(step, Refit) else arrival)
 
 
 def _releases(

@@ -1,10 +1,11 @@
 """Repair of pruned models in closed form: behind each cut, the stream follows the dense one again.
 
 *Scale* multiplies the residual stream behind a cut by the ratio of the mean norms of hidden states,
-dense against pruned, in front of the next kept block (Prune&Comp, AAAI 2026). *Ridge* refits the
-matrix that writes into the stream in front of a cut, by least squares shrunk towards its old values
-(as ReplaceMe does for one cut, arXiv 2505.02819). Both need the dense model and text, and no
-gradients. All depths of a removal order are repaired in one walk over the blocks.
+dense against pruned, in front of the next kept block (Prune&Comp, AAAI 2026). *Ridge* refits
+matrices that write into the stream, by least squares shrunk towards their old values: that of the
+block in front of a cut (as ReplaceMe does for one cut, arXiv 2505.02819), and that of the first
+block behind it, which corrects what the one in front could not foresee. Both need the dense model
+and text, and no gradients. All depths of a removal order are repaired in one walk over the blocks.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
-from pruning.repair.cuts import Cut, Part, Refit, Run, Scale, Step, route
+from pruning.repair.cuts import Cut, Part, Refit, Route, Run, Scale, refitted, scaled, unrepaired
 from pruning.repair.plan import Plan, plan_of
 from pruning.repair.ridge import fit
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
@@ -34,13 +35,8 @@ class Method(StrEnum):
     RIDGE = "ridge"
 
 
-# The steps at a cut
-AT_CUT: Mapping[Method, Callable[[Cut], Sequence[Step]]] = MappingProxyType(
-    {
-        Method.NONE: lambda cut: [Run(cut.before)],
-        Method.SCALE: lambda cut: [Run(cut.before), Scale(cut)],
-        Method.RIDGE: lambda cut: [Refit(cut)],
-    }
+ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
+    {Method.NONE: unrepaired, Method.SCALE: scaled, Method.RIDGE: refitted}
 )
 SAMPLE_WINDOWS = 4  # of each domain: norms are measured on them
 
@@ -107,15 +103,15 @@ class Repaired:
 
     ``losses`` are nats per predicted token of each selection window, by domain. ``tensors`` are
     parameters of the dense model by name, with the values that the pruned model has in their place.
-    ``scales`` are the factors of the stream behind each cut, ``penalties`` those of each fit, as in
-    ``Fit``.
+    ``scales`` are the factors of the stream behind each cut, ``penalties`` those of the fit of each
+    block, as in ``Fit``.
     """
 
     method: Method
     losses: Mapping[str, Losses]
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scales: Mapping[Cut, float] = field(default_factory=dict)
-    penalties: Mapping[Cut, float | None] = field(default_factory=dict)
+    penalties: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,7 @@ def repair_depths(
     depth = num_blocks(dense.model)
     allowed = [Method.NONE, *(m for m in methods if m in possible_methods(dense.model.config))]
     lanes = [(keep, method) for keep in keeps for method in allowed]
-    plan = plan_of([route(keep, depth, AT_CUT[method]) for keep, method in lanes])
+    plan = plan_of([ROUTES[method](keep, depth) for keep, method in lanes])
     open_walk = open_walk or partial(
         LocalWalk, dense.model, dense.device, batch_tokens=batch_tokens, budget=state_budget
     )
@@ -190,18 +186,13 @@ class _Repair:
 
     def result(self, method: Method, end: int, losses: Mapping[str, Losses]) -> Repaired:
         """What was found on the way to the stream ``end``."""
-        passed = list(self._plan.way_to(end))
-        cuts = {
-            at: step.cut
-            for at in passed
-            if not isinstance(step := self._plan.streams[at].step, Run)
-        }
+        passed = [(at, self._plan.streams[at].step) for at in self._plan.way_to(end)]
         return Repaired(
             method,
             losses,
-            dict(self._matrices[at] for at in passed if at in self._matrices),
-            {cuts[at]: self._factors[at] for at in passed if at in self._factors},
-            {cuts[at]: self._penalties[at] for at in passed if at in self._penalties},
+            dict(self._matrices[at] for at, _ in passed if at in self._matrices),
+            {step.cut: self._factors[at] for at, step in passed if isinstance(step, Scale)},
+            {step.block: self._penalties[at] for at, step in passed if isinstance(step, Refit)},
         )
 
     @torch.no_grad()
@@ -214,16 +205,16 @@ class _Repair:
             self._factors[stream] = norms.dense / norms.pruned
             self._walk.scale(stream, self._factors[stream])
         else:
-            self._refit(stream, step.cut)
+            self._refit(stream, step.block)
 
-    def _refit(self, stream: int, cut: Cut) -> None:
-        """Change the matrix in front of the cut by what explains the error behind it."""
+    def _refit(self, stream: int, block: int) -> None:
+        """Change the matrix of the block by what explains the error of the stream behind it."""
         errors = self._walk.errors(stream).to(self._dense.device)
         found = fit(errors.train, errors.selection)
         self._penalties[stream] = found.penalty
         matrix = None
         if found.penalty is not None:
-            name = f"{self._path}.{cut.before}.{self._writes.refit}.weight"
+            name = f"{self._path}.{block}.{self._writes.refit}.weight"
             old = self._dense.model.get_parameter(name)
             change = found.change.T if self._writes.is_transposed else found.change
             matrix = (old.float() + change).to(old.dtype)

@@ -43,7 +43,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Errors:
-    """What the refitted layer reads and the error of the stream behind the cut, as sums over
+    """What the refitted layer reads and the error of the stream behind the block, as sums over
     tokens: of all training windows, and of the selection windows of each domain."""
 
     train: Sums
@@ -174,7 +174,7 @@ class LocalWalk:
 
     @torch.no_grad()
     def errors(self, stream: int) -> Errors:
-        """Run the block in front of the cut, and compare what comes out with the dense stream.
+        """Run the block that is refitted, and compare what comes out with the dense stream.
 
         The weight of a token is the inverse square of the norm that its state should have. Without
         it, the few tokens that are attention sinks would decide everything.
@@ -237,7 +237,7 @@ class LocalWalk:
         return self.states.get((made.source, at))
 
     def _wanted(self, made: Stream, at: int) -> torch.Tensor:
-        """The state that the dense model has behind the cut."""
+        """The state that the dense model has in this place."""
         assert made.dense is not None
         return self.states.get((made.dense, at))
 
@@ -252,10 +252,10 @@ class LocalWalk:
                 self.states.drop((earlier, at))
 
     def _refitted(self, made: Stream) -> tuple[BlockCall, str]:
-        """The block in front of the cut, and the name of its layer that is refitted."""
+        """The block that is refitted, and the name of its layer."""
         assert isinstance(made.step, Refit)
         assert self._row.writes.refit is not None
-        return self._calls[made.step.cut.before], self._row.writes.refit
+        return self._calls[made.step.block], self._row.writes.refit
 
     def _no_errors(self, call: BlockCall, layer: str) -> Errors:
         matrix = call.block.get_parameter(f"{layer}.weight")

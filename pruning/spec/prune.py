@@ -58,7 +58,7 @@ class Repair(StrEnum):
     """How the blocks that stay are corrected after the search, in closed form, at every depth."""
 
     AUTO = "auto"  # whichever of the others is best on its worst domain: none where all do harm
-    RIDGE = "ridge"  # matrices in front of missing blocks, fitted anew by least squares
+    RIDGE = "ridge"  # matrices in front of and behind missing blocks, fitted by least squares
     SCALE = "scale"  # one factor of the hidden states behind each group of missing blocks
     NONE = "none"
 

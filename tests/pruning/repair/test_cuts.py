@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.repair.cuts import Cut, Refit, Run, Scale, cuts_of, route
+from pruning.repair.cuts import Cut, Refit, Run, Scale, cuts_of, refitted, scaled, unrepaired
 
 NUM_BLOCKS = 9
 keep_sets = st.sets(st.integers(0, NUM_BLOCKS - 1), min_size=1).map(lambda s: tuple(sorted(s)))
@@ -14,13 +14,26 @@ def test_cuts_are_where_blocks_are_missing() -> None:
     assert cuts_of((2, 3), 4) == ()
 
 
-def test_a_route_has_the_steps_of_a_cut_in_place_of_the_block_in_front_of_it() -> None:
-    steps = route((0, 2, 3), 4, lambda cut: [Run(cut.before), Scale(cut)])
-    assert steps == (Run(0), Scale(Cut(0, 2)), Run(2), Run(3))
-    assert route((0, 1, 2), 4, lambda cut: [Refit(cut)]) == (Run(0), Run(1), Refit(Cut(2, 4)))
+def test_a_route_has_a_step_at_each_cut() -> None:
+    keep = (0, 2, 3, 4, 5, 7)
+    runs = [Run(block) for block in keep]
+    assert unrepaired(keep, 9) == tuple(runs)
+    assert scaled(keep, 9) == (
+        runs[0],
+        Scale(Cut(0, 2)),
+        *runs[1:5],
+        Scale(Cut(5, 7)),
+        runs[5],
+        Scale(Cut(7, 9)),
+    )
+    assert refitted(keep, 9, 0) == (Refit(0, 2), *runs[1:4], Refit(5, 7), Refit(7, 9))
+    behind = (Refit(0, 2), Refit(2, 3), Run(3), Run(4), Refit(5, 7), Refit(7, 9))
+    assert refitted(keep, 9, 1) == behind
+    assert refitted((0, 2, 3, 4), 5, 2) == (Refit(0, 2), Refit(2, 3), Refit(3, 4), Run(4))
 
 
-@given(keep=keep_sets)
-def test_every_kept_block_runs_once_in_order(keep: tuple[int, ...]) -> None:
-    steps = route(keep, NUM_BLOCKS, lambda cut: [Refit(cut)])
-    assert [s.block if isinstance(s, Run) else s.cut.before for s in steps] == list(keep)
+@given(keep=keep_sets, num_behind=st.integers(0, 3))
+def test_every_kept_block_runs_once_in_order(keep: tuple[int, ...], num_behind: int) -> None:
+    for steps in (scaled(keep, NUM_BLOCKS), refitted(keep, NUM_BLOCKS, num_behind)):
+        blocks = [step.block for step in steps if not isinstance(step, Scale)]
+        assert blocks == list(keep)

@@ -1,27 +1,36 @@
 """Plans: what a step needs is there, nothing is kept for longer, and nothing is done twice."""
 
+from collections.abc import Callable
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.removal import kept
-from pruning.repair.cuts import Cut, Part, Refit, Run, Scale, Step, observed, route
-from pruning.repair.plan import EMBEDDED, Plan, Route, plan_of
+from pruning.repair.cuts import (
+    Part,
+    Route,
+    Run,
+    Scale,
+    Step,
+    observed,
+    refitted,
+    scaled,
+    unrepaired,
+)
+from pruning.repair.plan import EMBEDDED, Plan, plan_of
 
 NUM_BLOCKS = 7
 ORDER = (14, 26, 13, 12, 25, 3)  # of the demo model with 30 blocks
-NONE, SCALE, RIDGE = range(3)
+ROUTES = [unrepaired, scaled, *(partial(refitted, num_behind=number) for number in range(3))]
 
 keep_sets = st.sets(st.integers(0, NUM_BLOCKS - 1), min_size=1).map(lambda s: tuple(sorted(s)))
-lanes = st.lists(st.tuples(keep_sets, st.sampled_from([NONE, SCALE, RIDGE])), min_size=1)
+lanes = st.lists(st.tuples(keep_sets, st.sampled_from(ROUTES)), min_size=1)
+Lanes = list[tuple[tuple[int, ...], Callable[[tuple[int, ...], int], Route]]]
 
 
-def at_cut(method: int, cut: Cut) -> list[Step]:
-    steps: list[list[Step]] = [[Run(cut.before)], [Run(cut.before), Scale(cut)], [Refit(cut)]]
-    return steps[method]
-
-
-def route_of(keep: tuple[int, ...], method: int, num_blocks: int = NUM_BLOCKS) -> Route:
-    return route(keep, num_blocks, lambda cut: at_cut(method, cut))
+def routes_of(found: Lanes) -> list[Route]:
+    return [route(keep, NUM_BLOCKS) for keep, route in found]
 
 
 def steps_to(plan: Plan, stream: int) -> list[Step]:
@@ -29,8 +38,8 @@ def steps_to(plan: Plan, stream: int) -> list[Step]:
 
 
 @given(lanes)
-def test_every_model_takes_its_route(found: list[tuple[tuple[int, ...], int]]) -> None:
-    routes = [route_of(*lane) for lane in found]
+def test_every_model_takes_its_route(found: Lanes) -> None:
+    routes = routes_of(found)
     plan = plan_of(routes)
     assert [tuple(steps_to(plan, end)) for end in plan.ends] == routes
     for end in plan.ends:
@@ -39,15 +48,13 @@ def test_every_model_takes_its_route(found: list[tuple[tuple[int, ...], int]]) -
             assert Part.SELECTION in stream.parts
             if not isinstance(stream.step, Run):
                 assert stream.dense is not None
-                dense = [Run(block) for block in range(stream.step.cut.after)]
+                dense = [Run(block) for block in range(stream.step.after)]
                 assert steps_to(plan, stream.dense) == dense
 
 
 @given(lanes)
-def test_what_a_step_needs_is_there_and_in_the_end_only_the_ends(
-    found: list[tuple[tuple[int, ...], int]],
-) -> None:
-    plan = plan_of([route_of(*lane) for lane in found])
+def test_what_a_step_needs_is_there_and_in_the_end_only_the_ends(found: Lanes) -> None:
+    plan = plan_of(routes_of(found))
     alive = {(EMBEDDED, part) for part in plan.embedded}
     for visit in plan.visits:
         for number in visit.streams:
@@ -59,18 +66,15 @@ def test_what_a_step_needs_is_there_and_in_the_end_only_the_ends(
             assert plan.releases.get(number, frozenset()) <= needed
             alive -= plan.releases.get(number, frozenset())
             alive |= {(number, part) for part in stream.parts}
-            block = stream.step.block if isinstance(stream.step, Run) else stream.step.cut.before
-            assert visit.block == block or isinstance(stream.step, Scale)
+            assert isinstance(stream.step, Scale) or visit.block == stream.step.block
     assert alive == {(end, Part.SELECTION) for end in plan.ends}
 
 
 @given(lanes)
-def test_each_beginning_of_a_route_is_one_stream(
-    found: list[tuple[tuple[int, ...], int]],
-) -> None:
-    routes = [route_of(*lane) for lane in found]
+def test_each_beginning_of_a_route_is_one_stream(found: Lanes) -> None:
+    routes = routes_of(found)
     plan = plan_of(routes)
-    cuts = [step.cut.after for each in routes for step in each if not isinstance(step, Run)]
+    cuts = [step.after for each in routes for step in each if not isinstance(step, Run)]
     dense = tuple(Run(block) for block in range(max(cuts, default=0)))
     beginnings = {each[:number] for each in (*routes, dense) for number in range(1, len(each) + 1)}
     made = [number for visit in plan.visits for number in visit.streams]
@@ -80,7 +84,8 @@ def test_each_beginning_of_a_route_is_one_stream(
 
 def test_training_windows_go_no_further_than_the_last_cut() -> None:
     keeps = [kept(30, ORDER[:number]) for number in range(1, 7)]
-    plan = plan_of([route_of(keep, how, 30) for keep in keeps for how in (NONE, SCALE, RIDGE)])
+    in_front = partial(refitted, num_behind=0)
+    plan = plan_of([route(keep, 30) for keep in keeps for route in (unrepaired, scaled, in_front)])
 
     def num_runs(part: Part) -> int:
         made = (s for s in plan.streams.values() if not isinstance(s.step, Scale))
@@ -93,6 +98,6 @@ def test_training_windows_go_no_further_than_the_last_cut() -> None:
 
 
 def test_without_a_repair_no_training_window_runs() -> None:
-    plan = plan_of([route_of((0, 2, 3), NONE), route_of((1, 2), NONE)])
+    plan = plan_of([unrepaired((0, 2, 3), 4), unrepaired((1, 2), 4)])
     assert plan.embedded == {Part.SELECTION}
     assert [visit.block for visit in plan.visits] == [0, 1, 2, 3]

@@ -14,7 +14,6 @@ from pruning.models.loss import last_hidden, window_losses
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
-from pruning.repair.cuts import cuts_of
 from pruning.repair.folding import folded
 from pruning.repair.repair import (
     Method,
@@ -99,20 +98,26 @@ def test_a_depth_is_repaired_as_if_it_were_alone(family: str) -> None:
         assert_equal(repair_depths(ResidentModel(model), [keep], text(), batch_tokens=24), [depth])
 
 
-def test_repairs_are_those_of_whole_models_run_one_cut_at_a_time() -> None:
-    """The slow path: for every cut, the dense and the repaired model run from the start."""
+def test_repairs_are_those_of_whole_models_run_one_block_at_a_time() -> None:
+    """The slow path: for each block that is refitted, which are those in front of a cut and the
+    first one behind it, the dense and the repaired model run from the start."""
     model, windows = tiny_model("llama"), text()
     for depth in repair_depths(ResidentModel(model), KEEPS, windows, batch_tokens=24):
         own = dict[str, torch.Tensor]()
-        for cut in cuts_of(depth.keep, num_blocks(model)):
-            path = f"model.layers.{cut.before}.mlp.down_proj.weight"
+        keep = depth.keep
+        for before, block, after in zip(
+            keep[:1] + keep, keep, (*keep[1:], num_blocks(model)), strict=False
+        ):
+            if before >= block - 1 and after == block + 1:
+                continue
+            path = f"model.layers.{block}.mlp.down_proj.weight"
             sums = {}
             for domain, ids in {
                 **windows.selection,
                 "": torch.cat([*windows.train.values()]),
             }.items():
-                _, dense = passed(model, range(cut.after), ids)
-                read, pruned = passed(model, [b for b in depth.keep if b <= cut.before], ids, own)
+                _, dense = passed(model, range(after), ids)
+                read, pruned = passed(model, [b for b in keep if b <= block], ids, own)
                 sums[domain] = Sums(48, 32, model.device)
                 sums[domain].add(read, dense - pruned, dense.square().sum(dim=1).reciprocal())
             found = fit(sums.pop(""), sums)
