@@ -9,7 +9,7 @@ import torch
 
 from pruning.models.store import LoadedModel, load
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
-from pruning.sleb import RoundScorer, sleb
+from pruning.sleb import sleb
 
 REFERENCE = (
     Path(__file__).parents[3] / "shared" / "data" / "sleb-reference-smollm2-16x128-bf16.json"
@@ -32,31 +32,21 @@ def loaded(demo_model_dir: Path) -> LoadedModel:
 TOLERANCE = 2**-8  # of a score, as of bfloat16: processors sum in different orders
 
 
-def check(scorer: RoundScorer, reference: dict[str, Any], num_rounds: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("scorer", [PlainScorer, SharedPrefixScorer])
+def test_the_order_is_the_references(
+    reference: dict[str, Any], loaded: LoadedModel, scorer: type[PlainScorer | SharedPrefixScorer]
+) -> None:
     """Each round goes on from the blocks that the reference has removed before it.
 
     Blocks may change places if this processor's scores differ by more than they are apart: in the
     first round, blocks 13 and 14 differ by 0.0001 nats.
     """
-    order = reference["removal_order"]
-    for step, scores in enumerate(reference["scores"][:num_rounds]):
+    windows = torch.tensor(reference["input_ids"])
+    order, rounds = reference["removal_order"], scorer(loaded.model, windows)
+    for step, scores in enumerate(reference["scores"]):
         expected = {int(block): score for block, score in scores.items()}
-        removal = next(sleb(scorer, 30, step + 1, removed=order[:step]))
+        removal = next(sleb(rounds, 30, step + 1, removed=order[:step]))
         assert dict(removal.scores) == pytest.approx(expected, rel=TOLERANCE)
         deviation = max(abs(removal.scores[block] - expected[block]) for block in expected)
         assert expected[removal.block] <= expected[order[step]] + 2 * deviation
-
-
-@pytest.mark.timeout(900)
-def test_the_first_round_is_the_references(reference: dict[str, Any], loaded: LoadedModel) -> None:
-    windows = torch.tensor(reference["input_ids"])
-    check(SharedPrefixScorer(loaded.model, windows), reference, 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scorer", [PlainScorer, SharedPrefixScorer])
-def test_the_whole_order_is_the_references(
-    reference: dict[str, Any], loaded: LoadedModel, scorer: type[PlainScorer | SharedPrefixScorer]
-) -> None:
-    windows = torch.tensor(reference["input_ids"])
-    check(scorer(loaded.model, windows), reference, len(reference["removal_order"]))

@@ -12,7 +12,7 @@ from tests.support.api_fixtures import publish_pruned
 from tests.support.clusters import LONG, MODEL, Many, Service, service_on
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(300)  # on a busy machine it takes a minute until they are there
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # it takes minutes until they are there
 
 
 @pytest.fixture(scope="module")
