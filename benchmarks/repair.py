@@ -9,9 +9,10 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -31,7 +32,10 @@ from pruning.repair.choose import choose
 from pruning.repair.folding import folded
 from pruning.repair.repair import Method, RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
-from pruning.sleb import Blocks, sleb
+from pruning.search.observed import Observer
+from pruning.search.search import search
+from pruning.search.state import SearchState
+from pruning.sleb import Blocks
 from pruning.spec.calibration import (
     Calibration,
     CalibrationMix,
@@ -39,12 +43,31 @@ from pruning.spec.calibration import (
     Dataset,
     default_calibration,
 )
-from pruning.spec.prune import Resident
+from pruning.spec.prune import Metric, PruneSpec, Resident
+
+SEARCHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"sleb": {}, "refined": {"refine": 2}, "kl": {"metric": Metric.KL}}
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A removal order, and what the search for it took: seconds and the shape of its windows.
+
+    Both are None for an order that was given.
+    """
+
+    removed: Blocks
+    seconds: float | None = None
+    windows: Sequence[int] | None = None
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON, tables and picture.")],
-    order: Annotated[list[str], typer.Option(help="NAME=14,26,...: removal orders; repeat it.")],
+    order: Annotated[
+        list[str],
+        typer.Option(help="sleb, refined or kl to search for it, or NAME=14,26,...; repeat it."),
+    ],
     text: Annotated[
         list[Path] | None,
         typer.Option(help="Text file of a domain, in place of the packaged ones; repeat it."),
@@ -59,18 +82,26 @@ def main(
     ] = 16,
     seqlen: int = 512,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    search: Annotated[bool, typer.Option(help="Time the exact search as well.")] = False,
+    search_seqlen: Annotated[
+        int | None, typer.Option(help="Tokens of a window of the searches; as all others.")
+    ] = None,
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     set_up_torch(threads)
     path = model_store(model).path(model)
     dense = load_dense_model(path, Resident.MODEL, Resources(), dtype="float32")
     numbers = [int(number) for number in depths.split(",")]
-    orders = dict(_parsed(given, max(numbers)) for given in order)
+    given = dict(_parsed(each, max(numbers)) for each in order)
     spec = _calibration(text, num_samples, seqlen)
+    searched = PruneSpec(
+        model,
+        num_remove=max(numbers),
+        calibration=_calibration(text, num_samples, search_seqlen or seqlen),
+    )
+    orders = {name: found or _searched(dense, searched, name) for name, found in given.items()}
     # the windows of a file have one use only if the sizes of all uses are known together
     held_out = spec if text else default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
-    report = measured(dense, spec, held_out, orders, numbers, search=search)
+    report = measured(dense, spec, held_out, orders, numbers)
     report["command"] = shlex.join(["python", "-m", "benchmarks.repair", *sys.argv[1:]])
     write(report, out)
 
@@ -79,18 +110,16 @@ def measured(
     dense: DenseModel,
     spec: Calibration,
     held_out: Calibration,
-    orders: Mapping[str, Blocks],
+    orders: Mapping[str, Order],
     numbers: Sequence[int],
-    *,
-    search: bool,
 ) -> dict[str, Any]:
     """The report, as JSON, for ``numbers`` of removed blocks in each of the orders."""
     windows = repair_windows(spec, dense.model, dense.tokenizer)
     judged = evaluation_windows(held_out, dense.model, dense.tokenizer)
     train, selection = _token_ids(windows.train), _token_ids(windows.selection)
     repaired = {
-        name: _repaired(dense, removed, numbers, RepairText(train, selection))
-        for name, removed in orders.items()
+        name: _repaired(dense, of.removed, numbers, RepairText(train, selection))
+        for name, of in orders.items()
     }
     losses = _judged(dense, [found.depths for found in repaired.values()], _token_ids(judged))
     found = {name: _order(of, orders[name], losses) for name, of in repaired.items()}
@@ -99,7 +128,6 @@ def measured(
         "train": {domain: list(ids.shape) for domain, ids in train.items()},
         "selection": {domain: list(ids.shape) for domain, ids in selection.items()},
         "held_out": {domain: list(of.token_ids.shape) for domain, of in judged.items()},
-        "search": _search(dense, spec, max(numbers)) if search else None,
         "dense": {domain: _of(of) for domain, of in losses.dense.items()},
         "orders": found,
         "machine": machine(),
@@ -121,17 +149,32 @@ class _Judged:
     pruned: Mapping[tuple[Blocks, Method], Mapping[str, Losses]]
 
 
-def _parsed(given: str, least: int) -> tuple[str, Blocks]:
+def _parsed(given: str, least: int) -> tuple[str, Order | None]:
+    """The name and the order that was given with it, if any."""
     name, _, blocks = given.partition("=")
     if not blocks:
-        raise typer.BadParameter(f"--order {given}: expected NAME=14,26,...")
+        if name not in SEARCHES:
+            known = ", ".join(SEARCHES)
+            raise typer.BadParameter(f"--order {given}: expected one of {known}, or NAME=14,26,...")
+        return name, None
     removed = tuple(int(block) for block in blocks.split(","))
     if len(removed) < least:
         raise typer.BadParameter(
             f"--order {given} has {len(removed)} blocks, and {least} are to be removed: give a "
             "longer order or smaller depths"
         )
-    return name, removed
+    return name, Order(removed)
+
+
+def _searched(dense: DenseModel, spec: PruneSpec, name: str) -> Order:
+    """The order that the search of this name finds, as a job finds it."""
+    windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
+    began_s = time.perf_counter()
+    spec = replace(spec, **SEARCHES[name])
+    removals = search(spec, dense, windows, Observer(), SearchState())
+    seconds = time.perf_counter() - began_s
+    removed = tuple(removal.block for removal in removals)
+    return Order(removed, seconds, list(windows.token_ids.shape))
 
 
 def _calibration(text: Sequence[Path] | None, num_samples: int, seqlen: int) -> Calibration:
@@ -177,10 +220,11 @@ def _judged(
     return _Judged(found[0], dict(zip(models, found[1:], strict=True)))
 
 
-def _order(repaired: _Repaired, removed: Blocks, losses: _Judged) -> dict[str, Any]:
+def _order(repaired: _Repaired, order: Order, losses: _Judged) -> dict[str, Any]:
     return {
-        "removed": list(removed),
+        "removed": list(order.removed),
         "seconds": repaired.seconds,
+        "search": None if order.seconds is None else asdict(order),
         "depths": [
             {"num_removed": number, **_depth(depth, losses)}
             for number, depth in zip(repaired.numbers, repaired.depths, strict=True)
@@ -215,19 +259,6 @@ def _came_back(dense: Losses, raw: Losses, losses: Losses) -> dict[str, float]:
 
 def _of(losses: Losses) -> dict[str, float]:
     return {"loss": fmean(losses), "perplexity": math.exp(fmean(losses))}
-
-
-def _search(dense: DenseModel, spec: Calibration, num_remove: int) -> dict[str, Any]:
-    """The time of the exact search that a job makes on the calibration windows."""
-    windows = calibrate(spec, dense.model, dense.tokenizer).token_ids
-    began_s = time.perf_counter()
-    with dense.scorer(windows) as scorer:
-        removals = list(sleb(scorer, num_blocks(dense.model), num_remove))
-    return {
-        "seconds": time.perf_counter() - began_s,
-        "windows": list(windows.shape),
-        "removed": [removal.block for removal in removals],
-    }
 
 
 if __name__ == "__main__":

@@ -75,12 +75,16 @@ def _windows(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _share_of_search(report: Mapping[str, Any], order: Mapping[str, Any]) -> str:
-    if (search := report["search"]) is None:
+    """What the search took, and the share if it had windows as long as those of the repair."""
+    if (search := order["search"]) is None:
         return ""
-    number, seqlen = search["windows"]
+    (number, seqlen), (_, repair_seqlen) = search["windows"], next(iter(report["train"].values()))
+    share = (
+        f"{100 * order['seconds'] / search['seconds']:.0f} % of " if seqlen == repair_seqlen else ""
+    )
     return (
-        f", {100 * order['seconds'] / search['seconds']:.0f} % of the {search['seconds']:.1f} s of "
-        f"an exact search for {len(search['removed'])} blocks on {number} × {seqlen} tokens"
+        f", {share}the {search['seconds']:.1f} s of the search for {len(search['removed'])} blocks "
+        f"on {number} × {seqlen} tokens"
     )
 
 
