@@ -95,7 +95,7 @@ def test_both_are_loaded_counted_and_unloaded_each_alone(
 
 def test_a_comparison_shows_dense_raw_and_repaired(client: TestClient, manifest: Manifest) -> None:
     names = ["tiny", "tiny@-3", "tiny@-3+raw", f"{manifest.name}+raw"]
-    body = {"models": names, "prompt": "the dog", "max_new_tokens": 12, "repeats": 2}
+    body = {"models": names, "prompt": "the dog", "max_new_tokens": 12, "ignore_eos": True}
     found: dict[str, Any] = client.post("/compare", json=body).json()
     outputs = found["prompts"][0]["outputs"]
     assert [each["model"] for each in outputs] == names
