@@ -38,6 +38,8 @@ PAGES = (
     Page("/ui/jobs", "jobs", "Jobs"),
     Page("/ui/jobs/new", "new_job", "New job", is_linked=False),
     Page("/ui/jobs/{job_id}", "job", "Job", is_linked=False),
+    Page("/ui/curve", "curve", "Curve"),
+    Page("/ui/compare", "compare", "Side by side"),
 )
 
 router = APIRouter(include_in_schema=False)

@@ -1,6 +1,7 @@
 // The REST API: requests, its problem documents as errors, and server-sent events.
 
 const TIMEOUT_MS = 15000;
+const OPENAI_END = "[DONE]"; // the last event of OpenAI's streams, the only one without JSON
 
 /** An error that the service, or the way to it, has reported. */
 export class Problem extends Error {
@@ -85,5 +86,6 @@ function parsed(block) {
     else if (field === "id" || field === "event") fields[field] = value;
   }
   if (fields.data.length === 0) return null; // a comment that keeps the connection open
-  return { ...fields, data: JSON.parse(fields.data.join("\n")) };
+  const text = fields.data.join("\n");
+  return text === OPENAI_END ? null : { ...fields, data: JSON.parse(text) };
 }

@@ -1,0 +1,174 @@
+// The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
+
+import { json, post, Problem } from "./api.js";
+import { alertOf, byId, el, fill, name, say, table } from "./dom.js";
+import { interval, perplexity, ratio } from "./format.js";
+import { act } from "./live.js";
+import { csv, ordersOf } from "./orders.js";
+import { Plot } from "./plot.js";
+import { measure, measured } from "./speeds.js";
+
+const MAX_ROWS = 100;
+const query = new URLSearchParams(location.search);
+const plot = new Plot(byId("plot"), "Quality against speed; the table below has its values");
+let orders = [];
+let speeds = new Map();
+
+const model = () => byId("model").value;
+const domain = () => byId("domain").value;
+const isSpeed = () => byId("axis").value === "speed";
+const pointsOf = (order) => order.points.filter((point) => point.domain === domain());
+const label = (order) => `${order.name.split("@").at(-1).slice(0, 10)}, ${order.job.spec.metric}`;
+
+/** Depths that can be drawn, in the order of the axis. */
+function depths() {
+  const all = [...new Set(orders.flatMap((order) => pointsOf(order).map(({ depth }) => depth)))];
+  const at = (depth) => (isSpeed() ? speeds.get(depth)?.ratio : depth);
+  return [0, ...all].map((depth) => ({ depth, x: depth === 0 && isSpeed() ? 1 : at(depth) }))
+    .filter(({ x }) => x !== undefined).sort((one, other) => one.x - other.x);
+}
+
+function seriesOf(order, index, found) {
+  const points = new Map(pointsOf(order).map((point) => [point.depth, point]));
+  const line = (value) => found.map(({ depth }) => (depth === 0 ? 1 : value(points.get(depth)) ?? null));
+  const isRepaired = [...points.values()].some((point) => point.raw);
+  const bounds = found.map(({ depth }) => {
+    const point = points.get(depth);
+    return point && point.low !== null ? [point.low, point.high] : null;
+  });
+  const served = { label: `${label(order)}${isRepaired ? ", repaired" : ""}`, hue: index, bounds, format: ratio,
+    values: line((point) => point?.ratio) };
+  const raw = { label: `${label(order)}, raw`, hue: index, dash: [6, 4], format: ratio,
+    values: line((point) => (point?.raw ?? point)?.ratio) };
+  return isRepaired ? [served, raw] : [served];
+}
+
+function draw() {
+  const found = depths();
+  byId("figure").hidden = found.length < 2;
+  if (found.length < 2) return;
+  byId("what").textContent = `Perplexity on ${domain()}, as a multiple of the dense model's`;
+  plot.draw({
+    x: found.map(({ x }) => x),
+    xLabel: isSpeed() ? "speed-up of a token, measured" : "removed blocks",
+    xFormat: isSpeed() ? ratio : String,
+    xStep: !isSpeed(),
+    series: orders.flatMap((order, index) => seriesOf(order, index, found)),
+    onPick: (index) => pick(found[index].depth),
+  });
+}
+
+function speedOf(depth) {
+  const found = speeds.get(depth);
+  if (!found) return null;
+  const range = interval(found.low, found.high);
+  return [ratio(found.ratio), el("span", { class: "sub" }, `${range && `[${range}] `}${found.verdict}`)];
+}
+
+const qualityOf = (point) => [ratio(point.ratio),
+  point.low === null ? null : el("span", { class: "sub" }, `[${interval(point.low, point.high)}]`)];
+
+function show() {
+  draw();
+  const rows = orders.flatMap((order) => pointsOf(order).map((point) => [
+    [el("button", { "data-key": point.model, onclick: () => pick(point.depth), "aria-label": `Choose ${point.model}` }, name(point.model))],
+    String(point.depth), perplexity(point.perplexity), qualityOf(point),
+    point.raw ? ratio(point.raw.ratio) : null, point.repair, speedOf(point.depth),
+  ]));
+  const columns = [{ title: "variant" }, { title: "removed", num: true }, { title: "perplexity", num: true },
+    { title: "ratio", num: true }, { title: "ratio, raw", num: true }, { title: "repair" }, { title: "speed-up", num: true }];
+  fill(byId("rows"), el("h2", {}, "All variants"), table("Variants of the curve", columns, rows.slice(0, MAX_ROWS)),
+    rows.length > MAX_ROWS ? el("p", { class: "note" }, `The CSV has ${rows.length - MAX_ROWS} more.`) : null);
+}
+
+function choices(point, order) {
+  const sides = new URLSearchParams([["model", model()], ["model", point.model]]);
+  return el("div", { class: "card" }, el("p", {}, name(point.model)),
+    el("p", { class: "note" }, `${ratio(point.ratio)} the perplexity on ${point.domain}, ${point.text}. Repair: ${point.repair}.`),
+    el("div", { class: "row" },
+      el("button", { class: "primary", onclick: (event) => act(event.target, async () => {
+        await post(`/models/${encodeURIComponent(point.model)}/load`, undefined, { timeoutMs: 600000 });
+        event.target.textContent = "Loaded";
+        say(`${point.model} is loaded`);
+      }) }, "Load"),
+      el("a", { class: "button", href: `/ui/compare?${sides}` }, "Side by side"),
+      el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Its job")),
+    el("pre", { tabindex: 0, role: "region", "aria-label": "Command that exports it" }, `sleb export ${point.model} DIRECTORY`));
+}
+
+/** Show what can be done with the variants of one depth. */
+function pick(depth) {
+  const found = orders.flatMap((order) => pointsOf(order).filter((point) => point.depth === depth).map((point) => [point, order]));
+  if (!found.length) return;
+  fill(byId("picked"), el("h2", {}, `Without ${depth} ${depth === 1 ? "block" : "blocks"}`),
+    el("div", { class: "cards" }, found.map(([point, order]) => choices(point, order))));
+  byId("picked").scrollIntoView({ block: "nearest" });
+}
+
+function save() {
+  const head = ["model", "job", "removed", "domain", "text", "perplexity", "dense_perplexity", "ratio", "ratio_low",
+    "ratio_high", "repair", "raw_perplexity", "speedup", "speedup_low", "speedup_high"];
+  const rows = orders.flatMap((order) => order.points.map((point) => {
+    const speed = speeds.get(point.depth) ?? {};
+    return [point.model, order.job.id, point.depth, point.domain, point.text, point.perplexity, point.dense, point.ratio,
+      point.low, point.high, point.repair, point.raw?.perplexity ?? point.perplexity, speed.ratio, speed.low, speed.high];
+  }));
+  const url = URL.createObjectURL(new Blob([csv([head, ...rows])], { type: "text/csv" }));
+  el("a", { href: url, download: `${model()}-curve.csv` }).click();
+  URL.revokeObjectURL(url);
+}
+
+async function measureAll() {
+  const variants = new Map(orders.flatMap((order) => order.points.map((point) => [point.depth, point.model])));
+  const sorted = new Map([...variants].sort(([one], [other]) => one - other));
+  byId("measuring").textContent = `Measuring ${sorted.size} depths, each five times and in turn with the dense model.`;
+  try {
+    await measure(model(), sorted, (found, done, total) => {
+      speeds = found;
+      byId("measuring").textContent = `Measured ${done} of ${total} depths.`;
+      byId("axis").value = "speed";
+      show();
+    });
+  } finally {
+    byId("measuring").textContent = speeds.size ? "Outputs of 32 tokens; other work on this machine makes the intervals wider." : "";
+  }
+}
+
+async function choose() {
+  speeds = measured(model());
+  orders = await ordersOf(model());
+  fill(byId("picked"));
+  const domains = [...new Set(orders.flatMap((order) => order.points.map((point) => point.domain)))];
+  const before = domain();
+  fill(byId("domain"), domains.map((each) => el("option", { selected: each === before }, each)));
+  for (const id of ["domain", "axis", "measure", "csv"]) byId(id).disabled = orders.length === 0;
+  fill(byId("empty"), orders.length ? null : el("div", { class: "empty" },
+    el("p", {}, "No job has measured this model yet. A job gives the whole curve:"),
+    el("p", {}, el("a", { href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job"))));
+  if (orders.length) show();
+  else { byId("figure").hidden = true; fill(byId("rows")); }
+  history.replaceState(null, "", `/ui/curve?${new URLSearchParams({ model: model() })}`);
+}
+
+const guarded = (work) => async () => {
+  alertOf(null);
+  try {
+    await work();
+  } catch (error) {
+    alertOf(error);
+    if (!(error instanceof Problem)) throw error;
+  }
+};
+
+await guarded(async () => {
+  const dense = (await json("/models")).data.filter((each) => each.variant === "dense");
+  if (!dense.length) return fill(byId("empty"), el("p", { class: "empty" }, "There is no model yet: add one with `sleb models add`."));
+  fill(byId("model"), dense.map((each) => el("option", { selected: each.id === query.get("model") }, each.id)));
+  byId("tools").hidden = false;
+  byId("model").addEventListener("change", guarded(choose));
+  byId("domain").addEventListener("change", show);
+  byId("axis").addEventListener("change", show);
+  byId("csv").addEventListener("click", save);
+  byId("measure").addEventListener("click", () => act(byId("measure"), measureAll));
+  await choose();
+})();

@@ -1,0 +1,58 @@
+// The removal orders of a dense model, with the quality of every depth, from jobs and checkpoints.
+
+import { json } from "./api.js";
+
+const PAGE = 100;
+const MAX_PAGES = 5; // of jobs: a curve of more is no picture any more
+
+async function jobsOf(model) {
+  const found = [];
+  let page = { data: [], has_more: true };
+  for (let index = 0; index < MAX_PAGES && page.has_more; index += 1) {
+    const query = new URLSearchParams({ limit: PAGE });
+    if (index > 0) query.set("after", page.data.at(-1).id);
+    page = await json(`/prune-jobs?${query}`);
+    found.push(...page.data.filter((job) => job.model === model && job.removed_blocks.length > 0));
+  }
+  return found;
+}
+
+/** Points of a depth and a domain: as served, and raw where that differs. */
+function pointsOf(prefix) {
+  return prefix.domains.map((domain) => ({
+    depth: prefix.num_removed,
+    model: prefix.model,
+    block: prefix.removed_block,
+    domain: domain.domain,
+    text: domain.text,
+    perplexity: domain.perplexity,
+    dense: domain.dense_perplexity,
+    ratio: domain.ratio,
+    low: domain.ratio_low,
+    high: domain.ratio_high,
+    repair: prefix.repair?.method ?? "none",
+    raw: prefix.repair ? { model: prefix.repair.raw, perplexity: domain.raw_perplexity,
+      ratio: domain.raw_perplexity / domain.dense_perplexity } : null,
+  }));
+}
+
+/** All orders of the model that were evaluated, newest first: `{name, job, points}`. */
+export async function ordersOf(model) {
+  const jobs = await jobsOf(model);
+  const found = await Promise.all(jobs.map(async (job) => {
+    const { data: [checkpoint] } = await json(`/prune-jobs/${encodeURIComponent(job.id)}/checkpoints`);
+    const points = (checkpoint?.prefixes ?? []).flatMap(pointsOf);
+    return { name: `${model}@${job.id}`, job, points };
+  }));
+  return found.filter(({ points }) => points.length > 0);
+}
+
+/** Lines of CSV (RFC 4180). A cell that a spreadsheet would run as a formula gets a quote in front. */
+export function csv(rows) {
+  const cell = (value) => {
+    const text = value === null || value === undefined ? "" : String(value);
+    const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+    return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+}
