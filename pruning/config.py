@@ -197,15 +197,21 @@ def _secrets_dir() -> Path | None:
 
 
 def child_environment(settings: Settings, redis_url: str | None = None) -> dict[str, str]:
-    """The environment of a child process that has the same settings and the same job store."""
-    fields = settings.model_dump(mode="json", exclude_none=True)
+    """The environment of a child process that has the same settings and the same job store.
+
+    A setting that is unset here is unset there, whatever the environment of this process says.
+    """
+    fields = settings.model_dump(mode="json")
     if redis_url is not None:
         fields["redis_url"] = redis_url
     texts = {
         f"SLEB_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in fields.items()
+        if value is not None
     }
-    return {**os.environ, **texts}
+    unset = {f"SLEB_{name.upper()}" for name, value in fields.items() if value is None}
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in unset}
+    return {**kept, **texts}
 
 
 def offline_environment() -> dict[str, str]:

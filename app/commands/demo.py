@@ -1,6 +1,7 @@
 """``sleb demo``: prune a real model, serve it beside the dense one, and compare the two.
 
-The whole service runs in the background and is used over HTTP, as a client would use it.
+The whole service runs in the background, in a data directory of its own. The demo uses it over
+HTTP, as a client would.
 """
 
 import signal
@@ -8,25 +9,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import httpx2
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
 
-from app.commands.client import authorization
+from app.commands.demo_report import ModelFigures, figures_of, print_report
 from app.commands.prune import search_progress
 from app.config import ServeSettings
-from app.terminal import print_json
 from pruning.config import child_environment
+from pruning.jobs.job import JobStatus
 from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.names import VariantName
 from pruning.models.store import set_up_torch
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
@@ -41,22 +38,12 @@ REPEATS = 3  # odd, so that a median is one of the times
 TIMEOUT_S = 300.0  # of a request; a comparison takes the longest
 START_TIMEOUT_S = 120.0  # until the service is ready
 STOP_TIMEOUT_S = 60.0
+CANCEL_TIMEOUT_S = 20.0  # a few evaluations
 POLL_S = 0.2
 
 
 class DemoFailed(RuntimeError):
     """A step of the demo has failed."""
-
-
-@dataclass(frozen=True)
-class ModelFigures:
-    """The measurements of one model: medians over the repeats, and one completion."""
-
-    model: dict[str, Any]  # as GET /models describes it
-    ttft_s: float
-    tpot_s: float
-    tokens_per_s: float
-    completion: str
 
 
 def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: bool) -> None:
@@ -65,31 +52,45 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
     set_up_torch()
     with console.status(f"Getting {NAME} ready: fetched and converted the first time only"):
         path = ensure_demo_model(settings.models_dir)
-    console.print(f"[green]✓[/] {NAME} in {path}")
+    console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    headers = authorization(settings.api_key)
     with (
-        _service(settings, console, keep=keep) as url,
-        httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT_S) as client,
+        _service(own_place(settings), console, keep=keep) as url,
+        httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client,
     ):
         job = _prune(client, console, num_remove)
-        with console.status("Generating with both models, in turn"):
-            dense, pruned = _compare(client, NAME, str(VariantName(NAME, depth=num_remove)))
-        _print_report(job, dense, pruned, as_json=as_json)
-        _print_next_steps(console, url, job["id"], is_running=keep)
+        with console.status("Generating with the dense and the pruned models, in turn"):
+            figures = _compare(client, [NAME, *variants_of(job)])
+        print_report(job, figures, PROMPTS[0], as_json=as_json)
+        _print_next_steps(console, url, job, is_running=keep)
+
+
+def own_place(settings: ServeSettings) -> ServeSettings:
+    """The settings of the demo's service: it shares the model, but no jobs, names and keys."""
+    directory = settings.data_dir / "demo"
+    (directory / "models").mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        (directory / "models" / NAME).symlink_to(Path("..", "..", "models", NAME))
+    own = {"data_dir": directory, "redis_url": None, "secrets_dir": None, "preload": None}
+    is_local = {"host": IPv4Address("127.0.0.1"), "port": _free_port(settings.port)}
+    return settings.model_copy(update={**own, **is_local})
+
+
+def variants_of(job: dict[str, Any]) -> list[str]:
+    """Half of the job's removals and all of them, by names that no other job can take over."""
+    depth = len(job["removed_blocks"])
+    return [f"{job['pruned_model']}-{k}" for k in sorted({depth // 2, depth} - {0})]
 
 
 @contextmanager
 def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterator[str]:
     """Run ``sleb up`` in the background, with its output in a file. Yields its URL once ready."""
-    port = _free_port(settings.port)
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{settings.port}"
     log = settings.data_dir / "up.log"
-    environment = child_environment(settings.model_copy(update={"port": port}))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "up"],
-            env=environment,
+            env=child_environment(settings),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -151,10 +152,21 @@ def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str
     body = {"model": NAME, "num_remove": num_remove, "calibration": CALIBRATION}
     job = _post(client, "/prune-jobs", body, expected=202)
     console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {num_remove} blocks to remove")
+    with _cancelled_on_error(client, console, job):
+        job = _followed(client, console, job)
+    if job["status"] != JobStatus.SUCCEEDED:
+        raise DemoFailed(f"job {job['id']} {job['status']}: {job['error']}")
+    removed = ", ".join(map(str, job["removed_blocks"]))
+    console.print(f"[green]✓[/] removed blocks {removed}; published {job['pruned_model']}")
+    return job
+
+
+def _followed(client: httpx2.Client, console: Console, job: dict[str, Any]) -> dict[str, Any]:
+    """Show the progress of the job until its end."""
     pause = threading.Event()
     with search_progress(console) as progress:
         task = progress.add_task("queued", total=None)
-        while job["status"] in ("queued", "running"):
+        while not JobStatus(job["status"]).is_final:
             pause.wait(0.5)
             job = client.get(job["urls"]["self"]).raise_for_status().json()
             counts = job["progress"]
@@ -164,14 +176,33 @@ def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str
                 completed=counts["evaluations_done"],
                 total=counts["evaluations_total"] or None,
             )
-    if job["status"] != "succeeded":
-        raise DemoFailed(f"job {job['id']} {job['status']}: {job['error']}")
-    removed = ", ".join(map(str, job["removed_blocks"]))
-    console.print(f"[green]✓[/] removed blocks {removed}; published {job['pruned_model']}")
     return job
 
 
-def _compare(client: httpx2.Client, *names: str) -> list[ModelFigures]:
+@contextmanager
+def _cancelled_on_error(
+    client: httpx2.Client, console: Console, job: dict[str, Any]
+) -> Iterator[None]:
+    """Cancel the job on Ctrl-C: otherwise the next demo would go on with it."""
+    try:
+        yield
+    except BaseException:
+        with console.status("Cancelling the job"), suppress(httpx2.HTTPError):
+            _cancel(client, job["urls"]["self"])
+        raise
+
+
+def _cancel(client: httpx2.Client, url: str) -> None:
+    """Cancel the job, and wait until its worker has stopped."""
+    client.post(f"{url}/cancel")
+    pause = threading.Event()
+    for _ in range(int(CANCEL_TIMEOUT_S / POLL_S)):
+        if JobStatus(client.get(url).raise_for_status().json()["status"]).is_final:
+            return
+        pause.wait(POLL_S)
+
+
+def _compare(client: httpx2.Client, names: Sequence[str]) -> list[ModelFigures]:
     """Generate answers of equal lengths with every model, so that only the depth differs."""
     body = {
         "models": names,
@@ -182,27 +213,12 @@ def _compare(client: httpx2.Client, *names: str) -> list[ModelFigures]:
     }
     prompts = _post(client, "/compare", body, expected=200)["prompts"]
     return [
-        _figures(
+        figures_of(
             client.get(f"/models/{name}").raise_for_status().json(),
             [prompt["outputs"][number] for prompt in prompts],
         )
         for number, name in enumerate(names)
     ]
-
-
-def _figures(model: dict[str, Any], outputs: list[dict[str, Any]]) -> ModelFigures:
-    """``outputs``: one for each prompt. The prompts of a repeat run as one batch."""
-    repeats = list(zip(*(output["timings"] for output in outputs), strict=True))
-    num_tokens = sum(output["completion_tokens"] for output in outputs)
-    return ModelFigures(
-        model=model,
-        ttft_s=median(fmean(times["ttft_s"] for times in repeat) for repeat in repeats),
-        tpot_s=median(fmean(times["tpot_s"] for times in repeat) for repeat in repeats),
-        tokens_per_s=median(
-            num_tokens / max(times["e2e_s"] for times in repeat) for repeat in repeats
-        ),
-        completion=outputs[0]["text"],
-    )
 
 
 def _post(
@@ -215,65 +231,16 @@ def _post(
     return answer
 
 
-def _print_report(
-    job: dict[str, Any], dense: ModelFigures, pruned: ModelFigures, *, as_json: bool
-) -> None:
-    measured = dense.tpot_s / pruned.tpot_s
-    ideal = dense.model["num_blocks"] / pruned.model["num_blocks"]
-    if as_json:
-        speedup = {"measured": measured, "ideal": ideal}
-        sides = {"dense": asdict(dense), "pruned": asdict(pruned)}
-        print_json({"job": job, **sides, "speedup": speedup})
-        return
-    table = Table(title="What pruning bought, and what it cost")
-    for heading in ("", "dense", "pruned", "gain"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in _rows(dense, pruned):
-        table.add_row(*row)
-    table.add_section()
-    table.add_row("speed-up, measured", "", "", f"[bold]{measured:.2f}×[/]")
-    table.add_row("speed-up, ideal (blocks)", "", "", f"{ideal:.2f}×")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        f"perplexity: {pruned.model['evaluated_on']}; times: medians over requests of "
-        f"{len(PROMPTS)} prompts, dense and pruned in turn"
-    )
-    for title, side in (("dense", dense), ("pruned", pruned)):
-        completion = side.completion.replace("[", "\\[")
-        text = f"[dim]{PROMPTS[0]}[/]{completion}"
-        console.print(Panel(text, title=f"{title}: {side.model['id']}", title_align="left"))
-
-
-def _rows(dense: ModelFigures, pruned: ModelFigures) -> list[tuple[str, str, str, str]]:
-    def row(name: str, left: float, right: float, form: str) -> tuple[str, str, str, str]:
-        return name, form.format(left), form.format(right), f"{left / right:.2f}×"
-
-    left, right = dense.model, pruned.model
-    return [
-        row("transformer blocks", left["num_blocks"], right["num_blocks"], "{:d}"),
-        row("parameters", left["num_parameters"], right["num_parameters"], "{:,d}"),
-        row("perplexity", left["perplexity"], right["perplexity"], "{:.2f}"),
-        row("time to first token", dense.ttft_s * 1e3, pruned.ttft_s * 1e3, "{:.0f} ms"),
-        row("time per output token", dense.tpot_s * 1e3, pruned.tpot_s * 1e3, "{:.1f} ms"),
-        (
-            "tokens per second",
-            f"{dense.tokens_per_s:.1f}",
-            f"{pruned.tokens_per_s:.1f}",
-            f"{pruned.tokens_per_s / dense.tokens_per_s:.2f}×",  # here more is better
-        ),
-    ]
-
-
-def _print_next_steps(console: Console, url: str, job_id: str, *, is_running: bool) -> None:
+def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_running: bool) -> None:
     hint = "" if is_running else " (while it runs: make demo KEEP=1)"
+    name = variants_of(job)[0]
     console.print(
         f"\n[bold]Where to go next[/]{hint}\n"
         f"  API documentation  {url}/docs\n"
         f"  metrics            {url}/metrics\n"
-        f"  the job            curl {url}/prune-jobs/{job_id}\n"
+        f"  the job            curl {url}/prune-jobs/{job['id']}\n"
         f"  all variants       curl {url}/models\n"
         f"  a completion       curl {url}/generate -H 'content-type: application/json' \\\n"
-        f"""                       -d '{{"model": "smollm2-135m@-3", "prompt": "The sea is"}}'""",
+        f"""                       -d '{{"model": "{name}", "prompt": "The sea is"}}'""",
         soft_wrap=True,  # so that a line can be copied
     )

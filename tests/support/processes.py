@@ -37,13 +37,13 @@ def free_port() -> int:
 
 
 def processes_of(data_dir: Path) -> list[str]:
-    """Command lines of everything alive that was started for this directory."""
+    """Command lines of everything alive that was started for this directory or one in it."""
     found = []
     for process in psutil.process_iter():
         try:
             # Valkey writes over its environment, but works in the data directory.
-            is_ours = process.environ().get("SLEB_DATA_DIR") == str(data_dir)
-            is_ours |= process.cwd().startswith(str(data_dir))
+            places = (process.environ().get("SLEB_DATA_DIR", "/"), process.cwd())
+            is_ours = any(Path(place).is_relative_to(data_dir) for place in places)
             if process.status() != psutil.STATUS_ZOMBIE and is_ours:
                 found.append(" ".join(process.cmdline()))
         except psutil.Error:

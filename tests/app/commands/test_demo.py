@@ -1,27 +1,69 @@
-"""The comparison of the demo, against the API in this process and a tiny model."""
+"""The steps of the demo, against the API in this process and a tiny model."""
 
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
+from rich.console import Console
 
-from app.commands.demo import MAX_NEW_TOKENS, REPEATS, _compare, _figures
+from app.commands.demo import (
+    MAX_NEW_TOKENS,
+    REPEATS,
+    _compare,
+    _prune,
+    own_place,
+    variants_of,
+)
+from app.commands.demo_report import figures_of, print_report
+from app.config import ServeSettings
+from pruning.config import child_environment
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import JobStore
+from pruning.models.demo_model import NAME
+from pruning.models.store import ModelStore
+from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
+from tests.support.tiny_directory import write_tiny_model
+from tests.support.waiting import wait_until
+
+QUIET = Console(quiet=True)
 
 
-def test_both_models_are_compared_by_the_service(
-    client: TestClient, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+def test_all_models_are_compared_by_the_service(
+    client: TestClient,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("app.commands.demo.MAX_NEW_TOKENS", 6)
-    publish_pruned(data_dir)
-    dense, pruned = _compare(client, "tiny", "tiny@-2")
-    assert (dense.model["id"], pruned.model["id"]) == ("tiny", "tiny@-2")
-    assert (dense.model["variant"], pruned.model["variant"]) == ("dense", "pruned")
-    for figures in (dense, pruned):
+    monkeypatch.setenv("COLUMNS", "80")
+    manifest = publish_pruned(data_dir, num_remove=3, repair=Repair.AUTO)
+    job = {"pruned_model": manifest.name, "removed_blocks": list(manifest.removed_blocks)}
+    names = variants_of(job)
+    assert names == ["tiny@prn-1-1", "tiny@prn-1-3"]
+    models = _compare(client, ["tiny", *names])
+    assert [side.model["id"] for side in models] == ["tiny", *names]
+    assert [side.model["variant"] for side in models] == ["dense", "pruned", "pruned"]
+    for figures in models:
         assert 0 < figures.tpot_s < 60
         assert 0 < figures.ttft_s < 60
         assert figures.tokens_per_s > 0
         assert figures.completion
+    print_report(job, models, "a prompt", as_json=False)
+    report = capsys.readouterr().out
+    table = report.partition("╭")[0]  # below it are outputs of a random model
+    assert max(map(len, table.splitlines())) <= 80
+    for shown in ("1 removed", "3 removed", "unrepaired", "speed-up, measured", "tiny@prn-1-3"):
+        assert shown in report
+    for domain in models[-1].model["domains"]:
+        assert f"{domain['domain']}: {domain['text']}" in " ".join(report.split())
+        assert f"{domain['perplexity']:.1f} ({domain['ratio']:.2f}×)" in report
 
 
 def test_figures_are_medians_over_the_repeats() -> None:
@@ -32,9 +74,56 @@ def test_figures_are_medians_over_the_repeats() -> None:
         ]
         return {"text": text, "completion_tokens": MAX_NEW_TOKENS, "timings": timings}
 
-    found = _figures({"id": "tiny"}, [output("first", 1.0), output("second", 3.0)])
+    found = figures_of({"id": "tiny"}, [output("first", 1.0), output("second", 3.0)])
     assert REPEATS == 3
     assert found.completion == "first"
     assert found.ttft_s == pytest.approx(4.0)  # the mean of 2 and 6 s
     assert found.tpot_s == pytest.approx(0.4)
     assert found.tokens_per_s == pytest.approx(2 * MAX_NEW_TOKENS / 12)  # the slower one ends it
+
+
+@pytest.fixture
+def demo_client(client: TestClient, data_dir: Path) -> TestClient:
+    """The API with a model of the demo's name. No worker takes its jobs."""
+    write_tiny_model(data_dir / "models" / NAME, num_blocks=4)
+    return client
+
+
+@contextmanager
+def ctrl_c_when_submitted(redis_client: redis.Redis) -> Iterator[JobStore]:
+    store = JobStore(redis_client)
+
+    def interrupt() -> None:
+        wait_until(lambda: store.list(1).jobs, "the demo has submitted its job")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield store
+    finally:
+        thread.join()
+
+
+def test_ctrl_c_cancels_the_job(demo_client: TestClient, redis_client: redis.Redis) -> None:
+    with ctrl_c_when_submitted(redis_client) as store, pytest.raises(KeyboardInterrupt):
+        _prune(demo_client, QUIET, 2)
+    (job,) = store.list(10).jobs
+    assert job.status is JobStatus.CANCELLED
+
+
+def test_the_service_of_the_demo_has_a_place_of_its_own(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_model(data_dir / "models" / NAME, num_blocks=4)
+    monkeypatch.setenv("SLEB_REDIS_URL", "redis://elsewhere:6379")
+    monkeypatch.setenv("SLEB_HOST", "0.0.0.0")  # noqa: S104 - the demo must not take it
+    monkeypatch.setenv("SLEB_PRELOAD", '["tiny"]')
+    given = ServeSettings(data_dir=data_dir, port=0)
+    own_place(given)
+    own = own_place(given)  # a second demo finds the place
+    variables = child_environment(own)
+    assert variables["SLEB_DATA_DIR"] == str(data_dir / "demo")
+    assert variables["SLEB_HOST"] == "127.0.0.1"
+    assert not {"SLEB_REDIS_URL", "SLEB_PRELOAD"} & set(variables)
+    assert ModelStore(own.models_dir).names() == [NAME]
