@@ -71,7 +71,7 @@ class ServeSettings(Settings):
     api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = Field(
         default=None,
         repr=False,
-        description="key that `sleb jobs` and `sleb demo` send to the service",
+        description="key that `sleb jobs` sends to the service",
     )
     preload: tuple[str, ...] | None = Field(
         default=None,

@@ -44,6 +44,7 @@ from app.generation.token_check import TokenCheck
 from app.metrics.jobs import JobCollector
 from app.metrics.metrics import Metrics
 from app.metrics.models import ExternalCollector, ModelCollector
+from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
 from app.models.registry import ModelRegistry
@@ -145,10 +146,11 @@ def _services(
     metrics.watch_readiness(readiness)
     models = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
-    jobs = _jobs(app, settings, redis_url, models, checkpoints)
+    aliases = Aliases(settings.data_dir)
+    jobs = _jobs(app, settings, redis_url, models, checkpoints, aliases)
     metrics.registry.register(JobCollector(jobs.stats.read))
     registry = ModelRegistry(
-        Catalog(models, checkpoints, jobs.store, declared),
+        Catalog(models, checkpoints, jobs.store, declared, aliases),
         models,
         checkpoints,
         device=settings.device,
@@ -177,6 +179,7 @@ def _jobs(
     redis_url: str,
     models: ModelStore,
     checkpoints: CheckpointStore,
+    aliases: Aliases,
 ) -> JobServices:
     connection = connect(redis_url, num_retries=2)
     store, queue, outbox = JobStore(connection), PruneQueue(connection), WebhookOutbox(connection)
@@ -184,7 +187,7 @@ def _jobs(
         store=store,
         queue=queue,
         submission=_submission(settings, connection, store, queue, models),
-        deletion=JobDeletion(connection, store, checkpoints),
+        deletion=JobDeletion(connection, store, checkpoints, aliases.names_of),
         events=EventFeed(redis_url),
         outbox=outbox,
         stats=JobStatsReader(redis_url),

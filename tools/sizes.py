@@ -27,7 +27,6 @@ EXCEPTIONS: dict[str, str] = {
     "app/bench/machine.py": "imported by all benchmarks, which need nothing else of app.bench",
     "app/cli/config.py": "one file for each command",
     "app/cli/doctor.py": "one file for each command",
-    "app/cli/models.py": "one file for each command",
     "app/engine/logprobs.py": "scores a given text, apart from generation",
     "app/cluster/autoscaling.py": "imported by Ray Serve's controller, without torch and ray",
     "app/readiness.py": "shared by the API, its server and its metrics, below all three",

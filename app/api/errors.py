@@ -37,11 +37,13 @@ from app.generation.openai_client import (
     BackendUnavailable,
 )
 from app.generation.output import GenerationFailed, NoTokenIds
+from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
+from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers
 from pruning.jobs.idempotency import IdempotencyInFlight, IdempotencyKeyReused
@@ -72,6 +74,9 @@ _MODELS: Problems = {
     UnsupportedConfig: (422, "unsupported-config", "Model configuration not supported."),
     CheckpointNotFound: (404, "checkpoint-not-found", "Checkpoint or file not found."),
     CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is corrupt."),
+    InvalidAlias: (422, "invalid-alias", "The alias cannot be set."),
+    AliasTaken: (409, "alias-taken", "A model has the name of the alias."),
+    InvalidAliasFile: (500, "invalid-alias-file", "The file of aliases is invalid."),
     ModelInUse: (409, "model-in-use", "The model has running requests."),
     ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
     WeightsLoading: (409, "model-loading", "The model is being loaded."),
@@ -81,6 +86,7 @@ _MODELS: Problems = {
 _JOBS: Problems = {
     JobNotFound: (404, "job-not-found", "Job not found."),
     IllegalTransition: (409, "illegal-transition", "The status of the job does not allow this."),
+    CheckpointInUse: (409, "checkpoint-in-use", "An alias means the checkpoint."),
     InvalidSpec: (422, "invalid-spec", "A parameter of the job is out of range."),
     TooManyRemovals: (422, "too-many-removals", "The model has too few removable blocks."),
     TargetUnreachable: (422, "target-unreachable", "No number of removals reaches the target."),

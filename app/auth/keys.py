@@ -8,7 +8,6 @@ processes of a data directory at once.
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import time
@@ -19,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from app.json_file import JsonFile
 
 # The name of the API key of the current request.
 caller: ContextVar[str | None] = ContextVar("caller", default=None)
@@ -90,8 +89,9 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version: tuple[int, ...] | None = None
-        self._keys: tuple[ApiKey, ...] = ()
+        self._file: JsonFile[tuple[ApiKey, ...]] = JsonFile(
+            path, lambda text: _parsed(text, path), tuple
+        )
 
     @property
     def exists(self) -> bool:
@@ -107,16 +107,9 @@ class KeyFile:
     def known(self) -> tuple[ApiKey, ...]:
         """Return all keys. The file is read again only after it was replaced."""
         try:
-            with self._path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                version = (found.st_mtime_ns, found.st_ino, found.st_size)
-                if version != self._version:
-                    self._keys, self._version = _parsed(file.read(), self._path), version
-        except FileNotFoundError:
-            self._keys, self._version = (), None
+            return self._file.read()
         except OSError as error:
             raise InvalidKeyFile(f"{self._path} cannot be read: {error.strerror}") from error
-        return self._keys
 
     def find(self, key: str) -> ApiKey | None:
         """Return the matching key. Compares with all of them in constant time."""
@@ -145,7 +138,7 @@ class KeyFile:
                 "with a letter or a digit"
             )
         key = _PREFIX + secrets.token_urlsafe(_NUM_BYTES)
-        with self._changing():
+        with self._file.changing():
             known = self.known()
             if any(each.name == name for each in known):
                 raise KeyExists(f"there is a key named {name!r}: revoke it first, or take another")
@@ -156,7 +149,7 @@ class KeyFile:
 
     def revoke(self, name: str) -> None:
         """Refuse the key from the next request on. Raises ``UnknownKey``."""
-        with self._changing():
+        with self._file.changing():
             known = self.known()
             rest = [each for each in known if each.name != name]
             if len(rest) == len(known):
@@ -164,23 +157,9 @@ class KeyFile:
                 raise UnknownKey(f"no key is named {name[:128]!r}; there are: {names}")
             self._replace(rest)
 
-    def _changing(self) -> FileLock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{self._path}.lock", mode=0o600)
-
     def _replace(self, keys: Iterable[ApiKey]) -> None:
-        """Replace the file atomically."""
         rows = [{**asdict(key), "scopes": sorted(key.scopes)} for key in keys]
-        text = json.dumps({"format": _FORMAT, "keys": rows}, indent=2) + "\n"
-        staged = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
-        try:
-            with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as to:
-                to.write(text)
-                to.flush()
-                os.fsync(to.fileno())
-            staged.replace(self._path)
-        finally:
-            staged.unlink(missing_ok=True)
+        self._file.replace({"format": _FORMAT, "keys": rows})
 
 
 def _digest(key: str) -> str:

@@ -19,10 +19,31 @@ def list_models(
 ) -> None:
     if context.invoked_subcommand is not None:
         return
-    from app.commands.tables import print_models
+    from app.commands.models import print_models
     from app.config import serve_settings
 
     print_models(serve_settings(), as_json=as_json)
+
+
+@models.command()
+def alias(
+    name: Annotated[str | None, typer.Argument(metavar="ALIAS", help="As in prod.")] = None,
+    target: Annotated[
+        str | None, typer.Argument(help="A model or variant, as NAME@JOB-3; without it, nothing.")
+    ] = None,
+    *,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
+) -> None:
+    """List the aliases, or set, switch or remove one. A running service follows at once."""
+    from app.commands.models import change_alias, print_aliases
+    from app.config import serve_settings
+
+    if name is None:
+        print_aliases(serve_settings())
+    elif (target is None) != remove:
+        raise typer.BadParameter("expected either a TARGET or --remove")
+    else:
+        change_alias(serve_settings(), name, target)
 
 
 @models.command()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.models.aliases import Aliases
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
@@ -55,7 +56,7 @@ def subject_of(name: str, settings: Settings) -> Subject:
     models = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
     try:
-        entry = Catalog(models, checkpoints).resolve(name)
+        entry = Catalog(models, checkpoints, aliases=Aliases(settings.data_dir)).resolve(name)
     except UnknownModel:
         if not Path(name).is_dir():
             raise

@@ -52,7 +52,8 @@ class Generator:
 
         Raises the errors in ``LOAD_RAISES``.
         """
-        if (served := self._external.served(name)) is not None:
+        external = self._registry.catalog.external_name(name)
+        if external and (served := self._external.served(external)) is not None:
             return served
         try:
             loading = await asyncio.to_thread(self._registry.begin, name)

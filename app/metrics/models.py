@@ -1,6 +1,7 @@
 """Metrics of models: their lineage and quality, loaded weights, and running requests."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -8,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from app.engine.engine import EngineStats
 from app.engine.variant import Variant
+from app.models.aliases import InvalidAliasFile
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 
@@ -42,6 +44,8 @@ class ModelCollector(Collector):
         yield from _known(entries)
         yield from _by_domain(entries)
         yield _model_info(entries)
+        with suppress(InvalidAliasFile):  # all else is as important
+            yield _alias_info(self._registry.catalog.aliases())
 
 
 class ExternalCollector(Collector):
@@ -171,6 +175,17 @@ def _model_info(entries: Iterable[ModelEntry]) -> Metric:
     info = GaugeMetricFamily("sleb_model_info", "Lineage and quality, always 1.", labels=names)
     for entry in entries:
         info.add_metric(_info_labels(entry), 1)
+    return info
+
+
+def _alias_info(aliases: Mapping[str, str]) -> Metric:
+    info = GaugeMetricFamily(
+        "sleb_model_alias_info",
+        "Aliases and their targets, always 1.",
+        labels=["alias", "model_name"],
+    )
+    for alias, target in aliases.items():
+        info.add_metric([alias, target], 1)
     return info
 
 

@@ -6,10 +6,11 @@ published them. Reads configs and manifests, never weights.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from app.models.aliases import Aliases, AliasTaken, InvalidAlias
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
@@ -33,7 +34,8 @@ class Catalog:
     """Names to model entries.
 
     Every call reads the directories again, so that new checkpoints appear at once. Without
-    ``jobs``, only published checkpoints are known. An external model hides others of its name.
+    ``jobs``, only published checkpoints are known. An external model hides others of its name, and
+    every model an alias.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Catalog:
         checkpoints: CheckpointStore,
         jobs: JobStore | None = None,
         external: Sequence[ExternalModel] = (),
+        aliases: Aliases | None = None,
     ) -> None:
         self._models = models
         self._checkpoints = checkpoints
         self._jobs = jobs
         self._external = {model.name: model for model in external}
+        self._aliases = aliases
         self._dense_models = _DenseModels(models)
         self._published: dict[str, RemovalOrder] = {}
 
@@ -61,7 +65,7 @@ class Catalog:
         """
         plain, is_raw = split_raw(name)
         entry = self._resolve(plain)
-        if not is_raw:
+        if not is_raw or entry.is_raw:
             return entry
         if not entry.is_pruned or entry.external is not None:
             kind = "of another server" if entry.external else "a dense model"
@@ -80,6 +84,8 @@ class Catalog:
         if order := self._published_order(name):
             return self._whole_entry(order)
         order, depth = self._order_and_depth(name)
+        if order is None and (target := self.aliases().get(name)) is not None:
+            return self._target_entry(name, target)
         if order is None:
             raise UnknownModel(
                 f"no model named {name[:128]!r}: GET /models lists all models; the dense ones are "
@@ -89,6 +95,40 @@ class Catalog:
             raise UnknownModel(f"{name!r}: this removal order has depths 1 to {order.depth}")
         info = self._dense_models.matching(order)
         return ModelEntry(name, order.parent, info, order, depth)
+
+    def aliases(self) -> Mapping[str, str]:
+        """The target of each alias. Raises ``InvalidAliasFile``."""
+        return {} if self._aliases is None else self._aliases.all()
+
+    def external_name(self, name: str) -> str | None:
+        """The external model that a name or an alias means, if it means one."""
+        if name in self._external or not self._external:
+            return name if name in self._external else None
+        target = self.aliases().get(name)
+        return target if target in self._external else None
+
+    def set_alias(self, alias: str, target: str) -> ModelEntry:
+        """Give the alias to what ``target`` means now, and return its entry.
+
+        Raises as ``resolve``, ``AliasTaken``, ``InvalidAlias`` or ``InvalidAliasFile``.
+        """
+        assert self._aliases is not None
+        entry = self.resolve(target)
+        if not entry.is_published:
+            raise InvalidAlias(
+                f"{target!r} is not published yet, and may still change: wait until its job has "
+                f"succeeded"
+            )
+        if alias not in self.aliases() and self._is_model(alias):
+            raise AliasTaken(f"a model is named {alias!r}: choose another alias")
+        self._aliases.set(alias, entry.pinned_name)
+        return entry
+
+    def remove_alias(self, alias: str) -> None:
+        """The target stays. Raises ``UnknownModel`` or ``InvalidAliasFile``."""
+        if self._aliases is None or not self._aliases.remove(alias):
+            known = ", ".join(self.aliases()) or "none"
+            raise UnknownModel(f"no alias {alias[:128]!r}; the known ones are: {known}")
 
     def entries(self) -> list[ModelEntry]:
         """Dense models with the prefixes of their newest orders, checkpoints, external models."""
@@ -128,6 +168,22 @@ class Catalog:
         """The prefixes that can be served; without the dense model, the whole checkpoint alone."""
         entries = self._prefix_entries(order, VariantName.of_checkpoint(order.name))
         return [entry for entry in entries if entry.is_view or entry.is_whole_checkpoint]
+
+    def _target_entry(self, alias: str, target: str) -> ModelEntry:
+        try:
+            return self.resolve(target)
+        except UnknownModel as error:
+            raise UnknownModel(
+                f"the alias {alias!r} means {target!r}, which is gone: give it another target with "
+                f"`sleb models alias {alias} TARGET` or PUT /models/{alias}"
+            ) from error
+
+    def _is_model(self, name: str) -> bool:
+        try:
+            self.resolve(name)
+        except UnknownModel:
+            return False
+        return True
 
     def _dense_entry(self, name: str, order: RemovalOrder | None) -> ModelEntry:
         try:

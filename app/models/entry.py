@@ -166,6 +166,15 @@ class ModelEntry:
         return replace(self, name=raw_name(self.name), is_raw=True)
 
     @property
+    def pinned_name(self) -> str:
+        """A name of the same model that no later job changes."""
+        if self.order is None or not self.is_pruned or self.external is not None:
+            return self.name
+        is_whole = self.num_removed == self.order.depth
+        name = self.order.name if is_whole else f"{self.order.name}-{self.num_removed}"
+        return raw_name(name) if self.is_raw else name
+
+    @property
     def view_repair(self) -> StoredRepair | None:
         """The repair that is read beside the dense weights; a checkpoint's own contain it."""
         return self.repair if self.is_view else None

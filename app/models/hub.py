@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
+from app.models.aliases import Aliases
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.lineage import ORIGIN_FILE
@@ -88,7 +89,7 @@ def add_model(
     """
     is_local = Path(source).is_dir()
     name = name or (Path(source).resolve().name if is_local else source.rpartition("/")[2])
-    target = _target(settings.models_dir, name)
+    target = _target(settings, name)
     files = _local(source, settings, revision) if is_local else _on_hub(source, settings, revision)
     sweep(settings.models_dir)
     try:
@@ -105,12 +106,15 @@ def add_model(
     return target
 
 
-def _target(models_dir: Path, name: str) -> Path:
+def _target(settings: ServeSettings, name: str) -> Path:
+    models_dir = settings.models_dir
     if not is_name(name):
         raise ModelNotAdded(
             f"a model cannot be named {name!r}: use another --name of letters, digits, '.', '_' "
             f"and '-'"
         )
+    if name in Aliases(settings.data_dir).all():
+        raise ModelNotAdded(f"{name} is an alias: use another --name, or remove the alias")
     if (models_dir / name).exists():
         raise ModelNotAdded(f"{models_dir / name} exists already: use another --name")
     return models_dir / name

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.variant import Variant, make_variant
+from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry, VariantKey
 from app.models.weights import (
@@ -32,6 +33,7 @@ class ModelReplaced(RuntimeError):
 # what loading a model may raise
 LOAD_RAISES = (
     UnknownModel,
+    InvalidAliasFile,
     NotAModel,
     CheckpointCorrupt,
     ModelReplaced,

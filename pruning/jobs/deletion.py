@@ -1,5 +1,6 @@
 """Deletion of ended jobs: the published checkpoint, the record, and all other keys of the job."""
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import redis
@@ -22,17 +23,29 @@ for at = 2, #ARGV do redis.call('ZREM', ARGV[at], ARGV[1]) end
 """
 
 
+class CheckpointInUse(RuntimeError):
+    """Aliases mean the checkpoint or a prefix of it."""
+
+
 class JobDeletion:
     """Deletes ended jobs, or only their checkpoint, or only their record.
 
     Every method may raise ``JobStoreUnavailable``; methods that take an id raise ``JobNotFound``,
     and ``IllegalTransition`` if the job has not ended. An interrupted deletion can be repeated.
+    A checkpoint for which ``aliases_of`` returns names is kept, by raising ``CheckpointInUse``.
     """
 
-    def __init__(self, client: redis.Redis, jobs: JobStore, checkpoints: CheckpointStore) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        jobs: JobStore,
+        checkpoints: CheckpointStore,
+        aliases_of: Callable[[str], Sequence[str]] = lambda _checkpoint: (),
+    ) -> None:
         self._script = client.register_script(_DELETE)
         self._jobs = jobs
         self._checkpoints = checkpoints
+        self._aliases_of = aliases_of
 
     def delete(self, job_id: str) -> None:
         """Delete checkpoint and record, for good even if a stale worker is still publishing."""
@@ -66,6 +79,11 @@ class JobDeletion:
         return job
 
     def _unpublish(self, job: Job) -> None:
+        if aliases := self._aliases_of(job.checkpoint_name):
+            raise CheckpointInUse(
+                f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
+                f"target or remove it first"
+            )
         path = self._checkpoints.path(job.checkpoint_name)
         discard_staged(path)
         if self.has_published(job):

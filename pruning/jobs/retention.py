@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pruning.checkpoints.staging import sweep
 from pruning.checkpoints.store import CheckpointStore
-from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.deletion import CheckpointInUse, JobDeletion
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.names import VariantName
@@ -28,7 +28,8 @@ class RetentionPeriods:
 class Retention:
     """Removes leftovers of dead processes, and expired checkpoints and records.
 
-    A checkpoint without a job, such as one of ``sleb prune``, is never removed.
+    A checkpoint without a job, such as one of ``sleb prune``, is never removed, and neither is one
+    that an alias means.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class Retention:
         if (keep_s := self._periods.checkpoints_s) is not None:
             for job in self._with_checkpoint():
                 if _ended_before(job, now - keep_s):
-                    with suppress(JobNotFound):  # deleted in between
+                    # deleted in between, or kept for an alias
+                    with suppress(JobNotFound, CheckpointInUse):
                         self._deletion.unpublish(job.id)
         if (keep_s := self._periods.jobs_s) is not None:
             for job in self._ended(now - keep_s):

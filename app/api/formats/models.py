@@ -7,11 +7,13 @@ from app.models.registry import ModelRegistry
 
 
 def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
+    aliases = registry.catalog.aliases()
     order = entry.order
     quality = order.quality if order else None
     curve = quality.perplexities if quality else ()
     return ModelView(
         id=entry.name,
+        aliases=[name for name, target in aliases.items() if target == entry.pinned_name],
         variant=entry.kind,
         backend=entry.external.backend if entry.external else "engine",
         parent=entry.parent,

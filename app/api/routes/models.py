@@ -1,5 +1,6 @@
 """The catalogue: dense models, the prefixes of their removal orders, published checkpoints."""
 
+import asyncio
 from contextlib import suppress
 
 from fastapi import APIRouter
@@ -7,9 +8,10 @@ from fastapi import APIRouter
 from app.api.deps import CatalogDep, EngineDep, GeneratorDep, RegistryDep, ShadowDep
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
-from app.api.schemas.generate import ModelList, ModelView
+from app.api.schemas.generate import AliasBody, ModelList, ModelView
 from app.api.unload import RAISES, unload
 from app.engine.async_engine import EngineStopped
+from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import LOAD_RAISES
 from pruning.jobs.redis import JobStoreUnavailable
@@ -29,9 +31,41 @@ def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -
     return ModelList(data=[model_view(entry, registry, engine) for entry in entries])
 
 
-@router.get("/{name}", name="get_model", responses=responses_for(UnknownModel, JobStoreUnavailable))
+@router.get(
+    "/{name}",
+    name="get_model",
+    responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable),
+)
 def get_model(name: str, registry: RegistryDep, engine: EngineDep) -> ModelView:
+    """A model by its name, or the target of an alias."""
     return model_view(registry.catalog.resolve(name), registry, engine)
+
+
+@router.put(
+    "/{name}",
+    responses=responses_for(
+        *LOAD_RAISES, EngineStopped, AliasTaken, InvalidAlias, InvalidAliasFile, has_body=True
+    ),
+)
+async def set_alias(
+    name: str, body: AliasBody, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
+) -> ModelView:
+    """Make the name an alias of ``target``, or give an alias another target. Returns the target.
+
+    The target is loaded first. Then the alias switches in one step, for every API process of the
+    data directory: a request runs on the old target or on the new one, and requests in progress
+    finish on theirs. ``<model>@-k`` is stored as the ``<model>@<job>-k`` that it means now, so only
+    this request changes what an alias means. Metrics have the name of the target.
+    """
+    await generator.load(body.target)
+    entry = await asyncio.to_thread(registry.catalog.set_alias, name, body.target)
+    return model_view(entry, registry, engine)
+
+
+@router.delete("/{name}", status_code=204, responses=responses_for(UnknownModel, InvalidAliasFile))
+def delete_alias(name: str, catalog: CatalogDep) -> None:
+    """Remove an alias. Its target stays."""
+    catalog.remove_alias(name)
 
 
 @router.post("/{name}/load", responses=responses_for(*LOAD_RAISES, EngineStopped))

@@ -1,6 +1,7 @@
 """OpenAI's API for text: models, completions and chat completions."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -25,7 +26,9 @@ from app.api.sse import respond
 from app.engine.sequence import SamplingParams
 from app.generation.output import Vocabulary
 from app.generation.request import Chat, GenerationRequest
+from app.models.catalog import UnknownModel
 from app.models.entry import ModelEntry
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.store import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
@@ -53,8 +56,12 @@ _RESPONSES: Responses = {**_errors(*_MEANINGS), 200: {"content": EVENT_STREAM}}
 
 @router.get("/models", responses=_errors(503))
 def list_openai_models(catalog: CatalogDep) -> ModelCardList:
-    """All variants that can be served."""
-    return ModelCardList(data=[_card(entry) for entry in catalog.entries() if not entry.error])
+    """All variants that can be served, and all aliases."""
+    cards = [_card(entry) for entry in catalog.entries() if not entry.error]
+    for alias in catalog.aliases():
+        with suppress(UnknownModel, JobStoreUnavailable):  # its target is gone
+            cards.append(_card(catalog.resolve(alias), alias))
+    return ModelCardList(data=cards)
 
 
 @router.get("/models/{model}", responses=_errors(400, 404, 503))
@@ -62,7 +69,7 @@ def retrieve_openai_model(model: str, catalog: CatalogDep) -> ModelCard:
     entry = catalog.resolve(model)
     if entry.error:
         raise NotAModel(entry.error)
-    return _card(entry)
+    return _card(entry, model)
 
 
 @router.post("/completions", response_model=CompletionView, responses=_RESPONSES)
@@ -128,9 +135,10 @@ def _or(value: _Value | None, default: _Value) -> _Value:
     return default if value is None else value
 
 
-def _card(entry: ModelEntry) -> ModelCard:
+def _card(entry: ModelEntry, name: str | None = None) -> ModelCard:
     return ModelCard(
-        id=entry.name,
+        id=name or entry.name,
+        root=entry.name,
         created=int(entry.order.created_at) if entry.order and entry.is_pruned else 0,
         parent=entry.parent,
         max_model_len=entry.info.max_positions if entry.info else None,

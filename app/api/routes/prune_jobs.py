@@ -16,6 +16,8 @@ from app.api.schemas.jobs import (
     WebhookDeliveryList,
 )
 from app.api.submission import RAISES
+from app.models.aliases import InvalidAliasFile
+from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import CHANGE_RAISES, READ_RAISES
 
@@ -53,6 +55,7 @@ _ACCEPTED: dict[str, Any] = {
 }
 _READ = responses_for(*READ_RAISES)
 _CHANGE = responses_for(*CHANGE_RAISES)
+_DELETE = responses_for(*CHANGE_RAISES, CheckpointInUse, InvalidAliasFile)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -152,12 +155,13 @@ def resume(job_id: str, jobs: JobsDep, queue: QueueDep, request: Request) -> Pru
     return job_view(job, request)
 
 
-@router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_CHANGE)
+@router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_DELETE)
 def delete(job_id: str, deletion: DeletionDep) -> None:
     """Delete a job that has ended, with its events and its published checkpoint.
 
     The names of its variants are gone, and ``<model>@-k`` falls back to the previous removal order.
-    Running generations finish, because their weights are in memory.
+    Running generations finish, because their weights are in memory. The request is refused while an
+    alias means the checkpoint or a prefix of it.
     """
     deletion.delete(job_id)
 

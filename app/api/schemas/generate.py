@@ -133,8 +133,13 @@ class DomainView(BaseModel):
     ratio_high: float | None = Field(description="Upper end of that interval.")
 
 
+class AliasBody(Body):
+    target: ModelName = Field(description="A model, a published variant, or another alias.")
+
+
 class ModelView(BaseModel):
     id: str
+    aliases: list[str] = Field(description="Other names of the model, set with PUT.")
     object: Literal["model"] = "model"
     variant: Literal["dense", "pruned"]
     backend: Literal["engine", "openai"] = Field(

@@ -311,9 +311,10 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model. ``parent`` and ``max_model_len`` are vLLM's."""
+    """A model. ``root``, ``parent`` and ``max_model_len`` are vLLM's."""
 
     id: str
+    root: str = Field(description="The model that an alias means; else the id.")
     object: Literal["model"] = "model"
     created: int = Field(
         description="Publication time in seconds since the epoch; 0 for a dense model."

@@ -1,0 +1,155 @@
+"""``sleb models``: the table of all models, and their aliases."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from app.config import ServeSettings
+from app.models.aliases import Aliases
+from app.models.catalog import Catalog
+from app.models.entry import ModelEntry
+from app.models.external import read_external_models
+from app.terminal import print_json
+from pruning.checkpoints.store import CheckpointStore
+from pruning.checkpoints.trajectory import short
+from pruning.evaluation.quality import DomainQuality
+from pruning.models.store import ModelStore
+
+
+def catalog_of(settings: ServeSettings) -> Catalog:
+    """The catalog of the data directory, without the prefixes of running jobs."""
+    return Catalog(
+        ModelStore(settings.models_dir),
+        CheckpointStore(settings.checkpoints_dir),
+        external=read_external_models(settings.external_models_file),
+        aliases=Aliases(settings.data_dir),
+    )
+
+
+def print_aliases(settings: ServeSettings) -> None:
+    """Print one line for each alias."""
+    aliases = Aliases(settings.data_dir).all()
+    console = Console(highlight=False)
+    for alias, target in aliases.items():
+        console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
+    if not aliases:
+        console.print("no aliases: set one with sleb models alias ALIAS TARGET")
+
+
+def change_alias(settings: ServeSettings, alias: str, target: str | None) -> None:
+    """Set the alias, or remove it if there is no target."""
+    catalog = catalog_of(settings)
+    if target is None:
+        catalog.remove_alias(alias)
+        Console().print(f"removed the alias {alias}", markup=False)
+    else:
+        entry = catalog.set_alias(alias, target)
+        text = f"{alias} is {entry.pinned_name}"
+        Console(highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def print_models(settings: ServeSettings, *, as_json: bool) -> None:
+    """Print the catalog of the data directory; no server is needed."""
+    catalog = catalog_of(settings)
+    entries, aliases = catalog.entries(), catalog.aliases()
+    if as_json:
+        print_json([_entry_json(entry, aliases) for entry in entries])
+        return
+    console = Console()
+    if not entries:
+        console.print(f"no models in {settings.models_dir}")
+        return
+    texts = _texts(entries)
+    listed = Table()
+    for heading in ("model", "blocks", "removed blocks", "repair", *texts.values(), ""):
+        listed.add_column(heading, overflow="fold")
+    for entry in entries:
+        removed = " ".join(map(str, entry.removed_blocks))
+        repair = entry.repair.method.value if entry.repair else ""
+        measured = dict(_measured(entry))
+        cells = (measured.get(text, "") for text in texts)
+        listed.add_row(
+            entry.name, str(entry.num_blocks), removed, repair, *cells, entry.error or ""
+        )
+    console.print(listed)
+    for alias, target in aliases.items():
+        console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
+    for text, heading in texts.items():
+        console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
+    if texts:
+        console.print("in parentheses: times the perplexity of the dense model, on the same text")
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What a column of perplexities was measured on. Those of equal texts can be compared."""
+
+    name: str
+    words: str
+    windows: str  # the digest of the windows, or the dense model if that is not known
+
+
+def _texts(entries: Sequence[ModelEntry]) -> dict[_Text, str]:
+    """Every text on which a model was measured, with a heading of its own."""
+    headings: dict[_Text, str] = {}
+    for text in (text for entry in entries for text, _ in _measured(entry)):
+        if text not in headings:
+            number = 1 + sum(other.name == text.name for other in headings)
+            headings[text] = text.name if number == 1 else f"{text.name} {number}"
+    return headings
+
+
+def _measured(entry: ModelEntry) -> Iterator[tuple[_Text, str]]:
+    """Each text of the model, and its perplexity there with the ratio to the dense one."""
+    for domain in entry.domains:
+        measured = entry.measured_on(domain)
+        ratio = domain.ratio(measured).value
+        yield (
+            _Text(domain.domain, domain.text, domain.digest),
+            _perplexity(entry, measured.perplexity, ratio),
+        )
+    if not entry.domains and entry.order is not None and entry.perplexity is not None:
+        ratio = entry.perplexity / entry.order.quality.perplexities[0]
+        text = _Text("perplexity", entry.evaluated_on or "an unknown text", entry.base)
+        yield text, _perplexity(entry, entry.perplexity, ratio)
+
+
+def _perplexity(entry: ModelEntry, perplexity: float, ratio: float) -> str:
+    return short(perplexity) + (f" ({short(ratio)}×)" if entry.is_pruned else "")
+
+
+def _entry_json(entry: ModelEntry, aliases: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "id": entry.name,
+        "aliases": [name for name, target in aliases.items() if target == entry.pinned_name],
+        "parent": entry.parent,
+        "num_blocks": entry.num_blocks,
+        "removed_blocks": list(entry.removed_blocks),
+        "repair": _repair_json(entry),
+        "perplexity": entry.perplexity,
+        "evaluated_on": entry.evaluated_on,
+        "domains": [_domain_json(entry, domain) for domain in entry.domains],
+        "error": entry.error,
+    }
+
+
+def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
+    measured = entry.measured_on(domain)
+    return {
+        "domain": domain.domain,
+        "text": domain.text,
+        "digest": domain.digest,
+        "perplexity": measured.perplexity,
+        "dense_perplexity": domain.dense.perplexity,
+        "ratio": asdict(domain.ratio(measured)),
+    }
+
+
+def _repair_json(entry: ModelEntry) -> dict[str, Any] | None:
+    if entry.repair is None:
+        return None
+    method, num_bytes = entry.repair.method, entry.repair.num_bytes
+    return {"method": method, "bytes": num_bytes, "raw": entry.raw.name}
