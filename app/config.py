@@ -194,6 +194,11 @@ class ServeSettings(Settings):
         return self.data_dir / "keys.json"
 
     @property
+    def sessions_file(self) -> Path:
+        """The secret that signs the sessions of browsers."""
+        return self.data_dir / "sessions.secret"
+
+    @property
     def external_models_file(self) -> Path | None:
         """The file that declares external models, or None if there is none."""
         usual = self.data_dir / "external.toml"

@@ -26,11 +26,12 @@ from app.api.routes import (
     models,
     openai,
     prune_jobs,
+    session,
     status,
 )
 from app.api.submission import JobSubmission, TextsFolder
 from app.auth.limits import KeyLimits
-from app.auth.scopes import Authorizer, authorizer_of
+from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
@@ -68,7 +69,18 @@ from pruning.models.store import ModelStore
 if TYPE_CHECKING:
     from app.metrics.tracing import Tracing
 
-_ROUTES = (prune_jobs, checkpoints, events, generate, compare, models, openai, health, status)
+_ROUTES = (
+    prune_jobs,
+    checkpoints,
+    events,
+    generate,
+    compare,
+    models,
+    openai,
+    health,
+    status,
+    session,
+)
 
 
 def create_app(
@@ -161,6 +173,8 @@ def _services(
         settings=settings,
         readiness=readiness,
         metrics=metrics,
+        authorizer=authorizer_of(settings),
+        sessions=sessions_of(settings),
         key_limits=KeyLimits(
             redis_url,
             metrics,

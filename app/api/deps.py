@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 
 from app.api.submission import JobSubmission
 from app.auth.limits import KeyLimits
+from app.auth.scopes import Authorizer
+from app.auth.sessions import Sessions
 from app.compare.shadow import Shadow
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, EngineStopped
@@ -63,6 +65,8 @@ class Services:
     settings: ServeSettings
     readiness: Readiness
     metrics: Metrics
+    authorizer: Authorizer
+    sessions: Sessions
     key_limits: KeyLimits
     checkpoints: CheckpointStore
     jobs: JobServices
@@ -99,6 +103,8 @@ async def _generator(request: Request) -> Generator:
 
 
 SettingsDep = Annotated[ServeSettings, Depends(_part(lambda services: services.settings))]
+AuthorizerDep = Annotated[Authorizer, Depends(_part(lambda services: services.authorizer))]
+SessionsDep = Annotated[Sessions, Depends(_part(lambda services: services.sessions))]
 ReadinessDep = Annotated[Readiness, Depends(_part(lambda services: services.readiness))]
 MetricsDep = Annotated[Metrics, Depends(_part(lambda services: services.metrics))]
 CheckpointsDep = Annotated[CheckpointStore, Depends(_part(lambda services: services.checkpoints))]

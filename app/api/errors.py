@@ -23,6 +23,7 @@ from app.api.unload import ModelInUse
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached
 from app.auth.scopes import NotLocal
+from app.auth.sessions import NotSameOrigin
 from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
@@ -63,6 +64,7 @@ Problems = Mapping[type[Exception], tuple[int, str, str]]
 _AUTH: Problems = {
     NotLocal: (403, "not-local", "Without an API key only requests from this machine are allowed."),
     KeyRefused: (401, "invalid-api-key", "API key missing or invalid."),
+    NotSameOrigin: (403, "not-same-origin", "A session accepts changes from its own pages only."),
     ScopeMissing: (403, "scope-missing", "The API key lacks the required scope."),
     LimitReached: (429, "key-limit-reached", "Rate limit of this API key exceeded."),
 }

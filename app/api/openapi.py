@@ -11,6 +11,7 @@ from app.api.problems import TOO_LARGE_TITLE, is_openai
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached
 from app.auth.scopes import Authorizer, NotLocal, scopes_for
+from app.auth.sessions import NotSameOrigin
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -90,6 +91,8 @@ def _describe_access(
     elif authorizer.requires_key and scopes is not None:
         operation["security"] = [{_SCHEME: sorted(scopes)}]
         _add(operation["responses"], path, KeyRefused, ScopeMissing, LimitReached)
+        if method not in ("get", "head"):
+            _add(operation["responses"], path, NotSameOrigin)
 
 
 def _add(responses: dict[str, Any], path: str, *errors: type[Exception]) -> None:

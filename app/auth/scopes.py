@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from app.auth.keys import ApiKey, InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
+from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions
 from app.config import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ _OPEN = frozenset(
         "/metrics",
         "/openapi.json",
         "/docs",
+        "/session",
         "/",
     }
 )
@@ -54,13 +56,20 @@ class Authorizer:
     """Requires an API key if ``is_required``, or once a key was created.
 
     ``is_local_without_keys`` refuses pages of other sites until then: a browser on this machine
-    lets them post to any address, and by DNS rebinding also read the response.
+    lets them post to any address, and by DNS rebinding also read the response. Without
+    ``sessions`` cookies mean nothing.
     """
 
     def __init__(
-        self, keys: KeyFile, *, is_required: bool, is_local_without_keys: bool = False
+        self,
+        keys: KeyFile,
+        *,
+        is_required: bool,
+        is_local_without_keys: bool = False,
+        sessions: Sessions | None = None,
     ) -> None:
         self._keys = keys
+        self._sessions = sessions
         self._is_required = is_required
         self._is_local_without_keys = is_local_without_keys
 
@@ -78,19 +87,41 @@ class Authorizer:
     ) -> ApiKey | None:
         """Return the key of the request; None if the path needs none.
 
-        Raises ``NotLocal``, ``KeyRefused`` or ``ScopeMissing``.
+        Raises ``NotLocal``, ``KeyRefused``, ``NotSameOrigin`` or ``ScopeMissing``.
         """
         if self.is_local:
             _check_local(headers)
         scopes = scopes_for(method, path)
         if scopes is None or not self.requires_key:
             return None
-        key = self._find(_bearer(headers))
+        key = self._key(method, headers)
         if not key.scopes & scopes:
             raise ScopeMissing(key.name, scopes - {Scope.ADMIN} or scopes)
         return key
 
-    def _find(self, bearer: str) -> ApiKey:
+    def session(self, headers: Iterable[tuple[bytes, bytes]]) -> Session | None:
+        """Return the session of the cookie; None without one that is valid."""
+        cookie = _cookie(headers)
+        if cookie is None or self._sessions is None:
+            return None
+        try:
+            return self._sessions.find(cookie)
+        except InvalidKeyFile:
+            logger.exception("all sessions are refused: the API keys cannot be read")
+            return None
+
+    def _key(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
+        """The key that is sent, or that of the session. A key that is sent comes first."""
+        is_sent = any(name.lower() == b"authorization" for name, _ in headers)
+        session = None if is_sent else self.session(headers)
+        if session is None:
+            return self.find(_bearer(headers))
+        if method not in _READING:
+            check_same_origin(headers)
+        return session.key
+
+    def find(self, bearer: str) -> ApiKey:
+        """Raises ``KeyRefused``."""
         try:
             key = self._keys.find(bearer)
         except InvalidKeyFile:
@@ -105,9 +136,14 @@ def authorizer_of(settings: ServeSettings) -> Authorizer:
     is_local = is_loopback(settings)
     return Authorizer(
         KeyFile(settings.keys_file),
+        sessions=sessions_of(settings),
         is_required=not (is_local or settings.insecure),
         is_local_without_keys=is_local and not settings.insecure,
     )
+
+
+def sessions_of(settings: ServeSettings) -> Sessions:
+    return Sessions(KeyFile(settings.keys_file), settings.sessions_file)
 
 
 def check_address(settings: ServeSettings) -> None:
@@ -139,6 +175,26 @@ def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
 def generates(method: str, path: str) -> bool:
     """Whether the request generates text, and so counts as a concurrent generation."""
     return method not in _READING and Scope.GENERATE in (scopes_for(method, path) or ())
+
+
+def check_same_origin(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Check that a page of this service asks, as Host names it. Raises ``NotSameOrigin``."""
+    sent = {name.lower(): value for name, value in headers}
+    scheme, _, address = sent.get(b"origin", b"").partition(b"://")
+    host = sent.get(b"host", b"")
+    if scheme not in (b"http", b"https") or not host or address.lower() != host.lower():
+        raise NotSameOrigin
+
+
+def _cookie(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the value of the cookie of sessions."""
+    for name, value in headers:
+        if name.lower() == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                found, _, content = pair.strip().partition("=")
+                if found == COOKIE:
+                    return content.strip('"')
+    return None
 
 
 def _is_below(path: str, root: str) -> bool:

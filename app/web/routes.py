@@ -31,15 +31,17 @@ class Page:
     name: str  # of the template and of the module
     title: str
     is_linked: bool = True  # in the navigation
+    needs: str | None = None  # the scope without which it shows nothing
 
 
 PAGES = (
     Page("/ui", "overview", "Overview"),
-    Page("/ui/jobs", "jobs", "Jobs"),
+    Page("/ui/jobs", "jobs", "Jobs", needs="jobs"),
     Page("/ui/jobs/new", "new_job", "New job", is_linked=False),
     Page("/ui/jobs/{job_id}", "job", "Job", is_linked=False),
-    Page("/ui/curve", "curve", "Curve"),
-    Page("/ui/compare", "compare", "Side by side"),
+    Page("/ui/curve", "curve", "Curve", needs="jobs"),
+    Page("/ui/compare", "compare", "Side by side", needs="generate"),
+    Page("/ui/sign-in", "sign_in", "Sign in", is_linked=False),
 )
 
 router = APIRouter(include_in_schema=False)

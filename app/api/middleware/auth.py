@@ -11,10 +11,11 @@ from app.api.problems import problem_response
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
 from app.auth.limits import Lease, LimitReached
 from app.auth.scopes import Authorizer, NotLocal, generates
+from app.auth.sessions import NotSameOrigin
 
 logger = logging.getLogger(__name__)
 
-_RAISES = (NotLocal, KeyRefused, ScopeMissing, LimitReached)
+_RAISES = (NotLocal, KeyRefused, NotSameOrigin, ScopeMissing, LimitReached)
 _MAX_LOGGED_CHARS = 200  # of a path
 
 

@@ -1,6 +1,7 @@
 // The REST API: requests, its problem documents as errors, and server-sent events.
 
 const TIMEOUT_MS = 15000;
+export const SIGN_IN = "/ui/sign-in";
 const OPENAI_END = "[DONE]"; // the last event of OpenAI's streams, the only one without JSON
 
 /** An error that the service, or the way to it, has reported. */
@@ -26,6 +27,11 @@ const UNREACHABLE = {
   detail: "Look at the terminal or the log of `sleb up`; this page tries again by itself.",
 };
 
+/** Go to the sign-in, and back afterwards. */
+export function signIn() {
+  location.replace(`${SIGN_IN}?${new URLSearchParams({ next: location.pathname + location.search })}`);
+}
+
 /** Send a request, and return its response. Raises `Problem`. */
 export async function request(path, { method = "GET", body, signal, headers = {} } = {}) {
   const sent = { ...headers };
@@ -40,6 +46,7 @@ export async function request(path, { method = "GET", body, signal, headers = {}
     if (signal?.aborted && signal.reason?.name !== "TimeoutError") throw error;
     throw new Problem(0, UNREACHABLE);
   }
+  if (response.status === 401 && location.pathname !== SIGN_IN) signIn();
   if (!response.ok) {
     const retryAfterS = Number(response.headers.get("Retry-After")) || null;
     throw new Problem(response.status, await response.json().catch(() => ({})), retryAfterS);

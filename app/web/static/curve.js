@@ -86,12 +86,12 @@ function choices(point, order) {
   return el("div", { class: "card" }, el("p", {}, name(point.model)),
     el("p", { class: "note" }, `${ratio(point.ratio)} the perplexity on ${point.domain}, ${point.text}. Repair: ${point.repair}.`),
     el("div", { class: "row" },
-      el("button", { class: "primary", onclick: (event) => act(event.target, async () => {
+      el("button", { class: "primary", "data-needs": "admin", onclick: (event) => act(event.target, async () => {
         await post(`/models/${encodeURIComponent(point.model)}/load`, undefined, { timeoutMs: 600000 });
         event.target.textContent = "Loaded";
         say(`${point.model} is loaded`);
       }) }, "Load"),
-      el("a", { class: "button", href: `/ui/compare?${sides}` }, "Side by side"),
+      el("a", { class: "button", "data-needs": "generate", href: `/ui/compare?${sides}` }, "Side by side"),
       el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Its job")),
     el("pre", { tabindex: 0, role: "region", "aria-label": "Command that exports it" }, `sleb export ${point.model} DIRECTORY`));
 }

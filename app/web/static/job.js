@@ -140,7 +140,7 @@ function roundTable(found) {
   const domains = [...new Set(prefixes.flatMap((prefix) => prefix.domains.map(({ domain }) => domain)))];
   const repaired = prefixes.some((prefix) => prefix.repair);
   const columns = ["round", "block", "loss", "margin ± error", "runner-up", ...(repaired ? ["repair"] : []),
-    ...domains.map((domain) => `perplexity, ${domain}`)].map((title) => ({ title, num: title !== "repair" }));
+    ...domains.map((domain) => `perplexity, ${domain}`)].map((title) => ({ title, num: !["repair", "round"].includes(title) }));
   const rows = found.map(({ step, block, loss, margin, margin_error: error, runner_up: other, prefix }) => [
     String(step), String(block), number(loss, 5),
     margin === undefined || margin === null ? null : `${number(margin, 3)}${error ? ` ± ${number(error, 2)}` : ""}`,

@@ -58,6 +58,7 @@ function button(model) {
   const verb = model.is_loaded ? "unload" : "load";
   return el("button", {
     "data-key": model.id,
+    "data-needs": "admin",
     "aria-label": `${verb} ${model.id}`,
     onclick: (event) => act(event.target, async () => {
       say(`${verb} ${model.id}`);

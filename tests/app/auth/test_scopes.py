@@ -109,7 +109,12 @@ def test_a_file_without_permission_admits_no_request(tmp_path: Path) -> None:
         ("GET", "/metrics/../models", set()),
         ("GET", "/generated", set()),
         ("GET", "/V1/models", set()),
-        ("GET", "/", set()),
+        ("GET", "/", None),
+        ("GET", "/ui", None),
+        ("GET", "/ui/jobs/prn-1", None),
+        ("POST", "/session", None),
+        ("GET", "/status", {GENERATE, JOBS}),
+        ("GET", "/uix", set()),
         ("GET", "//models", set()),
         ("GET", "", set()),
     ],
@@ -129,6 +134,7 @@ def test_every_route_but_these_asks_for_a_key(tmp_path: Path) -> None:
         if scopes_for(method.upper(), path) is None
     }
     assert of_anybody == {f"/health/{kind}" for kind in ("live", "ready", "generate")} | {
+        "/session",
         "/version",
         "/metrics",
     }

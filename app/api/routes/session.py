@@ -1,0 +1,86 @@
+"""Sessions of browsers: sign in with a key, see who is signed in, sign out."""
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from app.api.deps import AuthorizerDep, SessionsDep
+from app.api.openapi import responses_for
+from app.api.schemas.generate import Body
+from app.auth.keys import KeyRefused, Scope
+from app.auth.scopes import Authorizer, check_same_origin
+from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions
+
+router = APIRouter(prefix="/session", tags=["session"])
+
+
+class SignInBody(Body):
+    key: str = Field(min_length=1, max_length=512)
+
+
+class SessionView(BaseModel):
+    """Who asks, by the cookie of a session."""
+
+    object: Literal["session"] = "session"
+    requires_key: bool = Field(description="Whether this service requires keys.")
+    name: str | None = Field(description="Of the key; null if nobody is signed in.")
+    scopes: list[Scope]
+    ends_at: float | None = Field(description="Without a further request.")
+
+
+@router.get("", name="get_session")
+def get_session(
+    request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
+) -> SessionView:
+    """Who is signed in. Extends a session that has used up a part of its time."""
+    session = authorizer.session(request.scope["headers"])
+    if session is not None and (renewed := sessions.renewed(session)) is not None:
+        session = renewed
+        _set_cookie(request, response, sessions, session)
+    return _view(authorizer, session)
+
+
+@router.post("", name="sign_in", responses=responses_for(KeyRefused, NotSameOrigin, has_body=True))
+def sign_in(
+    body: SignInBody,
+    request: Request,
+    response: Response,
+    authorizer: AuthorizerDep,
+    sessions: SessionsDep,
+) -> SessionView:
+    """Exchange a key for a cookie that scripts cannot read and other sites do not send.
+
+    Changes with it are accepted from pages of this service only.
+    """
+    check_same_origin(request.scope["headers"])
+    session = sessions.begin(authorizer.find(body.key))
+    _set_cookie(request, response, sessions, session)
+    return _view(authorizer, session)
+
+
+@router.delete("", status_code=204, name="sign_out", responses=responses_for(NotSameOrigin))
+def sign_out(request: Request, response: Response) -> None:
+    """Delete the cookie."""
+    check_same_origin(request.scope["headers"])
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+
+def _set_cookie(request: Request, response: Response, sessions: Sessions, session: Session) -> None:
+    response.set_cookie(
+        COOKIE,
+        sessions.cookie(session),
+        max_age=sessions.seconds_left(session),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+
+
+def _view(authorizer: Authorizer, session: Session | None) -> SessionView:
+    return SessionView(
+        requires_key=authorizer.requires_key,
+        name=session.key.name if session else None,
+        scopes=sorted(session.key.scopes) if session else [],
+        ends_at=session.ends_at if session else None,
+    )

@@ -1,0 +1,123 @@
+"""Sessions of browsers: a key is exchanged for a cookie, as pages and their streams send no header.
+
+A session is signed, not stored: the name of the key, when it began and ends, and a signature by a
+secret of the data directory over these and the hash of the key. So it is good for all API processes
+of the directory, and ends at once when its key is revoked.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from app.auth.keys import ApiKey, KeyFile
+
+COOKIE = "sleb_session"
+LIFETIME_S = 3600  # without a request
+MAX_LIFETIME_S = 12 * 3600  # from the sign-in, whatever is requested
+_NUM_BYTES = 32
+_MAX_CHARS = 256  # of a cookie; one has about 120
+
+
+class NotSameOrigin(Exception):
+    """A page of another origin asks for a change with the cookie of a session."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the header Origin is missing or names another address than Host, and a session only "
+            "makes changes from the pages of this service: send a key instead"
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """Times are seconds since the epoch."""
+
+    key: ApiKey
+    began_at: int
+    ends_at: int
+
+
+class Sessions:
+    """Signs and reads the cookies of sessions. ``secret_file`` is made by the first sign-in."""
+
+    def __init__(
+        self, keys: KeyFile, secret_file: Path, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._keys = keys
+        self._secret_file = secret_file
+        self._clock = clock
+
+    def begin(self, key: ApiKey) -> Session:
+        """A new session of a key."""
+        now = int(self._clock())
+        return Session(key, now, now + LIFETIME_S)
+
+    def cookie(self, session: Session) -> str:
+        """The value of the cookie."""
+        content = f"{session.key.name}:{session.began_at}:{session.ends_at}"
+        return f"{content}:{_signature(self._new_secret(), content, session.key)}"
+
+    def find(self, cookie: str) -> Session | None:
+        """Return the session of a cookie; None if it is forged, has ended, or its key is revoked.
+
+        Raises ``InvalidKeyFile``.
+        """
+        parts = cookie.split(":")
+        if len(cookie) > _MAX_CHARS or len(parts) != 4 or not cookie.isascii():
+            return None
+        name, began, ends, signature = parts
+        secret = self._secret()
+        key = next((key for key in self._keys.known() if key.name == name), None)
+        if key is None or secret is None:
+            return None
+        if not hmac.compare_digest(_signature(secret, f"{name}:{began}:{ends}", key), signature):
+            return None
+        session = Session(key, int(began), int(ends))
+        return session if self._clock() < session.ends_at else None
+
+    def renewed(self, session: Session) -> Session | None:
+        """The session with a later end; None while most of its time is left."""
+        latest = session.began_at + MAX_LIFETIME_S
+        ends_at = min(int(self._clock()) + LIFETIME_S, latest)
+        is_worth_it = ends_at - session.ends_at >= LIFETIME_S / 4 or ends_at == latest
+        if ends_at <= session.ends_at or not is_worth_it:
+            return None
+        return replace(session, ends_at=ends_at)
+
+    def seconds_left(self, session: Session) -> int:
+        return session.ends_at - int(self._clock())
+
+    def _secret(self) -> bytes | None:
+        try:
+            secret = self._secret_file.read_bytes()
+        except OSError:
+            return None
+        return secret if len(secret) == _NUM_BYTES else None
+
+    def _new_secret(self) -> bytes:
+        """Return the secret; make it if there is none."""
+        self._secret_file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._secret_file}.lock", mode=0o600):
+            secret = self._secret()
+            if secret is None:
+                secret = secrets.token_bytes(_NUM_BYTES)
+                staged = self._secret_file.with_name(
+                    f".{self._secret_file.name}.{secrets.token_hex(8)}"
+                )
+                with os.fdopen(
+                    os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+                ) as to:
+                    to.write(secret)
+                staged.replace(self._secret_file)
+        return secret
+
+
+def _signature(secret: bytes, content: str, key: ApiKey) -> str:
+    return hmac.new(secret, f"{content}:{key.sha256}".encode(), hashlib.sha256).hexdigest()

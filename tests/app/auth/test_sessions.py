@@ -1,0 +1,142 @@
+"""Sessions: signed, short, bound to a key that still exists, and to pages of this service."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.auth.keys import KeyFile, Scope
+from app.auth.sessions import COOKIE, LIFETIME_S, MAX_LIFETIME_S, Session, Sessions
+from app.config import ServeSettings
+from tests.support.clock import Clock
+from tests.support.prune_requests import JOB
+
+HERE = {"Origin": "http://localhost"}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "keys.json")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sessions(keys: KeyFile, tmp_path: Path, clock: Clock) -> Sessions:
+    return Sessions(keys, tmp_path / "sessions.secret", clock=clock)
+
+
+def began(sessions: Sessions, keys: KeyFile, key: str) -> Session:
+    found = keys.find(key)
+    assert found is not None
+    return sessions.begin(found)
+
+
+def test_a_cookie_is_good_until_its_end_and_not_for_another_directory(
+    sessions: Sessions, keys: KeyFile, clock: Clock, tmp_path: Path
+) -> None:
+    session = began(sessions, keys, keys.create("a", [Scope.JOBS]))
+    cookie = sessions.cookie(session)
+    assert sessions.find(cookie) == session
+    assert Sessions(keys, tmp_path / "other.secret").find(cookie) is None
+    assert (tmp_path / "sessions.secret").stat().st_mode & 0o077 == 0
+    clock.now += LIFETIME_S - 1
+    assert sessions.find(cookie) == session
+    clock.now += 1
+    assert sessions.find(cookie) is None
+
+
+def test_a_forged_cookie_is_refused(sessions: Sessions, keys: KeyFile) -> None:
+    session = began(sessions, keys, keys.create("a", [Scope.JOBS]))
+    keys.create("admin", [Scope.ADMIN])
+    cookie = sessions.cookie(session)
+    name, start, end, signature = cookie.split(":")
+    for forged in (
+        f"admin:{start}:{end}:{signature}",
+        f"{name}:{start}:{int(end) + 1}:{signature}",
+        f"{name}:{int(start) + 1}:{end}:{signature}",
+        f"{name}:x:{end}:{signature}",
+        cookie[:-1],
+        cookie + "0",
+        ":::",
+        "",
+        "é" * 4,
+        "x" * 100_000,
+    ):
+        assert sessions.find(forged) is None, forged[:100]
+
+
+def test_a_session_ends_with_its_key_also_if_the_name_is_used_again(
+    sessions: Sessions, keys: KeyFile
+) -> None:
+    cookie = sessions.cookie(began(sessions, keys, keys.create("a", [Scope.JOBS])))
+    keys.revoke("a")
+    assert sessions.find(cookie) is None
+    keys.create("a", [Scope.ADMIN])
+    assert sessions.find(cookie) is None
+
+
+def test_requests_extend_a_session_but_not_for_ever(
+    sessions: Sessions, keys: KeyFile, clock: Clock
+) -> None:
+    session = first = began(sessions, keys, keys.create("a", [Scope.JOBS]))
+    assert sessions.renewed(session) is None
+    while clock.now < first.began_at + MAX_LIFETIME_S:
+        clock.now += LIFETIME_S / 2
+        session = sessions.renewed(session) or session
+    assert session == replace(first, ends_at=first.began_at + MAX_LIFETIME_S)
+
+
+def test_a_key_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(
+    client: TestClient, settings: ServeSettings
+) -> None:
+    assert client.get("/session").json()["requires_key"] is False
+    key = KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+    assert client.get("/session").json() == {
+        "object": "session",
+        "requires_key": True,
+        "name": None,
+        "scopes": [],
+        "ends_at": None,
+    }
+    assert client.post("/session", json={"key": key + "x"}, headers=HERE).status_code == 401
+    elsewhere = {"Origin": "https://elsewhere.example"}
+    assert client.post("/session", json={"key": key}, headers=elsewhere).status_code == 403
+    answer = client.post("/session", json={"key": key}, headers=HERE)
+    assert (answer.json()["name"], answer.json()["scopes"]) == ("reader", ["jobs"])
+    flags = answer.headers["set-cookie"]
+    assert {"HttpOnly", "SameSite=strict", "Path=/", f"Max-Age={LIFETIME_S}"} <= {
+        flag.strip() for flag in flags.split(";")
+    }
+    assert key not in flags
+    assert client.get("/prune-jobs").status_code == 200
+    assert client.get("/session").json()["name"] == "reader"
+
+
+def test_changes_come_from_pages_of_this_service_and_scopes_hold(
+    client: TestClient, settings: ServeSettings
+) -> None:
+    keys = KeyFile(settings.keys_file)
+    client.post("/session", json={"key": keys.create("reader", [Scope.JOBS])}, headers=HERE)
+    body = {**JOB, "dry_run": True}
+    for origin in (
+        {},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": "http://x"},
+    ):
+        refused = client.post("/prune-jobs", json=body, headers=origin)
+        assert (refused.status_code, refused.json()["type"]) == (403, "not-same-origin"), origin
+    assert client.post("/prune-jobs", json=body, headers=HERE).status_code == 200
+    assert client.post("/models/tiny/unload", headers=HERE).json()["type"] == "scope-missing"
+    cookie = client.cookies[COOKIE]
+    assert client.delete("/session", headers=HERE).status_code == 204
+    assert client.get("/prune-jobs").status_code == 401
+    client.cookies.set(COOKIE, cookie)
+    assert client.get("/prune-jobs").status_code == 200
+    keys.revoke("reader")
+    assert client.get("/prune-jobs").status_code == 401

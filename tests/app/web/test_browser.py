@@ -1,0 +1,121 @@
+"""The pages in a browser, over a real service with a worker: what a visitor sees and does."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import httpx2
+import pytest
+
+from app.auth.keys import KeyFile, Scope
+from app.config import ServeSettings
+from tests.support.browser import browser_page
+from tests.support.processes import environment, free_port, is_ready, running
+from tests.support.serving import serving
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+HOSTILE = "<img src=x onerror=\"document.title='hit'\">\u202e\u200b the dog"
+
+
+@pytest.fixture
+def url(data_dir: Path) -> Iterator[str]:
+    """``sleb up``: the embedded Valkey, a worker and the API."""
+    port = free_port()
+    env = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
+    with (
+        running([sys.executable, "-m", "app", "up"], env) as up,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        wait_until(lambda: is_ready(client), "the service is ready", 300)
+        yield f"http://127.0.0.1:{port}"
+        up.terminate()
+        up.wait(60)
+
+
+def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None:
+    with browser_page(url) as (page, watched):
+        page.goto("/")
+        page.get_by_text("accepts requests").wait_for()
+        page.get_by_role("button", name="Unload tiny").wait_for()
+
+        page.goto("/ui/jobs/new?model=tiny")
+        page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        page.locator("[id='calibration.seqlen']").fill("100000")
+        page.locator("#num_remove").fill("2")
+        page.get_by_text("beyond the 256 positions").first.wait_for()
+        page.locator("[id='calibration.seqlen']").fill("16")
+        page.locator("[id='calibration.num_samples']").fill("4")
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        assert '"seqlen":16' in page.locator("#curl").inner_text()
+        page.get_by_role("button", name="Submit the job").click()
+
+        page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)
+        page.locator("#rounds tbody tr").nth(1).wait_for()
+        page.get_by_text("removed block").first.wait_for()
+        assert page.locator("#blocks li.gone").count() == 2
+        page.get_by_role("link", name="Show the curve").click()
+
+        page.locator("#rows tbody tr").nth(1).wait_for()
+        with page.expect_download() as downloading:
+            page.get_by_role("button", name="Save as CSV").click()
+        rows = list(csv.DictReader(Path(downloading.value.path()).read_text().splitlines()))
+        assert {row["removed"] for row in rows} == {"1", "2"}
+
+        query = [
+            ("model", "tiny"),
+            ("model", "tiny@-2"),
+            ("prompt", HOSTILE),
+            ("prompt", "the dog"),
+        ]
+        page.goto(f"/ui/compare?{urlencode([*query, ('max_new_tokens', '8')])}")
+        page.get_by_role("button", name="Generate").click()
+        page.locator("#outputs .facts").nth(3).wait_for()
+        assert HOSTILE in page.locator("#outputs").inner_text()
+        assert page.title() != "hit"
+        assert page.locator("main img").count() == 0
+        page.get_by_role("button", name="Compare speed").click()
+        page.locator("#result table").wait_for()
+
+        page.goto("/docs")
+        page.get_by_text("/prune-jobs", exact=True).first.wait_for()
+        assert page.evaluate("() => localStorage.length") == 0
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_page_says_that_it_is_old_and_recovers(data_dir: Path, redis_url: str) -> None:
+    settings = ServeSettings(data_dir=data_dir, drain_s=0)
+    with serving(settings, redis_url) as (server, url), browser_page(url) as (page, watched):
+        page.goto("/ui")
+        page.get_by_role("button", name="Unload tiny").wait_for()
+        watched.may_fail = True
+        server.should_exit = True
+        page.get_by_text("This page shows the state of").wait_for()
+        port = int(url.rpartition(":")[2])
+        with serving(settings, redis_url, port):
+            page.locator("#stale").wait_for(state="hidden")
+        assert watched.complaints == []
+
+
+def test_a_key_is_exchanged_for_a_session_that_ends_with_it(data_dir: Path, redis_url: str) -> None:
+    settings = ServeSettings(data_dir=data_dir, drain_s=0)
+    keys = KeyFile(settings.keys_file)
+    key = keys.create("reader", [Scope.JOBS])
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        watched.may_fail = True  # requests are refused before the sign-in
+        page.goto("/ui/jobs?status=failed")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("No job has this status").wait_for()
+        page.get_by_text("reader (jobs)").wait_for()
+        assert "status=failed" in page.url
+        page.goto("/ui")
+        page.locator("#list table").wait_for()
+        assert not page.get_by_role("button", name="Unload tiny").is_visible()
+        assert page.evaluate("() => document.cookie + JSON.stringify({...localStorage})") == "{}"
+        keys.revoke("reader")
+        page.get_by_label("API key").wait_for()
+        assert (watched.complaints, watched.foreign) == ([], [])

@@ -1,0 +1,50 @@
+"""A browser for tests: Debian's Chromium, which knows no other server than the service."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.support.debian import tool
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+# names that are not loopback do not resolve, whatever a page asks for
+_ARGUMENTS = ("--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+
+
+class Watched:
+    """What a page did that it must not do."""
+
+    def __init__(self, page: "Page", url: str) -> None:
+        self.complaints: list[str] = []
+        self.foreign: list[str] = []
+        self.may_fail = False  # while the service is gone, the browser reports failed requests
+        page.on("console", lambda message: self._said(message.type, message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self._asked(request.url, url))
+
+    def _said(self, kind: str, text: str) -> None:
+        is_failure = "Failed to load resource" in text or "net::ERR" in text
+        if kind in ("error", "warning") and not (self.may_fail and is_failure):
+            self.complaints.append(text)
+
+    def _asked(self, asked: str, url: str) -> None:
+        if not asked.startswith((f"{url}/", "data:", "blob:")):
+            self.foreign.append(asked)
+
+
+@contextmanager
+def browser_page(url: str) -> "Iterator[tuple[Page, Watched]]":
+    """A page of a fresh browser, and what it did wrong."""
+    chromium = tool("chromium", "chromium")
+    playwright = importlib.import_module("playwright.sync_api")  # not all machines have it
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=list(_ARGUMENTS))
+        try:
+            page = browser.new_page(base_url=url)
+            page.set_default_timeout(60_000)
+            yield page, Watched(page, url)
+        finally:
+            browser.close()
