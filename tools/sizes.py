@@ -32,7 +32,6 @@ EXCEPTIONS: dict[str, str] = {
     "app/readiness.py": "shared by the API, its server and its metrics, below all three",
     "app/terminal.py": "imported by light commands, without torch",
     "pruning/jobs/keys.py": "the table of all Redis keys",
-    "pruning/jobs/redis.py": "the connection to Redis and its errors, also for app.auth",
     "benchmarks/model.py": "imported by all benchmarks that load a model",
     "pruning/student_t.py": "imported by pruning.search and app.compare",
     "tools/docs/settings.py": "one file for each generated page",

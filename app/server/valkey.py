@@ -101,7 +101,7 @@ def _wait_until_loaded(client: redis.Redis) -> None:
     """Wait while the server loads its data; it answers, but refuses commands."""
     while True:
         try:
-            client.ping()
+            client.dbsize()  # a PING is refused while the disk is full
         except redis_errors.BusyLoadingError:
             _pause()
         else:

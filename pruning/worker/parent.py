@@ -73,6 +73,8 @@ class PruneWorker(Worker):
         self.cancel_s = math.inf  # for a child to stop on request, before it is killed
         self._stop_requested_s: float | None = None  # when the parent saw the request
         self._is_overdue = False
+        self._num_refused = 0  # writes, by Redis in its life
+        self._renewable_since_s = -math.inf  # when this worker saw the last of them
         self.is_stopping = False
         self._kill_at_s = math.inf  # deadline of the child once the worker stops
         self.metrics = WorkerMetrics(name, lease_s)
@@ -259,14 +261,24 @@ class PruneWorker(Worker):
             self.metrics.lease_lost()
 
     def clean_registries(self) -> None:
-        """Find expired leases, unless Redis has just started and no worker could renew its own."""
+        """Find expired leases, unless a worker may have had no chance to renew its own."""
         try:
-            info: Any = self.connection.info("server")
-            if info["uptime_in_seconds"] > self._lease_s:
+            if self._could_renew():
                 super().clean_registries()  # type: ignore[no-untyped-call]  # so it is in RQ
                 self._deliveries.recover(self._store)
         except (JobStoreUnavailable, *UNAVAILABLE) as error:
             self.log.warning("looking for lost jobs later: %s", error)
+
+    def _could_renew(self) -> bool:
+        """Whether Redis has run and accepted writes for the last lease, as far as is known."""
+        server: Any = self.connection.info("server")
+        errors: Any = self.connection.info("errorstats")
+        num_refused = errors.get("errorstat_MISCONF", {}).get("count", 0)
+        if num_refused != self._num_refused:
+            self._num_refused = num_refused
+            self._renewable_since_s = time.monotonic()
+        has_run = server["uptime_in_seconds"] > self._lease_s
+        return has_run and time.monotonic() > self._renewable_since_s + self._lease_s
 
 
 def _is_at_rest(job: Job | None) -> bool:

@@ -1,5 +1,6 @@
 """A real Valkey with options of the test's own, on a socket in a directory of its own."""
 
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,19 @@ class ValkeyServer:
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> "subprocess.Popen[bytes]":
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        # Python ignores SIGXFSZ, and must hand that on: see fill_disk
+        self.process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, restore_signals=False
+        )
         return self.process
+
+    def fill_disk(self) -> None:
+        """Let its files grow no further, as on a full disk: it refuses the write after the next."""
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+
+    def free_disk(self) -> None:
+        unlimited = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, unlimited)
 
     def wait_until_it_answers(self) -> None:
         wait_until(lambda: _answers(self._socket), "Valkey answers")
