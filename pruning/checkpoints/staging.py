@@ -35,6 +35,14 @@ def staged(target: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def scratch_for(folder: Path) -> Iterator[Path]:
+    """Create a staging folder for files that are needed only until ``folder`` is published."""
+    is_staged = folder.parent.name == STAGING
+    with staged((folder.parent if is_staged else folder).with_name("scratch")) as scratch:
+        yield scratch
+
+
 def sweep(directory: Path) -> None:
     """Remove the staging folders of ``directory`` whose processes have died."""
     root = directory / STAGING

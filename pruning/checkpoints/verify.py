@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from pruning.checkpoints.staging import scratch_for
 from pruning.checkpoints.verify_expected import Expectation, expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify, offline_environment
@@ -54,8 +54,8 @@ def verify_portable(
 
 
 def _in_a_fresh_process(directory: Path, expected: Expectation, ask: Callable[[], object]) -> None:
-    with TemporaryDirectory(prefix="sleb-verify-") as scratch:
-        file, verdict, log = (Path(scratch) / name for name in ("expected", "verdict", "log"))
+    with scratch_for(directory) as scratch:  # swept if this process is killed
+        file, verdict, log = (scratch / name for name in ("expected", "verdict", "log"))
         expected.save(file)
         command = [sys.executable, "-m", "pruning.checkpoints.verify_reload"]
         arguments = [str(directory), str(file), str(verdict), str(os.getpid())]

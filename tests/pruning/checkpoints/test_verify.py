@@ -4,6 +4,8 @@ published: every family once, and everything that may be wrong with a directory.
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pruning.checkpoints import verify
 from pruning.checkpoints.publish import publish
+from pruning.checkpoints.staging import STAGING, sweep
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import Expectation, expectation
@@ -210,6 +213,30 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file too many": (more_vocabulary, "vocab.json does not exist in the parent"),
     "another rotation": (another_rotation, "logits of fixed token ids differ by up to"),
 }
+
+
+def test_what_a_killed_process_leaves_of_verifying_is_swept(
+    tmp_path: Path, dense: DenseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing lies in the temporary folder, and a copy of what lay in staging goes with a sweep."""
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(verify, "POLL_S", 0.05)
+    root, found = tmp_path / "checkpoints", set[str]()
+
+    def look() -> None:
+        found.update(path.name for path in (root / STAGING).glob("scratch-*/*"))
+        found.update(path.name for path in temporary.iterdir())
+        if found and not (tmp_path / "left").exists():
+            sweep(root)  # nothing of a process that lives
+            shutil.copytree(root / STAGING, tmp_path / "left" / STAGING)
+
+    publish_at(root / "tiny@prn-1", dense, how=Verify.PROCESS, ask=look)
+    assert {"expected", "log"} <= found <= {"expected", "log", "verdict"}
+    assert len([*(tmp_path / "left" / STAGING).iterdir()]) == 4  # two folders and their locks
+    sweep(tmp_path / "left")
+    assert not any((tmp_path / "left" / STAGING).iterdir())
+    assert not any((root / STAGING).iterdir())
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
