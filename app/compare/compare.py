@@ -16,7 +16,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
-from app.generation.engine_backend import ENGINE_RAISES, tokenize
+from app.generation.engine_backend import ENGINE_RAISES
 from app.generation.generator import Generator
 from app.generation.output import Output
 from app.generation.request import GenerationRequest, ServedElsewhere
@@ -89,7 +89,7 @@ class Comparer:
         params = request.params
         if not params.is_greedy and params.seed is None:
             params = replace(params, seed=secrets.randbelow(2**63))
-        prompts = await tokenize(request.prompts, served[0])
+        prompts = await self._generator.encode(request.prompts, served, params.max_new_tokens)
         generations = [
             GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in served
         ]

@@ -57,6 +57,18 @@ class DuplicateRequest(RequestRefused):
     """The engine already has a request of this id."""
 
 
+def check_length(
+    num_prompt: int, max_new_tokens: int, max_len: int, name: str, *, is_minimum: bool = False
+) -> None:
+    """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
+    if num_prompt + max_new_tokens > max_len:
+        raise PromptTooLong(
+            f"a prompt of {'at least ' if is_minimum else ''}{num_prompt} tokens and "
+            f"max_new_tokens={max_new_tokens} do not fit into the {max_len} tokens of {name}: "
+            f"shorten the prompt or ask for fewer tokens"
+        )
+
+
 class Engine:
     """Continuous batching of any number of variants. Not thread-safe: one thread drives it.
 
@@ -99,13 +111,8 @@ class Engine:
         variant, num_prompt = request.variant, len(request.prompt_ids)
         if not num_prompt:
             raise EmptyPrompt("the prompt is empty: expected at least one token")
-        longest = self.max_len(variant)
-        if num_prompt + request.params.max_new_tokens > longest:
-            raise PromptTooLong(
-                f"a prompt of {num_prompt} tokens and max_new_tokens="
-                f"{request.params.max_new_tokens} do not fit into the {longest} tokens of "
-                f"{variant.name}: shorten the prompt or ask for fewer tokens"
-            )
+        max_new_tokens = request.params.max_new_tokens
+        check_length(num_prompt, max_new_tokens, self.max_len(variant), variant.name)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
             raise UnknownTokenId(
                 f"the prompt has token ids {min(request.prompt_ids)} to {max(request.prompt_ids)}: "

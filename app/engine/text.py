@@ -1,4 +1,4 @@
-"""Messages to tokens by the chat template, and tokens to text, incrementally.
+"""Messages to text by the chat template, and tokens to text, incrementally.
 
 Returned text is final: it has no partial characters, and no part of a possible stop string.
 """
@@ -26,10 +26,11 @@ class MessagesRefused(ValueError):
     param = "messages"
 
 
-def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
-) -> tuple[int, ...]:
-    """The prompt for the next message. Raises ``NoChatTemplate`` or ``MessagesRefused``."""
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    """The text before the next message, special tokens included.
+
+    Raises ``NoChatTemplate`` or ``MessagesRefused``.
+    """
     if not tokenizer.chat_template:
         raise NoChatTemplate(
             "this model's tokenizer has no chat template: send a prompt instead of messages"
@@ -40,8 +41,7 @@ def chat_prompt(
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise MessagesRefused(f"the chat template cannot render them: {error}") from error
-    # The template includes the special tokens.
-    return tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return str(text)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:

@@ -19,9 +19,10 @@ from app.engine.sequence import (
     TokenEvent,
 )
 from app.engine.stream import Stream
-from app.engine.text import TextStream, chat_prompt
+from app.engine.text import TextStream
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
-from app.generation.request import Chat, GenerationRequest, Prompt
+from app.generation.request import GenerationRequest, Prompt
+from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
 
@@ -55,6 +56,7 @@ class EngineBackend:
     def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._tokenizers = TokenizerPool()
         self._listeners: list[Callable[[CompletedOutput], None]] = []
 
     def on_completed(self, listener: Callable[[CompletedOutput], None]) -> None:
@@ -95,7 +97,7 @@ class EngineBackend:
         """Hand all outputs of the request to the engine, or none.
 
         Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and the errors of
-        ``chat_prompt``.
+        ``render_chat``.
         """
         labels = labels_of(served.entry, request.traffic)
         try:
@@ -115,6 +117,17 @@ class EngineBackend:
             for index, stream in enumerate(streams)
         ]
 
+    async def encode(
+        self, prompts: Sequence[Prompt], served: Sequence[ServedModel], max_new_tokens: int
+    ) -> list[TokenIds]:
+        """Token ids of each prompt, for all of these variants, which share a tokenizer.
+
+        Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
+        """
+        variant = min((one.variant for one in served), key=self._engine.max_len)
+        limit = PromptLimit(variant.name, self._engine.max_len(variant), max_new_tokens)
+        return await self._tokenizers.encode(prompts, served[0].tokenizer, limit)
+
     async def _streams(
         self,
         request: GenerationRequest,
@@ -125,6 +138,7 @@ class EngineBackend:
         """Tokenize, with places reserved meanwhile: a request that is refused costs no work."""
         if (unparsed := _unparsed.get()) is not None:
             unparsed.release()
+        max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         with self._engine.reserve(len(request.prompts) * request.n) as places:
             engine_requests = [
                 Request(
@@ -134,7 +148,7 @@ class EngineBackend:
                     self._params(request, served, len(ids), number),
                     deadline_s=deadline_s,
                 )
-                for ids in await tokenize(request.prompts, served)
+                for ids in await self.encode(request.prompts, [served], max_new_tokens)
                 for number in range(request.n)
             ]
             places.release()
@@ -147,7 +161,7 @@ class EngineBackend:
         params = request.params_of(number)
         if request.fills_context:
             rest = self._engine.max_len(served.variant) - num_prompt_tokens
-            params = replace(params, max_new_tokens=max(rest, 1))
+            params = replace(params, max_new_tokens=max(min(rest, params.max_new_tokens), 1))
         return params
 
     def _publisher(
@@ -238,26 +252,3 @@ class EngineOutputStream(OutputStream):
         self._finish(FinishReason.STOP if is_stopped else reason, last.timings)
         if self._on_done is not None:
             self._on_done(self.output)
-
-
-async def tokenize(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
-    """Token ids of each prompt. Text and messages are encoded in a thread.
-
-    A text gets the special tokens that the model begins with. Raises the errors of ``chat_prompt``.
-    """
-    if any(isinstance(prompt, str | Chat) for prompt in prompts):
-        return await asyncio.to_thread(_token_ids, prompts, served)
-    return _token_ids(prompts, served)
-
-
-def _token_ids(prompts: Sequence[Prompt], served: ServedModel) -> list[tuple[int, ...]]:
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(served.tokenizer(texts, verbose=False).input_ids if texts else ())
-    return [
-        tuple(next(encoded))
-        if isinstance(prompt, str)
-        else chat_prompt(served.tokenizer, prompt.messages)
-        if isinstance(prompt, Chat)
-        else tuple(prompt)
-        for prompt in prompts
-    ]

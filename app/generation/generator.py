@@ -12,7 +12,8 @@ from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Delta, Output, OutputStream
-from app.generation.request import GenerationRequest, ServedElsewhere
+from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
+from app.generation.tokenization import TokenIds
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
 from app.models.registry import LOAD_RAISES, ModelRegistry, ServedModel
@@ -61,6 +62,15 @@ class Generator:
             self._metrics.unknown_model()
             raise
         return await asyncio.wrap_future(loading)
+
+    async def encode(
+        self, prompts: Sequence[Prompt], served: Sequence[ServedModel], max_new_tokens: int
+    ) -> list[TokenIds]:
+        """Token ids of each prompt, for all of these variants of one model.
+
+        Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
+        """
+        return await self._engine.encode(prompts, served, max_new_tokens)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
         """The outputs of the request, in order. Raises what ``open`` and ``next_deltas`` do."""

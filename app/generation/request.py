@@ -48,7 +48,7 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     n: int = 1
     timeout_s: float | None = None  # outputs that it cuts short end with TIMEOUT
-    fills_context: bool = False  # as many tokens as fit, instead of max_new_tokens
+    fills_context: bool = False  # fewer than max_new_tokens where the context ends before
     traffic: Traffic = "live"  # the label of its metrics
 
     def params_of(self, number: int) -> SamplingParams:

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx2
 import psutil
+
+from tests.support.waiting import wait_until
 
 
 def environment(data_dir: Path, threads: int = 1) -> dict[str, str]:
@@ -56,3 +59,19 @@ def is_ready(client: httpx2.Client) -> bool:
         return client.get("/health/ready").status_code == 200
     except httpx2.TransportError:
         return False
+
+
+@contextmanager
+def serve_process(
+    data_dir: Path, **settings: str
+) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
+    """``sleb serve`` with a Valkey of its own."""
+    port = free_port()
+    variables = {f"SLEB_{name.upper()}": value for name, value in settings.items()}
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
+    with (
+        running(command, {**environment(data_dir), **variables}) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        wait_until(lambda: is_ready(client), "the API is ready", 100)
+        yield process, client

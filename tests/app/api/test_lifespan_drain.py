@@ -1,11 +1,7 @@
 """A server that drains answers the requests that it has, and accepts no others."""
 
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -13,7 +9,11 @@ import pytest
 import redis
 
 from app.config import ServeSettings
-from tests.support.processes import environment, free_port, is_ready, processes_of, running
+from tests.support.processes import (
+    is_ready,
+    processes_of,
+    serve_process,
+)
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
@@ -33,22 +33,6 @@ def num_open(client: httpx2.Client) -> int:
     lines = client.get("/metrics").text.splitlines()
     names = ("sleb_num_requests_running{", "sleb_num_requests_waiting{")
     return sum(int(float(line.split()[-1])) for line in lines if line.startswith(names))
-
-
-@contextmanager
-def serve_process(
-    data_dir: Path, **settings: str
-) -> Iterator[tuple["subprocess.Popen[bytes]", httpx2.Client]]:
-    """``sleb serve`` with a Valkey of its own."""
-    port = free_port()
-    variables = {f"SLEB_{name.upper()}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
-    with (
-        running(command, {**environment(data_dir), **variables}) as process,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
-    ):
-        wait_until(lambda: is_ready(client), "the API is ready", 100)
-        yield process, client
 
 
 def test_sigterm_loses_no_request_and_says_so_before_the_server_ends(data_dir: Path) -> None:

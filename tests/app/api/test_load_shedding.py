@@ -9,7 +9,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.generation.engine_backend import tokenize
+from app.generation.tokenization import TokenizerPool
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send
@@ -49,14 +49,14 @@ def test_no_more_requests_are_prepared_than_can_be_admitted(
     settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sent at once, more than fit are refused, though none is in the engine yet."""
-    num_tokenized = 0
+    num_tokenized, encode = 0, TokenizerPool.encode
 
-    async def counted(prompts: Any, served: Any) -> Any:
+    async def counted(pool: TokenizerPool, prompts: Any, tokenizer: Any, limit: Any) -> Any:
         nonlocal num_tokenized
         num_tokenized += len(prompts)
-        return await tokenize(prompts, served)
+        return await encode(pool, prompts, tokenizer, limit)
 
-    monkeypatch.setattr("app.generation.engine_backend.tokenize", counted)
+    monkeypatch.setattr(TokenizerPool, "encode", counted)
     with gated() as engine, serving(settings, redis_url, engine=engine) as (_, url):
         wait_until(lambda: httpx2.get(f"{url}/health/ready").is_success, "the API is ready")
         connections = [send(url, "/generate", {"prompt": "a"}) for _ in range(60)]

@@ -14,7 +14,7 @@ from app.engine.text import (
     NoChatTemplate,
     StopStrings,
     TextStream,
-    chat_prompt,
+    render_chat,
     token_bytes,
     token_text,
 )
@@ -238,7 +238,7 @@ def test_messages_become_a_prompt_as_the_template_has_it() -> None:
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     expected = f"[system]be brief{EOS}[user]the cat{EOS}[assistant]"
-    assert tokenizer.decode(list(chat_prompt(tokenizer, MESSAGES))) == expected
+    assert render_chat(tokenizer, MESSAGES) == expected
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,9 @@ def test_messages_become_a_prompt_as_the_template_has_it() -> None:
 )
 def test_what_the_template_cannot_render_is_refused_with_its_reason(template: str) -> None:
     with pytest.raises(MessagesRefused, match="cannot render"):
-        chat_prompt(with_template(template), MESSAGES)
+        render_chat(with_template(template), MESSAGES)
 
 
 def test_without_a_template_there_is_no_chat() -> None:
     with pytest.raises(NoChatTemplate, match="send a prompt"):
-        chat_prompt(with_template(None), MESSAGES)
+        render_chat(with_template(None), MESSAGES)

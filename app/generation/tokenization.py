@@ -1,0 +1,246 @@
+"""Prompts to token ids: in threads, and with bounded memory.
+
+A tokenizer needs up to 200 bytes for each byte of text. So a text is refused unread if its length
+alone rules it out, and the bytes in work at the same time are limited. Tokens are counted before
+Python makes a list of them.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from app.engine.admission import Overloaded
+from app.engine.engine import check_length
+from app.engine.text import render_chat
+from app.generation.request import Chat, Prompt
+
+MAX_BYTES_IN_WORK = 2**20  # a longer text is encoded alone
+MAX_BYTES_WAITING = 2**26
+_SHORT_BYTES = 2**14  # shorter ones do not wait for long ones
+_MESSAGE_BYTES = 256  # of a message beside its content
+_NUM_THREADS = 2
+_USUAL_BYTES_PER_S = 2**20
+_MAX_NFC_SHRINKAGE = 4  # characters that become one (Unicode FAQ on normalization)
+_LOSSLESS_SPLITS = ("ByteLevel", "Metaspace", "Digits")
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptLimit:
+    """The tokens that a prompt and its output may have together."""
+
+    variant_name: str
+    max_len: int
+    max_new_tokens: int
+
+    def check(self, num_tokens: int, *, is_minimum: bool = False) -> None:
+        """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
+        check_length(
+            num_tokens,
+            self.max_new_tokens,
+            self.max_len,
+            self.variant_name,
+            is_minimum=is_minimum,
+        )
+
+
+class TokenizerPool:
+    """Encodes prompts in few threads. Bound to the event loop of its first use."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(_NUM_THREADS, "tokenizer")
+        self._num_free = MAX_BYTES_IN_WORK
+        self._freed = asyncio.Event()
+        self._turn = asyncio.Lock()  # first come, first served
+        self._num_waiting = 0  # bytes
+
+    async def encode(
+        self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+    ) -> list[TokenIds]:
+        """Token ids of each prompt. A text gets the special tokens that the model begins with.
+
+        Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
+        """
+        num_bytes = max(map(_num_bytes, prompts), default=0)
+        work = partial(_encode_all, prompts, tokenizer, limit)
+        if not num_bytes:
+            return work()
+        if num_bytes <= _SHORT_BYTES:
+            return await asyncio.to_thread(work)
+        await asyncio.to_thread(_check_lengths, prompts, tokenizer, limit)
+        return await self._in_turn(work, num_bytes)
+
+    async def _in_turn(self, work: Callable[[], list[TokenIds]], num_bytes: int) -> list[TokenIds]:
+        if self._num_waiting + num_bytes > MAX_BYTES_WAITING:
+            what = f"{self._num_waiting} bytes of long prompts wait for the tokenizer"
+            raise Overloaded(what, "texts_full", 1 + self._num_waiting / _USUAL_BYTES_PER_S)
+        taken = min(num_bytes, MAX_BYTES_IN_WORK)
+        self._num_waiting += num_bytes
+        try:
+            async with self._turn:
+                while self._num_free < taken:
+                    self._freed.clear()
+                    await self._freed.wait()
+                self._num_free -= taken
+                future = self._executor.submit(work)
+        finally:
+            self._num_waiting -= num_bytes
+        # not when the caller is cancelled: its text is in work until the thread is done
+        future.add_done_callback(partial(self._release, asyncio.get_running_loop(), taken))
+        return await asyncio.wrap_future(future)
+
+    def _release(self, loop: asyncio.AbstractEventLoop, num_bytes: int, _done: Future[Any]) -> None:
+        def release() -> None:
+            self._num_free += num_bytes
+            self._freed.set()
+
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(release)
+
+
+def _num_bytes(prompt: Prompt) -> int:
+    """The bytes of text to encode; 0 for token ids."""
+    if isinstance(prompt, str):
+        return len(prompt) if prompt.isascii() else len(prompt.encode())
+    if isinstance(prompt, Chat):
+        texts = (text for message in prompt.messages for text in message.values())
+        return len(prompt.messages) * _MESSAGE_BYTES + sum(map(_num_bytes, texts))
+    return 0
+
+
+def _check_lengths(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+) -> None:
+    """Raise ``PromptTooLong`` for a text that is too long whatever its tokens are."""
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            _check_text(prompt, tokenizer, limit)
+
+
+def _encode_all(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+) -> list[TokenIds]:
+    return [_encode(prompt, tokenizer, limit) for prompt in prompts]
+
+
+def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit) -> TokenIds:
+    if not isinstance(prompt, str | Chat):
+        return tuple(prompt)
+    is_chat = isinstance(prompt, Chat)
+    text = render_chat(tokenizer, prompt.messages) if isinstance(prompt, Chat) else prompt
+    _check_text(text, tokenizer, limit)
+    # a chat template writes the special tokens itself
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        ids = tokenizer(text, add_special_tokens=not is_chat, verbose=False).input_ids
+        limit.check(len(ids))
+        return tuple(ids)
+    encoding = _backend(tokenizer).encode(text, add_special_tokens=not is_chat)
+    limit.check(len(encoding))
+    return tuple(encoding.ids)
+
+
+def _check_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit) -> None:
+    if len(text) <= limit.max_len:
+        return
+    if (longest := max_token_chars(tokenizer)) is not None:
+        limit.check(-(-len(text) // longest), is_minimum=True)
+
+
+_backends: WeakKeyDictionary[PreTrainedTokenizerFast, Tokenizer] = WeakKeyDictionary()
+_max_chars: WeakKeyDictionary[PreTrainedTokenizerBase, int | None] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def _backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The Rust tokenizer, set once to what a call of ``tokenizer`` sets: it must not be in use."""
+    with _lock:
+        if tokenizer not in _backends:
+            backend = tokenizer.backend_tokenizer
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = tokenizer.split_special_tokens
+            _backends[tokenizer] = backend
+        return _backends[tokenizer]
+
+
+def max_token_chars(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The maximum of characters that one token can stand for; None if no maximum is known.
+
+    Known for BPE over bytes that keeps all of a text. Other tokenizers drop white space, or have
+    one token for any unknown word.
+    """
+    with _lock:
+        if tokenizer not in _max_chars:
+            _max_chars[tokenizer] = _measured(tokenizer)
+        return _max_chars[tokenizer]
+
+
+def _measured(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    backend = tokenizer.backend_tokenizer
+    shrinkage = _shrinkage(_parts(backend.normalizer, "normalizers"))
+    splits = _parts(backend.pre_tokenizer, "pretokenizers")
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    added = backend.get_added_tokens_decoder().values()
+    is_lossless = (
+        shrinkage is not None
+        and all(map(_keeps_text, splits))
+        and _knows_all_bytes(backend.model, splits, vocabulary)
+        and not any(token.lstrip or token.rstrip for token in added)
+    )
+    return shrinkage * max(map(len, vocabulary)) if is_lossless and shrinkage else None
+
+
+def _parts(component: Any, key: str) -> list[dict[str, Any]]:  # noqa: ANN401 - of several classes
+    """The component, or those that it is a sequence of, as the tokenizer's file has them."""
+    if component is None:
+        return []
+    part: dict[str, Any] = json.loads(component.__getstate__())
+    return part[key] if part["type"] == "Sequence" else [part]
+
+
+def _shrinkage(normalizers: Sequence[Mapping[str, Any]]) -> int | None:
+    """By what factor they may shorten a text at most; None if that is not known."""
+    factor = 1
+    for part in normalizers:
+        if part["type"] == "NFC":
+            factor *= _MAX_NFC_SHRINKAGE
+        elif part["type"] == "Replace":
+            replaced = part["pattern"].get("String")
+            if replaced is None or len(part["content"]) < len(replaced):
+                return None
+        elif part["type"] != "Prepend":
+            return None
+    return factor
+
+
+def _keeps_text(split: Mapping[str, Any]) -> bool:
+    if split["type"] == "Split":
+        return bool(split["behavior"] != "Removed")
+    return split["type"] in _LOSSLESS_SPLITS
+
+
+def _knows_all_bytes(
+    model: Any,  # noqa: ANN401 - of several classes
+    splits: Sequence[Mapping[str, Any]],
+    vocabulary: Mapping[str, int],
+) -> bool:
+    """Whether every text has tokens, none of them for something unknown."""
+    if type(model).__name__ != "BPE":
+        return False
+    if any(split["type"] == "ByteLevel" for split in splits):
+        return all(letter in vocabulary for letter in bytes_to_unicode().values())
+    return bool(model.byte_fallback) and all(f"<0x{n:02X}>" in vocabulary for n in range(256))
