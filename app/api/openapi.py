@@ -33,6 +33,7 @@ EVENT_STREAM: Mapping[str, Any] = {
 _DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # defined by fastapi_problem
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 _SCHEME = "bearer"
+_UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 _CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}}
 
 
@@ -65,6 +66,10 @@ def describe_api(app: FastAPI, authorizer: Authorizer) -> None:
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
                 _describe_access(operation, method, path, authorizer)
+                if is_openai(path):
+                    operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
+        for name in _UNUSED_SCHEMAS:
+            found["components"]["schemas"].pop(name, None)
         if authorizer.requires_key:
             scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
             found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme

@@ -14,6 +14,8 @@ _CODES: Mapping[str, str | None] = {
     "key-limit-reached": "rate_limit_exceeded",
     "prompt-too-long": "context_length_exceeded",
 }
+# what messages name, by its name on the OpenAI routes
+_OPENAI_NAMES = (("max_new_tokens", "max_tokens"), ("GET /models", "GET /v1/models"))
 _ABOUT_THE_PROMPT = ("prompt-too-long", "request-refused", "no-chat-template")
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -49,6 +51,8 @@ def envelope(problem: Mapping[str, Any], path: str = "") -> tuple[int, dict[str,
     """Return status and body as OpenAI has them. A 422 of this API is a 400 of OpenAI's."""
     status: int = 400 if problem["status"] == 422 else problem["status"]
     kind, message = str(problem["type"]), problem.get("detail") or problem["title"]
+    for name, openai_name in _OPENAI_NAMES:
+        message = message.replace(name, openai_name)
     param = problem.get("param") or _param_of(kind, path)
     if errors := problem.get("errors"):
         param = _dotted(errors[0]["pointer"]) or None

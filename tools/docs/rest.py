@@ -35,6 +35,7 @@ _BOUNDS = {
     "maxLength": "length ≤ {}",
     "minItems": "items ≥ {}",
     "maxItems": "items ≤ {}",
+    "pattern": "matches `{}`",
 }
 
 Json = Mapping[str, Any]
@@ -147,8 +148,8 @@ def _with_bounds(kind: str, schema: Json) -> str:
     return ", ".join([kind, *bounds])
 
 
-def _number(value: float) -> str:
-    return str(int(value) if value == int(value) else value)
+def _number(value: float | str) -> str:
+    return str(int(value) if not isinstance(value, str) and value == int(value) else value)
 
 
 def _json(value: object) -> str:

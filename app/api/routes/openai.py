@@ -12,6 +12,7 @@ from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE
 from app.api.schemas.openai import (
+    DEFAULT_CHAT_TOKENS,
     ChatBody,
     ChatView,
     CompletionBody,
@@ -94,7 +95,7 @@ async def create_chat_completion(
     """Generate the next message, with the model's own chat template."""
     limit = body.max_completion_tokens or body.max_tokens
     num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
-    params = _params(body, max_new_tokens=limit or 1, num_logprobs=num_logprobs)
+    params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
     served = await generator.load(body.model)
     chat = Chat([message.as_template_input() for message in body.messages])
     generation_request = GenerationRequest(

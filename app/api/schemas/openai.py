@@ -26,6 +26,8 @@ from app.api.schemas.sampling import OpenAISamplingFields
 from app.engine.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
+DEFAULT_CHAT_TOKENS = 1024
+MAX_MESSAGES = 2048  # as in OpenAI's API
 # Beyond any vocabulary. Tokenizers raise for larger numbers when a prompt is echoed.
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
@@ -170,11 +172,12 @@ class _TextFormat(Body):
 class ChatBody(GenerationBody):
     """Messages, to which the assistant's next one is generated."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: MaxTokens | None = Field(
-        default=None, description="By default as many as fit into the context."
+        default=None,
+        description=f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before.",
     )
     max_tokens: MaxTokens | None = Field(default=None, description="Same as max_completion_tokens.")
     response_format: Annotated[_TextFormat | None, _or('only {"type": "text"} is supported')] = None

@@ -156,6 +156,14 @@ def test_every_operation_on_a_job_is_linked_from_its_creation(settings: ServeSet
     assert linked == operations
 
 
+def test_the_openai_routes_say_400_where_they_answer_it(settings: ServeSettings) -> None:
+    document = create_app(settings, redis_url="unix:///none").openapi()
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert ("422" in operation["responses"]) <= (not path.startswith("/v1/")), path
+    assert "#/components/schemas/HTTPValidationError" not in json.dumps(document)
+
+
 def test_every_error_is_described_as_a_problem(settings: ServeSettings) -> None:
     paths = create_app(settings, redis_url="unix:///none").openapi()["paths"]
     for path, methods in paths.items():

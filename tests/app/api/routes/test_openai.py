@@ -218,6 +218,14 @@ def test_chat_fills_the_context_unless_told_otherwise(api: openai.OpenAI) -> Non
     assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "messages")
 
 
+def test_a_chat_without_a_limit_ends(api: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the context does not end it first: a model without an end of its own would fill it."""
+    monkeypatch.setattr("app.api.routes.openai.DEFAULT_CHAT_TOKENS", 20)
+    answer = api.chat.completions.create(**GREEDY, messages=USER)
+    assert answer.usage is not None
+    assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (20, "length")
+
+
 def deltas(chunks: Sequence[ChatCompletionChunk], index: int) -> list[tuple[str | None, Any, Any]]:
     return [
         (choice.delta.role, choice.delta.content, choice.finish_reason)

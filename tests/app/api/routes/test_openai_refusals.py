@@ -270,3 +270,17 @@ def test_a_service_that_stops_says_so_and_when_to_come_back(client: TestClient) 
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
     assert response.json()["error"]["type"] == "server_error"
+
+
+def test_errors_name_what_the_client_knows(client: TestClient) -> None:
+    long = {**WHOLE[COMPLETIONS], "max_tokens": MAX_POSITIONS}
+    assert (
+        f"max_tokens={MAX_POSITIONS} do not fit"
+        in check(client.post(COMPLETIONS, json=long))["message"]
+    )
+    other = check(client.post(CHAT, json={**WHOLE[CHAT], "model": "other"}), 404)
+    assert "GET /v1/models lists all models" in other["message"]
+    unknown = check(client.post(CHAT, json={**WHOLE[CHAT], "max_new_tokens": 1}))
+    assert unknown["message"].startswith("max_new_tokens: unknown field")
+    many = check(client.post(CHAT, json={**WHOLE[CHAT], "messages": [USER] * 2049}))
+    assert (many["param"], "2048" in many["message"]) == ("messages", True)
