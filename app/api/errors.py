@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from app.api.problems import BodyTooLarge, envelope, is_openai
+from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
 from app.api.schemas.calibration import without_tags
 from app.api.unload import ModelInUse
 from app.auth.keys import KeyRefused, ScopeMissing
@@ -110,6 +110,7 @@ _JOBS: Problems = {
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store is unavailable."),
 }
 _GENERATION: Problems = {
+    NotOffered: (404, "not-offered", "This service does not do that."),
     InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
     PromptTooLong: (422, "prompt-too-long", "Prompt and output exceed the context length."),
     RequestRefused: (422, "request-refused", "The model cannot process this prompt."),

@@ -32,6 +32,10 @@ _TOO_LARGE = {
 }
 
 
+class NotOffered(RuntimeError):
+    """A part of OpenAI's API that this service does not have."""
+
+
 def problem_response(
     problem: Mapping[str, Any], path: str, headers: Mapping[str, str] | None = None
 ) -> Response:

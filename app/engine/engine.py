@@ -15,7 +15,14 @@ from app.engine.cuda_graphs import Recorder, recorder_on
 from app.engine.model_runner import ModelRunner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
-from app.engine.sequence import FinishReason, Request, Sequence, Timings, TokenEvent
+from app.engine.sequence import (
+    FinishReason,
+    InvalidSampling,
+    Request,
+    Sequence,
+    Timings,
+    TokenEvent,
+)
 from app.engine.variant import Variant
 
 logger = logging.getLogger(__name__)
@@ -107,12 +114,18 @@ class Engine:
         return None if seq is None else seq.request.variant
 
     def check(self, request: Request) -> None:
-        """Raise ``RequestRefused`` if the request could never run; safe from any thread."""
+        """Raise ``RequestRefused`` or ``InvalidSampling`` for a request that could never run.
+
+        Safe from any thread."""
         variant, num_prompt = request.variant, len(request.prompt_ids)
         if not num_prompt:
             raise EmptyPrompt("the prompt is empty: expected at least one token")
         max_new_tokens = request.params.max_new_tokens
         check_length(num_prompt, max_new_tokens, self.max_len(variant), variant.name)
+        biased = max((token_id for token_id, _ in request.params.logit_bias), default=0)
+        if biased >= variant.vocab_size:
+            expected = f"token ids from 0 to {variant.vocab_size - 1}"
+            raise InvalidSampling("logit_bias", biased, expected)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
             raise UnknownTokenId(
                 f"the prompt has token ids {min(request.prompt_ids)} to {max(request.prompt_ids)}: "

@@ -38,13 +38,13 @@ def new_generator(params: SamplingParams) -> torch.Generator | None:
 def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
     """Choices for float32 logits ``[rows, vocab]``, None for rows that are not finite."""
     params = [seq.request.params for seq in seqs]
-    penalised = _penalised(logits, seqs)
-    best, best_ids = penalised.max(dim=-1)
+    adjusted = _adjusted(logits, seqs)
+    best, best_ids = adjusted.max(dim=-1)
     is_finite = best.isfinite().tolist()
     token_ids: list[int] = best_ids.tolist()
     drawn = [row for row, one in enumerate(params) if is_finite[row] and not one.is_greedy]
     if drawn:
-        probabilities = filtered_probabilities(penalised[drawn], [params[row] for row in drawn])
+        probabilities = filtered_probabilities(adjusted[drawn], [params[row] for row in drawn])
         draws = _draw(probabilities, [seqs[row].generator for row in drawn])
         for row, token_id in zip(drawn, draws, strict=True):
             token_ids[row] = token_id
@@ -57,7 +57,30 @@ def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | Non
     return choices
 
 
-def _penalised(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+def _adjusted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+    """Logits after biases and penalties, in this order, which is vLLM's."""
+    adjusted = _biased(logits, seqs)
+    adjusted = _without_repetition(adjusted, seqs)
+    return _without_generated(adjusted, seqs)
+
+
+def _biased(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+    """Logits with the bias of each token added."""
+    biases = [
+        (row, token_id, bias)
+        for row, seq in enumerate(seqs)
+        for token_id, bias in seq.request.params.logit_bias
+    ]
+    if not biases:
+        return logits
+    rows, token_ids, values = zip(*biases, strict=True)
+    where = torch.tensor([rows, token_ids], device=logits.device)
+    biased = logits.clone()
+    biased[where[0], where[1]] += logits.new_tensor(values)
+    return biased
+
+
+def _without_repetition(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
     """Logits with the repetition penalty of CTRL (arXiv 1909.05858) on prompt and output tokens."""
     rows = [row for row, seq in enumerate(seqs) if seq.request.params.repetition_penalty != 1]
     if not rows:
@@ -68,6 +91,27 @@ def _penalised(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
         scores = logits[row, seen]
         penalty = seqs[row].request.params.repetition_penalty
         penalised[row, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return penalised
+
+
+def _without_generated(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+    """Logits with OpenAI's presence and frequency penalties, on output tokens only."""
+    params = [seq.request.params for seq in seqs]
+    rows = [
+        row
+        for row, one in enumerate(params)
+        if (one.presence_penalty or one.frequency_penalty) and seqs[row].num_generated
+    ]
+    if not rows:
+        return logits
+    where = [(at, token_id) for at, row in enumerate(rows) for token_id in seqs[row].generated]
+    at, token_ids = torch.tensor(where, device=logits.device).unbind(dim=-1)
+    counts = logits.new_zeros(len(rows), logits.shape[-1])
+    counts.index_put_((at, token_ids), counts.new_ones(()), accumulate=True)
+    frequency = logits.new_tensor([params[row].frequency_penalty for row in rows])[:, None]
+    presence = logits.new_tensor([params[row].presence_penalty for row in rows])[:, None]
+    penalised = logits.clone()
+    penalised[rows] -= frequency * counts + presence * (counts > 0)
     return penalised
 
 

@@ -15,6 +15,8 @@ _MIN_TEMPERATURE = 1e-5  # below it, sampling is greedy and the division would o
 
 MAX_NEW_TOKENS = 1_000_000
 MAX_TOP_LOGPROBS = 20
+MAX_TOKEN_ID = 2**32 - 1  # beyond any vocabulary
+MAX_LOGIT_BIAS = 100
 
 
 class InvalidSampling(ValueError):
@@ -43,6 +45,9 @@ class SamplingParams:
     top_k: int = 0  # 0 is off
     min_p: float = 0.0  # relative to the best token's probability; 0 is off
     repetition_penalty: float = 1.0  # of all prompt and generated tokens; 1 is off
+    presence_penalty: float = 0.0  # of every generated token
+    frequency_penalty: float = 0.0  # of every generated token, each time that it was
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids and what is added to their logits
     seed: int | None = None  # None draws a random one
     stop_token_ids: frozenset[int] = frozenset()  # besides the model's end of sequence
     ignore_eos: bool = False
@@ -54,6 +59,8 @@ class SamplingParams:
         _check("top_k", self.top_k, 0, 1_000_000)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0.1, 2)
+        _check("presence_penalty", self.presence_penalty, -2, 2)
+        _check("frequency_penalty", self.frequency_penalty, -2, 2)
         _check("num_logprobs", self.num_logprobs or 0, 0, MAX_TOP_LOGPROBS)
         if not 0 < self.top_p <= 1:  # also refuses nan
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
@@ -61,6 +68,10 @@ class SamplingParams:
             _check("seed", self.seed, 0, 2**63 - 1)
         if any(token_id < 0 for token_id in self.stop_token_ids):
             raise InvalidSampling("stop_token_ids", sorted(self.stop_token_ids), "token ids from 0")
+
+        for token_id, bias in self.logit_bias:
+            _check("logit_bias", token_id, 0, MAX_TOKEN_ID)
+            _check("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
     @property
     def is_greedy(self) -> bool:
@@ -171,6 +182,10 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[len(self.request.prompt_ids) :]
 
     @property
     def max_len(self) -> int:

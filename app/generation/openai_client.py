@@ -23,7 +23,16 @@ _MAX_MESSAGE_CHARS = 1000
 _MAX_RETRY_S = 3600.0
 _ABOUT_THE_REQUEST = (400, 413, 422)  # statuses whose message concerns our client's request
 # sent only when they differ from the default: not every server knows them
-_PASSED_ON = ("top_p", "top_k", "min_p", "repetition_penalty", "seed", "ignore_eos")
+_PASSED_ON = (
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "ignore_eos",
+)
 
 
 class BackendError(RuntimeError):
@@ -190,6 +199,8 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     for name in _PASSED_ON:
         if (value := getattr(params, name)) != getattr(default, name):
             body[name] = value
+    if params.logit_bias:
+        body["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias}
     if params.stop_token_ids:
         body["stop_token_ids"] = sorted(params.stop_token_ids)
     return body

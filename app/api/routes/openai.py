@@ -10,7 +10,7 @@ from app.api.deps import CatalogDep, GeneratorDep
 from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
-from app.api.problems import TOO_LARGE_TITLE
+from app.api.problems import TOO_LARGE_TITLE, NotOffered
 from app.api.schemas.openai import (
     DEFAULT_CHAT_TOKENS,
     ChatBody,
@@ -33,6 +33,7 @@ from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.store import NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
+_not_offered = APIRouter()  # these need no place in the queue
 
 _Value = TypeVar("_Value")
 _MEANINGS = {
@@ -53,6 +54,15 @@ def _errors(*statuses: int) -> Responses:
 
 
 _RESPONSES: Responses = {**_errors(*_MEANINGS), 200: {"content": EVENT_STREAM}}
+
+
+@_not_offered.api_route("/embeddings", methods=["GET", "POST"], include_in_schema=False)
+def create_embedding() -> None:
+    """Refuse a well-known request more clearly than as an unknown path."""
+    raise NotOffered("this service has no embeddings: it generates text, and embeds none")
+
+
+router.include_router(_not_offered)
 
 
 @router.get("/models", responses=_errors(503))

@@ -61,10 +61,6 @@ NoToolChoice = Annotated[
     Literal["none", "auto"] | None, _or("tools are not supported: leave it out")
 ]
 Unsupported = Annotated[None, _or("not supported: leave it out")]
-NoPenalty = Annotated[
-    Annotated[float, Field(ge=0, le=0)] | None,
-    _or("only 0 is supported: use repetition_penalty"),
-]
 Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 Prompts = Annotated[
     Text
@@ -88,12 +84,6 @@ class GenerationBody(Body, OpenAISamplingFields):
     """Fields of both kinds of completions."""
 
     model: ModelName
-    frequency_penalty: NoPenalty = None
-    presence_penalty: NoPenalty = None
-    logit_bias: Annotated[
-        Annotated[dict[str, Any], Field(max_length=0)] | None,
-        _or("logit_bias is not supported: leave it out"),
-    ] = None
     n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] | None = None
     stop: Annotated[
         StopStrings | None, _or("expected a text or a list of up to 16, of 1 to 256 characters")

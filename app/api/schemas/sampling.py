@@ -6,11 +6,15 @@ Names, defaults and ranges are those of the engine's ``SamplingParams``, which c
 from dataclasses import fields
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt, StringConstraints
 
-from app.engine.sequence import SamplingParams
+from app.engine.sequence import MAX_LOGIT_BIAS, SamplingParams
 
+MAX_BIASES = 1024
 Number = Annotated[float, Field(strict=True)]
+TokenIdKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]
+Bias = Annotated[float, Field(strict=True, ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
+LogitBias = Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES)]
 StopTokenIds = Annotated[list[int], Field(max_length=256)]
 
 _NAMES = frozenset(field.name for field in fields(SamplingParams))
@@ -31,6 +35,17 @@ class SamplingFields(BaseModel):
         default=SamplingParams.repetition_penalty,
         description="Above 1, tokens of the prompt and the output so far become less likely.",
     )
+    presence_penalty: float = Field(
+        default=SamplingParams.presence_penalty,
+        description="Above 0, tokens of the output so far become less likely.",
+    )
+    frequency_penalty: float = Field(
+        default=SamplingParams.frequency_penalty,
+        description="Above 0, tokens become less likely with each time they are in the output.",
+    )
+    logit_bias: LogitBias = Field(
+        default_factory=dict, description="Added to the logits of tokens, by token id."
+    )
     seed: int | None = SamplingParams.seed
     stop_token_ids: StopTokenIds = Field(default_factory=list)
     ignore_eos: bool = SamplingParams.ignore_eos
@@ -41,6 +56,11 @@ class OpenAISamplingFields(BaseModel):
 
     temperature: Number | None = Field(default=None, description="1 by default; 0 is greedy.")
     top_p: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: LogitBias | None = Field(
+        default=None, description="Added to the logits of tokens, by token id."
+    )
     seed: StrictInt | None = None
 
     # vLLM's
@@ -62,5 +82,8 @@ def sampling_params(
         name: value for name, value in body if name in _NAMES and value is not None
     }
     given |= overrides
+    given["logit_bias"] = tuple(
+        (int(token_id), bias) for token_id, bias in given.get("logit_bias", {}).items()
+    )
     given["stop_token_ids"] = frozenset(given.get("stop_token_ids", ()))
     return SamplingParams(**given)

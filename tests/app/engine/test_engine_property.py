@@ -24,6 +24,8 @@ LONGEST = 10
 SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {},
     "penalised": {"repetition_penalty": 1.4},
+    "less of the same": {"presence_penalty": 0.5, "frequency_penalty": 0.8},
+    "biased": {"logit_bias": ((3, 2.5), (40, -100)), "temperature": 0.8, "seed": 2},
     "reported": {"num_logprobs": 3},
     "warm": {"temperature": 0.9, "seed": 3},
     "min-p": {"temperature": 1.4, "min_p": 0.1, "seed": 5},

@@ -3,12 +3,19 @@ import torch
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from app.engine.sampling import Choice, filtered_probabilities, new_generator, next_tokens
+from app.engine.sampling import (
+    Choice,
+    _adjusted,
+    filtered_probabilities,
+    new_generator,
+    next_tokens,
+)
 from app.engine.sequence import Request, SamplingParams, Sequence
 from tests.support.engine_requests import variant
 
@@ -165,6 +172,50 @@ def test_a_repetition_penalty_counts_what_was_generated() -> None:
 def test_a_sampled_row_is_penalised_too() -> None:
     params = SamplingParams(temperature=1.0, top_k=1, repetition_penalty=2.0, seed=0)
     assert tokens_of(torch.tensor([[0.0, 1.0, 1.5]]), sequence(params, (2,))) == [1]
+
+
+def grown(params: SamplingParams, generated: tuple[int, ...]) -> Sequence:
+    seq = sequence(params)
+    seq.tokens += generated
+    return seq
+
+
+def test_a_bias_is_that_of_transformers() -> None:
+    bias = {3: -100.0, 5: 4.25, 60: 1.5, 63: 100.0}
+    processor = SequenceBiasLogitsProcessor([[[token_id], one] for token_id, one in bias.items()])
+    scores = logits(3)
+    biased, plain = SamplingParams(logit_bias=tuple(bias.items())), SamplingParams()
+    expected = processor(torch.tensor([[1]]), scores[1:2].clone())
+    found = _adjusted(scores, [sequence(plain), sequence(biased), sequence(plain)])
+    assert torch.equal(found, torch.cat([scores[:1], expected, scores[2:]]))
+    assert tokens_of(scores[1:2], sequence(biased)) == [63]
+
+
+def test_presence_and_frequency_penalties_are_as_they_are_defined() -> None:
+    """Of the output alone: the prompt has tokens 5, 6 and 7."""
+    outputs = [(), (9, 9, 5), (9,), (1, 2, 1, 1), (8,)]
+    penalties = [(0.5, 0.25), (0.5, 0.25), (-2.0, 0.0), (0.0, 1.75), (0.0, 0.0)]
+    seqs = [
+        grown(SamplingParams(presence_penalty=presence, frequency_penalty=frequency), output)
+        for (presence, frequency), output in zip(penalties, outputs, strict=True)
+    ]
+    scores = logits(len(seqs))
+    expected = scores.clone()
+    for row, ((presence, frequency), output) in enumerate(zip(penalties, outputs, strict=True)):
+        for token_id in set(output):
+            expected[row, token_id] -= output.count(token_id) * frequency + presence
+    before = scores.clone()
+    torch.testing.assert_close(_adjusted(scores, seqs), expected, rtol=0, atol=1e-6)
+    assert torch.equal(scores, before), "the caller's logits are not ours to change"
+
+
+def test_adjustments_come_in_the_order_of_vllm() -> None:
+    params = SamplingParams(
+        logit_bias=((5, 4.0),), repetition_penalty=2.0, presence_penalty=1.0, frequency_penalty=0.5
+    )
+    scores = torch.full((1, 8), 2.0)
+    found = _adjusted(scores, [grown(params, (5, 5))])
+    assert found[0].tolist() == [2, 2, 2, 2, 2, (2 + 4) / 2 - 1 - 2 * 0.5, 2 / 2, 2 / 2]
 
 
 def test_log_probabilities_are_the_models_own() -> None:

@@ -64,9 +64,13 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"wrong": 1}}, "stream_options.wrong"),
-    ({"presence_penalty": 0.5}, "presence_penalty"),
-    ({"frequency_penalty": -1}, "frequency_penalty"),
-    ({"logit_bias": {"5": 100}}, "logit_bias"),
+    ({"presence_penalty": 2.1}, "presence_penalty"),
+    ({"frequency_penalty": -3}, "frequency_penalty"),
+    ({"frequency_penalty": "1"}, "frequency_penalty"),
+    ({"logit_bias": {"5": 101}}, "logit_bias[5]"),
+    ({"logit_bias": {"5": "1"}}, "logit_bias[5]"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias"),
+    ({"logit_bias": {str(token_id): 1 for token_id in range(1025)}}, "logit_bias"),
     ({"min_tokens": 3}, "min_tokens"),
     ({"no_such_field": 1}, "no_such_field"),
 ]
@@ -284,3 +288,10 @@ def test_errors_name_what_the_client_knows(client: TestClient) -> None:
     assert unknown["message"].startswith("max_new_tokens: unknown field")
     many = check(client.post(CHAT, json={**WHOLE[CHAT], "messages": [USER] * 2049}))
     assert (many["param"], "2048" in many["message"]) == ("messages", True)
+
+
+def test_embeddings_are_refused_by_name(client: TestClient) -> None:
+    body = {"model": "tiny", "input": "the dog"}
+    error = check(client.post("/v1/embeddings", json=body), 404)
+    assert (error["code"], error["type"]) == ("not_offered", "invalid_request_error")
+    assert "no embeddings" in error["message"]

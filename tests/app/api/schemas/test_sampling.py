@@ -43,12 +43,16 @@ def test_every_field_reaches_the_engine() -> None:
         "top_k": 4,
         "min_p": 0.1,
         "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 1.25,
+        "logit_bias": {"5": 100, "0": -7.5},
         "seed": 7,
         "stop_token_ids": [1, 2],
         "ignore_eos": True,
     }
     body = GenerateBody.model_validate({"model": "tiny", "prompt": "a", **given})
     expected = {**given, "stop_token_ids": frozenset({1, 2}), "num_logprobs": 2}
+    expected["logit_bias"] = ((5, 100), (0, -7.5))
     params = sampling_params(body, num_logprobs=2)
     assert {name: getattr(params, name) for name in ENGINE} == expected
     openai = OpenAISamplingFields.model_validate(
