@@ -81,6 +81,7 @@ def main(
         int, typer.Option(help="Windows of each packaged domain to evaluate on.")
     ] = 16,
     seqlen: int = 512,
+    dtype: str = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     search_seqlen: Annotated[
         int | None, typer.Option(help="Tokens of a window of the searches; as all others.")
@@ -89,7 +90,7 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     set_up_torch(threads)
     path = model_store(model).path(model)
-    dense = load_dense_model(path, Resident.MODEL, Resources(), dtype="float32")
+    dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
     numbers = [int(number) for number in depths.split(",")]
     given = dict(_parsed(each, max(numbers)) for each in order)
     spec = _calibration(text, num_samples, seqlen)
@@ -128,6 +129,7 @@ def measured(
         "train": {domain: list(ids.shape) for domain, ids in train.items()},
         "selection": {domain: list(ids.shape) for domain, ids in selection.items()},
         "held_out": {domain: list(of.token_ids.shape) for domain, of in judged.items()},
+        "dtype": str(dense.model.dtype).removeprefix("torch."),
         "dense": {domain: _of(of) for domain, of in losses.dense.items()},
         "orders": found,
         "machine": machine(),

@@ -64,9 +64,9 @@ def _introduction(report: Mapping[str, Any]) -> str:
     )
     return (
         "# Repair in closed form\n\nPerplexity on held-out windows by domain, and the share of the "
-        f"lost nats that came back. Repairs are {text}. Intervals are 95 %, over windows. MB are "
-        "the tensors that differ from the dense model. Machine and command are in the JSON file of "
-        "the same name."
+        f"lost nats that came back. Repairs are {text}, in {report['dtype']}. Intervals are 95 %, "
+        "over windows. MB are the tensors that differ from the dense model. Machine and command "
+        "are in the JSON file of the same name."
     )
 
 
