@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from pruning import pipeline
+from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.trajectory_plot import plot
+
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
 LONG = ("tests/app/cluster/", "tests/e2e/", "tests/pruning/search/test_ray", "tests/app/cli/")
 
@@ -40,4 +44,19 @@ def _imports_are_no_garbage() -> None:
 def _verified_inline() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLEB_VERIFY", "inline")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_picture() -> Iterator[None]:
+    """The first run in this process draws its picture and others take that one: drawing is a third
+    of a run on a tiny model. The tests of the picture draw their own."""
+    drawn: list[bytes] = []
+
+    def first(manifest: Manifest) -> bytes:
+        drawn[:] = drawn or [plot(manifest)]
+        return drawn[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "plot", first)
         yield

@@ -117,6 +117,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_model_dir: Path
         main(**options, variants="@-6", dtype=Dtype.FLOAT32)
 
 
+@pytest.mark.slow
 def test_the_serving_benchmark_is_a_command(tiny_model_dir: Path, tmp_path: Path) -> None:
     report = command(tiny_model_dir, tmp_path, "--parts", "weights,http", "--against", "generate")
     closed = report["parts"]["http"]["closed_loop"]

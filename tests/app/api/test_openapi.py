@@ -122,7 +122,7 @@ def test_with_a_key_too_and_nothing_ignores_it(
 
 
 @PHASES
-@pytest.mark.parametrize("scope", [None, Scope.JOBS])
+@pytest.mark.parametrize("scope", [pytest.param(None, marks=pytest.mark.slow), Scope.JOBS])
 def test_requests_without_a_scope_are_refused_as_described(
     url: str, config: Path, settings: ServeSettings, scope: Scope | None, phases: str
 ) -> None:
