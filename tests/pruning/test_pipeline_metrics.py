@@ -14,7 +14,7 @@ from pruning.search.scoring import PlainScorer
 from pruning.search.state import RANKING, SearchState
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import Metric, PruneSpec, Resident, Search
+from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
@@ -28,7 +28,7 @@ def spec(tmp_path: Path) -> PruneSpec:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=6, seqlen=8, path=str(text))
-    return PruneSpec("tiny", num_remove=NUM_REMOVE, calibration=calibration)
+    return PruneSpec("tiny", num_remove=NUM_REMOVE, calibration=calibration, repair=Repair.NONE)
 
 
 def removals_in(path: Path) -> list[dict[str, object]]:

@@ -20,7 +20,7 @@ from pruning.search.state import SearchState
 from pruning.sleb import sleb
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import Metric, PruneSpec, Search
+from pruning.spec.prune import Metric, PruneSpec, Repair, Search
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 from tests.support.scoring import windows
@@ -187,7 +187,7 @@ def spec(tmp_path: Path) -> PruneSpec:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=24, seqlen=8, path=str(text))
-    return PruneSpec("tiny", num_remove=4, calibration=calibration, refine=3)
+    return PruneSpec("tiny", num_remove=4, calibration=calibration, refine=3, repair=Repair.NONE)
 
 
 @pytest.mark.parametrize("search", Search)

@@ -12,7 +12,7 @@ from pruning.models.timing import BlockTimes
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec, Resident, Search
+from pruning.spec.prune import PruneSpec, Repair, Resident, Search
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
@@ -29,7 +29,7 @@ def spec(tmp_path: Path) -> PruneSpec:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=24, seqlen=8, path=str(text))
-    return PruneSpec("tiny", num_remove=3, calibration=calibration)
+    return PruneSpec("tiny", num_remove=3, calibration=calibration, repair=Repair.NONE)
 
 
 def test_a_perplexity_ratio_is_not_passed_and_nothing_behind_it_is_removed(
