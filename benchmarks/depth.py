@@ -11,9 +11,10 @@ from app.engine.variant import Variant
 from app.models.catalog import Catalog, UnknownModel
 from benchmarks.steady import SteadyBatch, median_steps_s
 from benchmarks.workload import SampleRequest
+from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import num_blocks
 from pruning.models.names import VariantName
-from pruning.models.timing import BlockTimes, measure_times
+from pruning.models.timing import measure_times
 from pruning.sleb import Blocks
 
 _NUM_VARIANTS = 10

@@ -23,6 +23,7 @@ from pruning.data.calibration import calibrate, repair_windows
 from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
+from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_files import fingerprint
@@ -40,7 +41,7 @@ from pruning.repair.repair import Method
 from pruning.repair.stored import write_repair
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
-from pruning.search.search import search
+from pruning.search.search import plan_of, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks
 from pruning.spec.prune import PruneSpec
@@ -57,15 +58,16 @@ def prune(
     earlier: SearchState | None = None,
     confirm: Callable[[], object] = lambda: None,
     verify: Verify = Verify.INLINE,
+    overwrite: bool = False,
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint ``name`` in the directory ``target``.
 
     ``earlier`` is the state of an interrupted search with the same spec, which goes on from there.
     ``confirm`` is called right before the checkpoint becomes visible, and repeatedly while another
-    process verifies it; an exception from it cancels. Raises ``QualityGateFailed`` if the result
-    is worse than the spec allows, ``CheckpointNotPortable`` if it cannot be loaded as written, and
-    before any weight is read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare``
-    raise.
+    process verifies it; an exception from it cancels. ``overwrite`` replaces the checkpoint at
+    ``target`` in the end. Raises ``QualityGateFailed`` if the result is worse than the spec
+    allows, ``CheckpointNotPortable`` if it cannot be loaded as written, and before any weight is
+    read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
     """
     resources = resources or Resources()
     run = _searched(spec, models, observer, resources, earlier or SearchState())
@@ -76,16 +78,9 @@ def prune(
         observer.warned(warning)
     observer.phase("publish")
     manifest = run.manifest(name, quality)
-    check = partial(
-        verify_portable,
-        dense=run.dense,
-        keep=manifest.keep,
-        own=run.own,
-        how=verify,
-        device=resources.device,
-        ask=confirm,
-    )
-    return publish(target, manifest, partial(run.write, manifest=manifest), confirm, check)
+    check = partial(run.verify, how=verify, device=resources.device, ask=confirm)
+    write = partial(run.write, manifest=manifest)
+    return publish(target, manifest, write, confirm, check, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -98,6 +93,7 @@ class _Run:
     windows: Windows
     request: RepairRequest | None  # None if nothing is to be repaired
     removals: list[Removal]
+    times: BlockTimes | None  # of the dense model
     repair: OrderRepair | None = None
 
     @cached_property
@@ -144,7 +140,15 @@ class _Run:
             created_at=time.time(),
             parent_fingerprint=self.fingerprint,
             repair=self.repair.records if self.repair else None,
+            block_times=self.times,
         )
+
+    def verify(
+        self, directory: Path, *, how: Verify, device: str, ask: Callable[[], object]
+    ) -> None:
+        """Raises ``CheckpointNotPortable``, and what ``ask`` raises."""
+        keep = kept(num_blocks(self.dense.model), self.order)
+        verify_portable(directory, self.dense, keep, self.own, how=how, device=device, ask=ask)
 
     def write(self, directory: Path, manifest: Manifest) -> None:
         """Every file of the checkpoint but its manifest."""
@@ -191,8 +195,10 @@ def _searched(
     read = partial(repair_windows, spec.calibration, dense.model, dense.tokenizer)
     request = request_for(spec.repair, methods, read, observer.warned)
     observer.phase("search")
-    removals = search(spec, dense, windows, observer, earlier)
-    return _Run(spec, dense, parent_fingerprint, windows, request, removals)
+    plan = plan_of(spec, dense, windows, earlier)
+    state = earlier if earlier.plan == plan else SearchState(plan)
+    removals = search(spec, dense, windows, observer, state)
+    return _Run(spec, dense, parent_fingerprint, windows, request, removals, plan.times)
 
 
 def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:

@@ -8,7 +8,7 @@ from typing import Any
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.runs import Sample
 from app.compare.speedup import Speedup, speedup
-from pruning.models.timing import BlockTimes
+from pruning.models.block_times import BlockTimes
 
 Samples = Mapping[str, Sequence[Sample]]  # by variant, one for each repeat
 

@@ -17,6 +17,10 @@ Command = Callable[..., None]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 ModelArgument = Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")]
+SourceArgument = Annotated[
+    str,
+    typer.Argument(help="Name in the data directory, a directory, or ORG/NAME of the hub."),
+]
 GATE = "gate_"  # options of the quality gate begin with it
 HELP: Mapping[str, str] = MappingProxyType(
     {

@@ -8,7 +8,7 @@ import typer
 from app.cli.options import (
     HELP,
     AsJson,
-    ModelArgument,
+    SourceArgument,
     calibration_of,
     ratios_by_domain,
     spec_of,
@@ -20,7 +20,7 @@ from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 @spec_options(*HELP)
 def prune(
-    model: ModelArgument,
+    model: SourceArgument,
     out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
     calibration: Annotated[
         list[str],
@@ -44,12 +44,16 @@ def prune(
     actors: Annotated[
         int | None, typer.Option(help="Ray actors for the search, 0 for none.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the checkpoint at --out at the end.")
+    ] = False,
     as_json: AsJson = False,
     **values: object,
 ) -> None:
     """Prune a model in this process, without a server, and write a Hugging Face checkpoint.
 
     Exactly one of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup is needed.
+    After Ctrl-C, the same command goes on where it stopped.
     """
     from pruning.config import WorkerSettings
 
@@ -60,4 +64,4 @@ def prune(
     settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     from app.commands.prune import run_prune  # imports torch, after the checks above
 
-    run_prune(spec, out, settings, as_json=as_json)
+    run_prune(spec, out, settings, overwrite=overwrite, as_json=as_json)

@@ -13,6 +13,7 @@ from app.terminal import print_json
 from pruning.checkpoints.card import Exported, export_card
 from pruning.checkpoints.gguf import check_gguf, write_gguf
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
+from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
@@ -109,7 +110,10 @@ class _Exporter:
                 device=self.settings.device,
             )
 
-        place(out, num_bytes, write, overwrite=overwrite)
+        try:
+            place(out, num_bytes, write, overwrite=overwrite)
+        finally:
+            remove_empty(out.parent)
 
     def write_gguf(self, file: Path) -> None:
         """Write beside the target first, and rename once transformers has read it back."""

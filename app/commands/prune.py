@@ -1,6 +1,8 @@
 """``sleb prune``: a pruning run in this process, with a progress bar and a table at the end."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,16 +19,23 @@ from rich.progress import (
 from rich.text import Text
 
 from app.commands.tables import print_run
-from pruning.checkpoints.publish import CheckpointExists
+from app.config import ServeSettings
+from app.models.hub import ensure_model, is_repo_id
+from pruning.checkpoints.publish import CheckpointExists, free_bytes_at
+from pruning.checkpoints.staging import remove_empty
+from pruning.checkpoints.store import MANIFEST
 from pruning.config import Settings, WorkerSettings
+from pruning.jobs.estimate import DiskTooSmall, footprint
 from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.store import ModelStore, set_up_torch
+from pruning.models.safetensors_files import fingerprint, weight_sizes
+from pruning.models.store import ModelInfo, ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources
 from pruning.search.observed import Observer
 from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
+from pruning.search.state_file import SearchFile
 from pruning.spec.prune import PruneSpec
 
 _SEARCH = "search"  # the phase that may end early
@@ -149,11 +158,62 @@ def _lead(removal: Removal) -> str:
     return f", {removal.margin:.4f}{error} before {removal.runner_up}"
 
 
-def new_place(out: Path) -> Path:
-    """The absolute path. Raises ``CheckpointExists`` unless it is free or an empty directory."""
+class RecordedBar(SearchBar):
+    """Records the search as well, so that the same command can go on with it."""
+
+    def __init__(
+        self, progress: Progress, spec: PruneSpec, num_blocks: int, file: SearchFile
+    ) -> None:
+        super().__init__(progress, at_most=spec.max_perplexity_ratio is not None)
+        self._spec = spec
+        self._num_blocks = num_blocks
+        self._file = file
+        self.earlier = file.read()
+
+    def searching(self, plan: SearchPlan, done: int, total: int) -> None:
+        self._file.begin(plan)
+        if plan == self.earlier.plan and done:
+            self.removals = list(self.earlier.removals)
+            self._print(f"  continues an interrupted search after {done} evaluations")
+        if self._spec.target_speedup is not None and plan.times is not None:
+            speedup = plan.times.speedup(self._num_blocks, plan.num_remove)
+            self._print(
+                f"  without {plan.num_remove} of {self._num_blocks} blocks, decoding is predicted "
+                f"to be {speedup:.2f} times as fast"
+            )
+        super().searching(plan, done, total)
+
+    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None = None) -> None:
+        if scored is not None:
+            self._file.scored(scored)
+        super().evaluated(done, total, scored)
+
+    def removed(self, removal: Removal) -> None:
+        self._file.removed(removal)
+        super().removed(removal)
+
+    def decided(self, name: str, removal: Removal) -> None:
+        self._file.decided(name, removal)
+
+    def _print(self, text: str) -> None:
+        self._progress.console.print(text, soft_wrap=True)
+
+
+def new_place(out: Path, *, overwrite: bool = False) -> Path:
+    """The absolute path. Raises ``CheckpointExists`` unless it is free or an empty directory.
+
+    ``overwrite`` allows a checkpoint, and nothing else.
+    """
     out = out.expanduser().absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return out
+    if not overwrite:
         raise CheckpointExists(f"{out} exists already: choose another --out")
+    if not (out / MANIFEST).is_file():
+        raise CheckpointExists(
+            f"{out} is not overwritten: it is no checkpoint, as it has no {MANIFEST}; choose "
+            f"another --out"
+        )
     return out
 
 
@@ -165,20 +225,64 @@ def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
     return ModelStore(settings.models_dir, allow_paths=True)
 
 
-def run_prune(spec: PruneSpec, out: Path, settings: WorkerSettings, *, as_json: bool) -> None:
-    """Publish at ``out``, which must be empty or not exist."""
-    out = new_place(out)
+def run_prune(
+    spec: PruneSpec, out: Path, settings: WorkerSettings, *, overwrite: bool = False, as_json: bool
+) -> None:
+    """Publish at ``out``, which must be empty or not exist, unless ``overwrite`` is set.
+
+    An interrupted search, or one whose result could not be published, is continued by the same
+    spec of the same model. Raises ``DiskTooSmall`` before the search.
+    """
+    out = new_place(out, overwrite=overwrite)
+    spec = replace(spec, model=_local_name(spec.model, settings))
     models = models_for(spec, settings)
-    with search_progress(Console(stderr=True)) as progress:
-        bar = SearchBar(progress, at_most=spec.max_perplexity_ratio is not None)
-        manifest = prune(
-            spec,
-            name=out.name,
-            target=out,
-            models=models,
-            observer=bar,
-            resources=Resources.of(settings),
-            verify=settings.verify,
-        )
-        bar.end()
+    info = models.inspect(spec.model)
+    _check_disk(spec, info, out)
+    file = SearchFile(_record(spec, info, settings))
+    console = Console(stderr=True)
+    try:
+        with search_progress(console) as progress:
+            bar = RecordedBar(progress, spec, info.num_blocks, file)
+            manifest = prune(
+                spec,
+                name=out.name,
+                target=out,
+                models=models,
+                observer=bar,
+                resources=Resources.of(settings),
+                earlier=bar.earlier,
+                verify=settings.verify,
+                overwrite=overwrite,
+            )
+            bar.end()
+    except BaseException:
+        if file.path.exists():
+            console.print("The search is kept: the same command goes on with it.")
+        raise
+    finally:
+        remove_empty(out.parent)
+    file.discard()
     print_run(manifest, bar.removals, out, as_json=as_json)
+
+
+def _local_name(model: str, settings: Settings) -> str:
+    """The name of a model of the data directory; ``ORG/NAME`` of the hub is added to it first."""
+    if Path(model).is_dir() or not is_repo_id(model):
+        return model
+    path = ensure_model(model, ServeSettings(data_dir=settings.data_dir))
+    return path.name
+
+
+def _check_disk(spec: PruneSpec, info: ModelInfo, out: Path) -> None:
+    """Raises what ``PruneSpec.num_evaluations`` raises, or ``DiskTooSmall``."""
+    spec.num_evaluations(info.num_blocks)
+    least_bytes = footprint(spec, info, weight_sizes(info.path)).least_checkpoint_bytes
+    if least_bytes > (free_bytes := free_bytes_at(out)):
+        raise DiskTooSmall(least_bytes, free_bytes, f"on the disk of {out.parent}")
+
+
+def _record(spec: PruneSpec, info: ModelInfo, settings: Settings) -> Path:
+    """Where the search is recorded: one file for each spec and content of the model."""
+    words = f"{spec.digest()} {fingerprint(info.path)}"
+    digest = hashlib.sha256(words.encode()).hexdigest()
+    return settings.data_dir / "searches" / f"{digest}.jsonl"

@@ -106,6 +106,31 @@ def add_model(
     return target
 
 
+def is_repo_id(text: str) -> bool:
+    """Whether the text is the ``ORG/NAME`` of a model on the hub, and no path."""
+    return _REPO_ID.fullmatch(text) is not None
+
+
+def ensure_model(repo_id: str, settings: ServeSettings) -> Path:
+    """The directory of a hub model, which is added under its own name unless it is there.
+
+    Raises ``ModelNotAdded``, also if another model has the name, or ``HubError``.
+    """
+    path = settings.models_dir / repo_id.rpartition("/")[2]
+    if not path.is_dir():
+        return add_model(repo_id, settings)
+    try:
+        source = json.loads((path / ORIGIN_FILE).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        source = None
+    if source != repo_id:
+        raise ModelNotAdded(
+            f"{path} is not {repo_id}, as it was added from {source or 'elsewhere'}: add the model "
+            f"with `sleb models add {repo_id} --name NAME`, and prune NAME"
+        )
+    return path
+
+
 def _target(settings: ServeSettings, name: str) -> Path:
     models_dir = settings.models_dir
     if not is_name(name):
@@ -129,7 +154,7 @@ def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFil
 
 
 def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
-    if not _REPO_ID.fullmatch(repo_id):
+    if not is_repo_id(repo_id):
         raise ModelNotAdded(f"{repo_id!r} is neither a directory nor the ORG/NAME of a hub model")
     allowed = settings.model_sources
     if allowed is not None and not any(fnmatchcase(repo_id, pattern) for pattern in allowed):

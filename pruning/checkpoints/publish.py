@@ -49,18 +49,28 @@ def publish(
     write: Callable[[Path], None],
     confirm: Callable[[], object] = lambda: None,
     verify: Callable[[Path], object] = lambda _directory: None,
+    *,
+    overwrite: bool = False,
 ) -> Manifest:
     """Publish what ``write(directory)`` writes at ``target``, atomically.
 
     Calls ``verify(directory)`` once it is complete, and ``confirm()`` right before publishing;
     either may raise to prevent it. An equal published checkpoint is kept. Raises
-    ``CheckpointExists`` if ``target`` is anything else, and ``DiskFull``.
+    ``CheckpointExists`` if ``target`` is anything else, and ``DiskFull``. ``overwrite`` replaces
+    whatever is at ``target``, once the new checkpoint is complete.
     """
     sweep(target.parent)
-    if (published := _published(target, manifest)) is not None:
+    if not overwrite and (published := _published(target, manifest)) is not None:
         return published
     with _room_for(manifest.disk_bytes, target), staged(target) as staging:
-        return _publish(staging, target, manifest, write, confirm, verify)
+        manifest = _complete(staging, manifest, write, confirm, verify)
+        if overwrite:
+            with _put_aside(target):
+                staging.rename(target)
+        elif (published := _renamed(staging, target, manifest)) is not None:
+            return published
+        sync_directory(target.parent)
+        return manifest
 
 
 def place(
@@ -74,7 +84,7 @@ def place(
     check_place(target, overwrite=overwrite)
     sweep(target.parent)
     with _room_for(num_bytes, target), staged(target) as staging:
-        if num_bytes > (free_bytes := _free_bytes(staging)):
+        if num_bytes > (free_bytes := free_bytes_at(staging)):
             raise DiskFull(num_bytes, free_bytes)
         write(staging)
         _sync_files(staging)
@@ -121,18 +131,18 @@ def _room_for(num_bytes: int, target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if not _is_of_a_full_disk(error):
             raise
-        raise DiskFull(num_bytes, _free_bytes(target.parent)) from error
+        raise DiskFull(num_bytes, free_bytes_at(target.parent)) from error
 
 
-def _publish(
+def _complete(
     staging: Path,
-    target: Path,
     manifest: Manifest,
     write: Callable[[Path], None],
     confirm: Callable[[], object],
     verify: Callable[[Path], object],
 ) -> Manifest:
-    if manifest.disk_bytes > (free_bytes := _free_bytes(staging)):
+    """Write all files, the manifest last."""
+    if manifest.disk_bytes > (free_bytes := free_bytes_at(staging)):
         raise DiskFull(manifest.disk_bytes, free_bytes)
     write(staging)
     manifest = replace(manifest, files=_sync_files(staging))
@@ -143,6 +153,11 @@ def _publish(
     sync_directory(staging)
     verify(staging)
     confirm()
+    return manifest
+
+
+def _renamed(staging: Path, target: Path, manifest: Manifest) -> Manifest | None:
+    """Publish, unless an equal checkpoint was published meanwhile, whose manifest is returned."""
     try:
         staging.rename(target)
     except OSError as error:
@@ -151,8 +166,7 @@ def _publish(
         if not target.exists():
             raise
         raise _taken(target) from error
-    sync_directory(target.parent)
-    return manifest
+    return None
 
 
 def _published(target: Path, manifest: Manifest) -> Manifest | None:
@@ -180,7 +194,7 @@ def _is_of_a_full_disk(error: OSError | SafetensorError) -> bool:
     return any(f"os error {number}" in str(error) for number in _DISK_FULL)
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes_at(path: Path) -> int:
     """Free bytes on the file system of ``path``, which need not exist."""
     return shutil.disk_usage(next(at for at in (path, *path.parents) if at.is_dir())).free
 

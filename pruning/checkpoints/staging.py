@@ -23,12 +23,15 @@ _OURS = re.compile(r"(.+-)?[0-9a-f]{32}")  # a user may keep a folder of that na
 def staged(target: Path) -> Iterator[Path]:
     """Create a folder on the file system of ``target``, and remove it at the end if it is left."""
     root = target.parent / STAGING
-    make_directory(root)
     with ExitStack() as ending:
         is_ours = False
         while not is_ours:
+            make_directory(root)
             folder = root / f"{target.name}-{uuid4().hex}"
-            lock = ending.enter_context(_lock_of(folder).open("xb"))
+            try:
+                lock = ending.enter_context(_lock_of(folder).open("xb"))
+            except FileNotFoundError:  # see ``remove_empty``
+                continue
             ending.callback(_discard, folder)
             is_ours = _takes(lock.fileno())
         folder.mkdir()
@@ -41,6 +44,12 @@ def scratch_for(folder: Path) -> Iterator[Path]:
     is_staged = folder.parent.name == STAGING
     with staged((folder.parent if is_staged else folder).with_name("scratch")) as scratch:
         yield scratch
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove the staging folder of ``directory`` if nothing is in it, for a place of a user."""
+    with suppress(OSError):
+        (directory / STAGING).rmdir()
 
 
 def sweep(directory: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pruning.evaluation.quality import Quality
+from pruning.models.block_times import BlockTimes
 from pruning.models.store import LoadedModel, load
 from pruning.removal import kept
 from pruning.repair.choose import DepthRepair
@@ -61,6 +62,7 @@ class Manifest:
     format: int = FORMAT
     parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
     repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
+    block_times: BlockTimes | None = None  # of the dense parent when it was pruned
 
     @property
     def weight_bytes(self) -> int:
@@ -86,6 +88,11 @@ class Manifest:
         """The blocks that are kept after the first ``num_removed`` removals."""
         return kept(self.num_blocks, self.removed_blocks[:num_removed])
 
+    def predicted_speedup(self, num_removed: int) -> float | None:
+        """Of a decode step of one sequence, on the machine of the run; None in old manifests."""
+        times = self.block_times
+        return times.speedup(self.num_blocks, num_removed) if times else None
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
@@ -97,6 +104,8 @@ class Manifest:
         data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
         if data.get("repair") is not None:
             data["repair"] = tuple(DepthRepair.from_dict(depth) for depth in data["repair"])
+        if data.get("block_times") is not None:
+            data["block_times"] = BlockTimes(**data["block_times"])
         return cls(**data)
 
 

@@ -38,6 +38,7 @@ class Row:
     margin_error: float | None  # standard error of the margin
     num_candidates: int | None  # of the round
     num_full: int | None  # candidates that were evaluated on all windows
+    speedup: float | None  # predicted for a decode step
     repair: str | None  # its method, as the perplexity is that of the repaired model
 
 
@@ -75,12 +76,25 @@ def legend(manifest: Manifest, headings: Cells) -> list[str]:
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.",
         "× dense": f"× dense: {compared} divided by that of the dense model.",
+        "speed-up": _speedup_sentence(manifest),
         "repair": "repair: how the weights of that depth were corrected.",
         "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",
     }
     explained = [sentence for name, sentence in sentences.items() if name in headings]
     return [*explained, *_measured(manifest.quality)]
+
+
+def _speedup_sentence(manifest: Manifest) -> str:
+    sentence = (
+        "speed-up: predicted for decoding one sequence, by the times of embeddings, blocks and "
+        "head on the machine of the run; `sleb bench` measures it."
+    )
+    target = PruneSpec.from_dict(manifest.spec).target_speedup
+    predicted = manifest.predicted_speedup(len(manifest.removed_blocks))
+    if target is None or predicted is None:
+        return sentence
+    return f"{sentence} The target was {target:g}, and {predicted:.2f} is predicted."
 
 
 def _measured(quality: Quality) -> Iterator[str]:
@@ -129,6 +143,7 @@ def _row(manifest: Manifest, step: int, removal: Removal | None) -> Row:
         margin_error=removal.margin_error if removal else None,
         num_candidates=len(windows) if removal else None,
         num_full=sum(num == max(windows) for num in windows) if removal else None,
+        speedup=manifest.predicted_speedup(step),
         repair=manifest.repair[step - 1].method.value if step and manifest.repair else None,
     )
 
@@ -148,6 +163,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = MappingProxyType(
         "loss": lambda row: f"{row.loss:.4f}",
         "perplexity": lambda row: NONE if row.perplexity is None else short(row.perplexity),
         "× dense": lambda row: short(row.ratio),
+        "speed-up": lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}",
         "repair": lambda row: NONE if row.repair in (None, Method.NONE) else str(row.repair),
         "margin": _margin,
         "in full": lambda row: (

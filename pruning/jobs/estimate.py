@@ -21,10 +21,12 @@ class DiskTooSmall(ValueError):
 
     param = "model"
 
-    def __init__(self, least_bytes: int, free_bytes: int) -> None:
+    def __init__(
+        self, least_bytes: int, free_bytes: int, place: str = "in the data directory"
+    ) -> None:
         super().__init__(
             f"the pruned checkpoint needs at least {least_bytes} bytes, and {free_bytes} are free "
-            "in the data directory: free some, or choose a smaller model or dtype"
+            f"{place}: free some, or choose a smaller model or dtype"
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.config import WorkerSettings
+from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
@@ -21,7 +22,7 @@ from pruning.models.quantize import CannotQuantize, quantized
 from pruning.models.save_streamed import SHARD_BYTES, save_streamed
 from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
-from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
+from pruning.models.timing import measure_streamed_times, measure_times
 from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import CosineRanker

@@ -34,9 +34,10 @@ def plan_of(
         return earlier.plan
     blocks = num_blocks(dense.model)
     most = spec.most_removals(blocks)
+    times = dense.times()
     if spec.target_speedup is not None:
-        most = dense.times().removals_for(spec.target_speedup, blocks, most)
-    return SearchPlan(windows.digest, most)
+        most = times.removals_for(spec.target_speedup, blocks, most)
+    return SearchPlan(windows.digest, most, times)
 
 
 def search(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from pruning.models.block_times import BlockTimes
 from pruning.removal import Losses, Removal
 
 PLAN = "plan"
@@ -25,6 +26,13 @@ class SearchPlan:
 
     windows_digest: str
     num_remove: int  # an upper bound if losses decide
+    times: BlockTimes | None = None  # of a decode step; None in older states
+
+    @classmethod
+    def from_json(cls, text: str) -> "SearchPlan":
+        fields = json.loads(text)
+        times = fields.pop("times", None)
+        return cls(**fields, times=BlockTimes(**times) if times else None)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class SearchState:
         while (removal := decided.pop(round_name(len(removals) + 1), None)) is not None:
             removals.append(removal)
         return cls(
-            plan=SearchPlan(**json.loads(fields[PLAN])) if PLAN in fields else None,
+            plan=SearchPlan.from_json(fields[PLAN]) if PLAN in fields else None,
             removals=tuple(removals),
             decided=decided,
             scored=scored,

@@ -21,9 +21,9 @@ from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
 from pruning.config import Settings
+from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
-from pruning.models.timing import BlockTimes
 from pruning.repair.repair import Method
 from pruning.worker.gpu import energy_j
 from tests.support.api_fixtures import publish_pruned

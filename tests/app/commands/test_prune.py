@@ -1,8 +1,10 @@
 """The output of ``sleb prune`` during the search and at the end."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,8 +12,13 @@ from rich.progress import Progress
 
 from app.commands.prune import SearchBar, run_prune, search_progress
 from app.commands.tables import print_run
+from app.config import ServeSettings
+from app.models.hub import ModelNotAdded
+from pruning.checkpoints.publish import CheckpointExists, DiskFull
+from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import WorkerSettings
+from pruning.jobs.estimate import DiskTooSmall
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
@@ -197,3 +204,135 @@ def test_a_run_leaves_what_it_shows_in_the_checkpoint(
         assert f"| {block} | {loss:.4f} |" in card
     assert "removed block" in told.err
     assert "100.0%" in told.err
+
+
+SPEC = PruneSpec(
+    "tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
+)
+
+
+@pytest.fixture
+def settings(tiny_models_dir: Path) -> WorkerSettings:
+    return WorkerSettings(data_dir=tiny_models_dir.parent, threads=1, device="cpu")
+
+
+class Interrupted(Exception):
+    """As Ctrl-C, at a moment that the test chooses."""
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, num_evaluations: int) -> None:
+    """The run ends after so many evaluations, once."""
+    real, counts = SearchBar.evaluated, []
+
+    def evaluated(self: SearchBar, *args: Any) -> None:
+        real(self, *args)
+        counts.append(1)
+        if len(counts) == num_evaluations:
+            raise Interrupted
+
+    monkeypatch.setattr(SearchBar, "evaluated", evaluated)
+
+
+def test_an_interrupted_search_goes_on_and_leaves_nothing(
+    settings: WorkerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "place" / "out"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)  # the first call has no evaluation: it begins the search
+        with pytest.raises(Interrupted):
+            run_prune(SPEC, out, settings, as_json=True)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "place").exists() or not any((tmp_path / "place").iterdir())
+    run_prune(SPEC, out, settings, as_json=True)
+    told = capsys.readouterr()
+    assert "continues an interrupted search after 6 evaluations" in told.err
+    resumed = json.loads(told.out)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert not (settings.data_dir / "searches").exists()
+    run_prune(SPEC, tmp_path / "whole", settings, as_json=True)
+    whole = json.loads(capsys.readouterr().out)
+    for field in ("removed_blocks", "quality"):
+        assert resumed[field] == whole[field]
+    assert [row["margin"] for row in resumed["trajectory"]] == [
+        row["margin"] for row in whole["trajectory"]
+    ]
+
+
+def test_an_order_that_cannot_be_published_is_kept(
+    settings: WorkerSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning.checkpoints.publish.free_bytes_at", lambda _path: 1)
+        with pytest.raises(DiskFull):
+            run_prune(SPEC, tmp_path / "out", settings, as_json=True)
+    capsys.readouterr()
+    run_prune(SPEC, tmp_path / "elsewhere", settings, as_json=True)
+    told = capsys.readouterr()
+    assert "after 7 evaluations" in told.err
+    assert len(json.loads(told.out)["removed_blocks"]) == 2
+
+
+def test_a_full_disk_is_noticed_before_the_search(
+    settings: WorkerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.commands.prune.free_bytes_at", lambda _path: 1000)
+    with pytest.raises(DiskTooSmall, match=f"1000 are free on the disk of {tmp_path}"):
+        run_prune(SPEC, tmp_path / "out", settings, as_json=True)
+    assert not (settings.data_dir / "searches").exists()
+
+
+def test_a_target_speedup_is_told_with_what_it_predicts(
+    settings: WorkerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = replace(SPEC, num_remove=None, target_speedup=1.01)
+    out = tmp_path / "out"
+    run_prune(spec, out, settings, as_json=True)
+    told = capsys.readouterr()
+    manifest = read_manifest(out)
+    predicted = manifest.predicted_speedup(len(manifest.removed_blocks))
+    assert predicted is not None
+    assert predicted >= 1.01
+    assert f"predicted to be {predicted:.2f} times as fast" in " ".join(told.err.split())
+    rows = json.loads(told.out)["trajectory"]
+    assert rows[0]["speedup"] == 1
+    assert rows[-1]["speedup"] == pytest.approx(predicted)
+    assert f"The target was 1.01, and {predicted:.2f} is predicted." in (
+        out / "README.md"
+    ).read_text().replace("\n", " ")
+
+
+def test_only_a_checkpoint_is_overwritten(settings: WorkerSettings, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_prune(SPEC, out, settings, as_json=True)
+    with pytest.raises(CheckpointExists, match="choose another --out"):
+        run_prune(SPEC, out, settings, as_json=True)
+    deeper = replace(SPEC, num_remove=3)
+    run_prune(deeper, out, settings, overwrite=True, as_json=True)
+    assert len(read_manifest(out).removed_blocks) == 3
+    assert {path.name for path in tmp_path.iterdir()} - {"models"} == {"out"}
+    (out / MANIFEST).unlink()
+    with pytest.raises(CheckpointExists, match="no checkpoint"):
+        run_prune(SPEC, out, settings, overwrite=True, as_json=True)
+
+
+def test_a_model_of_the_hub_is_added_first(
+    settings: WorkerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def add(repo_id: str, given: ServeSettings, **_: object) -> Path:
+        asked.append((repo_id, given.models_dir))
+        return (settings.models_dir / "tiny").rename(settings.models_dir / "fetched")
+
+    monkeypatch.setattr("app.models.hub.add_model", add)
+    run_prune(replace(SPEC, model="org/fetched"), tmp_path / "out", settings, as_json=True)
+    assert asked == [("org/fetched", settings.models_dir)]
+    assert read_manifest(tmp_path / "out").parent == "fetched"
+    with pytest.raises(ModelNotAdded, match="elsewhere"):
+        run_prune(replace(SPEC, model="other/fetched"), tmp_path / "2", settings, as_json=True)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning.models.architectures import ARCHITECTURES
+from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import block_list
 from pruning.models.streaming import StreamedModel
-from pruning.models.timing import BlockTimes, measure_streamed_times, measure_times
+from pruning.models.timing import measure_streamed_times, measure_times
 from pruning.spec import TargetUnreachable
 from tests.support.tiny import tiny_model
 from tests.support.tiny_directory import tiny_tokenizer

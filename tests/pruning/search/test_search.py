@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.models.timing import BlockTimes
+from pruning.models.block_times import BlockTimes
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset
