@@ -20,7 +20,7 @@ class Watched:
     def __init__(self, page: "Page", url: str) -> None:
         self.complaints: list[str] = []
         self.foreign: list[str] = []
-        self.may_fail = False  # while the service is gone, the browser reports failed requests
+        self.may_fail = False  # the browser reports requests that are refused or not answered
         page.on("console", lambda message: self._said(message.type, message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self._asked(request.url, url))

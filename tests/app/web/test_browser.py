@@ -44,12 +44,14 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
 
         page.goto("/ui/jobs/new?model=tiny")
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        watched.may_fail = True  # the estimate is refused
         page.locator("[id='calibration.seqlen']").fill("100000")
         page.locator("#num_remove").fill("2")
         page.get_by_text("beyond the 256 positions").first.wait_for()
         page.locator("[id='calibration.seqlen']").fill("16")
         page.locator("[id='calibration.num_samples']").fill("4")
         page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        watched.may_fail = False
         assert '"seqlen":16' in page.locator("#curl").inner_text()
         page.get_by_role("button", name="Submit the job").click()
 
