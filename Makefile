@@ -16,7 +16,8 @@ setup: $(VENV)/.installed  ## create a virtual environment with all dependencies
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cluster,dev,eval,otel,quantize]'
+	@echo 'Installing the dependencies, torch among them; the download may take minutes.'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[cluster,dev,eval,otel,quantize]'
 	@touch $@
 
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)

@@ -1,6 +1,8 @@
 """All settings of all processes: their table, the values in effect, and checks of the variables."""
 
+import errno
 import re
+import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -26,7 +28,7 @@ class UnknownSetting(ValueError):
 
 
 class PortTaken(ValueError):
-    """Two processes of one machine are configured to listen on the same port."""
+    """Another process listens on the port, or two are configured to."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,23 @@ def invalid_settings(error: ValidationError) -> str:
     )
 
 
+def check_port(settings: ServeSettings) -> None:
+    """Raise ``PortTaken`` at once if another process listens there, and not after seconds."""
+    host = str(settings.host)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, settings.port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {settings.port} of {host} is in use: another service may be running, so "
+                f"stop it, or choose another port with --port or SLEB_PORT"
+            ) from error
+
+
 def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
     """Check an API and a worker on one machine. Raises ``PortTaken``."""
+    check_port(api)
     if api.port and api.port == worker.worker_metrics_port:
         raise PortTaken(
             f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "

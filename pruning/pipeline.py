@@ -191,8 +191,9 @@ def _searched(
     dense = load_dense_model(info.path, spec.resident, resources, dtype=spec.dtype)
     parent_fingerprint = fingerprint(dense.path)  # now, as the files may change during the search
     observer.phase("calibrate")
-    windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
-    read = partial(repair_windows, spec.calibration, dense.model, dense.tokenizer)
+    source = (spec.calibration, dense.model, dense.tokenizer, observer.calibrating)
+    windows = calibrate(*source)
+    read = partial(repair_windows, *source)
     request = request_for(spec.repair, methods, read, observer.warned)
     observer.phase("search")
     plan = plan_of(spec, dense, windows, earlier)

@@ -19,7 +19,7 @@ import httpx2
 from rich.console import Console
 
 from app.commands.demo_report import ModelFigures, figures_of, print_report
-from app.commands.prune import search_progress
+from app.commands.progress import search_progress
 from app.config import ServeSettings
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.commands.eval_table import Evaluation, print_evaluations
-from app.commands.prune import search_progress
+from app.commands.progress import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from pruning.config import WorkerSettings
 from pruning.data.texts import text_windows

@@ -1,47 +1,55 @@
 """``sleb jobs``: tables of jobs and deliveries, and the progress of a watched job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from textwrap import indent
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from app.commands.client import JobClient, follow
-from app.commands.prune import SearchBar, search_progress
+from app.commands.progress import SearchBar, search_progress
 from pruning.removal import Removal
 
 _REMOVAL_FIELDS = (
     "step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error",
 )  # fmt: skip
 _TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
-_HEADINGS = (
-    "job",
-    "model",
-    "status",
-    "priority",
-    "phase",
-    "evaluations",
-    "removed blocks",
-    "created",
-)
+_WIDE = 140  # columns of a terminal that has room for all fields
 
 
 def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
     """Print one line for each job, newest first."""
     console = Console(highlight=False)
-    listed = Table()
-    for heading in _HEADINGS:
-        listed.add_column(heading, overflow="fold")
+    listed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    fields = _fields(is_wide=console.width >= _WIDE)
+    for heading in fields:
+        listed.add_column(heading, overflow="fold", no_wrap=heading == "job")
     for job in jobs:
-        cells = (job["id"], job["model"], _status(job), str(job["priority"]), job["phase"] or "")
-        removed = " ".join(map(str, job["removed_blocks"]))
-        listed.add_row(*map(Text, (*cells, _progress(job), removed, _local(job["created_at"]))))
+        listed.add_row(*(Text(field(job)) for field in fields.values()))
     console.print(listed if jobs else "no jobs")
     if has_more:
         console.print("there are older jobs: raise --limit to list more")
+
+
+def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
+    """The columns by their headings: without ``is_wide`` those that fit into 80 characters."""
+    fields: dict[str, Callable[[dict[str, Any]], str]] = {
+        "job": lambda job: job["id"],
+        "model": lambda job: job["model"],
+        "status": _status,
+        "evaluations": _progress,
+        "created": lambda job: _local(job["created_at"]),
+    }
+    if is_wide:
+        fields["priority"] = lambda job: str(job["priority"])
+        fields["phase"] = lambda job: job["phase"] or ""
+        fields["removed blocks"] = lambda job: " ".join(map(str, job["removed_blocks"]))
+    return fields
 
 
 def print_job(job: dict[str, Any]) -> None:
@@ -122,9 +130,18 @@ def _progress(job: dict[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, dict):
-        parts = {name: part for name, part in value.items() if part is not None}
-        return "\n".join(f"{name}: {_plain(part)}" for name, part in parts.items())
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts = {name: part for name, part in value.items() if part not in (None, [], {})}
+        return "\n".join(_field(name, part) for name, part in parts.items())
+    if not isinstance(value, list):
+        return str(value)
+    is_nested = any(isinstance(part, dict | list) for part in value)
+    return ("\n\n" if is_nested else " ").join(map(_plain, value))
+
+
+def _field(name: str, value: object) -> str:
+    """One line, or the name and indented lines below it."""
+    text = _plain(value)
+    return f"{name}:\n{indent(text, '  ')}" if "\n" in text else f"{name}: {text}"
 
 
 def _local(seconds: float) -> str:

@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from app.commands.prune import models_for, new_place, search_progress
+from app.commands.progress import search_progress
+from app.commands.prune import models_for, new_place
 from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.json_file import JsonFile
-from pruning.models.store import is_name
+from pruning.models.names import is_name
 
 _FORMAT = 1
 

@@ -34,10 +34,10 @@ from app.models.aliases import Aliases
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.names import is_name
 from pruning.models.store import (
     COMPANION_FILES,
     NotAModel,
-    is_name,
     load,
     parse_config,
     set_up_torch,

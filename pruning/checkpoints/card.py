@@ -221,7 +221,9 @@ def _loading(
 def _lineage(
     parent: str, num_blocks: int, removed: Sequence[int], repair: Method, lineage: Lineage
 ) -> Iterator[str]:
-    source = f", from {lineage.source} at commit {lineage.commit}" if lineage.source else ""
+    source = f", from {lineage.source}" if lineage.source else ""
+    source += f" at commit {lineage.commit}" if lineage.commit else ""
+    source += f", {lineage.conversion}" if lineage.conversion else ""
     yield f"- Parent: {parent}{source}, with {num_blocks} blocks."
     if removed:
         order = ", ".join(map(str, removed))

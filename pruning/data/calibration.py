@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.sources import Source, Use, source_of
+from pruning.data.sources import Observe, Source, Use, source_of, unobserved
 from pruning.data.windows import Windows, mixed
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
 
@@ -24,10 +24,16 @@ class RepairWindows:
 
 
 def calibrate(
-    spec: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    spec: Calibration,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    observe: Observe = unobserved,
 ) -> Windows:
-    """The windows that ``spec`` describes for this model. Raises ``CalibrationError``."""
-    sources = [source_of(part, model, tokenizer) for part in spec.parts]
+    """The windows that ``spec`` describes for this model. Raises ``CalibrationError``.
+
+    ``observe`` follows the sampling of text from the model, as in ``sampled_text``.
+    """
+    sources = [source_of(part, model, tokenizer, observe) for part in spec.parts]
     return mixed([source.windows(Use.CALIBRATION) for source in sources])
 
 
@@ -45,7 +51,10 @@ def held_out(
 
 
 def repair_windows(
-    spec: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    spec: Calibration,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    observe: Observe = unobserved,
 ) -> RepairWindows:
     """Windows to fit and to select a repair on, with the sampling and seqlen of the calibration.
 
@@ -53,7 +62,7 @@ def repair_windows(
     an eighth of that to select on, and at least 4. Short texts give fewer. Raises
     ``CalibrationError``.
     """
-    sources = [(part.domain, source_of(part, model, tokenizer)) for part in spec.parts]
+    sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
     others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
     return RepairWindows(
         train=_by_domain(sources, Use.REPAIR),

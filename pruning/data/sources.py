@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 
 from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, read_rows
 from pruning.data.documents import draw, split_documents
@@ -25,6 +30,8 @@ from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Samplin
 
 MIN_REPAIR_WINDOWS = 16
 MIN_SELECTION_WINDOWS = 4
+
+Observe = Callable[[int, int], None]  # done, total
 
 
 class Use(Enum):
@@ -42,8 +49,15 @@ class Source(Protocol):
     def windows(self, use: Use) -> Windows: ...
 
 
+def unobserved(_done: int, _total: int) -> None:
+    """Follows nothing."""
+
+
 def source_of(
-    spec: CalibrationSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    spec: CalibrationSpec,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    observe: Observe = unobserved,
 ) -> Source:
     """The source that ``spec`` names. Raises ``CalibrationError``, as ``windows`` of it does."""
     max_positions = getattr(model.config, "max_position_embeddings", None)
@@ -53,7 +67,7 @@ def source_of(
             f"seqlen={spec.seqlen} is beyond the {max_positions} positions of this model",
         )
     if spec.dataset is Dataset.SELF:
-        return _ModelText(spec, model)
+        return _ModelText(spec, model, observe)
     if spec.dataset in PACKAGED:
         return _packaged(spec, tokenizer)
     if spec.path is None:
@@ -80,8 +94,22 @@ def num_wanted(spec: CalibrationSpec, use: Use) -> int:
 
 
 @torch.inference_mode()
-def sampled_text(model: PreTrainedModel, num_windows: int, seqlen: int, seed: int) -> torch.Tensor:
-    """Sample windows ``[num_windows, seqlen]`` from the model, each from its first token on."""
+def sampled_text(
+    model: PreTrainedModel,
+    num_windows: int,
+    seqlen: int,
+    seed: int,
+    observe: Observe = unobserved,
+) -> torch.Tensor:
+    """Sample windows ``[num_windows, seqlen]`` from the model, each from its first token on.
+
+    ``observe`` is called after every token of the windows, and may raise.
+    """
+
+    def go_on(token_ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+        observe(token_ids.shape[1], seqlen)
+        return torch.zeros(len(token_ids), dtype=torch.bool, device=token_ids.device)
+
     assert isinstance(model, GenerationMixin)
     start = model.generation_config.bos_token_id
     if start is None:
@@ -100,6 +128,7 @@ def sampled_text(model: PreTrainedModel, num_windows: int, seqlen: int, seed: in
             eos_token_id=None,
             max_length=seqlen,
             min_length=seqlen,
+            stopping_criteria=StoppingCriteriaList([go_on]),
         )
     return sampled.cpu()
 
@@ -107,8 +136,8 @@ def sampled_text(model: PreTrainedModel, num_windows: int, seqlen: int, seed: in
 class _ModelText:
     """Text that the model generates: each use has a seed of its own."""
 
-    def __init__(self, spec: CalibrationSpec, model: PreTrainedModel) -> None:
-        self._spec, self._model = spec, model
+    def __init__(self, spec: CalibrationSpec, model: PreTrainedModel, observe: Observe) -> None:
+        self._spec, self._model, self._observe = spec, model, observe
 
     def windows(self, use: Use) -> Windows:
         wanted, seed = num_wanted(self._spec, use), self._spec.seed
@@ -124,7 +153,7 @@ class _ModelText:
         return replace(first, token_ids=torch.cat([first.token_ids, more.token_ids]))
 
     def _sampled(self, num_windows: int, seed: int) -> Windows:
-        token_ids = sampled_text(self._model, num_windows, self._spec.seqlen, seed)
+        token_ids = sampled_text(self._model, num_windows, self._spec.seqlen, seed, self._observe)
         return Windows(token_ids, f"self (seed {seed})")
 
 

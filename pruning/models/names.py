@@ -19,6 +19,7 @@ from typing import Self
 _PREFIX = re.compile(r"(?P<checkpoint>.*[^-@])-(?P<depth>[0-9]{1,4})")
 _VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,4}))?")
 _RAW = "+raw"
+_DENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class VariantName:
         blocks = "" if self.is_dense else f"@{self.job or ''}{depth}"
         name = f"{self.model}{blocks}"
         return raw_name(name) if self.is_raw else name
+
+
+def is_name(text: str) -> bool:
+    """Whether a dense model, or an alias, may have this name."""
+    return _DENSE.fullmatch(text) is not None
 
 
 def raw_name(name: str) -> str:

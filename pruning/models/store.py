@@ -5,7 +5,6 @@ disagree, as transformers would fill missing blocks with random numbers and only
 """
 
 import json
-import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pruning.models.architectures import (
     architecture,
     unknown_architecture,
 )
+from pruning.models.names import is_name
 
 # Files of a model beside config and weights: tokenizer, generation config and licence.
 COMPANION_FILES = (
@@ -46,7 +46,6 @@ COMPANION_FILES = (
     "vocab.json",
     "LICENSE",
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
 
@@ -97,12 +96,12 @@ class ModelStore:
             configs = list(self._root.glob("*/config.json"))
         except OSError:  # it may not be read
             return []
-        return sorted(path.parent.name for path in configs if _NAME.fullmatch(path.parent.name))
+        return sorted(path.parent.name for path in configs if is_name(path.parent.name))
 
     def path(self, name: str) -> Path:
         """The directory of the model. Raises ``ModelNotFound``."""
         with suppress(PermissionError):
-            if _NAME.fullmatch(name) and (path := self._root / name).is_dir():
+            if is_name(name) and (path := self._root / name).is_dir():
                 return path
         if self._allow_paths and Path(name).is_dir():
             return Path(name)
@@ -178,11 +177,6 @@ def _check_values(path: Path, config: PreTrainedConfig) -> None:
             f"{path}/config.json: dtype={dtype}, expected "
             f"{', '.join(str(each).removeprefix('torch.') for each in _DTYPES)}"
         )
-
-
-def is_name(text: str) -> bool:
-    """Whether the text is a valid name of a model."""
-    return _NAME.fullmatch(text) is not None
 
 
 def read_config(path: Path) -> PreTrainedConfig:

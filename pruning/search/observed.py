@@ -20,6 +20,9 @@ class Observer:
         ``publish``.
         """
 
+    def calibrating(self, done: int, total: int) -> None:
+        """``done`` of ``total`` tokens of each window were sampled from the model."""
+
     def searching(self, plan: SearchPlan, done: int, total: int) -> None:
         """The search begins, or resumes after ``done`` evaluations.
 

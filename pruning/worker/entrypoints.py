@@ -40,11 +40,13 @@ def run_worker(
     worker = worker_class(name, client, lease_s=lease_s)
     worker.environment = child_environment(settings, redis_url)
     worker.cancel_s = settings.cancel_s
+    worker.log.addFilter(worker.is_news)
     try:
         with worker.metrics.served(str(settings.host), settings.worker_metrics_port):
             # at info, RQ logs a line at every maintenance
             worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")
     finally:
+        worker.log.removeFilter(worker.is_news)
         client.close()
     if not worker.is_stopping:
         raise WorkerEnded("the worker stopped without a signal: see its log")

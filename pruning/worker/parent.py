@@ -5,6 +5,7 @@ the child does not stop in time after a cancel, a pause or a stop of the worker.
 outlives its parent. Only the child imports torch.
 """
 
+import logging
 import math
 import os
 import signal
@@ -45,6 +46,8 @@ from pruning.worker.task import run_job
 
 _POLL_S = 0.1
 _CHILD_STOP_S = 6.0  # for a child to end its evaluation; the worker itself has 10 s
+
+logger = logging.getLogger(__name__)
 
 
 class PruneDelivery(Delivery):
@@ -91,6 +94,11 @@ class PruneWorker(Worker):
             log_job_description=False,
             prepare_for_work=not is_child,
         )
+
+    def is_news(self, record: logging.LogRecord) -> bool:
+        """A filter of RQ's log, which calls every end of a child unexpected, also on Ctrl-C."""
+        is_expected = self.is_stopping or self._is_overdue
+        return not (is_expected and "terminated unexpectedly" in record.getMessage())
 
     def get_heartbeat_ttl(self, job: RQJob, working_time: float = 0.0) -> int:  # noqa: ARG002 - the signature is RQ's
         return self._lease_s
@@ -209,6 +217,7 @@ class PruneWorker(Worker):
         self._is_requeued = True
         if self.is_stopping:
             self._requeue(job, "requeued: its worker is stopping", execution)
+            logger.info("job %s goes on with the next worker, as this one is stopping", job.id)
         elif self._is_overdue:
             reason = f"killed: it did not stop within {self.cancel_s:g} s"
             self._requeue(job, reason, execution)

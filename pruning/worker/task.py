@@ -141,6 +141,9 @@ class JobObserver(Observer):
     def phase(self, phase: str) -> None:
         self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
 
+    def calibrating(self, done: int, total: int) -> None:  # noqa: ARG002 - not recorded
+        self._write()  # stops on request
+
     def searching(self, plan: SearchPlan, done: int, total: int) -> None:
         is_anew = plan != self._plan
         if is_anew:

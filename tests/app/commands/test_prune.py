@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from app.commands.prune import SearchBar, run_prune, search_progress
+from app.commands.progress import SearchBar, search_progress
+from app.commands.prune import run_prune
 from app.commands.tables import print_run
 from app.config import ServeSettings
 from app.models.hub import ModelNotAdded

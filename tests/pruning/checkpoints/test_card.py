@@ -8,7 +8,8 @@ import pytest
 
 from pruning.checkpoints.card import Exported, export_card, model_card
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
-from pruning.models.lineage import Lineage, lineage_of
+from pruning.models.demo_model import ORIGIN
+from pruning.models.lineage import ORIGIN_FILE, Lineage, lineage_of
 from pruning.repair.choose import DepthRepair
 from pruning.repair.repair import Method
 from pruning.spec.prune import Metric, Resident, Search
@@ -113,6 +114,15 @@ def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:
     origin = {"source": "org/tiny", "commit": "c0ffee", "revision": None, "added_at": 1.0}
     (tmp_path / "sleb-origin.json").write_text(json.dumps(origin))
     assert lineage_of(tmp_path) == Lineage("org/tiny", "c0ffee", "mit", has_licence_text=True)
+
+
+def test_the_card_of_the_demo_model_names_source_conversion_and_licence(tmp_path: Path) -> None:
+    (tmp_path / ORIGIN_FILE).write_text(json.dumps(ORIGIN))
+    card = model_card(RUN, (), lineage_of(tmp_path))
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
+    assert "license: apache-2.0\n" in card
+    assert "from HuggingFaceTB/SmolLM2-135M-Instruct, dequantised from Q4_1, as the" in card
+    assert "The licence is that of tiny (apache-2.0)." in card
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,19 @@ def test_absurd_settings_are_refused_by_name(settings: dict[str, object], param:
     with pytest.raises(InvalidSpec) as caught:
         CalibrationSpec(**{"dataset": Dataset.SELF, **settings})  # type: ignore[arg-type]  # kwargs
     assert caught.value.param == param
+
+
+def test_the_sampling_of_text_can_be_followed_and_stopped(tiny_loaded: LoadedModel) -> None:
+    spec = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=6)
+    seen: list[tuple[int, int]] = []
+    followed = calibrate(
+        spec, tiny_loaded.model, tiny_loaded.tokenizer, lambda *counts: seen.append(counts)
+    )
+    assert seen == [(done, 6) for done in range(2, 7)]
+    assert followed.digest == run(tiny_loaded, spec).digest
+
+    def stop(_done: int, _total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        calibrate(spec, tiny_loaded.model, tiny_loaded.tokenizer, stop)

@@ -1,5 +1,6 @@
 """The parent of a worker, called in this process: leases that ran out, were lost, or are held."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -258,3 +259,13 @@ def test_a_second_delivery_of_a_leased_job_is_dropped(
     worker.execute_job(delivery, queue)
     assert queue.intermediate_queue.get_job_ids() == []
     assert job_store.get(delivery.id).attempt == 1
+
+
+def test_the_log_does_not_call_a_child_that_was_told_to_stop_unexpected() -> None:
+    away = connect("unix:///nowhere", num_retries=0)
+    worker = PruneWorker("worker", away, lease_s=15, is_child=True)
+    of_rq = logging.makeLogRecord({"msg": "job failed (Work-horse terminated unexpectedly; 9)"})
+    assert worker.is_news(of_rq)
+    worker.is_stopping = True
+    assert not worker.is_news(of_rq)
+    assert worker.is_news(logging.makeLogRecord({"msg": "anything else"}))

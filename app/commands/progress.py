@@ -1,0 +1,143 @@
+"""Progress bars of pruning runs. Light, so that commands which follow a job start at once."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from pruning.removal import Removal
+from pruning.search.observed import Observer
+from pruning.search.refine import Exchange
+from pruning.search.state import ScoredCandidate, SearchPlan
+
+_SEARCH = "search"  # the phase that may end early
+
+
+class _Count(ProgressColumn):
+    """Evaluations done, their total, and the percentage, which is rounded down."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        done, total = int(task.completed), int(task.total)
+        thousandths = 1000 * done // total if total else 1000
+        bound = " at most" if task.fields.get("at_most") and done < total else ""
+        return Text(f"{done} of{bound} {total}  {thousandths / 10:.1f}%", style="cyan")
+
+
+class _Eta(ProgressColumn):
+    """Estimated time left, at the pace since the first count. It decreases between two counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[TaskID, tuple[float, float]] = {}  # count, elapsed seconds
+        self._last: dict[TaskID, tuple[float, float]] = {}
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.finished or task.elapsed is None:
+            return Text()
+        now = task.completed, task.elapsed
+        first = self._first.setdefault(task.id, now)
+        if self._last.setdefault(task.id, now)[0] != task.completed:
+            self._last[task.id] = now
+        done, at_s = self._last[task.id]
+        if done == first[0]:
+            return Text("ETA -:--:--", style="blue")
+        left_s = (at_s - first[1]) / (done - first[0]) * (task.total - done)
+        seconds = round(max(0, at_s + left_s - task.elapsed))
+        text = f"ETA {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return Text(text, style="blue")
+
+
+def search_progress(console: Console) -> Progress:
+    """Progress bars of candidate evaluations. A task without a total has no count and no ETA.
+
+    A task with the field ``at_most`` may end before its total.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _Count(),
+        TimeElapsedColumn(),
+        _Eta(),
+        console=console,
+    )
+
+
+class SearchBar(Observer):
+    """Observes a run: a bar for each phase, a line for each removal. Keeps the removals."""
+
+    def __init__(self, progress: Progress, *, at_most: bool = False) -> None:
+        self.removals: list[Removal] = []
+        self._progress = progress
+        self._at_most = at_most  # the search may end early
+        self._task: TaskID | None = None
+
+    def phase(self, phase: str) -> None:
+        self.end()
+        at_most = self._at_most and phase == _SEARCH
+        self._task = self._progress.add_task(phase, total=None, at_most=at_most)
+
+    def calibrating(self, done: int, total: int) -> None:
+        self._count(done, total)
+
+    def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
+        self.evaluated(done, total)
+
+    def evaluated(self, done: int, total: int, _scored: ScoredCandidate | None = None) -> None:
+        self._count(done, total)
+
+    def repairing(self, done: int, total: int) -> None:
+        self._count(done, total)
+
+    def removed(self, removal: Removal) -> None:
+        self.removals.append(removal)
+        self._progress.console.print(
+            f"  removed block {removal.block}: loss {removal.loss:.4f} "
+            f"(dense {removal.dense_loss:.4f}){_lead(removal)}"
+        )
+
+    def exchanged(self, exchange: Exchange) -> None:
+        restored, removed = (", ".join(map(str, b)) for b in (exchange.restored, exchange.removed))
+        self._progress.console.print(
+            f"  exchanged {restored} for {removed}: {exchange.score_before:.4f} -> "
+            f"{exchange.score:.4f}"
+        )
+
+    def reordered(self, removals: Sequence[Removal]) -> None:
+        self.removals = list(removals)
+
+    def warned(self, message: str) -> None:
+        self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
+
+    def _count(self, done: int, total: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def end(self) -> None:
+        """End the phase. Only bars that count stay visible: of the search and of the repair."""
+        if self._task is None:
+            return
+        task = self._progress.tasks[self._progress.task_ids.index(self._task)]
+        is_counted = task.total is not None
+        total = task.completed if task.fields["at_most"] else task.total  # an early end is 100 %
+        self._progress.update(self._task, total=total, visible=is_counted)
+        self._progress.stop_task(self._task)
+        self._task = None
+
+
+def _lead(removal: Removal) -> str:
+    if removal.margin is None:
+        return ""
+    error = "" if removal.margin_error is None else f" ± {removal.margin_error:.4f}"
+    return f", {removal.margin:.4f}{error} before {removal.runner_up}"

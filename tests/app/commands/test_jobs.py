@@ -1,0 +1,60 @@
+"""Tables of jobs in a narrow terminal."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from app.commands.jobs import print_job, print_jobs
+
+JOB: dict[str, Any] = {
+    "id": "prn-6612fbe3e6f88eee48750",
+    "model": "smollm2-135m",
+    "status": "cancelling",
+    "pause_requested_at": None,
+    "priority": 0,
+    "phase": "search",
+    "progress": {"evaluations_done": 123, "evaluations_total": 189},
+    "removed_blocks": [14, 26, 13, 12, 25, 3],
+    "created_at": 1.8e9,
+    "spec": {
+        "num_remove": 6,
+        "calibration": [
+            {"dataset": "prose", "weight": 1.0, "path": None},
+            {"dataset": "code", "weight": 2.0, "path": None},
+        ],
+    },
+}
+
+
+@pytest.fixture(params=[80, 200])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    columns: int = request.param
+    return columns
+
+
+def test_a_job_is_one_line_with_its_whole_id(
+    width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_jobs([JOB], has_more=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    [line] = [line for line in lines if JOB["id"] in line]
+    for shown in ("smollm2-135m", "cancelling", "123 of 189"):
+        assert shown in line
+    assert ("14 26 13 12 25 3" in line) == (width == 200)
+
+
+def test_a_field_of_many_parts_is_no_python(capsys: pytest.CaptureFixture[str]) -> None:
+    print_job(JOB)
+    shown = capsys.readouterr().out
+    assert not set("{}'[]") & set(shown)
+    assert "dataset: code" in shown
+    assert "weight: 2.0" in shown
+
+
+def test_what_follows_a_job_does_not_wait_for_torch() -> None:
+    code = "import sys, app.commands.jobs; sys.exit(bool({'torch', 'redis'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
