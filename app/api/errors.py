@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
+from app.api.deletion import NotDeletable
 from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
 from app.api.schemas.calibration import without_tags
 from app.api.unload import ModelInUse
@@ -79,6 +80,7 @@ _MODELS: Problems = {
     InvalidAlias: (422, "invalid-alias", "The alias cannot be set."),
     AliasTaken: (409, "alias-taken", "A model has the name of the alias."),
     InvalidAliasFile: (500, "invalid-alias-file", "The file of aliases is invalid."),
+    NotDeletable: (409, "not-deletable", "Only dense models and aliases can be deleted here."),
     ModelInUse: (409, "model-in-use", "The model has running requests."),
     ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
     WeightsLoading: (409, "model-loading", "The model is being loaded."),

@@ -1,29 +1,71 @@
 """``sleb jobs``: list and control the jobs of a running service. Imports are lazy."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson
+from app.cli.options import (
+    HELP,
+    AsJson,
+    CalibrationOption,
+    DomainRatios,
+    Url,
+    calibration_of,
+    ratios_by_domain,
+    spec_of,
+    spec_options,
+    values_of,
+)
 from app.terminal import print_json
 from pruning.jobs.job import JobStatus
+from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 if TYPE_CHECKING:
     from app.commands.client import JobClient
 
 jobs = typer.Typer(
     no_args_is_help=True,
-    help="List, show, watch, pause, resume and cancel the jobs of a running service.",
+    help="Submit, list, show, watch, pause, resume, cancel and delete the jobs of a service.",
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job: prn-...")]
-Url = Annotated[
-    str | None,
-    typer.Option(help="URL of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
-]
+
+
+@jobs.command()
+@spec_options(*HELP)
+def submit(
+    model: Annotated[str, typer.Argument(help="A dense model of the service.")],
+    calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
+    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as above
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher runs first.")] = 0,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
+    **values: object,
+) -> None:
+    """Submit a job. Files of text are names in the texts folder of the service.
+
+    Exactly one of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup is needed.
+    """
+    text = calibration_of(calibration, **values_of(CalibrationSpec, values))
+    ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
+    spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
+    fields = {name: value for name, value in spec.to_dict().items() if value is not None}
+    with _client(url) as client:
+        job = client.submit({**fields, "priority": priority})
+    _print_change(job, as_json=as_json)
+    if watch_it:
+        watch(job["id"], url=url, as_json=as_json)
+
+
+@jobs.command()
+def delete(job_id: JobId, url: Url = None) -> None:
+    """Delete a job that has ended, with its checkpoint and all names of its variants."""
+    with _client(url) as client:
+        client.delete(job_id)
+    typer.echo(f"job {job_id} and its checkpoint are deleted")
 
 
 @jobs.command("list")
@@ -104,17 +146,10 @@ def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
         _print_change(client.resume(job_id), as_json=as_json)
 
 
-@contextmanager
-def _client(url: str | None) -> "Iterator[JobClient]":
-    from app.commands.client import JobClient, url_of
-    from app.config import serve_settings
+def _client(url: str | None) -> "AbstractContextManager[JobClient]":
+    from app.commands.client import service_client
 
-    settings = serve_settings()
-    client = JobClient(url_of(settings) if url is None else url, settings.api_key)
-    try:
-        yield client
-    finally:
-        client.close()
+    return service_client(url)
 
 
 def _print_change(job: dict[str, Any], *, as_json: bool) -> None:

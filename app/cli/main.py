@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from app.cli.ask import chat, compare
 from app.cli.bench import bench
 from app.cli.config import config
 from app.cli.doctor import doctor
@@ -28,6 +29,7 @@ app = typer.Typer(
     name="sleb",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut the names of options in narrow terminals
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make language models cheaper by removing redundant transformer blocks, serve them beside "
     "the dense models, and measure the difference.",
@@ -37,6 +39,8 @@ app.command("eval")(evaluate)
 app.command()(export)
 app.command()(stability)
 app.command()(bench)
+app.command()(chat)
+app.command()(compare)
 app.command()(config)
 app.command()(doctor)
 app.add_typer(jobs, name="jobs")
@@ -109,9 +113,13 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
 def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run the API: generation, jobs, models and metrics."""
     from app.config import serve_settings
-    from app.server.serve import run_api
+    from app.settings import check_port
 
-    run_api(serve_settings(host=host, port=port, insecure=insecure))
+    settings = serve_settings(host=host, port=port, insecure=insecure)
+    check_port(settings)
+    from app.server.serve import run_api  # imports torch, after the check
+
+    run_api(settings)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import AsJson
+from app.cli.options import AsJson, Url
 
 models = typer.Typer(
     invoke_without_command=True,
@@ -44,6 +44,21 @@ def alias(
         raise typer.BadParameter("expected either a TARGET or --remove")
     else:
         change_alias(serve_settings(), name, target)
+
+
+@models.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="A dense model of a running service.")],
+    url: Url = None,
+) -> None:
+    """Delete a model of a running service; refused while requests, jobs or aliases use it."""
+    from urllib.parse import quote
+
+    from app.commands.client import service_client
+
+    with service_client(url) as client:
+        client.request("DELETE", f"/models/{quote(name, safe='')}")
+    typer.echo(f"{name} is deleted")
 
 
 @models.command()

@@ -21,6 +21,25 @@ SourceArgument = Annotated[
     str,
     typer.Argument(help="Name in the data directory, a directory, or ORG/NAME of the hub."),
 ]
+CalibrationOption = Annotated[
+    list[str],
+    typer.Option(
+        help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
+        "several are mixed, as in --calibration A.txt --calibration B.txt=2.",
+        metavar="TEXT[=WEIGHT]",
+    ),
+]
+DomainRatios = Annotated[
+    list[str],
+    typer.Option(
+        help="The same maximum for one domain of text, as in code=1.5; can be repeated.",
+        metavar="DOMAIN=RATIO",
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(help="URL of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
+]
 GATE = "gate_"  # options of the quality gate begin with it
 HELP: Mapping[str, str] = MappingProxyType(
     {

@@ -8,6 +8,8 @@ import typer
 from app.cli.options import (
     HELP,
     AsJson,
+    CalibrationOption,
+    DomainRatios,
     SourceArgument,
     calibration_of,
     ratios_by_domain,
@@ -22,21 +24,8 @@ from pruning.spec.calibration import DEFAULT, CalibrationSpec
 def prune(
     model: SourceArgument,
     out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
-    calibration: Annotated[
-        list[str],
-        typer.Option(
-            help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
-            "several are mixed, as in --calibration A.txt --calibration B.txt=2.",
-            metavar="TEXT[=WEIGHT]",
-        ),
-    ] = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
-    gate_max_perplexity_ratio_of: Annotated[
-        list[str],
-        typer.Option(
-            help="The same maximum for one domain of text, as in code=1.5; can be repeated.",
-            metavar="DOMAIN=RATIO",
-        ),
-    ] = [],  # noqa: B006 - typer needs a list, and never changes it
+    calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
+    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as above
     state_budget: Annotated[
         str | None,
         typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),

@@ -1,5 +1,6 @@
-"""A client of the job routes, which reconnects while it follows a job."""
+"""A client of a running service, which reconnects while it follows a job."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from app.config import ServeSettings
+from app.config import ServeSettings, serve_settings
 from pruning.jobs.job import JobStatus
 
 RESPONSE_TIMEOUT_S = 30.0
@@ -34,15 +35,13 @@ class JobNotSucceeded(RuntimeError):
     """The followed job failed or was cancelled."""
 
 
-class JobClient:
-    """Jobs in the JSON form of the API.
-
-    Every method may raise ``ServiceUnavailable`` and ``Refused``.
+class ServiceClient:
+    """Requests to a running service. Every method may raise ``ServiceUnavailable`` and
+    ``Refused``.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
-        self._pause = threading.Event()
         with self._connection_errors():
             self._http = httpx2.Client(
                 base_url=url, timeout=RESPONSE_TIMEOUT_S, headers=authorization(key)
@@ -51,28 +50,107 @@ class JobClient:
     def close(self) -> None:
         self._http.close()
 
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        timeout_s: float = RESPONSE_TIMEOUT_S,
+    ) -> dict[str, Any]:
+        """The object of the response; an empty one if it has no body."""
+        with self._connection_errors():
+            response = self._http.request(method, path, params=params, json=body, timeout=timeout_s)
+            self._check_success(response)
+            return self._object(response.json()) if response.content else {}
+
+    def events(
+        self,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> Iterator[str]:
+        """The data of each server-sent event, by POST if there is a body."""
+        timeout = httpx2.Timeout(RESPONSE_TIMEOUT_S, read=STREAM_TIMEOUT_S)
+        method = "GET" if body is None else "POST"
+        with (
+            self._connection_errors(),
+            self._http.sse(
+                path, method=method, json=body, headers=headers, timeout=timeout
+            ) as found,
+        ):
+            if not found.response.is_success:
+                found.response.read()
+            self._check_success(found.response)
+            yield from (event.data for event in found if event.data)
+
+    def _check_success(self, response: httpx2.Response) -> None:
+        if response.is_success:
+            return
+        detail = _detail(response)
+        if response.status_code == _UNAUTHORIZED:
+            detail += "; commands read the key from SLEB_API_KEY"
+        message = f"{self._url} answers {response.status_code}: {detail}"
+        if response.status_code in _TEMPORARY:
+            raise ServiceUnavailable(message)
+        raise Refused(message if detail == response.reason_phrase else detail)
+
+    def _object(self, found: object) -> dict[str, Any]:
+        if not isinstance(found, dict):
+            raise Refused(f"{self._url} is not a service of this kind")
+        return found
+
+    @contextmanager
+    def _connection_errors(self) -> Iterator[None]:
+        """Raise errors of the connection as ``ServiceUnavailable`` or ``Refused``."""
+        try:
+            yield
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            raise ServiceUnavailable(
+                f"no service answers at {self._url}: start one with `sleb up`, or set its URL with "
+                f"--url ({error})"
+            ) from error
+        except ValueError as error:  # not JSON
+            raise Refused(f"{self._url} is not a service of this kind") from error
+
+
+class JobClient(ServiceClient):
+    """Jobs in the JSON form of the API."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        super().__init__(url, key)
+        self._pause = threading.Event()
+
     def list(self, limit: int, status: JobStatus | None = None) -> dict[str, Any]:
         """A page of jobs, newest first."""
         filters = {} if status is None else {"status": status.value}
-        return self._request("GET", "/prune-jobs", {"limit": limit, **filters})
+        return self.request("GET", "/prune-jobs", params={"limit": limit, **filters})
 
     def get(self, job_id: str) -> dict[str, Any]:
-        return self._request("GET", _path(job_id))
+        return self.request("GET", _path(job_id))
 
     def webhook_deliveries(self, job_id: str) -> Sequence[dict[str, Any]]:
         """The recorded delivery attempts, oldest first."""
-        page = self._request("GET", f"{_path(job_id)}/webhook-deliveries")
+        page = self.request("GET", f"{_path(job_id)}/webhook-deliveries")
         attempts: list[dict[str, Any]] = page["data"]
         return attempts
 
+    def submit(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self.request("POST", "/prune-jobs", body=body)
+
+    def delete(self, job_id: str) -> None:
+        self.request("DELETE", _path(job_id))
+
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self._request("POST", f"{_path(job_id)}/cancel")
+        return self.request("POST", f"{_path(job_id)}/cancel")
 
     def pause(self, job_id: str) -> dict[str, Any]:
-        return self._request("POST", f"{_path(job_id)}/pause")
+        return self.request("POST", f"{_path(job_id)}/pause")
 
     def resume(self, job_id: str) -> dict[str, Any]:
-        return self._request("POST", f"{_path(job_id)}/resume")
+        return self.request("POST", f"{_path(job_id)}/resume")
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Every event, once and in order, until the job has ended.
@@ -104,56 +182,20 @@ class JobClient:
 
     def _stream(self, job_id: str, last: str | None) -> Iterator[dict[str, Any]]:
         headers = {} if last is None else {"Last-Event-ID": last}
-        timeout = httpx2.Timeout(RESPONSE_TIMEOUT_S, read=STREAM_TIMEOUT_S)
-        path = f"{_path(job_id)}/events"
-        with (
-            self._connection_errors(),
-            self._http.sse(path, headers=headers, timeout=timeout) as source,
-        ):
-            if not source.response.is_success:
-                source.response.read()
-            self._check_success(source.response)
-            for event in source:
-                if event.data:
-                    yield self._object(event.json())
+        for data in self.events(f"{_path(job_id)}/events", headers=headers):
+            with self._connection_errors():
+                event = self._object(json.loads(data))
+            yield event
 
-    def _request(
-        self, method: str, path: str, params: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        with self._connection_errors():
-            response = self._http.request(method, path, params=params)
-            self._check_success(response)
-            return self._object(response.json())
 
-    def _check_success(self, response: httpx2.Response) -> None:
-        if response.is_success:
-            return
-        is_problem = response.headers.get("content-type") == "application/problem+json"
-        detail = response.json()["detail"] if is_problem else response.reason_phrase
-        if response.status_code == _UNAUTHORIZED:
-            detail += "; commands read the key from SLEB_API_KEY"
-        message = f"{self._url} answers {response.status_code}: {detail}"
-        if response.status_code in _TEMPORARY:
-            raise ServiceUnavailable(message)
-        raise Refused(message if detail == response.reason_phrase else detail)
-
-    def _object(self, found: object) -> dict[str, Any]:
-        if not isinstance(found, dict):
-            raise Refused(f"{self._url} is not a service of this kind")
-        return found
-
-    @contextmanager
-    def _connection_errors(self) -> Iterator[None]:
-        """Raise errors of the connection as ``ServiceUnavailable`` or ``Refused``."""
-        try:
-            yield
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise ServiceUnavailable(
-                f"no service answers at {self._url}: start one with `sleb up`, or set its URL with "
-                f"--url ({error})"
-            ) from error
-        except ValueError as error:  # not JSON
-            raise Refused(f"{self._url} is not a service of this kind") from error
+def _detail(response: httpx2.Response) -> str:
+    """What a problem document or OpenAI's envelope says, or else the reason phrase."""
+    kind = response.headers.get("content-type")
+    if kind == "application/problem+json":
+        return str(response.json()["detail"])
+    if kind == "application/json" and isinstance(found := response.json(), dict):
+        return str(found.get("error", {}).get("message", response.reason_phrase))
+    return response.reason_phrase
 
 
 def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None]) -> None:
@@ -163,6 +205,17 @@ def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None
         status = event["data"]["status"]
         if _is_final(status) and status != JobStatus.SUCCEEDED:
             raise JobNotSucceeded(f"job {job_id} {status}: {event['message']}")
+
+
+@contextmanager
+def service_client(url: str | None) -> Iterator[JobClient]:
+    """A client of the service at the URL, or of that in the settings, until the context ends."""
+    settings = serve_settings()
+    client = JobClient(url_of(settings) if url is None else url, settings.api_key)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def authorization(key: str | None) -> dict[str, str]:

@@ -63,9 +63,31 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print(f"no models in {settings.models_dir}")
         return
     texts = _texts(entries)
+    _print_entries(console, entries, texts)
+    for alias, target in aliases.items():
+        console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
+    for text, heading in texts.items():
+        console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
+    if texts:
+        console.print("in parentheses: times the perplexity of the dense model, on the same text")
+
+
+def _print_entries(
+    console: Console, entries: Sequence[ModelEntry], texts: Mapping["_Text", str]
+) -> None:
+    """As a table if the terminal has room for it, so that names and numbers stay whole."""
+    listed = _table(entries, texts)
+    if console.measure(listed).maximum <= console.width:
+        console.print(listed)
+        return
+    for line in (line for entry in entries for line in _lines(entry, texts)):
+        console.print(line, markup=False, highlight=False)
+
+
+def _table(entries: Sequence[ModelEntry], texts: Mapping["_Text", str]) -> Table:
     listed = Table()
     for heading in ("model", "blocks", "removed blocks", "repair", *texts.values(), ""):
-        listed.add_column(heading, overflow="fold")
+        listed.add_column(heading)
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
         repair = entry.repair.method.value if entry.repair else ""
@@ -74,13 +96,22 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         listed.add_row(
             entry.name, str(entry.num_blocks), removed, repair, *cells, entry.error or ""
         )
-    console.print(listed)
-    for alias, target in aliases.items():
-        console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
-    for text, heading in texts.items():
-        console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
-    if texts:
-        console.print("in parentheses: times the perplexity of the dense model, on the same text")
+    return listed
+
+
+def _lines(entry: ModelEntry, texts: Mapping["_Text", str]) -> Iterator[str]:
+    """The row of a model for a terminal that has no room for the table."""
+    if entry.error is not None:
+        yield f"{entry.name}: {entry.error}"
+        return
+    parts = [f"{entry.num_blocks} blocks"]
+    if entry.removed_blocks:
+        parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
+    if entry.repair is not None:
+        parts.append(f"repair: {entry.repair.method.value}")
+    yield f"{entry.name}: {', '.join(parts)}"
+    if measured := [f"{texts[text]} {cell}" for text, cell in _measured(entry)]:
+        yield f"  {', '.join(measured)}"
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,14 @@ class Catalog:
         self._dense_models = _DenseModels(models)
         self._published: dict[str, RemovalOrder] = {}
 
+    def aliases_of(self, name: str) -> list[str]:
+        """The aliases of a model, of a checkpoint or of their variants."""
+        return [] if self._aliases is None else self._aliases.names_of(name)
+
+    def directory(self, name: str) -> Path:
+        """Of a dense model. Raises ``ModelNotFound``."""
+        return self._models.path(name)
+
     def dense_names(self) -> list[str]:
         return self._models.names()
 

@@ -5,7 +5,8 @@ from contextlib import suppress
 
 from fastapi import APIRouter
 
-from app.api.deps import CatalogDep, EngineDep, GeneratorDep, RegistryDep, ShadowDep
+from app.api.deletion import NotDeletable, delete_dense
+from app.api.deps import CatalogDep, EngineDep, GeneratorDep, JobsDep, RegistryDep, ShadowDep
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
@@ -62,10 +63,28 @@ async def set_alias(
     return model_view(entry, registry, engine)
 
 
-@router.delete("/{name}", status_code=204, responses=responses_for(UnknownModel, InvalidAliasFile))
-def delete_alias(name: str, catalog: CatalogDep) -> None:
-    """Remove an alias. Its target stays."""
-    catalog.remove_alias(name)
+@router.delete(
+    "/{name}",
+    status_code=204,
+    responses=responses_for(*RAISES, NotDeletable, InvalidAliasFile),
+)
+async def delete_model(
+    name: str,
+    registry: RegistryDep,
+    engine: EngineDep,
+    shadow: ShadowDep,
+    jobs: JobsDep,
+) -> None:
+    """Remove an alias, whose target stays, or delete a dense model and its files.
+
+    A model is not deleted while requests run on it or its variants, while a job that prunes it has
+    not ended, or while an alias means it or a variant. Published checkpoints of it stay, and can
+    still be served at their full depth. They are deleted with their jobs.
+    """
+    if name in await asyncio.to_thread(registry.catalog.aliases):
+        await asyncio.to_thread(registry.catalog.remove_alias, name)
+    else:
+        await delete_dense(name, registry, engine, shadow, jobs)
 
 
 @router.post("/{name}/load", responses=responses_for(*LOAD_RAISES, EngineStopped))

@@ -22,6 +22,7 @@ from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import succeed
 from tests.support.processes import free_port
 from tests.support.serving import serving
+from tests.support.tiny_directory import write_tiny_model
 
 
 @pytest.fixture
@@ -215,3 +216,23 @@ def test_watching_a_job_that_fails_or_is_cancelled_says_why(
     code, _, err = sleb.jobs("watch", cancelled, *arguments)
     assert code == 1
     assert f"job {cancelled} cancelled" in err
+
+
+def test_a_job_is_submitted_with_the_options_of_prune_and_deleted(
+    sleb: Sleb, settings: ServeSettings, job_store: JobStore
+) -> None:
+    write_tiny_model(settings.models_dir / "tiny")
+    options = ["--num-remove", "2", "--calibration", "code=2", "--calibration", "prose"]
+    gate = ["--gate-max-perplexity-ratio-of", "code=1.5", "--num-samples", "6", "--seqlen", "12"]
+    code, out, err = sleb.jobs("submit", "tiny", *options, *gate, "--priority", "7", "--json")
+    assert code == 0, err
+    job = job_store.get(json.loads(out)["id"])
+    assert (job.priority, job.spec.num_remove) == (7, 2)
+    assert [part.dataset.value for part in job.spec.calibration.parts] == ["code", "prose"]
+    assert job.spec.gate is not None
+    assert dict(job.spec.gate.max_perplexity_ratio_of) == {"code": 1.5}
+    assert sleb.jobs("delete", job.id)[0] == 1
+    sleb.jobs("cancel", job.id)
+    assert sleb.jobs("delete", job.id)[0] == 0
+    assert sleb.jobs("show", job.id)[0] == 1
+    assert "no model" in sleb.jobs("submit", "nobody", "--num-remove", "1")[2]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,6 +149,27 @@ def test_a_process_says_and_exits_so_too(
 def test_the_version_is_that_of_the_package(data_dir: Path) -> None:
     ran = sleb(data_dir, "--version")
     assert (ran.returncode, ran.stdout) == (0, f"sleb-serve {version('sleb-serve')}\n")
+
+
+def test_the_names_of_options_are_whole_in_a_narrow_terminal(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = sleb(data_dir, "prune", "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    for option in ("--gate-max-perplexity-ratio-of", "--max-perplexity-ratio", "--no-evaluate"):
+        assert option in shown
+    assert "bool" not in shown
+
+
+@pytest.mark.parametrize("command", ["up", "serve"])
+def test_a_busy_port_is_reported_before_anything_starts(data_dir: Path, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ran = sleb(data_dir, command, "--port", port)
+    assert ran.returncode == 1
+    assert f"port {port} of 127.0.0.1 is in use" in ran.stderr
+    assert not (data_dir / "valkey").exists()
 
 
 def test_an_invalid_setting_is_one_plain_line(

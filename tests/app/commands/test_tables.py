@@ -38,6 +38,16 @@ def shown(*words: str) -> str:
     return runner.invoke(command_line, ["models", *words], catch_exceptions=False).stdout
 
 
+def test_a_narrow_terminal_gets_lines_with_whole_names(data_dir: Path) -> None:
+    publish(data_dir, "prn-6612fbe3e6f88eee48750", [PROSE])
+    runner = CliRunner(env={"COLUMNS": "80"})
+    told = runner.invoke(command_line, ["models"], catch_exceptions=False).stdout
+    table = told.partition("prose: perplexity")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    line = next(line for line in table.splitlines() if line.startswith("tiny@prn-"))
+    assert line.startswith("tiny@prn-6612fbe3e6f88eee48750: 4 blocks, without ")
+
+
 def cells(table: str, name: str) -> list[str]:
     [line] = [line for line in table.splitlines() if line.startswith(f"│ {name} ")]
     return [cell.strip() for cell in line.strip("│").split("│")]

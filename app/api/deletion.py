@@ -1,0 +1,51 @@
+"""Deletion of dense models that nothing uses."""
+
+import asyncio
+
+from app.api.unload import ModelInUse, unload
+from app.compare.shadow import Shadow
+from app.engine.async_engine import AsyncEngine
+from app.models.registry import ModelRegistry
+from pruning.checkpoints.staging import remove
+from pruning.jobs.job import JobStatus
+from pruning.jobs.store import JobStore
+
+
+class NotDeletable(ValueError):
+    """The name is that of a variant or of an external model."""
+
+
+async def delete_dense(
+    name: str,
+    registry: ModelRegistry,
+    engine: AsyncEngine,
+    shadow: Shadow | None,
+    jobs: JobStore,
+) -> None:
+    """Unload the model and delete its directory.
+
+    Raises what ``unload`` does, ``NotDeletable`` or ``InvalidAliasFile``.
+    """
+    entry = await asyncio.to_thread(registry.catalog.resolve, name)
+    if entry.is_pruned or entry.external is not None:
+        where = (
+            "external.toml declares it"
+            if entry.external is not None
+            else "the checkpoint of a job is deleted with it, by DELETE /prune-jobs/{id}"
+        )
+        raise NotDeletable(f"{name!r} is no dense model of this service: {where}")
+    await asyncio.to_thread(_check_unused, name, registry, jobs)
+    await unload(name, registry, engine, shadow)
+    await asyncio.to_thread(remove, registry.catalog.directory(name))
+
+
+def _check_unused(name: str, registry: ModelRegistry, jobs: JobStore) -> None:
+    if aliases := registry.catalog.aliases_of(name):
+        raise ModelInUse(
+            f"{name!r} or a variant of it has the alias {', '.join(aliases)}: give it another "
+            f"target or remove it first"
+        )
+    for status in (status for status in JobStatus if not status.is_final):
+        for job_id in jobs.ids(status):
+            if jobs.get(job_id).model == name:
+                raise ModelInUse(f"the job {job_id} prunes {name!r}: wait for it, or cancel it")

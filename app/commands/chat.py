@@ -1,0 +1,84 @@
+"""``sleb chat``: a conversation with a model of a running service."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+
+from app.commands.client import Refused, ServiceClient, service_client
+
+Messages = list[dict[str, str]]
+_COMPARE, _END = "/compare", "[DONE]"
+_HELP = "/compare OTHER has another model answer to your last message. Ctrl-D ends."
+
+
+def run_chat(url: str | None, model: str, options: dict[str, Any]) -> None:
+    """Read messages until the end of the input. Raises ``ServiceUnavailable`` or ``Refused``."""
+    console = Console(highlight=False)
+    with service_client(url) as client:
+        client.request("GET", f"/models/{model}")  # refuses an unknown name at once
+        console.print(_HELP, style="dim")
+        Conversation(client, model, options, console).run(lambda: console.input("[bold]> [/]"))
+
+
+class Conversation:
+    """The messages so far. A model answers to all of them."""
+
+    def __init__(
+        self, client: ServiceClient, model: str, options: dict[str, Any], console: Console
+    ) -> None:
+        self.messages: Messages = []
+        self._client = client
+        self._model = model
+        self._options = options
+        self._console = console
+
+    def run(self, read: Callable[[], str]) -> None:
+        """Answer to what ``read`` returns, until it raises ``EOFError``."""
+        while True:
+            try:
+                text = read().strip()
+            except EOFError:
+                return
+            if text.startswith(_COMPARE):
+                self._compare(text.removeprefix(_COMPARE).strip())
+            elif text:
+                self.messages.append({"role": "user", "content": text})
+                self.messages.append(
+                    {"role": "assistant", "content": self._answer(self._model, self.messages)}
+                )
+
+    def _compare(self, other: str) -> None:
+        """Have ``other`` answer to the last message. Its answer is not in the conversation."""
+        if not other or len(self.messages) < 2:
+            self._console.print("say something first, then: /compare OTHER", style="dim")
+            return
+        try:
+            self._answer(other, self.messages[:-1])
+        except Refused as error:
+            self._console.print(str(error), markup=False)
+
+    def _answer(self, model: str, messages: Messages) -> str:
+        """Print the answer as it arrives, and return it. Ctrl-C stops it."""
+        self._console.print(f"{model}:", style="dim", markup=False)
+        text = ""
+        try:
+            for delta in self._deltas(model, messages):
+                self._console.print(delta, end="", markup=False, soft_wrap=True)
+                text += delta
+        except KeyboardInterrupt:
+            pass
+        self._console.print()
+        return text
+
+    def _deltas(self, model: str, messages: Messages) -> Iterator[str]:
+        body = {"model": model, "messages": messages, "stream": True, **self._options}
+        for data in self._client.events("/v1/chat/completions", body=body):
+            if data == _END:
+                return
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise Refused(chunk["error"]["message"])
+            for choice in chunk["choices"]:
+                yield choice["delta"].get("content") or ""

@@ -1,0 +1,72 @@
+"""``sleb compare``: the result of ``POST /compare`` as a table and texts."""
+
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+from string import ascii_uppercase
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.commands.client import service_client
+from app.terminal import print_json
+
+TIMEOUT_S = 600.0  # all prompts of all models, several times
+
+
+def run_compare(url: str | None, body: dict[str, Any], *, as_json: bool) -> None:
+    """Raises ``ServiceUnavailable`` or ``Refused``."""
+    with service_client(url) as client:
+        found = client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
+    if as_json:
+        print_json(found)
+    else:
+        print_comparison(found, body["prompt"])
+
+
+def print_comparison(found: Mapping[str, Any], prompts: list[str]) -> None:
+    """Print one row for each model, the reasons of the verdicts, and the outputs."""
+    console = Console(highlight=False)
+    table = Table(title="Speed-ups are times of the baseline divided by those of the model")
+    for heading in ("model", "ms per token", "speed-up", "first token", "same tokens"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    results = {result["model"]: result for result in found["results"]}
+    named = dict(zip(ascii_uppercase, found["models"], strict=False))  # names are long
+    for number, (letter, model) in enumerate(named.items()):
+        outputs = [prompt["outputs"][number] for prompt in found["prompts"]]
+        table.add_row(letter, *_cells(outputs, results.get(model)))
+    console.print(table)
+    for letter, model in named.items():
+        console.print(f"{letter}: {model}{_verdict(results.get(model))}", markup=False)
+    console.print("in parentheses: 95 % intervals; same tokens: before the first difference")
+    for prompt, text in zip(found["prompts"], prompts, strict=True):
+        console.print(f"\n[bold]{escape(text)}[/]")
+        for letter, output in zip(named, prompt["outputs"], strict=True):
+            console.print(f"[dim]{letter}:[/]{escape(output['text'])}")
+
+
+def _cells(outputs: list[dict[str, Any]], result: Mapping[str, Any] | None) -> Iterator[str]:
+    times_s = [times["tpot_s"] for output in outputs for times in output["timings"]]
+    known = [time_s for time_s in times_s if time_s is not None]
+    yield f"{1e3 * fmean(known):.1f}" if known else ""
+    if result is None:
+        yield from ("baseline", "", "")
+        return
+    yield _speedup(result["tpot"])
+    yield _speedup(result["ttft"])
+    yield f"{result['agreement']:.0%}"
+
+
+def _speedup(found: Mapping[str, Any] | None) -> str:
+    """The ratio with its interval, if there is one."""
+    if found is None:
+        return ""
+    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    return f"{found['ratio']:.2f}{interval}"
+
+
+def _verdict(result: Mapping[str, Any] | None) -> str:
+    """In words, with the reason; nothing for the baseline."""
+    found = result and result["tpot"]
+    return f", {found['verdict']} per token: {found['reason']}" if found else ""

@@ -1,0 +1,77 @@
+"""A conversation, with a service that answers with what it was asked."""
+
+import json
+from collections.abc import Callable, Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from app.commands.chat import Conversation
+from app.commands.client import Refused, ServiceClient
+
+
+class Echo(ServiceClient):
+    """Streams the model, the number of messages and the last one, word by word."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+
+    def events(
+        self,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> Iterator[str]:
+        assert (path, headers) == ("/v1/chat/completions", None)
+        assert body is not None
+        if body["model"] == "nobody":
+            raise Refused("no model named 'nobody'")
+        self.bodies.append(json.loads(json.dumps(body)))
+        messages = body["messages"]
+        for word in (body["model"], f" {len(messages)} ", messages[-1]["content"], None):
+            yield json.dumps({"choices": [{"delta": {"content": word}}]})
+        yield "[DONE]"
+
+
+def reading(*lines: str) -> Callable[[], str]:
+    left = list(lines)
+
+    def read() -> str:
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    return read
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=StringIO(), width=80)
+
+
+def test_an_answer_is_streamed_and_becomes_part_of_the_conversation(console: Console) -> None:
+    service = Echo()
+    conversation = Conversation(service, "m", {"max_tokens": 4}, console)
+    conversation.run(reading("hello [/b]", "", "and you?"))
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
+    assert conversation.messages[1]["content"] == "m 1 hello [/b]"
+    assert conversation.messages[3]["content"] == "m 3 and you?"
+    assert all(body["max_tokens"] == 4 and body["stream"] for body in service.bodies)
+    assert isinstance(console.file, StringIO)
+    assert "m 1 hello [/b]\n" in console.file.getvalue()
+
+
+def test_another_model_answers_to_the_same_messages(console: Console) -> None:
+    service = Echo()
+    conversation = Conversation(service, "m", {}, console)
+    conversation.run(reading("/compare n", "hello", "/compare n", "/compare nobody", "on"))
+    assert [body["model"] for body in service.bodies] == ["m", "n", "m"]
+    first, second, third = (body["messages"] for body in service.bodies)
+    assert first == second
+    assert [message["content"] for message in third] == ["hello", "m 1 hello", "on"]
+    assert isinstance(console.file, StringIO)
+    for shown in ("say something first", "n 1 hello", "no model named 'nobody'"):
+        assert shown in console.file.getvalue()

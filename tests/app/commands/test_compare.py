@@ -1,0 +1,44 @@
+"""The table of a comparison."""
+
+from typing import Any
+
+import pytest
+
+from app.commands.compare import print_comparison
+
+
+def output(model: str, text: str, tpot_s: float) -> dict[str, Any]:
+    return {"model": model, "text": text, "timings": [{"tpot_s": tpot_s}, {"tpot_s": tpot_s}]}
+
+
+SPEEDUP = {"ratio": 1.25, "low": 1.2, "high": 1.3, "verdict": "faster", "reason": "5 pairs"}
+FOUND = {
+    "models": ["tiny", "tiny@prn-6612fbe3e6f88eee48750-3"],
+    "prompts": [
+        {"outputs": [output("tiny", " [/b] a", 0.05), output("tiny@-3", " b", 0.04)]},
+    ],
+    "results": [
+        {
+            "model": "tiny@prn-6612fbe3e6f88eee48750-3",
+            "tpot": SPEEDUP,
+            "ttft": {**SPEEDUP, "ratio": 1.5, "low": None, "high": None},
+            "agreement": 0.5,
+        }
+    ],
+}
+
+
+def test_every_model_is_a_row_with_its_speedup_and_interval(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_comparison(FOUND, ["The sea is"])
+    told = capsys.readouterr().out
+    [dense] = [line for line in told.splitlines() if "baseline" in line]
+    [pruned] = [line for line in told.splitlines() if "1.25 (1.20 to 1.30)" in line]
+    assert "50.0" in dense
+    for shown in ("B", "40.0", "1.50", "50%"):
+        assert shown in pruned
+    assert "B: tiny@prn-6612fbe3e6f88eee48750-3, faster per token: 5 pairs" in told
+    assert "A: [/b] a" in told
+    assert max(map(len, told.splitlines())) <= 80
