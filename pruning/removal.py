@@ -73,6 +73,11 @@ def decide(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Remova
     )
 
 
+def is_tie(margin: float | None, margin_error: float | None) -> bool:
+    """Whether the runner-up may be as good: the margin is inside two standard errors."""
+    return margin is not None and margin_error is not None and margin < 2 * margin_error
+
+
 def paired_gaps(losses: Losses, others: Losses) -> list[float]:
     """Differences per window, for the windows that both have."""
     return [ours - theirs for ours, theirs in zip(losses, others, strict=False)]

@@ -18,6 +18,8 @@ from pruning.checkpoints.trajectory import short
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.store import ModelStore
 
+_UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
+
 
 def catalog_of(settings: ServeSettings) -> Catalog:
     """The catalog of the data directory, without the prefixes of running jobs."""
@@ -68,6 +70,8 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
     for text, heading in texts.items():
         console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
+    if any(map(_speedup, entries)):
+        console.print("speed-up: predicted for decoding one sequence; sleb bench measures it")
     if texts:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
 
@@ -77,7 +81,8 @@ def _print_entries(
 ) -> None:
     """As a table if the terminal has room for it, so that names and numbers stay whole."""
     listed = _table(entries, texts)
-    if console.measure(listed).maximum <= console.width:
+    unlimited = console.options.update(width=_UNLIMITED)
+    if console.measure(listed, options=unlimited).maximum <= console.width:
         console.print(listed)
         return
     for line in (line for entry in entries for line in _lines(entry, texts)):
@@ -86,7 +91,8 @@ def _print_entries(
 
 def _table(entries: Sequence[ModelEntry], texts: Mapping["_Text", str]) -> Table:
     listed = Table()
-    for heading in ("model", "blocks", "removed blocks", "repair", *texts.values(), ""):
+    headings = ("model", "blocks", "removed blocks", "repair", "speed-up", *texts.values(), "")
+    for heading in headings:
         listed.add_column(heading)
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
@@ -94,7 +100,13 @@ def _table(entries: Sequence[ModelEntry], texts: Mapping["_Text", str]) -> Table
         measured = dict(_measured(entry))
         cells = (measured.get(text, "") for text in texts)
         listed.add_row(
-            entry.name, str(entry.num_blocks), removed, repair, *cells, entry.error or ""
+            entry.name,
+            str(entry.num_blocks),
+            removed,
+            repair,
+            _speedup(entry),
+            *cells,
+            entry.error or "",
         )
     return listed
 
@@ -109,9 +121,16 @@ def _lines(entry: ModelEntry, texts: Mapping["_Text", str]) -> Iterator[str]:
         parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
     if entry.repair is not None:
         parts.append(f"repair: {entry.repair.method.value}")
+    if speedup := _speedup(entry):
+        parts.append(f"speed-up {speedup}")
     yield f"{entry.name}: {', '.join(parts)}"
     if measured := [f"{texts[text]} {cell}" for text, cell in _measured(entry)]:
         yield f"  {', '.join(measured)}"
+
+
+def _speedup(entry: ModelEntry) -> str:
+    predicted = entry.predicted_speedup
+    return "" if predicted is None else f"{predicted:.2f}"
 
 
 @dataclass(frozen=True)
@@ -160,6 +179,7 @@ def _entry_json(entry: ModelEntry, aliases: Mapping[str, str]) -> dict[str, Any]
         "num_blocks": entry.num_blocks,
         "removed_blocks": list(entry.removed_blocks),
         "repair": _repair_json(entry),
+        "predicted_speedup": entry.predicted_speedup,
         "perplexity": entry.perplexity,
         "evaluated_on": entry.evaluated_on,
         "domains": [_domain_json(entry, domain) for domain in entry.domains],

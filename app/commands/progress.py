@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pruning.removal import Removal
+from pruning.removal import Removal, is_tie
 from pruning.search.observed import Observer
 from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
@@ -140,4 +140,5 @@ def _lead(removal: Removal) -> str:
     if removal.margin is None:
         return ""
     error = "" if removal.margin_error is None else f" ± {removal.margin_error:.4f}"
-    return f", {removal.margin:.4f}{error} before {removal.runner_up}"
+    tie = ", a tie" if is_tie(removal.margin, removal.margin_error) else ""
+    return f", {removal.margin:.4f}{error} before {removal.runner_up}{tie}"

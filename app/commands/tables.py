@@ -34,7 +34,7 @@ def print_run(
     headings, cells = table(trajectory)
     console = Console(highlight=False)
     console.print(_table(f"{manifest.parent}, block by block", headings, cells))
-    for text in legend(manifest, headings):
+    for text in legend(manifest, headings, trajectory):
         console.print(text, markup=False, soft_wrap=True)
     if domains := manifest.quality.domains:
         by_domain = depth_table(domains, len(manifest.removed_blocks))

@@ -9,6 +9,7 @@ from pruning.checkpoints.store import Manifest
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
 from pruning.jobs.job import Job
+from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName, raw_name
 from pruning.models.store import ModelInfo
 from pruning.removal import kept
@@ -62,6 +63,7 @@ class RemovalOrder:
     num_parameters: int | None = None  # after all removals
     dense_num_parameters: int | None = None
     parent_fingerprint: str | None = None  # None matches any model with that many blocks
+    block_times: BlockTimes | None = None  # of the dense model; None in old manifests
     repairs: Mapping[int, StoredRepair] = field(default_factory=dict)  # by depth, where it has one
 
     @classmethod
@@ -79,6 +81,7 @@ class RemovalOrder:
             num_parameters=manifest.num_parameters,
             dense_num_parameters=manifest.dense_num_parameters,
             parent_fingerprint=manifest.parent_fingerprint,
+            block_times=manifest.block_times,
             repairs=StoredRepair.by_depth(manifest),
         )
 
@@ -201,6 +204,13 @@ class ModelEntry:
             return None
         per_block = (order.dense_num_parameters - order.num_parameters) // order.depth
         return order.dense_num_parameters - per_block * self.num_removed
+
+    @property
+    def predicted_speedup(self) -> float | None:
+        """Of decoding one sequence, on the machine where the order was found."""
+        if self.order is None or self.order.block_times is None or not self.is_pruned:
+            return None
+        return self.order.block_times.speedup(self.order.num_blocks, self.num_removed)
 
     @property
     def dtype(self) -> str | None:

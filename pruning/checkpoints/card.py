@@ -121,7 +121,8 @@ def model_card(
     manifest: Manifest, removals: Sequence[Removal] = (), lineage: Lineage = _UNKNOWN
 ) -> str:
     """Return the card of a published checkpoint. ``removals`` add the margin of each round."""
-    headings, cells = table(rows(manifest, removals))
+    trajectory = rows(manifest, removals)
+    headings, cells = table(trajectory)
     spec = PruneSpec.from_dict(manifest.spec)
     search = _STAGED if spec.search is Search.STAGED else _EXACT
     streamed = _STREAMED if spec.resident is Resident.STREAM else ""
@@ -138,7 +139,7 @@ def model_card(
         metric=_METRICS[spec.metric],
         plot=PLOT_FILE,
         table=_markdown(headings, cells),
-        legend=_list(legend(manifest, headings)),
+        legend=_list(legend(manifest, headings, trajectory)),
         domains=_domains(manifest.quality.domains),
         search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
         **manifest.calibration,

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality, perplexity_of
-from pruning.removal import Removal
+from pruning.removal import Removal, is_tie
 from pruning.repair.repair import Method
 from pruning.spec.prune import Metric, PruneSpec
 
@@ -66,8 +66,8 @@ def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     return tuple(shown), list(zip(*shown.values(), strict=True))
 
 
-def legend(manifest: Manifest, headings: Cells) -> list[str]:
-    """Explain the headings, and state what was measured on the pruned model alone."""
+def legend(manifest: Manifest, headings: Cells, rows: Sequence[Row] = ()) -> list[str]:
+    """Explain the headings, count ties, and state what was measured on the pruned model alone."""
     evaluated_on = manifest.quality.evaluated_on
     is_repaired = any(domain.repaired for domain in manifest.quality.domains)
     served = "of the model as served, with its repair, " if is_repaired else ""
@@ -82,7 +82,16 @@ def legend(manifest: Manifest, headings: Cells) -> list[str]:
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",
     }
     explained = [sentence for name, sentence in sentences.items() if name in headings]
-    return [*explained, *_measured(manifest.quality)]
+    return [*explained, *_ties(rows), *_measured(manifest.quality)]
+
+
+def _ties(rows: Sequence[Row]) -> Iterator[str]:
+    margins = [(row.margin, row.margin_error) for row in rows]
+    if num_ties := sum(is_tie(*margin) for margin in margins):
+        yield (
+            f"ties: {num_ties} of {len(rows) - 1} rounds. Their margin is inside two standard "
+            "errors, so other text may choose another block: take more text for a firmer order."
+        )
 
 
 def _speedup_sentence(manifest: Manifest) -> str:

@@ -20,6 +20,7 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         num_blocks=entry.num_blocks,
         removed_blocks=list(entry.removed_blocks),
         losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
+        predicted_speedup=entry.predicted_speedup,
         perplexity=entry.perplexity,
         dense_perplexity=curve[0] if curve else None,
         probe_score=entry.probe.score if entry.probe else None,

@@ -149,6 +149,10 @@ class ModelView(BaseModel):
     num_blocks: int
     removed_blocks: list[int]
     losses: list[float]
+    predicted_speedup: float | None = Field(
+        description="Time of a decode step of one sequence, dense over pruned, by the times of the "
+        "blocks on the machine of the job. Null for a dense model and while the job runs."
+    )
     perplexity: float | None
     dense_perplexity: float | None
     probe_score: float | None = Field(

@@ -64,7 +64,7 @@ def test_prune_has_an_option_for_every_field_of_the_spec() -> None:
     expected = {field.name for field in fields(PruneSpec)} - nested
     expected |= {field.name for field in fields(CalibrationSpec)} - {"dataset", "path"}
     expected |= {f"gate_{field.name}" for field in fields(Gate)}
-    own = {"model", "out", "calibration", "state_budget", "actors", "as_json"}
+    own = {"model", "out", "calibration", "state_budget", "actors", "overwrite", "as_json"}
     assert set(inspect.signature(prune).parameters) - own == expected - {"model"}
 
 

@@ -34,7 +34,7 @@ def test_every_model_is_a_row_with_its_speedup_and_interval(
     monkeypatch.setenv("COLUMNS", "80")
     print_comparison(FOUND, ["The sea is"])
     told = capsys.readouterr().out
-    [dense] = [line for line in told.splitlines() if "baseline" in line]
+    [dense] = [line for line in told.splitlines() if " baseline │" in line]
     [pruned] = [line for line in told.splitlines() if "1.25 (1.20 to 1.30)" in line]
     assert "50.0" in dense
     for shown in ("B", "40.0", "1.50", "50%"):

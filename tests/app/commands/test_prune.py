@@ -153,7 +153,9 @@ def test_every_removal_gets_a_line_and_is_kept(progress: Progress) -> None:
     assert bar.removals == removals
     assert isinstance(progress.console.file, StringIO)
     lines = progress.console.file.getvalue().splitlines()
-    assert lines[0] == "  removed block 3: loss 4.2500 (dense 4.0000), 0.1000 ± 0.0577 before 1"
+    assert (
+        lines[0] == "  removed block 3: loss 4.2500 (dense 4.0000), 0.1000 ± 0.0577 before 1, a tie"
+    )
     assert lines[1] == "  removed block 1: loss 5.0000 (dense 4.0000), 0.5000 ± 0.0000 before 2"
 
 
@@ -168,6 +170,7 @@ def test_the_table_says_what_was_lost_and_where_things_lie(
         assert words in printed
     assert f"plot: {path / PLOT_FILE}" in printed
     assert "some text, 4 windows" in printed
+    assert "ties: 1 of 2 rounds." in printed
 
 
 def test_json_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
