@@ -219,8 +219,11 @@ class ModelEntry:
 
     @property
     def perplexity(self) -> float | None:
-        """On the held-out windows of the job that found the order."""
-        curve = self._measured.perplexities if self._measured else ()
+        """On the held-out windows of the job that found the order, repaired or raw as named."""
+        if self.order is None:
+            return None
+        quality = self.order.quality
+        curve = quality.raw_perplexities if self._lacks_repair else quality.perplexities
         return curve[self.num_removed] if curve else None
 
     @property

@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 from pruning.data.calibration import evaluation_windows
 from pruning.data.windows import mixed
-from pruning.evaluation.domains import measure_domains, served_curve
+from pruning.evaluation.domains import measure_domains, perplexity_curve
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
-from pruning.evaluation.quality import Quality, Quantized, text_of
+from pruning.evaluation.quality import DomainQuality, Quality, Quantized, text_of
 from pruning.evaluation.quality_gate import ask_both, gated
 from pruning.evaluation.zero_shot import PAPER_TASKS, ZeroShot, fetch_tasks, score_tasks
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
@@ -58,10 +58,12 @@ def assess(
         domains = measure_domains(dense, windows, removed, own)
         calibrated = {part.domain for part in spec.calibration.parts}
         text = mixed([found for name, found in windows.items() if name in calibrated])
+        of_text = [one for one in domains if one.domain in calibrated]
         quality = replace(
             quality,
             domains=domains,
-            perplexities=served_curve([one for one in domains if one.domain in calibrated]),
+            perplexities=perplexity_curve(of_text, DomainQuality.served_after),
+            raw_perplexities=perplexity_curve(of_text, DomainQuality.raw_after),
             evaluated_on=text_of(text.source, *text.token_ids.shape),
         )
         if spec.quantize is not None:

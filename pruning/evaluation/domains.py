@@ -1,6 +1,6 @@
 """Measure the prefixes of a removal order, raw and repaired, on each domain of held-out text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -34,12 +34,17 @@ def measure_domains(
     )
 
 
-def served_curve(domains: Sequence[DomainQuality]) -> tuple[float, ...]:
-    """The perplexity as served after 0, 1, 2 ... removals, on all windows of these domains."""
+def perplexity_curve(
+    domains: Sequence[DomainQuality], of_depth: Callable[[DomainQuality, int], Measured]
+) -> tuple[float, ...]:
+    """The perplexity after 0, 1, 2 ... removals, on all windows of these domains.
+
+    ``of_depth`` says of which model: ``DomainQuality.served_after`` or ``raw_after``.
+    """
     num_windows = sum(domain.num_windows for domain in domains)
     return tuple(
         perplexity_of(
-            sum(domain.num_windows * domain.served_after(number).loss for domain in domains)
+            sum(domain.num_windows * of_depth(domain, number).loss for domain in domains)
             / num_windows
         )
         for number in range(len(domains[0].raw) + 1)

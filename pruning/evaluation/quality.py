@@ -140,6 +140,7 @@ class Quality:
     quantized: Quantized | None = None
     zero_shot: ZeroShot | None = None
     domains: tuple[DomainQuality, ...] = ()  # empty if not evaluated, and in old manifests
+    raw_perplexities: tuple[float, ...] = ()  # perplexities without repair; not in old manifests
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Quality":
@@ -153,6 +154,7 @@ class Quality:
             quantized=Quantized(**given) if (given := data.get("quantized")) else None,
             zero_shot=ZeroShot.from_dict(asked) if (asked := data.get("zero_shot")) else None,
             domains=tuple(map(DomainQuality.from_dict, data.get("domains", ()))),
+            raw_perplexities=tuple(data.get("raw_perplexities", ())),
         )
 
 

@@ -10,8 +10,8 @@ import torch
 
 from pruning.data.calibration import evaluation_windows
 from pruning.data.windows import Windows
-from pruning.evaluation.domains import measure_domains, served_curve
-from pruning.evaluation.quality import Measured
+from pruning.evaluation.domains import measure_domains, perplexity_curve
+from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore, load
 from pruning.removal import Losses, kept
@@ -69,11 +69,20 @@ def test_each_domain_is_measured_dense_raw_and_repaired(
         assert repaired is not None
         of_repaired = losses(text, 2, is_repaired=True)
         same(repaired, Measured.against(of_dense, of_repaired))
-    pooled = [
-        fmean([loss for one in TEXTS for loss in losses(one, number, is_repaired=number == 2)])
-        for number in (0, 1, 2)
-    ]
-    assert served_curve([prose, code]) == pytest.approx([exp(loss) for loss in pooled], rel=1e-5)
+    for repaired_depth, of_depth in (
+        (2, DomainQuality.served_after),
+        (None, DomainQuality.raw_after),
+    ):
+        pooled = [
+            [
+                loss
+                for one in TEXTS
+                for loss in losses(one, number, is_repaired=number == repaired_depth)
+            ]
+            for number in (0, 1, 2)
+        ]
+        expected = [exp(fmean(losses)) for losses in pooled]
+        assert perplexity_curve([prose, code], of_depth) == pytest.approx(expected, rel=1e-5)
 
 
 def same(found: Measured, expected: Measured) -> None:
@@ -115,7 +124,12 @@ def test_a_run_measures_the_domains_of_its_calibration(tiny_models_dir: Path) ->
         name: windows.digest for name, windows in text.items()
     }
     of_spec = [found["self"], found["animals"]]
-    assert manifest.quality.perplexities == served_curve(of_spec)
+    served = perplexity_curve(of_spec, DomainQuality.served_after)
+    assert manifest.quality.perplexities == served
+    raw = perplexity_curve(of_spec, DomainQuality.raw_after)
+    assert manifest.quality.raw_perplexities == raw
+    assert any(one.repaired for one in of_spec)
+    assert raw != served
     assert [one.num_windows for one in of_spec] == [4, 2]
     assert "4 × self (seed 1) + 2 × file" in manifest.quality.evaluated_on
     assert manifest.quality.evaluated_on.endswith(", 6 windows of 12 tokens")

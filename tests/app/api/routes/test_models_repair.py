@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from pruning.checkpoints.store import Manifest
 from pruning.models.store import LoadedModel
 from pruning.repair.repair import Method
+from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
 from tests.support.generate_requests import generate
@@ -58,9 +59,29 @@ def test_what_was_measured_of_the_repaired_model_is_not_of_the_raw_one(
     assert manifest.quality.perplexities
     raw, repaired = model(client, "tiny@-3+raw"), model(client, "tiny@-3")
     assert repaired["perplexity"] == manifest.quality.perplexities[3]
-    assert (raw["perplexity"], raw["warnings"]) == (None, [])
+    assert (raw["probe_score"], raw["warnings"]) == (None, [])
     assert raw["losses"] == repaired["losses"]  # of the search, which repaired nothing
     assert model(client, "tiny@-1+raw")["perplexity"] == manifest.quality.perplexities[1]
+
+
+def test_a_raw_form_has_the_perplexity_that_the_job_measured_without_repair(
+    client: TestClient, data_dir: Path
+) -> None:
+    manifest = publish_pruned(data_dir, len(METHODS), repair=Repair.SCALE)
+    assert manifest.repair is not None
+    raw, repaired = model(client, "tiny@-3+raw"), model(client, "tiny@-3")
+    assert (raw["perplexity"], repaired["perplexity"]) == (
+        manifest.quality.raw_perplexities[3],
+        manifest.quality.perplexities[3],
+    )
+    assert raw["perplexity"] != repaired["perplexity"]
+    assert raw["evaluated_on"] == repaired["evaluated_on"]
+    [of_text] = [domain for domain in raw["domains"] if domain["domain"] == "self"]
+    assert raw["perplexity"] == pytest.approx(of_text["perplexity"])
+    load(client, "tiny@-3+raw")
+    scrape = Scrape(client.get("/metrics").text)
+    labels = {"model_name": "tiny@-3+raw", "text": raw["evaluated_on"]}
+    assert scrape.value("sleb_model_perplexity", **labels) == pytest.approx(raw["perplexity"])
 
 
 def test_both_are_loaded_counted_and_unloaded_each_alone(
