@@ -20,14 +20,16 @@ from pruning.checkpoints.store import CheckpointStore, Manifest, repair_of
 from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
 from pruning.models.blocks import num_blocks, view
 from pruning.models.save_streamed import SHARD_BYTES
-from pruning.models.store import COMPANION_FILES, ModelStore, load
+from pruning.models.store import COMPANION_FILES, LoadedModel, ModelStore, load
 from pruning.pipeline import prune
 from pruning.repair.folding import folded
+from pruning.repair.repair import Method
 from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
+from tests.support.repairs import repair_checkpoint
 from tests.support.tiny_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -36,23 +38,26 @@ SPEC = PruneSpec(
     2,
     calibration=CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8),
     evaluate=False,
-    repair=Repair.RIDGE,
+    repair=Repair.NONE,
 )
 
 
 @pytest.fixture
-def manifest(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    """The manifest of a checkpoint in the data directory of the command."""
+def manifest(
+    tiny_models_dir: Path, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> Manifest:
+    """The manifest of a repaired checkpoint in the data directory of the command."""
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setenv("SLEB_DEVICE", "cpu")
     store = CheckpointStore(tiny_models_dir.parent / "checkpoints")
-    return prune(
+    prune(
         SPEC,
         name="tiny@prn-1",
         target=store.path("tiny@prn-1"),
         models=ModelStore(tiny_models_dir),
         observer=Recorder(),
     )
+    return repair_checkpoint(store.path("tiny@prn-1"), tiny_loaded.model, [Method.RIDGE] * 2)
 
 
 def run(*words: str) -> Any:
@@ -115,6 +120,24 @@ def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
     )
     assert f"in order of removal: {manifest.removed_blocks[0]}.\n" in card
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["tiny@-1+raw", "tiny@prn-1-1+raw"])
+def test_a_raw_name_means_the_blocks_without_their_repair(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, name: str
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "gguf" / "tiny.gguf"
+    said = json.loads(run(name, str(out), "--gguf", str(file), "--json").stdout)
+    assert (said["name"], said["repair"], said["verified"]) == (name, "none", True)
+    keep = manifest.keep_after(1)
+    expected = logits_of(view(load(tiny_models_dir / "tiny").model, keep), token_ids())
+    assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(out), token_ids()), expected)
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    assert torch.equal(logits_of(read, token_ids()), expected)
+    assert not torch.equal(expected, pruned_logits(tiny_models_dir, keep))
+    card = (out / "README.md").read_text()
+    assert "tiny without 1 of its 6 transformer blocks, in float32" in card
+    assert "all weights have the parent's values" in card
 
 
 def test_a_checkpoint_is_split_into_shards_without_its_parent(

@@ -123,6 +123,11 @@ def test_a_comparison_shows_dense_raw_and_repaired(client: TestClient, manifest:
     texts = [each["text"] for each in outputs]
     assert texts == [text_of(client, name) for name in names]
     assert (len(set(texts)), texts[2]) == (3, texts[3])
+    assert [each["model"] for each in found["results"]] == names[1:]
+    for result in found["results"]:
+        assert result["tpot"]["low"] <= result["tpot"]["ratio"] <= result["tpot"]["high"]
+    assert found["results"][0]["agreement"] == outputs[1]["agreement"]
+    assert found["results"][1]["logprob_gap"] == outputs[2]["logprob_gap"]
 
 
 @pytest.mark.parametrize("name", ["tiny+raw", "tiny@-4+raw", "none@-1+raw"])
