@@ -205,7 +205,7 @@ def _jobs(
         events=EventFeed(redis_url),
         outbox=outbox,
         stats=JobStatsReader(redis_url),
-        deliverer=_deliverer(app, settings, outbox),
+        deliverer=_deliverer(app, settings, outbox, Catalog(models, checkpoints)),
     )
 
 
@@ -230,7 +230,7 @@ def _submission(
 
 
 def _deliverer(
-    app: FastAPI, settings: ServeSettings, outbox: WebhookOutbox
+    app: FastAPI, settings: ServeSettings, outbox: WebhookOutbox, catalog: Catalog
 ) -> WebhookDeliverer | None:
     """None without a secret: messages then wait for a process that has one."""
     if settings.webhook_secret is None:
@@ -240,7 +240,7 @@ def _deliverer(
 
     def describe(job: Job) -> dict[str, Any]:
         path = app.url_path_for("get_prune_job", job_id=job.id)
-        return job_view_at(path, job).model_dump(mode="json")
+        return job_view_at(path, job, catalog).model_dump(mode="json")
 
     return WebhookDeliverer(outbox, sender, describe)
 

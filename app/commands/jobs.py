@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.client import JobClient, follow
+from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from pruning.removal import Removal
 
@@ -19,6 +20,7 @@ _REMOVAL_FIELDS = (
     "step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error",
 )  # fmt: skip
 _TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
+_ELSEWHERE = ("object", "urls", "domains")
 _WIDE = 140  # columns of a terminal that has room for all fields
 
 
@@ -53,16 +55,20 @@ def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
 
 
 def print_job(job: dict[str, Any]) -> None:
-    """Print one line for each field that has a value."""
+    """Print one line for each field that has a value, and the quality of a published model."""
     shown = Table(show_header=False, box=None)
     for name, value in job.items():
         if name == "progress":
             shown.add_row("evaluations", _progress(job))
         elif name in _TIMES and value is not None:
             shown.add_row(name, _local(value))
-        elif value not in (None, "", [], {}) and name not in ("object", "urls"):
+        elif value not in (None, "", [], {}) and name not in _ELSEWHERE:
             shown.add_row(name, Text(_plain(value)))
-    Console(highlight=False).print(shown)
+    console = Console(highlight=False)
+    console.print(shown)
+    if job["domains"]:
+        is_repaired = job["repair"] is not None
+        print_domains(console, [domain_of(one, is_repaired=is_repaired) for one in job["domains"]])
 
 
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.commands.domain_table import print_domains
 from app.terminal import print_json
-from pruning.checkpoints.domain_tables import depth_table, explained
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -37,10 +37,8 @@ def print_run(
     for text in legend(manifest, headings, trajectory):
         console.print(text, markup=False, soft_wrap=True)
     if domains := manifest.quality.domains:
-        by_domain = depth_table(domains, len(manifest.removed_blocks))
-        console.print(_table("perplexity of the pruned model by domain", *by_domain))
-        for text in explained(domains):
-            console.print(text, markup=False, soft_wrap=True)
+        num_removed = len(manifest.removed_blocks)
+        print_domains(console, [domain.at_depth(num_removed) for domain in domains])
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
     for text in (
         f"plot: {path / PLOT_FILE}",

@@ -89,8 +89,8 @@ class Catalog:
             return self._external_entry(self._external[name])
         if name in self.dense_names():
             return self._dense_entry(name, self._newest_orders().get(name))
-        if order := self._published_order(name):
-            return self._whole_entry(order)
+        if published := self.published(name):
+            return published
         order, depth = self._order_and_depth(name)
         if order is None and (target := self.aliases().get(name)) is not None:
             return self._target_entry(name, target)
@@ -171,6 +171,11 @@ class Catalog:
         Raises ``JobStoreUnavailable`` if it is not published and the store cannot be reached.
         """
         return self._published_order(checkpoint) or self._unpublished_order(checkpoint)
+
+    def published(self, checkpoint: str) -> ModelEntry | None:
+        """The entry of a published checkpoint; None if there is none of this name."""
+        order = self._published_order(checkpoint)
+        return None if order is None else self._whole_entry(order)
 
     def prefixes(self, order: RemovalOrder) -> list[ModelEntry]:
         """The prefixes that can be served; without the dense model, the whole checkpoint alone."""

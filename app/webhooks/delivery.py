@@ -38,7 +38,9 @@ logger = logging.getLogger(__name__)
 
 
 class WebhookDeliverer:
-    """``describe`` returns the ``data`` of a message about a job, as JSON values."""
+    """``describe`` returns the ``data`` of a message about a job, as JSON values. It may read
+    files.
+    """
 
     def __init__(
         self,
@@ -133,7 +135,8 @@ class WebhookDeliverer:
         job = message.job
         assert job.webhook is not None  # only jobs with a webhook have messages
         at = datetime.fromtimestamp(message.created_at, UTC).isoformat().replace("+00:00", "Z")
-        body = {"type": message.type, "timestamp": at, "data": self._describe(job)}
+        data = await run_in_threadpool(self._describe, job)
+        body = {"type": message.type, "timestamp": at, "data": data}
         return await self._sender.send(message.id, job.webhook.url, json.dumps(body))
 
     def _next_attempt_at(self, message: Message, result: SendResult) -> float | None:

@@ -1,13 +1,24 @@
-"""The quality on each domain of text as tables: at one depth, and after each removal."""
+"""The quality on each domain of text as tables: at one depth, and after each removal.
+
+A wide table has a row for each domain, and a narrow one a row for each model on it.
+"""
 
 from collections.abc import Iterator, Sequence
 
 from pruning.checkpoints.trajectory import NONE, Cells, short
-from pruning.evaluation.quality import CONFIDENCE, DomainQuality, Interval, Measured
+from pruning.evaluation.quality import (
+    CONFIDENCE,
+    Compared,
+    DomainAtDepth,
+    DomainQuality,
+    Interval,
+    Measured,
+)
 
 Table = tuple[Cells, list[Cells]]  # headings, and the cells of each row
 _MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "came back")
-_INTERVALS = (
+NARROW = ("", "perplexity", "× dense", "came back")
+INTERVALS = (
     f"in parentheses: intervals of {CONFIDENCE:.0%}, by Student's t over windows; those of × dense "
     "from differences to the dense model on the same windows."
 )
@@ -24,6 +35,11 @@ def depth_table(domains: Sequence[DomainQuality], num_removed: int) -> Table:
     )
 
 
+def narrow_table(domains: Sequence[DomainAtDepth]) -> Table:
+    """The quality at one depth: each domain with the dense, the pruned and the repaired model."""
+    return _without_empty(NARROW, [row for domain in domains for row in _narrow_rows(domain)])
+
+
 def domain_table(domain: DomainQuality) -> Table:
     """The quality on one domain, with a row for each number of removed blocks from 1."""
     return _without_empty(
@@ -32,19 +48,36 @@ def domain_table(domain: DomainQuality) -> Table:
     )
 
 
-def explained(domains: Sequence[DomainQuality]) -> Iterator[str]:
+def explained(domains: Sequence[DomainQuality | DomainAtDepth]) -> Iterator[str]:
     """Name the text of each domain, and say what the columns mean."""
     for domain in domains:
-        yield f"{domain.domain}: {domain.text} (sha256 of the token ids {domain.digest[:12]})."
-    yield _INTERVALS
+        yield text_line(domain.domain, domain.text, domain.digest)
+    yield INTERVALS
     if any(domain.repaired for domain in domains):
         yield "came back: share of the lost nats per token that repair gives back."
+
+
+def text_line(name: str, text: str, digest: str) -> str:
+    return f"{name}: {text} (sha256 of the token ids {digest[:12]})."
 
 
 def with_interval(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return short(interval.value)
     return f"{short(interval.value)} ({short(interval.low)} to {short(interval.high)})"
+
+
+def _narrow_rows(domain: DomainAtDepth) -> Iterator[Cells]:
+    yield domain.domain, NONE, NONE, NONE
+    yield "  dense", with_interval(domain.dense), NONE, NONE
+    yield "  pruned", *_compared(domain.raw), NONE
+    if domain.repaired is not None:
+        share = NONE if domain.recovered is None else f"{domain.recovered:.0%}"
+        yield "  repaired", *_compared(domain.repaired), share
+
+
+def _compared(found: Compared) -> tuple[str, str]:
+    return short(found.perplexity), with_interval(found.ratio)
 
 
 def _cells(domain: DomainQuality, num_removed: int) -> Cells:

@@ -57,6 +57,30 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A perplexity, and its ratio to that of the dense model on the same windows."""
+
+    perplexity: float
+    ratio: Interval
+
+
+@dataclass(frozen=True)
+class DomainAtDepth:
+    """The quality of one depth of a removal order on a domain.
+
+    ``recovered`` is the share of the lost nats that the repair gives back, if any were lost.
+    """
+
+    domain: str
+    text: str
+    digest: str
+    dense: Interval
+    raw: Compared
+    repaired: Compared | None  # None without a repair
+    recovered: float | None = None
+
+
+@dataclass(frozen=True)
 class DomainQuality:
     """Losses on the held-out windows of one domain, which are the same windows for every model.
 
@@ -106,6 +130,22 @@ class DomainQuality:
         raw, served = self.raw_after(num_removed), self.served_after(num_removed)
         lost = raw.loss - self.dense.loss
         return (raw.loss - served.loss) / lost if lost > 0 else None
+
+    def at_depth(self, num_removed: int) -> DomainAtDepth:
+        """The quality after so many removals."""
+        repaired = self.repaired_after(num_removed)
+        return DomainAtDepth(
+            domain=self.domain,
+            text=self.text,
+            digest=self.digest,
+            dense=self.dense_perplexity(),
+            raw=self._compared(self.raw_after(num_removed)),
+            repaired=None if repaired is None else self._compared(repaired),
+            recovered=None if repaired is None else self.recovered_after(num_removed),
+        )
+
+    def _compared(self, measured: Measured) -> Compared:
+        return Compared(measured.perplexity, self.ratio(measured))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DomainQuality":

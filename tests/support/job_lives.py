@@ -41,14 +41,14 @@ def messages(store: JobStore, job_id: str) -> list[str]:
     return [event.message for event in store.events(job_id)]
 
 
-def succeed(store: JobStore, job_id: str) -> None:
+def succeed(store: JobStore, job_id: str, pruned_model: str = "tiny@x") -> None:
     """Everything from the start to the end, a removal of two evaluations in between."""
     attempt = store.start(job_id, "worker-1").attempt
     store.set_phase(job_id, Phase.SEARCH, attempt)
     for done in (1, 2):
         store.evaluated(job_id, done, 2, attempt)
     store.removed(job_id, [REMOVAL], attempt)
-    store.succeed(job_id, "tiny@x", attempt)
+    store.succeed(job_id, pruned_model, attempt)
 
 
 def ended(store: JobStore, status: JobStatus) -> Job:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from fastapi import Request
 
+from app.api.formats.models import domain_views, repair_view
 from app.api.schemas.jobs import (
     ConditionView,
     EstimateView,
@@ -15,20 +16,21 @@ from app.api.schemas.jobs import (
     WebhookView,
 )
 from app.api.submission import Estimate
-from pruning.jobs.job import Job, JobStatus, StopRequest, WebhookEvent
+from app.models.catalog import Catalog
+from pruning.jobs.job import Job, JobError, JobStatus, StopRequest, Webhook, WebhookEvent
 from pruning.jobs.outbox import DeliveryAttempt
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
 _REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}
 
 
-def job_view(job: Job, request: Request) -> PruneJobView:
-    return job_view_at(request.url_for("get_prune_job", job_id=job.id).path, job)
+def job_view(job: Job, request: Request, catalog: Catalog) -> PruneJobView:
+    return job_view_at(request.url_for("get_prune_job", job_id=job.id).path, job, catalog)
 
 
-def job_view_at(path: str, job: Job) -> PruneJobView:
+def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
     """Return the view for a job with this URL path, where there is no request."""
-    error, webhook = job.error, job.webhook
+    published = catalog.published(job.pruned_model) if job.pruned_model else None
     return PruneJobView(
         id=job.id,
         model=job.model,
@@ -48,16 +50,16 @@ def job_view_at(path: str, job: Job) -> PruneJobView:
         attempt=job.attempt,
         worker=job.worker,
         pruned_model=job.pruned_model,
+        repair=repair_view(published) if published else None,
+        domains=domain_views(published) if published else [],
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
         estimated_finish=job.estimated_finish,
-        error=JobErrorView(code=error.code, message=error.message, param=error.param)
-        if error
-        else None,
+        error=_error(job.error),
         conditions=_conditions(job),
         metadata=dict(job.metadata),
-        webhook=WebhookView(url=webhook.url, events=list(webhook.events)) if webhook else None,
+        webhook=_webhook(job.webhook),
         spec=job.spec.to_dict(),
         urls=_urls(path),
     )
@@ -70,6 +72,16 @@ def _repair_progress(job: Job) -> RepairProgressView | None:
     return RepairProgressView(
         steps_done=found.steps_done, steps_total=found.steps_total, ratio=found.ratio
     )
+
+
+def _error(error: JobError | None) -> JobErrorView | None:
+    if error is None:
+        return None
+    return JobErrorView(code=error.code, message=error.message, param=error.param)
+
+
+def _webhook(webhook: Webhook | None) -> WebhookView | None:
+    return WebhookView(url=webhook.url, events=list(webhook.events)) if webhook else None
 
 
 def _urls(path: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from app.api.schemas.generate import DomainView, ModelView, RepairView
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
+from pruning.evaluation.quality import DomainAtDepth
 
 
 def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
@@ -47,24 +48,28 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
 
 def domain_views(entry: ModelEntry) -> list[DomainView]:
     """One view for each domain that the model was measured on."""
-    views = []
-    for domain in entry.domains:
-        measured = entry.measured_on(domain)
-        ratio = domain.ratio(measured)
-        views.append(
-            DomainView(
-                domain=domain.domain,
-                text=domain.text,
-                digest=domain.digest,
-                perplexity=measured.perplexity,
-                raw_perplexity=domain.raw_after(entry.num_removed).perplexity,
-                dense_perplexity=domain.dense.perplexity,
-                ratio=ratio.value,
-                ratio_low=ratio.low,
-                ratio_high=ratio.high,
-            )
-        )
-    return views
+    return [_domain_view(entry, domain.at_depth(entry.num_removed)) for domain in entry.domains]
+
+
+def _domain_view(entry: ModelEntry, found: DomainAtDepth) -> DomainView:
+    served = found.raw if entry.is_raw or found.repaired is None else found.repaired
+    return DomainView(
+        domain=found.domain,
+        text=found.text,
+        digest=found.digest,
+        perplexity=served.perplexity,
+        raw_perplexity=found.raw.perplexity,
+        dense_perplexity=found.dense.value,
+        dense_perplexity_low=found.dense.low,
+        dense_perplexity_high=found.dense.high,
+        ratio=served.ratio.value,
+        ratio_low=served.ratio.low,
+        ratio_high=served.ratio.high,
+        raw_ratio=found.raw.ratio.value,
+        raw_ratio_low=found.raw.ratio.low,
+        raw_ratio_high=found.raw.ratio.high,
+        recovered=None if entry.is_raw else found.recovered,
+    )
 
 
 def repair_view(entry: ModelEntry) -> RepairView | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.api.deps import DeletionDep, JobsDep, OutboxDep, QueueDep, SubmissionDep
+from app.api.deps import CatalogDep, DeletionDep, JobsDep, OutboxDep, QueueDep, SubmissionDep
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.jobs import (
@@ -87,6 +87,7 @@ IdempotencyKey = Annotated[
 def submit(
     body: PruneJobBody,
     submission: SubmissionDep,
+    catalog: CatalogDep,
     request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -98,7 +99,7 @@ def submit(
     if body.dry_run:
         return JSONResponse(estimate_view(submission.estimate(body)).model_dump(mode="json"))
     submitted = submission.submit(body, idempotency_key)
-    view = job_view(submitted.job, request)
+    view = job_view(submitted.job, request, catalog)
     response.headers["Location"] = view.urls["self"]
     response.headers["Retry-After"] = str(POLL_AFTER_S)
     if submitted.is_replayed:
@@ -109,6 +110,7 @@ def submit(
 @router.get("", name="list_prune_jobs", responses=_READ)
 def list_jobs(
     jobs: JobsDep,
+    catalog: CatalogDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=64)] = None,
@@ -116,35 +118,37 @@ def list_jobs(
 ) -> PruneJobList:
     """The newest first. ``after`` is the id of the last job of the previous page."""
     page = jobs.list(limit, after, status)
-    views = [job_view(job, request) for job in page.jobs]
+    views = [job_view(job, request, catalog) for job in page.jobs]
     return PruneJobList(data=views, has_more=page.has_more)
 
 
 @router.get("/{job_id}", name="get_prune_job", responses=_READ)
-def get_job(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
-    return job_view(jobs.get(job_id), request)
+def get_job(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
+    return job_view(jobs.get(job_id), request, catalog)
 
 
 @router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_CHANGE)
-def cancel(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
+def cancel(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
     """A queued job ends at once, a running one after its current evaluation; its process is killed
     if it does not stop. The removals found so far stay readable.
     """
-    return job_view(jobs.cancel(job_id), request)
+    return job_view(jobs.cancel(job_id), request, catalog)
 
 
 @router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_CHANGE)
-def pause(job_id: str, jobs: JobsDep, request: Request) -> PruneJobView:
+def pause(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
     """A queued job leaves the queue at once, a running one stops after its current evaluation.
 
     The job keeps the removals found so far. Until its worker stops, its status is ``running`` and
     ``pause_requested_at`` is set. Pausing a paused job changes nothing.
     """
-    return job_view(jobs.pause(job_id), request)
+    return job_view(jobs.pause(job_id), request, catalog)
 
 
 @router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_CHANGE)
-def resume(job_id: str, jobs: JobsDep, queue: QueueDep, request: Request) -> PruneJobView:
+def resume(
+    job_id: str, jobs: JobsDep, queue: QueueDep, catalog: CatalogDep, request: Request
+) -> PruneJobView:
     """A paused job is queued first within its priority, and continues where it stopped.
 
     If its worker has not stopped yet, the request to pause is withdrawn.
@@ -152,7 +156,7 @@ def resume(job_id: str, jobs: JobsDep, queue: QueueDep, request: Request) -> Pru
     job = jobs.resume(job_id)
     if job.status is JobStatus.QUEUED:
         queue.enqueue(job_id)
-    return job_view(job, request)
+    return job_view(job, request, catalog)
 
 
 @router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_DELETE)

@@ -125,12 +125,24 @@ class DomainView(BaseModel):
     perplexity: float
     raw_perplexity: float = Field(description="Without repair; the same for an unrepaired model.")
     dense_perplexity: float
+    dense_perplexity_low: float | None = Field(
+        description="Lower end of its 95 % interval on text like this, by Student's t over "
+        "windows. Null, as all ends of intervals, if there is a single window."
+    )
+    dense_perplexity_high: float | None = Field(description="Upper end of that interval.")
     ratio: float = Field(description="perplexity / dense_perplexity.")
     ratio_low: float | None = Field(
         description="Lower end of the 95 % interval of ratio, from differences to the dense model "
-        "window by window. Null if there is a single window."
+        "window by window."
     )
     ratio_high: float | None = Field(description="Upper end of that interval.")
+    raw_ratio: float = Field(description="raw_perplexity / dense_perplexity.")
+    raw_ratio_low: float | None = Field(description="Lower end of the same interval of raw_ratio.")
+    raw_ratio_high: float | None = Field(description="Upper end of that interval.")
+    recovered: float | None = Field(
+        description="Share of the lost nats per token that the repair gives back. Null without a "
+        "repair, or if nothing was lost."
+    )
 
 
 class AliasBody(Body):

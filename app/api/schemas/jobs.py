@@ -77,6 +77,13 @@ class PruneJobView(BaseModel):
     attempt: int
     worker: str | None
     pruned_model: str | None
+    repair: RepairView | None = Field(
+        description="Of pruned_model; null until published, or without repair."
+    )
+    domains: list[DomainView] = Field(
+        description="Quality of pruned_model by domain; empty until published, or if the job "
+        "measured none. Each prefix has its own, see checkpoints."
+    )
     created_at: float
     started_at: float | None
     finished_at: float | None

@@ -14,13 +14,18 @@ import redis
 
 from app.cli.main import main
 from app.config import ServeSettings
+from pruning.checkpoints.domain_tables import narrow_table
+from pruning.checkpoints.store import MANIFEST
+from pruning.checkpoints.trajectory import NONE
 from pruning.jobs.job import JobError, JobStatus, Webhook
 from pruning.jobs.keys import ATTEMPTS
 from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
 from pruning.jobs.store import JobStore
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
+from tests.support.api_fixtures import publish_pruned
 from tests.support.job_lives import succeed
 from tests.support.processes import free_port
+from tests.support.pruning_runs import domain_of
 from tests.support.serving import serving
 from tests.support.tiny_directory import write_tiny_model
 
@@ -50,8 +55,10 @@ class Sleb:
     ) -> None:
         self._monkeypatch, self._capsys, self._url = monkeypatch, capsys, url
 
-    def jobs(self, *arguments: str, url: str | None = None) -> tuple[int, str, str]:
-        self._monkeypatch.setenv("COLUMNS", "200")
+    def jobs(
+        self, *arguments: str, url: str | None = None, columns: int = 200
+    ) -> tuple[int, str, str]:
+        self._monkeypatch.setenv("COLUMNS", str(columns))
         command = ["sleb", "jobs", *arguments, "--url", url or self._url]
         self._monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
@@ -90,6 +97,29 @@ def test_jobs_are_listed_and_shown_for_people_and_for_programs(
     for text in (job_id, "tiny@x", "worker-1", "team: [red]platform", "2 of 2"):
         assert text in out
     assert json.loads(sleb.jobs("show", job_id, "--json")[1])["pruned_model"] == "tiny@x"
+
+
+def test_a_finished_job_shows_the_quality_of_its_model_by_domain(
+    sleb: Sleb, job_store: JobStore, job_id: str, tiny_models_dir: Path
+) -> None:
+    manifest = publish_pruned(tiny_models_dir.parent, 2, job_id, repair=Repair.RIDGE)
+    file = tiny_models_dir.parent / "checkpoints" / manifest.name / MANIFEST
+    changed = json.loads(file.read_text())
+    raw = ((3.5, 4.6, 5.5), (4.0, 5.1, 6.0))
+    domains = [domain_of(name, raw, (None, (3.6, 4.6, 5.6))) for name in ("prose", "documentation")]
+    changed["quality"]["domains"] = [asdict(domain) for domain in domains]
+    file.write_text(json.dumps(changed))
+    assert "by domain" not in sleb.jobs("show", job_id)[1]
+    succeed(job_store, job_id, manifest.name)
+    lines = [line.rstrip() for line in sleb.jobs("show", job_id, columns=80)[1].splitlines()]
+    _, expected = narrow_table([domain.at_depth(2) for domain in domains])
+    assert expected[3][3] == "42%"
+    for line, cells in zip(lines[lines.index("prose") :], expected, strict=False):
+        assert line.split() == " ".join(cell for cell in cells if cell != NONE).split()
+        assert len(line) <= 80
+    assert any(line.startswith(f"documentation: {domains[1].text}") for line in lines)
+    [shown] = json.loads(sleb.jobs("list", "--json")[1])
+    assert [domain["domain"] for domain in shown["domains"]] == ["prose", "documentation"]
 
 
 def test_showing_a_job_tells_what_came_of_its_webhook(

@@ -16,6 +16,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from pruning.jobs.job import JobError, JobStatus, WebhookEvent
 from pruning.jobs.store import JobStore
+from tests.support.api_fixtures import publish_pruned
 from tests.support.job_lives import succeed
 from tests.support.pages import GUIDES, blocks
 from tests.support.prune_requests import JOB, submit
@@ -60,14 +61,15 @@ def refused(client: TestClient, **webhook: Any) -> dict[str, Any]:
 
 
 def test_the_end_of_a_job_is_told_as_the_job_shows_it(
-    client: TestClient, job_store: JobStore, receiver: Receiver
+    client: TestClient, job_store: JobStore, receiver: Receiver, data_dir: Path
 ) -> None:
     webhook = {"url": f"{receiver.url}hook"}
     job = submit(client, webhook=webhook, metadata={"team": "ä"})
     finals = ["prune_job.succeeded", "prune_job.failed", "prune_job.cancelled"]
     assert job["webhook"] == {**webhook, "events": finals}
     assert deliveries(client, job) == []
-    succeed(job_store, job["id"])
+    name = publish_pruned(data_dir, job=job["id"]).name
+    succeed(job_store, job["id"], name)
     wait_until(lambda: deliveries(client, job), "the attempt is in the log")
     (received,) = receiver.received
     verify(received)
@@ -75,7 +77,8 @@ def test_the_end_of_a_job_is_told_as_the_job_shows_it(
     assert set(message) == {"type", "timestamp", "data"}
     assert message["type"] == "prune_job.succeeded"
     assert message["data"] == client.get(job["urls"]["self"]).json()
-    assert message["data"]["pruned_model"] == "tiny@x"
+    assert message["data"]["pruned_model"] == name
+    assert message["data"]["domains"]
     assert message["data"]["urls"]["self"] == job["urls"]["self"]
     (delivery,) = deliveries(client, job)
     assert delivery["id"] == received.message_id

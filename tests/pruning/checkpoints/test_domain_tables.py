@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.checkpoints.card import model_card
-from pruning.checkpoints.domain_tables import depth_table, domain_table, explained, with_interval
+from pruning.checkpoints.domain_tables import (
+    depth_table,
+    domain_table,
+    explained,
+    narrow_table,
+    with_interval,
+)
 from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.quality import Interval, Measured
 from tests.support.pruning_runs import RUN, domain_of
@@ -32,6 +38,25 @@ def test_a_row_for_each_domain_at_one_depth() -> None:
     assert prose[5] == with_interval(PROSE.ratio(repaired))
     assert prose[6] == "93%"
     assert code[4:] == ("-", "-", "-")
+
+
+def test_a_narrow_table_has_a_row_for_each_model() -> None:
+    domains = [PROSE.at_depth(NUM_REMOVED), CODE.at_depth(NUM_REMOVED)]
+    headings, rows = narrow_table(domains)
+    assert headings == ("", "perplexity", "× dense", "came back")
+    _, wide = depth_table([PROSE, CODE], NUM_REMOVED)
+    (_, *prose), (_, *code) = wide
+    assert rows == [
+        ("prose", "-", "-", "-"),
+        ("  dense", prose[0], "-", "-"),
+        ("  pruned", *prose[1:3], "-"),
+        ("  repaired", *prose[3:]),
+        ("code", "-", "-", "-"),
+        ("  dense", code[0], "-", "-"),
+        ("  pruned", *code[1:3], "-"),
+    ]
+    headings, _ = narrow_table(domains[1:])
+    assert headings == ("", "perplexity", "× dense")
 
 
 def test_columns_of_repair_are_left_out_where_nothing_was_repaired() -> None:

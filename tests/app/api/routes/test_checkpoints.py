@@ -1,6 +1,7 @@
 """What a job has published, over HTTP: listed, downloaded as it is, and nothing else."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,26 @@ def test_the_list_names_files_and_prefixes(
     }
     assert {file["name"]: file["num_bytes"] for file in checkpoint["files"]} == sizes
     assert {"model.safetensors", "manifest.json", "repair/depth-3.safetensors"} <= set(sizes)
+
+
+def test_the_job_has_the_quality_of_its_published_model(
+    client: TestClient, job: dict[str, Any], data_dir: Path
+) -> None:
+    def shown(of_job: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = client.get(of_job["urls"]["self"]).json()
+        return found
+
+    *_, whole = checkpoint_of(client, job)["prefixes"]
+    found = shown(job)
+    assert found["domains"] == whole["domains"]
+    assert {domain["domain"] for domain in found["domains"]} >= {"prose", "code", "documentation"}
+    assert found["repair"] == {**whole["repair"], "raw": f"tiny@{job['id']}+raw"}
+    assert client.get("/prune-jobs").json()["data"] == [found]
+    waiting = shown(submit(client))
+    assert (waiting["domains"], waiting["repair"]) == ([], None)
+    shutil.rmtree(data_dir / "checkpoints" / found["pruned_model"])
+    deleted = shown(job)
+    assert (deleted["domains"], deleted["repair"]) == ([], None)
 
 
 def test_without_its_dense_parent_only_the_whole_is_servable(

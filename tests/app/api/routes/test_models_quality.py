@@ -58,7 +58,12 @@ def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: Tes
         (None, (3.6, 4.6, 5.6), (4.0, 5.2, 6.0)),
     )
     single = replace(
-        prose, domain="one", num_windows=1, raw=(Measured(4.5, None),) * 3, repaired=()
+        prose,
+        domain="one",
+        num_windows=1,
+        dense=Measured(4.0, None),
+        raw=(Measured(4.5, None),) * 3,
+        repaired=(),
     )
     manifest["quality"]["domains"] = [asdict(prose), asdict(single)]
     file.write_text(json.dumps(manifest))
@@ -70,8 +75,8 @@ def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: Tes
     ):
         assert of_model is not None
         found, one = client.get(f"/models/{model}").json()["domains"]
-        ratio = prose.ratio(of_model)
         number = 0 if model == "tiny" else 3 if model == name else int(model[-1])
+        ratio, raw_ratio = prose.ratio(of_model), prose.ratio(prose.raw_after(number))
         assert found == {
             "domain": "prose",
             "text": "some prose, 3 windows of 8 tokens",
@@ -79,13 +84,22 @@ def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: Tes
             "perplexity": of_model.perplexity,
             "raw_perplexity": prose.raw_after(number).perplexity,
             "dense_perplexity": prose.dense.perplexity,
+            "dense_perplexity_low": prose.dense_perplexity().low,
+            "dense_perplexity_high": prose.dense_perplexity().high,
             "ratio": ratio.value,
             "ratio_low": ratio.low,
             "ratio_high": ratio.high,
+            "raw_ratio": raw_ratio.value,
+            "raw_ratio_low": raw_ratio.low,
+            "raw_ratio_high": raw_ratio.high,
+            "recovered": prose.recovered_after(number) if number > 1 else None,
         }
         assert (one["ratio_low"], one["ratio_high"]) == ((1, 1) if number == 0 else (None, None))
+        assert (one["dense_perplexity_low"], one["dense_perplexity_high"]) == (None, None)
     raw = client.get("/models/tiny@-2+raw").json()["domains"][0]
     assert raw["perplexity"] == raw["raw_perplexity"] == prose.raw[1].perplexity
+    assert raw["ratio"] == raw["raw_ratio"] == prose.ratio(prose.raw[1]).value
+    assert raw["recovered"] is None
 
 
 def test_a_model_without_domains_has_none(data_dir: Path, client: TestClient) -> None:
