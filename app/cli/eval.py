@@ -34,8 +34,11 @@ def evaluate(
             help="Comma-separated: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, ppl:c4, "
             "ppl:FILE, probe, zeroshot (the paper's five tasks), or any task of lm-eval.",
         ),
-    ] = ["probe"],  # noqa: B006 - typer needs a list, and never changes it
-    seqlen: Annotated[int, typer.Option(help="Tokens per window of a text.")] = 2048,
+    ] = ["probe,ppl:prose,ppl:code,ppl:documentation"],  # noqa: B006 - typer needs a list
+    seqlen: Annotated[
+        int | None,
+        typer.Option(help="Tokens per window of a text: 2048, or what the model takes if less."),
+    ] = None,
     num_windows: Annotated[
         int | None, typer.Option(min=1, help="Use only the first windows of a text.")
     ] = None,
@@ -66,7 +69,11 @@ def evaluate(
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON into this file too.")] = None,
 ) -> None:
-    """Measure the quality of models: perplexity, a probe, and tasks of lm-eval."""
+    """Measure the quality of models: perplexity, a probe, and tasks of lm-eval.
+
+    On texts, a pruned model is compared with its dense parent, and a repaired one also with its
+    raw form.
+    """
     from app.commands.evaluate import Options, Tasks, run_evaluation
     from pruning.config import WorkerSettings
 

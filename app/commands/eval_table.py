@@ -1,4 +1,8 @@
-"""The results of ``sleb eval``: as data, as a table with a column for each model, and as JSON."""
+"""The results of ``sleb eval``: as data, as tables, and as JSON.
+
+One table has a column for each model. Another one has a section for each text, which fits into 80
+columns.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +16,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.commands.domain_table import print_sections
 from app.terminal import print_json
+from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, with_interval
+from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeScore
-from pruning.evaluation.quality import CONFIDENCE, Interval, text_of
+from pruning.evaluation.quality import text_of
 from pruning.evaluation.zero_shot import TaskScore
 from pruning.sleb import Blocks
 
-_NONE = "-"
 _Cell = tuple[str, str]  # the label of its row, which is the same for all models, and the text
 _Row = tuple[str, Sequence[str]]  # its label, and a cell for each model
 
@@ -40,9 +46,12 @@ class Evaluation:
 
 
 def print_evaluations(
-    evaluations: Sequence[Evaluation], *, as_json: bool, out: Path | None
+    evaluations: Sequence[Evaluation], texts: Sequence[str], *, as_json: bool, out: Path | None
 ) -> None:
-    """Print the results, and write them as JSON into the file ``out`` too."""
+    """Print the results, and write them as JSON into the file ``out`` too.
+
+    ``texts`` are the names of those that perplexities were measured on.
+    """
     report = _report(evaluations)
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -52,16 +61,19 @@ def print_evaluations(
     table = Table()
     table.add_column("")
     for evaluation in evaluations:
-        table.add_column(escape(evaluation.model), justify="right", overflow="fold")
+        heading = evaluation.model.replace("@", "\n@")  # in two lines, three models fit
+        table.add_column(escape(heading), justify="right", overflow="fold")
     for label, cells in chain(
-        _merged(map(_model_rows, evaluations)),
-        _text_rows(evaluations),
-        _merged(map(_task_rows, evaluations)),
+        _merged(map(_model_rows, evaluations)), _merged(map(_task_rows, evaluations))
     ):
         table.add_row(escape(label), *map(escape, cells))
     console = Console(highlight=False)
     console.print(table)
-    for text in _legend(evaluations):
+    sections = _sections(evaluations, texts)
+    if sections:
+        text_rows = chain.from_iterable(_text_rows(evaluations, each) for each in sections)
+        print_sections(console, "by text", NARROW[:-1], list(text_rows))
+    for text in _legend(evaluations, sections):
         console.print(text, markup=False, soft_wrap=True)
 
 
@@ -76,7 +88,7 @@ def _merged(columns: Iterable[Iterable[_Cell]]) -> Iterator[_Row]:
     """Rows with a cell for each column, from the labelled cells of each column."""
     found = [dict(column) for column in columns]
     for label in dict.fromkeys(label for column in found for label in column):
-        yield label, [column.get(label, _NONE) for column in found]
+        yield label, [column.get(label, NONE) for column in found]
 
 
 def _model_rows(evaluation: Evaluation) -> Iterator[_Cell]:
@@ -87,24 +99,41 @@ def _model_rows(evaluation: Evaluation) -> Iterator[_Cell]:
         yield "weights of the blocks", evaluation.weights
 
 
-def _text_rows(evaluations: Sequence[Evaluation]) -> Iterator[_Row]:
-    """Rows for each text. Models with other token ids of the same text have rows of their own."""
-    columns = [{found.digest: found for found in each.perplexities} for each in evaluations]
-    for digest, text in {key: found for column in columns for key, found in column.items()}.items():
-        windows = text_of(text.text, text.num_windows, text.seqlen)
-        yield f"{windows}, token ids {digest[:12]}", [""] * len(columns)
-        yield from _merged(_perplexity_rows(column.get(digest)) for column in columns)
+@dataclass(frozen=True)
+class _Section:
+    """Measurements on the same windows. Models with other token ids of a text have another one."""
+
+    text: str
+    number: int  # 1 for the first of its text
+    any_of_it: Perplexity
+
+    @property
+    def heading(self) -> str:
+        return self.text if self.number == 1 else f"{self.text} ({self.number})"
 
 
-def _perplexity_rows(found: Perplexity | None) -> Iterator[_Cell]:
-    if found is None:
-        return
-    yield "  perplexity", f"{found.perplexity:.4f}"
-    yield "  its interval", _range(found.interval)
-    if found.ratio is not None:
-        yield "  × dense", f"{found.ratio.value:.4f}"
-        yield "  × dense, its interval", _range(found.ratio)
-    yield "  nats per token", f"{found.loss:.6f}"
+def _sections(evaluations: Sequence[Evaluation], texts: Sequence[str]) -> Sequence[_Section]:
+    found: dict[str, _Section] = {}
+    for evaluation in evaluations:
+        for text, measured in zip(texts, evaluation.perplexities, strict=True):
+            if measured.digest not in found:
+                number = 1 + sum(section.text == text for section in found.values())
+                found[measured.digest] = _Section(text, number, measured)
+    return list(found.values())
+
+
+def _text_rows(evaluations: Sequence[Evaluation], section: _Section) -> Iterator[Cells]:
+    yield section.heading, NONE, NONE
+    for evaluation in evaluations:
+        for found in evaluation.perplexities:
+            if found.digest == section.any_of_it.digest:
+                ratio = NONE if found.ratio is None else with_interval(found.ratio)
+                yield f"  {_name(evaluation)}", with_interval(found.interval), ratio
+
+
+def _name(evaluation: Evaluation) -> str:
+    weights = evaluation.weights
+    return evaluation.model if weights is None else f"{evaluation.model}, {weights}"
 
 
 def _task_rows(evaluation: Evaluation) -> Iterator[_Cell]:
@@ -123,7 +152,7 @@ def _probe_rows(probe: ProbeScore | None) -> Iterator[_Cell]:
         yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
         yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
         yield f"  {kind.kind}: written", f"{kind.written:.4f}"
-    yield "  questions of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
+    yield "  of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
     yield "  questions", probe.digest[:12]
 
 
@@ -135,27 +164,19 @@ def _score_rows(task: TaskScore) -> Iterator[_Cell]:
     yield f"  {task.task}: samples, examples in front", f"{task.num_samples}, {task.num_shots}"
 
 
-def _range(interval: Interval) -> str:
-    if interval.low is None or interval.high is None:
-        return _NONE
-    return f"{interval.low:.4f} to {interval.high:.4f}"
-
-
 def _with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
-def _legend(evaluations: Sequence[Evaluation]) -> Iterator[str]:
-    """A sentence for each kind of number in the table."""
-    if any(evaluation.perplexities for evaluation in evaluations):
-        yield (
-            "perplexity: over windows that do not overlap; those of one row have the same windows "
-            "and can be compared."
-        )
-        yield (
-            f"intervals: {CONFIDENCE:.0%}, by Student's t over windows; those of × dense from "
-            "differences to the dense model on the same windows."
-        )
+def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> Iterator[str]:
+    """Each text, and a sentence for each kind of number in the tables."""
+    for section in sections:
+        found = section.any_of_it
+        windows = text_of(found.text, found.num_windows, found.seqlen)
+        yield text_line(section.heading, windows, found.digest)
+    if sections:
+        yield "perplexity: over windows that do not overlap, the same ones for all of a section."
+        yield INTERVALS
     if any(evaluation.probe for evaluation in evaluations):
         yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."
     if any(evaluation.tasks for evaluation in evaluations):

@@ -16,7 +16,7 @@ from app.commands.eval_table import Evaluation, print_evaluations
 from app.commands.progress import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from pruning.config import WorkerSettings
-from pruning.data.texts import text_windows
+from pruning.data.texts import default_seqlen, text_windows
 from pruning.evaluation.perplexity import Perplexity, measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
@@ -52,7 +52,7 @@ class Tasks:
     texts: tuple[str, ...]
     has_probe: bool
     zero_shot: tuple[str, ...]
-    seqlen: int = 2048
+    seqlen: int | None = None  # None: 2048, or all positions of a model that has fewer
     num_windows: int | None = None
     tasks_dir: Path | None = None
     limit: int | None = None
@@ -99,7 +99,7 @@ def run_evaluation(
     with search_progress(Console(stderr=True)) as progress:
         found = dict(_evaluated(columns, tasks, options, settings, progress))
     evaluations = [_against_parent(column, found) for column in columns]
-    print_evaluations(evaluations, as_json=as_json, out=out)
+    print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,17 @@ def _columns(
 ) -> list[_Column]:
     """A column for each model, and with ``quantize`` another one with such weights.
 
-    Dense parents that are not among the models come first if models are ``compared`` with them.
+    If models are ``compared``, those that are not among them are added: dense parents come first,
+    and the raw form of a repaired model in front of it.
     """
-    columns = [_Column(subject) for subject in subjects]
-    if quantize is not None:
-        quantised = [_Column(subject, quantize) for subject in subjects]
-        columns = [column for pair in zip(columns, quantised, strict=True) for column in pair]
+    columns = []
+    unrepaired = {(one.path, one.keep) for one in subjects if one.repaired_by is None}
+    for subject in subjects:
+        raw = subject.raw if compared else None
+        if raw is not None and (raw.path, raw.keep) not in unrepaired:
+            unrepaired.add((raw.path, raw.keep))
+            columns.append(_Column(raw))
+        columns += [_Column(subject)] + ([_Column(subject, quantize)] if quantize else [])
     if not compared and quantize is None:
         return columns
     named = {subject.path for subject in subjects if not subject.removed_blocks}
@@ -204,12 +209,13 @@ class _ModelEvaluation:
         return self.dense.forward(self._keep, self.column.weights, own)
 
     def _perplexity(self, text: str) -> Perplexity:
+        seqlen = self.tasks.seqlen
         windows = text_windows(
             text,
             self.texts_dir,
             self.dense.model,
             self.dense.tokenizer,
-            seqlen=self.tasks.seqlen,
+            seqlen=default_seqlen(self.dense.model) if seqlen is None else seqlen,
             num_windows=self.tasks.num_windows,
         )
         with self._observed(f"ppl:{text}") as observe:

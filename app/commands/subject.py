@@ -10,7 +10,7 @@ from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, veri
 from pruning.config import Settings
 from pruning.models.blocks import NO_OWN, Own
 from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.names import VariantName
+from pruning.models.names import VariantName, raw_name
 from pruning.models.store import ModelStore, NotAModel
 from pruning.repair.folding import folded
 from pruning.repair.repair import Method
@@ -33,6 +33,13 @@ class Subject:
     method: Method = Method.NONE  # of the repair
     repaired_by: Path | None = None  # the checkpoint whose repair the weights at ``path`` need
     parent: Path | None = None  # the dense model of a pruned one, if it is here
+
+    @property
+    def raw(self) -> "Subject | None":
+        """The same blocks without repair; None without one, or if the weights contain it."""
+        if self.repaired_by is None:
+            return None
+        return replace(self, name=raw_name(self.name), method=Method.NONE, repaired_by=None)
 
     def own_tensors(self, dense: DenseModel) -> Own:
         """What its repair changes of ``dense``, the model at ``path``.

@@ -24,6 +24,7 @@ from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows
 from pruning.spec.calibration import PACKAGED, Dataset
 
+DEFAULT_SEQLEN = 2048  # of the paper
 MAX_PACKAGED_TOKENS = 2**15  # of a packaged text, unless more windows are asked for
 
 
@@ -46,7 +47,7 @@ def text_windows(
     counts as one text; the records of a ``.jsonl`` are joined by blank lines. Raises
     ``TextUnusable``.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = _positions(model)
     if not 2 <= seqlen <= (positions or seqlen):
         raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {positions} tokens")
     if name in PACKAGED:
@@ -64,6 +65,16 @@ def text_windows(
             "a longer text"
         )
     return Windows(windows[:wanted], source)
+
+
+def default_seqlen(model: PreTrainedModel) -> int:
+    """The window length of the paper, or all positions of a model that has fewer."""
+    return min(DEFAULT_SEQLEN, _positions(model) or DEFAULT_SEQLEN)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
 
 
 def _text(name: str, texts_dir: Path) -> tuple[str, str, int | None]:

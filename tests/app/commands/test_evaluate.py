@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from math import exp, sqrt
 from pathlib import Path
@@ -83,10 +84,56 @@ def test_raw_names_mean_the_blocks_without_their_repair(
     checkpoint = data_dir / "checkpoints" / published.name
     repair_checkpoint(checkpoint, tiny_loaded.model, [Method.SCALE, Method.RIDGE])
     names = ["tiny@-2", checkpoint, "tiny@-2+raw", "tiny@prn-1+raw", "tiny@-1", "tiny@prn-1-1+raw"]
-    losses = [each["perplexities"][1]["loss"] for each in run("tiny", *names, *PPL)[1:]]
+    dense, *found = run("tiny", *names, *PPL)
+    assert [each["model"] for each in (dense, *found)] == ["tiny", *map(str, names)]
+    losses = [each["perplexities"][1]["loss"] for each in found]
     assert losses[0] == pytest.approx(losses[1])
     assert losses[2] == losses[3]
     assert len({round(loss, 6) for loss in losses}) == 4
+
+
+@pytest.mark.usefixtures("few_questions")
+def test_by_default_each_domain_is_measured_dense_raw_and_repaired(
+    data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
+) -> None:
+    checkpoint = data_dir / "checkpoints" / published.name
+    repair_checkpoint(checkpoint, tiny_loaded.model, [Method.NONE, Method.RIDGE])
+    found = run("tiny@-2", "--num-windows", "4")
+    assert [each["model"] for each in found] == ["tiny", "tiny@-2+raw", "tiny@-2"]
+    for at, domain in enumerate(("prose", "code", "documentation")):
+        dense, raw, repaired = (each["perplexities"][at] for each in found)
+        assert dense["text"] == f"packaged {domain}, evaluation documents"
+        assert dense["seqlen"] == tiny_loaded.model.config.max_position_embeddings
+        assert dense["digest"] == raw["digest"] == repaired["digest"]
+        assert dense["interval"]["low"] < dense["perplexity"] < dense["interval"]["high"]
+        for pruned in (raw, repaired):
+            ratio = pruned["ratio"]
+            assert ratio["value"] == pytest.approx(pruned["perplexity"] / dense["perplexity"])
+            assert ratio["low"] < ratio["value"] < ratio["high"]
+        assert raw["loss"] != repaired["loss"]
+    assert all(each["probe"] for each in found)
+
+
+def test_a_raw_form_is_added_once_and_where_there_is_one(
+    data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
+) -> None:
+    checkpoint = data_dir / "checkpoints" / published.name
+    repair_checkpoint(checkpoint, tiny_loaded.model, [Method.NONE, Method.RIDGE])
+    whole = published.name
+    for names, expected in (
+        (["tiny@-1"], ["tiny", "tiny@-1"]),
+        ([checkpoint], ["tiny", str(checkpoint)]),
+        (["tiny@-2", whole], ["tiny", "tiny@-2+raw", "tiny@-2", whole]),
+        ([whole, "tiny@-2+raw"], ["tiny", whole, "tiny@-2+raw"]),
+    ):
+        assert [each["model"] for each in run(*names, *PPL)] == expected
+    quantised = run("tiny@-2", *PPL, "--quantize", "int8")
+    assert [(each["model"], each["weights"]) for each in quantised] == [
+        ("tiny", None),
+        ("tiny@-2+raw", None),
+        ("tiny@-2", None),
+        ("tiny@-2", "int8"),
+    ]
 
 
 def test_perplexity_is_that_of_a_loop(data_dir: Path) -> None:
@@ -139,21 +186,51 @@ def test_a_pruned_model_is_compared_with_its_parent_on_the_same_windows(
     assert len(run("tiny@-2", "--tasks", "probe")) == 1
 
 
-def test_a_row_has_one_text_and_one_digest(data_dir: Path, published: Manifest) -> None:
-    assert published.removed_blocks
+def test_a_section_of_the_table_has_one_text_and_fits_into_80_columns(
+    data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
+) -> None:
+    repair_checkpoint(
+        data_dir / "checkpoints" / published.name, tiny_loaded.model, [Method.NONE, Method.RIDGE]
+    )
     words = ["eval", "tiny@-2", "--tasks", "ppl:own.txt,ppl:wikitext2", "--seqlen", "16"]
-    runner = CliRunner(env={"COLUMNS": "400"})
-    shown = runner.invoke(command_line, words, catch_exceptions=False).stdout
-    dense, pruned = run(*words[1:])
-    for whole, cut in zip(dense["perplexities"], pruned["perplexities"], strict=True):
-        heading = f"{cut['text']}, {cut['num_windows']} windows of 16 tokens"
-        assert f"{heading}, token ids {cut['digest'][:12]}" in " ".join(shown.split())
-        row = rf"perplexity +│ +{whole['perplexity']:.4f} │ +{cut['perplexity']:.4f}"
-        assert re.search(row, shown)
-        ratio = cut["ratio"]
-        assert re.search(rf"× dense +│ +- │ +{ratio['value']:.4f}", shown)
-        assert f"{ratio['low']:.4f} to {ratio['high']:.4f}" in shown
-    assert data_dir.exists()
+    out = data_dir / "report.json"
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
+        command_line, [*words, "--out", str(out)], catch_exceptions=False
+    )
+    found = json.loads(out.read_text())["evaluations"]
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    for at, name in enumerate(("own.txt", "wikitext2")):
+        dense, *pruned = (each["perplexities"][at] for each in found)
+        text = f"{dense['text']}, {dense['num_windows']} windows of 16 tokens"
+        assert f"{name}: {text} (sha256 of the token ids {dense['digest'][:12]})." in lines
+        section = lines[lines.index(name) + 1 :]
+        assert section[0].split() == ["tiny", *shown(dense["interval"])]
+        for line, model, measured in zip(section[1:], found[1:], pruned, strict=False):
+            cells = [*shown(measured["interval"]), *shown(measured["ratio"])]
+            assert line.split() == [model["model"], *cells]
+
+
+def shown(interval: dict[str, float]) -> list[str]:
+    value, low, high = (f"{interval[name]:,.2f}" for name in ("value", "low", "high"))
+    return [value, f"({low}", "to", f"{high})"]
+
+
+def test_models_with_other_token_ids_of_a_text_have_a_section_of_their_own(
+    data_dir: Path, published: Manifest
+) -> None:
+    other = data_dir / "models" / "other"
+    shutil.copytree(data_dir / "models" / published.parent, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    words = ["eval", "tiny", "other", "--tasks", "ppl:upper.txt", "--seqlen", "16"]
+    (data_dir / "texts" / "upper.txt").write_text(TEXT.upper(), encoding="utf-8")
+    table = CliRunner().invoke(command_line, words, catch_exceptions=False).stdout
+    lines = [line.strip() for line in table.splitlines()]
+    first, second = lines.index("upper.txt"), lines.index("upper.txt (2)")
+    assert lines[first + 1].startswith("tiny ")
+    assert lines[second + 1].startswith("other ")
+    assert sum(line.startswith("upper.txt") and "sha256" in line for line in lines) == 2
 
 
 @pytest.mark.parametrize("weights", Quantize)
@@ -192,8 +269,7 @@ def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) 
     for found in json.loads(out.read_text())["evaluations"]:
         (perplexity,), probe = found["perplexities"], found["probe"]
         for number in (
-            f"{perplexity['perplexity']:.4f}",
-            f"{perplexity['loss']:.6f}",
+            f"{perplexity['perplexity']:,.2f} (",
             perplexity["digest"][:12],
             f"{probe['score']:.4f} ± {probe['standard_error']:.4f}",
             *(f"{kind['chosen']:.4f}" for kind in probe["kinds"]),

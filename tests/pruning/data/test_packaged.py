@@ -1,6 +1,7 @@
 """The packaged texts: large enough, with their splits apart, and read no further than needed."""
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from pruning.data.packaged import (
     read_documents,
     write_documents,
 )
-from pruning.data.texts import MAX_PACKAGED_TOKENS, text_windows
+from pruning.data.texts import (
+    DEFAULT_SEQLEN,
+    MAX_PACKAGED_TOKENS,
+    default_seqlen,
+    text_windows,
+)
 from pruning.models.store import LoadedModel
 from pruning.spec.calibration import (
     PACKAGED,
@@ -184,3 +190,19 @@ def test_perplexity_is_measured_on_evaluation_documents(
     assert windows.source == "packaged code, evaluation documents"
     first = text_windows("code", tmp_path, model, tokenizer, seqlen=128, num_windows=3)
     assert first.token_ids.tolist() == windows.token_ids[:3].tolist()
+    spec = CalibrationSpec(Dataset.CODE, num_samples=3, seqlen=128)
+    of_job = evaluation_windows(spec, model, tokenizer)["code"]
+    assert first.digest == of_job.digest
+
+
+def test_windows_are_as_long_as_the_paper_has_them_or_as_the_model_takes(
+    tiny_loaded: LoadedModel,
+) -> None:
+    model = tiny_loaded.model
+    assert default_seqlen(model) == model.config.max_position_embeddings < DEFAULT_SEQLEN
+    longer = copy(model)
+    longer.config = copy(model.config)
+    longer.config.max_position_embeddings = 2 * DEFAULT_SEQLEN
+    assert default_seqlen(longer) == DEFAULT_SEQLEN
+    del longer.config.max_position_embeddings
+    assert default_seqlen(longer) == DEFAULT_SEQLEN
