@@ -109,8 +109,7 @@ def check_port(settings: ServeSettings) -> None:
 
 
 def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
-    """Check an API and a worker on one machine. Raises ``PortTaken``."""
-    check_port(api)
+    """Check that an API and a worker on one machine have a port each. Raises ``PortTaken``."""
     if api.port and api.port == worker.worker_metrics_port:
         raise PortTaken(
             f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "

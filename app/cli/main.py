@@ -101,10 +101,11 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: the embedded Valkey, one worker and the API."""
     from app.config import serve_settings
     from app.server.up import run_up
-    from app.settings import check_ports
+    from app.settings import check_port, check_ports
     from pruning.config import WorkerSettings
 
     settings = serve_settings(host=host, port=port, insecure=insecure)
+    check_port(settings)
     check_ports(settings, WorkerSettings())
     run_up(settings)
 

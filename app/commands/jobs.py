@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.client import JobClient, follow
-from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from pruning.removal import Removal
 
@@ -66,7 +65,12 @@ def print_job(job: dict[str, Any]) -> None:
             shown.add_row(name, Text(_plain(value)))
     console = Console(highlight=False)
     console.print(shown)
-    if job["domains"]:
+    if job.get("domains"):  # an older service has none
+        from app.commands.domain_table import (  # noqa: PLC0415 - it imports torch
+            domain_of,
+            print_domains,
+        )
+
         is_repaired = job["repair"] is not None
         print_domains(console, [domain_of(one, is_repaired=is_repaired) for one in job["domains"]])
 

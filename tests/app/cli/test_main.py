@@ -172,6 +172,15 @@ def test_a_busy_port_is_reported_before_anything_starts(data_dir: Path, command:
     assert not (data_dir / "valkey").exists()
 
 
+def test_the_settings_of_a_service_that_runs_can_be_printed(data_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLEB_PORT", port)
+            ran = sleb(data_dir, "config", "--json")
+    assert (ran.returncode, f'"{port}"' in ran.stdout) == (0, True)
+
+
 def test_an_invalid_setting_is_one_plain_line(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,7 +244,7 @@ def test_the_api_description_explains_the_targets(client: TestClient) -> None:
         assert fields[name]["description"], name
 
 
-@pytest.mark.parametrize("job_id", ["prn-1", "prn-" + "0" * 21, "..", "%00", "a" * 300, "é"])
+@pytest.mark.parametrize("job_id", ["prn-1", "prn-" + "0" * 21, "%00", "a" * 300, "é"])
 def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
     for method, path in (("GET", ""), ("POST", "/cancel")):
         assert client.request(method, f"/prune-jobs/{job_id}{path}").status_code == 404
