@@ -5,6 +5,7 @@ may be incomplete, if the process died while it wrote.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +36,13 @@ class SearchFile:
         """Record a search of this plan. What other plans found is discarded."""
         fields = self._fields() if self.read().plan == plan else plan_field(plan)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(_line(fields), encoding="utf-8")  # without an incomplete line
+        # a kill while it is written must not lose the record, nor another process take its place
+        staged = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            staged.write_text(_line(fields), encoding="utf-8")  # without an incomplete line
+            staged.replace(self.path)
+        finally:
+            staged.unlink(missing_ok=True)
 
     def scored(self, scored: ScoredCandidate) -> None:
         self._append(scored_field(scored))

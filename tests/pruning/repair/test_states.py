@@ -1,13 +1,12 @@
 """Hidden states in memory and in a file: what is put in comes out, and the budget holds."""
 
-import resource
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.repair.states import SpillFailed, States
+from tests.support.full_disk import full_disk
 
 DTYPES = (torch.float32, torch.bfloat16)
 actions = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3), st.sampled_from(DTYPES)))
@@ -64,11 +63,9 @@ def fill(states: States[int]) -> None:
 @pytest.mark.parametrize("limit_bytes", [0, 64, 300])
 def test_a_full_disk_is_said_at_once(limit_bytes: int) -> None:
     states = States[int](0)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
-    try:
-        with pytest.raises(SpillFailed, match="set TMPDIR to a folder on a larger disk"):
-            fill(states)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        full_disk(limit_bytes),
+        pytest.raises(SpillFailed, match="set TMPDIR to a folder on a larger disk"),
+    ):
+        fill(states)
     states.close()
