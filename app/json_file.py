@@ -1,4 +1,4 @@
-"""A small JSON file that several processes read at every request. It is replaced as a whole."""
+"""Small files of the data directory that several processes read. They are replaced as a whole."""
 
 import json
 import os
@@ -12,8 +12,21 @@ from filelock import FileLock
 _Content = TypeVar("_Content")
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace the file atomically. Only its owner may read it."""
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as to:
+            to.write(content)
+            to.flush()
+            os.fsync(to.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
 class JsonFile(Generic[_Content]):
-    """The file at ``path``. Only its owner may read it."""
+    """The JSON file at ``path``, which is read at every request."""
 
     def __init__(
         self, path: Path, parse: Callable[[bytes], _Content], empty: Callable[[], _Content]
@@ -45,14 +58,5 @@ class JsonFile(Generic[_Content]):
         return FileLock(f"{self.path}.lock", mode=0o600)
 
     def replace(self, data: object) -> None:
-        """Replace the file atomically."""
-        text = json.dumps(data, indent=2) + "\n"
-        staged = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
-        try:
-            with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as to:
-                to.write(text)
-                to.flush()
-                os.fsync(to.fileno())
-            staged.replace(self.path)
-        finally:
-            staged.unlink(missing_ok=True)
+        """Raises ``OSError``, and then the file is as it was."""
+        replace_file(self.path, (json.dumps(data, indent=2) + "\n").encode())

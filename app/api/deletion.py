@@ -1,13 +1,14 @@
 """Deletion of dense models that nothing uses."""
 
 import asyncio
+from contextlib import suppress
 
 from app.api.unload import ModelInUse, unload
 from app.compare.shadow import Shadow
 from app.engine.async_engine import AsyncEngine
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.staging import remove
-from pruning.jobs.job import JobStatus
+from pruning.jobs.job import JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
 
 
@@ -47,5 +48,6 @@ def _check_unused(name: str, registry: ModelRegistry, jobs: JobStore) -> None:
         )
     for status in (status for status in JobStatus if not status.is_final):
         for job_id in jobs.ids(status):
-            if jobs.get(job_id).model == name:
-                raise ModelInUse(f"the job {job_id} prunes {name!r}: wait for it, or cancel it")
+            with suppress(JobNotFound):  # deleted since it was listed
+                if jobs.get(job_id).model == name:
+                    raise ModelInUse(f"the job {job_id} prunes {name!r}: wait for it, or cancel it")

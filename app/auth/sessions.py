@@ -7,7 +7,6 @@ of the directory, and ends at once when its key is revoked.
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from app.auth.keys import ApiKey, KeyFile
+from app.json_file import replace_file
 
 COOKIE = "sleb_session"
 LIFETIME_S = 3600  # without a request
@@ -108,14 +108,7 @@ class Sessions:
             secret = self._secret()
             if secret is None:
                 secret = secrets.token_bytes(_NUM_BYTES)
-                staged = self._secret_file.with_name(
-                    f".{self._secret_file.name}.{secrets.token_hex(8)}"
-                )
-                with os.fdopen(
-                    os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-                ) as to:
-                    to.write(secret)
-                staged.replace(self._secret_file)
+                replace_file(self._secret_file, secret)
         return secret
 
 

@@ -5,7 +5,8 @@ atomically, so that a switch reaches all API processes of the directory at once.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.json_file import JsonFile
@@ -23,7 +24,7 @@ class AliasTaken(ValueError):
 
 
 class InvalidAliasFile(ValueError):
-    """The file of aliases is malformed, or cannot be read."""
+    """The file of aliases is malformed, or cannot be read or written."""
 
 
 class Aliases:
@@ -57,17 +58,26 @@ class Aliases:
                 f"{alias[:128]!r} cannot be an alias: expected up to 128 letters, digits, '.', "
                 f"'_' and '-', beginning with a letter or a digit"
             )
-        with self._file.changing():
+        with self._changing():
             self._replace({**self.all(), alias: target})
 
     def remove(self, alias: str) -> bool:
         """False if there is no such alias."""
-        with self._file.changing():
+        with self._changing():
             rest = dict(self.all())
             if rest.pop(alias, None) is None:
                 return False
             self._replace(rest)
         return True
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            with self._file.changing():
+                yield
+        except OSError as error:
+            text = f"{self._file.path} cannot be written, and is as it was: {error.strerror}"
+            raise InvalidAliasFile(text) from error
 
     def _replace(self, aliases: Mapping[str, str]) -> None:
         self._file.replace({"format": _FORMAT, "aliases": dict(sorted(aliases.items()))})

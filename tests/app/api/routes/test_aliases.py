@@ -16,6 +16,7 @@ from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.store import JobStore
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
+from tests.support.full_disk import full_disk
 from tests.support.job_lives import ended
 
 BODY = {"model": "prod", "prompt": "a b c", "max_new_tokens": 4, "ignore_eos": True}
@@ -61,6 +62,16 @@ def test_a_newer_job_does_not_change_what_it_means(client: TestClient, data_dir:
     assert client.get("/models/prod").json()["checkpoint"] == "tiny@prn-1"
 
 
+def test_a_full_disk_leaves_it_as_it_was(client: TestClient) -> None:
+    put(client, "tiny")
+    client.post("/models/tiny@prn-1-2/load")
+    with full_disk():
+        refused = client.put("/models/prod", json={"target": "tiny@prn-1-2"})
+    assert (refused.status_code, refused.json()["type"]) == (500, "invalid-alias-file")
+    assert "cannot be written, and is as it was: File too large" in refused.json()["detail"]
+    assert client.get("/models/prod").json()["id"] == "tiny"
+
+
 def test_it_is_switched_while_requests_run(client: TestClient) -> None:
     put(client, "tiny")
     with ThreadPoolExecutor(2) as pool:
@@ -72,7 +83,7 @@ def test_it_is_switched_while_requests_run(client: TestClient) -> None:
 
 def test_what_cannot_be_an_alias_is_refused(client: TestClient) -> None:
     for alias, target, status, type_ in (
-        ("prod", "nobody", 404, "model-not-found"),
+        ("prod", "unknown", 404, "model-not-found"),
         ("prod", "tiny@prn-1-9", 404, "model-not-found"),
         ("tiny", "tiny@-1", 409, "alias-taken"),
         ("tiny@-1", "tiny", 409, "alias-taken"),
