@@ -81,7 +81,7 @@ _MODELS: Problems = {
     AliasTaken: (409, "alias-taken", "A model has the name of the alias."),
     InvalidAliasFile: (500, "invalid-alias-file", "The file of aliases is invalid."),
     NotDeletable: (409, "not-deletable", "Only dense models and aliases can be deleted here."),
-    ModelInUse: (409, "model-in-use", "The model has running requests."),
+    ModelInUse: (409, "model-in-use", "The model is in use."),
     ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
     WeightsLoading: (409, "model-loading", "The model is being loaded."),
     # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)

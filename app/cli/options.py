@@ -80,7 +80,7 @@ def spec_options(*names: str) -> Callable[[Command], Command]:
         known = _parameters()
         parameters = [*required, *(known[name] for name in names), *own[len(required) :]]
         # where typer looks for them
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # of any callable
         return command
 
     return with_options

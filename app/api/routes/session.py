@@ -1,4 +1,4 @@
-"""Sessions of browsers: sign in with a key, see who is signed in, sign out."""
+"""Sessions of browsers: sign in with a key, read the session, sign out."""
 
 from typing import Literal
 
@@ -20,11 +20,11 @@ class SignInBody(Body):
 
 
 class SessionView(BaseModel):
-    """Who asks, by the cookie of a session."""
+    """The session that the cookie of the request belongs to."""
 
     object: Literal["session"] = "session"
     requires_key: bool = Field(description="Whether this service requires keys.")
-    name: str | None = Field(description="Of the key; null if nobody is signed in.")
+    name: str | None = Field(description="Name of the key of the session; null without a session.")
     scopes: list[Scope]
     ends_at: float | None = Field(description="Without a further request.")
 
@@ -33,7 +33,7 @@ class SessionView(BaseModel):
 def get_session(
     request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
 ) -> SessionView:
-    """Who is signed in. Extends a session that has used up a part of its time."""
+    """Read the session. Extends one that has used up a part of its time."""
     session = authorizer.session(request.scope["headers"])
     if session is not None and (renewed := sessions.renewed(session)) is not None:
         session = renewed

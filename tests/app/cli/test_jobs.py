@@ -265,4 +265,4 @@ def test_a_job_is_submitted_with_the_options_of_prune_and_deleted(
     sleb.jobs("cancel", job.id)
     assert sleb.jobs("delete", job.id)[0] == 0
     assert sleb.jobs("show", job.id)[0] == 1
-    assert "no model" in sleb.jobs("submit", "nobody", "--num-remove", "1")[2]
+    assert "no model" in sleb.jobs("submit", "unknown", "--num-remove", "1")[2]

@@ -27,8 +27,8 @@ class Echo(ServiceClient):
     ) -> Iterator[str]:
         assert (path, headers) == ("/v1/chat/completions", None)
         assert body is not None
-        if body["model"] == "nobody":
-            raise Refused("no model named 'nobody'")
+        if body["model"] == "unknown":
+            raise Refused("no model named 'unknown'")
         self.bodies.append(json.loads(json.dumps(body)))
         messages = body["messages"]
         for word in (body["model"], f" {len(messages)} ", messages[-1]["content"], None):
@@ -67,11 +67,11 @@ def test_an_answer_is_streamed_and_becomes_part_of_the_conversation(console: Con
 def test_another_model_answers_to_the_same_messages(console: Console) -> None:
     service = Echo()
     conversation = Conversation(service, "m", {}, console)
-    conversation.run(reading("/compare n", "hello", "/compare n", "/compare nobody", "on"))
+    conversation.run(reading("/compare n", "hello", "/compare n", "/compare unknown", "on"))
     assert [body["model"] for body in service.bodies] == ["m", "n", "m"]
     first, second, third = (body["messages"] for body in service.bodies)
     assert first == second
     assert [message["content"] for message in third] == ["hello", "m 1 hello", "on"]
     assert isinstance(console.file, StringIO)
-    for shown in ("say something first", "n 1 hello", "no model named 'nobody'"):
+    for shown in ("say something first", "n 1 hello", "no model named 'unknown'"):
         assert shown in console.file.getvalue()

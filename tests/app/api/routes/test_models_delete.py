@@ -34,7 +34,7 @@ def test_a_model_is_deleted_once_nothing_uses_it(
     assert (type_, "prod" in detail) == ("model-in-use", True)
     client.delete("/models/prod")
     assert client.delete("/models/tiny@-1").json()["type"] == "not-deletable"
-    assert client.delete("/models/nobody").status_code == 404
+    assert client.delete("/models/unknown").status_code == 404
 
     assert client.delete("/models/tiny").status_code == 204
     assert not (data_dir / "models" / "tiny").exists()
