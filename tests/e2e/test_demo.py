@@ -102,6 +102,7 @@ def check_sides(sides: list[dict[str, Any]], num_blocks: int) -> None:
         assert 0 < side["tokens_per_s"] <= 4 / side["tpot_s"] * 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_stops_everything_that_the_demo_started(tiny_demo_dir: Path) -> None:
     command = [sys.executable, "-m", "app", "demo", "--port", "0"]

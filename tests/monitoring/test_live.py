@@ -170,6 +170,7 @@ def total(live: Live, name: str) -> float:
     return sum(found.value(name, **labels) or 0 for labels in found.series(name))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_panel_and_rule_has_data_and_the_headline_is_true(live: Live) -> None:
     traffic(live)

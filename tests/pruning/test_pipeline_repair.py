@@ -14,7 +14,6 @@ from pruning.checkpoints.store import Manifest, repair_of, verify
 from pruning.data.calibration import RepairWindows
 from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows
-from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.store import load
 from pruning.repair.choose import DepthRepair
@@ -27,6 +26,7 @@ from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.logits import logits_of, token_ids
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
+from tests.support.tiny import every_family
 from tests.support.tiny_checkpoints import write_checkpoint
 
 NUM_REMOVE = 2
@@ -51,7 +51,7 @@ def weights(path: Path) -> Mapping[str, torch.Tensor]:
     return load_file(path / "model.safetensors")
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@every_family
 def test_what_plain_transformers_load_is_the_repaired_model(family: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "models" / family, family)
     dense = load(tmp_path / "models" / family).model

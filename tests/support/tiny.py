@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+from pruning.models.architectures import ARCHITECTURES
 
 NUM_BLOCKS = 6
 VOCAB_SIZE = 96
@@ -64,6 +67,20 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "smollm3": {**_BOTH, "no_rope_layers": [1, 1, 0, 1, 1, 0]},
     "starcoder2": {"sliding_window": WINDOW},
 }
+
+
+# They differ in what a run does with them: grouped heads, norms behind, biases and transposed
+# matrices, projections in one, experts.
+DISTINCT = frozenset({"llama", "gemma2", "gpt2", "phi3", "qwen2_moe"})
+
+# For a whole run of each family, of which the other families' are slow tests.
+every_family = pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in DISTINCT else pytest.mark.slow)
+        for family in sorted(ARCHITECTURES)
+    ],
+)
 
 
 TINY_SHAPE: Mapping[str, Any] = {"model_type": "llama", **_LLAMA_LIKE}

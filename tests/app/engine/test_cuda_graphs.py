@@ -18,6 +18,7 @@ from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from pruning.models.architectures import ARCHITECTURES
 from tests.support.engine_requests import Outcome, expected, prompt, request, run, variant
+from tests.support.tiny import every_family
 
 
 class Traces:
@@ -48,7 +49,7 @@ def engine(recorder: Recorder, **limits: int) -> Engine:
 BOTH_VARIANTS = ((5, False), (9, True), (60, False))  # tokens of the prompt, and whether pruned
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@every_family
 def test_replays_give_what_generate_gives(family: str) -> None:
     check_replays(family, BOTH_VARIANTS if family == "llama" else ((5, True), (60, True)))
 

@@ -25,7 +25,7 @@ from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import Expectation, expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify
-from pruning.models.architectures import ARCHITECTURES, architecture
+from pruning.models.architectures import architecture
 from pruning.models.blocks import view
 from pruning.models.store import COMPANION_FILES, ModelStore, load
 from pruning.models.streaming import StreamedModel
@@ -36,13 +36,13 @@ from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.checkpoints import manifest_of
 from tests.support.logits import logits_of, token_ids
 from tests.support.recorder import Recorder
-from tests.support.tiny import NUM_BLOCKS, generated
+from tests.support.tiny import NUM_BLOCKS, every_family, generated
 from tests.support.tiny_checkpoints import write_checkpoint
 
 KEEP = (0, 2, 4, 5)  # of manifest_of
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@every_family
 def test_a_pruned_model_of_every_family_is_its_view_to_plain_transformers(
     family: str, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def kill_server(client: redis.Redis) -> None:
     os.kill(int(client.info("server")["process_id"]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_redis_that_is_killed_costs_no_job_and_no_removal(tmp_path: Path, spec: PruneSpec) -> None:
     settings = ServeSettings(data_dir=tmp_path, drain_s=0)

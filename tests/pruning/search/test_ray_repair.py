@@ -92,6 +92,7 @@ def kill_process(walk: ClusterWalk) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_two_processes_repair_like_one(model_dir: Path, expected: list[RepairedDepth]) -> None:
     assert_equal(repaired(model_dir), expected)
 

@@ -97,7 +97,16 @@ def test_every_run_is_the_search_that_prune_does(
             assert value == pytest.approx(perplexity(oracle.losses(keep)), rel=1e-4)
 
 
-@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize(
+    "metric",
+    [
+        Metric.SLEB,
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in (Metric.COSINE, Metric.KL, Metric.ONE_SHOT)
+        ),
+    ],
+)
 def test_the_command_leaves_a_report_and_a_picture(
     metric: Metric,
     texts: dict[str, CalibrationSpec],
