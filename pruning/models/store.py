@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from pruning.cpus import usable_cpus
 from pruning.models.architectures import (
     ARCHITECTURES,
     UnknownArchitecture,
@@ -286,11 +287,14 @@ def pick_device(device: str) -> str:
 
 
 def set_up_torch(threads: int | None = None) -> None:
-    """Set the number of CPU threads and silence transformers. Call once, at the start."""
+    """Set the number of CPU threads, and silence transformers. Call once, at the start.
+
+    By default, there is a thread for each CPU that this process may use, or as many as
+    ``OMP_NUM_THREADS`` says if that is fewer.
+    """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
 
 
 def num_parameters(model: PreTrainedModel) -> int:

@@ -9,7 +9,7 @@ import sys
 from rq.executions import Execution
 from rq.serializers import JSONSerializer
 
-from pruning.config import WorkerSettings, child_environment
+from pruning.config import WorkerSettings, child_environment, share_cpus
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect
 from pruning.logs import set_up_logging
@@ -35,6 +35,7 @@ def run_worker(
     """
     set_up_logging(settings.log_level, settings.log_format)
     silence_libraries()
+    share_cpus()
     client = connect(redis_url)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     worker = worker_class(name, client, lease_s=lease_s)
@@ -59,6 +60,7 @@ def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:
     settings = WorkerSettings()
     set_up_logging(settings.log_level, settings.log_format, lambda: {"job_id": job_id})
     silence_libraries()
+    share_cpus()
     assert settings.redis_url is not None  # set by the parent
     client = connect(settings.redis_url)
     worker = worker_class(name, client, lease_s=int(lease_s), is_child=True)
