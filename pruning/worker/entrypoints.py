@@ -16,6 +16,9 @@ from pruning.logs import set_up_logging
 from pruning.process import end_with_parent, silence_libraries
 from pruning.worker.parent import PruneWorker
 
+# A job beside a service on the same CPUs gets a third of a fair share. Alone, it gets everything.
+_NICENESS = 5
+
 
 class WorkerEnded(RuntimeError):
     """The worker stopped without a signal."""
@@ -57,6 +60,7 @@ def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:
     """Run the delivery given on the command line, in a process that ends with its parent."""
     name, job_id, execution_id, parent, lease_s = sys.argv[1:]
     end_with_parent(int(parent), signal.SIGKILL)  # on Linux; elsewhere the lease expires
+    os.nice(_NICENESS)
     settings = WorkerSettings()
     set_up_logging(settings.log_level, settings.log_format, lambda: {"job_id": job_id})
     silence_libraries()

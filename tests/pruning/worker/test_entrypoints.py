@@ -263,3 +263,13 @@ def test_a_child_has_no_secrets_on_its_command_line(
     command = Path(f"/proc/{child}/cmdline").read_text()
     assert "run_child" in command
     assert redis_url.removeprefix("unix://") not in command
+
+
+def test_a_child_gives_way_to_a_service_on_the_same_cpus(
+    workers: Workers, redis_client: redis.Redis
+) -> None:
+    submit(redis_client)
+    workers.start()
+    (child,) = workers.wait_for_children(1)
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, child) > ours, "the priority is lower")
