@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import httpx2
 import psutil
@@ -22,6 +23,9 @@ from pruning.config import child_environment
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
+_OURS: Mapping[str, object] = MappingProxyType(
+    {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
+)
 
 
 class ServerFailed(RuntimeError):
@@ -71,9 +75,8 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
         environment = child_environment(settings)
         environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
         command = [sys.executable, "-m", "app", "serve"]
-        extra = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
         with _running(command, environment, port, "/health/ready", data_dir / "serve.log"):
-            yield Server(f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=extra)
+            yield Server(f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS)
 
 
 @contextmanager
@@ -83,9 +86,26 @@ def sleb_serve_on(settings: ServeSettings, model: str) -> Iterator[Server]:
         port = _free_port()
         environment = child_environment(settings.model_copy(update={"port": port}))
         command = [sys.executable, "-m", "app", "serve"]
-        extra = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
         with _running(command, environment, port, "/health/ready", Path(directory) / "serve.log"):
-            yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=extra)
+            yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS)
+
+
+@contextmanager
+def sleb_up(
+    model: Path, dtype: str, threads: int | None, cpus: Collection[int] | None = None
+) -> Iterator[Server]:
+    """``sleb up`` like ``sleb_serve``: with a worker. It may use these CPUs, by default all."""
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        data_dir, port = Path(directory), _free_port()
+        _link(model, data_dir / "models" / model.name, dtype)
+        settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
+        environment = child_environment(settings)
+        environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
+        command = [sys.executable, "-m", "app", "up"]
+        if cpus is not None:
+            command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
+        with _running(command, environment, port, "/health/ready", data_dir / "up.log"):
+            yield Server(f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS)
 
 
 @contextmanager
