@@ -1,0 +1,101 @@
+"""Repair and refinement on the demo model: one domain's fit, all pairs, and what variants share."""
+
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from app.models.catalog import Catalog
+from app.models.registry import ModelRegistry
+from pruning.checkpoints.store import CheckpointStore
+from pruning.data.calibration import calibrate, repair_windows
+from pruning.models.blocks import num_blocks
+from pruning.models.demo_model import NAME
+from pruning.models.store import ModelStore
+from pruning.removal import kept
+from pruning.repair.choose import choose, gains
+from pruning.repair.repair import Method, RepairedDepth, RepairText, repair_depths
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
+from pruning.search.observed import Observer
+from pruning.search.scoring import PlainScorer
+from pruning.search.search import search
+from pruning.search.state import SearchState
+from pruning.spec.calibration import CalibrationSpec, Dataset, default_calibration
+from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
+from tests.support.pruning_runs import prune_tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+REMOVED = (14, 26, 13, 12, 25, 3)
+
+
+@pytest.fixture(scope="module")
+def dense(demo_model_dir: Path) -> DenseModel:
+    return load_dense_model(demo_model_dir, Resident.MODEL, Resources(), dtype="float32")
+
+
+def prose_repair(dense: DenseModel, *, judged_by: set[str]) -> RepairedDepth:
+    """A repair that is fitted on prose alone, with penalties chosen on windows of these domains."""
+    prose = CalibrationSpec(Dataset.PROSE, num_samples=4, seqlen=256)
+    found = repair_windows(prose, dense.model, dense.tokenizer)
+    assert found.train.keys() == {"prose"}
+    assert found.selection.keys() == {"prose", "code"}
+    text = RepairText(
+        {domain: windows.token_ids for domain, windows in found.train.items()},
+        {d: windows.token_ids for d, windows in found.selection.items() if d in judged_by},
+    )
+    keep = kept(num_blocks(dense.model), REMOVED)
+    [depth] = repair_depths(
+        dense.visited(), [keep], text, batch_tokens=dense.resources.batch_tokens
+    )
+    return depth
+
+
+def test_a_fit_on_prose_alone_harms_no_code(dense: DenseModel) -> None:
+    """A job that is calibrated on prose is judged on packaged code too."""
+    alone = prose_repair(dense, judged_by={"prose"})
+    assert choose(alone).method is Method.RIDGE
+    assert gains(alone, Method.RIDGE)["prose"].mean > 0.1
+    both = prose_repair(dense, judged_by={"prose", "code"})
+    found = {method: gains(both, method) for method in both.tried}
+    assert all(gain.mean >= 0 for gain in found[choose(both).method].values())
+
+
+def test_refined_is_the_best_of_all_pairs(dense: DenseModel) -> None:
+    sample = default_calibration(num_samples=2, seqlen=64)
+    windows = calibrate(sample, dense.model, dense.tokenizer)
+    spec = PruneSpec(NAME, num_remove=2, calibration=sample, refine=3, dtype="float32")
+    found = search(spec, dense, windows, Observer(), SearchState())
+    plain, total = PlainScorer(dense.model, windows.token_ids), num_blocks(dense.model)
+    losses: dict[tuple[int, ...], float] = {
+        pair: fmean(plain.losses(kept(total, pair)))
+        for pair in combinations(range(1, total - 1), 2)
+    }
+    best = min(losses, key=losses.__getitem__)
+    refined = tuple(sorted(removal.block for removal in found))
+    assert losses[refined] == pytest.approx(losses[best], abs=1e-5)
+
+
+def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(demo_data_dir: Path) -> None:
+    """And their raw forms nothing."""
+    models_dir = demo_data_dir / "models"
+    spec = PruneSpec(
+        NAME,
+        10,
+        metric=Metric.COSINE,
+        calibration=default_calibration(num_samples=2, seqlen=64),
+        repair=Repair.RIDGE,
+        evaluate=False,
+    )
+    _, path = prune_tiny(models_dir, spec, f"{NAME}@prn-1")
+    models, checkpoints = ModelStore(models_dir), CheckpointStore(path.parent)
+    catalog = Catalog(models, checkpoints)
+    registry = ModelRegistry(catalog, models, checkpoints, device="cpu")
+    names = [NAME, *(f"{NAME}@-{k}{raw}" for k in range(1, 11) for raw in ("", "+raw"))]
+    tensors = {
+        parameter.data_ptr(): parameter.nbytes
+        for name in names
+        for parameter in registry.get(name).variant.model.parameters()
+    }
+    weight_bytes = registry.weight_bytes()
+    assert sum(tensors.values()) == sum(weight_bytes.values()) <= 1.3 * weight_bytes[NAME]
