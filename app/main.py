@@ -38,6 +38,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
+from app.engine.tuning import Tuner
 from app.generation.engine_backend import EngineBackend
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
@@ -248,7 +249,12 @@ def _deliverer(
 def _engine(settings: ServeSettings, engine: Engine | None) -> AsyncEngine:
     limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
     return AsyncEngine(
-        engine or Engine(limits, recorder=recorder_on if settings.cuda_graphs else no_recorder),
+        engine
+        or Engine(
+            limits,
+            recorder=recorder_on if settings.cuda_graphs else no_recorder,
+            tuner=Tuner.of(settings.tune, settings.data_dir),
+        ),
         settings.max_waiting,
         max_waiting_tokens=settings.max_waiting_tokens,
         stall_s=settings.engine_stall_s,

@@ -101,6 +101,11 @@ class Settings(BaseSettings):
         default=None,
         description="CPU threads of torch in each process; unset uses the CPUs that it may use",
     )
+    tune: str = Field(
+        default="on",
+        description="`on` times the ways to compute the same on this CPU when they are first needed, "
+        "and keeps the choices in the data directory; `off` times none; or a file for the choices",
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -20,6 +20,7 @@ from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
@@ -52,7 +53,9 @@ def run_bench(
     with Progress(console=Console(stderr=True)) as progress:
         for scenario in plan.scenarios:
             task = progress.add_task(scenario, total=len(sides) * (1 + plan.repeats))
-            samples = _measured(sides, scenario, plan, partial(progress.advance, task))
+            samples = _measured(
+                sides, scenario, plan, partial(progress.advance, task), subject.tuner
+            )
             bench = replace(bench, samples={**bench.samples, scenario: samples})
             _write(bench, out)
     return bench
@@ -87,7 +90,8 @@ def stored_subject(
         if repaired := _repair(entry, checkpoints):
             repairs[entry.name] = repaired
     loaded = models.load(name, dtype=dtype, device=settings.device)
-    return BenchSubject(name, make_variant(name, name, loaded.model), removed, repairs)
+    tuner = Tuner.of(settings.tune, settings.data_dir)
+    return BenchSubject(name, make_variant(name, name, loaded.model), removed, repairs, tuner)
 
 
 def random_subject(
@@ -111,7 +115,7 @@ def random_subject(
             removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
         else:
             raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{num_blocks - 1}")
-    return BenchSubject(shape, dense, removed)
+    return BenchSubject(shape, dense, removed, tuner=Tuner.of(settings.tune, settings.data_dir))
 
 
 def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
@@ -146,15 +150,19 @@ def _repair(entry: ModelEntry, checkpoints: CheckpointStore) -> Repaired | None:
 
 
 def _measured(
-    sides: Mapping[str, Variant], scenario: Scenario, plan: BenchPlan, advance: Callable[[], None]
+    sides: Mapping[str, Variant],
+    scenario: Scenario,
+    plan: BenchPlan,
+    advance: Callable[[], None],
+    tuner: Tuner = OFF,
 ) -> dict[str, list[Sample]]:
     names = list(sides)
     for variant in sides.values():
-        warm_up(variant, scenario, plan)
+        warm_up(variant, scenario, plan, tuner)
         advance()
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for _, name in alternate(names, plan.repeats):
-        samples[name].append(measure(sides[name], scenario, plan))
+        samples[name].append(measure(sides[name], scenario, plan, tuner))
         advance()
     return samples
 

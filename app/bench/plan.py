@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
 from pruning.removal import kept
@@ -60,13 +61,15 @@ class BenchPlan:
 class BenchSubject:
     """A dense model, and the removed blocks of each variant by name.
 
-    ``repairs`` are those of repaired variants; tensors of them are in memory.
+    ``repairs`` are those of repaired variants; tensors of them are in memory. ``tuner`` chooses
+    between kernels.
     """
 
     name: str
     dense: Variant
     removed: Mapping[str, Blocks]
     repairs: Mapping[str, Repaired] = field(default_factory=dict)
+    tuner: Tuner = OFF
 
     @property
     def num_blocks(self) -> int:

@@ -14,6 +14,7 @@ from app.engine.async_engine import AsyncEngine
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, SamplingParams, Timings
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
 from pruning.worker.gpu import energy_j
 
@@ -40,18 +41,18 @@ class Sample:
         return self.num_tokens / self.seconds
 
 
-def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan) -> None:
-    """A short run that is not measured, as the first run is slower."""
-    _run(scenario, variant, plan, new_tokens=_WARM_UP_TOKENS)
+def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Tuner = OFF) -> None:
+    """A short run that is not measured, as the first run is slower and chooses kernels."""
+    _run(scenario, variant, plan, tuner, new_tokens=_WARM_UP_TOKENS)
 
 
-def measure(variant: Variant, scenario: Scenario, plan: BenchPlan) -> Sample:
+def measure(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Tuner = OFF) -> Sample:
     """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
     device = variant.model.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before_j, began_s = energy_j(device), time.perf_counter()
-    timings = _run(scenario, variant, plan)
+    timings = _run(scenario, variant, plan, tuner)
     seconds, after_j = time.perf_counter() - began_s, energy_j(device)
     is_cuda = device.type == "cuda"
     is_prompt = scenario is Scenario.PROMPT
@@ -75,17 +76,21 @@ def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]
 
 
 def _run(
-    scenario: Scenario, variant: Variant, plan: BenchPlan, new_tokens: int | None = None
+    scenario: Scenario,
+    variant: Variant,
+    plan: BenchPlan,
+    tuner: Tuner,
+    new_tokens: int | None = None,
 ) -> list[Timings]:
     if scenario is Scenario.SERVED:
         requests = _requests(variant, plan, plan.requests, new_tokens or plan.served_tokens)
-        timings = asyncio.run(_closed_loop(requests, plan.concurrency))
+        timings = asyncio.run(_closed_loop(requests, plan.concurrency, tuner))
     elif scenario is Scenario.PROMPT:
         requests = _requests(variant, plan, 1, 1, prompt_tokens=plan.long_prompt)
-        timings = _at_once(requests)
+        timings = _at_once(requests, tuner)
     else:
         requests = _requests(variant, plan, plan.batch_size, new_tokens or plan.new_tokens)
-        timings = _at_once(requests)
+        timings = _at_once(requests, tuner)
     for request, timing in zip(requests, timings, strict=True):
         if timing.num_tokens != request.params.max_new_tokens:
             raise WrongLength(
@@ -112,13 +117,14 @@ def _requests(
     ]
 
 
-def _at_once(requests: Sequence[Request]) -> list[Timings]:
+def _at_once(requests: Sequence[Request], tuner: Tuner) -> list[Timings]:
     """One batch from the start, with all prompts in one forward pass."""
     num_tokens = sum(len(request.prompt_ids) for request in requests)
     engine = Engine(
         EngineLimits(
             max_num_seqs=len(requests), max_batch_tokens=num_tokens, max_cache_tokens=_UNLIMITED
-        )
+        ),
+        tuner=tuner,
     )
     for request in requests:
         engine.add(_arriving_now(request))
@@ -135,10 +141,16 @@ def _arriving_now(request: Request) -> Request:
     return replace(request, arrived_s=time.monotonic())
 
 
-async def _closed_loop(requests: Sequence[Request], concurrency: int) -> list[Timings]:
+async def _closed_loop(
+    requests: Sequence[Request], concurrency: int, tuner: Tuner
+) -> list[Timings]:
     """``concurrency`` clients, each of which waits for its response before its next request."""
     limits = EngineLimits(max_num_seqs=concurrency, max_cache_tokens=_UNLIMITED)
-    engine = AsyncEngine(Engine(limits), max_waiting=len(requests), max_waiting_tokens=_UNLIMITED)
+    engine = AsyncEngine(
+        Engine(limits, tuner=tuner),
+        max_waiting=len(requests),
+        max_waiting_tokens=_UNLIMITED,
+    )
     waiting, timings = iter(requests), dict[str, Timings]()
 
     async def client() -> None:

@@ -7,6 +7,7 @@ from app.auth.scopes import UnprotectedAddress, check_address, is_loopback
 from app.config import ServeSettings
 from app.doctor import gpu, machine, models, store
 from app.doctor.finding import Finding, Level, fine, note, wrong
+from app.engine.tuning import Tuner
 from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, invalid_settings
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 
@@ -58,7 +59,8 @@ def _hardware(api: ServeSettings) -> list[Finding]:
     memory_bytes = min(memory_bytes, api.max_weight_bytes or memory_bytes)
     weights = models.weights(api.models_dir)
     preloaded = list(weights) if api.preload is None else api.preload
-    return [device, machine.memory(weights, preloaded, memory_bytes)]
+    kernels = machine.kernels(Tuner.of(api.tune, api.data_dir).choices)
+    return [device, machine.memory(weights, preloaded, memory_bytes), kernels]
 
 
 def _directories(settings: Settings) -> list[Finding]:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from app.doctor.finding import Finding, fine, note, size, wrong
+from app.engine.tuning import Choice
 
 _OURS = "sleb-serve"
 _MIN_FREE_BYTES = 10**9  # for logs, the job store and a small checkpoint
@@ -44,6 +45,22 @@ def extras(needed: Mapping[str, str]) -> Finding:
         advice = "pip install its extra (cluster, otel or eval), or unset the variable"
         return wrong("extras", said, advice)
     return fine("extras", "all that the settings require")
+
+
+def kernels(choices: Mapping[str, Choice]) -> Finding:
+    """Which ways to compute were chosen on this processor, and by how much."""
+    if not choices:
+        return fine("kernels", "none chosen on this processor yet: the first requests choose")
+    said = "; ".join(
+        f"{key}: {choice.way}, "
+        + ", ".join(
+            f"{seconds / choice.seconds[choice.way]:.2f} × as fast as {way}"
+            for way, seconds in choice.seconds.items()
+            if way != choice.way
+        )
+        for key, choice in choices.items()
+    )
+    return fine("kernels", said)
 
 
 def writable(directory: Path) -> Finding:

@@ -5,16 +5,19 @@ of one batch. A chunk of a prompt attends to its own slot. Several whole prompts
 row; each attends to itself only and needs no cache.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-# Rows times tokens between which, on a CPU, two products of several rows beat one fused call.
-# Above, scores that exist as a whole would take too much memory.
-_MIN_SCORES, _MAX_SCORES = 512, 512 * 512
+from app.engine.tuning import OFF, Tuner, size_of
+
+_MAX_SCORES = 512 * 512  # of a head: more take too much memory to exist as a whole
+
+# Two ways to compute the same on a CPU.
+FUSED, PRODUCTS = "fused attention", "products"
 
 
 class UnsupportedAttention(ValueError):
@@ -26,6 +29,7 @@ class BatchedDecodeAttention:
     """One query token for each sequence, ``[rows, heads, head_dim]``, over its own slot."""
 
     masks: Mapping[str, torch.Tensor]  # by kind, additive, [rows, 1, 1, num_tokens]
+    tuner: Tuner = OFF
 
     def __call__(
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
@@ -37,12 +41,17 @@ class BatchedDecodeAttention:
         # Queries that share a key head are treated as successive tokens of that head.
         grouped = queries.reshape(rows, num_key_heads, -1, head_dim)
         mask = self.masks[kind]
-        if keys.device.type == "cpu" and rows > 1 and rows * num_tokens > _MIN_SCORES:
-            attended = _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
-        else:
-            attended = F.scaled_dot_product_attention(
+
+        def fused() -> torch.Tensor:
+            return F.scaled_dot_product_attention(
                 grouped, keys, values, attn_mask=mask, scale=scaling
             )
+
+        def products() -> torch.Tensor:
+            return _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
+
+        shape = (size_of(rows), *grouped.shape[1:], size_of(num_tokens))
+        attended = _fastest(self.tuner, "a token each", shape, keys, fused, products)
         return attended.view_as(queries)
 
 
@@ -53,6 +62,7 @@ class VarlenPrefillAttention:
     num_queries: Sequence[int]  # of each sequence
     num_keys: Sequence[int]
     masks: Mapping[str, Sequence[torch.Tensor | None]]  # [queries, keys]; None: all before it
+    tuner: Tuner = OFF
 
     def __call__(
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
@@ -67,7 +77,7 @@ class VarlenPrefillAttention:
             self.masks[kind],
             strict=True,
         )
-        return torch.cat([_of_one(*each, scaling) for each in parts])
+        return torch.cat([_of_one(*each, scaling, self.tuner) for each in parts])
 
 
 Attention = BatchedDecodeAttention | VarlenPrefillAttention
@@ -75,19 +85,30 @@ Attention = BatchedDecodeAttention | VarlenPrefillAttention
 
 def _of_one(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None,
-    scaling: float,
+    scaling: float, tuner: Tuner,
 ) -> torch.Tensor:  # fmt: skip
     """``[queries, heads, head_dim]`` over ``[key_heads, keys, head_dim]``."""
     by_head = queries.transpose(0, 1)
     num_sharing = len(by_head) // len(keys)
-    if mask is not None and keys.device.type == "cpu" and mask.numel() <= _MAX_SCORES:
+
+    def fused() -> torch.Tensor:
+        all_keys, all_values = (
+            each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values)
+        )
+        return F.scaled_dot_product_attention(
+            by_head[None], all_keys, all_values,
+            attn_mask=mask, is_causal=mask is None, scale=scaling,
+        )[0]  # fmt: skip
+
+    if mask is None or mask.numel() > _MAX_SCORES:
+        return fused().transpose(0, 1)
+
+    def products() -> torch.Tensor:
         grouped = by_head.unflatten(0, (-1, num_sharing))
-        return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
-    keys, values = (each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values))
-    attended = F.scaled_dot_product_attention(
-        by_head[None], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
-    )
-    return attended[0].transpose(0, 1)
+        return _products(grouped, keys, values, mask, scaling).flatten(0, 1)
+
+    shape = (*by_head.shape[::2], size_of(mask.shape[0]), size_of(mask.shape[1]))
+    return _fastest(tuner, "a prompt", shape, keys, fused, products).transpose(0, 1)
 
 
 def _products(
@@ -95,14 +116,22 @@ def _products(
     scaling: float,
 ) -> torch.Tensor:  # fmt: skip
     """Two batches of products, ``[…, …, …, head_dim]`` over ``[batch, tokens, head_dim]``, with
-    a softmax in float32 in between, as in the models' own eager attention.
-
-    On a CPU, this is two to four times as fast as torch's fused attention.
-    """
+    a softmax in float32 in between, as in the models' own eager attention."""
     flat = queries.reshape(len(keys), -1, queries.shape[-1])
     scores = (flat @ keys.transpose(1, 2)).float().mul_(scaling)
     shares = scores.view(*queries.shape[:-1], -1).add_(mask).softmax(dim=-1).to(values.dtype)
     return (shares.view(len(keys), -1, keys.shape[1]) @ values).view_as(queries)
+
+
+def _fastest(
+    tuner: Tuner, name: str, shape: tuple[int, ...], keys: torch.Tensor,
+    fused: Callable[[], torch.Tensor], products: Callable[[], torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """What both compute. On a GPU, this may be recorded, and fused attention is made for it."""
+    if keys.device.type != "cpu":
+        return fused()
+    ways = {FUSED: fused, PRODUCTS: products}
+    return ways[tuner.fastest(name, shape, keys.dtype, ways)]()
 
 
 def kinds_of_attention(config: PreTrainedConfig) -> list[str]:

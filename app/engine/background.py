@@ -49,9 +49,9 @@ def _interruptible(model: PreTrainedModel, is_interrupted: Callable[[], bool]) -
 
 
 def _first_module(block: nn.Module) -> nn.Module:
-    """A module that every forward calls once. The flat forward does not call the block itself."""
-    return next(
-        module
-        for module in block.modules()
-        if next(module.parameters(recurse=False), None) is not None
-    )
+    """The first norm, which every forward calls once.
+
+    The flat forward calls neither the block itself nor the linear layers that it has merged.
+    """
+    own = ((module, list(module.parameters(recurse=False))) for module in block.modules())
+    return next(module for module, found in own if found and all(each.ndim == 1 for each in found))

@@ -23,6 +23,7 @@ from app.engine.sequence import (
     Timings,
     TokenEvent,
 )
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
 
 logger = logging.getLogger(__name__)
@@ -89,10 +90,12 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         recorder: Callable[[torch.device], Recorder | None] = recorder_on,
+        tuner: Tuner = OFF,
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
         self._recorder = recorder
+        self._tuner = tuner
         self._unrecorded: WeakSet[Variant] = WeakSet()  # whose recording failed
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
@@ -253,7 +256,7 @@ class Engine:
             # Background requests are not recorded: a live request would wait for the end of it.
             is_recorded = self.has_live_work and variant not in self._unrecorded
             record = self._recorder(variant.model.device) if is_recorded else None
-            self._runners[variant] = ModelRunner(variant, record)
+            self._runners[variant] = ModelRunner(variant, record, self._tuner)
         return self._runners[variant]
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:

@@ -5,8 +5,7 @@ a tenth of a small model's step. It supports blocks of the usual kind. Other mod
 forward, which is also the oracle in the tests.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from app.engine.attention import Attention, kinds_of_attention
 from app.engine.kv_cache import SlotCache
+from app.engine.merged_linear import Project, feed_forward, side_by_side
 from pruning.models.architectures import Parts, architecture
 from pruning.models.blocks import block_list, finish, input_scale
 
@@ -40,10 +40,10 @@ class FlatBlock:
     position: int
     kind: str  # of attention
     norms: tuple[nn.Module, nn.Module, nn.Module, nn.Module]  # around attention, around the rest
-    projections: tuple[nn.Module, ...]
+    project: Project  # to queries, keys and values, side by side
     head_norms: tuple[nn.Module, ...]  # of queries and of keys
     output: nn.Module
-    feed_forward: nn.Module
+    feed_forward: Project
     head_dim: int
     num_heads: tuple[int, int, int]  # of queries, keys and values
     scaling: float  # of attention
@@ -64,13 +64,15 @@ class FlatBlock:
     def _attend(
         self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
     ) -> torch.Tensor:
-        projected = torch.cat([project(hidden) for project in self.projections], dim=-1)
-        heads = projected.view(len(hidden), -1, self.head_dim)
-        queries, keys, values = heads.split(self.num_heads, dim=1)
+        heads = self.project(hidden).view(len(hidden), -1, self.head_dim)
+        num_queries, num_keys, num_values = self.num_heads
+        turned, values = heads.split((num_queries + num_keys, num_values), dim=1)
         if self.head_norms:
-            queries, keys = map(_normed, self.head_norms, (queries, keys))
+            parts = turned.split((num_queries, num_keys), dim=1)
+            turned = torch.cat([*map(_normed, self.head_norms, parts)], dim=1)
         if self.is_rotated:
-            queries, keys = rotation(queries), rotation(keys)
+            turned = rotation(turned)
+        queries, keys = turned.split((num_queries, num_keys), dim=1)
         keys, values = cache.write(keys, values, self.position)
         attended = attention(self.kind, queries, keys, values, self.scaling)
         out: torch.Tensor = self.output(attended.flatten(1))
@@ -140,25 +142,6 @@ def flat_model(model: PreTrainedModel) -> FlatModel | None:
     return decoder if decoder.turns_whole_heads() else None
 
 
-@contextmanager
-def vector_kernels() -> Iterator[None]:
-    """Use torch's own bfloat16 kernel for the product of a matrix and one row.
-
-    On a CPU it reads weights 1.6 times as fast as oneDNN, which is faster from two rows on. Its
-    rounding differs slightly. The switch applies to the whole process: other work meanwhile is
-    correct, and may be slower.
-    """
-    one_dnn: Any = torch.backends.mkldnn
-    if not one_dnn.enabled:
-        yield
-        return
-    one_dnn.enabled = False
-    try:
-        yield
-    finally:
-        one_dnn.enabled = True
-
-
 def _is_usual(block: nn.Module, parts: Parts) -> bool:
     """Whether the block has these parts and no others, whatever they are."""
     of_block = {*parts.norms, parts.attention, parts.feed_forward} - {""}
@@ -181,10 +164,10 @@ def _flat_block(position: int, kind: str, block: nn.Module, parts: Parts) -> Fla
         position=position,
         kind=kind,
         norms=(before, after, before_feed, after_feed),
-        projections=tuple(map(attention.get_submodule, parts.projections)),
+        project=side_by_side([attention.get_submodule(name) for name in parts.projections]),
         head_norms=tuple(map(attention.get_submodule, parts.head_norms)),
         output=attention.get_submodule(parts.output),
-        feed_forward=block.get_submodule(parts.feed_forward),
+        feed_forward=feed_forward(block.get_submodule(parts.feed_forward)),
         head_dim=attention.head_dim,
         num_heads=(config.num_attention_heads, num_keys, num_keys),
         scaling=attention.scaling,

@@ -6,7 +6,6 @@ the flat forward, the others their own.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from itertools import accumulate, chain
 
 import torch
@@ -21,22 +20,31 @@ from app.engine.attention import (
     packed_mask,
 )
 from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
-from app.engine.flat_model import flat_model, vector_kernels
+from app.engine.flat_model import flat_model
 from app.engine.kv_cache import AttentionMetadata, SlotCache
+from app.engine.row_kernels import RowKernels
 from app.engine.scheduler import Batch
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
 from pruning.models.blocks import final_logits
 
 
 class ModelRunner:
-    """Runs the forward of one variant. With ``record``, it replays recorded decode steps."""
+    """Runs the forward of one variant. With ``record``, it replays recorded decode steps.
 
-    def __init__(self, variant: Variant, record: Recorder | None = None) -> None:
+    ``tuner`` chooses between kernels.
+    """
+
+    def __init__(
+        self, variant: Variant, record: Recorder | None = None, tuner: Tuner = OFF
+    ) -> None:
         self.cache = SlotCache()
         self.graphs: DecodeGraphs | None = None
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
         self._flat_model = flat_model(variant.model)
+        self._tuner = tuner
+        self._row_kernels = RowKernels(variant.model, tuner)
         if record is not None:
             self.graphs = DecodeGraphs(record, self._decode, self.cache, self._model.device)
 
@@ -56,7 +64,7 @@ class ModelRunner:
         token_ids = torch.tensor([*chain(*scheduled)], device=self._model.device)
         metadata = self._metadata(batch, places)
         self.cache.open(metadata)
-        with vector_kernels() if len(token_ids) == 1 else nullcontext():
+        with self._row_kernels.for_rows(len(token_ids)):
             if self._flat_model is None:
                 shape = (-1, 1) if batch.is_one_token_each else (1, -1)
                 masks = self._model_masks(metadata, batch)
@@ -109,7 +117,7 @@ class ModelRunner:
             for kind, reach in self._windows.items()
         }
         return VarlenPrefillAttention(
-            [len(each) for each in places], [each.stop for each in places], masks
+            [len(each) for each in places], [each.stop for each in places], masks, self._tuner
         )
 
     def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:
@@ -118,7 +126,8 @@ class ModelRunner:
             {
                 kind: causal_mask(positions[:, None], num_tokens, reach, self._model.dtype)
                 for kind, reach in self._windows.items()
-            }
+            },
+            self._tuner,
         )
 
     def _model_masks(self, metadata: AttentionMetadata, batch: Batch) -> Mapping[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
+from app.engine.tuning import Tuner
 from pruning.config import Settings
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import view
@@ -149,9 +150,9 @@ def test_a_variant_that_there_is_not_is_refused(
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def noted(each: Any, scenario: Scenario, plan: BenchPlan) -> Sample:
+    def noted(each: Any, scenario: Scenario, plan: BenchPlan, tuner: Tuner) -> Sample:
         order.append(each.name)
-        return measure(each, scenario, plan)
+        return measure(each, scenario, plan, tuner)
 
     monkeypatch.setattr(bench, "measure", noted)
     sides = {"a": replace(variant(), name="a"), "b": replace(variant(), name="b")}

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from app.engine import attention as attention_module
 from app.engine.attention import (
+    FUSED,
+    PRODUCTS,
     BatchedDecodeAttention,
     UnsupportedAttention,
     VarlenPrefillAttention,
@@ -15,6 +17,7 @@ from app.engine.attention import (
     own_mask,
     packed_mask,
 )
+from app.engine.tuning import Tuner
 from tests.support.tiny import WINDOW, tiny_model
 
 HEADS, KEY_HEADS, DIM = 6, 2, 8
@@ -81,11 +84,9 @@ def test_packed_prompts_see_nothing_of_each_other() -> None:
 @given(
     ends=st.lists(st.integers(1, 150), min_size=1, max_size=6),
     window=st.sampled_from([None, 1, 40]),
-    min_scores=st.sampled_from([0, 10**6]),
+    way=st.sampled_from([FUSED, PRODUCTS]),
 )
-def test_a_token_each_over_its_own_slot(
-    ends: list[int], window: int | None, min_scores: int
-) -> None:
+def test_a_token_each_over_its_own_slot(ends: list[int], window: int | None, way: str) -> None:
     torch.manual_seed(len(ends))
     rows, num_tokens = len(ends), -(-max(ends) // 64) * 64
     queries = torch.randn(rows, HEADS, DIM)
@@ -93,9 +94,8 @@ def test_a_token_each_over_its_own_slot(
         :, 1:, :, :num_tokens
     ]  # a part of a cache, as they come
     mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_module, "_MIN_SCORES", min_scores)
-        found = BatchedDecodeAttention({KIND: mask})(KIND, queries, keys, values, 0.3)
+    attention = BatchedDecodeAttention({KIND: mask}, Tuner(always=frozenset({way})))
+    found = attention(KIND, queries, keys, values, 0.3)
     expected = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     torch.testing.assert_close(found, expected)
 
@@ -105,10 +105,11 @@ def test_a_token_each_over_its_own_slot(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
     window=st.sampled_from([None, 1, 20]),
     max_scores=st.sampled_from([0, 10**6]),
+    way=st.sampled_from([FUSED, PRODUCTS]),
     are_masked=st.booleans(),
 )
 def test_several_prompts_in_one_row(
-    lengths: list[int], window: int | None, max_scores: int, are_masked: bool
+    lengths: list[int], window: int | None, max_scores: int, way: str, are_masked: bool
 ) -> None:
     torch.manual_seed(len(lengths))
     queries = torch.randn(sum(lengths), HEADS, DIM)
@@ -118,9 +119,9 @@ def test_several_prompts_in_one_row(
         masks = [None] * len(lengths)  # as on a GPU
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_MAX_SCORES", max_scores)
-        found = VarlenPrefillAttention(lengths, lengths, {KIND: masks})(
-            KIND, queries, keys, values, 0.3
-        )
+        tuner = Tuner(always=frozenset({way}))
+        attention = VarlenPrefillAttention(lengths, lengths, {KIND: masks}, tuner)
+        found = attention(KIND, queries, keys, values, 0.3)
     positions = torch.cat([torch.arange(length) for length in lengths])
     mask = packed_mask(positions, lengths, window, torch.float32)
     expected = plain(queries.transpose(0, 1)[None], keys, values, mask)[0].transpose(0, 1)
@@ -151,6 +152,6 @@ def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> 
     mask = causal_mask(torch.arange(50, 59)[:, None], 64, None, torch.bfloat16)
     true = plain(queries[:, :, None].float(), keys.float(), values.float(), mask.float())[:, :, 0]
     eager = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
-    ours = BatchedDecodeAttention({KIND: mask})(KIND, queries, keys, values, 0.3)
-    assert len(queries) * keys.shape[2] > attention_module._MIN_SCORES
+    attention = BatchedDecodeAttention({KIND: mask}, Tuner(always=frozenset({PRODUCTS})))
+    ours = attention(KIND, queries, keys, values, 0.3)
     assert (ours - true).pow(2).mean() < (eager - true).pow(2).mean()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.engine import engine as engine_module
 from app.engine.engine import Engine
-from app.engine.flat_model import flat_model, vector_kernels
+from app.engine.flat_model import flat_model
 from app.engine.model_runner import ModelRunner
 from app.engine.scheduler import Batch, EngineLimits
 from app.engine.variant import Variant, make_variant
@@ -152,38 +152,3 @@ def test_heads_that_are_turned_in_part_are_left_to_the_models_own_forward() -> N
     assert flat_model(model) is None
     each = request(prompt(20), make_variant("tiny", "tiny", model))
     assert run(Engine(), each).of(each) == expected(each)
-
-
-def test_one_row_alone_has_kernels_of_its_own() -> None:
-    seen: list[tuple[int, bool]] = []
-    model = copy.deepcopy(tiny_model("llama")).bfloat16()
-    model.lm_head.register_forward_hook(
-        lambda _module, args, _output: seen.append(
-            (len(args[0]), bool(torch.backends.mkldnn.enabled))
-        )
-    )
-    alone = make_variant("tiny", "tiny", model)
-    two = [request(prompt(5), alone, max_new_tokens=num, ignore_eos=True) for num in (2, 4)]
-    run(Engine(), *two)
-    assert seen == [(2, True), (2, True), (1, False), (1, False)]
-    assert torch.backends.mkldnn.enabled
-
-
-def test_kernels_of_one_row_differ_from_those_of_several_by_rounding_alone() -> None:
-    torch.manual_seed(0)
-    weight, row = torch.randn(300, 500), torch.randn(1, 500)
-    exact = nn.functional.linear(row.bfloat16().float(), weight.bfloat16().float())
-    with torch.inference_mode(), vector_kernels():
-        found = nn.functional.linear(row.bfloat16(), weight.bfloat16())
-    torch.testing.assert_close(found.float(), exact, rtol=2**-7, atol=2**-7)
-
-
-def test_the_kernels_are_put_back_after_a_failure_and_stay_off_where_they_were() -> None:
-    with pytest.raises(KeyError), vector_kernels():
-        raise KeyError
-    assert torch.backends.mkldnn.enabled
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.mkldnn, "enabled", False)
-        with vector_kernels():
-            pass
-        assert not torch.backends.mkldnn.enabled

@@ -129,8 +129,8 @@ def test_a_request_that_comes_ends_the_background_step_that_has_begun(
         def end(_module: nn.Module, args: tuple[torch.Tensor], _output: object) -> None:
             ended_with.append(len(args[0]))
 
-        hooks = [blocks[0].get_submodule("mlp").register_forward_hook(begin)]
-        hooks.append(blocks[-1].get_submodule("mlp").register_forward_hook(end))
+        hooks = [blocks[0].get_submodule("mlp.down_proj").register_forward_hook(begin)]
+        hooks.append(blocks[-1].get_submodule("mlp.down_proj").register_forward_hook(end))
         try:
             replay = engine.background(background(request(prompt(5), each, max_new_tokens=1)))
             await begun.wait()

@@ -1,0 +1,93 @@
+"""Linear layers of the same input as one product: fewer and larger products are faster.
+
+The weights of the layers become parts of one tensor, side by side, so this takes no memory. Layers
+that are not plain, such as those with int8 weights, run one after the other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+Project = Callable[[torch.Tensor], torch.Tensor]  # [tokens, width] to [tokens, outputs]
+
+
+@dataclass(frozen=True)
+class MergedLinear:
+    """Linear layers whose outputs stand side by side."""
+
+    weight: torch.Tensor  # [outputs of all, inputs]
+    bias: torch.Tensor | None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return linear(hidden, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class GatedFeedForward:
+    """The feed-forward part of most families: one projection is the gate of another."""
+
+    gate_and_up: MergedLinear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    down: nn.Module
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_and_up(hidden).chunk(2, dim=-1)
+        out: torch.Tensor = self.down(self.activation(gate).mul_(up))
+        return out
+
+
+def side_by_side(layers: Sequence[nn.Module]) -> Project:
+    """The layers as one: ``[tokens, width]`` to their outputs ``[tokens, outputs of all]``."""
+    return _merged(layers) or (lambda hidden: torch.cat([layer(hidden) for layer in layers], -1))
+
+
+def feed_forward(module: nn.Module) -> Project:
+    """The feed-forward part with its gate merged, if it is of the usual kind."""
+    parts: dict[str, Any] = dict(module.named_children())
+    if parts.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return module
+    gate, up = parts["gate_proj"], parts["up_proj"]
+    if (merged := _merged([gate, up])) is None or gate.out_features != up.out_features:
+        return module
+    return GatedFeedForward(merged, parts["act_fn"], parts["down_proj"])
+
+
+def _merged(layers: Sequence[nn.Module]) -> MergedLinear | None:
+    """One layer on the same parameters; None unless all are plain and alike."""
+    plain = [layer for layer in layers if _is_plain(layer)]
+    alike = {(layer.in_features, layer.weight.dtype, layer.bias is None) for layer in plain}
+    if len(plain) != len(layers) or len(alike) != 1:
+        return None
+    biases = [layer.bias for layer in plain if layer.bias is not None]
+    return MergedLinear(
+        _joined([layer.weight for layer in plain]), _joined(biases) if biases else None
+    )
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer with a tensor of the usual kind, and nothing else happens."""
+    return (
+        type(layer) is nn.Linear
+        and not layer._forward_hooks
+        and type(layer.weight.data) is torch.Tensor
+    )
+
+
+def _joined(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor along the first dimension, of which these parameters are parts from now on."""
+    rows = [len(parameter) for parameter in parameters]
+    first = parameters[0]
+    starts = [each.data_ptr() - first.data_ptr() for each in parameters]
+    row_bytes = first[0].numel() * first.element_size()
+    in_place = [sum(rows[:at]) * row_bytes for at in range(len(rows))]
+    storages = {each.untyped_storage().data_ptr() for each in parameters}
+    if starts == in_place and len(storages) == 1:
+        return first.detach().as_strided((sum(rows), *first.shape[1:]), first.stride())
+    whole = torch.cat([parameter.detach() for parameter in parameters])
+    for part, parameter in zip(whole.split(rows), parameters, strict=True):
+        parameter.data = part
+    return whole
