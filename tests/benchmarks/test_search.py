@@ -138,6 +138,7 @@ def test_samples_are_spread_evenly() -> None:
     assert spread((4, 7, 9), 5) == (4, 7, 9)
 
 
+@pytest.mark.slow
 def test_the_search_benchmark_is_a_command(tiny_model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "search.json"
     command = [sys.executable, "-m", "benchmarks.search", "--model", str(tiny_model_dir)]

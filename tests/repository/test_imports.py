@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import app
 import pruning
 from tests.support.processes import environment
@@ -13,6 +15,7 @@ from tests.support.processes import environment
 _SILENCED = "from pruning.process import silence_libraries; silence_libraries()"
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_a_trace(tmp_path: Path) -> None:
     modules = [
         module.name

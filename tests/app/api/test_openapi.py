@@ -121,8 +121,9 @@ def test_with_a_key_too_and_nothing_ignores_it(
     fuzz(url, config, 5, "--seed", "1", "--phases", phases, *VALID, "--header", header)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", [None, Scope.JOBS])
 @PHASES
-@pytest.mark.parametrize("scope", [pytest.param(None, marks=pytest.mark.slow), Scope.JOBS])
 def test_requests_without_a_scope_are_refused_as_described(
     url: str, config: Path, settings: ServeSettings, scope: Scope | None, phases: str
 ) -> None:

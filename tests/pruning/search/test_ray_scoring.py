@@ -71,6 +71,7 @@ def kill(scorer: ClusterScorer, place: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_search_is_that_of_one_process_to_the_bit(
     scorer: ClusterScorer, shared: SharedPrefixScorer, model_dir: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_search_is_that_of_one_process_to_the_bit(
         assert ours.scores == pytest.approx(dict(theirs.scores), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_both_actors_have_their_part_and_keep_it(scorer: ClusterScorer) -> None:
     def places(keep: Blocks) -> dict[int, int]:
         assert len(dict(scorer.score_round(keep, keep[1:-1]))) == len(keep) - 2
@@ -92,6 +94,7 @@ def test_both_actors_have_their_part_and_keep_it(scorer: ClusterScorer) -> None:
     assert sum(first[block] != second[block] for block in second) <= 1  # moved to balance the load
 
 
+@pytest.mark.slow
 def test_races_run_on_actors_too(scorer: ClusterScorer, shared: SharedPrefixScorer) -> None:
     found = list(sleb(StagedScorer(scorer), NUM_BLOCKS, 3))
     assert found == list(sleb(StagedScorer(shared), NUM_BLOCKS, 3))
@@ -99,6 +102,7 @@ def test_races_run_on_actors_too(scorer: ClusterScorer, shared: SharedPrefixScor
 
 @settings(deadline=None, max_examples=10)
 @given(st.data())
+@pytest.mark.slow
 def test_a_round_left_half_way_disturbs_none(
     scorer: ClusterScorer, model_dir: Path, data: st.DataObject
 ) -> None:
@@ -115,6 +119,7 @@ def test_a_round_left_half_way_disturbs_none(
         assert scorer.losses(keep) == shared.losses(keep)
 
 
+@pytest.mark.slow
 def test_ties_are_decided_in_one_place(
     scorer: ClusterScorer, shared: SharedPrefixScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +141,7 @@ def test_ties_are_decided_in_one_place(
     assert dict(found)[TWINS[0]] == dict(found)[TWINS[1]]
 
 
+@pytest.mark.slow
 def test_what_an_evaluation_raises_comes_as_it_is(scorer: ClusterScorer) -> None:
     with pytest.raises(ValueError, match="do not begin and end at") as caught:
         list(scorer.score(KEEP, CANDIDATES, range(5)))
@@ -225,6 +231,7 @@ def test_what_loading_raises_comes_as_it_is(scorer: ClusterScorer, model_dir: Pa
     assert scorer._pool.ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_more_actors_than_gpus_are_refused(scorer: ClusterScorer, model_dir: Path) -> None:
     num_gpus = int(scorer._pool.ray.cluster_resources().get("GPU", 0))
     with pytest.raises(ClusterUnavailable, match=f"the Ray cluster has {num_gpus} GPUs"):

@@ -84,6 +84,7 @@ def test_a_worker_that_is_killed_in_the_repair_is_followed_by_one_that_repeats_i
     assert resumed == [True]  # no candidate was scored again
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_is_paused_in_the_repair_and_another_is_cancelled(
     workers: Workers, redis_client: redis.Redis
