@@ -26,18 +26,12 @@ from pruning.evaluation.quality import Quality
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
-from pruning.models.safetensors_files import fingerprint
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
-from pruning.repair.order import (
-    OrderRepair,
-    RepairRequest,
-    methods_for,
-    repair_order,
-    request_for,
-)
-from pruning.repair.repair import Method
+from pruning.repair.names import Method
+from pruning.repair.order import OrderRepair, RepairRequest, methods_for, repair_order, request_for
 from pruning.repair.stored import write_repair
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer

@@ -36,7 +36,7 @@ from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import Conditions, JobStore, QueueFull
 from pruning.models.architectures import ARCHITECTURES, UnknownArchitecture, UnsupportedConfig
 from pruning.models.quantize import check_quantizable
-from pruning.models.safetensors_files import weight_sizes
+from pruning.models.safetensors_headers import weight_sizes
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
 from pruning.repair.order import methods_for
 from pruning.sleb import TooManyRemovals

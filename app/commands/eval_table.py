@@ -23,7 +23,7 @@ from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import text_of
-from pruning.evaluation.zero_shot import TaskScore
+from pruning.evaluation.zero_shot_scores import TaskScore
 from pruning.sleb import Blocks
 
 _Cell = tuple[str, str]  # the label of its row, which is the same for all models, and the text

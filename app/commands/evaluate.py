@@ -21,13 +21,8 @@ from pruning.evaluation.perplexity import Perplexity, measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ProbeScore, summary
-from pruning.evaluation.zero_shot import (
-    PAPER_TASKS,
-    TaskScore,
-    mean_accuracy,
-    require_lm_eval,
-    score_tasks,
-)
+from pruning.evaluation.zero_shot import require_lm_eval, score_tasks
+from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Forward
 from pruning.models.quantize import require_torchao

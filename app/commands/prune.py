@@ -17,7 +17,7 @@ from pruning.checkpoints.store import MANIFEST
 from pruning.config import Settings, WorkerSettings
 from pruning.jobs.estimate import DiskTooSmall, footprint
 from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.safetensors_files import fingerprint, weight_sizes
+from pruning.models.safetensors_headers import fingerprint, weight_sizes
 from pruning.models.store import ModelInfo, ModelStore, set_up_torch
 from pruning.pipeline import prune
 from pruning.removal import Removal

@@ -11,7 +11,7 @@ from app.models.external import InvalidExternalModels, read_external_models
 from pruning.checkpoints.store import FORMAT, CheckpointCorrupt, read_manifest
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.names import is_name
-from pruning.models.safetensors_files import read_header
+from pruning.models.safetensors_headers import read_header
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel
 
 _REASONS = (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig, OSError)

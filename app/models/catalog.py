@@ -9,17 +9,21 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.models.aliases import Aliases, AliasTaken, InvalidAlias
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
-from pruning.jobs.store import JobStore
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.inspection_record import Stamp
 from pruning.models.names import VariantName, split_depth, split_raw
-from pruning.models.safetensors_files import fingerprint
-from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, Stamp, stamp_of
+from pruning.models.safetensors_headers import fingerprint
+from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, stamp_of
+
+if TYPE_CHECKING:  # redis takes a sixth of a second to import
+    from pruning.jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class Catalog:
         self,
         models: ModelStore,
         checkpoints: CheckpointStore,
-        jobs: JobStore | None = None,
+        jobs: "JobStore | None" = None,
         external: Sequence[ExternalModel] = (),
         aliases: Aliases | None = None,
     ) -> None:

@@ -22,7 +22,7 @@ from app.models.weights import (
 )
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.models.safetensors_files import weight_sizes
+from pruning.models.safetensors_headers import weight_sizes
 from pruning.models.store import ModelStore, NotAModel, pick_device
 
 

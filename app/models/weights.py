@@ -14,7 +14,7 @@ import torch
 from app.engine.variant import Variant
 from app.models.entry import VariantKey
 from pruning.models.memory import free_bytes, is_out_of_memory, shortage
-from pruning.models.safetensors_files import fingerprint
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, pick_device
 
 logger = logging.getLogger(__name__)

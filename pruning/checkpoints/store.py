@@ -9,18 +9,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pruning.evaluation.quality import Quality
 from pruning.models.block_times import BlockTimes
-from pruning.models.store import LoadedModel, load
+from pruning.models.store import DTYPE_BYTES, LoadedModel, load
 from pruning.removal import kept
 from pruning.repair.choose import DepthRepair
-from pruning.repair.repair import Method, Repaired
-from pruning.repair.stored import RepairUnreadable, read_repair, repair_file
+from pruning.repair.names import Method, repair_file
 from pruning.sleb import Blocks
+
+if TYPE_CHECKING:
+    from pruning.repair.repair import Repaired
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -67,8 +67,7 @@ class Manifest:
     @property
     def weight_bytes(self) -> int:
         """Size of the weights of the model."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return self.num_parameters * dtype.itemsize
+        return self.num_parameters * DTYPE_BYTES[self.dtype]
 
     @property
     def disk_bytes(self) -> int:
@@ -147,7 +146,7 @@ class CheckpointStore:
         self.manifest(name)
         return open_checkpoint(self.path(name), device=device)
 
-    def repair(self, name: str, num_removed: int) -> Repaired | None:
+    def repair(self, name: str, num_removed: int) -> "Repaired | None":
         """As ``repair_of``. Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
         self.manifest(name)
         return repair_of(self.path(name), num_removed)
@@ -174,11 +173,16 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
     return load(path, device=device)
 
 
-def repair_of(path: Path, num_removed: int) -> Repaired | None:
+def repair_of(path: Path, num_removed: int) -> "Repaired | None":
     """The repair of a published checkpoint's model after so many removals; None without one.
 
     Raises ``FileNotFoundError``, or ``CheckpointCorrupt`` if the file differs from the manifest.
     """
+    from pruning.repair.stored import (  # noqa: PLC0415 - it imports torch
+        RepairUnreadable,
+        read_repair,
+    )
+
     manifest = read_manifest(path)
     if manifest.repair is None:
         return None

@@ -13,7 +13,8 @@ from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Quality, Quantized, text_of
 from pruning.evaluation.quality_gate import ask_both, gated
-from pruning.evaluation.zero_shot import PAPER_TASKS, ZeroShot, fetch_tasks, score_tasks
+from pruning.evaluation.zero_shot import fetch_tasks, score_tasks
+from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from pruning.evaluation.probe_scores import ProbeComparison
-from pruning.evaluation.zero_shot import ZeroShot
+from pruning.evaluation.zero_shot_scores import ZeroShot
 from pruning.removal import Losses, paired_gaps, standard_error
 from pruning.student_t import quantile
 

@@ -6,62 +6,16 @@ without examples, length-normalised for tasks that define it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.evaluation.zero_shot_scores import TaskScore
 from pruning.models.blocks import num_blocks, view
 
-PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
 _PREFERRED = ("acc_norm", "acc")
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """The result of one task. ``metric`` is acc_norm, else acc, else the first of the task."""
-
-    task: str
-    metric: str
-    value: float
-    standard_error: float | None
-    num_samples: int
-    num_shots: int
-    metrics: Mapping[str, float]  # all of the task, by name
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """Scores of the paper's five tasks, of the dense and of the pruned model."""
-
-    dense: tuple[TaskScore, ...]
-    pruned: tuple[TaskScore, ...]
-
-    @property
-    def dense_mean(self) -> float | None:
-        return mean_accuracy(self.dense)
-
-    @property
-    def pruned_mean(self) -> float | None:
-        return mean_accuracy(self.pruned)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ZeroShot":
-        dense, pruned = (
-            tuple(TaskScore(**score) for score in data[name]) for name in ("dense", "pruned")
-        )
-        return cls(dense, pruned)
-
-
-def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:
-    """Return the mean over the paper's tasks, 0 to 1. None unless all five were scored."""
-    values = {score.task: score.value for score in scores}
-    if not values.keys() >= set(PAPER_TASKS):
-        return None
-    return fmean(values[task] for task in PAPER_TASKS)
 
 
 class ZeroShotUnavailable(RuntimeError):

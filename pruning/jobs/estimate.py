@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from pruning.jobs.job import Job, JobStatus
-from pruning.models.safetensors_files import WeightSizes
+from pruning.models.safetensors_headers import WeightSizes
 from pruning.models.store import ModelInfo
 from pruning.repair.cuts import NUM_BEHIND
 from pruning.spec.calibration import Sampling

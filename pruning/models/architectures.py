@@ -7,8 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class UnknownArchitecture(ValueError):
@@ -159,7 +161,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 )
 
 
-def architecture(config: PreTrainedConfig) -> Architecture:
+def architecture(config: "PreTrainedConfig") -> Architecture:
     """The row of this model. Raises ``UnknownArchitecture`` or ``UnsupportedConfig``."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
@@ -188,7 +190,7 @@ def unknown_architecture(model_type: str) -> UnknownArchitecture:
     )
 
 
-def _quantized_by(config: PreTrainedConfig) -> str | None:
+def _quantized_by(config: "PreTrainedConfig") -> str | None:
     """The name of the quantisation method in the config, or None for plain weights."""
     given = getattr(config, "quantization_config", None)
     if given is None:

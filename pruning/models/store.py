@@ -7,22 +7,11 @@ disagree, as transformers would fill missing blocks with random numbers and only
 import json
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from pruning.cpus import usable_cpus
 from pruning.models.architectures import (
@@ -32,7 +21,11 @@ from pruning.models.architectures import (
     architecture,
     unknown_architecture,
 )
+from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.names import is_name
+
+if TYPE_CHECKING:  # both take seconds to import
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Files of a model beside config and weights: tokenizer, generation config and licence.
 COMPANION_FILES = (
@@ -47,7 +40,8 @@ COMPANION_FILES = (
     "vocab.json",
     "LICENSE",
 )
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Bytes of a number, by the torch name of its type.
+DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
 _SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
 
 
@@ -57,9 +51,6 @@ class ModelNotFound(LookupError):
 
 class NotAModel(ValueError):
     """The directory exists, but does not contain a model that can be loaded."""
-
-
-Stamp = tuple[tuple[str, int, int], ...]  # name, bytes and modification time in ns of files
 
 
 @dataclass(frozen=True)
@@ -79,8 +70,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     path: Path
 
 
@@ -91,6 +82,7 @@ class ModelStore:
         self._root = root
         self._allow_paths = allow_paths
         self._inspected: dict[str, tuple[Stamp, ModelInfo]] = {}
+        self._record = InspectionRecord(root)
 
     def names(self) -> list[str]:
         try:
@@ -119,10 +111,22 @@ class ModelStore:
             stamp = stamp_of(path)
             known = self._inspected.get(name)
             if known is None or known[0] != stamp:
-                known = self._inspected[name] = (stamp, _info(name, path))
+                known = self._inspected[name] = (stamp, self._info(name, path, stamp))
         except OSError as error:
             raise NotAModel(f"{path} cannot be read: {error.strerror}") from error
         return known[1]
+
+    def _info(self, name: str, path: Path, stamp: Stamp) -> ModelInfo:
+        """From the record, which needs no transformers, else from the config."""
+        if path != self._root / name:  # given as a path
+            return _info(name, path)
+        fields = self._record.read(name, stamp)
+        if fields is None:
+            info = _info(name, path)
+            fields = {key: value for key, value in asdict(info).items() if key != "path"}
+            self._record.write(name, stamp, fields)
+            return info
+        return ModelInfo(path=path, **fields)
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         return load(self.path(name), dtype=dtype, device=device)
@@ -145,12 +149,12 @@ def _info(name: str, path: Path) -> ModelInfo:
         max_positions=getattr(config, "max_position_embeddings", None),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        dtype=str(config.dtype or torch.float32).removeprefix("torch."),
+        dtype=_dtype_of(config),
         weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
     )
 
 
-def _usable_config(path: Path) -> PreTrainedConfig:
+def _usable_config(path: Path) -> "PreTrainedConfig":
     """The config of a supported model, whose values make sense. Raises as ``inspect`` does."""
     config = read_config(path)
     try:
@@ -163,7 +167,7 @@ def _usable_config(path: Path) -> PreTrainedConfig:
     return config
 
 
-def _check_values(path: Path, config: PreTrainedConfig) -> None:
+def _check_values(path: Path, config: "PreTrainedConfig") -> None:
     """Raise ``NotAModel`` for a value with which no model can be made or run."""
     for field in ("num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings"):
         value = getattr(config, field, None)
@@ -172,15 +176,15 @@ def _check_values(path: Path, config: PreTrainedConfig) -> None:
             raise NotAModel(
                 f"{path}/config.json: {field}={value!r}, expected a number from 1 to 2**31 - 1"
             )
-    dtype = config.dtype or torch.float32
-    if dtype not in _DTYPES:
-        raise NotAModel(
-            f"{path}/config.json: dtype={dtype}, expected "
-            f"{', '.join(str(each).removeprefix('torch.') for each in _DTYPES)}"
-        )
+    if (dtype := _dtype_of(config)) not in DTYPE_BYTES:
+        raise NotAModel(f"{path}/config.json: dtype={dtype}, expected {', '.join(DTYPE_BYTES)}")
 
 
-def read_config(path: Path) -> PreTrainedConfig:
+def _dtype_of(config: "PreTrainedConfig") -> str:
+    return str(config.dtype or "float32").removeprefix("torch.")
+
+
+def read_config(path: Path) -> "PreTrainedConfig":
     """The config of a directory with config and weights. Raises what ``parse_config`` raises."""
     if not (path / "config.json").is_file():
         raise NotAModel(f"{path} is not a model: it has no config.json")
@@ -191,11 +195,13 @@ def read_config(path: Path) -> PreTrainedConfig:
     return parse_config(path)
 
 
-def parse_config(path: Path) -> PreTrainedConfig:
+def parse_config(path: Path) -> "PreTrainedConfig":
     """The config of a directory that may have no weights.
 
     Raises ``NotAModel``, or ``UnknownArchitecture`` for a type that transformers does not know.
     """
+    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds
+
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # the code of a config runs on whatever the file holds
@@ -224,6 +230,9 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     "auto". On "meta" no weights are read, but keys are checked. Raises ``NotAModel`` if a key is
     missing, unexpected or of the wrong shape.
     """
+    import torch  # noqa: PLC0415 - takes seconds
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
+
     config = _usable_config(path)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
@@ -248,11 +257,15 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     return LoadedModel(model.to(pick_device(device)).eval(), tokenizer, path)
 
 
-def _check_size(path: Path, config: PreTrainedConfig) -> None:
+def _check_size(path: Path, config: "PreTrainedConfig") -> None:
     """Raise ``NotAModel`` if the config describes a far larger model than the files hold.
 
     transformers would fill all of it with random numbers before the keys are compared.
     """
+    import torch  # noqa: PLC0415 - takes seconds
+    from safetensors import safe_open  # noqa: PLC0415 - as above
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
+
     num_stored, num_tensors = 0, 0
     for file in path.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
@@ -283,6 +296,8 @@ def copy_companions(source: Path, directory: Path) -> None:
 def pick_device(device: str) -> str:
     if device != "auto":
         return device
+    import torch  # noqa: PLC0415 - takes seconds
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -292,12 +307,15 @@ def set_up_torch(threads: int | None = None) -> None:
     By default, there is a thread for each CPU that this process may use, or as many as
     ``OMP_NUM_THREADS`` says if that is fewer.
     """
+    import torch  # noqa: PLC0415 - takes seconds
+    from transformers.utils import logging  # noqa: PLC0415 - as above
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
 
 
-def num_parameters(model: PreTrainedModel) -> int:
+def num_parameters(model: "PreTrainedModel") -> int:
     """Number of distinct parameters; tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -311,7 +329,7 @@ def _refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
             )
 
 
-def _refuse_wrong_buffers(path: Path, model: PreTrainedModel) -> None:
+def _refuse_wrong_buffers(path: Path, model: "PreTrainedModel") -> None:
     """Buffers are computed from the config, as the frequencies of positions are."""
     for name, buffer in model.named_buffers():
         if not buffer.is_meta and not buffer.isfinite().all():

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, stdev
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pruning.repair.repair import Method, Repaired, RepairedDepth
+from pruning.repair.names import Method
+
+if TYPE_CHECKING:
+    from pruning.repair.repair import Repaired, RepairedDepth
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class DepthRepair:
     gains: Mapping[Method, Mapping[str, Gain]]
 
     @classmethod
-    def of(cls, num_removed: int, depth: RepairedDepth, chosen: Repaired) -> Self:
+    def of(cls, num_removed: int, depth: "RepairedDepth", chosen: "Repaired") -> Self:
         found = {method: gains(depth, method) for method in depth.tried if method != Method.NONE}
         return cls(
             num_removed,
@@ -58,7 +61,7 @@ class DepthRepair:
         return cls(data["num_removed"], Method(data["method"]), data["num_bytes"], found)
 
 
-def gains(depth: RepairedDepth, method: Method) -> Mapping[str, Gain]:
+def gains(depth: "RepairedDepth", method: Method) -> Mapping[str, Gain]:
     """The gain of a method over no repair, for each domain of the selection windows."""
     found = {}
     for domain, raw in depth.tried[Method.NONE].losses.items():
@@ -69,7 +72,7 @@ def gains(depth: RepairedDepth, method: Method) -> Mapping[str, Gain]:
     return found
 
 
-def choose(depth: RepairedDepth) -> Repaired:
+def choose(depth: "RepairedDepth") -> "Repaired":
     """The method with the largest gain on its worst domain, and no repair if that is below zero.
 
     Losses that are not finite are never chosen.

@@ -10,8 +10,8 @@ from pruning.data.corpora import CalibrationError
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
 from pruning.repair.choose import DepthRepair, choose
+from pruning.repair.names import Method
 from pruning.repair.repair import (
-    Method,
     Repaired,
     RepairedDepth,
     RepairText,

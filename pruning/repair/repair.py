@@ -11,7 +11,6 @@ and text, and no gradients. All depths of a removal order are repaired in one wa
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from types import MappingProxyType
 from typing import Protocol
@@ -23,17 +22,11 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
 from pruning.repair.cuts import Cut, Part, Refit, Route, Run, Scale, refitted, scaled, unrepaired
+from pruning.repair.names import Method
 from pruning.repair.plan import Plan, plan_of
 from pruning.repair.ridge import fit
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks
-
-
-class Method(StrEnum):
-    NONE = "none"
-    SCALE = "scale"
-    RIDGE = "ridge"
-
 
 ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
     {Method.NONE: unrepaired, Method.SCALE: scaled, Method.RIDGE: refitted}

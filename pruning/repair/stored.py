@@ -14,19 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pruning.repair.cuts import Cut
-from pruning.repair.repair import Method, Repaired
+from pruning.repair.names import Method, repair_file
+from pruning.repair.repair import Repaired
 
-FOLDER = "repair"
 _METHOD, _SCALES = "method", "scales"
 
 
 class RepairUnreadable(ValueError):
     """The file of a repair is missing or is not what ``write_repair`` writes."""
-
-
-def repair_file(num_removed: int) -> str:
-    """The path within the checkpoint, for the model after so many removals."""
-    return f"{FOLDER}/depth-{num_removed}.safetensors"
 
 
 def write_repair(directory: Path, num_removed: int, repaired: Repaired) -> None:

@@ -18,8 +18,9 @@ from pruning.models.blocks import view
 from pruning.models.store import load
 from pruning.repair.choose import DepthRepair
 from pruning.repair.folding import folded
+from pruning.repair.names import Method
 from pruning.repair.order import request_for
-from pruning.repair.repair import Method, possible_methods
+from pruning.repair.repair import possible_methods
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Resident

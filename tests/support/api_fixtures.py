@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from pruning.checkpoints.publish import publish
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
-from pruning.models.safetensors_files import fingerprint
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset

@@ -11,13 +11,8 @@ from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest, file_entry,
 from pruning.models.blocks import view
 from pruning.repair.choose import DepthRepair
 from pruning.repair.folding import folded
-from pruning.repair.repair import (
-    Method,
-    Repaired,
-    RepairText,
-    ResidentModel,
-    repair_depths,
-)
+from pruning.repair.names import Method
+from pruning.repair.repair import Repaired, RepairText, ResidentModel, repair_depths
 from pruning.repair.stored import write_repair
 from pruning.sleb import Blocks
 from tests.support.tiny import VOCAB_SIZE

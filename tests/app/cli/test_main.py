@@ -13,9 +13,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from pruning.models.store import LoadedModel
-from pruning.repair.repair import Method
+from pruning.repair.names import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import Completed, sleb, sleb_process
+from tests.support.processes import environment
 from tests.support.repairs import repair_checkpoint
 from tests.support.unsupported import quantize_config, write_unsupported
 
@@ -43,6 +44,46 @@ def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path)
         assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command
     code = "import sys, app.cli.main; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+LIGHT = """
+import sys
+from app.cli.main import main
+
+for command in {commands!r}:
+    sys.argv = ["sleb", *command.split()]
+    try:
+        main()
+    except SystemExit:
+        pass
+    loaded = {{"torch", "transformers", "ray"}} & set(sys.modules)
+    assert not loaded, (command, loaded)
+import app.commands.chat, app.commands.compare, app.commands.domain_table, app.commands.jobs
+assert "torch" not in sys.modules
+"""
+
+
+def test_no_command_that_needs_no_tensor_imports_torch(data_dir: Path) -> None:
+    """The first list reads the configs with transformers; later ones read the record of that."""
+    publish_pruned(data_dir, 2)
+    sleb(data_dir, "models")
+    url = "--url http://127.0.0.1:9"  # where nothing listens
+    commands = [
+        "--version", "models", "models --json", "models alias", "models alias prod tiny@-1",
+        "config", "keys list", f"jobs list {url}", f"jobs show prn-1 {url}",
+        f"jobs watch prn-1 {url}", f"models rm tiny {url}",
+        f"jobs submit tiny --sparsity 0.5 {url}",
+        f"compare tiny tiny@-1 {url}", f"chat tiny {url}", "prune --help", "bench --help",
+    ]  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(commands=commands)],
+        env=environment(data_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "tiny@-1" in ran.stdout
 
 
 @pytest.mark.parametrize("run", [sleb, pytest.param(sleb_process, marks=pytest.mark.slow)])

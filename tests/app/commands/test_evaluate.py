@@ -17,11 +17,11 @@ from app.commands.evaluate import InvalidTasks, Tasks
 from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.data.texts import TextUnusable
-from pruning.evaluation.zero_shot import PAPER_TASKS
+from pruning.evaluation.zero_shot_scores import PAPER_TASKS
 from pruning.models.quantize import quantized
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
-from pruning.repair.repair import Method
+from pruning.repair.names import Method
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Quantize
 from pruning.student_t import quantile

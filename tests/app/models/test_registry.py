@@ -16,7 +16,7 @@ from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry, ModelReplaced
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.blocks import view
-from pruning.models.safetensors_files import fingerprint
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset

@@ -26,8 +26,8 @@ from pruning.checkpoints.store import (
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.repair.folding import folded
-from pruning.repair.repair import Method, Repaired
-from pruning.repair.stored import repair_file
+from pruning.repair.names import Method, repair_file
+from pruning.repair.repair import Repaired
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned

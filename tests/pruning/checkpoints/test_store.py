@@ -21,8 +21,9 @@ from pruning.checkpoints.store import (
 from pruning.models.store import load
 from pruning.repair.choose import DepthRepair
 from pruning.repair.cuts import Cut
-from pruning.repair.repair import Method, Repaired
-from pruning.repair.stored import repair_file, write_repair
+from pruning.repair.names import Method, repair_file
+from pruning.repair.repair import Repaired
+from pruning.repair.stored import write_repair
 from tests.support.checkpoints import manifest_of
 
 REPAIRED = Repaired(Method.SCALE, {}, scales={Cut(2, 4): 1.5})

@@ -13,14 +13,8 @@ from pruning.checkpoints.trajectory import legend
 from pruning.data.calibration import held_out
 from pruning.evaluation import zero_shot
 from pruning.evaluation.quality import Quantized
-from pruning.evaluation.zero_shot import (
-    PAPER_TASKS,
-    TaskScore,
-    TaskUnusable,
-    ZeroShot,
-    ZeroShotUnavailable,
-    score_tasks,
-)
+from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
+from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, ZeroShot
 from pruning.models import quantize
 from pruning.models.blocks import view
 from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantized

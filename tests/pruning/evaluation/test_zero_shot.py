@@ -10,14 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.evaluation import zero_shot
-from pruning.evaluation.zero_shot import (
-    PAPER_TASKS,
-    TaskScore,
-    TaskUnusable,
-    ZeroShotUnavailable,
-    mean_accuracy,
-    score_tasks,
-)
+from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
+from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, load
 from tests.support.zero_shot_tasks import DOCUMENTS, TASK, write_tasks

@@ -12,7 +12,7 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.jobs.job import Job, JobStatus, Progress
 from pruning.models.architectures import ARCHITECTURES
-from pruning.models.safetensors_files import WeightSizes, weight_sizes
+from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import ModelStore, NotAModel
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search

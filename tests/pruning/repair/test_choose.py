@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pruning.removal import Losses
 from pruning.repair.choose import choose, gains
-from pruning.repair.repair import Method, Repaired, RepairedDepth
+from pruning.repair.names import Method
+from pruning.repair.repair import Repaired, RepairedDepth
 
 nats = st.floats(0, 20)
 windows = st.lists(nats, min_size=3, max_size=3)

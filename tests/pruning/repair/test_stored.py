@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from pruning.repair.cuts import Cut
 from pruning.repair.folding import folded
-from pruning.repair.repair import Method, Repaired
-from pruning.repair.stored import RepairUnreadable, read_repair, repair_file, write_repair
+from pruning.repair.names import Method, repair_file
+from pruning.repair.repair import Repaired
+from pruning.repair.stored import RepairUnreadable, read_repair, write_repair
 from tests.support.tiny import tiny_model
 
 NAME = "model.layers.0.mlp.down_proj.weight"

@@ -12,7 +12,8 @@ from pruning.models.forward import Forward
 from pruning.models.save_streamed import kept_weights
 from pruning.models.store import load
 from pruning.repair.folding import folded
-from pruning.repair.repair import Method, Repaired, RepairText, possible_methods, repair_depths
+from pruning.repair.names import Method
+from pruning.repair.repair import Repaired, RepairText, possible_methods, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
 from tests.support.tiny import VOCAB_SIZE

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import Manifest
 from pruning.models.store import LoadedModel
-from pruning.repair.repair import Method
+from pruning.repair.names import Method
 from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape

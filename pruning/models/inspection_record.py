@@ -1,0 +1,61 @@
+"""What was read from the configs of models, in a file beside them.
+
+transformers reads a config, and takes seconds to import. With this record, a list of models does
+not wait for it. An entry counts as long as the files of its model, and the versions, are the same.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+FILE = ".inspected.json"
+_PACKAGES = ("sleb-serve", "transformers")  # they decide what can be used, and what is the default
+
+Stamp = tuple[tuple[str, int, int], ...]  # name, bytes and modification time in ns of files
+
+
+class InspectionRecord:
+    """The record of the models under ``root``. It may be missing, and is then made again."""
+
+    def __init__(self, root: Path) -> None:
+        self._file = root / FILE
+
+    def read(self, name: str, stamp: Stamp) -> dict[str, Any] | None:
+        """The fields of this model; None if they are unknown, or of other files."""
+        entry = self._entries().get(name)
+        if entry is None or entry["stamp"] != json.loads(json.dumps(stamp)):
+            return None
+        fields: dict[str, Any] = entry["fields"]
+        return fields
+
+    def write(self, name: str, stamp: Stamp, fields: Mapping[str, Any]) -> None:
+        """Replace the file atomically, unless the directory is read-only."""
+        entries = {**self._entries(), name: {"stamp": stamp, "fields": fields}}
+        present = {key: entry for key, entry in entries.items() if self._is_here(key)}
+        staged = self._file.with_name(f"{FILE}.{uuid4().hex}")
+        with suppress(OSError):
+            try:
+                staged.write_text(json.dumps({"versions": _versions(), "models": present}))
+                staged.replace(self._file)
+            finally:
+                staged.unlink(missing_ok=True)
+
+    def _is_here(self, name: str) -> bool:
+        return (self._file.parent / name / "config.json").is_file()
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        try:
+            content = json.loads(self._file.read_text())
+            is_valid = content["versions"] == _versions()
+            entries: dict[str, dict[str, Any]] = content["models"] if is_valid else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return entries
+
+
+def _versions() -> list[str]:
+    return [version(name) for name in _PACKAGES]
