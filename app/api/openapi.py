@@ -31,6 +31,12 @@ EVENT_STREAM: Mapping[str, Any] = {
     }
 }
 _DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # defined by fastapi_problem
+_PROBLEM_FIELDS = {
+    "title": "The kind of the problem, in a sentence.",
+    "type": "The kind of the problem, as a word that does not change.",
+    "status": "The status of the response.",
+    "detail": "What was wrong, what was expected, and what to do.",
+}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 _SCHEME = "bearer"
 _UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
@@ -70,6 +76,7 @@ def describe_api(app: FastAPI, authorizer: Authorizer) -> None:
                     operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
         for name in _UNUSED_SCHEMAS:
             found["components"]["schemas"].pop(name, None)
+        _describe_problems(found["components"]["schemas"]["Problem"])
         if authorizer.requires_key:
             scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
             found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
@@ -85,6 +92,11 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
         return schema
     rest = {name: value for name, value in schema.items() if name != "anyOf"}
     return {**kinds[0], **rest}
+
+
+def _describe_problems(schema: dict[str, Any]) -> None:
+    for name, field in schema["properties"].items():
+        field["description"] = _PROBLEM_FIELDS[name]
 
 
 def _describe_access(

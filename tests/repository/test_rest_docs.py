@@ -33,6 +33,23 @@ def test_it_has_every_route_and_every_field(client: TestClient) -> None:
         assert fields == set(schema.get("properties", ())), name
 
 
+def test_every_field_of_every_schema_is_described(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    missing = [
+        f"{name}.{field}"
+        for name, schema in schemas.items()
+        for field, described in schema.get("properties", {}).items()
+        if not described.get("description")
+    ]
+    assert missing == []
+
+
+def test_it_says_which_fields_may_be_null() -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("\n### PruneJobView\n")[2]
+    assert "| `started_at` | number or null | required |" in section
+    assert "| `created_at` | number | required |" in section
+
+
 def test_every_type_it_links_to_has_a_section() -> None:
     text = PAGE.read_text(encoding="utf-8")
     sections = {title.lower() for title in re.findall(r"^### (\w+)$", text, re.MULTILINE)}
@@ -44,7 +61,7 @@ def test_every_type_it_links_to_has_a_section() -> None:
     [
         ({"type": "integer", "minimum": 1, "default": 3}, "integer, ≥ 1 | `3` | "),
         ({"type": "boolean", "default": False}, "boolean | `false` | "),
-        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "string |  | "),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "string or null |  | "),
         ({"enum": ["a", "b"], "description": "x|y"}, "`a`, `b` |  | x&#124;y"),
         ({"type": "array", "items": {"$ref": "#/components/schemas/B"}}, "list of [B](#b) |  | "),
         ({"type": "object", "additionalProperties": {"type": "number"}}, "object of number |  | "),

@@ -119,14 +119,13 @@ def _fields(title: str, rows: Iterator[tuple[str, Json, Json]]) -> Iterator[str]
 
 
 def _type(schema: Json) -> str:
-    """The type in words, with a link to the section of a schema, and without null."""
+    """The type in words, with a link to the section of a schema."""
     if "$ref" in schema:
         name = schema["$ref"].removeprefix(_REFERENCE)
         return f"[{name}](#{name.lower()})"
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema:
-            kinds = dict.fromkeys(_type(one) for one in schema[key] if one.get("type") != "null")
-            return " or ".join(kinds)
+            return " or ".join(dict.fromkeys(map(_type, schema[key])))
     if "const" in schema:
         return f"`{_json(schema['const'])}`"
     if "enum" in schema:

@@ -12,9 +12,8 @@ from app.api.schemas.jobs import (
     ProgressView,
     PruneJobView,
     RepairProgressView,
-    WebhookDeliveryView,
-    WebhookView,
 )
+from app.api.schemas.webhooks import WebhookDeliveryView, WebhookView
 from app.api.submission import Estimate
 from app.models.catalog import Catalog
 from pruning.jobs.job import Job, JobError, JobStatus, StopRequest, Webhook, WebhookEvent

@@ -13,8 +13,8 @@ from app.api.schemas.jobs import (
     PruneJobBody,
     PruneJobList,
     PruneJobView,
-    WebhookDeliveryList,
 )
+from app.api.schemas.webhooks import WebhookDeliveryList
 from app.api.submission import RAISES
 from app.models.aliases import InvalidAliasFile
 from pruning.jobs.deletion import CheckpointInUse

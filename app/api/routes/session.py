@@ -16,16 +16,16 @@ router = APIRouter(prefix="/session", tags=["session"])
 
 
 class SignInBody(Body):
-    key: str = Field(min_length=1, max_length=512)
+    key: str = Field(min_length=1, max_length=512, description="An API key.")
 
 
 class SessionView(BaseModel):
     """The session that the cookie of the request belongs to."""
 
-    object: Literal["session"] = "session"
+    object: Literal["session"] = Field(default="session", description="The kind of this object.")
     requires_key: bool = Field(description="Whether this service requires keys.")
     name: str | None = Field(description="Name of the key of the session; null without a session.")
-    scopes: list[Scope]
+    scopes: list[Scope] = Field(description="What the session permits; empty without one.")
     ends_at: float | None = Field(description="Without a further request.")
 
 

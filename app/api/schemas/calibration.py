@@ -17,15 +17,24 @@ class CalibrationBody(Body):
     dataset: Dataset | None = Field(
         default=None, description="By default packaged prose and code in equal parts."
     )
-    sampling: Sampling = CalibrationSpec.sampling
+    sampling: Sampling = Field(
+        default=CalibrationSpec.sampling,
+        description="windows: as in the paper; rows: as in its reference code.",
+    )
     num_samples: int = Field(
-        default=CalibrationSpec.num_samples, json_schema_extra={"minimum": 1, "maximum": 100_000}
+        default=CalibrationSpec.num_samples,
+        json_schema_extra={"minimum": 1, "maximum": 100_000},
+        description="Number of windows, or of rows of raw text.",
     )
     seqlen: int = Field(
-        default=CalibrationSpec.seqlen, json_schema_extra={"minimum": 2, "maximum": 1_000_000}
+        default=CalibrationSpec.seqlen,
+        json_schema_extra={"minimum": 2, "maximum": 1_000_000},
+        description="Tokens of a window.",
     )
     seed: int = Field(
-        default=CalibrationSpec.seed, json_schema_extra={"minimum": 0, "maximum": 2**32 - 1}
+        default=CalibrationSpec.seed,
+        json_schema_extra={"minimum": 0, "maximum": 2**32 - 1},
+        description="Of the sample.",
     )
     path: str | None = Field(
         default=CalibrationSpec.path, max_length=4096, description="Within the texts folder."
@@ -37,8 +46,12 @@ class SourceBody(CalibrationBody):
     Each source contributes samples in proportion to its weight.
     """
 
-    dataset: Dataset
-    weight: float = Field(default=1.0, json_schema_extra={"exclusiveMinimum": 0})
+    dataset: Dataset = Field(description="The text.")
+    weight: float = Field(
+        default=1.0,
+        json_schema_extra={"exclusiveMinimum": 0},
+        description="Share of the samples, relative to the other sources.",
+    )
 
 
 def _tag(value: object) -> str:

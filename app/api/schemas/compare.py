@@ -16,7 +16,11 @@ class CompareBody(PromptsBody):
     Prompts × models × repeats must not exceed 256.
     """
 
-    models: list[ModelName] = Field(min_length=2, max_length=MAX_MODELS)
+    models: list[ModelName] = Field(
+        min_length=2,
+        max_length=MAX_MODELS,
+        description="Variants of one dense model, or that model itself.",
+    )
     baseline: ModelName | None = Field(
         default=None, description="One of the models; by default the first."
     )
@@ -39,32 +43,38 @@ class CompareBody(PromptsBody):
 
 
 class TokenTextView(BaseModel):
-    token_id: int
-    token: str
+    token_id: int = Field(description="Id of the token.")
+    token: str = Field(description="Text of the token.")
 
 
 class DivergenceView(BaseModel):
     """The first token that differs. Null for an output that ends before it."""
 
     position: int = Field(description="Index of the token in the output, from 0.")
-    baseline: TokenTextView | None
-    model: TokenTextView | None
+    baseline: TokenTextView | None = Field(
+        description="The token of the baseline's output; null behind its end."
+    )
+    model: TokenTextView | None = Field(
+        description="The token of this output; null behind its end."
+    )
 
 
 class ComparedOutputView(BaseModel):
     """The output of one model for one prompt, of the first repeat; timings of every repeat."""
 
-    model: str
-    variant: Literal["dense", "pruned"]
-    text: str
-    finish_reason: str
-    completion_tokens: int
-    timings: list[TimingsView]
+    model: str = Field(description="The model that has generated.")
+    variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
+    text: str = Field(description="The generated text of the first repeat.")
+    finish_reason: str = Field(description="Why it ended: stop, length, timeout, abort or error.")
+    completion_tokens: int = Field(description="Number of generated tokens.")
+    timings: list[TimingsView] = Field(description="Of each repeat.")
     agreement: float = Field(
         description="Tokens before the first difference from the baseline's output, as a share of "
         "the longer output; 1 only for equal outputs."
     )
-    first_divergence: DivergenceView | None
+    first_divergence: DivergenceView | None = Field(
+        description="Null for the baseline and for an equal output."
+    )
     mean_logprob: float | None = Field(
         description="Mean log probability of a token under the dense model, in nats; null "
         "without a dense model."
@@ -75,8 +85,8 @@ class ComparedOutputView(BaseModel):
 
 
 class ComparedPromptView(BaseModel):
-    index: int
-    prompt_tokens: int
+    index: int = Field(description="Index of the prompt, from 0.")
+    prompt_tokens: int = Field(description="Number of tokens of the prompt.")
     outputs: list[ComparedOutputView] = Field(
         description="One per model, in the order of the request."
     )
@@ -85,33 +95,37 @@ class ComparedPromptView(BaseModel):
 class SpeedupView(BaseModel):
     """Mean time of the baseline divided by that of the model, with a 95 % confidence interval."""
 
-    ratio: float
-    low: float | None
-    high: float | None
-    verdict: Literal["faster", "slower", "no difference", "undecided"]
-    reason: str
+    ratio: float = Field(description="Above 1, the model is faster than the baseline.")
+    low: float | None = Field(description="Lower end of the interval; null with a single repeat.")
+    high: float | None = Field(description="Upper end of the interval; null with a single repeat.")
+    verdict: Literal["faster", "slower", "no difference", "undecided"] = Field(
+        description="What the interval shows."
+    )
+    reason: str = Field(description="What the verdict follows from, or why there is none.")
 
 
 class ComparedModelView(BaseModel):
     """One model against the baseline, over all prompts."""
 
-    model: str
+    model: str = Field(description="The model that is compared with the baseline.")
     agreement: float = Field(description="Mean over the prompts.")
     logprob_gap: float | None = Field(description="Mean over the prompts.")
     tpot: SpeedupView | None = Field(
         description="Time per output token after the first; null for one token."
     )
-    ttft: SpeedupView | None
+    ttft: SpeedupView | None = Field(description="Time to first token.")
     e2e: SpeedupView | None = Field(description="No verdict if outputs differ in length.")
 
 
 class CompareView(BaseModel):
-    id: str
-    object: Literal["comparison"] = "comparison"
-    created_at: float
-    models: list[str]
-    baseline: str
-    repeats: int
+    id: str = Field(description="Of this response.")
+    object: Literal["comparison"] = Field(
+        default="comparison", description="The kind of this object."
+    )
+    created_at: float = Field(description="Seconds since the epoch.")
+    models: list[str] = Field(description="The compared models.")
+    baseline: str = Field(description="The model that the others are compared with.")
+    repeats: int = Field(description="Number of repeats of every prompt.")
     seed: int | None = Field(description="Drawn if none was given; null for greedy decoding.")
-    prompts: list[ComparedPromptView]
+    prompts: list[ComparedPromptView] = Field(description="The outputs for each prompt.")
     results: list[ComparedModelView] = Field(description="One per model except the baseline.")

@@ -24,8 +24,12 @@ class Body(BaseModel):
 class PromptsBody(Body, SamplingFields):
     """One or many prompts, and how to continue them. Temperature 0 is greedy."""
 
-    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
-    stop: StopStrings = Field(default_factory=list)
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(
+        description="A prompt, or a list of prompts."
+    )
+    stop: StopStrings = Field(
+        default_factory=list, description="An output ends before any of these strings."
+    )
 
     @property
     def prompts(self) -> list[str]:
@@ -39,8 +43,10 @@ class PromptsBody(Body, SamplingFields):
 class GenerateBody(PromptsBody):
     """The prompts are generated together as one batch."""
 
-    model: ModelName
-    return_token_ids: bool = False
+    model: ModelName = Field(description="A model, a variant or an alias.")
+    return_token_ids: bool = Field(
+        default=False, description="Whether outputs have their token ids."
+    )
     logprobs: int | None = Field(
         default=None,
         ge=0,
@@ -59,57 +65,73 @@ class GenerateBody(PromptsBody):
 class TimingsView(BaseModel):
     """Durations in seconds. ``tpot_s`` is the mean time per token after the first."""
 
-    queue_s: float
-    ttft_s: float | None
-    tpot_s: float | None
-    e2e_s: float
+    queue_s: float = Field(description="From the arrival of the request to its first step.")
+    ttft_s: float | None = Field(
+        description="Time to first token, from the arrival; null without a token."
+    )
+    tpot_s: float | None = Field(
+        description="Mean time per output token after the first; null for a single token."
+    )
+    e2e_s: float = Field(description="From the arrival to the end of the output.")
 
 
 class LogprobView(BaseModel):
     token_id: int | None = Field(description="Null for a model of another server.")
-    token: str
-    logprob: float
+    token: str = Field(description="The text of the token.")
+    logprob: float = Field(description="Natural logarithm of its probability.")
 
 
 class TokenView(LogprobView):
     """A generated token. Log-probabilities are those before any sampling parameter applies."""
 
-    top: list[LogprobView]
+    top: list[LogprobView] = Field(description="The likeliest tokens at this position.")
 
 
 class OutputView(BaseModel):
-    index: int
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    timings: TimingsView
-    token_ids: list[int] | None = None
-    logprobs: list[TokenView] | None = None
+    index: int = Field(description="Index of the prompt, from 0.")
+    text: str = Field(description="The generated text, without the prompt.")
+    finish_reason: str = Field(description="Why it ended: stop, length, timeout, abort or error.")
+    prompt_tokens: int = Field(description="Number of tokens of the prompt.")
+    completion_tokens: int = Field(description="Number of generated tokens.")
+    timings: TimingsView = Field(description="Durations of this output.")
+    token_ids: list[int] | None = Field(
+        default=None, description="Generated tokens; null unless asked for."
+    )
+    logprobs: list[TokenView] | None = Field(
+        default=None, description="Of each generated token; null unless asked for."
+    )
 
 
 class OutputDeltaView(BaseModel):
     """The delta of one output: final text, and its tokens."""
 
-    index: int
-    text: str
-    token_ids: list[int] | None = None
-    logprobs: list[TokenView] | None = None
+    index: int = Field(description="Index of the prompt, from 0.")
+    text: str = Field(description="The next part of the text.")
+    token_ids: list[int] | None = Field(
+        default=None, description="Of this part; null unless asked for."
+    )
+    logprobs: list[TokenView] | None = Field(
+        default=None, description="Of this part; null unless asked for."
+    )
 
 
 class GenerateView(BaseModel):
-    id: str
-    object: Literal["generation"] = "generation"
-    model: str
-    variant: Literal["dense", "pruned"]
-    created_at: float
-    outputs: list[OutputView]
+    id: str = Field(description="Of this response.")
+    object: Literal["generation"] = Field(
+        default="generation", description="The kind of this object."
+    )
+    model: str = Field(description="The model that has generated, also if an alias was given.")
+    variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
+    created_at: float = Field(description="Seconds since the epoch.")
+    outputs: list[OutputView] = Field(description="One for each prompt, in its order.")
 
 
 class RepairView(BaseModel):
     """How the blocks of a pruned variant are corrected for those that are missing."""
 
-    method: Method
+    method: Method = Field(
+        description="ridge: refitted matrices; scale: a factor of the hidden states."
+    )
     bytes: int = Field(description="Of the weights that the variant does not share.")
     raw: str = Field(description="Name of the same blocks without repair.")
 
@@ -117,14 +139,14 @@ class RepairView(BaseModel):
 class DomainView(BaseModel):
     """Quality on the held-out text of one domain."""
 
-    domain: str
+    domain: str = Field(description="Name of the domain.")
     text: str = Field(description="The text, with the number and the length of its windows.")
     digest: str = Field(
         description="sha256 of the token ids. Perplexities of equal digests can be compared."
     )
-    perplexity: float
+    perplexity: float = Field(description="Of the variant as it is served.")
     raw_perplexity: float = Field(description="Without repair; the same for an unrepaired model.")
-    dense_perplexity: float
+    dense_perplexity: float = Field(description="Of the dense model on the same windows.")
     dense_perplexity_low: float | None = Field(
         description="Lower end of its 95 % interval on text like this, by Student's t over "
         "windows. Null, as all ends of intervals, if there is a single window."
@@ -150,48 +172,66 @@ class AliasBody(Body):
 
 
 class ModelView(BaseModel):
-    id: str
+    id: str = Field(description="The name to generate with.")
     aliases: list[str] = Field(description="Other names of the model, set with PUT.")
-    object: Literal["model"] = "model"
-    variant: Literal["dense", "pruned"]
+    object: Literal["model"] = Field(default="model", description="The kind of this object.")
+    variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
     backend: Literal["engine", "openai"] = Field(
         description="engine: this service; openai: another server with OpenAI's API."
     )
-    parent: str | None
-    num_blocks: int
-    removed_blocks: list[int]
-    losses: list[float]
+    parent: str | None = Field(
+        description="The dense model that it was made of; null for a dense model."
+    )
+    num_blocks: int = Field(description="Number of remaining blocks.")
+    removed_blocks: list[int] = Field(
+        description="Indices of the removed blocks, in the order of their removal."
+    )
+    losses: list[float] = Field(
+        description="On the calibration text, in nats per token, for 0, 1, 2 ... removed blocks."
+    )
     predicted_speedup: float | None = Field(
         description="Time of a decode step of one sequence, dense over pruned, by the times of the "
         "blocks on the machine of the job. Null for a dense model and while the job runs."
     )
-    perplexity: float | None
-    dense_perplexity: float | None
+    perplexity: float | None = Field(
+        description="On the text of evaluated_on; null if the job measured none."
+    )
+    dense_perplexity: float | None = Field(
+        description="Of the dense model on the same text; null as perplexity."
+    )
     probe_score: float | None = Field(
         description="0 to 1. Known for the dense model and for a job's full depth, if its gate "
         "uses the probe."
     )
-    dense_probe_score: float | None
+    dense_probe_score: float | None = Field(description="The same of the dense model.")
     zero_shot: float | None = Field(
         description="Mean accuracy, 0 to 1, on the paper's five tasks. Known for the same two, if "
         "the job measured it."
     )
-    dense_zero_shot: float | None
+    dense_zero_shot: float | None = Field(description="The same of the dense model.")
     quantized_weights: Literal["int8", "int4"] | None = Field(
         description="Precision of quantized_perplexity. The weights of the model are not quantized."
     )
-    quantized_perplexity: float | None
+    quantized_perplexity: float | None = Field(
+        description="With quantized weights, on the text of evaluated_on; null if not measured."
+    )
     warnings: list[str] = Field(description="Warnings of the job's quality gate, at full depth.")
     evaluated_on: str | None = Field(description="The text of perplexity, with its windows.")
     domains: list[DomainView] = Field(
         description="Quality by domain of text; empty if the job measured none."
     )
-    num_parameters: int | None
-    checkpoint: str | None
+    num_parameters: int | None = Field(
+        description="Number of parameters; null if no job has counted them."
+    )
+    checkpoint: str | None = Field(
+        description="The checkpoint whose removal order it belongs to; null without one."
+    )
     is_published: bool = Field(description="False until the job publishes a checkpoint.")
     repair: RepairView | None = Field(description="Null for a variant that is not repaired.")
-    dtype: str | None
-    max_positions: int | None
+    dtype: str | None = Field(description="Type of the weights; null if it is not known here.")
+    max_positions: int | None = Field(
+        description="Longest context in tokens; null if it is not known here."
+    )
     is_loaded: bool = Field(description="Whether requests run without loading weights first.")
     weight_bytes: int = Field(
         description="Weights in memory. A view shares those of its parent, and has 0 or the bytes "
@@ -200,20 +240,20 @@ class ModelView(BaseModel):
     kv_cache_bytes: int = Field(
         description="KV cache of running requests, shared by names of the same blocks."
     )
-    error: str | None
+    error: str | None = Field(description="Why the model cannot be served; null if it can.")
 
 
 class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelView]
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[ModelView] = Field(description="The models.")
 
 
 class HealthView(BaseModel):
-    status: str
-    detail: str | None = None
+    status: str = Field(description="What was found, in a word or two.")
+    detail: str | None = Field(default=None, description="Why; null if nothing is wrong.")
 
 
 class VersionView(BaseModel):
-    sleb_serve: str
-    torch: str
-    transformers: str
+    sleb_serve: str = Field(description="Version of this service.")
+    torch: str = Field(description="Version of torch.")
+    transformers: str = Field(description="Version of transformers.")

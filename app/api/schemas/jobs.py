@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
 from app.api.schemas.generate import Body, DomainView, ModelName, RepairView
-from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
+from app.api.schemas.webhooks import WebhookBody, WebhookView
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import (
     TARGETS,
@@ -22,21 +22,23 @@ from pruning.spec.prune import (
 
 
 class ProgressView(BaseModel):
-    evaluations_done: int
-    evaluations_total: int
-    ratio: float
+    evaluations_done: int = Field(description="Finished evaluations of the search.")
+    evaluations_total: int = Field(
+        description="All evaluations of the search; 0 before it has begun."
+    )
+    ratio: float = Field(description="Share that is done, 0 to 1.")
 
 
 class RepairProgressView(BaseModel):
-    steps_done: int
-    steps_total: int
-    ratio: float
+    steps_done: int = Field(description="Finished steps of the repair.")
+    steps_total: int = Field(description="All steps of the repair.")
+    ratio: float = Field(description="Share that is done, 0 to 1.")
 
 
 class JobErrorView(BaseModel):
-    code: str
-    message: str
-    param: str | None
+    code: str = Field(description="Kind of the failure, as out_of_memory.")
+    message: str = Field(description="What was wrong, and what to do.")
+    param: str | None = Field(description="The field of the job that caused it; null if none did.")
 
 
 class ConditionView(BaseModel):
@@ -45,38 +47,47 @@ class ConditionView(BaseModel):
     ``last_transition_at`` is null if the record does not contain it.
     """
 
-    type: Literal["Queued", "Running", "Paused", "Succeeded", "Failed", "Cancelled"]
-    status: Literal["True", "False"]
-    last_transition_at: float | None
-    reason: str
-    message: str
-
-
-class WebhookView(BaseModel):
-    url: str
-    events: list[WebhookEvent]
+    type: Literal["Queued", "Running", "Paused", "Succeeded", "Failed", "Cancelled"] = Field(
+        description="The state."
+    )
+    status: Literal["True", "False"] = Field(description="Whether the job is in it.")
+    last_transition_at: float | None = Field(
+        description="When the status changed, in seconds since the epoch."
+    )
+    reason: str = Field(description="Why it changed, in one word.")
+    message: str = Field(description="The same in a sentence.")
 
 
 class PruneJobView(BaseModel):
-    id: str
-    object: Literal["prune_job"] = "prune_job"
-    model: str
-    status: str
-    priority: int
+    id: str = Field(description="Of the job.")
+    object: Literal["prune_job"] = Field(
+        default="prune_job", description="The kind of this object."
+    )
+    model: str = Field(description="The dense model.")
+    status: str = Field(
+        description="queued, running, paused, cancelling, succeeded, failed or cancelled."
+    )
+    priority: int = Field(description="Higher runs first.")
     pause_requested_at: float | None = Field(
         description="Set while a running job is about to pause."
     )
-    phase: str | None
-    progress: ProgressView
+    phase: str | None = Field(
+        description="load, calibrate, search, repair, evaluate or publish; null before and after."
+    )
+    progress: ProgressView = Field(description="Of the search.")
     repair_progress: RepairProgressView | None = Field(
         description="Of the latest attempt; null before the repair begins."
     )
-    removed_blocks: list[int]
-    losses: list[float]
-    dense_loss: float | None
-    attempt: int
-    worker: str | None
-    pruned_model: str | None
+    removed_blocks: list[int] = Field(description="So far, in the order of their removal.")
+    losses: list[float] = Field(
+        description="Behind each removal, on the calibration text, in nats per token."
+    )
+    dense_loss: float | None = Field(
+        description="Of the dense model on the same text; null before it is measured."
+    )
+    attempt: int = Field(description="Number of times that a worker has started it.")
+    worker: str | None = Field(description="The worker that runs it; null while none does.")
+    pruned_model: str | None = Field(description="Name of its model; null until published.")
     repair: RepairView | None = Field(
         description="Of pruned_model; null until published, or without repair."
     )
@@ -84,26 +95,28 @@ class PruneJobView(BaseModel):
         description="Quality of pruned_model by domain; empty until published, or if the job "
         "measured none. Each prefix has its own, see checkpoints."
     )
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
+    created_at: float = Field(description="Seconds since the epoch.")
+    started_at: float | None = Field(description="When a worker first started it; null before.")
+    finished_at: float | None = Field(description="When it ended; null before.")
     estimated_finish: float | None = Field(
         description="Of the search or of the repair, while either is running."
     )
-    error: JobErrorView | None
-    conditions: list[ConditionView]
-    metadata: dict[str, str]
-    webhook: WebhookView | None
-    spec: dict[str, Any]
-    urls: dict[str, str]
+    error: JobErrorView | None = Field(description="Why it failed; null unless it did.")
+    conditions: list[ConditionView] = Field(description="The states that it has been in.")
+    metadata: dict[str, str] = Field(description="As submitted.")
+    webhook: WebhookView | None = Field(description="As submitted; null without one.")
+    spec: dict[str, Any] = Field(description="All settings of the job.")
+    urls: dict[str, str] = Field(description="Of the routes about this job.")
 
 
 class EstimateView(BaseModel):
     """What a job would need. Bytes count weights and hidden states only."""
 
-    object: Literal["prune_job.estimate"] = "prune_job.estimate"
-    model: str
-    evaluations_total: int
+    object: Literal["prune_job.estimate"] = Field(
+        default="prune_job.estimate", description="The kind of this object."
+    )
+    model: str = Field(description="The dense model.")
+    evaluations_total: int = Field(description="Evaluations of the search.")
     is_upper_bound: bool = Field(
         description="True if the search decides how many evaluations it needs."
     )
@@ -111,30 +124,30 @@ class EstimateView(BaseModel):
     estimated_from: list[str] = Field(
         description="The earlier jobs used: same model, search and windows."
     )
-    weight_bytes: int
+    weight_bytes: int = Field(description="Weights of the dense model.")
     state_bytes: int | None = Field(
         description="Hidden states at full speed; null where the text decides how many windows."
     )
     least_state_bytes: int = Field(description="Minimum for the search to run.")
     checkpoint_bytes: int = Field(description="Of its weights at most, on disk.")
     repair_bytes: int = Field(description="Of the repairs of all depths at most, on disk.")
-    free_disk_bytes: int
+    free_disk_bytes: int = Field(description="Free where checkpoints are stored.")
 
 
 class CheckpointFileView(BaseModel):
-    name: str
-    num_bytes: int
-    sha256: str
-    url: str
+    name: str = Field(description="Path within the checkpoint.")
+    num_bytes: int = Field(description="Size of the file.")
+    sha256: str = Field(description="Digest of the file.")
+    url: str = Field(description="Where to download it.")
 
 
 class PrefixView(BaseModel):
     """The dense model without the first blocks of a removal order."""
 
     model: str = Field(description="The name to generate with.")
-    num_removed: int
+    num_removed: int = Field(description="Number of removed blocks.")
     removed_block: int = Field(description="The block removed last.")
-    loss: float
+    loss: float = Field(description="On the calibration text, in nats per token, unrepaired.")
     perplexity: float | None = Field(
         description="On the text of evaluated_on; null until evaluated."
     )
@@ -145,71 +158,47 @@ class PrefixView(BaseModel):
 class CheckpointView(BaseModel):
     """The published checkpoint of a job. Before that: prefixes, no files."""
 
-    id: str
-    object: Literal["prune_job.checkpoint"] = "prune_job.checkpoint"
-    is_published: bool
+    id: str = Field(description="Name of the checkpoint.")
+    object: Literal["prune_job.checkpoint"] = Field(
+        default="prune_job.checkpoint", description="The kind of this object."
+    )
+    is_published: bool = Field(description="Whether its files are complete.")
     created_at: float | None = Field(description="When it was published.")
-    num_blocks: int
-    removed_blocks: list[int]
-    num_parameters: int | None
+    num_blocks: int = Field(description="Number of remaining blocks.")
+    removed_blocks: list[int] = Field(description="In the order of their removal.")
+    num_parameters: int | None = Field(description="Null until published.")
     evaluated_on: str | None = Field(description="The text of perplexities, with its windows.")
     prefixes: list[PrefixView] = Field(description="Those that can be served now.")
-    files: list[CheckpointFileView]
+    files: list[CheckpointFileView] = Field(description="Empty until published.")
 
 
 class CheckpointList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[CheckpointView]
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[CheckpointView] = Field(description="The checkpoint of the job, if it has one.")
 
 
 class PruneJobList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[PruneJobView]
-    has_more: bool
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[PruneJobView] = Field(description="The jobs, newest first.")
+    has_more: bool = Field(description="Whether older jobs follow.")
 
 
 class PruneJobEventView(BaseModel):
-    id: str
-    object: Literal["prune_job.event"] = "prune_job.event"
-    created_at: float
-    level: str
-    message: str
-    type: str
-    data: dict[str, Any]
+    id: str = Field(description="Of the event; later ones are larger.")
+    object: Literal["prune_job.event"] = Field(
+        default="prune_job.event", description="The kind of this object."
+    )
+    created_at: float = Field(description="Seconds since the epoch.")
+    level: str = Field(description="info, warn or error.")
+    message: str = Field(description="What happened, in a sentence.")
+    type: str = Field(description="Kind of the event.")
+    data: dict[str, Any] = Field(description="The facts of the event, by its type.")
 
 
 class PruneJobEventList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[PruneJobEventView]
-    has_more: bool
-
-
-class WebhookDeliveryView(BaseModel):
-    """One attempt to deliver a message."""
-
-    id: str = Field(description="Id of the message, sent as webhook-id.")
-    object: Literal["webhook_delivery"] = "webhook_delivery"
-    type: WebhookEvent
-    attempt: int = Field(description="1 for the first.")
-    at: float
-    duration_s: float
-    response_status: int | None = Field(description="Null if there was no response.")
-    error: str | None = Field(description="Null if the message was delivered.")
-    next_attempt_at: float | None = Field(description="Null if it was delivered or given up.")
-
-
-class WebhookDeliveryList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[WebhookDeliveryView]
-
-
-class WebhookBody(Body):
-    """Where to send signed messages about the status of the job; by default, final ones."""
-
-    url: str = Field(description="http or https, without credentials, up to 2048 characters.")
-    events: list[WebhookEvent] = Field(
-        default=list(FINAL_EVENTS), min_length=1, max_length=len(WebhookEvent)
-    )
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[PruneJobEventView] = Field(description="The events, oldest first.")
+    has_more: bool = Field(description="Whether newer events follow.")
 
 
 _NUMBER: dict[str, Any] = {"type": "number"}
@@ -269,7 +258,7 @@ class PruneJobBody(Body):
     # These ranges only document the API: the spec checks them.
     model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
 
-    model: ModelName
+    model: ModelName = Field(description="A dense model.")
     num_remove: int | None = Field(
         default=PruneSpec.num_remove,
         description="Blocks to remove, 1 or more.",
@@ -293,9 +282,19 @@ class PruneJobBody(Body):
         json_schema_extra={"exclusiveMinimum": 1},
     )
     calibration: OneOrMix = CalibrationBody()
-    protect_first: int = Field(default=PruneSpec.protect_first, json_schema_extra={"minimum": 0})
-    protect_last: int = Field(default=PruneSpec.protect_last, json_schema_extra={"minimum": 0})
-    dtype: Dtype = "auto"
+    protect_first: int = Field(
+        default=PruneSpec.protect_first,
+        json_schema_extra={"minimum": 0},
+        description="Remaining blocks at the start that are kept.",
+    )
+    protect_last: int = Field(
+        default=PruneSpec.protect_last,
+        json_schema_extra={"minimum": 0},
+        description="Remaining blocks at the end that are kept.",
+    )
+    dtype: Dtype = Field(
+        default="auto", description="Of the weights during the run; auto is the model's own."
+    )
     priority: int = Field(
         default=0,
         ge=-100,
@@ -324,7 +323,9 @@ class PruneJobBody(Body):
         description="model: keep all weights on the device; stream: load one block at a time. "
         "stream cannot calibrate on self.",
     )
-    gate: GateBody | None = None
+    gate: GateBody | None = Field(
+        default=None, description="Limits on the quality loss; without one, nothing is checked."
+    )
     quantize: Quantize | None = Field(
         default=PruneSpec.quantize,
         description="Also measure the perplexity of the pruned model with its blocks quantized to "
@@ -357,8 +358,10 @@ class PruneJobBody(Body):
     metadata: dict[
         Annotated[str, StringConstraints(max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],
-    ] = Field(default_factory=dict, max_length=16)
-    webhook: WebhookBody | None = None
+    ] = Field(default_factory=dict, max_length=16, description="Your own labels, up to 16.")
+    webhook: WebhookBody | None = Field(
+        default=None, description="Where to send messages about the job."
+    )
     dry_run: bool = Field(
         default=False,
         description="Return an estimate of what the job would need, and create no job.",

@@ -75,21 +75,27 @@ Prompts = Annotated[
 
 
 class StreamOptions(Body):
-    include_usage: StrictBool | None = None
-    continuous_usage_stats: StrictBool | None = None  # vLLM's: usage in every chunk
+    include_usage: StrictBool | None = Field(
+        default=None, description="Whether a last chunk has the usage."
+    )
+    continuous_usage_stats: StrictBool | None = Field(
+        default=None, description="Whether every chunk has the usage, as in vLLM."
+    )
     include_obfuscation: Ignored = None
 
 
 class GenerationBody(Body, OpenAISamplingFields):
     """Fields of both kinds of completions."""
 
-    model: ModelName
-    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] | None = None
+    model: ModelName = Field(description="A model, a variant or an alias.")
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] | None = Field(
+        default=None, description="Number of outputs of each prompt; 1 by default."
+    )
     stop: Annotated[
         StopStrings | None, _or("expected a text or a list of up to 16, of 1 to 256 characters")
-    ] = None
-    stream: StrictBool | None = None
-    stream_options: StreamOptions | None = None
+    ] = Field(default=None, description="An output ends before any of these strings.")
+    stream: StrictBool | None = Field(default=None, description="Respond with server-sent events.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
     user: Ignored = None
 
     @field_validator("stream_options")
@@ -105,12 +111,18 @@ class GenerationBody(Body, OpenAISamplingFields):
 class CompletionBody(GenerationBody):
     """One or many prompts to continue, as texts or token ids."""
 
-    prompt: Prompts
-    best_of: StrictInt | None = None
-    echo: StrictBool | None = None
-    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    prompt: Prompts = Field(description="One or many prompts, as text or token ids.")
+    best_of: StrictInt | None = Field(default=None, description="Only the value of n.")
+    echo: StrictBool | None = Field(
+        default=None, description="Repeat the prompt in front of the output."
+    )
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = Field(
+        default=None, description="Number of likeliest tokens to report at each position."
+    )
     max_tokens: MaxTokens | None = Field(default=None, description="16 by default.")
-    suffix: Annotated[Literal[""] | None, _or("insertion is not supported: leave it out")] = None
+    suffix: Annotated[Literal[""] | None, _or("insertion is not supported: leave it out")] = Field(
+        default=None, description="Not supported."
+    )
 
     @field_validator("best_of")
     @classmethod
@@ -128,24 +140,24 @@ class CompletionBody(GenerationBody):
 
 
 class TextPart(Body):
-    type: Literal["text"]
-    text: AnyText
+    type: Literal["text"] = Field(description="The kind of the part.")
+    text: AnyText = Field(description="The text.")
 
 
 class Message(Body):
     """A message. Null fields of an earlier response are accepted, so that it can be sent back."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who says it.")
     content: Annotated[
         AnyText | list[TextPart],
         _or('expected a text or a list of parts {"type": "text", "text": "..."}, and no other'),
-    ]
-    name: AnyText | None = None
-    annotations: Nothing | None = None
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    refusal: Unsupported = None
-    tool_calls: NoTools = None
+    ] = Field(description="The text, or its parts.")
+    name: AnyText | None = Field(default=None, description="Given to the chat template.")
+    annotations: Nothing | None = Field(default=None, description="Only empty or null.")
+    audio: Unsupported = Field(default=None, description="Only null.")
+    function_call: Unsupported = Field(default=None, description="Only null.")
+    refusal: Unsupported = Field(default=None, description="Only null.")
+    tool_calls: NoTools = Field(default=None, description="Only empty or null.")
 
     def as_template_input(self) -> dict[str, str]:
         """Return what chat templates expect. Developer messages become system messages."""
@@ -156,31 +168,44 @@ class Message(Body):
 
 
 class _TextFormat(Body):
-    type: Literal["text"]
+    type: Literal["text"] = Field(description="The only supported format.")
 
 
 class ChatBody(GenerationBody):
     """Messages, to which the assistant's next one is generated."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    logprobs: StrictBool | None = None
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
+        description="The conversation so far."
+    )
+    logprobs: StrictBool | None = Field(
+        default=None, description="Whether tokens have their log-probabilities."
+    )
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        default=None,
+        description="Number of likeliest tokens to report at each position; needs logprobs.",
+    )
     max_completion_tokens: MaxTokens | None = Field(
         default=None,
         description=f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before.",
     )
     max_tokens: MaxTokens | None = Field(default=None, description="Same as max_completion_tokens.")
-    response_format: Annotated[_TextFormat | None, _or('only {"type": "text"} is supported')] = None
-    modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported')] = None
-    tools: NoTools = None
-    tool_choice: NoToolChoice = None
-    functions: NoTools = None
-    function_call: NoToolChoice = None
-    audio: Unsupported = None
-    moderation: Unsupported = None
-    reasoning_effort: Unsupported = None
-    verbosity: Unsupported = None
-    web_search_options: Unsupported = None
+    response_format: Annotated[_TextFormat | None, _or('only {"type": "text"} is supported')] = (
+        Field(default=None, description="Only text.")
+    )
+    modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported')] = Field(
+        default=None, description="Only text."
+    )
+    tools: NoTools = Field(default=None, description="Not supported: only empty or null.")
+    tool_choice: NoToolChoice = Field(default=None, description="Has no effect without tools.")
+    functions: NoTools = Field(default=None, description="Not supported: only empty or null.")
+    function_call: NoToolChoice = Field(
+        default=None, description="Has no effect without functions."
+    )
+    audio: Unsupported = Field(default=None, description="Not supported.")
+    moderation: Unsupported = Field(default=None, description="Not supported.")
+    reasoning_effort: Unsupported = Field(default=None, description="Not supported.")
+    verbosity: Unsupported = Field(default=None, description="Not supported.")
+    web_search_options: Unsupported = Field(default=None, description="Not supported.")
     metadata: Ignored = None
     parallel_tool_calls: Ignored = None
     prediction: Ignored = None
@@ -210,9 +235,9 @@ Finish = Literal["stop", "length"]
 
 
 class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: int = Field(description="Tokens of the prompts.")
+    completion_tokens: int = Field(description="Generated tokens.")
+    total_tokens: int = Field(description="The sum of both.")
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int) -> Self:
@@ -226,108 +251,124 @@ class Usage(BaseModel):
 class LegacyLogprobs(BaseModel):
     """Four lists with one element per token."""
 
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    tokens: list[str] = Field(description="Texts of the tokens.")
+    token_logprobs: list[float] = Field(description="Of each token.")
+    top_logprobs: list[dict[str, float]] | None = Field(
+        description="The likeliest tokens at each position; null if none were asked for."
+    )
     text_offset: list[int] = Field(description="Offset of the token in the output, in characters.")
 
 
 class CompletionChoice(BaseModel):
-    index: int
-    text: str
-    logprobs: LegacyLogprobs | None
-    finish_reason: Finish | None
+    index: int = Field(description="Index of the output, from 0.")
+    text: str = Field(description="The text, or its next part.")
+    logprobs: LegacyLogprobs | None = Field(description="Null unless asked for.")
+    finish_reason: Finish | None = Field(
+        description="Why the output ended; null in a chunk before its end."
+    )
 
 
 class CompletionView(BaseModel):
     """A whole completion, or a chunk of one."""
 
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None
+    id: str = Field(description="Of the response; the same in all its chunks.")
+    object: Literal["text_completion"] = Field(
+        default="text_completion", description="The kind of this object."
+    )
+    created: int = Field(description="Seconds since the epoch.")
+    model: str = Field(description="The model that was asked for.")
+    choices: list[CompletionChoice] = Field(description="The outputs, or their next parts.")
+    usage: Usage | None = Field(description="Null in chunks, unless asked for.")
 
 
 class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int] | None
+    token: str = Field(description="Text of the token.")
+    logprob: float = Field(description="Natural logarithm of its probability.")
+    bytes: list[int] | None = Field(description="Its text in UTF-8; null if it is not known.")
 
 
 class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
+    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens at this position.")
 
 
 class ChoiceLogprobs(BaseModel):
-    content: list[TokenLogprob]
-    refusal: None = None
+    content: list[TokenLogprob] = Field(description="One for each token.")
+    refusal: None = Field(default=None, description="Always null.")
 
 
 class AssistantMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
+    role: Literal["assistant"] = Field(default="assistant", description="Always assistant.")
+    content: str = Field(description="The generated text.")
+    refusal: None = Field(default=None, description="Always null.")
 
 
 class ChatChoice(BaseModel):
-    index: int
-    message: AssistantMessage
-    logprobs: ChoiceLogprobs | None
-    finish_reason: Finish
+    index: int = Field(description="Index of the output, from 0.")
+    message: AssistantMessage = Field(description="The answer.")
+    logprobs: ChoiceLogprobs | None = Field(description="Null unless asked for.")
+    finish_reason: Finish = Field(description="Why the output ended.")
 
 
 class ChatView(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
+    id: str = Field(description="Of the response.")
+    object: Literal["chat.completion"] = Field(
+        default="chat.completion", description="The kind of this object."
+    )
+    created: int = Field(description="Seconds since the epoch.")
+    model: str = Field(description="The model that was asked for.")
+    choices: list[ChatChoice] = Field(description="The outputs.")
+    usage: Usage = Field(description="Numbers of tokens.")
 
 
 class ChunkChoice(BaseModel):
-    index: int
-    delta: dict[Literal["role", "content"], str]
-    logprobs: ChoiceLogprobs | None
-    finish_reason: Finish | None
+    index: int = Field(description="Index of the output, from 0.")
+    delta: dict[Literal["role", "content"], str] = Field(
+        description="The role, or the next part of the text."
+    )
+    logprobs: ChoiceLogprobs | None = Field(description="Of this part; null unless asked for.")
+    finish_reason: Finish | None = Field(description="Why the output ended; null before its end.")
 
 
 class ChatChunk(BaseModel):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None
+    id: str = Field(description="The same in all chunks of a response.")
+    object: Literal["chat.completion.chunk"] = Field(
+        default="chat.completion.chunk", description="The kind of this object."
+    )
+    created: int = Field(description="Seconds since the epoch.")
+    model: str = Field(description="The model that was asked for.")
+    choices: list[ChunkChoice] = Field(description="The next parts of the outputs.")
+    usage: Usage | None = Field(description="Null, unless asked for.")
 
 
 class ModelCard(BaseModel):
     """A model. ``root``, ``parent`` and ``max_model_len`` are vLLM's."""
 
-    id: str
+    id: str = Field(description="The name to ask for.")
     root: str = Field(description="The model that an alias means; else the id.")
-    object: Literal["model"] = "model"
+    object: Literal["model"] = Field(default="model", description="The kind of this object.")
     created: int = Field(
         description="Publication time in seconds since the epoch; 0 for a dense model."
     )
-    owned_by: Literal["sleb-serve"] = "sleb-serve"
-    parent: str | None
-    max_model_len: int | None
+    owned_by: Literal["sleb-serve"] = Field(
+        default="sleb-serve", description="Always this service."
+    )
+    parent: str | None = Field(description="The dense model that a variant was made of.")
+    max_model_len: int | None = Field(
+        description="Longest context in tokens; null if it is not known here."
+    )
 
 
 class ModelCardList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[ModelCard] = Field(description="The models.")
 
 
 class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
+    message: str = Field(description="What was wrong, and what to do.")
+    type: str = Field(description="Kind of the error, as in OpenAI's API.")
+    param: str | None = Field(description="The field that caused it; null if none did.")
+    code: str | None = Field(description="As in OpenAI's API; null if it has none for this.")
 
 
 class ErrorView(BaseModel):
-    error: ErrorDetail
+    error: ErrorDetail = Field(description="The error.")

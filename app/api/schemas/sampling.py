@@ -23,10 +23,20 @@ _NAMES = frozenset(field.name for field in fields(SamplingParams))
 class SamplingFields(BaseModel):
     """Of this project's own routes. Temperature 0 is greedy."""
 
-    max_new_tokens: int = SamplingParams.max_new_tokens
-    temperature: float = SamplingParams.temperature
-    top_p: float = SamplingParams.top_p
-    top_k: int = SamplingParams.top_k
+    max_new_tokens: int = Field(
+        default=SamplingParams.max_new_tokens, description="Maximum number of tokens of an output."
+    )
+    temperature: float = Field(
+        default=SamplingParams.temperature, description="Divides the logits; 0 is greedy decoding."
+    )
+    top_p: float = Field(
+        default=SamplingParams.top_p,
+        description="Samples from the likeliest tokens with this total probability; 1 is off.",
+    )
+    top_k: int = Field(
+        default=SamplingParams.top_k,
+        description="Samples from this many of the likeliest tokens; 0 is off.",
+    )
     min_p: float = Field(
         default=SamplingParams.min_p,
         description="Minimum probability of a token, as a share of the most likely token's.",
@@ -46,29 +56,58 @@ class SamplingFields(BaseModel):
     logit_bias: LogitBias = Field(
         default_factory=dict, description="Added to the logits of tokens, by token id."
     )
-    seed: int | None = SamplingParams.seed
-    stop_token_ids: StopTokenIds = Field(default_factory=list)
-    ignore_eos: bool = SamplingParams.ignore_eos
+    seed: int | None = Field(
+        default=SamplingParams.seed,
+        description="Makes sampling repeatable; drawn if none is given.",
+    )
+    stop_token_ids: StopTokenIds = Field(
+        default_factory=list,
+        description="An output ends at any of these tokens, which are not part of its text.",
+    )
+    ignore_eos: bool = Field(
+        default=SamplingParams.ignore_eos,
+        description="Continue behind the end-of-text token, up to the maximum length.",
+    )
 
 
 class OpenAISamplingFields(BaseModel):
     """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's."""
 
     temperature: Number | None = Field(default=None, description="1 by default; 0 is greedy.")
-    top_p: Number | None = None
-    presence_penalty: Number | None = None
-    frequency_penalty: Number | None = None
+    top_p: Number | None = Field(
+        default=None,
+        description="1 by default: samples from the likeliest tokens with this total probability.",
+    )
+    presence_penalty: Number | None = Field(
+        default=None,
+        description="0 by default; above it, tokens of the output so far become less likely.",
+    )
+    frequency_penalty: Number | None = Field(
+        default=None, description="0 by default; above it, tokens become less likely with each use."
+    )
     logit_bias: LogitBias | None = Field(
         default=None, description="Added to the logits of tokens, by token id."
     )
-    seed: StrictInt | None = None
+    seed: StrictInt | None = Field(
+        default=None, description="Makes sampling repeatable; drawn if none is given."
+    )
 
     # vLLM's
     top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1 are off.")
-    min_p: Number | None = None
-    repetition_penalty: Number | None = None
-    stop_token_ids: StopTokenIds | None = None
-    ignore_eos: StrictBool | None = None
+    min_p: Number | None = Field(
+        default=None,
+        description="Minimum probability of a token, as a share of the likeliest one's; 0: off.",
+    )
+    repetition_penalty: Number | None = Field(
+        default=None,
+        description="1 by default; above it, tokens of prompt and output become less likely.",
+    )
+    stop_token_ids: StopTokenIds | None = Field(
+        default=None, description="An output ends at any of these tokens."
+    )
+    ignore_eos: StrictBool | None = Field(
+        default=None, description="Continue behind the end-of-text token, up to the maximum length."
+    )
 
 
 def sampling_params(

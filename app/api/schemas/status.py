@@ -10,8 +10,8 @@ from pruning.jobs.job import JobStatus
 class EngineStatusView(BaseModel):
     """The requests of this process after the latest step."""
 
-    num_running: int
-    num_waiting: int
+    num_running: int = Field(description="Requests that generate.")
+    num_waiting: int = Field(description="Requests that wait for a slot.")
     kv_cache_usage: float = Field(
         description="0 to 1: share of the cache tokens reserved by running sequences."
     )
@@ -35,16 +35,16 @@ class JobStatusView(BaseModel):
     queue_age_s: float = Field(
         description="How long the first of the queued jobs has been waiting; 0 without any."
     )
-    num_jobs: dict[JobStatus, int]
+    num_jobs: dict[JobStatus, int] = Field(description="Number of jobs in each status.")
 
 
 class StatusView(BaseModel):
     """The state of the service at one moment."""
 
-    object: Literal["status"] = "status"
-    status: Literal["ready", "not ready"]
+    object: Literal["status"] = Field(default="status", description="The kind of this object.")
+    status: Literal["ready", "not ready"] = Field(description="Whether the service takes requests.")
     detail: str | None = Field(description="Why it is not ready.")
     at: float = Field(description="The time of this response.")
-    engine: EngineStatusView
-    memory: MemoryStatusView
+    engine: EngineStatusView = Field(description="Requests of this process.")
+    memory: MemoryStatusView = Field(description="Memory of this process.")
     jobs: JobStatusView | None = Field(description="Null if the job store does not answer.")

@@ -1,0 +1,46 @@
+"""Webhooks in the bodies of the job routes: where to send messages, and the attempts to do so."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from app.api.schemas.generate import Body
+from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
+
+
+class WebhookBody(Body):
+    """Where to send signed messages about the status of the job; by default, final ones."""
+
+    url: str = Field(description="http or https, without credentials, up to 2048 characters.")
+    events: list[WebhookEvent] = Field(
+        default=list(FINAL_EVENTS),
+        min_length=1,
+        max_length=len(WebhookEvent),
+        description="The events to send.",
+    )
+
+
+class WebhookView(BaseModel):
+    url: str = Field(description="Where messages are sent.")
+    events: list[WebhookEvent] = Field(description="The events that are sent.")
+
+
+class WebhookDeliveryView(BaseModel):
+    """One attempt to deliver a message."""
+
+    id: str = Field(description="Id of the message, sent as webhook-id.")
+    object: Literal["webhook_delivery"] = Field(
+        default="webhook_delivery", description="The kind of this object."
+    )
+    type: WebhookEvent = Field(description="The event that the message is about.")
+    attempt: int = Field(description="1 for the first.")
+    at: float = Field(description="When it was sent, in seconds since the epoch.")
+    duration_s: float = Field(description="Time until the response or the failure.")
+    response_status: int | None = Field(description="Null if there was no response.")
+    error: str | None = Field(description="Null if the message was delivered.")
+    next_attempt_at: float | None = Field(description="Null if it was delivered or given up.")
+
+
+class WebhookDeliveryList(BaseModel):
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[WebhookDeliveryView] = Field(description="The attempts, oldest first.")
