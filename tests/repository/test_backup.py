@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from app.config import ServeSettings
 from app.server.valkey import embedded_valkey
 from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.jobs.job import JobStatus
@@ -117,6 +118,21 @@ def test_a_log_that_is_rewritten_while_it_is_copied_is_copied_again(tmp_path: Pa
     run("restore", here, data_dir)
     with embedded_valkey(here / "restored") as url, redis.Redis.from_url(url) as client:
         assert JobStore(client).get(job.id) == job
+
+
+def test_a_backup_has_aliases_keys_and_sessions(tmp_path: Path) -> None:
+    """Without the secret of the sessions, everybody has to sign in again."""
+    here, data_dir = tmp_path / "reader", tmp_path / "data"
+    here.mkdir()
+    with embedded_valkey(data_dir):
+        settings = ServeSettings(data_dir=data_dir)
+        files = [settings.keys_file, settings.sessions_file, data_dir / "aliases.json"]
+        for file in files:
+            file.write_text(file.name)
+        run("backup", here, data_dir)
+    run("restore", here, data_dir)
+    for file in files:
+        assert (here / "restored" / file.name).read_text() == file.name
 
 
 @pytest.fixture
