@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from app.bench.plan import DENSE, BenchSubject, Scenario
 from app.bench.result import Bench, Row
 from app.bench.runs import Sample
-from app.compare.speedup import EQUAL_WITHIN, Verdict
+from app.compare.speedup import EQUAL_WITHIN, Speedup, Verdict
 from pruning.checkpoints.trajectory_plot import STYLE
 
 if TYPE_CHECKING:  # importing matplotlib searches fonts and writes a cache: only for a plot
@@ -27,8 +27,8 @@ consists of embeddings, blocks and head only.
 """
 
 # Sizes in inches: the plot, a row, the head, the gap above a scenario, the foot, the margins.
-_WIDTH, _ROW, _HEAD, _GAP, _FOOT = 9.0, 0.34, 0.45, 0.62, 0.4
-_LEFT, _RIGHT = 3.4, 1.25
+_WIDTH, _ROW, _HEAD, _GAP, _FOOT = 10.8, 0.38, 0.45, 0.62, 0.4
+_LEFT, _RIGHT = 3.4, 3.05
 
 # The palette of Okabe and Ito, which colour-blind readers can distinguish; so do the markers.
 _STYLES = {
@@ -156,24 +156,35 @@ def _draw(axes: "Axes", scenario: Scenario, bench: Bench, rows: list[Row]) -> No
         axes.plot(found.ratio, y, marker, color=color, mfc=face, ms=7, zorder=4)
         if row.ideal is not None:
             axes.plot(row.ideal, y, "|", color="#009E73", ms=15, mew=2.2, zorder=2)
-        axes.annotate(
-            found.verdict.value,
-            (1.01, y),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            size=9,
-            color=color,
-        )
+        _annotate(axes, y, found, color)
     axes.set_yticks(range(len(rows)), [f"{row.variant}, {row.what}" for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     text = f"{scenario}: {bench.plan.description(scenario)}; green: ideal"
     axes.set_title(text, loc="left", size=9)
 
 
+def _annotate(axes: "Axes", y: int, found: Speedup, color: str) -> None:
+    """The verdict at the right of the row, and below it the reason if there is none."""
+    is_undecided = found.verdict is Verdict.UNDECIDED
+    reason = found.reason.partition(": ")[0].removeprefix("the 95 % ") if is_undecided else ""
+    for text, size, shift in ((found.verdict.value, 9, 5 if reason else 0), (reason, 7, -5)):
+        axes.annotate(
+            text,
+            (1.01, y),
+            xytext=(0, shift),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            size=size,
+            color=color,
+        )
+
+
 def _limits(rows: list[Row]) -> tuple[float, float]:
     values = [1.0]
     for row in rows:
-        values += [end for end in (row.speedup.ratio, row.speedup.low, row.speedup.high) if end]
+        ends = (row.speedup.ratio, row.speedup.low, row.speedup.high)
+        values += [end for end in ends if end is not None]  # the low end may be 0
         values += [row.ideal] if row.ideal is not None else []
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 0.1

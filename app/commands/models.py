@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from app.commands.tables import UNLIMITED
 from app.config import ServeSettings
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog
@@ -17,8 +18,6 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.checkpoints.trajectory import short
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.store import ModelStore
-
-_UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
 
 
 def catalog_of(settings: ServeSettings) -> Catalog:
@@ -81,7 +80,7 @@ def _print_entries(
 ) -> None:
     """As a table if the terminal has room for it, so that names and numbers stay whole."""
     listed = _table(entries, texts)
-    unlimited = console.options.update(width=_UNLIMITED)
+    unlimited = console.options.update(width=UNLIMITED)
     if console.measure(listed, options=unlimited).maximum <= console.width:
         console.print(listed)
         return

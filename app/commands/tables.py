@@ -1,9 +1,10 @@
 """The table of a run on the terminal, and the same as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +15,9 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.removal import Removal
+
+UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
+_DISPENSABLE = ("in full", "loss")  # the bars above have shown the losses
 
 
 def print_run(
@@ -33,7 +37,7 @@ def print_run(
         return
     headings, cells = table(trajectory)
     console = Console(highlight=False)
-    console.print(_table(f"{manifest.parent}, block by block", headings, cells))
+    console.print(_fitting(console, f"{manifest.parent}, block by block", headings, cells))
     for text in legend(manifest, headings, trajectory):
         console.print(text, markup=False, soft_wrap=True)
     if domains := manifest.quality.domains:
@@ -47,10 +51,34 @@ def print_run(
         console.print(text, markup=False, soft_wrap=True)
 
 
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=escape(title))
+def _fitting(
+    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Table:
+    """The table without columns for which the terminal has no room, so that all others are whole.
+
+    removal.json and the model card have these as well.
+    """
+    shown = list(headings)
+    unlimited = console.options.update(width=UNLIMITED)
+    for dispensable in (None, *_DISPENSABLE):
+        shown = [heading for heading in shown if heading != dispensable]
+        table = _table(title, shown, [dict(zip(headings, row, strict=True)) for row in rows])
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            break
+    return table
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(row[heading]) for heading in headings))
     return table

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes 
 MAX_PANELS = 9
 _MAX_NAMED = 10  # removals; with more, their blocks are not named at the ticks
 _MAX_TICKS = 9
+_MAX_SPEEDS = 6  # speed-ups, which are wider than numbers of blocks
 _MAX_SOURCE = 44  # characters of the name of a text
 # Based on the colour-blind safe palette of Okabe and Ito; line styles and markers differ as well
 _STYLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -53,8 +54,13 @@ def grid(num_panels: int) -> tuple[int, int]:
     return math.ceil(num_panels / num_columns), num_columns
 
 
-def draw_panel(axes: "Axes", domain: DomainQuality, removed: Sequence[int]) -> None:
-    """Draw the curves of one domain with their intervals, below its name and its text."""
+def draw_panel(
+    axes: "Axes", domain: DomainQuality, removed: Sequence[int], speedups: Sequence[float] = ()
+) -> None:
+    """Draw the curves of one domain with their intervals, below its name and its text.
+
+    ``speedups`` are the predicted ones of 0, 1, 2 ... removals, if they are known.
+    """
     for at, curve in enumerate(curves(domain)):
         lows, values, highs = zip(*curve.points, strict=True)
         errors = (
@@ -74,7 +80,7 @@ def draw_panel(axes: "Axes", domain: DomainQuality, removed: Sequence[int]) -> N
             size=8,
         )
     _name_text(axes, domain)
-    _name_steps(axes, removed)
+    _name_steps(axes, removed, speedups)
 
 
 def drawn_values(domains: Sequence[DomainQuality]) -> list[float]:
@@ -126,14 +132,23 @@ def _name_text(axes: "Axes", domain: DomainQuality) -> None:
         )
 
 
-def _name_steps(axes: "Axes", removed: Sequence[int]) -> None:
-    """Ticks for numbers of removed blocks, with the block removed last if there is room."""
-    steps = range(len(removed) + 1)
-    if len(removed) <= _MAX_NAMED:
-        labels = ["0", *(f"{step}\n({block})" for step, block in enumerate(removed, start=1))]
-        axes.set_xticks(steps, labels, size=8)
-        axes.set_xlabel("removed blocks (the last one)", size=8)
-    else:
-        axes.set_xticks(steps[:: math.ceil(len(steps) / _MAX_TICKS)])
-        axes.set_xlabel("removed blocks", size=8)
+def _name_steps(axes: "Axes", removed: Sequence[int], speedups: Sequence[float]) -> None:
+    """Ticks for numbers of removed blocks, with the block removed last if there is room.
+
+    Below them, the axis of speed has the predicted speed-ups of some depths.
+    """
+    is_named = len(removed) <= _MAX_NAMED
+    steps = range(len(removed) + 1)[
+        :: 1 if is_named else math.ceil((len(removed) + 1) / _MAX_TICKS)
+    ]
+    labels = [str(step) for step in steps]
+    if is_named:
+        labels[1:] = [f"{step}\n({block})" for step, block in enumerate(removed, start=1)]
+        labels[0] += "\n" if speedups else ""
+    every = math.ceil(len(steps) / _MAX_SPEEDS)
+    for at in range(0, len(steps) if speedups else 0, every):
+        labels[at] += f"\n{speedups[steps[at]]:.2f}×"
+    axes.set_xticks(steps, labels, size=8)
+    what = "removed blocks (the last one)" if is_named else "removed blocks"
+    axes.set_xlabel(f"{what}\npredicted speed-up" if speedups else what, size=8)
     axes.set_xlim(-0.3, len(removed) * 1.2 + 0.3)  # room for the perplexities at the end

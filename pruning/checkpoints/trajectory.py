@@ -57,6 +57,13 @@ def calibration_perplexities(manifest: Manifest) -> list[float]:
     return [perplexity_of(loss) for loss in manifest.quality.losses]
 
 
+def predicted_speedups(manifest: Manifest) -> list[float]:
+    """Of a decode step for 0, 1, 2 ... removals; empty in old manifests."""
+    depths = range(len(manifest.removed_blocks) + 1)
+    found = [manifest.predicted_speedup(depth) for depth in depths]
+    return [speedup for speedup in found if speedup is not None]
+
+
 def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     """Return the headings and the cells of each row, without empty columns."""
     texts = {heading: [cell(row) for row in rows] for heading, cell in _COLUMNS.items()}

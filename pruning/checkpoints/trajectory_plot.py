@@ -13,7 +13,12 @@ from pruning.checkpoints.domain_panels import (
     grid,
 )
 from pruning.checkpoints.store import Manifest
-from pruning.checkpoints.trajectory import CEILING, calibration_perplexities, short
+from pruning.checkpoints.trajectory import (
+    CEILING,
+    calibration_perplexities,
+    predicted_speedups,
+    short,
+)
 from pruning.evaluation.quality import DomainQuality
 from pruning.spec.prune import PruneSpec
 
@@ -25,7 +30,7 @@ PLOT_FILE = "trajectory.png"
 DPI = 160
 CELLS_PER_ROW = 40
 _WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 4.4, 0.42  # inches
-_HEAD, _PANEL_HEIGHT = 0.7, 3.1  # inches, of the titles and of a row of panels
+_HEAD, _PANEL_HEIGHT = 0.7, 3.25  # inches, of the titles and of a row of panels
 _MIN_COLUMNS = 24  # of the map, so that cells of a small model are not wide
 _CROWDED = 32  # with more points, labels are rotated
 
@@ -83,7 +88,7 @@ def draw(manifest: Manifest) -> "Figure":
     figure.text(0.2 / _WIDTH, 1 - 0.15 / height, title, size=13, weight="bold", va="top")
     figure.text(0.2 / _WIDTH, 1 - 0.42 / height, result, size=11, va="top")
     if domains:
-        _draw_panels(figure, domains, manifest.removed_blocks)
+        _draw_panels(figure, domains, manifest)
     else:
         bottom = height - _CURVE_HEIGHT + 0.55
         _draw_curve(_axes(figure, 0.85, bottom, _WIDTH - 1.05, height - 1.02), manifest)
@@ -99,17 +104,15 @@ def _axes(figure: "Figure", left: float, bottom: float, width: float, top: float
     return figure.add_axes(box)
 
 
-def _draw_panels(
-    figure: "Figure", domains: Sequence[DomainQuality], removed: Sequence[int]
-) -> None:
+def _draw_panels(figure: "Figure", domains: Sequence[DomainQuality], manifest: Manifest) -> None:
     _, num_columns = grid(len(domains))
     width, values = (_WIDTH - 0.8) / num_columns, drawn_values(domains)
     for at, domain in enumerate(domains):
         row, column = divmod(at, num_columns)
         left = 0.75 + column * width
         top = figure.get_figheight() - _HEAD - row * _PANEL_HEIGHT
-        panel = _axes(figure, left, top - _PANEL_HEIGHT + 0.65, width - 0.2, top - 0.6)
-        draw_panel(panel, domain, removed)
+        panel = _axes(figure, left, top - _PANEL_HEIGHT + 0.8, width - 0.2, top - 0.6)
+        draw_panel(panel, domain, manifest.removed_blocks, predicted_speedups(manifest))
         _scale(panel, values, "perplexity, × dense")
         if column:
             panel.set_ylabel("")

@@ -30,6 +30,7 @@ from pruning.checkpoints.verify_expected import (
 )
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import StreamedForward
+from pruning.models.gguf_bar import hide_gguf_bar
 from pruning.models.store import load, read_config, set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.process import end_with_parent
@@ -90,6 +91,7 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
             "transformers loads GGUF files as a whole, and there is not enough memory: free some, "
             "or set SLEB_VERIFY=off to skip this check"
         )
+    hide_gguf_bar()
     try:
         read: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,

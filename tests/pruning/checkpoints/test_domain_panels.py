@@ -18,6 +18,7 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import CEILING
 from pruning.checkpoints.trajectory_plot import draw, plot
 from pruning.evaluation.quality import DomainQuality, Measured
+from pruning.models.block_times import BlockTimes
 from tests.support.pruning_runs import domain_of, manifest_of
 
 RAW = ((3.5, 4.5, 5.4), (4.0, 5.1, 6.0))
@@ -47,6 +48,15 @@ MANIFESTS = {
     "deep": with_domains([deep(PROSE), deep(CODE)], range(1, 41)),
     "broken": with_domains([replace(PROSE, raw=(Measured(800.0, 9.0), Measured(math.nan, None)))]),
 }
+
+
+TIMED = {
+    f"{name}, timed": replace(MANIFESTS[name], block_times=BlockTimes(0.1, 1.0, 0.5))
+    for name in ("one", "long", "four", "deep")
+}
+LONGER = replace(PROSE, raw=PROSE.raw * 5, repaired=PROSE.repaired * 5)
+TEN = replace(with_domains([LONGER] * 3, range(1, 11)), block_times=BlockTimes(0.1, 1.0, 0.5))
+MANIFESTS |= {**TIMED, "ten, timed": TEN}
 
 
 def drawn(figure: Figure, panel: int) -> dict[str, list[tuple[float, float, float]]]:
@@ -90,6 +100,19 @@ def test_a_panel_names_its_text() -> None:
     assert ticks == ["0", "1\n(3)", "2\n(1)"]
 
 
+def test_an_axis_has_the_predicted_speed_ups() -> None:
+    """With 6 blocks of 1, an embedding of 0.1 and a head of 0.5: 6.6 / 5.6 and 6.6 / 4.6."""
+    axes = draw(TIMED["one, timed"]).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [
+        "0\n\n1.00×",
+        "1\n(3)\n1.18×",
+        "2\n(1)\n1.43×",
+    ]
+    assert axes.get_xlabel() == "removed blocks (the last one)\npredicted speed-up"
+    untimed = draw(MANIFESTS["one"]).axes[0]
+    assert untimed.get_xlabel() == "removed blocks (the last one)"
+
+
 def test_panels_have_one_scale() -> None:
     panels = draw(MANIFESTS["four"]).axes[:-1]
     assert len(panels) == 4
@@ -115,6 +138,10 @@ def test_nothing_is_cut_off_and_no_texts_overlap(name: str) -> None:
         assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1, text
         assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1, text
     named = [text for axes in figure.axes[:-1] for text in (*axes.texts, axes.xaxis.label)]
+    ticks = [axes.get_xticklabels() for axes in figure.axes[:-1]]
+    for labels in ticks:
+        ends = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(other) for one, other in pairwise(ends))
     cores = [text.get_window_extent().shrunk(0.8, 0.8) for text in (*named, *figure.texts)]
     assert not any(one.overlaps(other) for one, other in pairwise(cores))
 
