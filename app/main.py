@@ -49,6 +49,7 @@ from app.metrics.models import ExternalCollector, ModelCollector
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
+from app.models.measured_speedups import MeasuredSpeedups
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
 from app.web import routes as web
@@ -159,11 +160,11 @@ def _services(
     metrics.watch_readiness(readiness)
     models = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
-    aliases = Aliases(settings.data_dir)
+    aliases, speedups = Aliases(settings.data_dir), MeasuredSpeedups(settings.data_dir)
     jobs = _jobs(app, settings, redis_url, models, checkpoints, aliases)
     metrics.registry.register(JobCollector(jobs.stats.read))
     registry = ModelRegistry(
-        Catalog(models, checkpoints, jobs.store, declared, aliases),
+        Catalog(models, checkpoints, jobs.store, declared, aliases, speedups),
         models,
         checkpoints,
         device=settings.device,

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
@@ -116,6 +118,24 @@ def random_subject(
         else:
             raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{num_blocks - 1}")
     return BenchSubject(shape, dense, removed, tuner=Tuner.of(settings.tune, settings.data_dir))
+
+
+def record_speedups(bench: Bench, settings: Settings) -> None:
+    """Record the speed-up of a token at every depth, where the catalog finds it."""
+    found = {}
+    for row in bench.rows():
+        removed = bench.subject.removed[row.variant]
+        if row.time == "tpot" and removed:  # the last scenario counts: requests of many clients
+            found[len(removed)] = MeasuredSpeedup(
+                ratio=row.speedup.ratio,
+                low=row.speedup.low,
+                high=row.speedup.high,
+                num_blocks=bench.subject.num_blocks,
+                scenario=row.scenario.value,
+                measured_at=time.time(),
+            )
+    if found:
+        MeasuredSpeedups(settings.data_dir).record(bench.subject.name, found)
 
 
 def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:

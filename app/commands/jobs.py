@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.client import JobClient, follow
+from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from pruning.removal import Removal
 
@@ -19,7 +20,7 @@ _REMOVAL_FIELDS = (
     "step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error",
 )  # fmt: skip
 _TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
-_ELSEWHERE = ("object", "urls", "domains")
+_ELSEWHERE = ("object", "urls", "domains", "predicted_speedup", "measured_speedup")
 _WIDE = 140  # columns of a terminal that has room for all fields
 
 
@@ -63,14 +64,11 @@ def print_job(job: dict[str, Any]) -> None:
             shown.add_row(name, _local(value))
         elif value not in (None, "", [], {}) and name not in _ELSEWHERE:
             shown.add_row(name, Text(_plain(value)))
+    if job.get("predicted_speedup") is not None:  # an older service has none
+        shown.add_row("speed-up", _speedup(job))
     console = Console(highlight=False)
     console.print(shown)
     if job.get("domains"):  # an older service has none
-        from app.commands.domain_table import (  # noqa: PLC0415 - it imports torch
-            domain_of,
-            print_domains,
-        )
-
         is_repaired = job["repair"] is not None
         print_domains(console, [domain_of(one, is_repaired=is_repaired) for one in job["domains"]])
 
@@ -136,6 +134,15 @@ def _progress(job: dict[str, Any]) -> str:
     if not progress["evaluations_total"]:
         return ""
     return f"{progress['evaluations_done']} of {progress['evaluations_total']}"
+
+
+def _speedup(job: dict[str, Any]) -> str:
+    predicted, measured = f"{job['predicted_speedup']:.2f} predicted", job["measured_speedup"]
+    if measured is None:
+        return f"{predicted}, not measured (sleb bench does)"
+    low, high = measured["low"], measured["high"]
+    ends = "" if low is None else f" ({low:.2f} to {high:.2f})"
+    return f"{predicted}, {measured['ratio']:.2f}{ends} measured"
 
 
 def _plain(value: object) -> str:

@@ -13,6 +13,7 @@ from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.external import read_external_models
+from app.models.measured_speedups import NOT_MEASURED, MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.checkpoints.trajectory import short
@@ -27,6 +28,7 @@ def catalog_of(settings: ServeSettings) -> Catalog:
         CheckpointStore(settings.checkpoints_dir),
         external=read_external_models(settings.external_models_file),
         aliases=Aliases(settings.data_dir),
+        speedups=MeasuredSpeedups(settings.data_dir),
     )
 
 
@@ -57,41 +59,48 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
     catalog = catalog_of(settings)
     entries, aliases = catalog.entries(), catalog.aliases()
     if as_json:
-        print_json([_entry_json(entry, aliases) for entry in entries])
+        print_json([_entry_json(catalog, entry, aliases) for entry in entries])
         return
     console = Console()
     if not entries:
         console.print(f"no models in {settings.models_dir}")
         return
     texts = _texts(entries)
-    _print_entries(console, entries, texts)
+    speeds = {entry.name: _speedups(catalog, entry) for entry in entries}
+    _print_entries(console, entries, texts, speeds)
     for alias, target in aliases.items():
         console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
     for text, heading in texts.items():
         console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
-    if any(map(_speedup, entries)):
-        console.print("speed-up: predicted for decoding one sequence; sleb bench measures it")
+    if any(entry.is_pruned for entry in entries):
+        console.print("predicted: speed-up of decoding one sequence, by the times of the blocks")
+        console.print("measured: speed-up of a token, by sleb bench on this machine, 95 % interval")
     if texts:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
 
 
 def _print_entries(
-    console: Console, entries: Sequence[ModelEntry], texts: Mapping["_Text", str]
+    console: Console,
+    entries: Sequence[ModelEntry],
+    texts: Mapping["_Text", str],
+    speeds: Mapping[str, "_Speedups"],
 ) -> None:
     """As a table if the terminal has room for it, so that names and numbers stay whole."""
-    listed = _table(entries, texts)
+    listed = _table(entries, texts, speeds)
     unlimited = console.options.update(width=UNLIMITED)
     if console.measure(listed, options=unlimited).maximum <= console.width:
         console.print(listed)
         return
-    for line in (line for entry in entries for line in _lines(entry, texts)):
+    for line in (line for entry in entries for line in _lines(entry, texts, speeds)):
         console.print(line, markup=False, highlight=False)
 
 
-def _table(entries: Sequence[ModelEntry], texts: Mapping["_Text", str]) -> Table:
+def _table(
+    entries: Sequence[ModelEntry], texts: Mapping["_Text", str], speeds: Mapping[str, "_Speedups"]
+) -> Table:
     listed = Table()
-    headings = ("model", "blocks", "removed blocks", "repair", "speed-up", *texts.values(), "")
-    for heading in headings:
+    fixed = ("model", "blocks", "removed blocks", "repair", "predicted", "measured")
+    for heading in (*fixed, *texts.values(), ""):
         listed.add_column(heading)
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
@@ -103,14 +112,16 @@ def _table(entries: Sequence[ModelEntry], texts: Mapping["_Text", str]) -> Table
             str(entry.num_blocks),
             removed,
             repair,
-            _speedup(entry),
+            *speeds[entry.name],
             *cells,
             entry.error or "",
         )
     return listed
 
 
-def _lines(entry: ModelEntry, texts: Mapping["_Text", str]) -> Iterator[str]:
+def _lines(
+    entry: ModelEntry, texts: Mapping["_Text", str], speeds: Mapping[str, "_Speedups"]
+) -> Iterator[str]:
     """The row of a model for a terminal that has no room for the table."""
     if entry.error is not None:
         yield f"{entry.name}: {entry.error}"
@@ -120,16 +131,28 @@ def _lines(entry: ModelEntry, texts: Mapping["_Text", str]) -> Iterator[str]:
         parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
     if entry.repair is not None:
         parts.append(f"repair: {entry.repair.method.value}")
-    if speedup := _speedup(entry):
-        parts.append(f"speed-up {speedup}")
     yield f"{entry.name}: {', '.join(parts)}"
-    if measured := [f"{texts[text]} {cell}" for text, cell in _measured(entry)]:
-        yield f"  {', '.join(measured)}"
+    predicted, measured = speeds[entry.name]
+    if entry.is_pruned:
+        ends = measured if measured == NOT_MEASURED else f"measured {measured}"
+        known = "not predicted" if entry.predicted_speedup is None else f"predicted {predicted}"
+        yield f"  speed-up: {known}, {ends}"
+    if qualities := [f"{texts[text]} {cell}" for text, cell in _measured(entry)]:
+        yield f"  {', '.join(qualities)}"
 
 
-def _speedup(entry: ModelEntry) -> str:
-    predicted = entry.predicted_speedup
-    return "" if predicted is None else f"{predicted:.2f}"
+_Speedups = tuple[str, str]  # predicted and measured
+
+
+def _speedups(catalog: Catalog, entry: ModelEntry) -> _Speedups:
+    """In words where one is missing; both are empty for a dense model."""
+    if not entry.is_pruned:
+        return "", ""
+    predicted, measured = entry.predicted_speedup, catalog.measured_speedup(entry)
+    return (
+        "not predicted" if predicted is None else f"{predicted:.2f}",
+        NOT_MEASURED if measured is None else str(measured),
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +193,7 @@ def _perplexity(entry: ModelEntry, perplexity: float, ratio: float) -> str:
     return short(perplexity) + (f" ({short(ratio)}×)" if entry.is_pruned else "")
 
 
-def _entry_json(entry: ModelEntry, aliases: Mapping[str, str]) -> dict[str, Any]:
+def _entry_json(catalog: Catalog, entry: ModelEntry, aliases: Mapping[str, str]) -> dict[str, Any]:
     return {
         "id": entry.name,
         "aliases": [name for name, target in aliases.items() if target == entry.pinned_name],
@@ -179,6 +202,7 @@ def _entry_json(entry: ModelEntry, aliases: Mapping[str, str]) -> dict[str, Any]
         "removed_blocks": list(entry.removed_blocks),
         "repair": _repair_json(entry),
         "predicted_speedup": entry.predicted_speedup,
+        "measured_speedup": (found := catalog.measured_speedup(entry)) and asdict(found),
         "perplexity": entry.perplexity,
         "evaluated_on": entry.evaluated_on,
         "domains": [_domain_json(entry, domain) for domain in entry.domains],

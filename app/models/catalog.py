@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from app.models.aliases import Aliases, AliasTaken, InvalidAlias
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
@@ -49,12 +50,14 @@ class Catalog:
         jobs: "JobStore | None" = None,
         external: Sequence[ExternalModel] = (),
         aliases: Aliases | None = None,
+        speedups: MeasuredSpeedups | None = None,
     ) -> None:
         self._models = models
         self._checkpoints = checkpoints
         self._jobs = jobs
         self._external = {model.name: model for model in external}
         self._aliases = aliases
+        self._speedups = speedups
         self._dense_models = _DenseModels(models)
         self._published: dict[str, RemovalOrder] = {}
 
@@ -107,6 +110,12 @@ class Catalog:
             raise UnknownModel(f"{name!r}: this removal order has depths 1 to {order.depth}")
         info = self._dense_models.matching(order)
         return ModelEntry(name, order.parent, info, order, depth)
+
+    def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
+        """What ``sleb bench`` has measured at this depth; None for a dense model."""
+        if self._speedups is None or not entry.is_pruned or entry.order is None:
+            return None
+        return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
 
     def aliases(self) -> Mapping[str, str]:
         """The target of each alias. Raises ``InvalidAliasFile``."""

@@ -104,7 +104,7 @@ def _ties(rows: Sequence[Row]) -> Iterator[str]:
 def _speedup_sentence(manifest: Manifest) -> str:
     sentence = (
         "speed-up: predicted for decoding one sequence, by the times of embeddings, blocks and "
-        "head on the machine of the run; `sleb bench` measures it."
+        "head on the machine of the run; not measured yet, which `sleb bench` does."
     )
     target = PruneSpec.from_dict(manifest.spec).target_speedup
     predicted = manifest.predicted_speedup(len(manifest.removed_blocks))

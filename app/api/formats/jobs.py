@@ -4,7 +4,7 @@ from typing import Literal
 
 from fastapi import Request
 
-from app.api.formats.models import domain_views, repair_view
+from app.api.formats.models import domain_views, measured_speedup_view, repair_view
 from app.api.schemas.jobs import (
     ConditionView,
     EstimateView,
@@ -50,6 +50,10 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         worker=job.worker,
         pruned_model=job.pruned_model,
         repair=repair_view(published) if published else None,
+        predicted_speedup=published.predicted_speedup if published else None,
+        measured_speedup=measured_speedup_view(
+            catalog.measured_speedup(published) if published else None
+        ),
         domains=domain_views(published) if published else [],
         created_at=job.created_at,
         started_at=job.started_at,

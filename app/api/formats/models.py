@@ -1,8 +1,9 @@
 """The response body of a model in the catalogue."""
 
-from app.api.schemas.generate import DomainView, ModelView, RepairView
+from app.api.schemas.generate import DomainView, MeasuredSpeedupView, ModelView, RepairView
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
+from app.models.measured_speedups import MeasuredSpeedup
 from app.models.registry import ModelRegistry
 from pruning.evaluation.quality import DomainAtDepth
 
@@ -22,6 +23,7 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         removed_blocks=list(entry.removed_blocks),
         losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
         predicted_speedup=entry.predicted_speedup,
+        measured_speedup=measured_speedup_view(registry.catalog.measured_speedup(entry)),
         perplexity=entry.perplexity,
         dense_perplexity=curve[0] if curve else None,
         probe_score=entry.probe.score if entry.probe else None,
@@ -43,6 +45,18 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         weight_bytes=registry.bytes_of(entry),
         kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
         error=entry.error,
+    )
+
+
+def measured_speedup_view(found: MeasuredSpeedup | None) -> MeasuredSpeedupView | None:
+    if found is None:
+        return None
+    return MeasuredSpeedupView(
+        ratio=found.ratio,
+        low=found.low,
+        high=found.high,
+        scenario=found.scenario,
+        measured_at=found.measured_at,
     )
 
 

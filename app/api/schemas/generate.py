@@ -171,6 +171,16 @@ class AliasBody(Body):
     target: ModelName = Field(description="A model, a published variant, or another alias.")
 
 
+class MeasuredSpeedupView(BaseModel):
+    """Mean time per token, dense over pruned, as ``sleb bench`` measured it on this machine."""
+
+    ratio: float = Field(description="Above 1, the pruned model is faster.")
+    low: float | None = Field(description="Lower end of its 95 % interval; null with one repeat.")
+    high: float | None = Field(description="Upper end of that interval.")
+    scenario: str = Field(description="What was measured: generation or served.")
+    measured_at: float = Field(description="Seconds since the epoch.")
+
+
 class ModelView(BaseModel):
     id: str = Field(description="The name to generate with.")
     aliases: list[str] = Field(description="Other names of the model, set with PUT.")
@@ -192,6 +202,9 @@ class ModelView(BaseModel):
     predicted_speedup: float | None = Field(
         description="Time of a decode step of one sequence, dense over pruned, by the times of the "
         "blocks on the machine of the job. Null for a dense model and while the job runs."
+    )
+    measured_speedup: MeasuredSpeedupView | None = Field(
+        description="Of any variant with as many blocks; null if none was measured."
     )
     perplexity: float | None = Field(
         description="On the text of evaluated_on; null if the job measured none."

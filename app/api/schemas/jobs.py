@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.generate import Body, DomainView, ModelName, RepairView
+from app.api.schemas.generate import (
+    Body,
+    DomainView,
+    MeasuredSpeedupView,
+    ModelName,
+    RepairView,
+)
 from app.api.schemas.webhooks import WebhookBody, WebhookView
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import (
@@ -90,6 +96,12 @@ class PruneJobView(BaseModel):
     pruned_model: str | None = Field(description="Name of its model; null until published.")
     repair: RepairView | None = Field(
         description="Of pruned_model; null until published, or without repair."
+    )
+    predicted_speedup: float | None = Field(
+        description="Of pruned_model, for a decode step of one sequence; null until published."
+    )
+    measured_speedup: MeasuredSpeedupView | None = Field(
+        description="Of pruned_model; null if none was measured."
     )
     domains: list[DomainView] = Field(
         description="Quality of pruned_model by domain; empty until published, or if the job "

@@ -21,6 +21,7 @@ from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
 from app.engine.tuning import Tuner
+from app.models.measured_speedups import MeasuredSpeedups
 from pruning.config import Settings
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import view
@@ -82,14 +83,23 @@ def test_variants_are_those_of_the_published_order(
     removed = list(publish_pruned(tiny_models_dir.parent).removed_blocks)
     names = "@-1,@prn-1,tiny@-2"
     found = run(
-        "tiny", "--variants", names, "--out", str(tmp_path / "out"), "--scenarios", "prompt"
+        "tiny", "--variants", names, "--out", str(tmp_path / "out"), "--scenarios", "generation"
     )
     assert found["variants"] == {
         "tiny@-1": removed[:1],
         "tiny@prn-1": removed,
         "tiny@-2": removed[:2],
     }
-    assert [row["variant"] for row in found["results"]] == list(found["variants"])
+    per_token = {
+        row["variant"]: row["speedup"]["ratio"] for row in found["results"] if row["time"] == "tpot"
+    }
+    assert list(per_token) == list(found["variants"])
+    speedups = MeasuredSpeedups(tiny_models_dir.parent)
+    measured = speedups.of("tiny", NUM_BLOCKS, 1)
+    assert measured is not None
+    assert (measured.ratio, measured.scenario) == (per_token["tiny@-1"], "generation")
+    assert speedups.of("tiny", NUM_BLOCKS, len(removed)) is not None
+    assert speedups.of("tiny", NUM_BLOCKS, len(removed) + 1) is None
 
 
 def test_raw_and_repaired_are_measured_side_by_side(

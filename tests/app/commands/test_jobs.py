@@ -55,6 +55,21 @@ def test_a_field_of_many_parts_is_no_python(capsys: pytest.CaptureFixture[str]) 
     assert "weight: 2.0" in shown
 
 
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (None, "1.25 predicted, not measured (sleb bench does)"),
+        ({"ratio": 1.2, "low": 1.1, "high": 1.3}, "1.25 predicted, 1.20 (1.10 to 1.30) measured"),
+        ({"ratio": 1.2, "low": None, "high": None}, "1.25 predicted, 1.20 measured"),
+    ],
+)
+def test_a_published_job_has_its_speed_up(
+    measured: dict[str, Any] | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_job({**JOB, "predicted_speedup": 1.25, "measured_speedup": measured})
+    assert words in capsys.readouterr().out
+
+
 def test_what_follows_a_job_does_not_wait_for_torch() -> None:
     code = "import sys, app.commands.jobs; sys.exit(bool({'torch', 'redis'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

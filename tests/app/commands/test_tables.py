@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
 from app.commands.tables import print_run
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import MANIFEST
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.block_times import BlockTimes
@@ -104,6 +105,33 @@ def test_a_checkpoint_without_domains_names_its_text(data_dir: Path) -> None:
         cell.startswith(f"{model['perplexity']:.2f} (") for cell in cells(table, model["id"])
     )
     assert model["domains"] == []
+
+
+def test_a_measured_speed_up_is_beside_the_predicted_one(data_dir: Path) -> None:
+    publish(data_dir, "prn-1", [PROSE])
+    assert cells(shown(), "tiny@-1")[4:6] == ["not predicted", "not measured"]
+    assert cells(shown(), "tiny")[4:6] == ["", ""]
+    measured = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
+    MeasuredSpeedups(data_dir).record("tiny", {1: measured})
+    MeasuredSpeedups(data_dir).record(
+        "tiny", {2: replace(measured, ratio=1.5, low=None, high=None)}
+    )
+    assert cells(shown(), "tiny@-1")[5] == "1.21 (1.15 to 1.27)"
+    assert cells(shown(), "tiny@prn-1")[5] == "1.50"
+    known = {one["id"]: one["measured_speedup"] for one in listed()}
+    assert known["tiny@-1"] == asdict(measured)
+    assert known["tiny"] is None
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(command_line, ["models"]).stdout
+    assert "  speed-up: not predicted, measured 1.21 (1.15 to 1.27)\n" in narrow
+
+
+def test_a_speed_up_of_a_model_of_another_depth_is_none_of_this_one(data_dir: Path) -> None:
+    publish(data_dir, "prn-1", [PROSE])
+    other = MeasuredSpeedup(1.21, 1.15, 1.27, 30, "served", 1.8e9)
+    MeasuredSpeedups(data_dir).record("tiny", {1: other})
+    assert cells(shown(), "tiny@-1")[5] == "not measured"
+    (data_dir / "speedups.json").write_text("{")
+    assert cells(shown(), "tiny@-1")[5] == "not measured"
 
 
 def listed() -> list[dict[str, Any]]:

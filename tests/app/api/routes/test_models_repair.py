@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import Manifest
 from pruning.models.store import LoadedModel
 from pruning.repair.names import Method
@@ -51,6 +52,22 @@ def test_every_repaired_variant_names_its_raw_form_which_is_not_listed(
         assert (raw["id"], raw["repair"], raw["variant"]) == (f"{name}+raw", None, "pruned")
         assert raw["removed_blocks"] == model(client, name)["removed_blocks"]
         assert client.get(f"/v1/models/{name}+raw").json()["parent"] == "tiny"
+
+
+def test_a_measured_speed_up_is_that_of_the_depth(client: TestClient, data_dir: Path) -> None:
+    publish_pruned(data_dir, 2)
+    assert model(client, "tiny@-1")["measured_speedup"] is None
+    found = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
+    MeasuredSpeedups(data_dir).record("tiny", {1: found})
+    assert model(client, "tiny@-1")["measured_speedup"] == {
+        "ratio": 1.21,
+        "low": 1.15,
+        "high": 1.27,
+        "scenario": "served",
+        "measured_at": 1.8e9,
+    }
+    assert model(client, "tiny@-2")["measured_speedup"] is None
+    assert model(client, "tiny")["measured_speedup"] is None
 
 
 def test_what_was_measured_of_the_repaired_model_is_not_of_the_raw_one(

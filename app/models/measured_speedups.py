@@ -1,0 +1,77 @@
+"""Speed-ups that ``sleb bench`` has measured on this machine, by dense model and depth.
+
+Which blocks are missing, and how the others are repaired, makes no difference to the speed. So all
+variants of a depth share one measurement, the latest.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from app.json_file import JsonFile
+
+logger = logging.getLogger(__name__)
+
+FILE = "speedups.json"
+NOT_MEASURED = "not measured"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class MeasuredSpeedup:
+    """Mean time per token, dense over pruned, with the ends of its interval of 95 % confidence."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+    num_blocks: int  # of the dense model
+    scenario: str  # of the benchmark
+    measured_at: float  # seconds since the epoch
+
+    def __str__(self) -> str:
+        ends = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.ratio:.2f}{ends}"
+
+
+_ByDepth = dict[str, dict[str, MeasuredSpeedup]]  # by model, then by number of removed blocks
+
+
+class MeasuredSpeedups:
+    """The measurements of one data directory. Without a readable file, there are none."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._file: JsonFile[_ByDepth] = JsonFile(data_dir / FILE, _parsed, dict)
+
+    def of(self, model: str, num_blocks: int, num_removed: int) -> MeasuredSpeedup | None:
+        """None if this depth was not measured, or on a model of another depth."""
+        found = self._all().get(model, {}).get(str(num_removed))
+        return found if found and found.num_blocks == num_blocks else None
+
+    def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
+        """Replace what was measured before at these depths. Raises ``OSError``."""
+        with self._file.changing():
+            known = self._all()
+            of_model = {str(depth): found for depth, found in measured.items()}
+            changed = {**known, model: {**known.get(model, {}), **of_model}}
+            models = {
+                name: {depth: asdict(found) for depth, found in depths.items()}
+                for name, depths in changed.items()
+            }
+            self._file.replace({"format": _FORMAT, "models": models})
+
+    def _all(self) -> _ByDepth:
+        try:
+            return self._file.read()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("%s is not used: %s", self._file.path, error)
+            return {}
+
+
+def _parsed(content: bytes) -> _ByDepth:
+    data = json.loads(content)
+    return {
+        name: {depth: MeasuredSpeedup(**found) for depth, found in depths.items()}
+        for name, depths in data["models"].items()
+    }
