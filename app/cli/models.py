@@ -1,5 +1,6 @@
 """``sleb models``: list the models of the data directory, or add one. Imports are lazy."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,21 @@ def alias(
         raise typer.BadParameter("expected either a TARGET or --remove")
     else:
         change_alias(serve_settings(), name, target)
+
+
+@models.command()
+def plot(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CHECKPOINT]...", help="NAME@JOB, or NAME for all of this model."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("models.png"),
+) -> None:
+    """Plot the curves of several checkpoints of a model, text by text, with intervals."""
+    from app.commands.models_plot import plot_models
+    from app.config import serve_settings
+
+    plot_models(serve_settings(), names or [], out.expanduser())
 
 
 @models.command()

@@ -62,25 +62,37 @@ def draw_panel(
     ``speedups`` are the predicted ones of 0, 1, 2 ... removals, if they are known.
     """
     for at, curve in enumerate(curves(domain)):
-        lows, values, highs = zip(*curve.points, strict=True)
-        errors = (
-            [value - low for value, low in zip(values, lows, strict=True)],
-            [high - value for value, high in zip(values, highs, strict=True)],
-        )
-        steps = [step + 0.08 * at for step in range(len(values))]  # so that no bar hides another
         style = _STYLES[curve.label]
-        axes.errorbar(steps, values, errors, capsize=2.5, elinewidth=1, label=curve.label, **style)
+        step, value = draw_intervals(axes, curve.points, 0.08 * at, curve.label, style)
         axes.annotate(
             _shorter(curve.perplexity),
-            (steps[-1], values[-1]),
+            (step, value),
             xytext=(5, -3 if at else 3),
             textcoords="offset points",
             va="top" if at else "bottom",
             color=style["color"],
             size=8,
         )
-    _name_text(axes, domain)
+    name_text(axes, domain)
     _name_steps(axes, removed, speedups)
+
+
+def draw_intervals(
+    axes: "Axes",
+    points: Sequence[tuple[float, float, float]],
+    shift: float,
+    label: str,
+    style: Mapping[str, Any],
+) -> tuple[float, float]:
+    """Draw a curve, shifted so that no bar hides another. Returns the place of the last point."""
+    lows, values, highs = zip(*points, strict=True)
+    errors = (
+        [value - low for value, low in zip(values, lows, strict=True)],
+        [high - value for value, high in zip(values, highs, strict=True)],
+    )
+    steps = [step + shift for step in range(len(values))]
+    axes.errorbar(steps, values, errors, capsize=2.5, elinewidth=1, label=label, **style)
+    return steps[-1], values[-1]
 
 
 def drawn_values(domains: Sequence[DomainQuality]) -> list[float]:
@@ -91,12 +103,15 @@ def drawn_values(domains: Sequence[DomainQuality]) -> list[float]:
 
 def _curve(label: str, domain: DomainQuality, model: Callable[[int], Measured]) -> Curve:
     depths = [model(number) for number in range(1, len(domain.raw) + 1)]
-    points = ((1.0, 1.0, 1.0), *(_point(domain.ratio(depth)) for depth in depths))
+    points = ((1.0, 1.0, 1.0), *(limited_ratio(domain.ratio(depth)) for depth in depths))
     return Curve(label, points, (depths or [domain.dense])[-1].perplexity)
 
 
-def _point(ratio: Interval) -> tuple[float, float, float]:
-    """Limited to what can be drawn. An unknown interval has no length."""
+def limited_ratio(ratio: Interval) -> tuple[float, float, float]:
+    """Low end, value and high end, limited to what can be drawn.
+
+    An unknown interval has no length.
+    """
     value = _limited(ratio.value)
     low, high = (value if end is None else _limited(end) for end in (ratio.low, ratio.high))
     return min(low, value), value, max(high, value)
@@ -110,7 +125,7 @@ def _shorter(perplexity: float) -> str:
     return f"{perplexity:,.0f}" if 1000 <= perplexity < CEILING else short(perplexity)
 
 
-def _name_text(axes: "Axes", domain: DomainQuality) -> None:
+def name_text(axes: "Axes", domain: DomainQuality) -> None:
     source = domain.source
     if len(source) > _MAX_SOURCE:
         half = _MAX_SOURCE // 2
@@ -145,10 +160,21 @@ def _name_steps(axes: "Axes", removed: Sequence[int], speedups: Sequence[float])
     if is_named:
         labels[1:] = [f"{step}\n({block})" for step, block in enumerate(removed, start=1)]
         labels[0] += "\n" if speedups else ""
-    every = math.ceil(len(steps) / _MAX_SPEEDS)
-    for at in range(0, len(steps) if speedups else 0, every):
+    what = "removed blocks (the last one)" if is_named else "removed blocks"
+    name_speeds(axes, steps, labels, speedups, what)
+    axes.set_xlim(-0.3, len(removed) * 1.2 + 0.3)  # room for the perplexities at the end
+
+
+def name_speeds(
+    axes: "Axes",
+    steps: Sequence[int],
+    labels: list[str],
+    speedups: Sequence[float],
+    what: str = "removed blocks",
+) -> None:
+    """Ticks with these labels, and below some of them the predicted speed-up of that depth."""
+    known = [at for at, step in enumerate(steps) if step < len(speedups)]
+    for at in known[:: math.ceil(len(known) / _MAX_SPEEDS) or 1]:
         labels[at] += f"\n{speedups[steps[at]]:.2f}×"
     axes.set_xticks(steps, labels, size=8)
-    what = "removed blocks (the last one)" if is_named else "removed blocks"
     axes.set_xlabel(f"{what}\npredicted speed-up" if speedups else what, size=8)
-    axes.set_xlim(-0.3, len(removed) * 1.2 + 0.3)  # room for the perplexities at the end

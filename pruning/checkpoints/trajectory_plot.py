@@ -113,7 +113,7 @@ def _draw_panels(figure: "Figure", domains: Sequence[DomainQuality], manifest: M
         top = figure.get_figheight() - _HEAD - row * _PANEL_HEIGHT
         panel = _axes(figure, left, top - _PANEL_HEIGHT + 0.8, width - 0.2, top - 0.6)
         draw_panel(panel, domain, manifest.removed_blocks, predicted_speedups(manifest))
-        _scale(panel, values, "perplexity, × dense")
+        scale(panel, values, "perplexity, × dense")
         if column:
             panel.set_ylabel("")
             panel.tick_params(labelleft=False)
@@ -156,7 +156,7 @@ def _draw_curve(axes: "Axes", manifest: Manifest) -> None:
         axes.plot(beyond, line, "^", color=_INK, ms=9, label=label, zorder=4)
     is_below = bool(held_out) and sum(calibration) > sum(held_out)
     _label_points(axes, manifest.removed_blocks, main[1:], is_below=is_below)
-    _scale(axes, [*calibration, *held_out], "perplexity")
+    scale(axes, [*calibration, *held_out], "perplexity")
     axes.set_xlim(-0.5, len(main) - 0.5)
     axes.set_xticks(steps[:: math.ceil(len(main) / 25)])
     axes.set_xlabel("number of removed blocks; each point is labelled with the removed block")
@@ -185,7 +185,7 @@ def _label_points(
         )
 
 
-def _scale(axes: "Axes", values: Sequence[float], name: str) -> None:
+def scale(axes: "Axes", values: Sequence[float], name: str) -> None:
     """Leave room for the labels, and use a logarithmic scale from a ratio of 10 on."""
     low, high = min(values), max(values)
     if high / low <= 10:

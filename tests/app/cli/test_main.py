@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pruning.repair.names import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import Completed, sleb, sleb_process
 from tests.support.processes import environment
+from tests.support.pruning_runs import domain_of
 from tests.support.repairs import repair_checkpoint
 from tests.support.unsupported import quantize_config, write_unsupported
 
@@ -107,6 +109,27 @@ def test_prune_writes_a_model_without_any_server(
 def test_models_lists_the_catalogue(data_dir: Path) -> None:
     assert json.loads(sleb(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
     assert "tiny" in sleb(data_dir, "models").stdout
+
+
+def test_models_plot_writes_one_picture_of_the_checkpoints_of_a_model(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    nothing = sleb(data_dir, "models", "plot")
+    assert (nothing.returncode, "no checkpoints" in nothing.stderr) == (1, True)
+    out = tmp_path / "new" / "models.png"
+    for job in ("prn-1", "prn-2"):
+        manifest = publish_pruned(data_dir, 2, job)
+        file = data_dir / "checkpoints" / manifest.name / "manifest.json"
+        known = json.loads(file.read_text())
+        domain = asdict(domain_of("prose", ((3.5, 4.5, 5.4), (4.0, 5.1, 6.0))))
+        file.write_text(json.dumps({**known, "quality": {**known["quality"], "domains": [domain]}}))
+    ran = sleb(data_dir, "models", "plot", "tiny", "--out", str(out))
+    assert ran.returncode == 0, ran.stderr
+    assert set(ran.stdout.split()) >= {"tiny@prn-1", "tiny@prn-2", str(out)}
+    assert out.read_bytes().startswith(b"\x89PNG")
+    one = sleb(data_dir, "models", "plot", "tiny@prn-2", "--out", str(out))
+    assert "tiny@prn-1" not in one.stdout
+    assert sleb(data_dir, "models", "plot", "unknown").returncode == 1
 
 
 def test_models_names_the_raw_form_of_a_repaired_variant(

@@ -1,0 +1,119 @@
+"""Several removal orders in one plot: a panel for each text, a curve for each checkpoint.
+
+Only checkpoints that were measured on the same windows of a text share its panel.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from pruning.checkpoints.domain_panels import (
+    MAX_PANELS,
+    draw_intervals,
+    grid,
+    limited_ratio,
+    name_speeds,
+    name_text,
+)
+from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.trajectory import predicted_speedups
+from pruning.checkpoints.trajectory_plot import STYLE, scale
+from pruning.evaluation.quality import DomainQuality
+
+if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_ORDERS = 8  # colours that can be told apart
+_PANEL_WIDTH, _PANEL_HEIGHT = 4.2, 3.4  # inches
+_HEAD, _NAME_HEIGHT = 0.75, 0.22  # inches
+# The palette of Okabe and Ito, without yellow; the markers differ as well
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#222222", "#909090")
+_MARKERS = "osv^D*Px"
+
+Panel = dict[str, DomainQuality]  # by the name of the checkpoint
+
+
+class NothingToPlot(ValueError):
+    """No checkpoint has curves."""
+
+
+def panels(manifests: Sequence[Manifest]) -> list[Panel]:
+    """Checkpoints by the windows of text that they were measured on."""
+    found: dict[str, Panel] = {}
+    for manifest in manifests:
+        for domain in manifest.quality.domains:
+            found.setdefault(domain.digest, {})[manifest.name] = domain
+    return list(found.values())
+
+
+def plot_orders(manifests: Sequence[Manifest]) -> bytes:
+    """A PNG of up to ``MAX_ORDERS`` checkpoints of one model. Raises ``NothingToPlot``."""
+    from matplotlib import style  # noqa: PLC0415 - as above
+
+    buffer = BytesIO()
+    with style.context(["default", dict(STYLE)]):  # and not the user's own style
+        figure = draw_orders(manifests)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw_orders(manifests: Sequence[Manifest]) -> "Figure":
+    """The figure of ``plot_orders``, with axes for each text."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - as above
+
+    shown, texts = manifests[:MAX_ORDERS], panels(manifests[:MAX_ORDERS])[:MAX_PANELS]
+    if not texts:
+        raise NothingToPlot(
+            "no checkpoint was measured on domains of text: prune again without --no-evaluate"
+        )
+    num_rows, num_columns = grid(len(texts))
+    head = _HEAD + _NAME_HEIGHT * len(shown)
+    width, height = 0.9 + _PANEL_WIDTH * num_columns, head + 0.4 + _PANEL_HEIGHT * num_rows
+    figure = Figure(figsize=(width, height))
+    title = f"{shown[0].parent}: perplexity by number of removed blocks"
+    figure.text(0.2 / width, 1 - 0.15 / height, title, size=13, weight="bold", va="top")
+    look = {manifest.name: number for number, manifest in enumerate(shown)}
+    speedups = max((predicted_speedups(manifest) for manifest in shown), key=len)
+    for at, panel in enumerate(texts):
+        row, column = divmod(at, num_columns)
+        left, top = 0.8 + column * _PANEL_WIDTH, height - head - 0.6 - row * _PANEL_HEIGHT
+        tall = _PANEL_HEIGHT - 1.4
+        box = (left / width, (top - tall) / height, (_PANEL_WIDTH - 0.5) / width, tall / height)
+        _draw_panel(figure.add_axes(box), panel, look, speedups)
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    corner = 0.2 / width, 1 - 0.42 / height
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="upper left",
+        bbox_to_anchor=corner,
+        title="bars: 95 % intervals",
+        fontsize=9,
+    )
+    return figure
+
+
+def _draw_panel(
+    axes: "Axes", panel: Panel, look: Mapping[str, int], speedups: Sequence[float]
+) -> None:
+    """The curves of the models as they are served, with their intervals."""
+    drawn: list[float] = []
+    for name, domain in panel.items():
+        number = look[name]
+        depths = range(1, len(domain.raw) + 1)
+        points = [(1.0, 1.0, 1.0)]
+        points += [limited_ratio(domain.ratio(domain.served_after(depth))) for depth in depths]
+        style = {"color": _COLORS[number], "marker": _MARKERS[number], "ms": 4.5, "lw": 1.6}
+        draw_intervals(axes, points, 0.06 * number, name, style)
+        drawn += [value for point in points for value in point]
+    name_text(axes, next(iter(panel.values())))
+    deepest = max(len(domain.raw) for domain in panel.values())
+    steps_shown = range(0, deepest + 1, math.ceil((deepest + 1) / 12))
+    name_speeds(axes, steps_shown, [str(step) for step in steps_shown], speedups)
+    scale(axes, drawn, "perplexity, × dense")
