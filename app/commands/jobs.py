@@ -27,7 +27,7 @@ _WIDE = 140  # columns of a terminal that has room for all fields
 def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
     """Print one line for each job, newest first."""
     console = Console(highlight=False)
-    listed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    listed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     fields = _fields(is_wide=console.width >= _WIDE)
     for heading in fields:
         listed.add_column(heading, overflow="fold", no_wrap=heading == "job")
@@ -45,7 +45,7 @@ def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
         "model": lambda job: job["model"],
         "status": _status,
         "evaluations": _progress,
-        "created": lambda job: _local(job["created_at"]),
+        "created": lambda job: _local(job["created_at"])[: len("2026-01-31 12:59")],
     }
     if is_wide:
         fields["priority"] = lambda job: str(job["priority"])

@@ -29,7 +29,10 @@ class TaskUnusable(ValueError):
 def require_lm_eval() -> None:
     """Raise ``ZeroShotUnavailable`` unless lm-eval is installed."""
     if find_spec("lm_eval") is None:
-        raise ZeroShotUnavailable("zero-shot tasks need lm-eval: pip install 'sleb-serve[eval]'")
+        raise ZeroShotUnavailable(
+            "zero-shot tasks need lm-eval: run `make setup`, or pip install '.[eval]' in the "
+            "checkout"
+        )
 
 
 def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:

@@ -33,7 +33,8 @@ def require_torchao() -> None:
     """Raise ``QuantizeUnavailable`` unless torchao is installed. Call before loading a model."""
     if find_spec("torchao") is None:
         raise QuantizeUnavailable(
-            "quantised weights need torchao installed: pip install 'sleb-serve[quantize]'"
+            "quantised weights need torchao: run `make setup`, or pip install '.[quantize]' in the "
+            "checkout"
         )
 
 

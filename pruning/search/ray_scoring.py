@@ -255,7 +255,8 @@ def import_ray(*parts: str) -> ModuleType:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ClusterUnavailable(
-            f"this needs Ray, which cannot be imported ({error}): pip install 'sleb-serve[cluster]'"
+            f"this needs Ray, which cannot be imported ({error}): run `make setup`, or pip install "
+            "'.[cluster]' in the checkout"
         ) from error
 
 
