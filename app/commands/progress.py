@@ -13,6 +13,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from pruning.removal import Removal, is_tie
@@ -21,6 +22,16 @@ from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
 
 _SEARCH = "search"  # the phase that may end early
+
+
+class MovingBar(BarColumn):
+    """Moves until the first count as well: an empty bar looks as if nothing happened."""
+
+    def render(self, task: Task) -> ProgressBar:
+        bar = super().render(task)
+        is_waiting = not task.completed and not task.finished
+        bar.pulse = bar.pulse or is_waiting
+        return bar
 
 
 class _Count(ProgressColumn):
@@ -66,7 +77,7 @@ def search_progress(console: Console) -> Progress:
     """
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        MovingBar(),
         _Count(),
         TimeElapsedColumn(),
         _Eta(),
