@@ -103,8 +103,9 @@ class Settings(BaseSettings):
     )
     tune: str = Field(
         default="on",
-        description="`on` times the ways to compute the same on this CPU when they are first needed, "
-        "and keeps the choices in the data directory; `off` times none; or a file for the choices",
+        description="`on` times the ways to compute the same on this CPU when they are first "
+        "needed, and keeps the choices in the data directory; `off` times none; or a file for the "
+        "choices",
     )
 
     @classmethod
