@@ -74,7 +74,7 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
     if any(entry.is_pruned for entry in entries):
         console.print("predicted: speed-up of decoding one sequence, by the times of the blocks")
-        console.print("measured: speed-up of a token, by sleb bench on this machine, 95 % interval")
+        console.print("measured: speed-up per token, by sleb bench on this machine, 95 % interval")
     if texts:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
 
