@@ -76,12 +76,18 @@ def draw_orders(manifests: Sequence[Manifest]) -> "Figure":
     figure.text(0.2 / width, 1 - 0.15 / height, title, size=13, weight="bold", va="top")
     look = {manifest.name: number for number, manifest in enumerate(shown)}
     speedups = max((predicted_speedups(manifest) for manifest in shown), key=len)
+    drawn: list[float] = []
     for at, panel in enumerate(texts):
         row, column = divmod(at, num_columns)
         left, top = 0.8 + column * _PANEL_WIDTH, height - head - 0.6 - row * _PANEL_HEIGHT
         tall = _PANEL_HEIGHT - 1.4
         box = (left / width, (top - tall) / height, (_PANEL_WIDTH - 0.5) / width, tall / height)
-        _draw_panel(figure.add_axes(box), panel, look, speedups)
+        drawn += _draw_panel(figure.add_axes(box), panel, look, speedups)
+    for at, axes in enumerate(figure.axes):
+        scale(axes, drawn, "perplexity, × dense")  # one for all
+        if at % num_columns:
+            axes.set_ylabel("")
+            axes.tick_params(labelleft=False)
     handles = {
         label: handle
         for axes in figure.axes
@@ -101,8 +107,8 @@ def draw_orders(manifests: Sequence[Manifest]) -> "Figure":
 
 def _draw_panel(
     axes: "Axes", panel: Panel, look: Mapping[str, int], speedups: Sequence[float]
-) -> None:
-    """The curves of the models as they are served, with their intervals."""
+) -> list[float]:
+    """The curves of the models as they are served, with their intervals. Returns all values."""
     drawn: list[float] = []
     for name, domain in panel.items():
         number = look[name]
@@ -116,4 +122,4 @@ def _draw_panel(
     deepest = max(len(domain.raw) for domain in panel.values())
     steps_shown = range(0, deepest + 1, math.ceil((deepest + 1) / 12))
     name_speeds(axes, steps_shown, [str(step) for step in steps_shown], speedups)
-    scale(axes, drawn, "perplexity, × dense")
+    return drawn

@@ -15,7 +15,8 @@ from pruning.models.demo_model import NAME
 from pruning.models.store import ModelStore
 from pruning.removal import kept
 from pruning.repair.choose import choose, gains
-from pruning.repair.repair import Method, RepairedDepth, RepairText, repair_depths
+from pruning.repair.names import Method
+from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
 from pruning.search.scoring import PlainScorer
