@@ -30,7 +30,7 @@ from pruning.models.store import set_up_torch
 from pruning.removal import Losses, kept, paired_gaps, standard_error
 from pruning.repair.choose import choose
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer

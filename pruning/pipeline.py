@@ -30,8 +30,8 @@ from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
 from pruning.repair.order import OrderRepair, RepairRequest, methods_for, repair_order, request_for
+from pruning.repair.record import Method
 from pruning.repair.stored import write_repair
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer

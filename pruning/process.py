@@ -19,6 +19,18 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def hide_gguf_bar() -> None:
+    """Turn off the progress bar with which transformers converts GGUF files.
+
+    It ignores the setting that turns off all others, and breaks its lines in narrow terminals.
+    """
+    from transformers import modeling_gguf_pytorch_utils as module  # noqa: PLC0415 - takes seconds
+    from transformers.utils import logging as bars  # noqa: PLC0415 - as above
+
+    bars.disable_progress_bar()
+    setattr(module, "tqdm", bars.tqdm)  # noqa: B010 - mypy knows no such attribute
+
+
 @contextmanager
 def deferred_signal(signum: signal.Signals) -> Iterator[Callable[[], bool]]:
     """Within the context, a signal only sets a flag; yields a function that reads the flag.

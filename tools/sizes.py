@@ -17,7 +17,6 @@ ENTRY_FILES = ("__init__.py", "__main__.py")
 # A file or ``file:function`` that may be outside the limits, and the reason.
 EXCEPTIONS: dict[str, str] = {
     "pruning/models/block_times.py": "imported without torch by the store of jobs",
-    "pruning/process.py": "imported before torch by every process",
     "app/api/load_shedding.py": "the route class of all routes that generate",
     "app/api/middleware/metrics.py": "one file for each middleware",
     "app/api/middleware/security_headers.py": "one file for each middleware",

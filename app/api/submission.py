@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import PruneJobBody
-from app.api.schemas.webhooks import WebhookBody
 from app.auth.keys import caller
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.jobs.estimate import (

@@ -120,8 +120,18 @@ def random_subject(
     return BenchSubject(shape, dense, removed, tuner=Tuner.of(settings.tune, settings.data_dir))
 
 
-def record_speedups(bench: Bench, settings: Settings) -> None:
-    """Record the speed-up of a token at every depth, where the catalog finds it."""
+def bench_model(
+    name: str, variants: Sequence[str], plan: BenchPlan, out: Path, dtype: str, settings: Settings
+) -> Bench:
+    """Measure a stored model, and record its speed-ups for the catalog. Raises as both parts do."""
+    subject = stored_subject(name, variants, dtype, settings)
+    bench = run_bench(subject, plan, out, facts_of(dtype))
+    _record_speedups(bench, settings)
+    return bench
+
+
+def _record_speedups(bench: Bench, settings: Settings) -> None:
+    """Of a token at every depth."""
     found = {}
     for row in bench.rows():
         removed = bench.subject.removed[row.variant]

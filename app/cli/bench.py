@@ -58,14 +58,7 @@ def bench(
         raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
     if dtype not in {"auto", "float32", "bfloat16", "float16"}:
         raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
-    from app.bench.bench import (
-        facts_of,
-        print_bench,
-        random_subject,
-        record_speedups,
-        run_bench,
-        stored_subject,
-    )
+    from app.bench.bench import bench_model, facts_of, print_bench, random_subject, run_bench
     from app.bench.plan import BenchPlan, Scenario
     from pruning.config import Settings
 
@@ -88,10 +81,8 @@ def bench(
     settings, out = Settings(), out.expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     if model is not None:
-        subject = stored_subject(model, variant_names, dtype, settings)
+        found = bench_model(model, variant_names, plan, out, dtype, settings)
     else:
         subject = random_subject(random_weights or "", variant_names, dtype, settings)
-    found = run_bench(subject, plan, out, facts_of(dtype))
-    if model is not None:
-        record_speedups(found, settings)
+        found = run_bench(subject, plan, out, facts_of(dtype))
     print_bench(found, out, as_json=as_json)

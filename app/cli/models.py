@@ -56,7 +56,7 @@ def plot(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("models.png"),
 ) -> None:
     """Plot the curves of several checkpoints of a model, text by text, with intervals."""
-    from app.commands.models_plot import plot_models
+    from app.commands.models import plot_models
     from app.config import serve_settings
 
     plot_models(serve_settings(), names or [], out.expanduser())

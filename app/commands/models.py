@@ -1,7 +1,8 @@
-"""``sleb models``: the table of all models, and their aliases."""
+"""``sleb models``: the table of all models, their curves in one picture, and their aliases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,8 @@ from app.models.entry import ModelEntry
 from app.models.external import read_external_models
 from app.models.measured_speedups import NOT_MEASURED, MeasuredSpeedups
 from app.terminal import print_json
-from pruning.checkpoints.store import CheckpointStore
+from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orders
+from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.store import ModelStore
@@ -77,6 +79,40 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print("measured: speed-up per token, by sleb bench on this machine, 95 % interval")
     if texts:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
+
+
+def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> None:
+    """Write the picture of these checkpoints, of those of these models, or of all.
+
+    Raises ``NothingToPlot``, ``CheckpointNotFound`` or ``CheckpointCorrupt``.
+    """
+    manifests = _newest_first(CheckpointStore(settings.checkpoints_dir), names)
+    parents = sorted({manifest.parent for manifest in manifests})
+    if not manifests:
+        raise NothingToPlot("there are no checkpoints: prune a model first")
+    if len(parents) > 1:
+        raise NothingToPlot(
+            f"these are checkpoints of several models, whose curves cannot be compared: name one "
+            f"of {', '.join(parents)}"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(plot_orders(manifests))
+    console = Console(highlight=False)
+    for manifest in manifests[:MAX_ORDERS]:
+        console.print(manifest.name, markup=False, soft_wrap=True)
+    if len(manifests) > MAX_ORDERS:
+        left_out = len(manifests) - MAX_ORDERS
+        console.print(f"{left_out} older ones are left out: name those that you want")
+    console.print(f"plot: {out}", markup=False, soft_wrap=True)
+
+
+def _newest_first(store: CheckpointStore, names: Sequence[str]) -> list[Manifest]:
+    known = [store.manifest(name) for name in store.names()]
+    parents = {manifest.parent for manifest in known}
+    chosen = [store.manifest(name) for name in names if name not in parents]
+    chosen += [manifest for manifest in known if not names or manifest.parent in names]
+    unique = {manifest.name: manifest for manifest in chosen}
+    return sorted(unique.values(), key=lambda manifest: manifest.created_at, reverse=True)
 
 
 def _print_entries(

@@ -13,7 +13,7 @@ from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.names import VariantName, raw_name
 from pruning.models.store import ModelStore, NotAModel
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 

@@ -13,7 +13,7 @@ from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName, raw_name
 from pruning.models.store import ModelInfo
 from pruning.removal import kept
-from pruning.repair.names import Method, repair_file
+from pruning.repair.record import Method, repair_file
 from pruning.sleb import Blocks
 
 ModelKind = Literal["dense", "pruned"]

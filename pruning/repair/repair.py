@@ -22,8 +22,8 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks
 from pruning.removal import Losses
 from pruning.repair.cuts import Cut, Part, Refit, Route, Run, Scale, refitted, scaled, unrepaired
-from pruning.repair.names import Method
 from pruning.repair.plan import Plan, plan_of
+from pruning.repair.record import Method
 from pruning.repair.ridge import fit
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pruning.repair.cuts import Cut
-from pruning.repair.names import Method, repair_file
+from pruning.repair.record import Method, repair_file
 from pruning.repair.repair import Repaired
 
 _METHOD, _SCALES = "method", "scales"

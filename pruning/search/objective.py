@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.blocks import finish
 from pruning.models.loss import window_divergences, window_losses
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import possible_methods
 from pruning.spec import InvalidSpec
 from pruning.spec.prune import Metric, PruneSpec

@@ -15,7 +15,7 @@ from pruning.models.demo_model import NAME
 from pruning.models.store import ModelStore
 from pruning.removal import kept
 from pruning.repair.choose import choose, gains
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer

@@ -16,10 +16,9 @@ from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows
 from pruning.models.blocks import view
 from pruning.models.store import load
-from pruning.repair.choose import DepthRepair
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
 from pruning.repair.order import request_for
+from pruning.repair.record import DepthRepair, Method
 from pruning.repair.repair import possible_methods
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest, file_entry, read_manifest
 from pruning.models.blocks import view
-from pruning.repair.choose import DepthRepair
+from pruning.repair.choose import record_of
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import Repaired, RepairText, ResidentModel, repair_depths
 from pruning.repair.stored import write_repair
 from pruning.sleb import Blocks
@@ -50,7 +50,7 @@ def repair_checkpoint(path: Path, model: PreTrainedModel, methods: Sequence[Meth
     for num_removed, (method, depth) in enumerate(zip(methods, found, strict=True), start=1):
         repaired = depth.tried[method]
         write_repair(path, num_removed, repaired)
-        repairs.append(DepthRepair.of(num_removed, depth, repaired))
+        repairs.append(record_of(num_removed, depth, repaired))
     own = folded(model, manifest.keep, repaired)
     view(model, manifest.keep, own).save_pretrained(path)
     manifest = replace(manifest, repair=tuple(repairs), files=entries_of(path))

@@ -5,6 +5,7 @@ from typing import Literal
 from fastapi import Request
 
 from app.api.formats.models import domain_views, measured_speedup_view, repair_view
+from app.api.schemas.events import WebhookDeliveryView, WebhookView
 from app.api.schemas.jobs import (
     ConditionView,
     EstimateView,
@@ -13,7 +14,6 @@ from app.api.schemas.jobs import (
     PruneJobView,
     RepairProgressView,
 )
-from app.api.schemas.webhooks import WebhookDeliveryView, WebhookView
 from app.api.submission import Estimate
 from app.models.catalog import Catalog
 from pruning.jobs.job import Job, JobError, JobStatus, StopRequest, Webhook, WebhookEvent

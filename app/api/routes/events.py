@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deps import EventsDep, JobsDep
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
-from app.api.schemas.jobs import PruneJobEventList, PruneJobEventView
+from app.api.schemas.events import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
 from pruning.jobs.job import JobEvent
 from pruning.jobs.redis import JobStoreUnavailable

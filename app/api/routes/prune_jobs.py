@@ -8,13 +8,8 @@ from fastapi.responses import JSONResponse
 from app.api.deps import CatalogDep, DeletionDep, JobsDep, OutboxDep, QueueDep, SubmissionDep
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
-from app.api.schemas.jobs import (
-    EstimateView,
-    PruneJobBody,
-    PruneJobList,
-    PruneJobView,
-)
-from app.api.schemas.webhooks import WebhookDeliveryList
+from app.api.schemas.events import WebhookDeliveryList
+from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
 from app.api.submission import RAISES
 from app.models.aliases import InvalidAliasFile
 from pruning.jobs.deletion import CheckpointInUse

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.sampling import SamplingFields
 from app.engine.sequence import MAX_TOP_LOGPROBS
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 
 MAX_PROMPTS = 256
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]

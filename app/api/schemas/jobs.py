@@ -6,25 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.generate import (
-    Body,
-    DomainView,
-    MeasuredSpeedupView,
-    ModelName,
-    RepairView,
-)
-from app.api.schemas.webhooks import WebhookBody, WebhookView
+from app.api.schemas.events import WebhookBody, WebhookView
+from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
 from pruning.spec.gate import Gate, GateAction
-from pruning.spec.prune import (
-    TARGETS,
-    Dtype,
-    Metric,
-    PruneSpec,
-    Quantize,
-    Repair,
-    Resident,
-    Search,
-)
+from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repair, Resident, Search
 
 
 class ProgressView(BaseModel):
@@ -193,24 +178,6 @@ class PruneJobList(BaseModel):
     object: Literal["list"] = Field(default="list", description="The kind of this object.")
     data: list[PruneJobView] = Field(description="The jobs, newest first.")
     has_more: bool = Field(description="Whether older jobs follow.")
-
-
-class PruneJobEventView(BaseModel):
-    id: str = Field(description="Of the event; later ones are larger.")
-    object: Literal["prune_job.event"] = Field(
-        default="prune_job.event", description="The kind of this object."
-    )
-    created_at: float = Field(description="Seconds since the epoch.")
-    level: str = Field(description="info, warn or error.")
-    message: str = Field(description="What happened, in a sentence.")
-    type: str = Field(description="Kind of the event.")
-    data: dict[str, Any] = Field(description="The facts of the event, by its type.")
-
-
-class PruneJobEventList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
-    data: list[PruneJobEventView] = Field(description="The events, oldest first.")
-    has_more: bool = Field(description="Whether newer events follow.")
 
 
 _NUMBER: dict[str, Any] = {"type": "number"}

@@ -26,7 +26,7 @@ from pruning.config import Settings
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.worker.gpu import energy_j
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engine_requests import variant

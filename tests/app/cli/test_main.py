@@ -14,7 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from pruning.models.store import LoadedModel
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import Completed, sleb, sleb_process
 from tests.support.processes import environment

@@ -21,7 +21,7 @@ from pruning.evaluation.zero_shot_scores import PAPER_TASKS
 from pruning.models.quantize import quantized
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.pipeline import prune
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Quantize
 from pruning.student_t import quantile

@@ -23,7 +23,7 @@ from pruning.models.save_streamed import SHARD_BYTES
 from pruning.models.store import COMPANION_FILES, LoadedModel, ModelStore, load
 from pruning.pipeline import prune
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair

@@ -15,8 +15,7 @@ from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import MANIFEST
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.block_times import BlockTimes
-from pruning.repair.choose import DepthRepair
-from pruning.repair.names import Method
+from pruning.repair.record import DepthRepair, Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.pruning_runs import RUN, domain_of, removals_of_run
 

@@ -20,7 +20,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import TokenEvent
 from app.server.serve import ApiServer
 from pruning.models.store import LoadedModel
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.engines import gated
 from tests.support.exposition import Scrape

@@ -26,7 +26,7 @@ from pruning.checkpoints.store import (
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, ModelStore
 from pruning.repair.folding import folded
-from pruning.repair.names import Method, repair_file
+from pruning.repair.record import Method, repair_file
 from pruning.repair.repair import Repaired
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair

@@ -10,8 +10,7 @@ from pruning.checkpoints.card import Exported, export_card, model_card
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.models.demo_model import ORIGIN
 from pruning.models.lineage import ORIGIN_FILE, Lineage, lineage_of
-from pruning.repair.choose import DepthRepair
-from pruning.repair.names import Method
+from pruning.repair.record import DepthRepair, Method
 from pruning.spec.prune import Metric, Resident, Search
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 

@@ -19,9 +19,8 @@ from pruning.checkpoints.store import (
     repair_of,
 )
 from pruning.models.store import load
-from pruning.repair.choose import DepthRepair
 from pruning.repair.cuts import Cut
-from pruning.repair.names import Method, repair_file
+from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.repair.repair import Repaired
 from pruning.repair.stored import write_repair
 from tests.support.checkpoints import manifest_of

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from pruning.checkpoints.trajectory import calibration_perplexities, legend, rows, short, table
 from pruning.evaluation.quality import MAX_NATS
-from pruning.repair.choose import DepthRepair
-from pruning.repair.names import Method
+from pruning.repair.record import DepthRepair, Method
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
 

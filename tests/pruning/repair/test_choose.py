@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pruning.removal import Losses
 from pruning.repair.choose import choose, gains
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import Repaired, RepairedDepth
 
 nats = st.floats(0, 20)

@@ -8,7 +8,7 @@ import torch
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.repair.folding import folded, repaired_view
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import possible_methods
 from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import repaired_by

@@ -15,7 +15,7 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import (
     RepairedDepth,
     RepairText,

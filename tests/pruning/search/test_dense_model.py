@@ -12,7 +12,7 @@ from pruning.models.forward import Forward
 from pruning.models.save_streamed import kept_weights
 from pruning.models.store import load
 from pruning.repair.folding import folded
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.repair.repair import Repaired, RepairText, possible_methods, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import Manifest
 from pruning.models.store import LoadedModel
-from pruning.repair.names import Method
+from pruning.repair.record import Method
 from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape

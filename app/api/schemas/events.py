@@ -1,11 +1,29 @@
-"""Webhooks in the bodies of the job routes: where to send messages, and the attempts to do so."""
+"""Events of jobs, and the webhooks that send them: where to, and the attempts to do so."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from app.api.schemas.generate import Body
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
+
+
+class PruneJobEventView(BaseModel):
+    id: str = Field(description="Of the event; later ones are larger.")
+    object: Literal["prune_job.event"] = Field(
+        default="prune_job.event", description="The kind of this object."
+    )
+    created_at: float = Field(description="Seconds since the epoch.")
+    level: str = Field(description="info, warn or error.")
+    message: str = Field(description="What happened, in a sentence.")
+    type: str = Field(description="Kind of the event.")
+    data: dict[str, Any] = Field(description="The facts of the event, by its type.")
+
+
+class PruneJobEventList(BaseModel):
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[PruneJobEventView] = Field(description="The events, oldest first.")
+    has_more: bool = Field(description="Whether newer events follow.")
 
 
 class WebhookBody(Body):
