@@ -45,7 +45,7 @@ def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
         "model": lambda job: job["model"],
         "status": _status,
         "evaluations": _progress,
-        "created": lambda job: _local(job["created_at"])[: len("2026-01-31 12:59")],
+        "created": lambda job: _local(job["created_at"])[0 if is_wide else 5 : 16],
     }
     if is_wide:
         fields["priority"] = lambda job: str(job["priority"])

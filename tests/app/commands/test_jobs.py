@@ -46,7 +46,9 @@ def test_a_job_is_one_line_with_its_whole_id(
     for shown in ("smollm2-135m", "cancelling", "123 of 189"):
         assert shown in line
     assert ("14 26 13 12 25 3" in line) == (width == 200)
-    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d", line)
+    assert re.search(
+        r" \d\d-\d\d \d\d:\d\d" if width == 80 else r"20\d\d-\d\d-\d\d \d\d:\d\d", line
+    )
 
 
 def test_a_field_of_many_parts_is_no_python(capsys: pytest.CaptureFixture[str]) -> None:
