@@ -35,8 +35,12 @@ from pruning.jobs.job import Job, JobNotFound, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import Conditions, JobStore, QueueFull
-from pruning.models.architectures import ARCHITECTURES, UnknownArchitecture, UnsupportedConfig
-from pruning.models.quantize import check_quantizable
+from pruning.models.architectures import (
+    ARCHITECTURES,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    check_quantizable,
+)
 from pruning.models.safetensors_headers import weight_sizes
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
 from pruning.repair.order import methods_for

@@ -15,8 +15,8 @@ from pruning.evaluation.quality import DomainQuality, Quality, Quantized, text_o
 from pruning.evaluation.quality_gate import ask_both, gated
 from pruning.evaluation.zero_shot import fetch_tasks, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
+from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
-from pruning.models.quantize import check_quantizable, require_torchao
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel
@@ -28,10 +28,9 @@ from pruning.spec.prune import PruneSpec
 def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
     """Check before the search that all that ``assess`` needs is available.
 
-    Raises ``QuantizeUnavailable``, ``CannotQuantize``, ``ZeroShotUnavailable`` or ``TaskUnusable``.
+    Raises ``CannotQuantize``, ``ZeroShotUnavailable`` or ``TaskUnusable``.
     """
     if spec.quantize is not None:
-        require_torchao()
         check_quantizable(info.model_type)
     if spec.zero_shot:
         fetch_tasks(PAPER_TASKS, tasks_dir)

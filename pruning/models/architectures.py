@@ -21,6 +21,12 @@ class UnsupportedConfig(ValueError):
     """A model of a supported family whose configuration does not allow the removal of blocks."""
 
 
+class CannotQuantize(UnsupportedConfig):
+    """The blocks of the model have weights that cannot be quantised."""
+
+    param = "quantize"
+
+
 @dataclass(frozen=True)
 class Parts:
     """Names of the parts of a standard block: attention and a feed-forward part, each residual.
@@ -179,6 +185,16 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
                 f"else; only {switch}={json.dumps(harmless)} is supported"
             )
     return row
+
+
+def check_quantizable(model_type: str) -> None:
+    """Raise ``CannotQuantize`` for a family whose blocks have other matrices than linear layers."""
+    if not ARCHITECTURES[model_type].is_linear:
+        linear = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.is_linear))
+        raise CannotQuantize(
+            f"models of type {model_type!r} cannot be quantised, as not all of their weights "
+            f"belong to linear layers: leave quantize out, or choose one of {linear}"
+        )
 
 
 def unknown_architecture(model_type: str) -> UnknownArchitecture:

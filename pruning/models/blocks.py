@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import architecture
+from pruning.models.rounding import QuantizedLinear
 
 _Module = TypeVar("_Module", bound=nn.Module)
 Own = Mapping[str, torch.Tensor]  # by the names of the dense parameters that they replace
@@ -41,7 +42,8 @@ def view(
 
     Modules are new and tensors are shared, so a view takes no memory for weights and does not
     change ``model``. ``own`` are tensors that replace parameters of kept blocks, by their names in
-    ``model``, and ``scales`` are factors of the input of kept blocks. Raises ``ValueError`` if
+    the plain model; a quantised layer rounds them. ``scales`` are factors of the input of kept
+    blocks. Raises ``ValueError`` if
     ``keep`` is not made of ascending block indices.
     """
     path = architecture(model.config).blocks
@@ -198,6 +200,9 @@ def _copied(block: nn.Module) -> nn.Module:
 def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
+    if isinstance(owner, QuantizedLinear) and leaf == "weight":
+        owner.set_weight(tensor)
+        return
     if leaf not in owner._parameters:
         raise ValueError(f"{name} is no parameter of a {type(module).__name__}")
     owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

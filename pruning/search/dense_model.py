@@ -14,11 +14,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.config import WorkerSettings
+from pruning.models.architectures import CannotQuantize
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
-from pruning.models.quantize import CannotQuantize, quantized
+from pruning.models.quantize import quantized
 from pruning.models.save_streamed import SHARD_BYTES, save_streamed
 from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
@@ -81,7 +82,7 @@ class DenseModel(Protocol):
     def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
         """Forward passes in this process, with plain or quantised weights.
 
-        Raises ``QuantizeUnavailable`` or ``CannotQuantize``.
+        Raises ``CannotQuantize``.
         """
 
     def times(self) -> BlockTimes:

@@ -48,6 +48,10 @@ class Quantize(StrEnum):
     INT8 = "int8"
     INT4 = "int4"
 
+    @property
+    def num_bits(self) -> int:
+        return 8 if self is Quantize.INT8 else 4
+
 
 class Resident(StrEnum):
     MODEL = "model"  # all weights on the device

@@ -10,7 +10,6 @@ from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.jobs.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall, is_out_of_memory, shortage
-from pruning.models.quantize import QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.removal import NonFiniteLoss
 from pruning.repair.states import SpillFailed
@@ -33,7 +32,6 @@ CODES: Mapping[type[Exception], str] = {
     SpillFailed: "disk_full",
     QualityGateFailed: "quality_gate",
     CheckpointNotPortable: "checkpoint_not_portable",
-    QuantizeUnavailable: "quantize_unavailable",
     ZeroShotUnavailable: "zero_shot_unavailable",
     TaskUnusable: "task_unusable",
     StateBudgetTooSmall: "state_budget_too_small",

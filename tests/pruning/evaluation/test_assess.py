@@ -15,9 +15,9 @@ from pruning.evaluation import zero_shot
 from pruning.evaluation.quality import Quantized
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, ZeroShot
-from pruning.models import quantize
+from pruning.models.architectures import CannotQuantize
 from pruning.models.blocks import view
-from pruning.models.quantize import CannotQuantize, QuantizeUnavailable, quantized
+from pruning.models.quantize import quantized
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
@@ -117,7 +117,6 @@ def none_found(_name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "missing", "raised"),
     [
-        (replace(SPEC, quantize=Quantize.INT8), quantize, QuantizeUnavailable),
         (replace(SPEC, zero_shot=True), zero_shot, ZeroShotUnavailable),
         (replace(SPEC, zero_shot=True), None, TaskUnusable),
     ],

@@ -8,15 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.models import quantize
-from pruning.models.architectures import ARCHITECTURES
+from pruning.models.architectures import ARCHITECTURES, CannotQuantize, check_quantizable
 from pruning.models.blocks import block_list, num_blocks, view
-from pruning.models.quantize import (
-    CannotQuantize,
-    QuantizeUnavailable,
-    check_quantizable,
-    quantized,
-)
+from pruning.models.quantize import quantized
+from pruning.models.rounding import QuantizedLinear, rounded
 from pruning.spec.prune import Quantize
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
 
@@ -34,17 +29,17 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
     return logits
 
 
-def rounded(weight: torch.Tensor, group: int, least: int, most: int, steps: float) -> torch.Tensor:
+def by_hand(weight: torch.Tensor, group: int, least: int, most: int, steps: float) -> torch.Tensor:
     """``weight [outputs, inputs]`` with a symmetric scale for each ``group`` of inputs."""
     groups = weight.reshape(len(weight), -1, group)
     scale = groups.abs().amax(dim=-1, keepdim=True) / steps
-    return ((groups * (1 / scale)).round().clamp(least, most) * scale).view_as(weight)
+    return ((groups / scale).round().clamp(least, most) * scale).view_as(weight)
 
 
 BY_HAND: dict[Quantize, Callable[[torch.Tensor], torch.Tensor]] = {
-    Quantize.INT8: lambda weight: rounded(weight, weight.shape[1], -128, 127, 127.5),
+    Quantize.INT8: lambda weight: by_hand(weight, weight.shape[1], -128, 127, 127.5),
     # 32 and 48 inputs: the largest power of two up to 128 that divides them
-    Quantize.INT4: lambda weight: rounded(weight, 32 if weight.shape[1] == 32 else 16, -8, 7, 7.5),
+    Quantize.INT4: lambda weight: by_hand(weight, 32 if weight.shape[1] == 32 else 16, -8, 7, 7.5),
 }
 
 
@@ -87,7 +82,7 @@ def test_in_every_family_all_matrices_of_blocks_and_nothing_else_are_new(
 def test_in_bfloat16_it_is_as_near_as_eight_bits_are() -> None:
     dense = copy.deepcopy(tiny_model("llama")).bfloat16()
     made = quantized(dense, Quantize.INT8)
-    assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in made.parameters()} == {torch.bfloat16, torch.int8}
     logits = logits_of(dense).float()
     assert (logits_of(made).float() - logits).norm() < 0.4 * logits.norm()
 
@@ -116,7 +111,25 @@ def test_inputs_that_cannot_be_divided_into_groups_are_refused() -> None:
         quantized(odd, Quantize.INT4)
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "find_spec", lambda _name: None)
-    with pytest.raises(QuantizeUnavailable, match=r"pip install 'sleb-serve\[quantize\]'"):
-        quantized(tiny_model("llama"), Quantize.INT8)
+def test_a_view_of_a_quantised_model_shares_its_weights_and_rounds_its_own_tensors() -> None:
+    dense = tiny_model("llama")
+    whole = quantized(dense, Quantize.INT8)
+    name = "model.layers.3.mlp.down_proj.weight"
+    own = {name: dense.get_parameter(name) * 2}
+    found = view(whole, KEEP, own)
+    expected = quantized(view(dense, KEEP, own), Quantize.INT8)
+    assert torch.equal(logits_of(found), logits_of(expected))
+    shared = {weight.data_ptr() for weight in whole.parameters()}
+    new = [name for name, weight in found.named_parameters() if weight.data_ptr() not in shared]
+    assert new == [f"model.layers.2.mlp.down_proj.{part}" for part in ("values", "scales")]
+    assert torch.equal(logits_of(whole), logits_of(quantized(dense, Quantize.INT8)))
+
+
+@pytest.mark.parametrize("weights", Quantize)
+def test_weights_of_zeros_stay_zeros(weights: Quantize) -> None:
+    found = rounded(torch.zeros(3, 32, dtype=torch.bfloat16), weights)
+    assert not found.dequantized().any()
+    plain = nn.Linear(32, 3)
+    layer = QuantizedLinear(plain, weights)
+    layer.set_weight(torch.zeros(3, 32))
+    assert torch.equal(layer(torch.ones(2, 2, 32)), plain.bias.expand(2, 2, 3))

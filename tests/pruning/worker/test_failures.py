@@ -14,9 +14,8 @@ from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.jobs.job import Job, JobError, JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
-from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.architectures import CannotQuantize, UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall
-from pruning.models.quantize import CannotQuantize, QuantizeUnavailable
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.removal import NonFiniteLoss
 from pruning.search.ray_actors import ClusterLost
@@ -61,7 +60,6 @@ def fails_with(error: Exception) -> Callable[[Job, JobObserver], str]:
         (UnknownArchitecture("bad"), JobError("unknown_architecture", "bad")),
         (UnsupportedConfig("bad"), JobError("unsupported_config", "bad")),
         (CannotQuantize("bad"), JobError("unsupported_config", "bad", "quantize")),
-        (QuantizeUnavailable("bad"), JobError("quantize_unavailable", "bad")),
         (ZeroShotUnavailable("bad"), JobError("zero_shot_unavailable", "bad")),
         (TaskUnusable("bad"), JobError("task_unusable", "bad")),
         (CalibrationError("dataset_unavailable", "bad"), JobError("dataset_unavailable", "bad")),

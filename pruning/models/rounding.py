@@ -1,0 +1,108 @@
+"""Matrices rounded to 8 or 4 bits with symmetric scales, and linear layers that have them.
+
+int8 has one scale for each output, int4 one for each group of at most 128 inputs. Rounding needs
+no text. Every use of rounded weights, measured, served or exported, rounds them here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import nn
+
+from pruning.models.architectures import CannotQuantize
+from pruning.spec.prune import Quantize
+
+MAX_GROUP = 128  # inputs of int4 that share a scale, as in GPTQ and AWQ
+MIN_GROUP = 16
+
+# Activations [rows, inputs], values and scales of the weights to [rows, outputs].
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A matrix as integers and scales: ``values [outputs, inputs]``, ``scales [outputs, groups]``.
+
+    ``scales`` have the dtype of the matrix. Each group is a run of ``inputs / groups`` inputs.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    def dequantized(self) -> torch.Tensor:
+        return dequantized(self.values, self.scales)
+
+
+def group_size(num_inputs: int, weights: Quantize) -> int:
+    """The inputs that share a scale. Raises ``CannotQuantize``."""
+    if weights is Quantize.INT8:
+        return num_inputs
+    size = gcd(num_inputs, MAX_GROUP)
+    if size < MIN_GROUP:
+        raise CannotQuantize(
+            f"int4 needs groups of at least {MIN_GROUP} inputs that share a scale, and "
+            f"{num_inputs} inputs cannot be divided into such groups: choose int8"
+        )
+    return size
+
+
+@torch.no_grad()
+def rounded(weight: torch.Tensor, weights: Quantize) -> Rounded:
+    """Round ``weight [outputs, inputs]`` to the nearest multiples of its scales.
+
+    The largest magnitude of a group is half a step beyond the integers. Raises ``CannotQuantize``.
+    """
+    num_outputs, num_inputs = weight.shape
+    levels = 2 ** (weights.num_bits - 1)
+    groups = weight.float().reshape(num_outputs, -1, group_size(num_inputs, weights))
+    tops = groups.abs().amax(dim=-1)
+    scales = (tops / (levels - 0.5)).to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)
+    values = (groups / scales.float()[..., None]).round_().clamp_(-levels, levels - 1)
+    return Rounded(values.to(torch.int8).reshape(weight.shape), scales)
+
+
+def dequantized(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The matrix ``[outputs, inputs]`` that these integers and scales mean."""
+    groups = values.view(len(values), scales.shape[1], -1)
+    return (groups * scales[..., None]).view(values.shape)
+
+
+def dequantized_product(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """The product with the plain matrix, which is made anew at each call."""
+    return nn.functional.linear(activations, dequantized(values, scales))
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer of rounded weights. It shares the bias of the layer that it was made of."""
+
+    values: nn.Parameter
+    scales: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Linear, weights: Quantize) -> None:
+        super().__init__()
+        self.weights = weights
+        self.product: Product = dequantized_product
+        self.register_parameter("bias", linear.bias)
+        self.set_weight(linear.weight)
+
+    def set_weight(self, weight: torch.Tensor) -> None:
+        """Round ``weight [outputs, inputs]`` in place of the layer's own."""
+        found = rounded(weight, self.weights)
+        self.values = nn.Parameter(found.values, requires_grad=False)
+        self.scales = nn.Parameter(found.scales, requires_grad=False)
+
+    def dequantized(self) -> torch.Tensor:
+        return dequantized(self.values, self.scales)
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """Map ``[..., inputs]`` to ``[..., outputs]``."""
+        rows = activations.reshape(-1, activations.shape[-1])
+        out = self.product(rows, self.values, self.scales)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*activations.shape[:-1], -1)
