@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.blocks import num_blocks, view
+from pruning.models.names import split_int8
 from pruning.repair.folding import repaired_view
 from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
@@ -25,7 +26,8 @@ class Variant:
 
     @property
     def is_dense(self) -> bool:
-        return self.name == self.base
+        """Whether it has all blocks, whatever its weights."""
+        return split_int8(self.name)[0] == self.base
 
     @property
     def vocab_size(self) -> int:
@@ -47,15 +49,18 @@ def make_variant(
     """
     every_block = tuple(range(num_blocks(dense_model)))
     blocks = every_block if keep is None else tuple(keep)
-    changed = repaired.tensors if repaired else ()
+    is_dense = blocks == every_block
+    model = dense_model if is_dense else _view(dense_model, blocks, repaired)
+    shared = {id(weight) for weight in dense_model.parameters()}
+    own = {id(weight): weight.nbytes for weight in model.parameters()}
     return Variant(
         name=name,
         base=base,
         keep=blocks,
-        model=dense_model if blocks == every_block else _view(dense_model, blocks, repaired),
+        model=model,
         eos_token_ids=_eos_token_ids(dense_model),
         max_model_len=_max_model_len(dense_model.config),
-        own_bytes=sum(dense_model.get_parameter(name).nbytes for name in changed),
+        own_bytes=sum(own[weight] for weight in own.keys() - shared),
     )
 
 

@@ -44,7 +44,7 @@ class Aliases:
 
     def names_of(self, name: str) -> list[str]:
         """The aliases of a model or checkpoint, and of its variants."""
-        of_variants = tuple(f"{name}{sign}" for sign in ("-+" if "@" in name else "@"))
+        of_variants = tuple(f"{name}{sign}" for sign in ("-+" if "@" in name else "@+"))
         return [
             alias
             for alias, target in self.all().items()

@@ -17,9 +17,14 @@ from app.models.external import ExternalModel
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
-from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.architectures import (
+    CannotQuantize,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    check_quantizable,
+)
 from pruning.models.inspection_record import Stamp
-from pruning.models.names import VariantName, split_depth, split_raw
+from pruning.models.names import VariantName, split_depth, split_int8, split_raw
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, stamp_of
 
@@ -78,6 +83,29 @@ class Catalog:
         Raises ``UnknownModel``, whose message lists the dense models, and
         ``JobStoreUnavailable``.
         """
+        plain, is_int8 = split_int8(name)
+        if not is_int8 or name in self._external:
+            return self._resolve_raw(name)
+        entry = self._resolve_raw(plain)
+        return entry if entry.is_int8 else self._int8(entry)
+
+    def _int8(self, entry: ModelEntry) -> ModelEntry:
+        """The entry with int8 weights. Raises ``UnknownModel`` if it cannot have them."""
+        name = entry.int8.name[:128]
+        if entry.external is not None:
+            raise UnknownModel(
+                f"no model named {name!r}: another server generates for {entry.name!r}, with the "
+                f"weights that it has: leave +int8 out"
+            )
+        if entry.info is not None:
+            try:
+                check_quantizable(entry.info.model_type)
+            except CannotQuantize as error:
+                raise UnknownModel(f"no model named {name!r}: {error}") from error
+        return entry.int8
+
+    def _resolve_raw(self, name: str) -> ModelEntry:
+        """The entry of a name without ``+int8``."""
         plain, is_raw = split_raw(name)
         entry = self._resolve(plain)
         if not is_raw or entry.is_raw:
@@ -91,7 +119,7 @@ class Catalog:
         return entry.raw
 
     def _resolve(self, name: str) -> ModelEntry:
-        """The entry of a name without ``+raw``."""
+        """The entry of a name without ``+raw`` and ``+int8``."""
         if name in self._external:
             return self._external_entry(self._external[name])
         if name in self.dense_names():
@@ -114,6 +142,8 @@ class Catalog:
     def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
         """What ``sleb bench`` has measured at this depth; None for a dense model."""
         if self._speedups is None or not entry.is_pruned or entry.order is None:
+            return None
+        if entry.is_int8:  # plain weights were measured
             return None
         return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
 

@@ -10,11 +10,12 @@ from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
 from pruning.jobs.job import Job
 from pruning.models.block_times import BlockTimes
-from pruning.models.names import VariantName, raw_name
+from pruning.models.names import VariantName, int8_name, raw_name
 from pruning.models.store import ModelInfo
 from pruning.removal import kept
 from pruning.repair.record import Method, repair_file
 from pruning.sleb import Blocks
+from pruning.spec.prune import Quantize
 
 ModelKind = Literal["dense", "pruned"]
 
@@ -126,6 +127,7 @@ class ModelEntry:
     error: str | None = None  # the reason why it cannot be served
     external: ExternalModel | None = None  # set if another server generates for it
     is_raw: bool = False  # unrepaired, even if the job repaired it
+    is_int8: bool = False  # with int8 weights, made of those of the same name without +int8
 
     @classmethod
     def of_external(cls, model: ExternalModel, order: RemovalOrder | None = None) -> Self:
@@ -168,13 +170,30 @@ class ModelEntry:
         return replace(self, name=raw_name(self.name), is_raw=True)
 
     @property
+    def int8(self) -> "ModelEntry":
+        """The same model with int8 weights."""
+        return replace(self, name=int8_name(self.name), is_int8=True)
+
+    @property
+    def plain_weights_name(self) -> str:
+        """The name of the weights on disk that it runs on, or that its int8 weights are made of."""
+        return self.base if self.is_view or self.order is None else self.order.name
+
+    @property
+    def weights_name(self) -> str:
+        """The name of the weights in memory that it runs on."""
+        name = self.plain_weights_name
+        return int8_name(name) if self.is_int8 else name
+
+    @property
     def pinned_name(self) -> str:
         """A name of the same model that no later job changes."""
         if self.order is None or not self.is_pruned or self.external is not None:
             return self.name
         is_whole = self.num_removed == self.order.depth
         name = self.order.name if is_whole else f"{self.order.name}-{self.num_removed}"
-        return raw_name(name) if self.is_raw else name
+        name = raw_name(name) if self.is_raw else name
+        return int8_name(name) if self.is_int8 else name
 
     @property
     def view_repair(self) -> StoredRepair | None:
@@ -209,11 +228,13 @@ class ModelEntry:
         """Of decoding one sequence, on the machine where the order was found."""
         if self.order is None or self.order.block_times is None or not self.is_pruned:
             return None
+        if self.is_int8:  # the times are those of plain weights
+            return None
         return self.order.block_times.speedup(self.order.num_blocks, self.num_removed)
 
     @property
     def dtype(self) -> str | None:
-        """The torch name of the type of the weights."""
+        """The torch name of the type of the weights; of those outside of blocks, if it is int8."""
         return self.info.dtype if self.info else self.order.dtype if self.order else None
 
     @property
@@ -221,6 +242,10 @@ class ModelEntry:
         """On the held-out windows of the job that found the order, repaired or raw as named."""
         if self.order is None:
             return None
+        if self.is_int8:
+            measured = self.quantized
+            is_same = measured is not None and measured.weights == Quantize.INT8.value
+            return measured.perplexity if measured and is_same else None
         quality = self.order.quality
         curve = quality.raw_perplexities if self._lacks_repair else quality.perplexities
         return curve[self.num_removed] if curve else None
@@ -232,8 +257,11 @@ class ModelEntry:
 
     @property
     def domains(self) -> tuple[DomainQuality, ...]:
-        """The quality of all prefixes of the order, on each domain; see ``measured_on``."""
-        return self.order.quality.domains if self.order else ()
+        """The quality of all prefixes of the order, on each domain; see ``measured_on``.
+
+        No domain was measured with int8 weights.
+        """
+        return self.order.quality.domains if self.order and not self.is_int8 else ()
 
     def measured_on(self, domain: DomainQuality) -> Measured:
         """The quality of this prefix, repaired or raw as the name says."""
@@ -243,7 +271,7 @@ class ModelEntry:
     @property
     def probe(self) -> ProbeScore | None:
         """Measured for the dense model and the full depth only, if the quality gate needs it."""
-        both = self._measured.probe if self._measured else None
+        both = self._measured.probe if self._measured and not self.is_int8 else None
         if both is None or self.order is None:
             return None
         return {0: both.dense, self.order.depth: both.pruned}.get(self.num_removed)
@@ -251,7 +279,7 @@ class ModelEntry:
     @property
     def zero_shot(self) -> float | None:
         """Mean accuracy over the paper's tasks, 0 to 1; measured for the same two, on request."""
-        both = self._measured.zero_shot if self._measured else None
+        both = self._measured.zero_shot if self._measured and not self.is_int8 else None
         if both is None or self.order is None:
             return None
         return {0: both.dense_mean, self.order.depth: both.pruned_mean}.get(self.num_removed)

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from app.engine.int8 import int8_model
 from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
@@ -22,8 +24,10 @@ from app.models.weights import (
 )
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.models.safetensors_headers import weight_sizes
-from pruning.models.store import ModelStore, NotAModel, pick_device
+from pruning.models.architectures import ARCHITECTURES, CannotQuantize
+from pruning.models.inspection_record import Stamp
+from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_sizes
+from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
 
 
 class ModelReplaced(RuntimeError):
@@ -68,6 +72,7 @@ class ModelRegistry:
         self._checkpoints = checkpoints
         self._device = device
         self._weights = LoadedWeights(device, max_weight_bytes)
+        self._weight_sizes: dict[Path, tuple[Stamp, WeightSizes]] = {}
 
     @property
     def device(self) -> str:
@@ -113,14 +118,13 @@ class ModelRegistry:
 
     def weight_bytes(self) -> Mapping[str, int]:
         """Bytes of loaded weights by name: of models, and of the own tensors of their variants."""
-        models = {name: weights.num_bytes for name, weights in self._weights.loaded().items()}
         owners = [variant for variant in self._weights.variants() if variant.own_bytes]
-        return models | {variant.name: variant.own_bytes for variant in owners}
+        return {**self._weights.sizes()} | {variant.name: variant.own_bytes for variant in owners}
 
     def bytes_of(self, entry: ModelEntry) -> int:
         """Bytes of loaded weights that this name has for itself; 0 for an unrepaired view."""
-        if (own := self._weights.loaded().get(entry.name)) is not None:
-            return own.num_bytes
+        if (own := self._weights.sizes().get(entry.name)) is not None:
+            return own
         view = self._view(entry)
         return view.own_bytes if view else 0
 
@@ -145,19 +149,19 @@ class ModelRegistry:
         """
         self._weights.drop(entry.name)
         if self._view(entry) is not None:
-            self._weights.drop_variant(entry.base, entry.key)
+            self._weights.drop_variant(entry.weights_name, entry.key)
 
     def _view(self, entry: ModelEntry) -> Variant | None:
         """The variant of an entry that is a view of loaded weights, if it was made."""
         is_view = entry.is_view and entry.keep is not None
-        return self._weights.find(entry.base, entry.key) if is_view else None
+        return self._weights.find(entry.weights_name, entry.key) if is_view else None
 
     def _served(self, entry: ModelEntry, weights: Weights) -> ServedModel:
         expected = entry.order.parent_fingerprint if entry.order and entry.key.keep else None
         if expected not in (None, weights.fingerprint):
             raise ModelReplaced(
                 f"{entry.base!r} was replaced after it had been loaded, and {entry.name!r} belongs "
-                f"to the new model: POST /models/{entry.base}/unload, then try again"
+                f"to the new model: POST /models/{weights.name}/unload, then try again"
             )
         # Names of the same blocks and repair share one variant, and therefore one batch.
         own_bytes = entry.view_repair.num_bytes if entry.view_repair else 0
@@ -175,7 +179,64 @@ class ModelRegistry:
         return make_variant(entry.name, entry.base, model, entry.key.keep, repaired)
 
     def _source(self, entry: ModelEntry) -> WeightSource:
-        """The weights that the entry runs on: those of its dense model, or its own."""
+        """The weights that the entry runs on: those of its dense model or its own, or int8 ones."""
+        plain = self._plain_source(entry)
+        if not entry.is_int8:
+            return plain
+        return WeightSource(
+            entry.weights_name,
+            partial(self._int8_bytes, entry, plain),
+            partial(self._made_int8, plain),
+        )
+
+    def _made_int8(self, plain: WeightSource) -> LoadedModel:
+        """The int8 form of these weights. It shares what is not in blocks if they are loaded.
+
+        Otherwise they are read, and are gone afterwards. Raises ``NotAModel``.
+        """
+        known = self._weights.loaded().get(plain.name)
+        is_current = known is not None and known.fingerprint == fingerprint(known.loaded.path)
+        loaded = known.loaded if known is not None and is_current else plain.read()
+        try:
+            return replace(loaded, model=int8_model(loaded.model))
+        except CannotQuantize as error:
+            raise NotAModel(str(error)) from error
+
+    def _int8_bytes(self, entry: ModelEntry, plain: WeightSource) -> int:
+        """What is needed while they are made: the plain weights as well, unless they are loaded."""
+        # of all blocks, whichever of them this entry keeps
+        whole = replace(entry, num_removed=0) if entry.is_view else entry
+        is_loaded = plain.name in self._weights.loaded()
+        return (self.int8_bytes(whole) or 0) + (0 if is_loaded else plain.num_bytes())
+
+    def int8_bytes(self, entry: ModelEntry) -> int | None:
+        """The bytes of the int8 form of an entry in memory, if nothing else of it is there.
+
+        None if it cannot have one. Raises ``NotAModel`` or ``CheckpointCorrupt``.
+        """
+        info = entry.info
+        if entry.error is not None or entry.external is not None or entry.dtype is None:
+            return None
+        if info is not None and not ARCHITECTURES[info.model_type].is_linear:
+            return None
+        is_view = entry.is_view and info is not None
+        path = info.path if info and is_view else self._checkpoints.path(entry.plain_weights_name)
+        num_blocks = info.num_blocks if info and is_view else entry.num_blocks
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        return self._sizes(path).int8_bytes(
+            num_blocks, dtype.itemsize, num_blocks - entry.num_blocks
+        )
+
+    def _sizes(self, path: Path) -> WeightSizes:
+        """Read again only after the files have changed."""
+        stamp = stamp_of(path)
+        known = self._weight_sizes.get(path)
+        if known is None or known[0] != stamp:
+            known = self._weight_sizes[path] = stamp, weight_sizes(path)
+        return known[1]
+
+    def _plain_source(self, entry: ModelEntry) -> WeightSource:
+        """The weights on disk."""
         if entry.error is not None:
             raise NotAModel(entry.error)
         if entry.is_view:

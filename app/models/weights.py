@@ -55,7 +55,7 @@ class Weights:
 
     name: str
     loaded: LoadedModel
-    num_bytes: int  # of all parameters; tied ones count once
+    tensors: Mapping[int, int]  # the bytes of all parameters by identity; tied ones are one
     fingerprint: str  # of the files when they were read
     variants: dict[VariantKey, Variant] = field(default_factory=dict)
 
@@ -112,6 +112,11 @@ class LoadedWeights:
         with self._lock:
             return dict(self._loaded)
 
+    def sizes(self) -> Mapping[str, int]:
+        """The bytes of all weights by name. What two of them share counts for the older one."""
+        with self._lock:
+            return self._sizes()
+
     def variant(self, weights: Weights, source: VariantSource) -> Variant:
         """The variant of this source, which is made now unless it is known.
 
@@ -167,6 +172,15 @@ class LoadedWeights:
                 raise WeightsLoading(f"{name!r} is being loaded: unload it after that has finished")
             self._loaded.pop(name, None)
 
+    def _sizes(self) -> dict[str, int]:
+        counted: set[int] = set()
+        sizes = {}
+        for name, weights in self._loaded.items():
+            new = weights.tensors.keys() - counted
+            sizes[name] = sum(weights.tensors[weight] for weight in new)
+            counted |= new
+        return sizes
+
     def _known(self, name: str) -> "Future[Weights] | None":
         if name in self._pending:
             return self._pending[name].future
@@ -181,7 +195,7 @@ class LoadedWeights:
         try:
             with self._reading:
                 loaded = source.read()
-            weights = Weights(source.name, loaded, _num_bytes(loaded), fingerprint(loaded.path))
+            weights = Weights(source.name, loaded, _tensors(loaded), fingerprint(loaded.path))
         except BaseException as error:  # noqa: BLE001 - the future raises it
             with self._lock:
                 del self._pending[source.name]
@@ -190,7 +204,8 @@ class LoadedWeights:
         with self._lock:
             self._loaded[source.name] = weights
             del self._pending[source.name]
-        logger.info("loaded %s: %d bytes of weights", source.name, weights.num_bytes)
+            num_bytes = self._sizes()[source.name]
+        logger.info("loaded %s: %d bytes of weights", source.name, num_bytes)
         future.set_result(weights)
 
     def _check_room(self, what: str, num_bytes: int) -> None:
@@ -201,7 +216,8 @@ class LoadedWeights:
         devices = {device.type: device, "cpu": torch.device("cpu")}
         limits = [(free_bytes(device), f"in the memory of {device}") for device in devices.values()]
         if self._max_bytes is not None:
-            used = sum(each.num_bytes + each.own_bytes for each in self._loaded.values())
+            owned = sum(each.own_bytes for each in self._loaded.values())
+            used = sum(self._sizes().values()) + owned
             limits.append((self._max_bytes - used, "of SLEB_MAX_WEIGHT_BYTES"))
         free, where = min(limits)
         if num_bytes > free - reserved:
@@ -211,7 +227,8 @@ class LoadedWeights:
             )
 
     def _advice(self) -> str:
-        sizes = {name: each.num_bytes + each.own_bytes for name, each in self._loaded.items()}
+        owned = {name: each.own_bytes for name, each in self._loaded.items()}
+        sizes = {name: num_bytes + owned[name] for name, num_bytes in self._sizes().items()}
         sizes |= {name: pending.num_bytes for name, pending in self._pending.items()}
         if not sizes:
             return "no other model is loaded, so this one needs more memory"
@@ -220,9 +237,8 @@ class LoadedWeights:
         return f"unload another model by POST /models/NAME/unload; loaded are {named}"
 
 
-def _num_bytes(loaded: LoadedModel) -> int:
-    sizes = {weight.data_ptr(): weight.nbytes for weight in loaded.model.parameters()}
-    return sum(sizes.values())
+def _tensors(loaded: LoadedModel) -> dict[int, int]:
+    return {id(weight): weight.nbytes for weight in loaded.model.parameters()}
 
 
 def explained(name: str, error: BaseException) -> BaseException:

@@ -9,7 +9,7 @@
 ==============  ==================================================================================
 
 A pruned variant is repaired if its job repaired it. ``+raw`` behind its name means the same blocks
-without the repair.
+without the repair. ``+int8`` at the end of any name means the same model with int8 weights.
 """
 
 import re
@@ -19,6 +19,7 @@ from typing import Self
 _PREFIX = re.compile(r"(?P<checkpoint>.*[^-@])-(?P<depth>[0-9]{1,4})")
 _VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,4}))?")
 _RAW = "+raw"
+_INT8 = "+int8"
 _DENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -30,6 +31,7 @@ class VariantName:
     job: str | None = None
     depth: int | None = None  # None: all blocks, or, with a job, all that it removed
     is_raw: bool = False  # without repair
+    is_int8: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -37,12 +39,13 @@ class VariantName:
 
         The model may be omitted: ``@-6`` is that variant of any model.
         """
-        name, is_raw = split_raw(text)
+        plain, is_int8 = split_int8(text)
+        name, is_raw = split_raw(plain)
         match = _VARIANT.fullmatch(name)
         if match is None:
-            return cls(text)
-        depth = match["depth"]
-        return cls(match["model"], match["job"] or None, int(depth) if depth else None, is_raw)
+            return cls(plain, is_int8=is_int8)
+        job, depth = match["job"] or None, int(match["depth"]) if match["depth"] else None
+        return cls(match["model"], job, depth, is_raw, is_int8)
 
     @property
     def is_dense(self) -> bool:
@@ -58,7 +61,8 @@ class VariantName:
         depth = "" if self.depth is None else f"-{self.depth}"
         blocks = "" if self.is_dense else f"@{self.job or ''}{depth}"
         name = f"{self.model}{blocks}"
-        return raw_name(name) if self.is_raw else name
+        name = raw_name(name) if self.is_raw else name
+        return int8_name(name) if self.is_int8 else name
 
 
 def is_name(text: str) -> bool:
@@ -68,7 +72,18 @@ def is_name(text: str) -> bool:
 
 def raw_name(name: str) -> str:
     """The name of the same blocks without repair."""
-    return f"{name}{_RAW}"
+    plain, is_int8 = split_int8(name)
+    return int8_name(f"{plain}{_RAW}") if is_int8 else f"{plain}{_RAW}"
+
+
+def int8_name(name: str) -> str:
+    """The name of the same model with int8 weights."""
+    return f"{name}{_INT8}"
+
+
+def split_int8(text: str) -> tuple[str, bool]:
+    """The name without ``+int8``, and whether it had it."""
+    return text.removesuffix(_INT8), text.endswith(_INT8)
 
 
 def split_raw(text: str) -> tuple[str, bool]:

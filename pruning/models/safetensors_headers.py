@@ -26,11 +26,23 @@ class WeightSizes:
     num_in_blocks: int
     num_elsewhere: int
     num_refit: int = 0  # of those in blocks, in the matrices that a repair may fit anew
+    num_in_matrices: int = 0  # of those in blocks
+    num_outputs: int = 0  # of all matrices in blocks
 
     def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
         """The parameters of a model of ``num_blocks`` equal blocks without ``num_removed``."""
         kept = num_blocks - num_removed
         return self.num_elsewhere + self.num_in_blocks * kept // num_blocks
+
+    def int8_bytes(self, num_blocks: int, itemsize: int, num_removed: int = 0) -> int:
+        """The bytes of the same model with int8 matrices in its blocks; others take ``itemsize``.
+
+        Each output of a matrix has a scale.
+        """
+        others = self.num_in_blocks - self.num_in_matrices + self.num_outputs
+        in_blocks = self.num_in_matrices + others * itemsize
+        kept = num_blocks - num_removed
+        return self.num_elsewhere * itemsize + in_blocks * kept // num_blocks
 
 
 def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
@@ -38,16 +50,23 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
 
     ``refit`` is the layer of a block that a repair may fit anew.
     """
-    in_blocks = elsewhere = in_refit = 0
+    in_blocks: dict[str, tuple[int, ...]] = {}
+    elsewhere = 0
     for file in path.glob("*.safetensors"):
-        for name, num_parameters in _tensors(file):
+        for name, shape in _shapes(file):
             if _BLOCK_NAME.search(name):
-                in_blocks += num_parameters
-                is_refit = refit is not None and name.endswith(f".{refit}.weight")
-                in_refit += num_parameters if is_refit else 0
+                in_blocks[f"{file.name}:{name}"] = shape
             else:
-                elsewhere += num_parameters
-    return WeightSizes(in_blocks, elsewhere, in_refit)
+                elsewhere += prod(shape)
+    matrices = [shape for shape in in_blocks.values() if len(shape) > 1]
+    ending = f".{refit}.weight"
+    return WeightSizes(
+        num_in_blocks=sum(map(prod, in_blocks.values())),
+        num_elsewhere=elsewhere,
+        num_refit=sum(prod(shape) for name, shape in in_blocks.items() if name.endswith(ending)),
+        num_in_matrices=sum(map(prod, matrices)),
+        num_outputs=sum(shape[0] for shape in matrices),
+    )
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -74,12 +93,14 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, int]]:
+def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     header, _ = read_header(file)
     with _errors_as_not_a_model(file):
         for name, tensor in header.items():
             if name != "__metadata__":
-                yield name, prod(tensor["shape"])
+                shape = tuple(tensor["shape"])
+                prod(shape)  # raises for what is no shape
+                yield name, shape
 
 
 @contextmanager

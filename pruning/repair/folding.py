@@ -72,7 +72,7 @@ def repaired_view(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> P
     """
     own = {
         # a copy, as the pages of a tensor from a file change with the file
-        name: tensor.to(model.get_parameter(name), copy=True)
+        name: tensor.to(model.device, model.dtype, copy=True)
         for name, tensor in repaired.tensors.items()
     }
     scales = {cut.after: scale for cut, scale in repaired.scales.items() if cut.after in keep}

@@ -1,11 +1,19 @@
 """The response body of a model in the catalogue."""
 
-from app.api.schemas.generate import DomainView, MeasuredSpeedupView, ModelView, RepairView
+from app.api.schemas.generate import (
+    DomainView,
+    Int8View,
+    MeasuredSpeedupView,
+    ModelView,
+    RepairView,
+)
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import MeasuredSpeedup
 from app.models.registry import ModelRegistry
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.evaluation.quality import DomainAtDepth
+from pruning.models.store import NotAModel
 
 
 def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
@@ -39,6 +47,7 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
         is_published=entry.is_published,
         repair=repair_view(entry),
+        int8=_int8_view(entry, registry),
         dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
         is_loaded=registry.is_loaded(entry),
@@ -91,6 +100,15 @@ def repair_view(entry: ModelEntry) -> RepairView | None:
     if entry.repair is None:
         return None
     return RepairView(method=entry.repair.method, bytes=entry.repair.num_bytes, raw=entry.raw.name)
+
+
+def _int8_view(entry: ModelEntry, registry: ModelRegistry) -> Int8View | None:
+    """None if there is no such form, or if the files are damaged, which loading them reports."""
+    try:
+        num_bytes = None if entry.is_int8 else registry.int8_bytes(entry)
+    except (NotAModel, CheckpointNotFound, CheckpointCorrupt, OSError):
+        return None
+    return None if num_bytes is None else Int8View(id=entry.int8.name, weight_bytes=num_bytes)
 
 
 def _kv_cache_bytes(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> int:

@@ -136,6 +136,13 @@ class RepairView(BaseModel):
     raw: str = Field(description="Name of the same blocks without repair.")
 
 
+class Int8View(BaseModel):
+    """The form of a model with int8 weights in its blocks."""
+
+    id: str = Field(description="Its name, which loads it.")
+    weight_bytes: int = Field(description="Its weights, if no other form of the model is loaded.")
+
+
 class DomainView(BaseModel):
     """Quality on the held-out text of one domain."""
 
@@ -241,7 +248,13 @@ class ModelView(BaseModel):
     )
     is_published: bool = Field(description="False until the job publishes a checkpoint.")
     repair: RepairView | None = Field(description="Null for a variant that is not repaired.")
-    dtype: str | None = Field(description="Type of the weights; null if it is not known here.")
+    int8: Int8View | None = Field(
+        description="Null for an int8 model, a model of another server, and a family that has none."
+    )
+    dtype: str | None = Field(
+        description="Type of the weights, of an int8 model of those that stay; null if it is not "
+        "known here."
+    )
     max_positions: int | None = Field(
         description="Longest context in tokens; null if it is not known here."
     )

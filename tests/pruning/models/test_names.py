@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.models.names import VariantName, split_depth, split_raw
+from pruning.models.names import VariantName, split_depth, split_int8, split_raw
 
 MODELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 JOBS = st.from_regex(r"prn-[0-9a-f]{21}", fullmatch=True)
@@ -19,6 +19,10 @@ def test_parsing_what_was_formatted_gives_the_parts(name: VariantName) -> None:
     raw = replace(name, is_raw=not name.is_dense)
     assert VariantName.parse(str(raw)) == raw
     assert split_raw(str(raw)) == (str(name), raw.is_raw)
+    int8 = replace(raw, is_int8=True)
+    assert VariantName.parse(str(int8)) == int8
+    assert split_int8(str(int8)) == (str(raw), True)
+    assert split_int8(str(raw)) == (str(raw), False)
 
 
 @given(st.builds(VariantName, MODELS, st.none() | JOBS))
@@ -42,6 +46,9 @@ def test_the_name_of_a_checkpoint_has_no_depth(name: VariantName) -> None:
         ("tiny@prn-1-3+raw", VariantName("tiny", "prn-1", 3, is_raw=True)),
         ("@-6+raw", VariantName("", depth=6, is_raw=True)),
         ("tiny+raw", VariantName("tiny+raw")),
+        ("tiny+int8", VariantName("tiny", is_int8=True)),
+        ("tiny@-3+raw+int8", VariantName("tiny", depth=3, is_raw=True, is_int8=True)),
+        ("@-6+int8", VariantName("", depth=6, is_int8=True)),
         ("tiny@-3+raw+raw", VariantName("tiny", "-3+raw", is_raw=True)),
     ],
 )

@@ -1,0 +1,164 @@
+"""Products with int8 weights, and the choice among them by measuring on the model's own layers.
+
+Which product is fastest depends on the processor, the shape and the number of rows. So every
+product that the device has is timed once when a model is loaded, and the choice is made for each
+shape and each power of two of rows.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+import torch
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from pruning.models.quantize import quantized, quantized_layers
+from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
+from pruning.spec.prune import Quantize
+
+NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
+_CHUNK_BYTES = 2**20  # of plain weights at once, so that they are still in the cache when used
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 8
+_ROUNDS_S = 0.01  # no further round at a size after this time and the least number
+_HOPELESS = 2.0  # times the best time: not tried with more rows
+_MAX_ERRORS = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the plain product
+_MAX_ERROR = 0.03  # of smaller types
+
+
+def packed_product(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """torch's own kernel for plain activations and int8 weights: one pass over the weights."""
+    product: Product = torch.ops.aten._weight_int8pack_mm
+    return product(activations.contiguous(), values, scales[:, 0])
+
+
+def chunked_product(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """Plain products with a few outputs at a time, whose weights are made plain before each."""
+    num_outputs = max(1, _CHUNK_BYTES // (values.shape[1] * activations.itemsize))
+    parts = [linear(activations, part.to(activations.dtype)) for part in values.split(num_outputs)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).mul_(scales[:, 0])
+
+
+def integer_product(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """An integer product with each activation as two int8 numbers: its 15 bits of a row's maximum.
+
+    This is more than a bfloat16 product keeps. The sums are exact.
+    """
+    steps = torch.linalg.vector_norm(activations, torch.inf, -1, keepdim=True, dtype=torch.float32)
+    steps.mul_(1 / (127 * 254)).clamp_min_(torch.finfo(torch.float32).tiny)
+    fine = activations.div(steps).round_()
+    coarse = fine.mul(1 / 254).round_()
+    both = torch.empty(2, *activations.shape, dtype=torch.int8, device=activations.device)
+    both[0].copy_(coarse)
+    both[1].copy_(fine.sub_(coarse, alpha=254))
+    sums = torch._int_mm(both.flatten(0, 1), values.t()).unflatten(0, (2, -1))
+    out = sums[0].mul(254.0).add_(sums[1]).mul_(steps)
+    return torch.mul(out, scales[:, 0], out=torch.empty_like(out, dtype=activations.dtype))
+
+
+PRODUCTS: Mapping[str, Product] = {
+    "packed": packed_product,
+    "chunked": chunked_product,
+    "integer": integer_product,
+}
+
+
+@dataclass(frozen=True)
+class ChosenProduct:
+    """The fastest product for each power of two of rows, from one row on."""
+
+    by_size: tuple[Product, ...]
+
+    def __call__(
+        self, activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+    ) -> torch.Tensor:
+        size = (len(activations) - 1).bit_length()
+        product = self.by_size[min(size, len(self.by_size) - 1)]
+        return product(activations, values, scales)
+
+
+def int8_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A view of ``model`` with int8 weights in its blocks, and the fastest products for them.
+
+    Raises ``CannotQuantize``.
+    """
+    made = quantized(model, Quantize.INT8)
+    choose_products(quantized_layers(made))
+    return made
+
+
+@torch.inference_mode()
+def choose_products(layers: Sequence[QuantizedLinear]) -> None:
+    """Time all products on these layers, and let each layer use the fastest for its shape."""
+    by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
+    for layer in layers:
+        by_shape.setdefault(layer.values.shape, []).append(layer)
+    for alike in by_shape.values():
+        chosen = ChosenProduct(tuple(_fastest(alike)))
+        for layer in alike:
+            layer.product = chosen
+
+
+def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
+    """The chosen products by shape, ``outputs x inputs``, for 1, 2, 4 ... rows."""
+    names = {product: name for name, product in PRODUCTS.items()}
+    found = {}
+    for layer in layers:
+        if isinstance(layer.product, ChosenProduct):
+            shape = " x ".join(map(str, layer.values.shape))
+            found[shape] = [names.get(product, "plain") for product in layer.product.by_size]
+    return found
+
+
+def _fastest(layers: Sequence[QuantizedLinear]) -> Iterator[Product]:
+    """The fastest product with 1, 2, 4 ... rows."""
+    hopeful = list(PRODUCTS.values())
+    for size in range(NUM_SIZES):
+        rows = torch.randn(2**size, layers[0].values.shape[1], device=layers[0].values.device)
+        rows = rows.to(layers[0].scales.dtype)
+        works = [product for product in hopeful if _is_right(product, rows, layers[0])]
+        times = _times(works, rows, layers)
+        best = min(works, key=lambda product: times[product], default=dequantized_product)
+        hopeful = [each for each in hopeful if times.get(each, 0) <= _HOPELESS * times.get(best, 1)]
+        yield best
+
+
+def _is_right(product: Product, rows: torch.Tensor, layer: QuantizedLinear) -> bool:
+    """Whether this device has the product for so many rows, and it is right."""
+    expected = dequantized_product(rows, layer.values, layer.scales).float()
+    try:
+        found = product(rows, layer.values, layer.scales).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool(
+        (found - expected).norm() <= _MAX_ERRORS.get(rows.dtype, _MAX_ERROR) * expected.norm()
+    )
+
+
+def _times(
+    products: Sequence[Product], rows: torch.Tensor, layers: Sequence[QuantizedLinear]
+) -> dict[Product, float]:
+    """The shortest time of each product in seconds; they take turns, and so do the layers."""
+    times = dict.fromkeys(products, float("inf"))
+    began = time.perf_counter()
+    for num_rounds, layer in enumerate(islice(cycle(layers), _MAX_ROUNDS), start=1):
+        for product in products:
+            before = _now(rows.device)
+            product(rows, layer.values, layer.scales)
+            times[product] = min(times[product], _now(rows.device) - before)
+        if num_rounds >= _MIN_ROUNDS and time.perf_counter() - began > _ROUNDS_S:
+            break
+    return times
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
