@@ -79,6 +79,7 @@ def stored_subject(
     catalog = Catalog(models, checkpoints)
     removed: dict[str, Blocks] = {}
     repairs: dict[str, Repaired] = {}
+    int8 = set()
     for variant in variants:
         if variant == DENSE:
             removed[_again(variant)] = ()
@@ -89,11 +90,14 @@ def stored_subject(
                 f"{entry.name!r} is not a variant of the {name!r} in the data directory"
             )
         removed[entry.name] = entry.removed_blocks
+        if entry.is_int8:
+            int8.add(entry.name)
         if repaired := _repair(entry, checkpoints):
             repairs[entry.name] = repaired
     loaded = models.load(name, dtype=dtype, device=settings.device)
+    dense = make_variant(name, name, loaded.model)
     tuner = Tuner.of(settings.tune, settings.data_dir)
-    return BenchSubject(name, make_variant(name, name, loaded.model), removed, repairs, tuner)
+    return BenchSubject(name, dense, removed, repairs, tuner, frozenset(int8))
 
 
 def random_subject(
@@ -109,15 +113,24 @@ def random_subject(
     dense = make_variant(shape, shape, random_model(shape, weight_dtype, device=settings.device))
     num_blocks = len(dense.keep)
     removed: dict[str, Blocks] = {}
+    int8 = set()
     for variant in variants:
-        depth = VariantName.parse(variant).depth or 0
         if variant == DENSE:
             removed[_again(variant)] = ()
-        elif VariantName.parse(variant) == VariantName("", depth=depth) and 1 <= depth < num_blocks:
-            removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
-        else:
-            raise UnknownModel(f"{variant!r}: expected dense, or @-1 to @-{num_blocks - 1}")
-    return BenchSubject(shape, dense, removed, tuner=Tuner.of(settings.tune, settings.data_dir))
+            continue
+        name = VariantName.parse(variant)
+        depth = name.depth or 0
+        is_known = name == VariantName("", depth=name.depth, is_int8=name.is_int8)
+        if not is_known or not (depth or name.is_int8) or depth >= num_blocks or name.depth == 0:
+            raise UnknownModel(
+                f"{variant!r}: expected dense, or @-1 to @-{num_blocks - 1}, or +int8, also behind "
+                "one of these"
+            )
+        removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
+        if name.is_int8:
+            int8.add(f"{shape}{variant}")
+    tuner = Tuner.of(settings.tune, settings.data_dir)
+    return BenchSubject(shape, dense, removed, tuner=tuner, int8=frozenset(int8))
 
 
 def bench_model(
@@ -135,6 +148,8 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
     found = {}
     for row in bench.rows():
         removed = bench.subject.removed[row.variant]
+        if row.variant in bench.subject.int8:
+            continue
         if row.time == "tpot" and removed:  # the last scenario counts: requests of many clients
             found[len(removed)] = MeasuredSpeedup(
                 ratio=row.speedup.ratio,

@@ -1,9 +1,10 @@
 """What ``sleb bench`` measures: scenarios, their sizes, and the variants of one model."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from app.engine.int8 import int8_model
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
@@ -62,7 +63,7 @@ class BenchSubject:
     """A dense model, and the removed blocks of each variant by name.
 
     ``repairs`` are those of repaired variants; tensors of them are in memory. ``tuner`` chooses
-    between kernels.
+    between kernels. ``int8`` are the names of variants with int8 weights.
     """
 
     name: str
@@ -70,6 +71,7 @@ class BenchSubject:
     removed: Mapping[str, Blocks]
     repairs: Mapping[str, Repaired] = field(default_factory=dict)
     tuner: Tuner = OFF
+    int8: frozenset[str] = frozenset()
 
     @property
     def num_blocks(self) -> int:
@@ -78,8 +80,11 @@ class BenchSubject:
     def sides(self) -> dict[str, Variant]:
         """The variants that take turns: dense first, then the pruned ones, and half the model."""
         blocks = range(self.num_blocks)
+        int8 = replace(self.dense, model=int8_model(self.dense.model)) if self.int8 else self.dense
         pruned = {
-            name: without(self.dense, removed, name, self.repairs.get(name))
+            name: without(
+                int8 if name in self.int8 else self.dense, removed, name, self.repairs.get(name)
+            )
             for name, removed in self.removed.items()
         }
         half = without(self.dense, blocks[self.num_blocks // 2 :], HALF)

@@ -83,10 +83,11 @@ def reasons(rows: Sequence[Row]) -> list[str]:
 
 def _variant(subject: BenchSubject, name: str) -> str:
     blocks, repaired = subject.removed[name], subject.repairs.get(name)
+    int8 = " with int8 weights" if name in subject.int8 else ""
     if not blocks:
-        return "the dense model again"
+        return f"the dense model{int8 or ' again'}"
     how = f"repaired by {repaired.method}" if repaired else "not repaired"
-    return f"without blocks {', '.join(map(str, blocks))}, {how}"
+    return f"without blocks {', '.join(map(str, blocks))}, {how}{int8 and f',{int8}'}"
 
 
 def _usage(side: str, runs: Sequence[Sample]) -> list[str]:

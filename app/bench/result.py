@@ -25,7 +25,7 @@ class Row:
     dense_s: float
     variant_s: float
     speedup: Speedup
-    ideal: float | None  # only for the first time of each scenario
+    ideal: float | None  # only for the first time of each scenario, and for plain weights
     ideal_by_blocks: float  # the ratio of the numbers of blocks
 
     @property
@@ -57,6 +57,7 @@ class Bench:
         for time in samples[DENSE][0].times_s:
             dense_s, variant_s = _times_s(samples[DENSE], time), _times_s(samples[variant], time)
             is_first = time == next(iter(samples[DENSE][0].times_s))
+            has_ideal = is_first and variant not in self.subject.int8
             rows.append(
                 Row(
                     scenario,
@@ -65,7 +66,7 @@ class Bench:
                     fmean(dense_s),
                     fmean(variant_s),
                     speedup(dense_s, variant_s),
-                    self._ideal(scenario, samples, time, num_removed) if is_first else None,
+                    self._ideal(scenario, samples, time, num_removed) if has_ideal else None,
                     num_blocks / (num_blocks - num_removed),
                 )
             )

@@ -18,8 +18,8 @@ def bench(
     variants: Annotated[
         str,
         typer.Option(
-            help="Compared with the dense model: @-3, unrepaired @-3+raw, or dense, which is that "
-            "model a second time."
+            help="Compared with the dense model: @-3, unrepaired @-3+raw, +int8 or @-3+int8 with "
+            "int8 weights, or dense, which is that model a second time."
         ),
     ] = "@-6",
     random_weights: Annotated[

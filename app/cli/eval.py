@@ -14,7 +14,7 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL...",
-        help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, each also with +raw, or directories.",
+        help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, each also with +raw or +int8, or directories.",
     ),
 ]
 

@@ -24,6 +24,7 @@ from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import text_of
 from pruning.evaluation.zero_shot_scores import TaskScore
+from pruning.models.names import VariantName
 from pruning.sleb import Blocks
 
 _Cell = tuple[str, str]  # the label of its row, which is the same for all models, and the text
@@ -133,7 +134,8 @@ def _text_rows(evaluations: Sequence[Evaluation], section: _Section) -> Iterator
 
 def _name(evaluation: Evaluation) -> str:
     weights = evaluation.weights
-    return evaluation.model if weights is None else f"{evaluation.model}, {weights}"
+    is_named = weights is None or VariantName.parse(evaluation.model).is_int8
+    return evaluation.model if is_named else f"{evaluation.model}, {weights}"
 
 
 def _task_rows(evaluation: Evaluation) -> Iterator[_Cell]:

@@ -25,7 +25,6 @@ from pruning.evaluation.zero_shot import require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Forward
-from pruning.models.quantize import require_torchao
 from pruning.models.store import set_up_torch
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
@@ -87,8 +86,6 @@ def run_evaluation(
     if tasks.zero_shot:
         require_lm_eval()
     set_up_torch(settings.threads)
-    if options.quantize is not None:
-        require_torchao()
     subjects = [subject_of(name, settings) for name in names]
     columns = _columns(subjects, options.quantize, compared=bool(tasks.texts))
     with search_progress(Console(stderr=True)) as progress:
@@ -108,21 +105,25 @@ def _columns(
 ) -> list[_Column]:
     """A column for each model, and with ``quantize`` another one with such weights.
 
-    If models are ``compared``, those that are not among them are added: dense parents come first,
-    and the raw form of a repaired model in front of it.
+    If models are ``compared``, or some are quantised, those that are not among them are added:
+    dense parents come first, and the raw form of a repaired model in front of it.
     """
     columns = []
-    unrepaired = {(one.path, one.keep) for one in subjects if one.repaired_by is None}
+    unrepaired = {(one.path, one.keep, one.weights) for one in subjects if one.repaired_by is None}
     for subject in subjects:
         raw = subject.raw if compared else None
-        if raw is not None and (raw.path, raw.keep) not in unrepaired:
-            unrepaired.add((raw.path, raw.keep))
-            columns.append(_Column(raw))
-        columns += [_Column(subject)] + ([_Column(subject, quantize)] if quantize else [])
-    if not compared and quantize is None:
+        if raw is not None and (raw.path, raw.keep, raw.weights) not in unrepaired:
+            unrepaired.add((raw.path, raw.keep, raw.weights))
+            columns.append(_Column(raw, raw.weights))
+        columns.append(_Column(subject, subject.weights))
+        if quantize not in (None, subject.weights):
+            columns.append(_Column(subject, quantize))
+    is_rounded = any(column.weights is not None for column in columns)
+    if not compared and not is_rounded:
         return columns
-    named = {subject.path for subject in subjects if not subject.removed_blocks}
-    parents = dict.fromkeys(one.parent for one in subjects if one.parent not in named)
+    named = {one.path for one in subjects if not one.removed_blocks and one.weights is None}
+    wholes = (one.parent if one.removed_blocks else one.path for one in subjects)
+    parents = dict.fromkeys(path for path in wholes if path not in named)
     dense = [_Column(Subject(path.name, path, None, ())) for path in parents if path is not None]
     return [*dense, *columns]
 
@@ -156,7 +157,8 @@ def _evaluated(
     texts_dir = options.texts_dir or settings.data_dir / "texts"
     for path in dict.fromkeys(column.subject.path for column in columns):
         resident = options.resident or fitting_resident(path, resources)
-        if resident is Resident.STREAM and (tasks.zero_shot or options.quantize):
+        is_rounded = any(one.weights for one in columns if one.subject.path == path)
+        if resident is Resident.STREAM and (tasks.zero_shot or is_rounded):
             raise NotEvaluable(
                 f"{path} is streamed, and tasks of lm-eval and quantised weights need the whole "
                 "model in memory: leave them out, or use --resident model"

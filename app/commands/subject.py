@@ -16,6 +16,7 @@ from pruning.repair.folding import folded
 from pruning.repair.record import Method
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
+from pruning.spec.prune import Quantize
 
 
 class NotEvaluable(ValueError):
@@ -33,6 +34,7 @@ class Subject:
     method: Method = Method.NONE  # of the repair
     repaired_by: Path | None = None  # the checkpoint whose repair the weights at ``path`` need
     parent: Path | None = None  # the dense model of a pruned one, if it is here
+    weights: Quantize | None = None  # to which the weights at ``path`` are rounded
 
     @property
     def raw(self) -> "Subject | None":
@@ -68,7 +70,8 @@ def subject_of(name: str, settings: Settings) -> Subject:
         if not Path(name).is_dir():
             raise
         return _directory(Path(name), name, models)
-    return _entry(entry, models, checkpoints)
+    subject = _entry(entry, models, checkpoints)
+    return replace(subject, weights=Quantize.INT8) if entry.is_int8 else subject
 
 
 def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) -> Subject:

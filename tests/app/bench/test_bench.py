@@ -76,6 +76,18 @@ def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     assert "## Served: 2 clients, 5 requests of 4 + 3 tokens" in (out / "bench.md").read_text()
 
 
+def test_int8_forms_are_sides_like_any_other(tiny_shape: str, tmp_path: Path) -> None:
+    words = ["--scenarios", "generation", "--variants", "+int8,@-2+int8", "--out", str(tmp_path)]
+    found = run("--random-weights", tiny_shape, *words)
+    assert found["variants"] == {"tiny+int8": [], "tiny@-2+int8": [4, 5]}
+    sizes = found["weight_bytes"]
+    assert sizes["tiny@-2+int8"] < sizes["tiny+int8"] < sizes["dense"]
+    assert {row["ideal"] for row in found["results"]} == {None}  # of plain weights only
+    report = (tmp_path / "bench.md").read_text()
+    assert "`tiny+int8`: the dense model with int8 weights" in report
+    assert "without blocks 4, 5, not repaired, with int8 weights" in report
+
+
 def test_variants_are_those_of_the_published_order(
     tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,6 +258,29 @@ def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
         run("tiny", "--quantize", weights.value, "--resident", "stream")
 
 
+def test_an_int8_name_is_measured_as_quantize_measures_it(
+    data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
+) -> None:
+    checkpoint = data_dir / "checkpoints" / published.name
+    repair_checkpoint(checkpoint, tiny_loaded.model, [Method.NONE, Method.RIDGE])
+    found = run("tiny@-2+int8", "tiny+int8", *PPL)
+    assert [(each["model"], each["weights"]) for each in found] == [
+        ("tiny", None),
+        ("tiny@-2+raw+int8", "int8"),
+        ("tiny@-2+int8", "int8"),
+        ("tiny+int8", "int8"),
+    ]
+    asked = run("tiny", "tiny@-2", *PPL, "--quantize", "int8")
+    losses = {
+        (each["model"], each["weights"]): each["perplexities"][1]["loss"]
+        for each in (*found, *asked)
+    }
+    assert losses["tiny@-2+int8", "int8"] == losses["tiny@-2", "int8"]
+    assert losses["tiny+int8", "int8"] == losses["tiny", "int8"]
+    assert len({round(loss, 9) for loss in losses.values()}) == 6
+    assert all(each["perplexities"][1]["ratio"] for each in found[1:])
+
+
 @pytest.mark.usefixtures("few_questions")
 def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) -> None:
     names = ["tiny", f"{published.parent}@-2"]
