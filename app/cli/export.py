@@ -8,6 +8,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from app.cli.eval import Dtype
 from app.cli.options import AsJson
+from pruning.spec.prune import Quantize
 
 
 def _num_bytes(text: str) -> int:
@@ -26,7 +27,7 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, these with +raw, or a directory."
+            help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, these with +raw or +int8, or a directory."
         ),
     ],
     out_dir: Annotated[
@@ -40,6 +41,10 @@ def export(
         str, typer.Option(help="Maximum size of a safetensors file, as 2GB.", metavar="BYTES")
     ] = "5GB",
     gguf: Annotated[Path | None, typer.Option(help="Write this file for llama.cpp too.")] = None,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(help="Round the blocks' matrices to int8 or int4, and write them for vLLM."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model or file.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,5 +55,5 @@ def export(
     from app.commands.export import Export, run_export
     from pruning.config import WorkerSettings
 
-    wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite)
+    wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite, quantize)
     run_export(wanted, WorkerSettings(), as_json=as_json)

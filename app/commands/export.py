@@ -8,23 +8,37 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from app.commands.subject import Subject, subject_of
+from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.terminal import print_json
-from pruning.checkpoints.card import Exported, export_card
-from pruning.checkpoints.gguf import check_gguf, write_gguf
+from pruning.checkpoints.card import Exported, QuantizedText, export_card
+from pruning.checkpoints.gguf import GgufUnsupported, check_gguf, write_gguf
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
+from pruning.checkpoints.quantized import (
+    compared_perplexities,
+    load_quantized,
+    require_compressed_tensors,
+    save_quantized,
+)
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
+from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import Own, num_blocks, view
 from pruning.models.lineage import lineage_of
 from pruning.models.names import VariantName
-from pruning.models.store import copy_companions, num_parameters, read_config, set_up_torch
+from pruning.models.store import (
+    copy_companions,
+    num_parameters,
+    pick_device,
+    read_config,
+    set_up_torch,
+)
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
+from pruning.spec.prune import Quantize
 
 
 @dataclass(frozen=True)
@@ -37,16 +51,18 @@ class Export:
     dtype: str  # "auto" is the model's own
     shard_bytes: int
     overwrite: bool
+    quantize: Quantize | None = None  # of the directory's weights
 
 
 def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> None:
     """Write the directory, the GGUF file or both, and print where they are.
 
-    Raises ``CheckpointExists``, ``GgufUnsupported`` and what ``subject_of`` raises before any
-    weights are read, and ``CheckpointNotPortable`` if the verification fails.
+    Raises ``CheckpointExists``, ``GgufUnsupported``, ``QuantizeUnavailable``, ``CannotQuantize``
+    and what ``subject_of`` raises before any weights are read, and ``CheckpointNotPortable`` if
+    the verification fails.
     """
     set_up_torch(settings.threads)
-    subject = subject_of(export.model, settings)
+    subject = _rounded(subject_of(export.model, settings), export)
     out, gguf = (path and path.expanduser().absolute() for path in (export.out_dir, export.gguf))
     if out is not None:
         check_place(out, overwrite=export.overwrite)
@@ -63,11 +79,12 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
         subject.own_tensors(dense),
         settings,
     )
+    exported = exporter.exported
     if out is not None:
-        exporter.write_directory(out, export.shard_bytes, overwrite=export.overwrite)
+        exported = exporter.write_directory(out, export.shard_bytes, overwrite=export.overwrite)
     if gguf is not None:
         exporter.write_gguf(gguf)
-    _print_result(exporter.exported, out, gguf, settings.verify, as_json=as_json)
+    _print_result(exported, out, gguf, settings.verify, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -90,30 +107,59 @@ class _Exporter:
             name, parent, total = manifest.name, manifest.parent, manifest.num_blocks
         dtype = str(self.dense.model.dtype).removeprefix("torch.")
         removed = self.subject.removed_blocks
-        return Exported(name, Path(parent).name, total, removed, dtype, self.subject.method)
+        return Exported(
+            name,
+            Path(parent).name,
+            total,
+            removed,
+            dtype,
+            self.subject.method,
+            self.subject.weights,
+        )
 
-    def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> None:
+    def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> Exported:
+        """Return what was written, with the perplexities of quantised weights."""
         pruned = view(self.dense.model, self.keep)
         num_bytes = num_parameters(pruned) * self.dense.model.dtype.itemsize
+        written = [self.exported]
 
         def write(directory: Path) -> None:
-            self.dense.save(self.keep, directory, shard_bytes, self.own)
+            self._save(directory, shard_bytes)
             copy_companions(self.dense.path, directory)
-            card = export_card(self.exported, lineage_of(self.dense.path))
-            (directory / "README.md").write_text(card, encoding="utf-8")
             verify_portable(
                 directory,
                 self.dense,
                 self.keep,
                 self.own,
+                quantize=self.subject.weights,
                 how=self.settings.verify,
                 device=self.settings.device,
             )
+            written.append(self._measured(directory))
+            card = export_card(written[-1], lineage_of(self.dense.path))
+            (directory / "README.md").write_text(card, encoding="utf-8")
 
         try:
             place(out, num_bytes, write, overwrite=overwrite)
         finally:
             remove_empty(out.parent)
+        return written[-1]
+
+    def _save(self, directory: Path, shard_bytes: int) -> None:
+        if self.subject.weights is None:
+            self.dense.save(self.keep, directory, shard_bytes, self.own)
+            return
+        forward = self.dense.forward(self.keep, self.subject.weights, self.own)
+        save_quantized(forward.model, directory, shard_bytes)
+
+    def _measured(self, directory: Path) -> Exported:
+        """With the perplexities of the quantised weights as transformers loads them."""
+        if self.subject.weights is None or self.settings.verify is Verify.OFF:
+            return self.exported
+        loaded = load_quantized(directory, pick_device(self.settings.device))
+        plain = self.dense.forward(self.keep, own=self.own)
+        pairs = compared_perplexities(plain, loaded, self.dense.tokenizer)
+        return replace(self.exported, perplexities=[QuantizedText.of(*pair) for pair in pairs])
 
     def write_gguf(self, file: Path) -> None:
         """Write beside the target first, and rename once transformers has read it back."""
@@ -132,6 +178,26 @@ class _Exporter:
                 temporary.unlink()
 
 
+def _rounded(subject: Subject, export: Export) -> Subject:
+    """The subject with the weights that the directory gets."""
+    if export.quantize is not None and subject.weights not in (None, export.quantize):
+        raise NotEvaluable(
+            f"{export.model!r} has {subject.weights} weights, which cannot be rounded to "
+            f"{export.quantize}: name the model without +{subject.weights}"
+        )
+    subject = replace(subject, weights=export.quantize or subject.weights)
+    if subject.weights is None:
+        return subject
+    if export.gguf is not None:
+        raise GgufUnsupported(
+            "a GGUF file is written with plain weights: leave int8 or int4 out, and quantise the "
+            "file with llama-quantize"
+        )
+    require_compressed_tensors()
+    check_quantizable(read_config(subject.path).model_type)
+    return subject
+
+
 def _check_file(file: Path, *, overwrite: bool) -> None:
     if file.is_dir() or (file.exists() and not overwrite):
         raise CheckpointExists(f"{file} exists already: choose another path, or use --overwrite")
@@ -146,8 +212,12 @@ def _print_result(
         print_json({**asdict(exported), **paths, "verified": is_verified})
         return
     blocks = exported.num_blocks - len(exported.removed_blocks)
+    weights = f", with {exported.quantized} matrices" if exported.quantized else ""
     verified = "not verified" if verify is Verify.OFF else "loaded by transformers and verified"
     console = Console(highlight=False)
     for path in filter(None, paths.values()):
-        text = f"{exported.name}, {blocks} blocks in {exported.dtype}, is in {path} ({verified})"
-        console.print(text, markup=False, soft_wrap=True)
+        what = f"{exported.name}, {blocks} blocks in {exported.dtype}{weights}"
+        console.print(f"{what}, is in {path} ({verified})", markup=False, soft_wrap=True)
+    for one in exported.perplexities:
+        found = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"
+        console.print(found, markup=False, soft_wrap=True)

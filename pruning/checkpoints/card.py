@@ -3,16 +3,23 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Self
 
-from pruning.checkpoints.domain_tables import depth_table, domain_table, explained
+from pruning.checkpoints.domain_tables import (
+    depth_table,
+    domain_table,
+    explained,
+    with_interval,
+)
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
-from pruning.evaluation.quality import DomainQuality
+from pruning.evaluation.perplexity import Perplexity
+from pruning.evaluation.quality import DomainQuality, Interval, text_of
 from pruning.models.lineage import Lineage
 from pruning.removal import Removal
 from pruning.repair.record import Method
-from pruning.spec.prune import Metric, PruneSpec, Resident, Search
+from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
 
 _HEAD = """\
 ---
@@ -73,8 +80,18 @@ words of each window, and `manifest.json` the lineage.
 _EXPORT = """\
 {head}
 {parent} {kept} {num_blocks} transformer blocks{changed}, in {dtype}.
-
+{quantized}
 {loading}"""
+_QUANTIZED = """
+The matrices in blocks are rounded to {bits}, symmetric, with a scale for each {group}, in
+the compressed-tensors format. Embeddings, norms and head are in {dtype}. Perplexity before, and of
+these files as transformers loads them:
+
+{table}
+"""
+_GROUPS: Mapping[Quantize, str] = MappingProxyType(
+    {Quantize.INT8: "output", Quantize.INT4: "group of at most 128 inputs"}
+)
 _METRICS: Mapping[Metric, str] = MappingProxyType(
     {
         Metric.COSINE: "the cosine similarity of their input and output",
@@ -157,6 +174,22 @@ def _look_ahead(spec: PruneSpec) -> str:
 
 
 @dataclass(frozen=True)
+class QuantizedText:
+    """Perplexity on one text, with plain weights and with the quantised ones that were loaded."""
+
+    text: str  # with its windows
+    plain: float
+    quantized: float
+    ratio: Interval
+
+    @classmethod
+    def of(cls, plain: Perplexity, quantized: Perplexity) -> Self:
+        assert quantized.ratio is not None
+        text = text_of(plain.text, plain.num_windows, plain.seqlen)
+        return cls(text, plain.perplexity, quantized.perplexity, quantized.ratio)
+
+
+@dataclass(frozen=True)
 class Exported:
     """An exported model: its parent has ``num_blocks``, without ``removed_blocks`` here."""
 
@@ -166,6 +199,8 @@ class Exported:
     removed_blocks: Sequence[int]
     dtype: str
     repair: Method = Method.NONE
+    quantized: Quantize | None = None
+    perplexities: Sequence[QuantizedText] = ()  # of a quantised model
 
 
 def export_card(exported: Exported, lineage: Lineage) -> str:
@@ -183,6 +218,25 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         kept=kept,
         num_blocks=exported.num_blocks,
         dtype=exported.dtype,
+        quantized=_quantized(exported),
+    )
+
+
+def _quantized(exported: Exported) -> str:
+    """Nothing for plain weights."""
+    if exported.quantized is None:
+        return ""
+    rows = [
+        (one.text, f"{one.plain:.3f}", f"{one.quantized:.3f}", with_interval(one.ratio))
+        for one in exported.perplexities
+    ]
+    return _QUANTIZED.format(
+        bits=exported.quantized.value,
+        group=_GROUPS[exported.quantized],
+        dtype=exported.dtype,
+        table=_markdown(("text", "before", "quantised", "ratio"), rows)
+        if rows
+        else "not measured.",
     )
 
 

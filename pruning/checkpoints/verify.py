@@ -17,6 +17,7 @@ from pruning.config import Verify, offline_environment
 from pruning.models.blocks import NO_OWN, Own
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
+from pruning.spec.prune import Quantize
 
 POLL_S = 1.0
 _LIMIT_S = 600
@@ -29,19 +30,21 @@ def verify_portable(
     keep: Blocks,
     own: Own = NO_OWN,
     *,
+    quantize: Quantize | None = None,
     how: Verify = Verify.PROCESS,
     device: str = "auto",
     ask: Callable[[], object] = lambda: None,
 ) -> None:
     """Load the checkpoint that keeps these blocks from ``directory`` and compare it with ``dense``.
 
-    ``own`` are the tensors that its repair has changed. While a process does it, ``ask`` is asked
+    ``own`` are the tensors that its repair has changed, and ``quantize`` is what its weights were
+    rounded to. While a process does it, ``ask`` is asked
     once a second, and what it raises ends that. Raises ``CheckpointNotPortable``, which says what
     differs.
     """
     if how is Verify.OFF:
         return
-    expected = expectation(dense, keep, device, own)
+    expected = expectation(dense, keep, device, own, quantize)
     try:
         if how is Verify.INLINE:
             compare(directory, expected)

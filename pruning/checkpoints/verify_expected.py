@@ -6,7 +6,7 @@ header.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, final_logits
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.memory import free_bytes, release_cache
+from pruning.models.quantize import plain_weights
 from pruning.models.save_streamed import kept_weights
 from pruning.models.store import COMPANION_FILES, pick_device
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
+from pruning.spec.prune import Quantize
 
 NUM_WINDOWS = 3
 WINDOW_TOKENS = 16
@@ -55,6 +57,7 @@ class Expectation:
 
     num_blocks: int
     dtype: str
+    is_quantized: bool  # in the compressed-tensors format
     per_block: Mapping[str, Sequence[Any]]  # lists of the config with an entry for each block
     weights: Mapping[str, str]
     companions: Mapping[str, str | None]
@@ -82,21 +85,23 @@ class Expectation:
 
 @torch.inference_mode()
 def expectation(
-    dense: DenseModel, keep: Blocks, device: str = "auto", own: Own = NO_OWN
+    dense: DenseModel,
+    keep: Blocks,
+    device: str = "auto",
+    own: Own = NO_OWN,
+    quantize: Quantize | None = None,
 ) -> Expectation:
     """Compute the expectation of the checkpoint that keeps these blocks, with ``own`` tensors.
 
-    The checkpoint is loaded on ``device`` if there is enough memory. Each weight is read once, so a
-    streamed model has no continuation, which reads all weights for each token.
+    With ``quantize``, weights are those that the quantised ones mean. The checkpoint is loaded on
+    ``device`` if there is enough memory. Each weight is read once, so a streamed model has no
+    continuation, which reads all weights for each token.
     """
     release_cache()
-    weights: dict[str, str] = {}
-    num_bytes = 0
-    for name, values in kept_weights(dense, keep, own):
-        weights[name] = digest(values)
-        num_bytes += values.nbytes
+    forward = dense.forward(keep, quantize, own)
+    plain = kept_weights(dense, keep, own) if quantize is None else plain_weights(forward.model)
+    weights, num_bytes = _digests(plain)
     loading = _loading(num_bytes, pick_device(device))
-    forward = dense.forward(keep, own=own)
     windows = _windows(dense.model.config)
     logits = logits_of(forward, windows)
     continuation: list[int] = []
@@ -106,6 +111,7 @@ def expectation(
     return Expectation(
         num_blocks=len(keep),
         dtype=str(dense.model.dtype).removeprefix("torch."),
+        is_quantized=quantize is not None,
         per_block=_per_block(dense.model.config, keep),
         weights=weights,
         companions=companions(dense.path),
@@ -116,6 +122,16 @@ def expectation(
         logits=logits,
         scores=scores,
     )
+
+
+def _digests(weights: Iterable[tuple[str, torch.Tensor]]) -> tuple[dict[str, str], int]:
+    """The digest of each of these tensors by name, and the bytes of all."""
+    found: dict[str, str] = {}
+    num_bytes = 0
+    for name, values in weights:
+        found[name] = digest(values)
+        num_bytes += values.nbytes
+    return found, num_bytes
 
 
 def digest(values: torch.Tensor) -> str:

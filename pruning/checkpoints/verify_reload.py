@@ -13,8 +13,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 
+from pruning.checkpoints.quantized import load_quantized
 from pruning.checkpoints.verify_expected import (
     NEW_TOKENS,
     Expectation,
@@ -34,6 +41,10 @@ TOLERANCES: Mapping[str, float] = MappingProxyType(
     {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 )
 _MAX_NAMED = 3  # weights in a message
+_WHOLE = (
+    "files as a whole, and there is not enough memory: free some, or set SLEB_VERIFY=off to skip "
+    "this check"
+)
 
 
 class CheckpointNotPortable(RuntimeError):
@@ -49,7 +60,9 @@ def compare(directory: Path, expected: Expectation) -> None:
     _compare_files(companions(directory), expected)
     try:
         _compare_config(directory, expected)
-        if expected.loading.is_streamed:
+        if expected.is_quantized:
+            _compare_quantized(directory, expected)
+        elif expected.loading.is_streamed:
             _compare_streamed(directory, expected)
         else:
             _compare_whole(directory, expected)
@@ -81,10 +94,7 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
     The tokenizer is not compared: transformers ignores the pre-tokenizer that the file names.
     """
     if expected.loading.is_streamed:
-        raise CheckpointNotPortable(
-            "transformers loads GGUF files as a whole, and there is not enough memory: free some, "
-            "or set SLEB_VERIFY=off to skip this check"
-        )
+        raise CheckpointNotPortable(f"transformers loads GGUF {_WHOLE}")
     hide_gguf_bar()
     try:
         read: Any = AutoModelForCausalLM.from_pretrained(
@@ -107,6 +117,14 @@ def _compare_whole(directory: Path, expected: Expectation) -> None:
     loaded = load(directory, device=expected.loading.device)
     _same("token ids of a sample text", sample_ids(loaded.tokenizer), list(expected.sample_ids))
     _compare_model(loaded.model, expected)
+
+
+def _compare_quantized(directory: Path, expected: Expectation) -> None:
+    if expected.loading.is_streamed:
+        raise CheckpointNotPortable(f"transformers loads quantised {_WHOLE}")
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
+    _compare_model(load_quantized(directory, expected.loading.device), expected)
 
 
 @torch.inference_mode()
