@@ -22,7 +22,7 @@ NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
 _CHUNK_BYTES = 2**20  # of plain weights at once, so that they are still in the cache when used
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 8
 _ROUNDS_S = 0.01  # no further round at a size after this time and the least number
-_HOPELESS = 2.0  # times the best time: not tried with more rows
+_MANY_ROWS, _HOPELESS = 16, 4.0  # from so many rows on, not tried again beyond these best times
 _MAX_ERRORS = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the plain product
 _MAX_ERROR = 0.03  # of smaller types
 
@@ -126,7 +126,8 @@ def _fastest(layers: Sequence[QuantizedLinear]) -> Iterator[Product]:
         works = [product for product in hopeful if _is_right(product, rows, layers[0])]
         times = _times(works, rows, layers)
         best = min(works, key=lambda product: times[product], default=dequantized_product)
-        hopeful = [each for each in hopeful if times.get(each, 0) <= _HOPELESS * times.get(best, 1)]
+        if len(rows) >= _MANY_ROWS:  # what is slow for few rows may be the best for many
+            hopeful = [each for each in works if times[each] <= _HOPELESS * times[best]]
         yield best
 
 
