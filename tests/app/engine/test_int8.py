@@ -145,6 +145,23 @@ def test_a_product_that_is_slow_wrong_or_missing_is_not_chosen(
     assert layers[0](torch.ones(2, 32, dtype=dtype)).shape == (2, len(layers[0].values))
 
 
+def test_a_product_that_is_slow_for_few_rows_is_chosen_for_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def row_by_row(*given: torch.Tensor) -> torch.Tensor:
+        return torch.cat([dequantized_product(row, *given[1:]) for row in given[0].split(1)])
+
+    def steady(*given: torch.Tensor) -> torch.Tensor:
+        return [dequantized_product(*given) for _ in range(20)][-1]
+
+    layers = quantized_layers(quantized(tiny_model("llama"), Quantize.INT8))
+    monkeypatch.setattr("app.engine.int8.PRODUCTS", {"rows": row_by_row, "steady": steady})
+    choose_products(layers)
+    for layer in layers:
+        assert isinstance(layer.product, ChosenProduct)
+        assert (layer.product.by_size[0], layer.product.by_size[-1]) == (row_by_row, steady)
+
+
 def test_layers_of_one_shape_are_timed_once() -> None:
     layers = quantized_layers(int8_model(tiny_model("llama")))
     chosen = {id(layer.product) for layer in layers}
