@@ -43,7 +43,7 @@ def window_divergences(
     and of the dense model, which have the same head. The positions are those of ``window_losses``.
     """
     rows, dense_rows = (states[:, :-1].flatten(0, 1) for states in (hidden, dense))
-    per_chunk = _rows_per_chunk(model, num_logits=2)
+    per_chunk = rows_per_chunk(model, num_logits=2)
     nats = []
     for chunk, dense_chunk in zip(rows.split(per_chunk), dense_rows.split(per_chunk), strict=True):
         wanted = final_logits(model, dense_chunk).float().log_softmax(dim=1)
@@ -70,12 +70,12 @@ def _chunks(
     model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield float32 logits ``[rows, vocab]``, which may be overwritten, and their targets."""
-    per_chunk = _rows_per_chunk(model)
+    per_chunk = rows_per_chunk(model)
     for chunk, target in zip(rows.split(per_chunk), targets.split(per_chunk), strict=True):
         yield final_logits(model, chunk).float(), target
 
 
-def _rows_per_chunk(model: PreTrainedModel, num_logits: int = 1) -> int:
+def rows_per_chunk(model: PreTrainedModel, num_logits: int = 1) -> int:
     """How many rows fit with ``num_logits`` logits for each token of the vocabulary."""
     vocab_size: int = model.config.vocab_size
     return max(1, LOGITS_BYTES // (4 * num_logits * vocab_size))

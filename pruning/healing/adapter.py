@@ -1,0 +1,219 @@
+"""Adapters of peft (LoRA) on the blocks of a pruned view, and what they change of its weights.
+
+An adapter adds a product of two thin matrices to every linear layer of a block. Only these are
+trained: all other tensors are shared with the dense model and stay as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from pruning.healing.places import ADAPTER_TENSORS
+from pruning.models.architectures import architecture
+from pruning.models.blocks import Own, block_list
+from pruning.models.safetensors_files import WeightFiles
+from pruning.models.store import load
+from pruning.repair.folding import Read
+from pruning.sleb import Blocks
+from pruning.spec.heal import Heal
+
+_NAME = "default"  # as peft calls the only adapter of a model
+_DOWN, _UP = "lora_A", "lora_B"  # [rank, width_in] and [width_out, rank]
+_PREFIX = "base_model.model."  # of peft's names in a file
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class AdapterUnreadable(ValueError):
+    """The file of an adapter is missing or damaged."""
+
+
+class NothingToAdapt(ValueError):
+    """The blocks have no layer that an adapter can be put on."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter in training.
+
+    ``model`` is the view that it was put on, which computes with it. ``parameters`` are its
+    matrices in float32, by the path of their layer in the view and peft's name for them.
+    """
+
+    model: PreTrainedModel
+    settings: Mapping[str, Any]  # of peft's ``LoraConfig``
+    parameters: Mapping[str, nn.Parameter]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters.values())
+
+    def values(self) -> Tensors:
+        """A copy of its matrices, on the CPU."""
+        return {name: each.detach().to("cpu", copy=True) for name, each in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Tensors) -> None:
+        """Take over what ``values`` returned. Raises ``KeyError`` for those of another adapter."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+
+    @contextmanager
+    def holding(self, tensors: Tensors) -> Iterator[None]:
+        """Compute with other matrices for a while."""
+        own = self.values()
+        self.load(tensors)
+        try:
+            yield
+        finally:
+            self.load(own)
+
+    def save(self, directory: Path, tensors: Tensors, base: str) -> None:
+        """Write these matrices as peft does, for the plain model of the name ``base``."""
+        from peft import LoraConfig  # noqa: PLC0415 - takes a second
+
+        directory.mkdir(parents=True, exist_ok=True)
+        config = LoraConfig(**self.settings, base_model_name_or_path=base, inference_mode=True)
+        config.save_pretrained(str(directory))
+        named = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(named, directory / ADAPTER_TENSORS, metadata={"format": "pt"})
+
+
+def adapted(pruned: PreTrainedModel, heal: Heal) -> Adapter:
+    """Put a new adapter on ``pruned``, a view of its own, which is changed by it.
+
+    It computes as before: one of the two matrices is zero. Raises ``NothingToAdapt``.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes a second
+
+    settings = _settings(pruned, heal)
+    devices = [pruned.device] if pruned.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(heal.seed)
+        inject_adapter_in_model(LoraConfig(**settings), pruned, adapter_name=_NAME)
+    parameters = {}
+    for name, parameter in pruned.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small steps are lost in bfloat16
+            parameters[name.replace(f".{_NAME}.", ".")] = parameter
+    if heal.checkpoint_activations:
+        for block in block_list(pruned):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return Adapter(pruned, settings, parameters)
+
+
+def read_adapter(directory: Path) -> Tensors:
+    """What ``Adapter.save`` has written into ``directory``, by the names of ``values``.
+
+    Raises ``AdapterUnreadable``.
+    """
+    try:
+        found = load_file(directory / ADAPTER_TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise AdapterUnreadable(f"{directory} has no adapter that can be read: {error}") from error
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+
+
+class Merged(Mapping[str, torch.Tensor]):
+    """The tensors of a healed model, by the names of the dense parameters that they replace.
+
+    They are those of ``own``, the repair's, and those that the adapter adds to. A tensor is made
+    when it is read, so that writing them one by one takes the memory of one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        keep: Blocks,
+        heal: Heal,
+        tensors: Tensors,
+        own: Own,
+        read: Read,
+    ) -> None:
+        self._model = model
+        self._own = own
+        self._read = read
+        self._scaling = heal.alpha / heal.rank
+        self._tensors = tensors
+        self._layers = dict(_dense_layers(model, keep, tensors))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        layer = self._layers.get(name)
+        if layer is None:
+            return self._own[name]
+        if name in self._own:
+            old = self._own[name]
+        else:
+            [(_, old)] = self._read([name])
+        down, up = (self._tensors[f"{layer}.{part}.weight"].to(old.device) for part in (_DOWN, _UP))
+        change = self._scaling * (up.float() @ down.float())
+        if self._is_transposed(name):
+            change = change.T
+        return (old.detach().float() + change).to(old.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self._own), **dict.fromkeys(self._layers)})
+
+    def __len__(self) -> int:
+        return len({*self._own, *self._layers})
+
+    def _is_transposed(self, name: str) -> bool:
+        return isinstance(self._model.get_submodule(name.rpartition(".")[0]), Conv1D)
+
+
+def changed_tensors(directory: Path, changed: Iterable[str], keep: Blocks) -> Tensors:
+    """Tensors of a published model that keeps these blocks, by the names that its dense parent has
+    for them. They may be memory-mapped."""
+    model = load(directory, device="meta").model
+    blocks = architecture(model.config).blocks
+    names = {}
+    for name in changed:
+        block, _, inner = name.removeprefix(f"{blocks}.").partition(".")
+        names[f"{blocks}.{keep.index(int(block))}.{inner}"] = name
+    return {names[name]: values for name, values in WeightFiles(directory, model).read(names)}
+
+
+def _dense_layers(
+    model: PreTrainedModel, keep: Sequence[int], tensors: Tensors
+) -> Iterator[tuple[str, str]]:
+    """The parameters of ``model`` that an adapter changes, and the paths of its own layers."""
+    path = architecture(model.config).blocks
+    for name in tensors:
+        layer, part, _ = name.rsplit(".", 2)
+        if part != _DOWN:
+            continue
+        position, _, inner = layer.removeprefix(f"{path}.").partition(".")
+        yield f"{path}.{keep[int(position)]}.{inner}.weight", layer
+
+
+def _settings(pruned: PreTrainedModel, heal: Heal) -> dict[str, Any]:
+    """Those of peft's ``LoraConfig``."""
+    layers = {
+        name.rpartition(".")[2]: layer
+        for name, layer in block_list(pruned).named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+    }
+    if not layers:
+        raise NothingToAdapt(
+            f"blocks of models of type {pruned.config.model_type} have no linear layers to adapt"
+        )
+    return {
+        "r": heal.rank,
+        "lora_alpha": heal.alpha,
+        "lora_dropout": 0.0,  # nothing random, so that a training can be resumed exactly
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "target_modules": sorted(layers),
+        "fan_in_fan_out": any(isinstance(layer, Conv1D) for layer in layers.values()),
+    }

@@ -1,0 +1,220 @@
+"""The training of an adapter: a generator of steps, which can be stopped and resumed anywhere.
+
+The dense model teaches. It shares its weights with the model that is healed, so both together take
+the memory of one.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pruning.healing.adapter import Adapter, Tensors
+from pruning.healing.divergence import divergence, hidden_error
+from pruning.healing.progress import Check, Progress, Step
+from pruning.healing.state import TrainingState
+from pruning.healing.text import HealingText, Order
+from pruning.models.loss import last_hidden, window_divergences
+from pruning.spec.heal import Heal
+
+LEAST_RATE = 0.1  # of the learning rate, at the end
+_EPSILON = 1e-6  # of Adam: with less, rounding errors of a gradient of zero become whole steps
+
+
+class HealingDiverged(RuntimeError):
+    """A loss of the training is not a finite number."""
+
+
+class Training:
+    """The training of ``adapter`` towards ``dense``, from its beginning or from ``earlier``.
+
+    A call of a model has at most ``micro_tokens`` tokens, but at least one window.
+    """
+
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        adapter: Adapter,
+        text: HealingText,
+        heal: Heal,
+        *,
+        digest: str = "",
+        micro_tokens: int = 4096,
+        earlier: TrainingState | None = None,
+    ) -> None:
+        self._dense = dense
+        self._adapter = adapter
+        self._text = text
+        self._heal = heal
+        self._order = Order(text.train, heal.seed)
+        self._micro_windows = max(1, micro_tokens // text.seqlen)
+        self._num_windows = max(1, heal.batch_tokens // text.seqlen)  # of a step
+        self._optimizer = torch.optim.AdamW(
+            adapter.parameters.values(), lr=heal.learning_rate, eps=_EPSILON, weight_decay=0.0
+        )
+        self._best = adapter.values() if earlier is None else earlier.best
+        self.progress = Progress(digest) if earlier is None else earlier.progress
+        if earlier is not None:
+            self._restore(earlier)
+
+    @property
+    def best(self) -> Tensors:
+        """The adapter at the best check."""
+        return self._best
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the tokens of the budget give."""
+        return math.ceil(self._heal.num_tokens / self._step_tokens)
+
+    def state(self) -> TrainingState:
+        """The state after the last step, as copies on the CPU."""
+        mean, square = {}, {}
+        for name, parameter in self._adapter.parameters.items():
+            if moments := self._optimizer.state.get(parameter):
+                mean[name] = moments["exp_avg"].to("cpu", copy=True)
+                square[name] = moments["exp_avg_sq"].to("cpu", copy=True)
+        return TrainingState(self.progress, self._adapter.values(), self._best, mean, square)
+
+    def steps(self) -> Iterator[Step]:
+        """Make the steps that are left, one at a time.
+
+        Raises ``HealingDiverged``. ``state`` belongs to the last step that was yielded.
+        """
+        if not self.progress.checks:
+            self._check()
+        while not self._is_over:
+            yield self._step()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._used >= 1 or self.progress.num_risen >= self._heal.patience
+
+    @property
+    def _step_tokens(self) -> int:
+        return self._num_windows * self._text.seqlen
+
+    @property
+    def _used(self) -> float:
+        """The share of the budget that is used."""
+        used = self.progress.step / self.num_steps
+        if self._heal.max_minutes is None:
+            return used
+        return max(used, self.progress.seconds / (60 * self._heal.max_minutes))
+
+    def _step(self) -> Step:
+        began_s = time.monotonic()
+        rate = self._heal.learning_rate * schedule(self._used, self._heal.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._gradients()
+        parameters = list(self._adapter.parameters.values())
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._heal.clip_norm))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise HealingDiverged(
+                f"step {self.progress.step + 1} of the healing has the loss {loss} and a gradient "
+                f"of the norm {norm}: choose a lower learning rate than {self._heal.learning_rate}"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - began_s
+        self.progress = replace(
+            self.progress,
+            step=self.progress.step + 1,
+            num_tokens=self.progress.num_tokens + self._step_tokens,
+            seconds=self.progress.seconds + seconds,
+            losses=(*self.progress.losses, loss),
+        )
+        is_due = self.progress.step % self._heal.steps_per_check == 0 or self._used >= 1
+        check = self._check() if is_due else None
+        done, pace = self.progress, self._step_tokens / max(seconds, 1e-9)
+        used = min(1.0, self._used)
+        return Step(done.step, done.num_tokens, loss, rate, used, pace, done.seconds, check)
+
+    def _gradients(self) -> float:
+        """Sum up the gradients of the next step, part by part, and return its loss."""
+        windows = self._order.windows(self.progress.step * self._num_windows, self._num_windows)
+        total = 0.0
+        for part in windows.to(self._dense.device).split(self._micro_windows):
+            loss = self._loss(part) * (len(part) / self._num_windows)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _loss(self, token_ids: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
+            with torch.no_grad():
+                dense = last_hidden(self._dense, token_ids).flatten(0, 1)
+            hidden = last_hidden(self._adapter.model, token_ids).flatten(0, 1)
+            loss = divergence(self._dense, hidden, dense)
+            if self._heal.hidden_weight:
+                loss = loss + self._heal.hidden_weight * hidden_error(hidden, dense)
+        return loss
+
+    @torch.no_grad()
+    def _check(self) -> Check:
+        """Measure the divergence on held-out text, and keep the adapter if it is the best."""
+        began_s = time.monotonic()
+        found = {
+            domain: fmean(self._held_out(windows).tolist())
+            for domain, windows in self._text.held_out.items()
+        }
+        done = self.progress
+        check = Check(done.step, done.num_tokens, fmean(found.values()), found)
+        if not math.isfinite(check.loss):
+            raise HealingDiverged(
+                f"after {done.step} steps of the healing the loss on held-out text is {check.loss}"
+            )
+        is_best = not done.checks or check.loss < done.best.loss
+        if is_best:
+            self._best = self._adapter.values()
+        self.progress = replace(
+            done,
+            checks=(*done.checks, check),
+            num_risen=0 if is_best else done.num_risen + 1,
+            seconds=done.seconds + time.monotonic() - began_s,
+        )
+        return check
+
+    def _held_out(self, windows: torch.Tensor) -> torch.Tensor:
+        found = []
+        for part in windows.to(self._dense.device).split(self._micro_windows):
+            with self._autocast():
+                hidden = last_hidden(self._adapter.model, part)
+                found.append(
+                    window_divergences(self._dense, hidden, last_hidden(self._dense, part))
+                )
+        return torch.cat(found)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Multiply in bfloat16 on a GPU, where it is many times as fast as float32."""
+        if self._dense.device.type != "cuda":
+            return nullcontext()
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+
+    def _restore(self, earlier: TrainingState) -> None:
+        self._adapter.load(earlier.adapter)
+        for name, parameter in self._adapter.parameters.items():
+            if name in earlier.mean:
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(earlier.progress.step)),
+                    "exp_avg": earlier.mean[name].to(parameter.device, copy=True),
+                    "exp_avg_sq": earlier.square[name].to(parameter.device, copy=True),
+                }
+
+
+def schedule(used: float, warmup: float) -> float:
+    """The share of the learning rate when a share of the budget is ``used``.
+
+    It rises in a line, then falls along a cosine to ``LEAST_RATE``.
+    """
+    if used < warmup:
+        return max(used / warmup, LEAST_RATE)
+    falling = (used - warmup) / (1 - warmup)
+    return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * min(1.0, falling))) / 2

@@ -1,0 +1,69 @@
+"""``Heal``: how a pruned model is trained to predict what its dense parent predicts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pruning.spec import InvalidSpec
+
+_COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "num_tokens": (1, 2**40),
+        "rank": (1, 4096),
+        "batch_tokens": (1, 2**28),
+        "steps_per_check": (1, 2**31),
+        "patience": (1, 2**31),
+        "seed": (0, 2**32 - 1),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Heal:
+    """The training of an adapter (LoRA, arXiv 2106.09685) on the blocks that stay.
+
+    It ends after ``num_tokens``, after ``max_minutes`` if that is sooner, or once the loss on
+    held-out text has risen ``patience`` times in a row. The step with the lowest one is kept.
+    """
+
+    num_tokens: int = 500_000
+    max_minutes: float | None = None
+    rank: int = 16
+    alpha: float = 32.0  # the adapter's product is multiplied by alpha / rank
+    learning_rate: float = 1e-3  # the highest one
+    batch_tokens: int = 1024  # of a step of the optimiser
+    warmup: float = 0.05  # share of the training in which the learning rate rises
+    clip_norm: float = 1.0  # of the gradient of a step
+    hidden_weight: float = 0.0  # of the error of the last hidden state, beside the divergence
+    checkpoint_activations: bool = False  # compute them again in the backward pass: less memory
+    steps_per_check: int = 20  # between two measurements on held-out text
+    patience: int = 3
+    seed: int = 0
+    control: bool = True  # train the dense model in the same way, for comparison
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _COUNTS.items():
+            if not low <= getattr(self, name) <= high:
+                raise _refused(name, getattr(self, name), f"{low} to {high}")
+        for name in ("alpha", "learning_rate", "clip_norm", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:  # false for NaN
+                raise _refused(name, value, "a finite number above 0")
+        if not 0 <= self.warmup < 1:
+            raise _refused("warmup", self.warmup, "a share from 0 to below 1")
+        if not 0 <= self.hidden_weight < math.inf:
+            raise _refused("hidden_weight", self.hidden_weight, "a finite number, 0 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Heal":
+        """Inverse of ``to_dict``, also after JSON. Missing fields take their defaults."""
+        return cls(**data)
+
+
+def _refused(name: str, value: object, expected: str) -> InvalidSpec:
+    return InvalidSpec(f"heal.{name}", f"heal.{name}={value}: expected {expected}")

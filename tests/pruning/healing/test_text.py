@@ -1,0 +1,44 @@
+"""The order of training windows depends on a seed and a number alone."""
+
+import torch
+
+from pruning.healing.text import HealingText, Order
+
+PROSE = torch.arange(5).unsqueeze(1).expand(5, 3)
+CODE = 100 + torch.arange(2).unsqueeze(1).expand(2, 3)
+
+
+def order(seed: int = 0) -> Order:
+    return Order({"prose": PROSE, "code": CODE}, seed)
+
+
+def firsts(windows: torch.Tensor) -> list[int]:
+    return [int(window[0]) for window in windows]
+
+
+def test_domains_take_turns_and_every_pass_has_each_window_once() -> None:
+    found = firsts(order().windows(0, 20))
+    assert all(number < 100 for number in found[::2])
+    assert all(number >= 100 for number in found[1::2])
+    prose, code = found[::2], found[1::2]
+    assert sorted(prose[:5]) == sorted(prose[5:]) == [0, 1, 2, 3, 4]
+    assert [sorted(code[at : at + 2]) for at in range(0, 10, 2)] == [[100, 101]] * 5
+
+
+def test_a_later_start_gives_the_same_windows() -> None:
+    whole = firsts(order().windows(0, 40))
+    assert firsts(order().windows(17, 9)) == whole[17:26]
+    again = order()
+    again.windows(30, 5)
+    assert firsts(again.windows(0, 40)) == whole
+
+
+def test_another_seed_and_another_pass_give_another_order() -> None:
+    many = {"prose": torch.arange(50).unsqueeze(1)}
+    found = firsts(Order(many, 0).windows(0, 100))
+    assert found[:50] != found[50:]
+    assert firsts(Order(many, 1).windows(0, 100)) != found
+
+
+def test_the_length_of_the_windows() -> None:
+    assert HealingText({"prose": PROSE}, {}).seqlen == 3
