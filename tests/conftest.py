@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 pytest_plugins = [
     "tests.support.api_fixtures",
+    "tests.support.healing",
     "tests.support.model_fixtures",
     "tests.support.process_fixtures",
     "tests.support.redis_fixtures",

@@ -14,6 +14,7 @@ from app.cli.config import config
 from app.cli.doctor import doctor
 from app.cli.eval import evaluate
 from app.cli.export import export
+from app.cli.heal import heal
 from app.cli.jobs import jobs
 from app.cli.keys import keys
 from app.cli.models import models
@@ -35,6 +36,7 @@ app = typer.Typer(
     "the dense models, and measure the difference.",
 )
 app.command()(prune)
+app.command()(heal)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command()(stability)

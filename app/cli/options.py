@@ -11,6 +11,7 @@ import typer
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate, gate_of
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
 Command = Callable[..., None]
@@ -70,14 +71,44 @@ HELP: Mapping[str, str] = MappingProxyType(
 )
 
 
+HEAL_HELP: Mapping[str, str] = MappingProxyType(
+    {
+        "num_tokens": "Tokens to train on.",
+        "max_minutes": "Stop after this time even if tokens are left.",
+        "rank": "Rank of the adapters.",
+        "alpha": "The adapters are scaled by alpha / rank.",
+        "learning_rate": "The highest one; it rises first, then falls along a cosine.",
+        "batch_tokens": "Tokens of a step of the optimiser.",
+        "warmup": "Share of the training in which the learning rate rises.",
+        "clip_norm": "Maximum norm of the gradient of a step.",
+        "hidden_weight": "Weight of the error of the last hidden state in the loss.",
+        "checkpoint_activations": "Less memory and more time: compute activations again.",
+        "steps_per_check": "Steps between two measurements on held-out text.",
+        "patience": "Stop once the loss on held-out text has risen so many times in a row.",
+        "seed": "Seed of the adapters and of the order of the text.",
+        "control": "Train the dense model in the same way, for comparison.",
+    }
+)
+
+
 def spec_options(*names: str) -> Callable[[Command], Command]:
     """Add the options ``names`` to a command, which receives them as ``**values``."""
+    return _with_options(names, _parameters)
 
+
+def heal_options(command: Command) -> Command:
+    """Add an option for every field of ``Heal`` to a command, as ``**values``."""
+    return _with_options(tuple(HEAL_HELP), lambda: _of_fields(Heal, "", HEAL_HELP))(command)
+
+
+def _with_options(
+    names: Sequence[str], parameters_of: Callable[[], Mapping[str, inspect.Parameter]]
+) -> Callable[[Command], Command]:
     def with_options(command: Command) -> Command:
         signature = inspect.signature(command)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         required = [each for each in own if each.default is each.empty]
-        known = _parameters()
+        known = parameters_of()
         parameters = [*required, *(known[name] for name in names), *own[len(required) :]]
         # where typer looks for them
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # of any callable
@@ -140,19 +171,26 @@ def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
 
 def _parameters() -> dict[str, inspect.Parameter]:
     """Every option as a parameter of a function, with the type and the default of its field."""
-    found = {}
+    found: dict[str, inspect.Parameter] = {}
     for kind, prefix in ((PruneSpec, ""), (CalibrationSpec, ""), (Gate, GATE)):
-        types = get_type_hints(kind)
-        for field in fields(kind):
-            name = prefix + field.name
-            if name in HELP:
-                found[name] = inspect.Parameter(
-                    name,
-                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                    default=field.default,
-                    annotation=Annotated[types[field.name], typer.Option(help=HELP[name])],
-                )
+        found |= _of_fields(kind, prefix, HELP)
     return found
+
+
+def _of_fields(kind: Any, prefix: str, texts: Mapping[str, str]) -> dict[str, inspect.Parameter]:  # noqa: ANN401 - any dataclass
+    """The fields of a dataclass that have a help text."""
+    types = get_type_hints(kind)
+    names = {prefix + field.name: field for field in fields(kind)}
+    return {
+        name: inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=field.default,
+            annotation=Annotated[types[field.name], typer.Option(help=texts[name])],
+        )
+        for name, field in names.items()
+        if name in texts
+    }
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -106,7 +106,8 @@ def _columns(
     """A column for each model, and with ``quantize`` another one with such weights.
 
     If models are ``compared``, or some are quantised, those that are not among them are added:
-    dense parents come first, and the raw form of a repaired model in front of it.
+    dense parents come first, and the raw form of a repaired model in front of it,
+    and the control of a healed one behind it.
     """
     columns = []
     unrepaired = {(one.path, one.keep, one.weights) for one in subjects if one.repaired_by is None}
@@ -118,6 +119,9 @@ def _columns(
         columns.append(_Column(subject, subject.weights))
         if quantize not in (None, subject.weights):
             columns.append(_Column(subject, quantize))
+        control = subject.control if compared else None
+        if control is not None:
+            columns.append(_Column(control, control.weights))
     is_rounded = any(column.weights is not None for column in columns)
     if not compared and not is_rounded:
         return columns
@@ -135,7 +139,7 @@ def _against_parent(column: _Column, found: Mapping[_Column, Evaluation]) -> Eva
         (
             evaluation
             for one, evaluation in found.items()
-            if one.subject.path == path and not one.subject.removed_blocks and one.weights is None
+            if one.subject.path == path and one.subject.is_dense and one.weights is None
         ),
         None,
     )

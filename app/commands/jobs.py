@@ -115,11 +115,17 @@ class JobView:
             self._bar.evaluated(data["evaluations_done"], data["evaluations_total"])
         elif "repair_steps_total" in data:
             self._bar.repairing(data["repair_steps_done"], data["repair_steps_total"])
+        elif "heal" in data:
+            self._healing(data["heal"])
         elif "block" in data:
             fields = {name: data[name] for name in _REMOVAL_FIELDS}
             self._bar.removed(Removal(**fields, scores={}, num_windows={}))
         elif event["level"] != "error":  # an error ends the job, and is raised by ``follow``
             self._progress.console.print(f"  {event['message']}", markup=False)
+
+    def _healing(self, data: dict[str, Any]) -> None:
+        loss, held_out = data["loss"], data["held_out_loss"]
+        self._bar.healed(data["training"], data["num_tokens"], data["ratio"], loss, held_out)
 
     def end(self) -> None:
         self._bar.end()

@@ -140,7 +140,7 @@ def _table(
         listed.add_column(heading)
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
-        repair = entry.repair.method.value if entry.repair else ""
+        repair = entry.repair.label if entry.repair else ""
         measured = dict(_measured(entry))
         cells = (measured.get(text, "") for text in texts)
         listed.add_row(
@@ -166,7 +166,7 @@ def _lines(
     if entry.removed_blocks:
         parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
     if entry.repair is not None:
-        parts.append(f"repair: {entry.repair.method.value}")
+        parts.append(f"repair: {entry.repair.label}")
     yield f"{entry.name}: {', '.join(parts)}"
     predicted, measured = speeds[entry.name]
     if entry.is_pruned:
@@ -261,5 +261,6 @@ def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
 def _repair_json(entry: ModelEntry) -> dict[str, Any] | None:
     if entry.repair is None:
         return None
-    method, num_bytes = entry.repair.method, entry.repair.num_bytes
-    return {"method": method, "bytes": num_bytes, "raw": entry.raw.name}
+    found = entry.repair
+    names = {"raw": entry.raw.name, "is_healed": found.is_healed}
+    return {"method": found.method, "bytes": found.num_bytes, **names}

@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from pruning.healing.progress import Step
 from pruning.removal import Removal, is_tie
 from pruning.search.observed import Observer
 from pruning.search.refine import Exchange
@@ -110,6 +111,20 @@ class SearchBar(Observer):
 
     def repairing(self, done: int, total: int) -> None:
         self._count(done, total)
+
+    def healing(self, which: str, step: Step) -> None:
+        held_out = None if step.check is None else step.check.loss
+        self.healed(which, step.num_tokens, step.ratio, step.loss, held_out)
+
+    def healed(
+        self, which: str, num_tokens: int, ratio: float, loss: float, held_out: float | None
+    ) -> None:
+        """A step of the healing. It is a line if the loss on ``held_out`` text was measured."""
+        self._count(num_tokens, max(num_tokens, round(num_tokens / ratio)))
+        if held_out is not None:
+            self._progress.console.print(
+                f"  {which}: {num_tokens} tokens, loss {loss:.4f}, on held-out text {held_out:.4f}"
+            )
 
     def removed(self, removal: Removal) -> None:
         self.removals.append(removal)

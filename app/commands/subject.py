@@ -8,9 +8,11 @@ from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
 from pruning.config import Settings
-from pruning.models.blocks import NO_OWN, Own
+from pruning.healing.adapter import Merged, read_adapter
+from pruning.healing.places import CONTROL_FOLDER
+from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.names import VariantName, raw_name
+from pruning.models.names import VariantName, raw_name, unhealed_name
 from pruning.models.store import ModelStore, NotAModel
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
@@ -35,23 +37,49 @@ class Subject:
     repaired_by: Path | None = None  # the checkpoint whose repair the weights at ``path`` need
     parent: Path | None = None  # the dense model of a pruned one, if it is here
     weights: Quantize | None = None  # to which the weights at ``path`` are rounded
+    is_control: bool = False  # the dense model after the training of the checkpoint ``repaired_by``
+
+    @property
+    def is_dense(self) -> bool:
+        return not self.removed_blocks and not self.is_control
+
+    @property
+    def control(self) -> "Subject | None":
+        """The dense model after the training that healed this one; None if there is none."""
+        checkpoint = self.repaired_by
+        if checkpoint is None or not (checkpoint / CONTROL_FOLDER).is_dir():
+            return None
+        return replace(
+            self, name=f"{self.name}, control", keep=None, removed_blocks=(), is_control=True
+        )
 
     @property
     def raw(self) -> "Subject | None":
         """The same blocks without repair; None without one, or if the weights contain it."""
         if self.repaired_by is None:
             return None
-        return replace(self, name=raw_name(self.name), method=Method.NONE, repaired_by=None)
+        name = raw_name(unhealed_name(self.name))
+        return replace(self, name=name, method=Method.NONE, repaired_by=None)
 
     def own_tensors(self, dense: DenseModel) -> Own:
         """What its repair changes of ``dense``, the model at ``path``.
 
         Raises ``CheckpointCorrupt``.
         """
+        if self.is_control and self.repaired_by is not None:
+            return _control_tensors(self.repaired_by, dense)
         if self.repaired_by is None or self.keep is None:
             return NO_OWN
         repaired = repair_of(self.repaired_by, len(self.removed_blocks))
         return NO_OWN if repaired is None else folded(dense.model, self.keep, repaired, dense.read)
+
+
+def _control_tensors(checkpoint: Path, dense: DenseModel) -> Own:
+    healing = verify(checkpoint).healing
+    assert healing is not None
+    tensors = read_adapter(checkpoint / CONTROL_FOLDER)
+    every_block = range(num_blocks(dense.model))
+    return Merged(dense.model, tuple(every_block), healing.settings, tensors, NO_OWN, dense.read)
 
 
 def subject_of(name: str, settings: Settings) -> Subject:

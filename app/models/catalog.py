@@ -97,6 +97,11 @@ class Catalog:
                 f"no model named {name!r}: another server generates for {entry.name!r}, with the "
                 f"weights that it has: leave +int8 out"
             )
+        if entry.order is not None and entry.order.is_healed and not entry.is_raw:
+            raise UnknownModel(
+                f"no model named {name!r}: a healed model has weights of its own in all blocks, "
+                f"which are not served as int8: leave +int8 out"
+            )
         if entry.info is not None:
             try:
                 check_quantizable(entry.info.model_type)
@@ -133,6 +138,10 @@ class Catalog:
             raise UnknownModel(
                 f"no model named {name[:128]!r}: GET /models lists all models; the dense ones are "
                 f"{', '.join(self.dense_names()) or 'none, as the models directory is empty'}"
+            )
+        if order.is_healed:
+            raise UnknownModel(
+                f"{name!r}: only the model of all removals is healed: ask for {order.name!r}"
             )
         if not 1 <= depth <= order.depth:
             raise UnknownModel(f"{name!r}: this removal order has depths 1 to {order.depth}")
@@ -221,7 +230,12 @@ class Catalog:
         return None if order is None else self._whole_entry(order)
 
     def prefixes(self, order: RemovalOrder) -> list[ModelEntry]:
-        """The prefixes that can be served; without the dense model, the whole checkpoint alone."""
+        """The prefixes that can be served; without the dense model, the whole checkpoint alone.
+
+        A healed checkpoint is whole as well.
+        """
+        if order.is_healed:
+            return [self._whole_entry(order)]
         entries = self._prefix_entries(order, VariantName.of_checkpoint(order.name))
         return [entry for entry in entries if entry.is_view or entry.is_whole_checkpoint]
 
@@ -274,8 +288,9 @@ class Catalog:
         return ModelEntry.of_external(model, newest)
 
     def _newest_orders(self) -> dict[str, RemovalOrder]:
-        """The newest published removal order of every dense model."""
-        by_age = sorted(self._published_orders(), key=lambda order: order.created_at)
+        """The newest published removal order of every dense model; healed ones repeat another."""
+        orders = [order for order in self._published_orders() if not order.is_healed]
+        by_age = sorted(orders, key=lambda order: order.created_at)
         return {order.parent: order for order in by_age}
 
     def _published_orders(self) -> list[RemovalOrder]:

@@ -8,6 +8,7 @@ from app.models.external import ExternalModel
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
+from pruning.healing.places import ADAPTER_FILE
 from pruning.jobs.job import Job
 from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName, int8_name, raw_name
@@ -22,15 +23,29 @@ ModelKind = Literal["dense", "pruned"]
 
 @dataclass(frozen=True)
 class StoredRepair:
-    """The repair of one prefix of a removal order, as the manifest of its checkpoint records it."""
+    """The repair of one prefix of a removal order, as the manifest of its checkpoint records it.
+
+    Of a healed checkpoint, it is what repair and healing have changed.
+    """
 
     method: Method
     num_bytes: int  # of the tensors that it does not share with the dense model
     sha256: str  # of its file
+    is_healed: bool = False
+
+    @property
+    def label(self) -> str:
+        """For a table."""
+        return f"{self.method}, healed" if self.is_healed else self.method.value
 
     @classmethod
     def by_depth(cls, manifest: Manifest) -> Mapping[int, Self]:
         """By the number of removed blocks. Prefixes that are better without repair are missing."""
+        if (healing := manifest.healing) is not None:
+            file = manifest.files.get(ADAPTER_FILE)
+            sha256 = file.sha256 if file else ""  # it cannot be loaded without
+            whole = cls(healing.method, healing.num_bytes, sha256, is_healed=True)
+            return {len(manifest.removed_blocks): whole}
         found = {}
         for depth in manifest.repair or ():
             if depth.method is not Method.NONE:
@@ -65,6 +80,7 @@ class RemovalOrder:
     parent_fingerprint: str | None = None  # None matches any model with that many blocks
     block_times: BlockTimes | None = None  # of the dense model; None in old manifests
     repairs: Mapping[int, StoredRepair] = field(default_factory=dict)  # by depth, where it has one
+    is_healed: bool = False  # then the whole order can be served, and no prefix
 
     @classmethod
     def of_checkpoint(cls, manifest: Manifest) -> Self:
@@ -83,6 +99,7 @@ class RemovalOrder:
             parent_fingerprint=manifest.parent_fingerprint,
             block_times=manifest.block_times,
             repairs=StoredRepair.by_depth(manifest),
+            is_healed=manifest.healing is not None,
         )
 
     @classmethod

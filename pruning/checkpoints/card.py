@@ -16,6 +16,7 @@ from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.quality import DomainQuality, Interval, text_of
+from pruning.healing.record import Healing
 from pruning.models.lineage import Lineage
 from pruning.removal import Removal
 from pruning.repair.record import Method
@@ -146,8 +147,10 @@ def model_card(
     removed, repair = manifest.removed_blocks, manifest.repaired_by
     return _CARD.format(
         head=_head(manifest.name, manifest.parent, lineage),
-        loading=_loading(manifest.parent, manifest.num_blocks, removed, repair, lineage),
-        changed=_CHANGED[repair],
+        loading=_loading(
+            manifest.parent, manifest.num_blocks, removed, repair, lineage, manifest.healing
+        ),
+        changed=_CHANGED[repair] if manifest.healing is None else _healed(manifest.healing),
         parent=manifest.parent,
         num_removed=len(manifest.removed_blocks),
         num_blocks=manifest.num_blocks,
@@ -161,6 +164,11 @@ def model_card(
         search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
         **manifest.calibration,
     )
+
+
+def _healed(healing: Healing) -> str:
+    repaired = "" if healing.method is Method.NONE else f"{_CHANGED[healing.method]} and "
+    return f"{repaired}healed by training on {healing.run.best.num_tokens:,} tokens"
 
 
 def _look_ahead(spec: PruneSpec) -> str:
@@ -267,14 +275,24 @@ def _head(name: str, parent: str, lineage: Lineage) -> str:
 
 
 def _loading(
-    parent: str, num_blocks: int, removed: Sequence[int], repair: Method, lineage: Lineage
+    parent: str,
+    num_blocks: int,
+    removed: Sequence[int],
+    repair: Method,
+    lineage: Lineage,
+    healing: Healing | None = None,
 ) -> str:
-    lines = _lineage(parent, num_blocks, removed, repair, lineage)
+    lines = _lineage(parent, num_blocks, removed, repair, lineage, healing)
     return _LOADING.format(lineage="\n".join(lines))
 
 
 def _lineage(
-    parent: str, num_blocks: int, removed: Sequence[int], repair: Method, lineage: Lineage
+    parent: str,
+    num_blocks: int,
+    removed: Sequence[int],
+    repair: Method,
+    lineage: Lineage,
+    healing: Healing | None,
 ) -> Iterator[str]:
     source = f", from {lineage.source}" if lineage.source else ""
     source += f" at commit {lineage.commit}" if lineage.commit else ""
@@ -283,7 +301,33 @@ def _lineage(
     if removed:
         order = ", ".join(map(str, removed))
         yield f"- Removed blocks, counted from 0, in order of removal: {order}."
-    yield f"- No training: {_VALUES[repair]}."
+    if healing is None:
+        yield f"- No training: {_VALUES[repair]}."
+    else:
+        yield from _training(parent, healing)
     text = ", see LICENSE" if lineage.has_licence_text else ""
     named = f" ({lineage.licence})" if lineage.licence else ""
     yield f"- The licence is that of {parent}{named}{text}."
+
+
+def _training(parent: str, healing: Healing) -> Iterator[str]:
+    """How the model was healed, and what it is compared with."""
+    run, settings = healing.run, healing.settings
+    before, after = run.checks[0].loss, run.best.loss
+    yield (
+        f"- Healed from {healing.parent}: adapters (LoRA, rank {settings.rank}) on the linear "
+        f"layers of its blocks were trained to predict what {parent} predicts, for "
+        f"{run.num_steps} steps of the optimiser. The step after {run.best.num_tokens:,} tokens "
+        f"diverged least from {parent} on held-out text: {after:.4g} nats per token, and "
+        f"{before:.4g} before. Its adapter is merged here, and lies in `adapter/` in peft's format."
+    )
+    for text in healing.texts:
+        use = "Trained on" if text.part == "train" else "Stopped by"
+        windows = f"{text.num_windows} windows of {text.seqlen} tokens"
+        yield f"- {use} {text.domain}: {text.source}, {windows} (sha256 `{text.digest}`)."
+    if healing.control is not None:
+        yield (
+            f"- Control: {parent} with the same adapters after the same training, of "
+            f"{healing.control.num_tokens:,} tokens, which is in `control/`. Where it is better "
+            f"than {parent}, so much of the gain is due to the text and not to healing."
+        )

@@ -45,7 +45,7 @@ def curves(domain: DomainQuality) -> Iterator[Curve]:
     """The pruned model, and the repaired one if there is any."""
     yield _curve("pruned", domain, domain.raw_after)
     if any(domain.repaired):
-        yield _curve("repaired", domain, domain.served_after)
+        yield _curve("repaired", domain, domain.unhealed_after)
 
 
 def grid(num_panels: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from pruning.evaluation.quality import (
 
 Table = tuple[Cells, list[Cells]]  # headings, and the cells of each row
 _MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "came back")
+_HEALED = ("healed", "healed × dense", "healed: came back", "control × dense")
 NARROW = ("", "perplexity", "× dense", "came back")
 INTERVALS = (
     f"in parentheses: intervals of {CONFIDENCE:.0%}, by Student's t over windows; those of × dense "
@@ -27,9 +28,14 @@ INTERVALS = (
 def depth_table(domains: Sequence[DomainQuality], num_removed: int) -> Table:
     """The quality after so many removals, with a row for each domain."""
     return _without_empty(
-        ("domain", "dense", *_MEASURED),
+        ("domain", "dense", *_MEASURED, *_HEALED),
         [
-            (domain.domain, with_interval(domain.dense_perplexity()), *_cells(domain, num_removed))
+            (
+                domain.domain,
+                with_interval(domain.dense_perplexity()),
+                *_cells(domain, num_removed),
+                *_healed_cells(domain, num_removed),
+            )
             for domain in domains
         ],
     )
@@ -55,6 +61,10 @@ def explained(domains: Sequence[DomainQuality | DomainAtDepth]) -> Iterator[str]
     yield INTERVALS
     if any(domain.repaired for domain in domains):
         yield "came back: share of the lost nats per token that repair gives back."
+    if any(domain.healed for domain in domains):
+        yield "healed: trained to predict what the dense model predicts, behind any repair."
+    if any(domain.control for domain in domains):
+        yield "control: the dense model after the same training, which has nothing to give back."
 
 
 def text_line(name: str, text: str, digest: str) -> str:
@@ -72,8 +82,11 @@ def _narrow_rows(domain: DomainAtDepth) -> Iterator[Cells]:
     yield "  dense", with_interval(domain.dense), NONE, NONE
     yield "  pruned", *_compared(domain.raw), NONE
     if domain.repaired is not None:
-        share = NONE if domain.recovered is None else f"{domain.recovered:.0%}"
-        yield "  repaired", *_compared(domain.repaired), share
+        yield "  repaired", *_compared(domain.repaired), _share(domain.recovered)
+    if domain.healed is not None:
+        yield "  healed", *_compared(domain.healed), _share(domain.healed_share)
+    if domain.control is not None:
+        yield "  control", *_compared(domain.control), NONE
 
 
 def _compared(found: Compared) -> tuple[str, str]:
@@ -85,8 +98,19 @@ def _cells(domain: DomainQuality, num_removed: int) -> Cells:
     raw = _measured(domain, domain.raw_after(num_removed))
     if repaired is None:
         return *raw, NONE, NONE, NONE
-    share = domain.recovered_after(num_removed)
-    return *raw, *_measured(domain, repaired), NONE if share is None else f"{share:.0%}"
+    return *raw, *_measured(domain, repaired), _share(domain.recovered_after(num_removed))
+
+
+def _healed_cells(domain: DomainQuality, num_removed: int) -> Cells:
+    healed = domain.healed_after(num_removed)
+    if healed is None:
+        return NONE, NONE, NONE, NONE
+    control = NONE if domain.control is None else with_interval(domain.ratio(domain.control))
+    return *_measured(domain, healed), _share(domain.healed_share()), control
+
+
+def _share(share: float | None) -> str:
+    return NONE if share is None else f"{share:.0%}"
 
 
 def _measured(domain: DomainQuality, measured: Measured) -> Cells:

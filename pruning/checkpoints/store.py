@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.evaluation.quality import Quality
+from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
 from pruning.removal import kept
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,254}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,246}(\+healed)?")
 
 
 class CheckpointNotFound(LookupError):
@@ -62,6 +63,7 @@ class Manifest:
     parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
     repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
     block_times: BlockTimes | None = None  # of the dense parent when it was pruned
+    healing: Healing | None = None  # of the model of all removals; then ``repair`` is None
 
     @property
     def weight_bytes(self) -> int:
@@ -75,7 +77,9 @@ class Manifest:
 
     @property
     def repaired_by(self) -> Method:
-        """The repair of the published weights."""
+        """The repair of the published weights, which a healing may have followed."""
+        if self.healing is not None:
+            return self.healing.method
         return self.repair[-1].method if self.repair else Method.NONE
 
     @property
@@ -104,6 +108,8 @@ class Manifest:
             data["repair"] = tuple(DepthRepair.from_dict(depth) for depth in data["repair"])
         if data.get("block_times") is not None:
             data["block_times"] = BlockTimes(**data["block_times"])
+        if data.get("healing") is not None:
+            data["healing"] = Healing.from_dict(data["healing"])
         return cls(**data)
 
 
@@ -175,7 +181,8 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
 def repair_of(path: Path, num_removed: int) -> "Repaired | None":
     """The repair of a published checkpoint's model after so many removals; None without one.
 
-    Raises ``FileNotFoundError``, or ``CheckpointCorrupt`` if the file differs from the manifest.
+    That of a healed checkpoint is what its healing has changed, which its own weights contain.
+    Raises ``FileNotFoundError``, or ``CheckpointCorrupt`` if a file differs from the manifest.
     """
     from pruning.repair.stored import (  # noqa: PLC0415 - it imports torch
         RepairUnreadable,
@@ -183,6 +190,8 @@ def repair_of(path: Path, num_removed: int) -> "Repaired | None":
     )
 
     manifest = read_manifest(path)
+    if manifest.healing is not None:
+        return _healed(path, manifest.healing, manifest.keep)
     if manifest.repair is None:
         return None
     name = repair_file(num_removed)
@@ -193,6 +202,14 @@ def repair_of(path: Path, num_removed: int) -> "Repaired | None":
         return read_repair(path, num_removed)
     except RepairUnreadable as error:
         raise CheckpointCorrupt(str(error)) from error
+
+
+def _healed(path: Path, healing: Healing, keep: Blocks) -> "Repaired":
+    from pruning.healing.adapter import changed_tensors  # noqa: PLC0415 - it imports torch
+    from pruning.repair.repair import Repaired  # noqa: PLC0415 - likewise
+
+    verify(path)
+    return Repaired(healing.method, {}, changed_tensors(path, healing.changed, keep))
 
 
 def verify(path: Path) -> Manifest:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.data.corpora import CalibrationError
 from pruning.data.sources import Observe, Source, Use, source_of, unobserved
 from pruning.data.windows import Windows, mixed
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
@@ -68,6 +69,32 @@ def repair_windows(
         train=_by_domain(sources, Use.REPAIR),
         selection=_by_domain([*sources, *others], Use.SELECTION),
     )
+
+
+def healing_windows(
+    spec: Calibration,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    observe: Observe = unobserved,
+) -> RepairWindows:
+    """All windows of the calibration's texts that may be trained on, and others to stop by.
+
+    The latter are the selection windows of ``repair_windows``. Raises ``CalibrationError``, also if
+    there are none.
+    """
+    sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
+    others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
+    found = RepairWindows(
+        train=_by_domain(sources, Use.HEALING),
+        selection=_by_domain([*sources, *others], Use.SELECTION),
+    )
+    if not found.train or not found.selection:
+        raise CalibrationError(
+            "not_enough_text",
+            f"the text gives no window of {spec.seqlen} tokens to train on, or none to stop "
+            "by: add text, or choose a smaller seqlen",
+        )
+    return found
 
 
 def evaluation_windows(

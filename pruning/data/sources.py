@@ -1,9 +1,9 @@
 """The windows of one source of text, for each use that a pruning run has for text.
 
-What chooses blocks and fits a repair (calibration, repair) shares nothing with what chooses between
-repairs (selection) and with what measures (evaluation). Documents are kept apart where there are
-any: the splits of a corpus, or the records of a ``.jsonl`` file. Other files are kept apart by
-window.
+What chooses blocks, fits a repair or trains (calibration, repair, healing) shares nothing with what
+chooses between repairs or ends a training (selection) and with what measures (evaluation).
+Documents are kept apart where there are any: the splits of a corpus, or the records of a ``.jsonl``
+file. Other files are kept apart by window.
 """
 
 import random
@@ -30,6 +30,8 @@ from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Samplin
 
 MIN_REPAIR_WINDOWS = 16
 MIN_SELECTION_WINDOWS = 4
+MAX_HEALING_WINDOWS = 2**14
+MAX_HEALING_SAMPLES = 16  # as many as for a calibration, of text that the model has to write
 
 Observe = Callable[[int, int], None]  # done, total
 
@@ -39,7 +41,8 @@ class Use(Enum):
 
     CALIBRATION = "calibration"  # chooses blocks
     REPAIR = "repair"  # fits a repair; includes the calibration windows
-    SELECTION = "selection"  # chooses between repairs
+    HEALING = "healing"  # trains an adapter; includes those of the repair
+    SELECTION = "selection"  # chooses between repairs, and when to stop a training
     EVALUATION = "evaluation"  # measures
 
 
@@ -90,6 +93,10 @@ def num_wanted(spec: CalibrationSpec, use: Use) -> int:
             return max(MIN_REPAIR_WINDOWS, 4 * num_samples)
         case Use.SELECTION:
             return max(MIN_SELECTION_WINDOWS, num_samples // 2)  # they go through all blocks
+        case Use.HEALING if spec.dataset is Dataset.SELF:
+            return max(MIN_REPAIR_WINDOWS, MAX_HEALING_SAMPLES * num_samples)
+        case Use.HEALING:
+            return MAX_HEALING_WINDOWS
     return num_samples
 
 
@@ -280,6 +287,7 @@ class _DocumentText:
 _SPLITS: Mapping[Use, Split] = {
     Use.CALIBRATION: Split.CALIBRATION,
     Use.REPAIR: Split.CALIBRATION,
+    Use.HEALING: Split.CALIBRATION,
     Use.SELECTION: Split.SELECTION,
     Use.EVALUATION: Split.EVALUATION,
 }

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pruning.data.calibration import evaluation_windows
-from pruning.data.windows import mixed
-from pruning.evaluation.domains import measure_domains, perplexity_curve
+from pruning.data.corpora import CalibrationError
+from pruning.data.windows import Windows, mixed
+from pruning.evaluation.domains import measure_domains, perplexity_curve, with_healed
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Quality, Quantized, text_of
@@ -75,6 +76,44 @@ def assess(
     if spec.zero_shot:
         quality = replace(quality, zero_shot=_zero_shot(dense, pruned, tasks_dir))
     return quality
+
+
+def assess_healed(
+    spec: PruneSpec,
+    dense: DenseModel,
+    earlier: Quality,
+    healed: PrunedModel,
+    control: PrunedModel | None,
+) -> Quality:
+    """The quality of a healed model: ``earlier``, that of the model before, with what is new.
+
+    Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
+    """
+    quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None)
+    if earlier.domains:
+        windows = held_out_for(spec, dense, earlier)
+        domains = with_healed(dense, windows, earlier.domains, healed, control)
+        calibrated = {part.domain for part in spec.calibration.parts}
+        of_text = [one for one in domains if one.domain in calibrated]
+        curve = perplexity_curve(of_text, DomainQuality.served_after)
+        quality = replace(quality, domains=domains, perplexities=curve)
+    if spec.gate is not None:
+        quality = gated(spec.gate, quality, partial(ask_both, dense, healed))
+    return quality
+
+
+def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:
+    """The windows that ``earlier`` was measured on. Raises ``CalibrationError`` if they differ."""
+    windows = evaluation_windows(spec.calibration, dense.model, dense.tokenizer)
+    for domain in earlier.domains:
+        found = windows.get(domain.domain)
+        if found is None or found.digest != domain.digest:
+            raise CalibrationError(
+                "text_changed",
+                f"the text of the domain {domain.domain!r} is not the one that the checkpoint was "
+                "measured on: restore it, or prune the model again",
+            )
+    return windows
 
 
 def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:

@@ -1,6 +1,7 @@
 """Measure the prefixes of a removal order, raw and repaired, on each domain of held-out text."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -31,6 +32,31 @@ def measure_domains(
             name, windows[name], found[: len(raw)], dict(zip(own, found[len(raw) :], strict=True))
         )
         for name, found in _by_domain(windows, losses)
+    )
+
+
+def with_healed(
+    dense: DenseModel,
+    windows: Mapping[str, Windows],
+    domains: Sequence[DomainQuality],
+    healed: PrunedModel,
+    control: PrunedModel | None,
+) -> tuple[DomainQuality, ...]:
+    """The ``domains``, with the healed model and its control on the same ``windows``."""
+    whole = PrunedModel(tuple(range(num_blocks(dense.model))))
+    models = [whole, healed, *([control] if control else [])]
+    token_ids = torch.cat([part.token_ids for part in windows.values()])
+    found = dict(_by_domain(windows, pruned_losses(dense, models, token_ids)))
+    return tuple(_healed(domain, *found[domain.domain]) for domain in domains)
+
+
+def _healed(
+    domain: DomainQuality, dense: Losses, healed: Losses, control: Losses | None = None
+) -> DomainQuality:
+    return replace(
+        domain,
+        healed=Measured.against(dense, healed),
+        control=None if control is None else Measured.against(dense, control),
     )
 
 

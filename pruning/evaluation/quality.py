@@ -68,7 +68,9 @@ class Compared:
 class DomainAtDepth:
     """The quality of one depth of a removal order on a domain.
 
-    ``recovered`` is the share of the lost nats that the repair gives back, if any were lost.
+    ``recovered`` is the share of the lost nats that the repair gives back, if any were lost, and
+    ``healed_share`` that of repair and healing. ``control`` is the dense model after the training
+    that healed this one.
     """
 
     domain: str
@@ -78,6 +80,9 @@ class DomainAtDepth:
     raw: Compared
     repaired: Compared | None  # None without a repair
     recovered: float | None = None
+    healed: Compared | None = None
+    control: Compared | None = None
+    healed_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class DomainQuality:
     """Losses on the held-out windows of one domain, which are the same windows for every model.
 
     ``raw`` and ``repaired`` are for 1, 2 ... removed blocks. ``repaired`` is empty if nothing was
-    repaired, and None at a depth that is better without repair.
+    repaired, and None at a depth that is better without repair. ``healed`` is for all removals, and
+    ``control`` is the dense model after the training that healed it.
     """
 
     domain: str
@@ -96,6 +102,8 @@ class DomainQuality:
     dense: Measured
     raw: tuple[Measured, ...]
     repaired: tuple[Measured | None, ...] = ()
+    healed: Measured | None = None
+    control: Measured | None = None
 
     @property
     def text(self) -> str:
@@ -109,8 +117,16 @@ class DomainQuality:
         """None for the dense model, and for a depth without repair."""
         return self.repaired[num_removed - 1] if num_removed and self.repaired else None
 
+    def healed_after(self, num_removed: int) -> Measured | None:
+        """None for every model but the one without all removed blocks, and without healing."""
+        return self.healed if num_removed == len(self.raw) else None
+
     def served_after(self, num_removed: int) -> Measured:
-        """The model as it is served: repaired, if it was repaired."""
+        """The model as it is served: healed or repaired, if it was."""
+        return self.healed_after(num_removed) or self.unhealed_after(num_removed)
+
+    def unhealed_after(self, num_removed: int) -> Measured:
+        """The model before its healing: repaired, if it was."""
         return self.repaired_after(num_removed) or self.raw_after(num_removed)
 
     def ratio(self, measured: Measured) -> Interval:
@@ -127,13 +143,20 @@ class DomainQuality:
 
     def recovered_after(self, num_removed: int) -> float | None:
         """The share of the lost nats that repair gives back; None if nothing was lost."""
-        raw, served = self.raw_after(num_removed), self.served_after(num_removed)
+        return self._recovered(num_removed, self.unhealed_after(num_removed))
+
+    def healed_share(self) -> float | None:
+        """The share that repair and healing give back; None if nothing was lost, or not healed."""
+        return None if self.healed is None else self._recovered(len(self.raw), self.healed)
+
+    def _recovered(self, num_removed: int, measured: Measured) -> float | None:
+        raw = self.raw_after(num_removed)
         lost = raw.loss - self.dense.loss
-        return (raw.loss - served.loss) / lost if lost > 0 else None
+        return (raw.loss - measured.loss) / lost if lost > 0 else None
 
     def at_depth(self, num_removed: int) -> DomainAtDepth:
         """The quality after so many removals."""
-        repaired = self.repaired_after(num_removed)
+        repaired, healed = self.repaired_after(num_removed), self.healed_after(num_removed)
         return DomainAtDepth(
             domain=self.domain,
             text=self.text,
@@ -142,6 +165,9 @@ class DomainQuality:
             raw=self._compared(self.raw_after(num_removed)),
             repaired=None if repaired is None else self._compared(repaired),
             recovered=None if repaired is None else self.recovered_after(num_removed),
+            healed=None if healed is None else self._compared(healed),
+            control=None if healed is None or not self.control else self._compared(self.control),
+            healed_share=None if healed is None else self.healed_share(),
         )
 
     def _compared(self, measured: Measured) -> Compared:
@@ -156,6 +182,11 @@ class DomainQuality:
                 "dense": Measured(**data["dense"]),
                 "raw": tuple(Measured(**found) for found in data["raw"]),
                 "repaired": tuple(repaired),
+                **{
+                    name: Measured(**found)
+                    for name in ("healed", "control")
+                    if (found := data.get(name)) is not None
+                },
             }
         )
 

@@ -10,6 +10,8 @@
 
 A pruned variant is repaired if its job repaired it. ``+raw`` behind its name means the same blocks
 without the repair. ``+int8`` at the end of any name means the same model with int8 weights.
+
+``NAME@JOB+healed`` is the checkpoint of all removals after healing, and has no prefixes.
 """
 
 import re
@@ -20,6 +22,7 @@ _PREFIX = re.compile(r"(?P<checkpoint>.*[^-@])-(?P<depth>[0-9]{1,4})")
 _VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,4}))?")
 _RAW = "+raw"
 _INT8 = "+int8"
+_HEALED = "+healed"
 _DENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -32,6 +35,7 @@ class VariantName:
     depth: int | None = None  # None: all blocks, or, with a job, all that it removed
     is_raw: bool = False  # without repair
     is_int8: bool = False
+    is_healed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -41,11 +45,12 @@ class VariantName:
         """
         plain, is_int8 = split_int8(text)
         name, is_raw = split_raw(plain)
+        name, is_healed = name.removesuffix(_HEALED), name.endswith(_HEALED)
         match = _VARIANT.fullmatch(name)
         if match is None:
             return cls(plain, is_int8=is_int8)
         job, depth = match["job"] or None, int(match["depth"]) if match["depth"] else None
-        return cls(match["model"], job, depth, is_raw, is_int8)
+        return cls(match["model"], job, depth, is_raw, is_int8, is_healed)
 
     @property
     def is_dense(self) -> bool:
@@ -54,13 +59,13 @@ class VariantName:
     @classmethod
     def of_checkpoint(cls, name: str) -> Self:
         """Parse the name of a checkpoint, whose job may end like a depth."""
-        model, _, job = name.partition("@")
-        return cls(model, job or None)
+        model, _, job = name.removesuffix(_HEALED).partition("@")
+        return cls(model, job or None, is_healed=name.endswith(_HEALED))
 
     def __str__(self) -> str:
         depth = "" if self.depth is None else f"-{self.depth}"
         blocks = "" if self.is_dense else f"@{self.job or ''}{depth}"
-        name = f"{self.model}{blocks}"
+        name = f"{self.model}{blocks}{_HEALED if self.is_healed else ''}"
         name = raw_name(name) if self.is_raw else name
         return int8_name(name) if self.is_int8 else name
 
@@ -84,6 +89,16 @@ def int8_name(name: str) -> str:
 def split_int8(text: str) -> tuple[str, bool]:
     """The name without ``+int8``, and whether it had it."""
     return text.removesuffix(_INT8), text.endswith(_INT8)
+
+
+def healed_name(name: str) -> str:
+    """The name of the checkpoint ``name`` after healing."""
+    return f"{name}{_HEALED}"
+
+
+def unhealed_name(name: str) -> str:
+    """The name of the checkpoint that ``name`` was healed from; other names stay."""
+    return name.removesuffix(_HEALED)
 
 
 def split_raw(text: str) -> tuple[str, bool]:

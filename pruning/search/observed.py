@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from pruning.healing.progress import Step
 from pruning.removal import Losses, Removal
 from pruning.search.ranking import Ranker
 from pruning.search.refine import Exchange
@@ -16,8 +17,8 @@ class Observer:
     """
 
     def phase(self, phase: str) -> None:
-        """A phase begins: ``load``, ``calibrate``, ``search``, ``repair``, ``evaluate`` or
-        ``publish``.
+        """A phase begins: ``load``, ``calibrate``, ``search``, ``repair``, ``heal``, ``evaluate``
+        or ``publish``.
         """
 
     def calibrating(self, done: int, total: int) -> None:
@@ -49,6 +50,9 @@ class Observer:
 
     def repairing(self, done: int, total: int) -> None:
         """``done`` of ``total`` steps of the repair are done."""
+
+    def healing(self, which: str, step: Step) -> None:
+        """A step of the healing was made: of the ``healed`` model or of the ``control``."""
 
     def warned(self, message: str) -> None:
         """The model will be published, but without repair or beyond a limit of its quality gate."""

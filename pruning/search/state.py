@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from pruning.models.block_times import BlockTimes
 from pruning.removal import Losses, Removal
@@ -67,7 +66,7 @@ class SearchState:
         for field_name, text in fields.items():
             kind, _, name = field_name.partition(":")
             if kind == _DECIDED:
-                decided[name] = _removal(json.loads(text))
+                decided[name] = Removal.from_dict(json.loads(text))
             elif kind == _SCORED:
                 of_round, _, block = name.rpartition(":")
                 scored.setdefault(of_round, {})[int(block)] = json.loads(text)
@@ -101,10 +100,3 @@ def decided_field(name: str, removal: Removal) -> dict[str, str]:
 def obsolete_fields(name: str, removal: Removal) -> tuple[str, ...]:
     """Names of the fields that are obsolete once the round of that name is decided."""
     return tuple(f"{_SCORED}:{name}:{block}" for block in removal.scores)
-
-
-def _removal(data: Mapping[str, Any]) -> Removal:
-    """Convert the keys, which are text in JSON, to block indices."""
-    scores = {int(block): score for block, score in data["scores"].items()}
-    num_windows = {int(block): number for block, number in data["num_windows"].items()}
-    return Removal(**{**data, "scores": scores, "num_windows": num_windows})

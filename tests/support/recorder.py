@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pruning.healing.progress import Step
 from pruning.removal import Removal
 from pruning.search.observed import Observer
 from pruning.search.refine import Exchange
@@ -37,6 +38,8 @@ class Recorder(Observer):
     exchanges: list[Exchange] = field(default_factory=list)
     refined: list[Removal] | None = None
     repair_steps: list[tuple[int, int]] = field(default_factory=list)
+    healing_steps: list[tuple[str, Step]] = field(default_factory=list)
+    stop_after_healing: int | None = None  # steps of either training
 
     def phase(self, phase: str) -> None:
         self.phases.append(phase)
@@ -67,6 +70,11 @@ class Recorder(Observer):
     def repairing(self, done: int, total: int) -> None:
         self.repair_steps.append((done, total))
         if done == self.stop_after_repair:
+            raise Stop
+
+    def healing(self, which: str, step: Step) -> None:
+        self.healing_steps.append((which, step))
+        if len(self.healing_steps) == self.stop_after_healing:
             raise Stop
 
     def warned(self, message: str) -> None:

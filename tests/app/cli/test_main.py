@@ -140,7 +140,12 @@ def test_models_names_the_raw_form_of_a_repaired_variant(
     listed = json.loads(sleb(data_dir, "models", "--json").stdout)
     repairs = {model["id"]: model["repair"] for model in listed}
     assert repairs["tiny"] is repairs["tiny@-1"] is None
-    assert repairs["tiny@-2"] == {"method": "scale", "bytes": 0, "raw": "tiny@-2+raw"}
+    assert repairs["tiny@-2"] == {
+        "method": "scale",
+        "bytes": 0,
+        "raw": "tiny@-2+raw",
+        "is_healed": False,
+    }
     [line] = [line for line in sleb(data_dir, "models").stdout.splitlines() if "tiny@-2" in line]
     assert "scale" in line
 

@@ -6,11 +6,13 @@ from dataclasses import fields
 
 import pytest
 
+from app.cli.heal import heal
 from app.cli.options import calibration_of, ratios_by_domain, spec_of, values_of
 from app.cli.prune import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
 
@@ -61,11 +63,20 @@ def test_a_ratio_belongs_to_a_domain() -> None:
 
 def test_prune_has_an_option_for_every_field_of_the_spec() -> None:
     nested = {"calibration", "gate"}  # one option for each of their fields
+    nested |= {"heal"}  # a command of its own
     expected = {field.name for field in fields(PruneSpec)} - nested
     expected |= {field.name for field in fields(CalibrationSpec)} - {"dataset", "path"}
     expected |= {f"gate_{field.name}" for field in fields(Gate)}
     own = {"model", "out", "calibration", "state_budget", "actors", "overwrite", "as_json"}
     assert set(inspect.signature(prune).parameters) - own == expected - {"model"}
+
+
+def test_heal_has_an_option_for_every_field() -> None:
+    parameters = dict(inspect.signature(heal).parameters)
+    for name in ("checkpoint", "out", "overwrite", "as_json"):
+        del parameters[name]
+    defaults = {field.name: field.default for field in fields(Heal)}
+    assert {name: each.default for name, each in parameters.items()} == defaults
 
 
 def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:

@@ -59,6 +59,25 @@ def test_a_narrow_table_has_a_row_for_each_model() -> None:
     assert headings == ("", "perplexity", "× dense")
 
 
+def test_a_healed_model_and_its_control_have_columns_and_rows() -> None:
+    healed, control = (
+        Measured.against((3.0, 4.0, 5.0), losses) for losses in ((3.2, 4.2, 5.2), (3.0, 4.0, 5.1))
+    )
+    domain = replace(PROSE, healed=healed, control=control)
+    headings, [row] = depth_table([domain], NUM_REMOVED)
+    assert headings[7:] == ("healed", "healed × dense", "healed: came back", "control × dense")
+    assert row[7] == f"{healed.perplexity:.2f}"
+    assert row[8:] == (
+        with_interval(domain.ratio(healed)),
+        "60%",
+        with_interval(domain.ratio(control)),
+    )
+    _, rows = narrow_table([domain.at_depth(NUM_REMOVED)])
+    assert [cells[0].strip() for cells in rows[-2:]] == ["healed", "control"]
+    assert rows[-2][3] == "60%"
+    assert any(text.startswith("control:") for text in explained([domain]))
+
+
 def test_columns_of_repair_are_left_out_where_nothing_was_repaired() -> None:
     headings, rows = depth_table([CODE], NUM_REMOVED)
     assert headings == ("domain", "dense", "pruned", "pruned × dense")

@@ -64,6 +64,25 @@ def test_what_is_served_is_repaired_where_repair_was_chosen() -> None:
     assert without.served_after(2) is PROSE.raw[1]
 
 
+def test_a_healed_model_is_served_where_all_blocks_are_removed() -> None:
+    healed, control = (Measured.against(DENSE, losses) for losses in ((3.25, 4.25, 5.25), DENSE))
+    domain = replace(PROSE, healed=healed, control=control)
+    assert domain.served_after(2) is healed
+    assert domain.unhealed_after(2) is PROSE.repaired[1]
+    assert [domain.served_after(number) for number in (0, 1)] == [PROSE.dense, PROSE.raw[0]]
+    assert domain.healed_share() == pytest.approx(1 - 0.25 / (3.5 / 3))
+    assert domain.recovered_after(2) == PROSE.recovered_after(2)
+    found = domain.at_depth(2)
+    assert found.healed is not None
+    assert found.healed.ratio == domain.ratio(healed)
+    assert found.control is not None
+    assert found.control.ratio.value == 1
+    assert domain.at_depth(1).healed is domain.at_depth(1).control is None
+    assert PROSE.healed_share() is None
+    manifest = replace(RUN, quality=replace(RUN.quality, domains=(domain,)))
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
 def test_a_domain_names_its_text() -> None:
     assert PROSE.text == "packaged prose, 3 windows of 8 tokens"
 

@@ -1,0 +1,102 @@
+"""``sleb heal``: a healing in this process, with a progress bar and a table at the end."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from app.commands.domain_table import print_domains
+from app.commands.progress import SearchBar, search_progress
+from app.commands.prune import new_place
+from app.terminal import print_json
+from pruning.checkpoints.publish import DiskFull, free_bytes_at
+from pruning.checkpoints.staging import remove_empty
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, read_manifest
+from pruning.config import WorkerSettings
+from pruning.heal_checkpoint import heal_checkpoint, healing_digest
+from pruning.healing.places import HealedPlaces
+from pruning.models.names import healed_name
+from pruning.models.store import ModelStore, set_up_torch
+from pruning.search.dense_model import Resources
+from pruning.spec.heal import Heal
+
+
+def run_heal(
+    heal: Heal,
+    checkpoint: str,
+    out: Path | None,
+    settings: WorkerSettings,
+    *,
+    overwrite: bool = False,
+    as_json: bool,
+) -> None:
+    """Heal a published checkpoint, named in the data directory or by its own directory.
+
+    An interrupted training is continued by the same settings on the same checkpoint. Raises
+    ``CheckpointNotFound``, ``CheckpointExists`` or ``DiskFull`` before it.
+    """
+    set_up_torch(settings.threads)
+    source = _source(checkpoint, settings)
+    out = new_place(out or source.with_name(healed_name(source.name)), overwrite=overwrite)
+    places = _places(heal, source, out, settings)
+    console = Console(stderr=True)
+    try:
+        with search_progress(console) as progress:
+            bar = SearchBar(progress)
+            healed = heal_checkpoint(
+                heal,
+                places,
+                name=out.name,
+                models=ModelStore(settings.models_dir, allow_paths=True),
+                observer=bar,
+                resources=Resources.of(settings),
+                how=settings.verify,
+                overwrite=overwrite,
+            )
+            bar.end()
+    except BaseException:
+        if places.is_begun:
+            console.print("The training is kept: the same command goes on with it.")
+        raise
+    finally:
+        remove_empty(out.parent)
+    _print(healed, out, as_json=as_json)
+
+
+def _places(heal: Heal, source: Path, out: Path, settings: WorkerSettings) -> HealedPlaces:
+    """The places, with the state under a name for these settings. Raises ``DiskFull``."""
+    manifest = read_manifest(source)
+    if manifest.weight_bytes > (free_bytes := free_bytes_at(out)):
+        raise DiskFull(manifest.weight_bytes, free_bytes)
+    state = settings.data_dir / "searches" / healing_digest(heal, manifest)
+    return HealedPlaces(source, out, state)
+
+
+def _source(checkpoint: str, settings: WorkerSettings) -> Path:
+    """A directory with a manifest, or else the checkpoint of this name."""
+    directory = Path(checkpoint).expanduser().absolute()
+    if (directory / MANIFEST).is_file():
+        return directory
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    checkpoints.manifest(checkpoint)  # raises CheckpointNotFound
+    return checkpoints.path(checkpoint)
+
+
+def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(out), **asdict(healed)})
+        return
+    console = Console(highlight=False)
+    num_removed = len(healed.removed_blocks)
+    if domains := healed.quality.domains:
+        print_domains(console, [domain.at_depth(num_removed) for domain in domains])
+    assert healed.healing is not None
+    run = healed.healing.run
+    before, after = run.checks[0].loss, run.best.loss
+    for text in (
+        f"healed from {healed.healing.parent}: {run.num_tokens:,} tokens in {run.seconds:.0f} s",
+        f"kept: step {run.best.step} of {run.num_steps}, the best one on held-out text",
+        f"divergence from the dense model there: {before:.4g} nats per token, now {after:.4g}",
+        f"published in {out}",
+    ):
+        console.print(text, markup=False, soft_wrap=True)

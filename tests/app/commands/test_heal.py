@@ -1,0 +1,94 @@
+"""``sleb heal``, and what ``sleb eval`` compares a healed model with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.cli.main import app
+from app.commands.evaluate import Options, Tasks, run_evaluation
+from app.commands.heal import run_heal
+from app.commands.subject import subject_of
+from pruning.checkpoints.publish import CheckpointExists
+from pruning.checkpoints.store import CheckpointNotFound, Manifest, read_manifest
+from pruning.config import WorkerSettings
+from pruning.models.blocks import view
+from pruning.search.dense_model import Resources, load_dense_model
+from pruning.spec.prune import Resident
+from tests.support.healing import HEAL, NAME, Healed
+from tests.support.logits import logits_of
+
+HEALED = f"{NAME}+healed"
+IDS = torch.arange(5, 17).unsqueeze(0)
+
+
+@pytest.fixture
+def data_dir(pruned_data_dir: tuple[Path, Manifest], tmp_path: Path) -> Path:
+    shutil.copytree(pruned_data_dir[0], tmp_path / "data", ignore=shutil.ignore_patterns("*+*"))
+    return tmp_path / "data"
+
+
+def test_a_named_checkpoint_is_healed_beside_itself_and_can_be_named(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = WorkerSettings(data_dir=data_dir, threads=1)
+    run_heal(HEAL, NAME, None, settings, as_json=False)
+    printed = capsys.readouterr()
+    for words in ("healed", "control", "came back", "kept: step", "published in"):
+        assert words in printed.out
+    assert "on held-out text" in printed.err
+    assert read_manifest(data_dir / "checkpoints" / HEALED).healing is not None
+    assert not (data_dir / "searches").exists()
+    with pytest.raises(CheckpointExists, match="another --out"):
+        run_heal(HEAL, NAME, None, settings, as_json=False)
+
+
+def test_a_directory_is_healed_at_another_place_and_told_as_json(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = WorkerSettings(data_dir=data_dir, threads=1)
+    source, out = data_dir / "checkpoints" / NAME, tmp_path / "out"
+    run_heal(HEAL, str(source), out, settings, as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report["path"] == str(out)
+    assert report["name"] == "out"
+    assert report["healing"]["parent"] == NAME
+
+
+def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:
+    with pytest.raises(CheckpointNotFound, match="no checkpoint named"):
+        run_heal(HEAL, "tiny@nobody", None, WorkerSettings(data_dir=data_dir), as_json=False)
+
+
+def test_the_command_is_known() -> None:
+    assert "heal" in {
+        command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+
+
+def test_a_healed_model_is_compared_with_its_raw_form_and_its_control(
+    healed: Healed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = WorkerSettings(data_dir=healed.data_dir, threads=1)
+    tasks = Tasks(("prose",), has_probe=False, zero_shot=(), seqlen=16, num_windows=4)
+    run_evaluation([HEALED, "tiny"], tasks, Options(), settings, as_json=True, out=None)
+    found = {each["model"]: each for each in json.loads(capsys.readouterr().out)["evaluations"]}
+    assert list(found) == [f"{NAME}+raw", HEALED, f"{HEALED}, control", "tiny"]
+    ratios = {name: each["perplexities"][0]["ratio"] for name, each in found.items()}
+    assert ratios["tiny"] is None
+    assert ratios[f"{HEALED}, control"]["value"] == pytest.approx(1, abs=0.3)
+    assert len({ratio["value"] for ratio in ratios.values() if ratio}) == 3
+
+
+def test_the_control_is_the_dense_model_with_the_adapter_that_was_stored(healed: Healed) -> None:
+    settings = WorkerSettings(data_dir=healed.data_dir)
+    subject = subject_of(HEALED, settings).control
+    assert subject is not None
+    dense = load_dense_model(subject.path, Resident.MODEL, Resources(device="cpu"))
+    own = subject.own_tensors(dense)
+    assert len(own) == 7 * 6
+    control = view(dense.model, range(6), dict(own))
+    assert not torch.equal(logits_of(control, IDS), logits_of(dense.model, IDS))
+    assert subject_of(NAME, settings).control is None

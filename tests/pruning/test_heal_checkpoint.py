@@ -1,0 +1,225 @@
+"""Whole healings: what is published, what it is compared with, and how they resume."""
+
+import json
+import shutil
+from dataclasses import replace
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pruning.checkpoints.store import Manifest, read_manifest, repair_of, verify
+from pruning.data.corpora import CalibrationError
+from pruning.evaluation.quality_gate import QualityGateFailed
+from pruning.healing.record import NotHealable
+from pruning.models.blocks import view
+from pruning.models.store import load
+from pruning.repair.folding import folded
+from tests.support.healing import HEAL, NAME, Healed, heal_tiny
+from tests.support.logits import logits_of
+from tests.support.recorder import Recorder, Stop
+from tests.support.tiny_directory import write_tiny_model
+
+IDS = torch.arange(5, 17).unsqueeze(0)
+
+
+@pytest.fixture
+def data_dir(pruned_data_dir: tuple[Path, Manifest], tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    shutil.copytree(pruned_data_dir[0], tmp_path / "data", ignore=shutil.ignore_patterns("*+*"))
+    return tmp_path / "data"
+
+
+def test_the_manifest_says_how_it_was_healed(healed: Healed) -> None:
+    manifest = verify(healed.target)
+    assert manifest == healed.manifest
+    healing = manifest.healing
+    assert healing is not None
+    assert healing.parent == NAME
+    assert healing.settings == HEAL
+    assert healing.method is healed.pruned.repaired_by
+    assert healing.run.num_tokens == HEAL.num_tokens
+    assert len(healing.run.losses) == healing.run.num_steps == 30
+    assert healing.run.best.loss < healing.run.checks[0].loss
+    assert healing.run.best == min(healing.run.checks, key=lambda check: check.loss)
+    assert manifest.parent == "tiny"
+    assert manifest.removed_blocks == healed.pruned.removed_blocks
+    assert manifest.spec["heal"] == HEAL.to_dict()
+    assert manifest.repair is None
+
+
+def test_no_text_is_trained_on_that_stops_or_measures(healed: Healed) -> None:
+    healing = healed.manifest.healing
+    assert healing is not None
+    trained = [text for text in healing.texts if text.part == "train"]
+    others = [text for text in healing.texts if text.part == "held_out"]
+    assert [text.domain for text in trained] == ["text"]
+    assert {text.domain for text in others} == {"text", "prose", "code"}
+    used = json.loads((healed.source / "repair.json").read_text())
+    num_windows = len(used["train"]["text"]["windows"])
+    assert trained[0].num_windows > num_windows
+    digests = {text.digest for text in healing.texts}
+    assert not digests & {domain.digest for domain in healed.manifest.quality.domains}
+    assert len(digests) == len(healing.texts)
+
+
+def test_plain_transformers_load_the_healed_model(healed: Healed) -> None:
+    dense = load(healed.data_dir / "models" / "tiny").model
+    found = logits_of(AutoModelForCausalLM.from_pretrained(healed.target), IDS)
+    changed = repair_of(healed.target, 2)
+    assert changed is not None
+    own = folded(dense, healed.manifest.keep, changed)
+    assert torch.equal(found, logits_of(view(dense, healed.manifest.keep, own), IDS))
+    repaired = logits_of(AutoModelForCausalLM.from_pretrained(healed.source), IDS)
+    assert not torch.allclose(found, repaired, atol=1e-3)
+
+
+# peft's wrapper asks transformers by an old name
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_the_adapter_lies_beside_it_in_the_format_of_peft(healed: Healed) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(healed.source)
+    adapted: Any = PeftModel.from_pretrained(plain, healed.target / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(healed.target)
+    torch.testing.assert_close(
+        logits_of(adapted, IDS), logits_of(merged, IDS), rtol=1e-3, atol=1e-3
+    )
+    assert adapted.peft_config["default"].base_model_name_or_path == NAME
+
+
+def test_only_the_changed_tensors_differ_and_are_counted(healed: Healed) -> None:
+    healing = healed.manifest.healing
+    assert healing is not None
+    before, after = (
+        load_file(path / "model.safetensors") for path in (healed.source, healed.target)
+    )
+    assert before.keys() == after.keys()
+    changed = [name for name in after if not torch.equal(before[name], after[name])]
+    assert len(changed) == 7 * 4 == len(healing.changed)
+    assert sum(after[name].nbytes for name in changed) == healing.num_bytes
+
+
+def test_it_is_measured_on_the_windows_of_the_pruned_model_with_a_control(healed: Healed) -> None:
+    for before, after in zip(
+        healed.pruned.quality.domains, healed.manifest.quality.domains, strict=True
+    ):
+        assert after.digest == before.digest
+        assert after.healed is not None
+        assert after.control is not None
+        assert 0 < abs(after.control.loss - after.dense.loss) < 0.5  # the learning rate is high
+        assert after.served_after(2) is after.healed
+        assert after.served_after(1) == before.served_after(1)
+        assert replace(after, healed=None, control=None) == before
+    text = healed.manifest.quality.domains[0]
+    assert text.domain == "text"
+    assert text.healed is not None
+    assert healed.manifest.quality.perplexities[-1] == pytest.approx(text.healed.perplexity)
+    assert healed.manifest.quality.perplexities[:-1] == healed.pruned.quality.perplexities[:-1]
+    card = (healed.target / "README.md").read_text()
+    assert "Healed from tiny@prn-1" in card
+    assert "control × dense" in card
+    assert "No training" not in card
+
+
+def test_the_control_makes_as_many_steps_as_the_model_that_is_kept(healed: Healed) -> None:
+    healing = healed.manifest.healing
+    assert healing is not None
+    assert healing.control is not None
+    assert healing.control.num_tokens == healing.run.best.num_tokens
+    assert (healed.target / "control" / "adapter_model.safetensors").is_file()
+    names = [name for name, _ in healed.recorder.healing_steps]
+    assert names == ["healed"] * 30 + ["control"] * healing.control.num_steps
+    assert healed.recorder.phases == ["load", "calibrate", "heal", "evaluate", "publish"]
+    assert not (healed.data_dir / "searches").exists()
+
+
+@pytest.mark.parametrize("number", [3, 21, 37])
+def test_a_healing_that_was_stopped_goes_on(number: int, data_dir: Path, healed: Healed) -> None:
+    if number > 30:
+        assert healed.manifest.healing is not None
+        number = min(number, 30 + healed.manifest.healing.run.best.step)
+    with pytest.raises(Stop):
+        heal_tiny(data_dir, HEAL, "again", Recorder(stop_after_healing=number))
+    assert not (data_dir / "checkpoints" / "again").exists()
+    rest = Recorder()
+    manifest = heal_tiny(data_dir, HEAL, "again", rest)
+    assert manifest.healing is not None
+    assert healed.manifest.healing is not None
+    assert manifest.healing.run.losses == pytest.approx(
+        healed.manifest.healing.run.losses, rel=1e-4
+    )
+    assert manifest.healing.run.best.loss == pytest.approx(
+        healed.manifest.healing.run.best.loss, rel=1e-4
+    )
+    if number > 20:
+        assert len(rest.healing_steps) < len(healed.recorder.healing_steps)
+    assert not (data_dir / "searches").exists()
+
+
+def test_other_settings_do_not_go_on_with_it(data_dir: Path) -> None:
+    with pytest.raises(Stop):
+        heal_tiny(data_dir, HEAL, "again", Recorder(stop_after_healing=21))
+    recorder = Recorder()
+    heal = replace(HEAL, learning_rate=1e-3, control=False)
+    manifest = heal_tiny(data_dir, heal, "again", recorder)
+    assert len(recorder.healing_steps) == 30
+    assert manifest.healing is not None
+    assert manifest.healing.control is None
+    assert manifest.quality.domains[0].control is None
+
+
+def test_a_healed_model_is_not_healed_again(healed: Healed, tmp_path: Path) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(healed.data_dir, copy)
+    shutil.rmtree(copy / "checkpoints" / NAME)
+    healed_copy = copy / "checkpoints" / healed.target.name
+    healed_copy.rename(copy / "checkpoints" / NAME)
+    with pytest.raises(NotHealable, match=f"heal {NAME}"):
+        heal_tiny(copy, HEAL, "again", Recorder())
+
+
+def test_another_parent_cannot_teach(data_dir: Path) -> None:
+    shutil.rmtree(data_dir / "models" / "tiny")
+    write_tiny_model(data_dir / "models" / "tiny", seed=7)
+    with pytest.raises(NotHealable, match="tiny was replaced"):
+        heal_tiny(data_dir, HEAL, "again", Recorder())
+
+
+def test_changed_text_is_noticed_before_the_training(data_dir: Path) -> None:
+    manifest = read_manifest(data_dir / "checkpoints" / NAME)
+    text = Path(manifest.spec["calibration"]["path"])
+    original = text.read_text()
+    recorder = Recorder()
+    try:
+        text.write_text(original.replace("lazy", "busy"))
+        with pytest.raises(CalibrationError, match="not the one"):
+            heal_tiny(data_dir, HEAL, "again", recorder)
+    finally:
+        text.write_text(original)
+    assert not recorder.healing_steps
+
+
+@pytest.mark.parametrize("is_met", [True, False])
+def test_the_gate_of_the_spec_judges_the_healed_model(
+    is_met: bool, data_dir: Path, healed: Healed
+) -> None:
+    """The dense model of the manifest is made better by a nat, as that of these tests is random."""
+    file = data_dir / "checkpoints" / NAME / "manifest.json"
+    data = json.loads(file.read_text())
+    for domain in data["quality"]["domains"]:
+        domain["dense"]["loss"] -= 1
+    dense, *_, last = healed.manifest.quality.perplexities
+    limit = exp(1) * last / dense * (1.01 if is_met else 0.99)
+    data["spec"]["gate"] = {"max_perplexity_ratio": limit, "action": "refuse"}
+    file.write_text(json.dumps(data))
+    heal = replace(HEAL, control=False)
+    if is_met:
+        assert not heal_tiny(data_dir, heal, "again", Recorder()).quality.warnings
+        return
+    with pytest.raises(QualityGateFailed, match="perplexity went from"):
+        heal_tiny(data_dir, heal, "again", Recorder())
+    assert not (data_dir / "checkpoints" / "again").exists()
