@@ -22,6 +22,7 @@ from app.api.routes import (
     compare,
     events,
     generate,
+    heal_jobs,
     health,
     models,
     openai,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 
 _ROUTES = (
     prune_jobs,
+    heal_jobs,
     checkpoints,
     events,
     generate,

@@ -1,5 +1,5 @@
 """One pruning run from spec to published checkpoint: load, calibrate, search, repair, evaluate,
-publish.
+publish, and heal what was published.
 
 It knows nothing of queues and HTTP. Progress goes to an observer, and an exception from the
 observer ends the run before anything is published.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish
-from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
@@ -23,9 +23,12 @@ from pruning.data.calibration import calibrate, repair_windows
 from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
+from pruning.heal_checkpoint import heal_checkpoint
+from pruning.healing.places import healed_beside
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
+from pruning.models.names import healed_name
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
@@ -38,6 +41,7 @@ from pruning.search.observed import Observer
 from pruning.search.search import plan_of, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks
+from pruning.spec.gate import GateAction
 from pruning.spec.prune import PruneSpec
 
 
@@ -56,18 +60,64 @@ def prune(
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint ``name`` in the directory ``target``.
 
-    ``earlier`` is the state of an interrupted search with the same spec, which goes on from there.
-    ``confirm`` is called right before the checkpoint becomes visible, and repeatedly while another
-    process verifies it; an exception from it cancels. ``overwrite`` replaces the checkpoint at
-    ``target`` in the end. Raises ``QualityGateFailed`` if the result is worse than the spec
-    allows, ``CheckpointNotPortable`` if it cannot be loaded as written, and before any weight is
-    read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
+    If it asks for healing, the healed checkpoint is published beside it, and its manifest returned;
+    a run whose first checkpoint is there goes on with that. ``earlier`` is the state of a search of
+    this spec. ``confirm`` is called before a checkpoint becomes visible, and while another process
+    verifies it; an exception from it cancels. ``overwrite`` replaces what is there. Raises
+    ``QualityGateFailed``, ``CheckpointNotPortable``, and before any weight is read what
+    ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
     """
     resources = resources or Resources()
+    manifest = None if overwrite else _published(target, spec)
+    given = (models, observer, resources, earlier, confirm, verify, overwrite)
+    manifest = manifest or _pruned(spec, name, target, *given)
+    if spec.heal is None:
+        return manifest
+    return heal_checkpoint(
+        spec.heal,
+        healed_beside(target),
+        name=healed_name(name),
+        models=models,
+        observer=observer,
+        resources=resources,
+        confirm=confirm,
+        how=verify,
+        overwrite=overwrite,
+    )
+
+
+def _published(target: Path, spec: PruneSpec) -> Manifest | None:
+    """What an earlier run with this spec has published, if the healing is left."""
+    if spec.heal is None or not (target / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(target)
+    return manifest if manifest.spec_digest == spec.digest() else None
+
+
+def _before_healing(spec: PruneSpec) -> PruneSpec:
+    """The gate only warns of what a healing is still to improve."""
+    if spec.heal is None or spec.gate is None:
+        return spec
+    return replace(spec, gate=replace(spec.gate, action=GateAction.WARN))
+
+
+def _pruned(
+    spec: PruneSpec,
+    name: str,
+    target: Path,
+    models: ModelStore,
+    observer: Observer,
+    resources: Resources,
+    earlier: SearchState | None,
+    confirm: Callable[[], object],
+    verify: Verify,
+    overwrite: bool,
+) -> Manifest:
     run = _searched(spec, models, observer, resources, earlier or SearchState())
     run = _repaired(run, observer, resources)
     observer.phase("evaluate")
-    quality = assess(spec, run.dense, run.removals, run.own_tensors, resources.tasks_dir)
+    asked = _before_healing(spec)
+    quality = assess(asked, run.dense, run.removals, run.own_tensors, resources.tasks_dir)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")

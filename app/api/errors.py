@@ -45,6 +45,7 @@ from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
+from pruning.healing.record import NotHealable
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers
@@ -94,6 +95,7 @@ _JOBS: Problems = {
     InvalidSpec: (422, "invalid-spec", "A parameter of the job is out of range."),
     TooManyRemovals: (422, "too-many-removals", "The model has too few removable blocks."),
     TargetUnreachable: (422, "target-unreachable", "No number of removals reaches the target."),
+    NotHealable: (422, "not-healable", "The checkpoint cannot be healed."),
     DiskTooSmall: (422, "disk-too-small", "Not enough disk space for the pruned model."),
     InvalidWebhook: (422, "invalid-webhook", "Webhook URL not allowed."),
     WebhooksOff: (422, "webhooks-off", "Webhooks are disabled."),

@@ -7,15 +7,17 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.api.schemas.events import WebhookBody
-from app.api.schemas.jobs import PruneJobBody
+from app.api.schemas.jobs import HealJobBody, PruneJobBody
 from app.auth.keys import caller
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.healing.record import NotHealable, check_healable
 from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,
@@ -46,6 +48,7 @@ from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_conf
 from pruning.repair.order import methods_for
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
 RAISES = (
@@ -65,6 +68,8 @@ RAISES = (
     QueueFull,
     JobStoreUnavailable,
 )
+
+HEAL_RAISES = (*RAISES, CheckpointNotFound, CheckpointCorrupt, NotHealable)
 
 _NUM_EARLIER_JOBS = 100  # the newest jobs that an estimate uses
 _MAX_SHOWN_CHARS = 256  # of a file name in a message
@@ -130,6 +135,15 @@ class _Checked:
     free_disk_bytes: int
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a request asks for, after its checks."""
+
+    spec: PruneSpec
+    webhook: Webhook | None
+    source: str | None = None  # the checkpoint to heal
+
+
 class JobSubmission:
     """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
@@ -163,16 +177,41 @@ class JobSubmission:
 
         A refused request leaves nothing behind, and its key stays free.
         """
+
+        def asked() -> _Asked:
+            checked = self._checked(body)
+            return _Asked(checked.spec, checked.webhook)
+
+        return self._submitted(body, key, asked)
+
+    def submit_healing(self, body: HealJobBody, key: str | None) -> Submitted:
+        """As ``submit``, for a job that heals a published checkpoint. Raises ``HEAL_RAISES``."""
+        return self._submitted(body, key, lambda: self._healing(body))
+
+    def _healing(self, body: HealJobBody) -> "_Asked":
+        manifest = CheckpointStore(self._checkpoints_dir).manifest(body.model)
+        check_healable(manifest.name, manifest.healing)
+        self._models.inspect(manifest.parent)
+        heal = Heal.from_dict(body.heal.model_dump())
+        spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
+        free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
+        if manifest.weight_bytes > free_bytes:
+            raise DiskTooSmall(manifest.weight_bytes, free_bytes)
+        webhook = None if body.webhook is None else self._webhook(body.webhook)
+        return _Asked(spec, webhook, manifest.name)
+
+    def _submitted(
+        self, body: PruneJobBody | HealJobBody, key: str | None, check: Callable[[], "_Asked"]
+    ) -> Submitted:
         claim = None if key is None else self._idempotency.claim(_scoped(key), _fingerprint(body))
         if isinstance(claim, str):
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
-            checked = self._checked(body)
+            asked = check()
             conditions = Conditions(self._max_queued, claim)
+            given = (body.metadata, conditions, body.priority, asked.webhook, asked.source)
             try:
-                job = self._jobs.create(
-                    checked.spec, body.metadata, conditions, body.priority, checked.webhook
-                )
+                job = self._jobs.create(asked.spec, *given)
             except QueueFull as full:
                 full.retry_after_s = self._wait_s()
                 raise
@@ -242,7 +281,7 @@ def _scoped(key: str) -> str:
     return key if client is None else f"{client}\0{key}"
 
 
-def _fingerprint(body: PruneJobBody) -> str:
+def _fingerprint(body: PruneJobBody | HealJobBody) -> str:
     """Hash the parsed body, so that formatting and omitted defaults make no difference."""
     canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -257,6 +296,7 @@ def _as_created(job: Job) -> Job:
         status_since=job.created_at,
         metadata=job.metadata,
         webhook=job.webhook,
+        source=job.source,
     )
 
 

@@ -33,6 +33,7 @@ _SCOPES = {
     "/compare": Scope.GENERATE,
     "/v1": Scope.GENERATE,
     "/prune-jobs": Scope.JOBS,
+    "/heal-jobs": Scope.JOBS,
 }
 _READING = ("GET", "HEAD")
 

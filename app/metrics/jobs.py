@@ -56,22 +56,35 @@ def _at_work(stats: JobStats) -> Iterable[Metric]:
     repaired = GaugeMetricFamily(
         "sleb_prune_job_repair_ratio", "Steps of its repair done, 0 to 1.", labels=labels
     )
+    healed = GaugeMetricFamily(
+        "sleb_heal_loss",
+        "Divergence from the dense model at the last step of its healing, in nats per token.",
+        labels=[*labels, "training"],
+    )
+    pace = GaugeMetricFamily(
+        "sleb_heal_tokens_per_second",
+        "Tokens that its healing trains on per second.",
+        labels=[*labels, "training"],
+    )
     lost = GaugeMetricFamily(
         "sleb_prune_job_workers_lost", "Workers that died with it at one point.", labels=labels
     )
     finish = GaugeMetricFamily(
         "sleb_prune_job_estimated_finish_timestamp_seconds",
-        "When its search or its repair would end at its pace so far, since the epoch.",
+        "When its search, repair or healing would end at its pace so far, since the epoch.",
         labels=labels,
     )
     for job in stats.active_jobs:
         ratio.add_metric([job.model, job.id], job.progress.ratio)
         if job.repair_progress is not None:
             repaired.add_metric([job.model, job.id], job.repair_progress.ratio)
+        if (progress := job.heal_progress) is not None:
+            healed.add_metric([job.model, job.id, progress.training], progress.loss)
+            pace.add_metric([job.model, job.id, progress.training], progress.tokens_per_s)
         lost.add_metric([job.model, job.id], job.num_lost)
         if job.estimated_finish is not None:
             finish.add_metric([job.model, job.id], job.estimated_finish)
-    yield from (ratio, repaired, lost, finish, _losses(stats))
+    yield from (ratio, repaired, healed, pace, lost, finish, _losses(stats))
 
 
 def _losses(stats: JobStats) -> Metric:

@@ -7,10 +7,12 @@ import redis
 
 from pruning.checkpoints.staging import discard_staged, remove
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.healing.places import healed_beside
 from pruning.jobs.job import IllegalTransition, Job, JobStatus
 from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, STATUS_INDEX
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.store import JobStore
+from pruning.models.names import healed_name
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
 
@@ -63,7 +65,18 @@ class JobDeletion:
         self._forget(self._ended(job_id))
 
     def has_published(self, job: Job) -> bool:
-        """Whether the checkpoint of this name exists and was published by this job."""
+        """Whether a checkpoint of this job's names exists and was published by it."""
+        return self._has_pruned(job) or self._has_healed(healed_name(job.checkpoint_name))
+
+    def _has_healed(self, name: str) -> bool:
+        try:
+            return self._checkpoints.manifest(name).healing is not None
+        except CheckpointNotFound:
+            return False
+        except CheckpointCorrupt:
+            return True
+
+    def _has_pruned(self, job: Job) -> bool:
         try:
             manifest = self._checkpoints.manifest(job.checkpoint_name)
         except CheckpointNotFound:
@@ -84,11 +97,16 @@ class JobDeletion:
                 f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
                 f"target or remove it first"
             )
-        path = self._checkpoints.path(job.checkpoint_name)
-        discard_staged(path)
-        if self.has_published(job):
-            with suppress(FileNotFoundError):  # another process removed it
-                remove(path)
+        places = healed_beside(self._checkpoints.path(job.checkpoint_name))
+        for path, is_ours in (
+            (places.target, self._has_healed(places.target.name)),
+            (places.source, self._has_pruned(job)),
+        ):
+            discard_staged(path)
+            if is_ours:
+                with suppress(FileNotFoundError):  # another process removed it
+                    remove(path)
+        places.discard_state()
 
     def _forget(self, job: Job) -> None:
         keys = [OUTBOX, *(key.format(id=job.id) for key in KEYS_OF_A_JOB)]

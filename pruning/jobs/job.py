@@ -74,6 +74,7 @@ class Phase(StrEnum):
     CALIBRATE = "calibrate"
     SEARCH = "search"
     REPAIR = "repair"
+    HEAL = "heal"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
 
@@ -137,6 +138,22 @@ class RepairProgress:
 
 
 @dataclass(frozen=True)
+class HealProgress:
+    """The last step of the healing. Losses are nats of divergence from the dense model per token.
+
+    ``training`` is ``healed``, or ``control`` for that of the dense model behind it.
+    """
+
+    training: str
+    num_tokens: int
+    ratio: float
+    loss: float
+    tokens_per_s: float
+    seconds: float  # that the training has taken, in all attempts
+    held_out_loss: float | None  # at the last check of this attempt
+
+
+@dataclass(frozen=True)
 class Pace:
     """Evaluations of the latest attempt, and their total time in seconds."""
 
@@ -166,11 +183,13 @@ class Job:
     status: JobStatus
     created_at: float
     priority: int = 0
+    source: str | None = None  # the published checkpoint that it heals, without pruning anything
     status_since: float | None = None
     pause_requested_at: float | None = None
     phase: Phase | None = None
     progress: Progress = Progress()
     repair_progress: RepairProgress | None = None  # of the latest attempt
+    heal_progress: HealProgress | None = None  # likewise
     pace: Pace = Pace()
     removed_blocks: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
@@ -182,7 +201,7 @@ class Job:
     pruned_model: str | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    estimated_finish: float | None = None  # of the search or the repair, during either
+    estimated_finish: float | None = None  # of the search, the repair or the healing, during each
     error: JobError | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
@@ -207,11 +226,13 @@ class Job:
             status=JobStatus(fields["status"]),
             created_at=float(fields["created_at"]),
             priority=int(fields.get("priority") or 0),
+            source=fields.get("source") or None,
             status_since=_number(fields, "status_since"),
             pause_requested_at=_number(fields, "pause_requested_at"),
             phase=Phase(phase) if (phase := fields.get("phase")) else None,
             progress=_progress(fields),
             repair_progress=_repair_progress(fields),
+            heal_progress=_heal_progress(fields),
             pace=_pace(fields),
             removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
             losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
@@ -278,13 +299,15 @@ def _repair_progress(fields: Mapping[str, str]) -> RepairProgress | None:
     return RepairProgress(int(done), int(total)) if done and total else None
 
 
+def _heal_progress(fields: Mapping[str, str]) -> HealProgress | None:
+    return HealProgress(**json.loads(text)) if (text := fields.get("heal_progress")) else None
+
+
 def _estimated_finish(fields: Mapping[str, str]) -> float | None:
-    """The end of the search or of the repair, if what remains takes as long as what is done."""
-    if fields.get("finished_at"):
-        return None
-    if fields.get("phase") == Phase.SEARCH:
-        return _end_of_search(fields)
-    return _end_of_repair(fields) if fields.get("phase") == Phase.REPAIR else None
+    """The end of the phase, if what remains of it takes as long as what is done."""
+    ends = {Phase.SEARCH: _end_of_search, Phase.REPAIR: _end_of_repair, Phase.HEAL: _end_of_healing}
+    end_of = ends.get(Phase(phase)) if (phase := fields.get("phase")) else None
+    return end_of(fields) if end_of and not fields.get("finished_at") else None
 
 
 def _end_of_search(fields: Mapping[str, str]) -> float | None:
@@ -302,3 +325,11 @@ def _end_of_repair(fields: Mapping[str, str]) -> float | None:
         return None
     num_left = progress.steps_total - progress.steps_done
     return last + (last - began) / progress.steps_done * num_left
+
+
+def _end_of_healing(fields: Mapping[str, str]) -> float | None:
+    """Of the training that is running: the control follows that of the healed model."""
+    progress, last = _heal_progress(fields), _number(fields, "healed_at")
+    if progress is None or not last or not progress.ratio:
+        return None
+    return last + progress.seconds * (1 - progress.ratio) / progress.ratio

@@ -18,6 +18,7 @@ from pruning.jobs import script, transitions
 from pruning.jobs.idempotency import KEY_KEPT_S, Claim, IdempotencyInFlight
 from pruning.jobs.job import (
     JOB_ID,
+    HealProgress,
     IllegalTransition,
     Job,
     JobError,
@@ -111,14 +112,18 @@ class JobStore:
         conditions: Conditions = UNCONDITIONAL,
         priority: int = 0,
         webhook: Webhook | None = None,
+        source: str | None = None,
     ) -> Job:
         """Record a job as queued. ``PruneQueue.enqueue`` delivers it.
 
+        A job with a ``source`` heals that checkpoint as its spec says, and prunes nothing.
         Raises ``QueueFull`` or ``IdempotencyInFlight`` if the ``conditions`` do not hold.
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
-        fields = transitions.new_record(job_id, spec, metadata or {}, now, priority, webhook)
+        fields = transitions.new_record(
+            job_id, spec, metadata or {}, now, priority, webhook, source
+        )
         own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
         with redis_errors_translated():
             keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
@@ -287,6 +292,13 @@ class JobStore:
         return self._change(
             job_id, transitions.repairing(done, total), attempt=attempt
         ).stop_request
+
+    def healing(
+        self, job_id: str, progress: HealProgress, attempt: int | None = None, *, is_check: bool
+    ) -> StopRequest | None:
+        """Record a step of the healing, with an event if it ``is_check``."""
+        change = transitions.healing(progress, is_check=is_check)
+        return self._change(job_id, change, attempt=attempt).stop_request
 
     def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
         return self._change(job_id, transitions.warned(message), attempt=attempt).stop_request

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
-from pruning.jobs.job import TRANSITIONS, JobError, JobStatus, Phase, Webhook
+from pruning.jobs.job import TRANSITIONS, HealProgress, JobError, JobStatus, Phase, Webhook
 from pruning.jobs.script import Change, Event
 from pruning.removal import Removal
 from pruning.search.refine import Exchange
@@ -30,6 +30,8 @@ _ATTEMPT_FIELDS = (
     "repair_steps_done",
     "repair_steps_total",
     "repaired_at",
+    "heal_progress",
+    "healed_at",
 )
 _PLAN_FIELDS = ("removed_blocks", "losses", "dense_loss")
 _IN_FRONT = {"in_front": "1"}  # a job that returns to the queue precedes others of its priority
@@ -51,8 +53,9 @@ def new_record(
     now: float,
     priority: int = 0,
     webhook: Webhook | None = None,
+    source: str | None = None,
 ) -> dict[str, str]:
-    """The fields of a new, queued job."""
+    """The fields of a new, queued job. With a ``source``, it heals that checkpoint."""
     return {
         "id": job_id,
         "spec": json.dumps(spec.to_dict()),
@@ -62,6 +65,7 @@ def new_record(
         "priority": str(priority),
         "metadata": json.dumps(dict(metadata)),
         "webhook": webhook.to_json() if webhook else "",
+        "source": source or "",
     }
 
 
@@ -251,6 +255,21 @@ def repairing(done: int, total: int) -> Change:
         {**fields, "repaired_at": str(time.time())},
         event=event if _is_whole_percent(done, total) else None,
     )
+
+
+def healing(progress: HealProgress, *, is_check: bool) -> Change:
+    """A step of the healing is made. Only checks on held-out text are events.
+
+    A later worker goes on where the state of the training was saved.
+    """
+    data = asdict(progress)
+    fields = {"heal_progress": json.dumps(data), "healed_at": str(time.time())}
+    message = (
+        f"{progress.training}: {progress.num_tokens} tokens, loss {progress.loss:.4f}, on held-out "
+        f"text {progress.held_out_loss}"
+    )
+    event = Event(message, type="metrics", data={"heal": data}) if is_check else None
+    return Change("update", _WORKING, fields | _PROGRESSED, event=event)
 
 
 def _is_whole_percent(done: int, total: int) -> bool:

@@ -19,6 +19,7 @@ from pruning.spec.calibration import (
     default_calibration,
 )
 from pruning.spec.gate import Gate
+from pruning.spec.heal import Heal
 
 
 class Metric(StrEnum):
@@ -77,6 +78,7 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "repair": Repair.NONE,
         "refine": 0,
         "score_repaired": False,
+        "heal": None,
     }
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
@@ -117,6 +119,7 @@ class PruneSpec:
     repair: Repair = Repair.AUTO  # of every depth
     refine: int = 0  # exchanges of a removed block for a kept one behind the greedy search, at most
     score_repaired: bool = False  # candidates are scored as repaired by scale, not as cut
+    heal: Heal | None = None  # train the pruned model in the end, and publish that as well
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -178,7 +181,11 @@ class PruneSpec:
             "gate.max_perplexity_ratio_of": self.gate and bool(self.gate.max_perplexity_ratio_of),
             "quantize": self.quantize is not None,
         }
-        needs_model = {"quantize": self.quantize is not None, "zero_shot": self.zero_shot}
+        needs_model = {
+            "quantize": self.quantize is not None,
+            "zero_shot": self.zero_shot,
+            "heal": self.heal is not None,
+        }
         for name, is_asked in needs_text.items():
             if is_asked and not self.evaluate:
                 raise InvalidSpec(
@@ -325,8 +332,10 @@ class PruneSpec:
             "quantize": Quantize,
             "repair": Repair,
         }
-        given = {name: data[name] for name in kinds if data.get(name) is not None}
-        enums = {name: kinds[name](value) for name, value in given.items()}
+        named = {name: data[name] for name in kinds if data.get(name) is not None}
+        enums = {name: kinds[name](value) for name, value in named.items()}
         gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None
         calibration = calibration_from(data.get("calibration", {}))
-        return cls(**{**data, **enums, "calibration": calibration, "gate": gate})
+        heal = Heal.from_dict(given) if (given := data.get("heal")) is not None else None
+        parts = {"calibration": calibration, "gate": gate, "heal": heal}
+        return cls(**{**data, **enums, **parts})

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 
 from pruning.checkpoints.publish import CheckpointExists, DiskFull
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.checkpoints.verify_reload import CheckpointNotPortable
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
+from pruning.healing.adapter import NothingToAdapt
+from pruning.healing.record import NotHealable
+from pruning.healing.train import HealingDiverged
 from pruning.jobs.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.memory import StateBudgetTooSmall, is_out_of_memory, shortage
@@ -28,6 +32,8 @@ CODES: Mapping[type[Exception], str] = {
     UnsupportedConfig: "unsupported_config",
     NonFiniteLoss: "non_finite_loss",
     CheckpointExists: "checkpoint_exists",
+    CheckpointNotFound: "checkpoint_not_found",
+    CheckpointCorrupt: "checkpoint_corrupt",
     DiskFull: "disk_full",
     SpillFailed: "disk_full",
     QualityGateFailed: "quality_gate",
@@ -37,6 +43,9 @@ CODES: Mapping[type[Exception], str] = {
     StateBudgetTooSmall: "state_budget_too_small",
     ClusterUnavailable: "cluster_unavailable",
     ClusterLost: "cluster_lost",
+    HealingDiverged: "healing_diverged",
+    NotHealable: "not_healable",
+    NothingToAdapt: "not_healable",
 }
 _HINT = (
     "with half the batch as well: use shorter windows, a smaller dtype, resident=stream, or a "

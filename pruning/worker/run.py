@@ -4,10 +4,12 @@ Importing torch takes seconds, so ``task.py`` imports this module only once ther
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
+from pruning.heal_checkpoint import heal_checkpoint
+from pruning.healing.places import healed_beside
 from pruning.jobs.job import Job, JobError
 from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
 from pruning.models.store import ModelStore, set_up_torch
@@ -25,24 +27,38 @@ def prune_job(
     earlier: SearchState,
     confirm: Callable[[], object],
 ) -> str:
-    """Prune the model of the job, and return the name of the published checkpoint.
+    """Prune the model of the job, or heal its checkpoint; return the name of what is published.
 
     ``earlier`` and ``confirm`` are those of ``pipeline.prune``.
     """
     set_up_torch(settings.threads)
-    name = job.checkpoint_name
-    prune(
+    name, checkpoints = job.checkpoint_name, CheckpointStore(settings.checkpoints_dir)
+    models = ModelStore(settings.models_dir)
+    resources = Resources.of(settings, BATCH_TOKENS >> job.num_halvings)
+    if job.source is not None and job.spec.heal is not None:
+        checkpoints.manifest(job.source)  # raises CheckpointNotFound
+        places = replace(healed_beside(checkpoints.path(name)), source=checkpoints.path(job.source))
+        return heal_checkpoint(
+            job.spec.heal,
+            places,
+            name=places.target.name,
+            models=models,
+            observer=observer,
+            resources=resources,
+            confirm=confirm,
+            how=settings.verify,
+        ).name
+    return prune(
         job.spec,
         name=name,
-        target=CheckpointStore(settings.checkpoints_dir).path(name),
-        models=ModelStore(settings.models_dir),
+        target=checkpoints.path(name),
+        models=models,
         observer=observer,
-        resources=Resources.of(settings, BATCH_TOKENS >> job.num_halvings),
+        resources=resources,
         earlier=earlier,
         confirm=confirm,
         verify=settings.verify,
-    )
-    return name
+    ).name
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ from redis.retry import Retry
 from rq import get_current_job
 
 from pruning.config import WorkerSettings
-from pruning.jobs.job import IllegalTransition, Job, JobNotFound, JobStatus, Phase, StopRequest
+from pruning.healing.progress import Step
+from pruning.jobs.job import (
+    HealProgress,
+    IllegalTransition,
+    Job,
+    JobNotFound,
+    JobStatus,
+    Phase,
+    StopRequest,
+)
 from pruning.jobs.queue import DELIVERIES, give_up
 from pruning.jobs.redis import JobStoreUnavailable, connect
 from pruning.jobs.script import StaleAttempt
@@ -135,6 +144,7 @@ class JobObserver(Observer):
         self._removals = list(earlier.removals)
         # writes that must not be lost, in order
         self._pending: list[Callable[[], StopRequest | None]] = []
+        self._held_out_losses: dict[str, float] = {}  # of the healing
         self._is_away = False
         self._is_terminating = is_terminating
 
@@ -178,6 +188,23 @@ class JobObserver(Observer):
 
     def repairing(self, done: int, total: int) -> None:
         self._write(lambda: self._store.repairing(self._id, done, total, self._attempt))
+
+    def healing(self, which: str, step: Step) -> None:
+        if step.check is not None:
+            self._held_out_losses[which] = step.check.loss
+        progress = HealProgress(
+            training=which,
+            num_tokens=step.num_tokens,
+            ratio=step.ratio,
+            loss=step.loss,
+            tokens_per_s=step.tokens_per_s,
+            seconds=step.seconds,
+            held_out_loss=self._held_out_losses.get(which),
+        )
+        is_check = step.check is not None
+        self._write(
+            lambda: self._store.healing(self._id, progress, self._attempt, is_check=is_check)
+        )
 
     def warned(self, message: str) -> None:
         self._pending.append(lambda: self._store.warn(self._id, message, self._attempt))

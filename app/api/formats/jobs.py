@@ -6,6 +6,7 @@ from fastapi import Request
 
 from app.api.formats.models import domain_views, measured_speedup_view, repair_view
 from app.api.schemas.events import WebhookDeliveryView, WebhookView
+from app.api.schemas.heal import HealProgressView
 from app.api.schemas.jobs import (
     ConditionView,
     EstimateView,
@@ -33,16 +34,14 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
     return PruneJobView(
         id=job.id,
         model=job.model,
+        source=job.source,
         status=job.status.value,
         priority=job.priority,
         pause_requested_at=job.pause_requested_at,
         phase=job.phase.value if job.phase else None,
-        progress=ProgressView(
-            evaluations_done=job.progress.evaluations_done,
-            evaluations_total=job.progress.evaluations_total,
-            ratio=job.progress.ratio,
-        ),
+        progress=_progress(job),
         repair_progress=_repair_progress(job),
+        heal_progress=_heal_progress(job),
         removed_blocks=list(job.removed_blocks),
         losses=list(job.losses),
         dense_loss=job.dense_loss,
@@ -68,12 +67,34 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
     )
 
 
+def _progress(job: Job) -> ProgressView:
+    return ProgressView(
+        evaluations_done=job.progress.evaluations_done,
+        evaluations_total=job.progress.evaluations_total,
+        ratio=job.progress.ratio,
+    )
+
+
 def _repair_progress(job: Job) -> RepairProgressView | None:
     found = job.repair_progress
     if found is None:
         return None
     return RepairProgressView(
         steps_done=found.steps_done, steps_total=found.steps_total, ratio=found.ratio
+    )
+
+
+def _heal_progress(job: Job) -> HealProgressView | None:
+    found = job.heal_progress
+    if found is None:
+        return None
+    return HealProgressView(
+        training="control" if found.training == "control" else "healed",
+        num_tokens=found.num_tokens,
+        ratio=found.ratio,
+        loss=found.loss,
+        held_out_loss=found.held_out_loss,
+        tokens_per_s=found.tokens_per_s,
     )
 
 

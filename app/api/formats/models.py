@@ -75,7 +75,8 @@ def domain_views(entry: ModelEntry) -> list[DomainView]:
 
 
 def _domain_view(entry: ModelEntry, found: DomainAtDepth) -> DomainView:
-    served = found.raw if entry.is_raw or found.repaired is None else found.repaired
+    served = found.raw if entry.is_raw else found.healed or found.repaired or found.raw
+    share = found.healed_share if found.healed else found.recovered
     return DomainView(
         domain=found.domain,
         text=found.text,
@@ -91,7 +92,7 @@ def _domain_view(entry: ModelEntry, found: DomainAtDepth) -> DomainView:
         raw_ratio=found.raw.ratio.value,
         raw_ratio_low=found.raw.ratio.low,
         raw_ratio_high=found.raw.ratio.high,
-        recovered=None if entry.is_raw else found.recovered,
+        recovered=None if entry.is_raw else share,
     )
 
 
@@ -99,7 +100,12 @@ def repair_view(entry: ModelEntry) -> RepairView | None:
     """None for a variant that is served unrepaired."""
     if entry.repair is None:
         return None
-    return RepairView(method=entry.repair.method, bytes=entry.repair.num_bytes, raw=entry.raw.name)
+    return RepairView(
+        method=entry.repair.method,
+        bytes=entry.repair.num_bytes,
+        raw=entry.raw.name,
+        is_healed=entry.repair.is_healed,
+    )
 
 
 def _int8_view(entry: ModelEntry, registry: ModelRegistry) -> Int8View | None:

@@ -12,18 +12,22 @@ from app.api.download import RANGE_RESPONSES, Download
 from app.api.formats.models import domain_views, repair_view
 from app.api.openapi import responses_for
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
+from app.models.catalog import Catalog
 from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (
     MANIFEST,
     CheckpointCorrupt,
     CheckpointNotFound,
+    CheckpointStore,
     FileEntry,
     Manifest,
 )
 from pruning.jobs.store import READ_RAISES
+from pruning.models.names import healed_name
 
 router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 
+_HEALED = healed_name("") + "/"  # in front of the names of files
 _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type": "string"}}}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
@@ -46,9 +50,19 @@ def list_checkpoints(
     """List the checkpoint of the job. Before it is published, list the prefixes found so far.
 
     A prefix can be served as soon as it is found, and keeps its name. The prefixes of a cancelled
-    or failed job remain.
+    or failed job remain. The healed checkpoint of a job follows the one that it was healed from.
     """
     name = jobs.get(job_id).checkpoint_name
+    found = [
+        _checkpoint_view(each, job_id, checkpoints, catalog, request)
+        for each in (name, healed_name(name))
+    ]
+    return CheckpointList(data=[view for view in found if view is not None])
+
+
+def _checkpoint_view(
+    name: str, job_id: str, checkpoints: CheckpointStore, catalog: Catalog, request: Request
+) -> CheckpointView | None:
     files: Mapping[str, FileEntry] = {}
     try:
         manifest = checkpoints.manifest(name)
@@ -57,8 +71,9 @@ def list_checkpoints(
     except CheckpointNotFound:
         order = catalog.order(name)
     if order is None:
-        return CheckpointList(data=[])
-    checkpoint = CheckpointView(
+        return None
+    folder = _HEALED if order.is_healed else ""
+    return CheckpointView(
         id=order.name,
         is_published=order.is_published,
         created_at=order.created_at if order.is_published else None,
@@ -69,15 +84,16 @@ def list_checkpoints(
         prefixes=[_prefix_view(entry) for entry in catalog.prefixes(order)],
         files=[
             CheckpointFileView(
-                name=name,
+                name=file,
                 num_bytes=entry.num_bytes,
                 sha256=entry.sha256,
-                url=request.url_for("get_checkpoint_file", job_id=job_id, file=name).path,
+                url=request.url_for(
+                    "get_checkpoint_file", job_id=job_id, file=f"{folder}{file}"
+                ).path,
             )
-            for name, entry in files.items()
+            for file, entry in files.items()
         ],
     )
-    return CheckpointList(data=[checkpoint])
 
 
 @router.get(
@@ -86,8 +102,13 @@ def list_checkpoints(
 def get_file(
     job_id: str, file: str, jobs: JobsDep, checkpoints: CheckpointsDep, request: Request
 ) -> Response:
-    """Download one published file. The ETag is its sha256; Range requests are supported."""
+    """Download one published file. The ETag is its sha256; Range requests are supported.
+
+    Files of the healed checkpoint have ``+healed/`` in front of their names.
+    """
     name = jobs.get(job_id).checkpoint_name
+    if file.startswith(_HEALED):
+        name, file = healed_name(name), file.removeprefix(_HEALED)
     path, manifest = checkpoints.path(name), checkpoints.manifest(name)
     entry = _files(path, manifest).get(file)
     if entry is None or ".." in Path(file).parts or Path(file).is_absolute():

@@ -10,8 +10,9 @@ from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
 from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
-from app.api.submission import RAISES
+from app.api.submission import RAISES, Submitted
 from app.models.aliases import InvalidAliasFile
+from app.models.catalog import Catalog
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import CHANGE_RAISES, READ_RAISES
@@ -30,7 +31,7 @@ _LINKED = (
     "list_prune_job_checkpoints",
     "list_prune_job_webhook_deliveries",
 )
-_ACCEPTED: dict[str, Any] = {
+ACCEPTED: dict[str, Any] = {
     "description": "The job is queued, or was when the first request with this key was answered.",
     "headers": {
         "Location": {"description": "URL of the job.", "schema": {"type": "string"}},
@@ -76,7 +77,7 @@ IdempotencyKey = Annotated[
             "model": EstimateView,
             "description": "With dry_run: an estimate of what the job would need.",
         },
-        202: _ACCEPTED,
+        202: ACCEPTED,
     },
 )
 def submit(
@@ -94,6 +95,13 @@ def submit(
     if body.dry_run:
         return JSONResponse(estimate_view(submission.estimate(body)).model_dump(mode="json"))
     submitted = submission.submit(body, idempotency_key)
+    return accepted(submitted, catalog, request, response)
+
+
+def accepted(
+    submitted: Submitted, catalog: Catalog, request: Request, response: Response
+) -> PruneJobView:
+    """The response to a request that has created a job."""
     view = job_view(submitted.job, request, catalog)
     response.headers["Location"] = view.urls["self"]
     response.headers["Retry-After"] = str(POLL_AFTER_S)

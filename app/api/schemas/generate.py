@@ -134,6 +134,7 @@ class RepairView(BaseModel):
     )
     bytes: int = Field(description="Of the weights that the variant does not share.")
     raw: str = Field(description="Name of the same blocks without repair.")
+    is_healed: bool = Field(description="Whether it was trained behind the repair.")
 
 
 class Int8View(BaseModel):
@@ -169,8 +170,8 @@ class DomainView(BaseModel):
     raw_ratio_low: float | None = Field(description="Lower end of the same interval of raw_ratio.")
     raw_ratio_high: float | None = Field(description="Upper end of that interval.")
     recovered: float | None = Field(
-        description="Share of the lost nats per token that the repair gives back. Null without a "
-        "repair, or if nothing was lost."
+        description="Share of the lost nats per token that repair and healing give back. Null "
+        "without either, or if nothing was lost."
     )
 
 

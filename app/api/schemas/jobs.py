@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
 from app.api.schemas.events import WebhookBody, WebhookView
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
+from app.api.schemas.heal import HealBody, HealProgressView
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repair, Resident, Search
 
@@ -55,6 +56,7 @@ class PruneJobView(BaseModel):
         default="prune_job", description="The kind of this object."
     )
     model: str = Field(description="The dense model.")
+    source: str | None = Field(description="The published checkpoint that the job only heals.")
     status: str = Field(
         description="queued, running, paused, cancelling, succeeded, failed or cancelled."
     )
@@ -68,6 +70,9 @@ class PruneJobView(BaseModel):
     progress: ProgressView = Field(description="Of the search.")
     repair_progress: RepairProgressView | None = Field(
         description="Of the latest attempt; null before the repair begins."
+    )
+    heal_progress: HealProgressView | None = Field(
+        description="Of the latest attempt; null before the healing begins."
     )
     removed_blocks: list[int] = Field(description="So far, in the order of their removal.")
     losses: list[float] = Field(
@@ -96,7 +101,7 @@ class PruneJobView(BaseModel):
     started_at: float | None = Field(description="When a worker first started it; null before.")
     finished_at: float | None = Field(description="When it ended; null before.")
     estimated_finish: float | None = Field(
-        description="Of the search or of the repair, while either is running."
+        description="Of the search, the repair or the healing, while it is running."
     )
     error: JobErrorView | None = Field(description="Why it failed; null unless it did.")
     conditions: list[ConditionView] = Field(description="The states that it has been in.")
@@ -231,6 +236,21 @@ _ONE_TARGET: dict[str, Any] = {
 }
 
 
+Priority = Annotated[
+    int,
+    Field(
+        ge=-100,
+        le=100,
+        description="Higher runs first. At equal priority, jobs that had started, then the oldest.",
+    ),
+]
+METADATA = "Your own labels, up to 16."
+Metadata = dict[
+    Annotated[str, StringConstraints(max_length=64)],
+    Annotated[str, StringConstraints(max_length=512)],
+]
+
+
 class PruneJobBody(Body):
     """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup is required."""
 
@@ -274,12 +294,7 @@ class PruneJobBody(Body):
     dtype: Dtype = Field(
         default="auto", description="Of the weights during the run; auto is the model's own."
     )
-    priority: int = Field(
-        default=0,
-        ge=-100,
-        le=100,
-        description="Higher runs first. At equal priority, jobs that had started, then the oldest.",
-    )
+    priority: Priority = 0
     evaluate: bool = Field(
         default=PruneSpec.evaluate,
         description="Measure the perplexity on held-out text at every depth.",
@@ -334,10 +349,14 @@ class PruneJobBody(Body):
         description="Score candidates with the hidden states behind each gap scaled to the norms "
         "of the dense model, so that the order is chosen for the repaired model. Needs a repair.",
     )
-    metadata: dict[
-        Annotated[str, StringConstraints(max_length=64)],
-        Annotated[str, StringConstraints(max_length=512)],
-    ] = Field(default_factory=dict, max_length=16, description="Your own labels, up to 16.")
+    heal: HealBody | None = Field(
+        default=None,
+        description="Train the pruned model in the end and publish the result beside it, as "
+        "NAME@JOB+healed, which pruned_model names then. Needs resident=model. The gate refuses "
+        "only the healed model. A job that is cancelled or fails after it has published the pruned "
+        "model keeps that.",
+    )
+    metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
     webhook: WebhookBody | None = Field(
         default=None, description="Where to send messages about the job."
     )
@@ -349,3 +368,15 @@ class PruneJobBody(Body):
     def spec_fields(self) -> dict[str, Any]:
         """The fields of ``PruneSpec``, for its ``from_dict``."""
         return self.model_dump(include={field.name for field in fields(PruneSpec)})
+
+
+class HealJobBody(Body):
+    """Heal a published checkpoint."""
+
+    model: ModelName = Field(description="The name of the checkpoint, as NAME@JOB.")
+    heal: HealBody = Field(default=HealBody(), description="How it is trained.")
+    priority: Priority = 0
+    metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
+    webhook: WebhookBody | None = Field(
+        default=None, description="Where to send messages about the job."
+    )

@@ -11,7 +11,7 @@ from rq.utils import utcformat
 
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.jobs.job import JobStatus, Phase
+from pruning.jobs.job import HealProgress, JobStatus, Phase
 from pruning.jobs.keys import RECORD
 from pruning.jobs.stats import TIMEOUT_S
 from pruning.jobs.store import JobStore
@@ -95,6 +95,24 @@ def test_a_repair_tells_how_far_it_is_and_when_it_would_end(
     assert found.value(finish, **own) == job_store.get(job.id).estimated_finish
     job_store.set_phase(job.id, Phase.EVALUATE, job.attempt)
     assert not scrape(client).series(finish)
+
+
+def test_a_healing_tells_its_loss_its_pace_and_when_it_would_end(
+    client: TestClient, job_store: JobStore
+) -> None:
+    job = job_store.start(job_store.create(SPEC).id, "a worker")
+    own = {"model_name": "tiny", "job_id": job.id, "training": "healed"}
+    job_store.set_phase(job.id, Phase.HEAL, job.attempt)
+    assert not scrape(client).series("sleb_heal_loss")
+    progress = HealProgress("healed", 500, 0.25, 1.5, 80.0, 6.0, 2.5)
+    job_store.healing(job.id, progress, job.attempt, is_check=True)
+    found, record = scrape(client), job_store.get(job.id)
+    assert found.value("sleb_heal_loss", **own) == 1.5
+    assert found.value("sleb_heal_tokens_per_second", **own) == 80
+    assert record.estimated_finish is not None
+    assert record.estimated_finish - time.time() == pytest.approx(18, abs=15)
+    assert found.value(FINISH, model_name="tiny", job_id=job.id) == record.estimated_finish
+    assert job_store.events(job.id, limit=10)[-1].data["heal"]["held_out_loss"] == 2.5
 
 
 def test_the_age_of_the_queue_is_that_of_the_longest_wait(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling, calibration_from
+from pruning.spec.heal import Heal
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Search
 
 TARGETS: Mapping[str, Any] = {
@@ -154,7 +155,7 @@ def test_only_a_perplexity_ratio_can_be_passed() -> None:
     assert not any(PruneSpec("any", **{name: TARGETS[name]}).exceeds(9, 1) for name in others)
 
 
-MEASURED = PruneSpec("m", num_remove=1, quantize=Quantize.INT4, zero_shot=True)
+MEASURED = PruneSpec("m", num_remove=1, quantize=Quantize.INT4, zero_shot=True, heal=Heal(rank=2))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,7 @@ def test_without_a_text_a_run_mixes_packaged_prose_and_code() -> None:
         ({"quantize": Quantize.INT8, "evaluate": False}, "quantize"),
         ({"quantize": Quantize.INT4, "resident": Resident.STREAM}, "quantize"),
         ({"zero_shot": True, "resident": Resident.STREAM}, "zero_shot"),
+        ({"heal": Heal(), "resident": Resident.STREAM}, "heal"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(settings: dict[str, Any], param: str) -> None:
@@ -231,10 +233,12 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {"refine": 2},
             {"metric": Metric.KL},
             {"score_repaired": True},
+            {"heal": Heal()},
+            {"heal": Heal(rank=2)},
             {},
         )
     }
-    assert len(digests) == 14
+    assert len(digests) == 16
     assert spec.digest() in digests
 
 

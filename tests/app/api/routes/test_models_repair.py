@@ -41,9 +41,19 @@ def test_every_repaired_variant_names_its_raw_form_which_is_not_listed(
     assert listed == {
         "tiny": None,
         "tiny@-1": None,
-        "tiny@-2": {"method": "scale", "bytes": 0, "raw": "tiny@-2+raw"},
-        "tiny@-3": {"method": "ridge", "bytes": own_bytes, "raw": "tiny@-3+raw"},
-        "tiny@prn-1": {"method": "ridge", "bytes": own_bytes, "raw": "tiny@prn-1+raw"},
+        "tiny@-2": {"method": "scale", "bytes": 0, "raw": "tiny@-2+raw", "is_healed": False},
+        "tiny@-3": {
+            "method": "ridge",
+            "bytes": own_bytes,
+            "raw": "tiny@-3+raw",
+            "is_healed": False,
+        },
+        "tiny@prn-1": {
+            "method": "ridge",
+            "bytes": own_bytes,
+            "raw": "tiny@prn-1+raw",
+            "is_healed": False,
+        },
     }
     names = [each["id"] for each in client.get("/v1/models").json()["data"]]
     assert names == list(listed)

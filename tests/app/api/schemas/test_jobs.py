@@ -7,9 +7,11 @@ import pytest
 from pydantic import BaseModel
 
 from app.api.schemas.calibration import CalibrationBody, SourceBody
+from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody, PruneJobBody
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec
 from pruning.spec.gate import Gate
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
 OF_THE_JOB = {"priority", "metadata", "webhook", "dry_run"}
@@ -28,6 +30,7 @@ FULL: dict[str, Any] = {
     "quantize": "int8",
     "zero_shot": True,
     "repair": "scale",
+    "heal": {"num_tokens": 500, "rank": 2, "control": False},
 }
 
 
@@ -38,6 +41,7 @@ FULL: dict[str, Any] = {
         (CalibrationBody, CalibrationSpec, set()),
         (SourceBody, CalibrationSpec, {"weight"}),
         (GateBody, Gate, set()),
+        (HealBody, Heal, set()),
     ],
 )
 def test_a_body_has_the_fields_and_defaults_of_its_spec(
@@ -76,7 +80,7 @@ def test_every_setting_of_a_body_reaches_the_spec() -> None:
         if name == "calibration":
             pairs = zip(wire[name], value, strict=True)
             assert all(got.items() >= sent.items() for got, sent in pairs)
-        elif name == "gate":
+        elif name in {"gate", "heal"}:
             assert wire[name].items() >= value.items()
         else:
             assert wire[name] == value

@@ -1,0 +1,97 @@
+"""Healing: the request body, whose defaults are those of ``Heal``, and its progress."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.api.schemas.generate import Body
+from pruning.spec.heal import Heal
+
+_ABOVE_0: dict[str, Any] = {"exclusiveMinimum": 0}
+_AT_LEAST_1: dict[str, Any] = {"minimum": 1}
+
+
+class HealBody(Body):
+    """Train the pruned model to predict what the dense one predicts, and publish it as well."""
+
+    # These ranges only document the API: the spec checks them.
+    num_tokens: int = Field(
+        default=Heal.num_tokens,
+        description="Tokens to train on. Texts are those of the calibration, without the documents "
+        "that select or evaluate; they are repeated as often as needed.",
+        json_schema_extra=_AT_LEAST_1,
+    )
+    max_minutes: float | None = Field(
+        default=Heal.max_minutes,
+        description="End after this time even if tokens are left.",
+        json_schema_extra=_ABOVE_0,
+    )
+    rank: int = Field(
+        default=Heal.rank, description="Rank of the adapters.", json_schema_extra=_AT_LEAST_1
+    )
+    alpha: float = Field(
+        default=Heal.alpha,
+        description="Adapters are scaled by alpha / rank.",
+        json_schema_extra=_ABOVE_0,
+    )
+    learning_rate: float = Field(
+        default=Heal.learning_rate,
+        description="The highest one; it rises first, then falls along a cosine.",
+        json_schema_extra=_ABOVE_0,
+    )
+    batch_tokens: int = Field(
+        default=Heal.batch_tokens,
+        description="Tokens of a step of the optimiser.",
+        json_schema_extra=_AT_LEAST_1,
+    )
+    warmup: float = Field(
+        default=Heal.warmup,
+        description="Share of the training in which the learning rate rises.",
+        json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
+    )
+    clip_norm: float = Field(
+        default=Heal.clip_norm,
+        description="Maximum norm of the gradient of a step.",
+        json_schema_extra=_ABOVE_0,
+    )
+    hidden_weight: float = Field(
+        default=Heal.hidden_weight,
+        description="Weight of the error of the last hidden state, beside the divergence.",
+        json_schema_extra={"minimum": 0},
+    )
+    checkpoint_activations: bool = Field(
+        default=Heal.checkpoint_activations,
+        description="Compute activations again in the backward pass: less memory, more time.",
+    )
+    steps_per_check: int = Field(
+        default=Heal.steps_per_check,
+        description="Steps between two measurements on held-out text. The best step is kept.",
+        json_schema_extra=_AT_LEAST_1,
+    )
+    patience: int = Field(
+        default=Heal.patience,
+        description="End once the loss on held-out text has risen so many times in a row.",
+        json_schema_extra=_AT_LEAST_1,
+    )
+    seed: int = Field(
+        default=Heal.seed,
+        description="Of the adapters and of the order of the text.",
+        json_schema_extra={"minimum": 0, "maximum": 2**32 - 1},
+    )
+    control: bool = Field(
+        default=Heal.control,
+        description="Train the dense model in the same way, for comparison.",
+    )
+
+
+class HealProgressView(BaseModel):
+    """The last step. Losses are nats of divergence from the dense model per token."""
+
+    training: Literal["healed", "control"] = Field(
+        description="The model in training; the control is the dense one."
+    )
+    num_tokens: int = Field(description="Trained on so far.")
+    ratio: float = Field(description="Share of the tokens or minutes that are used.")
+    loss: float = Field(description="Of this step.")
+    held_out_loss: float | None = Field(description="Null before the first measurement.")
+    tokens_per_s: float = Field(description="Of this step.")
