@@ -7,13 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pruning import pipeline
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
 
+_QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
+
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
 LONG = ("tests/app/cluster/", "tests/e2e/", "tests/pruning/search/test_ray", "tests/app/cli/")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties are tried with fewer examples in `make test`, and with others in every run."""
+    if config.option.markexpr == "not slow":
+        settings.register_profile("quick", max_examples=_QUICK_EXAMPLES)
+        settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -102,7 +102,7 @@ def test_without_the_extra_it_says_what_to_install(
         assert importlib.util.find_spec(name)  # or the tests above ran on nothing
 
     monkeypatch.setattr(zero_shot, "find_spec", find_none)
-    with pytest.raises(ZeroShotUnavailable, match=r"pip install 'sleb-serve\[eval\]'"):
+    with pytest.raises(ZeroShotUnavailable, match=r"pip install '\.\[eval\]'"):
         score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["toy"])
 
 

@@ -246,12 +246,12 @@ def test_nonsense_is_refused(num_actors: int, device: str, tmp_path: Path) -> No
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
+    with pytest.raises(ClusterUnavailable, match=r"pip install '\.\[cluster\]'"):
         ClusterScorer(tmp_path, WINDOWS, num_actors=1)
 
 
 def test_nor_is_ray_enough_where_a_part_of_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     assert import_ray().__name__ == "ray"
-    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
+    with pytest.raises(ClusterUnavailable, match=r"pip install '\.\[cluster\]'"):
         import_ray("serve")
