@@ -26,9 +26,9 @@ demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
 test: setup  ## lint, and beside it all tests except the slow ones
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
-# three processes for two cores: many tests wait for leases and for processes
+# four processes for two cores: many tests wait for leases and for processes
 pytest: setup
-	$(PYTEST) -n 3 --dist worksteal -m 'not slow'
+	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the slow tests: the demo model, the reference search, the whole demo
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500

@@ -148,6 +148,7 @@ def test_transformers_serve_gets_the_same_requests(tiny_model_dir: Path, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_no_server_outlives_a_benchmark_that_is_stopped(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def shown(found: Prometheus, title: str, values: Mapping[str, str]) -> dict[str,
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_known_speedup_is_what_the_dashboard_shows(tmp_path: Path) -> None:
     with scraped(tmp_path / "prometheus") as found:

@@ -27,7 +27,7 @@ NUM_TOKENS = 4096  # maximum length, as of real models
 TEXTS = ("file.txt", "prose.txt", "code.txt")
 RUNS = [page for page in GUIDES if any(block.language == "bash" for block in blocks(page))]
 # These pages have a dozen commands and jobs, each of which imports torch.
-SLOW = {"jobs", "operate", "prune", "serve", "vllm"}
+SLOW = {"jobs", "keys", "operate", "prune", "serve", "vllm"}
 PATIENCE_S = 1400.0
 # The shell exits at the first command that fails, including curl with an error status.
 _STRICT = """

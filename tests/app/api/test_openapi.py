@@ -132,6 +132,7 @@ def test_requests_without_a_scope_are_refused_as_described(
     fuzz(url, config, 5, "--seed", "1", "--phases", phases, *VALID, *header)
 
 
+@pytest.mark.slow
 @PHASES
 def test_requests_over_the_limit_are_refused_as_described(
     url: str, config: Path, settings: ServeSettings, phases: str

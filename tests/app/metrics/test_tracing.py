@@ -102,6 +102,7 @@ def test_both_names_of_the_setting_are_heard(monkeypatch: pytest.MonkeyPatch, na
     assert str(ServeSettings().otlp_endpoint) == "http://127.0.0.1:4318/"
 
 
+@pytest.mark.slow
 def test_without_an_endpoint_the_extra_is_neither_imported_nor_needed() -> None:
     """The API of OpenTelemetry belongs to FastAPI; its SDK and its exporters are the extra."""
     code = (

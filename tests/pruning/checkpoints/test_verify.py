@@ -215,6 +215,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_leaves_of_verifying_is_swept(
     tmp_path: Path, dense: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +254,7 @@ def test_what_differs_is_named_and_not_published(
     assert CheckpointStore(target.parent).names() == ["tiny@prn-1"]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_and_says_the_same(tmp_path: Path, in_memory: DenseModel) -> None:
     with pytest.raises(CheckpointNotPortable, match=r"num_hidden_layers of config.json: found 6"):
         publish_at(tmp_path / "tiny@prn-1", in_memory, too_deep, Verify.PROCESS)

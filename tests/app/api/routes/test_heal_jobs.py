@@ -64,6 +64,7 @@ def test_a_published_checkpoint_is_healed_by_a_job_of_its_own(
     assert CheckpointStore(data_dir / "checkpoints").names() == [NAME]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_worker_settings")
 def test_a_job_prunes_and_heals(client: TestClient, data_dir: Path) -> None:
     calibration = {"dataset": "self", "num_samples": 2, "seqlen": 16}
