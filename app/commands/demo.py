@@ -25,6 +25,7 @@ from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
 from pruning.models.demo_model import NAME, ensure_demo_model
 from pruning.models.store import set_up_torch
+from pruning.process import deferred_signal
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
 PROMPTS = (
@@ -150,9 +151,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str, Any]:
     """Submit a job and show its progress. Returns the job after it has succeeded."""
     body = {"model": NAME, "num_remove": num_remove, "calibration": CALIBRATION}
-    job = _post(client, "/prune-jobs", body, expected=202)
-    console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {num_remove} blocks to remove")
+    with deferred_signal(signal.SIGINT) as is_interrupted:  # a job without an id is not cancelled
+        job = _post(client, "/prune-jobs", body, expected=202)
     with _cancelled_on_error(client, console, job):
+        if is_interrupted():
+            raise KeyboardInterrupt
+        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {num_remove} blocks to remove")
         job = _followed(client, console, job)
     if job["status"] != JobStatus.SUCCEEDED:
         raise DemoFailed(f"job {job['id']} {job['status']}: {job['error']}")

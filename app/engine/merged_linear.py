@@ -1,7 +1,7 @@
 """Linear layers of the same input as one product: fewer and larger products are faster.
 
-The weights of the layers become parts of one tensor, side by side, so this takes no memory. Layers
-that are not plain, such as those with int8 weights, run one after the other.
+The weights of the layers become parts of one tensor, side by side. Only biases are copied.
+Layers that are not plain, such as those with int8 weights, run one after the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,10 +62,9 @@ def _merged(layers: Sequence[nn.Module]) -> MergedLinear | None:
     alike = {(layer.in_features, layer.weight.dtype, layer.bias is None) for layer in plain}
     if len(plain) != len(layers) or len(alike) != 1:
         return None
-    biases = [layer.bias for layer in plain if layer.bias is not None]
-    return MergedLinear(
-        _joined([layer.weight for layer in plain]), _joined(biases) if biases else None
-    )
+    biases = [layer.bias.detach() for layer in plain if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return MergedLinear(_joined([layer.weight for layer in plain]), bias)
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

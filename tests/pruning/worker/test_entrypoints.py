@@ -187,6 +187,7 @@ def test_a_running_job_obeys_cancel(
     job = submit(redis_client)
     workers.start()
     (child,) = workers.wait_for_children(1)
+    wait_until(lambda: job_store.get(job.id).progress.evaluations_done > 0, "an evaluation")
     # it may have obeyed before the answer is read
     assert job_store.cancel(job.id).status in (JobStatus.CANCELLING, JobStatus.CANCELLED)
     ended = wait_for(job_store, job.id, JobStatus.CANCELLED)
