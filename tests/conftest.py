@@ -16,14 +16,7 @@ from pruning.checkpoints.trajectory_plot import plot
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
-LONG = (
-    "tests/app/cluster/",
-    "tests/e2e/",
-    "tests/pruning/jobs/",
-    "tests/pruning/search/test_ray",
-    "tests/pruning/worker/",
-    "tests/app/cli/",
-)
+LONG = ("tests/app/cluster/", "tests/e2e/", "tests/pruning/search/test_ray", "tests/app/cli/")
 
 
 def pytest_configure(config: pytest.Config) -> None:
