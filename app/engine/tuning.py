@@ -132,14 +132,19 @@ def _read(file: Path) -> dict[str, dict[str, Choice]]:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return {
-            of: {
-                key: Choice(str(choice["way"]), dict(choice["seconds"]))
-                for key, choice in choices.items()
-            }
+            of: {key: _parsed(choice) for key, choice in choices.items()}
             for of, choices in found.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def _parsed(choice: Mapping[str, Any]) -> Choice:
+    """Raises ``ValueError`` if the way that was chosen has no time."""
+    way, seconds = choice["way"], {name: float(of) for name, of in choice["seconds"].items()}
+    if seconds.get(way, 0.0) <= 0:
+        raise ValueError(f"{way} has no time")
+    return Choice(way, seconds)
 
 
 def _replace(file: Path, choices: Mapping[str, Mapping[str, Choice]]) -> None:

@@ -88,11 +88,34 @@ def test_a_way_that_is_there_no_more_is_chosen_anew(tmp_path: Path) -> None:
     assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW)) == SLOW
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"b": {"way": 1}}}', "\x00"])
-def test_a_broken_file_is_written_again(tmp_path: Path, text: str) -> None:
-    (file := tmp_path / "tuning.json").write_text(text)
+BROKEN_CHOICES = [
+    1,
+    {"way": "fast"},
+    {"way": "fast", "seconds": {}},
+    {"way": "fast", "seconds": {"fast": "soon"}},
+    {"way": "fast", "seconds": {"fast": 0}},
+    {"way": [], "seconds": {"fast": 1}},
+]
+
+
+def check_written_again(file: Path) -> None:
+    assert Tuner(file).choices == {}
     assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW, FAST)) == FAST
     assert Tuner(file).choices.keys() == {"a 1 float32"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "\x00"])
+def test_a_broken_file_is_written_again(tmp_path: Path, text: str) -> None:
+    (file := tmp_path / "tuning.json").write_text(text)
+    check_written_again(file)
+
+
+@pytest.mark.parametrize("choice", BROKEN_CHOICES)
+def test_a_broken_choice_is_made_again(tmp_path: Path, choice: object) -> None:
+    (file := tmp_path / "tuning.json").write_text(
+        json.dumps({processor(): {"a 1 float32": choice}})
+    )
+    check_written_again(file)
 
 
 def test_a_file_that_cannot_be_written_costs_nothing_but_time(
