@@ -26,11 +26,12 @@ class InspectionRecord:
 
     def read(self, name: str, stamp: Stamp) -> dict[str, Any] | None:
         """The fields of this model; None if they are unknown, or of other files."""
-        entry = self._entries().get(name)
-        if entry is None or entry["stamp"] != json.loads(json.dumps(stamp)):
+        try:
+            entry = self._entries()[name]
+            is_known = entry["stamp"] == json.loads(json.dumps(stamp))
+            return dict(entry["fields"]) if is_known else None
+        except (KeyError, TypeError, ValueError):  # unknown, or not written here
             return None
-        fields: dict[str, Any] = entry["fields"]
-        return fields
 
     def write(self, name: str, stamp: Stamp, fields: Mapping[str, Any]) -> None:
         """Replace the file atomically, unless the directory is read-only."""
@@ -51,7 +52,7 @@ class InspectionRecord:
         try:
             content = json.loads(self._file.read_text())
             is_valid = content["versions"] == _versions()
-            entries: dict[str, dict[str, Any]] = content["models"] if is_valid else {}
+            entries: dict[str, dict[str, Any]] = dict(content["models"]) if is_valid else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return entries

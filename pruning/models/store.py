@@ -120,13 +120,13 @@ class ModelStore:
         """From the record, which needs no transformers, else from the config."""
         if path != self._root / name:  # given as a path
             return _info(name, path)
-        fields = self._record.read(name, stamp)
-        if fields is None:
-            info = _info(name, path)
-            fields = {key: value for key, value in asdict(info).items() if key != "path"}
-            self._record.write(name, stamp, fields)
-            return info
-        return ModelInfo(path=path, **fields)
+        if (fields := self._record.read(name, stamp)) is not None:
+            with suppress(TypeError):  # of a checkout whose version has not changed since
+                return ModelInfo(path=path, **fields)
+        info = _info(name, path)
+        fields = {key: value for key, value in asdict(info).items() if key != "path"}
+        self._record.write(name, stamp, fields)
+        return info
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         return load(self.path(name), dtype=dtype, device=device)

@@ -46,6 +46,27 @@ def test_a_broken_record_is_made_again(root: Path, text: str) -> None:
     assert json.loads((root / FILE).read_text())["models"]["tiny"]["fields"]["num_blocks"] == 6
 
 
+@pytest.mark.parametrize("field", [{"colour": "red"}, None, [], 7])
+def test_fields_of_another_shape_are_read_again(root: Path, field: object) -> None:
+    """As a checkout leaves them whose version did not change with its code."""
+    expected = ModelStore(root).inspect("tiny")
+    record = json.loads((root / FILE).read_text())
+    entry = record["models"]["tiny"]
+    entry["fields"] = {**entry["fields"], **field} if isinstance(field, dict) else field
+    (root / FILE).write_text(json.dumps(record))
+    assert ModelStore(root).inspect("tiny") == expected
+    assert json.loads((root / FILE).read_text())["models"]["tiny"]["fields"]["num_blocks"] == 6
+
+
+@pytest.mark.parametrize("entry", [None, 7, [], {}, {"stamp": []}])
+def test_an_entry_of_another_shape_is_made_again(root: Path, entry: object) -> None:
+    expected = ModelStore(root).inspect("tiny")
+    record = json.loads((root / FILE).read_text())
+    for models in ({"tiny": entry}, entry):
+        (root / FILE).write_text(json.dumps({**record, "models": models}))
+        assert ModelStore(root).inspect("tiny") == expected
+
+
 def test_the_record_of_other_versions_does_not_count(root: Path) -> None:
     ModelStore(root).inspect("tiny")
     record = json.loads((root / FILE).read_text())
