@@ -118,7 +118,7 @@ def _lines(
 def plot(report: Mapping[str, Any], path: Path) -> None:
     """Perplexity against removed blocks: a row for each order, a panel for each domain."""
     from matplotlib import style  # noqa: PLC0415 - as above
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
     domains, orders = list(report["dense"]), report["orders"]
     size = (_WIDTH * len(domains), _HEIGHT * len(orders) + 0.4)

@@ -136,7 +136,7 @@ def _is_right(product: Product, rows: torch.Tensor, layer: QuantizedLinear) -> b
     expected = dequantized_product(rows, layer.values, layer.scales).float()
     try:
         found = product(rows, layer.values, layer.scales).float()
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # how torch says that it has no such kernel here
         return False
     return bool(
         (found - expected).norm() <= _MAX_ERRORS.get(rows.dtype, _MAX_ERROR) * expected.norm()

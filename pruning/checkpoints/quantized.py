@@ -132,7 +132,7 @@ def _quantization_config(model: PreTrainedModel) -> dict[str, Any]:
     inside = re.compile(rf"{re.escape(architecture(model.config).blocks)}\.\d+\.(.*)")
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
-            [place] = inside.fullmatch(name).groups()  # type: ignore[union-attr]
+            [place] = inside.fullmatch(name).groups()  # type: ignore[union-attr]  # all are in blocks
             by_size.setdefault(_group_size(module), set()).add(re.escape(place))
     groups = {
         f"group_{number}": QuantizationScheme(

@@ -38,7 +38,7 @@ class ActorConfig:
 class Loads(Protocol):
     """What runs in an actor of a pool."""
 
-    def load(self, config: ActorConfig, task: Any) -> str:  # noqa: ANN401
+    def load(self, config: ActorConfig, task: Any) -> str:  # noqa: ANN401 - whatever an actor takes or gives
         """Load the model for the task, and return its dtype."""
 
 

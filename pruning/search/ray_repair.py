@@ -41,7 +41,7 @@ class Walker:
         )
         return str(model.dtype)
 
-    def call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
+    def call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever an actor takes or gives
         """Call a method of the walk. Sums are returned in main memory."""
         found = getattr(self._walk, method)(*arguments)
         return found.to(torch.device("cpu")) if isinstance(found, Errors) else found
@@ -127,7 +127,7 @@ class ClusterWalk:
         sent = {actor.place: _sent(actor, call) for actor in self._pool.actors}
         return [self._result(place, sent[place], call) for place in sorted(sent)]
 
-    def _result(self, place: int, pending: Future[Any], call: _Call) -> Any:  # noqa: ANN401
+    def _result(self, place: int, pending: Future[Any], call: _Call) -> Any:  # noqa: ANN401 - whatever an actor takes or gives
         errors = self._pool.ray.exceptions
         while True:
             [actor] = [each for each in self._pool.actors if each.place == place]

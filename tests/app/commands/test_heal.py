@@ -59,7 +59,7 @@ def test_a_directory_is_healed_at_another_place_and_told_as_json(
 
 def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:
     with pytest.raises(CheckpointNotFound, match="no checkpoint named"):
-        run_heal(HEAL, "tiny@nobody", None, WorkerSettings(data_dir=data_dir), as_json=False)
+        run_heal(HEAL, "tiny@missing", None, WorkerSettings(data_dir=data_dir), as_json=False)
 
 
 def test_the_command_is_known() -> None:

@@ -85,7 +85,7 @@ def test_a_job_prunes_and_heals(client: TestClient, data_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "problem"),
     [
-        ({"model": "tiny@nobody"}, 404, "checkpoint-not-found"),
+        ({"model": "tiny@missing"}, 404, "checkpoint-not-found"),
         ({"model": NAME, "heal": {"rank": 0}}, 422, "invalid-spec"),
         ({"model": NAME, "heal": {"epochs": 3}}, 422, "invalid-request"),
     ],
