@@ -14,6 +14,11 @@ from safetensors.torch import save_file
 
 from pruning.healing.progress import Progress
 
+
+class TrainingNotSaved(RuntimeError):
+    """The disk takes no state of the training."""
+
+
 _STATE = "state"
 _PARTS = ("adapter", "best", "mean", "square")
 
@@ -34,8 +39,10 @@ class TrainingState:
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Replace the file at ``path``. A process that dies meanwhile leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the file at ``path``. A process that dies meanwhile leaves the old one.
+
+    So does a disk that is full: raises ``TrainingNotSaved``.
+    """
     tensors = {
         f"{part}:{name}": tensor.cpu().contiguous()
         for part in _PARTS
@@ -43,10 +50,16 @@ def save_state(path: Path, state: TrainingState) -> None:
     }
     staged = path.with_suffix(f".{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, staged, metadata={_STATE: state.progress.to_json()})
         with staged.open("rb") as file:
             os.fsync(file.fileno())
         staged.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingNotSaved(
+            f"the training cannot be kept in {path.parent}: {error}: free some space there, then "
+            "try again: it goes on from the last step that was kept"
+        ) from error
     finally:
         staged.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.healing.adapter import NothingToAdapt
 from pruning.healing.record import NotHealable
+from pruning.healing.state import TrainingNotSaved
 from pruning.healing.train import HealingDiverged
 from pruning.jobs.job import JobError
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
@@ -36,6 +37,7 @@ CODES: Mapping[type[Exception], str] = {
     CheckpointCorrupt: "checkpoint_corrupt",
     DiskFull: "disk_full",
     SpillFailed: "disk_full",
+    TrainingNotSaved: "disk_full",
     QualityGateFailed: "quality_gate",
     CheckpointNotPortable: "checkpoint_not_portable",
     ZeroShotUnavailable: "zero_shot_unavailable",

@@ -1,14 +1,16 @@
 """The state of a training is read as it was written, or not at all."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pruning.healing import state as module
 from pruning.healing.progress import Check, Progress
-from pruning.healing.state import TrainingState, read_state, save_state
+from pruning.healing.state import TrainingNotSaved, TrainingState, read_state, save_state
+from pruning.worker.failures import describe
+from tests.support.full_disk import full_disk
 
 CHECKS = (Check(0, 0, 3.0, {"prose": 3.0}), Check(5, 40, 2.0, {"prose": 2.0}))
 STATE = TrainingState(
@@ -47,19 +49,14 @@ def test_a_damaged_one_is_not_used(damage: bytes | None, tmp_path: Path) -> None
     assert read_state(tmp_path / "missing", "d") is None
 
 
-def test_a_process_that_dies_while_writing_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_one_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "state"
     save_state(path, STATE)
-
-    def die(*_args: object, **_more: object) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(module, "save_file", die)
-    with pytest.raises(OSError, match="full"):
-        save_state(path, TrainingState(Progress("e"), {}, {}))
+    with full_disk(), pytest.raises(TrainingNotSaved, match="free some space") as caught:
+        save_state(path, replace(STATE, progress=Progress("e")))
     assert read_state(path, "d") is not None
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert describe(caught.value).code == "disk_full"
 
 
 def test_losses_keep_all_their_digits(tmp_path: Path) -> None:
