@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 
 from app.api.submission import JobSubmission
 from app.auth.limits import KeyLimits
@@ -129,3 +129,9 @@ TokenCheckDep = Annotated[
     TokenCheck, Depends(_part(lambda services: services.generation.token_check))
 ]
 GeneratorDep = Annotated[Generator, Depends(_generator)]
+
+JobId = Annotated[str, Path(description="Id of the job, as `prn-0123456789abcdef01234`.")]
+ModelOrAlias = Annotated[
+    str,
+    Path(description="A dense model, a variant of one, as `smollm2-135m@-3`, or an alias."),
+]

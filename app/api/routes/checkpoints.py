@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi import Path as PathParameter
 
-from app.api.deps import CatalogDep, CheckpointsDep, JobsDep
+from app.api.deps import CatalogDep, CheckpointsDep, JobId, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
 from app.api.formats.models import domain_views, repair_view
 from app.api.openapi import responses_for
@@ -27,6 +28,10 @@ from pruning.models.names import healed_name
 
 router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 
+FileName = Annotated[
+    str, PathParameter(description="A file of the checkpoint, as `model.safetensors`.")
+]
+
 _HEALED = healed_name("") + "/"  # in front of the names of files
 _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type": "string"}}}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -45,7 +50,7 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     responses=responses_for(*READ_RAISES, CheckpointCorrupt),
 )
 def list_checkpoints(
-    job_id: str, jobs: JobsDep, checkpoints: CheckpointsDep, catalog: CatalogDep, request: Request
+    job_id: JobId, jobs: JobsDep, checkpoints: CheckpointsDep, catalog: CatalogDep, request: Request
 ) -> CheckpointList:
     """List the checkpoint of the job. Before it is published, list the prefixes found so far.
 
@@ -100,7 +105,11 @@ def _checkpoint_view(
     "/{file:path}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD
 )
 def get_file(
-    job_id: str, file: str, jobs: JobsDep, checkpoints: CheckpointsDep, request: Request
+    job_id: JobId,
+    file: FileName,
+    jobs: JobsDep,
+    checkpoints: CheckpointsDep,
+    request: Request,
 ) -> Response:
     """Download one published file. The ETag is its sha256; Range requests are supported.
 

@@ -10,7 +10,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from app.api.deps import EventsDep, JobsDep
+from app.api.deps import EventsDep, JobId, JobsDep
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.events import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
@@ -38,7 +38,7 @@ _RESPONSES: Responses = {
     responses=_RESPONSES,
 )
 async def list_events(
-    job_id: str,
+    job_id: JobId,
     jobs: JobsDep,
     feed: EventsDep,
     request: Request,

@@ -2,11 +2,20 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from app.api.deletion import NotDeletable, delete_dense
-from app.api.deps import CatalogDep, EngineDep, GeneratorDep, JobsDep, RegistryDep, ShadowDep
+from app.api.deps import (
+    CatalogDep,
+    EngineDep,
+    GeneratorDep,
+    JobsDep,
+    ModelOrAlias,
+    RegistryDep,
+    ShadowDep,
+)
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
@@ -18,6 +27,9 @@ from app.models.registry import LOAD_RAISES
 from pruning.jobs.redis import JobStoreUnavailable
 
 router = APIRouter(prefix="/models", tags=["models"])
+
+Alias = Annotated[str, Path(description="The alias to set; no model has this name.")]
+AliasOrDense = Annotated[str, Path(description="An alias or a dense model.")]
 
 
 @router.get("")
@@ -37,7 +49,7 @@ def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -
     name="get_model",
     responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable),
 )
-def get_model(name: str, registry: RegistryDep, engine: EngineDep) -> ModelView:
+def get_model(name: ModelOrAlias, registry: RegistryDep, engine: EngineDep) -> ModelView:
     """A model by its name, or the target of an alias."""
     return model_view(registry.catalog.resolve(name), registry, engine)
 
@@ -49,7 +61,7 @@ def get_model(name: str, registry: RegistryDep, engine: EngineDep) -> ModelView:
     ),
 )
 async def set_alias(
-    name: str, body: AliasBody, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
+    name: Alias, body: AliasBody, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
 ) -> ModelView:
     """Make the name an alias of ``target``, or give an alias another target. Returns the target.
 
@@ -69,7 +81,7 @@ async def set_alias(
     responses=responses_for(*RAISES, NotDeletable, InvalidAliasFile),
 )
 async def delete_model(
-    name: str,
+    name: AliasOrDense,
     registry: RegistryDep,
     engine: EngineDep,
     shadow: ShadowDep,
@@ -89,7 +101,7 @@ async def delete_model(
 
 @router.post("/{name}/load", responses=responses_for(*LOAD_RAISES, EngineStopped))
 async def load_model(
-    name: str, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
+    name: ModelOrAlias, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
 ) -> ModelView:
     """Load the model and respond when it is in memory. Requests load models on demand, too."""
     served = await generator.load(name)
@@ -98,7 +110,7 @@ async def load_model(
 
 @router.post("/{name}/unload", status_code=204, responses=responses_for(*RAISES))
 async def unload_model(
-    name: str, registry: RegistryDep, engine: EngineDep, shadow: ShadowDep
+    name: ModelOrAlias, registry: RegistryDep, engine: EngineDep, shadow: ShadowDep
 ) -> None:
     """Free the memory of a model and all its views, or drop the one view of this name.
 

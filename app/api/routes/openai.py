@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.deps import CatalogDep, GeneratorDep
+from app.api.deps import CatalogDep, GeneratorDep, ModelOrAlias
 from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
@@ -76,7 +76,7 @@ def list_openai_models(catalog: CatalogDep) -> ModelCardList:
 
 
 @router.get("/models/{model}", responses=_errors(400, 404, 503))
-def retrieve_openai_model(model: str, catalog: CatalogDep) -> ModelCard:
+def retrieve_openai_model(model: ModelOrAlias, catalog: CatalogDep) -> ModelCard:
     entry = catalog.resolve(model)
     if entry.error:
         raise NotAModel(entry.error)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.api.deps import CatalogDep, DeletionDep, JobsDep, OutboxDep, QueueDep, SubmissionDep
+from app.api.deps import CatalogDep, DeletionDep, JobId, JobsDep, OutboxDep, QueueDep, SubmissionDep
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
@@ -115,23 +115,25 @@ def list_jobs(
     jobs: JobsDep,
     catalog: CatalogDep,
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64)] = None,
-    status: JobStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs per page.")] = 20,
+    after: Annotated[
+        str | None, Query(max_length=64, description="Id of the last job of the previous page.")
+    ] = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
 ) -> PruneJobList:
-    """The newest first. ``after`` is the id of the last job of the previous page."""
+    """The newest first."""
     page = jobs.list(limit, after, status)
     views = [job_view(job, request, catalog) for job in page.jobs]
     return PruneJobList(data=views, has_more=page.has_more)
 
 
 @router.get("/{job_id}", name="get_prune_job", responses=_READ)
-def get_job(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
+def get_job(job_id: JobId, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
     return job_view(jobs.get(job_id), request, catalog)
 
 
 @router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_CHANGE)
-def cancel(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
+def cancel(job_id: JobId, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
     """A queued job ends at once, a running one after its current evaluation; its process is killed
     if it does not stop. The removals found so far stay readable.
     """
@@ -139,7 +141,7 @@ def cancel(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) ->
 
 
 @router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_CHANGE)
-def pause(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
+def pause(job_id: JobId, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
     """A queued job leaves the queue at once, a running one stops after its current evaluation.
 
     The job keeps the removals found so far. Until its worker stops, its status is ``running`` and
@@ -150,7 +152,7 @@ def pause(job_id: str, jobs: JobsDep, catalog: CatalogDep, request: Request) -> 
 
 @router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_CHANGE)
 def resume(
-    job_id: str, jobs: JobsDep, queue: QueueDep, catalog: CatalogDep, request: Request
+    job_id: JobId, jobs: JobsDep, queue: QueueDep, catalog: CatalogDep, request: Request
 ) -> PruneJobView:
     """A paused job is queued first within its priority, and continues where it stopped.
 
@@ -163,7 +165,7 @@ def resume(
 
 
 @router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_DELETE)
-def delete(job_id: str, deletion: DeletionDep) -> None:
+def delete(job_id: JobId, deletion: DeletionDep) -> None:
     """Delete a job that has ended, with its events and its published checkpoint.
 
     The names of its variants are gone, and ``<model>@-k`` falls back to the previous removal order.
@@ -178,7 +180,7 @@ def delete(job_id: str, deletion: DeletionDep) -> None:
     name="list_prune_job_webhook_deliveries",
     responses=_READ,
 )
-def list_deliveries(job_id: str, jobs: JobsDep, outbox: OutboxDep) -> WebhookDeliveryList:
+def list_deliveries(job_id: JobId, jobs: JobsDep, outbox: OutboxDep) -> WebhookDeliveryList:
     """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""
     jobs.get(job_id)
     return WebhookDeliveryList(data=[delivery_view(found) for found in outbox.attempts(job_id)])

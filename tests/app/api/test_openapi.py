@@ -174,3 +174,15 @@ def test_every_error_is_described_as_a_problem(settings: ServeSettings) -> None:
                 if path.startswith(("/v1/", "/health/")) or int(status) < 400:
                     continue
                 assert list(answer["content"]) == ["application/problem+json"], (path, status)
+
+
+def test_every_parameter_says_what_it_is(settings: ServeSettings) -> None:
+    paths = create_app(settings, redis_url="unix:///none").openapi()["paths"]
+    silent = [
+        (method, path, parameter["name"])
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+        for parameter in operation.get("parameters", ())
+        if not parameter.get("description")
+    ]
+    assert silent == []
