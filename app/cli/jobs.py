@@ -94,10 +94,11 @@ def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     with _client(url) as client:
         job = client.get(job_id)
         deliveries = client.webhook_deliveries(job_id) if job["webhook"] else []
+        events = [] if as_json else list(client.events_so_far(job_id))
     if as_json:
         print_json({**job, "webhook_deliveries": deliveries} if job["webhook"] else job)
     else:
-        print_job(job)
+        print_job(job, events)
         print_deliveries(deliveries)
 
 

@@ -18,6 +18,7 @@ STREAM_TIMEOUT_S = 45.0  # without any data; the service sends keep-alives more 
 MIN_PAUSE_S = 0.5  # before a reconnection; doubles with every failure
 MAX_PAUSE_S = 10.0
 MAX_FAILURES = 10  # in a row, about a minute
+EVENTS_PER_PAGE = 100  # what the service allows
 
 _TEMPORARY = (429, 502, 503, 504)
 _UNAUTHORIZED = 401
@@ -130,6 +131,17 @@ class JobClient(ServiceClient):
 
     def get(self, job_id: str) -> dict[str, Any]:
         return self.request("GET", _path(job_id))
+
+    def events_so_far(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """The stored events, oldest first."""
+        after: dict[str, str] = {}
+        has_more = True
+        while has_more:
+            params = {"limit": EVENTS_PER_PAGE, **after}
+            page = self.request("GET", f"{_path(job_id)}/events", params=params)
+            yield from page["data"]
+            has_more = page["has_more"]
+            after = {"after": page["data"][-1]["id"]} if has_more else {}
 
     def webhook_deliveries(self, job_id: str) -> Sequence[dict[str, Any]]:
         """The recorded delivery attempts, oldest first."""

@@ -1,8 +1,9 @@
 """``sleb jobs``: tables of jobs and deliveries, and the progress of a watched job."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from textwrap import indent
+from types import MappingProxyType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,13 +15,17 @@ from rich.text import Text
 from app.commands.client import JobClient, follow
 from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
+from app.commands.rounds import print_rounds
+from pruning.checkpoints.trajectory import ties
 from pruning.removal import Removal
 
 _REMOVAL_FIELDS = (
     "step", "block", "loss", "dense_loss", "runner_up", "margin", "margin_error",
 )  # fmt: skip
 _TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
-_ELSEWHERE = ("object", "urls", "domains", "predicted_speedup", "measured_speedup")
+_ELSEWHERE = (
+    "object", "urls", "domains", "predicted_speedup", "measured_speedup", "losses", "dense_loss",
+)  # fmt: skip
 _WIDE = 140  # columns of a terminal that has room for all fields
 
 
@@ -54,20 +59,22 @@ def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
     return fields
 
 
-def print_job(job: dict[str, Any]) -> None:
-    """Print one line for each field that has a value, and the quality of a published model."""
+def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> None:
+    """Print one line for each field that has a value, the rounds, and the quality of its model.
+
+    ``events`` are those of the job, for the margins of its rounds.
+    """
     shown = Table(show_header=False, box=None)
     for name, value in job.items():
-        if name == "progress":
-            shown.add_row("evaluations", _progress(job))
-        elif name in _TIMES and value is not None:
-            shown.add_row(name, _local(value))
-        elif value not in (None, "", [], {}) and name not in _ELSEWHERE:
-            shown.add_row(name, Text(_plain(value)))
+        if value not in (None, "", [], {}) and name not in _ELSEWHERE:
+            label, text = _SPECIAL.get(name, _as_it_is)(name, value)
+            if text:
+                shown.add_row(label, Text(text))
     if job.get("predicted_speedup") is not None:  # an older service has none
         shown.add_row("speed-up", _speedup(job))
     console = Console(highlight=False)
     console.print(shown)
+    print_rounds(console, job, events)
     if job.get("domains"):  # an older service has none
         is_repaired = job["repair"] is not None
         print_domains(console, [domain_of(one, is_repaired=is_repaired) for one in job["domains"]])
@@ -129,6 +136,9 @@ class JobView:
 
     def end(self) -> None:
         self._bar.end()
+        found = self._bar.removals
+        for text in ties([(one.margin, one.margin_error) for one in found], len(found)):
+            self._progress.console.print(text, markup=False, soft_wrap=True)
 
 
 def _status(job: dict[str, Any]) -> str:
@@ -151,7 +161,34 @@ def _speedup(job: dict[str, Any]) -> str:
     return f"{predicted}, {measured['ratio']:.2f}{ends} measured"
 
 
+def _as_it_is(name: str, value: object) -> tuple[str, str]:
+    return name, _plain(value)
+
+
+def _condition(condition: Mapping[str, Any]) -> str:
+    """As `Queued: no, since 2026-11-26 23:42:00: a worker has taken it`."""
+    answer = "yes" if condition["status"] == "True" else "no"
+    since = condition["last_transition_at"]
+    when = "" if since is None else f", since {_local(since)}"
+    return f"{condition['type']}: {answer}{when}: {condition['message']}"
+
+
+_SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType(
+    {
+        "progress": lambda _, progress: ("evaluations", _progress({"progress": progress})),
+        "repair_progress": lambda _, found: (
+            "steps of repair",
+            f"{found['steps_done']} of {found['steps_total']}",
+        ),
+        "conditions": lambda name, found: (name, "\n".join(map(_condition, found))),
+        **dict.fromkeys(_TIMES, lambda name, seconds: (name, _local(seconds))),
+    }
+)
+
+
 def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, dict):
         parts = {name: part for name, part in value.items() if part not in (None, [], {})}
         return "\n".join(_field(name, part) for name, part in parts.items())

@@ -11,6 +11,7 @@ from pruning.repair.record import Method
 from pruning.spec.prune import Metric, PruneSpec
 
 Cells = tuple[str, ...]
+Margin = tuple[float | None, float | None]  # of a round, and its standard error
 NONE = "-"
 CEILING = 1e6  # in a plot, larger values are drawn here, so that the others can be told apart
 _MARGINS: Mapping[Metric, str] = MappingProxyType(
@@ -89,16 +90,30 @@ def legend(manifest: Manifest, headings: Cells, rows: Sequence[Row] = ()) -> lis
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",
     }
     explained = [sentence for name, sentence in sentences.items() if name in headings]
-    return [*explained, *_ties(rows), *_measured(manifest.quality)]
+    return [
+        *explained,
+        *ties([(row.margin, row.margin_error) for row in rows], len(rows) - 1),
+        *_measured(manifest.quality),
+    ]
 
 
-def _ties(rows: Sequence[Row]) -> Iterator[str]:
-    margins = [(row.margin, row.margin_error) for row in rows]
+def ties(margins: Iterable[Margin], num_rounds: int) -> Iterator[str]:
+    """Say how many rounds were ties, and what to do. Nothing if none was."""
     if num_ties := sum(is_tie(*margin) for margin in margins):
         yield (
-            f"ties: {num_ties} of {len(rows) - 1} rounds. Their margin is inside two standard "
+            f"ties: {num_ties} of {num_rounds} rounds. Their margin is inside two standard "
             "errors, so other text may choose another block: take more text for a firmer order."
         )
+
+
+def margin_text(margin: Margin) -> str:
+    """A margin with its error, and whether the round was a tie."""
+    value, error = margin
+    if value is None:
+        return NONE
+    if error is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} ± {error:.4f}{', a tie' if is_tie(value, error) else ''}"
 
 
 def _speedup_sentence(manifest: Manifest) -> str:
@@ -164,14 +179,6 @@ def _row(manifest: Manifest, step: int, removal: Removal | None) -> Row:
     )
 
 
-def _margin(row: Row) -> str:
-    if row.margin is None:
-        return NONE
-    return f"{row.margin:.4f}" + (
-        f" ± {row.margin_error:.4f}" if row.margin_error is not None else ""
-    )
-
-
 _COLUMNS: Mapping[str, Callable[[Row], str]] = MappingProxyType(
     {
         "blocks": lambda row: str(row.num_blocks),
@@ -181,7 +188,7 @@ _COLUMNS: Mapping[str, Callable[[Row], str]] = MappingProxyType(
         "× dense": lambda row: short(row.ratio),
         "speed-up": lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}",
         "repair": lambda row: NONE if row.repair in (None, Method.NONE) else str(row.repair),
-        "margin": _margin,
+        "margin": lambda row: margin_text((row.margin, row.margin_error)),
         "in full": lambda row: (
             NONE if row.num_full is None else f"{row.num_full} of {row.num_candidates}"
         ),

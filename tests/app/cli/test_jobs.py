@@ -23,7 +23,7 @@ from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
-from tests.support.job_lives import succeed
+from tests.support.job_lives import REMOVAL, succeed
 from tests.support.processes import free_port
 from tests.support.pruning_runs import domain_of
 from tests.support.serving import serving
@@ -96,6 +96,7 @@ def test_jobs_are_listed_and_shown_for_people_and_for_programs(
     _, out, _ = sleb.jobs("show", job_id)
     for text in (job_id, "tiny@x", "worker-1", "team: [red]platform", "2 of 2"):
         assert text in out
+    assert ["3", "2.5000", "0.5000", "4"] in map(str.split, out.splitlines())  # from its events
     assert json.loads(sleb.jobs("show", job_id, "--json")[1])["pruned_model"] == "tiny@x"
 
 
@@ -230,6 +231,19 @@ def test_watching_shows_what_happened_and_ends_with_the_job(
     assert "removed block 3: loss 2.5000 (dense 2.2500), 0.5000 before 4" in shown
     assert any("2 of 2" in line and "100.0%" in line for line in shown)
     assert "published tiny@x" in shown
+    assert not any("take more text" in line for line in shown)
+
+
+def test_watching_a_search_with_ties_ends_with_what_to_do(
+    sleb: Sleb, job_store: JobStore, job_id: str
+) -> None:
+    attempt = job_store.start(job_id, "worker-1").attempt
+    job_store.removed(job_id, [replace(REMOVAL, margin_error=0.3)], attempt)
+    job_store.succeed(job_id, "tiny@x", attempt)
+    _, _, err = sleb.jobs("watch", job_id)
+    assert "0.5000 ± 0.3000 before 4, a tie" in err
+    assert "ties: 1 of 1 rounds" in err
+    assert "take more text" in err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +147,16 @@ def test_a_service_with_too_many_watchers_says_so(
     with pytest.raises(ServiceUnavailable, match="answers 429: 0 clients"):
         next(client.follow(job_id))
     client.close()
+
+
+def test_events_so_far_are_read_page_by_page(
+    url: str, job_store: JobStore, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.commands.client.EVENTS_PER_PAGE", 2)
+    job_store.start(job_id, "worker-1")
+    for phase in (Phase.LOAD, Phase.CALIBRATE, Phase.SEARCH):
+        job_store.set_phase(job_id, phase)
+    with closing(JobClient(url)) as client:
+        found = [event["id"] for event in client.events_so_far(job_id)]
+    assert found == [event.id for event in job_store.events(job_id)]
+    assert len(found) == 5

@@ -21,7 +21,7 @@ def test_the_card_shows_the_plot_and_the_table() -> None:
     head = lines.index("| blocks | removed | loss | perplexity | × dense | margin |")
     assert lines[head + 1] == "|" + " --: |" * 6
     assert lines[head + 2] == "| 6 | - | 4.0000 | 50.00 | 1.00 | - |"
-    assert lines[head + 3] == "| 5 | 3 | 4.2500 | 60.00 | 1.20 | 0.1000 ± 0.0577 |"
+    assert lines[head + 3] == "| 5 | 3 | 4.2500 | 60.00 | 1.20 | 0.1000 ± 0.0577, a tie |"
     assert lines[head + 5] == ""
     assert f"]({PLOT_FILE})" in card
     assert "tiny without 2 of its 6 transformer blocks" in card

@@ -38,7 +38,7 @@ def test_the_table_has_no_empty_columns() -> None:
     headings, cells = table(rows(RUN, removals_of_run(is_staged=False)))
     assert headings == ("blocks", "removed", "loss", "perplexity", "× dense", "margin")
     assert cells[0] == ("6", "-", "4.0000", "50.00", "1.00", "-")
-    assert cells[1] == ("5", "3", "4.2500", "60.00", "1.20", "0.1000 ± 0.0577")
+    assert cells[1] == ("5", "3", "4.2500", "60.00", "1.20", "0.1000 ± 0.0577, a tie")
     assert cells[2] == ("4", "1", "5.0000", "125.00", "2.50", "0.5000 ± 0.0000")
 
 

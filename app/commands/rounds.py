@@ -1,0 +1,72 @@
+"""The rounds of a job's search as a table that fits into 80 columns, with its ties in words."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pruning.checkpoints.trajectory import NONE, Margin, margin_text, ties
+
+_COLUMNS = ("removed block", "loss", "margin", "before")
+
+
+def print_rounds(
+    console: Console, job: Mapping[str, Any], events: Iterable[Mapping[str, Any]]
+) -> None:
+    """Print the loss after each removal, and by how much it was decided.
+
+    ``events`` are those of the job: only they have the margins. Nothing without removals.
+    """
+    decided = {
+        data["step"]: data for data in (event["data"] for event in events) if "block" in data
+    }
+    rounds = [
+        {**_of_block(decided.get(step, {}), block), "block": block, "loss": loss}
+        for step, (block, loss) in enumerate(
+            zip(job["removed_blocks"], job["losses"], strict=False), start=1
+        )
+    ]
+    if not rounds:
+        return
+    console.print()
+    console.print(_table(job["dense_loss"], rounds))
+    console.print("loss: nats per token on the calibration text")
+    for text in ties([_margin(found) for found in rounds], len(rounds)):
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _of_block(data: Mapping[str, Any], block: int) -> Mapping[str, Any]:
+    """A refinement puts other blocks into the order, of which no round decided."""
+    return data if data.get("block") == block else {}
+
+
+def _table(dense_loss: float | None, rounds: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(
+        title="rounds of the search",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for heading in _COLUMNS:
+        table.add_column(heading, justify="left" if heading == "margin" else "right")
+    if dense_loss is not None:
+        table.add_row("dense", f"{dense_loss:.4f}", "", "")
+    for cells in map(_cells, rounds):
+        table.add_row(*cells)
+    return table
+
+
+def _cells(found: Mapping[str, Any]) -> Iterator[str]:
+    yield str(found["block"])
+    yield f"{found['loss']:.4f}"
+    margin = margin_text(_margin(found))
+    yield "" if margin == NONE else margin
+    runner_up = found.get("runner_up")
+    yield "" if runner_up is None else str(runner_up)
+
+
+def _margin(found: Mapping[str, Any]) -> Margin:
+    return found.get("margin"), found.get("margin_error")
