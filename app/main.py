@@ -27,6 +27,7 @@ from app.api.routes import (
     models,
     openai,
     prune_jobs,
+    results,
     session,
     status,
 )
@@ -53,6 +54,7 @@ from app.models.external import ExternalModel, read_external_models
 from app.models.measured_speedups import MeasuredSpeedups
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
+from app.results.store import ResultStore
 from app.web import routes as web
 from app.webhooks.delivery import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
@@ -81,6 +83,7 @@ _ROUTES = (
     compare,
     models,
     openai,
+    results,
     health,
     status,
     session,
@@ -186,6 +189,7 @@ def _services(
             max_concurrent=settings.key_concurrent,
         ),
         checkpoints=checkpoints,
+        results=ResultStore(settings.data_dir),
         jobs=jobs,
         generation=_generation(settings, registry, _engine(settings, engine), external, metrics),
     )

@@ -20,6 +20,7 @@ from app.metrics.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
+from app.results.store import ResultStore
 from app.webhooks.delivery import WebhookDeliverer
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
@@ -69,6 +70,7 @@ class Services:
     sessions: Sessions
     key_limits: KeyLimits
     checkpoints: CheckpointStore
+    results: ResultStore
     jobs: JobServices
     generation: GenerationServices
 
@@ -108,6 +110,7 @@ SessionsDep = Annotated[Sessions, Depends(_part(lambda services: services.sessio
 ReadinessDep = Annotated[Readiness, Depends(_part(lambda services: services.readiness))]
 MetricsDep = Annotated[Metrics, Depends(_part(lambda services: services.metrics))]
 CheckpointsDep = Annotated[CheckpointStore, Depends(_part(lambda services: services.checkpoints))]
+ResultsDep = Annotated[ResultStore, Depends(_part(lambda services: services.results))]
 
 JobsDep = Annotated[JobStore, Depends(_part(lambda services: services.jobs.store))]
 QueueDep = Annotated[PruneQueue, Depends(_part(lambda services: services.jobs.queue))]

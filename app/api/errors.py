@@ -43,6 +43,7 @@ from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
+from app.results.store import ResultNotFound
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.healing.record import NotHealable
@@ -77,6 +78,7 @@ _MODELS: Problems = {
     UnknownArchitecture: (422, "unknown-architecture", "Model architecture not supported."),
     UnsupportedConfig: (422, "unsupported-config", "Model configuration not supported."),
     CheckpointNotFound: (404, "checkpoint-not-found", "Checkpoint or file not found."),
+    ResultNotFound: (404, "result-not-found", "Result not found."),
     CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is corrupt."),
     InvalidAlias: (422, "invalid-alias", "The alias cannot be set."),
     AliasTaken: (409, "alias-taken", "A model has the name of the alias."),

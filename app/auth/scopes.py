@@ -34,6 +34,7 @@ _SCOPES = {
     "/v1": Scope.GENERATE,
     "/prune-jobs": Scope.JOBS,
     "/heal-jobs": Scope.JOBS,
+    "/results": Scope.JOBS,
 }
 _READING = ("GET", "HEAD")
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from app.bench.machine import machine
 from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
-from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
+from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons, summary
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
@@ -26,6 +26,7 @@ from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
@@ -140,7 +141,16 @@ def bench_model(
     subject = stored_subject(name, variants, dtype, settings)
     bench = run_bench(subject, plan, out, facts_of(dtype))
     _record_speedups(bench, settings)
+    keep(bench, settings)
     return bench
+
+
+def keep(bench: Bench, settings: Settings) -> None:
+    """Keep the result in the data directory, where the API finds it. Raises ``OSError``."""
+    headline = "; ".join(summary(row) for row in bench.rows() if row.time == "tpot")
+    ResultStore(settings.data_dir).keep(
+        ResultKind.BENCH, bench.subject.name, headline, to_wire(bench)
+    )
 
 
 def _record_speedups(bench: Bench, settings: Settings) -> None:

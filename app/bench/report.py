@@ -74,6 +74,12 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def summary(row: Row) -> str:
+    """The speed-up of a row in words, with its interval and its verdict."""
+    variant, what, _, _, ratio, ends, _, verdict = cells(row)
+    return f"{row.scenario}, {variant}, {what}: {ratio}{ends and f' ({ends})'}, {verdict}"
+
+
 def reasons(rows: Sequence[Row]) -> list[str]:
     """The reason of each verdict."""
     return [

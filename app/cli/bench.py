@@ -58,7 +58,7 @@ def bench(
         raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
     if dtype not in {"auto", "float32", "bfloat16", "float16"}:
         raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
-    from app.bench.bench import bench_model, facts_of, print_bench, random_subject, run_bench
+    from app.bench.bench import bench_model, facts_of, keep, print_bench, random_subject, run_bench
     from app.bench.plan import BenchPlan, Scenario
     from pruning.config import Settings
 
@@ -85,4 +85,5 @@ def bench(
     else:
         subject = random_subject(random_weights or "", variant_names, dtype, settings)
         found = run_bench(subject, plan, out, facts_of(dtype))
+        keep(found, settings)
     print_bench(found, out, as_json=as_json)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from app.commands.progress import search_progress
 from app.commands.prune import models_for, new_place
+from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
@@ -55,7 +56,8 @@ def run_stability(
 ) -> None:
     """Write the report and the plot into ``out``, which must be empty or not exist.
 
-    They are written after the second run and updated after each further run.
+    They are written after the second run and updated after each further run, and so is the result
+    that the data directory keeps.
     """
     out = new_place(out)
     models = models_for(spec, settings)
@@ -67,6 +69,7 @@ def run_stability(
     evaluated_on = unused_windows(sampled, dense.model, dense.tokenizer)
     num_free = num_blocks - spec.protect_first - spec.protect_last
     found: list[SearchRun] = []
+    result_id: str | None = None  # of what the data directory keeps
     with search_progress(Console(stderr=True)) as progress:
         task = progress.add_task("search", total=total)
         for run in runs(spec, dense, sampled, evaluated_on, lambda n: _RunBar(progress, task, n)):
@@ -75,6 +78,7 @@ def run_stability(
             report = stability(spec.model, num_blocks, num_free, found)
             if len(found) > 1:
                 _write(out, report)
+                result_id = _keep(report, settings, result_id)
     print_report(report, out, as_json=as_json)
 
 
@@ -83,6 +87,12 @@ def _write(out: Path, report: Stability) -> None:
     text = json.dumps(to_wire(report), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
     (out / PLOT_FILE).write_bytes(plot(report))
+
+
+def _keep(report: Stability, settings: WorkerSettings, result_id: str | None) -> str:
+    headline = next(conclusions(report))
+    store = ResultStore(settings.data_dir)
+    return store.keep(ResultKind.STABILITY, report.model, headline, to_wire(report), result_id)
 
 
 def print_report(report: Stability, out: Path, *, as_json: bool) -> None:

@@ -5,7 +5,11 @@ import pytest
 from tests.support.debian import tool
 from tests.support.pages import ROOT
 
-PACKAGES = {"promtool": "prometheus", "docker-compose": "docker-compose"}
+PACKAGES = {
+    "promtool": "prometheus",
+    "docker-compose": "docker-compose",
+    "chromium": "chromium",
+}
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.debian import tool
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 # names that are not loopback do not resolve, whatever a page asks for
 _ARGUMENTS = ("--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+_REPORT_VIOLATIONS = """addEventListener("securitypolicyviolation", (event) =>
+  console.error("policy violated:", event.violatedDirective, event.blockedURI, event.sample))"""
 
 
 class Watched:
@@ -36,15 +38,28 @@ class Watched:
 
 
 @contextmanager
-def browser_page(url: str) -> "Iterator[tuple[Page, Watched]]":
-    """A page of a fresh browser, and what it did wrong."""
+def browser() -> "Iterator[Browser]":
+    """A fresh browser without a page."""
     chromium = tool("chromium", "chromium")
     playwright = importlib.import_module("playwright.sync_api")  # not all machines have it
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(_ARGUMENTS))
+        launched = driver.chromium.launch(executable_path=chromium, args=list(_ARGUMENTS))
         try:
-            page = browser.new_page(base_url=url)
-            page.set_default_timeout(60_000)
-            yield page, Watched(page, url)
+            yield launched
         finally:
-            browser.close()
+            launched.close()
+
+
+def page_of(visitor: "Browser", url: str, **options: Any) -> "tuple[Page, Watched]":
+    """A page with cookies and storage of its own, and what it did wrong."""
+    page = visitor.new_page(base_url=url, **options)
+    page.set_default_timeout(60_000)
+    page.add_init_script(_REPORT_VIOLATIONS)
+    return page, Watched(page, url)
+
+
+@contextmanager
+def browser_page(url: str) -> "Iterator[tuple[Page, Watched]]":
+    """The only page of a fresh browser, and what it did wrong."""
+    with browser() as visitor:
+        yield page_of(visitor, url)

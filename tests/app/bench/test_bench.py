@@ -22,6 +22,7 @@ from app.compare.speedup import Verdict
 from app.engine.engine import PromptTooLong
 from app.engine.tuning import Tuner
 from app.models.measured_speedups import MeasuredSpeedups
+from app.results.store import ResultStore
 from pruning.config import Settings
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import view
@@ -50,6 +51,11 @@ PLAN = BenchPlan(
 )
 
 
+@pytest.fixture(autouse=True)
+def _own_data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tmp_path / "data"))
+
+
 def run(*arguments: str) -> dict[str, Any]:
     result = CliRunner().invoke(command_line, ["bench", *arguments, *SMALL, "--json"])
     assert result.exit_code == 0, f"{result.output}{result.exception}"
@@ -74,6 +80,10 @@ def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     assert written == {each: value for each, value in found.items() if each != "path"}
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "## Served: 2 clients, 5 requests of 4 + 3 tokens" in (out / "bench.md").read_text()
+    [kept] = ResultStore(tmp_path / "data").page(9).results
+    assert (kept.kind, kept.model, kept.report) == ("bench", "tiny", written)
+    [generation, served] = kept.headline.split("; ")
+    assert "generation, dense again, per token: " in generation
 
 
 def test_int8_forms_are_sides_like_any_other(tiny_shape: str, tmp_path: Path) -> None:
@@ -112,6 +122,8 @@ def test_variants_are_those_of_the_published_order(
     assert (measured.ratio, measured.scenario) == (per_token["tiny@-1"], "generation")
     assert speedups.of("tiny", NUM_BLOCKS, len(removed)) is not None
     assert speedups.of("tiny", NUM_BLOCKS, len(removed) + 1) is None
+    [kept] = ResultStore(tiny_models_dir.parent).page(9).results
+    assert kept.report["variants"] == found["variants"]
 
 
 def test_raw_and_repaired_are_measured_side_by_side(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.commands.stability import REPORT_FILE, run_stability
+from app.results.store import ResultStore
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.config import WorkerSettings
 from pruning.data.corpora import CalibrationError
@@ -138,3 +139,6 @@ def test_the_command_leaves_a_report_and_a_picture(
         run_stability(spec, texts, SEEDS[:2], out, settings, as_json=False)
     run_stability(spec, texts, SEEDS[:2], tmp_path / "as-json", settings, as_json=True)
     assert json.loads(capsys.readouterr().out)["depths"] == report["depths"]
+    kept = ResultStore(settings.data_dir).page(9).results
+    assert [result.report["depths"] for result in kept] == [report["depths"]] * 2
+    assert kept[0].headline == report["conclusions"][0]

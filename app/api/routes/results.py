@@ -1,0 +1,65 @@
+"""What ``sleb bench`` and ``sleb stability`` have measured, from the data directory."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from app.api.deps import ResultsDep
+from app.api.openapi import responses_for
+from app.results.store import Result, ResultKind, ResultNotFound
+
+router = APIRouter(prefix="/results", tags=["results"])
+
+
+class ResultView(BaseModel):
+    """A finished measurement, without its numbers."""
+
+    id: str = Field(description="Of the result; later ones are larger.")
+    object: Literal["result"] = Field(default="result", description="The kind of this object.")
+    kind: ResultKind = Field(description="The command that measured it.")
+    model: str = Field(description="The dense model.")
+    headline: str = Field(description="The most important finding, in words.")
+    created_at: float = Field(description="When it was written, in seconds since the epoch.")
+
+
+class ResultReportView(ResultView):
+    """A finished measurement with all its numbers."""
+
+    report: dict[str, Any] = Field(
+        description="What the command writes as `bench.json` or `stability.json`."
+    )
+
+
+class ResultList(BaseModel):
+    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    data: list[ResultView] = Field(description="The results, newest first.")
+    has_more: bool = Field(description="Whether older results follow.")
+
+
+@router.get("", name="list_results", responses=responses_for())
+def list_results(
+    results: ResultsDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+) -> ResultList:
+    """The newest first. ``after`` is the id of the last result of the previous page."""
+    page = results.page(limit, after)
+    return ResultList(data=[_view(each) for each in page.results], has_more=page.has_more)
+
+
+@router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
+def get_result(result_id: str, results: ResultsDep) -> ResultReportView:
+    """One result with its whole report."""
+    found = results.get(result_id)
+    return ResultReportView(**_view(found).model_dump(), report=dict(found.report))
+
+
+def _view(result: Result) -> ResultView:
+    return ResultView(
+        id=result.id,
+        kind=result.kind,
+        model=result.model,
+        headline=result.headline,
+        created_at=result.created_at,
+    )

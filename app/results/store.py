@@ -1,0 +1,134 @@
+"""The results of ``sleb bench`` and ``sleb stability`` in the data directory, one file each.
+
+A file is replaced as a whole and has the time in its name, so a list reads only what it shows.
+"""
+
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from app.json_file import replace_file
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "results"
+_FORMAT = 1
+
+
+class ResultKind(StrEnum):
+    BENCH = "bench"
+    STABILITY = "stability"
+
+
+_ID = re.compile(rf"\d{{8}}T\d{{6}}Z-(?:{'|'.join(ResultKind)})-[0-9a-f]{{6}}", re.ASCII)
+
+
+class ResultNotFound(LookupError):
+    """There is no result with this id, or its file cannot be read."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished measurement. ``report`` is what the command writes as JSON."""
+
+    id: str
+    kind: ResultKind
+    model: str
+    headline: str  # the most important finding, in a sentence or two
+    created_at: float  # seconds since the epoch
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ResultPage:
+    results: tuple[Result, ...]  # the newest first
+    has_more: bool
+
+
+class ResultStore:
+    """The results of one data directory."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir / FOLDER
+
+    def keep(
+        self,
+        kind: ResultKind,
+        model: str,
+        headline: str,
+        report: Mapping[str, Any],
+        result_id: str | None = None,
+    ) -> str:
+        """Write a result and return its id, or replace the one of this id. Raises ``OSError``."""
+        now = time.time()
+        result_id = result_id or _new_id(kind, now)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": _FORMAT,
+            "kind": kind.value,
+            "model": model,
+            "headline": headline,
+            "created_at": now,
+            "report": report,
+        }
+        replace_file(self._path(result_id), (json.dumps(content, indent=2) + "\n").encode())
+        return result_id
+
+    def page(self, limit: int, after: str | None = None) -> ResultPage:
+        """Up to ``limit`` results behind the id ``after``. A file that is damaged is left out."""
+        found = tuple(islice(self._readable(after), limit + 1))
+        return ResultPage(found[:limit], has_more=len(found) > limit)
+
+    def get(self, result_id: str) -> Result:
+        """Raises ``ResultNotFound``."""
+        if _ID.fullmatch(result_id) is None:
+            raise ResultNotFound(f"no result has the id {result_id[:64]!r}: see GET /results")
+        try:
+            return _parsed(result_id, self._path(result_id).read_bytes())
+        except FileNotFoundError as error:
+            raise ResultNotFound(f"there is no result {result_id}: see GET /results") from error
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ResultNotFound(
+                f"the file of result {result_id} cannot be read ({error}): remove "
+                f"{FOLDER}/{result_id}.json from the data directory, and measure again"
+            ) from error
+
+    def _readable(self, after: str | None) -> Iterator[Result]:
+        ids = sorted((path.stem for path in self._folder.glob("*.json")), reverse=True)
+        for result_id in ids:
+            if after is None or result_id < after:
+                try:
+                    yield self.get(result_id)
+                except ResultNotFound as error:
+                    logger.warning("a result is left out: %s", error)
+
+    def _path(self, result_id: str) -> Path:
+        return self._folder / f"{result_id}.json"
+
+
+def _new_id(kind: ResultKind, now: float) -> str:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    return f"{stamp}-{kind.value}-{secrets.token_hex(3)}"
+
+
+def _parsed(result_id: str, content: bytes) -> Result:
+    """Numbers that JSON does not know, as NaN, become None."""
+    data = json.loads(content, parse_constant=lambda _: None)
+    if not isinstance(data["report"], dict):
+        raise TypeError("its report is no object")
+    return Result(
+        id=result_id,
+        kind=ResultKind(data["kind"]),
+        model=str(data["model"]),
+        headline=str(data["headline"]),
+        created_at=float(data["created_at"]),
+        report=data["report"],
+    )

@@ -1,0 +1,31 @@
+"""One visit of all pages in a browser: the quick one, so it shares a browser and a service."""
+
+from pathlib import Path
+
+from app.config import ServeSettings
+from tests.support.api_fixtures import publish_pruned
+from tests.support.browser import browser_page
+from tests.support.serving import serving
+
+# by path, what is there once the page has read its data
+SHOWN = {
+    "/ui": "tiny@prn-1",
+    "/ui/jobs": "Submit the first job",
+    "/ui/jobs/new": "6 blocks, of which 4 can be removed",
+    "/ui/curve": "No job has measured this model yet",
+    "/ui/compare": "variant 1, the baseline",
+    "/ui/nowhere": "There is no such page",
+    "/ui/sign-in": "This service requires a key",
+    "/docs": "/heal-jobs",
+}
+
+
+def test_every_page_shows_its_data_and_asks_no_other_server(data_dir: Path, redis_url: str) -> None:
+    publish_pruned(data_dir)
+    settings = ServeSettings(data_dir=data_dir, drain_s=0)
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        for path, words in SHOWN.items():
+            watched.may_fail = path == "/ui/nowhere"
+            page.goto(path)
+            page.get_by_text(words).first.wait_for()
+        assert (watched.complaints, watched.foreign) == ([], [])
