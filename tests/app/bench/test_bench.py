@@ -82,8 +82,11 @@ def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     assert "## Served: 2 clients, 5 requests of 4 + 3 tokens" in (out / "bench.md").read_text()
     [kept] = ResultStore(tmp_path / "data").page(9).results
     assert (kept.kind, kept.model, kept.report) == ("bench", "tiny", written)
-    [generation, served] = kept.headline.split("; ")
-    assert "generation, dense again, per token: " in generation
+    assert [part.partition(":")[0] for part in kept.headline.split("; ")] == [
+        f"{scenario}, {variant}, per token"
+        for scenario in ("generation", "served")
+        for variant in ("dense again", "tiny@-2")
+    ]
 
 
 def test_int8_forms_are_sides_like_any_other(tiny_shape: str, tmp_path: Path) -> None:
