@@ -28,7 +28,6 @@ EXCEPTIONS: dict[str, str] = {
     "app/cli/config.py": "one file for each command",
     "app/cli/doctor.py": "one file for each command",
     "app/cli/heal.py": "one file for each command",
-    "app/engine/logprobs.py": "scores a given text, apart from generation",
     "app/cluster/autoscaling.py": "imported by Ray Serve's controller, without torch and ray",
     "app/readiness.py": "shared by the API, its server and its metrics, below all three",
     "app/terminal.py": "imported by light commands, without torch",

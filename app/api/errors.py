@@ -38,7 +38,8 @@ from app.generation.openai_client import (
     BackendTimedOut,
     BackendUnavailable,
 )
-from app.generation.output import GenerationFailed, NoTokenIds
+from app.generation.output import GenerationFailed
+from app.generation.vocabulary import NoTokenIds
 from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced

@@ -52,7 +52,10 @@ async def respond(
     """The response of a route to this request. Raises what ``Generator.generate`` does."""
     if is_streamed:
         return EventStream(generator.open(generation_request), format_)
-    return format_.whole(await unless_gone(request.receive, generator.generate(generation_request)))
+    outputs = await unless_gone(request.receive, generator.generate(generation_request))
+    if generation_request.params.num_prompt_logprobs is None:
+        return format_.whole(outputs)
+    return await asyncio.to_thread(format_.whole, outputs)  # every token of the prompts is spelled
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _Result:

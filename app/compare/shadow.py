@@ -74,7 +74,7 @@ class Shadow:
     def consider(self, live: CompletedOutput) -> None:
         """Begin a replay of this request, or drop it. Does not delay the live request."""
         name = self._counterpart(live.served.entry)
-        is_whole = live.output.finish_reason in _WHOLE
+        is_whole = live.output.finish_reason in _WHOLE and live.output.num_tokens > 0
         if name is None or not is_whole or live.request.traffic != "live":
             return
         if self._random.random() >= self._share:
@@ -149,7 +149,7 @@ class Shadow:
             f"shadow-{uuid4().hex}",
             served.variant,
             original.prompt_ids,
-            replace(original.params, num_logprobs=None),
+            replace(original.params, num_logprobs=None, num_prompt_logprobs=None),
             is_background=True,
         )
         try:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self
 
 from app.engine.engine import RequestRefused
-from app.engine.sequence import Request, TokenEvent
+from app.engine.sequence import FinishReason, Request, TokenEvent
 
 _MEMORY_S = 30.0  # busy time after which the weight of a measurement is 1/e
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
@@ -110,7 +110,7 @@ class Admission:
         request = self._open[event.request_id]
         was_waiting = self._waiting.pop(event.request_id, None) is not None
         num_tokens = 0 if event.token_id is None else 1
-        if was_waiting and num_tokens:
+        if was_waiting and (num_tokens or event.finish_reason is FinishReason.LENGTH):
             num_tokens += len(request.prompt_ids)
         self._left[event.request_id] -= num_tokens
         if event.finish_reason is not None:

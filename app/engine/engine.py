@@ -12,12 +12,14 @@ from weakref import WeakSet
 import torch
 
 from app.engine.cuda_graphs import Recorder, recorder_on
+from app.engine.logprobs import score_prompts
 from app.engine.model_runner import ModelRunner
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.sequence import (
     FinishReason,
     InvalidSampling,
+    PromptToken,
     Request,
     Sequence,
     Timings,
@@ -238,7 +240,9 @@ class Engine:
         for seq in batch.sequences:
             if seq.scheduled_s is None:
                 seq.scheduled_s = now_s
-        logits = self._runner(batch.variant).forward(batch)
+        forwarded = self._runner(batch.variant).forward(batch)
+        logits = forwarded.logits
+        score_prompts(batch, forwarded)
         for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
             seq.num_cached += num
             if seq.num_generated and num == 1:  # a decode step
@@ -263,6 +267,8 @@ class Engine:
         if choice is None:
             logger.error("request %s: the logits are not finite", seq.request.request_id)
             return self._finish(seq, FinishReason.ERROR)
+        if not seq.request.params.max_new_tokens:  # only the prompt was to be read
+            return self._finish(seq, FinishReason.LENGTH, seq.take_scored())
         seq.tokens.append(choice.token_id)
         if seq.first_token_s is None:
             seq.first_token_s = self._clock()
@@ -274,11 +280,15 @@ class Engine:
             None if reason is None else self._end(seq),
             choice.logprob,
             choice.top_logprobs,
+            seq.take_scored(),
         )
 
-    def _finish(self, seq: Sequence, reason: FinishReason) -> TokenEvent:
+    def _finish(
+        self, seq: Sequence, reason: FinishReason, prompt: tuple[PromptToken, ...] = ()
+    ) -> TokenEvent:
         """End a sequence without a further token."""
-        return TokenEvent(seq.request.request_id, None, reason, self._end(seq))
+        timings = self._end(seq)
+        return TokenEvent(seq.request.request_id, None, reason, timings, prompt=prompt)
 
     def _end(self, seq: Sequence) -> Timings:
         del self._sequences[seq.request.request_id]

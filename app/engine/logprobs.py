@@ -1,12 +1,59 @@
-"""Log-probabilities of a given text, read in chunks without generation."""
+"""Log-probabilities of given tokens: of prompts as they are read, and of a text without generation.
 
-from collections.abc import Generator, Sequence
+The head runs on chunks of rows, so that logits of all tokens never exist at once.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from transformers import DynamicCache
 
+from app.engine.model_runner import Forwarded
+from app.engine.scheduler import Batch
+from app.engine.sequence import PromptToken
 from app.engine.variant import Variant
-from pruning.models.loss import token_losses
+from pruning.models.blocks import final_logits
+from pruning.models.loss import rows_per_chunk, token_losses
+
+
+@torch.inference_mode()
+def score_prompts(batch: Batch, forwarded: Forwarded) -> None:
+    """Give the sequences that report them the prompt tokens which this forward predicts.
+
+    To be called before ``num_cached`` counts the forward.
+    """
+    firsts = accumulate(batch.num_scheduled_tokens, initial=0)
+    for first, seq, num in zip(firsts, batch.sequences, batch.num_scheduled_tokens, strict=False):
+        num_best = seq.request.params.num_prompt_logprobs
+        end = min(seq.num_cached + num, len(seq.request.prompt_ids) - 1)
+        if num_best is None or end <= seq.num_cached:
+            continue
+        targets = seq.tokens[seq.num_cached + 1 : end + 1]
+        for logits in _logits(batch.variant, forwarded, first, first + len(targets)):
+            seq.scored += _scored(logits, targets[: len(logits)], num_best)
+            targets = targets[len(logits) :]
+
+
+def _logits(variant: Variant, forwarded: Forwarded, first: int, end: int) -> Iterator[torch.Tensor]:
+    """Float32 logits ``[rows, vocab]`` of these scheduled tokens, in chunks."""
+    if forwarded.hidden is None:  # one token for each sequence
+        yield forwarded.logits[first:end]
+        return
+    for rows in forwarded.hidden[first:end].split(rows_per_chunk(variant.model)):
+        yield final_logits(variant.model, rows).float()
+
+
+def _scored(logits: torch.Tensor, targets: Sequence[int], num_best: int) -> list[PromptToken]:
+    logprobs = logits.log_softmax(dim=-1)
+    ids = torch.tensor(targets, device=logits.device)
+    of_targets: list[float] = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+    best = logprobs.topk(min(num_best, logprobs.shape[-1]), dim=-1)
+    rows = zip(targets, of_targets, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        PromptToken(token_id, logprob, tuple(zip(best_ids, best_values, strict=True)))
+        for token_id, logprob, best_ids, best_values in rows
+    ]
 
 
 def score(

@@ -6,6 +6,7 @@ the flat forward, the others their own.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import torch
@@ -29,6 +30,18 @@ from app.engine.variant import Variant
 from pruning.models.blocks import final_logits
 
 
+@dataclass(frozen=True)
+class Forwarded:
+    """Float32 logits ``[rows, vocab]`` after the last token of each sequence.
+
+    ``hidden [tokens, hidden_size]`` are the inputs of the head of all scheduled tokens, None if
+    each sequence has one.
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+
+
 class ModelRunner:
     """Runs the forward of one variant. With ``record``, it replays recorded decode steps.
 
@@ -49,10 +62,9 @@ class ModelRunner:
             self.graphs = DecodeGraphs(record, self._decode, self.cache, self._model.device)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Return float32 logits ``[rows, vocab]`` after the last token of each sequence."""
+    def forward(self, batch: Batch) -> Forwarded:
         if self.graphs is not None and (logits := self.graphs.run(batch)) is not None:
-            return logits
+            return Forwarded(logits, None)
         places = [
             range(seq.num_cached, seq.num_cached + num)
             for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
@@ -73,15 +85,16 @@ class ModelRunner:
             else:
                 attention = self._attention(metadata, places)
                 hidden = self._flat_model(token_ids, metadata.positions, attention, self.cache)
-            if not batch.is_one_token_each:
-                hidden = hidden[[num - 1 for num in accumulate(batch.num_scheduled_tokens)]]
-            return final_logits(self._model, hidden).float()
+            if batch.is_one_token_each:
+                return Forwarded(final_logits(self._model, hidden).float(), None)
+            last = hidden[[num - 1 for num in accumulate(batch.num_scheduled_tokens)]]
+            return Forwarded(final_logits(self._model, last).float(), hidden)
 
     def _decode(
         self, token_ids: torch.Tensor, positions: torch.Tensor, shape: Shape
     ) -> torch.Tensor:
-        """The same as ``forward`` for one token in each of the first slots. No decision on the host
-        depends on anything but the shape, so the step can be recorded.
+        """The logits of ``forward`` for one token in each of the first slots. No decision on the
+        host depends on anything but the shape, so the step can be recorded.
         """
         num_slots, num_tokens = shape
         slots = torch.arange(num_slots, device=token_ids.device)

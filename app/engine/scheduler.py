@@ -129,6 +129,7 @@ class Scheduler:
         if seq is not None:
             self.remove(seq)
             seq.slot, seq.num_cached, seq.was_alone = None, 0, False
+            seq.reset_scored()
             self._background.appendleft(seq)
         return seq
 

@@ -52,9 +52,11 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()  # besides the model's end of sequence
     ignore_eos: bool = False
     num_logprobs: int | None = None  # best tokens to report; None reports no logprobs
+    num_prompt_logprobs: int | None = None  # the same of the prompt, which may come alone
 
     def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
+        fewest = 1 if self.num_prompt_logprobs is None else 0
+        _check("max_new_tokens", self.max_new_tokens, fewest, MAX_NEW_TOKENS)
         _check("temperature", self.temperature, 0, 100)
         _check("top_k", self.top_k, 0, 1_000_000)
         _check("min_p", self.min_p, 0, 1)
@@ -62,6 +64,7 @@ class SamplingParams:
         _check("presence_penalty", self.presence_penalty, -2, 2)
         _check("frequency_penalty", self.frequency_penalty, -2, 2)
         _check("num_logprobs", self.num_logprobs or 0, 0, MAX_TOP_LOGPROBS)
+        _check("num_prompt_logprobs", self.num_prompt_logprobs or 0, 0, MAX_TOP_LOGPROBS)
         if not 0 < self.top_p <= 1:  # also refuses nan
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
         if self.seed is not None:
@@ -136,12 +139,22 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class PromptToken:
+    """A token of a prompt, and how likely it was after the tokens before it."""
+
+    token_id: int
+    logprob: float | None = None  # None for the first token, which nothing predicts
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # token ids, most likely first
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One generated token, or the end of a request, or both.
 
     Every generated token has one event. The last event has ``finish_reason`` and ``timings``. With
     STOP, its token ended the sequence and is not text. With ABORT, TIMEOUT and ERROR, it has no
-    token. Log-probabilities are the model's own, before penalty, temperature and filters.
+    token, nor with LENGTH if none was asked for. Log-probabilities are the model's own, before
+    penalty, temperature and filters. Those of the prompt come with the first event.
     """
 
     request_id: str
@@ -150,6 +163,7 @@ class TokenEvent:
     timings: Timings | None = None
     logprob: float | None = None  # of the token; None if not requested
     top_logprobs: tuple[tuple[int, float], ...] = ()  # token ids, most likely first
+    prompt: tuple[PromptToken, ...] = ()  # empty unless requested
 
     @property
     def is_text(self) -> bool:
@@ -164,6 +178,7 @@ class Sequence:
     request: Request
     generator: "torch.Generator | None"  # None for greedy
     tokens: list[int] = field(init=False)  # prompt, then generated tokens
+    scored: list[PromptToken] = field(init=False)  # of the prompt, as far as it is cached
     num_cached: int = 0  # leading tokens whose keys and values are in the slot
     slot: int | None = None  # None while waiting
     scheduled_s: float | None = None
@@ -174,6 +189,17 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+        self.reset_scored()
+
+    def reset_scored(self) -> None:
+        """Forget the log-probabilities of the prompt, which is read again from its beginning."""
+        is_scored = self.request.params.num_prompt_logprobs is not None
+        self.scored = [PromptToken(self.tokens[0])] if is_scored else []
+
+    def take_scored(self) -> tuple[PromptToken, ...]:
+        """The log-probabilities of the prompt, for one event."""
+        taken, self.scored = tuple(self.scored), []
+        return taken
 
     @property
     def num_uncached(self) -> int:

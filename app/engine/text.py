@@ -46,10 +46,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """The text of a token within a longer text, with its leading space. Special ones by name."""
-    once, twice = (
-        tokenizer.decode([token_id] * times, clean_up_tokenization_spaces=False) for times in (1, 2)
-    )
-    return str(twice)[len(str(once)) :]
+    decode = decoder(tokenizer, skip_special_tokens=False)
+    return decode([token_id] * 2)[len(decode([token_id])) :]
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes | None:
@@ -64,17 +62,22 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bytes | No
     return bytes(letters[letter] for letter in token) if letters.keys() >= set(token) else None
 
 
-def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """A function that decodes token ids, without special tokens.
+def decoder(
+    tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True
+) -> Callable[[list[int]], str]:
+    """A function that decodes token ids, without special tokens or with their names.
 
     ``tokenizer.decode`` takes ten times as long for the same call of its Rust part.
     """
     if isinstance(tokenizer, PreTrainedTokenizerFast):
-        return partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=True)
+        decode_fast = tokenizer.backend_tokenizer.decode
+        return partial(decode_fast, skip_special_tokens=skip_special_tokens)
 
     def decode(token_ids: list[int]) -> str:
         text = tokenizer.decode(
-            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            token_ids,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
         assert isinstance(text, str)
         return text
@@ -83,13 +86,16 @@ def decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
 
 
 class Detokenizer:
-    """Decodes tokens one by one. The results concatenate to the text of all, without special ones.
+    """Decodes tokens one by one. The results concatenate to the text of all, without special ones
+    unless ``skip_special_tokens`` is false.
 
     A token is decoded after the previous one, since spaces depend on where a text begins.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._decode = decoder(tokenizer)
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True
+    ) -> None:
+        self._decode = decoder(tokenizer, skip_special_tokens=skip_special_tokens)
         self._token_ids: list[int] = []  # context, then tokens without returned text
         self._num_context = 0
 

@@ -219,6 +219,7 @@ class EngineOutputStream(OutputStream):
             return
         if isinstance(event, Exception):
             raise event
+        self._prompt += event.prompt
         if event.token_id is not None and not self._detokenized.is_stopped:
             self._add_token(event.token_id, event)
         if event.finish_reason is not None:

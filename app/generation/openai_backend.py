@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from app.engine.admission import Overloaded, TooManyPrompts
+from app.engine.engine import RequestRefused
 from app.engine.sequence import FinishReason, Timings
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
@@ -30,6 +31,18 @@ from app.models.external import ExternalModel
 
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 _FADE = 0.9  # weight of the previous mean duration when a request ends
+
+
+class NoPromptLogprobs(RequestRefused):
+    """The log-probabilities of a prompt were requested of a model of another server."""
+
+    param = "echo"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another server generates for this model, and prompts have no log-probabilities there: "
+            "leave out echo, or logprobs and max_tokens 0"
+        )
 
 
 class ExternalBackend:
@@ -68,8 +81,10 @@ class ExternalBackend:
     ) -> list[OutputStream]:
         """Admit the outputs of a request, all or none. Each must be closed.
 
-        Raises ``TooManyPrompts`` or ``Overloaded``.
+        Raises ``NoPromptLogprobs``, ``TooManyPrompts`` or ``Overloaded``.
         """
+        if request.params.num_prompt_logprobs is not None:
+            raise NoPromptLogprobs
         server = self._servers[served.model.name]
         requests = [
             openai_request(request, prompt, number)

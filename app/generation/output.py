@@ -2,13 +2,10 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
-from app.engine.sequence import FinishReason, Timings
-from app.engine.text import token_bytes, token_text
+from app.engine.sequence import FinishReason, PromptToken, Timings
 
 
 class GenerationFailed(RuntimeError):
@@ -42,6 +39,7 @@ class Output:
     """One finished output.
 
     ``tokens`` are all generated tokens, an end of sequence included, if the backend reports them.
+    ``prompt`` has the tokens of the prompt if their log-probabilities were requested.
     """
 
     text: str
@@ -50,11 +48,15 @@ class Output:
     num_tokens: int
     tokens: tuple[Token, ...]
     timings: Timings
+    prompt: tuple[PromptToken, ...] = ()
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A change of one output. Tokens come with the text that they complete."""
+    """A change of one output. Tokens come with the text that they complete.
+
+    The first has the tokens of the prompt if their log-probabilities were requested.
+    """
 
     index: int  # of the output in its request
     text: str
@@ -62,6 +64,7 @@ class Delta:
     num_prompt_tokens: int | None  # None while it is not known
     num_tokens: int  # generated so far
     output: Output | None  # the finished output, with its last delta
+    prompt: tuple[PromptToken, ...] = ()
 
 
 class OutputStream(ABC):
@@ -73,7 +76,9 @@ class OutputStream(ABC):
         self._num_tokens = 0
         self._text: list[str] = []
         self._tokens: list[Token] = []
+        self._prompt: tuple[PromptToken, ...] = ()
         self._taken = (0, 0)  # of text and tokens
+        self._is_prompt_taken = False
         self._output: Output | None = None
         self.failure: Exception | None = None  # why it will not finish
         self.has_begun = False  # from then on it may fail, but is not refused
@@ -115,6 +120,8 @@ class OutputStream(ABC):
         text, tokens = "".join(self._untaken_text), tuple(self._tokens[self._taken[1] :])
         self._taken = (len(self._text), len(self._tokens))
         self.is_exhausted = self._output is not None
+        prompt = () if self._is_prompt_taken else self._prompt
+        self._is_prompt_taken = True
         return Delta(
             self._index,
             text,
@@ -122,6 +129,7 @@ class OutputStream(ABC):
             self._num_prompt_tokens,
             self._num_tokens,
             self._output,
+            prompt,
         )
 
     @property
@@ -136,48 +144,5 @@ class OutputStream(ABC):
             self._num_tokens,
             tuple(self._tokens),
             timings,
+            self._prompt,
         )
-
-
-class NoTokenIds(ValueError):
-    """Token ids were requested of a model of another server, which reports texts only."""
-
-    def __init__(self, param: str) -> None:
-        super().__init__(
-            f"{param}: another server generates for this model, and does not report token ids: "
-            f"omit this parameter"
-        )
-        self.param = param
-
-
-class Vocabulary:
-    """Text and bytes of a model's tokens. Without a tokenizer, only spellings are known."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def has_ids(self) -> bool:
-        return self._tokenizer is not None
-
-    def spell(self, token: TokenKey) -> str:
-        """The text of a token within a longer text."""
-        if isinstance(token, Spelling):
-            return token.text
-        assert self._tokenizer is not None
-        return token_text(self._tokenizer, token)
-
-    def raw(self, token: TokenKey) -> bytes | None:
-        """The bytes of a token, which may be part of a character; None if they are unknown."""
-        if isinstance(token, Spelling):
-            return token.raw
-        assert self._tokenizer is not None
-        return token_bytes(self._tokenizer, token)
-
-    def decode(self, token_ids: Sequence[int], param: str) -> str:
-        """The text of these tokens. Raises ``NoTokenIds`` naming ``param`` without a tokenizer."""
-        if self._tokenizer is None:
-            raise NoTokenIds(param)
-        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text

@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
 from app.engine.engine import Engine
 from app.engine.sampling import Choice, new_generator, next_tokens
-from app.engine.sequence import FinishReason, Request, SamplingParams, Sequence, TokenEvent
+from app.engine.sequence import (
+    FinishReason,
+    PromptToken,
+    Request,
+    SamplingParams,
+    Sequence,
+    TokenEvent,
+)
 from app.engine.variant import Variant, make_variant
 from tests.support.tiny import VOCAB_SIZE, generated, tiny_model
 
@@ -68,6 +76,28 @@ def plain(each: Request) -> list[Choice]:
         if seq.finish_reason():
             break
     return choices
+
+
+@torch.inference_mode()
+def scored_prompt(of: Variant, prompt_ids: Values[int], num_best: int) -> list[PromptToken]:
+    """What the log-probabilities of a prompt must be: one forward of the whole."""
+    logprobs = of.model(torch.tensor([list(prompt_ids)])).logits[0].float().log_softmax(dim=-1)
+    found = [PromptToken(prompt_ids[0])]
+    for row, token_id in zip(logprobs, prompt_ids[1:], strict=False):
+        best = row.topk(num_best)
+        top = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found.append(PromptToken(token_id, float(row[token_id]), tuple(top)))
+    return found
+
+
+def check_scored(found: Values[PromptToken], expected: Values[PromptToken]) -> None:
+    assert [each.token_id for each in found] == [each.token_id for each in expected]
+    assert found[0] == expected[0]
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+        assert [each for each, _ in ours.top_logprobs] == [each for each, _ in theirs.top_logprobs]
+        values = [value for _, value in theirs.top_logprobs]
+        assert [value for _, value in ours.top_logprobs] == pytest.approx(values, abs=1e-3)
 
 
 @dataclass

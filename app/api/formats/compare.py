@@ -26,7 +26,7 @@ from app.compare.compare import (
     token_ids,
 )
 from app.compare.speedup import Speedup
-from app.generation.output import Vocabulary
+from app.generation.vocabulary import Vocabulary
 
 
 def compare_view(comparison: Comparison) -> CompareView:

@@ -18,7 +18,8 @@ from app.api.schemas.generate import (
     TokenView,
 )
 from app.engine.sequence import Timings
-from app.generation.output import Delta, NoTokenIds, Output, Token, TokenKey, Vocabulary
+from app.generation.output import Delta, Output, Token, TokenKey
+from app.generation.vocabulary import NoTokenIds, Vocabulary
 from app.models.entry import ModelKind
 
 

@@ -4,6 +4,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 from uuid import uuid4
 
@@ -32,8 +33,9 @@ from app.api.schemas.openai import (
     Usage,
 )
 from app.engine.async_engine import EngineStopped
-from app.engine.sequence import FinishReason
-from app.generation.output import Delta, Output, Token, TokenKey, Vocabulary
+from app.engine.sequence import FinishReason, PromptToken
+from app.generation.output import Delta, Output, Token, TokenKey
+from app.generation.vocabulary import Vocabulary
 
 _UNLIKELY = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 
@@ -179,20 +181,21 @@ class CompletionFormat(OpenAIFormat):
     ) -> None:
         super().__init__("cmpl", body, vocabulary)
         self._num_logprobs = body.logprobs
-        self._to_echo: dict[int, str] = {}  # prompts to put in front of the outputs
+        self._echoes: dict[int, str] = {}  # prompts to put in front of the outputs
+        self._echoed: set[int] = set()  # indices of outputs whose prompt has been sent
         if body.echo:
             texts = [
                 prompt if isinstance(prompt, str) else vocabulary.decode(prompt, "echo")
                 for prompt in prompts
             ]
-            self._to_echo = dict(enumerate(text for text in texts for _ in range(self._n)))
+            self._echoes = dict(enumerate(text for text in texts for _ in range(self._n)))
 
     def whole(self, outputs: Sequence[Output]) -> CompletionView:
         choices = [
             CompletionChoice(
                 index=index,
-                text=self._to_echo.get(index, "") + output.text,
-                logprobs=self._logprobs(output.tokens),
+                text=self._echoes.get(index, "") + output.text,
+                logprobs=self._logprobs(index, output.prompt, output.tokens),
                 finish_reason=finish_of(output),
             )
             for index, output in enumerate(outputs)
@@ -201,10 +204,12 @@ class CompletionFormat(OpenAIFormat):
 
     def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         for delta in deltas:
+            is_echoed = delta.index in self._echoed
+            self._echoed.add(delta.index)
             choice = CompletionChoice(
                 index=delta.index,
-                text=self._to_echo.pop(delta.index, "") + delta.text,
-                logprobs=self._logprobs(delta.tokens),
+                text=("" if is_echoed else self._echoes.get(delta.index, "")) + delta.text,
+                logprobs=self._logprobs(delta.index, delta.prompt, delta.tokens),
                 finish_reason=finish_of(delta.output) if delta.output else None,
             )
             yield self._event(self._view([choice], self._usage_so_far(delta)))
@@ -217,15 +222,25 @@ class CompletionFormat(OpenAIFormat):
             id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
         )
 
-    def _logprobs(self, tokens: Iterable[Token]) -> LegacyLogprobs | None:
+    def _logprobs(
+        self, index: int, prompt: Sequence[PromptToken], tokens: Sequence[Token]
+    ) -> LegacyLogprobs | None:
+        """Of the prompt, if it is reported, and of these tokens, an end of sequence included."""
         if self._num_logprobs is None:
             return None
-        tokens = [token for token in tokens if token.is_text]
+        echo = self._echoes.get(index, "")
+        begins = self._vocabulary.offsets([each.token_id for each in prompt], echo)
+        every = [
+            Token(each.token_id, True, begin, each.logprob, each.top_logprobs)
+            for each, begin in zip(prompt, begins, strict=True)
+        ]
+        every += [replace(token, offset=len(echo) + token.offset) for token in tokens]
+        predicted, unpredicted = (every[1:], [None]) if prompt else (every, [])
         return LegacyLogprobs(
-            tokens=[self._vocabulary.spell(token.key) for token in tokens],
-            token_logprobs=[finite(token.logprob) for token in tokens],
-            top_logprobs=[self._top(token) for token in tokens] if self._num_logprobs else None,
-            text_offset=[token.offset for token in tokens],
+            tokens=[self._vocabulary.spell(token.key) for token in every],
+            token_logprobs=[*unpredicted, *(finite(token.logprob) for token in predicted)],
+            top_logprobs=[*unpredicted, *map(self._top, predicted)] if self._num_logprobs else None,
+            text_offset=[token.offset for token in every],
         )
 
     def _top(self, token: Token) -> dict[str, float]:

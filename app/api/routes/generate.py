@@ -10,8 +10,8 @@ from app.api.schemas.generate import GenerateBody, GenerateView
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import respond
 from app.generation.generator import RAISES
-from app.generation.output import Vocabulary
 from app.generation.request import GenerationRequest
+from app.generation.vocabulary import Vocabulary
 
 router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 

@@ -25,8 +25,8 @@ from app.api.schemas.openai import (
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import respond
 from app.engine.sequence import SamplingParams
-from app.generation.output import Vocabulary
 from app.generation.request import Chat, GenerationRequest
+from app.generation.vocabulary import Vocabulary
 from app.models.catalog import UnknownModel
 from app.models.entry import ModelEntry
 from pruning.jobs.redis import JobStoreUnavailable
@@ -88,7 +88,7 @@ async def create_completion(
     body: CompletionBody, generator: GeneratorDep, request: Request
 ) -> CompletionView | Response:
     """Continue one or many prompts, generated together as one batch."""
-    params = _params(body, max_new_tokens=_or(body.max_tokens, 16), num_logprobs=body.logprobs)
+    params = _completion_params(body)
     served = await generator.load(body.model)
     prompts = _prompts(body)
     generation_request = GenerationRequest(served, prompts, params, _stop(body), n=_or(body.n, 1))
@@ -117,13 +117,21 @@ async def create_chat_completion(
     )
 
 
-def _params(
-    body: GenerationBody, *, max_new_tokens: int, num_logprobs: int | None
-) -> SamplingParams:
+def _completion_params(body: CompletionBody) -> SamplingParams:
+    """With an echo, log-probabilities are those of the prompt too."""
+    is_scored = body.echo and (body.logprobs is not None or body.max_tokens == 0)
+    return _params(
+        body,
+        max_new_tokens=_or(body.max_tokens, 16),
+        num_logprobs=body.logprobs,
+        num_prompt_logprobs=_or(body.logprobs, 0) if is_scored else None,
+    )
+
+
+def _params(body: GenerationBody, **overrides: int | None) -> SamplingParams:
     return sampling_params(
         body,
-        max_new_tokens=max_new_tokens,
-        num_logprobs=num_logprobs,
+        **overrides,
         temperature=_or(body.temperature, 1.0),
         top_k=max(_or(body.top_k, 0), 0),
     )

@@ -117,9 +117,13 @@ class CompletionBody(GenerationBody):
         default=None, description="Repeat the prompt in front of the output."
     )
     logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = Field(
-        default=None, description="Number of likeliest tokens to report at each position."
+        default=None,
+        description="Number of likeliest tokens to report at each position; with echo, of the "
+        "prompt too.",
     )
-    max_tokens: MaxTokens | None = Field(default=None, description="16 by default.")
+    max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS)] | None = Field(
+        default=None, description="16 by default; 0 only with echo."
+    )
     suffix: Annotated[Literal[""] | None, _or("insertion is not supported: leave it out")] = Field(
         default=None, description="Not supported."
     )
@@ -131,12 +135,12 @@ class CompletionBody(GenerationBody):
             raise ValueError("expected the same as n: this service returns all outputs")
         return best_of
 
-    @field_validator("logprobs")
+    @field_validator("max_tokens")
     @classmethod
-    def _are_of_the_answer(cls, logprobs: int | None, info: ValidationInfo) -> int | None:
-        if logprobs is not None and info.data.get("echo"):
-            raise ValueError("not together with echo: prompts have no log-probabilities")
-        return logprobs
+    def _asks_for_something(cls, limit: int | None, info: ValidationInfo) -> int | None:
+        if limit == 0 and not info.data.get("echo"):
+            raise ValueError("expected at least 1: 0 is for echo, which returns the prompt")
+        return limit
 
 
 class TextPart(Body):
@@ -252,11 +256,13 @@ class LegacyLogprobs(BaseModel):
     """Four lists with one element per token."""
 
     tokens: list[str] = Field(description="Texts of the tokens.")
-    token_logprobs: list[float] = Field(description="Of each token.")
-    top_logprobs: list[dict[str, float]] | None = Field(
+    token_logprobs: list[float | None] = Field(
+        description="Of each token; null for the first of a prompt, which nothing predicts."
+    )
+    top_logprobs: list[dict[str, float] | None] | None = Field(
         description="The likeliest tokens at each position; null if none were asked for."
     )
-    text_offset: list[int] = Field(description="Offset of the token in the output, in characters.")
+    text_offset: list[int] = Field(description="Offset of the token in the text, in characters.")
 
 
 class CompletionChoice(BaseModel):

@@ -17,8 +17,16 @@ from app.engine.cuda_graphs import Step
 from app.engine.engine import Engine
 from app.engine.sampling import Choice
 from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason, Request, TokenEvent
-from tests.support.engine_requests import Outcome, plain, prompt, request, variant
+from app.engine.sequence import FinishReason, PromptToken, Request, TokenEvent
+from tests.support.engine_requests import (
+    Outcome,
+    check_scored,
+    plain,
+    prompt,
+    request,
+    scored_prompt,
+    variant,
+)
 
 LONGEST = 10
 SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
@@ -27,6 +35,7 @@ SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
     "less of the same": {"presence_penalty": 0.5, "frequency_penalty": 0.8},
     "biased": {"logit_bias": ((3, 2.5), (40, -100)), "temperature": 0.8, "seed": 2},
     "reported": {"num_logprobs": 3},
+    "read": {"num_prompt_logprobs": 2},
     "warm": {"temperature": 0.9, "seed": 3},
     "min-p": {"temperature": 1.4, "min_p": 0.1, "seed": 5},
     "nucleus": {"temperature": 1.2, "top_p": 0.8, "top_k": 20, "seed": 7, "num_logprobs": 1},
@@ -55,6 +64,11 @@ def oracle(pruned: bool, num_prompt: int, sampling: str) -> list[Choice]:
             ids, variant(pruned), max_new_tokens=LONGEST, ignore_eos=True, **SAMPLINGS[sampling]
         )
     )
+
+
+@cache
+def scored(pruned: bool, num_prompt: int) -> list[PromptToken]:
+    return scored_prompt(variant(pruned), prompt(num_prompt, seed=num_prompt), 2)
 
 
 arrivals = st.builds(
@@ -140,6 +154,10 @@ class EngineMachine(RuleBasedStateMachine):
         expected = oracle(arrival.pruned, arrival.num_prompt, arrival.sampling)
         if event.token_id is not None:
             made = self.choices[event.request_id]
+            is_read = arrival.sampling == "read" and not made
+            assert bool(event.prompt) == is_read
+            if is_read:
+                check_scored(event.prompt, scored(arrival.pruned, arrival.num_prompt))
             check(event, expected[len(made)])
             made.append(expected[len(made)])
         if event.finish_reason is not None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from app.engine import engine as engine_module
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
-from app.engine.model_runner import ModelRunner
+from app.engine.model_runner import Forwarded, ModelRunner
 from app.engine.scheduler import Batch, EngineLimits
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
@@ -41,10 +41,10 @@ class BothWays(ModelRunner):
         self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
         self._seen = seen
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Forwarded:
         theirs = self._oracle.forward(batch)
         ours = super().forward(batch)
-        self._seen.append((ours, theirs))
+        self._seen.append((ours.logits, theirs.logits))
         return ours
 
 

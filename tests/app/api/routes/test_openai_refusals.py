@@ -97,7 +97,8 @@ OF_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"suffix": "b"}, "suffix"),
     ({"logprobs": 6}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
-    ({"echo": True, "logprobs": 1}, "logprobs"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 0, "echo": False, "logprobs": 1}, "max_tokens"),
     ({"messages": [USER]}, "messages"),
 ]
 OF_CHAT: list[tuple[dict[str, Any], str]] = [

@@ -11,12 +11,13 @@ from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampl
 from app.engine.sequence import InvalidSampling, SamplingParams
 
 ENGINE = {field.name for field in fields(SamplingParams)}
+OF_ROUTES = {"num_logprobs", "num_prompt_logprobs"}  # which name them each in their own way
 MESSAGES = [{"role": "user", "content": "a"}]
 
 
 def test_bodies_have_the_parameters_of_the_engine() -> None:
-    assert set(SamplingFields.model_fields) == ENGINE - {"num_logprobs"}
-    assert set(OpenAISamplingFields.model_fields) == ENGINE - {"num_logprobs", "max_new_tokens"}
+    assert set(SamplingFields.model_fields) == ENGINE - OF_ROUTES
+    assert set(OpenAISamplingFields.model_fields) == ENGINE - OF_ROUTES - {"max_new_tokens"}
 
 
 @pytest.mark.parametrize(
@@ -51,14 +52,14 @@ def test_every_field_reaches_the_engine() -> None:
         "ignore_eos": True,
     }
     body = GenerateBody.model_validate({"model": "tiny", "prompt": "a", **given})
-    expected = {**given, "stop_token_ids": frozenset({1, 2}), "num_logprobs": 2}
+    expected = {**given, "stop_token_ids": frozenset({1, 2}), **dict.fromkeys(OF_ROUTES, 2)}
     expected["logit_bias"] = ((5, 100), (0, -7.5))
-    params = sampling_params(body, num_logprobs=2)
+    params = sampling_params(body, **dict.fromkeys(OF_ROUTES, 2))
     assert {name: getattr(params, name) for name in ENGINE} == expected
     openai = OpenAISamplingFields.model_validate(
         {name: value for name, value in given.items() if name != "max_new_tokens"}
     )
-    assert sampling_params(openai, max_new_tokens=3, num_logprobs=2) == params
+    assert sampling_params(openai, max_new_tokens=3, **dict.fromkeys(OF_ROUTES, 2)) == params
 
 
 def test_the_engine_checks_the_ranges() -> None:
