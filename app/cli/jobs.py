@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import (
+    HEAL_OF_JOB,
     HELP,
     AsJson,
     CalibrationOption,
     DomainRatios,
     Url,
     calibration_of,
+    heal_of,
+    heal_options,
     ratios_by_domain,
     spec_of,
     spec_options,
@@ -21,26 +24,34 @@ from app.cli.options import (
 from app.terminal import print_json
 from pruning.jobs.job import JobStatus
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
+from pruning.spec.heal import Heal
 
 if TYPE_CHECKING:
     from app.commands.client import JobClient
 
 jobs = typer.Typer(
     no_args_is_help=True,
-    help="Submit, list, show, watch, pause, resume, cancel and delete the jobs of a service.",
+    help="Submit, heal, list, show, watch, pause, resume, cancel and delete the jobs of a service.",
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job: prn-...")]
 
 
+Priority = Annotated[int, typer.Option(min=-100, max=100, help="Higher runs first.")]
+WatchIt = Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")]
+
+
 @jobs.command()
-@spec_options(*HELP)
+@spec_options(*HELP, *HEAL_OF_JOB)
 def submit(
     model: Annotated[str, typer.Argument(help="A dense model of the service.")],
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as above
-    priority: Annotated[int, typer.Option(min=-100, max=100, help="Higher runs first.")] = 0,
-    watch_it: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    heal_it: Annotated[
+        bool, typer.Option("--heal", help="Heal the pruned model, as the heal options say.")
+    ] = False,
+    priority: Priority = 0,
+    watch_it: WatchIt = False,
     url: Url = None,
     as_json: AsJson = False,
     **values: object,
@@ -51,13 +62,29 @@ def submit(
     """
     text = calibration_of(calibration, **values_of(CalibrationSpec, values))
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
-    spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
+    heal = heal_of(values, is_asked=heal_it)
+    spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios, "heal": heal})
     fields = {name: value for name, value in spec.to_dict().items() if value is not None}
     with _client(url) as client:
         job = client.submit({**fields, "priority": priority})
-    _print_change(job, as_json=as_json)
-    if watch_it:
-        watch(job["id"], url=url, as_json=as_json)
+    _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
+
+
+@jobs.command("heal")
+@heal_options
+def heal_published(
+    model: Annotated[str, typer.Argument(help="A published checkpoint of the service, NAME@JOB.")],
+    priority: Priority = 0,
+    watch_it: WatchIt = False,
+    url: Url = None,
+    as_json: AsJson = False,
+    **values: object,
+) -> None:
+    """Submit a job that heals a published checkpoint, with the options of `sleb heal`."""
+    heal = Heal(**values_of(Heal, values))
+    with _client(url) as client:
+        job = client.heal({"model": model, "heal": heal.to_dict(), "priority": priority})
+    _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
 @jobs.command()
@@ -151,6 +178,14 @@ def _client(url: str | None) -> "AbstractContextManager[JobClient]":
     from app.commands.client import service_client
 
     return service_client(url)
+
+
+def _print_submitted(
+    job: dict[str, Any], url: str | None, *, watch_it: bool, as_json: bool
+) -> None:
+    _print_change(job, as_json=as_json)
+    if watch_it:
+        watch(job["id"], url=url, as_json=as_json)
 
 
 def _print_change(job: dict[str, Any], *, as_json: bool) -> None:

@@ -42,6 +42,7 @@ Url = Annotated[
     typer.Option(help="URL of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
 ]
 GATE = "gate_"  # options of the quality gate begin with it
+HEAL = "heal_"  # and those of a healing, in a command that also prunes
 HELP: Mapping[str, str] = MappingProxyType(
     {
         "num_remove": "How many blocks to remove.",
@@ -91,6 +92,11 @@ HEAL_HELP: Mapping[str, str] = MappingProxyType(
 )
 
 
+HEAL_OF_JOB: Mapping[str, str] = MappingProxyType(
+    {HEAL + name: text for name, text in HEAL_HELP.items()}
+)
+
+
 def spec_options(*names: str) -> Callable[[Command], Command]:
     """Add the options ``names`` to a command, which receives them as ``**values``."""
     return _with_options(names, _parameters)
@@ -99,6 +105,17 @@ def spec_options(*names: str) -> Callable[[Command], Command]:
 def heal_options(command: Command) -> Command:
     """Add an option for every field of ``Heal`` to a command, as ``**values``."""
     return _with_options(tuple(HEAL_HELP), lambda: _of_fields(Heal, "", HEAL_HELP))(command)
+
+
+def heal_of(values: Mapping[str, object], *, is_asked: bool) -> Heal | None:
+    """The healing that the options of a job describe. Raises ``InvalidSpec``."""
+    given: dict[str, Any] = {name: values[HEAL + name] for name in HEAL_HELP}
+    heal = Heal(**given)
+    if not is_asked and heal != Heal():
+        changed = next(name for name in HEAL_HELP if given[name] != getattr(Heal, name))
+        option = f"--{HEAL}{changed}".replace("_", "-")
+        raise InvalidSpec("heal", f"{option} is given without --heal: add --heal")
+    return heal if is_asked else None
 
 
 def _with_options(
@@ -174,7 +191,7 @@ def _parameters() -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     for kind, prefix in ((PruneSpec, ""), (CalibrationSpec, ""), (Gate, GATE)):
         found |= _of_fields(kind, prefix, HELP)
-    return found
+    return found | _of_fields(Heal, HEAL, HEAL_OF_JOB)
 
 
 def _of_fields(kind: Any, prefix: str, texts: Mapping[str, str]) -> dict[str, inspect.Parameter]:  # noqa: ANN401 - any dataclass

@@ -152,6 +152,9 @@ class JobClient(ServiceClient):
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:
         return self.request("POST", "/prune-jobs", body=body)
 
+    def heal(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self.request("POST", "/heal-jobs", body=body)
+
     def delete(self, job_id: str) -> None:
         self.request("DELETE", _path(job_id))
 

@@ -21,6 +21,7 @@ from pruning.jobs.job import JobError, JobStatus, Webhook
 from pruning.jobs.keys import ATTEMPTS
 from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
 from pruning.jobs.store import JobStore
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.job_lives import REMOVAL, succeed
@@ -280,3 +281,32 @@ def test_a_job_is_submitted_with_the_options_of_prune_and_deleted(
     assert sleb.jobs("delete", job.id)[0] == 0
     assert sleb.jobs("show", job.id)[0] == 1
     assert "no model" in sleb.jobs("submit", "unknown", "--num-remove", "1")[2]
+
+
+def test_a_submitted_job_heals_by_the_options_of_heal(
+    sleb: Sleb, settings: ServeSettings, job_store: JobStore
+) -> None:
+    write_tiny_model(settings.models_dir / "tiny")
+    heal = ["--heal-num-tokens", "2000", "--no-heal-control", "--heal-seed", "3"]
+    code, out, err = sleb.jobs("submit", "tiny", "--num-remove", "2", "--heal", *heal, "--json")
+    assert code == 0, err
+    job = job_store.get(json.loads(out)["id"])
+    assert job.spec.heal == Heal(num_tokens=2000, control=False, seed=3)
+    code, _, err = sleb.jobs("submit", "tiny", "--num-remove", "2", "--no-heal-control")
+    assert code == 2
+    assert "--heal-control is given without --heal" in err
+    assert len(job_store.list().jobs) == 1
+
+
+def test_a_published_checkpoint_is_healed_by_a_job(
+    sleb: Sleb, job_store: JobStore, job_id: str, tiny_models_dir: Path
+) -> None:
+    name = publish_pruned(tiny_models_dir.parent, 2, job_id).name
+    code, out, err = sleb.jobs("heal", name, "--rank", "4", "--priority", "2", "--json")
+    assert code == 0, err
+    job = job_store.get(json.loads(out)["id"])
+    assert (job.source, job.priority, job.spec.heal) == (name, 2, Heal(rank=4))
+    assert sleb.jobs("heal", name, "--rank", "0")[0] == 2
+    code, _, err = sleb.jobs("heal", "tiny@missing")
+    assert code == 1
+    assert "tiny@missing" in err

@@ -74,7 +74,7 @@ def test_no_command_that_needs_no_tensor_imports_torch(data_dir: Path) -> None:
         "--version", "models", "models --json", "models alias", "models alias prod tiny@-1",
         "config", "keys list", f"jobs list {url}", f"jobs show prn-1 {url}",
         f"jobs watch prn-1 {url}", f"models rm tiny {url}",
-        f"jobs submit tiny --sparsity 0.5 {url}",
+        f"jobs submit tiny --sparsity 0.5 {url}", f"jobs heal tiny@prn-1 {url}",
         f"compare tiny tiny@-1 {url}", f"chat tiny {url}", "prune --help", "bench --help",
     ]  # fmt: skip
     ran = subprocess.run(
