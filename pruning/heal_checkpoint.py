@@ -14,7 +14,7 @@ from pathlib import Path
 from shutil import copyfile
 
 from pruning.checkpoints.card import model_card
-from pruning.checkpoints.publish import publish
+from pruning.checkpoints.publish import publish, published
 from pruning.checkpoints.store import Manifest, repair_of, verify
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
@@ -24,6 +24,7 @@ from pruning.evaluation.assess import assess_healed, held_out_for
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.healing.adapter import Adapter, Merged, Tensors, adapted
+from pruning.healing.lock import locked
 from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEALED, HealedPlaces
 from pruning.healing.progress import Progress
 from pruning.healing.record import Healing, NotHealable, Run, TrainedText, check_healable
@@ -43,6 +44,7 @@ from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Resident
 
 STEPS_PER_SAVE = 20
+_PATIENCE_S = 60.0  # for a worker that has lost its lease, which is then killed
 
 
 def heal_checkpoint(
@@ -56,21 +58,45 @@ def heal_checkpoint(
     confirm: Callable[[], object] = lambda: None,
     how: Verify = Verify.INLINE,
     overwrite: bool = False,
+    patience_s: float = _PATIENCE_S,
 ) -> Manifest:
     """Heal the checkpoint at ``places.source`` and publish the result ``name``.
 
-    A training that was interrupted goes on where its file says. Other arguments and errors are
-    those of ``pipeline.prune``; also raises ``NotHealable`` and ``HealingDiverged``.
+    A training that was interrupted goes on where its file says, and a result that is there already
+    is kept. Waits ``patience_s`` for another process that heals in the same place. Other arguments
+    and errors are those of ``pipeline.prune``; also raises ``NotHealable``, ``HealingDiverged`` and
+    ``HealingInProgress``.
     """
-    resources = resources or Resources()
     observer.phase("load")
-    source = verify(places.source)
-    dense = _parent_of(source, models, resources)
+    with locked(places.state, places.source.name, patience_s=patience_s, ask=confirm):
+        source = verify(places.source)
+        check_healable(source.name, source.healing)
+        digest = healing_digest(heal, source)
+        manifest = None if overwrite else published(places.target, digest)
+        if manifest is None:
+            dense = _parent_of(source, models, resources or Resources())
+            run = _begun(heal, source, places, dense, observer)
+            manifest = _published(run, name, confirm, how, overwrite=overwrite)
+        places.discard_state()
+        return manifest
+
+
+def _begun(
+    heal: Heal, source: Manifest, places: HealedPlaces, dense: DenseModel, observer: Observer
+) -> "_Healing":
+    """All that a training needs. Raises now what would be raised after it."""
     spec = PruneSpec.from_dict(source.spec)
     observer.phase("calibrate")
     windows = healing_windows(spec.calibration, dense.model, dense.tokenizer, observer.calibrating)
-    held_out_for(spec, dense, source.quality)  # raises now, not after the training
-    run = _Healing(heal, source, places, spec, dense, windows, observer)
+    held_out_for(spec, dense, source.quality)
+    return _Healing(heal, source, places, spec, dense, windows, observer)
+
+
+def _published(
+    run: "_Healing", name: str, confirm: Callable[[], object], how: Verify, *, overwrite: bool
+) -> Manifest:
+    """Train, measure and publish."""
+    heal, observer = run.heal, run.observer
     observer.phase("heal")
     model = run.healed()
     control = run.control(model.progress) if heal.control else None
@@ -82,9 +108,7 @@ def heal_checkpoint(
     manifest = run.manifest(name, quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
     check = partial(run.verify, own=model.own, how=how, ask=confirm)
-    manifest = publish(places.target, manifest, write, confirm, check, overwrite=overwrite)
-    places.discard_state()
-    return manifest
+    return publish(run.places.target, manifest, write, confirm, check, overwrite=overwrite)
 
 
 def healing_digest(heal: Heal, source: Manifest) -> str:
@@ -235,7 +259,6 @@ class _Healing:
 
 def _parent_of(source: Manifest, models: ModelStore, resources: Resources) -> DenseModel:
     """The dense model that the checkpoint was made from. Raises ``NotHealable``."""
-    check_healable(source.name, source.healing)
     path = models.inspect(source.parent).path
     if source.parent_fingerprint not in (None, fingerprint(path)):
         raise NotHealable(

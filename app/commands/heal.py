@@ -1,5 +1,8 @@
 """``sleb heal``: a healing in this process, with a progress bar and a table at the end."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, read_manifest
 from pruning.config import WorkerSettings
 from pruning.heal_checkpoint import heal_checkpoint, healing_digest
+from pruning.healing.lock import HealingInProgress, locked
 from pruning.healing.places import HealedPlaces
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore, set_up_torch
@@ -30,37 +34,54 @@ def run_heal(
     overwrite: bool = False,
     as_json: bool,
 ) -> None:
-    """Heal a published checkpoint, named in the data directory or by its own directory.
+    """Heal a published checkpoint, named or by its directory.
 
-    An interrupted training is continued by the same settings on the same checkpoint. Raises
-    ``CheckpointNotFound``, ``CheckpointExists`` or ``DiskFull`` before it.
+    The same settings continue an interrupted training of the same checkpoint. Raises
+    ``CheckpointNotFound``, ``CheckpointExists``, ``DiskFull`` or ``HealingInProgress`` first.
     """
     set_up_torch(settings.threads)
     source = _source(checkpoint, settings)
     out = new_place(out or source.with_name(healed_name(source.name)), overwrite=overwrite)
     places = _places(heal, source, out, settings)
     console = Console(stderr=True)
+    with (
+        _left_in_order(places, console),
+        _place_taken(out, settings),
+        search_progress(console) as progress,
+    ):
+        bar = SearchBar(progress)
+        healed = heal_checkpoint(
+            heal,
+            places,
+            name=out.name,
+            models=ModelStore(settings.models_dir, allow_paths=True),
+            observer=bar,
+            resources=Resources.of(settings),
+            how=settings.verify,
+            overwrite=overwrite,
+            patience_s=0,
+        )
+        bar.end()
+    _print(healed, out, as_json=as_json)
+
+
+@contextmanager
+def _left_in_order(places: HealedPlaces, console: Console) -> Iterator[None]:
+    """Say at an error that the training is kept, if there is one of this process."""
     try:
-        with search_progress(console) as progress:
-            bar = SearchBar(progress)
-            healed = heal_checkpoint(
-                heal,
-                places,
-                name=out.name,
-                models=ModelStore(settings.models_dir, allow_paths=True),
-                observer=bar,
-                resources=Resources.of(settings),
-                how=settings.verify,
-                overwrite=overwrite,
-            )
-            bar.end()
-    except BaseException:
-        if places.is_begun:
+        yield
+    except BaseException as error:
+        if places.is_begun and not isinstance(error, HealingInProgress):
             console.print("The training is kept: the same command goes on with it.")
         raise
     finally:
-        remove_empty(out.parent)
-    _print(healed, out, as_json=as_json)
+        remove_empty(places.target.parent)
+
+
+def _place_taken(out: Path, settings: WorkerSettings) -> AbstractContextManager[None]:
+    """Keep other processes from healing into the same place, with whatever settings."""
+    digest = hashlib.sha256(str(out).encode()).hexdigest()
+    return locked(settings.data_dir / "searches" / digest, str(out))
 
 
 def _places(heal: Heal, source: Path, out: Path, settings: WorkerSettings) -> HealedPlaces:

@@ -60,15 +60,15 @@ def publish(
     whatever is at ``target``, once the new checkpoint is complete.
     """
     sweep(target.parent)
-    if not overwrite and (published := _published(target, manifest)) is not None:
-        return published
+    if not overwrite and (earlier := published(target, manifest.spec_digest)) is not None:
+        return earlier
     with _room_for(manifest.disk_bytes, target), staged(target) as staging:
         manifest = _complete(staging, manifest, write, confirm, verify)
         if overwrite:
             with _put_aside(target):
                 staging.rename(target)
-        elif (published := _renamed(staging, target, manifest)) is not None:
-            return published
+        elif (earlier := _renamed(staging, target, manifest)) is not None:
+            return earlier
         sync_directory(target.parent)
         return manifest
 
@@ -161,26 +161,29 @@ def _renamed(staging: Path, target: Path, manifest: Manifest) -> Manifest | None
     try:
         staging.rename(target)
     except OSError as error:
-        if (published := _published(target, manifest)) is not None:
-            return published
+        if (earlier := published(target, manifest.spec_digest)) is not None:
+            return earlier
         if not target.exists():
             raise
         raise _taken(target) from error
     return None
 
 
-def _published(target: Path, manifest: Manifest) -> Manifest | None:
-    """The manifest of an equal published checkpoint. Raises ``CheckpointExists`` for another."""
+def published(target: Path, spec_digest: str) -> Manifest | None:
+    """The manifest of the published checkpoint of this digest; None if nothing is at ``target``.
+
+    Raises ``CheckpointExists`` for anything else.
+    """
     try:
-        published = read_manifest(target)
+        manifest = read_manifest(target)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except CheckpointCorrupt as error:
         raise _taken(target) from error
-    if published.spec_digest != manifest.spec_digest:
+    if manifest.spec_digest != spec_digest:
         raise _taken(target)
     sync_directory(target.parent)  # its publisher may have died before this
-    return published
+    return manifest
 
 
 def _taken(target: Path) -> CheckpointExists:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pruning.healing.lock import remove_folder
 from pruning.models.names import healed_name
 
 HEALED, CONTROL = "healed", "control"  # the two trainings
@@ -19,22 +20,19 @@ class HealedPlaces:
 
     source: Path  # the pruned checkpoint
     target: Path  # of the healed one
-    state: Path  # of the training: the beginning of the names of its files, which go in the end
+    state: Path  # folder of the training, which goes in the end
 
     def state_of(self, which: str) -> Path:
         """The file of the training of the ``healed`` model or of the ``control``."""
-        return self.state.with_name(f"{self.state.name}.{which}.safetensors")
+        return self.state / f"{which}.safetensors"
 
     @property
     def is_begun(self) -> bool:
         return any(self.state_of(which).exists() for which in (HEALED, CONTROL))
 
     def discard_state(self) -> None:
-        """Remove the files of the training, and their folder if they were the last ones."""
-        for which in (HEALED, CONTROL):
-            self.state_of(which).unlink(missing_ok=True)
-        if self.state.parent.is_dir() and not any(self.state.parent.iterdir()):
-            self.state.parent.rmdir()
+        """Remove the folder of the training, and the one above it if it was the last there."""
+        remove_folder(self.state)
 
 
 def healed_beside(source: Path) -> HealedPlaces:

@@ -39,18 +39,18 @@ class TrainingState:
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Replace the file at ``path``. A process that dies meanwhile leaves the old one.
+    """Replace the file at ``path``, in a folder that no other process writes to.
 
-    So does a disk that is full: raises ``TrainingNotSaved``.
+    A process that dies meanwhile leaves the old one. So does a disk that is full: raises
+    ``TrainingNotSaved``, also if the folder is gone, as of a job that was deleted.
     """
     tensors = {
         f"{part}:{name}": tensor.cpu().contiguous()
         for part in _PARTS
         for name, tensor in getattr(state, part).items()
     }
-    staged = path.with_suffix(f".{os.getpid()}")
+    staged = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, staged, metadata={_STATE: state.progress.to_json()})
         with staged.open("rb") as file:
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
 from pruning.healing.adapter import NothingToAdapt
+from pruning.healing.lock import HealingInProgress
 from pruning.healing.record import NotHealable
 from pruning.healing.state import TrainingNotSaved
 from pruning.healing.train import HealingDiverged
@@ -46,6 +47,7 @@ CODES: Mapping[type[Exception], str] = {
     ClusterUnavailable: "cluster_unavailable",
     ClusterLost: "cluster_lost",
     HealingDiverged: "healing_diverged",
+    HealingInProgress: "healing_in_progress",
     NotHealable: "not_healable",
     NothingToAdapt: "not_healable",
 }

@@ -13,9 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from pruning.checkpoints.publish import CheckpointExists
 from pruning.checkpoints.store import Manifest, read_manifest, repair_of, verify
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
+from pruning.healing.lock import HealingInProgress
+from pruning.healing.progress import Step
 from pruning.healing.record import NotHealable
 from pruning.models.blocks import view
 from pruning.models.store import load
@@ -170,6 +173,33 @@ def test_other_settings_do_not_go_on_with_it(data_dir: Path) -> None:
     assert manifest.healing is not None
     assert manifest.healing.control is None
     assert manifest.quality.domains[0].control is None
+
+
+def test_a_second_healing_in_the_same_place_is_refused_at_once(data_dir: Path) -> None:
+    class Twice(Recorder):
+        def healing(self, which: str, step: Step) -> None:
+            if step.number == 12:
+                with pytest.raises(HealingInProgress, match=f"{NAME} is being healed"):
+                    heal_tiny(data_dir, HEAL, "again", second, patience_s=0)
+            super().healing(which, step)
+
+    second = Recorder()
+    manifest = heal_tiny(data_dir, replace(HEAL, control=False), "again", Twice())
+    assert second.phases == ["load"]
+    assert manifest.healing is not None
+    assert manifest.healing.run.num_steps == 30
+
+
+def test_what_is_published_is_not_trained_again(data_dir: Path) -> None:
+    heal = replace(HEAL, num_tokens=64, control=False)
+    manifest = heal_tiny(data_dir, heal, "again", Recorder())
+    recorder = Recorder()
+    assert heal_tiny(data_dir, heal, "again", recorder) == manifest
+    assert recorder.phases == ["load"]
+    with pytest.raises(CheckpointExists):
+        heal_tiny(data_dir, HEAL, "again", recorder)
+    assert not recorder.healing_steps
+    assert not (data_dir / "searches").exists()
 
 
 def test_a_healed_model_is_not_healed_again(healed: Healed, tmp_path: Path) -> None:

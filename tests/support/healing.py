@@ -68,7 +68,9 @@ def healed(pruned_data_dir: tuple[Path, Manifest]) -> Healed:
     return Healed(data_dir, pruned, manifest, recorder)
 
 
-def heal_tiny(data_dir: Path, heal: Heal, name: str, observer: Recorder) -> Manifest:
+def heal_tiny(
+    data_dir: Path, heal: Heal, name: str, observer: Recorder, patience_s: float = 60
+) -> Manifest:
     checkpoints = data_dir / "checkpoints"
     return heal_checkpoint(
         heal,
@@ -76,4 +78,5 @@ def heal_tiny(data_dir: Path, heal: Heal, name: str, observer: Recorder) -> Mani
         name=name,
         models=ModelStore(data_dir / "models"),
         observer=observer,
+        patience_s=patience_s,
     )

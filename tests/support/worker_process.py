@@ -24,6 +24,7 @@ from pruning.search.state import SearchPlan
 from pruning.worker.entrypoints import run_child, run_worker
 from pruning.worker.parent import PruneDelivery, PruneWorker
 from pruning.worker.task import JobObserver, execute
+from tests.support.deaths import set_death
 from tests.support.job_lives import REMOVAL
 
 HOLD = "hold"
@@ -134,6 +135,8 @@ class SteeredWorker(PruneWorker):
 
 
 def run_child_with_tasks() -> None:
+    _name, job_id, *_ = sys.argv[1:]
+    set_death(WorkerSettings().data_dir, job_id)
     run_child(SteeredWorker)
 
 

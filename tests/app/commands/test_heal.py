@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 
 from app.cli.main import app
 from app.commands.evaluate import Options, Tasks, run_evaluation
-from app.commands.heal import run_heal
+from app.commands.heal import _place_taken, run_heal
 from app.commands.subject import subject_of
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.checkpoints.store import CheckpointNotFound, Manifest, read_manifest
 from pruning.config import WorkerSettings
+from pruning.heal_checkpoint import healing_digest
+from pruning.healing.lock import HealingInProgress, locked
 from pruning.models.blocks import view
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.prune import Resident
@@ -55,6 +58,25 @@ def test_a_directory_is_healed_at_another_place_and_told_as_json(
     assert report["path"] == str(out)
     assert report["name"] == "out"
     assert report["healing"]["parent"] == NAME
+
+
+def test_a_second_command_is_refused_at_once(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the same settings anywhere, and with others in the same place."""
+    settings = WorkerSettings(data_dir=data_dir, threads=1)
+    manifest = read_manifest(data_dir / "checkpoints" / NAME)
+    with locked(data_dir / "searches" / healing_digest(HEAL, manifest), NAME):
+        with pytest.raises(HealingInProgress, match="wait for its end"):
+            run_heal(HEAL, NAME, tmp_path / "out", settings, as_json=False)
+        place = data_dir / "checkpoints" / HEALED
+        with (
+            _place_taken(place, settings),
+            pytest.raises(HealingInProgress, match="healed is being healed"),
+        ):
+            run_heal(replace(HEAL, rank=2), NAME, None, settings, as_json=False)
+    assert "The training is kept" not in capsys.readouterr().err
+    assert not (data_dir / "searches").exists()
 
 
 def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:

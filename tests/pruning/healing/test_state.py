@@ -23,7 +23,7 @@ STATE = TrainingState(
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "state.safetensors"
+    path = tmp_path / "state.safetensors"
     save_state(path, STATE)
     found = read_state(path, "d")
     assert found is not None
