@@ -1,7 +1,7 @@
 """The removal that a round of candidates decides on, and the blocks that removals keep."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from statistics import fmean, stdev
 from typing import Any, Self
@@ -26,6 +26,7 @@ class Removal:
     margin_error: float | None  # standard error of the margin; None with a single window
     scores: Mapping[int, float]  # loss without each candidate
     num_windows: Mapping[int, int]  # of each score; fewer for clearly worse candidates
+    domain_losses: Mapping[str, float] = field(default_factory=dict)  # of a mix: ``loss`` by domain
 
     @property
     def score(self) -> float:
@@ -84,6 +85,16 @@ def decide(step: int, dense_loss: float, losses: Mapping[int, Losses]) -> Remova
 def is_tie(margin: float | None, margin_error: float | None) -> bool:
     """Whether the runner-up may be as good: the margin is inside two standard errors."""
     return margin is not None and margin_error is not None and margin < 2 * margin_error
+
+
+def by_domain(losses: Losses, domains: Sequence[str]) -> dict[str, float]:
+    """The mean loss of each domain, of losses on windows of these; empty without several."""
+    if len(set(domains)) < 2 or len(losses) != len(domains):
+        return {}
+    found: dict[str, list[float]] = {}
+    for domain, loss in zip(domains, losses, strict=True):
+        found.setdefault(domain, []).append(loss)
+    return {domain: fmean(losses) for domain, losses in found.items()}
 
 
 def paired_gaps(losses: Losses, others: Losses) -> list[float]:

@@ -1,7 +1,7 @@
 """The text of a pruning run by domain: to choose blocks, to repair, to select and to evaluate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,8 +34,10 @@ def calibrate(
 
     ``observe`` follows the sampling of text from the model, as in ``sampled_text``.
     """
-    sources = [source_of(part, model, tokenizer, observe) for part in spec.parts]
-    return mixed([source.windows(Use.CALIBRATION) for source in sources])
+    sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
+    return mixed(
+        [replace(source.windows(Use.CALIBRATION), domain=domain) for domain, source in sources]
+    )
 
 
 def held_out(

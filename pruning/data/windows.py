@@ -18,6 +18,12 @@ class Windows:
 
     token_ids: torch.Tensor
     source: str
+    domain: str = ""  # empty for a mix
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domain of each window."""
+        return (self.domain,) * len(self.token_ids)
 
     @property
     def digest(self) -> str:
@@ -28,9 +34,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class MixedWindows(Windows):
-    """Windows of several sources; ``origins`` has the source of each window."""
+    """Windows of several sources; ``origins`` has the source and the domain of each window."""
 
-    origins: tuple[str, ...]
+    origins: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(domain for _, domain in self.origins)
 
 
 def mixed(parts: Sequence[Windows]) -> Windows:
@@ -44,7 +54,7 @@ def mixed(parts: Sequence[Windows]) -> Windows:
     return MixedWindows(
         token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
         source=" + ".join(f"{len(part.token_ids)} × {part.source}" for part in parts),
-        origins=tuple(parts[number].source for _, number, _ in order),
+        origins=tuple((parts[number].source, parts[number].domain) for _, number, _ in order),
     )
 
 
@@ -52,7 +62,9 @@ def described(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> dict[str,
     """A JSON object: the digest of all windows, and source, digest and first words of each."""
     num_windows, seqlen = windows.token_ids.shape
     origins = (
-        windows.origins if isinstance(windows, MixedWindows) else [windows.source] * num_windows
+        [source for source, _ in windows.origins]
+        if isinstance(windows, MixedWindows)
+        else [windows.source] * num_windows
     )
     return {
         "source": windows.source,

@@ -81,7 +81,7 @@ class ObservedRanker:
     """A ranker that reports every candidate it scores, under the ``name`` of the round.
 
     Candidates in ``scored``, by names of rounds, are not scored again. Without a ``name``, the
-    search cannot resume within a round.
+    search cannot resume within a round. ``latest`` gets the losses of the latest round.
     """
 
     def __init__(
@@ -90,19 +90,24 @@ class ObservedRanker:
         tally: Tally,
         scored: Mapping[str, Mapping[int, Losses]],
         name: Callable[[Blocks], str] | None,
+        latest: dict[int, Losses],
     ) -> None:
         self._ranker = ranker
         self._tally = tally
         self._scored = scored
         self._name = name
+        self._latest = latest
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         name = self._name(keep) if self._name else None
         known = self._scored.get(name, {}) if name else {}
-        yield from ((block, known[block]) for block in candidates if block in known)
+        self._latest.clear()
+        self._latest.update((block, known[block]) for block in candidates if block in known)
+        yield from list(self._latest.items())
         unknown = tuple(block for block in candidates if block not in known)
         for block, losses in self._ranker.score_round(keep, unknown):
             self._tally.add(ScoredCandidate(name, block, losses) if name else None)
+            self._latest[block] = losses
             yield block, losses
 
 
@@ -115,8 +120,9 @@ class ObservedScorer(ObservedRanker):
         tally: Tally,
         scored: Mapping[str, Mapping[int, Losses]],
         name: Callable[[Blocks], str] | None,
+        latest: dict[int, Losses],
     ) -> None:
-        super().__init__(scorer, tally, scored, name)
+        super().__init__(scorer, tally, scored, name, latest)
         self._scorer = scorer
 
     def losses(self, keep: Blocks) -> Losses:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
-from pruning.removal import NonFiniteLoss, Removal, decide, kept
+from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, decide, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
 from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Tally
@@ -81,6 +81,7 @@ class _Search:
     observer: Observer
     tally: Tally
     decided: dict[str, Removal] = field(default_factory=dict)
+    latest: dict[int, Losses] = field(default_factory=dict)  # of the candidates of a round
 
     @property
     def num_blocks(self) -> int:
@@ -139,14 +140,14 @@ class _Search:
         ranker: Ranker = (
             self.dense.cosine_ranker(self.windows.token_ids) if is_cosine else self.scorer
         )
-        ranking = ObservedRanker(ranker, self.tally, self.state.scored, lambda _keep: RANKING)
+        ranking = ObservedRanker(ranker, self.tally, self.state.scored, lambda _keep: RANKING, {})
         return partial(ranked, observed, ranking)
 
     def _observed(self, name: Callable[[Blocks], str]) -> ObservedScorer:
         """A stage depends on all candidates, so a staged search resumes with whole rounds only."""
         if self.spec.search is Search.STAGED:
-            return ObservedScorer(StagedScorer(self.scorer), self.tally, {}, None)
-        return ObservedScorer(self.scorer, self.tally, self.state.scored, name)
+            return ObservedScorer(StagedScorer(self.scorer), self.tally, {}, None, self.latest)
+        return ObservedScorer(self.scorer, self.tally, self.state.scored, name, self.latest)
 
     def _decide(self, round_: Round, dense_loss: float) -> Removal:
         """Score and decide a round of the refinement, unless its decision is known."""
@@ -162,13 +163,19 @@ class _Search:
         return self.decided[name]
 
     def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
-        """The removal with the loss after it, where the round was decided by something else."""
-        if self.spec.metric is not Metric.KL:
-            return removal
-        loss = fmean(self.scorer.losses(kept(self.num_blocks, removed)))
-        if not isfinite(loss):
-            raise NonFiniteLoss(f"step {removal.step}: loss {loss} without the blocks {removed}")
-        return replace(removal, loss=loss)
+        """The removal with its losses by domain, and with the loss after it, where the round was
+        decided by something else.
+        """
+        losses = self.latest.get(removal.block, ())
+        if self.spec.metric is Metric.KL:
+            losses = self.scorer.losses(kept(self.num_blocks, removed))
+            loss = fmean(losses)
+            if not isfinite(loss):
+                raise NonFiniteLoss(
+                    f"step {removal.step}: loss {loss} without the blocks {removed}"
+                )
+            removal = replace(removal, loss=loss)
+        return replace(removal, domain_losses=by_domain(losses, self.windows.domains))
 
     def _expect(self, most: int, kind: str = "") -> None:
         """``most`` evaluations remain, of which those of the ``kind`` in the state are known."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pruning.search.search import search
 from pruning.search.state import SearchState
 from pruning.sleb import sleb
 from pruning.spec import InvalidSpec
-from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
@@ -138,3 +138,31 @@ def test_what_is_never_repaired_is_not_scored_as_repaired(
     with pytest.raises(InvalidSpec, match=message) as refused:
         PruneSpec("tiny", num_remove=1, score_repaired=True, **settings)
     assert refused.value.param == "score_repaired"
+
+
+@pytest.mark.parametrize("metric", [Metric.SLEB, Metric.KL, Metric.ONE_SHOT])
+def test_a_mix_has_the_loss_of_each_domain(
+    tiny_models_dir: Path, tmp_path: Path, metric: Metric
+) -> None:
+    for name, animal in (("dogs.txt", "dogs"), ("cats.txt", "cats")):
+        (tmp_path / name).write_text("\n".join(f"{n} lazy {animal}" for n in range(200)))
+    dogs, cats = (
+        CalibrationSpec(Dataset.FILE, num_samples=9, seqlen=8, path=str(tmp_path / name))
+        for name in ("dogs.txt", "cats.txt")
+    )
+    spec = PruneSpec("tiny", 2, calibration=CalibrationMix((dogs, cats), (2.0, 1.0)), metric=metric)
+    dense = load_dense_model(tiny_models_dir / "tiny", Resident.MODEL, Resources())
+    windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
+    assert windows.domains.count("dogs") == 6
+    removals = search(spec, dense, windows, Recorder(), SearchState())
+    assert len(removals) == 2
+    for removal in removals:
+        by_domain = removal.domain_losses
+        assert set(by_domain) == {"dogs", "cats"}
+        assert removal.loss == pytest.approx(
+            (6 * by_domain["dogs"] + 3 * by_domain["cats"]) / 9, abs=1e-6
+        )
+    restored = Removal.from_dict(json.loads(json.dumps(asdict(removals[0]))))
+    assert restored == removals[0]
+    alone = replace(spec, calibration=dogs)
+    assert [removal.domain_losses for removal in found(alone, dense)] == [{}, {}]
