@@ -40,6 +40,8 @@ PAGES = (
     Page("/ui/jobs/new", "new_job", "New job", is_linked=False),
     Page("/ui/jobs/{job_id}", "job", "Job", is_linked=False),
     Page("/ui/curve", "curve", "Curve", needs="jobs"),
+    Page("/ui/results", "results", "Results", needs="jobs"),
+    Page("/ui/results/{result_id}", "result", "Result", is_linked=False),
     Page("/ui/compare", "compare", "Side by side", needs="generate"),
     Page("/ui/sign-in", "sign_in", "Sign in", is_linked=False),
 )

@@ -6,7 +6,7 @@ import { interval, perplexity, ratio } from "./format.js";
 import { act } from "./live.js";
 import { csv, ordersOf } from "./orders.js";
 import { Plot } from "./plot.js";
-import { measure, measured } from "./speeds.js";
+import { measure, speedsOf } from "./speeds.js";
 
 const MAX_ROWS = 100;
 const query = new URLSearchParams(location.search);
@@ -17,6 +17,7 @@ let speeds = new Map();
 const model = () => byId("model").value;
 const domain = () => byId("domain").value;
 const isSpeed = () => byId("axis").value === "speed";
+const isHealed = (point) => point.repair === "healed";
 const pointsOf = (order) => order.points.filter((point) => point.domain === domain());
 const label = (order) => `${order.name.split("@").at(-1).slice(0, 10)}, ${order.job.spec.metric}`;
 
@@ -28,19 +29,22 @@ function depths() {
     .filter(({ x }) => x !== undefined).sort((one, other) => one.x - other.x);
 }
 
+/** Up to three lines of an order: as served, without its repairs, and what was healed. */
 function seriesOf(order, index, found) {
-  const points = new Map(pointsOf(order).map((point) => [point.depth, point]));
-  const line = (value) => found.map(({ depth }) => (depth === 0 ? 1 : value(points.get(depth)) ?? null));
-  const isRepaired = [...points.values()].some((point) => point.raw);
-  const bounds = found.map(({ depth }) => {
-    const point = points.get(depth);
-    return point && point.low !== null ? [point.low, point.high] : null;
-  });
-  const served = { label: `${label(order)}${isRepaired ? ", repaired" : ""}`, hue: index, bounds, format: ratio,
-    values: line((point) => point?.ratio) };
-  const raw = { label: `${label(order)}, raw`, hue: index, dash: [6, 4], format: ratio,
-    values: line((point) => (point?.raw ?? point)?.ratio) };
-  return isRepaired ? [served, raw] : [served];
+  const isOf = (depth, isWanted) => pointsOf(order).find((point) => point.depth === depth && isWanted(point));
+  const drawn = [];
+  const draw_ = (words, isWanted, value, dash) => {
+    const at = found.map(({ depth }) => (depth === 0 ? null : value(isOf(depth, isWanted))));
+    if (!at.some(Boolean)) return;
+    drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio,
+      values: found.map(({ depth }, place) => (depth === 0 ? 1 : at[place]?.ratio ?? null)),
+      bounds: at.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
+  };
+  const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
+  draw_(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point ?? null);
+  if (isRepaired) draw_(", raw", (point) => !isHealed(point), (point) => point?.raw ?? point ?? null, [6, 4]);
+  draw_(", healed", isHealed, (point) => point ?? null, [2, 3]);
+  return drawn;
 }
 
 function draw() {
@@ -50,7 +54,7 @@ function draw() {
   byId("what").textContent = `Perplexity on ${domain()}, as a multiple of the dense model's`;
   plot.draw({
     x: found.map(({ x }) => x),
-    xLabel: isSpeed() ? "speed-up of a token, measured" : "removed blocks",
+    xLabel: isSpeed() ? "speed-up of a token, measured or else predicted" : "removed blocks",
     xFormat: isSpeed() ? ratio : String,
     xStep: !isSpeed(),
     series: orders.flatMap((order, index) => seriesOf(order, index, found)),
@@ -62,7 +66,7 @@ function speedOf(depth) {
   const found = speeds.get(depth);
   if (!found) return null;
   const range = interval(found.low, found.high);
-  return [ratio(found.ratio), el("span", { class: "sub" }, `${range && `[${range}] `}${found.verdict}`)];
+  return [ratio(found.ratio), el("span", { class: "sub" }, `${range && `[${range}] `}${found.how}`)];
 }
 
 const qualityOf = (point) => [ratio(point.ratio),
@@ -107,11 +111,11 @@ function pick(depth) {
 
 function save() {
   const head = ["model", "job", "removed", "domain", "text", "perplexity", "dense_perplexity", "ratio", "ratio_low",
-    "ratio_high", "repair", "raw_perplexity", "speedup", "speedup_low", "speedup_high"];
+    "ratio_high", "repair", "raw_perplexity", "speedup", "speedup_low", "speedup_high", "speedup_how"];
   const rows = orders.flatMap((order) => order.points.map((point) => {
     const speed = speeds.get(point.depth) ?? {};
     return [point.model, order.job.id, point.depth, point.domain, point.text, point.perplexity, point.dense, point.ratio,
-      point.low, point.high, point.repair, point.raw?.perplexity ?? point.perplexity, speed.ratio, speed.low, speed.high];
+      point.low, point.high, point.repair, point.raw?.perplexity ?? point.perplexity, speed.ratio, speed.low, speed.high, speed.how];
   }));
   const url = URL.createObjectURL(new Blob([csv([head, ...rows])], { type: "text/csv" }));
   el("a", { href: url, download: `${model()}-curve.csv` }).click();
@@ -124,7 +128,7 @@ async function measureAll() {
   byId("measuring").textContent = `Measuring ${sorted.size} depths, each five times and in turn with the dense model.`;
   try {
     await measure(model(), sorted, (found, done, total) => {
-      speeds = found;
+      speeds = new Map([...speeds, ...found]);
       byId("measuring").textContent = `Measured ${done} of ${total} depths.`;
       byId("axis").value = "speed";
       show();
@@ -135,7 +139,8 @@ async function measureAll() {
 }
 
 async function choose() {
-  speeds = measured(model());
+  const models = (await json("/models")).data;
+  speeds = speedsOf(model(), models);
   orders = await ordersOf(model());
   fill(byId("picked"));
   const domains = [...new Set(orders.flatMap((order) => order.points.map((point) => point.domain)))];

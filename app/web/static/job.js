@@ -14,9 +14,11 @@ const MAX_EVENTS = 200;
 const id = byId("job").dataset.id;
 const path = `/prune-jobs/${encodeURIComponent(id)}`;
 const decided = new Map(); // what the events say of each round, by its step
-const plots = { losses: null, margins: null };
+const plots = { losses: null, margins: null, healing: null };
+const checks = { healed: new Map(), control: new Map() }; // what the events say of the healing, by tokens
 let job = null;
-let prefixes = [];
+let checkpoints = []; // the pruned one, then the healed one
+let prefixes = []; // of the first
 
 function progress(title, { ratio: done, ...counts }) {
   const [steps, total] = Object.values(counts);
@@ -30,8 +32,15 @@ function bars() {
   return [
     job.progress.evaluations_total && !isOver ? progress("Evaluations of the search", job.progress) : null,
     job.repair_progress && !isOver ? progress("Steps of the repair", job.repair_progress) : null,
+    job.heal_progress && !isOver ? healBar(job.heal_progress) : null,
     end ? el("p", { class: "note" }, `The ${job.phase} ends in about ${seconds(Math.max(0, end - Date.now() / 1000))}.`) : null,
   ];
+}
+
+function healBar({ training, ratio: done, num_tokens: tokens, loss, held_out_loss: heldOut, tokens_per_s: rate }) {
+  const title = training === "control" ? "Training of the control" : "Healing";
+  const label = `${title}: ${tokens} tokens, ${Math.round(done * 100)} %, ${Math.round(rate)} tokens per second; loss ${number(loss)}${heldOut === null ? "" : `, on held-out text ${number(heldOut)}`}`;
+  return el("p", {}, el("span", {}, label), el("progress", { value: done, max: 1, "aria-label": title }));
 }
 
 function errorOf({ code, message, param }) {
@@ -53,7 +62,8 @@ function showState() {
     facts([
       ["Status", statusOf(job)],
       ["Model", name(job.model)],
-      ["Target", targetOf(job.spec)],
+      ["Heals", job.source && name(job.source)],
+      ["Target", targetOf(job)],
       ["Phase", job.phase],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
       ["Priority", job.priority === 0 ? null : String(job.priority)],
@@ -94,7 +104,10 @@ function showActions() {
     can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
     FINAL.has(job.status) ? el("button", { class: "danger", "data-key": "delete", onclick: remove }, "Delete") : null,
-    el("a", { class: "button", href: `/ui/jobs/new?like=${encodeURIComponent(id)}` }, "New job like this"));
+    job.status === "succeeded" && job.source === null && job.spec.heal === null
+      ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
+    el("a", { class: "button", href: `/ui/jobs/new?${job.source === null ? new URLSearchParams({ like: id })
+      : new URLSearchParams({ heal: job.source })}` }, "New job like this"));
 }
 
 /** The rounds of the record, with what only events and checkpoints tell. */
@@ -110,12 +123,34 @@ function draw(found) {
   plots.losses ??= new Plot(byId("losses"), "Loss by number of removed blocks; the table below has its values");
   plots.margins ??= new Plot(byId("margins"), "Margin to the runner-up in each round; the table below has its values");
   const format = (value) => number(value, 4);
+  const domains = [...new Set(found.flatMap(({ domain_losses: losses }) => Object.keys(losses ?? {})))];
   plots.losses.draw({ x: [0, ...found.map(({ step }) => step)], xLabel: "removed blocks", xStep: true,
-    series: [{ label: "loss", values: [job.dense_loss, ...found.map(({ loss }) => loss)], format }] });
+    series: [{ label: domains.length ? "all text" : "loss", values: [job.dense_loss, ...found.map(({ loss }) => loss)], format },
+      ...domains.map((domain, index) => ({ label: domain, hue: index + 2, dash: [6, 4], format,
+        values: [null, ...found.map(({ domain_losses: losses }) => losses?.[domain] ?? null)] }))] });
   const bounds = found.map(({ margin, margin_error: error }) =>
     (margin === undefined || margin === null || !error ? null : [margin - error, margin + error]));
   plots.margins.draw({ x: found.map(({ step }) => step), xLabel: "round", xStep: true,
     series: [{ label: "margin", hue: 1, values: found.map(({ margin }) => margin ?? null), bounds, format }] });
+}
+
+/** The loss of the healing over its tokens, beside that of the control. */
+function drawHealing() {
+  const numChecks = checks.healed.size + checks.control.size;
+  const result = healedTable();
+  byId("healing").hidden = numChecks === 0 && result === null;
+  fill(byId("healed"), result);
+  if (numChecks === 0) return;
+  plots.healing ??= new Plot(byId("healing-plot"), "Loss of the healing over the tokens; the events below have its values");
+  const x = [...new Set([...checks.healed.keys(), ...checks.control.keys()])].sort((one, other) => one - other);
+  const line = (found, field) => x.map((tokens) => found.get(tokens)?.[field] ?? null);
+  const format = (value) => number(value, 4);
+  const series = [
+    { label: "healed, held-out text", hue: 0, format, values: line(checks.healed, "held_out_loss") },
+    { label: "healed, in training", hue: 0, dash: [2, 3], format, values: line(checks.healed, "loss") },
+    { label: "control, held-out text", hue: 1, dash: [6, 4], format, values: line(checks.control, "held_out_loss") },
+  ];
+  plots.healing.draw({ x, xLabel: "tokens", series: series.filter(({ values }) => values.some((value) => value !== null)) });
 }
 
 function blocks(numBlocks, found) {
@@ -151,6 +186,16 @@ function roundTable(found) {
   return table("Rounds of the removal order", columns, rows);
 }
 
+/** The healed checkpoint beside what it was before, by domain. */
+function healedTable() {
+  const healed = checkpoints.flatMap((checkpoint) => checkpoint.prefixes).find((prefix) => prefix.repair?.is_healed);
+  if (!healed) return null;
+  const columns = ["text", "dense", "pruned, raw", "healed"].map((title, index) => ({ title, num: index > 0 }));
+  const rows = healed.domains.map((found) => [found.domain, perplexity(found.dense_perplexity),
+    [perplexity(found.raw_perplexity), el("span", { class: "sub" }, `[${ratio(found.raw_ratio)}]`)], quality(healed, found.domain)]);
+  return [el("h3", {}, "Perplexity of ", name(healed.model)), table(`Perplexity of ${healed.model}`, columns, rows)];
+}
+
 let numBlocks = null;
 function showTrajectory() {
   const found = rounds();
@@ -165,13 +210,15 @@ function show() {
   showState();
   showActions();
   showTrajectory();
+  drawHealing();
 }
 
 async function refresh() {
   job = await json(path);
   numBlocks ??= (await json(`/models/${encodeURIComponent(job.model)}`).catch(() => null))?.num_blocks ?? null;
-  const hasPrefixes = FINAL.has(job.status) || ["evaluate", "publish"].includes(job.phase);
-  if (hasPrefixes) prefixes = (await json(`${path}/checkpoints`)).data[0]?.prefixes ?? [];
+  const hasPrefixes = FINAL.has(job.status) || ["heal", "evaluate", "publish"].includes(job.phase);
+  if (hasPrefixes) checkpoints = (await json(`${path}/checkpoints`)).data;
+  prefixes = checkpoints[0]?.prefixes ?? [];
   show();
 }
 
@@ -189,7 +236,8 @@ function refreshSoon() {
 function heard(event) {
   const { data } = event;
   if ("block" in data) decided.set(data.step, data);
-  const isProgress = event.type === "metrics" && !("block" in data);
+  if ("heal" in data) checks[data.heal.training === "control" ? "control" : "healed"].set(data.heal.num_tokens, data.heal);
+  const isProgress = event.type === "metrics" && !("block" in data) && !("heal" in data);
   if (!isProgress) {
     const tone = { warn: "warn", error: "bad" }[event.level];
     byId("events").prepend(el("li", {}, el("time", { datetime: new Date(event.created_at * 1000).toISOString() }, moment(event.created_at)),

@@ -26,7 +26,7 @@ async function pages() {
 
 function progressOf(job) {
   if (FINAL.has(job.status)) return `${job.removed_blocks.length} removed`;
-  const { ratio } = job.repair_progress ?? job.progress;
+  const { ratio } = job.heal_progress ?? job.repair_progress ?? job.progress;
   const phase = job.phase ?? (job.status === "running" ? "starts" : "waits");
   const label = `${phase}, ${Math.round(ratio * 100)} %`;
   return [el("progress", { value: ratio, max: 1, "aria-label": `Progress of ${job.id}` }),
@@ -35,7 +35,7 @@ function progressOf(job) {
 
 const row = (job) => [
   el("a", { href: `/ui/jobs/${encodeURIComponent(job.id)}`, "data-key": job.id }, name(job.id)),
-  name(job.model), targetOf(job.spec), statusOf(job), progressOf(job), moment(job.created_at),
+  name(job.model), targetOf(job), statusOf(job), progressOf(job), moment(job.created_at),
 ];
 
 function empty() {

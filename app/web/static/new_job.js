@@ -1,7 +1,7 @@
 // Submit a job: a form that knows the model's limits, an estimate of it, and the same as `curl`.
 
 import { json, post, Problem } from "./api.js";
-import { alertOf, byId, el, facts, fill, say } from "./dom.js";
+import { alertOf, byId, el, facts, fill, name, say } from "./dom.js";
 import { bytes, count, seconds } from "./format.js";
 import { act } from "./live.js";
 import { Field } from "./schema_form.js";
@@ -11,6 +11,8 @@ const GROUPS = {
   "Calibration text": ["calibration.dataset", "calibration.num_samples", "calibration.seqlen", "calibration.seed"],
   Search: ["metric", "search", "refine", "protect_first", "protect_last"],
   Repair: ["repair", "score_repaired"],
+  Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "steps_per_check",
+    "patience", "hidden_weight", "seed", "checkpoint_activations", "control"].map((field) => `heal.${field}`),
   "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "priority"],
 };
 const ESTIMATE_AFTER_MS = 400;
@@ -18,18 +20,22 @@ const ESTIMATE_AFTER_MS = 400;
 const fields = new Map();
 const models = new Map();
 const query = new URLSearchParams(location.search);
+const source = query.get("heal"); // the checkpoint of a job that only heals
 const sent = { text: "", key: "" };
 let estimating = null;
 let due = null;
 
+const route = source === null ? "/prune-jobs" : "/heal-jobs";
 const chosenTarget = () => byId("target").value;
 const modelOf = () => models.get(byId("model").value);
+const heals = () => source !== null || byId("heal").checked;
 
 /** What is sent: the model, the target, and what differs from its default. */
 function body() {
-  const found = { model: byId("model").value };
+  const found = { model: source ?? byId("model").value };
+  if (heals()) found.heal = {};
   for (const [path, field] of fields) {
-    const isOther = TARGETS.includes(path) && path !== chosenTarget();
+    const isOther = (TARGETS.includes(path) && path !== chosenTarget()) || (path.startsWith("heal.") && !heals());
     if (field.value === undefined || isOther) continue;
     const [first, second] = path.split(".");
     if (second) (found[first] ??= {})[second] = field.value;
@@ -52,7 +58,7 @@ const random = () => [...crypto.getRandomValues(new Uint8Array(16))]
   .map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function showCurl() {
-  byId("curl").textContent = `curl ${location.origin}/prune-jobs -H 'content-type: application/json' \\\n  -d ${quoted(JSON.stringify(body()))}`;
+  byId("curl").textContent = `curl ${location.origin}${route} -H 'content-type: application/json' \\\n  -d ${quoted(JSON.stringify(body()))}`;
 }
 
 function estimateOf(found) {
@@ -85,6 +91,7 @@ function showErrors(problem) {
 async function estimate() {
   for (const field of fields.values()) field.say("");
   estimating?.abort();
+  if (source !== null) return fill(byId("estimate"), el("p", { class: "muted" }, "The page of the job says how long it takes, once it trains."));
   const target = fields.get(chosenTarget());
   if (!modelOf() || target.value === undefined) {
     return fill(byId("estimate"), el("p", { class: "muted" }, `Enter ${chosenTarget()} to see an estimate.`));
@@ -120,14 +127,15 @@ function showLimits() {
 
 function showTarget() {
   for (const path of TARGETS) fields.get(path).node.hidden = path !== chosenTarget();
+  for (const [path, field] of fields) if (path.startsWith("heal.")) field.node.hidden = !heals();
 }
 
 function build(document_, dense) {
   const { schemas } = document_.components;
-  const properties = schemas.PruneJobBody.properties;
+  const owners = { calibration: schemas.CalibrationBody, heal: schemas.HealBody };
   for (const path of [...TARGETS, ...Object.values(GROUPS).flat()]) {
-    const owner = path.includes(".") ? schemas.CalibrationBody.properties : properties;
-    fields.set(path, new Field(path, owner, schemas));
+    const owner = owners[path.split(".")[0]] ?? schemas.PruneJobBody;
+    fields.set(path, new Field(path, owner.properties, schemas));
   }
   const first = el("fieldset", {}, el("legend", {}, "Model and depth"), el("div", { class: "fields" },
     el("div", {}, el("label", { for: "model" }, "model"),
@@ -137,21 +145,45 @@ function build(document_, dense) {
       el("select", { id: "target" }, TARGETS.map((path) => el("option", {}, path)))),
     TARGETS.map((path) => fields.get(path).node)));
   const rest = Object.entries(GROUPS).map(([title, paths]) => el("fieldset", {}, el("legend", {}, title),
+    title === "Healing" ? healing(schemas.PruneJobBody.properties.heal) : null,
     el("div", { class: "fields" }, paths.map((path) => fields.get(path).node))));
-  fill(byId("form"), first, rest, el("div", { class: "row" },
-    el("button", { class: "primary", type: "submit", id: "submit" }, "Submit the job")));
+  fill(byId("form"), first, rest, submission());
+}
+
+const submission = () => el("div", { class: "row" },
+  el("button", { class: "primary", type: "submit", id: "submit" }, "Submit the job"));
+
+const healing = ({ description }) => el("div", {}, el("label", { for: "heal" },
+  el("input", { id: "heal", type: "checkbox", "aria-describedby": "heal-hint" }), "heal"),
+el("p", { class: "hint", id: "heal-hint" }, description));
+
+/** The form of a job that heals what another has published. */
+function buildHealing({ components: { schemas } }) {
+  for (const path of GROUPS.Healing) fields.set(path, new Field(path, schemas.HealBody.properties, schemas));
+  fields.set("priority", new Field("priority", schemas.HealJobBody.properties, schemas));
+  fill(byId("form"), el("fieldset", {}, el("legend", {}, "Heal ", name(source)),
+    el("div", { class: "fields" }, [...fields.values()].map((field) => field.node))), submission());
 }
 
 /** The settings of another job, as a start. */
 function use(spec) {
   byId("model").value = spec.model;
+  byId("heal").checked = spec.heal !== null;
   byId("target").value = TARGETS.find((path) => spec[path] !== null) ?? TARGETS[0];
   for (const [path, field] of fields) {
     const [first, second] = path.split(".");
-    const found = second ? (Array.isArray(spec[first]) ? spec[first][0] : spec[first])[second] : spec[first];
+    const found = second ? (Array.isArray(spec[first]) ? spec[first][0] : spec[first])?.[second] : spec[first];
     const isMix = Array.isArray(spec[first]) && second === "dataset";
     if (found !== undefined && found !== null && !isMix) field.value = found;
   }
+}
+
+function update() {
+  if (source === null) {
+    showTarget();
+    showLimits();
+  }
+  changed();
 }
 
 async function submit(event) {
@@ -159,7 +191,7 @@ async function submit(event) {
   await act(byId("submit"), async () => {
     try {
       const headers = { "Idempotency-Key": idempotencyKey(body()) };
-      const job = await post("/prune-jobs", body(), { headers });
+      const job = await post(route, body(), { headers });
       say("submitted");
       location.assign(`/ui/jobs/${encodeURIComponent(job.id)}`);
     } catch (error) {
@@ -182,14 +214,13 @@ try {
   for (const model of dense) models.set(model.id, model);
   if (dense.length === 0) none();
   else {
-    build(document_, dense);
+    if (source !== null) buildHealing(document_);
+    else build(document_, dense);
     if (job) use(job.spec);
-    else if (models.has(query.get("model"))) byId("model").value = query.get("model");
-    showTarget();
-    showLimits();
-    changed();
+    else if (source === null && models.has(query.get("model"))) byId("model").value = query.get("model");
+    update();
     byId("form").addEventListener("submit", submit);
-    byId("form").addEventListener("input", () => { showTarget(); showLimits(); changed(); });
+    byId("form").addEventListener("input", update);
   }
 } catch (error) {
   alertOf(error);

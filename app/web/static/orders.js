@@ -12,7 +12,7 @@ async function jobsOf(model) {
     const query = new URLSearchParams({ limit: PAGE });
     if (index > 0) query.set("after", page.data.at(-1).id);
     page = await json(`/prune-jobs?${query}`);
-    found.push(...page.data.filter((job) => job.model === model && job.removed_blocks.length > 0));
+    found.push(...page.data.filter((job) => job.model === model && (job.removed_blocks.length > 0 || job.source !== null)));
   }
   return found;
 }
@@ -30,9 +30,9 @@ function pointsOf(prefix) {
     ratio: domain.ratio,
     low: domain.ratio_low,
     high: domain.ratio_high,
-    repair: prefix.repair?.method ?? "none",
+    repair: prefix.repair?.is_healed ? "healed" : prefix.repair?.method ?? "none",
     raw: prefix.repair ? { model: prefix.repair.raw, perplexity: domain.raw_perplexity,
-      ratio: domain.raw_perplexity / domain.dense_perplexity } : null,
+      ratio: domain.raw_ratio, low: domain.raw_ratio_low, high: domain.raw_ratio_high } : null,
   }));
 }
 
@@ -40,8 +40,8 @@ function pointsOf(prefix) {
 export async function ordersOf(model) {
   const jobs = await jobsOf(model);
   const found = await Promise.all(jobs.map(async (job) => {
-    const { data: [checkpoint] } = await json(`/prune-jobs/${encodeURIComponent(job.id)}/checkpoints`);
-    const points = (checkpoint?.prefixes ?? []).flatMap(pointsOf);
+    const { data } = await json(`/prune-jobs/${encodeURIComponent(job.id)}/checkpoints`);
+    const points = data.flatMap(({ prefixes }) => prefixes).flatMap(pointsOf);
     return { name: `${model}@${job.id}`, job, points };
   }));
   return found.filter(({ points }) => points.length > 0);

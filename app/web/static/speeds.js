@@ -1,4 +1,5 @@
-// Measured speed-ups by depth: dense and pruned in alternating turns, remembered while the tab is open.
+// Speed-ups by depth: measured here in alternating turns and remembered while the tab is open, or by
+// `sleb bench`, or else predicted.
 
 import { post } from "./api.js";
 
@@ -10,9 +11,20 @@ const TIMEOUT_MS = 1800000;
 
 const key = (model) => `speeds ${model}`;
 
-/** By depth: `{ratio, low, high, verdict}`. */
-export function measured(model) {
+/** What was measured in this tab by depth: `{ratio, low, high, how}`. */
+function measured(model) {
   return new Map(JSON.parse(sessionStorage.getItem(key(model)) ?? "[]"));
+}
+
+/** By depth, the best that is known: `how` says whether it was measured or predicted. */
+export function speedsOf(model, models) {
+  const found = new Map();
+  for (const variant of models.filter((each) => each.parent === model)) {
+    const { removed_blocks: { length: depth }, measured_speedup: bench, predicted_speedup: predicted } = variant;
+    if (bench !== null) found.set(depth, { ratio: bench.ratio, low: bench.low, high: bench.high, how: `measured, ${bench.scenario}` });
+    else if (predicted !== null && !found.has(depth)) found.set(depth, { ratio: predicted, low: null, high: null, how: "predicted" });
+  }
+  return new Map([...found, ...measured(model)]);
 }
 
 /**
@@ -28,7 +40,7 @@ export async function measure(model, variants, onProgress) {
       prompt: PROMPT, max_new_tokens: NEW_TOKENS, repeats: REPEATS, ignore_eos: true }, { timeoutMs: TIMEOUT_MS });
     for (const { model: name, tpot } of comparison.results) {
       const [depth] = some.find(([, each]) => each === name);
-      if (tpot) found.set(depth, { ratio: tpot.ratio, low: tpot.low, high: tpot.high, verdict: tpot.verdict });
+      if (tpot) found.set(depth, { ratio: tpot.ratio, low: tpot.low, high: tpot.high, how: `measured here, ${tpot.verdict}` });
     }
     sessionStorage.setItem(key(model), JSON.stringify([...found]));
     onProgress(found, Math.min(index + AT_ONCE, entries.length), entries.length);

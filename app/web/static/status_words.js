@@ -19,8 +19,9 @@ const TARGETS = {
   target_speedup: (value) => `speed-up of ${value}×`,
 };
 
-/** How far the job prunes, in words. */
-export function targetOf(spec) {
+/** How far the job prunes, or what it heals, in words. */
+export function targetOf({ spec, source }) {
+  if (source !== null) return "heal";
   const [key] = Object.keys(TARGETS).filter((name) => spec[name] !== null && spec[name] !== undefined);
-  return key ? TARGETS[key](spec[key]) : "";
+  return key ? `${TARGETS[key](spec[key])}${spec.heal ? ", heal" : ""}` : "";
 }

@@ -17,7 +17,7 @@ from tests.support.pages import ROOT
 
 STATIC = ROOT / "app" / "web" / "static"
 HOSTILE = "<img src=x onerror=alert(1)>'\"\u202e"
-PATHS = [page.path.replace("{job_id}", "prn-1") for page in PAGES]
+PATHS = [re.sub(r"\{\w+\}", "prn-1", page.path) for page in PAGES]
 
 
 class Tags(HTMLParser):
@@ -132,7 +132,8 @@ def test_modules_parse_no_markup_and_ask_no_other_server() -> None:
         r"|localStorage|https?://"
     )
     for path in STATIC.glob("*.js"):
-        assert not forbidden.findall(path.read_text()), path.name
+        text = path.read_text().replace('"http://www.w3.org/2000/svg"', "")  # names a namespace
+        assert not forbidden.findall(text), path.name
 
 
 def test_vendored_files_are_those_of_the_table() -> None:

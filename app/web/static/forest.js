@@ -1,0 +1,47 @@
+// Ratios with their intervals as a picture: one line each, drawn as SVG in the colours of the page.
+
+const SVG = "http://www.w3.org/2000/svg"; // a name, which nothing is fetched from
+const [LABELS, WIDTH, ROW, FOOT, MARGIN] = [260, 760, 30, 26, 24];
+
+function shape(tag, attributes, ...children) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
+  node.append(...children);
+  return node;
+}
+
+/** Round values for the axis, about five. */
+function ticks(low, high) {
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, index) => (first + index) * step);
+}
+
+/** `rows` are `{label, value, low, high, ideal, verdict}`; a line marks 1, and another each ideal. */
+export function forest(label, rows) {
+  const known = [1, ...rows.flatMap(({ value, low, high, ideal }) => [value, low, high, ideal])].filter(Number.isFinite);
+  const [least, most] = [Math.min(...known), Math.max(...known)];
+  const room = (most - least || 0.2) * 0.05;
+  const [low, high] = [least - room, most + room];
+  const x = (value) => LABELS + ((value - low) / (high - low)) * (WIDTH - LABELS - MARGIN);
+  const bottom = rows.length * ROW;
+  const line = (kind, x1, y1, x2, y2) => shape("line", { class: kind, x1, y1, x2, y2 });
+  const axis = ticks(low, high).flatMap((value) => [line("grid", x(value), 0, x(value), bottom),
+    shape("text", { class: "tick", x: x(value), y: bottom + 18, "text-anchor": "middle" }, `${Number(value.toPrecision(3))}×`)]);
+  const drawn = rows.flatMap(({ label: words, value, low: from, high: to, ideal, verdict }, index) => {
+    const y = index * ROW + ROW / 2;
+    const kind = { faster: "faster", slower: "slower", undecided: "undecided" }[verdict] ?? "equal";
+    return [shape("text", { x: LABELS - 12, y: y + 5, "text-anchor": "end" }, words),
+      Number.isFinite(ideal) ? line("ideal", x(ideal), y - 9, x(ideal), y + 9) : null,
+      Number.isFinite(from) && Number.isFinite(to) ? line(`range ${kind}`, x(from), y, x(to), y) : null,
+      Number.isFinite(value) ? shape("circle", { class: `point ${kind}`, cx: x(value), cy: y, r: 5.5 }) : null].filter(Boolean);
+  });
+  const picture = shape("svg", { class: "forest", viewBox: `0 0 ${WIDTH} ${bottom + FOOT}`, role: "img", "aria-label": label },
+    ...axis, line("one", x(1), 0, x(1), bottom), ...drawn);
+  const scroll = document.createElement("div");
+  scroll.className = "picture";
+  scroll.append(picture);
+  return scroll;
+}

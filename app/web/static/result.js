@@ -1,0 +1,88 @@
+// One result: the speed-ups of a benchmark with their intervals, or how far runs of a search agree.
+
+import { json, Problem } from "./api.js";
+import { alertOf, byId, el, facts, fill, name, table, text } from "./dom.js";
+import { forest } from "./forest.js";
+import { interval, moment, number, perplexity, ratio, seconds } from "./format.js";
+import { Plot } from "./plot.js";
+
+const numbers = (titles, numText) => titles.map((title, index) => ({ title, num: index >= numText }));
+const share = (value) => (value === null ? null : number(value, 2));
+
+const NAMES = { tpot: "per token", ttft: "first token", e2e: "answer" };
+
+function benchRow({ variant, time, dense_s: dense, variant_s: own, speedup: found, ideal }) {
+  return [name(variant), NAMES[time] ?? time, seconds(dense), seconds(own), ratio(found.ratio),
+    interval(found.low, found.high), ideal === null ? null : ratio(ideal), [found.verdict, el("span", { class: "sub" }, found.reason)]];
+}
+
+function bench(report) {
+  const scenarios = [...new Set(report.results.map(({ scenario }) => scenario))];
+  const columns = [...numbers(["variant", "time", "dense", "variant's", "speed-up", "95 % interval", "ideal"], 2), { title: "verdict" }];
+  return scenarios.flatMap((scenario) => {
+    const rows = report.results.filter((each) => each.scenario === scenario);
+    return [el("h2", {}, `Scenario: ${scenario}`),
+      forest(`Speed-ups of the scenario ${scenario}; the table below has the values`, rows.map(({ variant, time, speedup: found, ideal }) => ({
+        label: `${variant.slice(-28)}, ${NAMES[time] ?? time}`, value: found.ratio, low: found.low, high: found.high, ideal, verdict: found.verdict }))),
+      table(`Speed-ups of the scenario ${scenario}`, columns, rows.map(benchRow))];
+  });
+}
+
+const BENCH_NOTE = "A point is the ratio of mean times, dense over variant, with its 95 % interval; hollow without a verdict. The green line is the ideal: a forward pass of embeddings, blocks and head only.";
+
+function removals(numBlocks, order) {
+  const step = new Map(order.map((block, index) => [block, index + 1]));
+  return el("ul", { class: "blocks" }, Array.from({ length: numBlocks }, (_, block) => {
+    const at = step.get(block);
+    return el("li", { class: at && "gone" }, el("span", { class: "unseen" }, at ? `block ${block}, removed in round ` : `block ${block} kept`),
+      el("span", { "aria-hidden": at ? null : "true" }, at ?? "·"));
+  }));
+}
+
+function stability(report) {
+  const texts = Object.keys(report.dense_perplexities);
+  const runs = report.runs.flatMap((run) => [el("h3", {}, `${run.text}, seed ${run.seed}`),
+    removals(report.num_blocks, run.removals.map(({ block }) => block))]);
+  const columns = numbers(["removed", "sets", "overlap", "lowest", "by chance", "close rounds", ...texts.map((each) => `perplexity, ${each}`)], 0);
+  const rows = report.depths.map((depth) => [String(depth.num_removed), String(depth.num_sets), share(depth.overlap), share(depth.lowest_overlap),
+    share(depth.overlap_by_chance), `${depth.num_close} of ${depth.num_margins}`,
+    ...texts.map((each) => [perplexity(depth.perplexities[each].median), el("span", { class: "sub" },
+      `${perplexity(depth.perplexities[each].lowest)}–${perplexity(depth.perplexities[each].highest)}`)])]);
+  const picked = report.picked.map(({ block, num_runs: times, steps }) => [String(block), `${times} of ${report.runs.length}`, steps.join(", ")]);
+  return [el("ul", {}, report.conclusions.map((sentence) => el("li", {}, text(sentence)))),
+    el("h2", {}, "Removal order of each run"), runs,
+    el("h2", {}, "Depth by depth"), table("Agreement by depth", columns, rows),
+    el("p", { class: "note" }, "Overlap is the share of blocks that two runs have both removed, of those that either has. Perplexity is the median of all runs on text that none has used, and its range."),
+    el("h2", {}, "Block by block"), table("Blocks that runs removed", numbers(["block", "removed in", "as removal"], 1), picked)];
+}
+
+/** The perplexity of all runs by depth: the median, and bars from the lowest to the highest. */
+function drawSpread(report) {
+  const texts = Object.keys(report.dense_perplexities);
+  byId("figure").hidden = false;
+  byId("what").textContent = "Perplexity by removed blocks: the median of all runs, and their range";
+  new Plot(byId("plot"), "Perplexity of all runs by depth; the table above has the values").draw({
+    x: report.depths.map((depth) => depth.num_removed), xLabel: "removed blocks", xStep: true,
+    series: texts.map((each, hue) => ({ label: each, hue, format: perplexity,
+      values: report.depths.map((depth) => depth.perplexities[each].median),
+      bounds: report.depths.map((depth) => [depth.perplexities[each].lowest, depth.perplexities[each].highest]) })),
+  });
+}
+
+try {
+  const found = await json(`/results/${encodeURIComponent(byId("title").dataset.id)}`);
+  const isBench = found.kind === "bench";
+  const { report } = found;
+  document.title = `${isBench ? "Benchmark" : "Stability"} of ${found.model} · sleb-serve`;
+  fill(byId("title"), isBench ? "Benchmark of " : "Stability of ", name(found.model));
+  fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", String(report.num_blocks)],
+    ["Command", report.command && el("code", { dir: "auto" }, report.command)],
+    ["Repeats", report.plan && String(report.plan.repeats)]]));
+  fill(byId("report"), isBench ? [el("p", { class: "note" }, BENCH_NOTE), bench(report)] : stability(report));
+  if (!isBench) drawSpread(report);
+  if (report.machine) fill(byId("details"), el("h2", {}, "Machine"), el("pre", { tabindex: 0, role: "region", "aria-label": "Machine" }, JSON.stringify(report.machine, null, 2)));
+} catch (error) {
+  byId("facts").removeAttribute("aria-busy");
+  alertOf(error);
+  if (!(error instanceof Problem)) throw error;
+}

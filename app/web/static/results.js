@@ -1,0 +1,60 @@
+// The results that the data directory keeps, and the agreement of shadow traffic as it grows.
+
+import { json, request } from "./api.js";
+import { byId, el, fill, name, table, text } from "./dom.js";
+import { moment, ratio } from "./format.js";
+import { poll } from "./live.js";
+import { pairsOf, samplesOf } from "./shadow.js";
+
+const PAGE = 20;
+let numPages = 1;
+
+async function pages() {
+  const found = { data: [], has_more: true };
+  for (let index = 0; index < numPages && found.has_more; index += 1) {
+    const query = new URLSearchParams({ limit: PAGE });
+    if (found.data.length) query.set("after", found.data.at(-1).id);
+    const page = await json(`/results?${query}`);
+    found.data.push(...page.data);
+    found.has_more = page.has_more;
+  }
+  return found;
+}
+
+const COLUMNS = ["result", "model", "found", "written"].map((title) => ({ title }));
+
+const row = ({ id, kind, model, headline, created_at: at }) => [
+  el("a", { href: `/ui/results/${encodeURIComponent(id)}`, "data-key": id }, kind === "bench" ? "benchmark" : kind),
+  name(model), headline.split("; ").map(text), moment(at),
+];
+
+const empty = () => el("div", { class: "empty" },
+  el("p", {}, "There is no result yet. Measure the speed-up of a variant, and how far other text would change the choice of blocks:"),
+  el("pre", {}, "sleb bench MODEL --variants @-3\nsleb stability MODEL --num-remove 3 --out stability"));
+
+const share = (value) => (value === null ? null : `${(value * 100).toFixed(1)} %`);
+
+function shadow(samples) {
+  const { pairs, dropped } = pairsOf(samples);
+  if (!pairs.length && !dropped.length) {
+    return el("div", { class: "empty" }, el("p", {}, "No output was replayed yet. Start the service with a share of the outputs to replay, then generate with a pruned variant:"),
+      el("pre", {}, "SLEB_SHADOW_SHARE=0.1 sleb up"));
+  }
+  const columns = ["live", "replayed on", "compared", "tokens that agree", "all tokens agree", "speed-up per token"]
+    .map((title, index) => ({ title, num: index > 1 }));
+  const rows = pairs.map((pair) => [name(pair.live), name(pair.shadow), String(pair.done), share(pair.agreement), share(pair.whole),
+    pair.speedup === null ? null : [ratio(pair.speedup), el("span", { class: "sub" }, `${pair.numTimed} pairs`)]]);
+  return [pairs.length ? table("Pairs of shadow traffic", columns, rows) : null,
+    dropped.length ? el("p", { class: "note" }, "Not replayed: ", dropped.map(({ model, reason, number }) => `${number} of ${model} (${reason})`).join(", "), ".") : null,
+    pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the means of all pairs whose two runs each had the engine to themselves.") : null];
+}
+
+const refresh = poll(async () => {
+  const [found, metrics] = await Promise.all([pages(), request("/metrics", { headers: { Accept: "text/plain" } })]);
+  fill(byId("list"), found.data.length ? table("Results", COLUMNS, found.data.map(row)) : empty(),
+    found.has_more ? el("p", {}, el("button", { "data-key": "more", onclick: () => {
+      numPages += 1;
+      refresh();
+    } }, "Show older results")) : null);
+  fill(byId("shadow"), shadow(samplesOf(await metrics.text())));
+}, 5);
