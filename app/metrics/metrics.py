@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
 
 from asgi_correlation_id import correlation_id
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from app.engine.sequence import FinishReason, Timings
 from app.models.entry import ModelEntry, ModelKind
@@ -71,6 +71,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._listeners: list[Finished] = []
         self._make_latencies()
         self._make_shapes()

@@ -32,7 +32,7 @@ def test_it_lists_every_metric_there_is_and_no_other(client: TestClient) -> None
     there = families(client.get("/metrics").text)
     there |= families(generate_latest(shadow).decode()) | families(generate_latest(worker).decode())
     there |= families(merged_metrics({}))
-    listed = set(re.findall(r"`(sleb_[a-z_0-9]+)`", GUIDE))
+    listed = set(re.findall(r"`((?:sleb|process)_[a-z_0-9]+)`", GUIDE))
     of_gpus = {name for name in listed if name.startswith("sleb_gpu_")}
     assert len(of_gpus) == 4
     assert listed - of_gpus == {name for name in there if not name.startswith("sleb_gpu_")}

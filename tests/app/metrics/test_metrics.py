@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
 
+import psutil
 import pytest
 from asgi_correlation_id import correlation_id
 from fastapi.testclient import TestClient
@@ -209,3 +210,9 @@ def test_it_says_whether_traffic_should_come(client: TestClient) -> None:
     client.app_state["services"].readiness.drain(30)
     found = scrape(client)
     assert (found.value("sleb_ready"), found.value("sleb_draining")) == (0, 1)
+
+
+def test_it_says_when_the_process_began(client: TestClient) -> None:
+    """Under the name of every process, as dashboards for vLLM ask for it."""
+    began_s = scrape(client).value("process_start_time_seconds")
+    assert began_s == pytest.approx(psutil.Process().create_time(), abs=2)
