@@ -53,6 +53,18 @@ class ServeSettings(Settings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one"
     )
+    tls_cert: AbsolutePath | None = Field(
+        default=None,
+        description="PEM file with the certificate of the API and its chain; unset serves HTTP. "
+        "Read again when it changes",
+    )
+    tls_key: AbsolutePath | None = Field(
+        default=None, description="PEM file with the key of `SLEB_TLS_CERT`, without a passphrase"
+    )
+    tls_client_ca: AbsolutePath | None = Field(
+        default=None,
+        description="PEM file with CAs; only clients with a certificate of one of them can connect",
+    )
     insecure: bool = Field(
         default=False,
         description="`true` allows listening beyond this machine without API keys",
@@ -181,6 +193,13 @@ class ServeSettings(Settings):
             raise ValueError(
                 "SLEB_SHADOW_DIRECTION is set, but SLEB_SHADOW_SHARE is 0, so nothing is "
                 "replayed: set the share, as 0.05, or unset the direction"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None) or (
+            self.tls_client_ca is not None and self.tls_cert is None
+        ):
+            raise ValueError(
+                "SLEB_TLS_CERT and SLEB_TLS_KEY belong together, and SLEB_TLS_CLIENT_CA needs "
+                "both: set all that TLS needs, or none"
             )
         if self.webhook_allow_private and self.webhook_secret is None:
             raise ValueError(

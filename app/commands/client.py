@@ -241,10 +241,11 @@ def authorization(key: str | None) -> dict[str, str]:
 def url_of(settings: ServeSettings) -> str:
     """The URL of a service with these settings, for clients on its own machine."""
     host = settings.host
+    scheme = "http" if settings.tls_cert is None else "https"
     if not isinstance(host, str) and host.is_unspecified:
-        return f"http://localhost:{settings.port}"
+        return f"{scheme}://localhost:{settings.port}"
     name = f"[{host}]" if isinstance(host, IPv6Address) else str(host)
-    return f"http://{name}:{settings.port}"
+    return f"{scheme}://{name}:{settings.port}"
 
 
 def _path(job_id: str) -> str:

@@ -73,6 +73,7 @@ def own_place(settings: ServeSettings) -> ServeSettings:
     with suppress(FileExistsError):
         (directory / "models" / NAME).symlink_to(Path("..", "..", "models", NAME))
     own = {"data_dir": directory, "redis_url": None, "secrets_dir": None, "preload": None}
+    own |= {"tls_cert": None, "tls_key": None, "tls_client_ca": None}
     is_local = {"host": IPv4Address("127.0.0.1"), "port": _free_port(settings.port)}
     return settings.model_copy(update={**own, **is_local})
 

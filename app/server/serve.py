@@ -18,6 +18,7 @@ from app.auth.scopes import check_address
 from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
+from app.server.tls import CertificateFiles, Certificates
 from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
 from pruning.models.store import set_up_torch
@@ -28,9 +29,11 @@ _POLL_S = 0.1  # between two checks for a second Ctrl-C
 def run_api(settings: ServeSettings) -> None:
     """Serve until SIGTERM or Ctrl-C, then let running requests finish for up to ``drain_s``.
 
-    Raises ``UnprotectedAddress``.
+    Raises ``UnprotectedAddress`` or ``InvalidCertificate``.
     """
     check_address(settings)
+    files = CertificateFiles.of(settings)
+    certificates = None if files is None else Certificates(files)
     set_up_process(settings)
     signal.signal(signal.SIGTERM, leave)  # uvicorn raises the signal again after its shutdown
     with redis_url(settings) as url:
@@ -43,7 +46,7 @@ def run_api(settings: ServeSettings) -> None:
             access_log=settings.log_level == "debug",
         )
         with suppress(KeyboardInterrupt):
-            ApiServer(config).run()
+            ApiServer(config, certificates).run()
 
 
 def set_up_process(settings: ServeSettings) -> None:
@@ -57,7 +60,14 @@ class ApiServer(uvicorn.Server):
     """On shutdown, reports that it drains and finishes running requests while still listening.
 
     It does not wait for clients that follow events. The whole shutdown has one deadline.
+    With ``certificates``, it serves HTTPS.
     """
+
+    def __init__(self, config: uvicorn.Config, certificates: Certificates | None = None) -> None:
+        super().__init__(config)
+        if certificates is not None:
+            config.load()
+            config.ssl = certificates.context
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services = services_of(self.lifespan.state)

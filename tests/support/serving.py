@@ -14,6 +14,7 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
 from app.server.serve import ApiServer
+from app.server.tls import CertificateFiles, Certificates
 from tests.support.waiting import wait_until
 
 
@@ -34,7 +35,9 @@ def serving(
     config = uvicorn.Config(
         create_app(settings, redis_url=redis_url, engine=engine), log_config=None
     )
-    server = ApiServer(config)
+    files = CertificateFiles.of(settings)
+    server = ApiServer(config, None if files is None else Certificates(files))
+    scheme = "http" if files is None else "https"
     # said to be TCP, or asyncio leaves Nagle's algorithm on, and every answer takes 40 ms
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,7 +47,7 @@ def serving(
         thread.start()
         try:
             wait_until(lambda: server.started, "the server listens")
-            yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield server, f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(30)
