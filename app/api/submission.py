@@ -27,6 +27,7 @@ from pruning.jobs.estimate import (
     is_upper_bound,
     wait_s,
 )
+from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
 from pruning.jobs.idempotency import (
     Claim,
     IdempotencyInFlight,
@@ -43,7 +44,7 @@ from pruning.models.architectures import (
     UnsupportedConfig,
     check_quantizable,
 )
-from pruning.models.safetensors_headers import weight_sizes
+from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
 from pruning.repair.order import methods_for
 from pruning.sleb import TooManyRemovals
@@ -92,6 +93,7 @@ class Estimate:
     is_upper_bound: bool
     duration: Duration
     footprint: Footprint
+    heal: HealEstimate | None  # None if it heals nothing
     free_disk_bytes: int
 
 
@@ -131,6 +133,8 @@ class _Checked:
     spec: PruneSpec
     webhook: Webhook | None
     num_evaluations: int
+    num_blocks: int
+    sizes: WeightSizes
     footprint: Footprint
     free_disk_bytes: int
 
@@ -229,6 +233,7 @@ class JobSubmission:
             is_upper_bound=is_upper_bound(spec),
             duration=duration(spec, checked.num_evaluations, succeeded),
             footprint=checked.footprint,
+            heal=heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded),
             free_disk_bytes=checked.free_disk_bytes,
         )
 
@@ -261,12 +266,15 @@ class JobSubmission:
                 f"of {spec.model}",
             )
         refit = ARCHITECTURES[info.model_type].writes.refit
-        needed = footprint(spec, info, weight_sizes(info.path, refit))
+        sizes = weight_sizes(info.path, refit)
+        needed = footprint(spec, info, sizes)
         free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
-        if needed.least_checkpoint_bytes > free_bytes:
-            raise DiskTooSmall(needed.least_checkpoint_bytes, free_bytes)
+        least_bytes = needed.least_checkpoint_bytes * (1 if spec.heal is None else 2)
+        if least_bytes > free_bytes:
+            raise DiskTooSmall(least_bytes, free_bytes)
         webhook = None if body.webhook is None else self._webhook(body.webhook)
-        return _Checked(spec, webhook, num_evaluations, needed, free_bytes)
+        blocks = info.num_blocks
+        return _Checked(spec, webhook, num_evaluations, blocks, sizes, needed, free_bytes)
 
     def _webhook(self, body: WebhookBody) -> Webhook:
         if self._webhook_rule is None:

@@ -44,9 +44,10 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Duration:
-    """Estimated seconds of a job, by the pace of earlier ``jobs``; None if there are none.
+    """Estimated seconds of a job without its healing, by the pace of earlier ``jobs``.
 
-    An upper bound if the number of evaluations is one, see ``is_upper_bound``.
+    None if there are none. An upper bound if the number of evaluations is one: see
+    ``is_upper_bound``.
     """
 
     seconds: float | None
@@ -93,6 +94,7 @@ def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) ->
     paces = {
         job.id: seconds / job.progress.evaluations_done
         for job in succeeded
+        if job.spec.heal is None  # its time is not that of the search alone
         if _work(job.spec) == _work(spec) and job.progress.evaluations_done
         if (seconds := _ran_s(job)) is not None
     }

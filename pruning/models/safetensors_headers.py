@@ -15,6 +15,7 @@ from pruning.models.store import NotAModel
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
+_EXPERTS = ".experts."
 _SAMPLE_BYTES = 1024  # of each tensor in the fingerprint
 _IGNORED_KEYS = ("_name_or_path", "transformers_version")  # config keys that differ between copies
 
@@ -28,6 +29,7 @@ class WeightSizes:
     num_refit: int = 0  # of those in blocks, in the matrices that a repair may fit anew
     num_in_matrices: int = 0  # of those in blocks
     num_outputs: int = 0  # of all matrices in blocks
+    num_sides: int = 0  # inputs and outputs of all matrices in blocks but those of experts
 
     def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
         """The parameters of a model of ``num_blocks`` equal blocks without ``num_removed``."""
@@ -66,6 +68,11 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
         num_refit=sum(prod(shape) for name, shape in in_blocks.items() if name.endswith(ending)),
         num_in_matrices=sum(map(prod, matrices)),
         num_outputs=sum(shape[0] for shape in matrices),
+        num_sides=sum(
+            sum(shape)
+            for name, shape in in_blocks.items()
+            if len(shape) > 1 and _EXPERTS not in name  # in memory they are one tensor
+        ),
     )
 
 

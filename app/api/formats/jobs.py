@@ -6,7 +6,7 @@ from fastapi import Request
 
 from app.api.formats.models import domain_views, measured_speedup_view, repair_view
 from app.api.schemas.events import WebhookDeliveryView, WebhookView
-from app.api.schemas.heal import HealProgressView
+from app.api.schemas.heal import HealEstimateView, HealProgressView
 from app.api.schemas.jobs import (
     ConditionView,
     EstimateView,
@@ -134,6 +134,22 @@ def estimate_view(estimate: Estimate) -> EstimateView:
         checkpoint_bytes=needed.checkpoint_bytes,
         repair_bytes=needed.repair_bytes,
         free_disk_bytes=estimate.free_disk_bytes,
+        heal=_heal_estimate(estimate),
+    )
+
+
+def _heal_estimate(estimate: Estimate) -> HealEstimateView | None:
+    found = estimate.heal
+    if found is None:
+        return None
+    return HealEstimateView(
+        num_tokens=found.num_tokens,
+        control_tokens=found.control_tokens,
+        estimated_s=found.seconds,
+        estimated_from=list(found.jobs),
+        adapter_bytes=found.adapter_bytes,
+        training_bytes=found.training_bytes,
+        checkpoint_bytes=estimate.footprint.checkpoint_bytes + found.adapter_bytes,
     )
 
 

@@ -84,6 +84,27 @@ class HealBody(Body):
     )
 
 
+class HealEstimateView(BaseModel):
+    """What a healing would need at most. It ends earlier if the loss on held-out text rises."""
+
+    num_tokens: int = Field(description="To train the pruned model on.")
+    control_tokens: int = Field(description="To train the dense model on; 0 without a control.")
+    estimated_s: float | None = Field(
+        description="Of both trainings, by the pace of earlier ones; null if there are none."
+    )
+    estimated_from: list[str] = Field(
+        description="The earlier jobs used: same model, windows and way to train."
+    )
+    adapter_bytes: int = Field(description="Of the adapters of both models, on disk.")
+    training_bytes: int = Field(
+        description="Adapters in training with their gradients and two moments each, in memory. "
+        "The weights are those of the dense model; activations are not counted."
+    )
+    checkpoint_bytes: int = Field(
+        description="Weights and adapters of the healed model, on disk beside the pruned one."
+    )
+
+
 class HealProgressView(BaseModel):
     """The last step. Losses are nats of divergence from the dense model per token."""
 

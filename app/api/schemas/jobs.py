@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
 from app.api.schemas.events import WebhookBody, WebhookView
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
-from app.api.schemas.heal import HealBody, HealProgressView
+from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
 from pruning.spec.gate import Gate, GateAction
 from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repair, Resident, Search
 
@@ -122,7 +122,9 @@ class EstimateView(BaseModel):
     is_upper_bound: bool = Field(
         description="True if the search decides how many evaluations it needs."
     )
-    estimated_s: float | None = Field(description="Null without a similar earlier job.")
+    estimated_s: float | None = Field(
+        description="Without the healing; null without a similar earlier job."
+    )
     estimated_from: list[str] = Field(
         description="The earlier jobs used: same model, search and windows."
     )
@@ -134,6 +136,9 @@ class EstimateView(BaseModel):
     checkpoint_bytes: int = Field(description="Of its weights at most, on disk.")
     repair_bytes: int = Field(description="Of the repairs of all depths at most, on disk.")
     free_disk_bytes: int = Field(description="Free where checkpoints are stored.")
+    heal: HealEstimateView | None = Field(
+        description="What its healing would need beside that; null without one."
+    )
 
 
 class CheckpointFileView(BaseModel):

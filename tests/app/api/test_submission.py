@@ -11,7 +11,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from pruning.jobs.job import JobStatus
+from pruning.jobs.job import HealProgress, JobStatus
 from pruning.jobs.store import JobStore
 from tests.support.api_fixtures import publish_pruned
 from tests.support.prune_requests import JOB, num_jobs, post_with_key, submit
@@ -36,7 +36,29 @@ def test_a_dry_run_tells_what_a_job_needs_and_creates_nothing(
     assert needed["state_bytes"] > needed["least_state_bytes"] > 0
     assert needed["free_disk_bytes"] > needed["checkpoint_bytes"]
     assert redis_client.keys("sleb:*") == []
+    assert needed["heal"] is None
     assert not (data_dir / "checkpoints").exists()
+
+
+def test_a_dry_run_tells_what_a_healing_needs(client: TestClient, job_store: JobStore) -> None:
+    heal = {"num_tokens": 1000, "rank": 2, "batch_tokens": 64}
+    body = {**JOB, "heal": heal, "dry_run": True}
+    needed = client.post("/prune-jobs", json=body).json()
+    found = needed["heal"]
+    seqlen = JOB["calibration"]["seqlen"]
+    assert found["num_tokens"] == found["control_tokens"] >= 1000
+    assert found["num_tokens"] % seqlen == 0
+    assert (found["estimated_s"], found["estimated_from"]) == (None, [])
+    assert 0 < found["adapter_bytes"] < found["training_bytes"]
+    assert found["checkpoint_bytes"] == needed["checkpoint_bytes"] + found["adapter_bytes"]
+    job_id = submit(client, heal=heal)["id"]
+    job_store.start(job_id, "w")
+    job_store.healing(job_id, HealProgress("control", 500, 1.0, 2.0, 9.0, 5.0, 2.0), is_check=False)
+    job_store.succeed(job_id, "tiny@x")
+    needed = client.post("/prune-jobs", json=body).json()
+    assert needed["heal"]["estimated_s"] == pytest.approx(2 * found["num_tokens"] * 5 / 500)
+    assert needed["heal"]["estimated_from"] == [job_id]
+    assert needed["estimated_from"] == []
 
 
 def test_the_number_of_evaluations_may_be_an_upper_bound(client: TestClient) -> None:
