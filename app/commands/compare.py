@@ -5,6 +5,7 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -28,9 +29,15 @@ def run_compare(url: str | None, body: dict[str, Any], *, as_json: bool) -> None
 def print_comparison(found: Mapping[str, Any], prompts: list[str]) -> None:
     """Print one row for each model, the reasons of the verdicts, and the outputs."""
     console = Console(highlight=False)
-    table = Table(title="Speed-ups are times of the baseline divided by those of the model")
+    table = Table(  # without lines between columns, as two intervals need the room
+        title="Speed-ups are times of the baseline divided by those of the model",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     for heading in ("model", "ms per token", "speed-up", "first token", "same tokens"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     results = {result["model"]: result for result in found["results"]}
     named = dict(zip(ascii_uppercase, found["models"], strict=False))  # names are long
     for number, (letter, model) in enumerate(named.items()):

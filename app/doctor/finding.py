@@ -57,12 +57,19 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         print_json({"healthy": is_healthy(findings), "findings": found})
         return
     console = Console(highlight=False)
-    table = Table()
-    for heading in ("check", "", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    lines.add_column()
+    lines.add_column(overflow="fold")
     for finding in findings:
-        level = f"[{_COLOURS[finding.level]}]{finding.level}[/]"
-        table.add_row(escape(finding.check), level, escape(finding.said), escape(finding.advice))
-    console.print(table)
+        lines.add_row(f"[{_COLOURS[finding.level]}]{finding.level}[/]", _text(finding))
+    console.print(lines)
     num_wrong = sum(finding.level is Level.WRONG for finding in findings)
     console.print("no problems found" if is_healthy(findings) else f"wrong: {num_wrong}")
+
+
+def _text(finding: Finding) -> str:
+    """The check and what was found, below each other if that has several lines, and the advice."""
+    space = "\n- " if "\n" in finding.said else " "
+    said = escape(finding.said.replace("\n", "\n- "))
+    advice = f"\n[bold]what to do:[/] {escape(finding.advice)}" if finding.advice else ""
+    return f"{escape(finding.check)}:{space}{said}{advice}"

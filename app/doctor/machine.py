@@ -1,6 +1,7 @@
 """The doctor's checks of the machine: packages, disk, memory, ports and open files."""
 
 import errno
+import itertools
 import platform
 import resource
 import shutil
@@ -51,16 +52,7 @@ def kernels(choices: Mapping[str, Choice]) -> Finding:
     """Which ways to compute were chosen on this processor, and by how much."""
     if not choices:
         return fine("kernels", "none chosen on this processor yet: the first requests choose")
-    said = "; ".join(
-        f"{key}: {choice.way}, "
-        + ", ".join(
-            f"{seconds / choice.seconds[choice.way]:.2f} × as fast as {way}"
-            for way, seconds in choice.seconds.items()
-            if way != choice.way
-        )
-        for key, choice in choices.items()
-    )
-    return fine("kernels", said)
+    return fine("kernels", "\n".join(itertools.starmap(_choice, choices.items())))
 
 
 def writable(directory: Path) -> Finding:
@@ -137,6 +129,16 @@ def open_files(num_requests: int, limit: int | None = None) -> Finding:
         return wrong("open files", said, advice)
     allowed = "any number" if soft == resource.RLIM_INFINITY else str(soft)
     return fine("open files", f"{allowed} allowed, {needed} needed at most")
+
+
+def _choice(key: str, choice: Choice) -> str:
+    """As `decode attention 8 x 64: sdpa, 1.20 × as fast as two products`, one line for each."""
+    others = {way: seconds for way, seconds in choice.seconds.items() if way != choice.way}
+    ratios = (
+        f"{seconds / choice.seconds[choice.way]:.2f} × as fast as {way}"
+        for way, seconds in others.items()
+    )
+    return f"{key}: {', '.join([choice.way, *ratios])}"
 
 
 def _complaint(wanted: Requirement) -> str | None:

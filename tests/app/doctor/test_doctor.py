@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from app.auth.keys import KeyFile, Scope
 from app.cli.main import app as command_line
 from app.config import ServeSettings
-from app.doctor.finding import Level
+from app.doctor.finding import Level, fine, print_findings, wrong
 from app.doctor.gpu import Gpus, device, gpus, room_bytes
 from app.doctor.machine import disk, extras, kernels, memory, open_files, packages, port, writable
 from app.engine.tuning import Choice
@@ -249,5 +249,30 @@ def test_the_room_is_that_of_the_device() -> None:
 def test_chosen_kernels_are_told_with_what_they_gain() -> None:
     assert kernels({}).level is Level.OK
     choice = Choice("products", {"fused attention": 3e-4, "products": 2e-4})
-    found = kernels({"a token each 64x3 bfloat16": choice})
-    assert found.said == "a token each 64x3 bfloat16: products, 1.50 × as fast as fused attention"
+    found = kernels({"a token each 64x3 bfloat16": choice, "a prompt": choice})
+    gain = "products, 1.50 × as fast as fused attention"
+    assert found.said.splitlines() == [
+        f"a token each 64x3 bfloat16: {gain}",
+        f"a prompt: {gain}",
+    ]
+
+
+def test_findings_have_a_line_each_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    choice = Choice("fused attention", {"fused attention": 2e-4, "products": 3e-4})
+    choices = {f"a token each {n}x3x3x64x64 bfloat16": choice for n in (1, 4)}
+    findings = [fine("settings", "valid"), kernels(choices), wrong("disk", "[/b] full", "free it")]
+    print_findings(findings, as_json=False)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "ok     settings: valid",
+        "ok     kernels:",
+        "       - a token each 1x3x3x64x64 bfloat16: fused attention, 1.50 × as fast as",
+        "       products",
+        "       - a token each 4x3x3x64x64 bfloat16: fused attention, 1.50 × as fast as",
+        "       products",
+        "wrong  disk: [/b] full",
+        "       what to do: free it",
+        "wrong: 1",
+    ]
