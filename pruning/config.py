@@ -225,6 +225,11 @@ def offline_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
+def environment_with_temporary_files_in(directory: Path) -> dict[str, str]:
+    """The environment of a process that writes its temporary files into ``directory``."""
+    return {**os.environ, "TMPDIR": str(directory)}
+
+
 # How often a thread of OpenMP looks for its next work before it sleeps. By default, that is 300000
 # times: a hundredth of a second in which it keeps the CPU from the thread for which it waits.
 _SPIN_COUNT = 1000

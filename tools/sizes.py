@@ -29,6 +29,7 @@ EXCEPTIONS: dict[str, str] = {
     "app/cli/doctor.py": "one file for each command",
     "app/cli/heal.py": "one file for each command",
     "app/cluster/autoscaling.py": "imported by Ray Serve's controller, without torch and ray",
+    "app/models/demo_bar.py": "used by app.commands and app.bench, which do not import each other",
     "app/readiness.py": "shared by the API, its server and its metrics, below all three",
     "app/terminal.py": "imported by light commands, without torch",
     "pruning/healing/places.py": "imported by the deletion of jobs, without torch",

@@ -24,13 +24,14 @@ from app.compare.speedup import alternate
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
+from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
-from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.demo_model import NAME
 from pruning.models.names import VariantName
 from pruning.models.random_models import random_model
 from pruning.models.store import ModelStore, set_up_torch
@@ -74,7 +75,7 @@ def stored_subject(
     """
     set_up_torch(settings.threads)
     if name == NAME:
-        ensure_demo_model(settings.models_dir)
+        demo_model_with_bar(settings.models_dir)
     models = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
     catalog = Catalog(models, checkpoints)

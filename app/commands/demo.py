@@ -19,11 +19,13 @@ import httpx2
 from rich.console import Console
 
 from app.commands.demo_report import ModelFigures, figures_of, print_report
+from app.commands.jobs import JobView
 from app.commands.progress import search_progress
 from app.config import ServeSettings
+from app.models.demo_bar import demo_model_with_bar
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
-from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.demo_model import NAME
 from pruning.models.store import set_up_torch
 from pruning.process import deferred_signal
 
@@ -51,8 +53,7 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
     """Fetch the model, start the service, prune, compare, report, and stop the service."""
     console = Console(stderr=True, highlight=False)
     set_up_torch()
-    with console.status(f"Getting {NAME} ready: fetched and converted the first time only"):
-        path = ensure_demo_model(settings.models_dir)
+    path = demo_model_with_bar(settings.models_dir, console)
     console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     with (
@@ -162,26 +163,31 @@ def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str
     if job["status"] != JobStatus.SUCCEEDED:
         raise DemoFailed(f"job {job['id']} {job['status']}: {job['error']}")
     removed = ", ".join(map(str, job["removed_blocks"]))
-    console.print(f"[green]✓[/] removed blocks {removed}; published {job['pruned_model']}")
+    console.print(f"[green]✓[/] removed blocks {removed}")
     return job
 
 
 def _followed(client: httpx2.Client, console: Console, job: dict[str, Any]) -> dict[str, Any]:
-    """Show the progress of the job until its end."""
+    """Show its events until its end, as ``sleb jobs watch`` does."""
     pause = threading.Event()
-    with search_progress(console) as progress:
-        task = progress.add_task("queued", total=None)
+    after: dict[str, str] = {}
+    with search_progress(console) as progress, JobView(progress, at_most=False) as view:
         while not JobStatus(job["status"]).is_final:
             pause.wait(0.5)
             job = client.get(job["urls"]["self"]).raise_for_status().json()
-            counts = job["progress"]
-            progress.update(
-                task,
-                description=job["phase"] or job["status"],
-                completed=counts["evaluations_done"],
-                total=counts["evaluations_total"] or None,
-            )
+            while page := _events(client, job, after):
+                for event in page:
+                    view.show(event)
+                after = {"after": page[-1]["id"]}
     return job
+
+
+def _events(
+    client: httpx2.Client, job: dict[str, Any], after: dict[str, str]
+) -> Sequence[dict[str, Any]]:
+    found = client.get(job["urls"]["events"], params=after).raise_for_status().json()
+    events: list[dict[str, Any]] = found["data"]
+    return events
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def print_evaluations(
         text_rows = chain.from_iterable(_text_rows(evaluations, each) for each in sections)
         print_sections(console, "by text", NARROW[:-1], list(text_rows))
     for text in _legend(evaluations, sections):
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, markup=False)
 
 
 def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

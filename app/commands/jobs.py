@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from textwrap import indent
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +17,7 @@ from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from app.commands.rounds import print_rounds
 from pruning.checkpoints.trajectory import ties
+from pruning.jobs.job import JobStatus
 from pruning.removal import Removal
 
 _REMOVAL_FIELDS = (
@@ -100,11 +101,9 @@ def watch(client: JobClient, job_id: str) -> None:
     """Show progress and events on stderr until the job ends. Raises ``JobNotSucceeded``."""
     spec = client.get(job_id)["spec"]
     with search_progress(Console(stderr=True, highlight=False)) as progress:
-        view = JobView(progress, at_most=spec.get("max_perplexity_ratio") is not None)
-        try:
+        at_most = spec.get("max_perplexity_ratio") is not None
+        with JobView(progress, at_most=at_most) as view:
             follow(client, job_id, view.show)
-        finally:
-            view.end()
 
 
 class JobView:
@@ -113,9 +112,13 @@ class JobView:
     def __init__(self, progress: Progress, *, at_most: bool) -> None:
         self._progress = progress
         self._bar = SearchBar(progress, at_most=at_most)
+        self._status = ""
 
     def show(self, event: dict[str, Any]) -> None:
         data = event["data"]
+        if data["status"] != self._status and not JobStatus(data["status"]).is_final:
+            self._bar.phase(data["status"])  # moves until a phase begins
+        self._status = data["status"]
         if "phase" in data:
             self._bar.phase(data["phase"])
         elif "evaluations_total" in data:
@@ -134,11 +137,15 @@ class JobView:
         loss, held_out = data["loss"], data["held_out_loss"]
         self._bar.healed(data["training"], data["num_tokens"], data["ratio"], loss, held_out)
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the bars, and say what ties mean."""
         self._bar.end()
         found = self._bar.removals
         for text in ties([(one.margin, one.margin_error) for one in found], len(found)):
-            self._progress.console.print(text, markup=False, soft_wrap=True)
+            self._progress.console.print(text, markup=False)
 
 
 def _status(job: dict[str, Any]) -> str:

@@ -10,13 +10,14 @@ from rich.progress import Progress
 from app.commands.progress import SearchBar, search_progress
 from app.commands.tables import print_run
 from app.config import ServeSettings
+from app.models.demo_bar import demo_model_with_bar
 from app.models.hub import ensure_model, is_repo_id
 from pruning.checkpoints.publish import CheckpointExists, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST
 from pruning.config import Settings, WorkerSettings
 from pruning.jobs.estimate import DiskTooSmall, footprint
-from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.demo_model import NAME
 from pruning.models.safetensors_headers import fingerprint, weight_sizes
 from pruning.models.store import ModelInfo, ModelStore, set_up_torch
 from pruning.pipeline import prune
@@ -90,7 +91,7 @@ def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
     """The models by name or path. The demo model is fetched if the spec names it."""
     set_up_torch(settings.threads)
     if spec.model == NAME:
-        ensure_demo_model(settings.models_dir)
+        demo_model_with_bar(settings.models_dir)
     return ModelStore(settings.models_dir, allow_paths=True)
 
 

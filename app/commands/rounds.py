@@ -34,7 +34,7 @@ def print_rounds(
     console.print(_table(job["dense_loss"], rounds))
     console.print("loss: nats per token on the calibration text")
     for text in ties([_margin(found) for found in rounds], len(rounds)):
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, markup=False)
 
 
 def _of_block(data: Mapping[str, Any], block: int) -> Mapping[str, Any]:

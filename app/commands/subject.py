@@ -5,13 +5,14 @@ from pathlib import Path
 
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog, UnknownModel
+from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
 from pruning.config import Settings
 from pruning.healing.adapter import Merged, read_adapter
 from pruning.healing.places import CONTROL_FOLDER
 from pruning.models.blocks import NO_OWN, Own, num_blocks
-from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.demo_model import NAME
 from pruning.models.names import VariantName, raw_name, unhealed_name
 from pruning.models.store import ModelStore, NotAModel
 from pruning.repair.folding import folded
@@ -89,7 +90,7 @@ def subject_of(name: str, settings: Settings) -> Subject:
     ``NotEvaluable`` or ``CheckpointCorrupt``.
     """
     if VariantName.parse(name).model == NAME:
-        ensure_demo_model(settings.models_dir)
+        demo_model_with_bar(settings.models_dir)
     models = ModelStore(settings.models_dir)
     checkpoints = CheckpointStore(settings.checkpoints_dir)
     try:

@@ -39,7 +39,7 @@ def print_run(
     console = Console(highlight=False)
     console.print(_fitting(console, f"{manifest.parent}, block by block", headings, cells))
     for text in legend(manifest, headings, trajectory):
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, markup=False)
     if domains := manifest.quality.domains:
         num_removed = len(manifest.removed_blocks)
         print_domains(console, [domain.at_depth(num_removed) for domain in domains])

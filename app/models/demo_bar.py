@@ -1,0 +1,47 @@
+"""The demo model, with a progress bar while it is downloaded and converted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pruning.models.demo_model import NAME, ensure_demo_model
+
+_WORDS: Mapping[str, str] = MappingProxyType(
+    {"download": f"Downloading {NAME}, once", "convert": f"Converting {NAME}, once"}
+)
+_MB = 1_000_000
+
+
+class DemoModelBar:
+    """Observes how the demo model is made: a bar for each step, which moves from the start."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def observe(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self.end()
+            self._tasks[what] = self._progress.add_task(_WORDS[what], total=None, size="")
+        if done:
+            size = f"{done // _MB} of {total // _MB} MB"
+            self._progress.update(self._tasks[what], completed=done, total=total, size=size)
+
+    def end(self) -> None:
+        """Nothing of the bars stays, as what follows says that the model is there."""
+        for task in self._tasks.values():
+            self._progress.update(task, visible=False)
+
+
+def demo_model_with_bar(models_dir: Path, console: Console | None = None) -> Path:
+    """The directory of the demo model. There is a bar, on stderr, only if it is not there yet.
+
+    Raises ``DemoModelUnavailable``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[size]}"))
+    console = console or Console(stderr=True, highlight=False)
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        return ensure_demo_model(models_dir, DemoModelBar(progress).observe)
