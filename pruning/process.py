@@ -1,7 +1,6 @@
-"""Signals of a process, its end with its parent, and its libraries' warnings."""
+"""Signals of a process, its end with its parent, and its libraries' progress bars."""
 
 import ctypes
-import logging
 import os
 import signal
 import sys
@@ -9,14 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
-# transformers imports torchao if it is installed, and torchao warns of what it lacks without CUDA.
-_NOISY_LOGGERS = ("torchao", "torch.utils._pytree")
-
-
-def silence_libraries() -> None:
-    """Disable warnings about features that are not used. To be called before torch is imported."""
-    for name in _NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def hide_gguf_bar() -> None:

@@ -23,7 +23,6 @@ from app.cli.prune import prune
 from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables, invalid_settings
 from pruning.config import UnreadableSecrets, share_cpus
-from pruning.process import silence_libraries
 from pruning.spec import InvalidSpec
 
 app = typer.Typer(
@@ -61,7 +60,6 @@ Insecure = Annotated[
 
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
-    silence_libraries()
     share_cpus()
     errors = Console(stderr=True, highlight=False)
     try:

@@ -9,6 +9,7 @@ from uuid import uuid4
 from rich.console import Console
 
 from app.commands.subject import NotEvaluable, Subject, subject_of
+from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
 from pruning.checkpoints.gguf import GgufUnsupported, check_gguf, write_gguf
@@ -25,6 +26,7 @@ from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
+from pruning.evaluation.quality import Interval
 from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import Own, num_blocks, view
 from pruning.models.lineage import lineage_of
@@ -106,7 +108,7 @@ class _Exporter:
             manifest = read_manifest(self.subject.path)
             name, parent, total = manifest.name, manifest.parent, manifest.num_blocks
         dtype = str(self.dense.model.dtype).removeprefix("torch.")
-        removed = self.subject.removed_blocks
+        removed, is_plain = self.subject.removed_blocks, self.subject.weights is None
         return Exported(
             name,
             Path(parent).name,
@@ -115,7 +117,15 @@ class _Exporter:
             dtype,
             self.subject.method,
             self.subject.weights,
+            predicted_speedup=self.subject.predicted_speedup if removed and is_plain else None,
+            measured_speedup=self._measured_speedup(parent, total) if is_plain else None,
         )
+
+    def _measured_speedup(self, parent: str, num_blocks: int) -> Interval | None:
+        """What ``sleb bench`` has measured at this depth, with plain weights."""
+        speedups = MeasuredSpeedups(self.settings.data_dir)
+        found = speedups.of(Path(parent).name, num_blocks, len(self.subject.removed_blocks))
+        return None if found is None else Interval(found.ratio, found.low, found.high)
 
     def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> Exported:
         """Return what was written, with the perplexities of quantised weights."""

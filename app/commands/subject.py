@@ -37,6 +37,7 @@ class Subject:
     method: Method = Method.NONE  # of the repair
     repaired_by: Path | None = None  # the checkpoint whose repair the weights at ``path`` need
     parent: Path | None = None  # the dense model of a pruned one, if it is here
+    predicted_speedup: float | None = None  # with plain weights
     weights: Quantize | None = None  # to which the weights at ``path`` are rounded
     is_control: bool = False  # the dense model after the training of the checkpoint ``repaired_by``
 
@@ -109,7 +110,14 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
     if entry.is_view:
         path = models.path(entry.base)
         parent = path if entry.is_pruned else None
-        subject = Subject(entry.name, path, entry.keep, entry.removed_blocks, parent=parent)
+        subject = Subject(
+            entry.name,
+            path,
+            entry.keep,
+            entry.removed_blocks,
+            parent=parent,
+            predicted_speedup=entry.predicted_speedup,
+        )
         if entry.order is None or entry.view_repair is None:
             return subject
         checkpoint = checkpoints.path(entry.order.name)
@@ -127,4 +135,12 @@ def _directory(path: Path, name: str, models: ModelStore) -> Subject:
         return Subject(name, path, None, ())
     manifest = verify(path)
     parent = models.path(manifest.parent) if manifest.parent in models.names() else None
-    return Subject(name, path, None, manifest.removed_blocks, manifest.repaired_by, parent=parent)
+    return Subject(
+        name,
+        path,
+        None,
+        manifest.removed_blocks,
+        manifest.repaired_by,
+        parent=parent,
+        predicted_speedup=manifest.predicted_speedup(len(manifest.removed_blocks)),
+    )

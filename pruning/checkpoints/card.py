@@ -81,8 +81,16 @@ words of each window, and `manifest.json` the lineage.
 _EXPORT = """\
 {head}
 {parent} {kept} {num_blocks} transformer blocks{changed}, in {dtype}.
-{quantized}
+{speed}{quantized}
 {loading}"""
+_SPEED = """
+Times per token, dense over pruned:
+
+{table}
+
+- predicted: by the times of embeddings, blocks and head on the machine that chose the blocks.
+- measured: by `sleb bench` on the machine of the export, with its 95 % interval.
+"""
 _QUANTIZED = """
 The matrices in blocks are rounded to {bits}, symmetric, with a scale for each {group}, in
 the compressed-tensors format. Embeddings, norms and head are in {dtype}. Perplexity before, and of
@@ -209,6 +217,8 @@ class Exported:
     repair: Method = Method.NONE
     quantized: Quantize | None = None
     perplexities: Sequence[QuantizedText] = ()  # of a quantised model
+    predicted_speedup: float | None = None
+    measured_speedup: Interval | None = None
 
 
 def export_card(exported: Exported, lineage: Lineage) -> str:
@@ -226,8 +236,22 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         kept=kept,
         num_blocks=exported.num_blocks,
         dtype=exported.dtype,
+        speed=_speed(exported),
         quantized=_quantized(exported),
     )
+
+
+def _speed(exported: Exported) -> str:
+    """Nothing if neither speed-up is known."""
+    predicted, measured = exported.predicted_speedup, exported.measured_speedup
+    if predicted is None and measured is None:
+        return ""
+    row = (
+        str(exported.num_blocks - len(exported.removed_blocks)),
+        "not predicted" if predicted is None else f"{predicted:.2f}",
+        "not measured" if measured is None else with_interval(measured),
+    )
+    return _SPEED.format(table=_markdown(("blocks", "predicted", "measured"), [row]))
 
 
 def _quantized(exported: Exported) -> str:

@@ -13,7 +13,7 @@ from pruning.config import WorkerSettings, child_environment, share_cpus
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect
 from pruning.logs import set_up_logging
-from pruning.process import end_with_parent, silence_libraries
+from pruning.process import end_with_parent
 from pruning.worker.parent import PruneWorker
 
 # A job beside a service on the same CPUs gets a third of a fair share. Alone, it gets everything.
@@ -37,7 +37,6 @@ def run_worker(
     the worker stops for any other reason, and ``MetricsPortUnavailable``.
     """
     set_up_logging(settings.log_level, settings.log_format)
-    silence_libraries()
     share_cpus()
     client = connect(redis_url)
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -63,7 +62,6 @@ def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:
     os.nice(_NICENESS)
     settings = WorkerSettings()
     set_up_logging(settings.log_level, settings.log_format, lambda: {"job_id": job_id})
-    silence_libraries()
     share_cpus()
     assert settings.redis_url is not None  # set by the parent
     client = connect(settings.redis_url)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
 from app.commands.export import Export
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
 from pruning.checkpoints.store import CheckpointStore, Manifest, repair_of
@@ -98,6 +99,23 @@ def pruned_logits(models_dir: Path, keep: Blocks, dtype: str = "auto") -> torch.
     repaired = repair_of(checkpoint, num_blocks(dense) - len(keep))
     assert repaired is not None
     return logits_of(view(dense, keep, folded(dense, keep, repaired)), token_ids())
+
+
+def test_the_card_of_an_export_has_the_speed_that_is_known(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_VERIFY", "off")
+    measured = MeasuredSpeedup(1.25, 1.1, 1.4, manifest.num_blocks, "mixed", 1.8e9)
+    MeasuredSpeedups(tiny_models_dir.parent).record("tiny", {1: measured})
+    cards = []
+    for name in ("tiny@-1", "tiny@-2", "tiny"):
+        run(name, str(tmp_path / name))
+        cards.append((tmp_path / name / "README.md").read_text(encoding="utf-8"))
+    predicted = [f"{manifest.predicted_speedup(depth):.2f}" for depth in (1, 2)]
+    remaining = manifest.num_blocks
+    assert f"| {remaining - 1} | {predicted[0]} | 1.25 (1.10 to 1.40) |" in cards[0]
+    assert f"| {remaining - 2} | {predicted[1]} | not measured |" in cards[1]
+    assert "predicted" not in cards[2]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
