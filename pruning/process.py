@@ -1,4 +1,7 @@
-"""Signals of a process, its end with its parent, and its libraries' progress bars."""
+"""Signals of a process, its end with its parent, and its libraries' progress bars.
+
+Commands and workers use it. It knows neither models nor jobs.
+"""
 
 import ctypes
 import os

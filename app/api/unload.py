@@ -31,8 +31,8 @@ async def unload(
     variants = registry.variants(entry)
     if num_open := engine.num_open(variants):
         raise ModelInUse(
-            f"{num_open} requests for {name!r} or its views are running or waiting: unload it when "
-            f"they have ended"
+            f"requests for {name!r} or its views are running or waiting, {num_open} in all: unload "
+            f"it when they have ended"
         )
     registry.drop(entry)
     if shadow is not None:

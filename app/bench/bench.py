@@ -190,7 +190,7 @@ def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
             table.add_row(escape(side.removeprefix(bench.subject.name)), *others)
         console.print(table)
         for reason in reasons(rows):
-            console.print(f"  {reason}", markup=False, soft_wrap=True)
+            console.print(f"  {reason}", markup=False)
     console.print(f"reports and plot: {out}", markup=False, soft_wrap=True)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -64,7 +65,10 @@ class Conversation:
         self._console.print(f"{model}:", style="dim", markup=False)
         text = ""
         try:
-            for delta in self._deltas(model, messages):
+            deltas = filter(None, self._deltas(model, messages))
+            with self._console.status("waiting for its first token"):
+                first = next(deltas, "")
+            for delta in chain([first], deltas):
                 self._console.print(delta, end="", markup=False, soft_wrap=True)
                 text += delta
         except KeyboardInterrupt:

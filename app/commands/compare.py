@@ -18,7 +18,8 @@ TIMEOUT_S = 600.0  # all prompts of all models, several times
 
 def run_compare(url: str | None, body: dict[str, Any], *, as_json: bool) -> None:
     """Raises ``ServiceUnavailable`` or ``Refused``."""
-    with service_client(url) as client:
+    waiting = Console(stderr=True).status("Generating with each model, in turn")
+    with service_client(url) as client, waiting:
         found = client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
     if as_json:
         print_json(found)

@@ -17,7 +17,7 @@ def print_domains(console: Console, domains: Sequence[DomainAtDepth]) -> None:
     """Print a section for each domain, and what its text is."""
     print_sections(console, "quality by domain", *narrow_table(domains))
     for text in explained(domains):
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, markup=False)
 
 
 def domain_of(view: Mapping[str, Any], *, is_repaired: bool) -> DomainAtDepth:

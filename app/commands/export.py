@@ -230,4 +230,4 @@ def _print_result(
         console.print(f"{what}, is in {path} ({verified})", markup=False, soft_wrap=True)
     for one in exported.perplexities:
         found = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"
-        console.print(found, markup=False, soft_wrap=True)
+        console.print(found, markup=False)

@@ -73,7 +73,7 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
     for alias, target in aliases.items():
         console.print(f"{alias} is {target}", markup=False, soft_wrap=True)
     for text, heading in texts.items():
-        console.print(f"{heading}: perplexity on {text.words}", markup=False, soft_wrap=True)
+        console.print(f"{heading}: perplexity on {text.words}", markup=False)
     if any(entry.is_pruned for entry in entries):
         console.print("predicted: speed-up of decoding one sequence, by the times of the blocks")
         console.print("measured: speed-up per token, by sleb bench on this machine, 95 % interval")

@@ -144,7 +144,7 @@ class SearchBar(Observer):
         self.removals = list(removals)
 
     def warned(self, message: str) -> None:
-        self._progress.console.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
+        self._progress.console.print(f"[yellow]warning:[/] {escape(message)}")
 
     def _count(self, done: int, total: int) -> None:
         if self._task is not None:

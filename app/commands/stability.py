@@ -103,8 +103,9 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(_printed(f"{report.model}, block by block", *block_table(report)))
     console.print(_printed("depth by depth", *depth_table(report)))
-    for text in (*conclusions(report), f"report and plot: {out}"):
-        console.print(text, markup=False, soft_wrap=True)
+    for text in conclusions(report):
+        console.print(text, markup=False)
+    console.print(f"report and plot: {out}", markup=False, soft_wrap=True)
 
 
 def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:
