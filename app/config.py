@@ -80,6 +80,11 @@ class ServeSettings(Settings):
         description="concurrent generations allowed to each key without a `--concurrent` of its "
         "own; more are refused with 429; unset is no limit",
     )
+    audit_log: AbsolutePath | None = Field(
+        default=None,
+        description="file that gets a line of JSON for each request, before it is handled, and one "
+        "for its response; unset writes none",
+    )
     api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = Field(
         default=None,
         repr=False,

@@ -32,6 +32,7 @@ from app.api.routes import (
     status,
 )
 from app.api.submission import JobSubmission, TextsFolder
+from app.auth.audit import AuditLog
 from app.auth.limits import KeyLimits
 from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
@@ -99,7 +100,7 @@ def create_app(
 ) -> FastAPI:
     """Make the app. Its parts are made, and connections opened, when its lifespan begins.
 
-    Raises ``InvalidExternalModels``.
+    Raises ``InvalidExternalModels`` or ``AuditUnavailable``.
     """
     declared = read_external_models(settings.external_models_file)
     tracing = tracing or _tracing(settings)
@@ -132,7 +133,8 @@ def _add_middleware(app: FastAPI, settings: ServeSettings, authorizer: Authorize
     """From the innermost to the outermost."""
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     install_errors(app)
-    app.add_middleware(AuthMiddleware, authorizer=authorizer)
+    audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
+    app.add_middleware(AuthMiddleware, authorizer=authorizer, audit=audit)
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(
         CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_request_id

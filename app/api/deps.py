@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict, TypeVar
 
 from fastapi import Depends, Path, Request
+from fastapi.concurrency import run_in_threadpool
 
 from app.api.submission import JobSubmission
+from app.auth.keys import caller
 from app.auth.limits import KeyLimits
 from app.auth.scopes import Authorizer
 from app.auth.sessions import Sessions
@@ -25,6 +27,7 @@ from app.webhooks.delivery import WebhookDeliverer
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed
+from pruning.jobs.job import JobNotFound
 from pruning.jobs.outbox import WebhookOutbox
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.stats import JobStatsReader
@@ -133,7 +136,26 @@ TokenCheckDep = Annotated[
 ]
 GeneratorDep = Annotated[Generator, Depends(_generator)]
 
-JobId = Annotated[str, Path(description="Id of the job, as `prn-0123456789abcdef01234`.")]
+
+async def _job_id(
+    job_id: Annotated[str, Path(description="Id of the job, as `prn-0123456789abcdef01234`.")],
+    jobs: JobsDep,
+) -> str:
+    """Raises ``JobNotFound`` for a job of another tenant, as for one that does not exist."""
+    if (tenant := seen_tenant()) is not None:
+        owner = await run_in_threadpool(jobs.owner, job_id)
+        if owner not in (None, tenant):
+            raise JobNotFound(job_id)
+    return job_id
+
+
+def seen_tenant() -> str | None:
+    """The only tenant whose jobs the caller sees; None for all, without keys and for admins."""
+    key = caller.get()
+    return None if key is None or key.is_admin else key.owner
+
+
+JobId = Annotated[str, Depends(_job_id)]
 ModelOrAlias = Annotated[
     str,
     Path(description="A dense model, a variant of one, as `smollm2-135m@-3`, or an alias."),

@@ -21,6 +21,7 @@ from app.api.deletion import NotDeletable
 from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
 from app.api.schemas.calibration import without_tags
 from app.api.unload import ModelInUse
+from app.auth.audit import AuditUnavailable
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached
 from app.auth.scopes import NotLocal
@@ -70,6 +71,7 @@ _AUTH: Problems = {
     KeyRefused: (401, "invalid-api-key", "API key missing or invalid."),
     NotSameOrigin: (403, "not-same-origin", "A session accepts changes from its own pages only."),
     ScopeMissing: (403, "scope-missing", "The API key lacks the required scope."),
+    AuditUnavailable: (503, "audit-unavailable", "The audit log cannot be written."),
     LimitReached: (429, "key-limit-reached", "Rate limit of this API key exceeded."),
 }
 _MODELS: Problems = {

@@ -212,7 +212,8 @@ class JobSubmission:
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
             asked = check()
-            conditions = Conditions(self._max_queued, claim)
+            client = caller.get()
+            conditions = Conditions(self._max_queued, claim, client.owner if client else None)
             given = (body.metadata, conditions, body.priority, asked.webhook, asked.source)
             try:
                 job = self._jobs.create(asked.spec, *given)
@@ -286,7 +287,7 @@ class JobSubmission:
 def _scoped(key: str) -> str:
     """Give each client keys of its own. Keys contain no null character."""
     client = caller.get()
-    return key if client is None else f"{client}\0{key}"
+    return key if client is None else f"{client.name}\0{key}"
 
 
 def _fingerprint(body: PruneJobBody | HealJobBody) -> str:
@@ -305,6 +306,7 @@ def _as_created(job: Job) -> Job:
         metadata=job.metadata,
         webhook=job.webhook,
         source=job.source,
+        owner=job.owner,
     )
 
 

@@ -13,15 +13,12 @@ import secrets
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from app.json_file import JsonFile
-
-# The name of the API key of the current request.
-caller: ContextVar[str | None] = ContextVar("caller", default=None)
 
 _FORMAT = 1
 _PREFIX = "sleb_"  # for secret scanners
@@ -50,6 +47,10 @@ class KeyExists(ValueError):
     """A key of this name exists."""
 
 
+class KeyEnded(ValueError):
+    """The end date of the key has passed."""
+
+
 class UnknownKey(LookupError):
     """No key has this name."""
 
@@ -62,18 +63,6 @@ class KeyRefused(Exception):
         self.challenge = 'Bearer error="invalid_token"' if is_sent else "Bearer"  # RFC 6750, 3
 
 
-class ScopeMissing(Exception):
-    """The key lacks the scope that the path requires."""
-
-    def __init__(self, name: str, scopes: Iterable[Scope]) -> None:
-        wanted = sorted(scopes)
-        super().__init__(
-            f"the key {name!r} lacks the scope {' or '.join(wanted)}: "
-            "`sleb keys create` makes a key that has it"
-        )
-        self.challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
-
-
 @dataclass(frozen=True)
 class ApiKey:
     name: str
@@ -82,6 +71,37 @@ class ApiKey:
     created_at: float  # seconds since the epoch
     rate_per_min: int | None = None  # requests; None is the setting, 0 is no limit
     max_concurrent: int | None = None  # generations; likewise
+    tenant: str | None = None  # None: its own name
+    expires_at: float | None = None  # seconds since the epoch
+
+    @property
+    def owner(self) -> str:
+        """The tenant that what is made with the key belongs to."""
+        return self.tenant or self.name
+
+    @property
+    def is_admin(self) -> bool:
+        return Scope.ADMIN in self.scopes
+
+    def has_ended(self, now_s: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now_s
+
+
+class ScopeMissing(Exception):
+    """The key lacks the scope that the path requires."""
+
+    def __init__(self, key: ApiKey, scopes: Iterable[Scope]) -> None:
+        self.key = key
+        wanted = sorted(scopes)
+        super().__init__(
+            f"the key {key.name!r} lacks the scope {' or '.join(wanted)}: "
+            "`sleb keys create` makes a key that has it"
+        )
+        self.challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
+
+
+# The API key of the current request; None if it needs none.
+caller: ContextVar[ApiKey | None] = ContextVar("caller", default=None)
 
 
 class KeyFile:
@@ -127,39 +147,79 @@ class KeyFile:
         *,
         rate_per_min: int | None = None,
         max_concurrent: int | None = None,
+        tenant: str | None = None,
+        expires_at: float | None = None,
     ) -> str:
-        """Return a new key, which cannot be read again. Limits are those of ``ApiKey``.
+        """Return a new key, which cannot be read again. The rest is as in ``ApiKey``.
 
         Raises ``InvalidKeyName`` or ``KeyExists``.
         """
-        if not _NAME.fullmatch(name):
-            raise InvalidKeyName(
-                f"{name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', beginning "
-                "with a letter or a digit"
-            )
-        key = _PREFIX + secrets.token_urlsafe(_NUM_BYTES)
+        for given in (name, tenant):
+            if given is not None and not _NAME.fullmatch(given):
+                raise InvalidKeyName(
+                    f"{given[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', "
+                    "beginning with a letter or a digit"
+                )
+        key = _new_key()
         with self._file.changing():
             known = self.known()
             if any(each.name == name for each in known):
                 raise KeyExists(f"there is a key named {name!r}: revoke it first, or take another")
             digest, now_s = _digest(key), time.time()
-            limits = (rate_per_min, max_concurrent)
-            self._replace([*known, ApiKey(name, frozenset(scopes), digest, now_s, *limits)])
+            rest = (rate_per_min, max_concurrent, tenant, expires_at)
+            self._replace([*known, ApiKey(name, frozenset(scopes), digest, now_s, *rest)])
+        return key
+
+    def rotate(self, name: str, overlap_s: float) -> str:
+        """Return a new key of that name; earlier ones are accepted for ``overlap_s`` more seconds.
+
+        The new key is as the latest one, its end date included. Raises ``UnknownKey``, or
+        ``KeyEnded`` if that date has passed.
+        """
+        key, now_s = _new_key(), time.time()
+        with self._file.changing():
+            known = self.known()
+            latest = next((each for each in reversed(known) if each.name == name), None)
+            if latest is None:
+                raise _unknown(name, known)
+            if latest.has_ended(now_s):
+                raise KeyEnded(
+                    f"the key {name!r} has ended, and a new one would too: revoke it and create "
+                    "another"
+                )
+            earlier = [_ending(each, now_s + overlap_s) for each in known if each.name == name]
+            others = [each for each in known if each.name != name]
+            new = replace(latest, sha256=_digest(key), created_at=now_s)
+            kept = [each for each in earlier if not each.has_ended(now_s)]
+            self._replace([*others, *kept, new])
         return key
 
     def revoke(self, name: str) -> None:
-        """Refuse the key from the next request on. Raises ``UnknownKey``."""
+        """Refuse all keys of that name from the next request on. Raises ``UnknownKey``."""
         with self._file.changing():
             known = self.known()
             rest = [each for each in known if each.name != name]
             if len(rest) == len(known):
-                names = ", ".join(each.name for each in known) or "none"
-                raise UnknownKey(f"no key is named {name[:128]!r}; there are: {names}")
+                raise _unknown(name, known)
             self._replace(rest)
 
     def _replace(self, keys: Iterable[ApiKey]) -> None:
         rows = [{**asdict(key), "scopes": sorted(key.scopes)} for key in keys]
         self._file.replace({"format": _FORMAT, "keys": rows})
+
+
+def _new_key() -> str:
+    return _PREFIX + secrets.token_urlsafe(_NUM_BYTES)
+
+
+def _ending(key: ApiKey, ends_at: float) -> ApiKey:
+    """The key, which ends then or as it would have before."""
+    return replace(key, expires_at=min(ends_at, key.expires_at or ends_at))
+
+
+def _unknown(name: str, known: Iterable[ApiKey]) -> UnknownKey:
+    names = ", ".join(dict.fromkeys(each.name for each in known)) or "none"
+    return UnknownKey(f"no key is named {name[:128]!r}; there are: {names}")
 
 
 def _digest(key: str) -> str:
@@ -187,7 +247,11 @@ def _key(row: dict[str, Any]) -> ApiKey:
         float(row["created_at"]),
         _limit(row.get("rate_per_min")),
         _limit(row.get("max_concurrent")),
+        None if (tenant := row.get("tenant")) is None else str(tenant),
+        None if (ends := row.get("expires_at")) is None else float(ends),
     )
+    if not _NAME.fullmatch(key.owner):
+        raise ValueError("a tenant is none")
     if not _NAME.fullmatch(key.name) or not _DIGEST.fullmatch(key.sha256):
         raise ValueError("a name or a hash is none")
     return key

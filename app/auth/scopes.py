@@ -1,6 +1,7 @@
 """Which scopes each path requires, and whether requests need an API key at all."""
 
 import logging
+import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
@@ -98,7 +99,7 @@ class Authorizer:
             return None
         key = self._key(method, headers)
         if not key.scopes & scopes:
-            raise ScopeMissing(key.name, scopes - {Scope.ADMIN} or scopes)
+            raise ScopeMissing(key, scopes - {Scope.ADMIN} or scopes)
         return key
 
     def session(self, headers: Iterable[tuple[bytes, bytes]]) -> Session | None:
@@ -131,6 +132,8 @@ class Authorizer:
             key = None
         if key is None:
             raise KeyRefused("there is no such key, or it was revoked", is_sent=True)
+        if key.has_ended(time.time()):
+            raise KeyRefused(f"the key {key.name!r} has ended: ask for a new one", is_sent=True)
         return key
 
 

@@ -65,7 +65,7 @@ class Sessions:
         return f"{content}:{_signature(self._new_secret(), content, session.key)}"
 
     def find(self, cookie: str) -> Session | None:
-        """Return the session of a cookie; None if it is forged, has ended, or its key is revoked.
+        """Return the session of a cookie; None if it is forged, or it or its key has ended.
 
         Raises ``InvalidKeyFile``.
         """
@@ -74,13 +74,14 @@ class Sessions:
             return None
         name, began, ends, signature = parts
         secret = self._secret()
-        key = next((key for key in self._keys.known() if key.name == name), None)
-        if key is None or secret is None:
-            return None
-        if not hmac.compare_digest(_signature(secret, f"{name}:{began}:{ends}", key), signature):
-            return None
-        session = Session(key, int(began), int(ends))
-        return session if self._clock() < session.ends_at else None
+        content, now_s = f"{name}:{began}:{ends}", self._clock()
+        for key in self._keys.known():  # after a rotation, several have this name
+            if key.name != name or secret is None or key.has_ended(now_s):
+                continue
+            if hmac.compare_digest(_signature(secret, content, key), signature):
+                session = Session(key, int(began), int(ends))
+                return session if now_s < session.ends_at else None
+        return None
 
     def renewed(self, session: Session) -> Session | None:
         """The session with a later end; None while most of its time is left."""

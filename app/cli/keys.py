@@ -1,5 +1,6 @@
 """``sleb keys``: the API keys of a data directory. Imports are lazy."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from app.terminal import print_json
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Create, list and revoke the keys that clients of the HTTP API send.",
+    help="Create, rotate, list and revoke the keys that clients of the HTTP API send.",
 )
 
 Name = Annotated[str, typer.Argument(help="Name of the key in logs and commands; not secret.")]
@@ -35,22 +36,44 @@ def create(
         int | None,
         typer.Option(min=0, help="Concurrent generations, 0 for no limit [SLEB_KEY_CONCURRENT]."),
     ] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(help="Whose jobs its jobs are, for several keys of one team [its name]."),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="When it ends, in UTC [never]."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it once: only its hash is stored.
 
     generate: /generate, /compare, /v1. jobs: /prune-jobs. admin: everything.
     """
-    key = _file().create(name, scope, rate_per_min=rate, max_concurrent=concurrent)
-    if as_json:
-        print_json({"name": name, "scopes": sorted(set(scope)), "key": key})
-        return
-    typer.echo(key)
-    typer.echo(
-        f"this is the key {name!r} for {', '.join(sorted(set(scope)))}; it is not shown again. "
-        "Clients send it as Authorization: Bearer KEY",
-        err=True,
+    key = _file().create(
+        name,
+        scope,
+        rate_per_min=rate,
+        max_concurrent=concurrent,
+        tenant=tenant,
+        expires_at=None if until is None else until.replace(tzinfo=UTC).timestamp(),
     )
+    _print_new(name, scope, key, as_json=as_json)
+
+
+@keys.command()
+def rotate(
+    name: Name,
+    overlap: Annotated[
+        float, typer.Option(min=0, help="Hours that the earlier key is still accepted.")
+    ] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new key of that name and print it once; the earlier one ends after the overlap."""
+    file = _file()
+    key = file.rotate(name, overlap * 3600)
+    scopes = next(each.scopes for each in file.known() if each.name == name)
+    _print_new(name, scopes, key, as_json=as_json)
 
 
 @keys.command("list")
@@ -61,12 +84,17 @@ def list_keys(as_json: AsJson = False) -> None:
         print_json([_row(key) for key in found])
         return
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("name", "scopes", "per minute", "concurrent", "created"):
+    has_tenants = any(key.tenant for key in found)  # else the table is narrower
+    tenant_heading = ("tenant",) if has_tenants else ()
+    for heading in ("name", *tenant_heading, "scopes", "per minute", "concurrent"):
         table.add_column(heading)
+    table.add_column("created")
+    table.add_column("ends (UTC)")
     for key in found:
-        created = datetime.fromtimestamp(key.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        names = map(escape, (key.name, key.owner) if has_tenants else (key.name,))
         limits = map(_limit, (key.rate_per_min, key.max_concurrent))
-        table.add_row(escape(key.name), ", ".join(sorted(key.scopes)), *limits, created)
+        times = (_time(key.created_at, "%Y-%m-%d"), _time(key.expires_at, "%Y-%m-%d %H:%M"))
+        table.add_row(*names, ", ".join(sorted(key.scopes)), *limits, *times)
     Console(highlight=False).print(table)
 
 
@@ -78,6 +106,23 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
         print_json({"name": name, "revoked": True})
     else:
         typer.echo(f"revoked the key {name!r}")
+
+
+def _print_new(name: str, scopes: Iterable[Scope], key: str, *, as_json: bool) -> None:
+    permitted = sorted(set(scopes))
+    if as_json:
+        print_json({"name": name, "scopes": permitted, "key": key})
+        return
+    typer.echo(key)
+    typer.echo(
+        f"this is the key {name!r} for {', '.join(permitted)}; it is not shown again. "
+        "Clients send it as Authorization: Bearer KEY",
+        err=True,
+    )
+
+
+def _time(seconds: float | None, format_: str) -> str:
+    return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime(format_)
 
 
 def _file() -> KeyFile:
@@ -92,7 +137,9 @@ def _row(key: ApiKey) -> dict[str, Any]:
         "scopes": sorted(key.scopes),
         "rate_per_min": key.rate_per_min,
         "max_concurrent": key.max_concurrent,
+        "tenant": key.owner,
         "created_at": key.created_at,
+        "expires_at": key.expires_at,
     }
 
 

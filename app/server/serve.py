@@ -93,5 +93,6 @@ def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def log_fields() -> Mapping[str, str]:
     """The fields of log lines written during a request."""
-    found = {"request_id": correlation_id.get(), "key": caller.get()}
+    key = caller.get()
+    found = {"request_id": correlation_id.get(), "key": key.name if key else None}
     return {name: value for name, value in found.items() if value}

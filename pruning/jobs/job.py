@@ -205,6 +205,7 @@ class Job:
     error: JobError | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
+    owner: str | None = None  # the tenant whose key made it; None for everybody
 
     @property
     def stop_request(self) -> StopRequest | None:
@@ -248,6 +249,7 @@ class Job:
             error=JobError(**json.loads(error)) if (error := fields.get("error")) else None,
             metadata=json.loads(fields.get("metadata") or "{}"),
             webhook=Webhook.from_json(text) if (text := fields.get("webhook")) else None,
+            owner=fields.get("owner") or None,
         )
 
 

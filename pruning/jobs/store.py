@@ -39,6 +39,7 @@ from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 
 MAX_EVENTS = 1000
+_OWNERS_AT_ONCE = 256
 _STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
 
 # KEYS record, events, index of all, index of the queued, and the idempotency key if there is one.
@@ -79,6 +80,7 @@ class Conditions:
 
     max_queued: int | None = None
     claim: Claim | None = None
+    owner: str | None = None  # of the job; None for nobody
 
 
 UNCONDITIONAL = Conditions()
@@ -122,7 +124,7 @@ class JobStore:
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
         fields = transitions.new_record(
-            job_id, spec, metadata or {}, now, priority, webhook, source
+            job_id, spec, metadata or {}, now, priority, webhook, source, conditions.owner
         )
         own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
         with redis_errors_translated():
@@ -139,16 +141,31 @@ class JobStore:
             raise JobNotFound(job_id)
         return Job.from_fields(_texts(record))
 
+    def owner(self, job_id: str) -> str | None:
+        """Whom the job belongs to; None for nobody, and for a job that does not exist."""
+        if not JOB_ID.fullmatch(job_id):
+            return None
+        with redis_errors_translated():
+            found: Any = self._redis.hget(RECORD.format(id=job_id), "owner")
+        return found.decode() or None if found else None
+
     def list(
-        self, limit: int = 20, after: str | None = None, status: JobStatus | None = None
+        self,
+        limit: int = 20,
+        after: str | None = None,
+        status: JobStatus | None = None,
+        owner: str | None = None,
     ) -> JobPage:
-        """Return up to ``limit`` jobs, newest first, starting after the job ``after``."""
+        """Return up to ``limit`` jobs, newest first, starting after the job ``after``.
+
+        With an ``owner``, only jobs of that owner or of nobody.
+        """
         if after is not None and not JOB_ID.fullmatch(after):
             raise JobNotFound(after)
         index = INDEX if status is None else _STATUS_INDEXES[status]
         newest = "+" if after is None else f"({after}"
         with redis_errors_translated():
-            ids: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=limit + 1)
+            ids = self._ids(index, newest, limit + 1, owner)
             with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in ids[:limit]:
                     pipeline.hgetall(RECORD.format(id=job_id.decode()))
@@ -156,6 +173,25 @@ class JobStore:
         jobs = (Job.from_fields(_texts(record)) for record in records if record)
         found = tuple(job for job in jobs if status in (None, job.status))
         return JobPage(found, has_more=len(ids) > limit)
+
+    def _ids(self, index: str, newest: str, num: int, owner: str | None) -> Sequence[bytes]:
+        """The first ``num`` ids of the index that the owner may see, from ``newest`` on."""
+        if owner is None:
+            found: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=num)
+            return tuple(found)
+        seen: list[bytes] = []
+        while len(seen) < num:
+            ids: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=_OWNERS_AT_ONCE)
+            if not ids:
+                break
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for job_id in ids:
+                    pipeline.hget(RECORD.format(id=job_id.decode()), "owner")
+                owners = pipeline.execute()
+            of_owner = (None, b"", owner.encode())
+            seen += [job_id for job_id, one in zip(ids, owners, strict=True) if one in of_owner]
+            newest = f"({ids[-1].decode()}"
+        return seen[:num]
 
     def ids(self, status: JobStatus) -> tuple[str, ...]:
         """The ids of all jobs in that status, oldest first."""

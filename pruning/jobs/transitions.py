@@ -54,6 +54,7 @@ def new_record(
     priority: int = 0,
     webhook: Webhook | None = None,
     source: str | None = None,
+    owner: str | None = None,
 ) -> dict[str, str]:
     """The fields of a new, queued job. With a ``source``, it heals that checkpoint."""
     return {
@@ -66,6 +67,7 @@ def new_record(
         "metadata": json.dumps(dict(metadata)),
         "webhook": webhook.to_json() if webhook else "",
         "source": source or "",
+        "owner": owner or "",
     }
 
 

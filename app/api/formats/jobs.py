@@ -37,6 +37,7 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         source=job.source,
         status=job.status.value,
         priority=job.priority,
+        tenant=job.owner,
         pause_requested_at=job.pause_requested_at,
         phase=job.phase.value if job.phase else None,
         progress=_progress(job),

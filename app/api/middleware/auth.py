@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.api.problems import problem_response
+from app.auth.audit import AuditLog, AuditUnavailable
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
 from app.auth.limits import Lease, LimitReached
 from app.auth.scopes import Authorizer, NotLocal, generates
@@ -20,34 +21,66 @@ _MAX_LOGGED_CHARS = 200  # of a path
 
 
 class AuthMiddleware:
-    """ASGI middleware: refuses a request before its body is read and its route is found."""
+    """ASGI middleware: refuses a request before its body is read and its route is found.
 
-    def __init__(self, app: ASGIApp, authorizer: Authorizer) -> None:
+    With ``audit``, every request is noted before it is handled or refused.
+    """
+
+    def __init__(self, app: ASGIApp, authorizer: Authorizer, audit: AuditLog | None = None) -> None:
         self._app = app
         self._authorizer = authorizer
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        method, path = scope["method"], scope["path"]
+        if self._audit is not None:
+            send = _Audited(self._audit, scope, send)
         try:
-            key = self._authorizer.authorize(method, path, scope["headers"])
+            await self._handle(scope, receive, send)
+        finally:
+            if isinstance(send, _Audited):
+                send.end()
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key: ApiKey | None = None
+        lease: Lease | None = None
+        try:
+            key = self._authorizer.authorize(scope["method"], scope["path"], scope["headers"])
             lease = await _lease(scope, key)
         except _RAISES as error:
-            logger.info("refused %.16s %r: %s", method, path[:_MAX_LOGGED_CHARS], error)
-            problem = problem_of(error)
-            response = problem_response(problem.marshal(), path, problem.headers)
-            await response(scope, receive, send)
+            await self._refuse(error, key, scope, receive, send)
             return
-        token = caller.set(key.name if key else None)
+        token = caller.set(key)
         try:
+            if self._audit is not None:
+                self._audit.asked(scope, key)
             if lease is None:
                 await self._app(scope, receive, send)
             else:
                 await self._run(lease, scope, receive, send)
+        except AuditUnavailable as error:
+            await self._refuse(error, key, scope, receive, send)
         finally:
+            if lease is not None:
+                await asyncio.shield(lease.release())
             caller.reset(token)
+
+    async def _refuse(
+        self, error: Exception, key: ApiKey | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        method, path = scope["method"], scope["path"]
+        logger.info("refused %.16s %r: %s", method, path[:_MAX_LOGGED_CHARS], error)
+        problem = problem_of(error)
+        if self._audit is not None and not isinstance(error, AuditUnavailable):
+            try:
+                known = error.key if isinstance(error, ScopeMissing) else key
+                self._audit.asked(scope, known, problem.marshal()["type"])
+            except AuditUnavailable as unavailable:
+                problem = problem_of(unavailable)
+        response = problem_response(problem.marshal(), path, problem.headers)
+        await response(scope, receive, send)
 
     async def _run(self, lease: Lease, scope: Scope, receive: Receive, send: Send) -> None:
         async def release_and_send(message: Message) -> None:
@@ -56,10 +89,27 @@ class AuthMiddleware:
                 await lease.release()
             await send(message)
 
-        try:
-            await self._app(scope, receive, release_and_send)
-        finally:
-            await asyncio.shield(lease.release())
+        await self._app(scope, receive, release_and_send)
+
+
+class _Audited:
+    """Sends a response, whose status is noted first."""
+
+    def __init__(self, audit: AuditLog, scope: Scope, send: Send) -> None:
+        self._audit = audit
+        self._scope = scope
+        self._send = send
+        self._is_answered = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_answered = True
+            self._audit.answered(self._scope, message["status"])
+        await self._send(message)
+
+    def end(self) -> None:
+        if not self._is_answered:
+            self._audit.answered(self._scope, None)
 
 
 async def _lease(scope: Scope, key: ApiKey | None) -> Lease | None:

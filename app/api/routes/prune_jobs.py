@@ -5,7 +5,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.api.deps import CatalogDep, DeletionDep, JobId, JobsDep, OutboxDep, QueueDep, SubmissionDep
+from app.api.deps import (
+    CatalogDep,
+    DeletionDep,
+    JobId,
+    JobsDep,
+    OutboxDep,
+    QueueDep,
+    SubmissionDep,
+    seen_tenant,
+)
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
@@ -121,8 +130,10 @@ def list_jobs(
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
 ) -> PruneJobList:
-    """The newest first."""
-    page = jobs.list(limit, after, status)
+    """The newest first. A key sees the jobs of its tenant, and those that were made without keys;
+    one with the scope `admin` sees all.
+    """
+    page = jobs.list(limit, after, status, seen_tenant())
     views = [job_view(job, request, catalog) for job in page.jobs]
     return PruneJobList(data=views, has_more=page.has_more)
 

@@ -61,6 +61,9 @@ class PruneJobView(BaseModel):
         description="queued, running, paused, cancelling, succeeded, failed or cancelled."
     )
     priority: int = Field(description="Higher runs first.")
+    tenant: str | None = Field(
+        description="Whom the job belongs to; null if it was made without a key."
+    )
     pause_requested_at: float | None = Field(
         description="Set while a running job is about to pause."
     )

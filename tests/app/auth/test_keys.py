@@ -3,6 +3,7 @@
 import hmac
 import json
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from app.auth.keys import (
     InvalidKeyFile,
     InvalidKeyName,
+    KeyEnded,
     KeyExists,
     KeyFile,
     Scope,
@@ -142,3 +144,48 @@ def test_a_file_that_is_not_ours_is_refused(path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(InvalidKeyFile, match="make new keys"):
         KeyFile(path).find("")
+
+
+def test_a_rotated_key_is_accepted_beside_the_new_one_until_it_ends(path: Path) -> None:
+    keys, now_s = KeyFile(path), time.time()
+    first = keys.create("a", [Scope.JOBS], rate_per_min=7, tenant="team")
+    second = keys.rotate("a", overlap_s=3600)
+    old, new = keys.find(first), keys.find(second)
+    assert old is not None
+    assert new is not None
+    assert (new.scopes, new.rate_per_min, new.owner) == (old.scopes, 7, "team")
+    assert old.expires_at == pytest.approx(now_s + 3600, abs=60)
+    assert new.expires_at is None
+    third = keys.rotate("a", overlap_s=0)
+    assert [each.name for each in keys.known()] == ["a"]
+    assert (keys.find(first), keys.find(second)) == (None, None)
+    assert keys.find(third) is not None
+    keys.revoke("a")
+    assert keys.find(third) is None
+
+
+def test_a_rotation_moves_no_end_date(path: Path) -> None:
+    keys, now_s = KeyFile(path), time.time()
+    first = keys.create("a", [Scope.JOBS], expires_at=now_s + 60)
+    second = keys.rotate("a", overlap_s=3600)
+    ends = [found.expires_at for key in (first, second) if (found := keys.find(key))]
+    assert ends == [now_s + 60, now_s + 60]
+    keys.create("over", [Scope.JOBS], expires_at=now_s - 1)
+    with pytest.raises(KeyEnded, match="revoke it"):
+        keys.rotate("over", overlap_s=60)
+    with pytest.raises(UnknownKey, match="there are: a, over"):
+        keys.rotate("other", overlap_s=60)
+
+
+def test_a_key_of_an_earlier_version_is_its_own_tenant(path: Path) -> None:
+    keys = KeyFile(path)
+    key = keys.create("a", [Scope.JOBS])
+    data = json.loads(path.read_text())
+    for row in data["keys"]:
+        del row["tenant"], row["expires_at"]
+    path.write_text(json.dumps(data))
+    found = KeyFile(path).find(key)
+    assert found is not None
+    assert (found.owner, found.expires_at, found.is_admin) == ("a", None, False)
+    with pytest.raises(InvalidKeyName):
+        keys.create("b", [Scope.JOBS], tenant="no name")

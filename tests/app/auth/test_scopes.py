@@ -1,5 +1,6 @@
 """Which paths ask for which keys, and which need none."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,14 @@ def test_a_refusal_tells_what_is_missing_and_repeats_no_key(keys: KeyFile) -> No
 )
 def test_what_is_work_for_the_engine(method: str, path: str, is_work: bool) -> None:
     assert generates(method, path) == is_work
+
+
+def test_a_key_that_has_ended_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    keys, now_s = KeyFile(settings.keys_file), time.time()
+    access = authorizer_of(settings)
+    ended = keys.create("ended", [ADMIN], expires_at=now_s - 1)
+    with pytest.raises(KeyRefused, match="'ended' has ended"):
+        access.authorize("GET", "/models", bearer(ended))
+    current = keys.create("current", [ADMIN], expires_at=now_s + 3600)
+    assert access.authorize("GET", "/models", bearer(current)) is not None

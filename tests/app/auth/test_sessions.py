@@ -1,5 +1,6 @@
 """Sessions: signed, short, bound to a key that still exists, and to pages of this service."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,3 +141,16 @@ def test_changes_come_from_pages_of_this_service_and_scopes_hold(
     assert client.get("/prune-jobs").status_code == 200
     keys.revoke("reader")
     assert client.get("/prune-jobs").status_code == 401
+
+
+def test_a_session_ends_with_its_own_key_of_two_after_a_rotation(
+    sessions: Sessions, keys: KeyFile, clock: Clock
+) -> None:
+    clock.now = time.time()
+    old = sessions.cookie(began(sessions, keys, keys.create("a", [Scope.JOBS])))
+    new = sessions.cookie(began(sessions, keys, keys.rotate("a", overlap_s=60)))
+    for cookie in (old, new):
+        assert sessions.find(cookie) is not None
+    clock.now += 61
+    assert sessions.find(old) is None
+    assert sessions.find(new) is not None

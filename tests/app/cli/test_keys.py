@@ -72,9 +72,29 @@ def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:
     assert (shown["a"][:2], shown["b"][:2]) == (["60", "unlimited"], ["default", "default"])
 
 
+def test_a_key_of_a_team_has_an_end_and_is_rotated(sleb: Sleb, tmp_path: Path) -> None:
+    made = ("create", "a", "--scope", "jobs", "--tenant", "team", "--until", "2099-01-31")
+    first = sleb("keys", *made)[1].strip()
+    code, second, err = sleb("keys", "rotate", "a", "--overlap", "1.5")
+    assert (code, "not shown again" in err) == (0, True)
+    file = KeyFile(tmp_path / "keys.json")
+    old, new = file.find(first), file.find(second.strip())
+    assert old is not None
+    assert new is not None
+    assert (new.owner, new.expires_at) == ("team", 4073500800)
+    assert old.expires_at == pytest.approx(new.created_at + 5400)
+    listed = json.loads(sleb("keys", "list", "--json")[1])
+    assert [row["tenant"] for row in listed] == ["team", "team"]
+    shown = sleb("keys", "list")[1]
+    assert "2099-01-31 00:00" in " ".join(shown.split())
+    assert json.loads(sleb("keys", "rotate", "a", "--json")[1])["scopes"] == ["jobs"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (("create", "a", "--scope", "jobs", "--until", "soon"), 2, "until"),
+        (("rotate", "unknown"), 1, "no key is named 'unknown'"),
         (("create", "a b", "--scope", "jobs"), 1, "letters, digits"),
         (("create", "a"), 2, "scope"),
         (("create", "a", "--scope", "root"), 2, "root"),

@@ -1,0 +1,90 @@
+"""The audit log: who asked what, when and from where, as lines of JSON.
+
+The line of a request is in the file before anything is done for it, so none is missing, whatever
+happens next. A second line with the status is written before its response is sent.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from asgi_correlation_id import correlation_id
+
+from app.auth.keys import ApiKey
+
+logger = logging.getLogger(__name__)
+
+_MAX_PATH_CHARS = 2048
+_PROBES = ("/health/", "/metrics")  # asked every few seconds, without a key, and change nothing
+
+
+class AuditUnavailable(RuntimeError):
+    """The audit log cannot be written, so no request is accepted."""
+
+    retry_after_s = 10.0
+
+
+class AuditLog:
+    """A file that processes of one machine append to. Raises ``AuditUnavailable``.
+
+    It is opened for every line, so it may be moved away at any time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._write(b"")
+
+    def asked(
+        self, scope: Mapping[str, Any], key: ApiKey | None, refused: str | None = None
+    ) -> None:
+        """Note a request before it is handled. ``refused`` is the type of its problem."""
+        if scope["path"].startswith(_PROBES):
+            return
+        client = scope.get("client")
+        fields = {
+            "key": key.name if key else None,
+            "tenant": key.owner if key else None,
+            "client": client[0] if client else None,
+            "method": scope["method"],
+            "path": scope["path"][:_MAX_PATH_CHARS],
+            "query": scope.get("query_string", b"").decode("latin-1")[:_MAX_PATH_CHARS],
+            "refused": refused,
+        }
+        self._line("request", fields)
+
+    def answered(self, scope: Mapping[str, Any], status: int | None) -> None:
+        """Note the status of the response; None if the client or the process was gone before.
+
+        The request is noted already, so a failure is logged and not raised.
+        """
+        if scope["path"].startswith(_PROBES):
+            return
+        try:
+            self._line("response", {"status": status})
+        except AuditUnavailable:
+            logger.exception("the status of a response is missing in the audit log")
+
+    def _line(self, event: str, fields: Mapping[str, Any]) -> None:
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"at": at, "event": event, "request_id": correlation_id.get(), **fields}
+        self._write(json.dumps(line).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        """One call for the whole line: those of several processes do not mix."""
+        try:
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                num_written = os.write(file, line)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise AuditUnavailable(
+                f"the audit log {self._path} cannot be written ({error.strerror}): free space or "
+                "correct SLEB_AUDIT_LOG"
+            ) from error
+        if num_written < len(line):
+            raise AuditUnavailable(f"no space for the audit log {self._path}: free space")
