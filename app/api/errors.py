@@ -142,6 +142,7 @@ _EXTERNAL: Problems = {
 PROBLEMS: Problems = {**_AUTH, **_MODELS, **_JOBS, **_GENERATION, **_EXTERNAL}
 
 INVALID_TITLE = "The request is invalid."
+_MAX_ERRORS = 50
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -197,11 +198,12 @@ def _validation_problem(
     _handler: ExceptionHandler, _request: Request, error: RequestValidationError
 ) -> Problem:
     """List a JSON pointer per error, but no input: that may be megabytes, or a secret."""
-    errors = [_pointed_at(found) for found in error.errors()]
+    told = error.errors()[:_MAX_ERRORS]
+    errors = [_pointed_at(found) for found in told]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
-    outside = [str(found["loc"][1]) for found in error.errors() if found["loc"][0] != "body"]
+    outside = [str(found["loc"][1]) for found in told if found["loc"][0] != "body"]
     extra: dict[str, Any] = {"param": outside[0]} if outside else {}
-    return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors[:50], **extra)
+    return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors, **extra)
 
 
 def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:

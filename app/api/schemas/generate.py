@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.api.schemas.sampling import SamplingFields
 from app.engine.sequence import MAX_TOP_LOGPROBS
 from pruning.repair.record import Method
 
 MAX_PROMPTS = 256
+MAX_FIELDS = 128
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -19,6 +20,14 @@ class Body(BaseModel):
     """A request body. Unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, given: object) -> object:
+        # each unknown field is an error of its own, and a body has room for 300,000
+        if isinstance(given, dict) and len(given) > MAX_FIELDS:
+            raise ValueError(f"{len(given)} fields: expected at most {MAX_FIELDS}")
+        return given
 
 
 class PromptsBody(Body, SamplingFields):

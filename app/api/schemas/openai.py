@@ -30,7 +30,8 @@ DEFAULT_CHAT_TOKENS = 1024
 MAX_MESSAGES = 2048  # as in OpenAI's API
 # Beyond any vocabulary. Tokenizers raise for larger numbers when a prompt is echoed.
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+# the first wrong one of a million is enough: an error for each would take seconds
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _encodable(text: str) -> str:

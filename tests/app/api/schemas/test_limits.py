@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.api.schemas.compare import MAX_MODELS, MAX_REPEATS, CompareBody
 from app.api.schemas.generate import MAX_PROMPTS, GenerateBody
 from app.api.schemas.jobs import PruneJobBody
-from app.api.schemas.openai import MAX_CHOICES, ChatBody, CompletionBody
+from app.api.schemas.openai import MAX_CHOICES, ChatBody, CompletionBody, TokenIds
 from pruning.spec.calibration import MAX_SOURCES
 
 GENERATE: dict[str, Any] = {"model": "tiny", "prompt": "a"}
@@ -58,3 +58,19 @@ def test_a_request_brings_so_much_and_no_more(
     with pytest.raises(ValidationError) as refused:
         body.model_validate({**good, field: more})
     assert {each["loc"][:1] for each in refused.value.errors()} <= {(), (field,)}
+
+
+def test_many_mistakes_are_one_error() -> None:
+    """A body has room for a million of them, and each error takes the time of one."""
+    unknown = {**GENERATE, **{f"field{number}": 1 for number in range(10_000)}}
+    wrong_ids = {**GENERATE, "prompt": ["a", *[-1] * 10_000]}
+    for body, given in ((GenerateBody, unknown), (CompletionBody, unknown)):
+        with pytest.raises(ValidationError, match="expected at most") as refused:
+            body.model_validate(given)
+        assert refused.value.error_count() == 1
+    with pytest.raises(ValidationError) as refused:
+        CompletionBody.model_validate(wrong_ids)
+    assert refused.value.error_count() == 1
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(TokenIds).validate_python([-1] * 10_000)
+    assert refused.value.error_count() == 1
