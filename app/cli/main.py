@@ -18,7 +18,7 @@ from app.cli.heal import heal
 from app.cli.jobs import jobs
 from app.cli.keys import keys
 from app.cli.models import models
-from app.cli.options import AsJson
+from app.cli.options import AsJson, with_options
 from app.cli.prune import prune
 from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables, invalid_settings
@@ -72,7 +72,8 @@ def main() -> None:
         if not _is_own(error):
             raise
         errors.print("[red]error:[/] ", end="")
-        errors.print(str(error), markup=False)
+        message = with_options(str(error)) if isinstance(error, InvalidSpec) else str(error)
+        errors.print(message, markup=False)
         sys.exit(2 if isinstance(error, InvalidSpec | UnknownSetting | UnreadableSecrets) else 1)
 
 

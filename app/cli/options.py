@@ -1,6 +1,7 @@
 """Options that several commands share. Those of the spec take type and default from its fields."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
@@ -43,6 +44,7 @@ Url = Annotated[
 ]
 GATE = "gate_"  # options of the quality gate begin with it
 HEAL = "heal_"  # and those of a healing, in a command that also prunes
+_FIELD = re.compile(r"(?<![\w.-])(?:[a-z]+(?:_[a-z]+)+\b|[a-z_]+(?==)|sparsity\b)")  # a_b, a=
 HELP: Mapping[str, str] = MappingProxyType(
     {
         "num_remove": "How many blocks to remove.",
@@ -143,6 +145,16 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
     limits: dict[str, Any] = {name: values[GATE + name] for name in names}
     given = {**values_of(PruneSpec, values), "gate": gate_of(**limits)}
     return PruneSpec(**{**given, "model": model, "calibration": calibration})
+
+
+def with_options(message: str) -> str:
+    """A message about fields of the spec, with the options of the command in their place."""
+
+    def option(found: re.Match[str]) -> str:
+        name = found[0]
+        return f"--{name.replace('_', '-')}" if name in HELP else name
+
+    return _FIELD.sub(option, message)
 
 
 def values_of(kind: type, values: Mapping[str, object]) -> dict[str, Any]:

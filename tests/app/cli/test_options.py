@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from app.cli.heal import heal
-from app.cli.options import calibration_of, ratios_by_domain, spec_of, values_of
+from app.cli.options import calibration_of, ratios_by_domain, spec_of, values_of, with_options
 from app.cli.prune import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
@@ -87,3 +87,22 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     assert spec_of("m", calibration, asked) == PruneSpec("m", num_remove=2)
     limited = spec_of("m", calibration, {**asked, "gate_max_probe_drop": 0.1})
     assert limited.gate == Gate(max_probe_drop=0.1)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "give exactly one of num_remove, sparsity",
+            "give exactly one of --num-remove, --sparsity",
+        ),
+        (
+            "search=staged cannot: choose search=exact",
+            "--search=staged cannot: choose --search=exact",
+        ),
+        ("heal.rank=0: no_option stays", "heal.rank=0: no_option stays"),
+        ("a search is a search", "a search is a search"),
+    ],
+)
+def test_a_message_about_fields_names_the_options(message: str, shown: str) -> None:
+    assert with_options(message) == shown
