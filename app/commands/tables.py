@@ -37,8 +37,10 @@ def print_run(
         return
     headings, cells = table(trajectory)
     console = Console(highlight=False)
-    console.print(_fitting(console, f"{manifest.parent}, block by block", headings, cells))
-    for text in legend(manifest, headings, trajectory):
+    fitting = _fitting(console, f"{manifest.parent}, block by block", headings, cells)
+    console.print(fitting)
+    shown = tuple(str(column.header) for column in fitting.columns)
+    for text in legend(manifest, shown, trajectory):
         console.print(text, markup=False)
     if domains := manifest.quality.domains:
         num_removed = len(manifest.removed_blocks)
