@@ -64,7 +64,9 @@ def evaluate(
     ] = None,
     quantize: Annotated[
         Quantize | None,
-        typer.Option(help="Measure each model and its parent with weights of 8 or 4 bits too."),
+        typer.Option(
+            help="Measure each model with weights of 8 or 4 bits too, beside its dense parent."
+        ),
     ] = None,
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON into this file too.")] = None,
