@@ -125,7 +125,7 @@ def create_app(
     for route in _ROUTES:
         app.include_router(route.router)
     app.include_router(web.router)
-    describe_api(app, authorizer)
+    describe_api(app, authorizer, is_audited=settings.audit_log is not None)
     return app
 
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from app.api.errors import INVALID_TITLE, PROBLEMS
 from app.api.problems import TOO_LARGE_TITLE, is_openai
+from app.auth.audit import AuditUnavailable, is_probe
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached
 from app.auth.scopes import Authorizer, NotLocal, scopes_for
@@ -61,7 +62,7 @@ def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses
     return found
 
 
-def describe_api(app: FastAPI, authorizer: Authorizer) -> None:
+def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = False) -> None:
     """Correct the document that FastAPI generates."""
     generate = app.openapi
 
@@ -72,6 +73,7 @@ def describe_api(app: FastAPI, authorizer: Authorizer) -> None:
                 for parameter in operation.get("parameters", ()):
                     parameter["schema"] = _without_null(parameter["schema"])
                 _describe_access(operation, method, path, authorizer)
+                _describe_audit(operation, path, is_audited=is_audited)
                 if is_openai(path):
                     operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
         for name in _UNUSED_SCHEMAS:
@@ -110,6 +112,11 @@ def _describe_access(
         _add(operation["responses"], path, KeyRefused, ScopeMissing, LimitReached)
         if method not in ("get", "head"):
             _add(operation["responses"], path, NotSameOrigin)
+
+
+def _describe_audit(operation: dict[str, Any], path: str, *, is_audited: bool) -> None:
+    if is_audited and not is_probe(path):
+        _add(operation["responses"], path, AuditUnavailable)
 
 
 def _add(responses: dict[str, Any], path: str, *errors: type[Exception]) -> None:

@@ -22,6 +22,11 @@ _MAX_PATH_CHARS = 2048
 _PROBES = ("/health/", "/metrics")  # asked every few seconds, without a key, and change nothing
 
 
+def is_probe(path: str) -> bool:
+    """Whether requests to this path are not audited."""
+    return path.startswith(_PROBES)
+
+
 class AuditUnavailable(RuntimeError):
     """The audit log cannot be written, so no request is accepted."""
 
@@ -42,7 +47,7 @@ class AuditLog:
         self, scope: Mapping[str, Any], key: ApiKey | None, refused: str | None = None
     ) -> None:
         """Note a request before it is handled. ``refused`` is the type of its problem."""
-        if scope["path"].startswith(_PROBES):
+        if is_probe(scope["path"]):
             return
         client = scope.get("client")
         fields = {
@@ -61,7 +66,7 @@ class AuditLog:
 
         The request is noted already, so a failure is logged and not raised.
         """
-        if scope["path"].startswith(_PROBES):
+        if is_probe(scope["path"]):
             return
         try:
             self._line("response", {"status": status})

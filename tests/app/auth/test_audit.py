@@ -153,3 +153,12 @@ def test_lines_of_many_writers_do_not_mix(path: Path) -> None:
 def test_a_log_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(AuditUnavailable, match="SLEB_AUDIT_LOG"):
         AuditLog(tmp_path / "nowhere" / "audit.jsonl")
+
+
+def test_the_description_of_the_api_says_what_is_not_accepted(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, methods in paths.items():
+        for operation in methods.values():
+            told = operation["responses"].get("503", {"description": ""})["description"]
+            is_probe = path.startswith(("/health/", "/metrics"))
+            assert ("audit log" in told) != is_probe, path
