@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.api.deps import ResultsDep
@@ -10,6 +10,8 @@ from app.api.openapi import responses_for
 from app.results.store import Result, ResultKind, ResultNotFound
 
 router = APIRouter(prefix="/results", tags=["results"])
+
+ResultId = Annotated[str, Path(description="Id of the result, from the list of results.")]
 
 
 class ResultView(BaseModel):
@@ -40,16 +42,18 @@ class ResultList(BaseModel):
 @router.get("", name="list_results", responses=responses_for())
 def list_results(
     results: ResultsDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Results per page.")] = 20,
+    after: Annotated[
+        str | None, Query(max_length=64, description="Id of the last result of the previous page.")
+    ] = None,
 ) -> ResultList:
-    """The newest first. ``after`` is the id of the last result of the previous page."""
+    """The newest first."""
     page = results.page(limit, after)
     return ResultList(data=[_view(each) for each in page.results], has_more=page.has_more)
 
 
 @router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
-def get_result(result_id: str, results: ResultsDep) -> ResultReportView:
+def get_result(result_id: ResultId, results: ResultsDep) -> ResultReportView:
     """One result with its whole report."""
     found = results.get(result_id)
     return ResultReportView(**_view(found).model_dump(), report=dict(found.report))
