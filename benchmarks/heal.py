@@ -1,10 +1,9 @@
-"""What healing gives back: perplexities of the raw, the repaired, the healed and the control model,
-by domain and depth, on text that took no part in any fit, training or choice.
+"""What healing gives back: losses of the raw, the repaired, the healed and the control model, by
+domain and depth, on text that took no part in any fit, training or choice, and their probe scores.
 
 The share that comes back is (raw - model) / (raw - dense), in nats per token.
 """
 
-import resource
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,19 +16,24 @@ import typer
 from rich.console import Console
 
 from app.bench.machine import machine
+from benchmarks.heal_memory import Peak, counted, parts, process_bytes
 from benchmarks.heal_report import write
+from benchmarks.heal_serving import steps_of
+from benchmarks.heal_shapes import SHAPES, pace
 from benchmarks.model import model_store
 from pruning.data.calibration import evaluation_windows, healing_windows, repair_windows
 from pruning.data.windows import Windows
+from pruning.evaluation.probe import Item, digest, probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.probe_scores import ItemResult, compare
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.evaluation.quality import Measured
-from pruning.healing.adapter import Merged, adapted
-from pruning.healing.progress import Step
+from pruning.healing.adapter import Adapter, Merged, adapted
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.demo_model import NAME
-from pruning.models.store import set_up_torch
+from pruning.models.store import pick_device, set_up_torch
 from pruning.removal import Losses, kept
 from pruning.repair.choose import choose
 from pruning.repair.folding import folded
@@ -42,17 +46,34 @@ from pruning.spec.prune import Resident
 
 
 @dataclass(frozen=True)
+class Bench:
+    """What all depths share."""
+
+    dense: DenseModel
+    calibration: CalibrationMix
+    judged: Mapping[str, Windows]
+    items: Sequence[Item]
+    heal: Heal
+    sequences: Sequence[int]  # in a decode step
+    bytes_before: int  # of this process, without a model
+
+    @property
+    def every_block(self) -> Blocks:
+        return tuple(range(num_blocks(self.dense.model)))
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A model after its training, what that took, and its steps."""
+    """A model after its training, its adapter at the best step, and a report of the training."""
 
     model: PrunedModel
-    steps: Sequence[Step]
+    adapter: Adapter
     run: Mapping[str, Any]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON, the table and the picture.")],
-    order: Annotated[str, typer.Option(help="Blocks in order of removal, as 14,26,13.")],
+    order: Annotated[str, typer.Option(help="Blocks in order of removal, as 14,26,13.")] = "",
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
     depths: Annotated[str, typer.Option(help="Numbers of removed blocks.")] = "6,9",
     num_tokens: Annotated[int, typer.Option(help="To train on, for each depth.")] = Heal.num_tokens,
@@ -63,10 +84,16 @@ def main(
     seqlen: int = 128,
     num_samples: Annotated[int, typer.Option(help="Windows of a calibration.")] = 32,
     num_held_out: Annotated[int, typer.Option(help="Windows of each domain to judge on.")] = 64,
+    num_items: Annotated[int, typer.Option(help="Questions of each kind of the probe.")] = 200,
     dtype: str = "auto",
     control: Annotated[bool, typer.Option(help="Train the dense model as well.")] = True,
+    sequences: Annotated[
+        str, typer.Option(help="Of the decode steps that are measured.")
+    ] = "1,8,64",
+    shapes: Annotated[str, typer.Option(help=f"Also the pace of {', '.join(SHAPES)}.")] = "",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ) -> None:
+    """Heal the depths of a removal order, and measure the pace at published shapes."""
     out.parent.mkdir(parents=True, exist_ok=True)
     set_up_torch(threads)
     heal = Heal(
@@ -78,69 +105,80 @@ def main(
         batch_tokens=batch_tokens,
         control=control,
     )
-    dense = load_dense_model(
-        model_store(model).path(model), Resident.MODEL, Resources(), dtype=dtype
-    )
-    removed = tuple(int(block) for block in order.split(","))
-    spec = default_calibration(num_samples=num_samples, seqlen=seqlen)
-    held_out = default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
-    judged = evaluation_windows(held_out, dense.model, dense.tokenizer)
-    numbers = [int(number) for number in depths.split(",")]
+    removed = [int(block) for block in order.split(",") if block]
     report = {
         "model": model,
         "removed": removed,
         "heal": heal.to_dict(),
-        "held_out": {domain: list(of.token_ids.shape) for domain, of in judged.items()},
-        "depths": [_depth(dense, spec, judged, heal, removed[:number]) for number in numbers],
+        "shapes": [
+            pace(name, torch.device(pick_device("auto")), heal)
+            for name in shapes.split(",")
+            if name
+        ],
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks.heal", *sys.argv[1:]]),
+        "held_out": {},
+        "depths": [],
     }
+    if removed:
+        before = process_bytes()
+        dense = load_dense_model(
+            model_store(model).path(model), Resident.MODEL, Resources(), dtype=dtype
+        )
+        held_out = default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
+        bench = Bench(
+            dense,
+            default_calibration(num_samples=num_samples, seqlen=seqlen),
+            evaluation_windows(held_out, dense.model, dense.tokenizer),
+            probe_items(num_items=num_items),
+            heal,
+            [int(number) for number in sequences.split(",")],
+            before,
+        )
+        report |= {
+            "dtype": str(dense.model.dtype).removeprefix("torch."),
+            "held_out": {name: list(of.token_ids.shape) for name, of in bench.judged.items()},
+            "depths": [
+                _depth(bench, tuple(removed[: int(number)])) for number in depths.split(",")
+            ],
+        }
     write(report, out)
 
 
-def _depth(
-    dense: DenseModel,
-    spec: CalibrationMix,
-    judged: Mapping[str, Windows],
-    heal: Heal,
-    removed: Blocks,
-) -> dict[str, Any]:
+def _depth(bench: Bench, removed: Blocks) -> dict[str, Any]:
     """The models without these blocks, as JSON."""
-    total = num_blocks(dense.model)
-    keep, every_block = kept(total, removed), tuple(range(total))
-    text = _text(dense, spec)
-    repaired = _repaired(dense, spec, keep)
-    healed = _trained(dense, text, heal, keep, repaired)
+    dense, keep = bench.dense, kept(num_blocks(bench.dense.model), removed)
+    text = _text(bench)
+    repaired = _repaired(bench, keep)
+    healed = _trained(bench, text, keep, repaired)
     models = {
-        "dense": PrunedModel(every_block),
+        "dense": PrunedModel(bench.every_block),
         "raw": PrunedModel(keep),
         "repaired": PrunedModel(keep, repaired),
         "healed": healed.model,
     }
-    runs = {"healed": healed}
-    if heal.control:
-        runs["control"] = _trained(dense, text, heal, every_block, NO_OWN)
-        models["control"] = runs["control"].model
+    runs = {"healed": healed.run}
+    if bench.heal.control:
+        control = _trained(bench, text, bench.every_block, NO_OWN)
+        runs["control"], models["control"] = control.run, control.model
     return {
         "num_removed": len(removed),
         "train": {domain: list(ids.shape) for domain, ids in text.train.items()},
-        "domains": _judged(dense, models, judged),
-        "runs": {name: _run(run) for name, run in runs.items()},
-        "bytes": {
-            "weights": sum(parameter.nbytes for parameter in dense.model.parameters()),
-            "peak_of_process": _peak_bytes(dense.model.device),
-        },
+        "domains": _judged(dense, models, bench.judged),
+        "probe": _probed(bench, models),
+        "runs": runs,
+        "serving": steps_of(dense, keep, healed.model.own, healed.adapter, bench.sequences),
     }
 
 
-def _text(dense: DenseModel, spec: CalibrationMix) -> HealingText:
-    windows = healing_windows(spec, dense.model, dense.tokenizer)
-    train, selection = _token_ids(windows.train), _token_ids(windows.selection)
-    return HealingText(train, selection)
+def _text(bench: Bench) -> HealingText:
+    windows = healing_windows(bench.calibration, bench.dense.model, bench.dense.tokenizer)
+    return HealingText(_token_ids(windows.train), _token_ids(windows.selection))
 
 
-def _repaired(dense: DenseModel, spec: CalibrationMix, keep: Blocks) -> Own:
-    windows = repair_windows(spec, dense.model, dense.tokenizer)
+def _repaired(bench: Bench, keep: Blocks) -> Own:
+    dense = bench.dense
+    windows = repair_windows(bench.calibration, dense.model, dense.tokenizer)
     text = RepairText(_token_ids(windows.train), _token_ids(windows.selection))
     [depth] = repair_depths(
         dense.visited(), [keep], text, batch_tokens=dense.resources.batch_tokens
@@ -148,31 +186,32 @@ def _repaired(dense: DenseModel, spec: CalibrationMix, keep: Blocks) -> Own:
     return dict(folded(dense.model, keep, choose(depth), dense.read))
 
 
-def _trained(dense: DenseModel, text: HealingText, heal: Heal, keep: Blocks, own: Own) -> Trained:
+def _trained(bench: Bench, text: HealingText, keep: Blocks, own: Own) -> Trained:
+    dense, heal = bench.dense, bench.heal
     adapter = adapted(view(dense.model, keep, own), heal)
     micro_tokens = dense.resources.batch_tokens
     training = Training(dense.model, adapter, text, heal, micro_tokens=micro_tokens)
-    steps = []
-    for step in training.steps():
-        steps.append(step)
+    steps = training.steps()
+    with counted(adapter.model) as activations:
+        made = [next(steps)]
+    peak = Peak(dense.model.device, bench.bytes_before)
+    for step in steps:
+        made.append(step)
         if step.check is not None:
             Console().print(f"{step.num_tokens} tokens: {step.check.loss:.4f} nats")
-    merged = Merged(dense.model, keep, heal, training.best, own, dense.read)
+    memory = parts(dense.model, own, adapter, activations.num_bytes, peak.num_bytes())
+    adapter.load(training.best)
     done = training.progress
     run = {
         "num_tokens": done.num_tokens,
         "seconds": done.seconds,
         "checks": [asdict(check) for check in done.checks],
         "best": asdict(done.best),
-        "adapter_bytes": adapter.num_bytes,
-        "optimizer_bytes": 2 * adapter.num_bytes,
+        "losses": [(step.num_tokens, step.loss) for step in made],
+        "bytes": memory,
     }
-    return Trained(PrunedModel(keep, merged), steps, run)
-
-
-def _run(trained: Trained) -> dict[str, Any]:
-    losses = [(step.num_tokens, step.loss) for step in trained.steps]
-    return {**trained.run, "losses": losses}
+    merged = Merged(dense.model, keep, heal, training.best, own, dense.read)
+    return Trained(PrunedModel(keep, dict(merged)), adapter, run)
 
 
 def _judged(
@@ -195,15 +234,27 @@ def _measured(losses: Mapping[str, Losses], name: str) -> dict[str, Any]:
     return asdict(Measured.against(dense, losses[name]))
 
 
+def _probed(bench: Bench, models: Mapping[str, PrunedModel]) -> dict[str, dict[str, float]]:
+    """Scores of the probe, and how far each is above the repaired model's, paired by question."""
+    answers: dict[str, list[ItemResult]] = {
+        name: answer(
+            bench.dense.forward(model.keep, own=model.own), bench.dense.tokenizer, bench.items
+        )
+        for name, model in models.items()
+    }
+    found = {}
+    for name, answered in answers.items():
+        compared = compare(answered, answers["repaired"], digest(bench.items))
+        found[name] = {
+            "score": compared.dense.score,
+            "over_repaired": compared.drop,
+            "standard_error": compared.standard_error,
+        }
+    return found
+
+
 def _token_ids(windows: Mapping[str, Windows]) -> dict[str, torch.Tensor]:
     return {domain: found.token_ids for domain, found in windows.items()}
-
-
-def _peak_bytes(device: torch.device) -> int:
-    """Of the GPU if there is one, and otherwise of this process, in all that it did so far."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

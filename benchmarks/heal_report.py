@@ -15,6 +15,7 @@ _INTRODUCTION = """\
 Perplexity on held-out windows by domain, and the share of the lost nats that came back. ± is one
 standard error over windows, from differences to the dense model. Settings, machine and command are
 in the JSON file of the same name."""
+_PROBE_HEADINGS = ("model", "probe, at most 1", "above the repaired model")
 _HEADINGS = ("domain", "model", "perplexity", "nats above dense", "came back")
 
 
@@ -28,6 +29,10 @@ def write(report: Mapping[str, Any], out: Path) -> None:
         for line in lines(depth):
             table.add_row(*line)
         Console().print(table)
+        probe = Table(*_PROBE_HEADINGS)
+        for row in probe_rows(depth):
+            probe.add_row(*row)
+        Console().print(probe, _effort(depth), _serving(depth))
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -36,6 +41,12 @@ def markdown(report: Mapping[str, Any]) -> str:
         rows = [_HEADINGS, ["---", "---", "--:", "--:", "--:"], *lines(depth)]
         parts.append(f"## Without {depth['num_removed']} blocks\n\n{_effort(depth)}")
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        rows = [_PROBE_HEADINGS, ["---", "--:", "--:"], *probe_rows(depth)]
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        parts.append(_serving(depth))
+    if report["shapes"]:
+        parts.append("## Published shapes, random weights")
+        parts += [_shape(shape) for shape in report["shapes"]]
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,6 +64,13 @@ def lines(depth: Mapping[str, Any]) -> Iterator[Sequence[str]]:
                 "" if name == "dense" else f"{lost:.3f} ± {of['standard_error'] or 0:.3f}",
                 "" if share is None else f"{share:.0%}",
             )
+
+
+def probe_rows(depth: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+    """The rows of the table of the probe. Differences to the repaired model are paired."""
+    for name, of in depth["probe"].items():
+        above = f"{of['over_repaired']:+.3f} ± {of['standard_error']:.3f}"
+        yield name, f"{of['score']:.3f}", "" if name == "repaired" else above
 
 
 def plot(report: Mapping[str, Any], out: Path) -> None:
@@ -75,14 +93,41 @@ def plot(report: Mapping[str, Any], out: Path) -> None:
 
 
 def _effort(depth: Mapping[str, Any]) -> str:
-    run, sizes = depth["runs"]["healed"], depth["bytes"]
+    run = depth["runs"]["healed"]
     pace = run["num_tokens"] / run["seconds"]
     return (
-        f"{run['num_tokens']:,} tokens in {run['seconds']:.0f} s ({pace:.0f} per second); weights "
-        f"{_mb(sizes['weights'])}, adapters {_mb(run['adapter_bytes'])}, optimiser "
-        f"{_mb(run['optimizer_bytes'])}, peak of the process {_mb(sizes['peak_of_process'])}."
+        f"{run['num_tokens']:,} tokens in {run['seconds']:.0f} s ({pace:.0f} per second), the best "
+        f"step after {run['best']['num_tokens']:,}. {_memory(run['bytes'])}"
     )
 
 
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.0f} MB"
+def _memory(sizes: Mapping[str, float]) -> str:
+    needed = ", ".join(
+        f"{name.replace('_', ' ')} {size / 1e6:.0f} MB"
+        for name, size in sizes.items()
+        if name not in {"peak", "ratio"}
+    )
+    return (
+        f"Memory: {needed}; the peak was {sizes['peak'] / 1e6:.0f} MB, which leaves "
+        f"{sizes['ratio']:.2f} of the weights for the weights."
+    )
+
+
+def _serving(depth: Mapping[str, Any]) -> str:
+    """What an adapter beside the weights costs in a decode step, against merged weights."""
+    serving = depth["serving"]
+    merged, unmerged = (serving["bytes"][name] / 1e6 for name in ("merged", "unmerged"))
+    ratios = ", ".join(
+        f"{of['unmerged_over_merged']:.2f} at {of['sequences']}" for of in serving["steps"]
+    )
+    return (
+        f"Served unmerged, the adapter takes {unmerged:.0f} MB instead of {merged:.0f} MB, and a "
+        f"decode step takes this many times as long: {ratios} sequences."
+    )
+
+
+def _shape(shape: Mapping[str, Any]) -> str:
+    return (
+        f"{shape['shape']}, {shape['num_kept']} blocks kept, steps of {shape['batch_tokens']:,} "
+        f"tokens: {shape['tokens_per_s']:.0f} tokens per second. {_memory(shape['bytes'])}"
+    )

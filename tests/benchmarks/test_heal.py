@@ -19,6 +19,8 @@ def test_the_report_has_every_model_on_every_domain(tiny_model_dir: Path, tmp_pa
         seqlen=16,
         num_samples=4,
         num_held_out=2,
+        num_items=2,
+        sequences="1,2",
         threads=1,
     )
     report = json.loads(out.read_text())
@@ -27,7 +29,11 @@ def test_the_report_has_every_model_on_every_domain(tiny_model_dir: Path, tmp_pa
     for models in depth["domains"].values():
         assert list(models) == ["dense", "raw", "repaired", "healed", "control"]
     assert depth["runs"]["healed"]["num_tokens"] == 640
-    assert depth["bytes"]["peak_of_process"] > depth["bytes"]["weights"] > 0
+    assert set(depth["probe"]) == {"dense", "raw", "repaired", "healed", "control"}
+    sizes = depth["runs"]["healed"]["bytes"]
+    assert sizes["optimizer"] == 2 * sizes["adapter"] > 0
+    assert sizes["activations"] > 0
+    assert [of["sequences"] for of in depth["serving"]["steps"]] == [1, 2]
     assert out.with_suffix(".png").stat().st_size > 0
     assert "Without 2 blocks" in out.with_suffix(".md").read_text()
 
