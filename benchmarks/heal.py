@@ -7,7 +7,7 @@ The share that comes back is (raw - model) / (raw - dense), in nats per token.
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,8 @@ from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationMix, default_calibration
 from pruning.spec.heal import Heal
 from pruning.spec.prune import Resident
+
+_NEVER = 2**31  # rises of the loss that end a training
 
 
 @dataclass(frozen=True)
@@ -135,17 +137,27 @@ def main(
             [int(number) for number in sequences.split(",")],
             before,
         )
+        control = _control(bench) if heal.control else None
         report |= {
             "dtype": str(dense.model.dtype).removeprefix("torch."),
             "held_out": {name: list(of.token_ids.shape) for name, of in bench.judged.items()},
             "depths": [
-                _depth(bench, tuple(removed[: int(number)])) for number in depths.split(",")
+                _depth(bench, tuple(removed[: int(number)]), control)
+                for number in depths.split(",")
             ],
         }
     write(report, out)
 
 
-def _depth(bench: Bench, removed: Blocks) -> dict[str, Any]:
+def _control(bench: Bench) -> Trained:
+    """The dense model after all steps, whether they made it better or worse."""
+    everything = replace(bench.heal, max_minutes=None, patience=_NEVER)
+    return _trained(
+        replace(bench, heal=everything), _text(bench), bench.every_block, NO_OWN, of_last=True
+    )
+
+
+def _depth(bench: Bench, removed: Blocks, control: Trained | None) -> dict[str, Any]:
     """The models without these blocks, as JSON."""
     dense, keep = bench.dense, kept(num_blocks(bench.dense.model), removed)
     text = _text(bench)
@@ -158,8 +170,7 @@ def _depth(bench: Bench, removed: Blocks) -> dict[str, Any]:
         "healed": healed.model,
     }
     runs = {"healed": healed.run}
-    if bench.heal.control:
-        control = _trained(bench, text, bench.every_block, NO_OWN)
+    if control is not None:
         runs["control"], models["control"] = control.run, control.model
     return {
         "num_removed": len(removed),
@@ -186,7 +197,10 @@ def _repaired(bench: Bench, keep: Blocks) -> Own:
     return dict(folded(dense.model, keep, choose(depth), dense.read))
 
 
-def _trained(bench: Bench, text: HealingText, keep: Blocks, own: Own) -> Trained:
+def _trained(
+    bench: Bench, text: HealingText, keep: Blocks, own: Own, *, of_last: bool = False
+) -> Trained:
+    """The model at the best step, or ``of_last`` at the last one."""
     dense, heal = bench.dense, bench.heal
     adapter = adapted(view(dense.model, keep, own), heal)
     micro_tokens = dense.resources.batch_tokens
@@ -200,7 +214,8 @@ def _trained(bench: Bench, text: HealingText, keep: Blocks, own: Own) -> Trained
         if step.check is not None:
             Console().print(f"{step.num_tokens} tokens: {step.check.loss:.4f} nats")
     memory = parts(dense.model, own, adapter, activations.num_bytes, peak.num_bytes())
-    adapter.load(training.best)
+    tensors = adapter.values() if of_last else training.best
+    adapter.load(tensors)
     done = training.progress
     run = {
         "num_tokens": done.num_tokens,
@@ -210,7 +225,7 @@ def _trained(bench: Bench, text: HealingText, keep: Blocks, own: Own) -> Trained
         "losses": [(step.num_tokens, step.loss) for step in made],
         "bytes": memory,
     }
-    merged = Merged(dense.model, keep, heal, training.best, own, dense.read)
+    merged = Merged(dense.model, keep, heal, tensors, own, dense.read)
     return Trained(PrunedModel(keep, dict(merged)), adapter, run)
 
 
