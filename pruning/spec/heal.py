@@ -32,7 +32,7 @@ class Heal:
     max_minutes: float | None = None
     rank: int = 16
     alpha: float = 32.0  # the adapter's product is multiplied by alpha / rank
-    learning_rate: float = 1e-3  # the highest one
+    learning_rate: float = 2e-3  # the highest one
     batch_tokens: int = 1024  # of a step of the optimiser
     warmup: float = 0.05  # share of the training in which the learning rate rises
     clip_norm: float = 1.0  # of the gradient of a step
