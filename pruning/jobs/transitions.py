@@ -266,9 +266,10 @@ def healing(progress: HealProgress, *, is_check: bool) -> Change:
     """
     data = asdict(progress)
     fields = {"heal_progress": json.dumps(data), "healed_at": str(time.time())}
+    held_out = "" if progress.held_out_loss is None else f"{progress.held_out_loss:.4f}"
     message = (
         f"{progress.training}: {progress.num_tokens} tokens, loss {progress.loss:.4f}, on held-out "
-        f"text {progress.held_out_loss}"
+        f"text {held_out or 'not measured'}"
     )
     event = Event(message, type="metrics", data={"heal": data}) if is_check else None
     return Change("update", _WORKING, fields | _PROGRESSED, event=event)

@@ -33,17 +33,17 @@ function depths() {
 function seriesOf(order, index, found) {
   const isOf = (depth, isWanted) => pointsOf(order).find((point) => point.depth === depth && isWanted(point));
   const drawn = [];
-  const draw_ = (words, isWanted, value, dash) => {
+  const add = (words, isWanted, value, dash = null, isRaw = false) => {
     const at = found.map(({ depth }) => (depth === 0 ? null : value(isOf(depth, isWanted))));
     if (!at.some(Boolean)) return;
     drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio,
       values: found.map(({ depth }, place) => (depth === 0 ? 1 : at[place]?.ratio ?? null)),
-      bounds: at.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
+      bounds: isRaw ? null : at.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
   };
   const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
-  draw_(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point ?? null);
-  if (isRepaired) draw_(", raw", (point) => !isHealed(point), (point) => point?.raw ?? point ?? null, [6, 4]);
-  draw_(", healed", isHealed, (point) => point ?? null, [2, 3]);
+  add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point ?? null);
+  if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point?.raw ?? point ?? null, [6, 4], true);
+  add(", healed", isHealed, (point) => point ?? null, [2, 3]);
   return drawn;
 }
 

@@ -1,5 +1,7 @@
 // Ratios with their intervals as a picture: one line each, drawn as SVG in the colours of the page.
 
+import { el } from "./dom.js";
+
 const SVG = "http://www.w3.org/2000/svg"; // a name, which nothing is fetched from
 const [LABELS, WIDTH, ROW, FOOT, MARGIN] = [260, 760, 30, 26, 24];
 
@@ -40,8 +42,5 @@ export function forest(label, rows) {
   });
   const picture = shape("svg", { class: "forest", viewBox: `0 0 ${WIDTH} ${bottom + FOOT}`, role: "img", "aria-label": label },
     ...axis, line("one", x(1), 0, x(1), bottom), ...drawn);
-  const scroll = document.createElement("div");
-  scroll.className = "picture";
-  scroll.append(picture);
-  return scroll;
+  return el("div", { class: "picture", role: "region", tabindex: 0, "aria-label": label }, picture);
 }

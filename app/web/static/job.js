@@ -10,6 +10,7 @@ import { FINAL, statusOf, targetOf } from "./status_words.js";
 
 const MIN_REFRESH_MS = 1000;
 const MAX_EVENTS = 200;
+const PHASES = { heal: "healing" }; // those whose name is no noun
 
 const id = byId("job").dataset.id;
 const path = `/prune-jobs/${encodeURIComponent(id)}`;
@@ -28,12 +29,12 @@ function progress(title, { ratio: done, ...counts }) {
 
 function bars() {
   const isOver = FINAL.has(job.status);
-  const { estimated_finish: end } = job;
+  const leftS = (job.estimated_finish ?? 0) - Date.now() / 1000;
   return [
     job.progress.evaluations_total && !isOver ? progress("Evaluations of the search", job.progress) : null,
     job.repair_progress && !isOver ? progress("Steps of the repair", job.repair_progress) : null,
     job.heal_progress && !isOver ? healBar(job.heal_progress) : null,
-    end ? el("p", { class: "note" }, `The ${job.phase} ends in about ${seconds(Math.max(0, end - Date.now() / 1000))}.`) : null,
+    leftS > 0 ? el("p", { class: "note" }, `The ${PHASES[job.phase] ?? job.phase} ends in about ${seconds(leftS)}.`) : null,
   ];
 }
 
