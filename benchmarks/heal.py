@@ -137,12 +137,12 @@ def main(
             [int(number) for number in sequences.split(",")],
             before,
         )
-        control = _control(bench) if heal.control else None
+        of_dense = _control(bench) if heal.control else None
         report |= {
             "dtype": str(dense.model.dtype).removeprefix("torch."),
             "held_out": {name: list(of.token_ids.shape) for name, of in bench.judged.items()},
             "depths": [
-                _depth(bench, tuple(removed[: int(number)]), control)
+                _depth(bench, tuple(removed[: int(number)]), of_dense)
                 for number in depths.split(",")
             ],
         }
