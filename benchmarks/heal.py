@@ -33,7 +33,7 @@ from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.demo_model import NAME
-from pruning.models.store import pick_device, set_up_torch
+from pruning.models.store import set_up_torch
 from pruning.removal import Losses, kept
 from pruning.repair.choose import choose
 from pruning.repair.folding import folded
@@ -112,11 +112,7 @@ def main(
         "model": model,
         "removed": removed,
         "heal": heal.to_dict(),
-        "shapes": [
-            pace(name, torch.device(pick_device("auto")), heal)
-            for name in shapes.split(",")
-            if name
-        ],
+        "shapes": [pace(name, heal) for name in shapes.split(",") if name],
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks.heal", *sys.argv[1:]]),
         "held_out": {},
@@ -137,16 +133,17 @@ def main(
             [int(number) for number in sequences.split(",")],
             before,
         )
-        of_dense = _control(bench) if heal.control else None
-        report |= {
-            "dtype": str(dense.model.dtype).removeprefix("torch."),
-            "held_out": {name: list(of.token_ids.shape) for name, of in bench.judged.items()},
-            "depths": [
-                _depth(bench, tuple(removed[: int(number)]), of_dense)
-                for number in depths.split(",")
-            ],
-        }
+        report |= _depths(bench, [tuple(removed[: int(number)]) for number in depths.split(",")])
     write(report, out)
+
+
+def _depths(bench: Bench, removals: Sequence[Blocks]) -> dict[str, Any]:
+    control = _control(bench) if bench.heal.control else None
+    return {
+        "dtype": str(bench.dense.model.dtype).removeprefix("torch."),
+        "held_out": {name: list(of.token_ids.shape) for name, of in bench.judged.items()},
+        "depths": [_depth(bench, removed, control) for removed in removals],
+    }
 
 
 def _control(bench: Bench) -> Trained:

@@ -14,6 +14,7 @@ from pruning.healing.adapter import adapted
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, num_blocks, view
+from pruning.models.store import pick_device
 from pruning.spec.heal import Heal
 
 SHAPES: Mapping[str, LlamaConfig] = MappingProxyType(
@@ -33,9 +34,10 @@ _SEQLEN, _NUM_WINDOWS = 512, 64
 _NUM_STEPS = 3
 
 
-def pace(shape: str, device: torch.device, heal: Heal) -> dict[str, Any]:
+def pace(shape: str, heal: Heal) -> dict[str, Any]:
     """Tokens per second of a training without a fifth of the blocks, and its memory."""
     before = process_bytes()
+    device = torch.device(pick_device("auto"))
     model = _random(SHAPES[shape], device)
     total = num_blocks(model)
     keep = tuple(range(total - round(_SHARE_REMOVED * total)))
