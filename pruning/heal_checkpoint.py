@@ -25,6 +25,7 @@ from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.healing.adapter import Adapter, Merged, Tensors, adapted
 from pruning.healing.lock import locked
+from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEALED, HealedPlaces
 from pruning.healing.progress import Progress
 from pruning.healing.record import Healing, NotHealable, Run, TrainedText, check_healable
@@ -59,13 +60,15 @@ def heal_checkpoint(
     how: Verify = Verify.INLINE,
     overwrite: bool = False,
     patience_s: float = _PATIENCE_S,
+    peers: Peers = ALONE,
 ) -> Manifest:
     """Heal the checkpoint at ``places.source`` and publish the result ``name``.
 
     A training that was interrupted goes on where its file says, and a result that is there already
-    is kept. Waits ``patience_s`` for another process that heals in the same place. Other arguments
-    and errors are those of ``pipeline.prune``; also raises ``NotHealable``, ``HealingDiverged`` and
-    ``HealingInProgress``.
+    is kept. Waits ``patience_s`` for another process that heals in the same place. This one is the
+    first of ``peers``; the others call ``help_heal``. Other arguments and errors are those of
+    ``pipeline.prune``; also raises ``NotHealable``, ``HealingDiverged``, ``HealingInProgress`` and
+    ``PeerLost``.
     """
     observer.phase("load")
     with locked(places.state, places.source.name, patience_s=patience_s, ask=confirm):
@@ -73,23 +76,47 @@ def heal_checkpoint(
         check_healable(source.name, source.healing)
         digest = healing_digest(heal, source)
         manifest = None if overwrite else published(places.target, digest)
+        peers.as_first(manifest is None)
         if manifest is None:
             dense = _parent_of(source, models, resources or Resources())
-            run = _begun(heal, source, places, dense, observer)
+            run = _begun(heal, source, places, dense, observer, peers)
             manifest = _published(run, name, confirm, how, overwrite=overwrite)
         places.discard_state()
         return manifest
 
 
+def help_heal(
+    heal: Heal, places: HealedPlaces, models: ModelStore, resources: Resources, peers: Peers
+) -> None:
+    """Take a share in what the first of ``peers`` trains by ``heal_checkpoint``, and do no more.
+
+    Raises what that raises before it measures.
+    """
+    source = verify(places.source)
+    check_healable(source.name, source.healing)
+    if not peers.as_first(0):  # it is published already
+        return
+    dense = _parent_of(source, models, resources)
+    run = _begun(heal, source, places, dense, Observer(), peers)
+    model = run.healed()
+    if heal.control:
+        run.control(model.progress)
+
+
 def _begun(
-    heal: Heal, source: Manifest, places: HealedPlaces, dense: DenseModel, observer: Observer
+    heal: Heal,
+    source: Manifest,
+    places: HealedPlaces,
+    dense: DenseModel,
+    observer: Observer,
+    peers: Peers,
 ) -> "_Healing":
     """All that a training needs. Raises now what would be raised after it."""
     spec = PruneSpec.from_dict(source.spec)
     observer.phase("calibrate")
     windows = healing_windows(spec.calibration, dense.model, dense.tokenizer, observer.calibrating)
     held_out_for(spec, dense, source.quality)
-    return _Healing(heal, source, places, spec, dense, windows, observer)
+    return _Healing(heal, source, places, spec, dense, windows, observer, peers)
 
 
 def _published(
@@ -140,6 +167,7 @@ class _Healing:
     dense: DenseModel
     windows: RepairWindows
     observer: Observer
+    peers: Peers
 
     @cached_property
     def text(self) -> HealingText:
@@ -171,6 +199,8 @@ class _Healing:
         adapter = adapted(view(self.dense.model, keep, own), heal)
         digest = healing_digest(heal, self.source)
         file = self.places.state_of(which)
+        earlier = read_state(file, digest)
+        self._begin_together(adapter, earlier.progress.step if earlier else 0)
         training = Training(
             self.dense.model,
             adapter,
@@ -178,16 +208,30 @@ class _Healing:
             heal,
             digest=digest,
             micro_tokens=self.dense.resources.batch_tokens,
-            earlier=read_state(file, digest),
+            earlier=earlier,
+            peers=self.peers,
         )
         for step in training.steps():
             self.observer.healing(which, step)
             if step.number % STEPS_PER_SAVE == 0 or step.check is not None:
-                save_state(file, training.state())
-        save_state(file, training.state())
+                self._save(file, training)
+        self._save(file, training)
         tensors = training.best if which == HEALED else adapter.values()
         merged = Merged(self.dense.model, keep, heal, tensors, own, self.dense.read)
         return _Trained(keep, merged, adapter, tensors, training.progress)
+
+    def _begin_together(self, adapter: Adapter, step: int) -> None:
+        """Raises ``PeerLost`` if a process has not found the state that the first one has."""
+        self.peers.take_first(list(adapter.parameters.values()))
+        if (first := self.peers.as_first(step)) != step:
+            raise PeerLost(
+                f"the first process goes on from step {first:g}, this one from {step}: all of "
+                "them need the same data directory"
+            )
+
+    def _save(self, file: Path, training: Training) -> None:
+        if self.peers.is_first:
+            save_state(file, training.state())
 
     def measure(self, model: _Trained, control: _Trained | None) -> Quality:
         return assess_healed(

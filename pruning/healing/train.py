@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from pruning.healing.adapter import Adapter, Tensors
 from pruning.healing.divergence import divergence, hidden_error
+from pruning.healing.peers import ALONE, Peers
 from pruning.healing.progress import Check, Progress, Step
 from pruning.healing.state import TrainingState
 from pruning.healing.text import HealingText, Order
@@ -34,7 +35,8 @@ class HealingDiverged(RuntimeError):
 class Training:
     """The training of ``adapter`` towards ``dense``, from its beginning or from ``earlier``.
 
-    A call of a model has at most ``micro_tokens`` tokens, but at least one window.
+    A call of a model has at most ``micro_tokens`` tokens, but at least one window. ``peers`` make
+    the same steps with it, each on its share of the windows.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Training:
         digest: str = "",
         micro_tokens: int = 4096,
         earlier: TrainingState | None = None,
+        peers: Peers = ALONE,
     ) -> None:
         self._dense = dense
         self._adapter = adapter
         self._text = text
         self._heal = heal
+        self._peers = peers
         self._order = Order(text.train, heal.seed)
         self._micro_windows = max(1, micro_tokens // text.seqlen)
         self._num_windows = max(1, heal.batch_tokens // text.seqlen)  # of a step
@@ -123,7 +127,7 @@ class Training:
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        seconds = time.monotonic() - began_s
+        seconds = self._peers.as_first(time.monotonic() - began_s)
         self.progress = replace(
             self.progress,
             step=self.progress.step + 1,
@@ -140,12 +144,24 @@ class Training:
     def _gradients(self) -> float:
         """Sum up the gradients of the next step, part by part, and return its loss."""
         windows = self._order.windows(self.progress.step * self._num_windows, self._num_windows)
-        total = 0.0
-        for part in windows.to(self._dense.device).split(self._micro_windows):
+        total = torch.zeros(1, dtype=torch.float64)
+        for part in self._parts(windows):
             loss = self._loss(part) * (len(part) / self._num_windows)
             loss.backward()
             total += float(loss.detach())
-        return total
+        parameters = list(self._adapter.parameters.values())
+        for parameter in parameters:
+            if parameter.grad is None:  # this process has no window of the step
+                parameter.grad = torch.zeros_like(parameter)
+        self._peers.add_up([each.grad for each in parameters if each.grad is not None])
+        self._peers.add_up([total])
+        return float(total)
+
+    def _parts(self, windows: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The share of this process, a call at a time, on the device."""
+        share = self._peers.share(windows)
+        if len(share):
+            yield from share.to(self._dense.device).split(self._micro_windows)
 
     def _loss(self, token_ids: torch.Tensor) -> torch.Tensor:
         with self._autocast():
@@ -178,19 +194,24 @@ class Training:
             done,
             checks=(*done.checks, check),
             num_risen=0 if is_best else done.num_risen + 1,
-            seconds=done.seconds + time.monotonic() - began_s,
+            seconds=done.seconds + self._peers.as_first(time.monotonic() - began_s),
         )
         return check
 
     def _held_out(self, windows: torch.Tensor) -> torch.Tensor:
-        found = []
-        for part in windows.to(self._dense.device).split(self._micro_windows):
+        """The divergence on each window ``[num_windows]``, on the CPU."""
+        found: list[torch.Tensor] = []
+        for part in self._parts(windows):
             with self._autocast():
                 hidden = last_hidden(self._adapter.model, part)
                 found.append(
                     window_divergences(self._dense, hidden, last_hidden(self._dense, part))
                 )
-        return torch.cat(found)
+        whole = torch.zeros(len(windows), dtype=torch.float64)
+        if found:
+            self._peers.share(whole).copy_(torch.cat(found))
+        self._peers.add_up([whole])
+        return whole
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Multiply in bfloat16 on a GPU, where it is many times as fast as float32."""
