@@ -105,9 +105,9 @@ def _columns(
 ) -> list[_Column]:
     """A column for each model, and with ``quantize`` another one with such weights.
 
-    If models are ``compared``, or some are quantised, those that are not among them are added:
-    dense parents come first, and the raw form of a repaired model in front of it,
-    and the control of a healed one behind it.
+    The control of a healed model is added behind it. If models are ``compared``, or some are
+    quantised, those that are not among them are added as well: dense parents come first, and the
+    raw form of a repaired model in front of it.
     """
     columns = []
     unrepaired = {(one.path, one.keep, one.weights) for one in subjects if one.repaired_by is None}
@@ -119,9 +119,8 @@ def _columns(
         columns.append(_Column(subject, subject.weights))
         if quantize not in (None, subject.weights):
             columns.append(_Column(subject, quantize))
-        control = subject.control if compared else None
-        if control is not None:
-            columns.append(_Column(control, control.weights))
+        if subject.control is not None:
+            columns.append(_Column(subject.control, subject.weights))
     is_rounded = any(column.weights is not None for column in columns)
     if not compared and not is_rounded:
         return columns

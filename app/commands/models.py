@@ -79,6 +79,8 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print("measured: speed-up per token, by sleb bench on this machine, 95 % interval")
     if texts:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
+    if any(entry.control_on(domain) for entry in entries for domain in entry.domains):
+        console.print("control: the dense model after the training that healed the model")
 
 
 def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> None:
@@ -214,10 +216,11 @@ def _measured(entry: ModelEntry) -> Iterator[tuple[_Text, str]]:
     """Each text of the model, and its perplexity there with the ratio to the dense one."""
     for domain in entry.domains:
         measured = entry.measured_on(domain)
-        ratio = domain.ratio(measured).value
+        control = entry.control_on(domain)
+        ratios = [domain.ratio(one).value for one in (measured, control) if one is not None]
         yield (
             _Text(domain.domain, domain.text, domain.digest),
-            _perplexity(entry, measured.perplexity, ratio),
+            _perplexity(entry, measured.perplexity, *ratios),
         )
     if not entry.domains and entry.order is not None and entry.perplexity is not None:
         ratio = entry.perplexity / entry.order.quality.perplexities[0]
@@ -225,8 +228,11 @@ def _measured(entry: ModelEntry) -> Iterator[tuple[_Text, str]]:
         yield text, _perplexity(entry, entry.perplexity, ratio)
 
 
-def _perplexity(entry: ModelEntry, perplexity: float, ratio: float) -> str:
-    return short(perplexity) + (f" ({short(ratio)}×)" if entry.is_pruned else "")
+def _perplexity(
+    entry: ModelEntry, perplexity: float, ratio: float, control: float | None = None
+) -> str:
+    of_control = "" if control is None else f", control {short(control)}×"
+    return short(perplexity) + (f" ({short(ratio)}×{of_control})" if entry.is_pruned else "")
 
 
 def _entry_json(catalog: Catalog, entry: ModelEntry, aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -247,7 +253,11 @@ def _entry_json(catalog: Catalog, entry: ModelEntry, aliases: Mapping[str, str])
 
 
 def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
-    measured = entry.measured_on(domain)
+    measured, control = entry.measured_on(domain), entry.control_on(domain)
+    of_control = {
+        "control_perplexity": control.perplexity if control else None,
+        "control_ratio": asdict(domain.ratio(control)) if control else None,
+    }
     return {
         "domain": domain.domain,
         "text": domain.text,
@@ -255,6 +265,7 @@ def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
         "perplexity": measured.perplexity,
         "dense_perplexity": domain.dense.perplexity,
         "ratio": asdict(domain.ratio(measured)),
+        **of_control,
     }
 
 

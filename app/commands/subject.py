@@ -39,7 +39,8 @@ class Subject:
     parent: Path | None = None  # the dense model of a pruned one, if it is here
     predicted_speedup: float | None = None  # with plain weights
     weights: Quantize | None = None  # to which the weights at ``path`` are rounded
-    is_control: bool = False  # the dense model after the training of the checkpoint ``repaired_by``
+    healed_in: Path | None = None  # the checkpoint of a healed model
+    is_control: bool = False  # the dense model after the training of the checkpoint ``healed_in``
 
     @property
     def is_dense(self) -> bool:
@@ -47,12 +48,22 @@ class Subject:
 
     @property
     def control(self) -> "Subject | None":
-        """The dense model after the training that healed this one; None if there is none."""
-        checkpoint = self.repaired_by
-        if checkpoint is None or not (checkpoint / CONTROL_FOLDER).is_dir():
+        """The dense model after the training that healed this one; None if there is none.
+
+        It needs the dense model.
+        """
+        if self.healed_in is None or self.parent is None or self.is_control:
             return None
-        return replace(
-            self, name=f"{self.name}, control", keep=None, removed_blocks=(), is_control=True
+        if not (self.healed_in / CONTROL_FOLDER).is_dir():
+            return None
+        return Subject(
+            name=f"{self.name}, control",
+            path=self.parent,
+            keep=None,
+            removed_blocks=(),
+            weights=self.weights,
+            healed_in=self.healed_in,
+            is_control=True,
         )
 
     @property
@@ -61,15 +72,15 @@ class Subject:
         if self.repaired_by is None:
             return None
         name = raw_name(unhealed_name(self.name))
-        return replace(self, name=name, method=Method.NONE, repaired_by=None)
+        return replace(self, name=name, method=Method.NONE, repaired_by=None, healed_in=None)
 
     def own_tensors(self, dense: DenseModel) -> Own:
         """What its repair changes of ``dense``, the model at ``path``.
 
         Raises ``CheckpointCorrupt``.
         """
-        if self.is_control and self.repaired_by is not None:
-            return _control_tensors(self.repaired_by, dense)
+        if self.is_control and self.healed_in is not None:
+            return _control_tensors(self.healed_in, dense)
         if self.repaired_by is None or self.keep is None:
             return NO_OWN
         repaired = repair_of(self.repaired_by, len(self.removed_blocks))
@@ -121,7 +132,9 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
         if entry.order is None or entry.view_repair is None:
             return subject
         checkpoint = checkpoints.path(entry.order.name)
-        return replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
+        healed_in = checkpoint if entry.order.is_healed else None
+        found = replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
+        return replace(found, healed_in=healed_in)
     if entry.order is None or not entry.is_whole_checkpoint:
         raise NotEvaluable(
             f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "
@@ -143,4 +156,5 @@ def _directory(path: Path, name: str, models: ModelStore) -> Subject:
         manifest.repaired_by,
         parent=parent,
         predicted_speedup=manifest.predicted_speedup(len(manifest.removed_blocks)),
+        healed_in=None if manifest.healing is None else path,
     )

@@ -285,6 +285,11 @@ class ModelEntry:
         of_depth = domain.raw_after if self.is_raw else domain.served_after
         return of_depth(self.num_removed)
 
+    def control_on(self, domain: DomainQuality) -> Measured | None:
+        """The dense model after the training that healed this one; None for any other."""
+        is_healed = domain.healed_after(self.num_removed) is not None
+        return domain.control if is_healed and not self.is_raw else None
+
     @property
     def probe(self) -> ProbeScore | None:
         """Measured for the dense model and the full depth only, if the quality gate needs it."""

@@ -12,7 +12,7 @@ from pruning.data.windows import Windows, mixed
 from pruning.evaluation.domains import measure_domains, perplexity_curve, with_healed
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
-from pruning.evaluation.quality import DomainQuality, Quality, Quantized, text_of
+from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized, text_of
 from pruning.evaluation.quality_gate import ask_both, gated
 from pruning.evaluation.zero_shot import fetch_tasks, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
@@ -90,6 +90,7 @@ def assess_healed(
     Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
     """
     quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None)
+    of_control = None
     if earlier.domains:
         windows = held_out_for(spec, dense, earlier)
         domains = with_healed(dense, windows, earlier.domains, healed, control)
@@ -97,9 +98,15 @@ def assess_healed(
         of_text = [one for one in domains if one.domain in calibrated]
         curve = perplexity_curve(of_text, DomainQuality.served_after)
         quality = replace(quality, domains=domains, perplexities=curve)
+        if control is not None:
+            of_control, *_ = perplexity_curve(of_text, _control_or_dense)
     if spec.gate is not None:
-        quality = gated(spec.gate, quality, partial(ask_both, dense, healed))
+        quality = gated(spec.gate, quality, partial(ask_both, dense, healed), of_control)
     return quality
+
+
+def _control_or_dense(domain: DomainQuality, _num_removed: int) -> Measured:
+    return domain.control or domain.dense
 
 
 def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:

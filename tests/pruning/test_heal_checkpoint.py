@@ -16,13 +16,19 @@ from transformers import AutoModelForCausalLM
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.checkpoints.store import Manifest, read_manifest, repair_of, verify
 from pruning.data.corpora import CalibrationError
+from pruning.evaluation.assess import assess_healed
+from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.healing.lock import HealingInProgress
 from pruning.healing.progress import Step
 from pruning.healing.record import NotHealable
-from pruning.models.blocks import view
+from pruning.models.blocks import NO_OWN, view
 from pruning.models.store import load
+from pruning.removal import kept
 from pruning.repair.folding import folded
+from pruning.search.dense_model import Resources, load_dense_model
+from pruning.spec.gate import Gate, GateAction
+from pruning.spec.prune import PruneSpec, Resident
 from tests.support.healing import HEAL, NAME, Healed, heal_tiny
 from tests.support.logits import logits_of
 from tests.support.recorder import Recorder, Stop
@@ -253,3 +259,23 @@ def test_the_gate_of_the_spec_judges_the_healed_model(
     with pytest.raises(QualityGateFailed, match="perplexity went from"):
         heal_tiny(data_dir, heal, "again", Recorder())
     assert not (data_dir / "checkpoints" / "again").exists()
+
+
+def test_the_gate_compares_with_the_control_if_that_is_better(healed: Healed) -> None:
+    """Any two models stand for the healed one and its control: the best one for the control."""
+    path = healed.data_dir / "models" / "tiny"
+    dense = load_dense_model(path, Resident.MODEL, Resources(device="cpu"))
+    spec, before = PruneSpec.from_dict(healed.pruned.spec), healed.pruned.quality
+    models = [PrunedModel(kept(6, (block,)), NO_OWN) for block in range(1, 5)]
+    found = [assess_healed(spec, dense, before, model, None).perplexities for model in models]
+    whole = found[0][0]
+    worst, best = (
+        choose(zip((curve[-1] for curve in found), models, strict=True), key=lambda pair: pair[0])
+        for choose in (max, min)
+    )
+    assert best[0] < whole  # else the control would not count
+    limit = max(1.0, worst[0] / whole) * 1.0001
+    gated = replace(spec, gate=Gate(max_perplexity_ratio=limit, action=GateAction.REFUSE))
+    assert not assess_healed(gated, dense, before, worst[1], None).warnings
+    with pytest.raises(QualityGateFailed, match="of the control to"):
+        assess_healed(gated, dense, before, worst[1], best[1])

@@ -178,6 +178,15 @@ class DomainView(BaseModel):
     raw_ratio: float = Field(description="raw_perplexity / dense_perplexity.")
     raw_ratio_low: float | None = Field(description="Lower end of the same interval of raw_ratio.")
     raw_ratio_high: float | None = Field(description="Upper end of that interval.")
+    control_perplexity: float | None = Field(
+        description="Of the dense model after the training that healed this one: as far as it is "
+        "below dense_perplexity, the gain is due to the text. Null without a healing or control."
+    )
+    control_ratio: float | None = Field(description="control_perplexity / dense_perplexity.")
+    control_ratio_low: float | None = Field(
+        description="Lower end of the same interval of control_ratio."
+    )
+    control_ratio_high: float | None = Field(description="Upper end of that interval.")
     recovered: float | None = Field(
         description="Share of the lost nats per token that repair and healing give back. Null "
         "without either, or if nothing was lost."

@@ -104,6 +104,23 @@ def test_a_healed_model_is_compared_with_its_raw_form_and_its_control(
     assert len({ratio["value"] for ratio in ratios.values() if ratio}) == 3
 
 
+def test_a_healed_model_is_asked_beside_its_control(
+    healed: Healed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its name and by its directory, whose weights are its own."""
+    settings = WorkerSettings(data_dir=healed.data_dir, threads=1)
+    tasks = Tasks((), has_probe=True, zero_shot=())
+    names = [HEALED, str(healed.target)]
+    run_evaluation(names, tasks, Options(), settings, as_json=True, out=None)
+    found = json.loads(capsys.readouterr().out)["evaluations"]
+    assert [one["model"] for one in found] == [
+        part for name in names for part in (name, f"{name}, control")
+    ]
+    scores = [one["probe"]["score"] for one in found]
+    assert scores[1] == scores[3]
+    assert [one["num_blocks"] for one in found] == [4, 6, 4, 6]
+
+
 def test_the_control_is_the_dense_model_with_the_adapter_that_was_stored(healed: Healed) -> None:
     settings = WorkerSettings(data_dir=healed.data_dir)
     subject = subject_of(HEALED, settings).control

@@ -1,5 +1,6 @@
 """Healed checkpoints: what their names mean, and what they share with the dense model."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from app.api.formats.models import domain_views
+from app.commands.models import print_models
+from app.config import ServeSettings
 from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
@@ -52,6 +56,39 @@ def test_names_of_a_healed_checkpoint(healed: Healed) -> None:
     with pytest.raises(UnknownModel, match=r"leave \+int8 out"):
         catalog.resolve(f"{HEALED}+int8")
     assert [each.name for each in catalog.prefixes(entry.order)] == [HEALED]
+
+
+def test_the_api_tells_the_perplexity_of_the_control_beside_its_own(healed: Healed) -> None:
+    catalog = registry_of(healed.data_dir).catalog
+    found = domain_views(catalog.resolve(HEALED))
+    for view, domain in zip(found, healed.manifest.quality.domains, strict=True):
+        assert domain.control is not None
+        assert view.control_perplexity is not None
+        assert view.control_perplexity == pytest.approx(domain.control.perplexity)
+        assert view.control_ratio == pytest.approx(view.control_perplexity / view.dense_perplexity)
+        assert view.control_ratio is not None
+        assert view.control_ratio_low is not None
+        assert view.control_ratio_high is not None
+        assert view.control_ratio_low <= view.control_ratio <= view.control_ratio_high
+    for other in (NAME, f"{NAME}+raw", "tiny"):
+        assert {view.control_ratio for view in domain_views(catalog.resolve(other))} == {None}
+
+
+def test_a_list_of_models_shows_the_control(
+    healed: Healed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ServeSettings(data_dir=healed.data_dir)
+    print_models(settings, as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.count(", control ") == len(healed.manifest.quality.domains)
+    assert "control: the dense model after the training" in shown
+    print_models(settings, as_json=True)
+    listed = {entry["id"]: entry["domains"] for entry in json.loads(capsys.readouterr().out)}
+    for domain in listed[HEALED]:
+        assert domain["control_ratio"]["value"] == pytest.approx(
+            domain["control_perplexity"] / domain["dense_perplexity"]
+        )
+    assert {domain["control_ratio"] for domain in listed[NAME]} == {None}
 
 
 def test_it_is_no_removal_order_of_its_own(healed: Healed) -> None:

@@ -94,6 +94,30 @@ def test_each_domain_has_its_own_limit() -> None:
     assert caught.value.param == "gate.max_perplexity_ratio_of.code"
 
 
+def test_a_control_that_is_better_than_the_dense_model_takes_its_place() -> None:
+    dense, healed, control = (1.0, 2.0, 3.0), (1.2, 2.2, 3.2), (0.5, 1.5, 2.5)
+    of_domain = DomainQuality(
+        "prose",
+        "packaged prose",
+        3,
+        8,
+        "d",
+        Measured.of_dense(dense),
+        (Measured.against(dense, healed),),
+        healed=Measured.against(dense, healed),
+        control=Measured.against(dense, control),
+    )
+    quality = replace(QUALITY, perplexities=(10.0, 12.0), domains=(of_domain,))
+    gate = Gate(max_perplexity_ratio=1.3, max_perplexity_ratio_of={"prose": 1.3})
+    on_all, on_prose = gated(gate, quality, never, control=8.0).warnings
+    assert on_all.startswith("perplexity went from 8 of the control to 12 on")
+    assert "1.5 times as much" in on_all
+    assert "perplexity on prose went from 4.482 of the control to 9.025" in on_prose
+    assert "2.014 times as much" in on_prose
+    worse = replace(of_domain, control=Measured.against(dense, healed))
+    assert not gated(gate, replace(quality, domains=(worse,)), never, control=11.0).warnings
+
+
 def test_a_gate_without_domains_leaves_the_digest_as_it_was() -> None:
     spec = replace(SPEC, gate=Gate(max_perplexity_ratio=2))
     of_all = {"max_probe_drop": None, "max_perplexity_ratio": 2, "action": "warn"}
