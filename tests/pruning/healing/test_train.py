@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from pruning.healing.adapter import adapted
+from pruning.healing.divergence import hidden_error
 from pruning.healing.progress import Step
 from pruning.healing.state import read_state, save_state
 from pruning.healing.text import HealingText
 from pruning.healing.train import LEAST_RATE, HealingDiverged, Training, schedule
 from pruning.models.blocks import view
+from pruning.models.loss import last_hidden
 from pruning.spec.heal import Heal
 from tests.support.repairs import random_text
 from tests.support.tiny import tiny_model
@@ -65,6 +67,20 @@ def test_the_hidden_states_can_be_a_part_of_the_loss(
 ) -> None:
     both = next(training(replace(HEAL, hidden_weight=2.0)).steps())
     assert both.loss > whole[1][0].loss
+
+
+def test_a_weight_on_hidden_states_brings_them_nearer(
+    whole: tuple[Training, Sequence[Step]],
+) -> None:
+    weighted = training(replace(HEAL, hidden_weight=20.0))
+    list(weighted.steps())
+    errors = []
+    for run in (whole[0], weighted):
+        windows = torch.cat(list(text().held_out.values()))
+        with torch.no_grad():
+            states = [last_hidden(model, windows) for model in (run._adapter.model, run._dense)]
+        errors.append(float(hidden_error(*(state.flatten(0, 1) for state in states))))
+    assert errors[1] < 0.95 * errors[0]
 
 
 def test_the_best_adapter_gives_the_best_loss_again(

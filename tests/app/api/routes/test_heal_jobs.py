@@ -66,9 +66,12 @@ def test_a_published_checkpoint_is_healed_by_a_job_of_its_own(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_worker_settings")
-def test_a_job_prunes_and_heals(client: TestClient, data_dir: Path) -> None:
+def test_a_job_prunes_and_heals_on_text_of_the_dense_model(
+    client: TestClient, data_dir: Path
+) -> None:
     calibration = {"dataset": "self", "num_samples": 2, "seqlen": 16}
-    change = {"evaluate": False, "heal": HEAL, "calibration": calibration}
+    heal = {**HEAL, "hidden_weight": 0.5}
+    change = {"evaluate": False, "heal": heal, "calibration": calibration}
     response = client.post("/prune-jobs", json={**JOB, **change})
     assert response.status_code == 202, response.text
     job = response.json()
@@ -79,7 +82,13 @@ def test_a_job_prunes_and_heals(client: TestClient, data_dir: Path) -> None:
     assert job["pruned_model"] == names[1]
     found = client.get(job["urls"]["checkpoints"]).json()["data"]
     assert [checkpoint["id"] for checkpoint in found] == names
-    assert set(names) < set(CheckpointStore(data_dir / "checkpoints").names())
+    checkpoints = CheckpointStore(data_dir / "checkpoints")
+    assert set(names) < set(checkpoints.names())
+    healing = checkpoints.manifest(names[1]).healing
+    assert healing is not None
+    assert [text.domain for text in healing.texts if text.part == "train"] == ["self"]
+    assert healing.settings.hidden_weight == 0.5
+    assert healing.run.best.loss < healing.run.checks[0].loss
 
 
 @pytest.mark.parametrize(
