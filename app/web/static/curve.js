@@ -19,7 +19,7 @@ const domain = () => byId("domain").value;
 const isSpeed = () => byId("axis").value === "speed";
 const isHealed = (point) => point.repair === "healed";
 const pointsOf = (order) => order.points.filter((point) => point.domain === domain());
-const label = (order) => `${order.name.split("@").at(-1).slice(0, 10)}, ${order.job.spec.metric}`;
+const label = (order) => `${order.name.split("@").at(-1).slice(-6)}, ${order.job.spec.metric}`;
 
 /** Depths that can be drawn, in the order of the axis. */
 function depths() {
