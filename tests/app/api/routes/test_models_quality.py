@@ -93,6 +93,10 @@ def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: Tes
             "raw_ratio_low": raw_ratio.low,
             "raw_ratio_high": raw_ratio.high,
             "recovered": prose.recovered_after(number) if number > 1 else None,
+            "control_perplexity": None,
+            "control_ratio": None,
+            "control_ratio_low": None,
+            "control_ratio_high": None,
         }
         assert (one["ratio_low"], one["ratio_high"]) == ((1, 1) if number == 0 else (None, None))
         assert (one["dense_perplexity_low"], one["dense_perplexity_high"]) == (None, None)
