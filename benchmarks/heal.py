@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 
 from app.bench.machine import machine
-from benchmarks.heal_memory import Peak, counted, parts, process_bytes
+from benchmarks.heal_memory import Peak, bytes_without, counted, parts
 from benchmarks.heal_report import write
 from benchmarks.heal_serving import steps_of
 from benchmarks.heal_shapes import SHAPES, pace
@@ -45,6 +46,7 @@ from pruning.spec.heal import Heal
 from pruning.spec.prune import Resident
 
 _NEVER = 2**31  # rises of the loss that end a training
+_STEPS_OF_PEAK = 5  # in which memory is measured
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,9 @@ def main(
         "depths": [],
     }
     if removed:
-        before = process_bytes()
-        dense = load_dense_model(
-            model_store(model).path(model), Resident.MODEL, Resources(), dtype=dtype
-        )
+        path = model_store(model).path(model)
+        before = bytes_without(path)
+        dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
         held_out = default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
         bench = Bench(
             dense,
@@ -203,14 +204,16 @@ def _trained(
     micro_tokens = dense.resources.batch_tokens
     training = Training(dense.model, adapter, text, heal, micro_tokens=micro_tokens)
     steps = training.steps()
-    with counted(adapter.model) as activations:
-        made = [next(steps)]
     peak = Peak(dense.model.device, bench.bytes_before)
+    made = list(islice(steps, _STEPS_OF_PEAK))
+    num_bytes = peak.num_bytes()
+    with counted(adapter.model) as activations:  # which keeps them, so the peak comes first
+        made += islice(steps, 1)
     for step in steps:
         made.append(step)
         if step.check is not None:
             Console().print(f"{step.num_tokens} tokens: {step.check.loss:.4f} nats")
-    memory = parts(dense.model, own, adapter, activations.num_bytes, peak.num_bytes())
+    memory = parts(dense.model, own, adapter, activations.num_bytes, num_bytes)
     tensors = adapter.values() if of_last else training.best
     adapter.load(tensors)
     done = training.progress

@@ -108,8 +108,8 @@ def _memory(sizes: Mapping[str, float]) -> str:
         if name not in {"peak", "ratio"}
     )
     return (
-        f"Memory: {needed}; the peak was {sizes['peak'] / 1e6:.0f} MB, which leaves "
-        f"{sizes['ratio']:.2f} of the weights for the weights."
+        f"Memory: {needed}; the peak of the first steps was {sizes['peak'] / 1e6:.0f} MB, "
+        f"{sizes['ratio']:.2f} of all of these."
     )
 
 
