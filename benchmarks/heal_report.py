@@ -23,7 +23,8 @@ def write(report: Mapping[str, Any], out: Path) -> None:
     """Write the JSON file ``out``, and beside it Markdown and PNG, and print the tables."""
     out.write_text(json.dumps(report, indent=2) + "\n")
     out.with_suffix(".md").write_text(markdown(report))
-    plot(report, out.with_suffix(".png"))
+    if report["depths"]:
+        plot(report, out.with_suffix(".png"))
     for depth in report["depths"]:
         table = Table(*_HEADINGS, title=f"without {depth['num_removed']} blocks")
         for line in lines(depth):
