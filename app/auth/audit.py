@@ -4,6 +4,7 @@ The line of a request is in the file before anything is done for it, so none is 
 happens next. A second line with the status is written before its response is sent.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -79,10 +80,12 @@ class AuditLog:
         self._write(json.dumps(line).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
-        """One call for the whole line: those of several processes do not mix."""
+        """Lines of several processes do not mix, and one that a full disk cuts spoils no other."""
         try:
-            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             try:
+                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+                line = _new_line(file, line)
                 num_written = os.write(file, line)
             finally:
                 os.close(file)
@@ -93,3 +96,10 @@ class AuditLog:
             ) from error
         if num_written < len(line):
             raise AuditUnavailable(f"no space for the audit log {self._path}: free space")
+
+
+def _new_line(file: int, line: bytes) -> bytes:
+    """The line, after the end of one that a full disk has cut."""
+    size = os.fstat(file).st_size
+    is_cut = line and size and os.pread(file, 1, size - 1) != b"\n"
+    return b"\n" + line if is_cut else line

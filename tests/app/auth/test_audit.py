@@ -142,6 +142,14 @@ def test_a_file_that_is_moved_away_is_begun_again(path: Path) -> None:
     assert len(lines(path)) == len(lines(path.with_suffix(".1"))) == 1
 
 
+def test_a_line_that_a_full_disk_has_cut_does_not_spoil_the_next(path: Path) -> None:
+    path.write_bytes(b'{"at": "2026-01-01T00:0')
+    AuditLog(path).asked({"method": "GET", "path": "/models"}, None)
+    cut, whole = path.read_text().splitlines()
+    assert cut.startswith('{"at"')
+    assert json.loads(whole)["path"] == "/models"
+
+
 def test_lines_of_many_writers_do_not_mix(path: Path) -> None:
     logs = [AuditLog(path) for _ in range(8)]
     scope = {"method": "GET", "path": "/" + "x" * 1500}
