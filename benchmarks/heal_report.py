@@ -84,7 +84,9 @@ def plot(report: Mapping[str, Any], out: Path) -> None:
         for name, run in depth["runs"].items():
             checks = run["checks"]
             tokens = [check["num_tokens"] / 1000 for check in checks]
-            label = f"{name}, {depth['num_removed']} blocks fewer"
+            if name == "control" and depth is not report["depths"][0]:
+                continue  # all depths have the same one
+            label = name if name == "control" else f"{name}, {depth['num_removed']} blocks fewer"
             axes.plot(tokens, [check["loss"] for check in checks], marker="o", ms=3, label=label)
     axes.set_xlabel("thousand tokens")
     axes.set_ylabel("nats per token from the dense model")
