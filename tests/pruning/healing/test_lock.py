@@ -75,7 +75,7 @@ def test_one_who_waits_can_be_told_to_stop(folder: Path) -> None:
 
 
 def test_a_folder_that_is_removed_while_another_waits_is_made_again(folder: Path) -> None:
-    """Whoever holds a lock holds the one that a later process meets."""
+    """A lock on a removed file would be invisible to the next process, so it does not count."""
     with locked(folder, "tiny@a"):
         remove_folder(folder)
         with locked(folder, "tiny@a"):
