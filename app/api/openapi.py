@@ -1,4 +1,4 @@
-"""The OpenAPI document, where FastAPI cannot derive it: problem responses, scopes, null values."""
+"""The OpenAPI document, where FastAPI cannot derive it: problem responses, scopes, examples."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -40,6 +40,20 @@ _PROBLEM_FIELDS = {
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 _SCHEME = "bearer"
+
+_MODEL, _PROMPT = "smollm2-135m", "The sea is"
+# what a client sends first, with the demo model, by the name of the body's schema
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "AliasBody": {"target": f"{_MODEL}@-3"},
+    "ChatBody": {"model": _MODEL, "messages": [{"role": "user", "content": "What is the sea?"}]},
+    "CompareBody": {"models": [_MODEL, f"{_MODEL}@-3"], "prompt": _PROMPT, "repeats": 5},
+    "CompletionBody": {"model": _MODEL, "prompt": _PROMPT, "max_tokens": 32},
+    "GenerateBody": {"model": _MODEL, "prompt": _PROMPT, "max_new_tokens": 32},
+    "HealJobBody": {"model": f"{_MODEL}@JOB_ID", "heal": {"num_tokens": 500_000}},
+    "PruneJobBody": {"model": _MODEL, "num_remove": 3},
+    "SignInBody": {"key": "sleb_…"},
+}
+
 _UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 _CHALLENGE = {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}}
 
@@ -76,9 +90,7 @@ def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = Fal
                 _describe_audit(operation, path, is_audited=is_audited)
                 if is_openai(path):
                     operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
-        for name in _UNUSED_SCHEMAS:
-            found["components"]["schemas"].pop(name, None)
-        _describe_problems(found["components"]["schemas"]["Problem"])
+        _describe_schemas(found["components"]["schemas"])
         if authorizer.requires_key:
             scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
             found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
@@ -96,9 +108,13 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**kinds[0], **rest}
 
 
-def _describe_problems(schema: dict[str, Any]) -> None:
-    for name, field in schema["properties"].items():
+def _describe_schemas(schemas: dict[str, Any]) -> None:
+    for name in _UNUSED_SCHEMAS:
+        schemas.pop(name, None)
+    for name, field in schemas["Problem"]["properties"].items():
         field["description"] = _PROBLEM_FIELDS[name]
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
 
 
 def _describe_access(

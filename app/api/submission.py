@@ -16,7 +16,12 @@ from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
 from app.auth.keys import caller
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
-from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.checkpoints.store import (
+    CheckpointCorrupt,
+    CheckpointNotFound,
+    CheckpointStore,
+    Manifest,
+)
 from pruning.healing.record import NotHealable, check_healable
 from pruning.jobs.estimate import (
     DiskTooSmall,
@@ -45,7 +50,7 @@ from pruning.models.architectures import (
     check_quantizable,
 )
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
-from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
+from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, read_config
 from pruning.repair.order import methods_for
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
@@ -95,6 +100,14 @@ class Estimate:
     footprint: Footprint
     heal: HealEstimate | None  # None if it heals nothing
     free_disk_bytes: int
+
+
+@dataclass(frozen=True)
+class HealingEstimate:
+    """What a job that only heals would need."""
+
+    heal: HealEstimate
+    checkpoint_bytes: int  # of the weights of the pruned model, which the healed one has as well
 
 
 @dataclass(frozen=True)
@@ -190,19 +203,29 @@ class JobSubmission:
 
     def submit_healing(self, body: HealJobBody, key: str | None) -> Submitted:
         """As ``submit``, for a job that heals a published checkpoint. Raises ``HEAL_RAISES``."""
-        return self._submitted(body, key, lambda: self._healing(body))
+        return self._submitted(body, key, lambda: self._healing(body)[0])
 
-    def _healing(self, body: HealJobBody) -> "_Asked":
+    def estimate_healing(self, body: HealJobBody) -> HealingEstimate:
+        """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
+        asked, manifest, info = self._healing(body)
+        sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
+        succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
+        found = heal_estimate(asked.spec, info.num_blocks, sizes, succeeded)
+        assert found is not None
+        return HealingEstimate(found, manifest.weight_bytes)
+
+    def _healing(self, body: HealJobBody) -> tuple["_Asked", Manifest, ModelInfo]:
+        """The job, what it heals, and the dense model of that."""
         manifest = CheckpointStore(self._checkpoints_dir).manifest(body.model)
         check_healable(manifest.name, manifest.healing)
-        self._models.inspect(manifest.parent)
+        info = self._models.inspect(manifest.parent)
         heal = Heal.from_dict(body.heal.model_dump())
         spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
         free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
         if manifest.weight_bytes > free_bytes:
             raise DiskTooSmall(manifest.weight_bytes, free_bytes)
         webhook = None if body.webhook is None else self._webhook(body.webhook)
-        return _Asked(spec, webhook, manifest.name)
+        return _Asked(spec, webhook, manifest.name), manifest, info
 
     def _submitted(
         self, body: PruneJobBody | HealJobBody, key: str | None, check: Callable[[], "_Asked"]

@@ -17,6 +17,7 @@ from app.api.schemas.jobs import (
 )
 from app.api.submission import Estimate
 from app.models.catalog import Catalog
+from pruning.jobs.heal_estimate import HealEstimate
 from pruning.jobs.job import Job, JobError, JobStatus, StopRequest, Webhook, WebhookEvent
 from pruning.jobs.outbox import DeliveryAttempt
 
@@ -122,7 +123,7 @@ def _urls(path: str) -> dict[str, str]:
 
 
 def estimate_view(estimate: Estimate) -> EstimateView:
-    needed = estimate.footprint
+    needed, healing = estimate.footprint, estimate.heal
     return EstimateView(
         model=estimate.model,
         evaluations_total=estimate.num_evaluations,
@@ -135,14 +136,12 @@ def estimate_view(estimate: Estimate) -> EstimateView:
         checkpoint_bytes=needed.checkpoint_bytes,
         repair_bytes=needed.repair_bytes,
         free_disk_bytes=estimate.free_disk_bytes,
-        heal=_heal_estimate(estimate),
+        heal=None if healing is None else heal_estimate_view(healing, needed.checkpoint_bytes),
     )
 
 
-def _heal_estimate(estimate: Estimate) -> HealEstimateView | None:
-    found = estimate.heal
-    if found is None:
-        return None
+def heal_estimate_view(found: HealEstimate, checkpoint_bytes: int) -> HealEstimateView:
+    """``checkpoint_bytes`` are those of the pruned model."""
     return HealEstimateView(
         num_tokens=found.num_tokens,
         control_tokens=found.control_tokens,
@@ -150,7 +149,7 @@ def _heal_estimate(estimate: Estimate) -> HealEstimateView | None:
         estimated_from=list(found.jobs),
         adapter_bytes=found.adapter_bytes,
         training_bytes=found.training_bytes,
-        checkpoint_bytes=estimate.footprint.checkpoint_bytes + found.adapter_bytes,
+        checkpoint_bytes=checkpoint_bytes + found.adapter_bytes,
     )
 
 

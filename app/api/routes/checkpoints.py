@@ -10,7 +10,7 @@ from fastapi import Path as PathParameter
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobId, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
-from app.api.formats.models import domain_views, repair_view
+from app.api.formats.models import domain_views, measured_speedup_view, repair_view
 from app.api.openapi import responses_for
 from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
 from app.models.catalog import Catalog
@@ -86,7 +86,7 @@ def _checkpoint_view(
         removed_blocks=list(order.removed_blocks),
         num_parameters=order.num_parameters,
         evaluated_on=order.quality.evaluated_on or None,
-        prefixes=[_prefix_view(entry) for entry in catalog.prefixes(order)],
+        prefixes=[_prefix_view(entry, catalog) for entry in catalog.prefixes(order)],
         files=[
             CheckpointFileView(
                 name=file,
@@ -149,7 +149,7 @@ def _files(path: Path, manifest: Manifest) -> dict[str, FileEntry]:
     return {**manifest.files, MANIFEST: own}
 
 
-def _prefix_view(entry: ModelEntry) -> PrefixView:
+def _prefix_view(entry: ModelEntry, catalog: Catalog) -> PrefixView:
     assert entry.order is not None
     return PrefixView(
         model=entry.name,
@@ -158,5 +158,7 @@ def _prefix_view(entry: ModelEntry) -> PrefixView:
         loss=entry.order.quality.losses[entry.num_removed],
         perplexity=entry.perplexity,
         domains=domain_views(entry),
+        predicted_speedup=entry.predicted_speedup,
+        measured_speedup=measured_speedup_view(catalog.measured_speedup(entry)),
         repair=repair_view(entry),
     )

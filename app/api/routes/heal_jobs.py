@@ -1,10 +1,13 @@
 """Healing jobs: they are submitted here, and are jobs as all others afterwards."""
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from app.api.deps import CatalogDep, SubmissionDep
+from app.api.formats.jobs import heal_estimate_view
 from app.api.openapi import responses_for
 from app.api.routes.prune_jobs import ACCEPTED, IdempotencyKey, accepted
+from app.api.schemas.heal import HealEstimateView
 from app.api.schemas.jobs import HealJobBody, PruneJobView
 from app.api.submission import HEAL_RAISES
 
@@ -15,7 +18,15 @@ router = APIRouter(prefix="/heal-jobs", tags=["prune jobs"])
     "",
     status_code=202,
     name="create_heal_job",
-    responses={**responses_for(*HEAL_RAISES, has_body=True), 202: ACCEPTED},
+    response_model=PruneJobView,
+    responses={
+        **responses_for(*HEAL_RAISES, has_body=True),
+        200: {
+            "model": HealEstimateView,
+            "description": "With dry_run: an estimate of what the job would need.",
+        },
+        202: ACCEPTED,
+    },
 )
 def submit(
     body: HealJobBody,
@@ -24,10 +35,15 @@ def submit(
     request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> PruneJobView:
+) -> PruneJobView | JSONResponse:
     """Queue a job that trains a published pruned model to predict what the dense one predicts.
 
     It is followed, paused, cancelled and deleted under ``/prune-jobs``, and publishes
-    ``NAME@ID+healed`` with the id of its own.
+    ``NAME@ID+healed`` with the id of its own. ``dry_run`` creates nothing and ignores the
+    idempotency key.
     """
+    if body.dry_run:
+        found = submission.estimate_healing(body)
+        view = heal_estimate_view(found.heal, found.checkpoint_bytes)
+        return JSONResponse(view.model_dump(mode="json"))
     return accepted(submission.submit_healing(body, idempotency_key), catalog, request, response)

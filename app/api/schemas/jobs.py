@@ -162,6 +162,13 @@ class PrefixView(BaseModel):
         description="On the text of evaluated_on; null until evaluated."
     )
     domains: list[DomainView] = Field(description="Quality by domain; empty until evaluated.")
+    predicted_speedup: float | None = Field(
+        description="Time of a decode step of one sequence, dense over pruned, by the times of the "
+        "blocks on the machine of the job. Null until published."
+    )
+    measured_speedup: MeasuredSpeedupView | None = Field(
+        description="Of any variant with as many blocks; null if none was measured."
+    )
     repair: RepairView | None = Field(description="Null until published, or without repair.")
 
 
@@ -251,6 +258,9 @@ Priority = Annotated[
         le=100,
         description="Higher runs first. At equal priority, jobs that had started, then the oldest.",
     ),
+]
+DryRun = Annotated[
+    bool, Field(description="Return an estimate of what the job would need, and create no job.")
 ]
 METADATA = "Your own labels, up to 16."
 Metadata = dict[
@@ -368,10 +378,7 @@ class PruneJobBody(Body):
     webhook: WebhookBody | None = Field(
         default=None, description="Where to send messages about the job."
     )
-    dry_run: bool = Field(
-        default=False,
-        description="Return an estimate of what the job would need, and create no job.",
-    )
+    dry_run: DryRun = False
 
     def spec_fields(self) -> dict[str, Any]:
         """The fields of ``PruneSpec``, for its ``from_dict``."""
@@ -388,3 +395,4 @@ class HealJobBody(Body):
     webhook: WebhookBody | None = Field(
         default=None, description="Where to send messages about the job."
     )
+    dry_run: DryRun = False

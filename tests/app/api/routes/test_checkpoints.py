@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.jobs.store import JobStore
 from pruning.models.store import load
@@ -26,6 +27,9 @@ def job(client: TestClient, data_dir: Path, job_store: JobStore) -> dict[str, An
     return submitted
 
 
+SPEEDUP: dict[str, Any] = {"ratio": 1.2, "low": 1.1, "high": 1.3, "scenario": "served"}
+
+
 def checkpoint_of(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
     [checkpoint] = client.get(job["urls"]["checkpoints"]).json()["data"]
     assert isinstance(checkpoint, dict)
@@ -41,6 +45,8 @@ def test_there_is_none_before_it_is_published(client: TestClient) -> None:
 def test_the_list_names_files_and_prefixes(
     client: TestClient, job: dict[str, Any], data_dir: Path
 ) -> None:
+    found = MeasuredSpeedup(**SPEEDUP, num_blocks=6, measured_at=1.0)
+    MeasuredSpeedups(data_dir).record("tiny", {2: found})
     checkpoint = checkpoint_of(client, job)
     name = f"tiny@{job['id']}"
     assert (checkpoint["id"], checkpoint["num_blocks"]) == (name, 3)
@@ -62,6 +68,8 @@ def test_the_list_names_files_and_prefixes(
                 "is_healed": False,
             },
             "domains": client.get(f"/models/{name}-{k}").json()["domains"],
+            "predicted_speedup": manifest.predicted_speedup(k),
+            "measured_speedup": {**SPEEDUP, "measured_at": 1.0} if k == 2 else None,
         }
         for k, repair in enumerate(manifest.repair or (), start=1)
     ]

@@ -38,6 +38,15 @@ def _worker_settings(data_dir: Path, redis_url: str, monkeypatch: pytest.MonkeyP
 def test_a_published_checkpoint_is_healed_by_a_job_of_its_own(
     client: TestClient, data_dir: Path
 ) -> None:
+    estimate = client.post("/heal-jobs", json={"model": NAME, "heal": HEAL, "dry_run": True})
+    assert estimate.status_code == 200, estimate.text
+    assert client.get("/prune-jobs").json()["data"] == []
+    needed = estimate.json()
+    assert (needed["num_tokens"], needed["control_tokens"]) == (HEAL["num_tokens"], 0)
+    assert needed["estimated_s"] is None
+    weights = CheckpointStore(data_dir / "checkpoints").manifest(NAME).weight_bytes
+    assert needed["checkpoint_bytes"] == weights + needed["adapter_bytes"] > weights
+
     response = client.post("/heal-jobs", json={"model": NAME, "heal": HEAL, "priority": 3})
     assert response.status_code == 202, response.text
     job = response.json()
@@ -52,6 +61,9 @@ def test_a_published_checkpoint_is_healed_by_a_job_of_its_own(
     assert job["heal_progress"]["num_tokens"] == HEAL["num_tokens"]
     assert job["heal_progress"]["held_out_loss"] > 0
     assert job["repair"]["is_healed"]
+    again = client.post("/heal-jobs", json={"model": NAME, "heal": HEAL, "dry_run": True}).json()
+    assert again["estimated_from"] == [job["id"]]
+    assert again["estimated_s"] > 0
     assert CheckpointStore(data_dir / "checkpoints").names() == sorted([name, NAME])
     body = {"model": name, "prompt": "the dog", "max_new_tokens": 1}
     assert client.post("/generate", json=body).status_code == 200
@@ -99,10 +111,11 @@ def test_a_job_prunes_and_heals_on_text_of_the_dense_model(
         ({"model": NAME, "heal": {"epochs": 3}}, 422, "invalid-request"),
     ],
 )
+@pytest.mark.parametrize("is_dry", [False, True])
 def test_what_cannot_be_healed_is_refused(
-    client: TestClient, body: dict[str, Any], status: int, problem: str
+    client: TestClient, body: dict[str, Any], status: int, problem: str, is_dry: bool
 ) -> None:
-    response = client.post("/heal-jobs", json=body)
+    response = client.post("/heal-jobs", json={**body, "dry_run": is_dry})
     assert response.status_code == status
     assert problem in response.json()["type"]
 
