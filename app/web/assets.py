@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -16,6 +17,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
+_IMPORT = re.compile(r'^import .* from "\./([\w-]+\.js)";$', re.MULTILINE)
 _PLAIN = "text/plain; charset=utf-8"  # of licences, which have no ending
 
 
@@ -47,6 +49,17 @@ class Assets:
             whole.update(f"{name}\0{len(asset.content)}\0".encode())
             whole.update(asset.content)
         return whole.hexdigest()[:16]
+
+    def modules(self, *names: str) -> tuple[str, ...]:
+        """These modules and all that they import: a page asks for all of them at once."""
+        found: dict[str, None] = {}
+        waiting = list(names)
+        while waiting:
+            module = waiting.pop()
+            if module not in found:
+                found[module] = None
+                waiting += _IMPORT.findall(self.by_name[module].content.decode())
+        return tuple(found)
 
     def url(self, name: str) -> str:
         """Raises ``KeyError`` for a file that is not packaged."""

@@ -1,4 +1,4 @@
-"""The routes of the web page: frames without data, their assets, and the page of the REST API.
+"""The routes of the web page: frames without data, and their assets.
 
 A frame is the same for every caller, so it needs no key. What it shows comes from the REST API.
 """
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -14,13 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.web.assets import IMMUTABLE, ROOT, packaged_assets
 
-# No inline code, no other server, and on our own pages no text that becomes markup.
-_OWN_ONLY = (
+# No inline code, no other server, and no text that becomes markup.
+CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-CSP = f"{_OWN_ONLY}; require-trusted-types-for 'script'; trusted-types 'none'"
-DOCS_CSP = _OWN_ONLY  # Swagger UI writes markup, which it sanitises
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,33 @@ class Page:
     title: str
     is_linked: bool = True  # in the navigation
     needs: str | None = None  # the scope without which it shows nothing
+    reads: tuple[str, ...] = ()  # what its module asks for first, which the browser can do earlier
 
 
 PAGES = (
-    Page("/ui", "overview", "Overview"),
-    Page("/ui/jobs", "jobs", "Jobs", needs="jobs"),
-    Page("/ui/jobs/new", "new_job", "New job", is_linked=False),
-    Page("/ui/jobs/{job_id}", "job", "Job", is_linked=False),
-    Page("/ui/curve", "curve", "Curve", needs="jobs"),
-    Page("/ui/results", "results", "Results", needs="jobs"),
-    Page("/ui/results/{result_id}", "result", "Result", is_linked=False),
-    Page("/ui/compare", "compare", "Side by side", needs="generate"),
+    Page("/ui", "overview", "Overview", reads=("/status", "/models")),
+    Page("/ui/jobs", "jobs", "Jobs", needs="jobs", reads=("/prune-jobs?limit=20",)),
+    Page("/ui/jobs/new", "new_job", "New job", False, reads=("/openapi.json", "/models")),
+    Page(
+        "/ui/jobs/{job_id}",
+        "job",
+        "Job",
+        is_linked=False,
+        reads=("/prune-jobs/{job_id}", "/prune-jobs/{job_id}/checkpoints"),
+    ),
+    Page(
+        "/ui/curve",
+        "curve",
+        "Curve",
+        needs="jobs",
+        reads=("/models", "/prune-jobs?limit=100"),
+    ),
+    Page("/ui/results", "results", "Results", needs="jobs", reads=("/results?limit=20",)),
+    Page("/ui/results/{result_id}", "result", "Result", False, reads=("/results/{result_id}",)),
+    Page("/ui/compare", "compare", "Side by side", needs="generate", reads=("/models",)),
     Page("/ui/sign-in", "sign_in", "Sign in", is_linked=False),
+    # where FastAPI has a page of its own, which loads its code from another server
+    Page("/docs", "docs", "REST API", reads=("/openapi.json",)),
 )
 
 router = APIRouter(include_in_schema=False)
@@ -59,6 +74,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["asset"] = packaged_assets().url
+    environment.globals["modules"] = cache(packaged_assets().modules)
     environment.globals["pages"] = [page for page in PAGES if page.is_linked]
     return environment
 
@@ -66,12 +82,6 @@ def _environment() -> Environment:
 @router.get("/")
 async def root() -> Response:
     return RedirectResponse("/ui")
-
-
-@router.get("/docs")
-async def docs(request: Request) -> Response:
-    """The REST API as Swagger UI, in place of FastAPI's page, which loads it from elsewhere."""
-    return _html(request, _environment().get_template("docs.html").render(), DOCS_CSP)
 
 
 @router.get(ROOT + "/{digest}/{name:path}")
@@ -93,7 +103,11 @@ async def asset(digest: str, name: str, request: Request) -> Response:
 def _frame_of(page: Page) -> Callable[[Request], Awaitable[Response]]:
     async def frame(request: Request) -> Response:
         template = _environment().get_template(f"{page.name}.html")
-        return _html(request, template.render(page=page, **request.path_params), CSP)
+        ids = request.path_params
+        encoded = {name: quote(value, safe="") for name, value in ids.items()}
+        # a query may change what the module asks for, and nothing is to be read in vain
+        reads = [] if request.query_params else [path.format(**encoded) for path in page.reads]
+        return _html(request, template.render(page=page, reads=["/session", *reads], **ids))
 
     return frame
 
@@ -106,13 +120,13 @@ for _page in PAGES:
 async def unknown(path: str, request: Request) -> Response:
     template = _environment().get_template("unknown.html")
     page = Page(f"/ui/{path}", "unknown", "No such page")
-    return _html(request, template.render(page=page), CSP, 404)
+    return _html(request, template.render(page=page, reads=[]), 404)
 
 
-def _html(request: Request, html: str, csp: str, status: int = 200) -> Response:
+def _html(request: Request, html: str, status: int = 200) -> Response:
     """Browsers ask each time whether it has changed, as it names assets of this release."""
     etag = f'W/"{hashlib.sha256(html.encode()).hexdigest()[:32]}"'
-    headers = {"Cache-Control": "no-cache", "ETag": etag, "Content-Security-Policy": csp}
+    headers = {"Cache-Control": "no-cache", "ETag": etag, "Content-Security-Policy": CSP}
     if status == 200 and _is_known(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(html, status, headers, media_type="text/html")

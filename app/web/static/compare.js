@@ -1,9 +1,9 @@
 // Two to four variants side by side: the same prompts, streaming, and the paired verdict on speed.
 
 import { json, post, Problem } from "./api.js";
-import { alertOf, byId, el, facts, fill, name, say, table, text } from "./dom.js";
+import { byId, el, facts, fill, name, say, table, text } from "./dom.js";
 import { interval, number, ratio, seconds } from "./format.js";
-import { act } from "./live.js";
+import { act, begin } from "./live.js";
 import { generate } from "./streams.js";
 
 const MIN_SIDES = 2;
@@ -190,7 +190,7 @@ function restore(query, models) {
   byId("chat").checked = query.has("chat");
 }
 
-try {
+await begin(async () => {
   const models = (await json("/models")).data.filter((model) => model.error === null);
   names = models.map((model) => model.id);
   if (!models.length) {
@@ -205,7 +205,4 @@ try {
     byId("more").addEventListener("click", () => { addSide(names[0]); changed(); });
     byId("another").addEventListener("click", () => { addPrompt(""); changed(); });
   }
-} catch (error) {
-  alertOf(error);
-  if (!(error instanceof Problem)) throw error;
-}
+});

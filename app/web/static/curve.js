@@ -1,18 +1,19 @@
 // The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
 
-import { json, post, Problem } from "./api.js";
-import { alertOf, byId, el, fill, name, say, table } from "./dom.js";
+import { json, post } from "./api.js";
+import { byId, el, fill, name, say, table } from "./dom.js";
 import { interval, perplexity, ratio } from "./format.js";
-import { act } from "./live.js";
+import { act, begin } from "./live.js";
 import { csv, ordersOf } from "./orders.js";
 import { Plot } from "./plot.js";
-import { measure, speedsOf } from "./speeds.js";
+import { measure, measured } from "./speeds.js";
 
-const MAX_ROWS = 100;
+const PAGE = 50; // rows of the table
 const query = new URLSearchParams(location.search);
 const plot = new Plot(byId("plot"), "Quality against speed; the table below has its values");
+let numRows = PAGE;
 let orders = [];
-let speeds = new Map();
+let speeds = new Map(); // measured here, by depth
 
 const model = () => byId("model").value;
 const domain = () => byId("domain").value;
@@ -21,49 +22,57 @@ const isHealed = (point) => point.repair === "healed";
 const pointsOf = (order) => order.points.filter((point) => point.domain === domain());
 const label = (order) => `${order.name.split("@").at(-1).slice(-6)}, ${order.job.spec.metric}`;
 
-/** Depths that can be drawn, in the order of the axis. */
-function depths() {
-  const all = [...new Set(orders.flatMap((order) => pointsOf(order).map(({ depth }) => depth)))];
-  const at = (depth) => (isSpeed() ? speeds.get(depth)?.ratio : depth);
-  return [0, ...all].map((depth) => ({ depth, x: depth === 0 && isSpeed() ? 1 : at(depth) }))
-    .filter(({ x }) => x !== undefined).sort((one, other) => one.x - other.x);
+/** Measured here, which holds for all variants of a depth, or else what is known of this one. */
+const speedOf = (point) => speeds.get(point.depth) ?? point.speed;
+
+/** Where a point is on the axis, and the dense model. */
+const at = (point) => (isSpeed() ? speedOf(point)?.ratio ?? null : point.depth);
+const origin = () => (isSpeed() ? 1 : 0);
+
+/** All places of the axis, sorted. */
+function places() {
+  const found = orders.flatMap(pointsOf).map(at).filter((x) => x !== null);
+  return [...new Set([origin(), ...found])].sort((one, other) => one - other);
 }
 
 /** Up to three lines of an order: as served, without its repairs, and what was healed. */
-function seriesOf(order, index, found) {
-  const isOf = (depth, isWanted) => pointsOf(order).find((point) => point.depth === depth && isWanted(point));
+function seriesOf(order, index, xs) {
   const drawn = [];
   const add = (words, isWanted, value, dash = null, isRaw = false) => {
-    const at = found.map(({ depth }) => (depth === 0 ? null : value(isOf(depth, isWanted))));
-    if (!at.some(Boolean)) return;
+    const found = xs.map((x) => pointsOf(order).find((point) => at(point) === x && isWanted(point)))
+      .map((point) => (point ? value(point) : null));
+    if (!found.some(Boolean)) return;
     drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio,
-      values: found.map(({ depth }, place) => (depth === 0 ? 1 : at[place]?.ratio ?? null)),
-      bounds: isRaw ? null : at.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
+      values: xs.map((x, place) => (x === origin() ? 1 : found[place]?.ratio ?? null)),
+      bounds: isRaw ? null : found.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
   };
   const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
-  add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point ?? null);
-  if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point?.raw ?? point ?? null, [6, 4], true);
-  add(", healed", isHealed, (point) => point ?? null, [2, 3]);
+  add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point);
+  if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point.raw ?? point, [6, 4], true);
+  add(", healed", isHealed, (point) => point, [2, 3]);
   return drawn;
 }
 
 function draw() {
-  const found = depths();
-  byId("figure").hidden = found.length < 2;
-  if (found.length < 2) return;
+  const xs = places();
+  byId("figure").hidden = xs.length < 2;
+  if (xs.length < 2) return;
   byId("what").textContent = `Perplexity on ${domain()}, as a multiple of the dense model's`;
   plot.draw({
-    x: found.map(({ x }) => x),
+    x: xs,
     xLabel: isSpeed() ? "speed-up of a token, measured or else predicted" : "removed blocks",
     xFormat: isSpeed() ? ratio : String,
     xStep: !isSpeed(),
-    series: orders.flatMap((order, index) => seriesOf(order, index, found)),
-    onPick: (index) => pick(found[index].depth),
+    series: orders.flatMap((order, index) => seriesOf(order, index, xs)),
+    onPick: (index) => {
+      const found = orders.flatMap(pointsOf).find((point) => at(point) === xs[index]);
+      if (found) pick(found.depth);
+    },
   });
 }
 
-function speedOf(depth) {
-  const found = speeds.get(depth);
+function speedCell(point) {
+  const found = speedOf(point);
   if (!found) return null;
   const range = interval(found.low, found.high);
   return [ratio(found.ratio), el("span", { class: "sub" }, `${range && `[${range}] `}${found.how}`)];
@@ -77,12 +86,15 @@ function show() {
   const rows = orders.flatMap((order) => pointsOf(order).map((point) => [
     [el("button", { "data-key": point.model, onclick: () => pick(point.depth), "aria-label": `Choose ${point.model}` }, name(point.model))],
     String(point.depth), perplexity(point.perplexity), qualityOf(point),
-    point.raw ? ratio(point.raw.ratio) : null, point.repair, speedOf(point.depth),
+    point.raw ? ratio(point.raw.ratio) : null, point.repair, speedCell(point),
   ]));
   const columns = [{ title: "variant" }, { title: "removed", num: true }, { title: "perplexity", num: true },
     { title: "ratio", num: true }, { title: "ratio, raw", num: true }, { title: "repair" }, { title: "speed-up", num: true }];
-  fill(byId("rows"), el("h2", {}, "All variants"), table("Variants of the curve", columns, rows.slice(0, MAX_ROWS)),
-    rows.length > MAX_ROWS ? el("p", { class: "note" }, `The CSV has ${rows.length - MAX_ROWS} more.`) : null);
+  fill(byId("rows"), el("h2", {}, "All variants"), table("Variants of the curve", columns, rows.slice(0, numRows)),
+    rows.length > numRows ? el("p", {}, el("button", { "data-key": "more", onclick: () => {
+      numRows += PAGE;
+      show();
+    } }, `Show ${Math.min(PAGE, rows.length - numRows)} of ${rows.length - numRows} more`)) : null);
 }
 
 function choices(point, order) {
@@ -113,7 +125,7 @@ function save() {
   const head = ["model", "job", "removed", "domain", "text", "perplexity", "dense_perplexity", "ratio", "ratio_low",
     "ratio_high", "repair", "raw_perplexity", "speedup", "speedup_low", "speedup_high", "speedup_how"];
   const rows = orders.flatMap((order) => order.points.map((point) => {
-    const speed = speeds.get(point.depth) ?? {};
+    const speed = speedOf(point) ?? {};
     return [point.model, order.job.id, point.depth, point.domain, point.text, point.perplexity, point.dense, point.ratio,
       point.low, point.high, point.repair, point.raw?.perplexity ?? point.perplexity, speed.ratio, speed.low, speed.high, speed.how];
   }));
@@ -128,7 +140,7 @@ async function measureAll() {
   byId("measuring").textContent = `Measuring ${sorted.size} depths, each five times and in turn with the dense model.`;
   try {
     await measure(model(), sorted, (found, done, total) => {
-      speeds = new Map([...speeds, ...found]);
+      speeds = found;
       byId("measuring").textContent = `Measured ${done} of ${total} depths.`;
       byId("axis").value = "speed";
       show();
@@ -139,10 +151,10 @@ async function measureAll() {
 }
 
 async function choose() {
-  const models = (await json("/models")).data;
-  speeds = speedsOf(model(), models);
+  speeds = measured(model());
   orders = await ordersOf(model());
   fill(byId("picked"));
+  numRows = PAGE;
   const domains = [...new Set(orders.flatMap((order) => order.points.map((point) => point.domain)))];
   const before = domain();
   fill(byId("domain"), domains.map((each) => el("option", { selected: each === before }, each)));
@@ -155,25 +167,18 @@ async function choose() {
   history.replaceState(null, "", `/ui/curve?${new URLSearchParams({ model: model() })}`);
 }
 
-const guarded = (work) => async () => {
-  alertOf(null);
-  try {
-    await work();
-  } catch (error) {
-    alertOf(error);
-    if (!(error instanceof Problem)) throw error;
-  }
-};
-
-await guarded(async () => {
+await begin(async () => {
   const dense = (await json("/models")).data.filter((each) => each.variant === "dense");
-  if (!dense.length) return fill(byId("empty"), el("p", { class: "empty" }, "There is no model yet: add one with `sleb models add`."));
+  if (!dense.length) {
+    fill(byId("rows"));
+    return fill(byId("empty"), el("p", { class: "empty" }, "There is no model yet: add one with `sleb models add`."));
+  }
   fill(byId("model"), dense.map((each) => el("option", { selected: each.id === query.get("model") }, each.id)));
   byId("tools").hidden = false;
-  byId("model").addEventListener("change", guarded(choose));
+  byId("model").addEventListener("change", () => begin(choose));
   byId("domain").addEventListener("change", show);
   byId("axis").addEventListener("change", show);
   byId("csv").addEventListener("click", save);
   byId("measure").addEventListener("click", () => act(byId("measure"), measureAll));
   await choose();
-})();
+});

@@ -34,29 +34,39 @@ export function text(value) {
 
 export const name = (value) => el("span", { class: "name", dir: "auto" }, value);
 
-/** A table that scrolls by itself. Columns are `{title, num}`, rows are lists of cells. */
+/**
+ * A table that scrolls by itself; where it is narrow, each row becomes a list, and roles keep it a table.
+ * Columns are `{title, num}`, rows are lists of cells, the first of which names the row.
+ */
 export function table(label, columns, rows) {
-  const head = columns.map(({ title, num }) =>
-    el("th", { scope: "col", class: num && "num" }, title));
-  const body = rows.map((cells) => el("tr", {}, cells.map((cell, index) => {
-    const isHead = index === 0;
-    const props = { class: columns[index].num && "num", scope: isHead && "row" };
-    return el(isHead ? "th" : "td", props, cell ?? "–");
-  })));
+  const row = (cells) => el("tr", { role: "row" }, cells);
+  const head = columns.map(({ title, num }) => el("th", { scope: "col", role: "columnheader", class: num && "num" }, title));
+  const cellOf = (cell, index) => {
+    const { title, num } = columns[index];
+    const words = typeof title === "string" ? title : null;
+    if (index === 0) return el("th", { scope: "row", role: "rowheader", "data-title": words }, cell);
+    return el("td", { role: "cell", class: num && "num", "data-title": words }, el("div", {}, cell ?? "–"));
+  };
   return el("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": label },
-    el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body)));
+    el("table", { role: "table" }, el("thead", { role: "rowgroup" }, row(head)),
+      el("tbody", { role: "rowgroup" }, rows.map((cells) => row(cells.map(cellOf))))));
 }
+
+/** A second line of a cell, in brackets; it breaks between its parts only. */
+export const bracketed = (...parts) => el("span", { class: "sub" }, parts.filter(Boolean).map((part, index, { length }) =>
+  [el("span", { class: "whole" }, `${index ? "" : "["}${part}${index === length - 1 ? "]" : ";"}`), " "]));
 
 export const facts = (pairs) => el("dl", { class: "facts" },
   pairs.filter(([, value]) => value !== null && value !== undefined)
     .map(([title, value]) => [el("dt", {}, title), el("dd", {}, value)]));
 
-/** Show an error and what to do about it, or clear it. */
-export function alertOf(error) {
+/** Show an error and what to do about it, with a button that tries again, or clear it. */
+export function alertOf(error, retry = null) {
   const node = byId("alert");
   if (error === null) return node.replaceChildren();
   node.replaceChildren(el("p", { class: "banner bad" },
-    el("strong", {}, error.title ?? "The page has a defect."), " ", error.message));
+    el("strong", {}, error.title ?? "The page has a defect."), " ", error.message, " ",
+    retry && el("button", { onclick: retry }, "Try again")));
   node.scrollIntoView({ block: "nearest" });
 }
 

@@ -1,10 +1,10 @@
 // One job: its state, its removal order as it grows, its events, and what can be done with it.
 
 import { json, post, Problem } from "./api.js";
-import { alertOf, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
+import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
 import { follow } from "./follow.js";
 import { interval, moment, number, perplexity, ratio, seconds } from "./format.js";
-import { act, Freshness } from "./live.js";
+import { act, begin, Freshness } from "./live.js";
 import { Plot } from "./plot.js";
 import { FINAL, statusOf, targetOf } from "./status_words.js";
 
@@ -65,7 +65,7 @@ function showState() {
       ["Model", name(job.model)],
       ["Heals", job.source && name(job.source)],
       ["Target", targetOf(job)],
-      ["Phase", job.phase],
+      ["Phase", FINAL.has(job.status) ? null : job.phase],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
       ["Priority", job.priority === 0 ? null : String(job.priority)],
       ["Created", moment(job.created_at)],
@@ -74,6 +74,7 @@ function showState() {
       ["Published as", job.pruned_model && name(job.pruned_model)],
     ]), bars(), job.pruned_model ? ended() : null);
   byId("settings").textContent = JSON.stringify(job.spec, (_, value) => value ?? undefined, 2);
+  byId("rest").hidden = false;
   document.title = `${job.status}: job ${id} · sleb-serve`;
 }
 
@@ -141,6 +142,7 @@ function drawHealing() {
   const result = healedTable();
   byId("healing").hidden = numChecks === 0 && result === null;
   fill(byId("healed"), result);
+  byId("healing-figure").hidden = numChecks === 0;
   if (numChecks === 0) return;
   plots.healing ??= new Plot(byId("healing-plot"), "Loss of the healing over the tokens; the events below have its values");
   const x = [...new Set([...checks.healed.keys(), ...checks.control.keys()])].sort((one, other) => one - other);
@@ -169,7 +171,7 @@ function quality(prefix, domain) {
   const found = prefix?.domains.find((each) => each.domain === domain);
   if (!found) return null;
   const range = interval(found.ratio_low, found.ratio_high);
-  return [perplexity(found.perplexity), el("span", { class: "sub" }, `[${ratio(found.ratio)}${range && `; ${range}`}]`)];
+  return [perplexity(found.perplexity), bracketed(ratio(found.ratio), range)];
 }
 
 function roundTable(found) {
@@ -193,7 +195,7 @@ function healedTable() {
   if (!healed) return null;
   const columns = ["text", "dense", "pruned, raw", "healed"].map((title, index) => ({ title, num: index > 0 }));
   const rows = healed.domains.map((found) => [found.domain, perplexity(found.dense_perplexity),
-    [perplexity(found.raw_perplexity), el("span", { class: "sub" }, `[${ratio(found.raw_ratio)}]`)], quality(healed, found.domain)]);
+    [perplexity(found.raw_perplexity), bracketed(ratio(found.raw_ratio))], quality(healed, found.domain)]);
   return [el("h3", {}, "Perplexity of ", name(healed.model)), table(`Perplexity of ${healed.model}`, columns, rows)];
 }
 
@@ -214,13 +216,21 @@ function show() {
   drawHealing();
 }
 
+const mayHavePrefixes = () => job === null || FINAL.has(job.status) || ["heal", "evaluate", "publish"].includes(job.phase);
+
 async function refresh() {
-  job = await json(path);
-  numBlocks ??= (await json(`/models/${encodeURIComponent(job.model)}`).catch(() => null))?.num_blocks ?? null;
-  const hasPrefixes = FINAL.has(job.status) || ["heal", "evaluate", "publish"].includes(job.phase);
-  if (hasPrefixes) checkpoints = (await json(`${path}/checkpoints`)).data;
+  const [found, list] = await Promise.all([json(path), mayHavePrefixes() ? json(`${path}/checkpoints`) : null]);
+  job = found;
+  checkpoints = list?.data ?? checkpoints;
   prefixes = checkpoints[0]?.prefixes ?? [];
   show();
+}
+
+/** The picture of the blocks needs their number, which a model that is gone cannot tell any more. */
+async function readNumBlocks() {
+  const model = await json(`/models/${encodeURIComponent(job.model)}`).catch(() => null);
+  numBlocks = model?.num_blocks ?? null;
+  showTrajectory();
 }
 
 let due = null;
@@ -244,17 +254,15 @@ function heard(event) {
     byId("events").prepend(el("li", {}, el("time", { datetime: new Date(event.created_at * 1000).toISOString() }, moment(event.created_at)),
       el("span", { class: tone }, text(event.message))));
     while (byId("events").children.length > MAX_EVENTS) byId("events").lastChild.remove();
+    byId("older").hidden = byId("events").children.length < MAX_EVENTS;
   }
   refreshSoon();
 }
 
-try {
+await begin(async () => {
   await refresh();
+  readNumBlocks();
   await follow(`${path}/events`, new Freshness(), heard, ({ data }) => FINAL.has(data.status));
   refreshSoon();
   say(`The job has ended: ${job.status}`);
-} catch (error) {
-  byId("state").removeAttribute("aria-busy");
-  alertOf(error);
-  if (!(error instanceof Problem)) throw error;
-}
+});

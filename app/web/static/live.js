@@ -24,8 +24,8 @@ export class Freshness {
     const show = () => {
       const banner = byId("stale");
       banner.hidden = false;
-      banner.textContent = this.at === null ? `${problem.title} ${problem.message}`
-        : `This page shows the state of ${seconds(Math.round((Date.now() - this.at) / 1000))} ago. ${problem.title} ${problem.message}`;
+      const age = this.at === null ? "" : `This page shows the state of ${seconds(Math.round((Date.now() - this.at) / 1000))} ago. `;
+      banner.textContent = `${age}${problem.title} ${problem.message} This page tries again by itself.`;
     };
     clearInterval(this.timer);
     show();
@@ -62,6 +62,18 @@ export function poll(load, everyS) {
   document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : run()));
   run();
   return run;
+}
+
+/** Run what a page begins with; an error is shown, with a way to try again where that may help. */
+export async function begin(work) {
+  alertOf(null);
+  try {
+    await work();
+  } catch (error) {
+    document.querySelectorAll("[aria-busy]").forEach((node) => node.removeAttribute("aria-busy"));
+    alertOf(error, error instanceof Problem && error.isTemporary ? () => location.reload() : null);
+    if (!(error instanceof Problem)) throw error;
+  }
 }
 
 /** Run something that a button asks for; the button waits, and an error is shown. */

@@ -1,17 +1,18 @@
 // Submit a job: a form that knows the model's limits, an estimate of it, and the same as `curl`.
 
 import { json, post, Problem } from "./api.js";
-import { alertOf, byId, el, facts, fill, name, say } from "./dom.js";
+import { curl, requiresKey } from "./curl.js";
+import { byId, el, facts, fill, name, say } from "./dom.js";
 import { bytes, count, seconds } from "./format.js";
-import { act } from "./live.js";
+import { act, begin } from "./live.js";
 import { Field } from "./schema_form.js";
 
 const TARGETS = ["num_remove", "sparsity", "max_perplexity_ratio", "target_speedup"];
 const GROUPS = {
-  "Calibration text": ["calibration.dataset", "calibration.num_samples", "calibration.seqlen", "calibration.seed"],
+  "Calibration text": ["calibration.dataset", "calibration.path", "calibration.sampling", "calibration.num_samples", "calibration.seqlen", "calibration.seed"],
   Search: ["metric", "search", "refine", "protect_first", "protect_last"],
   Repair: ["repair", "score_repaired"],
-  Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "steps_per_check",
+  Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "clip_norm", "steps_per_check",
     "patience", "hidden_weight", "seed", "checkpoint_activations", "control"].map((field) => `heal.${field}`),
   "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "priority"],
 };
@@ -24,6 +25,8 @@ const source = query.get("heal"); // the checkpoint of a job that only heals
 const sent = { text: "", key: "" };
 let estimating = null;
 let due = null;
+let isKeyRequired = false;
+let mix = null; // the texts of the job that this one is like
 
 const route = source === null ? "/prune-jobs" : "/heal-jobs";
 const chosenTarget = () => byId("target").value;
@@ -41,10 +44,16 @@ function body() {
     if (second) (found[first] ??= {})[second] = field.value;
     else found[first] = field.value;
   }
+  if (mix && fields.get("calibration.dataset").value === undefined) found.calibration = mix.map(sourceOf);
   return found;
 }
 
-const quoted = (value) => `'${value.replaceAll("'", "'\\''")}'`;
+/** A text of the mix, with the size and the seed that the form has for all of them. */
+function sourceOf({ dataset, path, weight }) {
+  const common = ["sampling", "num_samples", "seqlen", "seed"].map((field) => fields.get(`calibration.${field}`))
+    .map(({ path: name, value, schema }) => [name.split(".")[1], value ?? schema.default]);
+  return { dataset, weight, ...(path && { path }), ...Object.fromEntries(common) };
+}
 
 /** The same for the same settings, so that a second click, or a retry, creates no second job. */
 function idempotencyKey(settings) {
@@ -58,7 +67,7 @@ const random = () => [...crypto.getRandomValues(new Uint8Array(16))]
   .map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function showCurl() {
-  byId("curl").textContent = `curl ${location.origin}${route} -H 'content-type: application/json' \\\n  -d ${quoted(JSON.stringify(body()))}`;
+  byId("curl").textContent = curl("POST", route, { body: body(), requiresKey: isKeyRequired });
 }
 
 function estimateOf(found) {
@@ -67,10 +76,20 @@ function estimateOf(found) {
     : `${seconds(found.estimated_s)}, by ${count(found.estimated_from.length, "similar job")}`;
   const states = found.state_bytes === null ? `at least ${bytes(found.least_state_bytes)}`
     : `${bytes(found.state_bytes)} at full speed, at least ${bytes(found.least_state_bytes)}`;
-  return facts([
+  return [facts([
     ["Evaluations", evaluations], ["Time", time], ["Weights in memory", bytes(found.weight_bytes)],
     ["Hidden states in memory", states],
     ["On disk", `${bytes(found.checkpoint_bytes + found.repair_bytes)} of ${bytes(found.free_disk_bytes)} free`],
+  ]), found.heal && [el("h3", {}, "Healing, beside that"), healingOf(found.heal)]];
+}
+
+function healingOf(found) {
+  const time = found.estimated_s === null ? "unknown: no similar job has healed here yet"
+    : `${seconds(found.estimated_s)} at most, by ${count(found.estimated_from.length, "similar job")}`;
+  return facts([
+    ["Tokens", `${found.num_tokens}${found.control_tokens ? `, and ${found.control_tokens} of the control` : ""}`],
+    ["Time", time], ["Training in memory", `${bytes(found.training_bytes)}, beside weights and activations`],
+    ["On disk", `${bytes(found.checkpoint_bytes)} at most`],
   ]);
 }
 
@@ -91,15 +110,13 @@ function showErrors(problem) {
 async function estimate() {
   for (const field of fields.values()) field.say("");
   estimating?.abort();
-  if (source !== null) return fill(byId("estimate"), el("p", { class: "muted" }, "The page of the job says how long it takes, once it trains."));
-  const target = fields.get(chosenTarget());
-  if (!modelOf() || target.value === undefined) {
+  if (source === null && (!modelOf() || fields.get(chosenTarget()).value === undefined)) {
     return fill(byId("estimate"), el("p", { class: "muted" }, `Enter ${chosenTarget()} to see an estimate.`));
   }
   estimating = new AbortController();
   try {
-    const found = await post("/prune-jobs", { ...body(), dry_run: true }, { signal: estimating.signal });
-    fill(byId("estimate"), estimateOf(found));
+    const found = await post(route, { ...body(), dry_run: true }, { signal: estimating.signal });
+    fill(byId("estimate"), source === null ? estimateOf(found) : healingOf(found));
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Problem)) throw error;
@@ -127,6 +144,7 @@ function showLimits() {
 
 function showTarget() {
   for (const path of TARGETS) fields.get(path).node.hidden = path !== chosenTarget();
+  fields.get("calibration.path").node.hidden = fields.get("calibration.dataset").value !== "file";
   for (const [path, field] of fields) if (path.startsWith("heal.")) field.node.hidden = !heals();
 }
 
@@ -159,6 +177,7 @@ el("p", { class: "hint", id: "heal-hint" }, description));
 
 /** The form of a job that heals what another has published. */
 function buildHealing({ components: { schemas } }) {
+  byId("about").textContent = "This job trains adapters for a pruned model, so that it predicts what the dense model predicts. The healed model is published beside it.";
   for (const path of GROUPS.Healing) fields.set(path, new Field(path, schemas.HealBody.properties, schemas));
   fields.set("priority", new Field("priority", schemas.HealJobBody.properties, schemas));
   fill(byId("form"), el("fieldset", {}, el("legend", {}, "Heal ", name(source)),
@@ -173,9 +192,13 @@ function use(spec) {
   for (const [path, field] of fields) {
     const [first, second] = path.split(".");
     const found = second ? (Array.isArray(spec[first]) ? spec[first][0] : spec[first])?.[second] : spec[first];
-    const isMix = Array.isArray(spec[first]) && second === "dataset";
+    const isMix = Array.isArray(spec[first]) && ["dataset", "path"].includes(second);
     if (found !== undefined && found !== null && !isMix) field.value = found;
   }
+  if (!Array.isArray(spec.calibration)) return;
+  mix = spec.calibration;
+  const [none] = fields.get("calibration.dataset").input.options;
+  none.textContent = mix.map(({ dataset, path, weight }) => `${path ?? dataset}${weight === 1 ? "" : ` × ${weight}`}`).join(" + ");
 }
 
 function update() {
@@ -206,10 +229,11 @@ function none() {
     el("pre", {}, "sleb models add Qwen/Qwen3-0.6B")));
 }
 
-try {
+await begin(async () => {
   const like = query.get("like");
   const [document_, found, job] = await Promise.all([json("/openapi.json"), json("/models"),
     like && json(`/prune-jobs/${encodeURIComponent(like)}`)]);
+  isKeyRequired = requiresKey(document_, route, "post");
   const dense = found.data.filter((model) => model.variant === "dense" && model.backend === "engine" && model.error === null);
   for (const model of dense) models.set(model.id, model);
   if (dense.length === 0) none();
@@ -222,10 +246,7 @@ try {
     byId("form").addEventListener("submit", submit);
     byId("form").addEventListener("input", update);
   }
-} catch (error) {
-  alertOf(error);
-  if (!(error instanceof Problem)) throw error;
-}
+});
 
 byId("copy").addEventListener("click", async () => {
   try {

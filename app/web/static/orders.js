@@ -17,6 +17,12 @@ async function jobsOf(model) {
   return found;
 }
 
+/** The speed-up that `sleb bench` has measured at this depth, or else the job's own prediction. */
+function speedOf({ measured_speedup: bench, predicted_speedup: predicted }) {
+  if (bench !== null) return { ratio: bench.ratio, low: bench.low, high: bench.high, how: `measured, ${bench.scenario}` };
+  return predicted === null ? null : { ratio: predicted, low: null, high: null, how: "predicted" };
+}
+
 /** Points of a depth and a domain: as served, and raw where that differs. */
 function pointsOf(prefix) {
   return prefix.domains.map((domain) => ({
@@ -25,6 +31,7 @@ function pointsOf(prefix) {
     block: prefix.removed_block,
     domain: domain.domain,
     text: domain.text,
+    speed: speedOf(prefix),
     perplexity: domain.perplexity,
     dense: domain.dense_perplexity,
     ratio: domain.ratio,

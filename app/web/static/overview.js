@@ -1,7 +1,7 @@
 // The overview: health, models and variants; load and unload.
 
 import { json, post } from "./api.js";
-import { byId, el, fill, name, say, table } from "./dom.js";
+import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds } from "./format.js";
 import { act, poll } from "./live.js";
 
@@ -50,7 +50,7 @@ function quality(model, domain) {
   const isDense = model.variant === "dense";
   const range = interval(found.ratio_low, found.ratio_high);
   return [perplexity(found.perplexity), isDense ? null
-    : el("span", { class: "sub" }, `[${ratio(found.ratio)}${range && `; ${range}`}]`)];
+    : bracketed(ratio(found.ratio), range)];
 }
 
 function button(model) {
@@ -80,7 +80,7 @@ function memoryOf(model) {
 
 function nameOf(model) {
   const notes = [model.is_published ? null : "not published yet",
-    model.repair && `repaired: ${model.repair.method}`, ...model.warnings];
+    model.repair && (model.repair.is_healed ? "healed" : `repaired: ${model.repair.method}`), ...model.warnings];
   return [name(model.id), ...notes.filter(Boolean).map((note) => el("span", { class: "sub" }, note))];
 }
 

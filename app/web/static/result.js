@@ -1,15 +1,22 @@
 // One result: the speed-ups of a benchmark with their intervals, or how far runs of a search agree.
 
-import { json, Problem } from "./api.js";
-import { alertOf, byId, el, facts, fill, name, table, text } from "./dom.js";
+import { json } from "./api.js";
+import { byId, el, facts, fill, name, table, text } from "./dom.js";
 import { forest } from "./forest.js";
 import { interval, moment, number, perplexity, ratio, seconds } from "./format.js";
+import { begin } from "./live.js";
 import { Plot } from "./plot.js";
 
 const numbers = (titles, numText) => titles.map((title, index) => ({ title, num: index >= numText }));
 const share = (value) => (value === null ? null : number(value, 2));
 
 const NAMES = { tpot: "per token", ttft: "first token", e2e: "answer" };
+
+/** A variant of the model, as there is room for in a picture. */
+function short(variant) {
+  const rest = variant.split("@").at(-1);
+  return rest.length > 12 ? `…${rest.slice(-10)}` : variant.includes("@") ? `@${rest}` : rest;
+}
 
 function benchRow({ variant, time, dense_s: dense, variant_s: own, speedup: found, ideal }) {
   return [name(variant), NAMES[time] ?? time, seconds(dense), seconds(own), ratio(found.ratio),
@@ -23,7 +30,7 @@ function bench(report) {
     const rows = report.results.filter((each) => each.scenario === scenario);
     return [el("h2", {}, `Scenario: ${scenario}`),
       forest(`Speed-ups of the scenario ${scenario}; the table below has the values`, rows.map(({ variant, time, speedup: found, ideal }) => ({
-        label: `${variant.slice(-28)}, ${NAMES[time] ?? time}`, value: found.ratio, low: found.low, high: found.high, ideal, verdict: found.verdict }))),
+        label: `${short(variant)}, ${NAMES[time] ?? time}`, value: found.ratio, low: found.low, high: found.high, ideal, verdict: found.verdict }))),
       table(`Speed-ups of the scenario ${scenario}`, columns, rows.map(benchRow))];
   });
 }
@@ -43,7 +50,7 @@ function stability(report) {
   const texts = Object.keys(report.dense_perplexities);
   const runs = report.runs.flatMap((run) => [el("h3", {}, `${run.text}, seed ${run.seed}`),
     removals(report.num_blocks, run.removals.map(({ block }) => block))]);
-  const columns = numbers(["removed", "sets", "overlap", "lowest", "by chance", "close rounds", ...texts.map((each) => `perplexity, ${each}`)], 0);
+  const columns = numbers(["removed", "sets", "overlap", "lowest", "by chance", "close rounds", ...texts.map((each) => `perplexity, ${each}`)], 1);
   const rows = report.depths.map((depth) => [String(depth.num_removed), String(depth.num_sets), share(depth.overlap), share(depth.lowest_overlap),
     share(depth.overlap_by_chance), `${depth.num_close} of ${depth.num_margins}`,
     ...texts.map((each) => [perplexity(depth.perplexities[each].median), el("span", { class: "sub" },
@@ -69,7 +76,7 @@ function drawSpread(report) {
   });
 }
 
-try {
+await begin(async () => {
   const found = await json(`/results/${encodeURIComponent(byId("title").dataset.id)}`);
   const isBench = found.kind === "bench";
   const { report } = found;
@@ -81,8 +88,4 @@ try {
   fill(byId("report"), isBench ? [el("p", { class: "note" }, BENCH_NOTE), bench(report)] : stability(report));
   if (!isBench) drawSpread(report);
   if (report.machine) fill(byId("details"), el("h2", {}, "Machine"), el("pre", { tabindex: 0, role: "region", "aria-label": "Machine" }, JSON.stringify(report.machine, null, 2)));
-} catch (error) {
-  byId("facts").removeAttribute("aria-busy");
-  alertOf(error);
-  if (!(error instanceof Problem)) throw error;
-}
+});

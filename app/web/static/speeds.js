@@ -1,5 +1,4 @@
-// Speed-ups by depth: measured here in alternating turns and remembered while the tab is open, or by
-// `sleb bench`, or else predicted.
+// Speed-ups by depth, measured in alternating turns and remembered while the tab is open.
 
 import { post } from "./api.js";
 
@@ -12,19 +11,8 @@ const TIMEOUT_MS = 1800000;
 const key = (model) => `speeds ${model}`;
 
 /** What was measured in this tab by depth: `{ratio, low, high, how}`. */
-function measured(model) {
+export function measured(model) {
   return new Map(JSON.parse(sessionStorage.getItem(key(model)) ?? "[]"));
-}
-
-/** By depth, the best that is known: `how` says whether it was measured or predicted. */
-export function speedsOf(model, models) {
-  const found = new Map();
-  for (const variant of models.filter((each) => each.parent === model)) {
-    const { removed_blocks: { length: depth }, measured_speedup: bench, predicted_speedup: predicted } = variant;
-    if (bench !== null) found.set(depth, { ratio: bench.ratio, low: bench.low, high: bench.high, how: `measured, ${bench.scenario}` });
-    else if (predicted !== null && !found.has(depth)) found.set(depth, { ratio: predicted, low: null, high: null, how: "predicted" });
-  }
-  return new Map([...found, ...measured(model)]);
 }
 
 /**

@@ -58,7 +58,7 @@ def test_no_page_breaks_a_rule(data_dir: Path, redis_url: str, job_store: JobSto
         *("/ui", "/ui/jobs", "/ui/jobs/new", "/ui/jobs/new?heal=tiny@prn-1", "/ui/curve"),
         *(f"/ui/jobs/{job_id}" for job_id in jobs),
         *("/ui/results", f"/ui/results/{BENCH}", f"/ui/results/{STABILITY}", "/ui/compare"),
-        *("/ui/sign-in", "/ui/nowhere"),
+        *("/ui/sign-in", "/ui/nowhere", "/docs", "/docs#create_prune_job", "/docs#PruneJobBody"),
     ]
     broken = []
     with serving(settings, redis_url) as (_, url), browser() as visitor:

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from app.web import routes
 from app.web.assets import packaged_assets
-from app.web.routes import CSP, DOCS_CSP, PAGES
+from app.web.routes import CSP, PAGES
 from tests.support.pages import ROOT
 
 STATIC = ROOT / "app" / "web" / "static"
@@ -50,10 +50,10 @@ def pages() -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("path", [*PATHS, "/ui/nowhere", "/docs"])
+@pytest.mark.parametrize("path", [*PATHS, "/ui/nowhere"])
 def test_a_frame_has_no_inline_code_and_no_foreign_link(pages: TestClient, path: str) -> None:
     answer = pages.get(path)
-    assert answer.headers["content-security-policy"] == (DOCS_CSP if path == "/docs" else CSP)
+    assert answer.headers["content-security-policy"] == CSP
     assert answer.headers["content-type"].startswith("text/html")
     found = Tags(answer.text)
     assert not found.inline
@@ -69,11 +69,10 @@ def test_a_frame_has_no_inline_code_and_no_foreign_link(pages: TestClient, path:
             assert pages.get(link).status_code == 200, link
 
 
-def test_the_policies_allow_nothing_inline() -> None:
-    for policy in (CSP, DOCS_CSP):
-        assert "unsafe" not in policy
-        assert policy.startswith("default-src 'none';")
-        assert "frame-ancestors 'none'" in policy
+def test_the_policy_allows_nothing_inline() -> None:
+    assert "unsafe" not in CSP
+    assert CSP.startswith("default-src 'none';")
+    assert "frame-ancestors 'none'" in CSP
 
 
 def test_hostile_text_in_a_path_is_escaped(pages: TestClient) -> None:
@@ -119,9 +118,8 @@ def test_only_packaged_files_of_this_release_are_given_out(pages: TestClient) ->
 
 
 def test_pages_are_small() -> None:
-    """What pages load, compressed. Swagger UI is for developers, and loads on its page only."""
-    assets = packaged_assets().by_name
-    sizes = [len(asset.compressed) for name, asset in assets.items() if "swagger-ui" not in name]
+    """All files together, compressed."""
+    sizes = [len(asset.compressed) for asset in packaged_assets().by_name.values()]
     assert sum(sizes) <= 200_000
 
 
