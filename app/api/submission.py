@@ -277,8 +277,8 @@ class JobSubmission:
         return wait_s(running, succeeded, time.time())
 
     def _checked(self, body: PruneJobBody) -> _Checked:
+        info = self._models.inspect(body.model)
         spec = PruneSpec.from_dict(body.spec_fields()).resolved(self._texts.file)
-        info = self._models.inspect(spec.model)
         if spec.quantize is not None:
             check_quantizable(info.model_type)
         methods_for(spec.repair, read_config(info.path))

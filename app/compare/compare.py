@@ -22,13 +22,17 @@ from app.generation.output import Output
 from app.generation.request import GenerationRequest, ServedElsewhere
 from app.models.registry import LOAD_RAISES, ServedModel
 
+MAX_OUTPUTS = 256  # of one comparison
+MAX_DRAWN_SEED = 2**53 - 1  # that every reader of JSON keeps (RFC 8259, section 6)
 Round = Sequence[Output]  # an output for each prompt
 
 
 class NotComparable(ValueError):
-    """The models are not variants of one dense model that this engine serves."""
+    """The models are not variants of one dense model that this engine serves, or too many."""
 
-    param = "models"
+    def __init__(self, message: str, param: str = "models") -> None:
+        super().__init__(message)
+        self.param = param
 
 
 RAISES = (NotComparable, *LOAD_RAISES, *ENGINE_RAISES)
@@ -37,7 +41,7 @@ RAISES = (NotComparable, *LOAD_RAISES, *ENGINE_RAISES)
 @dataclass(frozen=True)
 class ComparisonRequest:
     models: Sequence[str]  # a name may appear twice
-    baseline: int  # index into models
+    baseline: str  # one of the models
     prompts: Sequence[str]
     params: SamplingParams
     stop: Sequence[str]
@@ -80,15 +84,17 @@ class Comparer:
 
     async def compare(self, request: ComparisonRequest) -> Comparison:
         """Raises the errors in ``RAISES``."""
+        # first the models: whether the rest fits together is of no use without them
         served = [await self._served(name) for name in request.models]
         if len({one.entry.base for one in served}) > 1:
             raise NotComparable(
                 f"{', '.join(request.models)} are variants of different models: name variants of "
                 f"one model, which share a tokenizer"
             )
+        _check(request)
         params = request.params
         if not params.is_greedy and params.seed is None:
-            params = replace(params, seed=secrets.randbelow(2**63))
+            params = replace(params, seed=secrets.randbelow(MAX_DRAWN_SEED + 1))
         prompts = await self._generator.encode(request.prompts, served, params.max_new_tokens)
         generations = [
             GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in served
@@ -96,7 +102,8 @@ class Comparer:
         rounds = await self._rounds(generations, request.repeats)
         scores = await self._mean_logprobs(served, prompts, [first for first, *_ in rounds])
         variants = [ComparedVariant(*parts) for parts in zip(served, rounds, scores, strict=True)]
-        return Comparison(variants, variants[request.baseline], params.seed)
+        baseline = variants[request.models.index(request.baseline)]
+        return Comparison(variants, baseline, params.seed)
 
     async def _served(self, name: str) -> ServedModel:
         served = await self._generator.load(name)
@@ -152,6 +159,21 @@ class Comparer:
             return None
         pieces = score(dense, prompt, output, self._engine.max_chunk)
         return fmean(await self._engine.run(pieces, dense))
+
+
+def _check(request: ComparisonRequest) -> None:
+    """Raises ``NotComparable``."""
+    if request.baseline not in request.models:
+        raise NotComparable(
+            f"baseline={request.baseline!r}: expected one of the models", "baseline"
+        )
+    models, prompts, repeats = len(request.models), len(request.prompts), request.repeats
+    if (num_outputs := models * prompts * repeats) > MAX_OUTPUTS:
+        raise NotComparable(
+            f"{prompts} prompts, {models} models and {repeats} repeats make {num_outputs} outputs: "
+            f"at most {MAX_OUTPUTS} are allowed",
+            "repeats",
+        )
 
 
 def token_ids(output: Output) -> tuple[int, ...]:

@@ -2,8 +2,10 @@
 
 import reprlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +19,21 @@ MAX_NEW_TOKENS = 1_000_000
 MAX_TOP_LOGPROBS = 20
 MAX_TOKEN_ID = 2**32 - 1  # beyond any vocabulary
 MAX_LOGIT_BIAS = 100
+# The lowest and the highest value of each number; top_p is above 0 and at most 1
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "max_new_tokens": (1, MAX_NEW_TOKENS),
+        "temperature": (0, 100),
+        "top_k": (0, 1_000_000),
+        "min_p": (0, 1),
+        "repetition_penalty": (0.1, 2),
+        "presence_penalty": (-2, 2),
+        "frequency_penalty": (-2, 2),
+        "seed": (0, 2**63 - 1),
+        "num_logprobs": (0, MAX_TOP_LOGPROBS),
+        "num_prompt_logprobs": (0, MAX_TOP_LOGPROBS),
+    }
+)
 
 
 class InvalidSampling(ValueError):
@@ -55,23 +72,14 @@ class SamplingParams:
     num_prompt_logprobs: int | None = None  # the same of the prompt, which may come alone
 
     def __post_init__(self) -> None:
-        fewest = 1 if self.num_prompt_logprobs is None else 0
-        _check("max_new_tokens", self.max_new_tokens, fewest, MAX_NEW_TOKENS)
-        _check("temperature", self.temperature, 0, 100)
-        _check("top_k", self.top_k, 0, 1_000_000)
-        _check("min_p", self.min_p, 0, 1)
-        _check("repetition_penalty", self.repetition_penalty, 0.1, 2)
-        _check("presence_penalty", self.presence_penalty, -2, 2)
-        _check("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check("num_logprobs", self.num_logprobs or 0, 0, MAX_TOP_LOGPROBS)
-        _check("num_prompt_logprobs", self.num_prompt_logprobs or 0, 0, MAX_TOP_LOGPROBS)
+        for param, (low, high) in RANGES.items():
+            is_scored = param == "max_new_tokens" and self.num_prompt_logprobs is not None
+            if (value := getattr(self, param)) is not None:
+                _check(param, value, 0 if is_scored else low, high)
         if not 0 < self.top_p <= 1:  # also refuses nan
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
-        if self.seed is not None:
-            _check("seed", self.seed, 0, 2**63 - 1)
-        if any(token_id < 0 for token_id in self.stop_token_ids):
-            raise InvalidSampling("stop_token_ids", sorted(self.stop_token_ids), "token ids from 0")
-
+        for token_id in self.stop_token_ids:
+            _check("stop_token_ids", token_id, 0, MAX_TOKEN_ID)
         for token_id, bias in self.logit_bias:
             _check("logit_bias", token_id, 0, MAX_TOKEN_ID)
             _check("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)

@@ -8,7 +8,8 @@ from typing import Any
 
 from pruning.spec import InvalidSpec
 
-_COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+# The lowest and the highest value of each integer
+COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
         "num_tokens": (1, 2**40),
         "rank": (1, 4096),
@@ -44,7 +45,7 @@ class Heal:
     control: bool = True  # train the dense model in the same way, for comparison
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _COUNTS.items():
+        for name, (low, high) in COUNTS.items():
             if not low <= getattr(self, name) <= high:
                 raise _refused(name, getattr(self, name), f"{low} to {high}")
         for name in ("alpha", "learning_rate", "clip_norm", "max_minutes"):

@@ -28,7 +28,7 @@ async def compare(
     """
     comparison_request = ComparisonRequest(
         models=body.models,
-        baseline=body.models.index(body.baseline or body.models[0]),
+        baseline=body.baseline or body.models[0],
         prompts=body.prompts,
         params=sampling_params(body),
         stop=body.stop_strings,

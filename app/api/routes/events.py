@@ -24,7 +24,8 @@ STREAM = "text/event-stream"
 KEEP_ALIVE_S = 15.0
 RECONNECT_MS = 2000
 
-EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
+# Of a Redis stream, where an id without its second part means the first of that millisecond
+EventId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}(-[0-9]{1,19})?$")]
 _RESPONSES: Responses = {
     **responses_for(*READ_RAISES, TooManyWatchers),
     200: {"content": EVENT_STREAM},

@@ -24,7 +24,7 @@ from app.api.schemas.openai import (
 )
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import respond
-from app.engine.sequence import SamplingParams
+from app.engine.sequence import InvalidSampling, SamplingParams
 from app.generation.request import Chat, GenerationRequest
 from app.generation.vocabulary import Vocabulary
 from app.models.catalog import UnknownModel
@@ -88,8 +88,8 @@ async def create_completion(
     body: CompletionBody, generator: GeneratorDep, request: Request
 ) -> CompletionView | Response:
     """Continue one or many prompts, generated together as one batch."""
-    params = _completion_params(body)
     served = await generator.load(body.model)
+    params = _completion_params(body)
     prompts = _prompts(body)
     generation_request = GenerationRequest(served, prompts, params, _stop(body), n=_or(body.n, 1))
     format_ = CompletionFormat(body, Vocabulary(served.tokenizer), prompts)
@@ -103,10 +103,10 @@ async def create_chat_completion(
     body: ChatBody, generator: GeneratorDep, request: Request
 ) -> ChatView | Response:
     """Generate the next message, with the model's own chat template."""
-    limit = body.max_completion_tokens or body.max_tokens
+    served = await generator.load(body.model)
+    limit = _chat_limit(body)
     num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
-    served = await generator.load(body.model)
     chat = Chat([message.as_template_input() for message in body.messages])
     generation_request = GenerationRequest(
         served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
@@ -117,8 +117,19 @@ async def create_chat_completion(
     )
 
 
+def _chat_limit(body: ChatBody) -> int | None:
+    """Raises ``InvalidSampling`` for two limits that differ."""
+    new, old = body.max_completion_tokens, body.max_tokens
+    if new and old and new != old:
+        raise InvalidSampling("max_tokens", old, "the same as max_completion_tokens, or only one")
+    return new or old
+
+
 def _completion_params(body: CompletionBody) -> SamplingParams:
-    """With an echo, log-probabilities are those of the prompt too."""
+    """With an echo, log-probabilities are those of the prompt too. Raises ``InvalidSampling``."""
+    if body.best_of not in (None, _or(body.n, 1)):
+        expected = "the same as n, as this service returns all outputs"
+        raise InvalidSampling("best_of", body.best_of, expected)
     is_scored = body.echo and (body.logprobs is not None or body.max_tokens == 0)
     return _params(
         body,

@@ -1,10 +1,10 @@
 """Request and response bodies of ``POST /compare``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
-from app.api.schemas.generate import MAX_PROMPTS, ModelName, PromptsBody, TimingsView
+from app.api.schemas.generate import ModelName, PromptsBody, TimingsView
 
 MAX_MODELS = 8
 MAX_REPEATS = 64
@@ -28,18 +28,6 @@ class CompareBody(PromptsBody):
         default=5,
         description="Repeats of every prompt; intervals and verdicts need at least 2.",
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.baseline is not None and self.baseline not in self.models:
-            raise ValueError("baseline: expected one of the models")
-        number = len(self.prompts) * len(self.models) * self.repeats
-        if number > MAX_PROMPTS:
-            raise ValueError(
-                f"{len(self.prompts)} prompts, {len(self.models)} models and {self.repeats} "
-                f"repeats make {number} outputs: at most {MAX_PROMPTS} are allowed"
-            )
-        return self
 
 
 class TokenTextView(BaseModel):

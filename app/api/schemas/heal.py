@@ -5,10 +5,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.api.schemas.generate import Body
-from pruning.spec.heal import Heal
+from pruning.spec.heal import COUNTS, Heal
 
 _ABOVE_0: dict[str, Any] = {"exclusiveMinimum": 0}
-_AT_LEAST_1: dict[str, Any] = {"minimum": 1}
+
+
+def _range(name: str) -> dict[str, Any]:
+    low, high = COUNTS[name]
+    return {"minimum": low, "maximum": high}
 
 
 class HealBody(Body):
@@ -19,7 +23,7 @@ class HealBody(Body):
         default=Heal.num_tokens,
         description="Tokens to train on. Texts are those of the calibration, without the documents "
         "that select or evaluate; they are repeated as often as needed.",
-        json_schema_extra=_AT_LEAST_1,
+        json_schema_extra=_range("num_tokens"),
     )
     max_minutes: float | None = Field(
         default=Heal.max_minutes,
@@ -27,7 +31,7 @@ class HealBody(Body):
         json_schema_extra=_ABOVE_0,
     )
     rank: int = Field(
-        default=Heal.rank, description="Rank of the adapters.", json_schema_extra=_AT_LEAST_1
+        default=Heal.rank, description="Rank of the adapters.", json_schema_extra=_range("rank")
     )
     alpha: float = Field(
         default=Heal.alpha,
@@ -42,7 +46,7 @@ class HealBody(Body):
     batch_tokens: int = Field(
         default=Heal.batch_tokens,
         description="Tokens of a step of the optimiser.",
-        json_schema_extra=_AT_LEAST_1,
+        json_schema_extra=_range("batch_tokens"),
     )
     warmup: float = Field(
         default=Heal.warmup,
@@ -66,17 +70,17 @@ class HealBody(Body):
     steps_per_check: int = Field(
         default=Heal.steps_per_check,
         description="Steps between two measurements on held-out text. The best step is kept.",
-        json_schema_extra=_AT_LEAST_1,
+        json_schema_extra=_range("steps_per_check"),
     )
     patience: int = Field(
         default=Heal.patience,
         description="End once the loss on held-out text has risen so many times in a row.",
-        json_schema_extra=_AT_LEAST_1,
+        json_schema_extra=_range("patience"),
     )
     seed: int = Field(
         default=Heal.seed,
         description="Of the adapters and of the order of the text.",
-        json_schema_extra={"minimum": 0, "maximum": 2**32 - 1},
+        json_schema_extra=_range("seed"),
     )
     control: bool = Field(
         default=Heal.control,

@@ -4,15 +4,15 @@ A field that cannot change the output is accepted and ignored. A field that woul
 supported, is refused unless its value asks for nothing. Unknown fields are refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ConfigDict,
     Field,
     StrictBool,
-    StrictInt,
     StringConstraints,
     ValidationError,
     ValidationInfo,
@@ -22,16 +22,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.api.schemas.generate import MAX_PROMPTS, Body, ModelName, StopStrings
+from app.api.schemas.numbers import WHOLE, Integer, TokenIds
 from app.api.schemas.sampling import OpenAISamplingFields
 from app.engine.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
 DEFAULT_CHAT_TOKENS = 1024
 MAX_MESSAGES = 2048  # as in OpenAI's API
-# Beyond any vocabulary. Tokenizers raise for larger numbers when a prompt is echoed.
-TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-# the first wrong one of a million is enough: an error for each would take seconds
-TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 def _encodable(text: str) -> str:
@@ -55,12 +52,22 @@ def _or(message: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS), WHOLE]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 NoTools = Annotated[Nothing | None, _or("tools are not supported: leave it out")]
 NoToolChoice = Annotated[
     Literal["none", "auto"] | None, _or("tools are not supported: leave it out")
 ]
+
+
+def _only_with(field: str, schema: Mapping[str, Any], other: str) -> dict[str, Any]:
+    """A JSON schema: the field may be as in ``schema`` only if the other one is true."""
+    return {
+        "if": {"properties": {field: schema}, "required": [field]},
+        "then": {"properties": {other: {"const": True}}, "required": [other]},
+    }
+
+
 Unsupported = Annotated[None, _or("not supported: leave it out")]
 Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 Prompts = Annotated[
@@ -73,6 +80,9 @@ Prompts = Annotated[
         "either kind, none of them empty"
     ),
 ]
+
+
+_STREAM_OPTIONS = _only_with("stream_options", {"type": "object"}, "stream")
 
 
 class StreamOptions(Body):
@@ -89,7 +99,7 @@ class GenerationBody(Body, OpenAISamplingFields):
     """Fields of both kinds of completions."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
-    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES)] | None = Field(
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
         default=None, description="Number of outputs of each prompt; 1 by default."
     )
     stop: Annotated[
@@ -112,29 +122,28 @@ class GenerationBody(Body, OpenAISamplingFields):
 class CompletionBody(GenerationBody):
     """One or many prompts to continue, as texts or token ids."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [_STREAM_OPTIONS, _only_with("max_tokens", {"const": 0}, "echo")]
+        }
+    )
+
     prompt: Prompts = Field(description="One or many prompts, as text or token ids.")
-    best_of: StrictInt | None = Field(default=None, description="Only the value of n.")
+    best_of: Integer | None = Field(default=None, description="Only the value of n.")
     echo: StrictBool | None = Field(
         default=None, description="Repeat the prompt in front of the output."
     )
-    logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = Field(
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=5), WHOLE] | None = Field(
         default=None,
         description="Number of likeliest tokens to report at each position; with echo, of the "
         "prompt too.",
     )
-    max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS)] | None = Field(
+    max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS), WHOLE] | None = Field(
         default=None, description="16 by default; 0 only with echo."
     )
     suffix: Annotated[Literal[""] | None, _or("insertion is not supported: leave it out")] = Field(
         default=None, description="Not supported."
     )
-
-    @field_validator("best_of")
-    @classmethod
-    def _returns_all(cls, best_of: int | None, info: ValidationInfo) -> int | None:
-        if best_of is not None and best_of != (info.data.get("n") or 1):
-            raise ValueError("expected the same as n: this service returns all outputs")
-        return best_of
 
     @field_validator("max_tokens")
     @classmethod
@@ -179,15 +188,23 @@ class _TextFormat(Body):
 class ChatBody(GenerationBody):
     """Messages, to which the assistant's next one is generated."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [_STREAM_OPTIONS, _only_with("top_logprobs", {"type": "integer"}, "logprobs")]
+        }
+    )
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
         description="The conversation so far."
     )
     logprobs: StrictBool | None = Field(
         default=None, description="Whether tokens have their log-probabilities."
     )
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
-        default=None,
-        description="Number of likeliest tokens to report at each position; needs logprobs.",
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = (
+        Field(
+            default=None,
+            description="Number of likeliest tokens to report at each position; needs logprobs.",
+        )
     )
     max_completion_tokens: MaxTokens | None = Field(
         default=None,
@@ -227,13 +244,6 @@ class ChatBody(GenerationBody):
         if top is not None and not info.data.get("logprobs"):
             raise ValueError("expected only with logprobs: true")
         return top
-
-    @field_validator("max_tokens")
-    @classmethod
-    def _is_one_limit(cls, limit: int | None, info: ValidationInfo) -> int | None:
-        if limit is not None and info.data.get("max_completion_tokens") not in (None, limit):
-            raise ValueError("differs from max_completion_tokens: send one of them")
-        return limit
 
 
 Finish = Literal["stop", "length"]

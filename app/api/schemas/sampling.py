@@ -4,18 +4,21 @@ Names, defaults and ranges are those of the engine's ``SamplingParams``, which c
 """
 
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field, StrictBool, StrictInt, StringConstraints
+from pydantic import BaseModel, Field, StrictBool
 
-from app.engine.sequence import MAX_LOGIT_BIAS, SamplingParams
-
-MAX_BIASES = 1024
-Number = Annotated[float, Field(strict=True)]
-TokenIdKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]
-Bias = Annotated[float, Field(strict=True, ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]
-LogitBias = Annotated[dict[TokenIdKey, Bias], Field(max_length=MAX_BIASES)]
-StopTokenIds = Annotated[list[int], Field(max_length=256)]
+from app.api.schemas.numbers import (
+    TOP_P,
+    LogitBias,
+    Number,
+    Seed,
+    StopTokenIds,
+    StrictSeed,
+    TopK,
+    range_of,
+)
+from app.engine.sequence import SamplingParams
 
 _NAMES = frozenset(field.name for field in fields(SamplingParams))
 
@@ -24,39 +27,49 @@ class SamplingFields(BaseModel):
     """Of this project's own routes. Temperature 0 is greedy."""
 
     max_new_tokens: int = Field(
-        default=SamplingParams.max_new_tokens, description="Maximum number of tokens of an output."
+        default=SamplingParams.max_new_tokens,
+        description="Maximum number of tokens of an output.",
+        json_schema_extra=range_of("max_new_tokens"),
     )
     temperature: float = Field(
-        default=SamplingParams.temperature, description="Divides the logits; 0 is greedy decoding."
+        default=SamplingParams.temperature,
+        description="Divides the logits; 0 is greedy decoding.",
+        json_schema_extra=range_of("temperature"),
     )
     top_p: float = Field(
         default=SamplingParams.top_p,
         description="Samples from the likeliest tokens with this total probability; 1 is off.",
+        json_schema_extra=TOP_P,
     )
     top_k: int = Field(
         default=SamplingParams.top_k,
         description="Samples from this many of the likeliest tokens; 0 is off.",
+        json_schema_extra=range_of("top_k"),
     )
     min_p: float = Field(
         default=SamplingParams.min_p,
         description="Minimum probability of a token, as a share of the most likely token's.",
+        json_schema_extra=range_of("min_p"),
     )
     repetition_penalty: float = Field(
         default=SamplingParams.repetition_penalty,
         description="Above 1, tokens of the prompt and the output so far become less likely.",
+        json_schema_extra=range_of("repetition_penalty"),
     )
     presence_penalty: float = Field(
         default=SamplingParams.presence_penalty,
         description="Above 0, tokens of the output so far become less likely.",
+        json_schema_extra=range_of("presence_penalty"),
     )
     frequency_penalty: float = Field(
         default=SamplingParams.frequency_penalty,
         description="Above 0, tokens become less likely with each time they are in the output.",
+        json_schema_extra=range_of("frequency_penalty"),
     )
     logit_bias: LogitBias = Field(
         default_factory=dict, description="Added to the logits of tokens, by token id."
     )
-    seed: int | None = Field(
+    seed: Seed | None = Field(
         default=SamplingParams.seed,
         description="Makes sampling repeatable; drawn if none is given.",
     )
@@ -73,34 +86,45 @@ class SamplingFields(BaseModel):
 class OpenAISamplingFields(BaseModel):
     """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's."""
 
-    temperature: Number | None = Field(default=None, description="1 by default; 0 is greedy.")
+    temperature: Number | None = Field(
+        default=None,
+        description="1 by default; 0 is greedy.",
+        json_schema_extra=range_of("temperature"),
+    )
     top_p: Number | None = Field(
         default=None,
         description="1 by default: samples from the likeliest tokens with this total probability.",
+        json_schema_extra=TOP_P,
     )
     presence_penalty: Number | None = Field(
         default=None,
         description="0 by default; above it, tokens of the output so far become less likely.",
+        json_schema_extra=range_of("presence_penalty"),
     )
     frequency_penalty: Number | None = Field(
-        default=None, description="0 by default; above it, tokens become less likely with each use."
+        default=None,
+        description="0 by default; above it, tokens become less likely with each use.",
+        json_schema_extra=range_of("frequency_penalty"),
     )
     logit_bias: LogitBias | None = Field(
         default=None, description="Added to the logits of tokens, by token id."
     )
-    seed: StrictInt | None = Field(
-        default=None, description="Makes sampling repeatable; drawn if none is given."
+    seed: StrictSeed | None = Field(
+        default=None,
+        description="Makes sampling repeatable; drawn if none is given.",
     )
 
     # vLLM's
-    top_k: StrictInt | None = Field(default=None, ge=-1, description="0 and -1 are off.")
+    top_k: TopK | None = Field(default=None, description="0 and -1 are off.")
     min_p: Number | None = Field(
         default=None,
         description="Minimum probability of a token, as a share of the likeliest one's; 0: off.",
+        json_schema_extra=range_of("min_p"),
     )
     repetition_penalty: Number | None = Field(
         default=None,
         description="1 by default; above it, tokens of prompt and output become less likely.",
+        json_schema_extra=range_of("repetition_penalty"),
     )
     stop_token_ids: StopTokenIds | None = Field(
         default=None, description="An output ends at any of these tokens."

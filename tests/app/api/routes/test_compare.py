@@ -225,8 +225,10 @@ def test_it_is_counted_as_bench_traffic(client: TestClient) -> None:
         ({"models": ["tiny"]}, 422, "invalid-request"),
         ({"models": ["tiny"] * 9}, 422, "invalid-request"),
         ({"repeats": 0}, 422, "invalid-request"),
-        ({"repeats": 64}, 422, "invalid-request"),  # 2 prompts, 3 models
-        ({"baseline": "tiny@-2"}, 422, "invalid-request"),
+        ({"repeats": 64}, 422, "not-comparable"),  # 2 prompts, 3 models
+        ({"prompt": ["a"] * 129, "models": ["tiny"] * 2, "repeats": 1}, 422, "not-comparable"),
+        ({"prompt": ["a"] * 128, "models": ["tiny"] * 2, "repeats": 1}, 422, "request-refused"),
+        ({"baseline": "tiny@-2"}, 422, "not-comparable"),
         ({"model": "tiny"}, 422, "invalid-request"),
         ({"temperature": -1}, 422, "invalid-sampling"),
         ({"max_new_tokens": 5000}, 422, "prompt-too-long"),

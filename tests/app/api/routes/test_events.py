@@ -49,6 +49,8 @@ def test_a_page_has_the_oldest_first_and_says_whether_more_follow(
     rest = client.get(events_url(job_id), params={"limit": 5, "after": after}).json()
     assert [event["id"] for event in rest["data"]] == ids_of(job_store, job_id)[2:]
     assert not rest["has_more"]
+    every = client.get(events_url(job_id), params={"limit": 100, "after": "0"}).json()["data"]
+    assert [event["id"] for event in every] == ids_of(job_store, job_id)
     event = rest["data"][3]
     assert {name: event[name] for name in ("object", "level", "message", "type")} == {
         "object": "prune_job.event",
@@ -60,7 +62,7 @@ def test_a_page_has_the_oldest_first_and_says_whether_more_follow(
     assert event["created_at"] >= first["data"][0]["created_at"]
 
 
-@pytest.mark.parametrize("after", ["", "1", "-", "+", "(1-1", "1-1-1", "x-1", "9" * 20 + "-0"])
+@pytest.mark.parametrize("after", ["", "-", "+", "1-", "(1-1", "1-1-1", "x-1", "9" * 20 + "-0"])
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
 def test_an_id_that_no_event_has_is_refused(
     client: TestClient, job_id: str, after: str, accept: str

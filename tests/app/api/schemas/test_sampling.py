@@ -3,12 +3,13 @@
 from dataclasses import fields
 
 import pytest
+from pydantic import ValidationError
 
 from app.api.schemas.compare import CompareBody
 from app.api.schemas.generate import GenerateBody
 from app.api.schemas.openai import ChatBody, CompletionBody
 from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampling_params
-from app.engine.sequence import InvalidSampling, SamplingParams
+from app.engine.sequence import RANGES, InvalidSampling, SamplingParams
 
 ENGINE = {field.name for field in fields(SamplingParams)}
 OF_ROUTES = {"num_logprobs", "num_prompt_logprobs"}  # which name them each in their own way
@@ -60,6 +61,25 @@ def test_every_field_reaches_the_engine() -> None:
         {name: value for name, value in given.items() if name != "max_new_tokens"}
     )
     assert sampling_params(openai, max_new_tokens=3, **dict.fromkeys(OF_ROUTES, 2)) == params
+
+
+def test_a_number_without_a_fraction_is_an_integer_as_in_json() -> None:
+    given = {"model": "tiny", "n": 2.0, "seed": 3.0, "top_k": 4.0, "prompt": [[1.0, 2], [3]]}
+    body = CompletionBody.model_validate(given)
+    assert (body.n, body.seed, body.top_k, body.prompt) == (2, 3, 4, [[1, 2], [3]])
+    for wrong in ({"n": 1.5}, {"n": True}, {"n": "1"}, {"prompt": [1.5]}, {"prompt": [True, 1.0]}):
+        with pytest.raises(ValidationError):
+            CompletionBody.model_validate({**given, **wrong})
+
+
+def test_the_description_has_the_ranges_of_the_engine() -> None:
+    schema = GenerateBody.model_json_schema()["properties"]
+    for name, (low, high) in RANGES.items():
+        if name in SamplingFields.model_fields and name != "seed":
+            assert (schema[name]["minimum"], schema[name]["maximum"]) == (low, high)
+    # as doubles, as which many readers compare it, all that the description allows is allowed
+    seeds, _null = schema["seed"]["anyOf"]
+    assert float(seeds["maximum"]) < float(RANGES["seed"][1]) == float(2**63)
 
 
 def test_the_engine_checks_the_ranges() -> None:
