@@ -46,7 +46,7 @@ def sleb(
     """
     free = max(0, num_blocks - max(1, protect_first + protect_last))  # one block must stay
     if not len(removed) <= num_remove <= free or min(protect_first, protect_last) < 0:
-        raise TooManyRemovals(f"cannot remove {num_remove} of {num_blocks} blocks: {free} are free")
+        raise TooManyRemovals(f"cannot remove {num_remove} of {num_blocks} blocks: {free} can go")
     keep = list(range(num_blocks))
     for block in removed:
         if block not in keep[protect_first : len(keep) - protect_last]:

@@ -32,6 +32,7 @@ EXCEPTIONS: dict[str, str] = {
     "app/models/demo_bar.py": "used by app.commands and app.bench, which do not import each other",
     "app/readiness.py": "shared by the API, its server and its metrics, below all three",
     "app/terminal.py": "imported by light commands, without torch",
+    "pruning/plural.py": "imported by everything, without anything",
     "pruning/healing/places.py": "imported by the deletion of jobs, without torch",
     "pruning/jobs/keys.py": "the table of all Redis keys",
     "benchmarks/model.py": "imported by all benchmarks that load a model",

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from app.auth.keys import ApiKey
 from app.metrics.metrics import Metrics
 from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING
+from pruning.plural import counted
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +128,12 @@ class KeyLimits:
 
     def _error(self, name: str, reached: Sequence[int], rate: int, at_once: int) -> LimitReached:
         if reached[0] == _RATE:
-            message = f"Rate limit of API key {name!r} exceeded: {rate} requests per minute"
+            most = counted(rate, "request")
+            message = f"Rate limit of API key {name!r} exceeded: {most} per minute"
             error = LimitReached(message, "rate", reached[1] / 1e6)
         else:
-            message = f"Limit of API key {name!r} reached: {at_once} concurrent generations"
+            most = counted(at_once, "concurrent generation")
+            message = f"Limit of API key {name!r} reached: {most}"
             error = LimitReached(message, "concurrent", _RETRY_S)
         self._metrics.key_refused(error.limit)
         return error

@@ -8,6 +8,7 @@ from app.engine.int8 import int8_model
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
+from pruning.plural import counted
 from pruning.removal import kept
 from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
@@ -42,14 +43,14 @@ class BenchPlan:
     def description(self, scenario: Scenario) -> str:
         if scenario is Scenario.GENERATION:
             return (
-                f"batch {self.batch_size}, {self.prompt_tokens} prompt tokens, "
-                f"{self.new_tokens} new ones"
+                f"batch {self.batch_size}, {counted(self.prompt_tokens, 'prompt token')}, "
+                f"{counted(self.new_tokens, 'new one')}"
             )
         if scenario is Scenario.PROMPT:
-            return f"one input of {self.long_prompt} tokens"
+            return f"one input of {counted(self.long_prompt, 'token')}"
         return (
-            f"{self.concurrency} clients, {self.requests} requests of {self.prompt_tokens} + "
-            f"{self.served_tokens} tokens"
+            f"{counted(self.concurrency, 'client')}, {counted(self.requests, 'request')} of "
+            f"{self.prompt_tokens} + {self.served_tokens} tokens"
         )
 
     def rows(self, scenario: Scenario) -> int:

@@ -10,6 +10,7 @@ from app.bench.result import Bench, Row
 from app.bench.runs import Sample
 from app.compare.speedup import EQUAL_WITHIN, Speedup, Verdict
 from pruning.checkpoints.trajectory_plot import STYLE
+from pruning.plural import counted
 
 if TYPE_CHECKING:  # importing matplotlib searches fonts and writes a cache: only for a plot
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ PLOT_FILE = "bench.png"
 _METHOD = """\
 Dense model and variants took turns, each first equally often, on the same prompts with answers of
 fixed lengths, after a short run of each that was not measured. A speed-up is a ratio of mean times
-over {repeats} repeats, with its 95 % interval. It has a verdict only if the interval is no wider
+over {repeats}, with its 95 % interval. It has a verdict only if the interval is no wider
 than the effect, or lies within {equal:.0%} of 1. The ideal is the speed-up of a forward pass that
 consists of embeddings, blocks and head only.
 """
@@ -42,7 +43,7 @@ _STYLES = {
 def markdown(bench: Bench) -> str:
     """The whole report."""
     subject, plan = bench.subject, bench.plan
-    method = _METHOD.format(repeats=plan.repeats, equal=EQUAL_WITHIN)
+    method = _METHOD.format(repeats=counted(plan.repeats, "repeat"), equal=EQUAL_WITHIN)
     lines = [f"# {subject.name}: speed-up of pruned variants", "", method]
     lines += [f"- `{name}`: {_variant(subject, name)}" for name in subject.removed]
     for scenario, samples in bench.samples.items():
@@ -139,7 +140,7 @@ def draw(bench: Bench) -> "Figure":
     figure = Figure(figsize=(_WIDTH, height))
     title = f"{_short(bench.subject.name)}: speed-up over the dense model"
     figure.text(0.2 / _WIDTH, 1 - 0.15 / height, title, size=13, weight="bold", va="top")
-    subtitle = f"ratio of mean times and its 95 % interval, {bench.plan.repeats} repeats"
+    subtitle = f"ratio of mean times and its 95 % interval, {counted(bench.plan.repeats, 'repeat')}"
     figure.text(0.2 / _WIDTH, 1 - 0.42 / height, subtitle, size=10, va="top")
     limits, top = _limits(rows), height - _HEAD
     for scenario, found in by_scenario.items():

@@ -16,6 +16,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, SamplingParams, Timings
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
+from pruning.plural import counted
 from pruning.worker.gpu import energy_j
 
 _UNLIMITED = 1 << 30  # cache tokens, so that no request is refused
@@ -94,8 +95,8 @@ def _run(
     for request, timing in zip(requests, timings, strict=True):
         if timing.num_tokens != request.params.max_new_tokens:
             raise WrongLength(
-                f"{variant.name} gave {timing.num_tokens} of {request.params.max_new_tokens} "
-                f"tokens: the log says why"
+                f"{variant.name} gave {timing.num_tokens} of "
+                f"{counted(request.params.max_new_tokens, 'token')}: the log says why"
             )
     return timings
 

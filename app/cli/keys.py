@@ -1,7 +1,7 @@
 """``sleb keys``: the API keys of a data directory. Imports are lazy."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +12,14 @@ from rich.table import Table
 
 from app.auth.keys import ApiKey, KeyFile, Scope
 from app.cli.options import AsJson
-from app.terminal import print_json
+from app.terminal import local_time, print_json
 
 keys = typer.Typer(
     no_args_is_help=True,
     help="Create, rotate, list and revoke the keys that clients of the HTTP API send.",
 )
+
+_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M%z"]
 
 Name = Annotated[str, typer.Argument(help="Name of the key in logs and commands; not secret.")]
 
@@ -42,7 +44,7 @@ def create(
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="When it ends, in UTC [never]."),
+        typer.Option(formats=_TIMES, help="When it ends, local time if it names no zone [never]."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +58,7 @@ def create(
         rate_per_min=rate,
         max_concurrent=concurrent,
         tenant=tenant,
-        expires_at=None if until is None else until.replace(tzinfo=UTC).timestamp(),
+        expires_at=None if until is None else until.timestamp(),
     )
     _print_new(name, scope, key, as_json=as_json)
 
@@ -89,11 +91,11 @@ def list_keys(as_json: AsJson = False) -> None:
     for heading in ("name", *tenant_heading, "scopes", "per minute", "concurrent"):
         table.add_column(heading)
     table.add_column("created")
-    table.add_column("ends (UTC)")
+    table.add_column("ends")
     for key in found:
         names = map(escape, (key.name, key.owner) if has_tenants else (key.name,))
         limits = map(_limit, (key.rate_per_min, key.max_concurrent))
-        times = (_time(key.created_at, "%Y-%m-%d"), _time(key.expires_at, "%Y-%m-%d %H:%M"))
+        times = (local_time(key.created_at)[:10], _end(key.expires_at))
         table.add_row(*names, ", ".join(sorted(key.scopes)), *limits, *times)
     Console(highlight=False).print(table)
 
@@ -121,8 +123,8 @@ def _print_new(name: str, scopes: Iterable[Scope], key: str, *, as_json: bool) -
     )
 
 
-def _time(seconds: float | None, format_: str) -> str:
-    return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime(format_)
+def _end(seconds: float | None) -> str:
+    return "never" if seconds is None else local_time(seconds)[:16]
 
 
 def _file() -> KeyFile:

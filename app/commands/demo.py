@@ -27,6 +27,7 @@ from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
 from pruning.models.demo_model import NAME
 from pruning.models.store import set_up_torch
+from pruning.plural import counted
 from pruning.process import deferred_signal
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
@@ -158,7 +159,8 @@ def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str
     with _cancelled_on_error(client, console, job):
         if is_interrupted():
             raise KeyboardInterrupt
-        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {num_remove} blocks to remove")
+        wanted = counted(num_remove, "block")
+        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {wanted} to remove")
         job = _followed(client, console, job)
     if job["status"] != JobStatus.SUCCEEDED:
         raise DemoFailed(f"job {job['id']} {job['status']}: {job['error']}")

@@ -39,7 +39,7 @@ class Evaluation:
     num_blocks: int
     removed_blocks: Blocks
     dtype: str
-    weights: str | None  # int8 or int4, if they were quantised
+    weights: str | None  # int8 or int4, if they were quantized
     perplexities: tuple[Perplexity, ...]
     probe: ProbeScore | None
     tasks: tuple[TaskScore, ...]

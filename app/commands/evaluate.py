@@ -106,7 +106,7 @@ def _columns(
     """A column for each model, and with ``quantize`` another one with such weights.
 
     The control of a healed model is added behind it. If models are ``compared``, or some are
-    quantised, those that are not among them are added as well: dense parents come first, and the
+    quantized, those that are not among them are added as well: dense parents come first, and the
     raw form of a repaired model in front of it.
     """
     columns = []
@@ -163,7 +163,7 @@ def _evaluated(
         is_rounded = any(one.weights for one in columns if one.subject.path == path)
         if resident is Resident.STREAM and (tasks.zero_shot or is_rounded):
             raise NotEvaluable(
-                f"{path} is streamed, and tasks of lm-eval and quantised weights need the whole "
+                f"{path} is streamed, and tasks of lm-eval and quantized weights need the whole "
                 "model in memory: leave them out, or use --resident model"
             )
         loading = progress.add_task("load", total=None)

@@ -38,6 +38,7 @@ from pruning.models.store import (
     read_config,
     set_up_torch,
 )
+from pruning.plural import counted
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize
@@ -128,7 +129,7 @@ class _Exporter:
         return None if found is None else Interval(found.ratio, found.low, found.high)
 
     def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> Exported:
-        """Return what was written, with the perplexities of quantised weights."""
+        """Return what was written, with the perplexities of quantized weights."""
         pruned = view(self.dense.model, self.keep)
         num_bytes = num_parameters(pruned) * self.dense.model.dtype.itemsize
         written = [self.exported]
@@ -163,7 +164,7 @@ class _Exporter:
         save_quantized(forward.model, directory, shard_bytes)
 
     def _measured(self, directory: Path) -> Exported:
-        """With the perplexities of the quantised weights as transformers loads them."""
+        """With the perplexities of the quantized weights as transformers loads them."""
         if self.subject.weights is None or self.settings.verify is Verify.OFF:
             return self.exported
         loaded = load_quantized(directory, pick_device(self.settings.device))
@@ -200,7 +201,7 @@ def _rounded(subject: Subject, export: Export) -> Subject:
         return subject
     if export.gguf is not None:
         raise GgufUnsupported(
-            "a GGUF file is written with plain weights: leave int8 or int4 out, and quantise the "
+            "a GGUF file is written with plain weights: leave int8 or int4 out, and quantize the "
             "file with llama-quantize"
         )
     require_compressed_tensors()
@@ -222,11 +223,13 @@ def _print_result(
         print_json({**asdict(exported), **paths, "verified": is_verified})
         return
     blocks = exported.num_blocks - len(exported.removed_blocks)
-    weights = f", with {exported.quantized} matrices" if exported.quantized else ""
+    weights = (
+        f", with {exported.quantized} matrices" if exported.quantized else ""
+    )
     verified = "not verified" if verify is Verify.OFF else "loaded by transformers and verified"
     console = Console(highlight=False)
     for path in filter(None, paths.values()):
-        what = f"{exported.name}, {blocks} blocks in {exported.dtype}{weights}"
+        what = f"{exported.name}, {counted(blocks, 'block')} in {exported.dtype}{weights}"
         console.print(f"{what}, is in {path} ({verified})", markup=False, soft_wrap=True)
     for one in exported.perplexities:
         found = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"

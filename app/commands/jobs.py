@@ -1,7 +1,6 @@
 """``sleb jobs``: tables of jobs and deliveries, and the progress of a watched job."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from textwrap import indent
 from types import MappingProxyType
 from typing import Any, Self
@@ -16,6 +15,7 @@ from app.commands.client import JobClient, follow
 from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from app.commands.rounds import print_rounds
+from app.terminal import local_time
 from pruning.checkpoints.trajectory import ties
 from pruning.jobs.job import JobStatus
 from pruning.removal import Removal
@@ -51,7 +51,7 @@ def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
         "model": lambda job: job["model"],
         "status": _status,
         "evaluations": _progress,
-        "created": lambda job: _local(job["created_at"])[0 if is_wide else 5 : 16],
+        "created": lambda job: local_time(job["created_at"])[0 if is_wide else 5 : 16],
     }
     if is_wide:
         fields["priority"] = lambda job: str(job["priority"])
@@ -89,8 +89,8 @@ def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
     for one in deliveries:
         result = one["error"] or f"delivered, {one['response_status']}"
         next_at = one["next_attempt_at"]
-        next_attempt = _local(next_at) if next_at else "none: given up" if one["error"] else ""
-        times = (_local(one["at"]), f"{one['duration_s']:.2f} s")
+        next_attempt = local_time(next_at) if next_at else "none: given up" if one["error"] else ""
+        times = (local_time(one["at"]), f"{one['duration_s']:.2f} s")
         cells = (one["type"], str(one["attempt"]), *times, result, next_attempt)
         shown.add_row(*map(Text, cells))
     if deliveries:
@@ -176,7 +176,7 @@ def _condition(condition: Mapping[str, Any]) -> str:
     """As `Queued: no, since 2026-11-26 23:42:00: a worker has taken it`."""
     answer = "yes" if condition["status"] == "True" else "no"
     since = condition["last_transition_at"]
-    when = "" if since is None else f", since {_local(since)}"
+    when = "" if since is None else f", since {local_time(since)}"
     return f"{condition['type']}: {answer}{when}: {condition['message']}"
 
 
@@ -188,7 +188,7 @@ _SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType
             f"{found['steps_done']} of {found['steps_total']}",
         ),
         "conditions": lambda name, found: (name, "\n".join(map(_condition, found))),
-        **dict.fromkeys(_TIMES, lambda name, seconds: (name, _local(seconds))),
+        **dict.fromkeys(_TIMES, lambda name, seconds: (name, local_time(seconds))),
     }
 )
 
@@ -209,7 +209,3 @@ def _field(name: str, value: object) -> str:
     """One line, or the name and indented lines below it."""
     text = _plain(value)
     return f"{name}:\n{indent(text, '  ')}" if "\n" in text else f"{name}: {text}"
-
-
-def _local(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"

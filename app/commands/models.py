@@ -21,6 +21,7 @@ from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.store import ModelStore
+from pruning.plural import counted
 
 
 def catalog_of(settings: ServeSettings) -> Catalog:
@@ -103,8 +104,8 @@ def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> Non
     for manifest in manifests[:MAX_ORDERS]:
         console.print(manifest.name, markup=False, soft_wrap=True)
     if len(manifests) > MAX_ORDERS:
-        left_out = len(manifests) - MAX_ORDERS
-        console.print(f"{left_out} older ones are left out: name those that you want")
+        left_out = counted(len(manifests) - MAX_ORDERS, "older checkpoint")
+        console.print(f"left out: {left_out}; name those that you want")
     console.print(f"plot: {out}", markup=False, soft_wrap=True)
 
 
@@ -164,7 +165,7 @@ def _lines(
     if entry.error is not None:
         yield f"{entry.name}: {entry.error}"
         return
-    parts = [f"{entry.num_blocks} blocks"]
+    parts = [counted(entry.num_blocks, "block")]
     if entry.removed_blocks:
         parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
     if entry.repair is not None:

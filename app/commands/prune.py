@@ -12,15 +12,17 @@ from app.commands.tables import print_run
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
 from app.models.hub import ensure_model, is_repo_id
+from app.models.measured_speedups import MeasuredSpeedups
 from pruning.checkpoints.publish import CheckpointExists, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
-from pruning.checkpoints.store import MANIFEST
+from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.config import Settings, WorkerSettings
 from pruning.jobs.estimate import DiskTooSmall, footprint
 from pruning.models.demo_model import NAME
 from pruning.models.safetensors_headers import fingerprint, weight_sizes
 from pruning.models.store import ModelInfo, ModelStore, set_up_torch
 from pruning.pipeline import prune
+from pruning.plural import counted
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources
 from pruning.search.state import ScoredCandidate, SearchPlan
@@ -44,7 +46,7 @@ class RecordedBar(SearchBar):
         self._file.begin(plan)
         if plan == self.earlier.plan and done:
             self.removals = list(self.earlier.removals)
-            self._print(f"  continues an interrupted search after {done} evaluations")
+            self._print(f"  continues an interrupted search after {counted(done, 'evaluation')}")
         if self._spec.target_speedup is not None and plan.times is not None:
             speedup = plan.times.speedup(self._num_blocks, plan.num_remove)
             self._print(
@@ -132,7 +134,8 @@ def run_prune(
     finally:
         remove_empty(out.parent)
     file.discard()
-    print_run(manifest, bar.removals, out, as_json=as_json)
+    speedups = _measured_speedups(spec.model, manifest, settings.data_dir)
+    print_run(manifest, bar.removals, out, speedups=speedups, as_json=as_json)
 
 
 def _local_name(model: str, settings: Settings) -> str:
@@ -141,6 +144,13 @@ def _local_name(model: str, settings: Settings) -> str:
         return model
     path = ensure_model(model, ServeSettings(data_dir=settings.data_dir))
     return path.name
+
+
+def _measured_speedups(model: str, manifest: Manifest, data_dir: Path) -> dict[int, str]:
+    measured = MeasuredSpeedups(data_dir)
+    depths = range(1, len(manifest.removed_blocks) + 1)
+    found = {depth: measured.of(model, manifest.num_blocks, depth) for depth in depths}
+    return {depth: str(speedup) for depth, speedup in found.items() if speedup is not None}
 
 
 def _check_disk(spec: PruneSpec, info: ModelInfo, out: Path) -> None:

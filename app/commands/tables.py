@@ -21,9 +21,17 @@ _DISPENSABLE = ("in full", "loss")  # the bars above have shown the losses
 
 
 def print_run(
-    manifest: Manifest, removals: Sequence[Removal], path: Path, *, as_json: bool
+    manifest: Manifest,
+    removals: Sequence[Removal],
+    path: Path,
+    *,
+    speedups: Mapping[int, str],
+    as_json: bool,
 ) -> None:
-    """Print the trajectory of a pruning run and the path of its checkpoint."""
+    """Print the trajectory of a pruning run and the path of its checkpoint.
+
+    ``speedups`` are those measured on this machine, by number of removed blocks.
+    """
     trajectory = rows(manifest, removals)
     if as_json:
         print_json(
@@ -40,7 +48,7 @@ def print_run(
     fitting = _fitting(console, f"{manifest.parent}, block by block", headings, cells)
     console.print(fitting)
     shown = tuple(str(column.header) for column in fitting.columns)
-    for text in legend(manifest, shown, trajectory):
+    for text in legend(manifest, shown, trajectory, speedups):
         console.print(text, markup=False)
     if domains := manifest.quality.domains:
         num_removed = len(manifest.removed_blocks)

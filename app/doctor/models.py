@@ -13,6 +13,7 @@ from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.names import is_name
 from pruning.models.safetensors_headers import read_header
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel
+from pruning.plural import counted
 
 _REASONS = (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig, OSError)
 
@@ -84,7 +85,7 @@ def _model(models_dir: Path, path: Path) -> Finding:
         check_weights(path)
     except _REASONS as error:
         return wrong(check, str(error), "add the model again, or delete the directory")
-    return fine(check, f"{info.model_type}, {info.num_blocks} blocks, {info.dtype}")
+    return fine(check, f"{info.model_type}, {counted(info.num_blocks, 'block')}, {info.dtype}")
 
 
 def _checkpoint(path: Path) -> Finding:
@@ -101,7 +102,8 @@ def _checkpoint(path: Path) -> Finding:
         return wrong(check, f"{path} has no manifest and is not served", advice)
     except (CheckpointCorrupt, OSError) as error:
         return wrong(check, str(error), advice)
-    return fine(check, f"{manifest.parent} without {len(manifest.removed_blocks)} blocks")
+    removed = counted(len(manifest.removed_blocks), "block")
+    return fine(check, f"{manifest.parent} without {removed}")
 
 
 def _directories(root: Path) -> Iterator[Path]:

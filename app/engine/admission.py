@@ -10,6 +10,7 @@ from typing import Self
 
 from app.engine.engine import RequestRefused
 from app.engine.sequence import FinishReason, Request, TokenEvent
+from pruning.plural import counted
 
 _MEMORY_S = 30.0  # busy time after which the weight of a measurement is 1/e
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
@@ -73,8 +74,8 @@ class Admission:
         num_open = len(self._open) + self._num_reserved
         if num_open + num_requests > self.max_open:
             what = (
-                f"{num_open} requests are running or waiting, {num_requests} more would exceed the "
-                f"limit of {self.max_open}"
+                f"{counted(num_open, 'request')} running or waiting, {num_requests} more would "
+                f"exceed the limit of {self.max_open}"
             )
             raise Overloaded(what, "queue_full", self.retry_after_s)
         num_waiting = self.num_waiting_tokens

@@ -16,6 +16,7 @@ from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.stream import OnEnd, Stream
 from app.engine.variant import Variant
+from pruning.plural import counted
 
 _Result = TypeVar("_Result")
 
@@ -192,7 +193,7 @@ class AsyncEngine:
         assert request.deadline_s is None
         self._engine.check(request)
         if self._is_overloaded:
-            what = f"{len(self._streams)} requests are running or waiting"
+            what = f"{counted(len(self._streams), 'request')} running or waiting"
             raise Overloaded(what, "queue_full", 1.0)
         stream = self._background[request.request_id] = Stream(request, self._cancel)
         self._thread.put(request)

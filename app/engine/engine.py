@@ -27,6 +27,7 @@ from app.engine.sequence import (
 )
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
+from pruning.plural import counted
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def check_length(
     """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
     if num_prompt + max_new_tokens > max_len:
         raise PromptTooLong(
-            f"a prompt of {'at least ' if is_minimum else ''}{num_prompt} tokens and "
+            f"a prompt of {'at least ' if is_minimum else ''}{counted(num_prompt, 'token')} and "
             f"max_new_tokens={max_new_tokens} do not fit into the {max_len} tokens of {name}: "
             f"shorten the prompt or ask for fewer tokens"
         )

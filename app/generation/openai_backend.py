@@ -28,6 +28,7 @@ from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics, labels_of
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
+from pruning.plural import counted
 
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 _FADE = 0.9  # weight of the previous mean duration when a request ends
@@ -275,8 +276,8 @@ class ConcurrencyLimiter:
             )
         if self._num_open + num_requests > self._max_open:
             what = (
-                f"{self._num_open} requests of this model are running or waiting, {num_requests} "
-                f"more would exceed the limit of {self._max_open}"
+                f"{counted(self._num_open, 'request')} of this model running or waiting, "
+                f"{num_requests} more would exceed the limit of {self._max_open}"
             )
             raise Overloaded(what, "queue_full", self.retry_after_s)
         self._num_open += num_requests

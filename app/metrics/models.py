@@ -17,7 +17,7 @@ _OF_VARIANT = ("model_name", "variant")
 
 
 class ModelCollector(Collector):
-    """Reads the statistics of the engine and the catalogue at every scrape."""
+    """Reads the statistics of the engine and the catalog at every scrape."""
 
     def __init__(self, stats: Callable[[], EngineStats], registry: ModelRegistry) -> None:
         self._stats = stats

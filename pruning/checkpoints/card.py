@@ -18,6 +18,7 @@ from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.quality import DomainQuality, Interval, text_of
 from pruning.healing.record import Healing
 from pruning.models.lineage import Lineage
+from pruning.plural import counted
 from pruning.removal import Removal
 from pruning.repair.record import Method
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
@@ -71,7 +72,7 @@ remain.
 ## Search
 
 {search}
-Calibration: {source}, {num_windows} windows of {seqlen} tokens
+Calibration: {source}, {windows} of {seqlen} tokens
 (sha256 of the token ids `{digest}`).
 
 Low perplexity does not prove that the model can still reason: evaluate it on your own task.
@@ -170,6 +171,7 @@ def model_card(
         legend=_list(legend(manifest, headings, trajectory)),
         domains=_domains(manifest.quality.domains),
         search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
+        windows=counted(manifest.calibration["num_windows"], "window"),
         **manifest.calibration,
     )
 
@@ -184,14 +186,14 @@ def _look_ahead(spec: PruneSpec) -> str:
     if not spec.refine:
         return scored
     return scored + (
-        f" Refined by at most {spec.refine} exchanges of a removed block for a kept one; if there "
-        "were any, the rounds only compare the blocks that are removed in the end."
+        f" Refined by at most {counted(spec.refine, 'exchange')} of a removed block for a kept "
+        "one; if there were any, the rounds only compare the blocks that are removed in the end."
     )
 
 
 @dataclass(frozen=True)
 class QuantizedText:
-    """Perplexity on one text, with plain weights and with the quantised ones that were loaded."""
+    """Perplexity on one text, with plain weights and with the quantized ones that were loaded."""
 
     text: str  # with its windows
     plain: float
@@ -216,7 +218,7 @@ class Exported:
     dtype: str
     repair: Method = Method.NONE
     quantized: Quantize | None = None
-    perplexities: Sequence[QuantizedText] = ()  # of a quantised model
+    perplexities: Sequence[QuantizedText] = ()  # of a quantized model
     predicted_speedup: float | None = None
     measured_speedup: Interval | None = None
 
@@ -266,7 +268,7 @@ def _quantized(exported: Exported) -> str:
         bits=exported.quantized.value,
         group=_GROUPS[exported.quantized],
         dtype=exported.dtype,
-        table=_markdown(("text", "before", "quantised", "ratio"), rows)
+        table=_markdown(("text", "before", "quantized", "ratio"), rows)
         if rows
         else "not measured.",
     )
@@ -321,7 +323,7 @@ def _lineage(
     source = f", from {lineage.source}" if lineage.source else ""
     source += f" at commit {lineage.commit}" if lineage.commit else ""
     source += f", {lineage.conversion}" if lineage.conversion else ""
-    yield f"- Parent: {parent}{source}, with {num_blocks} blocks."
+    yield f"- Parent: {parent}{source}, with {counted(num_blocks, 'block')}."
     if removed:
         order = ", ".join(map(str, removed))
         yield f"- Removed blocks, counted from 0, in order of removal: {order}."
@@ -341,13 +343,14 @@ def _training(parent: str, healing: Healing) -> Iterator[str]:
     yield (
         f"- Healed from {healing.parent}: adapters (LoRA, rank {settings.rank}) on the linear "
         f"layers of its blocks were trained to predict what {parent} predicts, for "
-        f"{run.num_steps} steps of the optimiser. The step after {run.best.num_tokens:,} tokens "
-        f"diverged least from {parent} on held-out text: {after:.4g} nats per token, and "
-        f"{before:.4g} before. Its adapter is merged here, and lies in `adapter/` in peft's format."
+        f"{counted(run.num_steps, 'step')} of the optimiser. The step after "
+        f"{run.best.num_tokens:,} tokens diverged least from {parent} on held-out text: "
+        f"{after:.4g} nats per token, and {before:.4g} before. Its adapter is merged here, and "
+        "lies in `adapter/` in peft's format."
     )
     for text in healing.texts:
         use = "Trained on" if text.part == "train" else "Stopped by"
-        windows = f"{text.num_windows} windows of {text.seqlen} tokens"
+        windows = f"{counted(text.num_windows, 'window')} of {text.seqlen} tokens"
         yield f"- {use} {text.domain}: {text.source}, {windows} (sha256 `{text.digest}`)."
     if healing.control is not None:
         yield (

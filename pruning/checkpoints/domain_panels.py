@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.trajectory import CEILING, short
 from pruning.evaluation.quality import DomainQuality, Interval, Measured
+from pruning.plural import counted
 
 if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
     from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ def name_text(axes: "Axes", domain: DomainQuality) -> None:
     if len(source) > _MAX_SOURCE:
         half = _MAX_SOURCE // 2
         source = f"{source[: half - 1]}…{source[-half:]}"
-    windows = f"{domain.num_windows} windows of {domain.seqlen} tokens"
+    windows = f"{counted(domain.num_windows, 'window')} of {domain.seqlen} tokens"
     lines = (
         (27, domain.domain, {"size": 11, "weight": "bold"}),
         (16, source, {"size": 7.5}),

@@ -1,4 +1,4 @@
-"""Checkpoints with quantised weights in the compressed-tensors format, which vLLM reads.
+"""Checkpoints with quantized weights in the compressed-tensors format, which vLLM reads.
 
 The weights are those of ``pruning.models.rounding``, so what is written is what was measured. Needs
 the extra ``quantize``.
@@ -37,13 +37,13 @@ def require_compressed_tensors() -> None:
     """Raise ``QuantizeUnavailable`` unless it is installed. Call before loading a model."""
     if find_spec("compressed_tensors") is None:
         raise QuantizeUnavailable(
-            "writing and reading quantised checkpoints needs compressed-tensors: run `make setup`, "
+            "writing and reading quantized checkpoints needs compressed-tensors: run `make setup`, "
             "or pip install '.[quantize]' in the checkout"
         )
 
 
 def save_quantized(model: PreTrainedModel, directory: Path, shard_bytes: int) -> None:
-    """Write a model with quantised layers: configs and weights, in shards of ``shard_bytes``."""
+    """Write a model with quantized layers: configs and weights, in shards of ``shard_bytes``."""
     config = _quantization_config(model)
     model.save_pretrained(directory, state_dict={})  # only the configs
     file = directory / "config.json"
@@ -60,7 +60,7 @@ def save_quantized(model: PreTrainedModel, directory: Path, shard_bytes: int) ->
 def load_quantized(directory: Path, device: str) -> PreTrainedModel:
     """Load such a checkpoint as plain transformers does, with weights made plain.
 
-    It has no other tensors then, and its config does not say any more that it is quantised. Raises
+    It has no other tensors then, and its config does not say any more that it is quantized. Raises
     ``ValueError`` or ``OSError``.
     """
     require_compressed_tensors()
@@ -90,7 +90,7 @@ def load_quantized(directory: Path, device: str) -> PreTrainedModel:
 def compared_perplexities(
     forward: Forward, loaded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Perplexity, Perplexity]]:
-    """Perplexities of a model with plain weights, and of its quantised form as it was loaded.
+    """Perplexities of a model with plain weights, and of its quantized form as it was loaded.
 
     On the packaged texts, one after another; the second has its ratio to the first.
     """

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality, perplexity_of
+from pruning.plural import counted
 from pruning.removal import Removal, is_tie
 from pruning.repair.record import Method
 from pruning.spec.prune import Metric, PruneSpec
@@ -74,8 +75,16 @@ def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:
     return tuple(shown), list(zip(*shown.values(), strict=True))
 
 
-def legend(manifest: Manifest, headings: Cells, rows: Sequence[Row] = ()) -> list[str]:
-    """Explain the headings, count ties, and state what was measured on the pruned model alone."""
+def legend(
+    manifest: Manifest,
+    headings: Cells,
+    rows: Sequence[Row] = (),
+    speedups: Mapping[int, str] | None = None,
+) -> list[str]:
+    """Explain the headings, count ties, and state what was measured on the pruned model alone.
+
+    ``speedups`` are those measured by number of removed blocks; None if they are not known here.
+    """
     evaluated_on = manifest.quality.evaluated_on
     is_repaired = any(domain.repaired for domain in manifest.quality.domains)
     served = "of the model as served, with its repair, " if is_repaired else ""
@@ -84,7 +93,7 @@ def legend(manifest: Manifest, headings: Cells, rows: Sequence[Row] = ()) -> lis
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.",
         "× dense": f"× dense: {compared} divided by that of the dense model.",
-        "speed-up": _speedup_sentence(manifest),
+        "speed-up": _speedup_sentence(manifest, rows, speedups),
         "repair": "repair: how the weights of that depth were corrected.",
         "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",
@@ -101,8 +110,9 @@ def ties(margins: Iterable[Margin], num_rounds: int) -> Iterator[str]:
     """Say how many rounds were ties, and what to do. Nothing if none was."""
     if num_ties := sum(is_tie(*margin) for margin in margins):
         yield (
-            f"ties: {num_ties} of {num_rounds} rounds. Their margin is inside two standard "
-            "errors, so other text may choose another block: take more text for a firmer order."
+            f"ties: {num_ties} of {counted(num_rounds, 'round')}. Their margin is inside two "
+            "standard errors, so other text may choose another block: take more text for a "
+            "firmer order."
         )
 
 
@@ -116,10 +126,12 @@ def margin_text(margin: Margin) -> str:
     return f"{value:.4f} ± {error:.4f}{', a tie' if is_tie(value, error) else ''}"
 
 
-def _speedup_sentence(manifest: Manifest) -> str:
+def _speedup_sentence(
+    manifest: Manifest, rows: Sequence[Row], speedups: Mapping[int, str] | None
+) -> str:
     sentence = (
         "speed-up: predicted for decoding one sequence, by the times of embeddings, blocks and "
-        "head on the machine of the run; not measured yet, which `sleb bench` does."
+        f"head on the machine of the run. {_measured_speedups(rows, speedups)}"
     )
     target = PruneSpec.from_dict(manifest.spec).target_speedup
     predicted = manifest.predicted_speedup(len(manifest.removed_blocks))
@@ -128,14 +140,26 @@ def _speedup_sentence(manifest: Manifest) -> str:
     return f"{sentence} The target was {target:g}, and {predicted:.2f} is predicted."
 
 
+def _measured_speedups(rows: Sequence[Row], speedups: Mapping[int, str] | None) -> str:
+    if speedups is None:
+        return "`sleb bench` measures it."
+    depths = [row.num_removed for row in rows if row.num_removed]
+    known = [f"{speedups[depth]} without {depth}" for depth in depths if depth in speedups]
+    unknown = [str(depth) for depth in depths if depth not in speedups]
+    if not known:
+        return "It is not measured yet, which `sleb bench` does."
+    sentence = f"Measured by `sleb bench`: {', '.join(known)}."
+    return f"{sentence} Not measured yet: without {', '.join(unknown)}." if unknown else sentence
+
+
 def _measured(quality: Quality) -> Iterator[str]:
     """Describe the measurements of the pruned model, and the warnings of the quality gate."""
     if (quantized := quality.quantized) is not None:
         dense, pruned = (short(quality.perplexities[at]) for at in (0, -1))
         yield (
-            f"quantised: perplexity {dense} dense, {pruned} pruned, "
+            f"quantized: perplexity {dense} dense, {pruned} pruned, "
             f"{short(quantized.perplexity)} pruned with {quantized.weights} weights. The published "
-            "weights are not quantised."
+            "weights are not quantized."
         )
     if (tasks := quality.zero_shot) is not None and tasks.dense_mean and tasks.pruned_mean:
         yield (

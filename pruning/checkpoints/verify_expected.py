@@ -93,7 +93,7 @@ def expectation(
 ) -> Expectation:
     """Compute the expectation of the checkpoint that keeps these blocks, with ``own`` tensors.
 
-    With ``quantize``, weights are those that the quantised ones mean. The checkpoint is loaded on
+    With ``quantize``, weights are those that the quantized ones mean. The checkpoint is loaded on
     ``device`` if there is enough memory. Each weight is read once, so a streamed model has no
     continuation, which reads all weights for each token.
     """

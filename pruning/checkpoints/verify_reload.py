@@ -34,6 +34,7 @@ from pruning.models.blocks import num_blocks
 from pruning.models.forward import StreamedForward
 from pruning.models.store import load, read_config, set_up_torch
 from pruning.models.streaming import StreamedModel
+from pruning.plural import counted
 from pruning.process import end_with_parent, hide_gguf_bar
 
 # Allowed difference of logits, relative to the largest. On one device they are usually equal.
@@ -121,7 +122,7 @@ def _compare_whole(directory: Path, expected: Expectation) -> None:
 
 def _compare_quantized(directory: Path, expected: Expectation) -> None:
     if expected.loading.is_streamed:
-        raise CheckpointNotPortable(f"transformers loads quantised {_WHOLE}")
+        raise CheckpointNotPortable(f"transformers loads quantized {_WHOLE}")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
     _compare_model(load_quantized(directory, expected.loading.device), expected)
@@ -161,7 +162,7 @@ def _compare_weights(found: Mapping[str, str], expected: Expectation) -> None:
     )
     if wrong:
         named = f"{', '.join(wrong[:_MAX_NAMED])}{', ...' if len(wrong) > _MAX_NAMED else ''}"
-        raise CheckpointNotPortable(f"{len(wrong)} weights differ: {named}")
+        raise CheckpointNotPortable(f"{counted(len(wrong), 'weight')} not as expected: {named}")
 
 
 def _compare_logits(found: torch.Tensor, expected: Expectation) -> None:

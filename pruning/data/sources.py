@@ -26,6 +26,7 @@ from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, r
 from pruning.data.documents import draw, split_documents
 from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows
+from pruning.plural import counted
 from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling
 
 MIN_REPAIR_WINDOWS = 16
@@ -313,6 +314,6 @@ def check_enough(spec: CalibrationSpec, windows: torch.Tensor) -> None:
     if len(windows) < least:
         raise CalibrationError(
             "not_enough_text",
-            f"the text gives {len(windows)} windows of {spec.seqlen} tokens, and {least} are "
-            "needed: add text, or ask for fewer samples or a smaller seqlen",
+            f"the text gives {counted(len(windows), 'window')} of {spec.seqlen} tokens, needed: "
+            f"{least}; add text, or ask for fewer samples or a smaller seqlen",
         )

@@ -23,6 +23,7 @@ from pruning.models.blocks import (
 )
 from pruning.models.loss import window_losses
 from pruning.models.memory import state_budget
+from pruning.plural import counted
 from pruning.removal import Losses
 from pruning.repair.repair import VisitedModel
 from pruning.search.dense_model import DenseModel
@@ -54,7 +55,7 @@ def pruned_losses(
         dense.visited().device,
         dense.resources.state_budget,
         least=needed,
-        of=f"one window of {seqlen} tokens in {len(models)} models",
+        of=f"one window of {seqlen} tokens in {counted(len(models), 'model')}",
     )
     found: list[list[float]] = [[] for _ in models]
     for group in torch.split(windows, budget // needed):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.zero_shot_scores import ZeroShot
+from pruning.plural import counted
 from pruning.removal import Losses, paired_gaps, standard_error
 from pruning.student_t import quantile
 
@@ -246,7 +247,7 @@ def ratio_of(dense: Losses, losses: Losses) -> Interval:
 
 
 def text_of(source: str, num_windows: int, seqlen: int) -> str:
-    return f"{source}, {num_windows} windows of {seqlen} tokens"
+    return f"{source}, {counted(num_windows, 'window')} of {seqlen} tokens"
 
 
 def _error_of(values: Sequence[float]) -> float | None:

@@ -22,6 +22,7 @@ from pruning.healing.progress import Check, Progress, Step
 from pruning.healing.state import TrainingState
 from pruning.healing.text import HealingText, Order
 from pruning.models.loss import last_hidden, window_divergences
+from pruning.plural import counted
 from pruning.spec.heal import Heal
 
 LEAST_RATE = 0.1  # of the learning rate, at the end
@@ -185,7 +186,8 @@ class Training:
         check = Check(done.step, done.num_tokens, fmean(found.values()), found)
         if not math.isfinite(check.loss):
             raise HealingDiverged(
-                f"after {done.step} steps of the healing the loss on held-out text is {check.loss}"
+                f"after {counted(done.step, 'step')} of the healing the loss on held-out text is "
+                f"{check.loss}"
             )
         is_best = not done.checks or check.loss < done.best.loss
         if is_best:

@@ -15,6 +15,7 @@ from pruning.jobs.job import JobEvent, JobStatus
 from pruning.jobs.keys import EVENTS, RECORD
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import read_event
+from pruning.plural import counted
 
 MAX_WATCHERS = 100
 POLL_S = 1.0  # between two checks of an idle watcher whether the feed stops or the job is gone
@@ -29,8 +30,8 @@ class TooManyWatchers(RuntimeError):
 
     def __init__(self, max_watchers: int) -> None:
         super().__init__(
-            f"{max_watchers} clients follow jobs, which is the limit: try again later, or read the "
-            "events in pages, with Accept: application/json"
+            f"no more than {counted(max_watchers, 'client')} may follow jobs: try again later, or "
+            "read the events in pages, with Accept: application/json"
         )
 
 

@@ -33,6 +33,7 @@ from pruning.jobs.job import (
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, Event, JobKeys, Outcome, read_event
+from pruning.plural import counted
 from pruning.removal import Removal
 from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
@@ -68,7 +69,7 @@ class QueueFull(RuntimeError):
 
     def __init__(self, max_queued: int) -> None:
         super().__init__(
-            f"{max_queued} jobs are waiting, which is the limit: try again later, or start more "
+            f"no more than {counted(max_queued, 'job')} may wait: try again later, or start more "
             "workers"
         )
         self.retry_after_s = 60.0

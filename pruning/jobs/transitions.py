@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from pruning.jobs.job import TRANSITIONS, HealProgress, JobError, JobStatus, Phase, Webhook
 from pruning.jobs.script import Change, Event
+from pruning.plural import counted
 from pruning.removal import Removal
 from pruning.search.refine import Exchange
 from pruning.search.state import (
@@ -171,7 +172,11 @@ def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Chan
     if is_anew:
         fields |= dict.fromkeys(_PLAN_FIELDS, "")
     data = {"evaluations_done": done, "evaluations_total": total}
-    message = f"search resumes after {done} of {total} evaluations" if done else "search starts"
+    message = (
+        f"search resumes after {done} of {counted(total, 'evaluation')}"
+        if done
+        else "search starts"
+    )
     event = Event(message, type="metrics", data=data)
     search = plan_field(plan)
     return Change("update", _WORKING, fields, event, search=search, clears_search=is_anew)
@@ -185,7 +190,7 @@ def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> C
         "evaluated_at": str(time.time()),
     }
     data = {"evaluations_done": done, "evaluations_total": total}
-    event = Event(f"{done} of {total} evaluations", type="metrics", data=data)
+    event = Event(f"{done} of {counted(total, 'evaluation')}", type="metrics", data=data)
     return Change(
         "update",
         _WORKING,
@@ -250,7 +255,7 @@ def repairing(done: int, total: int) -> Change:
     """``done`` of ``total`` steps of the repair are done. A later worker repeats all of them."""
     data = {"repair_steps_done": done, "repair_steps_total": total}
     fields = {name: str(value) for name, value in data.items()}
-    event = Event(f"{done} of {total} steps of the repair", type="metrics", data=data)
+    event = Event(f"{done} of {counted(total, 'step')} of the repair", type="metrics", data=data)
     return Change(
         "update",
         _WORKING,

@@ -22,7 +22,7 @@ class UnsupportedConfig(ValueError):
 
 
 class CannotQuantize(UnsupportedConfig):
-    """The blocks of the model have weights that cannot be quantised."""
+    """The blocks of the model have weights that cannot be quantized."""
 
     param = "quantize"
 
@@ -174,8 +174,8 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
         raise unknown_architecture(config.model_type)
     if (method := _quantized_by(config)) is not None:
         raise UnsupportedConfig(
-            f"the weights of this model are quantised ({method}), and only plain weights can be "
-            f"scored, served and published: give the unquantised model that it was made from"
+            f"the weights of this model are quantized ({method}), and only plain weights can be "
+            f"scored, served and published: give the unquantized model that it was made from"
         )
     for switch, harmless in row.depth_dependent:
         if (value := getattr(config, switch, harmless)) != harmless:
@@ -192,7 +192,7 @@ def check_quantizable(model_type: str) -> None:
     if not ARCHITECTURES[model_type].is_linear:
         linear = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.is_linear))
         raise CannotQuantize(
-            f"models of type {model_type!r} cannot be quantised, as not all of their weights "
+            f"models of type {model_type!r} cannot be quantized, as not all of their weights "
             f"belong to linear layers: leave quantize out, or choose one of {linear}"
         )
 
@@ -207,7 +207,7 @@ def unknown_architecture(model_type: str) -> UnknownArchitecture:
 
 
 def _quantized_by(config: "PreTrainedConfig") -> str | None:
-    """The name of the quantisation method in the config, or None for plain weights."""
+    """The name of the quantization method in the config, or None for plain weights."""
     given = getattr(config, "quantization_config", None)
     if given is None:
         given = getattr(config, "compression_config", None)  # older llm-compressor

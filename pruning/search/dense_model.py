@@ -80,7 +80,7 @@ class DenseModel(Protocol):
         """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""
 
     def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
-        """Forward passes in this process, with plain or quantised weights.
+        """Forward passes in this process, with plain or quantized weights.
 
         Raises ``CannotQuantize``.
         """
@@ -300,7 +300,7 @@ class _OnDisk:
 
     def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
         if quantize is not None:
-            raise CannotQuantize("a streamed model cannot be quantised: load the whole model")
+            raise CannotQuantize("a streamed model cannot be quantized: load the whole model")
         return StreamedForward(
             self.streamed, keep, self.resources.state_budget, self.resources.batch_tokens, own
         )

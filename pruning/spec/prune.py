@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from pruning.plural import counted
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import (
@@ -44,7 +45,7 @@ class Search(StrEnum):
 
 
 class Quantize(StrEnum):
-    """Bits of quantised block weights, with which perplexity is measured as well."""
+    """Bits of quantized block weights, with which perplexity is measured as well."""
 
     INT8 = "int8"
     INT4 = "int4"
@@ -288,9 +289,9 @@ class PruneSpec:
         if self.target_speedup is not None and self.target_speedup > most:
             raise TargetUnreachable(
                 "target_speedup",
-                f"target_speedup={self.target_speedup} is out of reach: removing all {free} free "
-                f"blocks of {num_blocks} gives at most {most:.4g}; ask for less or protect fewer "
-                "blocks",
+                f"target_speedup={self.target_speedup} is out of reach: removing all of "
+                f"{counted(free, 'free block')} of {num_blocks} gives at most {most:.4g}; ask "
+                "for less or protect fewer blocks",
             )
 
     def digest(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.trajectory import CEILING
 from pruning.checkpoints.trajectory_plot import STYLE, compact, log_ticks
+from pruning.plural import counted
 from pruning.stability.agreement import Stability
 
 if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
@@ -66,7 +67,8 @@ def _titles(report: Stability) -> tuple[str, str]:
     last, name = report.depths[-1], _short(report.model, 40)
     noise = "within" if report.is_choice_in_noise else "outside"
     num_runs, wanted = len(report.runs), last.num_removed
-    title = f"{name}: {num_runs} searches for {wanted} of {report.num_blocks} blocks"
+    searches = counted(num_runs, "search", "searches")
+    title = f"{name}: {searches} for {wanted} of {report.num_blocks} blocks"
     shared = f"{len(last.shared_by_all)} of {wanted} were removed in every run"
     return title, f"Stability of the result: the choice is {noise} the noise; {shared}"
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pruning.checkpoints.trajectory import NONE, Cells, short
+from pruning.plural import counted
 from pruning.stability.agreement import NUM_ERRORS, Depth, Stability
 
 _MAX_WINDOW_OVERLAP = 0.25  # above it, samples are too similar to tell
@@ -27,13 +28,14 @@ def conclusions(report: Stability) -> Iterator[str]:
     if num_margins := sum(depth.num_margins for depth in report.depths):
         num_close = sum(depth.num_close for depth in report.depths)
         yield (
-            f"In {num_close} of {num_margins} rounds the runner-up was within {NUM_ERRORS:g} "
-            "standard errors of the removed block."
+            f"In {num_close} of {counted(num_margins, 'round')} the runner-up was within "
+            f"{NUM_ERRORS:g} standard errors of the removed block."
         )
     for text, spread in last.perplexities.items():
         dense, more = report.dense_perplexities[text], spread.highest / spread.lowest - 1
         yield (
-            f"On held-out text of {text}, perplexity without {last.num_removed} blocks is "
+            f"On held-out text of {text}, perplexity without "
+            f"{counted(last.num_removed, 'block')} is "
             f"{short(spread.lowest)} to {short(spread.highest)} (dense {short(dense)}): the sample "
             f"makes a difference of up to {more:.1%}."
         )
@@ -58,7 +60,8 @@ def _headline(report: Stability, last: Depth, num_runs: int) -> str:
     if report.is_choice_in_noise:
         shared = ", ".join(map(str, last.shared_by_all)) or "none"
         return (
-            f"The choice of {last.num_removed} blocks is within the noise: {num_runs} runs removed "
+            f"The choice of {counted(last.num_removed, 'block')} is within the noise: "
+            f"{num_runs} runs removed "
             f"{last.num_sets} different sets, with a mean overlap of {last.overlap:.2f} "
             f"({last.overlap_by_chance:.2f} by chance). Blocks removed in all runs: {shared}."
         )

@@ -34,7 +34,7 @@ def write_unsupported(path: Path, model_type: str) -> Path:
 
 
 def quantize_config(path: Path, method: str) -> None:
-    """Make the config of the model in ``path`` say that its weights are quantised so."""
+    """Make the config of the model in ``path`` say that its weights are quantized so."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": method, **QUANTIZED[method]}
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")

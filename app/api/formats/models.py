@@ -1,4 +1,4 @@
-"""The response body of a model in the catalogue."""
+"""The response body of a model in the catalog."""
 
 from app.api.schemas.generate import (
     DomainView,

@@ -1,4 +1,4 @@
-"""The catalogue: dense models, the prefixes of their removal orders, published checkpoints."""
+"""The catalog: dense models, the prefixes of their removal orders, published checkpoints."""
 
 import asyncio
 from contextlib import suppress

@@ -2,7 +2,7 @@
 
 import { json, post, Problem } from "./api.js";
 import { byId, el, facts, fill, name, say, table, text } from "./dom.js";
-import { interval, number, ratio, seconds } from "./format.js";
+import { count, interval, number, ratio, seconds } from "./format.js";
 import { act, begin } from "./live.js";
 import { generate } from "./streams.js";
 
@@ -151,7 +151,7 @@ function resultOf(found) {
   const differences = found.prompts.flatMap(({ index, outputs }) => outputs.filter((output) => output.first_divergence)
     .map((output) => difference(index, output)));
   return [el("h2", {}, "Speed-up over ", name(found.baseline)), table("Result of the comparison", columns, rows),
-    el("p", { class: "note" }, `${found.repeats} repeats in alternating turns; in brackets, the 95 % interval.`),
+    el("p", { class: "note" }, `${count(found.repeats, "repeat")} in alternating turns; in brackets, the 95 % interval.`),
     differences.length ? el("ul", {}, differences) : null];
 }
 
@@ -161,7 +161,7 @@ function difference(index, { model, first_divergence: { position, baseline, mode
 }
 
 async function compare() {
-  fill(byId("result"), el("p", { class: "note", role: "status" }, `Each of ${sides().length} variants generates ${REPEATS} times, in turns.`));
+  fill(byId("result"), el("p", { class: "note", role: "status" }, `Each of ${count(sides().length, "variant")} generates ${REPEATS} times, in turns.`));
   try {
     const found = await post("/compare", { models: sides(), prompt: prompts(), repeats: REPEATS, ...sampling() }, { timeoutMs: TIMEOUT_MS });
     fill(byId("result"), resultOf(found));

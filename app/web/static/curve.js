@@ -2,7 +2,7 @@
 
 import { json, post } from "./api.js";
 import { byId, el, fill, name, say, table } from "./dom.js";
-import { interval, perplexity, ratio } from "./format.js";
+import { count, interval, perplexity, ratio } from "./format.js";
 import { act, begin } from "./live.js";
 import { csv, ordersOf } from "./orders.js";
 import { Plot } from "./plot.js";
@@ -137,11 +137,11 @@ function save() {
 async function measureAll() {
   const variants = new Map(orders.flatMap((order) => order.points.map((point) => [point.depth, point.model])));
   const sorted = new Map([...variants].sort(([one], [other]) => one - other));
-  byId("measuring").textContent = `Measuring ${sorted.size} depths, each five times and in turn with the dense model.`;
+  byId("measuring").textContent = `Measuring ${count(sorted.size, "depth")}, each five times and in turn with the dense model.`;
   try {
     await measure(model(), sorted, (found, done, total) => {
       speeds = found;
-      byId("measuring").textContent = `Measured ${done} of ${total} depths.`;
+      byId("measuring").textContent = `Measured ${done} of ${count(total, "depth")}.`;
       byId("axis").value = "speed";
       show();
     });

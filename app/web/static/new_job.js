@@ -137,7 +137,7 @@ function showLimits() {
   if (!model) return;
   const free = model.num_blocks - ["protect_first", "protect_last"]
     .reduce((sum, path) => sum + Number(fields.get(path).input.value), 0);
-  byId("limits").textContent = `${model.num_blocks} blocks, of which ${Math.max(free, 0)} can be removed; ${model.dtype}; texts of up to ${model.max_positions ?? "any number of"} tokens.`;
+  byId("limits").textContent = `${count(model.num_blocks, "block")}, of which ${Math.max(free, 0)} can be removed; ${model.dtype}; texts of up to ${model.max_positions ?? "any number of"} tokens.`;
   fields.get("num_remove").input.max = Math.max(free, 1);
   if (model.max_positions) fields.get("calibration.seqlen").input.max = model.max_positions;
 }

@@ -101,7 +101,7 @@ function family(base, models) {
   columns.at(-1).title = el("span", { class: "unseen" }, "actions");
   const rest = models.length - rows.length;
   return [el("h3", {}, name(base), ` `, el("span", { class: "muted" },
-    `${number(models[0].num_blocks)} blocks, ${models[0].dtype ?? "type unknown"}`)),
+    `${count(models[0].num_blocks ?? "–", "block")}, ${models[0].dtype ?? "type unknown"}`)),
   table(`Variants of ${base}`, columns, rows),
   rest > 0 ? el("p", {}, el("button", { "data-key": `more ${base}`, onclick: () => {
     shown.set(base, rows.length + PAGE);

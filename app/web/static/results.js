@@ -2,7 +2,7 @@
 
 import { json, request } from "./api.js";
 import { byId, el, fill, name, table, text } from "./dom.js";
-import { moment, ratio } from "./format.js";
+import { count, moment, ratio } from "./format.js";
 import { poll } from "./live.js";
 import { pairsOf, samplesOf } from "./shadow.js";
 
@@ -43,7 +43,7 @@ function shadow(samples) {
   const columns = ["live", "replayed on", "compared", "tokens that agree", "all tokens agree", "speed-up per token"]
     .map((title, index) => ({ title, num: index > 1 }));
   const rows = pairs.map((pair) => [name(pair.live), name(pair.shadow), String(pair.done), share(pair.agreement), share(pair.whole),
-    pair.speedup === null ? null : [ratio(pair.speedup), el("span", { class: "sub" }, `${pair.numTimed} pairs`)]]);
+    pair.speedup === null ? null : [ratio(pair.speedup), el("span", { class: "sub" }, count(pair.numTimed, "pair"))]]);
   return [pairs.length ? table("Pairs of shadow traffic", columns, rows) : null,
     dropped.length ? el("p", { class: "note" }, "Not replayed: ", dropped.map(({ model, reason, number }) => `${number} of ${model} (${reason})`).join(", "), ".") : null,
     pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the means of all pairs whose two runs each had the engine to themselves.") : null];

@@ -34,7 +34,7 @@ def test_a_full_queue_refuses_before_the_body_is_parsed(
             refused = client.post(path, content=b"{ this is not JSON")
             assert refused.status_code == 429, path
             assert int(refused.headers["retry-after"]) >= 1
-            assert "12 requests are running or waiting" in refused.text
+            assert "12 requests running or waiting" in refused.text
             assert "limit of 12" in refused.text
         found = Scrape(client.get("/metrics").text)
         rejections = "sleb_admission_rejections_total"

@@ -243,7 +243,7 @@ def test_watching_a_search_with_ties_ends_with_what_to_do(
     job_store.succeed(job_id, "tiny@x", attempt)
     _, _, err = sleb.jobs("watch", job_id)
     assert "0.5000 ± 0.3000 before 4, a tie" in err
-    assert "ties: 1 of 1 rounds" in err
+    assert "ties: 1 of 1 round" in err
     assert "take more text" in err
 
 

@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ def sleb(
         return code, written.out, " ".join(written.err.split())  # however it was wrapped
 
     return run
+
+
+@pytest.fixture
+def kolkata(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The time zone of this process, 5:30 hours ahead of UTC all year."""
+    with monkeypatch.context() as zone:
+        zone.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 def test_a_key_is_made_shown_once_listed_and_revoked(sleb: Sleb, tmp_path: Path) -> None:
@@ -81,13 +93,29 @@ def test_a_key_of_a_team_has_an_end_and_is_rotated(sleb: Sleb, tmp_path: Path) -
     old, new = file.find(first), file.find(second.strip())
     assert old is not None
     assert new is not None
-    assert (new.owner, new.expires_at) == ("team", 4073500800)
+    assert (new.owner, new.expires_at) == ("team", datetime(2099, 1, 31).astimezone().timestamp())
     assert old.expires_at == pytest.approx(new.created_at + 5400)
     listed = json.loads(sleb("keys", "list", "--json")[1])
     assert [row["tenant"] for row in listed] == ["team", "team"]
     shown = sleb("keys", "list")[1]
     assert "2099-01-31 00:00" in " ".join(shown.split())
     assert json.loads(sleb("keys", "rotate", "a", "--json")[1])["scopes"] == ["jobs"]
+
+
+@pytest.mark.usefixtures("kolkata")
+def test_times_are_local_unless_a_zone_is_named(sleb: Sleb) -> None:
+    ends = {"here": "2099-01-31", "utc": "2099-01-31T18:00Z", "west": "2099-01-31T18:00-0300"}
+    for name, until in ends.items():
+        sleb("keys", "create", name, "--scope", "jobs", "--until", until)
+    rows = [line.split() for line in sleb("keys", "list")[1].splitlines()]
+    shown = {row[0]: " ".join(row[-2:]) for row in rows if row and row[0] in ends}
+    assert shown == {
+        "here": "2099-01-31 00:00",
+        "utc": "2099-01-31 23:30",
+        "west": "2099-02-01 02:30",
+    }
+    listed = json.loads(sleb("keys", "list", "--json")[1])
+    assert [row["expires_at"] % 86400 / 3600 for row in listed] == [18.5, 18, 21]
 
 
 @pytest.mark.parametrize(

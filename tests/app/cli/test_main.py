@@ -106,7 +106,7 @@ def test_prune_writes_a_model_without_any_server(
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
 
 
-def test_models_lists_the_catalogue(data_dir: Path) -> None:
+def test_models_lists_the_catalog(data_dir: Path) -> None:
     assert json.loads(sleb(data_dir, "models", "--json").stdout)[0]["id"] == "tiny"
     assert "tiny" in sleb(data_dir, "models").stdout
 
@@ -282,7 +282,7 @@ def check_refusal(
 def test_models_that_cannot_be_pruned_are_told_what_can(data_dir: Path, tmp_path: Path) -> None:
     write_unsupported(data_dir / "models" / "encoder", "t5")
     quantize_config(data_dir / "models" / "tiny", "bitsandbytes")
-    for model, said in (("encoder", "decoder-only"), ("tiny", "give the unquantised model")):
+    for model, said in (("encoder", "decoder-only"), ("tiny", "give the unquantized model")):
         ran = sleb(data_dir, "prune", model, "--num-remove", "1", "--out", str(tmp_path / "out"))
         told = " ".join(ran.stderr.split())  # a narrow terminal breaks lines
         assert (ran.returncode, told.count("error:")) == (1, 1)

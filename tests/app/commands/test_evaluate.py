@@ -127,8 +127,8 @@ def test_a_raw_form_is_added_once_and_where_there_is_one(
         ([whole, "tiny@-2+raw"], ["tiny", whole, "tiny@-2+raw"]),
     ):
         assert [each["model"] for each in run(*names, *PPL)] == expected
-    quantised = run("tiny@-2", *PPL, "--quantize", "int8")
-    assert [(each["model"], each["weights"]) for each in quantised] == [
+    quantized = run("tiny@-2", *PPL, "--quantize", "int8")
+    assert [(each["model"], each["weights"]) for each in quantized] == [
         ("tiny", None),
         ("tiny@-2+raw", None),
         ("tiny@-2", None),
@@ -236,7 +236,7 @@ def test_models_with_other_token_ids_of_a_text_have_a_section_of_their_own(
 
 
 @pytest.mark.parametrize("weights", Quantize)
-def test_quantised_models_stand_beside_themselves_and_their_parent_in_front(
+def test_quantized_models_stand_beside_themselves_and_their_parent_in_front(
     data_dir: Path, published: Manifest, weights: Quantize
 ) -> None:
     whole_text = PPL[:-2]

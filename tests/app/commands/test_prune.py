@@ -15,6 +15,7 @@ from app.commands.prune import run_prune
 from app.commands.tables import print_run
 from app.config import ServeSettings
 from app.models.hub import ModelNotAdded
+from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.publish import CheckpointExists, DiskFull
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -164,7 +165,7 @@ def test_the_table_says_what_was_lost_and_where_things_lie(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     path = Path("/somewhere/[out]")
-    print_run(RUN, removals_of_run(is_staged=True), path, as_json=False)
+    print_run(RUN, removals_of_run(is_staged=True), path, speedups={}, as_json=False)
     printed = capsys.readouterr().out
     for words in ("blocks", "0.1000 ± 0.0577", "2 of 4", "125.00", "10.0% less"):
         assert words in printed
@@ -174,7 +175,7 @@ def test_the_table_says_what_was_lost_and_where_things_lie(
 
 
 def test_json_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    print_run(RUN, removals_of_run(is_staged=True), Path("/out"), as_json=True)
+    print_run(RUN, removals_of_run(is_staged=True), Path("/out"), speedups={}, as_json=True)
     report = json.loads(capsys.readouterr().out)
     assert report["removed_blocks"] == [3, 1]
     assert report["plot"] == f"/out/{PLOT_FILE}"
@@ -183,9 +184,19 @@ def test_json_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert (first["block"], first["num_full"], first["num_candidates"]) == (3, 2, 4)
 
 
+def test_the_legend_has_what_bench_has_measured(
+    settings: WorkerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
+    MeasuredSpeedups(settings.data_dir).record("tiny", {2: measured})
+    run_prune(SPEC, tmp_path / "out", settings, as_json=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "`sleb bench`: 1.21 (1.15 to 1.27) without 2. Not measured yet: without 1." in told
+
+
 def test_a_bracket_in_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     manifest = manifest_of(6, (3,), (4.0, 4.1), parent="a[/b]c")
-    print_run(manifest, (), Path("/out"), as_json=False)
+    print_run(manifest, (), Path("/out"), speedups={}, as_json=False)
     assert "a[/b]c" in capsys.readouterr().out
 
 

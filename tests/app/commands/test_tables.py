@@ -59,7 +59,7 @@ def test_the_table_of_a_run_fits_into_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     repair = (DepthRepair(1, Method.NONE, 0, {}), DepthRepair(2, Method.RIDGE, 8, {}))
     run = replace(RUN, repair=repair, block_times=BlockTimes(0.1, 1.0, 0.5))
-    print_run(run, removals_of_run(is_staged=is_staged), Path("out"), as_json=False)
+    print_run(run, removals_of_run(is_staged=is_staged), Path("out"), speedups={}, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     end = next(at for at, line in enumerate(lines) if line.startswith(("loss: ", "perplexity: ")))
     assert max(map(len, lines[:end])) <= 80

@@ -56,7 +56,7 @@ def test_a_whole_model_is_well(tiny_models_dir: Path) -> None:
         (lose_config, "no config.json"),
         (spoil_config, "cannot be read"),
         (lose_weights, "no .safetensors file"),
-        (quantize, "unquantised"),
+        (quantize, "unquantized"),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_told(

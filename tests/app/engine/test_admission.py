@@ -24,11 +24,11 @@ def test_requests_are_counted_until_they_end() -> None:
     first, second = asking(), asking()
     admission.admit([first])
     admission.admit([second])
-    with pytest.raises(Overloaded, match="2 requests are running or waiting, 1 more") as refusal:
+    with pytest.raises(Overloaded, match="2 requests running or waiting, 1 more") as refusal:
         admission.admit([asking()])
     assert refusal.value.reason == "queue_full"
     admission.take([token(first)], busy_s=0.1)
-    with pytest.raises(Overloaded, match="2 requests are running or waiting, 1 more"):
+    with pytest.raises(Overloaded, match="2 requests running or waiting, 1 more"):
         admission.admit([asking()])
     admission.take([end(first, 2)], busy_s=0.1)
     admission.admit([asking()])
@@ -101,7 +101,7 @@ def test_before_any_token_a_full_queue_asks_for_some_seconds() -> None:
     for _ in range(220):
         admission.reserve(1)
     assert 5 <= admission.retry_after_s <= 60
-    with pytest.raises(Overloaded, match="320 requests are running or waiting"):
+    with pytest.raises(Overloaded, match="320 requests running or waiting"):
         admission.reserve(1)
 
 
@@ -115,7 +115,7 @@ def test_a_reserved_place_is_taken_until_it_is_released() -> None:
             admission.reserve(1)
         places.release()
         admission.admit([asking(), asking()])
-    with pytest.raises(Overloaded, match="3 requests are running or waiting"):
+    with pytest.raises(Overloaded, match="3 requests running or waiting"):
         admission.reserve(1)  # nothing was released twice
 
 

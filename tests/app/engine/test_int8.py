@@ -1,4 +1,4 @@
-"""Int8 forms give the tokens of plain models of dequantised weights, whichever product they use."""
+"""Int8 forms give the tokens of plain models of dequantized weights, whichever product they use."""
 
 import copy
 from functools import cache
@@ -46,7 +46,7 @@ def dequantized_model(family: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("family", LINEAR)
-def test_every_family_and_its_pruned_forms_continue_as_dequantised_weights_do(family: str) -> None:
+def test_every_family_and_its_pruned_forms_continue_as_dequantized_weights_do(family: str) -> None:
     made, plain = int8_model(tiny_model(family)), dequantized_model(family)
     dense = make_variant("tiny+int8", "tiny", made)
     pruned = make_variant("tiny@-2+int8", "tiny", made, KEEP)
@@ -74,14 +74,14 @@ def test_every_family_and_its_pruned_forms_continue_as_dequantised_weights_do(fa
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES.keys() - set(LINEAR)))
 def test_other_families_are_refused(family: str) -> None:
-    with pytest.raises(CannotQuantize, match=f"'{family}' cannot be quantised"):
+    with pytest.raises(CannotQuantize, match=f"'{family}' cannot be quantized"):
         int8_model(tiny_model(family))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 17, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
-def test_every_product_is_that_of_dequantised_weights(
+def test_every_product_is_that_of_dequantized_weights(
     product: Product, dtype: torch.dtype, rows: int
 ) -> None:
     torch.manual_seed(rows)

@@ -65,7 +65,7 @@ def tokens_of(variant: Variant) -> list[int]:
 
 
 def expected(dense: LoadedModel, manifest: Manifest, num_removed: int, *, raw: bool) -> list[int]:
-    """What ``generate`` gives for the plain model of dequantised weights."""
+    """What ``generate`` gives for the plain model of dequantized weights."""
     keep = manifest.keep_after(num_removed)
     method = Method.NONE if raw or not num_removed else METHODS[num_removed - 1]
     is_plain = method is Method.NONE
@@ -200,7 +200,7 @@ def test_plain_weights_that_were_replaced_are_read_again(
     ("name", "reason"),
     [
         ("none+int8", "no model named 'none'"),
-        ("mixtral+int8", r"'mixtral' cannot be quantised.*choose one of .*llama"),
+        ("mixtral+int8", r"'mixtral' cannot be quantized.*choose one of .*llama"),
         ("far+int8", "another server generates for 'far'.*leave .int8 out"),
         ("tiny+raw+int8", "a dense model"),
         ("tiny+int8+int8", "no model named"),

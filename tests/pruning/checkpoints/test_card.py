@@ -120,7 +120,7 @@ def test_the_card_of_the_demo_model_names_source_conversion_and_licence(tmp_path
     card = model_card(RUN, (), lineage_of(tmp_path))
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "license: apache-2.0\n" in card
-    assert "from HuggingFaceTB/SmolLM2-135M-Instruct, dequantised from Q4_1, as the" in card
+    assert "from HuggingFaceTB/SmolLM2-135M-Instruct, dequantized from Q4_1, as the" in card
     assert "The licence is that of tiny (apache-2.0)." in card
 
 

@@ -70,6 +70,21 @@ def test_the_legend_explains_what_is_there_and_nothing_else() -> None:
     assert "in full" not in said
 
 
+def test_the_legend_says_which_speed_ups_were_measured() -> None:
+    headings, run = ("speed-up",), rows(RUN)
+
+    def said(speedups: dict[int, str] | None) -> str:
+        return legend(RUN, headings, run, speedups)[0].partition("machine of the run. ")[2]
+
+    one = "1.21 (1.15 to 1.27)"
+    assert said(None) == "`sleb bench` measures it."
+    assert said({}) == "It is not measured yet, which `sleb bench` does."
+    assert (
+        said({1: one}) == f"Measured by `sleb bench`: {one} without 1. Not measured yet: without 2."
+    )
+    assert said({1: one, 2: "1.5"}) == f"Measured by `sleb bench`: {one} without 1, 1.5 without 2."
+
+
 def test_a_search_that_removed_nothing_is_one_row() -> None:
     [dense] = rows(manifest_of(6, (), (4.0,)))
     assert (dense.num_removed, dense.num_blocks, dense.ratio) == (0, 6, 1.0)

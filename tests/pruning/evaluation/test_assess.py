@@ -1,4 +1,4 @@
-"""What a run measures of its result: quantised weights and the paper's tasks beside the curve."""
+"""What a run measures of its result: quantized weights and the paper's tasks beside the curve."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def published(models_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize("weights", Quantize)
-def test_the_quantised_model_is_measured_on_the_same_windows_as_the_others(
+def test_the_quantized_model_is_measured_on_the_same_windows_as_the_others(
     tiny_models_dir: Path, weights: Quantize
 ) -> None:
     spec = replace(SPEC, quantize=weights)
@@ -80,7 +80,7 @@ def test_what_is_published_has_plain_weights(tiny_models_dir: Path) -> None:
     expected = view(load(tiny_models_dir / "tiny").model, manifest.keep).state_dict()
     found = load(path).model.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert "published weights are not quantised" in (path / "README.md").read_text(encoding="utf-8")
+    assert "published weights are not quantized" in (path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_papers_tasks_are_asked_of_dense_and_of_all_removals(
@@ -140,7 +140,7 @@ def test_what_will_be_missing_is_said_before_the_weights_are_read(
     assert observer.phases == ["load"]
 
 
-def test_a_family_that_cannot_be_quantised_is_refused_before_its_weights_are_read(
+def test_a_family_that_cannot_be_quantized_is_refused_before_its_weights_are_read(
     tmp_path: Path,
 ) -> None:
     write_checkpoint(tmp_path / "models" / "tiny", "mixtral")
@@ -156,7 +156,7 @@ def test_the_summary_has_all_of_it_side_by_side() -> None:
     quality = replace(RUN.quality, quantized=Quantized("int8", 126.5), zero_shot=ZeroShot(*scores))
     told = legend(replace(RUN, quality=quality), ())
     assert told[0].startswith(
-        "quantised: perplexity 50.00 dense, 125.00 pruned, 126.50 pruned with"
+        "quantized: perplexity 50.00 dense, 125.00 pruned, 126.50 pruned with"
     )
     assert told[1].startswith(
         "zero-shot: 0.7000 dense, 0.6000 pruned, the mean accuracy on piqa, winogrande"

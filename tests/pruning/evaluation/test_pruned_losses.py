@@ -117,7 +117,7 @@ def test_any_models_in_any_budget(
 
 def test_a_budget_for_less_than_a_window_is_refused(tiny_model_dir: Path) -> None:
     dense = dense_model(tiny_model_dir, Resident.MODEL, 2 * STATE_BYTES - 1)
-    with pytest.raises(StateBudgetTooSmall, match="12 tokens in 1 models"):
+    with pytest.raises(StateBudgetTooSmall, match="12 tokens in 1 model"):
         pruned_losses(dense, [PrunedModel(ALL)], windows())
 
 

@@ -1,4 +1,4 @@
-"""Quantised weights equal those of a loop, in new tensors, and leave the dense model unchanged."""
+"""Quantized weights equal those of a loop, in new tensors, and leave the dense model unchanged."""
 
 import copy
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def test_in_bfloat16_it_is_as_near_as_eight_bits_are() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_a_family_is_quantised_if_all_matrices_of_its_blocks_are_of_linear_layers(
+def test_a_family_is_quantized_if_all_matrices_of_its_blocks_are_of_linear_layers(
     family: str,
 ) -> None:
     blocks = block_list(tiny_model(family))
@@ -111,7 +111,7 @@ def test_inputs_that_cannot_be_divided_into_groups_are_refused() -> None:
         quantized(odd, Quantize.INT4)
 
 
-def test_a_view_of_a_quantised_model_shares_its_weights_and_rounds_its_own_tensors() -> None:
+def test_a_view_of_a_quantized_model_shares_its_weights_and_rounds_its_own_tensors() -> None:
     dense = tiny_model("llama")
     whole = quantized(dense, Quantize.INT8)
     name = "model.layers.3.mlp.down_proj.weight"

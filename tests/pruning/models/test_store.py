@@ -108,11 +108,11 @@ def test_models_of_other_kinds_never_load_and_it_says_what_is_supported(
 
 
 @pytest.mark.parametrize("method", QUANTIZED)
-def test_quantised_models_never_load_and_it_says_what_to_give(
+def test_quantized_models_never_load_and_it_says_what_to_give(
     tiny_models_dir: Path, method: str
 ) -> None:
     quantize_config(tiny_models_dir / "tiny", method)
-    with pytest.raises(UnsupportedConfig, match=rf"\({method}\).*give the unquantised model"):
+    with pytest.raises(UnsupportedConfig, match=rf"\({method}\).*give the unquantized model"):
         load(tiny_models_dir / "tiny")
     with pytest.raises(UnsupportedConfig, match=method):
         ModelStore(tiny_models_dir).inspect("tiny")

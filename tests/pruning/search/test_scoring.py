@@ -51,7 +51,7 @@ def test_batches_and_chunks_do_not_change_the_loss(
     assert found == pytest.approx(obvious_loss(model, windows()), abs=1e-5)
 
 
-def test_half_precision_losses_are_not_quantised() -> None:
+def test_half_precision_losses_are_not_quantized() -> None:
     model = copy.deepcopy(tiny_model("llama")).bfloat16()
     losses = {mean_loss(model, windows(1, 6 + extra)) for extra in range(8)}
     as_bfloat16 = {float(torch.tensor(value).bfloat16()) for value in losses}

@@ -55,4 +55,4 @@ def test_a_name_that_has_no_int8_form_is_not_found(client: TestClient, data_dir:
         client.post("/generate", json={"model": "experts+int8", "prompt": "the dog"}),
     ):
         assert answer.status_code == 404
-        assert "'mixtral' cannot be quantised" in answer.json()["detail"]
+        assert "'mixtral' cannot be quantized" in answer.json()["detail"]

@@ -1,4 +1,4 @@
-"""What the catalogue, the metrics and the job routes say of a model's quality."""
+"""What the catalog, the metrics and the job routes say of a model's quality."""
 
 import json
 from dataclasses import asdict, replace
@@ -128,7 +128,7 @@ def test_a_job_without_a_gate_has_no_scores(data_dir: Path, client: TestClient) 
     assert Scrape(client.get("/metrics").text).series("sleb_model_probe_score") == []
 
 
-def test_the_perplexity_with_quantised_weights_is_of_full_depth(
+def test_the_perplexity_with_quantized_weights_is_of_full_depth(
     data_dir: Path, client: TestClient
 ) -> None:
     calibration = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)

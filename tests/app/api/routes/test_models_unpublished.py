@@ -85,7 +85,7 @@ def test_prefixes_are_views_of_the_dense_parent(
     assert registry.weight_bytes() == before
 
 
-def test_the_catalogue_marks_them(client: TestClient, job: dict[str, Any]) -> None:
+def test_the_catalog_marks_them(client: TestClient, job: dict[str, Any]) -> None:
     """They are neither the current order nor a checkpoint until they are published."""
     name = f"tiny@{job['id']}"
     assert ids(client) == ["tiny", f"{name}-1", f"{name}-2"]

@@ -15,7 +15,7 @@ from tests.support.unsupported import QUANTIZED, TYPES, quantize_config, write_u
 def assert_refused(
     client: TestClient, store: redis.Redis, model: str, problem: str, *words: str
 ) -> None:
-    """By a job, its dry run, and generation, each in the same words; the catalogue says them."""
+    """By a job, its dry run, and generation, each in the same words; the catalog says them."""
     asked = {"model": model, "prompt": "the fox", "max_new_tokens": 1}
     job = {**JOB, "model": model}
     answers = [
@@ -45,11 +45,11 @@ def test_models_of_other_kinds_are_refused_with_what_is_supported(
 
 
 @pytest.mark.parametrize("method", QUANTIZED)
-def test_quantised_models_are_refused_with_what_to_give_instead(
+def test_quantized_models_are_refused_with_what_to_give_instead(
     client: TestClient, data_dir: Path, redis_client: redis.Redis, method: str
 ) -> None:
     quantize_config(write_tiny_model(data_dir / "models" / "small"), method)
-    words = (f"quantised ({method})", "give the unquantised model")
+    words = (f"quantized ({method})", "give the unquantized model")
     assert_refused(client, redis_client, "small", "unsupported-config", *words)
 
 
