@@ -223,9 +223,7 @@ def _print_result(
         print_json({**asdict(exported), **paths, "verified": is_verified})
         return
     blocks = exported.num_blocks - len(exported.removed_blocks)
-    weights = (
-        f", with {exported.quantized} matrices" if exported.quantized else ""
-    )
+    weights = f", with {exported.quantized} matrices" if exported.quantized else ""
     verified = "not verified" if verify is Verify.OFF else "loaded by transformers and verified"
     console = Console(highlight=False)
     for path in filter(None, paths.values()):

@@ -58,7 +58,13 @@ def test_an_unreachable_speedup_says_what_was_measured() -> None:
     with pytest.raises(TargetUnreachable) as caught:
         times.removals_for(3.0, 8, 6)
     assert caught.value.param == "target_speedup"
-    for part in ("target_speedup=3.0", "all of 6 free blocks of 8 it is 2.5", "1 ms", "2 ms", "3 ms"):
+    for part in (
+        "target_speedup=3.0",
+        "all of 6 free blocks of 8 it is 2.5",
+        "1 ms",
+        "2 ms",
+        "3 ms",
+    ):
         assert part in str(caught.value)
 
 
