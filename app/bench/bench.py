@@ -51,7 +51,8 @@ def run_bench(
     """
     sides = subject.sides()
     dense = subject.dense.model
-    parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
+    with Console(stderr=True).status("Measuring the parts of a decode step"):
+        parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
     bench = Bench(subject, plan, {}, parts, weights, {**facts, "machine": machine()})
     with Progress(console=Console(stderr=True)) as progress:
@@ -96,7 +97,8 @@ def stored_subject(
             int8.add(entry.name)
         if repaired := _repair(entry, checkpoints):
             repairs[entry.name] = repaired
-    loaded = models.load(name, dtype=dtype, device=settings.device)
+    with Console(stderr=True).status(f"Loading {name}"):
+        loaded = models.load(name, dtype=dtype, device=settings.device)
     dense = make_variant(name, name, loaded.model)
     tuner = Tuner.of(settings.tune, settings.data_dir)
     return BenchSubject(name, dense, removed, repairs, tuner, frozenset(int8))

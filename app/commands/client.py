@@ -219,7 +219,8 @@ def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None
         show(event)
         status = event["data"]["status"]
         if _is_final(status) and status != JobStatus.SUCCEEDED:
-            raise JobNotSucceeded(f"job {job_id} {status}: {event['message']}")
+            reason = event["message"].removeprefix(status).removeprefix(": ")
+            raise JobNotSucceeded(f"job {job_id} {status}{reason and f': {reason}'}")
 
 
 @contextmanager

@@ -178,6 +178,7 @@ def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> 
         yield text_line(section.heading, windows, found.digest)
     if sections:
         yield "perplexity: over windows that do not overlap, the same ones for all of a section."
+    if any(section.any_of_it.num_windows > 1 for section in sections):
         yield INTERVALS
     if any(evaluation.probe for evaluation in evaluations):
         yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."

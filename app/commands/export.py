@@ -72,6 +72,14 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
     if gguf is not None:
         _check_file(gguf, overwrite=export.overwrite)
         check_gguf(read_config(subject.path))
+    with Console(stderr=True).status("Writing the model, and reading it back"):
+        exported = _export(subject, export, out, gguf, settings)
+    _print_result(exported, out, gguf, settings.verify, as_json=as_json)
+
+
+def _export(
+    subject: Subject, export: Export, out: Path | None, gguf: Path | None, settings: WorkerSettings
+) -> Exported:
     resources = replace(Resources.of(settings), num_actors=0)  # no search
     resident = fitting_resident(subject.path, resources)
     dense = load_dense_model(subject.path, resident, resources, dtype=export.dtype)
@@ -87,7 +95,7 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
         exported = exporter.write_directory(out, export.shard_bytes, overwrite=export.overwrite)
     if gguf is not None:
         exporter.write_gguf(gguf)
-    _print_result(exported, out, gguf, settings.verify, as_json=as_json)
+    return exported
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,22 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
 
 
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
-    """Print one line for each attempt, if there are any."""
-    shown = Table()
-    for heading in ("webhook message", "attempt", "time", "duration", "result", "next attempt"):
-        shown.add_column(heading, overflow="fold")
+    """Print one line for each attempt, if there are any, whose names fit into 80 characters."""
+    shown = Table(
+        title="webhook messages",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for heading in ("message", "attempt", "time", "took", "result", "next attempt"):
+        shown.add_column(heading, overflow="fold", no_wrap=heading != "result")
     for one in deliveries:
         result = one["error"] or f"delivered, {one['response_status']}"
         next_at = one["next_attempt_at"]
-        next_attempt = local_time(next_at) if next_at else "none: given up" if one["error"] else ""
-        times = (local_time(one["at"]), f"{one['duration_s']:.2f} s")
+        next_attempt = _moment(next_at) if next_at else "none: given up" if one["error"] else ""
+        times = (_moment(one["at"]), f"{one['duration_s']:.2f} s")
         cells = (one["type"], str(one["attempt"]), *times, result, next_attempt)
         shown.add_row(*map(Text, cells))
     if deliveries:
@@ -159,6 +166,10 @@ def _progress(job: dict[str, Any]) -> str:
     return f"{progress['evaluations_done']} of {progress['evaluations_total']}"
 
 
+def _moment(seconds: float) -> str:
+    return local_time(seconds)[5:]  # without the year
+
+
 def _speedup(job: dict[str, Any]) -> str:
     predicted, measured = f"{job['predicted_speedup']:.2f} predicted", job["measured_speedup"]
     if measured is None:
@@ -194,6 +205,8 @@ _SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
@@ -64,13 +65,16 @@ def run_stability(
     num_blocks = models.inspect(spec.model).num_blocks
     total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
     resources = Resources.of(settings)
-    dense = load_dense_model(models.path(spec.model), spec.resident, resources, dtype=spec.dtype)
-    sampled = samples(texts, seeds, dense.model, dense.tokenizer)
-    evaluated_on = unused_windows(sampled, dense.model, dense.tokenizer)
     num_free = num_blocks - spec.protect_first - spec.protect_last
     found: list[SearchRun] = []
     result_id: str | None = None  # of what the data directory keeps
     with search_progress(Console(stderr=True)) as progress:
+        loading = progress.add_task("load", total=None)
+        path = models.path(spec.model)
+        dense = load_dense_model(path, spec.resident, resources, dtype=spec.dtype)
+        sampled = samples(texts, seeds, dense.model, dense.tokenizer)
+        evaluated_on = unused_windows(sampled, dense.model, dense.tokenizer)
+        progress.remove_task(loading)
         task = progress.add_task("search", total=total)
         for run in runs(spec, dense, sampled, evaluated_on, lambda n: _RunBar(progress, task, n)):
             found.append(run)
@@ -109,9 +113,17 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
 
 
 def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:
-    table = Table(title=escape(title))
+    """A table that is at most as wide as the terminal; of wide headings, a word is a line."""
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
     for heading in headings:
-        table.add_column(escape(heading), justify="right")
+        table.add_column(escape(heading), justify="right", overflow="fold")
     for line in lines:
         table.add_row(*line)
     return table

@@ -27,6 +27,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from rich.console import Console
+from rich.markup import escape
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
@@ -246,8 +248,9 @@ class LocalModel:
         self.sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
 
     def fetch(self, names: Sequence[str], directory: Path) -> None:
-        for name in names:
-            shutil.copyfile(self._path / name, directory / name)
+        with Console(stderr=True).status(f"Copying {escape(str(self._path))}"):
+            for name in names:
+                shutil.copyfile(self._path / name, directory / name)
 
 
 class HubModel:

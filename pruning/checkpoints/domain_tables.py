@@ -58,7 +58,12 @@ def explained(domains: Sequence[DomainQuality | DomainAtDepth]) -> Iterator[str]
     """Name the text of each domain, and say what the columns mean."""
     for domain in domains:
         yield text_line(domain.domain, domain.text, domain.digest)
-    yield INTERVALS
+    at_depth = [
+        domain.at_depth(len(domain.raw)) if isinstance(domain, DomainQuality) else domain
+        for domain in domains
+    ]
+    if any(domain.dense.low is not None for domain in at_depth):
+        yield INTERVALS
     if any(domain.repaired for domain in domains):
         yield "came back: share of the lost nats per token that repair gives back."
     if any(domain.healed for domain in domains):

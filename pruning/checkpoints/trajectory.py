@@ -109,8 +109,9 @@ def legend(
 def ties(margins: Iterable[Margin], num_rounds: int) -> Iterator[str]:
     """Say how many rounds were ties, and what to do. Nothing if none was."""
     if num_ties := sum(is_tie(*margin) for margin in margins):
+        whose = "Its" if num_ties == 1 else "Their"
         yield (
-            f"ties: {num_ties} of {counted(num_rounds, 'round')}. Their margin is inside two "
+            f"ties: {num_ties} of {counted(num_rounds, 'round')}. {whose} margin is inside two "
             "standard errors, so other text may choose another block: take more text for a "
             "firmer order."
         )

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import redis
 
-from app.commands.client import JobClient, Refused, ServiceUnavailable, url_of
+from app.commands.client import (
+    JobClient,
+    JobNotSucceeded,
+    Refused,
+    ServiceUnavailable,
+    follow,
+    url_of,
+)
 from app.config import ServeSettings
 from pruning.jobs.events import EventFeed
 from pruning.jobs.job import JobStatus, Phase
@@ -33,6 +40,25 @@ def url(settings: ServeSettings, redis_url: str, redis_client: redis.Redis) -> I
     redis_client.ping()
     with serving(settings, redis_url) as (_, url):
         yield url
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("cancelled: killed", "job prn-1 cancelled: killed"),
+        ("cancelled", "job prn-1 cancelled"),
+        ("cancel requested", "job prn-1 cancelled: cancel requested"),
+    ],
+)
+def test_the_end_of_a_job_is_said_once(
+    message: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = {"message": message, "data": {"status": "cancelled"}}
+    monkeypatch.setattr(JobClient, "follow", lambda _client, _job_id: iter([event]))
+    client = JobClient("http://127.0.0.1:9", None)
+    with closing(client), pytest.raises(JobNotSucceeded) as ended:
+        follow(client, "prn-1", lambda _event: None)
+    assert str(ended.value) == said
 
 
 @pytest.fixture

@@ -97,6 +97,11 @@ def test_a_row_for_each_depth_of_one_domain() -> None:
 def test_one_window_has_a_value_without_an_interval() -> None:
     assert with_interval(Interval(2.0, None, None)) == "2.00"
     assert with_interval(Interval(2.0, 1.5, 3.0)) == "2.00 (1.50 to 3.00)"
+    dense, pruned = Measured.of_dense((4.0,)), Measured.against((4.0,), (4.5,))
+    one = replace(CODE, num_windows=1, dense=dense, raw=(pruned,))
+    for domains in ([one], [one.at_depth(1)]):
+        assert not any("interval" in sentence for sentence in explained(domains))
+    assert any("interval" in sentence for sentence in explained([PROSE]))
 
 
 def test_the_card_has_every_domain_and_its_text() -> None:
