@@ -21,6 +21,7 @@ from app.generation.generator import Generator
 from app.generation.output import Output
 from app.generation.request import GenerationRequest, ServedElsewhere
 from app.models.registry import LOAD_RAISES, ServedModel
+from pruning.plural import counted
 
 MAX_OUTPUTS = 256  # of one comparison
 MAX_DRAWN_SEED = 2**53 - 1  # that every reader of JSON keeps (RFC 8259, section 6)
@@ -170,8 +171,9 @@ def _check(request: ComparisonRequest) -> None:
     models, prompts, repeats = len(request.models), len(request.prompts), request.repeats
     if (num_outputs := models * prompts * repeats) > MAX_OUTPUTS:
         raise NotComparable(
-            f"{prompts} prompts, {models} models and {repeats} repeats make {num_outputs} outputs: "
-            f"at most {MAX_OUTPUTS} are allowed",
+            f"{counted(prompts, 'prompt')}, {counted(models, 'model')} and "
+            f"{counted(repeats, 'repeat')} make {num_outputs} outputs: at most {MAX_OUTPUTS} are "
+            "allowed",
             "repeats",
         )
 
