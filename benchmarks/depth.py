@@ -1,12 +1,13 @@
 """Speedup per output token of removed blocks, its upper bound, and the memory of variants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 
 from app.bench.plan import without
+from app.engine.engine import Engine
 from app.engine.variant import Variant
 from app.models.catalog import Catalog, UnknownModel
 from benchmarks.steady import SteadyBatch, median_steps_s
@@ -63,7 +64,11 @@ class DecodeSpeedup:
 
 
 def measure_speedup(
-    dense: Variant, removed: Blocks, requests: Sequence[SampleRequest], num_steps: int
+    dense: Variant,
+    removed: Blocks,
+    requests: Sequence[SampleRequest],
+    num_steps: int,
+    make_engine: Callable[..., Engine] = Engine,
 ) -> DecodeSpeedup:
     """Alternate decode steps of the dense model, the variant and half of the model.
 
@@ -74,7 +79,7 @@ def measure_speedup(
     half = without(dense, range(every // 2, every))
     pruned = without(dense, removed)
     sides = {"dense": dense, "pruned": pruned, "half": half}
-    batches = {name: SteadyBatch(variant, requests) for name, variant in sides.items()}
+    batches = {name: SteadyBatch(variant, requests, make_engine) for name, variant in sides.items()}
     steps_s = median_steps_s(batches, num_steps)
     block_s = (steps_s["dense"] - steps_s["half"]) / (every - len(half.keep))
     parts = replace(measure_times(dense.model, len(requests)), block_s=block_s)

@@ -32,7 +32,12 @@ def http(subject: ServeSubject, plan: ServePlan) -> PartResult:
         sleb = stack.enter_context(sleb_serve(subject.path, subject.dtype, subject.threads))
         for concurrency in plan.concurrency:
             sides: dict[str, SideRunner] = {
-                OFFLINE: partial(run_engine, subject.dense, concurrency=concurrency),
+                OFFLINE: partial(
+                    run_engine,
+                    subject.dense,
+                    concurrency=concurrency,
+                    make_engine=subject.engine,
+                ),
                 SLEB: partial(closed_loop, sleb, concurrency=concurrency),
             }
             if concurrency == highest and Baseline.TRANSFORMERS_SERVE in plan.against:

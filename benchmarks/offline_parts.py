@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from functools import partial
 
+from benchmarks.bandwidth import weights_floor
 from benchmarks.baselines import run_continuous, run_sequential, run_static
 from benchmarks.context_length import markdown, measure_growth
 from benchmarks.depth import measure_speedup, measure_weights
@@ -25,9 +26,7 @@ _NUM_SINGLE = 2  # requests sent one at a time
 def offline(subject: ServeSubject, plan: ServePlan) -> PartResult:
     """Requests of one length, all added at the start."""
     requests = subject.prompts(plan).uniform(plan.num_requests, plan.prompt_len, plan.output_len)
-    sides: dict[str, SideRunner] = {
-        "engine": partial(run_engine, subject.dense, concurrency=len(requests))
-    }
+    sides: dict[str, SideRunner] = {"engine": _engine(subject, len(requests))}
     if Baseline.GENERATE in plan.against:
         sides["generate"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
     if Baseline.CONTINUOUS_BATCHING in plan.against:
@@ -48,9 +47,7 @@ def mixed(subject: ServeSubject, plan: ServePlan) -> PartResult:
     requests = subject.prompts(plan).mixed(
         plan.num_mixed, plan.mixed_prompt_lens, plan.mixed_output_lens
     )
-    sides: dict[str, SideRunner] = {
-        "engine": partial(run_engine, subject.dense, concurrency=len(requests))
-    }
+    sides: dict[str, SideRunner] = {"engine": _engine(subject, len(requests))}
     if Baseline.GENERATE in plan.against:
         sides["static"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
     passes = run_in_turn(sides, requests, plan.repeats)
@@ -69,14 +66,22 @@ def mixed(subject: ServeSubject, plan: ServePlan) -> PartResult:
 def batch1(subject: ServeSubject, plan: ServePlan) -> PartResult:
     """One request at a time. The ratio is that of the time per output token."""
     requests = subject.prompts(plan).uniform(_NUM_SINGLE, plan.prompt_len, plan.output_len)
-    sides: dict[str, SideRunner] = {"engine": partial(run_engine, subject.dense, concurrency=1)}
+    sides: dict[str, SideRunner] = {"engine": _engine(subject, 1)}
     if Baseline.GENERATE in plan.against:
         sides["generate"] = partial(run_sequential, subject.dense.model)
     passes = run_in_turn(sides, requests, plan.repeats)
     tpots_s = {name: median_tpot_s(timed) for name, timed in passes.items()}
     gain = tpots_s["generate"] / tpots_s["engine"] if "generate" in tpots_s else None
-    details = {name: performance(timed) for name, timed in passes.items()}
-    return PartResult(details, {"batch1_vs_generate": gain})
+    details: dict[str, object] = {name: performance(timed) for name, timed in passes.items()}
+    floor = weights_floor(subject.dense.model)
+    return PartResult(
+        details | {"floor": asdict(floor)},
+        {"batch1_vs_generate": gain, "batch1_vs_floor": tpots_s["engine"] / floor.seconds},
+    )
+
+
+def _engine(subject: ServeSubject, concurrency: int) -> SideRunner:
+    return partial(run_engine, subject.dense, concurrency=concurrency, make_engine=subject.engine)
 
 
 def pruned(subject: ServeSubject, plan: ServePlan) -> PartResult:
@@ -84,7 +89,7 @@ def pruned(subject: ServeSubject, plan: ServePlan) -> PartResult:
     output_len = steady_output_len(plan.batch_size, plan.num_steps)
     requests = subject.prompts(plan).uniform(plan.batch_size, plan.prompt_len, output_len)
     found = {
-        suffix: measure_speedup(subject.dense, removed, requests, plan.num_steps)
+        suffix: measure_speedup(subject.dense, removed, requests, plan.num_steps, subject.engine)
         for suffix, removed in subject.removed.items()
     }
     first = next(iter(found.values()))

@@ -8,6 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from app.engine.engine import Engine
+from app.engine.scheduler import EngineLimits
+from app.engine.tuning import Tuner
 from app.engine.variant import Variant
 from benchmarks.workload import Prompts
 from pruning.sleb import Blocks
@@ -23,12 +26,15 @@ class Part(StrEnum):
     WEIGHTS = "weights"  # many variants in memory
     CONTEXT = "context"  # decode steps by context length
     HTTP = "http"  # sleb serve and transformers serve
+    PEERS = "peers"  # sleb serve, vLLM and llama.cpp
 
 
 class Baseline(StrEnum):
     GENERATE = "generate"
     CONTINUOUS_BATCHING = "continuous-batching"
     TRANSFORMERS_SERVE = "transformers-serve"
+    VLLM = "vllm"
+    LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,11 @@ class ServeSubject:
     removed: Mapping[str, Blocks]  # by suffix of the model's name, such as @-6
     dtype: str
     threads: int | None
+    tuner: Tuner = field(default_factory=Tuner)  # keeps its choices for this run only
+
+    def engine(self, limits: EngineLimits | None = None) -> Engine:
+        """An engine that chooses its kernels as the service does."""
+        return Engine(limits, tuner=self.tuner)
 
     def prompts(self, plan: ServePlan) -> Prompts:
         """A generator that starts from the seed of the plan at every call."""

@@ -20,7 +20,7 @@ from app.bench.machine import machine
 from app.engine.variant import make_variant
 from app.models.catalog import Catalog
 from app.settings import check_variables
-from benchmarks import http_parts, offline_parts
+from benchmarks import http_parts, offline_parts, peers
 from benchmarks.depth import UnknownVariant, removed_blocks
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
 from benchmarks.search import Dtype
@@ -44,6 +44,7 @@ PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingP
         Part.WEIGHTS: offline_parts.weights,
         Part.CONTEXT: offline_parts.context,
         Part.HTTP: http_parts.http,
+        Part.PEERS: peers.peers,
     }
 )
 
@@ -112,6 +113,7 @@ def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
         report = {
             "ratios": all_ratios({k: v for one in found.values() for k, v in one.ratios.items()}),
             "parts": {name: one.details for name, one in found.items()},
+            "kernels": {what: asdict(one) for what, one in subject.tuner.choices.items()},
             "seconds": seconds,
             **_facts(subject, plan),
         }

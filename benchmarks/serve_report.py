@@ -14,15 +14,18 @@ _MIN_SHARE_OF_BOUND = 0.95
 # None: no fixed target.
 TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
     {
-        "offline_vs_generate": (AT_LEAST, 1.4),
+        "offline_vs_generate": (AT_LEAST, 1.6),
         "offline_vs_continuous_batching": (AT_LEAST, 2.5),
-        "offline_mixed_vs_static": (AT_LEAST, 2.0),
+        "offline_mixed_vs_static": (AT_LEAST, 2.2),
         "http_vs_offline": (AT_LEAST, 0.93),
         "http_vs_transformers_serve": (AT_LEAST, 2.0),
-        "batch1_vs_generate": (AT_LEAST, 1.2),
+        "batch1_vs_generate": (AT_LEAST, 1.6),
+        "batch1_vs_floor": (AT_MOST, 1.5),
         "pruned_speedup": None,  # 95 % of the bound
         "pruned_speedup_bound": None,
         "weights_with_ten_variants": (AT_MOST, 1.05),
+        "http_vs_vllm": (AT_LEAST, 1.0),  # with the number of clients where it is least
+        "http_vs_llama_cpp": (AT_LEAST, 1.0),  # likewise
     }
 )
 

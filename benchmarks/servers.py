@@ -1,4 +1,7 @@
-"""Servers under load, ``sleb serve`` and ``transformers serve``, each a process on a free port."""
+"""Servers under load: ``sleb serve``, ``transformers serve``, vLLM and llama.cpp.
+
+Each is a process on a free port.
+"""
 
 import json
 import signal
@@ -6,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +21,26 @@ import psutil
 
 from app.config import ServeSettings
 from benchmarks.workload import SampleRequest
+from pruning.checkpoints.gguf import write_gguf
 from pruning.config import child_environment
+from pruning.models.blocks import num_blocks
+from pruning.search.dense_model import Resources, load_dense_model
+from pruning.spec.prune import Resident
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _OURS: Mapping[str, object] = MappingProxyType(
     {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
+)
+
+
+_VLLM: Mapping[str, str] = MappingProxyType(
+    {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; the default is half of the memory
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # all threads that it is given, none left out
+    }
 )
 
 
@@ -40,6 +56,7 @@ class Server:
     model: str
     takes_ids: bool
     extra: Mapping[str, object]
+    pid: int | None = None  # None: not started here
 
     def body(self, request: SampleRequest) -> Mapping[str, object]:
         return {
@@ -75,8 +92,10 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
         environment = child_environment(settings)
         environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
         command = [sys.executable, "-m", "app", "serve"]
-        with _running(command, environment, port, "/health/ready", data_dir / "serve.log"):
-            yield Server(f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS)
+        with _running(command, environment, port, "/health/ready", data_dir / "serve.log") as pid:
+            yield Server(
+                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
+            )
 
 
 @contextmanager
@@ -86,8 +105,9 @@ def sleb_serve_on(settings: ServeSettings, model: str) -> Iterator[Server]:
         port = _free_port()
         environment = child_environment(settings.model_copy(update={"port": port}))
         command = [sys.executable, "-m", "app", "serve"]
-        with _running(command, environment, port, "/health/ready", Path(directory) / "serve.log"):
-            yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS)
+        log = Path(directory) / "serve.log"
+        with _running(command, environment, port, "/health/ready", log) as pid:
+            yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
 
 
 @contextmanager
@@ -104,8 +124,10 @@ def sleb_up(
         command = [sys.executable, "-m", "app", "up"]
         if cpus is not None:
             command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
-        with _running(command, environment, port, "/health/ready", data_dir / "up.log"):
-            yield Server(f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS)
+        with _running(command, environment, port, "/health/ready", data_dir / "up.log") as pid:
+            yield Server(
+                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
+            )
 
 
 @contextmanager
@@ -129,8 +151,82 @@ def transformers_serve(
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         log = Path(directory) / "serve.log"
-        with _running(command, environment, port, "/health", log):
-            yield Server(f"http://127.0.0.1:{port}", str(model), takes_ids=False, extra=extra)
+        with _running(command, environment, port, "/health", log) as pid:
+            yield Server(
+                f"http://127.0.0.1:{port}", str(model), takes_ids=False, extra=extra, pid=pid
+            )
+
+
+@contextmanager
+def vllm_serve(
+    program: Path,
+    model: Path,
+    dtype: str,
+    threads: int | None,
+    max_len: int,
+    max_num_seqs: int,
+    options: Sequence[str] = (),
+) -> Iterator[Server]:
+    """``vllm serve``, without the cache of prefixes, as every turn has the same prompts.
+
+    Raises ``ServerFailed``.
+    """
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        port = _free_port()
+        command = [str(program), "serve", str(model), "--served-model-name", model.name]
+        command += ["--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--max-model-len", str(max_len)]
+        command += ["--max-num-seqs", str(max_num_seqs), "--no-enable-prefix-caching", *options]
+        environment = {**child_environment(ServeSettings()), **_VLLM}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        with _running(command, environment, port, "/v1/models", Path(directory) / "log") as pid:
+            yield Server(
+                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
+            )
+
+
+@contextmanager
+def llama_server(
+    program: Path, model: Path, dtype: str, threads: int | None, max_len: int, max_num_seqs: int
+) -> Iterator[Server]:
+    """llama.cpp's ``llama-server`` with a slot for each client, on a GGUF file in this type.
+
+    Raises ``ServerFailed``, or ``GgufUnsupported`` for a model that llama.cpp does not know.
+    """
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        port, file = _free_port(), Path(directory) / "model.gguf"
+        dense = load_dense_model(model, Resident.MODEL, Resources(device="cpu"), dtype=dtype)
+        write_gguf(file, dense, tuple(range(num_blocks(dense.model))), model.name)
+        command = [str(program), "--model", str(file), "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--parallel", str(max_num_seqs), "--ctx-size", str(max_num_seqs * max_len)]
+        if threads is not None:
+            command += ["--threads", str(threads), "--threads-batch", str(threads)]
+        extra = {**_OURS, "cache_prompt": False}
+        environment = child_environment(ServeSettings())
+        with _running(command, environment, port, "/health", Path(directory) / "log") as pid:
+            yield Server(
+                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=extra, pid=pid
+            )
+
+
+@contextmanager
+def paused(servers: Iterable[Server]) -> Iterator[None]:
+    """Stop these servers and their children meanwhile, so that they take no time at all."""
+    started = [server.pid for server in servers if server.pid is not None]
+    stopped = [process for pid in started for process in _family(pid)]
+    for process in stopped:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in stopped:
+            process.resume()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 def _link(model: Path, link: Path, dtype: str) -> None:
@@ -146,14 +242,15 @@ def _link(model: Path, link: Path, dtype: str) -> None:
 @contextmanager
 def _running(
     command: Sequence[str], environment: Mapping[str, str], port: int, health: str, log: Path
-) -> Iterator[None]:
+) -> Iterator[int]:
+    """The id of the process, which answers on this path."""
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
             command, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
-        yield
+        yield process.pid
         if process.poll() is not None:
             raise ServerFailed(f"{command[2:4]} exited:\n{_tail(log)}")
     finally:

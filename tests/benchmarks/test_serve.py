@@ -21,7 +21,7 @@ from tests.support.processes import environment
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-OFFLINE = tuple(part for part in Part if part is not Part.HTTP)
+OFFLINE = tuple(part for part in Part if part not in (Part.HTTP, Part.PEERS))
 PLAN = ServePlan(
     parts=OFFLINE,
     concurrency=(1, 3),
@@ -57,7 +57,8 @@ def test_every_ratio_is_there_and_null_where_it_was_not_run(offline: dict[str, A
     ratios = offline["ratios"]
     assert ratios.keys() == TARGETS.keys()
     unknown = {name for name, value in ratios.items() if value is None}
-    assert unknown == {"http_vs_offline", "http_vs_transformers_serve"}
+    over_http = {"http_vs_offline", "http_vs_transformers_serve"}
+    assert unknown == over_http | {"http_vs_vllm", "http_vs_llama_cpp"}
     assert all(value > 0 for value in ratios.values() if value is not None)
     assert ratios["weights_with_ten_variants"] == 1
     assert offline["machine"]["torch_threads"] > 0
@@ -108,7 +109,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, tiny_model_dir: Path
     with pytest.raises(typer.BadParameter, match="expected some of offline, mixed"):
         main(**options, parts="offline,fast")
     with pytest.raises(typer.BadParameter, match="expected some of generate"):
-        main(**options, against="vllm")
+        main(**options, against="sglang")
     with pytest.raises(typer.BadParameter, match="numbers separated by commas"):
         main(**options, concurrency="1;2")
     with pytest.raises(typer.BadParameter, match="from-to"):

@@ -1,0 +1,76 @@
+"""The comparison with other servers, with a program on the ``PATH`` that stands for them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.engine.variant import make_variant
+from benchmarks.peers import peers
+from benchmarks.plan import Baseline, ServePlan, ServeSubject
+from pruning.models.store import LoadedModel
+
+PLAN = ServePlan(
+    against=(Baseline.VLLM, Baseline.LLAMA_CPP),
+    concurrency=(1, 3),
+    prompt_len=8,
+    output_len=5,
+    repeats=2,
+)
+# It takes the arguments of ``vllm serve``, and is this service.
+STAND_IN = """#!{python}
+import os, sys
+from pathlib import Path
+
+def option(name):
+    return sys.argv[sys.argv.index(name) + 1]
+
+link = Path({data!r}) / "models" / option("--served-model-name")
+link.parent.mkdir(parents=True)
+link.symlink_to(sys.argv[2])
+os.environ.update(SLEB_DATA_DIR={data!r}, SLEB_PORT=option("--port"), PYTHONPATH={root!r})
+os.execv(sys.executable, [sys.executable, "-m", "app", "serve"])
+"""
+
+
+@pytest.fixture
+def subject(tiny_loaded: LoadedModel) -> ServeSubject:
+    dense = make_variant("tiny", "tiny", tiny_loaded.model)
+    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, {}, "float32", 1)
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_message(
+    subject: ServeSubject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = peers(subject, PLAN)
+    assert found.ratios == {}
+    assert found.details["left_out"].keys() == {"vllm", "llama.cpp"}
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "llama.cpp is left out: there is no llama-server on the PATH." in printed
+
+
+@pytest.mark.slow
+def test_a_peer_on_the_path_gets_the_same_requests_in_turns(
+    subject: ServeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "vllm"
+    root, data = str(Path(__file__).parents[2]), str(tmp_path / "data")
+    program.write_text(STAND_IN.format(python=sys.executable, root=root, data=data))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLEB_THREADS", "1")
+    found = peers(subject, PLAN)
+    assert found.details["left_out"].keys() == {"llama.cpp"}
+    assert list(found.details["closed_loop"]) == ["1", "3"]
+    for number, sides in found.details["closed_loop"].items():
+        assert list(sides) == ["sleb serve", "vllm"]
+        assert {side["tokens"] for side in sides.values()} == {max(int(number), 4) * 5}
+    rows = found.details["against"]["vllm"]
+    assert [row["clients"] for row in rows] == [1, 3]
+    assert all(row["from"] <= row["tokens_per_s"] <= row["to"] for row in rows)
+    assert found.ratios == {"http_vs_vllm": min(row["tokens_per_s"] for row in rows)}
+    assert "| 3 | " in found.markdown
