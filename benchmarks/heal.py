@@ -20,7 +20,7 @@ from app.bench.machine import machine
 from benchmarks.heal_memory import Peak, bytes_without, counted, parts
 from benchmarks.heal_report import write
 from benchmarks.heal_serving import steps_of
-from benchmarks.heal_shapes import SHAPES, pace
+from benchmarks.heal_shapes import pace
 from benchmarks.model import model_store
 from pruning.data.calibration import evaluation_windows, healing_windows, repair_windows
 from pruning.data.windows import Windows
@@ -34,6 +34,7 @@ from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.demo_model import NAME
+from pruning.models.random_models import SHAPES
 from pruning.models.store import set_up_torch
 from pruning.removal import Losses, kept
 from pruning.repair.choose import choose
@@ -114,7 +115,7 @@ def main(
         "model": model,
         "removed": removed,
         "heal": heal.to_dict(),
-        "shapes": [pace(name, heal) for name in shapes.split(",") if name],
+        "shapes": [{"shape": name, **pace(name, heal)} for name in shapes.split(",") if name],
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks.heal", *sys.argv[1:]]),
         "held_out": {},

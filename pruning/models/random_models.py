@@ -20,6 +20,15 @@ _LLAMA_2: Mapping[str, Any] = {
 # Config keys of each shape, from the configs published with the checkpoints.
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
+        "tinyllama-1.1b": {
+            **_LLAMA_2,
+            "max_position_embeddings": 2048,
+            "num_hidden_layers": 22,
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+        },
         "llama-2-7b": {
             **_LLAMA_2,
             "num_hidden_layers": 32,

@@ -1,0 +1,159 @@
+"""Measure on a GPU whatever needs one. A part that fails is reported, and the others still run.
+
+Weights are random and of published shapes, so no checkpoint and no network is needed.
+"""
+
+import gc
+import json
+import logging
+import shlex
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from app.bench.machine import machine
+from benchmarks.gpu.families import families
+from benchmarks.gpu.generation import generate, memory, pruned, vllm
+from benchmarks.gpu.plan import GpuPlan, small
+from benchmarks.gpu.report import markdown
+from benchmarks.gpu.search import search, stream
+from benchmarks.gpu.steps import int8, steps
+from benchmarks.heal_shapes import pace
+from benchmarks.servers import no_server_left
+from pruning.models.memory import release_cache
+from pruning.models.random_models import random_model
+from pruning.models.store import set_up_torch
+
+
+def heal(plan: GpuPlan) -> dict[str, Any]:
+    """The pace of a training."""
+    return pace(plan.shape, plan.heal, device=plan.device, seqlen=plan.heal_seqlen)
+
+
+# In the order in which they run: first what decides whether the others mean anything.
+ALONE: Mapping[str, Callable[[GpuPlan], dict[str, Any]]] = MappingProxyType(
+    {"families": families, "stream": stream, "heal": heal, "vllm": vllm}
+)
+ON_ONE_MODEL: Mapping[str, Callable[[PreTrainedModel, GpuPlan], dict[str, Any]]] = MappingProxyType(
+    {
+        "steps": steps,
+        "generate": generate,
+        "pruned": pruned,
+        "memory": memory,
+        "search": search,
+        "int8": int8,
+    }
+)
+PARTS = ("families", *ON_ONE_MODEL, "stream", "heal", "vllm")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json and gpu.md.")],
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cuda",
+    is_small: Annotated[
+        bool, typer.Option("--small", help="Tiny shapes, to test the benchmark itself.")
+    ] = False,
+    parts: Annotated[str, typer.Option(help=f"Subset of {', '.join(PARTS)}.")] = ",".join(PARTS),
+    minutes: Annotated[float, typer.Option(help="No part begins after this time.")] = 8.0,
+) -> None:
+    """Run the parts, and write what they found after each of them."""
+    asked = [name for name in parts.split(",") if name]
+    if unknown := set(asked) - set(PARTS):
+        raise typer.BadParameter(f"unknown {sorted(unknown)}; expected some of {', '.join(PARTS)}")
+    out.mkdir(parents=True, exist_ok=True)  # fail before the measurements
+    set_up_torch()
+    run = Run(small(device) if is_small else GpuPlan(device), time.monotonic() + 60 * minutes)
+    report: dict[str, Any] = {}
+    for name in (part for part in PARTS if part in asked):
+        run.part(name)
+        report = {
+            "parts": run.found,
+            "problems": run.problems,
+            "seconds": run.seconds,
+            "warnings": run.warnings,
+            "machine": machine(),
+            "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
+        }
+        (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (out / "gpu.md").write_text(markdown(report), encoding="utf-8")
+    Console().print(markdown(report), markup=False, soft_wrap=True)
+    raise typer.Exit(1 if run.problems else 0)
+
+
+@dataclass
+class Run:
+    """What the parts have found so far, and the model that most of them share."""
+
+    plan: GpuPlan
+    ends_s: float
+
+    def __post_init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self.problems: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.warnings: dict[str, list[str]] = {}
+        self._model: PreTrainedModel | None = None
+
+    def part(self, name: str) -> None:
+        """Run one part. Its error is a problem of the report, not the end of the run."""
+        began_s = time.monotonic()
+        if began_s > self.ends_s:
+            self.problems[name] = "not begun, as the time was up"
+            return
+        with _noted() as notes:
+            try:
+                self.found[name] = self._found(name)
+            except Exception:  # noqa: BLE001 - the report says which, and other parts go on
+                self.problems[name] = traceback.format_exc()
+        self.seconds[name] = round(time.monotonic() - began_s, 1)
+        if notes:
+            self.warnings[name] = sorted(set(notes))
+        state = "failed" if name in self.problems else "done"
+        Console(stderr=True).print(f"{name}: {state} after {self.seconds[name]} s", markup=False)
+
+    def _found(self, name: str) -> dict[str, Any]:
+        if name in ALONE:
+            self._model = None
+            release_cache()
+            return ALONE[name](self.plan)
+        if self._model is None:
+            self._model = random_model(
+                self.plan.shape, "bfloat16", seed=self.plan.seed, device=self.plan.device
+            )
+        try:
+            return ON_ONE_MODEL[name](self._model, self.plan)
+        finally:
+            gc.collect()  # engines and their caches are in cycles
+            release_cache()
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Collect warnings and the warnings of loggers meanwhile."""
+    notes: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield notes
+        notes += [f"{each.category.__name__}: {each.message}" for each in caught]
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+if __name__ == "__main__":
+    with no_server_left():
+        typer.run(main)
