@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -176,6 +177,7 @@ def _services(
         checkpoints,
         device=settings.device,
         max_weight_bytes=settings.max_weight_bytes,
+        new_tuner=partial(Tuner.of, settings.tune, settings.data_dir),
     )
     external = ExternalBackend(declared, metrics)
     return Services(

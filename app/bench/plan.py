@@ -81,7 +81,9 @@ class BenchSubject:
     def sides(self) -> dict[str, Variant]:
         """The variants that take turns: dense first, then the pruned ones, and half the model."""
         blocks = range(self.num_blocks)
-        int8 = replace(self.dense, model=int8_model(self.dense.model)) if self.int8 else self.dense
+        int8 = self.dense
+        if self.int8:
+            int8 = replace(self.dense, model=int8_model(self.dense.model, self.tuner))
         pruned = {
             name: without(
                 int8 if name in self.int8 else self.dense, removed, name, self.repairs.get(name)

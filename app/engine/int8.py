@@ -1,27 +1,25 @@
 """Products with int8 weights, and the choice among them by measuring on the model's own layers.
 
 Which product is fastest depends on the processor, the shape and the number of rows. So every
-product that the device has is timed once when a model is loaded, and the choice is made for each
-shape and each power of two of rows.
+product that the device has is timed when a model is loaded for the first time, for each shape and
+each power of two of rows.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 
 import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from app.engine.tuning import Tuner
 from pruning.models.quantize import quantized, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
 from pruning.spec.prune import Quantize
 
 NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
 _CHUNK_BYTES = 2**20  # of plain weights at once, so that they are still in the cache when used
-_MIN_ROUNDS, _MAX_ROUNDS = 3, 8
-_ROUNDS_S = 0.01  # no further round at a size after this time and the least number
 _MANY_ROWS, _HOPELESS = 16, 4.0  # from so many rows on, not tried again beyond these best times
 _MAX_ERRORS = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the plain product
 _MAX_ERROR = 0.03  # of smaller types
@@ -84,24 +82,24 @@ class ChosenProduct:
         return product(activations, values, scales)
 
 
-def int8_model(model: PreTrainedModel) -> PreTrainedModel:
+def int8_model(model: PreTrainedModel, tuner: Tuner | None = None) -> PreTrainedModel:
     """A view of ``model`` with int8 weights in its blocks, and the fastest products for them.
 
-    Raises ``CannotQuantize``.
+    By default the products are timed now, and the choice is not kept. Raises ``CannotQuantize``.
     """
     made = quantized(model, Quantize.INT8)
-    choose_products(quantized_layers(made))
+    choose_products(quantized_layers(made), Tuner() if tuner is None else tuner)
     return made
 
 
 @torch.inference_mode()
-def choose_products(layers: Sequence[QuantizedLinear]) -> None:
-    """Time all products on these layers, and let each layer use the fastest for its shape."""
+def choose_products(layers: Sequence[QuantizedLinear], tuner: Tuner) -> None:
+    """Let each layer use the product that is fastest for its shape, on layers of that shape."""
     by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
     for layer in layers:
         by_shape.setdefault(layer.values.shape, []).append(layer)
     for alike in by_shape.values():
-        chosen = ChosenProduct(tuple(_fastest(alike)))
+        chosen = ChosenProduct(tuple(_fastest(alike, tuner)))
         for layer in alike:
             layer.product = chosen
 
@@ -117,18 +115,38 @@ def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
     return found
 
 
-def _fastest(layers: Sequence[QuantizedLinear]) -> Iterator[Product]:
+def _fastest(layers: Sequence[QuantizedLinear], tuner: Tuner) -> Iterator[Product]:
     """The fastest product with 1, 2, 4 ... rows."""
-    hopeful = list(PRODUCTS.values())
+    first = layers[0]
+    hopeful = dict(PRODUCTS)
     for size in range(NUM_SIZES):
-        rows = torch.randn(2**size, layers[0].values.shape[1], device=layers[0].values.device)
-        rows = rows.to(layers[0].scales.dtype)
-        works = [product for product in hopeful if _is_right(product, rows, layers[0])]
-        times = _times(works, rows, layers)
-        best = min(works, key=lambda product: times[product], default=dequantized_product)
-        if len(rows) >= _MANY_ROWS:  # what is slow for few rows may be the best for many
-            hopeful = [each for each in works if times[each] <= _HOPELESS * times[best]]
-        yield best
+        rows = torch.randn(2**size, first.values.shape[1], device=first.values.device)
+        rows = rows.to(first.scales.dtype)
+        works = {name: each for name, each in hopeful.items() if _is_right(each, rows, first)}
+        if not works:
+            yield dequantized_product
+            continue
+        ways = {name: _on_each_in_turn(each, rows, layers) for name, each in works.items()}
+        chosen = tuner.choose("int8 products", (len(rows), *first.values.shape), rows.dtype, ways)
+        if len(rows) >= _MANY_ROWS and chosen.seconds:
+            most_s = _HOPELESS * chosen.seconds[chosen.way]
+            hopeful = {name: each for name, each in works.items() if chosen.seconds[name] <= most_s}
+        yield works[chosen.way]
+
+
+def _on_each_in_turn(
+    product: Product, rows: torch.Tensor, layers: Sequence[QuantizedLinear]
+) -> Callable[[], None]:
+    """One product with the next layer, whose weights are in no cache, as in a step."""
+    turns = cycle(layers)
+
+    def run() -> None:
+        layer = next(turns)
+        product(rows, layer.values, layer.scales)
+        if rows.device.type == "cuda":
+            torch.cuda.synchronize(rows.device)
+
+    return run
 
 
 def _is_right(product: Product, rows: torch.Tensor, layer: QuantizedLinear) -> bool:
@@ -141,25 +159,3 @@ def _is_right(product: Product, rows: torch.Tensor, layer: QuantizedLinear) -> b
     return bool(
         (found - expected).norm() <= _MAX_ERRORS.get(rows.dtype, _MAX_ERROR) * expected.norm()
     )
-
-
-def _times(
-    products: Sequence[Product], rows: torch.Tensor, layers: Sequence[QuantizedLinear]
-) -> dict[Product, float]:
-    """The shortest time of each product in seconds; they take turns, and so do the layers."""
-    times = dict.fromkeys(products, float("inf"))
-    began = time.perf_counter()
-    for num_rounds, layer in enumerate(islice(cycle(layers), _MAX_ROUNDS), start=1):
-        for product in products:
-            before = _now(rows.device)
-            product(rows, layer.values, layer.scales)
-            times[product] = min(times[product], _now(rows.device) - before)
-        if num_rounds >= _MIN_ROUNDS and time.perf_counter() - began > _ROUNDS_S:
-            break
-    return times
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -19,8 +19,8 @@ from app.json_file import replace_file
 
 logger = logging.getLogger(__name__)
 
-_MAX_ROUNDS = 7
-_MAX_S = 0.03  # after which no further round of a choice begins
+_MIN_ROUNDS, _MAX_ROUNDS = 2, 7
+_MAX_S = 0.03  # after which no further round of a choice begins, beyond the least number
 _WORTH = 0.95  # of the time of the first way, which another must stay below
 
 Run = Callable[[], object]
@@ -78,27 +78,33 @@ class Tuner:
     def fastest(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, ways: Mapping[str, Run]
     ) -> str:
-        """The name of the fastest of these ways; the first one if tuning is off.
+        """The name of the fastest of these ways, as in ``choose``."""
+        return self.choose(name, shape, dtype, ways).way
+
+    def choose(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, ways: Mapping[str, Run]
+    ) -> Choice:
+        """The fastest of these ways; the first one, without times, if tuning is off.
 
         All are run a few times if the shape is new. They must not change what they read.
         """
         for way in ways:
             if way in self._always:
-                return way
+                return Choice(way, {})
         if not self._is_on:
-            return next(iter(ways))
+            return Choice(next(iter(ways)), {})
         key = f"{name} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
         known = self._choices.get(key)
         if known is None or known.way not in ways:
             known = self._choices[key] = _timed(ways)
             self._write()
-        return known.way
+        return known
 
     def _write(self) -> None:
         if self._file is None:
             return
         others = _read(self._file)
-        others[processor()] = self._choices
+        others[processor()] = {**others.get(processor(), {}), **self._choices}
         try:
             _replace(self._file, others)
         except OSError as error:  # a choice that is not kept is made again
@@ -115,12 +121,12 @@ def _timed(ways: Mapping[str, Run]) -> Choice:
         run()
     times: dict[str, list[float]] = {way: [] for way in ways}
     ends_s = time.perf_counter() + _MAX_S
-    for _ in range(_MAX_ROUNDS):
+    for num_rounds in range(1, _MAX_ROUNDS + 1):
         for way, run in ways.items():
             began_s = time.perf_counter()
             run()
             times[way].append(time.perf_counter() - began_s)
-        if time.perf_counter() > ends_s:
+        if num_rounds >= _MIN_ROUNDS and time.perf_counter() > ends_s:
             break
     seconds = {way: min(found) for way, found in times.items()}
     first, best = next(iter(ways)), min(seconds, key=seconds.__getitem__)

@@ -1,6 +1,6 @@
 """Loaded models by name. Dense weights are read once; every variant is a view of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.int8 import int8_model
+from app.engine.tuning import Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
@@ -66,11 +67,13 @@ class ModelRegistry:
         *,
         device: str = "auto",
         max_weight_bytes: int | None = None,
+        new_tuner: Callable[[], Tuner] = Tuner,
     ) -> None:
         self.catalog = catalog
         self._models = models
         self._checkpoints = checkpoints
         self._device = device
+        self._new_tuner = new_tuner  # for the thread that makes an int8 form
         self._weights = LoadedWeights(device, max_weight_bytes)
         self._weight_sizes: dict[Path, tuple[Stamp, WeightSizes]] = {}
 
@@ -198,7 +201,7 @@ class ModelRegistry:
         is_current = known is not None and known.fingerprint == fingerprint(known.loaded.path)
         loaded = known.loaded if known is not None and is_current else plain.read()
         try:
-            return replace(loaded, model=int8_model(loaded.model))
+            return replace(loaded, model=int8_model(loaded.model, self._new_tuner()))
         except CannotQuantize as error:
             raise NotAModel(str(error)) from error
 

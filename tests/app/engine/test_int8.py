@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from app.engine.int8 import (
     int8_model,
     integer_product,
 )
+from app.engine.tuning import Tuner
 from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import block_list
@@ -136,12 +138,12 @@ def test_a_product_that_is_slow_wrong_or_missing_is_not_chosen(
     layers = quantized_layers(quantized(dense, Quantize.INT8))
     named = {"slow": slow, "wrong": wrong, "missing": missing, "plain": dequantized_product}
     monkeypatch.setattr("app.engine.int8.PRODUCTS", named)
-    choose_products(layers)
+    choose_products(layers, Tuner())
     for layer in layers:
         assert isinstance(layer.product, ChosenProduct)
         assert layer.product.by_size == (dequantized_product,) * NUM_SIZES
     monkeypatch.setattr("app.engine.int8.PRODUCTS", {"missing": missing})
-    choose_products(layers)
+    choose_products(layers, Tuner())
     assert layers[0](torch.ones(2, 32, dtype=dtype)).shape == (2, len(layers[0].values))
 
 
@@ -156,10 +158,30 @@ def test_a_product_that_is_slow_for_few_rows_is_chosen_for_many(
 
     layers = quantized_layers(quantized(tiny_model("llama"), Quantize.INT8))
     monkeypatch.setattr("app.engine.int8.PRODUCTS", {"rows": row_by_row, "steady": steady})
-    choose_products(layers)
+    choose_products(layers, Tuner())
     for layer in layers:
         assert isinstance(layer.product, ChosenProduct)
         assert (layer.product.by_size[0], layer.product.by_size[-1]) == (row_by_row, steady)
+
+
+def test_choices_are_kept_for_the_next_load_beside_those_of_other_kernels(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    other = Tuner(file)
+    int8_model(tiny_model("llama"), Tuner(file))
+    first = Tuner(file).choices
+    assert {key.split(" 1x")[0] for key in first if " 1x" in key} == {"int8 products"}
+    ways = {"one": lambda: torch.ones(1)}
+    other.fastest("other", (1,), torch.float32, ways)  # it has read the file before
+    again = Tuner(file)
+    assert again.choices.keys() == first.keys() | {"other 1 float32"}
+    layers = quantized_layers(int8_model(tiny_model("llama"), again))
+    assert again.choices.keys() == first.keys() | {"other 1 float32"}  # nothing was timed
+    names = {product: name for name, product in PRODUCTS.items()}
+    for layer in layers:
+        assert isinstance(layer.product, ChosenProduct)
+        for size, product in enumerate(layer.product.by_size):
+            shape = "x".join(map(str, (2**size, *layer.values.shape)))
+            assert first[f"int8 products {shape} float32"].way == names[product]
 
 
 def test_layers_of_one_shape_are_timed_once() -> None:
