@@ -34,6 +34,7 @@ from app.api.routes import (
 )
 from app.api.submission import JobSubmission, TextsFolder
 from app.auth.audit import AuditLog
+from app.auth.keys import seen_tenant
 from app.auth.limits import KeyLimits
 from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
@@ -172,7 +173,7 @@ def _services(
     jobs = _jobs(app, settings, redis_url, models, checkpoints, aliases)
     metrics.registry.register(JobCollector(jobs.stats.read))
     registry = ModelRegistry(
-        Catalog(models, checkpoints, jobs.store, declared, aliases, speedups),
+        Catalog(models, checkpoints, jobs.store, declared, aliases, speedups, seen_tenant),
         models,
         checkpoints,
         device=settings.device,

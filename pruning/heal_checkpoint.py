@@ -61,18 +61,21 @@ def heal_checkpoint(
     overwrite: bool = False,
     patience_s: float = _PATIENCE_S,
     peers: Peers = ALONE,
+    tenant: str | None = None,
 ) -> Manifest:
     """Heal the checkpoint at ``places.source`` and publish the result ``name``.
 
     A training that was interrupted goes on where its file says, and a result that is there already
-    is kept. Waits ``patience_s`` for another process that heals in the same place. This one is the
-    first of ``peers``; the others call ``help_heal``. Other arguments and errors are those of
+    is kept. It belongs to ``tenant``, or else to that of the source. Waits ``patience_s`` for
+    another process that heals in the same place. This one is the first of ``peers``; the others
+    call ``help_heal``. Other arguments and errors are those of
     ``pipeline.prune``; also raises ``NotHealable``, ``HealingDiverged``, ``HealingInProgress`` and
     ``PeerLost``.
     """
     observer.phase("load")
     with locked(places.state, places.source.name, patience_s=patience_s, ask=confirm):
         source = verify(places.source)
+        source = source if tenant is None else replace(source, tenant=tenant)
         check_healable(source.name, source.healing)
         digest = healing_digest(heal, source)
         manifest = None if overwrite else published(places.target, digest)

@@ -57,19 +57,20 @@ def prune(
     confirm: Callable[[], object] = lambda: None,
     verify: Verify = Verify.INLINE,
     overwrite: bool = False,
+    tenant: str | None = None,
 ) -> Manifest:
     """Prune as ``spec`` says and publish the checkpoint ``name`` in the directory ``target``.
 
     If it asks for healing, the healed checkpoint is published beside it, and its manifest returned;
     a run whose first checkpoint is there goes on with that. ``earlier`` is the state of a search of
     this spec. ``confirm`` is called before a checkpoint becomes visible, and while another process
-    verifies it; an exception from it cancels. ``overwrite`` replaces what is there. Raises
-    ``QualityGateFailed``, ``CheckpointNotPortable``, and before any weight is read what
-    ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
+    verifies it; an exception from it cancels. ``overwrite`` replaces what is there. All of it
+    belongs to ``tenant``. Raises ``QualityGateFailed``, ``CheckpointNotPortable``, and before any
+    weight is read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
     """
     resources = resources or Resources()
     manifest = None if overwrite else _published(target, spec)
-    given = (models, observer, resources, earlier, confirm, verify, overwrite)
+    given = (models, observer, resources, earlier, confirm, verify, overwrite, tenant)
     manifest = manifest or _pruned(spec, name, target, *given)
     if spec.heal is None:
         return manifest
@@ -112,6 +113,7 @@ def _pruned(
     confirm: Callable[[], object],
     verify: Verify,
     overwrite: bool,
+    tenant: str | None,
 ) -> Manifest:
     run = _searched(spec, models, observer, resources, earlier or SearchState())
     run = _repaired(run, observer, resources)
@@ -121,7 +123,7 @@ def _pruned(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    manifest = run.manifest(name, quality)
+    manifest = replace(run.manifest(name, quality), tenant=tenant)
     check = partial(run.verify, how=verify, device=resources.device, ask=confirm)
     write = partial(run.write, manifest=manifest)
     return publish(target, manifest, write, confirm, check, overwrite=overwrite)

@@ -8,7 +8,7 @@ from fastapi import Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.api.submission import JobSubmission
-from app.auth.keys import caller
+from app.auth.keys import seen_tenant
 from app.auth.limits import KeyLimits
 from app.auth.scopes import Authorizer
 from app.auth.sessions import Sessions
@@ -147,12 +147,6 @@ async def _job_id(
         if owner not in (None, tenant):
             raise JobNotFound(job_id)
     return job_id
-
-
-def seen_tenant() -> str | None:
-    """The only tenant whose jobs the caller sees; None for all, without keys and for admins."""
-    key = caller.get()
-    return None if key is None or key.is_admin else key.owner
 
 
 JobId = Annotated[str, Depends(_job_id)]

@@ -7,20 +7,21 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
-from app.auth.keys import caller
+from app.auth.keys import caller, seen_tenant
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.checkpoints.store import (
     CheckpointCorrupt,
     CheckpointNotFound,
     CheckpointStore,
     Manifest,
+    no_checkpoint,
 )
 from pruning.healing.record import NotHealable, check_healable
 from pruning.jobs.estimate import (
@@ -209,7 +210,7 @@ class JobSubmission:
         """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
         asked, manifest, info = self._healing(body)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
-        succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
+        succeeded = self._succeeded()
         found = heal_estimate(asked.spec, info.num_blocks, sizes, succeeded)
         assert found is not None
         return HealingEstimate(found, manifest.weight_bytes)
@@ -217,6 +218,8 @@ class JobSubmission:
     def _healing(self, body: HealJobBody) -> tuple["_Asked", Manifest, ModelInfo]:
         """The job, what it heals, and the dense model of that."""
         manifest = CheckpointStore(self._checkpoints_dir).manifest(body.model)
+        if manifest.tenant is not None and seen_tenant() not in (None, manifest.tenant):
+            raise no_checkpoint(body.model)
         check_healable(manifest.name, manifest.healing)
         info = self._models.inspect(manifest.parent)
         heal = Heal.from_dict(body.heal.model_dump())
@@ -250,7 +253,7 @@ class JobSubmission:
         """Say what the job would need, and create nothing. Raises as ``submit`` does."""
         checked = self._checked(body)
         spec = checked.spec
-        succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
+        succeeded = self._succeeded()
         return Estimate(
             model=spec.model,
             num_evaluations=checked.num_evaluations,
@@ -270,6 +273,11 @@ class JobSubmission:
                 with suppress(JobStoreUnavailable):  # the claim then expires
                     self._idempotency.release(claim)
             raise
+
+    def _succeeded(self) -> Sequence[Job]:
+        """Those that the client may see: estimates name them."""
+        owner = seen_tenant()
+        return self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED, owner=owner).jobs
 
     def _wait_s(self) -> float:
         running = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.RUNNING).jobs

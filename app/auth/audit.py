@@ -1,4 +1,4 @@
-"""The audit log: who asked what, when and from where, as lines of JSON.
+"""The audit log: who asked what, when and from where, as lines of JSON. So are commands about keys.
 
 The line of a request is in the file before anything is done for it, so none is missing, whatever
 happens next. A second line with the status is written before its response is sent.
@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import pwd
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,11 @@ class AuditLog:
             "refused": refused,
         }
         self._line("request", fields)
+
+    def commanded(self, command: str, fields: Mapping[str, Any]) -> None:
+        """Note a command of this machine before it changes anything."""
+        user = pwd.getpwuid(os.getuid()).pw_name  # not by the environment, which anyone can set
+        self._line("command", {"user": user, "command": command, **fields})
 
     def answered(self, scope: Mapping[str, Any], status: int | None) -> None:
         """Note the status of the response; None if the client or the process was gone before.

@@ -104,6 +104,15 @@ class ScopeMissing(Exception):
 caller: ContextVar[ApiKey | None] = ContextVar("caller", default=None)
 
 
+def seen_tenant() -> str | None:
+    """The only tenant whose jobs and checkpoints the caller sees, beside those of nobody.
+
+    None for all of them: without keys, and for admins.
+    """
+    key = caller.get()
+    return None if key is None or key.is_admin else key.owner
+
+
 class KeyFile:
     """The keys of one data directory. Every method may raise ``InvalidKeyFile``."""
 

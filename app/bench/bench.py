@@ -82,7 +82,7 @@ def stored_subject(
     catalog = Catalog(models, checkpoints)
     removed: dict[str, Blocks] = {}
     repairs: dict[str, Repaired] = {}
-    int8 = set()
+    int8, tenants = set(), set()
     for variant in variants:
         if variant == DENSE:
             removed[_again(variant)] = ()
@@ -95,13 +95,16 @@ def stored_subject(
         removed[entry.name] = entry.removed_blocks
         if entry.is_int8:
             int8.add(entry.name)
+        if entry.order is not None and entry.order.tenant is not None:
+            tenants.add(entry.order.tenant)
         if repaired := _repair(entry, checkpoints):
             repairs[entry.name] = repaired
     with Console(stderr=True).status(f"Loading {name}"):
         loaded = models.load(name, dtype=dtype, device=settings.device)
     dense = make_variant(name, name, loaded.model)
     tuner = Tuner.of(settings.tune, settings.data_dir)
-    return BenchSubject(name, dense, removed, repairs, tuner, frozenset(int8))
+    names = frozenset(int8), frozenset(tenants)
+    return BenchSubject(name, dense, removed, repairs, tuner, *names)
 
 
 def random_subject(
@@ -152,7 +155,11 @@ def keep(bench: Bench, settings: Settings) -> None:
     """Keep the result in the data directory, where the API finds it. Raises ``OSError``."""
     headline = "; ".join(summary(row) for row in bench.rows() if row.time == "tpot")
     ResultStore(settings.data_dir).keep(
-        ResultKind.BENCH, bench.subject.name, headline, to_wire(bench)
+        ResultKind.BENCH,
+        bench.subject.name,
+        headline,
+        to_wire(bench),
+        tenants=bench.subject.tenants,
     )
 
 

@@ -64,7 +64,8 @@ class BenchSubject:
     """A dense model, and the removed blocks of each variant by name.
 
     ``repairs`` are those of repaired variants; tensors of them are in memory. ``tuner`` chooses
-    between kernels. ``int8`` are the names of variants with int8 weights.
+    between kernels. ``int8`` are the names of variants with int8 weights, and
+    ``tenants`` those whose checkpoints they belong to.
     """
 
     name: str
@@ -73,6 +74,7 @@ class BenchSubject:
     repairs: Mapping[str, Repaired] = field(default_factory=dict)
     tuner: Tuner = OFF
     int8: frozenset[str] = frozenset()
+    tenants: frozenset[str] = frozenset()
 
     @property
     def num_blocks(self) -> int:

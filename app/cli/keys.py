@@ -40,7 +40,9 @@ def create(
     ] = None,
     tenant: Annotated[
         str | None,
-        typer.Option(help="Whose jobs its jobs are, for several keys of one team [its name]."),
+        typer.Option(
+            help="Whose its jobs and checkpoints are, for several keys of one team [its name]."
+        ),
     ] = None,
     until: Annotated[
         datetime | None,
@@ -52,13 +54,15 @@ def create(
 
     generate: /generate, /compare, /v1. jobs: /prune-jobs. admin: everything.
     """
-    key = _file().create(
+    scopes, ends = sorted(set(scope)), None if until is None else until.timestamp()
+    file = _audited("create", name, scopes=scopes, tenant=tenant or name, expires_at=ends)
+    key = file.create(
         name,
         scope,
         rate_per_min=rate,
         max_concurrent=concurrent,
         tenant=tenant,
-        expires_at=None if until is None else until.timestamp(),
+        expires_at=ends,
     )
     _print_new(name, scope, key, as_json=as_json)
 
@@ -72,7 +76,7 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Make a new key of that name and print it once; the earlier one ends after the overlap."""
-    file = _file()
+    file = _audited("rotate", name, overlap_h=overlap)
     key = file.rotate(name, overlap * 3600)
     scopes = next(each.scopes for each in file.known() if each.name == name)
     _print_new(name, scopes, key, as_json=as_json)
@@ -103,7 +107,7 @@ def list_keys(as_json: AsJson = False) -> None:
 @keys.command()
 def revoke(name: Name, as_json: AsJson = False) -> None:
     """Revoke a key. Running services refuse it from their next request on."""
-    _file().revoke(name)
+    _audited("revoke", name).revoke(name)
     if as_json:
         print_json({"name": name, "revoked": True})
     else:
@@ -131,6 +135,17 @@ def _file() -> KeyFile:
     from app.config import serve_settings
 
     return KeyFile(serve_settings().keys_file)
+
+
+def _audited(command: str, name: str, **fields: object) -> KeyFile:
+    """The keys, once it is noted what is about to be done to them. Raises ``AuditUnavailable``."""
+    from app.auth.audit import AuditLog
+    from app.config import serve_settings
+
+    settings = serve_settings()
+    if settings.audit_log is not None:
+        AuditLog(settings.audit_log).commanded(f"keys {command}", {"name": name, **fields})
+    return KeyFile(settings.keys_file)
 
 
 def _row(key: ApiKey) -> dict[str, Any]:

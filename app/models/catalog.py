@@ -6,7 +6,7 @@ published them. Reads configs and manifests, never weights.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +45,8 @@ class Catalog:
 
     Every call reads the directories again, so that new checkpoints appear at once. Without
     ``jobs``, only published checkpoints are known. An external model hides others of its name, and
-    every model an alias.
+    every model an alias. ``tenant`` returns the tenant that asks, or None if all may be seen: to
+    it, removal orders of other tenants do not exist, and ``NAME@-k`` means the newest of the rest.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Catalog:
         external: Sequence[ExternalModel] = (),
         aliases: Aliases | None = None,
         speedups: MeasuredSpeedups | None = None,
+        tenant: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._models = models
         self._checkpoints = checkpoints
@@ -63,6 +65,7 @@ class Catalog:
         self._external = {model.name: model for model in external}
         self._aliases = aliases
         self._speedups = speedups
+        self._tenant = tenant
         self._dense_models = _DenseModels(models)
         self._published: dict[str, RemovalOrder] = {}
 
@@ -135,10 +138,7 @@ class Catalog:
         if order is None and (target := self.aliases().get(name)) is not None:
             return self._target_entry(name, target)
         if order is None:
-            raise UnknownModel(
-                f"no model named {name[:128]!r}: GET /models lists all models; the dense ones are "
-                f"{', '.join(self.dense_names()) or 'none, as the models directory is empty'}"
-            )
+            raise self._unknown(name)
         if order.is_healed:
             raise UnknownModel(
                 f"{name!r}: only the model of all removals is healed: ask for {order.name!r}"
@@ -148,12 +148,20 @@ class Catalog:
         info = self._dense_models.matching(order)
         return ModelEntry(name, order.parent, info, order, depth)
 
+    def _unknown(self, name: str) -> UnknownModel:
+        return UnknownModel(
+            f"no model named {name[:128]!r}: GET /models lists all models; the dense ones are "
+            f"{', '.join(self.dense_names()) or 'none, as the models directory is empty'}"
+        )
+
+    def _sees(self, tenant: str | None) -> bool:
+        """Whether what belongs to that tenant exists for the one that asks."""
+        return tenant is None or self._tenant() in (None, tenant)
+
     def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
         """What ``sleb bench`` has measured at this depth; None for a dense model."""
-        if self._speedups is None or not entry.is_pruned or entry.order is None:
-            return None
-        if entry.is_int8:  # plain weights were measured
-            return None
+        if self._speedups is None or not entry.is_pruned or entry.order is None or entry.is_int8:
+            return None  # of int8: plain weights were measured
         return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
 
     def aliases(self) -> Mapping[str, str]:
@@ -208,7 +216,8 @@ class Catalog:
         if self._jobs is None:
             return []
         unfinished = [status for status in JobStatus if not status.is_final]
-        pages = [self._jobs.list(MAX_LISTED_JOBS, status=status) for status in unfinished]
+        tenant = self._tenant()
+        pages = [self._jobs.list(MAX_LISTED_JOBS, status=one, owner=tenant) for one in unfinished]
         entries: list[ModelEntry] = []
         for job in (job for page in pages for job in page.jobs):
             is_published = self._checkpoints.holds(job.checkpoint_name)
@@ -225,7 +234,7 @@ class Catalog:
         return self._published_order(checkpoint) or self._unpublished_order(checkpoint)
 
     def published(self, checkpoint: str) -> ModelEntry | None:
-        """The entry of a published checkpoint; None if there is none of this name."""
+        """The entry of a published checkpoint; None if there is none."""
         order = self._published_order(checkpoint)
         return None if order is None else self._whole_entry(order)
 
@@ -243,6 +252,8 @@ class Catalog:
         try:
             return self.resolve(target)
         except UnknownModel as error:
+            if self._tenant() is not None:  # it may be another tenant's
+                raise self._unknown(alias) from None
             raise UnknownModel(
                 f"the alias {alias!r} means {target!r}, which is gone: give it another target with "
                 f"`sleb models alias {alias} TARGET` or PUT /models/{alias}"
@@ -311,7 +322,8 @@ class Catalog:
             except CheckpointCorrupt as error:
                 logger.warning("a corrupt checkpoint is not served: %s", error)
                 return None
-        return self._published[name]
+        order = self._published[name]
+        return order if self._sees(order.tenant) else None
 
     def _order_and_depth(self, name: str) -> tuple[RemovalOrder | None, int]:
         """Of ``NAME@-k`` the newest order of the model, of ``CHECKPOINT-k`` its own."""
@@ -329,7 +341,8 @@ class Catalog:
             job = self._jobs.get(checkpoint.job)
         except JobNotFound:
             return None
-        return self._order_of_job(job) if job.checkpoint_name == name else None
+        is_meant = job.checkpoint_name == name and self._sees(job.owner)
+        return self._order_of_job(job) if is_meant else None
 
     def _order_of_job(self, job: Job) -> RemovalOrder | None:
         info = self._dense_models.info(job.model) if job.removed_blocks else None

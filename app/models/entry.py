@@ -81,6 +81,7 @@ class RemovalOrder:
     block_times: BlockTimes | None = None  # of the dense model; None in old manifests
     repairs: Mapping[int, StoredRepair] = field(default_factory=dict)  # by depth, where it has one
     is_healed: bool = False  # then the whole order can be served, and no prefix
+    tenant: str | None = None  # whom it belongs to; None: all see it
 
     @classmethod
     def of_checkpoint(cls, manifest: Manifest) -> Self:
@@ -100,6 +101,7 @@ class RemovalOrder:
             block_times=manifest.block_times,
             repairs=StoredRepair.by_depth(manifest),
             is_healed=manifest.healing is not None,
+            tenant=manifest.tenant,
         )
 
     @classmethod
@@ -116,6 +118,7 @@ class RemovalOrder:
             dtype=parent.dtype,
             created_at=job.created_at,
             is_published=False,
+            tenant=job.owner,
         )
 
     @property

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -45,6 +45,7 @@ class Result:
     headline: str  # the most important finding, in a sentence or two
     created_at: float  # seconds since the epoch
     report: Mapping[str, Any]
+    tenants: frozenset[str] = frozenset()  # whose checkpoints were measured
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class ResultStore:
         headline: str,
         report: Mapping[str, Any],
         result_id: str | None = None,
+        tenants: Collection[str] = (),
     ) -> str:
         """Write a result and return its id, or replace the one of this id. Raises ``OSError``."""
         now = time.time()
@@ -77,38 +79,51 @@ class ResultStore:
             "model": model,
             "headline": headline,
             "created_at": now,
+            "tenants": sorted(tenants),
             "report": report,
         }
         replace_file(self._path(result_id), (json.dumps(content, indent=2) + "\n").encode())
         return result_id
 
-    def page(self, limit: int, after: str | None = None) -> ResultPage:
-        """Up to ``limit`` results behind the id ``after``. A file that is damaged is left out."""
-        found = tuple(islice(self._readable(after), limit + 1))
+    def page(self, limit: int, after: str | None = None, tenant: str | None = None) -> ResultPage:
+        """Up to ``limit`` results behind the id ``after``. A file that is damaged is left out.
+
+        So are results that the ``tenant`` may not see; None sees all.
+        """
+        found = tuple(islice(self._readable(after, tenant), limit + 1))
         return ResultPage(found[:limit], has_more=len(found) > limit)
 
-    def get(self, result_id: str) -> Result:
-        """Raises ``ResultNotFound``."""
+    def get(self, result_id: str, tenant: str | None = None) -> Result:
+        """Raises ``ResultNotFound``, also for a result that the ``tenant`` may not see."""
+        found = self._read(result_id)
+        if tenant is not None and not found.tenants <= {tenant}:
+            raise _absent(result_id)
+        return found
+
+    def _read(self, result_id: str) -> Result:
         if _ID.fullmatch(result_id) is None:
             raise ResultNotFound(f"no result has the id {result_id[:64]!r}: see GET /results")
         try:
             return _parsed(result_id, self._path(result_id).read_bytes())
         except FileNotFoundError as error:
-            raise ResultNotFound(f"there is no result {result_id}: see GET /results") from error
+            raise _absent(result_id) from error
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ResultNotFound(
                 f"the file of result {result_id} cannot be read ({error}): remove "
                 f"{FOLDER}/{result_id}.json from the data directory, and measure again"
             ) from error
 
-    def _readable(self, after: str | None) -> Iterator[Result]:
+    def _readable(self, after: str | None, tenant: str | None) -> Iterator[Result]:
         ids = sorted((path.stem for path in self._folder.glob("*.json")), reverse=True)
         for result_id in ids:
             if after is None or result_id < after:
                 try:
-                    yield self.get(result_id)
+                    found = self._read(result_id)
                 except ResultNotFound as error:
                     logger.warning("a result is left out: %s", error)
+                    continue
+                if tenant is None or found.tenants <= {tenant}:
+                    yield found
 
     def _path(self, result_id: str) -> Path:
         return self._folder / f"{result_id}.json"
@@ -117,6 +132,10 @@ class ResultStore:
 def _new_id(kind: ResultKind, now: float) -> str:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     return f"{stamp}-{kind.value}-{secrets.token_hex(3)}"
+
+
+def _absent(result_id: str) -> ResultNotFound:
+    return ResultNotFound(f"there is no result {result_id}: see GET /results")
 
 
 def _parsed(result_id: str, content: bytes) -> Result:
@@ -131,4 +150,5 @@ def _parsed(result_id: str, content: bytes) -> Result:
         headline=str(data["headline"]),
         created_at=float(data["created_at"]),
         report=data["report"],
+        tenants=frozenset(data.get("tenants", ())),
     )

@@ -64,6 +64,7 @@ class Manifest:
     repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
     block_times: BlockTimes | None = None  # of the dense parent when it was pruned
     healing: Healing | None = None  # of the model of all removals; then ``repair`` is None
+    tenant: str | None = None  # whom it belongs to; None: all keys see it
 
     @property
     def weight_bytes(self) -> int:
@@ -113,6 +114,11 @@ class Manifest:
         return cls(**data)
 
 
+def no_checkpoint(name: str) -> CheckpointNotFound:
+    """The error for a name that no checkpoint has. It lists no others: they may be secret."""
+    return CheckpointNotFound(f"no checkpoint named {name[:128]!r}: `sleb models list` has them")
+
+
 class CheckpointStore:
     """The checkpoints under one directory, named by their directories. Keeps no state."""
 
@@ -141,10 +147,7 @@ class CheckpointStore:
         try:
             return read_manifest(self.path(name))
         except FileNotFoundError as error:
-            known = ", ".join(self.names()) or "none yet"
-            raise CheckpointNotFound(
-                f"no checkpoint named {name[:128]!r}; the known ones are: {known}"
-            ) from error
+            raise no_checkpoint(name) from error
 
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
         """Load a checkpoint after verifying it against its manifest."""

@@ -28,12 +28,11 @@ def prune_job(
     confirm: Callable[[], object],
 ) -> str:
     """Prune the model of the job, or heal its checkpoint; return the name of what is published.
-
     ``earlier`` and ``confirm`` are those of ``pipeline.prune``.
     """
     set_up_torch(settings.threads)
-    name, checkpoints = job.checkpoint_name, CheckpointStore(settings.checkpoints_dir)
-    models = ModelStore(settings.models_dir)
+    name, models = job.checkpoint_name, ModelStore(settings.models_dir)
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
     resources = Resources.of(settings, BATCH_TOKENS >> job.num_halvings)
     if job.source is not None and job.spec.heal is not None:
         checkpoints.manifest(job.source)  # raises CheckpointNotFound
@@ -47,6 +46,7 @@ def prune_job(
             resources=resources,
             confirm=confirm,
             how=settings.verify,
+            tenant=job.owner,
         ).name
     return prune(
         job.spec,
@@ -58,6 +58,7 @@ def prune_job(
         earlier=earlier,
         confirm=confirm,
         verify=settings.verify,
+        tenant=job.owner,
     ).name
 
 

@@ -13,13 +13,13 @@ from app.api.deps import (
     OutboxDep,
     QueueDep,
     SubmissionDep,
-    seen_tenant,
 )
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
 from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
 from app.api.submission import RAISES, Submitted
+from app.auth.keys import seen_tenant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog
 from pruning.jobs.deletion import CheckpointInUse

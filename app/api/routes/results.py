@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import ResultsDep
 from app.api.openapi import responses_for
+from app.auth.keys import seen_tenant
 from app.results.store import Result, ResultKind, ResultNotFound
 
 router = APIRouter(prefix="/results", tags=["results"])
@@ -47,15 +48,15 @@ def list_results(
         str | None, Query(max_length=64, description="Id of the last result of the previous page.")
     ] = None,
 ) -> ResultList:
-    """The newest first."""
-    page = results.page(limit, after)
+    """The newest first. Results about checkpoints of another tenant are left out."""
+    page = results.page(limit, after, seen_tenant())
     return ResultList(data=[_view(each) for each in page.results], has_more=page.has_more)
 
 
 @router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
 def get_result(result_id: ResultId, results: ResultsDep) -> ResultReportView:
     """One result with its whole report."""
-    found = results.get(result_id)
+    found = results.get(result_id, seen_tenant())
     return ResultReportView(**_view(found).model_dump(), report=dict(found.report))
 
 

@@ -23,6 +23,7 @@ from app.engine.engine import PromptTooLong
 from app.engine.tuning import Tuner
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultStore
+from pruning.checkpoints.store import MANIFEST
 from pruning.config import Settings
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import view
@@ -141,12 +142,14 @@ def test_raw_and_repaired_are_measured_side_by_side(
     )
     methods = [Method.SCALE, Method.NONE, Method.RIDGE]
     manifest = repair_checkpoint(checkpoint, tiny_loaded.model, methods)
+    (checkpoint / MANIFEST).write_text(replace(manifest, tenant="team").to_json())
     names = ["@-1", "@-2", "@-3", "@-3+raw"]
     out = tmp_path / "out"
     found = run("tiny", "--variants", ",".join(names), "--out", str(out), "--scenarios", "prompt")
     assert found["repairs"] == {"tiny@-1": "scale", "tiny@-3": "ridge"}
     assert [row["variant"] for row in found["results"]] == [f"tiny{name}" for name in names]
     report = (out / "bench.md").read_text()
+    assert [each.tenants for each in ResultStore(tmp_path).page(9).results] == [{"team"}]
     removed = ", ".join(map(str, manifest.removed_blocks))
     assert f"- `tiny@-3`: without blocks {removed}, repaired by ridge\n" in report
     assert f"- `tiny@-3+raw`: without blocks {removed}, not repaired\n" in report

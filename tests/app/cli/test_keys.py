@@ -1,6 +1,8 @@
 """``sleb keys``, ``--insecure`` and ``SLEB_API_KEY`` on the command line."""
 
 import json
+import os
+import pwd
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -66,6 +68,52 @@ def test_a_key_is_made_shown_once_listed_and_revoked(sleb: Sleb, tmp_path: Path)
     code, out, _ = sleb("keys", "revoke", "bob", "--json")
     assert (code, json.loads(out)) == (0, {"name": "bob", "revoked": True})
     assert KeyFile(tmp_path / "keys.json").known() == ()
+
+
+def test_what_is_done_to_keys_is_in_the_audit_log(
+    sleb: Sleb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    monkeypatch.setenv("SLEB_AUDIT_LOG", str(log))
+    monkeypatch.setenv("LOGNAME", "somebody else")
+    sleb(
+        "keys",
+        "create",
+        "a",
+        "--scope",
+        "jobs",
+        "--tenant",
+        "team",
+        "--until",
+        "2099-01-31T00:00+0000",
+    )
+    sleb("keys", "rotate", "a", "--overlap", "2")
+    sleb("keys", "list")
+    sleb("keys", "revoke", "a")
+    sleb("keys", "revoke", "a")  # noted, though there is none
+    written = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {(line["event"], line["user"], line["name"]) for line in written} == {
+        ("command", pwd.getpwuid(os.getuid()).pw_name, "a")
+    }
+    assert [line["command"] for line in written] == [
+        "keys create", "keys rotate", "keys revoke", "keys revoke"
+    ]  # fmt: skip
+    made = {"scopes": ["jobs"], "tenant": "team", "expires_at": 4073500800.0}
+    assert written[0].items() >= made.items()
+    assert written[1]["overlap_h"] == 2
+    assert "sleb_" not in log.read_text()
+
+
+def test_a_key_is_not_changed_if_that_cannot_be_noted(
+    sleb: Sleb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleb("keys", "create", "a", "--scope", "jobs")
+    before = (tmp_path / "keys.json").read_bytes()
+    monkeypatch.setenv("SLEB_AUDIT_LOG", str(tmp_path / "missing" / "audit.jsonl"))
+    for command in (["create", "b", "--scope", "admin"], ["rotate", "a"], ["revoke", "a"]):
+        code, _, err = sleb("keys", *command)
+        assert (code, "cannot be written" in err) == (1, True), command
+    assert (tmp_path / "keys.json").read_bytes() == before
 
 
 def test_a_key_may_have_limits_of_its_own(sleb: Sleb, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pruning.config import WorkerSettings
 from pruning.healing.progress import Step
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, Phase
-from pruning.jobs.store import JobStore
+from pruning.jobs.store import Conditions, JobStore
 from pruning.models.names import healed_name
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.heal import Heal
@@ -37,7 +37,7 @@ def job_id(job_store: JobStore, settings: WorkerSettings) -> str:
     spec = PruneSpec(
         "tiny", 1, calibration=calibration, evaluate=False, repair=Repair.SCALE, heal=HEAL
     )
-    return job_store.create(spec).id
+    return job_store.create(spec, conditions=Conditions(owner="team")).id
 
 
 def run_of(settings: WorkerSettings, after: Callable[[int], object] = lambda _step: None) -> Run:
@@ -83,6 +83,8 @@ def test_it_pauses_in_the_healing_goes_on_there_and_publishes_both(
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.pruned_model == healed_name(name)
     assert names(settings) == [name, healed_name(name)]
+    store = CheckpointStore(settings.checkpoints_dir)
+    assert [store.manifest(each).tenant for each in store.names()] == ["team", "team"]
     assert steps == list(range(21, 61))
     assert job.heal_progress is not None
     assert job.heal_progress.ratio == 1
