@@ -89,6 +89,9 @@ def list_keys(as_json: AsJson = False) -> None:
     if as_json:
         print_json([_row(key) for key in found])
         return
+    if not found:
+        typer.echo("no keys: create one with sleb keys create NAME --scope SCOPE")
+        return
     table = Table(box=SIMPLE_HEAD)
     has_tenants = any(key.tenant for key in found)  # else the table is narrower
     tenant_heading = ("tenant",) if has_tenants else ()

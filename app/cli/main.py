@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.text import Text
 
 from app.cli.ask import chat, compare
 from app.cli.bench import bench
@@ -67,16 +68,18 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        errors.print("[red]error:[/] ", end="")
-        errors.print(invalid_settings(error), markup=False)
+        _print_error(errors, invalid_settings(error))
         sys.exit(2)
     except Exception as error:
         if not _is_own(error):
             raise
-        errors.print("[red]error:[/] ", end="")
         message = with_options(str(error)) if isinstance(error, InvalidSpec) else str(error)
-        errors.print(message, markup=False)
+        _print_error(errors, message)
         sys.exit(2 if isinstance(error, InvalidSpec | UnknownSetting | UnreadableSecrets) else 1)
+
+
+def _print_error(console: Console, message: str) -> None:
+    console.print(Text.assemble(("error: ", "red"), message))
 
 
 def _show_version(is_asked: bool) -> None:

@@ -41,14 +41,25 @@ class Conversation:
             try:
                 text = read().strip()
             except EOFError:
+                self._console.print()  # the shell goes on below the prompt
                 return
-            if text.startswith(_COMPARE):
-                self._compare(text.removeprefix(_COMPARE).strip())
+            command, _, argument = text.partition(" ")
+            if command == _COMPARE:
+                self._compare(argument.strip())
+            elif command.startswith("/"):
+                self._console.print(f"{command} is no command. {_HELP}", style="dim", markup=False)
             elif text:
-                self.messages.append({"role": "user", "content": text})
-                self.messages.append(
-                    {"role": "assistant", "content": self._answer(self._model, self.messages)}
-                )
+                self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Have the model answer. A message that the service refuses is not kept."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        try:
+            answer = self._answer(self._model, messages)
+        except Refused as error:
+            self._console.print(str(error), markup=False)
+        else:
+            self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _compare(self, other: str) -> None:
         """Have ``other`` answer to the last message. Its answer is not in the conversation."""

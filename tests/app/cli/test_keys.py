@@ -226,3 +226,12 @@ def test_a_key_is_not_shown_with_the_settings() -> None:
     with pytest.raises(ValueError, match="api_key") as refused:
         ServeSettings(api_key="sleb_secret\r\nX: y")
     assert "sleb_secret" not in str(refused.value)
+
+
+def test_without_keys_it_says_how_to_create_one(sleb: Sleb) -> None:
+    assert sleb("keys", "list") == (
+        0,
+        "no keys: create one with sleb keys create NAME --scope SCOPE\n",
+        "",
+    )
+    assert sleb("keys", "list", "--json")[1].strip() == "[]"

@@ -150,6 +150,14 @@ def test_models_names_the_raw_form_of_a_repaired_variant(
     assert "scale" in line
 
 
+def test_errors_fit_into_the_terminal_and_are_no_markup(data_dir: Path) -> None:
+    place = "/[b]" + "/".join("a place" for _ in range(15))
+    ran = sleb(data_dir, "keys", "revoke", place)
+    assert (ran.returncode, ran.stderr.startswith("error: ")) == (1, True)
+    assert "/[b]a place" in ran.stderr
+    assert max(map(len, ran.stderr.splitlines())) <= 100  # columns of these tests
+
+
 def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep")

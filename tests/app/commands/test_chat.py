@@ -64,6 +64,21 @@ def test_an_answer_is_streamed_and_becomes_part_of_the_conversation(console: Con
     assert "m 1 hello [/b]\n" in console.file.getvalue()
 
 
+def test_a_mistyped_command_is_not_sent_and_a_refused_message_not_kept(console: Console) -> None:
+    service = Echo()
+    conversation = Conversation(service, "m", {}, console)
+    conversation.run(reading("/compar n", "/comparen", "hello"))
+    assert [body["messages"][-1]["content"] for body in service.bodies] == ["hello"]
+    refused = Conversation(service, "unknown", {}, console)
+    refused.run(reading("hello", "again"))
+    assert refused.messages == []
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    for said in ("/compar is no command. /compare OTHER has", "no model named 'unknown'"):
+        assert said in " ".join(shown.split())
+    assert shown.endswith("\n\n")
+
+
 def test_another_model_answers_to_the_same_messages(console: Console) -> None:
     service = Echo()
     conversation = Conversation(service, "m", {}, console)
