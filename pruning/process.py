@@ -9,20 +9,35 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 _PR_SET_PDEATHSIG = 1
 
 
 def hide_gguf_bar() -> None:
-    """Turn off the progress bar with which transformers converts GGUF files.
+    """Turn off the progress bar with which transformers converts GGUF files."""
+    _hide_bars("transformers.modeling_gguf_pytorch_utils")
 
-    It ignores the setting that turns off all others, and breaks its lines in narrow terminals.
+
+def hide_compressed_tensors_bars() -> None:
+    """Turn off the progress bars of compressed-tensors. Raises ``ImportError`` without it."""
+    _hide_bars(
+        "compressed_tensors.compressors.model_compressors.model_compressor",
+        "compressed_tensors.offload.dispatch",
+        "compressed_tensors.quantization.lifecycle.apply",
+    )
+
+
+def _hide_bars(*modules: str) -> None:
+    """Give modules the bars of transformers, which are off, in place of tqdm's.
+
+    Tqdm's ignore the setting that turns off all others, and break lines in narrow terminals.
     """
-    from transformers import modeling_gguf_pytorch_utils as module  # noqa: PLC0415 - takes seconds
-    from transformers.utils import logging as bars  # noqa: PLC0415 - as above
+    from transformers.utils import logging as bars  # noqa: PLC0415 - takes seconds
 
     bars.disable_progress_bar()
-    setattr(module, "tqdm", bars.tqdm)  # noqa: B010 - mypy knows no such attribute
+    for name in modules:
+        setattr(import_module(name), "tqdm", bars.tqdm)  # noqa: B010 - mypy knows no such attribute
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import other_parameters, quantized_layers
 from pruning.models.rounding import QuantizedLinear
 from pruning.models.store import read_config
+from pruning.process import hide_compressed_tensors_bars
 from pruning.spec.calibration import PACKAGED
 from pruning.spec.prune import Quantize
 
@@ -64,6 +65,7 @@ def load_quantized(directory: Path, device: str) -> PreTrainedModel:
     ``ValueError`` or ``OSError``.
     """
     require_compressed_tensors()
+    hide_compressed_tensors_bars()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=read_config(directory).dtype,

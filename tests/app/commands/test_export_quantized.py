@@ -59,6 +59,7 @@ def test_it_writes_the_repaired_and_rounded_model_with_its_perplexities(
     out = tmp_path / "out"
     printed = run("tiny@-2", str(out), "--quantize", weights, "--json")
     found = json.loads(printed.stdout)
+    assert printed.stderr.strip() == "", "no bars of libraries"
     repaired = repair_of(data_dir / "checkpoints" / "tiny@prn-1", 2)
     assert repaired is not None
     own = folded(tiny_loaded.model, manifest.keep, repaired)
