@@ -106,6 +106,7 @@ def _name_curves(figure: "Figure") -> None:
         loc="upper left",
         bbox_to_anchor=corner,
         title="bars: 95 % intervals",
+        alignment="left",
         fontsize=9,
     )
 
