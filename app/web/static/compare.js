@@ -134,7 +134,9 @@ async function run() {
     }
     say("All outputs have ended");
   } finally {
+    const isLeft = document.activeElement === byId("stop"); // a disabled button has no focus
     byId("stop").disabled = true;
+    if (isLeft) byId("run").focus();
   }
 }
 
@@ -202,7 +204,7 @@ await begin(async () => {
     byId("form").addEventListener("submit", (event) => { event.preventDefault(); act(byId("run"), run); });
     byId("stop").addEventListener("click", () => running?.abort());
     byId("verdict").addEventListener("click", () => act(byId("verdict"), compare));
-    byId("more").addEventListener("click", () => { addSide(names[0]); changed(); });
-    byId("another").addEventListener("click", () => { addPrompt(""); changed(); });
+    byId("more").addEventListener("click", () => { addSide(names[0]); changed(); byId("models").lastChild.lastChild.focus(); });
+    byId("another").addEventListener("click", () => { addPrompt(""); changed(); byId("prompts").lastChild.lastChild.focus(); });
   }
 });

@@ -116,9 +116,10 @@ function choices(point, order) {
 function pick(depth) {
   const found = orders.flatMap((order) => pointsOf(order).filter((point) => point.depth === depth).map((point) => [point, order]));
   if (!found.length) return;
-  fill(byId("picked"), el("h2", {}, `Without ${depth} ${depth === 1 ? "block" : "blocks"}`),
+  fill(byId("picked"), el("h2", { tabindex: -1 }, `Without ${depth} ${depth === 1 ? "block" : "blocks"}`),
     el("div", { class: "cards" }, found.map(([point, order]) => choices(point, order))));
   byId("picked").scrollIntoView({ block: "nearest" });
+  byId("picked").firstChild.focus({ preventScroll: true });
 }
 
 function save() {

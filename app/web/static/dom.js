@@ -21,8 +21,10 @@ export function fill(node, ...children) {
   const key = node.contains(document.activeElement) && document.activeElement.dataset.key;
   node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   node.removeAttribute("aria-busy");
-  if (key) node.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
+  if (key) (keyed(key, node) ?? node.querySelector("button, a"))?.focus();
 }
+
+const keyed = (key, node = document) => node.querySelector(`[data-key="${CSS.escape(key)}"]`);
 
 /** Text from a model or a client, shown as it is; a huge one in part. */
 export function text(value) {
@@ -77,6 +79,7 @@ export function say(sentence) {
 
 /** Ask before something that cannot be undone; resolves to whether it was confirmed. */
 export function confirmed(question, consequence, verb) {
+  const opener = document.activeElement;
   return new Promise((resolve) => {
     const dialog = el("dialog", { "aria-labelledby": "question" },
       el("form", { method: "dialog" },
@@ -86,8 +89,10 @@ export function confirmed(question, consequence, verb) {
           el("button", { value: "yes", class: "danger" }, verb),
           el("button", { value: "no", autofocus: true }, "Keep it"))));
     dialog.addEventListener("close", () => {
-      resolve(dialog.returnValue === "yes");
       dialog.remove();
+      // what was behind the dialog may have been drawn again
+      (opener.isConnected ? opener : keyed(opener.dataset.key ?? "") ?? byId("main")).focus();
+      resolve(dialog.returnValue === "yes");
     });
     document.body.append(dialog);
     dialog.showModal();

@@ -78,8 +78,8 @@ function showState() {
   document.title = `${job.status}: job ${id} · sleb-serve`;
 }
 
-function change(verb, label, props = {}) {
-  return el("button", { ...props, "data-key": verb, onclick: (event) => act(event.target, async () => {
+function change(verb, label, key) {
+  return el("button", { "data-key": key, onclick: (event) => act(event.target, async () => {
     job = await post(`${path}/${verb}`);
     say(`${verb} requested`);
     show();
@@ -89,7 +89,11 @@ function change(verb, label, props = {}) {
 async function cancel(event) {
   const isSure = await confirmed("Cancel this job?",
     "It stops after its current evaluation. The removals found so far stay, and can be served.", "Cancel the job");
-  if (isSure) await act(event.target, async () => { job = await post(`${path}/cancel`); show(); });
+  if (isSure) await act(event.target, async () => {
+    job = await post(`${path}/cancel`);
+    say("cancel requested");
+    show();
+  });
 }
 
 async function remove(event) {
@@ -102,8 +106,8 @@ function showActions() {
   const can = (...statuses) => statuses.includes(job.status);
   const isPausing = job.pause_requested_at !== null;
   fill(byId("actions"),
-    can("queued", "running") && !isPausing ? change("pause", "Pause") : null,
-    can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume") : null,
+    can("queued", "running") && !isPausing ? change("pause", "Pause", "pause") : null,
+    can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume", "pause") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
     FINAL.has(job.status) ? el("button", { class: "danger", "data-key": "delete", onclick: remove }, "Delete") : null,
     job.status === "succeeded" && job.source === null && job.spec.heal === null

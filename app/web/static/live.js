@@ -78,14 +78,15 @@ export async function begin(work) {
 
 /** Run something that a button asks for; the button waits, and an error is shown. */
 export async function act(button, work) {
+  if (button.getAttribute("aria-disabled") === "true") return;
   alertOf(null);
-  button.disabled = true;
+  button.setAttribute("aria-disabled", "true"); // a disabled one would lose the focus
   try {
     await work();
   } catch (error) {
     alertOf(error);
     if (!(error instanceof Problem)) throw error;
   } finally {
-    button.disabled = false;
+    button.removeAttribute("aria-disabled");
   }
 }

@@ -1,0 +1,169 @@
+"""The pages by keyboard alone: every flow, with a focus that is seen and never lost."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from app.auth.keys import KeyFile, Scope
+from app.config import ServeSettings
+from pruning.jobs.store import JobStore
+from pruning.spec.prune import PruneSpec
+from tests.support.api_fixtures import publish_pruned
+from tests.support.browser import browser_page
+from tests.support.job_lives import succeed
+from tests.support.serving import serving
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+MAX_TABS = 80
+# the focused element: whether it has an outline, lies within the window, and is covered by nothing
+SEEN = """() => {
+  const node = document.activeElement, box = node.getBoundingClientRect();
+  if (node === document.body) return true;
+  const { outlineStyle, outlineWidth } = getComputedStyle(node);
+  const [x, y] = [box.x + Math.min(box.width, 60) / 2, box.y + Math.min(box.height, 60) / 2];
+  const top = document.elementFromPoint(x, y); // null outside of the window
+  const parts = [node, ...(node.labels ?? [])];
+  return outlineStyle !== "none" && parseFloat(outlineWidth) >= 2 && top !== null
+    && (top.contains(node) || parts.some((part) => part.contains(top)));
+}"""
+
+
+def tab_to(page: "Page", selector: str, key: str = "Tab") -> None:
+    """Press Tab until the element has the focus. Everything on the way has to be seen."""
+    for _ in range(MAX_TABS):
+        page.keyboard.press(key)
+        focused = page.evaluate("() => document.activeElement.outerHTML.slice(0, 200)")
+        assert page.evaluate(SEEN), focused
+        if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
+            return
+    raise AssertionError(f"{selector} is not reached")
+
+
+def focused_words(page: "Page") -> str:
+    found = page.evaluate("() => document.activeElement.textContent")
+    assert isinstance(found, str)
+    return found
+
+
+def wait_for_focus(page: "Page", words: str) -> None:
+    wait_until(lambda: focused_words(page) == words, f"{words} has the focus")
+
+
+@pytest.fixture
+def settings(data_dir: Path) -> ServeSettings:
+    return ServeSettings(data_dir=data_dir, drain_s=0)
+
+
+def test_a_job_is_submitted_paused_cancelled_and_deleted(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/jobs")
+        page.get_by_text("There are no jobs").wait_for()
+        tab_to(page, ".skip")
+        page.keyboard.press("Enter")
+        assert page.evaluate("() => document.activeElement.id") == "main"
+        tab_to(page, "a[href='/ui/jobs/new']")
+        page.keyboard.press("Enter")
+        page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        tab_to(page, "#num_remove")
+        page.keyboard.type("2")
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        page.keyboard.press("Enter")
+        page.locator(".status", has_text="queued").wait_for()
+        [job] = job_store.list(2).jobs
+
+        tab_to(page, "[data-key=pause]")
+        page.keyboard.press("Enter")
+        page.locator(".status", has_text="paused").wait_for()
+        wait_for_focus(page, "Resume")
+        assert page.locator("#said").inner_text() == "pause requested"
+        tab_to(page, "[data-key=cancel]")
+        page.keyboard.press("Enter")
+        wait_for_focus(page, "Keep it")
+        page.keyboard.press("Escape")
+        wait_for_focus(page, "Cancel")
+        page.keyboard.press("Enter")
+        wait_for_focus(page, "Keep it")
+        tab_to(page, "dialog .danger", "Shift+Tab")
+        page.keyboard.press("Space")
+        page.locator(".status", has_text="cancelled").wait_for()
+        wait_for_focus(page, "Delete")
+        page.keyboard.press("Enter")
+        wait_for_focus(page, "Keep it")
+        tab_to(page, "dialog .danger", "Shift+Tab")
+        page.keyboard.press("Enter")
+        page.get_by_text("There are no jobs").wait_for()
+        assert job_store.list(1).jobs == ()
+        assert (watched.complaints, watched.foreign, job.model) == ([], [], "tiny")
+
+
+def test_a_variant_of_the_curve_is_loaded_and_compared(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    job = job_store.create(PruneSpec("tiny", num_remove=2)).id
+    publish_pruned(settings.data_dir, 2, job=job)
+    succeed(job_store, job, f"tiny@{job}")
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/curve?model=tiny")
+        page.locator("#rows tbody tr").nth(1).wait_for()
+        tab_to(page, "#rows [data-key]")
+        page.keyboard.press("Enter")
+        wait_for_focus(page, "Without 1 block")
+        tab_to(page, "#picked button")
+        page.keyboard.press("Enter")
+        wait_for_focus(page, "Loaded")
+        tab_to(page, "#picked a")
+        page.keyboard.press("Enter")
+
+        page.get_by_label("variant 2").wait_for()
+        tab_to(page, "#another")
+        page.keyboard.press("Enter")
+        assert page.evaluate("() => document.activeElement.id") == "prompt-2"
+        page.keyboard.type("the dog")
+        tab_to(page, "#max_new_tokens")
+        page.keyboard.press("Control+A")
+        page.keyboard.type("4")
+        tab_to(page, "#run")
+        page.keyboard.press("Enter")
+        page.locator("#outputs .facts").nth(3).wait_for()
+        wait_for_focus(page, "Generate")
+        tab_to(page, "#verdict")
+        page.keyboard.press("Enter")
+        page.locator("#result table").wait_for()
+        wait_for_focus(page, "Compare speed")
+
+        page.goto("/docs")
+        page.get_by_text("/heal-jobs").wait_for()
+        tab_to(page, "#find")
+        page.keyboard.type("idempotency heal")
+        page.get_by_text(" found", exact=False).wait_for()
+        tab_to(page, "summary")
+        page.keyboard.press("Enter")
+        page.get_by_text("Idempotency-Key (header)").wait_for()
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_visitor_signs_in_and_out(settings: ServeSettings, redis_url: str) -> None:
+    key = KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        watched.may_fail = True  # requests are refused before the sign-in
+        page.goto("/ui/jobs")
+        page.get_by_label("API key").wait_for()
+        wait_until(lambda: page.evaluate("() => document.activeElement.id") == "key", "it is ready")
+        page.keyboard.type("sleb_wrong")
+        page.keyboard.press("Enter")
+        page.get_by_role("alert").get_by_text("API key missing or invalid").wait_for()
+        page.keyboard.type(key)
+        page.keyboard.press("Enter")
+        page.get_by_text("reader (jobs)").wait_for()
+        tab_to(page, "#session button")
+        page.keyboard.press("Enter")
+        page.get_by_label("API key").wait_for()
+        assert (watched.complaints, watched.foreign) == ([], [])
