@@ -105,8 +105,9 @@ def _frame_of(page: Page) -> Callable[[Request], Awaitable[Response]]:
         template = _environment().get_template(f"{page.name}.html")
         ids = request.path_params
         encoded = {name: quote(value, safe="") for name, value in ids.items()}
-        # a query may change what the module asks for, and nothing is to be read in vain
-        reads = [] if request.query_params else [path.format(**encoded) for path in page.reads]
+        # a filter changes what the list asks for, and nothing is to be read in vain
+        is_filtered = "status" in request.query_params
+        reads = [] if is_filtered else [path.format(**encoded) for path in page.reads]
         return _html(request, template.render(page=page, reads=["/session", *reads], **ids))
 
     return frame

@@ -98,6 +98,7 @@ async function fillOutput(output, outputs, prompt, signal) {
   output.isOver = false;
   try {
     for await (const { text: delta, done } of generate({ model: output.side, prompt, sampling: sampling(), isChat: isChat(), signal })) {
+      if (delta && output.content === "") fill(output.numbers, "generates");
       if (delta) output.content += delta;
       if (done) { output.isOver = true; output.finish(done); }
       scheduled(redraw);

@@ -59,7 +59,9 @@ export class Plot {
     this.node = node;
     this.label = label;
     this.plot = null;
-    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(node);
+    new ResizeObserver(() => {
+      if (this.plot && this.plot.width !== this.size().width) this.plot.setSize(this.size());
+    }).observe(node);
     isDark.addEventListener("change", () => this.drawn && this.draw(this.drawn));
   }
 

@@ -4,6 +4,7 @@ import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import httpx2
@@ -16,8 +17,12 @@ from tests.support.processes import environment, free_port, is_ready, running
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+HEAL = {"num_tokens": 640, "batch_tokens": 64, "steps_per_check": 5}
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">\u202e\u200b the dog"
 
 
@@ -34,6 +39,22 @@ def url(data_dir: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
         up.terminate()
         up.wait(60)
+
+
+def heal(page: "Page") -> None:
+    """From the page of a job that has pruned to the end of one that heals what it published."""
+    page.get_by_role("link", name="Heal it").click()
+
+    page.get_by_text("Training in memory").wait_for()
+    for field, value in HEAL.items():
+        page.locator(f"[id='heal.{field}']").fill(str(value))
+    page.locator("#estimate").get_by_text("640, and 640 of the control").wait_for()
+    assert '"heal":{"num_tokens":640,' in page.locator("#curl").inner_text()
+    page.get_by_role("button", name="Submit the job").click()
+    page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)
+    page.locator("#healed tbody tr").nth(2).wait_for()
+    for line in ("healed, held-out text", "healed, in training", "control, held-out text"):
+        page.locator("#healing-plot .u-legend").get_by_text(line).wait_for()
 
 
 def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None:
@@ -59,13 +80,18 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
         page.locator("#rounds tbody tr").nth(1).wait_for()
         page.get_by_text("removed block").first.wait_for()
         assert page.locator("#blocks li.gone").count() == 2
+        for line in ("all text", "prose", "code"):
+            page.locator("#losses .u-legend").get_by_text(line).wait_for()
+        heal(page)
         page.get_by_role("link", name="Show the curve").click()
 
-        page.locator("#rows tbody tr").nth(1).wait_for()
+        page.locator("#rows tbody tr").nth(2).wait_for()
+        page.locator("#plot .u-legend").get_by_text("healed").wait_for()
         with page.expect_download() as downloading:
             page.get_by_role("button", name="Save as CSV").click()
         rows = list(csv.DictReader(Path(downloading.value.path()).read_text().splitlines()))
-        assert {row["removed"] for row in rows} == {"1", "2"}
+        found = {(row["removed"], row["repair"] == "healed") for row in rows}
+        assert found == {("1", False), ("2", False), ("2", True)}
 
         query = [
             ("model", "tiny"),

@@ -14,6 +14,7 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.browser import browser, browser_page, page_of
+from tests.support.job_lives import messages
 from tests.support.serving import serving
 from tests.support.valkey_server import running_valkey
 from tests.support.worker_fixtures import Workers
@@ -121,5 +122,9 @@ def test_a_page_says_that_the_store_is_gone_and_goes_on_when_it_is_back(
                 page.locator(".status", has_text="paused").wait_for()
                 with redis.Redis.from_url(server.url) as client:
                     assert JobStore(client).get(job.id).status is JobStatus.PAUSED
+                    written = messages(JobStore(client), job.id)
+                shown = page.locator("#events .text")
+                shown.nth(len(written) - 1).wait_for()
+                assert shown.all_inner_texts()[::-1] == written
                 server.process.terminate()
             assert watched.complaints == []

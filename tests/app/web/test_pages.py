@@ -134,6 +134,22 @@ def test_modules_parse_no_markup_and_ask_no_other_server() -> None:
         assert not forbidden.findall(text), path.name
 
 
+def test_a_page_asks_at_once_for_all_modules_and_its_first_data(pages: TestClient) -> None:
+    """A module that is named only by another one is asked for when that one is there."""
+    for page, path in zip(PAGES, PATHS, strict=True):
+        found = [attrs for tag, attrs in Tags(pages.get(path).text).tags if tag == "link"]
+        asked = {attrs["href"] for attrs in found if attrs["rel"] == "modulepreload"}
+        names = {str(href).rpartition("/")[2] for href in asked}
+        assert {f"{page.name}.js", "session.js"} <= names
+        for name in names:
+            imported = re.findall(r'from "\./([^"]+)"', (STATIC / name).read_text())
+            assert set(imported) <= names, (path, name)
+        read = [attrs["href"] for attrs in found if attrs["rel"] == "preload"]
+        reads = [re.sub(r"\{\w+\}", "prn-1", each) for each in page.reads]
+        assert read == ["/session", *reads]
+    assert "/prune-jobs" not in pages.get("/ui/jobs?status=failed").text.split("</head>")[0]
+
+
 def test_vendored_files_are_those_of_the_table() -> None:
     table = (STATIC / "vendor" / "README.md").read_text()
     rows = re.findall(r"^\| `(\S+)` \| \S+ (\S+) \| \S+ \| `(\w{64})` \|$", table, re.MULTILINE)

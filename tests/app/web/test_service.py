@@ -5,7 +5,7 @@ from fastapi.testclient import TestClient
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.web.assets import packaged_assets
-from app.web.routes import CSP
+from app.web.routes import CSP, PAGES
 from pruning.jobs.job import JobStatus
 
 
@@ -30,6 +30,11 @@ def test_the_status_names_device_memory_and_workers(client: TestClient) -> None:
     assert found["engine"] == {"num_running": 0, "num_waiting": 0, "kv_cache_usage": 0.0}
     assert found["jobs"]["num_jobs"] == dict.fromkeys(JobStatus, 0)
     assert (found["jobs"]["num_workers"], found["jobs"]["queue_age_s"]) == (0, 0.0)
+
+
+def test_what_pages_read_first_is_there(client: TestClient) -> None:
+    for path in {path for page in PAGES for path in page.reads if "{" not in path}:
+        assert client.get(path).status_code == 200, path
 
 
 def test_frames_need_no_key_and_data_does(client: TestClient, settings: ServeSettings) -> None:
