@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'Installing the dependencies, torch among them; the download may take minutes.'
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[cluster,dev,eval,otel,quantize]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[cluster,dev,eval,mlflow,otel,quantize,s3]'
 	@touch $@
 
 demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)

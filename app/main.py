@@ -73,6 +73,7 @@ from pruning.jobs.redis import connect
 from pruning.jobs.stats import JobStatsReader
 from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore
+from pruning.storage.checkpoints import checkpoints_of
 
 if TYPE_CHECKING:
     from app.metrics.tracing import Tracing
@@ -168,7 +169,7 @@ def _services(
     metrics, readiness = Metrics(), Readiness()
     metrics.watch_readiness(readiness)
     models = ModelStore(settings.models_dir)
-    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    checkpoints = checkpoints_of(settings)
     aliases, speedups = Aliases(settings.data_dir), MeasuredSpeedups(settings.data_dir)
     jobs = _jobs(app, settings, redis_url, models, checkpoints, aliases)
     metrics.registry.register(JobCollector(jobs.stats.read))
@@ -213,7 +214,7 @@ def _jobs(
     return JobServices(
         store=store,
         queue=queue,
-        submission=_submission(settings, connection, store, queue, models),
+        submission=_submission(settings, connection, store, queue, models, checkpoints),
         deletion=JobDeletion(connection, store, checkpoints, aliases.names_of),
         events=EventFeed(redis_url),
         outbox=outbox,
@@ -228,6 +229,7 @@ def _submission(
     store: JobStore,
     queue: PruneQueue,
     models: ModelStore,
+    checkpoints: CheckpointStore,
 ) -> JobSubmission:
     rule = address_rule(is_private_allowed=settings.webhook_allow_private)
     return JobSubmission(
@@ -236,7 +238,7 @@ def _submission(
         IdempotencyKeys(connection),
         models,
         TextsFolder(settings.texts_dir, settings.max_text_bytes),
-        checkpoints_dir=settings.checkpoints_dir,
+        checkpoints=checkpoints,
         max_queued=settings.max_queued_jobs,
         webhook_rule=None if settings.webhook_secret is None else rule,
     )

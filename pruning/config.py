@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pruning.logs import LogFormat
+from pruning.store_url import StoreUrl
 
 
 def _absolute(path: Path) -> Path:
@@ -40,6 +41,10 @@ def _store_url(text: str) -> str:
     if not is_valid or (parts.scheme == "unix" and not parts.path):
         raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
     return text
+
+
+def _object_store_url(text: str) -> str:
+    return str(StoreUrl.parse(text))
 
 
 class Verify(StrEnum):
@@ -108,6 +113,18 @@ class Settings(BaseSettings):
         "choices",
     )
 
+    checkpoint_store: Annotated[str, AfterValidator(_object_store_url)] | None = Field(
+        default=None,
+        description="object store for published checkpoints: `s3://BUCKET/PREFIX`, "
+        "`gs://BUCKET/PREFIX`, `hf://ORG/NAME` or `file:///FOLDER`; unset keeps them on this disk "
+        "only. The first two need the extras `s3` and `gcs`",
+    )
+    store_cache_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        default=ByteSize(50 * 2**30),
+        description="maximum size of the files that are fetched from the object store, in bytes "
+        "or as `50GiB`; those that were not used for longest are removed",
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -129,6 +146,10 @@ class Settings(BaseSettings):
     @property
     def checkpoints_dir(self) -> Path:
         return self.data_dir / "checkpoints"
+
+    @property
+    def store_cache_dir(self) -> Path:
+        return self.data_dir / "store-cache"
 
     @property
     def valkey_dir(self) -> Path:

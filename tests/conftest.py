@@ -33,9 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 pytest_plugins = [
     "tests.support.api_fixtures",
     "tests.support.healing",
+    "tests.support.hub_repository",
     "tests.support.model_fixtures",
+    "tests.support.object_stores",
     "tests.support.process_fixtures",
     "tests.support.redis_fixtures",
+    "tests.support.s3_server",
     "tests.support.worker_fixtures",
 ]
 

@@ -60,6 +60,8 @@ from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.storage.cache import NoRoomInCache
+from pruning.storage.store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ _MODELS: Problems = {
     ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
     WeightsLoading: (409, "model-loading", "The model is being loaded."),
     # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
+    StoreError: (503, "checkpoint-store-unavailable", "The object store is unavailable."),
+    NoRoomInCache: (507, "no-room-in-cache", "Not enough disk space for the checkpoint."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
 }
 _JOBS: Problems = {

@@ -165,8 +165,8 @@ class _Asked:
 class JobSubmission:
     """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
-    ``checkpoints_dir`` is where a pruned model has to fit. ``webhook_rule`` says which addresses
-    webhooks may go to; None refuses webhooks.
+    The folder of ``checkpoints`` is where a pruned model has to fit. ``webhook_rule`` says which
+    addresses webhooks may go to; None refuses webhooks.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class JobSubmission:
         models: ModelStore,
         texts: TextsFolder,
         *,
-        checkpoints_dir: Path,
+        checkpoints: CheckpointStore,
         max_queued: int,
         webhook_rule: AddressRule | None,
     ) -> None:
@@ -186,7 +186,7 @@ class JobSubmission:
         self._idempotency = idempotency
         self._models = models
         self._texts = texts
-        self._checkpoints_dir = checkpoints_dir
+        self._checkpoints = checkpoints
         self._max_queued = max_queued
         self._webhook_rule = webhook_rule
 
@@ -217,14 +217,14 @@ class JobSubmission:
 
     def _healing(self, body: HealJobBody) -> tuple["_Asked", Manifest, ModelInfo]:
         """The job, what it heals, and the dense model of that."""
-        manifest = CheckpointStore(self._checkpoints_dir).manifest(body.model)
+        manifest = self._checkpoints.manifest(body.model)
         if manifest.tenant is not None and seen_tenant() not in (None, manifest.tenant):
             raise no_checkpoint(body.model)
         check_healable(manifest.name, manifest.healing)
         info = self._models.inspect(manifest.parent)
         heal = Heal.from_dict(body.heal.model_dump())
         spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
-        free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
+        free_bytes = shutil.disk_usage(_existing(self._checkpoints.root)).free
         if manifest.weight_bytes > free_bytes:
             raise DiskTooSmall(manifest.weight_bytes, free_bytes)
         webhook = None if body.webhook is None else self._webhook(body.webhook)
@@ -300,7 +300,7 @@ class JobSubmission:
         refit = ARCHITECTURES[info.model_type].writes.refit
         sizes = weight_sizes(info.path, refit)
         needed = footprint(spec, info, sizes)
-        free_bytes = shutil.disk_usage(_existing(self._checkpoints_dir)).free
+        free_bytes = shutil.disk_usage(_existing(self._checkpoints.root)).free
         least_bytes = needed.least_checkpoint_bytes * (1 if spec.heal is None else 2)
         if least_bytes > free_bytes:
             raise DiskTooSmall(least_bytes, free_bytes)

@@ -38,6 +38,7 @@ from pruning.models.store import ModelStore, set_up_torch
 from pruning.models.timing import measure_times
 from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
+from pruning.storage.checkpoints import current_checkpoints
 
 REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
 
@@ -78,7 +79,7 @@ def stored_subject(
     if name == NAME:
         demo_model_with_bar(settings.models_dir)
     models = ModelStore(settings.models_dir)
-    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    checkpoints = current_checkpoints(settings)
     catalog = Catalog(models, checkpoints)
     removed: dict[str, Blocks] = {}
     repairs: dict[str, Repaired] = {}

@@ -14,7 +14,7 @@ from app.commands.prune import new_place
 from app.terminal import print_json
 from pruning.checkpoints.publish import DiskFull, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
-from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, read_manifest
+from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
 from pruning.config import WorkerSettings
 from pruning.heal_checkpoint import heal_checkpoint, healing_digest, help_heal
 from pruning.healing.lock import HealingInProgress, locked
@@ -24,6 +24,7 @@ from pruning.models.names import healed_name
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.search.dense_model import Resources
 from pruning.spec.heal import Heal
+from pruning.storage.checkpoints import current_checkpoints
 
 
 def run_heal(
@@ -119,9 +120,7 @@ def _source(checkpoint: str, settings: WorkerSettings) -> Path:
     directory = Path(checkpoint).expanduser().absolute()
     if (directory / MANIFEST).is_file():
         return directory
-    checkpoints = CheckpointStore(settings.checkpoints_dir)
-    checkpoints.manifest(checkpoint)  # raises CheckpointNotFound
-    return checkpoints.path(checkpoint)
+    return current_checkpoints(settings).directory(checkpoint)  # raises CheckpointNotFound
 
 
 def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from app.commands.rounds import print_rounds
 from app.terminal import local_time
 from pruning.checkpoints.trajectory import ties
 from pruning.jobs.job import JobStatus
+from pruning.plural import counted
 from pruning.removal import Removal
 
 _REMOVAL_FIELDS = (
@@ -191,6 +192,15 @@ def _condition(condition: Mapping[str, Any]) -> str:
     return f"{condition['type']}: {answer}{when}: {condition['message']}"
 
 
+def _sink(found: Mapping[str, Any]) -> str:
+    """As `store: not yet, after 3 attempts: s3://bucket cannot be reached`."""
+    if found["is_sent"]:
+        return f"{found['sink']}: {found['url']}, since {local_time(found['at'])}"
+    number, error = found["num_attempts"], found["error"]
+    attempts = f", after {counted(number, 'attempt')}: {error}" if number else ""
+    return f"{found['sink']}: not yet{attempts}"
+
+
 _SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType(
     {
         "progress": lambda _, progress: ("evaluations", _progress({"progress": progress})),
@@ -198,6 +208,7 @@ _SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType
             "steps of repair",
             f"{found['steps_done']} of {found['steps_total']}",
         ),
+        "sinks": lambda _, found: ("sent to", "\n".join(map(_sink, found))),
         "conditions": lambda name, found: (name, "\n".join(map(_condition, found))),
         **dict.fromkeys(_TIMES, lambda name, seconds: (name, local_time(seconds))),
     }

@@ -22,13 +22,14 @@ from pruning.checkpoints.trajectory import short
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.store import ModelStore
 from pruning.plural import counted
+from pruning.storage.checkpoints import current_checkpoints
 
 
 def catalog_of(settings: ServeSettings) -> Catalog:
     """The catalog of the data directory, without the prefixes of running jobs."""
     return Catalog(
         ModelStore(settings.models_dir),
-        CheckpointStore(settings.checkpoints_dir),
+        current_checkpoints(settings),
         external=read_external_models(settings.external_models_file),
         aliases=Aliases(settings.data_dir),
         speedups=MeasuredSpeedups(settings.data_dir),
@@ -89,7 +90,7 @@ def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> Non
 
     Raises ``NothingToPlot``, ``CheckpointNotFound`` or ``CheckpointCorrupt``.
     """
-    manifests = _newest_first(CheckpointStore(settings.checkpoints_dir), names)
+    manifests = _newest_first(current_checkpoints(settings), names)
     parents = sorted({manifest.parent for manifest in manifests})
     if not manifests:
         raise NothingToPlot("there are no checkpoints: prune a model first")

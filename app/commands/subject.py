@@ -20,6 +20,7 @@ from pruning.repair.record import Method
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize
+from pruning.storage.checkpoints import current_checkpoints
 
 
 class NotEvaluable(ValueError):
@@ -104,7 +105,7 @@ def subject_of(name: str, settings: Settings) -> Subject:
     if VariantName.parse(name).model == NAME:
         demo_model_with_bar(settings.models_dir)
     models = ModelStore(settings.models_dir)
-    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    checkpoints = current_checkpoints(settings)
     try:
         entry = Catalog(models, checkpoints, aliases=Aliases(settings.data_dir)).resolve(name)
     except UnknownModel:
@@ -131,7 +132,7 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
         )
         if entry.order is None or entry.view_repair is None:
             return subject
-        checkpoint = checkpoints.path(entry.order.name)
+        checkpoint = checkpoints.directory(entry.order.name)
         healed_in = checkpoint if entry.order.is_healed else None
         found = replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
         return replace(found, healed_in=healed_in)
@@ -140,7 +141,7 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
             f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "
             "model, or use the whole checkpoint"
         )
-    return _directory(checkpoints.path(entry.order.name), entry.name, models)
+    return _directory(checkpoints.directory(entry.order.name), entry.name, models)
 
 
 def _directory(path: Path, name: str, models: ModelStore) -> Subject:

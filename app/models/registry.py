@@ -29,6 +29,9 @@ from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.inspection_record import Stamp
 from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_sizes
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
+from pruning.repair.record import repair_file
+from pruning.storage.cache import NoRoomInCache
+from pruning.storage.store import StoreError
 
 
 class ModelReplaced(RuntimeError):
@@ -43,6 +46,8 @@ LOAD_RAISES = (
     CheckpointCorrupt,
     ModelReplaced,
     NoRoomForWeights,
+    NoRoomInCache,
+    StoreError,
     JobStoreUnavailable,
 )
 
@@ -166,6 +171,7 @@ class ModelRegistry:
                 f"{entry.base!r} was replaced after it had been loaded, and {entry.name!r} belongs "
                 f"to the new model: POST /models/{weights.name}/unload, then try again"
             )
+        self._fetch_repair(entry)
         # Names of the same blocks and repair share one variant, and therefore one batch.
         own_bytes = entry.view_repair.num_bytes if entry.view_repair else 0
         make = partial(self._made, entry, weights.loaded.model)
@@ -173,6 +179,15 @@ class ModelRegistry:
             weights, VariantSource(entry.name, entry.key, own_bytes, make)
         )
         return ServedModel(entry, variant, weights.loaded.tokenizer)
+
+    def _fetch_repair(self, entry: ModelEntry) -> None:
+        """Wait for the store here, where others do not wait for this one."""
+        if entry.order is None or entry.view_repair is None or self._view(entry) is not None:
+            return
+        is_file = not entry.order.is_healed
+        files = [repair_file(entry.num_removed)] if is_file else None
+        with self._checkpoints.held(entry.order.name, files):
+            pass
 
     def _made(self, entry: ModelEntry, model: PreTrainedModel) -> Variant:
         """Raises ``CheckpointCorrupt`` if its repair differs from the manifest."""
@@ -210,12 +225,14 @@ class ModelRegistry:
         # of all blocks, whichever of them this entry keeps
         whole = replace(entry, num_removed=0) if entry.is_view else entry
         is_loaded = plain.name in self._weights.loaded()
+        plain.fetch()
         return (self.int8_bytes(whole) or 0) + (0 if is_loaded else plain.num_bytes())
 
     def int8_bytes(self, entry: ModelEntry) -> int | None:
         """The bytes of the int8 form of an entry in memory, if nothing else of it is there.
 
-        None if it cannot have one. Raises ``NotAModel`` or ``CheckpointCorrupt``.
+        None if it cannot have one, or if its files are still in the object store. Raises
+        ``NotAModel`` or ``CheckpointCorrupt``.
         """
         info = entry.info
         if entry.error is not None or entry.external is not None or entry.dtype is None:
@@ -223,12 +240,15 @@ class ModelRegistry:
         if info is not None and not ARCHITECTURES[info.model_type].is_linear:
             return None
         is_view = entry.is_view and info is not None
-        path = info.path if info and is_view else self._checkpoints.path(entry.plain_weights_name)
-        num_blocks = info.num_blocks if info and is_view else entry.num_blocks
         dtype: torch.dtype = getattr(torch, entry.dtype)
-        return self._sizes(path).int8_bytes(
-            num_blocks, dtype.itemsize, num_blocks - entry.num_blocks
-        )
+        if info and is_view:
+            num_removed = info.num_blocks - entry.num_blocks
+            sizes = self._sizes(info.path)
+            return sizes.int8_bytes(info.num_blocks, dtype.itemsize, num_removed)
+        if not self._checkpoints.is_here(entry.plain_weights_name):
+            return None
+        with self._checkpoints.held(entry.plain_weights_name) as path:
+            return self._sizes(path).int8_bytes(entry.num_blocks, dtype.itemsize, 0)
 
     def _sizes(self, path: Path) -> WeightSizes:
         """Read again only after the files have changed."""
@@ -259,7 +279,13 @@ class ModelRegistry:
             name,
             lambda: self._checkpoints.manifest(name).weight_bytes,
             partial(self._checkpoints.open, name, device=self._device),
+            partial(self._fetch, name),
         )
+
+    def _fetch(self, name: str) -> None:
+        """Fetch the files of a checkpoint that is in the object store."""
+        with self._checkpoints.held(name):
+            pass
 
     def _dense_bytes(self, name: str) -> int:
         info = self._models.inspect(name)

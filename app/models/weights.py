@@ -37,6 +37,7 @@ class WeightSource:
     name: str
     num_bytes: Callable[[], int]  # reads headers or a manifest, not the weights
     read: Callable[[], LoadedModel]
+    fetch: Callable[[], object] = lambda: None  # what is read may be on another machine
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ class LoadedWeights:
     def _read(self, source: WeightSource, future: "Future[Weights]") -> None:
         """One model at a time, as transformers changes global state of torch while it loads."""
         try:
+            source.fetch()
             with self._reading:
                 loaded = source.read()
             weights = Weights(source.name, loaded, _tensors(loaded), fingerprint(loaded.path))

@@ -6,11 +6,13 @@ A directory without a manifest is not a checkpoint. ``publish.py`` writes checkp
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.checkpoints.staging import remove
 from pruning.evaluation.quality import Quality
 from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
@@ -119,15 +121,22 @@ def no_checkpoint(name: str) -> CheckpointNotFound:
     return CheckpointNotFound(f"no checkpoint named {name[:128]!r}: `sleb models list` has them")
 
 
+def is_checkpoint_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None
+
+
 class CheckpointStore:
-    """The checkpoints under one directory, named by their directories. Keeps no state."""
+    """The checkpoints under one directory, named by their directories. Keeps no state.
+
+    ``storage.checkpoints`` has one that knows those of an object store as well.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, name: str) -> Path:
         """The path for a checkpoint of this name. Raises ``CheckpointNotFound`` for a bad name."""
-        if not _NAME.fullmatch(name):
+        if not is_checkpoint_name(name):
             raise CheckpointNotFound(f"no checkpoint can be named {name[:128]!r}")
         return self.root / name
 
@@ -139,15 +148,50 @@ class CheckpointStore:
 
     def holds(self, name: str) -> bool:
         try:
-            return bool(_NAME.fullmatch(name)) and (self.root / name / MANIFEST).is_file()
+            return is_checkpoint_name(name) and (self.root / name / MANIFEST).is_file()
         except PermissionError:
             return False
 
     def manifest(self, name: str) -> Manifest:
+        """Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
+        return parse_manifest(self.content(name), str(self.root / name / MANIFEST))
+
+    def content(self, name: str) -> bytes:
+        """The manifest as it was published. Raises as ``manifest``."""
         try:
-            return read_manifest(self.path(name))
+            return _manifest_content(self.path(name))
         except FileNotFoundError as error:
             raise no_checkpoint(name) from error
+
+    def is_here(self, name: str) -> bool:
+        """Whether all files of the checkpoint are on this machine."""
+        return self.holds(name)
+
+    @contextmanager
+    def held(
+        self,
+        name: str,
+        files: Collection[str] | None = None,  # noqa: ARG002 - here are all of them
+    ) -> Iterator[Path]:
+        """The directory of the checkpoint, in which these files stay meanwhile; None: all files.
+
+        Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``.
+        """
+        self.manifest(name)
+        yield self.path(name)
+
+    def directory(self, name: str) -> Path:
+        """The directory with all files, until this process ends. Raises as ``held``."""
+        self.manifest(name)
+        return self.path(name)
+
+    def refresh(self) -> None:
+        """Know all checkpoints as they are now. Raises ``StoreError`` if there is a store."""
+
+    def delete(self, name: str) -> None:
+        """Delete the checkpoint wherever it is. It is no error if it is nowhere."""
+        with suppress(FileNotFoundError):  # another process removed it
+            remove(self.path(name))
 
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
         """Load a checkpoint after verifying it against its manifest."""
@@ -162,14 +206,25 @@ class CheckpointStore:
 
 def read_manifest(path: Path) -> Manifest:
     """Raises ``FileNotFoundError`` or ``CheckpointCorrupt``."""
+    return parse_manifest(_manifest_content(path), str(path / MANIFEST))
+
+
+def _manifest_content(path: Path) -> bytes:
+    """Raises as ``read_manifest``."""
     try:
-        return Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
+        return (path / MANIFEST).read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise CheckpointCorrupt(f"{path / MANIFEST} cannot be read: {error.strerror}") from error
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """Raises ``CheckpointCorrupt``, whose message names the ``place`` that it is from."""
+    try:
+        return Manifest.from_json(content.decode())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointCorrupt(f"{path / MANIFEST} is not a manifest: {error}") from error
+        raise CheckpointCorrupt(f"{place} is not a manifest: {error}") from error
 
 
 def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:

@@ -1,16 +1,16 @@
 """Deletion of ended jobs: the published checkpoint, the record, and all other keys of the job."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import redis
 
-from pruning.checkpoints.staging import discard_staged, remove
+from pruning.checkpoints.staging import discard_staged
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.healing.places import healed_beside
-from pruning.jobs.job import IllegalTransition, Job, JobStatus
-from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, STATUS_INDEX
+from pruning.jobs.job import IllegalTransition, Job, JobStatus, Sink
+from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, SINK, STATUS_INDEX
 from pruning.jobs.redis import redis_errors_translated
+from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
 
@@ -33,7 +33,9 @@ class JobDeletion:
     """Deletes ended jobs, or only their checkpoint, or only their record.
 
     Every method may raise ``JobStoreUnavailable``; methods that take an id raise ``JobNotFound``,
-    and ``IllegalTransition`` if the job has not ended. An interrupted deletion can be repeated.
+    and ``IllegalTransition`` if the job has not ended. Where checkpoints are in an object store as
+    well, ``StoreError`` may be raised before anything is deleted here. An interrupted deletion can
+    be repeated.
     A checkpoint for which ``aliases_of`` returns names is kept, by raising ``CheckpointInUse``.
     """
 
@@ -45,6 +47,7 @@ class JobDeletion:
         aliases_of: Callable[[str], Sequence[str]] = lambda _checkpoint: (),
     ) -> None:
         self._script = client.register_script(_DELETE)
+        self._sinks = SinkOutbox(client)
         self._jobs = jobs
         self._checkpoints = checkpoints
         self._aliases_of = aliases_of
@@ -97,6 +100,8 @@ class JobDeletion:
                 f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
                 f"target or remove it first"
             )
+        self._sinks.drop(Sink.STORE, job.id)  # what is not sent yet stays here
+        self._checkpoints.refresh()
         places = healed_beside(self._checkpoints.path(job.checkpoint_name))
         for path, is_ours in (
             (places.target, self._has_healed(places.target.name)),
@@ -104,12 +109,12 @@ class JobDeletion:
         ):
             discard_staged(path)
             if is_ours:
-                with suppress(FileNotFoundError):  # another process removed it
-                    remove(path)
+                self._checkpoints.delete(path.name)
         places.discard_state()
 
     def _forget(self, job: Job) -> None:
         keys = [OUTBOX, *(key.format(id=job.id) for key in KEYS_OF_A_JOB)]
         indexes = [STATUS_INDEX.format(status=status) for status in _FINALS]
+        indexes += [SINK.format(sink=sink) for sink in Sink]
         with redis_errors_translated():
             self._script(keys=keys, args=[job.id, INDEX, *indexes])

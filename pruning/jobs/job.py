@@ -69,6 +69,29 @@ class StopRequest(StrEnum):
     CANCEL = "cancel"
 
 
+class Sink(StrEnum):
+    """Where the result of a job that has succeeded is sent as well."""
+
+    STORE = "store"  # an object store gets its checkpoints
+    MLFLOW = "mlflow"  # a tracking server gets a run
+
+    @property
+    def field(self) -> str:
+        """The field of the record that tells how far it is."""
+        return f"sink_{self.value}"
+
+
+@dataclass(frozen=True)
+class SinkState:
+    """How far the sending of a job's result to a sink is."""
+
+    is_sent: bool
+    num_attempts: int  # that failed
+    at: float  # of the last change, in seconds since the epoch
+    url: str | None = None  # where it is
+    error: str | None = None  # of the last attempt
+
+
 class Phase(StrEnum):
     LOAD = "load"
     CALIBRATE = "calibrate"
@@ -206,6 +229,7 @@ class Job:
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
     owner: str | None = None  # the tenant whose key made it; None for everybody
+    sinks: Mapping[Sink, SinkState] = field(default_factory=dict)
 
     @property
     def stop_request(self) -> StopRequest | None:
@@ -250,6 +274,11 @@ class Job:
             metadata=json.loads(fields.get("metadata") or "{}"),
             webhook=Webhook.from_json(text) if (text := fields.get("webhook")) else None,
             owner=fields.get("owner") or None,
+            sinks={
+                sink: SinkState(**json.loads(text))
+                for sink in Sink
+                if (text := fields.get(sink.field))
+            },
         )
 
 

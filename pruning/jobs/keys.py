@@ -9,6 +9,7 @@
     sleb:jobs               zset: all ids, in order of creation      permanent
     sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
     sleb:outbox             zset: ids of all messages, by due time   as the messages
+    sleb:sink:{sink}        zset: ids of jobs to send there, by due time  until sent
     sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
     sleb:key:{name}:recent  zset: request ids of an API key, by time 60 s
     sleb:key:{name}:running zset: its generations, by end of lease   30 s
@@ -22,10 +23,11 @@ SEARCH = "sleb:job:{id}:search"
 MESSAGES = "sleb:job:{id}:messages"
 ATTEMPTS = "sleb:job:{id}:told"
 OUTBOX = "sleb:outbox"
+SINK = "sleb:sink:{sink}"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
 KEY_RECENT = "sleb:key:{name}:recent"
 KEY_RUNNING = "sleb:key:{name}:running"
 IDEMPOTENCY = "sleb:idempotency:{key}"  # {key} is a sha256, as a key may be any text
 KEYS_OF_A_JOB = (MESSAGES, RECORD, EVENTS, SEARCH, ATTEMPTS)  # deleted with the job
-PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox")
+PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox", "sleb:sink:*")

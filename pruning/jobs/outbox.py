@@ -21,7 +21,7 @@ LEASE_S = 60.0  # of a claim; much longer than the timeout of an attempt
 MAX_ATTEMPTS_KEPT = 100
 
 # KEYS the outbox. ARGV the time, the end of the claims, and the largest number of claims.
-_CLAIM = """
+CLAIM = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
 for _, id in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], id) end
 return due
@@ -95,7 +95,7 @@ class WebhookOutbox:
         self.now = clock
         self._lease_s = lease_s
         self._redis = client
-        self._claim = client.register_script(_CLAIM)
+        self._claim = client.register_script(CLAIM)
         self._settle = client.register_script(_SETTLE)
 
     def claim(self, limit: int) -> tuple[Message, ...]:

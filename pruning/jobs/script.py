@@ -23,8 +23,9 @@ from pruning.jobs.job import (
 )
 
 # KEYS record, events, search state, webhook messages, outbox. ARGV the changes as JSON.
-# All values are strings, so that floats keep every digit. The JSON names the indexes, which Redis
-# Cluster would not allow, but RQ does not support it either. A new status ends a pause request.
+# All values are strings, so that floats keep every digit. The JSON names the indexes and outboxes,
+# which Redis Cluster would not allow, but RQ does not support it either. A new status ends a pause
+# request.
 SCRIPT = """
 local given = cjson.decode(ARGV[1])
 local record = redis.call('HMGET', KEYS[1], 'status', 'attempt', 'pause_requested_at')
@@ -51,6 +52,7 @@ for _, name in ipairs(change.incremented) do redis.call('HINCRBY', KEYS[1], name
 if change.clears_search or given.finals[after] then redis.call('DEL', KEYS[3]) end
 for name, value in pairs(change.search) do redis.call('HSET', KEYS[3], name, value) end
 for _, name in ipairs(change.search_removed) do redis.call('HDEL', KEYS[3], name) end
+for _, key in ipairs(change.due) do redis.call('ZADD', key, 0, given.id) end
 if change.event then
   local event = {'status', after}
   for name, value in pairs(change.event) do
@@ -111,6 +113,7 @@ class Change:
     search: Mapping[str, str] = field(default_factory=dict)  # fields of the search state to set
     search_removed: tuple[str, ...] = ()  # fields of the search state to remove
     clears_search: bool = False  # before its fields are set
+    due: tuple[str, ...] = ()  # keys of the outboxes that get the job
     if_pausing: bool | None = None  # whether a pause must have been requested; None: either
 
     def __post_init__(self) -> None:
@@ -175,6 +178,7 @@ def _argument(change: Change, now: float) -> dict[str, Any]:
         "search": change.search,
         "search_removed": change.search_removed,
         "clears_search": change.clears_search,
+        "due": change.due,
     }
     if change.event is not None:
         argument["event"] = change.event.to_fields(now)

@@ -27,6 +27,7 @@ from pruning.jobs.job import (
     JobPage,
     JobStatus,
     Phase,
+    Sink,
     StopRequest,
     Webhook,
 )
@@ -306,10 +307,8 @@ class JobStore:
     def decided(
         self, job_id: str, name: str, removal: Removal, attempt: int | None = None
     ) -> StopRequest | None:
-        """Record the decision of a round of the refinement."""
-        return self._change(
-            job_id, transitions.decided(name, removal), attempt=attempt
-        ).stop_request
+        change = transitions.decided(name, removal)
+        return self._change(job_id, change, attempt=attempt).stop_request
 
     def exchanged(
         self, job_id: str, exchange: Exchange, attempt: int | None = None
@@ -340,8 +339,10 @@ class JobStore:
     def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
         return self._change(job_id, transitions.warned(message), attempt=attempt).stop_request
 
-    def succeed(self, job_id: str, pruned_model: str, attempt: int | None = None) -> JobStatus:
-        return self._change(job_id, transitions.succeeded(pruned_model), attempt=attempt).status
+    def succeed(
+        self, job_id: str, model: str, attempt: int | None = None, sinks: Sequence[Sink] = ()
+    ) -> JobStatus:
+        return self._change(job_id, transitions.succeeded(model, sinks), attempt=attempt).status
 
     def fail(self, job_id: str, error: JobError, attempt: int | None = None) -> JobStatus:
         return self._change(job_id, transitions.failed(error), attempt=attempt).status

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
-from pruning.jobs.job import TRANSITIONS, HealProgress, JobError, JobStatus, Phase, Webhook
+from pruning.jobs.job import (
+    TRANSITIONS,
+    HealProgress,
+    JobError,
+    JobStatus,
+    Phase,
+    Sink,
+    SinkState,
+    Webhook,
+)
+from pruning.jobs.keys import SINK
 from pruning.jobs.script import Change, Event
 from pruning.plural import counted
 from pruning.removal import Removal
@@ -288,10 +298,13 @@ def warned(message: str) -> Change:
     return Change("update", _WORKING, event=Event(message, level="warn"))
 
 
-def succeeded(pruned_model: str) -> Change:
-    fields = {"pruned_model": pruned_model}
+def succeeded(pruned_model: str, sinks: Sequence[Sink] = ()) -> Change:
+    """The model is published, and due to be sent to these sinks."""
+    waiting = json.dumps(asdict(SinkState(is_sent=False, num_attempts=0, at=time.time())))
+    fields = {"pruned_model": pruned_model, **{sink.field: waiting for sink in sinks}}
+    due = tuple(SINK.format(sink=sink) for sink in sinks)
     event = Event(f"published {pruned_model}")
-    return Change("succeed", _moves_to(JobStatus.SUCCEEDED), fields, event=event)
+    return Change("succeed", _moves_to(JobStatus.SUCCEEDED), fields, event=event, due=due)
 
 
 def failed(error: JobError) -> Change:

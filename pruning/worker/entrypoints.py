@@ -12,9 +12,12 @@ from rq.serializers import JSONSerializer
 from pruning.config import WorkerSettings, child_environment, share_cpus
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect
+from pruning.jobs.sinks import SinkOutbox
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent
 from pruning.worker.parent import PruneWorker
+from pruning.worker.sinks import sending
+from pruning.worker.upload import senders_of
 
 # A job beside a service on the same CPUs gets a third of a fair share. Alone, it gets everything.
 _NICENESS = 5
@@ -44,8 +47,12 @@ def run_worker(
     worker.environment = child_environment(settings, redis_url)
     worker.cancel_s = settings.cancel_s
     worker.log.addFilter(worker.is_news)
+    outbox = SinkOutbox(connect(redis_url, num_retries=0))
     try:
-        with worker.metrics.served(str(settings.host), settings.worker_metrics_port):
+        with (
+            worker.metrics.served(str(settings.host), settings.worker_metrics_port),
+            sending(senders_of(settings), outbox, worker.metrics.sent),
+        ):
             # at info, RQ logs a line at every maintenance
             worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")
     finally:

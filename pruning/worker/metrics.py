@@ -11,8 +11,10 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
 
-from pruning.jobs.job import Job, JobStatus, Pace
+from pruning.jobs.job import Job, JobStatus, Pace, Sink
 from pruning.worker.gpu import GpuMemoryCollector
+
+_RESULTS = {True: "sent", False: "failed"}
 
 
 class MetricsPortUnavailable(RuntimeError):
@@ -49,6 +51,15 @@ class WorkerMetrics:
         self._leases_expired = counter(
             "sleb_prune_leases_expired", "Jobs whose worker was gone, as this one found."
         )
+        self._sent = counter(
+            "sleb_sink_attempts",
+            "Attempts to send a result to a sink, by sink and result.",
+            "sink",
+            "result",
+        )
+        for sink in Sink:
+            for result in _RESULTS.values():
+                self._sent.labels(sink.value, result)
         self._busy = Gauge("sleb_worker_busy", "1 while it has a job.", registry=registry)
         up = Gauge("sleb_worker_up", "1 while it reaches the job store.", registry=registry)
         up.set_function(lambda: time.monotonic() - self._last_beat_s < lease_s)
@@ -102,6 +113,10 @@ class WorkerMetrics:
 
     def ended(self, status: JobStatus) -> None:
         self._ended.labels(status.value).inc()
+
+    def sent(self, sink: Sink, is_sent: bool) -> None:
+        """Count an attempt to send the result of a job."""
+        self._sent.labels(sink.value, _RESULTS[is_sent]).inc()
 
     def child_lost(self) -> None:
         self._children_lost.inc()

@@ -6,7 +6,6 @@ Importing torch takes seconds, so ``task.py`` imports this module only once ther
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.heal_checkpoint import heal_checkpoint
 from pruning.healing.places import healed_beside
@@ -17,6 +16,7 @@ from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
 from pruning.search.observed import Observer
 from pruning.search.state import SearchState
+from pruning.storage.checkpoints import checkpoints_of
 from pruning.worker.failures import describe
 
 
@@ -32,11 +32,11 @@ def prune_job(
     """
     set_up_torch(settings.threads)
     name, models = job.checkpoint_name, ModelStore(settings.models_dir)
-    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    checkpoints = checkpoints_of(settings)
     resources = Resources.of(settings, BATCH_TOKENS >> job.num_halvings)
     if job.source is not None and job.spec.heal is not None:
-        checkpoints.manifest(job.source)  # raises CheckpointNotFound
-        places = replace(healed_beside(checkpoints.path(name)), source=checkpoints.path(job.source))
+        source = checkpoints.directory(job.source)  # raises CheckpointNotFound
+        places = replace(healed_beside(checkpoints.path(name)), source=source)
         return heal_checkpoint(
             job.spec.heal,
             places,

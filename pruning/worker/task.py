@@ -24,6 +24,7 @@ from pruning.jobs.job import (
     JobNotFound,
     JobStatus,
     Phase,
+    Sink,
     StopRequest,
 )
 from pruning.jobs.queue import DELIVERIES, give_up
@@ -35,6 +36,7 @@ from pruning.removal import Removal
 from pruning.search.observed import Observer
 from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
+from pruning.worker.upload import sinks_of
 
 _T = TypeVar("_T")
 _NUM_RETRIES = 60  # at most 1 s apart, as long as a restart of Redis may take
@@ -65,16 +67,20 @@ def run_job(job_id: str) -> None:
 
     # no retries: a search does not wait until its progress is recorded
     with closing(JobStore(connect(settings.redis_url, num_retries=0))) as store:
-        execute(job_id, store, worker, run)
+        execute(job_id, store, worker, run, sinks_of(settings))
 
 
 def execute(
-    job_id: str, store: JobStore, worker: str, run: Callable[[Job, "JobObserver"], str]
+    job_id: str,
+    store: JobStore,
+    worker: str,
+    run: Callable[[Job, "JobObserver"], str],
+    sinks: Sequence[Sink] = (),
 ) -> None:
     """Start the job, call ``run``, which returns the name of the checkpoint, and record the end.
 
-    Does nothing if the job has ended. SIGTERM ends this process once the current evaluation is
-    recorded. Raises ``StaleAttempt``.
+    If it has succeeded, it is due to be sent to ``sinks``. Does nothing if the job has ended.
+    SIGTERM ends this process once the current evaluation is recorded. Raises ``StaleAttempt``.
     """
     try:
         job = _retried(lambda: store.start(job_id, worker))
@@ -92,7 +98,7 @@ def execute(
     with deferred_signal(signal.SIGTERM) as is_terminating:
         observer = JobObserver(store, job, earlier, is_terminating)
         try:
-            end = _outcome(store, job, observer, run)
+            end = _outcome(store, job, observer, run, sinks)
         except WorkerStopping:
             logger.info("job %s: requeued, as the worker is stopping", job_id)
             os._exit(1)  # an exception would end the job for RQ
@@ -101,7 +107,11 @@ def execute(
 
 
 def _outcome(
-    store: JobStore, job: Job, observer: "JobObserver", run: Callable[[Job, "JobObserver"], str]
+    store: JobStore,
+    job: Job,
+    observer: "JobObserver",
+    run: Callable[[Job, "JobObserver"], str],
+    sinks: Sequence[Sink],
 ) -> Callable[[], JobStatus]:
     """Run the job, and return a function that records its end."""
     try:
@@ -119,7 +129,7 @@ def _outcome(
             reason = f"{failure.exhausted_memory}: trying again with half the batch"
             return lambda: store.short_of_memory(job.id, reason, job.attempt)
         return lambda: store.fail(job.id, failure.error, job.attempt)
-    return lambda: store.succeed(job.id, pruned_model, job.attempt)
+    return lambda: store.succeed(job.id, pruned_model, job.attempt, sinks)
 
 
 class JobObserver(Observer):

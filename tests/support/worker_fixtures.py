@@ -20,6 +20,7 @@ class Workers:
     def __init__(self, data_dir: Path, redis_url: str) -> None:
         self.data_dir = data_dir
         self.cancel_s = 30.0
+        self.checkpoint_store: str | None = None
         self._url = redis_url
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -28,6 +29,7 @@ class Workers:
             data_dir=self.data_dir,
             threads=1,
             cancel_s=self.cancel_s,
+            checkpoint_store=self.checkpoint_store,
             worker_metrics_port=metrics_port,
         )
         command = [sys.executable, "-m", "tests.support.worker_process", self._url, str(LEASE_S)]

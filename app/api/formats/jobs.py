@@ -1,11 +1,12 @@
 """The response bodies of jobs, estimates and webhook deliveries."""
 
+from dataclasses import asdict
 from typing import Literal
 
 from fastapi import Request
 
 from app.api.formats.models import domain_views, measured_speedup_view, repair_view
-from app.api.schemas.events import WebhookDeliveryView, WebhookView
+from app.api.schemas.events import SinkView, WebhookDeliveryView, WebhookView
 from app.api.schemas.heal import HealEstimateView, HealProgressView
 from app.api.schemas.jobs import (
     ConditionView,
@@ -62,6 +63,7 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         estimated_finish=job.estimated_finish,
         error=_error(job.error),
         conditions=_conditions(job),
+        sinks=_sinks(job),
         metadata=dict(job.metadata),
         webhook=_webhook(job.webhook),
         spec=job.spec.to_dict(),
@@ -98,6 +100,10 @@ def _heal_progress(job: Job) -> HealProgressView | None:
         held_out_loss=found.held_out_loss,
         tokens_per_s=found.tokens_per_s,
     )
+
+
+def _sinks(job: Job) -> list[SinkView]:
+    return [SinkView(sink=sink.value, **asdict(state)) for sink, state in job.sinks.items()]
 
 
 def _error(error: JobError | None) -> JobErrorView | None:

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
+from starlette.background import BackgroundTask
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobId, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
@@ -72,7 +74,7 @@ def _checkpoint_view(
     try:
         manifest = checkpoints.manifest(name)
         order: RemovalOrder | None = RemovalOrder.of_checkpoint(manifest)
-        files = _files(checkpoints.path(name), manifest)
+        files = _files(checkpoints.content(name), manifest)
     except CheckpointNotFound:
         order = catalog.order(name)
     if order is None:
@@ -118,34 +120,35 @@ def get_file(
     name = jobs.get(job_id).checkpoint_name
     if file.startswith(_HEALED):
         name, file = healed_name(name), file.removeprefix(_HEALED)
-    path, manifest = checkpoints.path(name), checkpoints.manifest(name)
-    entry = _files(path, manifest).get(file)
+    manifest = checkpoints.manifest(name)
+    entry = _files(checkpoints.content(name), manifest).get(file)
     if entry is None or ".." in Path(file).parts or Path(file).is_absolute():
         raise CheckpointNotFound(
             f"{manifest.name} has no file {file[:128]!r}: its files are in the list of the job's "
             "checkpoints"
         )
-    if not (path / file).is_file():
-        raise CheckpointCorrupt(f"{manifest.name}: {file} is missing; prune again")
     headers = {"ETag": f'"{entry.sha256}"'}
     known = request.headers.get("if-none-match", "")
     if headers["ETag"] in (tag.strip() for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
+    holding = ExitStack()
+    files = None if file == MANIFEST else [file]
+    path = holding.enter_context(checkpoints.held(name, files))
+    if not (path / file).is_file():
+        holding.close()
+        raise CheckpointCorrupt(f"{manifest.name}: {file} is missing; prune again")
     return Download(
         path / file,
         media_type="application/octet-stream",
         headers=headers,
         filename=Path(file).name,
+        background=BackgroundTask(holding.close),
     )
 
 
-def _files(path: Path, manifest: Manifest) -> dict[str, FileEntry]:
-    """Return the files of the manifest and the manifest itself. Raises ``CheckpointNotFound``."""
-    try:
-        text = (path / MANIFEST).read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointNotFound(f"{manifest.name} was deleted just now") from error
-    own = FileEntry(len(text), hashlib.sha256(text).hexdigest())
+def _files(content: bytes, manifest: Manifest) -> dict[str, FileEntry]:
+    """Return the files of the manifest and the manifest itself."""
+    own = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     return {**manifest.files, MANIFEST: own}
 
 

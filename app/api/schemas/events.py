@@ -62,3 +62,14 @@ class WebhookDeliveryView(BaseModel):
 class WebhookDeliveryList(BaseModel):
     object: Literal["list"] = Field(default="list", description="The kind of this object.")
     data: list[WebhookDeliveryView] = Field(description="The attempts, oldest first.")
+
+
+class SinkView(BaseModel):
+    """Where the result of a job is sent as well, and how far that is."""
+
+    sink: str = Field(description="store, the object store for checkpoints, or mlflow.")
+    is_sent: bool = Field(description="False while it waits, or is tried again.")
+    num_attempts: int = Field(description="Attempts that have failed.")
+    at: float = Field(description="When that last changed, in seconds since the epoch.")
+    url: str | None = Field(description="Where it is; null until it is sent.")
+    error: str | None = Field(description="Why the last attempt failed; null if it did not.")

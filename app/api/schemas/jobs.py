@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.events import WebhookBody, WebhookView
+from app.api.schemas.events import SinkView, WebhookBody, WebhookView
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
 from pruning.spec.gate import Gate, GateAction
@@ -108,6 +108,7 @@ class PruneJobView(BaseModel):
     )
     error: JobErrorView | None = Field(description="Why it failed; null unless it did.")
     conditions: list[ConditionView] = Field(description="The states that it has been in.")
+    sinks: list[SinkView] = Field(description="Where its result is sent; empty before the end.")
     metadata: dict[str, str] = Field(description="As submitted.")
     webhook: WebhookView | None = Field(description="As submitted; null without one.")
     spec: dict[str, Any] = Field(description="All settings of the job.")

@@ -1,0 +1,218 @@
+"""The checkpoints of this machine, and those of an object store, as one ``CheckpointStore``."""
+
+import atexit
+import hashlib
+import logging
+import math
+import threading
+import time
+import weakref
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pruning.checkpoints.store import (
+    CheckpointCorrupt,
+    CheckpointNotFound,
+    CheckpointStore,
+    FileEntry,
+    Manifest,
+    is_checkpoint_name,
+    open_checkpoint,
+    parse_manifest,
+    repair_of,
+)
+from pruning.config import Settings
+from pruning.models.store import LoadedModel
+from pruning.repair.record import repair_file
+from pruning.storage.cache import CheckpointCache, Pin, Wanted
+from pruning.storage.listing import Listing
+from pruning.storage.location import open_store
+from pruning.storage.store import ObjectCorrupt, ObjectMissing, ObjectStore, StoreError
+from pruning.storage.transfer import receive
+from pruning.store_url import StoreUrl
+
+if TYPE_CHECKING:
+    from pruning.repair.repair import Repaired
+
+REFRESH_S = 10.0  # what a list of the store's checkpoints may be behind it
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoints_of(settings: Settings) -> CheckpointStore:
+    """The checkpoints that a process with these settings knows."""
+    if settings.checkpoint_store is None:
+        return CheckpointStore(settings.checkpoints_dir)
+    store = open_store(StoreUrl.parse(settings.checkpoint_store))
+    cache = CheckpointCache(settings.store_cache_dir, settings.store_cache_bytes)
+    return StoredCheckpoints(settings.checkpoints_dir, store, cache)
+
+
+def current_checkpoints(settings: Settings) -> CheckpointStore:
+    """As ``checkpoints_of``, for a command: it lists what is in the store now, if that answers."""
+    checkpoints = checkpoints_of(settings)
+    try:
+        checkpoints.refresh()
+    except StoreError as error:
+        logger.warning("checkpoints of the store are listed as they were: %s", error)
+    return checkpoints
+
+
+class StoredCheckpoints(CheckpointStore):
+    """Those below ``root``, and those of ``store``, whose files are kept in ``cache``.
+
+    One that is on this machine is read here. Names and manifests of the others are those of a
+    listing, which is refreshed in the background when it is older than ``refresh_s``; so nothing
+    waits for the store but who needs its files. Methods that need them also raise ``StoreError``
+    and ``NoRoomInCache``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        store: ObjectStore,
+        cache: CheckpointCache,
+        *,
+        refresh_s: float = REFRESH_S,
+    ) -> None:
+        super().__init__(root)
+        self.store = store
+        self._cache = cache
+        self._key = hashlib.sha256(store.url.encode()).hexdigest()[:12]
+        self.listing = Listing(store, cache.root / f".manifests-{self._key}")
+        self._refresh_s = refresh_s
+        self._refreshing = threading.Lock()
+        self._next_refresh_s = -math.inf
+
+    def names(self) -> list[str]:
+        self._refresh_soon()
+        return sorted({*super().names(), *self.listing.names()})
+
+    def holds(self, name: str) -> bool:
+        self._refresh_soon()
+        return super().holds(name) or self.listing.holds(name)
+
+    def content(self, name: str) -> bytes:
+        found = self._remote(name)
+        return super().content(name) if found is None else found[1]
+
+    def is_here(self, name: str) -> bool:
+        found = self._remote(name)
+        if found is None:
+            return super().is_here(name)
+        return self._cache.has(self._wanted(name, *found, files=None))
+
+    @contextmanager
+    def held(self, name: str, files: Collection[str] | None = None) -> Iterator[Path]:
+        found = self._remote(name)
+        if found is None:
+            with super().held(name, files) as path:
+                yield path
+            return
+        with self._pin(name, *found, files=files) as pin:
+            yield pin.path
+
+    def directory(self, name: str) -> Path:
+        found = self._remote(name)
+        if found is None:
+            return super().directory(name)
+        pin = self._pin(name, *found, files=None)
+        atexit.register(pin.release)  # which also keeps the lock from being collected
+        return pin.path
+
+    def open(self, name: str, *, device: str = "auto") -> LoadedModel:
+        """Load a checkpoint after verifying it. Its files stay as long as the model is loaded."""
+        found = self._remote(name)
+        if found is None:
+            return super().open(name, device=device)
+        try:
+            return self._open(name, *found, device)
+        except CheckpointCorrupt:
+            # what was fetched has changed on this disk: fetch it once more
+            if not self._cache.drop(self._wanted(name, *found, files=None).key):
+                raise
+            return self._open(name, *found, device)
+
+    def repair(self, name: str, num_removed: int) -> "Repaired | None":
+        found = self._remote(name)
+        if found is None:
+            return super().repair(name, num_removed)
+        manifest = found[0]
+        is_alone = manifest.healing is None and repair_file(num_removed) in manifest.files
+        with self.held(name, [repair_file(num_removed)] if is_alone else None) as path:
+            return repair_of(path, num_removed)
+
+    def delete(self, name: str) -> None:
+        """Delete it in the store first: what is left after an error can be deleted again."""
+        if not is_checkpoint_name(name):
+            return
+        self.store.delete(name)
+        found = self._remote(name)
+        self.listing.forget(name)
+        if found is not None:
+            self._cache.drop(self._wanted(name, *found, files=None).key)
+        super().delete(name)
+
+    def refresh(self) -> None:
+        with self._refreshing:
+            self.listing.refresh()
+
+    def _remote(self, name: str) -> tuple[Manifest, bytes] | None:
+        """The manifest of one that is only in the store, and its content."""
+        if super().holds(name) or (content := self.listing.content(name)) is None:
+            return None
+        return parse_manifest(content, f"{self.store.url}: the manifest of {name}"), content
+
+    def _wanted(
+        self, name: str, manifest: Manifest, content: bytes, *, files: Collection[str] | None
+    ) -> Wanted:
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        chosen = manifest.files.keys() if files is None else files
+        return Wanted(f"{self._key}-{digest}-{name}", manifest, content, tuple(chosen))
+
+    def _pin(
+        self, name: str, manifest: Manifest, content: bytes, *, files: Collection[str] | None
+    ) -> Pin:
+        if unknown := set(files or ()) - manifest.files.keys():
+            raise CheckpointNotFound(f"{name} has no file {min(unknown)[:128]!r}")
+        wanted = self._wanted(name, manifest, content, files=files)
+        try:
+            return self._cache.hold(wanted, partial(self._fetch, name))
+        except (ObjectMissing, ObjectCorrupt) as error:
+            raise CheckpointCorrupt(str(error)) from error
+
+    def _fetch(self, name: str, entry: FileEntry, target: Path) -> None:
+        receive(self.store, name, entry, target)
+
+    def _open(self, name: str, manifest: Manifest, content: bytes, device: str) -> LoadedModel:
+        pin = self._pin(name, manifest, content, files=None)
+        try:
+            loaded = open_checkpoint(pin.path, device=device)
+        except BaseException:
+            pin.release()
+            raise
+        weakref.finalize(loaded.model, pin.release)
+        return loaded
+
+    def _refresh_soon(self) -> None:
+        """Refresh an old listing in the background, one refresh at a time."""
+        now_s = time.monotonic()
+        if now_s < self._next_refresh_s or not self._refreshing.acquire(blocking=False):
+            return
+        self._next_refresh_s = now_s + self._refresh_s
+        threading.Thread(target=self._refresh, name="list checkpoints", daemon=True).start()
+
+    def _refresh(self) -> None:
+        """The lock is held, and released here."""
+        try:
+            if self.listing.age_s >= self._refresh_s:  # not refreshed by another process
+                self.listing.refresh()
+        except (StoreError, OSError) as error:
+            logger.warning("checkpoints of the store are listed as they were: %s", error)
+        except Exception:
+            logger.exception("checkpoints of the store are listed as they were")
+        finally:
+            self._refreshing.release()

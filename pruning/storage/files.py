@@ -1,0 +1,148 @@
+"""A store on a file system of fsspec: S3, Google Cloud Storage, or a folder."""
+
+import os
+import posixpath
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+from fsspec import AbstractFileSystem
+
+from pruning.checkpoints.staging import make_directory, sync_directory
+from pruning.storage.store import ObjectMissing, StoreDenied, StoreError, StoreUnavailable
+
+BLOCK_BYTES = 16 * 2**20
+_SUFFIX = ".json"
+_PART = ".part-"  # in the names of files that a folder does not have as a whole yet
+
+
+class FileSystemStore:
+    """A store below ``root``, a path of the file system ``system``.
+
+    Object stores show an object once it is complete. In a folder, a file is written beside its
+    place and renamed.
+    """
+
+    def __init__(self, system: AbstractFileSystem, root: str, url: str) -> None:
+        self.url = url
+        self._system = system
+        self._root = root.rstrip("/")
+        self._is_folder = "file" in system.protocol
+
+    def versions(self) -> Mapping[str, str]:
+        with self._errors("list"):
+            found = self._list(self._path("manifests"))
+        return {
+            name.removesuffix(_SUFFIX): _version(entry)
+            for name, entry in found.items()
+            if name.endswith(_SUFFIX)
+        }
+
+    def manifest(self, name: str) -> bytes:
+        with self._errors(f"read the manifest of {name}"):
+            return cast("bytes", self._system.cat_file(self._manifest(name)))
+
+    def put_manifest(self, name: str, content: bytes) -> None:
+        with self._errors(f"write the manifest of {name}"):
+            if self._is_folder:
+                self._write_in_folder(self._manifest(name), content)
+            else:
+                self._system.pipe_file(self._manifest(name), content)
+
+    def sizes(self, name: str) -> Mapping[str, int]:
+        with self._errors(f"list the objects of {name}"):
+            found = self._list(self._path("objects", name))
+        return {
+            digest: int(entry["size"]) for digest, entry in found.items() if _PART not in digest
+        }
+
+    def put(self, name: str, files: Iterable[tuple[str, Path]]) -> None:
+        for digest, file in files:
+            with self._errors(f"write an object of {name}"):
+                if self._is_folder:
+                    self._write_in_folder(self._path("objects", name, digest), file)
+                else:
+                    self._system.put_file(str(file), self._path("objects", name, digest))
+
+    def blocks(self, name: str, sha256: str) -> Iterator[bytes]:
+        path = self._path("objects", name, sha256)
+        with self._errors(f"read an object of {name}"):
+            opened: Any = self._system.open(
+                path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"
+            )
+        with opened:
+            while True:
+                with self._errors(f"read an object of {name}"):
+                    block = opened.read(BLOCK_BYTES)
+                if not block:
+                    return
+                yield block
+
+    def delete(self, name: str) -> None:
+        with self._errors(f"delete {name}"):
+            with suppress(FileNotFoundError):
+                self._system.rm_file(self._manifest(name))
+            with suppress(FileNotFoundError):
+                self._system.rm(self._path("objects", name), recursive=True)
+
+    def _path(self, *parts: str) -> str:
+        return posixpath.join(self._root, *parts)
+
+    def _manifest(self, name: str) -> str:
+        return self._path("manifests", f"{name}{_SUFFIX}")
+
+    def _list(self, folder: str) -> dict[str, dict[str, Any]]:
+        """The files of a folder by name. A folder that is not there has none."""
+        try:
+            entries = self._system.ls(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            posixpath.basename(entry["name"]): entry for entry in entries if entry["type"] == "file"
+        }
+
+    def _write_in_folder(self, target: str, content: Path | bytes) -> None:
+        """Write durably, and rename: a process that dies leaves nothing of that name."""
+        path = Path(target)
+        make_directory(path.parent)
+        part = path.with_name(f"{path.name}{_PART}{uuid4().hex}")
+        try:
+            with part.open("xb") as to:
+                if isinstance(content, bytes):
+                    to.write(content)
+                else:
+                    with content.open("rb") as source:
+                        shutil.copyfileobj(source, to, BLOCK_BYTES)
+                to.flush()
+                os.fsync(to.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        sync_directory(path.parent)
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        """Raise what goes wrong in the file system as errors of the port."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{self.url} has nothing to {verb}") from error
+        except PermissionError as error:
+            raise StoreDenied(
+                f"{self.url} does not allow this process to {verb} ({error}): correct its "
+                "credentials or the rights that they have"
+            ) from error
+        except Exception as error:  # each file system has errors of its own
+            reason = str(error) or type(error).__name__
+            raise StoreUnavailable(f"{self.url}: cannot {verb} now: {reason}") from error
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    """What changes when the file is replaced, whichever of these the file system tells."""
+    known = ("ETag", "etag", "mtime", "ino", "LastModified", "size")
+    return " ".join(str(entry[key]) for key in known if key in entry)

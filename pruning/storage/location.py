@@ -1,0 +1,59 @@
+"""The store that a URL names. The library of its file system is imported when it is opened."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import fsspec
+
+from pruning.storage.files import FileSystemStore
+from pruning.storage.store import ObjectStore, StoreError
+from pruning.store_url import StoreUrl
+
+# Without listings of its own, a file system sees what others have changed.
+_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "s3": {
+            "config_kwargs": {
+                "connect_timeout": 5,
+                "read_timeout": 30,
+                "retries": {"max_attempts": 2},
+            },
+            "use_listings_cache": False,
+        },
+        "gs": {"use_listings_cache": False},
+        "file": {},
+    }
+)
+_EXTRAS = MappingProxyType({"s3": "s3", "gs": "gcs"})
+
+
+class StoreExtraMissing(StoreError):
+    """The library for stores of this kind is not installed."""
+
+
+def open_store(url: StoreUrl) -> ObjectStore:
+    """Raises ``StoreExtraMissing``. Nothing is asked of the store yet."""
+    if url.scheme == "hf":
+        return _hub_store(url)
+    return FileSystemStore(file_system(url), url.path, str(url))
+
+
+def _hub_store(url: StoreUrl) -> ObjectStore:
+    from pruning.storage.hub import HubStore  # noqa: PLC0415 - it takes a second
+
+    is_dataset = url.path.startswith("datasets/")
+    owner, name, *folder = url.path.removeprefix("datasets/").split("/")
+    repo_type = "dataset" if is_dataset else "model"
+    return HubStore(f"{owner}/{name}", repo_type, "".join(folder), str(url))
+
+
+def file_system(url: StoreUrl) -> fsspec.AbstractFileSystem:
+    """Of S3, Google Cloud Storage or this machine. Raises ``StoreExtraMissing``."""
+    try:
+        return fsspec.filesystem(url.scheme, skip_instance_cache=True, **_OPTIONS[url.scheme])
+    except ImportError as error:
+        extra = _EXTRAS[url.scheme]
+        raise StoreExtraMissing(
+            f"{url.scheme}:// needs the extra {extra}: pip install 'sleb-serve[{extra}]'"
+        ) from error

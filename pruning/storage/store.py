@@ -1,0 +1,57 @@
+"""The port of object stores: manifests by name, and objects by the digests of their contents."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+
+class StoreError(RuntimeError):
+    """A request to the object store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or answers with an error. A later attempt may succeed."""
+
+
+class StoreDenied(StoreError):
+    """The store refuses the request of these credentials."""
+
+
+class ObjectMissing(StoreError):
+    """The store has no such manifest or object."""
+
+
+class ObjectCorrupt(StoreError):
+    """The content of an object is not what its name says."""
+
+
+class ObjectStore(Protocol):
+    """Checkpoints in a store. Every method may raise ``StoreUnavailable`` or ``StoreDenied``."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, without credentials."""
+
+    def versions(self) -> Mapping[str, str]:
+        """The names of all complete checkpoints, and what changes with the manifest of each."""
+
+    def manifest(self, name: str) -> bytes:
+        """Raises ``ObjectMissing``."""
+
+    def put_manifest(self, name: str, content: bytes) -> None:
+        """Make the checkpoint visible. All of its objects must be there."""
+
+    def sizes(self, name: str) -> Mapping[str, int]:
+        """The sizes in bytes of the complete objects of this checkpoint, by digest."""
+
+    def put(self, name: str, files: Iterable[tuple[str, Path]]) -> None:
+        """Write each file as the object of its digest. Objects appear as a whole.
+
+        Takes the next file when it is ready for it, and raises what that raises.
+        """
+
+    def blocks(self, name: str, sha256: str) -> Iterator[bytes]:
+        """Read an object in parts. Raises ``ObjectMissing``, also between two parts."""
+
+    def delete(self, name: str) -> None:
+        """Delete the manifest, then the objects. It is no error if there are none."""

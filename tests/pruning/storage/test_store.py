@@ -1,0 +1,67 @@
+"""The contract of object stores, over every implementation: a folder, a real S3 server, a hub."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pruning.storage.store import ObjectMissing, ObjectStore
+
+NAME = "tiny@prn-1+healed"
+LARGE = bytes(range(256)) * 4 * 20_000  # two blocks
+
+
+def put(store: ObjectStore, tmp_path: Path, content: bytes, name: str = NAME) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / digest).write_bytes(content)
+    store.put(name, [(digest, tmp_path / digest)])
+    return digest
+
+
+def test_an_empty_store_has_nothing(object_store: ObjectStore) -> None:
+    assert object_store.versions() == {}
+    assert object_store.sizes(NAME) == {}
+    with pytest.raises(ObjectMissing):
+        object_store.manifest(NAME)
+    with pytest.raises(ObjectMissing):
+        list(object_store.blocks(NAME, "0" * 64))
+    object_store.delete(NAME)
+
+
+def test_objects_come_back_and_are_not_a_checkpoint(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
+    digests = {put(object_store, tmp_path, content): content for content in (b"", b"x", LARGE)}
+    sizes = {digest: len(content) for digest, content in digests.items()}
+    assert object_store.sizes(NAME) == sizes
+    for digest, content in digests.items():
+        assert b"".join(object_store.blocks(NAME, digest)) == content
+    assert object_store.versions() == {}
+    assert object_store.sizes("another") == {}
+
+
+def test_a_manifest_makes_a_checkpoint_and_its_version_changes_with_it(
+    object_store: ObjectStore,
+) -> None:
+    object_store.put_manifest(NAME, b"one")
+    (first,) = object_store.versions().items()
+    assert object_store.versions() == dict([first])
+    assert (first[0], object_store.manifest(NAME)) == (NAME, b"one")
+    object_store.put_manifest(NAME, b"another")
+    object_store.put_manifest("other", b"one")
+    assert object_store.manifest(NAME) == b"another"
+    assert object_store.versions().keys() == {NAME, "other"}
+    assert object_store.versions()[NAME] != first[1]
+
+
+def test_what_is_deleted_is_gone_and_nothing_else_is(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
+    digest = put(object_store, tmp_path, b"x")
+    put(object_store, tmp_path, b"x", "tiny@prn-1")
+    for name in (NAME, "tiny@prn-1"):
+        object_store.put_manifest(name, b"manifest")
+    object_store.delete(NAME)
+    object_store.delete(NAME)
+    assert object_store.versions().keys() == {"tiny@prn-1"}
+    assert (object_store.sizes(NAME), object_store.sizes("tiny@prn-1")) == ({}, {digest: 1})
