@@ -16,16 +16,17 @@ def integer(value: object) -> object:
 WHOLE = BeforeValidator(integer)
 Integer = Annotated[int, Field(strict=True), WHOLE]
 Number = Annotated[float, Field(strict=True)]
+MAX_WRITTEN_AS_FLOATS = 100_000
 # Beyond any vocabulary. Tokenizers raise for larger numbers when a prompt is echoed.
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 
 
 def _integers(given: object, handler: Callable[[object], object]) -> object:
-    """Integers may be written as 5.0. That is rare, and a list has room for a million of them."""
+    """Integers may be written as 5.0. That is rare, and costs time if there are a million."""
     try:
         return handler(given)
     except ValidationError:
-        if isinstance(given, list) and any(isinstance(value, float) for value in given):
+        if isinstance(given, list) and len(given) <= MAX_WRITTEN_AS_FLOATS:
             return handler([integer(value) for value in given])
         raise
 
