@@ -7,11 +7,13 @@ from typing import TypeVar
 
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
+from app.engine.sequence import Request
 from app.engine.variant import Variant
 from benchmarks.offline import engine_requests
 from benchmarks.workload import SampleRequest
 
 _Key = TypeVar("_Key")
+MakeRequests = Callable[[Variant, Sequence[SampleRequest]], Sequence[Request]]
 
 _MAX_CACHE_TOKENS = 1 << 30  # no request is refused
 
@@ -24,6 +26,7 @@ class SteadyBatch:
         variant: Variant,
         requests: Sequence[SampleRequest],
         make_engine: Callable[..., Engine] = Engine,
+        make_requests: MakeRequests = engine_requests,
     ) -> None:
         self._size = len(requests)
         limits = EngineLimits(
@@ -34,7 +37,7 @@ class SteadyBatch:
             max_cache_tokens=_MAX_CACHE_TOKENS,
         )
         self._engine = make_engine(limits)
-        for request in engine_requests(variant, requests):
+        for request in make_requests(variant, requests):
             self._engine.add(request)
         started: set[str] = set()
         while len(started) < len(requests):

@@ -20,6 +20,7 @@ from starlette.routing import Match
 from app.api.deletion import NotDeletable
 from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
 from app.api.schemas.calibration import without_tags
+from app.api.schemas.response_format import without_format_tags
 from app.api.unload import ModelInUse
 from app.auth.audit import AuditUnavailable
 from app.auth.keys import KeyRefused, ScopeMissing
@@ -30,6 +31,7 @@ from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused
+from app.engine.grammar import ResponseFormatRefused
 from app.engine.sequence import InvalidSampling
 from app.engine.text import MessagesRefused, NoChatTemplate
 from app.generation.openai_client import (
@@ -125,6 +127,11 @@ _JOBS: Problems = {
 _GENERATION: Problems = {
     NotOffered: (404, "not-offered", "This service does not do that."),
     InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
+    ResponseFormatRefused: (
+        422,
+        "response-format-refused",
+        "The response format cannot be enforced.",
+    ),
     PromptTooLong: (422, "prompt-too-long", "Prompt and output exceed the context length."),
     RequestRefused: (422, "request-refused", "The model cannot process this prompt."),
     NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
@@ -211,7 +218,8 @@ def _validation_problem(
 
 
 def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:
-    where, what = without_tags(found["loc"][1:]), str(found["msg"]).removeprefix("Value error, ")
+    where = without_format_tags(without_tags(found["loc"][1:]))
+    what = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
         what = f"this is not JSON: {found['ctx']['error']}, at character {where.pop()}"
     elif found["type"] == "extra_forbidden":

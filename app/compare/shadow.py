@@ -14,6 +14,7 @@ from app.compare.compare import token_agreement
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
+from app.engine.grammar import ResponseFormatRefused
 from app.engine.scheduler import BACKGROUND_CHUNK
 from app.engine.sequence import FinishReason, Request
 from app.engine.stream import Stream
@@ -151,6 +152,7 @@ class Shadow:
             original.prompt_ids,
             replace(original.params, num_logprobs=None, num_prompt_logprobs=None),
             is_background=True,
+            grammar=original.grammar,  # they share a tokenizer
         )
         try:
             stream = replay.stream = self._engine.background(request)
@@ -161,7 +163,7 @@ class Shadow:
         output = EngineOutputStream(0, stream, TextStream(served.tokenizer, live.request.stop))
         try:
             await output.finish()
-        except GenerationFailed as error:
+        except (GenerationFailed, ResponseFormatRefused) as error:
             raise _Dropped("error") from error
         except EngineStopped as error:
             raise _Dropped("stopped") from error

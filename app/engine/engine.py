@@ -6,7 +6,7 @@ It is synchronous and works on token ids. Text, threads and streams are built ar
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakSet
 
 import torch
@@ -146,9 +146,11 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a request. Raises ``RequestRefused`` without any change."""
         self.check(request)
+        assert (request.grammar is None) == (request.params.response_format is None)
         if request.request_id in self._sequences:
             raise DuplicateRequest(f"request {request.request_id} is running already")
-        seq = Sequence(request, new_generator(request.params))
+        matcher = None if request.grammar is None else request.grammar.matcher()
+        seq = Sequence(request, new_generator(request.params), matcher)
         self._sequences[request.request_id] = seq
         if not request.is_background:
             self.preempt()
@@ -266,11 +268,10 @@ class Engine:
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         if choice is None:
-            logger.error("request %s: the logits are not finite", seq.request.request_id)
-            return self._finish(seq, FinishReason.ERROR)
+            return self._fail(seq)
         if not seq.request.params.max_new_tokens:  # only the prompt was to be read
             return self._finish(seq, FinishReason.LENGTH, seq.take_scored())
-        seq.tokens.append(choice.token_id)
+        seq.append(choice.token_id)
         if seq.first_token_s is None:
             seq.first_token_s = self._clock()
         reason = seq.finish_reason()
@@ -283,6 +284,13 @@ class Engine:
             choice.top_logprobs,
             seq.take_scored(),
         )
+
+    def _fail(self, seq: Sequence) -> TokenEvent:
+        """End a sequence that has no next token."""
+        failure = None if seq.matcher is None else seq.matcher.failure
+        reason = failure or "the logits are not finite"
+        logger.error("request %s: %s", seq.request.request_id, reason)
+        return replace(self._finish(seq, FinishReason.ERROR), failure=failure)
 
     def _finish(
         self, seq: Sequence, reason: FinishReason, prompt: tuple[PromptToken, ...] = ()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from app.engine.grammar import disallowed
 from app.engine.sequence import SamplingParams, Sequence
 
 _NUCLEUS = 1024  # best tokens, tried first for top-p: sorting all takes as long as a forward
@@ -58,10 +59,11 @@ def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | Non
 
 
 def _adjusted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
-    """Logits after biases and penalties, in this order, which is vLLM's."""
+    """Logits after biases, penalties and response formats."""
     adjusted = _biased(logits, seqs)
     adjusted = _without_repetition(adjusted, seqs)
-    return _without_generated(adjusted, seqs)
+    adjusted = _without_generated(adjusted, seqs)
+    return _formatted(adjusted, seqs)
 
 
 def _biased(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
@@ -113,6 +115,20 @@ def _without_generated(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tens
     penalised = logits.clone()
     penalised[rows] -= frequency * counts + presence * (counts > 0)
     return penalised
+
+
+def _formatted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+    """Logits of the tokens that each response format allows; the others are -inf."""
+    matchers = [(row, seq.matcher) for row, seq in enumerate(seqs) if seq.matcher is not None]
+    if not matchers:
+        return logits
+    rows, of_rows = zip(*matchers, strict=True)
+    ruled_out = disallowed(of_rows, logits.shape[-1], logits.device)
+    if len(rows) == len(seqs):
+        return logits.masked_fill(ruled_out, -torch.inf)
+    formatted = logits.clone()
+    formatted[list(rows)] = logits[list(rows)].masked_fill(ruled_out, -torch.inf)
+    return formatted
 
 
 def _report(logits: torch.Tensor, choices: list[Choice | None], num_best: dict[int, int]) -> None:

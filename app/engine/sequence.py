@@ -8,9 +8,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from app.engine.response_format import ResponseFormat
+
 if TYPE_CHECKING:
     import torch
 
+    from app.engine.grammar import Grammar, Matcher
     from app.engine.variant import Variant
 
 _MIN_TEMPERATURE = 1e-5  # below it, sampling is greedy and the division would overflow
@@ -68,6 +71,7 @@ class SamplingParams:
     seed: int | None = None  # None draws a random one
     stop_token_ids: frozenset[int] = frozenset()  # besides the model's end of sequence
     ignore_eos: bool = False
+    response_format: ResponseFormat | None = None  # None is any text
     num_logprobs: int | None = None  # best tokens to report; None reports no logprobs
     num_prompt_logprobs: int | None = None  # the same of the prompt, which may come alone
 
@@ -80,6 +84,9 @@ class SamplingParams:
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
         for token_id in self.stop_token_ids:
             _check("stop_token_ids", token_id, 0, MAX_TOKEN_ID)
+        if self.response_format is not None and self.ignore_eos:
+            expected = "false with a response_format, which says where an output ends"
+            raise InvalidSampling("ignore_eos", True, expected)
         for token_id, bias in self.logit_bias:
             _check("logit_bias", token_id, 0, MAX_TOKEN_ID)
             _check("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
@@ -98,6 +105,7 @@ class Request:
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
     deadline_s: float | None = None  # on the monotonic clock; ends the request with TIMEOUT
     is_background: bool = False  # runs only while no live request waits or runs
+    grammar: "Grammar | None" = None  # of the response format
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,7 @@ class TokenEvent:
     logprob: float | None = None  # of the token; None if not requested
     top_logprobs: tuple[tuple[int, float], ...] = ()  # token ids, most likely first
     prompt: tuple[PromptToken, ...] = ()  # empty unless requested
+    failure: str | None = None  # with ERROR, if the request is the reason
 
     @property
     def is_text(self) -> bool:
@@ -185,6 +194,7 @@ class Sequence:
 
     request: Request
     generator: "torch.Generator | None"  # None for greedy
+    matcher: "Matcher | None" = None  # of what may follow its tokens; None: anything
     tokens: list[int] = field(init=False)  # prompt, then generated tokens
     scored: list[PromptToken] = field(init=False)  # of the prompt, as far as it is cached
     num_cached: int = 0  # leading tokens whose keys and values are in the slot
@@ -212,6 +222,12 @@ class Sequence:
     @property
     def num_uncached(self) -> int:
         return len(self.tokens) - self.num_cached
+
+    def append(self, token_id: int) -> None:
+        """Add a generated token."""
+        self.tokens.append(token_id)
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
 
     @property
     def num_generated(self) -> int:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from app.engine.admission import Overloaded, Reservation
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import PromptTooLong, RequestRefused
+from app.engine.grammar import Grammar, ResponseFormatRefused
 from app.engine.sequence import (
     FinishReason,
     InvalidSampling,
@@ -20,6 +21,7 @@ from app.engine.sequence import (
 )
 from app.engine.stream import Stream
 from app.engine.text import TextStream
+from app.generation.grammars import Grammars
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
 from app.generation.request import GenerationRequest, Prompt
 from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
@@ -29,6 +31,7 @@ from app.models.registry import ServedModel
 # the errors of a generation by the engine of this process
 ENGINE_RAISES = (
     InvalidSampling,
+    ResponseFormatRefused,
     PromptTooLong,
     RequestRefused,
     Overloaded,
@@ -57,6 +60,7 @@ class EngineBackend:
         self._engine = engine
         self._metrics = metrics
         self._tokenizers = TokenizerPool()
+        self._grammars = Grammars()
         self._listeners: list[Callable[[CompletedOutput], None]] = []
 
     def on_completed(self, listener: Callable[[CompletedOutput], None]) -> None:
@@ -96,8 +100,8 @@ class EngineBackend:
     ) -> list[OutputStream]:
         """Hand all outputs of the request to the engine, or none.
 
-        Raises ``RequestRefused``, ``Overloaded`` or ``EngineStopped``, and the errors of
-        ``render_chat``.
+        Raises ``RequestRefused``, ``ResponseFormatRefused``, ``Overloaded`` or ``EngineStopped``,
+        and the errors of ``render_chat``.
         """
         labels = labels_of(served.entry, request.traffic)
         try:
@@ -140,6 +144,7 @@ class EngineBackend:
             unparsed.release()
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         with self._engine.reserve(len(request.prompts) * request.n) as places:
+            grammar = await self._grammar(request, served)
             engine_requests = [
                 Request(
                     f"gen-{uuid4().hex}",
@@ -147,12 +152,20 @@ class EngineBackend:
                     ids,
                     self._params(request, served, len(ids), number),
                     deadline_s=deadline_s,
+                    grammar=grammar,
                 )
                 for ids in await self.encode(request.prompts, [served], max_new_tokens)
                 for number in range(request.n)
             ]
             places.release()
             return self._engine.streams(engine_requests, partial(self._count, labels))
+
+    async def _grammar(self, request: GenerationRequest, served: ServedModel) -> Grammar | None:
+        if request.params.response_format is None:
+            return None
+        return await self._grammars.get(
+            request.params.response_format, served.tokenizer, served.variant
+        )
 
     def _params(
         self, request: GenerationRequest, served: ServedModel, num_prompt_tokens: int, number: int
@@ -202,7 +215,7 @@ class EngineOutputStream(OutputStream):
         self._last_token_s: float | None = None
 
     def start(self, notify: Callable[[], None]) -> None:
-        """``failure`` is ``GenerationFailed`` or ``EngineStopped``."""
+        """``failure`` is ``GenerationFailed``, ``ResponseFormatRefused`` or ``EngineStopped``."""
 
         def receive(event: TokenEvent | Exception) -> None:
             try:
@@ -245,6 +258,8 @@ class EngineOutputStream(OutputStream):
 
     def _end(self, reason: FinishReason, last: TokenEvent) -> None:
         assert last.timings is not None
+        if last.failure is not None:
+            raise ResponseFormatRefused(last.failure)
         if reason is FinishReason.ERROR:
             raise GenerationFailed("the engine failed on this request: see its log")
         if not self._detokenized.is_stopped:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from app.engine.response_format import ResponseFormat
 from app.engine.sequence import SamplingParams
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
 from app.generation.request import Chat, GenerationRequest, Prompt
@@ -201,9 +202,19 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
             body[name] = value
     if params.logit_bias:
         body["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias}
+    if params.response_format is not None:
+        body["response_format"] = _response_format(params.response_format)
     if params.stop_token_ids:
         body["stop_token_ids"] = sorted(params.stop_token_ids)
     return body
+
+
+def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.type == "json_object":
+        return {"type": wanted.type}
+    options = {"name": wanted.name, "description": wanted.description, "strict": wanted.strict}
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"type": wanted.type, wanted.type: {**given, "schema": json.loads(wanted.schema)}}
 
 
 def _authorization(key: str | None) -> dict[str, str]:

@@ -181,10 +181,6 @@ class Message(Body):
         return {"role": role, "content": text} | ({"name": self.name} if self.name else {})
 
 
-class _TextFormat(Body):
-    type: Literal["text"] = Field(description="The only supported format.")
-
-
 class ChatBody(GenerationBody):
     """Messages, to which the assistant's next one is generated."""
 
@@ -211,9 +207,6 @@ class ChatBody(GenerationBody):
         description=f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before.",
     )
     max_tokens: MaxTokens | None = Field(default=None, description="Same as max_completion_tokens.")
-    response_format: Annotated[_TextFormat | None, _or('only {"type": "text"} is supported')] = (
-        Field(default=None, description="Only text.")
-    )
     modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported')] = Field(
         default=None, description="Only text."
     )

@@ -18,6 +18,7 @@ from app.api.schemas.numbers import (
     TopK,
     range_of,
 )
+from app.api.schemas.response_format import AnyFormat, response_format
 from app.engine.sequence import SamplingParams
 
 _NAMES = frozenset(field.name for field in fields(SamplingParams))
@@ -81,6 +82,10 @@ class SamplingFields(BaseModel):
         default=SamplingParams.ignore_eos,
         description="Continue behind the end-of-text token, up to the maximum length.",
     )
+    response_format: AnyFormat | None = Field(
+        default=None,
+        description="What an output must be: any text, a JSON object, or JSON by a schema.",
+    )
 
 
 class OpenAISamplingFields(BaseModel):
@@ -113,6 +118,10 @@ class OpenAISamplingFields(BaseModel):
         default=None,
         description="Makes sampling repeatable; drawn if none is given.",
     )
+    response_format: AnyFormat | None = Field(
+        default=None,
+        description="What an output must be: any text, a JSON object, or JSON by a schema.",
+    )
 
     # vLLM's
     top_k: TopK | None = Field(default=None, description="0 and -1 are off.")
@@ -139,7 +148,7 @@ def sampling_params(
 ) -> SamplingParams:
     """Return the parameters that the body gives, and the ``overrides``.
 
-    Raises ``InvalidSampling``.
+    Raises ``InvalidSampling`` or ``ResponseFormatRefused``.
     """
     given: dict[str, Any] = {
         name: value for name, value in body if name in _NAMES and value is not None
@@ -148,5 +157,6 @@ def sampling_params(
     given["logit_bias"] = tuple(
         (int(token_id), bias) for token_id, bias in given.get("logit_bias", {}).items()
     )
+    given["response_format"] = response_format(body.response_format)
     given["stop_token_ids"] = frozenset(given.get("stop_token_ids", ()))
     return SamplingParams(**given)

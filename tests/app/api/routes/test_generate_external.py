@@ -22,6 +22,7 @@ from tests.support.exposition import Scrape
 from tests.support.external import declare
 from tests.support.generate_requests import PROMPTS, events_in, facts
 from tests.support.raw_requests import send
+from tests.support.response_formats import PERSON, json_schema
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
@@ -135,6 +136,16 @@ ASKED: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("chat", {"messages": [{"role": "user", "content": "the dog"}], "temperature": 0}),
+    (
+        "chat",
+        {
+            "messages": [{"role": "user", "content": "the dog"}],
+            "max_completion_tokens": 40,
+            "response_format": json_schema(PERSON),
+            "extra_body": {},  # nothing that ignores the end of the text
+            **SAMPLING,
+        },
+    ),
 ]
 
 

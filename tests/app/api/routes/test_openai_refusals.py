@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from tests.support.response_formats import json_schema
 from tests.support.tiny_directory import MAX_POSITIONS
 from tests.support.waiting import wait_until
 
@@ -71,6 +72,13 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"5": "1"}}, "logit_bias[5]"),
     ({"logit_bias": {"99999": 1}}, "logit_bias"),
     ({"logit_bias": {str(token_id): 1 for token_id in range(1025)}}, "logit_bias"),
+    ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": json_schema({"type": "array", "uniqueItems": True})}, "response_format"),
+    ({"response_format": json_schema({"type": 7})}, "response_format"),
+    ({"response_format": json_schema({}) | {"strict": True}}, "response_format.strict"),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
     ({"min_tokens": 3}, "min_tokens"),
     ({"no_such_field": 1}, "no_such_field"),
 ]
@@ -114,7 +122,6 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"logprobs": 3}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),

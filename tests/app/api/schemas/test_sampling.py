@@ -1,6 +1,8 @@
 """Sampling parameters have the same names and defaults in every body and in the engine."""
 
+import json
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -9,6 +11,7 @@ from app.api.schemas.compare import CompareBody
 from app.api.schemas.generate import GenerateBody
 from app.api.schemas.openai import ChatBody, CompletionBody
 from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampling_params
+from app.engine.response_format import ResponseFormat
 from app.engine.sequence import RANGES, InvalidSampling, SamplingParams
 
 ENGINE = {field.name for field in fields(SamplingParams)}
@@ -51,10 +54,12 @@ def test_every_field_reaches_the_engine() -> None:
         "seed": 7,
         "stop_token_ids": [1, 2],
         "ignore_eos": True,
+        "response_format": {"type": "text"},
     }
     body = GenerateBody.model_validate({"model": "tiny", "prompt": "a", **given})
     expected = {**given, "stop_token_ids": frozenset({1, 2}), **dict.fromkeys(OF_ROUTES, 2)}
     expected["logit_bias"] = ((5, 100), (0, -7.5))
+    expected["response_format"] = None
     params = sampling_params(body, **dict.fromkeys(OF_ROUTES, 2))
     assert {name: getattr(params, name) for name in ENGINE} == expected
     openai = OpenAISamplingFields.model_validate(
@@ -80,6 +85,23 @@ def test_the_description_has_the_ranges_of_the_engine() -> None:
     # as doubles, as which many readers compare it, all that the description allows is allowed
     seeds, _null = schema["seed"]["anyOf"]
     assert float(seeds["maximum"]) < float(RANGES["seed"][1]) == float(2**63)
+
+
+@pytest.mark.parametrize("fields", [SamplingFields, OpenAISamplingFields])
+def test_a_response_format_reaches_the_engine(
+    fields: type[SamplingFields | OpenAISamplingFields],
+) -> None:
+    def of(given: dict[str, Any]) -> ResponseFormat | None:
+        return sampling_params(fields.model_validate({"response_format": given})).response_format
+
+    assert of({"type": "text"}) is None
+    assert of({"type": "json_object"}) == ResponseFormat("json_object", '{"type":"object"}')
+    spec = {"name": "n", "description": "d", "strict": True, "schema": {"const": "ü"}}
+    whole = ResponseFormat("json_schema", '{"const": "\\u00fc"}', "n", "d", True)
+    assert of({"type": "json_schema", "json_schema": spec}) == whole
+    unnamed = of({"type": "json_schema", "json_schema": {"name": "n"}})
+    assert unnamed is not None
+    assert json.loads(unnamed.schema) == {"type": "object"}
 
 
 def test_the_engine_checks_the_ranges() -> None:

@@ -1,0 +1,67 @@
+"""The format of an output in request bodies, as OpenAI has it."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+
+from app.engine.grammar import MAX_SCHEMA_CHARS, ResponseFormatRefused
+from app.engine.response_format import ResponseFormat
+
+SchemaName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextFormat(_Part):
+    type: Literal["text"] = Field(description="Any text.")
+
+
+class JsonObjectFormat(_Part):
+    type: Literal["json_object"] = Field(description="A JSON object.")
+
+
+class JsonSchemaSpec(_Part):
+    name: SchemaName = Field(description="Has no effect here.")
+    description: str | None = Field(default=None, description="Has no effect here.")
+    schema_: dict[str, Any] | None = Field(
+        default=None,
+        alias="schema",
+        description=f"A JSON schema of up to {MAX_SCHEMA_CHARS} characters; by default, of any "
+        "object. A keyword that cannot be enforced is an error.",
+    )
+    strict: StrictBool | None = Field(
+        default=None, description="Has no effect here: the schema is always enforced."
+    )
+
+
+class JsonSchemaFormat(_Part):
+    type: Literal["json_schema"] = Field(description="JSON by a schema.")
+    json_schema: JsonSchemaSpec = Field(description="The schema.")
+
+
+AnyFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+def without_format_tags(loc: Sequence[int | str]) -> list[int | str]:
+    """Remove the union tag that pydantic adds behind the field to the location of an error."""
+    return [part for before, part in pairwise(["", *loc]) if before != "response_format"]
+
+
+def response_format(body: AnyFormat | None) -> ResponseFormat | None:
+    """Return the engine's format, None for any text. Raises ``ResponseFormatRefused``."""
+    if body is None or isinstance(body, TextFormat):
+        return None
+    if isinstance(body, JsonObjectFormat):
+        return ResponseFormat("json_object")
+    spec = body.json_schema
+    schema = {"type": "object"} if spec.schema_ is None else spec.schema_
+    try:
+        text = json.dumps(schema)
+    except (RecursionError, ValueError) as error:
+        raise ResponseFormatRefused(f"this schema is not JSON: {error}") from error
+    return ResponseFormat("json_schema", text, spec.name, spec.description, spec.strict)
