@@ -32,9 +32,9 @@ def evaluate(
         list[str],
         typer.Option(
             help="Comma-separated: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, ppl:c4, "
-            "ppl:FILE, probe, zeroshot (the paper's five tasks), or any task of lm-eval.",
+            "ppl:FILE, probe, json, zeroshot (the paper's five tasks), or any task of lm-eval.",
         ),
-    ] = ["probe,ppl:prose,ppl:code,ppl:documentation"],  # noqa: B006 - typer needs a list
+    ] = ["probe,json,ppl:prose,ppl:code,ppl:documentation"],  # noqa: B006 - typer needs a list
     seqlen: Annotated[
         int | None,
         typer.Option(help="Tokens per window of a text: 2048, or what the model takes if less."),
@@ -71,7 +71,7 @@ def evaluate(
     as_json: AsJson = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON into this file too.")] = None,
 ) -> None:
-    """Measure the quality of models: perplexity, a probe, and tasks of lm-eval.
+    """Measure the quality of models: perplexity, a probe, valid JSON, and tasks of lm-eval.
 
     On texts, a pruned model is compared with its dense parent, and a repaired one also with its
     raw form.

@@ -20,6 +20,7 @@ from app.commands.domain_table import print_sections
 from app.terminal import print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
+from pruning.evaluation.json_questions import JsonScore
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import text_of
@@ -42,6 +43,7 @@ class Evaluation:
     weights: str | None  # int8 or int4, if they were quantized
     perplexities: tuple[Perplexity, ...]
     probe: ProbeScore | None
+    valid_json: JsonScore | None  # also None for a model that is streamed or has few positions
     tasks: tuple[TaskScore, ...]
     zero_shot_mean: float | None  # over the paper's five tasks
 
@@ -140,6 +142,7 @@ def _name(evaluation: Evaluation) -> str:
 
 def _task_rows(evaluation: Evaluation) -> Iterator[_Cell]:
     yield from _probe_rows(evaluation.probe)
+    yield from _json_rows(evaluation.valid_json)
     for task in evaluation.tasks:
         yield from _score_rows(task)
     if evaluation.zero_shot_mean is not None:
@@ -156,6 +159,14 @@ def _probe_rows(probe: ProbeScore | None) -> Iterator[_Cell]:
         yield f"  {kind.kind}: written", f"{kind.written:.4f}"
     yield "  of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
     yield "  questions", probe.digest[:12]
+
+
+def _json_rows(valid: JsonScore | None) -> Iterator[_Cell]:
+    if valid is None:
+        return
+    yield "valid JSON", f"{valid.share:.4f}"
+    yield "  95 % interval", f"{valid.low:.2f} to {valid.high:.2f}"
+    yield "  valid, of", f"{valid.num_valid}, {valid.num_questions}"
 
 
 def _score_rows(task: TaskScore) -> Iterator[_Cell]:
@@ -182,6 +193,11 @@ def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> 
         yield INTERVALS
     if any(evaluation.probe for evaluation in evaluations):
         yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."
+    if any(evaluation.valid_json for evaluation in evaluations):
+        yield (
+            "valid JSON: 0 to 1, the share of answers that parse and fulfil a schema, generated "
+            "greedily and without response_format; interval by Wilson."
+        )
     if any(evaluation.tasks for evaluation in evaluations):
         yield "tasks of lm-eval: ± one standard error."
     if any(evaluation.zero_shot_mean is not None for evaluation in evaluations):

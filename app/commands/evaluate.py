@@ -1,4 +1,4 @@
-"""``sleb eval``: measure perplexity, the probe and tasks of lm-eval on several models.
+"""``sleb eval``: measure perplexity, the probe, JSON and tasks of lm-eval on several models.
 
 ``eval_table`` shows the results.
 """
@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.commands.eval_table import Evaluation, print_evaluations
+from app.commands.json_answers import json_score
 from app.commands.progress import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from pruning.config import WorkerSettings
 from pruning.data.texts import default_seqlen, text_windows
+from pruning.evaluation.json_questions import JsonScore, json_questions
 from pruning.evaluation.perplexity import Perplexity, measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
@@ -24,7 +26,7 @@ from pruning.evaluation.probe_scores import ProbeScore, summary
 from pruning.evaluation.zero_shot import require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks
-from pruning.models.forward import Forward
+from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.store import set_up_torch
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
@@ -32,6 +34,7 @@ from pruning.spec.prune import Quantize, Resident
 
 _TEXT = "ppl:"
 _PROBE = "probe"
+_JSON = "json"
 _PAPER = "zeroshot"
 
 
@@ -41,11 +44,14 @@ class InvalidTasks(ValueError):
 
 @dataclass(frozen=True)
 class Tasks:
-    """What to measure: perplexity on ``texts``, the probe, and ``zero_shot`` tasks of lm-eval."""
+    """What to measure: perplexity on ``texts``, the probe, the share of valid JSON, and
+    ``zero_shot`` tasks of lm-eval.
+    """
 
     texts: tuple[str, ...]
     has_probe: bool
     zero_shot: tuple[str, ...]
+    has_json: bool = False
     seqlen: int | None = None  # None: 2048, or all positions of a model that has fewer
     num_windows: int | None = None
     tasks_dir: Path | None = None
@@ -53,16 +59,23 @@ class Tasks:
 
     @classmethod
     def parse(cls, names: Sequence[str]) -> "Tasks":
-        """Parse ppl:TEXT, probe, zeroshot and names of lm-eval. Raises ``InvalidTasks``."""
+        """Parse ppl:TEXT, probe, json, zeroshot and names of lm-eval. Raises ``InvalidTasks``."""
         given = [name.strip() for name in names if name.strip()]
         texts = [name.removeprefix(_TEXT) for name in given if name.startswith(_TEXT)]
         if not given or "" in texts:
             raise InvalidTasks(
-                f"tasks={','.join(names)!r}: expected ppl:TEXT, probe, zeroshot or names of lm-eval"
+                f"tasks={','.join(names)!r}: expected ppl:TEXT, probe, json, zeroshot or names of "
+                f"lm-eval"
             )
-        others = (name for name in given if name != _PROBE and not name.startswith(_TEXT))
+        own = (_PROBE, _JSON)
+        others = (name for name in given if name not in own and not name.startswith(_TEXT))
         zero_shot = [t for name in others for t in (PAPER_TASKS if name == _PAPER else (name,))]
-        return cls(tuple(dict.fromkeys(texts)), _PROBE in given, tuple(dict.fromkeys(zero_shot)))
+        return cls(
+            tuple(dict.fromkeys(texts)),
+            _PROBE in given,
+            tuple(dict.fromkeys(zero_shot)),
+            _JSON in given,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,8 @@ def run_evaluation(
         require_lm_eval()
     set_up_torch(settings.threads)
     subjects = [subject_of(name, settings) for name in names]
-    columns = _columns(subjects, options.quantize, compared=bool(tasks.texts))
+    is_compared = bool(tasks.texts) or tasks.has_json
+    columns = _columns(subjects, options.quantize, compared=is_compared)
     with search_progress(Console(stderr=True)) as progress:
         found = dict(_evaluated(columns, tasks, options, settings, progress))
     evaluations = [_against_parent(column, found) for column in columns]
@@ -194,6 +208,7 @@ class _ModelEvaluation:
             dtype=str(self.dense.model.dtype).removeprefix("torch."),
             perplexities=tuple(self._perplexity(text) for text in self.tasks.texts),
             probe=self._probe() if self.tasks.has_probe else None,
+            valid_json=self._valid_json() if self.tasks.has_json else None,
             tasks=tuple(scores),
             zero_shot_mean=mean_accuracy(scores),
         )
@@ -226,6 +241,14 @@ class _ModelEvaluation:
         with self._observed("probe") as observe:
             answers = answer(self._forward, self.dense.tokenizer, items, observe=observe)
         return summary(answers, digest(items))
+
+    def _valid_json(self) -> JsonScore | None:
+        """None for a model that is streamed: it would be read once for each token."""
+        if not isinstance(self._forward, InMemoryForward):
+            return None
+        questions = json_questions()
+        with self._observed("json") as observe:
+            return json_score(self._forward.model, self.dense.tokenizer, questions, observe=observe)
 
     def _zero_shot(self) -> list[TaskScore]:
         if not self.tasks.zero_shot:

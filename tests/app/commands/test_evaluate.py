@@ -17,6 +17,7 @@ from app.commands.evaluate import InvalidTasks, Tasks
 from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
 from pruning.data.texts import TextUnusable
+from pruning.evaluation.json_questions import JsonQuestion
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS
 from pruning.models.quantize import quantized
 from pruning.models.store import LoadedModel, ModelStore, load
@@ -305,10 +306,32 @@ def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) 
     assert re.search(r"tiny +probe", result.stderr)
 
 
+@pytest.mark.usefixtures("published")
+def test_valid_json_of_a_pruned_model_stands_beside_that_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = JsonQuestion("the dog", {}), JsonQuestion("a", {})
+    monkeypatch.setattr("app.commands.evaluate.json_questions", lambda: short)
+    dense, pruned = run("tiny@-1", "--tasks", "json")
+    assert (dense["model"], pruned["model"]) == ("tiny", "tiny@-1")
+    for found in (dense["valid_json"], pruned["valid_json"]):
+        assert (found["share"], found["num_questions"], found["low"]) == (0, 2, 0)
+        assert found["high"] == pytest.approx(0.6576, abs=1e-4)
+        assert len(found["digest"]) == 64
+    words = ["eval", "tiny@-1", "--tasks", "json"]
+    shown = CliRunner().invoke(command_line, words, catch_exceptions=False)
+    assert re.search(r"valid JSON +│ +0\.0000 │ +0\.0000", shown.stdout)
+    assert re.search(r"95 % interval +│ +0\.00 to 0\.66 │ +0\.00 to 0\.66", shown.stdout)
+    assert "valid JSON: 0 to 1" in shown.stdout
+    [streamed] = run("tiny", "--tasks", "json", "--resident", "stream")
+    assert streamed["valid_json"] is None
+
+
 def test_tasks_are_told_apart() -> None:
     assert Tasks.parse(["ppl:a.txt", " probe ", "zeroshot", "boolq", "piqa", "ppl:a.txt"]) == Tasks(
         ("a.txt",), has_probe=True, zero_shot=(*PAPER_TASKS, "boolq")
     )
+    assert Tasks.parse(["json"]) == Tasks((), has_probe=False, zero_shot=(), has_json=True)
     for wrong in ([], ["ppl:"], [" "]):
         with pytest.raises(InvalidTasks, match="expected ppl:TEXT"):
             Tasks.parse(wrong)
