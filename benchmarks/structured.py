@@ -20,7 +20,7 @@ from rich.console import Console
 
 from app.bench.machine import machine
 from app.compare.speedup import alternate
-from app.engine.grammar import Grammar, disallowed, grammar_tokens
+from app.engine.grammar import Grammar, grammar_tokens, upper_bounds
 from app.engine.response_format import ResponseFormat
 from app.engine.sequence import Request
 from app.engine.variant import Variant, make_variant
@@ -145,7 +145,7 @@ def _first_masks_s(grammar: Grammar, variant: Variant, number: int) -> float:
     """Seconds for the first masks of a batch."""
     matchers = [grammar.matcher() for _ in range(number)]
     began_s = time.perf_counter()
-    disallowed(matchers, variant.vocab_size, variant.model.device)
+    upper_bounds(matchers, variant.vocab_size, variant.model.device)
     return time.perf_counter() - began_s
 
 

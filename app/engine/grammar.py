@@ -93,18 +93,22 @@ def grammar_tokens(
         raise _no_tokens(str(error)) from error
 
 
-def disallowed(matchers: Sequence[Matcher], vocab_size: int, device: torch.device) -> torch.Tensor:
-    """Which tokens each matcher rules out next, as booleans ``[matchers, vocab_size]``.
+def upper_bounds(
+    matchers: Sequence[Matcher], vocab_size: int, device: torch.device
+) -> torch.Tensor:
+    """Bounds of logits ``[matchers, vocab_size]``: inf for tokens that may follow, else -inf.
 
-    All are computed at once, in threads. All tokens are ruled out where a matcher has failed.
+    All are computed at once, in threads. No token may follow where a matcher has failed.
     """
     masks = torch.zeros(len(matchers), -(-vocab_size // 32), dtype=torch.int32)
     alive = [(one.state, row) for row, one in enumerate(matchers) if not one.state.is_error()]
     _executor().unsafe_compute_mask_ptr(
         alive, masks.data_ptr(), masks.shape[1] * masks.element_size(), len(matchers)
     )
-    of_bytes = masks.view(torch.uint8).to(device).int()
-    return _cleared_bits(device)[of_bytes].flatten(1)[:, :vocab_size]
+    of_bytes = masks.view(torch.uint8).to(device).flatten().int()
+    # ten times as fast on a CPU as booleans and masked_fill
+    bounds = _bounds_of_bits(device).index_select(0, of_bytes)
+    return bounds.view(len(matchers), -1)[:, :vocab_size]
 
 
 @cache
@@ -113,10 +117,10 @@ def _executor() -> LLExecutor:
 
 
 @lru_cache(maxsize=8)
-def _cleared_bits(device: torch.device) -> torch.Tensor:
-    """For each byte, which of its bits are 0, from the lowest on ``[256, 8]``."""
+def _bounds_of_bits(device: torch.device) -> torch.Tensor:
+    """For each byte, the bounds that its bits mean, from the lowest on ``[256, 8]``."""
     bits = torch.arange(256)[:, None] >> torch.arange(8)
-    return (bits & 1 == 0).to(device)
+    return torch.where(bits & 1 == 1, torch.inf, -torch.inf).to(device)
 
 
 def _limits() -> LLParserLimits:

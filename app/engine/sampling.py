@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.grammar import disallowed
+from app.engine.grammar import upper_bounds
 from app.engine.sequence import SamplingParams, Sequence
 
 _NUCLEUS = 1024  # best tokens, tried first for top-p: sorting all takes as long as a forward
@@ -123,11 +123,11 @@ def _formatted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
     if not matchers:
         return logits
     rows, of_rows = zip(*matchers, strict=True)
-    ruled_out = disallowed(of_rows, logits.shape[-1], logits.device)
+    bounds = upper_bounds(of_rows, logits.shape[-1], logits.device)
     if len(rows) == len(seqs):
-        return logits.masked_fill(ruled_out, -torch.inf)
+        return torch.minimum(logits, bounds)
     formatted = logits.clone()
-    formatted[list(rows)] = logits[list(rows)].masked_fill(ruled_out, -torch.inf)
+    formatted[list(rows)] = torch.minimum(logits[list(rows)], bounds)
     return formatted
 
 
