@@ -21,8 +21,7 @@ from rich.console import Console
 from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.engine.grammar import Grammar, grammar_tokens, upper_bounds
-from app.engine.response_format import ResponseFormat
-from app.engine.sequence import Request
+from app.engine.sequence import Request, ResponseFormat
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.offline import engine_requests

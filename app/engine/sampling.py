@@ -125,7 +125,7 @@ def _formatted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
     rows, of_rows = zip(*matchers, strict=True)
     bounds = upper_bounds(of_rows, logits.shape[-1], logits.device)
     if len(rows) == len(seqs):
-        return torch.minimum(logits, bounds)
+        return torch.minimum(logits, bounds, out=bounds)
     formatted = logits.clone()
     formatted[list(rows)] = torch.minimum(logits[list(rows)], bounds)
     return formatted

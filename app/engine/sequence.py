@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
-
-from app.engine.response_format import ResponseFormat
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +51,17 @@ class FinishReason(StrEnum):
     ABORT = "abort"  # cancelled
     TIMEOUT = "timeout"  # its deadline passed
     ERROR = "error"
+
+
+@dataclass(frozen=True)
+class ResponseFormat:
+    """As OpenAI has it. ``name``, ``description`` and ``strict`` are for other servers only."""
+
+    type: Literal["json_object", "json_schema"]
+    schema: str = '{"type":"object"}'  # JSON
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.engine.admission import Overloaded
 from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_tokens
-from app.engine.response_format import ResponseFormat
+from app.engine.sequence import ResponseFormat
 from app.engine.variant import Variant
 
 DEADLINE_S = 10.0

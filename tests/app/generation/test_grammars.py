@@ -10,7 +10,7 @@ import pytest
 
 from app.engine.admission import Overloaded
 from app.engine.grammar import Grammar, ResponseFormatRefused
-from app.engine.response_format import ResponseFormat
+from app.engine.sequence import ResponseFormat
 from app.engine.variant import Variant, make_variant
 from app.generation import grammars
 from app.generation.grammars import Grammars

@@ -11,8 +11,7 @@ from app.api.schemas.compare import CompareBody
 from app.api.schemas.generate import GenerateBody
 from app.api.schemas.openai import ChatBody, CompletionBody
 from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampling_params
-from app.engine.response_format import ResponseFormat
-from app.engine.sequence import RANGES, InvalidSampling, SamplingParams
+from app.engine.sequence import RANGES, InvalidSampling, ResponseFormat, SamplingParams
 
 ENGINE = {field.name for field in fields(SamplingParams)}
 OF_ROUTES = {"num_logprobs", "num_prompt_logprobs"}  # which name them each in their own way
