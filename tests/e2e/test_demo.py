@@ -71,6 +71,7 @@ def demo(data_dir: Path, threads: int = 1) -> dict[str, Any]:
 
 def check_job(job: dict[str, Any], num_blocks: int) -> None:
     assert job["status"] == "succeeded"
+    assert job["spec"]["dtype"] == "float32", "processors round bfloat16 differently"
     evaluations = num_blocks - 2 + num_blocks - 3
     assert job["progress"] == {
         "evaluations_done": evaluations,
