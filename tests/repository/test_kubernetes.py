@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from app.config import ServeSettings
+from app.generation.token_check import DEADLINE_S
 from app.main import create_app
 from app.settings import check_variables, settings
 
@@ -193,6 +194,9 @@ def test_probes_ask_routes_that_there_are(manifests: list[Manifest]) -> None:
     (api,) = containers(workloads(manifests)["api"])
     assert api["readinessProbe"]["httpGet"]["path"] == "/health/ready"
     assert api["livenessProbe"]["httpGet"]["path"] == "/health/live"
+    started = api["startupProbe"]
+    assert started["httpGet"]["path"] == "/health/generate"
+    assert started["timeoutSeconds"] > DEADLINE_S  # else it never tells why it failed
 
 
 def test_selectors_and_mounts_find_what_they_name(manifests: list[Manifest]) -> None:
