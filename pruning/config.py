@@ -181,6 +181,14 @@ class WorkerSettings(Settings):
     worker_metrics_port: int = Field(
         default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 disables it"
     )
+    mlflow_uri: str | None = Field(
+        default=None,
+        description="MLflow server, as `http://HOST:5000`, that gets a run for each job that has "
+        "succeeded; unset records none; needs the extra `mlflow`",
+    )
+    mlflow_experiment: str = Field(
+        default="sleb-serve", description="name of the experiment in MLflow, made if there is none"
+    )
     cancel_s: NonNegativeFloat = Field(
         default=30.0,
         description="seconds that a job may take to cancel or pause before its process is killed",

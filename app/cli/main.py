@@ -156,13 +156,14 @@ def cluster(
 @app.command()
 def worker() -> None:
     """Run a worker, which runs pruning jobs one at a time."""
+    from app.models.measured_speedups import MeasuredSpeedups
     from app.server.valkey import redis_url
     from pruning.config import WorkerSettings
     from pruning.worker.entrypoints import run_worker
 
     settings = WorkerSettings()
     with redis_url(settings) as url:
-        run_worker(settings, url)
+        run_worker(settings, url, speedup_of=MeasuredSpeedups(settings.data_dir).of_checkpoint)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.json_file import JsonFile
+from pruning.checkpoints.store import Manifest
+from pruning.evaluation.quality import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,12 @@ class MeasuredSpeedups:
         """None if this depth was not measured, or on a model of another depth."""
         found = self._all().get(model, {}).get(str(num_removed))
         return found if found and found.num_blocks == num_blocks else None
+
+    def of_checkpoint(self, manifest: Manifest) -> Interval | None:
+        """With all of its removals. None as above."""
+        depth = len(manifest.removed_blocks)
+        found = self.of(manifest.parent, manifest.num_blocks, depth)
+        return None if found is None else Interval(found.ratio, found.low, found.high)
 
     def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
         """Replace what was measured before at these depths. Raises ``OSError``."""

@@ -16,8 +16,9 @@ from pruning.jobs.sinks import SinkOutbox
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent
 from pruning.worker.parent import PruneWorker
+from pruning.worker.senders import senders_of
 from pruning.worker.sinks import sending
-from pruning.worker.upload import senders_of
+from pruning.worker.tracking import SpeedupOf
 
 # A job beside a service on the same CPUs gets a third of a fair share. Alone, it gets everything.
 _NICENESS = 5
@@ -33,6 +34,7 @@ def run_worker(
     *,
     lease_s: int = LEASE_S,
     worker_class: type[PruneWorker] = PruneWorker,
+    speedup_of: SpeedupOf = lambda _manifest: None,
 ) -> None:
     """Run jobs one after the other until SIGTERM or SIGINT. Must run in the main thread.
 
@@ -51,7 +53,7 @@ def run_worker(
     try:
         with (
             worker.metrics.served(str(settings.host), settings.worker_metrics_port),
-            sending(senders_of(settings), outbox, worker.metrics.sent),
+            sending(senders_of(settings, speedup_of), outbox, worker.metrics.sent),
         ):
             # at info, RQ logs a line at every maintenance
             worker.work(logging_level="DEBUG" if settings.log_level == "debug" else "WARNING")

@@ -36,7 +36,7 @@ from pruning.removal import Removal
 from pruning.search.observed import Observer
 from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
-from pruning.worker.upload import sinks_of
+from pruning.worker.senders import sinks_of
 
 _T = TypeVar("_T")
 _NUM_RETRIES = 60  # at most 1 s apart, as long as a restart of Redis may take

@@ -18,8 +18,8 @@ from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from pruning.storage.store import ObjectStore, StoreDenied, StoreUnavailable
+from pruning.worker.senders import CheckpointUpload
 from pruning.worker.sinks import SinkThread
-from pruning.worker.upload import CheckpointUpload
 from tests.support.checkpoints import published
 from tests.support.clock import Clock
 from tests.support.exposition import Scrape

@@ -1,6 +1,7 @@
-"""The checkpoints of a job to the object store."""
+"""The sinks that the settings of a worker name, and what sends to them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
@@ -11,6 +12,7 @@ from pruning.storage.store import ObjectStore
 from pruning.storage.transfer import send
 from pruning.store_url import StoreUrl
 from pruning.worker.sinks import Delivered, NotHere, Sender
+from pruning.worker.tracking import MlflowRuns, SpeedupOf
 
 
 class CheckpointUpload:
@@ -44,12 +46,36 @@ def _names(job: Job) -> tuple[str, ...]:
 
 def sinks_of(settings: WorkerSettings) -> tuple[Sink, ...]:
     """Where the results of jobs are sent."""
-    return () if settings.checkpoint_store is None else (Sink.STORE,)
+    is_set = {
+        Sink.STORE: settings.checkpoint_store is not None,
+        Sink.MLFLOW: settings.mlflow_uri is not None,
+    }
+    return tuple(sink for sink, is_wanted in is_set.items() if is_wanted)
 
 
-def senders_of(settings: WorkerSettings) -> dict[Sink, Sender]:
-    """Raises ``StoreExtraMissing``."""
-    if settings.checkpoint_store is None:
-        return {}
-    store = open_store(StoreUrl.parse(settings.checkpoint_store))
-    return {Sink.STORE: CheckpointUpload(store, CheckpointStore(settings.checkpoints_dir))}
+def senders_of(
+    settings: WorkerSettings, speedup_of: SpeedupOf = lambda _manifest: None
+) -> dict[Sink, Sender]:
+    """What sends to each of ``sinks_of``. ``speedup_of`` is what was measured of a checkpoint.
+
+    Raises ``StoreExtraMissing`` or ``MlflowMissing``.
+    """
+    senders: dict[Sink, Sender] = {}
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    if settings.checkpoint_store is not None:
+        store = open_store(StoreUrl.parse(settings.checkpoint_store))
+        senders[Sink.STORE] = CheckpointUpload(store, checkpoints)
+    if settings.mlflow_uri is not None:
+        root = settings.checkpoint_store or _folder_url(settings.checkpoints_dir)
+        senders[Sink.MLFLOW] = MlflowRuns(
+            settings.mlflow_uri,
+            settings.mlflow_experiment,
+            checkpoints,
+            lambda name: f"{root}/{name}",
+            speedup_of,
+        )
+    return senders
+
+
+def _folder_url(folder: Path) -> str:
+    return f"file://{folder}"
