@@ -79,7 +79,8 @@ def main() -> None:
 
 
 def _print_error(console: Console, message: str) -> None:
-    console.print(Text.assemble(("error: ", "red"), message))
+    """On whole lines where it is not read in a terminal, such as in a log."""
+    console.print(Text.assemble(("error: ", "red"), message), soft_wrap=not console.is_terminal)
 
 
 def _show_version(is_asked: bool) -> None:

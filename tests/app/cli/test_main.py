@@ -150,7 +150,11 @@ def test_models_names_the_raw_form_of_a_repaired_variant(
     assert "scale" in line
 
 
-def test_errors_fit_into_the_terminal_and_are_no_markup(data_dir: Path) -> None:
+def test_errors_fit_into_the_terminal_and_are_no_markup(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
     place = "/[b]" + "/".join("a place" for _ in range(15))
     ran = sleb(data_dir, "keys", "revoke", place)
     assert (ran.returncode, ran.stderr.startswith("error: ")) == (1, True)

@@ -170,7 +170,7 @@ def test_a_service_with_too_many_watchers_says_so(
 ) -> None:
     monkeypatch.setattr(EventFeed, "max_watchers", 0)
     client = JobClient(url)
-    with pytest.raises(ServiceUnavailable, match="answers 429: 0 clients"):
+    with pytest.raises(ServiceUnavailable, match="answers 429: no more than 0 clients"):
         next(client.follow(job_id))
     client.close()
 

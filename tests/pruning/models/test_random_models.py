@@ -7,6 +7,7 @@ from pruning.models.random_models import SHAPES, UnknownShape, random_model
 from pruning.models.store import num_parameters
 
 PUBLISHED = {
+    "tinyllama-1.1b": 1_100_048_384,
     "llama-2-7b": 6_738_415_616,
     "llama-2-70b": 68_976_648_192,
     "opt-6.7b": 6_658_473_984,
@@ -21,5 +22,5 @@ def test_shapes_have_the_published_sizes(shape: str) -> None:
 
 
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownShape, match="'llama-3'; the shapes are llama-2-7b"):
+    with pytest.raises(UnknownShape, match="'llama-3'; the shapes are tinyllama"):
         random_model("llama-3", "bfloat16")

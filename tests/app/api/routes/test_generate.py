@@ -148,7 +148,7 @@ def test_a_bad_request_is_a_clear_4xx(
         (b'{"model": "tiny", "prompt": "a", "stop": ["\\ud800"]}', 422),
         (b'{"model": "tiny", "prompt": "a", "\\ud800": 1}', 422),
         (b'{"model": "tiny", "prompt": "\xff"}', 400),
-        (b'{"model": "tiny", "prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", 400),
+        (b'{"model": "tiny", "prompt": ' + b"[" * 40_000 + b"]" * 40_000 + b"}", 400),
         (b"{", 422),
         (b"[]", 422),
         (b"null", 422),

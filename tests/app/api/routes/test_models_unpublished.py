@@ -63,6 +63,8 @@ def test_a_running_job_lists_what_it_has_found(client: TestClient, job: dict[str
             "loss": LOSSES[k - 1],
             "perplexity": None,
             "domains": [],
+            "predicted_speedup": None,
+            "measured_speedup": None,
             "repair": None,
         }
         for k, block in ((1, 3), (2, 1))
