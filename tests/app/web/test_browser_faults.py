@@ -115,16 +115,18 @@ def test_a_page_says_that_the_store_is_gone_and_goes_on_when_it_is_back(
             server.process.terminate()
             server.process.wait()
             page.locator("#stale").wait_for()
-            with server.start():
-                server.wait_until_it_answers()
-                page.locator("#stale").wait_for(state="hidden")
-                page.get_by_role("button", name="Pause").click()
-                page.locator(".status", has_text="paused").wait_for()
-                with redis.Redis.from_url(server.url) as client:
-                    assert JobStore(client).get(job.id).status is JobStatus.PAUSED
-                    written = messages(JobStore(client), job.id)
-                shown = page.locator("#events .text")
-                shown.nth(len(written) - 1).wait_for()
-                assert shown.all_inner_texts()[::-1] == written
-                server.process.terminate()
+            with server.start() as again:
+                try:
+                    server.wait_until_it_answers()
+                    page.locator("#stale").wait_for(state="hidden")
+                    page.get_by_role("button", name="Pause").click()
+                    page.locator(".status", has_text="paused").wait_for()
+                    with redis.Redis.from_url(server.url) as client:
+                        assert JobStore(client).get(job.id).status is JobStatus.PAUSED
+                        written = messages(JobStore(client), job.id)
+                    shown = page.locator("#events .text")
+                    shown.nth(len(written) - 1).wait_for()
+                    assert shown.all_inner_texts()[::-1] == written
+                finally:
+                    again.terminate()
             assert watched.complaints == []
