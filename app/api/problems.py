@@ -1,5 +1,6 @@
 """Problem documents on the wire: as they are, or in OpenAI's error envelope on its routes."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ _TOO_LARGE = {
 }
 
 MAX_NESTED = 100_000  # lists, objects and fields of a body: half a microsecond each
+_LARGE_BYTES = 2**16
 MAX_ITEMS = 500_000  # values in lists: a tenth of that
 _TOO_MANY = {
     "type": "too-many-values",
@@ -85,15 +87,16 @@ class BodyTooLarge:
     """ASGI middleware: limits the values of a body, and says what the limit of bytes refuses.
 
     While Python parses a body, it answers nobody else, whatever thread that is in. Empty lists take
-    a hundred times as long as text of the same length.
+    a hundred times as long as text of the same length. Between two large bodies, others get a turn.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_replaced = False
-        body = _Body(receive)
+        body = _Body(receive, self._turn)
 
         async def replace(message: Message) -> None:
             nonlocal is_replaced
@@ -111,8 +114,10 @@ class BodyTooLarge:
 class _Body:
     """Counts the values of a body while it arrives, those in its texts included."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, turn: asyncio.Lock) -> None:
         self._receive = receive
+        self._turn = turn
+        self._num_bytes = 0
         self._num_nested = 0
         self._num_items = 0
 
@@ -127,7 +132,11 @@ class _Body:
         self._num_items += part.count(b",")
         if self.has_too_many:
             raise HTTPException(413)  # whatever the response to it is, it is replaced
-        return message
+        self._num_bytes += len(part)
+        if self._num_bytes > _LARGE_BYTES and not message.get("more_body"):
+            async with self._turn:
+                await asyncio.sleep(0)
+        return message  # and is parsed before anything else runs
 
 
 def _param_of(kind: str, path: str) -> str | None:

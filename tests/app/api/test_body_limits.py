@@ -1,13 +1,18 @@
 """Bodies that take long to parse are refused before, and imports are no garbage to look through."""
 
+import asyncio
 import gc
 import json
+from functools import partial
+from itertools import pairwise
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
-from app.api.problems import MAX_ITEMS, MAX_NESTED
+from app.api.problems import MAX_ITEMS, MAX_NESTED, BodyTooLarge
 from app.server import serve
 
 JSON = {"content-type": "application/json"}
@@ -51,6 +56,34 @@ def test_as_many_as_are_allowed_are_parsed(client: TestClient) -> None:
     ids = json.dumps({"model": "none", "prompt": [1] * (MAX_ITEMS - 1)}).encode()
     assert client.post("/generate", content=text, headers=JSON).status_code == 404
     assert client.post("/v1/completions", content=ids, headers=JSON).status_code == 404
+
+
+def test_others_get_a_turn_between_two_large_bodies() -> None:
+    """However many arrive at once: what runs meanwhile is the loop's own next step."""
+    order: list[str] = []
+
+    async def parse(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        order.append("parsed")
+
+    async def whole(body: bytes) -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def answer() -> None:
+        while order.count("parsed") < 5:
+            order.append("answered")
+            await asyncio.sleep(0)
+
+    async def serve_all(body: bytes) -> None:
+        limit, nothing = BodyTooLarge(parse), AsyncMock()
+        requests = (limit({}, partial(whole, body), nothing) for _ in range(5))
+        await asyncio.gather(*requests, answer())
+
+    asyncio.run(serve_all(b"a" * 2**17))
+    assert ["parsed", "parsed"] not in [[*pair] for pair in pairwise(order)]
+    order.clear()
+    asyncio.run(serve_all(b"a"))
+    assert order[:5] == ["parsed"] * 5  # small ones do not wait
 
 
 def test_what_lives_as_long_as_the_process_is_left_out_of_collections() -> None:
