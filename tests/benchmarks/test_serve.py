@@ -11,6 +11,7 @@ import psutil
 import pytest
 import typer
 
+from app.engine.tuning import OFF
 from app.engine.variant import make_variant
 from benchmarks.plan import Part, ServePlan, ServeSubject
 from benchmarks.search import Dtype
@@ -42,7 +43,10 @@ PLAN = ServePlan(
 def subject(tiny_loaded: LoadedModel) -> ServeSubject:
     dense = make_variant("tiny", "tiny", tiny_loaded.model)
     removed = {"@-2": (4, 3), "@-1": (4,)}
-    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, removed, "float32", 1)
+    # choices of kernels would be timed within the few steps that are measured here
+    return ServeSubject(
+        tiny_loaded.path, dense, tiny_loaded.tokenizer, removed, "float32", 1, tuner=OFF
+    )
 
 
 @pytest.fixture(scope="module")
