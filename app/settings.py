@@ -27,6 +27,14 @@ class UnknownSetting(ValueError):
     """A variable has the name of a setting that does not exist."""
 
 
+class NoCommonRedis(ValueError):
+    """Without a common Redis, each machine of a cluster would have its own job store."""
+
+
+class NoClusterTls(ValueError):
+    """The settings ask for TLS, which only ``sleb serve`` and ``sleb up`` have."""
+
+
 class PortTaken(ValueError):
     """Another process listens on the port, or two are configured to."""
 
@@ -114,6 +122,20 @@ def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
         raise PortTaken(
             f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "
             "worker's metrics need a port each"
+        )
+
+
+def check_cluster(settings: ClusterSettings) -> None:
+    """Check what needs no Ray. Raises ``NoClusterTls`` or ``NoCommonRedis``."""
+    if settings.tls_cert is not None:
+        raise NoClusterTls(
+            "the ingress of a cluster serves HTTP only: unset SLEB_TLS_CERT, SLEB_TLS_KEY and "
+            "SLEB_TLS_CLIENT_CA, and put a proxy with TLS in front"
+        )
+    if settings.redis_url is None:
+        raise NoCommonRedis(
+            "SLEB_REDIS_URL has to name a Redis or Valkey server that all machines of the cluster "
+            "can reach: a cluster does not start one"
         )
 
 

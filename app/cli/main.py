@@ -144,14 +144,16 @@ def cluster(
     insecure: Insecure = None,
 ) -> None:
     """Run the API on a Ray cluster: replicas on all its machines, behind one address."""
-    from app.cluster.run import run_cluster
     from app.config import cluster_settings
+    from app.settings import check_cluster
 
-    run_cluster(
-        cluster_settings(
-            host=host, port=port, replicas=replicas, max_replicas=max_replicas, insecure=insecure
-        )
+    settings = cluster_settings(
+        host=host, port=port, replicas=replicas, max_replicas=max_replicas, insecure=insecure
     )
+    check_cluster(settings)
+    from app.cluster.run import run_cluster  # imports torch and ray, after the check
+
+    run_cluster(settings)
 
 
 @app.command()

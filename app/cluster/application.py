@@ -11,16 +11,13 @@ from app.auth.scopes import check_address
 from app.cluster.ingress import Ingress
 from app.cluster.replica import Replica
 from app.config import ClusterSettings, ServeSettings
+from app.settings import check_cluster
 
 NAME = "sleb"
 MAX_WATCHERS = 256  # clients of a replica that follow jobs, beside those that generate
 MAX_INGRESS_REQUESTS = 100_000  # no limit of its own: replicas have limits
 # The ingress runs on the head node, without which there is no cluster anyway.
 _HEAD_NODE = "node:__internal_head__"
-
-
-class NoCommonRedis(ValueError):
-    """Without a common Redis, each machine would have its own job store."""
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:
@@ -34,13 +31,9 @@ def application(args: Mapping[str, Any]) -> serve.Application:
 
 
 def application_of(settings: ClusterSettings) -> serve.Application:
-    """Raises ``NoCommonRedis`` or ``UnprotectedAddress``."""
+    """Raises ``NoCommonRedis``, ``NoClusterTls`` or ``UnprotectedAddress``."""
     check_address(settings)
-    if settings.redis_url is None:
-        raise NoCommonRedis(
-            "SLEB_REDIS_URL has to name a Redis or Valkey server that all machines of the cluster "
-            "can reach: a cluster does not start one"
-        )
+    check_cluster(settings)
     replicas = serve.deployment(
         name="replica",
         **_scale(settings),

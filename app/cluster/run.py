@@ -22,21 +22,12 @@ class ClusterFailed(RuntimeError):
     """The replicas cannot be started."""
 
 
-class NoClusterTls(ValueError):
-    """The settings ask for TLS, which only ``sleb serve`` and ``sleb up`` have."""
-
-
 def run_cluster(settings: ClusterSettings) -> None:
     """Run on the cluster that Ray finds, or else on one that runs on this machine meanwhile.
 
-    Raises ``ClusterUnavailable`` without the extra, ``UnprotectedAddress``, ``NoCommonRedis``,
-    ``NoClusterTls`` or ``ClusterFailed``.
+    Raises ``ClusterUnavailable`` without the extra, ``UnprotectedAddress`` or ``ClusterFailed``,
+    and what ``check_cluster`` raises.
     """
-    if settings.tls_cert is not None:
-        raise NoClusterTls(
-            "the ingress of a cluster serves HTTP only: unset SLEB_TLS_CERT, SLEB_TLS_KEY and "
-            "SLEB_TLS_CLIENT_CA, and put a proxy with TLS in front"
-        )
     check_address(settings)
     set_up_process(settings)
     with suppress(KeyboardInterrupt), connected(import_ray("serve")):

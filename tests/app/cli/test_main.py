@@ -76,6 +76,7 @@ def test_no_command_that_needs_no_tensor_imports_torch(data_dir: Path) -> None:
         f"jobs watch prn-1 {url}", f"models rm tiny {url}",
         f"jobs submit tiny --sparsity 0.5 {url}", f"jobs heal tiny@prn-1 {url}",
         f"compare tiny tiny@-1 {url}", f"chat tiny {url}", "prune --help", "bench --help",
+        "cluster",  # refused, as it names no Redis
     ]  # fmt: skip
     ran = subprocess.run(
         [sys.executable, "-c", LIGHT.format(commands=commands)],

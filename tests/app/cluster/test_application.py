@@ -10,9 +10,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from app.auth.keys import KeyFile, Scope
 from app.auth.scopes import UnprotectedAddress, is_loopback
-from app.cluster.application import NoCommonRedis, application
+from app.cluster.application import application
 from app.cluster.run import ClusterFailed, deployed
 from app.config import ClusterSettings, ServeSettings, cluster_settings
+from app.settings import NoCommonRedis
 from pruning.search.ray_scoring import connected, import_ray
 from tests.support.clusters import room_for_ray
 from tests.support.processes import free_port
