@@ -107,8 +107,8 @@ class ServeSettings(Settings):
     )
     model_sources: tuple[str, ...] | None = Field(
         default=None,
-        description="JSON list of hub models that `sleb models add` may fetch, as "
-        '`["my-org/*"]`; unset allows all',
+        description="JSON list of hub models and URLs that `sleb models add` may fetch, as "
+        '`["my-org/*", "s3://models/*"]`; unset allows all',
     )
     max_num_seqs: PositiveInt = Field(
         default=64, description="sequences generated concurrently, over all variants"

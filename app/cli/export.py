@@ -7,7 +7,7 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from app.cli.eval import Dtype
-from app.cli.options import AsJson
+from app.cli.options import AsJson, url_of
 from pruning.spec.prune import Quantize
 
 
@@ -45,15 +45,20 @@ def export(
         Quantize | None,
         typer.Option(help="Round the blocks' matrices to int8 or int4, and write them for vLLM."),
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Write the directory to this URL as well, as s3://BUCKET/NAME."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model or file.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a dense or pruned model as a Hugging Face directory, and load it to verify it."""
-    if out_dir is None and gguf is None:
-        raise typer.BadParameter("expected OUT_DIR, --gguf FILE, or both")
+    if out_dir is None and gguf is None and to is None:
+        raise typer.BadParameter("expected OUT_DIR, --gguf FILE or --to URL, or several of them")
+    url = None if to is None else url_of(to)
     shard_bytes = _num_bytes(max_shard_size)
     from app.commands.export import Export, run_export
     from pruning.config import WorkerSettings
 
-    wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite, quantize)
+    wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite, quantize, url)
     run_export(wanted, WorkerSettings(), as_json=as_json)

@@ -80,7 +80,8 @@ def rm(
 @models.command()
 def add(
     source: Annotated[
-        str, typer.Argument(help="ORG/NAME on the Hugging Face hub, or a directory.")
+        str,
+        typer.Argument(help="ORG/NAME on the Hugging Face hub, s3://BUCKET/NAME, or a directory."),
     ],
     name: Annotated[
         str | None,

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
@@ -14,6 +15,7 @@ from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpe
 from pruning.spec.gate import Gate, gate_of
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
+from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url
 
 Command = Callable[..., None]
 
@@ -229,3 +231,15 @@ def _weighted(text: str) -> tuple[str, float]:
         return (name, float(weight)) if name else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def place_of(text: str) -> Path | StoreUrl:
+    """The directory or the URL of a store that an option names."""
+    return url_of(text) if is_store_url(text) else Path(text)
+
+
+def url_of(text: str) -> StoreUrl:
+    try:
+        return StoreUrl.parse(text)
+    except InvalidStoreUrl as error:
+        raise typer.BadParameter(f"{text}: it {error}") from error

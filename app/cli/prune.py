@@ -1,6 +1,5 @@
 """``sleb prune``: prune a model in this process. Imports are lazy."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from app.cli.options import (
     DomainRatios,
     SourceArgument,
     calibration_of,
+    place_of,
     ratios_by_domain,
     spec_of,
     spec_options,
@@ -23,7 +23,9 @@ from pruning.spec.calibration import DEFAULT, CalibrationSpec
 @spec_options(*HELP)
 def prune(
     model: SourceArgument,
-    out: Annotated[Path, typer.Option(help="Directory to publish the checkpoint in.")],
+    out: Annotated[
+        str, typer.Option(help="Directory for the checkpoint, or a URL as s3://BUCKET/STORE/NAME.")
+    ],
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as above
     state_budget: Annotated[
@@ -53,4 +55,4 @@ def prune(
     settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     from app.commands.prune import run_prune  # imports torch, after the checks above
 
-    run_prune(spec, out, settings, overwrite=overwrite, as_json=as_json)
+    run_prune(spec, place_of(out), settings, overwrite=overwrite, as_json=as_json)

@@ -1,7 +1,8 @@
 """``sleb export``: write a model for other programs, and verify the files before they appear."""
 
 import os
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -20,7 +21,7 @@ from pruning.checkpoints.quantized import (
     require_compressed_tensors,
     save_quantized,
 )
-from pruning.checkpoints.staging import remove_empty
+from pruning.checkpoints.staging import remove_empty, staged
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
@@ -42,6 +43,8 @@ from pruning.plural import counted
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize
+from pruning.storage.folder import check_folder, send_folder
+from pruning.store_url import StoreUrl
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Export:
     shard_bytes: int
     overwrite: bool
     quantize: Quantize | None = None  # of the directory's weights
+    to: StoreUrl | None = None  # for the directory
 
 
 def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> None:
@@ -72,9 +76,23 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
     if gguf is not None:
         _check_file(gguf, overwrite=export.overwrite)
         check_gguf(read_config(subject.path))
-    with Console(stderr=True).status("Writing the model, and reading it back"):
-        exported = _export(subject, export, out, gguf, settings)
-    _print_result(exported, out, gguf, settings.verify, as_json=as_json)
+    if export.to is not None:
+        check_folder(export.to, overwrite=export.overwrite)
+    with ExitStack() as temporary:
+        place = out
+        if export.to is not None and out is None:
+            place = temporary.enter_context(staged(settings.data_dir / "export")) / "model"
+        with Console(stderr=True).status("Writing the model, and reading it back"):
+            exported = _export(subject, export, place, gguf, settings)
+        if export.to is not None and place is not None:
+            send_folder(export.to, place, overwrite=export.overwrite)
+    paths: dict[str, str | None] = {
+        "path": str(out) if out else None,
+        "gguf": str(gguf) if gguf else None,
+    }
+    if export.to is not None:
+        paths["url"] = str(export.to)
+    _print_result(exported, paths, settings.verify, as_json=as_json)
 
 
 def _export(
@@ -223,9 +241,8 @@ def _check_file(file: Path, *, overwrite: bool) -> None:
 
 
 def _print_result(
-    exported: Exported, out: Path | None, gguf: Path | None, verify: Verify, *, as_json: bool
+    exported: Exported, paths: Mapping[str, str | None], verify: Verify, *, as_json: bool
 ) -> None:
-    paths = {"path": out and str(out), "gguf": gguf and str(gguf)}
     if as_json:
         is_verified = verify is not Verify.OFF
         print_json({**asdict(exported), **paths, "verified": is_verified})

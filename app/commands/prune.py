@@ -13,6 +13,7 @@ from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
 from app.models.hub import ensure_model, is_repo_id
 from app.models.measured_speedups import MeasuredSpeedups
+from app.models.stored import Outgoing
 from pruning.checkpoints.publish import CheckpointExists, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, Manifest
@@ -28,6 +29,7 @@ from pruning.search.dense_model import Resources
 from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.search.state_file import SearchFile
 from pruning.spec.prune import PruneSpec
+from pruning.store_url import StoreUrl, is_store_url
 
 
 class RecordedBar(SearchBar):
@@ -98,15 +100,34 @@ def models_for(spec: PruneSpec, settings: Settings) -> ModelStore:
 
 
 def run_prune(
-    spec: PruneSpec, out: Path, settings: WorkerSettings, *, overwrite: bool = False, as_json: bool
+    spec: PruneSpec,
+    out: Path | StoreUrl,
+    settings: WorkerSettings,
+    *,
+    overwrite: bool = False,
+    as_json: bool,
 ) -> None:
     """Publish at ``out``, which must be empty or not exist, unless ``overwrite`` is set.
 
     An interrupted search, or one whose result could not be published, is continued by the same
     spec of the same model. Raises ``DiskTooSmall`` before the search.
     """
-    out = new_place(out, overwrite=overwrite)
     spec = replace(spec, model=_local_name(spec.model, settings))
+    if isinstance(out, Path):
+        out = new_place(out, overwrite=overwrite)
+        _prune_here(spec, out, settings, overwrite=overwrite, as_json=as_json)
+        return
+    outgoing = Outgoing(out, settings.data_dir, overwrite=overwrite)
+    outgoing.check()
+    if not outgoing.holds(spec.digest()):
+        _prune_here(spec, outgoing.path, settings, overwrite=True, as_json=as_json)
+    text = outgoing.send()
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+
+
+def _prune_here(
+    spec: PruneSpec, out: Path, settings: WorkerSettings, *, overwrite: bool, as_json: bool
+) -> None:
     models = models_for(spec, settings)
     info = models.inspect(spec.model)
     _check_disk(spec, info, out)
@@ -139,8 +160,8 @@ def run_prune(
 
 
 def _local_name(model: str, settings: Settings) -> str:
-    """The name of a model of the data directory; ``ORG/NAME`` of the hub is added to it first."""
-    if Path(model).is_dir() or not is_repo_id(model):
+    """The name of a model of the data directory. One of the hub or a store is added to it first."""
+    if Path(model).is_dir() or not (is_repo_id(model) or is_store_url(model)):
         return model
     path = ensure_model(model, ServeSettings(data_dir=settings.data_dir))
     return path.name

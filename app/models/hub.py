@@ -1,4 +1,4 @@
-"""Add dense models from the Hugging Face hub, or from a directory, to the models directory.
+"""Add models from the Hugging Face hub, an object store or a directory to the models directory.
 
 Only safetensors, config and tokenizer files are fetched or copied, none of which can run code.
 huggingface_hub decides where the hub is and which token it gets: HF_ENDPOINT, HF_TOKEN, its login.
@@ -33,6 +33,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
 from app.models.aliases import Aliases
+from app.models.stored import stored_files
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.lineage import ORIGIN_FILE
@@ -44,6 +45,7 @@ from pruning.models.store import (
     parse_config,
     set_up_torch,
 )
+from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack")
@@ -69,7 +71,7 @@ class Origin:
 
 
 class ModelFiles(Protocol):
-    """The files of a model on the hub or in a directory."""
+    """The files of a model on the hub, in an object store or in a directory."""
 
     @property
     def commit(self) -> str | None: ...
@@ -85,14 +87,14 @@ class ModelFiles(Protocol):
 def add_model(
     source: str, settings: ServeSettings, *, name: str | None = None, revision: str | None = None
 ) -> Path:
-    """Add a model from the hub (``org/name``) or from a directory, and return its new path.
+    """Add a model from the hub (``org/name``), a store's URL or a directory; return its new path.
 
-    The model appears in one step, whole and checked. Raises ``ModelNotAdded`` or ``HubError``.
+    The model appears in one step, whole and checked. Raises ``ModelNotAdded``, ``HubError``, and
+    for a URL ``StoreError`` or ``CheckpointCorrupt``.
     """
-    is_local = Path(source).is_dir()
-    name = name or (Path(source).resolve().name if is_local else source.rpartition("/")[2])
-    target = _target(settings, name)
-    files = _local(source, settings, revision) if is_local else _on_hub(source, settings, revision)
+    source = _without_scheme(source)
+    target = _target(settings, name or default_name(source))
+    files = _files(source, settings, revision)
     sweep(settings.models_dir)
     try:
         with staged(target) as staging:
@@ -113,12 +115,19 @@ def is_repo_id(text: str) -> bool:
     return _REPO_ID.fullmatch(text) is not None
 
 
-def ensure_model(repo_id: str, settings: ServeSettings) -> Path:
-    """The directory of a hub model, which is added under its own name unless it is there.
+def default_name(source: str) -> str:
+    """The name of a model that is added without one. That of a checkpoint has no ``@``."""
+    name = Path(source).resolve().name if Path(source).is_dir() else source.rpartition("/")[2]
+    return name.replace("@", "-").replace("+", "-") if is_store_url(source) else name
 
-    Raises ``ModelNotAdded``, also if another model has the name, or ``HubError``.
+
+def ensure_model(repo_id: str, settings: ServeSettings) -> Path:
+    """The directory of a model of the hub or of a store, which is added unless it is there.
+
+    Raises as ``add_model``, also if another model has its name.
     """
-    path = settings.models_dir / repo_id.rpartition("/")[2]
+    repo_id = _without_scheme(repo_id)
+    path = settings.models_dir / default_name(repo_id)
     if not path.is_dir():
         return add_model(repo_id, settings)
     try:
@@ -147,6 +156,34 @@ def _target(settings: ServeSettings, name: str) -> Path:
     return models_dir / name
 
 
+def _without_scheme(source: str) -> str:
+    """``ORG/NAME`` for the URL of a model on the hub."""
+    plain = source.removeprefix("hf://")
+    return plain if is_repo_id(plain) else source
+
+
+def _files(source: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
+    if Path(source).is_dir():
+        return _local(source, settings, revision)
+    if not is_store_url(source):
+        return _on_hub(source, settings, revision)
+    if revision is not None:
+        raise ModelNotAdded(f"{source} has no revisions: leave out --revision")
+    _check_allowed(source, settings)
+    try:
+        return stored_files(StoreUrl.parse(source))
+    except InvalidStoreUrl as error:
+        raise ModelNotAdded(f"{source} is not the URL of a model: it {error}") from error
+
+
+def _check_allowed(source: str, settings: ServeSettings) -> None:
+    allowed = settings.model_sources
+    if allowed is not None and not any(fnmatchcase(source, pattern) for pattern in allowed):
+        raise ModelNotAdded(
+            f"{source} may not be fetched: SLEB_MODEL_SOURCES allows {', '.join(allowed) or 'none'}"
+        )
+
+
 def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
     if revision is not None:
         raise ModelNotAdded(f"{path} is a directory, which has no revisions: leave out --revision")
@@ -158,12 +195,7 @@ def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFil
 def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
     if not is_repo_id(repo_id):
         raise ModelNotAdded(f"{repo_id!r} is neither a directory nor the ORG/NAME of a hub model")
-    allowed = settings.model_sources
-    if allowed is not None and not any(fnmatchcase(repo_id, pattern) for pattern in allowed):
-        raise ModelNotAdded(
-            f"{repo_id} may not be fetched: SLEB_MODEL_SOURCES allows "
-            f"{', '.join(allowed) or 'none'}"
-        )
+    _check_allowed(repo_id, settings)
     return HubModel(repo_id, revision)
 
 

@@ -1,0 +1,116 @@
+"""A model at a URL as it is, for other programs: its files under their own names, config.json last.
+
+So a folder without ``config.json`` is no model. On the hub all files appear with one commit.
+"""
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning.storage.location import file_system
+from pruning.storage.store import StoreDenied, StoreUnavailable
+from pruning.store_url import StoreUrl
+
+_CONFIG = "config.json"
+
+
+class FolderTaken(FileExistsError):
+    """There is a model at the URL already."""
+
+
+class StoredFolder:
+    """The files of a folder of S3, Google Cloud Storage or this machine.
+
+    Methods raise ``StoreUnavailable`` or ``StoreDenied``.
+    """
+
+    def __init__(self, url: StoreUrl) -> None:
+        self._url = url
+        self._system = file_system(url)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The size in bytes of every file, by its path in the folder."""
+        try:
+            found: Mapping[str, Any] = self._system.find(self._url.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:
+            raise self._translated(error) from error
+        root = self._system._strip_protocol(self._url.path)
+        return {
+            posixpath.relpath(path, root): int(entry["size"])
+            for path, entry in found.items()
+            if entry["type"] == "file"
+        }
+
+    def fetch(self, names: Sequence[str], directory: Path) -> None:
+        """Write these files into ``directory``."""
+        for name in names:
+            try:
+                self._system.get_file(f"{self._url.path}/{name}", str(directory / name))
+            except Exception as error:
+                raise self._translated(error) from error
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises ``FolderTaken`` if ``send`` would."""
+        if not overwrite and self.sizes:
+            raise FolderTaken(f"{self._url} is not empty: choose another URL, or use --overwrite")
+
+    def send(self, directory: Path, *, overwrite: bool) -> None:
+        """Write all files of ``directory``. Raises ``FolderTaken`` unless ``overwrite`` is set."""
+        self.check(overwrite=overwrite)
+        there = self.sizes
+        files = [
+            str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
+        ]
+        ordered = sorted(files, key=lambda file: (file == _CONFIG, file))
+        try:
+            if _CONFIG in there:
+                self._system.rm_file(f"{self._url.path}/{_CONFIG}")
+            for file in ordered:
+                target = f"{self._url.path}/{file}"
+                self._system.makedirs(posixpath.dirname(target), exist_ok=True)
+                self._system.put_file(str(directory / file), target)
+            for file in there.keys() - set(files):
+                self._system.rm_file(f"{self._url.path}/{file}")
+        except Exception as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, PermissionError):
+            return StoreDenied(f"{self._url} refuses this process: {error}")
+        reason = str(error) or type(error).__name__
+        return StoreUnavailable(f"{self._url} cannot be used now: {reason}")
+
+
+def send_to_hub(url: StoreUrl, directory: Path) -> None:
+    """Commit all files of ``directory`` to the repository, which is created as a private one."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 - it takes a second
+
+    api = HfApi(library_name="sleb-serve")
+    try:
+        api.create_repo(url.path, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.path,
+            folder_path=str(directory),
+            commit_message="Export a model",
+            delete_patterns="*.safetensors",
+        )
+    except Exception as error:
+        raise StoreUnavailable(f"{url} cannot be written: {error}") from error
+
+
+def send_folder(url: StoreUrl, directory: Path, *, overwrite: bool) -> None:
+    """Write a model to the URL. Raises ``FolderTaken``, ``StoreUnavailable`` or ``StoreDenied``."""
+    if url.scheme == "hf":
+        send_to_hub(url, directory)
+    else:
+        StoredFolder(url).send(directory, overwrite=overwrite)
+
+
+def check_folder(url: StoreUrl, *, overwrite: bool) -> None:
+    """Raises what ``send_folder`` would at its beginning. The hub takes another commit."""
+    if url.scheme != "hf":
+        StoredFolder(url).check(overwrite=overwrite)
