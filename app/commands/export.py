@@ -21,7 +21,7 @@ from pruning.checkpoints.quantized import (
     require_compressed_tensors,
     save_quantized,
 )
-from pruning.checkpoints.staging import remove_empty, staged
+from pruning.checkpoints.staging import remove_empty, staged, sweep
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.verify import verify_portable
 from pruning.checkpoints.verify_expected import expectation
@@ -81,6 +81,7 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
     with ExitStack() as temporary:
         place = out
         if export.to is not None and out is None:
+            sweep(settings.data_dir)
             place = temporary.enter_context(staged(settings.data_dir / "export")) / "model"
         with Console(stderr=True).status("Writing the model, and reading it back"):
             exported = _export(subject, export, place, gguf, settings)

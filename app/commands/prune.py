@@ -1,10 +1,12 @@
 """``sleb prune``: a pruning run in this process, with a progress bar and a table at the end."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from app.commands.progress import SearchBar, search_progress
@@ -115,19 +117,34 @@ def run_prune(
     spec = replace(spec, model=_local_name(spec.model, settings))
     if isinstance(out, Path):
         out = new_place(out, overwrite=overwrite)
-        _prune_here(spec, out, settings, overwrite=overwrite, as_json=as_json)
-        return
-    outgoing = Outgoing(out, settings.data_dir, overwrite=overwrite)
+        manifest, removals = _prune_here(spec, out, settings, overwrite=overwrite)
+    else:
+        manifest, removals = _prune_to_store(spec, out, settings, overwrite=overwrite)
+    speedups = _measured_speedups(spec.model, manifest, settings.data_dir)
+    print_run(manifest, removals, out, speedups=speedups, as_json=as_json)
+
+
+def _prune_to_store(
+    spec: PruneSpec, url: StoreUrl, settings: WorkerSettings, *, overwrite: bool
+) -> tuple[Manifest, Sequence[Removal]]:
+    """Publish on this disk first. What could not be sent earlier is sent without a search."""
+    outgoing = Outgoing(url, settings.data_dir, overwrite=overwrite)
     outgoing.check()
-    if not outgoing.holds(spec.digest()):
-        _prune_here(spec, outgoing.path, settings, overwrite=True, as_json=as_json)
-    text = outgoing.send()
-    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+    run: tuple[Manifest, Sequence[Removal]]
+    if (earlier := outgoing.kept(spec.digest())) is not None:
+        run = earlier, ()
+    else:
+        run = _prune_here(spec, outgoing.path, settings, overwrite=True)
+    console = Console(stderr=True, highlight=False)
+    with console.status(f"Sending the checkpoint to {escape(str(url))}"):
+        text = outgoing.send()
+    console.print(text, markup=False, soft_wrap=True)
+    return run
 
 
 def _prune_here(
-    spec: PruneSpec, out: Path, settings: WorkerSettings, *, overwrite: bool, as_json: bool
-) -> None:
+    spec: PruneSpec, out: Path, settings: WorkerSettings, *, overwrite: bool
+) -> tuple[Manifest, Sequence[Removal]]:
     models = models_for(spec, settings)
     info = models.inspect(spec.model)
     _check_disk(spec, info, out)
@@ -155,8 +172,7 @@ def _prune_here(
     finally:
         remove_empty(out.parent)
     file.discard()
-    speedups = _measured_speedups(spec.model, manifest, settings.data_dir)
-    print_run(manifest, bar.removals, out, speedups=speedups, as_json=as_json)
+    return manifest, bar.removals
 
 
 def _local_name(model: str, settings: Settings) -> str:

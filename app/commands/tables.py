@@ -15,6 +15,7 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.removal import Removal
+from pruning.store_url import StoreUrl
 
 UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
 _DISPENSABLE = ("in full", "loss")  # the bars above have shown the losses
@@ -23,12 +24,12 @@ _DISPENSABLE = ("in full", "loss")  # the bars above have shown the losses
 def print_run(
     manifest: Manifest,
     removals: Sequence[Removal],
-    path: Path,
+    place: Path | StoreUrl,
     *,
     speedups: Mapping[int, str],
     as_json: bool,
 ) -> None:
-    """Print the trajectory of a pruning run and the path of its checkpoint.
+    """Print the trajectory of a pruning run and where its checkpoint is.
 
     ``speedups`` are those measured on this machine, by number of removed blocks.
     """
@@ -36,8 +37,7 @@ def print_run(
     if as_json:
         print_json(
             {
-                "path": str(path),
-                "plot": str(path / PLOT_FILE),
+                **_where(place),
                 "trajectory": [asdict(row) for row in trajectory],
                 **asdict(manifest),
             }
@@ -54,11 +54,17 @@ def print_run(
         num_removed = len(manifest.removed_blocks)
         print_domains(console, [domain.at_depth(num_removed) for domain in domains])
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
-    for text in (
-        f"plot: {path / PLOT_FILE}",
-        f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {path}",
-    ):
+    lines = [f"plot: {place / PLOT_FILE}"] if isinstance(place, Path) else []
+    lines.append(f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {place}")
+    for text in lines:
         console.print(text, markup=False, soft_wrap=True)
+
+
+def _where(place: Path | StoreUrl) -> dict[str, str]:
+    """A store keeps the plot under its digest."""
+    if isinstance(place, Path):
+        return {"path": str(place), "plot": str(place / PLOT_FILE)}
+    return {"url": str(place)}
 
 
 def _fitting(

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pruning.checkpoints.publish import CheckpointExists, published
-from pruning.checkpoints.store import CheckpointNotFound, is_checkpoint_name
+from pruning.checkpoints.store import CheckpointNotFound, Manifest, is_checkpoint_name
 from pruning.plural import counted
 from pruning.storage.folder import StoredFolder
 from pruning.storage.location import open_store
 from pruning.storage.store import ObjectMissing, ObjectStore, StoreError, StoreUnavailable
-from pruning.storage.transfer import receive, received_manifest, send
+from pruning.storage.transfer import discard_unnamed, receive, received_manifest, send
 from pruning.store_url import InvalidStoreUrl, StoreUrl
 
 
@@ -70,19 +70,21 @@ class Outgoing:
         if self._url.name in self._store.versions() and not self._overwrite:
             raise CheckpointExists(f"{self._url} exists already: choose another --out")
 
-    def holds(self, spec_digest: str) -> bool:
-        """Whether an earlier command has published it here, and could not send it."""
+    def kept(self, spec_digest: str) -> Manifest | None:
+        """What an earlier command has published here, and could not send."""
         try:
-            return published(self.path, spec_digest) is not None
+            return published(self.path, spec_digest)
         except CheckpointExists:
-            return False
+            return None
 
     def send(self) -> str:
-        """Send it, and remove it here. Returns a sentence about that. Raises ``StoreError``."""
+        """Send it, and remove it here. Returns a sentence about that. Raises ``StoreError``.
+
+        A checkpoint that it replaces is there until the new one is complete.
+        """
         try:
-            if self._overwrite:
-                self._store.delete(self._url.name)
             sent = send(self._store, self.path, self._url.name)
+            discard_unnamed(self._store, self.path, self._url.name)
         except StoreError as error:
             raise StoreUnavailable(
                 f"{error}; the checkpoint is kept in {self.path}: the same command sends it"

@@ -3,7 +3,7 @@
 import os
 import posixpath
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -80,6 +80,11 @@ class FileSystemStore:
                 if not block:
                     return
                 yield block
+
+    def discard(self, name: str, digests: Collection[str]) -> None:
+        for digest in digests:
+            with self._errors(f"delete an object of {name}"), suppress(FileNotFoundError):
+                self._system.rm_file(self._path("objects", name, digest))
 
     def delete(self, name: str) -> None:
         with self._errors(f"delete {name}"):

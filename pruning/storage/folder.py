@@ -4,25 +4,38 @@ So a folder without ``config.json`` is no model. On the hub all files appear wit
 """
 
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pruning.storage.location import file_system
-from pruning.storage.store import StoreDenied, StoreUnavailable
+from pruning.storage.store import StoreDenied, StoreError, StoreUnavailable
 from pruning.store_url import StoreUrl
 
 _CONFIG = "config.json"
+_REPOSITORY = re.compile("(?!datasets/)[^/]+/[^/]+")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 class FolderTaken(FileExistsError):
     """There is a model at the URL already."""
 
 
+class FileOutside(StoreError):
+    """The name of a file leads out of its folder."""
+
+
+class NotAModelRepository(StoreError):
+    """The URL is one of the hub, but not that of a repository of a model."""
+
+
 class StoredFolder:
     """The files of a folder of S3, Google Cloud Storage or this machine.
 
-    Methods raise ``StoreUnavailable`` or ``StoreDenied``.
+    Methods raise ``StoreUnavailable`` or ``StoreDenied``. Who may write there chooses the names of
+    the files: those that read raise ``FileOutside`` for one that would be written elsewhere.
     """
 
     def __init__(self, url: StoreUrl) -> None:
@@ -38,16 +51,16 @@ class StoredFolder:
             return {}
         except Exception as error:
             raise self._translated(error) from error
-        root = self._system._strip_protocol(self._url.path)
+        start = len(self._system._strip_protocol(self._url.path)) + 1
         return {
-            posixpath.relpath(path, root): int(entry["size"])
+            self._inside(path[start:]): int(entry["size"])
             for path, entry in found.items()
-            if entry["type"] == "file"
+            if entry["type"] == "file" and path[start:] and not path.endswith("/")
         }
 
     def fetch(self, names: Sequence[str], directory: Path) -> None:
         """Write these files into ``directory``."""
-        for name in names:
+        for name in map(self._inside, names):
             try:
                 self._system.get_file(f"{self._url.path}/{name}", str(directory / name))
             except Exception as error:
@@ -59,7 +72,10 @@ class StoredFolder:
             raise FolderTaken(f"{self._url} is not empty: choose another URL, or use --overwrite")
 
     def send(self, directory: Path, *, overwrite: bool) -> None:
-        """Write all files of ``directory``. Raises ``FolderTaken`` unless ``overwrite`` is set."""
+        """Write all files of ``directory``. Raises ``FolderTaken`` unless ``overwrite`` is set.
+
+        Of what was there, files of the same names are replaced, and weights of others deleted.
+        """
         self.check(overwrite=overwrite)
         there = self.sizes
         files = [
@@ -73,10 +89,18 @@ class StoredFolder:
                 target = f"{self._url.path}/{file}"
                 self._system.makedirs(posixpath.dirname(target), exist_ok=True)
                 self._system.put_file(str(directory / file), target)
-            for file in there.keys() - set(files):
+            for file in (name for name in there if name not in files and _is_weights(name)):
                 self._system.rm_file(f"{self._url.path}/{file}")
         except Exception as error:
             raise self._translated(error) from error
+
+    def _inside(self, name: str) -> str:
+        if {"", ".", ".."} & set(name.split("/")):
+            raise FileOutside(
+                f"{self._url} has a file {name[:128]!r}, which leads out of its folder: delete it "
+                "there, and do not trust the rest"
+            )
+        return name
 
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, PermissionError):
@@ -89,17 +113,17 @@ def send_to_hub(url: StoreUrl, directory: Path) -> None:
     """Commit all files of ``directory`` to the repository, which is created as a private one."""
     from huggingface_hub import HfApi  # noqa: PLC0415 - it takes a second
 
+    from pruning.storage.hub import hub_errors  # noqa: PLC0415 - as above
+
     api = HfApi(library_name="sleb-serve")
-    try:
+    with hub_errors(str(url), "write the model"):
         api.create_repo(url.path, private=True, exist_ok=True)
         api.upload_folder(
             repo_id=url.path,
             folder_path=str(directory),
             commit_message="Export a model",
-            delete_patterns="*.safetensors",
+            delete_patterns=[*_WEIGHTS],
         )
-    except Exception as error:
-        raise StoreUnavailable(f"{url} cannot be written: {error}") from error
 
 
 def send_folder(url: StoreUrl, directory: Path, *, overwrite: bool) -> None:
@@ -114,3 +138,10 @@ def check_folder(url: StoreUrl, *, overwrite: bool) -> None:
     """Raises what ``send_folder`` would at its beginning. The hub takes another commit."""
     if url.scheme != "hf":
         StoredFolder(url).check(overwrite=overwrite)
+    elif not _REPOSITORY.fullmatch(url.path):
+        raise NotAModelRepository(f"{url} is no repository of a model: expected hf://ORG/NAME")
+
+
+def _is_weights(name: str) -> bool:
+    """Of the folder itself: transformers reads no others."""
+    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in _WEIGHTS)

@@ -5,8 +5,8 @@ commit, and the hub keeps them if that is not made, so a later upload does not s
 deletion is one commit. The history of the repository still has what it deletes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -84,6 +84,10 @@ class HubStore:
     def blocks(self, name: str, sha256: str) -> Iterator[bytes]:
         return self._read(f"objects/{name}/{sha256}", f"read an object of {name}")
 
+    def discard(self, name: str, digests: Collection[str]) -> None:
+        paths = (f"{self._folder}objects/{name}/{digest}" for digest in sorted(digests))
+        self._commit([CommitOperationDelete(path) for path in paths], f"Delete files of {name}")
+
     def delete(self, name: str) -> None:
         is_visible, has_objects = name in self.versions(), bool(self.sizes(name))
         gone = [f"manifests/{name}{_SUFFIX}"] if is_visible else []
@@ -127,28 +131,32 @@ class HubStore:
                 self._repo_id, operations, commit_message=message, repo_type=self._repo_type
             )
 
-    @contextmanager
-    def _errors(self, verb: str) -> Iterator[None]:
-        """Raise errors of huggingface_hub as errors of the port."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except RepositoryNotFoundError as error:
+    def _errors(self, verb: str) -> AbstractContextManager[None]:
+        return hub_errors(self.url, verb)
+
+
+@contextmanager
+def hub_errors(url: str, verb: str) -> Iterator[None]:
+    """Raise errors of huggingface_hub as errors of the port."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except RepositoryNotFoundError as error:
+        raise StoreDenied(
+            f"there is no {url}, or this token may not {verb}: set HF_TOKEN to one that may; the "
+            "first upload creates the repository"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ObjectMissing(f"{url} has nothing to {verb}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
             raise StoreDenied(
-                f"there is no {self.url}, or this token may not {verb}: set HF_TOKEN to one that "
-                "may; the first upload creates the repository"
+                f"{url} does not allow this token to {verb} ({status}): set HF_TOKEN to one that "
+                "may"
             ) from error
-        except EntryNotFoundError as error:
-            raise ObjectMissing(f"{self.url} has nothing to {verb}") from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status in (401, 403):
-                raise StoreDenied(
-                    f"{self.url} does not allow this token to {verb} ({status}): set HF_TOKEN to "
-                    "one that may"
-                ) from error
-            raise StoreUnavailable(f"{self.url}: cannot {verb} now: status {status}") from error
-        except Exception as error:  # of httpx2, of Xet, or an answer that makes no sense
-            reason = str(error) or type(error).__name__
-            raise StoreUnavailable(f"{self.url}: cannot {verb} now: {reason}") from error
+        raise StoreUnavailable(f"{url}: cannot {verb} now: status {status}") from error
+    except Exception as error:  # of httpx2, of Xet, or an answer that makes no sense
+        reason = str(error) or type(error).__name__
+        raise StoreUnavailable(f"{url}: cannot {verb} now: {reason}") from error

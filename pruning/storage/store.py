@@ -1,6 +1,6 @@
 """The port of object stores: manifests by name, and objects by the digests of their contents."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +52,9 @@ class ObjectStore(Protocol):
 
     def blocks(self, name: str, sha256: str) -> Iterator[bytes]:
         """Read an object in parts. Raises ``ObjectMissing``, also between two parts."""
+
+    def discard(self, name: str, digests: Collection[str]) -> None:
+        """Delete these objects of this checkpoint, which its manifest does not name."""
 
     def delete(self, name: str) -> None:
         """Delete the manifest, then the objects. It is no error if there are none."""

@@ -65,6 +65,13 @@ def send(
     return Sent(len(missing), num_bytes)
 
 
+def discard_unnamed(store: ObjectStore, directory: Path, name: str) -> None:
+    """Delete the objects that the manifest, sent before, does not name: of what it has replaced."""
+    named = {entry.sha256 for entry in read_manifest(directory).files.values()}
+    if unnamed := store.sizes(name).keys() - named:
+        store.discard(name, unnamed)
+
+
 def _has_manifest(store: ObjectStore, name: str, content: bytes) -> bool:
     try:
         return store.manifest(name) == content

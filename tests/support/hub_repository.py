@@ -30,6 +30,8 @@ class WritableHub:
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     num_uploads: int = 0  # of large files
+    num_commits: int = 0
+    private: set[str] = field(default_factory=set)  # ids of those created as private ones
     status: int | None = None  # of every answer, if it is not to be the right one
 
 
@@ -49,26 +51,29 @@ def writable_hub() -> Iterator[WritableHub]:
 
 
 @pytest.fixture(scope="session")
-def _hub() -> Iterator[WritableHub]:
+def hub_with_repositories() -> Iterator[WritableHub]:
     with writable_hub() as hub:
         yield hub
 
 
 @pytest.fixture
-def hub_repository(_hub: WritableHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def hub_repository(
+    hub_with_repositories: WritableHub, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """The id of an empty repository."""
-    monkeypatch.setattr(constants, "ENDPOINT", _hub.url)
+    hub = hub_with_repositories
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(
         constants,
         "HUGGINGFACE_CO_URL_TEMPLATE",
-        _hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     repo_id = f"org/store-{next(_number)}"
-    _hub.repositories[repo_id] = {}
+    hub.repositories[repo_id] = {}
     yield repo_id
-    _hub.status = None
+    hub.status = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -109,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b"")
         elif parts[:2] == ["api", "repos"]:
             self._create(json.loads(body))
+        elif parts == ["api", "validate-yaml"]:
+            self._send_json({})
         elif parts[0] == "api":
             self._api("/".join(parts[2:4]), parts[4:], body)
         elif parts[2:3] == ["resolve"]:
@@ -119,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> None:
         repo_id = f"{asked['organization']}/{asked['name']}"
         is_new = repo_id not in self.hub.repositories
+        if is_new and asked.get("visibility") == "private":
+            self.hub.private.add(repo_id)
         self.hub.repositories.setdefault(repo_id, {})
         self._send_json({"url": f"{self.hub.url}/{repo_id}"}, 200 if is_new else 409)
 
@@ -142,9 +151,11 @@ class _Handler(BaseHTTPRequestHandler):
             for path, content in sorted(files.items())
             if path.rpartition("/")[0] == folder
         ]
-        self._send_json(entries) if entries else self._refuse(404, "EntryNotFound")
+        is_there = bool(entries) or not folder
+        self._send_json(entries) if is_there else self._refuse(404, "EntryNotFound")
 
     def _commit(self, files: dict[str, bytes], lines: list[dict[str, Any]]) -> None:
+        self.hub.num_commits += 1
         for line in lines:
             kind, value = line["key"], line["value"]
             if kind == "file":

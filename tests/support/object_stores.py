@@ -1,7 +1,7 @@
 """Stores of every kind, and one that counts its calls, fails or waits; registered by conftest."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -67,6 +67,10 @@ class ObservedStore:
     def blocks(self, name: str, sha256: str) -> Iterator[bytes]:
         self._count("blocks")
         yield from self._store.blocks(name, sha256)
+
+    def discard(self, name: str, digests: Collection[str]) -> None:
+        self._count("discard")
+        self._store.discard(name, digests)
 
     def delete(self, name: str) -> None:
         self._count("delete")

@@ -12,6 +12,7 @@ from app.commands.prune import run_prune
 from app.config import ServeSettings
 from app.models.hub import ModelNotAdded, add_model
 from pruning.checkpoints.publish import CheckpointExists
+from pruning.checkpoints.store import Manifest
 from pruning.config import WorkerSettings
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
@@ -20,10 +21,11 @@ from pruning.spec.prune import PruneSpec, Repair
 from pruning.storage.files import FileSystemStore
 from pruning.storage.folder import FolderTaken
 from pruning.storage.location import open_store
-from pruning.storage.store import StoreUnavailable
+from pruning.storage.store import ObjectStore, StoreDenied, StoreUnavailable
 from pruning.storage.transfer import received_manifest
 from pruning.store_url import StoreUrl
 from tests.support.api_fixtures import publish_pruned
+from tests.support.hub_repository import WritableHub
 from tests.support.object_stores import folder_store
 
 NAME = "tiny@prn-1"
@@ -39,6 +41,10 @@ def data_dir(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def spec(model: str) -> PruneSpec:
     calibration = CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8)
     return PruneSpec(model, 2, calibration=calibration, evaluate=False, repair=Repair.NONE)
+
+
+def store_manifest(store: ObjectStore) -> Manifest:
+    return received_manifest(store, NAME)[0]
 
 
 def sleb(*arguments: str) -> Result:
@@ -60,8 +66,10 @@ def test_a_model_of_a_bucket_is_pruned_into_a_store_and_added_from_there(
     elsewhere = WorkerSettings(data_dir=data_dir / "elsewhere", device="cpu")
     out = StoreUrl.parse(f"s3://{s3_bucket}/checkpoints/{NAME}")
     run_prune(spec(url), out, elsewhere, as_json=True)
-    assert f"sent to {out}: " in capsys.readouterr().err
-    manifest, _ = received_manifest(open_store(out.parent), NAME)
+    printed = capsys.readouterr()
+    assert f"sent to {out}: " in printed.err
+    assert json.loads(printed.out)["url"] == str(out)
+    manifest = store_manifest(open_store(out.parent))
     assert (manifest.parent, len(manifest.removed_blocks)) == ("tiny", 2)
     assert not (elsewhere.data_dir / "outgoing" / NAME).exists()
     added = add_model(str(out), ServeSettings(data_dir=elsewhere.data_dir))
@@ -90,7 +98,9 @@ def test_a_checkpoint_that_cannot_be_sent_is_kept_and_sent_by_the_same_command(
     monkeypatch.setattr("app.commands.prune.prune", None)  # it is not run again
     run_prune(spec("tiny"), out, settings, as_json=True)
     assert store.versions().keys() == {NAME}
-    assert "sent to file:///" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "sent to file:///" in printed.err
+    assert json.loads(printed.out)["removed_blocks"] == [*store_manifest(store).removed_blocks]
     assert list((data_dir / "outgoing").iterdir()) == []
 
 
@@ -104,6 +114,32 @@ def test_a_model_that_is_at_the_url_stays_unless_it_is_to_be_replaced(data_dir: 
     assert sleb("export", f"{NAME}-1", "--to", url, "--overwrite").exit_code == 0
     assert ModelStore(data_dir).inspect("there").num_blocks == 5
     assert not (data_dir / "there" / "old.safetensors").exists()
+
+
+def test_a_model_is_exported_to_the_hub_with_one_commit(
+    data_dir: Path, hub_repository: str, hub_with_repositories: WritableHub, tmp_path: Path
+) -> None:
+    hub, repo_id = hub_with_repositories, f"{hub_repository}-tiny"
+    exported = sleb("export", "tiny", "--to", f"hf://{repo_id}", "--json")
+    assert exported.exit_code == 0, exported.output
+    assert json.loads(exported.stdout)["url"] == f"hf://{repo_id}"
+    files = hub.repositories[repo_id]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
+    assert repo_id in hub.private
+    files |= {"old.safetensors": b"old", "notes.txt": b"notes"}
+    num_commits = hub.num_commits
+    publish_pruned(data_dir)
+    assert sleb("export", f"{NAME}-1", "--to", f"hf://{repo_id}").exit_code == 0
+    assert hub.num_commits == num_commits + 1
+    assert ("old.safetensors" in files, "notes.txt" in files) == (False, True)
+    (tmp_path / "cloned").mkdir()
+    for name, content in files.items():
+        (tmp_path / "cloned" / name).write_bytes(content)
+    assert ModelStore(tmp_path).inspect("cloned").num_blocks == 5
+    hub.status = 403
+    refused = sleb("export", "tiny", "--to", f"hf://{repo_id}")
+    assert isinstance(refused.exception, StoreDenied)
+    assert "set HF_TOKEN to one that may" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

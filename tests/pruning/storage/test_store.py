@@ -65,3 +65,15 @@ def test_what_is_deleted_is_gone_and_nothing_else_is(
     object_store.delete(NAME)
     assert object_store.versions().keys() == {"tiny@prn-1"}
     assert (object_store.sizes(NAME), object_store.sizes("tiny@prn-1")) == ({}, {digest: 1})
+
+
+def test_objects_are_discarded_one_by_one(object_store: ObjectStore, tmp_path: Path) -> None:
+    kept, other = put(object_store, tmp_path, b"kept"), put(object_store, tmp_path, b"other")
+    put(object_store, tmp_path, b"other", "tiny@prn-1")
+    object_store.put_manifest(NAME, b"manifest")
+    object_store.discard(NAME, {other})
+    assert object_store.sizes(NAME) == {kept: 4}
+    assert (object_store.manifest(NAME), object_store.sizes("tiny@prn-1")) == (
+        b"manifest",
+        {other: 5},
+    )
