@@ -26,6 +26,7 @@ from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send
 from tests.support.repairs import repair_checkpoint
+from tests.support.response_formats import json_schema
 from tests.support.serving import local_api, serving
 from tests.support.waiting import wait_until
 
@@ -99,6 +100,18 @@ def test_live_answers_are_replayed_and_compared(client: TestClient) -> None:
     for labels in (LIVE, SHADOW):
         tokens = scrape.value("sleb_shadow_answer_tokens_total", **labels)
         assert tokens == lengths[labels["traffic"]]
+
+
+def test_a_replay_has_the_response_format_of_the_live_request(client: TestClient) -> None:
+    asked: dict[str, Any] = {"return_token_ids": True, "max_new_tokens": 60}
+    asked |= {"response_format": json_schema({"enum": ["the dog", 12, None]})}
+    live = generate(client, **asked)["outputs"][0]["token_ids"]
+    wait_until(lambda: num_done(client) == 1, "it was replayed")
+    dense = generate(client, model="tiny", **asked)["outputs"][0]["token_ids"]
+    scrape = scraped(client)
+    share = share_of_the_longer(live, dense)
+    assert scrape.value("sleb_shadow_agreement_ratio_sum", **PAIR) == pytest.approx(share)
+    assert scrape.value("sleb_shadow_answer_tokens_total", **SHADOW) == len(dense)
 
 
 def test_times_are_paired_where_both_sides_were_alone(client: TestClient) -> None:

@@ -25,7 +25,7 @@ def test_published_clients_just_work(data_dir: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
     key = KeyFile(data_dir / "keys.json").create("clients", [Scope.GENERATE])
-    with serve_process(data_dir, max_num_seqs="2", max_waiting="1") as (_, client):
+    with serve_process(data_dir, max_num_seqs="2", max_waiting="1") as (process, client):
         command = [str(python), "-I", str(SCRIPT), f"{client.base_url}/v1", key]
         offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         ran = subprocess.run(
@@ -38,6 +38,8 @@ def test_published_clients_just_work(data_dir: Path, tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stderr[-4000:]
         headers = {"authorization": f"Bearer {key}"}
         scrape = Scrape(client.get("/metrics", headers=headers).text)
+        process.terminate()  # so that its Valkey ends too
+        process.wait(60)
     texts = json.loads(ran.stdout.splitlines()[-1])
     assert texts.keys() == {"by_openai", "by_langchain", "by_litellm"}
     assert len({text for each in texts.values() for text in each}) == 1
