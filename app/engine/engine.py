@@ -132,6 +132,9 @@ class Engine:
         if biased >= variant.vocab_size:
             expected = f"token ids from 0 to {variant.vocab_size - 1}"
             raise InvalidSampling("logit_bias", biased, expected)
+        if request.grammar is not None and request.params.ignore_eos:
+            expected = "false with a response_format, which says where an output ends"
+            raise InvalidSampling("ignore_eos", True, expected)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
             raise UnknownTokenId(
                 f"the prompt has token ids {min(request.prompt_ids)} to {max(request.prompt_ids)}: "

@@ -93,9 +93,6 @@ class SamplingParams:
             raise InvalidSampling("top_p", self.top_p, "more than 0 and at most 1")
         for token_id in self.stop_token_ids:
             _check("stop_token_ids", token_id, 0, MAX_TOKEN_ID)
-        if self.response_format is not None and self.ignore_eos:
-            expected = "false with a response_format, which says where an output ends"
-            raise InvalidSampling("ignore_eos", True, expected)
         for token_id, bias in self.logit_bias:
             _check("logit_bias", token_id, 0, MAX_TOKEN_ID)
             _check("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
