@@ -80,6 +80,21 @@ class ServeSettings(Settings):
         description="concurrent generations allowed to each key without a `--concurrent` of its "
         "own; more are refused with 429; unset is no limit",
     )
+    tenant_queued_jobs: PositiveInt | None = Field(
+        default=None,
+        description="jobs that may wait or be paused, for each tenant without a quota of its own; "
+        "more are refused with 429; unset is no limit",
+    )
+    tenant_running_jobs: PositiveInt | None = Field(
+        default=None,
+        description="jobs that run at once, for each tenant without a quota of its own; others "
+        "wait; unset is no limit",
+    )
+    tenant_checkpoint_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        default=None,
+        description="size of all checkpoints, in bytes or as `10GB`, for each tenant without a "
+        "quota of its own; jobs that may write more are refused with 507; unset is no limit",
+    )
     audit_log: AbsolutePath | None = Field(
         default=None,
         description="file that gets a line of JSON for each request, before it is handled, and one "

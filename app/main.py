@@ -36,6 +36,7 @@ from app.api.submission import JobSubmission, TextsFolder
 from app.auth.audit import AuditLog
 from app.auth.keys import seen_tenant
 from app.auth.limits import KeyLimits
+from app.auth.quotas import default_quota
 from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
@@ -241,6 +242,7 @@ def _submission(
         checkpoints=checkpoints,
         max_queued=settings.max_queued_jobs,
         webhook_rule=None if settings.webhook_secret is None else rule,
+        default_quota=default_quota(settings),
     )
 
 

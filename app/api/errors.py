@@ -51,13 +51,14 @@ from app.results.store import ResultNotFound
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.healing.record import NotHealable
+from pruning.jobs.creation import QueueFull
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers
 from pruning.jobs.idempotency import IdempotencyInFlight, IdempotencyKeyReused
 from pruning.jobs.job import IllegalTransition, JobNotFound
+from pruning.jobs.quota import CheckpointQuotaReached, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.store import QueueFull
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
@@ -121,6 +122,13 @@ _JOBS: Problems = {
         "The idempotency key was used with a different request.",
     ),
     QueueFull: (429, "queue-full", "The job queue is full."),
+    QueueQuotaReached: (429, "queue-quota-reached", "The quota of waiting jobs is reached."),
+    # not 429, which asks clients to retry: first something must be deleted (RFC 4918, 11.5)
+    CheckpointQuotaReached: (
+        507,
+        "checkpoint-quota-reached",
+        "The quota of checkpoints is reached.",
+    ),
     TooManyWatchers: (429, "too-many-watchers", "Too many clients follow job events."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store is unavailable."),
 }

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from app.api.deps import Services
+from app.auth.keys import KeyFile
+from app.auth.quotas import default_quota, running_limits
 from app.config import ServeSettings
 from app.generation.generator import Generator
 from app.models.catalog import Catalog
@@ -20,6 +23,8 @@ if TYPE_CHECKING:  # needs the extra otel
 logger = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 60
+LOOK_FOR_LIMITS_EVERY_S = 5
+REPEAT_LIMITS_S = 60
 
 
 @asynccontextmanager
@@ -39,7 +44,13 @@ async def running(services: Services, tracing: "Tracing | None") -> AsyncIterato
         preload(settings, catalog, generation.generator, services.readiness)
     )
     is_stopping = asyncio.Event()
-    sweeping = asyncio.create_task(sweep(_retention(services), is_stopping))
+    repeating = [
+        asyncio.create_task(repeat(work, name, every_s, is_stopping))
+        for work, name, every_s in (
+            (_retention(services).sweep, "expired jobs are deleted", SWEEP_EVERY_S),
+            (_publishing(services), "limits of jobs are published", LOOK_FOR_LIMITS_EVERY_S),
+        )
+    ]
     try:
         yield
     finally:
@@ -48,7 +59,7 @@ async def running(services: Services, tracing: "Tracing | None") -> AsyncIterato
         is_stopping.set()
         with suppress(asyncio.CancelledError):
             await preloading
-        await sweeping
+        await asyncio.gather(*repeating)
         await _finish(services)
         await _close(services)
         if tracing is not None:
@@ -74,26 +85,44 @@ async def preload(
     readiness.reason = None
 
 
-async def sweep(retention: Retention, is_stopping: asyncio.Event) -> None:
-    """Delete expired jobs and checkpoints every ``SWEEP_EVERY_S``.
-
-    The API does this because a worker may be busy for days, or run only on demand.
-    """
+async def repeat(
+    work: Callable[[], None], name: str, every_s: float, is_stopping: asyncio.Event
+) -> None:
+    """Do the work in a thread every ``every_s`` seconds. ``name`` is a sentence for the log."""
     while not is_stopping.is_set():
         try:
-            await asyncio.to_thread(retention.sweep)
+            await asyncio.to_thread(work)
         except JobStoreUnavailable as error:
-            logger.warning("expired jobs are deleted later: %s", error)
+            logger.warning("%s later: %s", name, error)
         except Exception:
-            logger.exception("expired jobs and checkpoints were not all deleted")
+            logger.exception("not done: %s", name)
         with suppress(TimeoutError):
-            await asyncio.wait_for(is_stopping.wait(), SWEEP_EVERY_S)
+            await asyncio.wait_for(is_stopping.wait(), every_s)
 
 
 def _retention(services: Services) -> Retention:
+    """The API deletes what has expired: a worker may be busy for days, or run only on demand."""
     settings, jobs = services.settings, services.jobs
     keep = RetentionPeriods(settings.keep_jobs_s, settings.keep_checkpoints_s)
     return Retention(keep, services.checkpoints, jobs.store, jobs.deletion)
+
+
+def _publishing(services: Services) -> Callable[[], None]:
+    """Workers do not read the key file, which may be on another machine."""
+    keys, defaults = KeyFile(services.settings.keys_file), default_quota(services.settings)
+    published: Mapping[str, int] | None = None
+    due_s = 0.0  # again, as Redis may have lost them
+
+    def publish() -> None:
+        nonlocal published, due_s
+        limits = running_limits(keys.quotas(), defaults)
+        if limits == published and time.monotonic() < due_s:
+            return
+        due_s = time.monotonic() + REPEAT_LIMITS_S
+        services.jobs.queue.set_running_limits(limits)
+        published = limits
+
+    return publish
 
 
 async def _finish(services: Services) -> None:

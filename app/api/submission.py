@@ -15,15 +15,16 @@ from pathlib import Path
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
 from app.auth.keys import caller, seen_tenant
+from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.checkpoints.store import (
     CheckpointCorrupt,
     CheckpointNotFound,
     CheckpointStore,
-    Manifest,
     no_checkpoint,
 )
 from pruning.healing.record import NotHealable, check_healable
+from pruning.jobs.creation import UNFINISHED, Conditions, QueueFull
 from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,
@@ -42,8 +43,9 @@ from pruning.jobs.idempotency import (
 )
 from pruning.jobs.job import Job, JobNotFound, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
+from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.store import Conditions, JobStore, QueueFull
+from pruning.jobs.store import JobStore
 from pruning.models.architectures import (
     ARCHITECTURES,
     UnknownArchitecture,
@@ -51,7 +53,7 @@ from pruning.models.architectures import (
     check_quantizable,
 )
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
-from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, read_config
+from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
 from pruning.repair.order import methods_for
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
@@ -73,6 +75,8 @@ RAISES = (
     IdempotencyInFlight,
     JobNotFound,  # the job of the idempotency key was deleted
     QueueFull,
+    QueueQuotaReached,
+    CheckpointQuotaReached,
     JobStoreUnavailable,
 )
 
@@ -159,6 +163,7 @@ class _Asked:
 
     spec: PruneSpec
     webhook: Webhook | None
+    checkpoint_bytes: int  # that the job writes at most
     source: str | None = None  # the checkpoint to heal
 
 
@@ -166,7 +171,8 @@ class JobSubmission:
     """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
     The folder of ``checkpoints`` is where a pruned model has to fit. ``webhook_rule`` says which
-    addresses webhooks may go to; None refuses webhooks.
+    addresses webhooks may go to; None refuses webhooks. ``default_quota`` is that of tenants
+    without their own.
     """
 
     def __init__(
@@ -180,6 +186,7 @@ class JobSubmission:
         checkpoints: CheckpointStore,
         max_queued: int,
         webhook_rule: AddressRule | None,
+        default_quota: Quota = NO_QUOTA,
     ) -> None:
         self._jobs = jobs
         self._queue = queue
@@ -189,6 +196,7 @@ class JobSubmission:
         self._checkpoints = checkpoints
         self._max_queued = max_queued
         self._webhook_rule = webhook_rule
+        self._default_quota = default_quota
 
     def submit(self, body: PruneJobBody, key: str | None) -> Submitted:
         """Create a job and queue it, once per idempotency ``key``. Raises ``RAISES``.
@@ -198,7 +206,7 @@ class JobSubmission:
 
         def asked() -> _Asked:
             checked = self._checked(body)
-            return _Asked(checked.spec, checked.webhook)
+            return _Asked(checked.spec, checked.webhook, _checkpoint_bytes(checked))
 
         return self._submitted(body, key, asked)
 
@@ -208,15 +216,12 @@ class JobSubmission:
 
     def estimate_healing(self, body: HealJobBody) -> HealingEstimate:
         """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
-        asked, manifest, info = self._healing(body)
-        sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
-        succeeded = self._succeeded()
-        found = heal_estimate(asked.spec, info.num_blocks, sizes, succeeded)
-        assert found is not None
-        return HealingEstimate(found, manifest.weight_bytes)
+        return self._healing(body, self._succeeded)[1]
 
-    def _healing(self, body: HealJobBody) -> tuple["_Asked", Manifest, ModelInfo]:
-        """The job, what it heals, and the dense model of that."""
+    def _healing(
+        self, body: HealJobBody, succeeded: Callable[[], Sequence[Job]] = tuple
+    ) -> tuple["_Asked", HealingEstimate]:
+        """The job, and what it would need by the pace of those that have ``succeeded``."""
         manifest = self._checkpoints.manifest(body.model)
         if manifest.tenant is not None and seen_tenant() not in (None, manifest.tenant):
             raise no_checkpoint(body.model)
@@ -228,7 +233,12 @@ class JobSubmission:
         if manifest.weight_bytes > free_bytes:
             raise DiskTooSmall(manifest.weight_bytes, free_bytes)
         webhook = None if body.webhook is None else self._webhook(body.webhook)
-        return _Asked(spec, webhook, manifest.name), manifest, info
+        sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
+        found = heal_estimate(spec, info.num_blocks, sizes, succeeded())
+        assert found is not None
+        needed_bytes = manifest.weight_bytes + found.adapter_bytes
+        asked = _Asked(spec, webhook, needed_bytes, manifest.name)
+        return asked, HealingEstimate(found, manifest.weight_bytes)
 
     def _submitted(
         self, body: PruneJobBody | HealJobBody, key: str | None, check: Callable[[], "_Asked"]
@@ -238,16 +248,28 @@ class JobSubmission:
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
             asked = check()
-            client = caller.get()
-            conditions = Conditions(self._max_queued, claim, client.owner if client else None)
+            conditions = self._conditions(claim, asked.checkpoint_bytes)
             given = (body.metadata, conditions, body.priority, asked.webhook, asked.source)
             try:
                 job = self._jobs.create(asked.spec, *given)
-            except QueueFull as full:
+            except (QueueFull, QueueQuotaReached) as full:
                 full.retry_after_s = self._wait_s()
                 raise
         self._queue.enqueue(job.id)
         return Submitted(job, is_replayed=False)
+
+    def _conditions(self, claim: Claim | None, checkpoint_bytes: int) -> Conditions:
+        """Those of the caller's tenant, which the jobs of admins count towards as well."""
+        key = caller.get()
+        if key is None:
+            return Conditions(self._max_queued, claim, checkpoint_bytes=checkpoint_bytes)
+        quota = key.quota.over(self._default_quota)
+        published_bytes = 0
+        if quota.checkpoint_bytes:
+            unfinished = {job_id for status in UNFINISHED for job_id in self._jobs.ids(status)}
+            published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=unfinished)
+        of_tenant = JobQuota(quota.queued_jobs or 0, quota.checkpoint_bytes or 0, published_bytes)
+        return Conditions(self._max_queued, claim, key.owner, of_tenant, checkpoint_bytes)
 
     def estimate(self, body: PruneJobBody) -> Estimate:
         """Say what the job would need, and create nothing. Raises as ``submit`` does."""
@@ -313,6 +335,14 @@ class JobSubmission:
             raise WebhooksOff
         check(body.url, self._webhook_rule)
         return Webhook(body.url, tuple(dict.fromkeys(body.events)))
+
+
+def _checkpoint_bytes(checked: _Checked) -> int:
+    """What the job writes at most: the pruned model, its repairs, and the healed one."""
+    needed = checked.footprint
+    healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, succeeded=())
+    healed_bytes = 0 if healing is None else needed.checkpoint_bytes + healing.adapter_bytes
+    return needed.checkpoint_bytes + needed.repair_bytes + healed_bytes
 
 
 def _scoped(key: str) -> str:

@@ -1,4 +1,4 @@
-"""API keys and their scopes, in a file that contains hashes of the keys.
+"""API keys and their scopes, in a file that contains hashes of the keys, and quotas of tenants.
 
 A key is 256 random bits, so an unsalted SHA-256 is enough: unlike a password it cannot be guessed.
 The file is replaced atomically and checked at every request, so that changes reach all API
@@ -11,13 +11,14 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from app.auth.quotas import NO_QUOTA, Quota, read_limit, read_quota
 from app.json_file import JsonFile
 
 _FORMAT = 1
@@ -40,7 +41,22 @@ class InvalidKeyFile(ValueError):
 
 
 class InvalidKeyName(ValueError):
-    """The name of the key is not allowed."""
+    """The name of a key or a tenant is not allowed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', beginning with "
+            "a letter or a digit"
+        )
+
+
+class NoKeys(LookupError):
+    """No key was ever created, so there are no tenants."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there are no keys, so no request has a tenant: create one with `sleb keys create`"
+        )
 
 
 class KeyExists(ValueError):
@@ -73,6 +89,7 @@ class ApiKey:
     max_concurrent: int | None = None  # generations; likewise
     tenant: str | None = None  # None: its own name
     expires_at: float | None = None  # seconds since the epoch
+    quota: Quota = NO_QUOTA  # of its tenant
 
     @property
     def owner(self) -> str:
@@ -113,14 +130,24 @@ def seen_tenant() -> str | None:
     return None if key is None or key.is_admin else key.owner
 
 
+@dataclass(frozen=True)
+class _Content:
+    keys: tuple[ApiKey, ...] = ()
+    quotas: Mapping[str, Quota] = field(default_factory=dict)  # by tenant
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"format": _FORMAT, "keys": [_row(key) for key in self.keys]}
+        if self.quotas:
+            found["quotas"] = {tenant: quota.given() for tenant, quota in self.quotas.items()}
+        return found
+
+
 class KeyFile:
     """The keys of one data directory. Every method may raise ``InvalidKeyFile``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: JsonFile[tuple[ApiKey, ...]] = JsonFile(
-            path, lambda text: _parsed(text, path), tuple
-        )
+        self._file: JsonFile[_Content] = JsonFile(path, lambda text: _parsed(text, path), _Content)
 
     @property
     def exists(self) -> bool:
@@ -135,10 +162,11 @@ class KeyFile:
 
     def known(self) -> tuple[ApiKey, ...]:
         """Return all keys. The file is read again only after it was replaced."""
-        try:
-            return self._file.read()
-        except OSError as error:
-            raise InvalidKeyFile(f"{self._path} cannot be read: {error.strerror}") from error
+        return self._content().keys
+
+    def quotas(self) -> Mapping[str, Quota]:
+        """The quotas of those tenants that have their own."""
+        return self._content().quotas
 
     def find(self, key: str) -> ApiKey | None:
         """Return the matching key. Compares with all of them in constant time."""
@@ -164,11 +192,8 @@ class KeyFile:
         Raises ``InvalidKeyName`` or ``KeyExists``.
         """
         for given in (name, tenant):
-            if given is not None and not _NAME.fullmatch(given):
-                raise InvalidKeyName(
-                    f"{given[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', "
-                    "beginning with a letter or a digit"
-                )
+            if given is not None:
+                _check_name(given)
         key = _new_key()
         with self._file.changing():
             known = self.known()
@@ -212,9 +237,44 @@ class KeyFile:
                 raise _unknown(name, known)
             self._replace(rest)
 
+    def change_quota(self, tenant: str, changes: Quota, *, is_reset: bool = False) -> Quota:
+        """Set the limits that are given, and return all of the tenant's.
+
+        ``is_reset`` first removes those that it had. Raises ``InvalidKeyName`` or ``NoKeys``.
+        """
+        _check_name(tenant)
+        if not self.exists:  # the file would make all requests need a key
+            raise NoKeys
+        with self._file.changing():
+            content = self._content()
+            earlier = NO_QUOTA if is_reset else content.quotas.get(tenant, NO_QUOTA)
+            quota = changes.over(earlier)
+            quotas = {name: each for name, each in content.quotas.items() if name != tenant}
+            if quota.given():
+                quotas[tenant] = quota
+            self._file.replace(replace(content, quotas=quotas).to_json())
+        return quota
+
+    def _content(self) -> _Content:
+        try:
+            return self._file.read()
+        except OSError as error:
+            raise InvalidKeyFile(f"{self._path} cannot be read: {error.strerror}") from error
+
     def _replace(self, keys: Iterable[ApiKey]) -> None:
-        rows = [{**asdict(key), "scopes": sorted(key.scopes)} for key in keys]
-        self._file.replace({"format": _FORMAT, "keys": rows})
+        self._file.replace(replace(self._content(), keys=tuple(keys)).to_json())
+
+
+def _row(key: ApiKey) -> dict[str, Any]:
+    row = {**asdict(key), "scopes": sorted(key.scopes)}
+    del row["quota"]
+    return row
+
+
+def _check_name(name: str) -> None:
+    """Raises ``InvalidKeyName``."""
+    if not _NAME.fullmatch(name):
+        raise InvalidKeyName(name)
 
 
 def _new_key() -> str:
@@ -235,12 +295,15 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _parsed(text: bytes, path: Path) -> tuple[ApiKey, ...]:
+def _parsed(text: bytes, path: Path) -> _Content:
     try:
         data = json.loads(text)
         if data["format"] != _FORMAT:
             raise ValueError(f"format {data['format']} is not {_FORMAT}")
-        return tuple(_key(row) for row in data["keys"])
+        quotas = {str(name): read_quota(row) for name, row in data.get("quotas", {}).items()}
+        if not all(map(_NAME.fullmatch, quotas)):
+            raise ValueError("a tenant is none")
+        return _Content(tuple(_key(row, quotas) for row in data["keys"]), quotas)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidKeyFile(
             f"{path} is not as `sleb keys` writes it ({error}): restore it, or remove it and make "
@@ -248,14 +311,14 @@ def _parsed(text: bytes, path: Path) -> tuple[ApiKey, ...]:
         ) from error
 
 
-def _key(row: dict[str, Any]) -> ApiKey:
+def _key(row: dict[str, Any], quotas: Mapping[str, Quota]) -> ApiKey:
     key = ApiKey(
         str(row["name"]),
         frozenset(Scope(scope) for scope in row["scopes"]),
         str(row["sha256"]),
         float(row["created_at"]),
-        _limit(row.get("rate_per_min")),
-        _limit(row.get("max_concurrent")),
+        read_limit(row.get("rate_per_min")),
+        read_limit(row.get("max_concurrent")),
         None if (tenant := row.get("tenant")) is None else str(tenant),
         None if (ends := row.get("expires_at")) is None else float(ends),
     )
@@ -263,10 +326,4 @@ def _key(row: dict[str, Any]) -> ApiKey:
         raise ValueError("a tenant is none")
     if not _NAME.fullmatch(key.name) or not _DIGEST.fullmatch(key.sha256):
         raise ValueError("a name or a hash is none")
-    return key
-
-
-def _limit(found: object) -> int | None:
-    if found is None or (type(found) is int and found >= 0):
-        return found
-    raise ValueError("a limit is no number")
+    return replace(key, quota=quotas.get(key.owner, NO_QUOTA))

@@ -4,23 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from app.cli.eval import Dtype
-from app.cli.options import AsJson, url_of
+from app.cli.options import AsJson, num_bytes, url_of
 from pruning.spec.prune import Quantize
-
-
-def _num_bytes(text: str) -> int:
-    try:
-        size = TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(
-            f"{text!r} is not a size: expected bytes, as 2GB or 500MiB"
-        ) from error
-    if size <= 0:
-        raise typer.BadParameter(f"{text!r} is not a size: expected more than 0 bytes")
-    return int(size)
 
 
 def export(
@@ -56,7 +43,7 @@ def export(
     if out_dir is None and gguf is None and to is None:
         raise typer.BadParameter("expected OUT_DIR, --gguf FILE or --to URL, or several of them")
     url = None if to is None else url_of(to)
-    shard_bytes = _num_bytes(max_shard_size)
+    shard_bytes = num_bytes(max_shard_size)
     from app.commands.export import Export, run_export
     from pruning.config import WorkerSettings
 

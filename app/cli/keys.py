@@ -1,22 +1,26 @@
 """``sleb keys``: the API keys of a data directory. Imports are lazy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from app.auth.keys import ApiKey, KeyFile, Scope
-from app.cli.options import AsJson
+from app.auth.quotas import NO_QUOTA, Quota
+from app.cli.options import AsJson, num_bytes
 from app.terminal import local_time, print_json
 
 keys = typer.Typer(
     no_args_is_help=True,
-    help="Create, rotate, list and revoke the keys that clients of the HTTP API send.",
+    help="Create, rotate, list and revoke the keys that clients of the HTTP API send, and set the "
+    "quotas of their tenants.",
 )
 
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M%z"]
@@ -84,14 +88,21 @@ def rotate(
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """List names, scopes, limits and times of creation."""
-    found = _file().known()
+    """List names, scopes, limits and times of creation, and the quotas of tenants."""
+    file = _file()
+    found, quotas = file.known(), file.quotas()
     if as_json:
         print_json([_row(key) for key in found])
         return
     if not found:
         typer.echo("no keys: create one with sleb keys create NAME --scope SCOPE")
-        return
+    else:
+        _print_keys(found)
+    if quotas:
+        _print_quotas(quotas)
+
+
+def _print_keys(found: Sequence[ApiKey]) -> None:
     table = Table(box=SIMPLE_HEAD)
     has_tenants = any(key.tenant for key in found)  # else the table is narrower
     tenant_heading = ("tenant",) if has_tenants else ()
@@ -108,6 +119,53 @@ def list_keys(as_json: AsJson = False) -> None:
 
 
 @keys.command()
+def quota(
+    tenant: Annotated[
+        str, typer.Argument(help="The --tenant of keys, or the name of a key without one.")
+    ],
+    queued: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Jobs that may wait or be paused, 0 for no limit [SLEB_TENANT_QUEUED_JOBS].",
+        ),
+    ] = None,
+    running: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Jobs that run at once, 0 for no limit [SLEB_TENANT_RUNNING_JOBS]."
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of all checkpoints, as 10GB, 0 for no limit [SLEB_TENANT_CHECKPOINT_BYTES].",
+            metavar="BYTES",
+        ),
+    ] = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="First forget what was set for this tenant.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set limits for all keys of a tenant together. Without options, print them."""
+    num_checkpoint_bytes = None if checkpoints is None else num_bytes(checkpoints, least=0)
+    changes = Quota(queued, running, num_checkpoint_bytes)
+    if reset or changes.given():
+        file = _audited("quota", tenant, reset=reset, **changes.given())
+        found = file.change_quota(tenant, changes, is_reset=reset)
+    else:
+        file = _file()
+        found = file.quotas().get(tenant, NO_QUOTA)
+    if as_json:
+        print_json({"tenant": tenant, **asdict(found)})
+        return
+    _print_quotas({tenant: found})
+    if all(key.owner != tenant for key in file.known()):
+        typer.echo(f"no key belongs to the tenant {tenant!r} yet", err=True)
+
+
+@keys.command()
 def revoke(name: Name, as_json: AsJson = False) -> None:
     """Revoke a key. Running services refuse it from their next request on."""
     _audited("revoke", name).revoke(name)
@@ -115,6 +173,18 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
         print_json({"name": name, "revoked": True})
     else:
         typer.echo(f"revoked the key {name!r}")
+
+
+def _print_quotas(quotas: Mapping[str, Quota]) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("tenant", "queued jobs", "running jobs", "checkpoints"):
+        table.add_column(heading)
+    for tenant, found in quotas.items():
+        size = found.checkpoint_bytes
+        shown_size = ByteSize(size).human_readable(decimal=True) if size else _limit(size)
+        limits = map(_limit, (found.queued_jobs, found.running_jobs))
+        table.add_row(escape(tenant), *limits, shown_size)
+    Console(highlight=False).print(table)
 
 
 def _print_new(name: str, scopes: Iterable[Scope], key: str, *, as_json: bool) -> None:
@@ -160,6 +230,7 @@ def _row(key: ApiKey) -> dict[str, Any]:
         "tenant": key.owner,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
+        "quota": asdict(key.quota),
     }
 
 

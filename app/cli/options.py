@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
@@ -198,6 +199,19 @@ def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
             )
         ratios[domain] = ratio
     return ratios
+
+
+def num_bytes(text: str, least: int = 1) -> int:
+    """The bytes of a size, as ``2GB`` or ``500MiB``."""
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"{text!r} is not a size: expected bytes, as 2GB or 500MiB"
+        ) from error
+    if size < least:
+        raise typer.BadParameter(f"{text!r} is not a size: expected {least} bytes or more")
+    return int(size)
 
 
 def _parameters() -> dict[str, inspect.Parameter]:

@@ -16,6 +16,7 @@ from pruning.checkpoints.staging import remove
 from pruning.evaluation.quality import Quality
 from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
+from pruning.models.names import VariantName
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
 from pruning.removal import kept
 from pruning.repair.record import DepthRepair, Method, repair_file
@@ -162,6 +163,18 @@ class CheckpointStore:
             return _manifest_content(self.path(name))
         except FileNotFoundError as error:
             raise no_checkpoint(name) from error
+
+    def num_bytes_of(self, tenant: str, but_of_jobs: Collection[str] = ()) -> int:
+        """The size of all files of the checkpoints of a tenant, but those that these jobs made."""
+        num_bytes = 0
+        for name in self.names():
+            if VariantName.of_checkpoint(name).job in but_of_jobs:
+                continue
+            with suppress(CheckpointNotFound, CheckpointCorrupt):
+                manifest = self.manifest(name)
+                if manifest.tenant == tenant:
+                    num_bytes += sum(entry.num_bytes for entry in manifest.files.values())
+        return num_bytes
 
     def is_here(self, name: str) -> bool:
         """Whether all files of the checkpoint are on this machine."""

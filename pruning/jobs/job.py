@@ -229,6 +229,7 @@ class Job:
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: Webhook | None = None
     owner: str | None = None  # the tenant whose key made it; None for everybody
+    held_at: int | None = None  # the limit of running jobs that its tenant had at the last look
     sinks: Mapping[Sink, SinkState] = field(default_factory=dict)
 
     @property
@@ -274,6 +275,7 @@ class Job:
             metadata=json.loads(fields.get("metadata") or "{}"),
             webhook=Webhook.from_json(text) if (text := fields.get("webhook")) else None,
             owner=fields.get("owner") or None,
+            held_at=int(held_at) if (held_at := fields.get("held_at")) else None,
             sinks={
                 sink: SinkState(**json.loads(text))
                 for sink in Sink

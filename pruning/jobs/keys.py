@@ -8,6 +8,7 @@
     sleb:job:{id}:told      list: the last 100 delivery attempts     permanent
     sleb:jobs               zset: all ids, in order of creation      permanent
     sleb:jobs:{status}      zset: the ids in that status, likewise   permanent
+    sleb:jobs:limits        hash: most running jobs, by tenant       permanent
     sleb:outbox             zset: ids of all messages, by due time   as the messages
     sleb:sink:{sink}        zset: ids of jobs to send there, by due time  until sent
     sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
@@ -26,6 +27,7 @@ OUTBOX = "sleb:outbox"
 SINK = "sleb:sink:{sink}"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
+RUNNING_LIMITS = "sleb:jobs:limits"
 KEY_RECENT = "sleb:key:{name}:recent"
 KEY_RUNNING = "sleb:key:{name}:running"
 IDEMPOTENCY = "sleb:idempotency:{key}"  # {key} is a sha256, as a key may be any text

@@ -6,6 +6,7 @@ JSON: RQ's default, pickle, would run code from Redis.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -24,11 +25,13 @@ from rq.exceptions import (
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as RQJob
 from rq.job import JobStatus as DeliveryStatus
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from pruning.jobs.job import JOB_ID, IllegalTransition, JobError, JobNotFound, JobStatus
-from pruning.jobs.keys import RECORD
+from pruning.jobs.keys import RECORD, RUNNING_LIMITS, STATUS_INDEX
+from pruning.jobs.quota import ANY_TENANT
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.store import JobStore
 
@@ -48,6 +51,10 @@ PERMANENT_KEYS = (
 
 Task = Callable[[str], None]
 _UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)
+_INDEXES_OF_RUNNING = tuple(
+    STATUS_INDEX.format(status=status) for status in (JobStatus.RUNNING, JobStatus.CANCELLING)
+)
+_LOOK_AGAIN_S = 1.0  # while every waiting job has to wait for another of its tenant
 _MAX_RETRIES = 1000  # of RQ's own; the job's record has the limit that counts
 
 # KEYS a delivery. An ended delivery would be taken for a pending one.
@@ -56,21 +63,54 @@ local status = redis.call('HGET', KEYS[1], 'status')
 if status == 'finished' or status == 'failed' then redis.call('DEL', KEYS[1]) end
 """
 
-# KEYS the queue, and the list of jobs that are taken but not leased. ARGV the prefix of records.
-# Jobs are ordered by priority, then jobs that were worked on before, then age, which ids tell.
-# Returns the best, if any, and the entries that it has removed because RQ cannot read them.
+# KEYS the queue, the list of jobs that are taken but not leased, the leases, the limits of running
+# jobs by tenant, and the indexes of running and of cancelling jobs. ARGV the prefix of records, and
+# the tenant that stands for any other.
+# Jobs are ordered by priority, then jobs that were worked on before, then age, which ids tell. One
+# whose tenant runs its limit is passed over, and its record says so.
+# Returns the best, if any, the number of those passed over, and the entries that it has removed
+# because RQ cannot read them.
 _TAKE = """
+local limits, running, counted = {}, {}, {}
+local rows = redis.call('HGETALL', KEYS[4])
+for at = 1, #rows, 2 do limits[rows[at]] = tonumber(rows[at + 1]) end
+local function count(id)
+  local owner = redis.call('HGET', ARGV[1] .. id, 'owner') or ''
+  if not counted[id] then running[owner] = (running[owner] or 0) + 1 end
+  counted[id] = true
+end
+if #rows > 0 then
+  for _, id in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do count(id) end
+  for _, lease in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+    count(string.match(lease, '^[^:]*'))
+  end
+  for at = 5, 6 do
+    for _, id in ipairs(redis.call('ZRANGE', KEYS[at], 0, -1)) do count(id) end
+  end
+end
+local function limit_passed(id, owner)
+  local limit = limits[owner] or limits[ARGV[2]] or 0
+  if owner == '' or limit == 0 then return nil end
+  local others = (running[owner] or 0) - (counted[id] and 1 or 0)
+  return others >= limit and limit or nil
+end
 local best, best_priority, best_is_new
-local taken = {false}
+local taken = {false, 0}
 for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
   if string.match(id, '^[a-zA-Z0-9_%-]+$') then
-    local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front')
+    local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front', 'owner', 'held_at')
+    local limit, held_at = limit_passed(id, found[3] or ''), tonumber(found[4] or '')
+    if limit ~= held_at then
+      if limit then redis.call('HSET', ARGV[1] .. id, 'held_at', limit)
+      else redis.call('HDEL', ARGV[1] .. id, 'held_at') end
+    end
     local priority, is_new = tonumber(found[1] or 0) or 0, (found[2] or '') == '' and 1 or 0
     local is_better = not best or priority > best_priority
     if best and priority == best_priority then
       is_better = is_new < best_is_new or (is_new == best_is_new and id < best)
     end
-    if is_better then best, best_priority, best_is_new = id, priority, is_new end
+    if limit then taken[2] = taken[2] + 1
+    elseif is_better then best, best_priority, best_is_new = id, priority, is_new end
   else
     redis.call('LREM', KEYS[1], 1, id)
     table.insert(taken, id)
@@ -82,6 +122,11 @@ if best then
   taken[1] = best
 end
 return taken
+"""
+# KEYS the limits of running jobs. ARGV tenants, each with its limit.
+_SET_LIMITS = """
+redis.call('DEL', KEYS[1])
+if #ARGV > 0 then redis.call('HSET', KEYS[1], unpack(ARGV)) end
 """
 
 logger = logging.getLogger(__name__)
@@ -158,23 +203,25 @@ class LeasedQueue(Queue):
 
     @classmethod
     def lmove(cls, connection: redis.Redis, queue_key: str, timeout: int | None) -> Any:  # noqa: ANN401 - as in RQ
-        """Take the best job: the queue's key and the job's id, or None if the queue is empty.
+        """Take the best job that may run: the queue's key and the job's id, or None without one.
 
-        With a ``timeout`` in seconds it waits for a job, and raises ``DequeueTimeout``.
+        With a ``timeout`` in seconds it waits for a job, and raises ``DequeueTimeout``. That takes
+        ``_LOOK_AGAIN_S`` while jobs wait and none of them may run.
         """
         # moving an entry to where it is changes nothing, but waits for one
         if timeout is not None and not connection.blmove(
             queue_key, queue_key, timeout, "LEFT", "LEFT"
         ):
             raise DequeueTimeout(timeout, queue_key)
-        keys = [queue_key, IntermediateQueue.get_intermediate_queue_key(queue_key)]
-        taken, *unreadable = connection.register_script(_TAKE)(
-            keys=keys, args=[RECORD.format(id="")]
+        taken, num_passed_over, *unreadable = connection.register_script(_TAKE)(
+            keys=_keys_of_taking(connection, queue_key), args=[RECORD.format(id=""), ANY_TENANT]
         )
         for entry in unreadable:
             refuse(entry, "it is not the id of a job")
             connection.delete(Delivery.redis_job_namespace_prefix.encode() + entry)
-        if taken is None and timeout is not None:  # another worker took it
+        if taken is None and timeout is not None:  # another worker took it, or none may run
+            if num_passed_over:
+                threading.Event().wait(min(timeout, _LOOK_AGAIN_S))
             raise DequeueTimeout(timeout, queue_key)
         return None if taken is None else (queue_key, taken)
 
@@ -203,11 +250,20 @@ class LeasedQueue(Queue):
         return taken
 
 
+def _keys_of_taking(connection: redis.Redis, queue_key: str) -> list[str]:
+    """The keys of ``_TAKE``."""
+    name = queue_key.removeprefix(Queue.redis_queue_namespace_prefix)
+    leases = StartedJobRegistry(name, connection=connection)
+    taken = IntermediateQueue.get_intermediate_queue_key(queue_key)
+    return [queue_key, taken, leases.key, RUNNING_LIMITS, *_INDEXES_OF_RUNNING]
+
+
 class PruneQueue:
     """Delivers recorded jobs to workers. Every method may raise ``JobStoreUnavailable``."""
 
     def __init__(self, client: redis.Redis, *, task: str = TASK, lease_s: int = LEASE_S) -> None:
         self._forget_ended = client.register_script(_FORGET_ENDED)
+        self._set_limits = client.register_script(_SET_LIMITS)
         self.rq = LeasedQueue(
             "prune", connection=client, job_class=Delivery, serializer=JSONSerializer
         )
@@ -228,6 +284,15 @@ class PruneQueue:
                 result_ttl=RESULT_KEPT_S,
                 failure_ttl=RESULT_KEPT_S,
             )
+
+    def set_running_limits(self, limits: Mapping[str, int]) -> None:
+        """Let workers run so many jobs of each tenant at once, from the next that is taken on.
+
+        0 is no limit. ``ANY_TENANT`` stands for the tenants that are not named.
+        """
+        pairs = [part for pair in limits.items() for part in pair]
+        with redis_errors_translated():
+            self._set_limits(keys=[RUNNING_LIMITS], args=pairs)
 
     def enqueue_again(self, store: JobStore, job_id: str) -> None:
         """Deliver a job that was requeued before its last delivery had ended."""

@@ -1,21 +1,19 @@
 """The job store: records, statuses and events of pruning jobs. Only this module changes them.
 
-Every change is one call of an atomic script, see ``script.py``. ``queue.py`` delivers the jobs to
-workers.
+Every change is one call of an atomic script, see ``creation.py`` and ``script.py``. ``queue.py``
+delivers the jobs to workers, and notes which it has passed over.
 """
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import redis
-from redis.commands.core import Script
 
 from pruning.jobs import script, transitions
-from pruning.jobs.idempotency import KEY_KEPT_S, Claim, IdempotencyInFlight
+from pruning.jobs.creation import CREATE, UNCONDITIONAL, Conditions, create_job
 from pruning.jobs.job import (
     JOB_ID,
     HealProgress,
@@ -33,8 +31,7 @@ from pruning.jobs.job import (
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
-from pruning.jobs.script import SCRIPT, Change, Event, JobKeys, Outcome, read_event
-from pruning.plural import counted
+from pruning.jobs.script import SCRIPT, Change, JobKeys, Outcome, read_event
 from pruning.removal import Removal
 from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
@@ -43,50 +40,6 @@ from pruning.spec.prune import PruneSpec
 MAX_EVENTS = 1000
 _OWNERS_AT_ONCE = 256
 _STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
-
-# KEYS record, events, index of all, index of the queued, and the idempotency key if there is one.
-# A retry after a lost response finds the record and changes nothing.
-CREATE = """
-local new = cjson.decode(ARGV[1])
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'done' end
-if new.claim and redis.call('GET', KEYS[5]) ~= new.claim then return 'lost' end
-if new.max_queued and redis.call('ZCARD', KEYS[4]) >= new.max_queued then return 'full' end
-for name, value in pairs(new.fields) do redis.call('HSET', KEYS[1], name, value) end
-redis.call('ZADD', KEYS[3], 0, new.fields.id)
-redis.call('ZADD', KEYS[4], 0, new.fields.id)
-local event = {}
-for name, value in pairs(new.event) do
-  event[#event + 1] = name
-  event[#event + 1] = value
-end
-redis.call('XADD', KEYS[2], '*', unpack(event))
-if new.claim then redis.call('SET', KEYS[5], new.binding, 'EX', new.key_kept_s) end
-return 'done'
-"""
-
-
-class QueueFull(RuntimeError):
-    """The queue is full. It may have room again in ``retry_after_s`` seconds."""
-
-    def __init__(self, max_queued: int) -> None:
-        super().__init__(
-            f"no more than {counted(max_queued, 'job')} may wait: try again later, or start more "
-            "workers"
-        )
-        self.retry_after_s = 60.0
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Conditions of creating a job: the limit of waiting jobs, and the claim of the request."""
-
-    max_queued: int | None = None
-    claim: Claim | None = None
-    owner: str | None = None  # the tenant that the job belongs to; None: all keys see it
-
-
-UNCONDITIONAL = Conditions()
-
 
 # The errors of reading a job, and of changing its status.
 READ_RAISES = (JobNotFound, JobStoreUnavailable)
@@ -121,7 +74,7 @@ class JobStore:
         """Record a job as queued. ``PruneQueue.enqueue`` delivers it.
 
         A job with a ``source`` heals that checkpoint as its spec says, and prunes nothing.
-        Raises ``QueueFull`` or ``IdempotencyInFlight`` if the ``conditions`` do not hold.
+        Raises as ``create_job`` if the ``conditions`` do not hold.
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
@@ -362,37 +315,6 @@ class JobStore:
         keys = JobKeys(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with redis_errors_translated():
             return script.apply(self._script, keys, changes, attempt)
-
-
-def create_job(
-    script: Script,
-    keys: tuple[str, str, str, str],
-    fields: Mapping[str, str],
-    conditions: Conditions,
-) -> None:
-    """Record a job with these ``fields`` atomically. ``script`` is ``CREATE``, registered.
-
-    ``keys`` are those of the record, the events, the index of all jobs and the index of queued
-    jobs. Raises ``QueueFull``, or ``IdempotencyInFlight`` if the claim has expired.
-    """
-    event = Event("job created").to_fields(float(fields["created_at"]))
-    argument: dict[str, Any] = {
-        "fields": fields,
-        "event": {"status": JobStatus.QUEUED.value, **event},
-    }
-    # left out if None: JSON's null is true in Lua
-    if conditions.max_queued is not None:
-        argument["max_queued"] = conditions.max_queued
-    if (claim := conditions.claim) is not None:
-        argument["claim"] = claim.reservation
-        argument["binding"] = claim.binding(fields["id"])
-        argument["key_kept_s"] = str(KEY_KEPT_S)
-    claimed = [claim.key] if claim else []
-    outcome = script(keys=[*keys, *claimed], args=[json.dumps(argument)])
-    if outcome == b"full":
-        raise QueueFull(conditions.max_queued or 0)
-    if outcome == b"lost":
-        raise IdempotencyInFlight
 
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:

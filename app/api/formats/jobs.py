@@ -21,6 +21,7 @@ from app.models.catalog import Catalog
 from pruning.jobs.heal_estimate import HealEstimate
 from pruning.jobs.job import Job, JobError, JobStatus, StopRequest, Webhook, WebhookEvent
 from pruning.jobs.outbox import DeliveryAttempt
+from pruning.plural import counted
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
 _REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}
@@ -200,6 +201,9 @@ def _queued(job: Job) -> ConditionView:
         since = job.status_since if job.started_at is None else job.started_at
         message = "a worker has taken it" if job.attempt else "no worker has taken it"
         return _condition("Queued", since, "Left", message, status="False")
+    if job.held_at is not None:
+        message = f"the tenant runs {counted(job.held_at, 'job')}, as many as its quota allows"
+        return _condition("Queued", job.status_since, "Quota", message)
     if job.status_since != job.created_at:
         return _condition("Queued", job.status_since, "Returned", "waiting for a worker again")
     return _condition("Queued", job.created_at, "Submitted", "waiting for a worker")

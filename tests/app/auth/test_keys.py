@@ -16,9 +16,11 @@ from app.auth.keys import (
     KeyEnded,
     KeyExists,
     KeyFile,
+    NoKeys,
     Scope,
     UnknownKey,
 )
+from app.auth.quotas import NO_QUOTA, Quota
 
 
 @pytest.fixture
@@ -133,6 +135,10 @@ BROKEN: list[Any] = [
     {"format": 1, "keys": [{**ROW, "rate_per_min": 0.5}]},
     {"format": 1, "keys": [{**ROW, "max_concurrent": True}]},
     {"format": 1, "keys": [{**ROW, "max_concurrent": "1"}]},
+    {"format": 1, "keys": [], "quotas": []},
+    {"format": 1, "keys": [], "quotas": {"a": 1}},
+    {"format": 1, "keys": [], "quotas": {"a b": {}}},
+    {"format": 1, "keys": [], "quotas": {"a": {"queued_jobs": -1}}},
 ]
 
 
@@ -189,3 +195,31 @@ def test_a_key_of_an_earlier_version_is_its_own_tenant(path: Path) -> None:
     assert (found.owner, found.expires_at, found.is_admin) == ("a", None, False)
     with pytest.raises(InvalidKeyName):
         keys.create("b", [Scope.JOBS], tenant="no name")
+
+
+def test_the_quota_of_a_tenant_is_that_of_its_keys_and_stays_when_they_change(path: Path) -> None:
+    keys = KeyFile(path)
+    with pytest.raises(NoKeys, match="sleb keys create"):
+        keys.change_quota("team", Quota(queued_jobs=1))
+    assert not keys.exists  # the file would lock out all clients
+    keys.create("a", [Scope.JOBS], tenant="team")
+    keys.create("b", [Scope.JOBS])
+    keys.change_quota("team", Quota(queued_jobs=5, running_jobs=0))
+    assert keys.change_quota("team", Quota(running_jobs=2)) == Quota(5, 2)
+    keys.change_quota("b", Quota(checkpoint_bytes=10))
+    other = KeyFile(path)
+    assert [each.quota for each in other.known()] == [Quota(5, 2), Quota(checkpoint_bytes=10)]
+    keys.rotate("a", overlap_s=60)
+    keys.revoke("b")
+    assert [each.quota for each in other.known()] == [Quota(5, 2)] * 2
+    assert other.quotas() == {"team": Quota(5, 2), "b": Quota(checkpoint_bytes=10)}
+    assert keys.change_quota("team", Quota(running_jobs=1), is_reset=True) == Quota(None, 1)
+    keys.change_quota("team", NO_QUOTA, is_reset=True)
+    assert list(other.quotas()) == ["b"]
+    with pytest.raises(InvalidKeyName):
+        keys.change_quota("no name", Quota(1))
+
+
+def test_a_quota_is_over_the_defaults() -> None:
+    defaults = Quota(queued_jobs=5, running_jobs=2)
+    assert Quota(queued_jobs=0, checkpoint_bytes=7).over(defaults) == Quota(0, 2, 7)

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from app.auth.keys import KeyFile, Scope
+from app.auth.quotas import Quota
 from app.cli.main import main
 from app.config import ServeSettings, serve_settings
 from tests.support.serving import serving
@@ -235,3 +236,47 @@ def test_without_keys_it_says_how_to_create_one(sleb: Sleb) -> None:
         "",
     )
     assert sleb("keys", "list", "--json")[1].strip() == "[]"
+
+
+def test_a_tenant_has_a_quota(sleb: Sleb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sleb("keys", "quota", "team", "--queued", "3")[0] == 1  # there are no keys
+    sleb("keys", "create", "a", "--scope", "jobs", "--tenant", "team")
+    set_ = ("keys", "quota", "team", "--queued", "3", "--running", "0", "--checkpoints", "10GB")
+    monkeypatch.setenv("SLEB_AUDIT_LOG", str(tmp_path / "audit.jsonl"))
+    assert sleb(*set_)[0] == 0
+    monkeypatch.delenv("SLEB_AUDIT_LOG")
+    noted = json.loads((tmp_path / "audit.jsonl").read_text())
+    assert (noted["command"], noted["name"]) == ("keys quota", "team")
+    assert (noted["queued_jobs"], noted["checkpoint_bytes"]) == (3, 10**10)
+    assert KeyFile(tmp_path / "keys.json").quotas() == {"team": Quota(3, 0, 10**10)}
+    rows = [line.split() for line in sleb("keys", "quota", "team")[1].splitlines()]
+    assert ["team", "3", "unlimited", "10.0GB"] in [row[:4] for row in rows]
+    assert "team" in sleb("keys", "list")[1].split("queued jobs")[1]
+    [row] = json.loads(sleb("keys", "list", "--json")[1])
+    assert row["quota"]["queued_jobs"] == 3
+    sleb("keys", "quota", "team", "--queued", "4", "--json")
+    found = json.loads(sleb("keys", "quota", "team", "--json")[1])
+    assert (found["tenant"], found["queued_jobs"], found["running_jobs"]) == ("team", 4, 0)
+    _, out, err = sleb("keys", "quota", "tema", "--reset", "--json")
+    assert (json.loads(out)["queued_jobs"], err) == (None, "")
+    assert "no key belongs to the tenant 'tema'" in sleb("keys", "quota", "tema")[2]
+    sleb("keys", "quota", "team", "--reset")
+    assert KeyFile(tmp_path / "keys.json").quotas() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--queued", "-1"), "queued"),
+        (("--checkpoints", "much"), "is not a size"),
+        (("--checkpoints", "-1"), "is not a size"),
+    ],
+)
+def test_a_wrong_quota_is_told(
+    sleb: Sleb, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    sleb("keys", "create", "a", "--scope", "jobs")
+    before = (tmp_path / "keys.json").read_bytes()
+    code, _, err = sleb("keys", "quota", "a", *arguments)
+    assert (code, says in err) == (2, True)
+    assert (tmp_path / "keys.json").read_bytes() == before

@@ -23,7 +23,7 @@ from pruning.repair.cuts import Cut
 from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.repair.repair import Repaired
 from pruning.repair.stored import write_repair
-from tests.support.checkpoints import manifest_of
+from tests.support.checkpoints import FILES, manifest_of, write
 
 REPAIRED = Repaired(Method.SCALE, {}, scales={Cut(2, 4): 1.5})
 
@@ -124,3 +124,14 @@ def test_files_can_be_read_by_others(published: Path) -> None:
     assert all(file.stat().st_mode & 0o044 for file in published.rglob("*"))
     assert json.loads((published / MANIFEST).read_text())["format"] == 1
     assert load(published).model is not None
+
+
+def test_the_files_of_a_tenant_are_counted(tmp_path: Path) -> None:
+    for name, tenant in (("tiny@prn-1", "a"), ("tiny@prn-2", "a"), ("x@prn-3", "b"), ("y", None)):
+        publish(tmp_path / name, replace(manifest_of(name), tenant=tenant), write)
+    store, num_bytes = CheckpointStore(tmp_path), sum(map(len, FILES.values()))
+    sizes = [store.num_bytes_of(tenant) for tenant in ("a", "b", "c")]
+    assert sizes == [2 * num_bytes, num_bytes, 0]
+    assert store.num_bytes_of("a", but_of_jobs={"prn-2", "prn-3"}) == num_bytes
+    (tmp_path / "tiny@prn-1" / MANIFEST).write_text("{}")
+    assert store.num_bytes_of("a") == num_bytes

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import redis
 
+from pruning.jobs.creation import Conditions
 from pruning.jobs.idempotency import (
     CLAIM_S,
     KEY_KEPT_S,
@@ -14,7 +15,7 @@ from pruning.jobs.idempotency import (
     IdempotencyKeyReused,
     IdempotencyKeys,
 )
-from pruning.jobs.store import Conditions, JobStore
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.waiting import wait_until
 

@@ -6,9 +6,10 @@ import pytest
 import redis
 
 from pruning.jobs import transitions
+from pruning.jobs.creation import CREATE, UNCONDITIONAL, Conditions, QueueFull, create_job
 from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import EVENTS, INDEX, RECORD, STATUS_INDEX
-from pruning.jobs.store import CREATE, UNCONDITIONAL, Conditions, JobStore, QueueFull, create_job
+from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
 SPEC = PruneSpec(model="tiny", num_remove=2)

@@ -9,9 +9,10 @@ import redis
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.healing.progress import Step
+from pruning.jobs.creation import Conditions
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, Phase
-from pruning.jobs.store import Conditions, JobStore
+from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.heal import Heal

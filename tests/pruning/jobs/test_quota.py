@@ -1,0 +1,87 @@
+"""Quotas at the creation of a job, on a real server: what counts towards them, and whose."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from pruning.jobs.creation import Conditions
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
+from pruning.jobs.store import JobStore
+from pruning.spec.prune import PruneSpec
+
+SPEC = PruneSpec(model="tiny", num_remove=1)
+
+
+def create(
+    store: JobStore, owner: str | None = "a", quota: JobQuota | None = None, num_bytes: int = 0
+) -> Job:
+    conditions = Conditions(
+        owner=owner, quota=quota or JobQuota(queued_jobs=2), checkpoint_bytes=num_bytes
+    )
+    return store.create(SPEC, conditions=conditions)
+
+
+def test_only_the_waiting_jobs_of_the_tenant_count(job_store: JobStore) -> None:
+    for _ in range(3):
+        create(job_store, None)  # belong to nobody, so no quota holds
+    first, second = create(job_store).id, create(job_store).id
+    for _ in range(2):
+        create(job_store, "b")
+    with pytest.raises(QueueQuotaReached, match="no more than 2 jobs of the tenant 'a' may wait"):
+        create(job_store)
+    job_store.start(first, "w")
+    third = create(job_store).id
+    for job_id in (second, third):
+        with pytest.raises(QueueQuotaReached):
+            create(job_store)
+        job_store.cancel(job_id)
+        create(job_store)
+    assert create(job_store, quota=JobQuota()).status is JobStatus.QUEUED
+
+
+def test_a_pause_makes_no_room_that_a_resume_would_exceed(job_store: JobStore) -> None:
+    jobs = [create(job_store).id for _ in range(2)]
+    for job_id in jobs:
+        job_store.pause(job_id)
+    with pytest.raises(QueueQuotaReached, match="paused ones included"):
+        create(job_store)
+    for job_id in jobs:
+        job_store.resume(job_id)
+    assert job_store.counts()[JobStatus.QUEUED] == 2
+
+
+def test_the_quota_holds_for_many_at_once(job_store: JobStore) -> None:
+    def try_to_create(number: int) -> None:
+        quota = JobQuota(queued_jobs=3, checkpoint_bytes=100)
+        with suppress(QueueQuotaReached, CheckpointQuotaReached):
+            create(job_store, "ab"[number % 2], quota, num_bytes=40 if number % 2 else 1)
+
+    with ThreadPoolExecutor(max_workers=12) as clients:
+        list(clients.map(try_to_create, range(40)))
+    owners = [job.owner for job in job_store.list(100).jobs]
+    assert (owners.count("a"), owners.count("b")) == (3, 2)
+
+
+def test_published_pending_and_new_bytes_fit_together_or_the_job_is_refused(
+    job_store: JobStore,
+) -> None:
+    quota = JobQuota(checkpoint_bytes=100, published_bytes=30)
+    create(job_store, "b", quota, num_bytes=70)
+    first = create(job_store, "a", quota, num_bytes=40).id
+    with pytest.raises(CheckpointQuotaReached) as refused:
+        create(job_store, "a", quota, num_bytes=31)
+    for part in ("write 31 bytes", "take 30", "write 40", "100 are allowed", "delete"):
+        assert part in str(refused.value)
+    second = create(job_store, "a", quota, num_bytes=30).id
+    for end in (
+        lambda: job_store.start(first, "w"),
+        lambda: job_store.pause(second),
+        lambda: job_store.cancel(first),  # of a running one: its worker has not stopped yet
+    ):
+        end()
+        with pytest.raises(CheckpointQuotaReached):
+            create(job_store, "a", quota, num_bytes=1)
+    job_store.stopped(first)
+    create(job_store, "a", quota, num_bytes=40)
