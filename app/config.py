@@ -95,6 +95,11 @@ class ServeSettings(Settings):
         description="size of all checkpoints, in bytes or as `10GB`, for each tenant without a "
         "quota of its own; jobs that may write more are refused with 507; unset is no limit",
     )
+    tenant_tokens_per_min: PositiveInt | None = Field(
+        default=None,
+        description="tokens of prompts and outputs per minute, for each tenant without a quota of "
+        "its own; more generations are refused with 429; unset is no limit",
+    )
     audit_log: AbsolutePath | None = Field(
         default=None,
         description="file that gets a line of JSON for each request, before it is handled, and one "

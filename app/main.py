@@ -189,17 +189,24 @@ def _services(
         metrics=metrics,
         authorizer=authorizer_of(settings),
         sessions=sessions_of(settings),
-        key_limits=KeyLimits(
-            redis_url,
-            metrics,
-            rate_per_min=settings.key_rate,
-            max_concurrent=settings.key_concurrent,
-        ),
+        key_limits=_key_limits(settings, redis_url, metrics),
         checkpoints=checkpoints,
         results=ResultStore(settings.data_dir),
         jobs=jobs,
         generation=_generation(settings, registry, _engine(settings, engine), external, metrics),
     )
+
+
+def _key_limits(settings: ServeSettings, redis_url: str, metrics: Metrics) -> KeyLimits:
+    limits = KeyLimits(
+        redis_url,
+        metrics,
+        rate_per_min=settings.key_rate,
+        max_concurrent=settings.key_concurrent,
+        default_quota=default_quota(settings),
+    )
+    metrics.on_finished(limits.finished)
+    return limits
 
 
 def _jobs(

@@ -24,7 +24,7 @@ from app.api.schemas.response_format import without_format_tags
 from app.api.unload import ModelInUse
 from app.auth.audit import AuditUnavailable
 from app.auth.keys import KeyRefused, ScopeMissing
-from app.auth.limits import LimitReached
+from app.auth.limits import LimitReached, TokenQuotaReached
 from app.auth.scopes import NotLocal
 from app.auth.sessions import NotSameOrigin
 from app.compare.compare import NotComparable
@@ -78,6 +78,7 @@ _AUTH: Problems = {
     ScopeMissing: (403, "scope-missing", "The API key lacks the required scope."),
     AuditUnavailable: (503, "audit-unavailable", "The audit log cannot be written."),
     LimitReached: (429, "key-limit-reached", "Rate limit of this API key exceeded."),
+    TokenQuotaReached: (429, "token-quota-reached", "The quota of tokens per minute is reached."),
 }
 _MODELS: Problems = {
     UnknownModel: (404, "model-not-found", "Model not found."),

@@ -10,8 +10,8 @@ from app.api.errors import INVALID_TITLE, PROBLEMS
 from app.api.problems import TOO_LARGE_TITLE, is_openai
 from app.auth.audit import AuditUnavailable, is_probe
 from app.auth.keys import KeyRefused, ScopeMissing
-from app.auth.limits import LimitReached
-from app.auth.scopes import Authorizer, NotLocal, scopes_for
+from app.auth.limits import LimitReached, TokenQuotaReached
+from app.auth.scopes import Authorizer, NotLocal, generates, scopes_for
 from app.auth.sessions import NotSameOrigin
 
 Responses = dict[int | str, dict[str, Any]]
@@ -126,6 +126,8 @@ def _describe_access(
     elif authorizer.requires_key and scopes is not None:
         operation["security"] = [{_SCHEME: sorted(scopes)}]
         _add(operation["responses"], path, KeyRefused, ScopeMissing, LimitReached)
+        if generates(method.upper(), path):
+            _add(operation["responses"], path, TokenQuotaReached)
         if method not in ("get", "head"):
             _add(operation["responses"], path, NotSameOrigin)
 

@@ -14,6 +14,7 @@ _CODES: Mapping[str, str | None] = {
     "invalid-request": None,
     "overloaded": "rate_limit_exceeded",
     "key-limit-reached": "rate_limit_exceeded",
+    "token-quota-reached": "rate_limit_exceeded",
     "prompt-too-long": "context_length_exceeded",
 }
 # what messages name, by its name on the OpenAI routes

@@ -1,9 +1,11 @@
-"""Limits of each API key: requests per minute, and concurrent generations.
+"""Limits of each API key: requests per minute, and concurrent generations; and tokens per minute of
+its tenant.
 
 All API processes of one Redis count together. It holds two sorted sets per key: the times of the
 requests of the last minute, and the leases of running generations. Leases are renewed while they
-are held, so those of a process that dies expire. One script checks both limits, by the clock of
-Redis, and a refused request counts for neither.
+are held, so those of a process that dies expire. Of a tenant, it holds the tokens of each second.
+They are charged when a generation ends. One script checks all limits, by the clock of Redis, and a
+refused request counts for none.
 
 While Redis does not respond, all requests are admitted: generation does not need Redis, and the
 limits of the engine still hold. This is logged and counted as ``sleb_key_limits_unknown_total``.
@@ -12,7 +14,9 @@ limits of the engine still hold. This is logged and counted as ``sleb_key_limits
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import astuple, dataclass
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -22,9 +26,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
-from app.auth.keys import ApiKey
-from app.metrics.metrics import Metrics
-from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING
+from app.auth.keys import ApiKey, caller
+from app.auth.quotas import NO_QUOTA, Quota
+from app.engine.sequence import FinishReason, Timings
+from app.metrics.metrics import Labels, Metrics
+from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING, TENANT_TOKENS
 from pruning.plural import counted
 
 logger = logging.getLogger(__name__)
@@ -34,20 +40,53 @@ LEASE_S = 30.0
 RENEW_EVERY_S = LEASE_S / 3
 PAUSE_S = 1.0  # after a Redis command failed
 _TIMEOUT_S = 0.5  # of a Redis command
+_MAX_CONNECTIONS = 50
 _RETRY_S = 1.0  # at the limit of concurrent generations, whose end is unknown
-_RATE = 1  # the rate limit, as the script below returns it
+_RATE, _TOKENS = 1, 3  # the limits, as the script below returns them
 
-# KEYS recent, running. ARGV request id, window, rate, lease, concurrency; a limit of 0 is off.
+# KEYS tokens. ARGV window, tokens to charge.
+_CHARGE = """
+if tonumber(ARGV[2]) > 0 then
+    redis.call('HINCRBY', KEYS[1], redis.call('TIME')[1], ARGV[2])
+    redis.call('EXPIRE', KEYS[1], ARGV[1])
+end
+"""
+# KEYS recent, running, tokens. ARGV request id, window, rate, lease, concurrency, tokens, and the
+# tokens to charge before; a limit of 0 is off.
 # Returns {0 or the number of the limit that is reached, microseconds until a retry may succeed}.
 _ADMIT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local id, window, rate = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease, at_once = tonumber(ARGV[4]), tonumber(ARGV[5])
+local tokens, to_charge = tonumber(ARGV[6]), tonumber(ARGV[7])
+if to_charge > 0 then
+    redis.call('HINCRBY', KEYS[3], time[1], to_charge)
+    redis.call('EXPIRE', KEYS[3], window)
+end
 if rate > 0 then
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
     local last = redis.call('ZRANGE', KEYS[1], -rate, -rate, 'WITHSCORES')[2]
     if last then return {1, math.ceil((last + window - now) * 1e6)} end
+end
+if tokens > 0 then
+    local rows, seconds, used = redis.call('HGETALL', KEYS[3]), {}, 0
+    for at = 1, #rows, 2 do
+        local second = tonumber(rows[at])
+        if second + window <= now then
+            redis.call('HDEL', KEYS[3], rows[at])
+        else
+            seconds[#seconds + 1] = {second, tonumber(rows[at + 1])}
+            used = used + tonumber(rows[at + 1])
+        end
+    end
+    table.sort(seconds, function(one, other) return one[1] < other[1] end)
+    for at = 1, used >= tokens and #seconds or 0 do
+        used = used - seconds[at][2]
+        if used < tokens then
+            return {3, math.ceil((seconds[at][1] + window - now) * 1e6)}
+        end
+    end
 end
 if at_once > 0 then
     redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
@@ -78,8 +117,22 @@ class LimitReached(RuntimeError):
         super().__init__(f"{message}. Retry in {self.retry_after_s} s.")
 
 
+class TokenQuotaReached(RuntimeError):
+    """The tenant has used up its tokens of the last minute."""
+
+    def __init__(self, tenant: str, tokens_per_min: int, retry_after_s: float) -> None:
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
+        super().__init__(
+            f"The tenant {tenant!r} has used its quota of {counted(tokens_per_min, 'token')} per "
+            f"minute. Retry in {self.retry_after_s} s."
+        )
+
+
 class KeyLimits:
-    """``rate_per_min`` and ``max_concurrent`` are the defaults of keys; None is no limit."""
+    """``rate_per_min`` and ``max_concurrent`` are the defaults of keys; None is no limit.
+
+    ``default_quota`` is that of tenants. Bound to one event loop.
+    """
 
     renew_every_s = RENEW_EVERY_S
     pause_s = PAUSE_S
@@ -91,8 +144,10 @@ class KeyLimits:
         *,
         rate_per_min: int | None = None,
         max_concurrent: int | None = None,
+        default_quota: Quota = NO_QUOTA,
     ) -> None:
         self._metrics = metrics
+        self._default_quota = default_quota
         self._rate_per_min = rate_per_min or 0
         self._max_concurrent = max_concurrent or 0
         self._redis = Redis.from_url(
@@ -101,39 +156,102 @@ class KeyLimits:
             socket_timeout=_TIMEOUT_S,
             retry=Retry(ExponentialBackoff(cap=0.05, base=0.01), 1),
         )
+        self._connections = asyncio.Semaphore(_MAX_CONNECTIONS)  # redis-py's would raise an error
         self._admit = self._redis.register_script(_ADMIT)
         self._renew = self._redis.register_script(_RENEW)
+        self._charge = self._redis.register_script(_CHARGE)
+        self._to_charge: Counter[str] = Counter()  # tokens by tenant
+        self._charging: dict[str, asyncio.Task[None]] = {}  # by tenant
         self._paused_until_s = -math.inf
 
     async def aclose(self) -> None:
+        while self._charging:
+            await asyncio.wait(self._charging.values())
         await self._redis.aclose()
 
     async def admit(self, key: ApiKey, *, is_generation: bool) -> "Lease | None":
-        """Count a request. Its lease, if any, must be released. Raises ``LimitReached``."""
-        rate = self._rate_per_min if key.rate_per_min is None else key.rate_per_min
-        at_once = self._max_concurrent if key.max_concurrent is None else key.max_concurrent
-        if not is_generation:
-            at_once = 0
-        if not rate and not at_once:
+        """Count a request. Its lease, if any, must be released.
+
+        Raises ``LimitReached`` or ``TokenQuotaReached``.
+        """
+        limits = self._limits_of(key, is_generation=is_generation)
+        if not any(astuple(limits)):
             return None
         request_id = uuid4().hex
-        recent, running = KEY_RECENT.format(name=key.name), KEY_RUNNING.format(name=key.name)
-        args = (request_id, WINDOW_S, rate, LEASE_S, at_once)
-        reached = await self._call(lambda: self._admit(keys=[recent, running], args=args))
+        to_charge = await self._not_charged(key.owner) if limits.tokens else 0
+        running = KEY_RUNNING.format(name=key.name)
+        keys = [KEY_RECENT.format(name=key.name), running, TENANT_TOKENS.format(name=key.owner)]
+        given = (limits.rate, LEASE_S, limits.at_once, limits.tokens, to_charge)
+        args = (request_id, WINDOW_S, *given)
+        reached = await self._call(lambda: self._admit(keys=keys, args=args))
         if reached is None:
             self._metrics.key_limits_unknown()
         elif reached[0]:
-            raise self._error(key.name, reached, rate, at_once)
-        return self._lease(running, request_id) if at_once else None
+            raise self._error(key, reached, limits)
+        return self._lease(running, request_id) if limits.at_once else None
 
-    def _error(self, name: str, reached: Sequence[int], rate: int, at_once: int) -> LimitReached:
-        if reached[0] == _RATE:
-            most = counted(rate, "request")
-            message = f"Rate limit of API key {name!r} exceeded: {most} per minute"
-            error = LimitReached(message, "rate", reached[1] / 1e6)
+    def finished(
+        self, labels: Labels, num_prompt_tokens: int, _reason: FinishReason, timings: Timings
+    ) -> None:
+        """Charge a generation that has ended to the tenant that has asked for it."""
+        key = labels.origin.get(caller)
+        if key is None or labels.traffic == "shadow" or not self._tokens_per_min(key):
+            return
+        has_begun = timings.scheduled_s is not None
+        self._to_charge[key.owner] += timings.num_tokens + (num_prompt_tokens if has_begun else 0)
+        self._begin_to_charge(key.owner)
+
+    def _begin_to_charge(self, tenant: str) -> None:
+        """One command at a time charges what has ended meanwhile."""
+        if tenant in self._charging or not self._to_charge[tenant]:
+            return
+        args = (WINDOW_S, self._to_charge.pop(tenant))
+        keys = [TENANT_TOKENS.format(name=tenant)]
+
+        async def charge() -> None:
+            await self._call(lambda: self._charge(keys=keys, args=args))
+
+        def end(_task: asyncio.Task[None]) -> None:
+            del self._charging[tenant]
+            self._begin_to_charge(tenant)
+
+        self._charging[tenant] = asyncio.create_task(charge())
+        self._charging[tenant].add_done_callback(end)
+
+    async def _not_charged(self, tenant: str) -> int:
+        """The tokens of what has ended in this process and is not charged, for the caller to do so.
+
+        Waits for a charge that is on its way: a client may send its next request at once.
+        """
+        to_charge = self._to_charge.pop(tenant, 0)
+        if (charging := self._charging.get(tenant)) is not None:
+            await asyncio.wait([charging])
+        return to_charge
+
+    def _tokens_per_min(self, key: ApiKey) -> int:
+        return key.quota.over(self._default_quota).tokens_per_min or 0
+
+    def _limits_of(self, key: ApiKey, *, is_generation: bool) -> "_Limits":
+        rate = self._rate_per_min if key.rate_per_min is None else key.rate_per_min
+        if not is_generation:
+            return _Limits(rate)
+        at_once = self._max_concurrent if key.max_concurrent is None else key.max_concurrent
+        return _Limits(rate, at_once, self._tokens_per_min(key))
+
+    def _error(
+        self, key: ApiKey, reached: Sequence[int], limits: "_Limits"
+    ) -> LimitReached | TokenQuotaReached:
+        number, retry_after_s = reached[0], reached[1] / 1e6
+        if number == _TOKENS:
+            self._metrics.key_refused("tokens")
+            return TokenQuotaReached(key.owner, limits.tokens, retry_after_s)
+        if number == _RATE:
+            most = counted(limits.rate, "request")
+            message = f"Rate limit of API key {key.name!r} exceeded: {most} per minute"
+            error = LimitReached(message, "rate", retry_after_s)
         else:
-            most = counted(at_once, "concurrent generation")
-            message = f"Limit of API key {name!r} reached: {most}"
+            most = counted(limits.at_once, "concurrent generation")
+            message = f"Limit of API key {key.name!r} reached: {most}"
             error = LimitReached(message, "concurrent", _RETRY_S)
         self._metrics.key_refused(error.limit)
         return error
@@ -149,17 +267,27 @@ class KeyLimits:
 
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - as redis has it
         """Return the reply of Redis, or None if there is none."""
-        if monotonic() < self._paused_until_s:
-            return None
-        try:
-            return await command()
-        except RedisError as error:
-            if monotonic() >= self._paused_until_s:
-                logger.warning(
-                    "limits of API keys are not checked: Redis does not answer: %s", error
-                )
-            self._paused_until_s = monotonic() + self.pause_s
-            return None
+        async with self._connections:
+            if monotonic() < self._paused_until_s:
+                return None
+            try:
+                return await command()
+            except RedisError as error:
+                if monotonic() >= self._paused_until_s:
+                    logger.warning(
+                        "limits of API keys are not checked: Redis does not answer: %s", error
+                    )
+                self._paused_until_s = monotonic() + self.pause_s
+                return None
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Those that hold for a request; 0 is no limit."""
+
+    rate: int
+    at_once: int = 0
+    tokens: int = 0
 
 
 class Lease:

@@ -21,6 +21,7 @@ class Quota:
     queued_jobs: int | None = None  # those that wait, and those that are paused
     running_jobs: int | None = None
     checkpoint_bytes: int | None = None
+    tokens_per_min: int | None = None  # of prompts and outputs
 
     def over(self, defaults: "Quota") -> "Quota":
         """This quota, with the defaults where it has no limit of its own."""
@@ -40,6 +41,7 @@ def default_quota(settings: "ServeSettings") -> Quota:
         queued_jobs=settings.tenant_queued_jobs,
         running_jobs=settings.tenant_running_jobs,
         checkpoint_bytes=settings.tenant_checkpoint_bytes,
+        tokens_per_min=settings.tenant_tokens_per_min,
     )
 
 

@@ -143,6 +143,14 @@ def quota(
             metavar="BYTES",
         ),
     ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Tokens of prompts and outputs per minute, 0 for no limit "
+            "[SLEB_TENANT_TOKENS_PER_MIN].",
+        ),
+    ] = None,
     reset: Annotated[
         bool, typer.Option("--reset", help="First forget what was set for this tenant.")
     ] = False,
@@ -150,7 +158,7 @@ def quota(
 ) -> None:
     """Set limits for all keys of a tenant together. Without options, print them."""
     num_checkpoint_bytes = None if checkpoints is None else num_bytes(checkpoints, least=0)
-    changes = Quota(queued, running, num_checkpoint_bytes)
+    changes = Quota(queued, running, num_checkpoint_bytes, tokens)
     if reset or changes.given():
         file = _audited("quota", tenant, reset=reset, **changes.given())
         found = file.change_quota(tenant, changes, is_reset=reset)
@@ -177,13 +185,13 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
 
 def _print_quotas(quotas: Mapping[str, Quota]) -> None:
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("tenant", "queued jobs", "running jobs", "checkpoints"):
+    for heading in ("tenant", "queued jobs", "running jobs", "checkpoints", "tokens per minute"):
         table.add_column(heading)
     for tenant, found in quotas.items():
         size = found.checkpoint_bytes
         shown_size = ByteSize(size).human_readable(decimal=True) if size else _limit(size)
         limits = map(_limit, (found.queued_jobs, found.running_jobs))
-        table.add_row(escape(tenant), *limits, shown_size)
+        table.add_row(escape(tenant), *limits, shown_size, _limit(found.tokens_per_min))
     Console(highlight=False).print(table)
 
 

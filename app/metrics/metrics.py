@@ -57,6 +57,7 @@ class Labels:
 
     def __init__(self, model_name: str, kind: ModelKind, traffic: str = "live") -> None:
         self.values = (model_name, kind, traffic)
+        self.traffic = traffic
         self.origin: Context = copy_context()
         self.request_id = request_id = self.origin.get(correlation_id)
         self.exemplar = {"request_id": request_id[:_MAX_EXEMPLAR_CHARS]} if request_id else None
@@ -96,7 +97,7 @@ class Metrics:
         )
         self._key_refusals = Counter(
             "sleb_key_limit_refusals",
-            "Requests refused by a limit of their API key.",
+            "Requests refused by a limit of their API key or the tokens of its tenant.",
             ("limit",),
             registry=self.registry,
         )
@@ -230,7 +231,7 @@ class Metrics:
         self._http.labels(route, method, str(status)).inc()
 
     def key_refused(self, limit: str) -> None:
-        """``limit`` is "rate" or "concurrent"."""
+        """``limit`` is "rate", "concurrent" or "tokens"."""
         self._key_refusals.labels(limit).inc()
 
     def key_limits_unknown(self) -> None:

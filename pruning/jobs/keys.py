@@ -14,6 +14,7 @@
     sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
     sleb:key:{name}:recent  zset: request ids of an API key, by time 60 s
     sleb:key:{name}:running zset: its generations, by end of lease   30 s
+    sleb:tenant:{name}      hash: its tokens, by second              60 s
 
 Permanent means until the job is deleted. Keys of RQ begin with ``rq:``, see ``queue.py``.
 """
@@ -30,6 +31,7 @@ STATUS_INDEX = "sleb:jobs:{status}"
 RUNNING_LIMITS = "sleb:jobs:limits"
 KEY_RECENT = "sleb:key:{name}:recent"
 KEY_RUNNING = "sleb:key:{name}:running"
+TENANT_TOKENS = "sleb:tenant:{name}"
 IDEMPOTENCY = "sleb:idempotency:{key}"  # {key} is a sha256, as a key may be any text
 KEYS_OF_A_JOB = (MESSAGES, RECORD, EVENTS, SEARCH, ATTEMPTS)  # deleted with the job
 PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox", "sleb:sink:*")

@@ -14,8 +14,9 @@ ANY_TENANT = "*"  # the name of no tenant: stands for those without a limit of t
 class JobQuota:
     """Limits of one tenant when it creates a job; 0 is no limit.
 
-    ``published_bytes`` are those of its checkpoints, but for what its unfinished jobs have
-    published.
+    ``published_bytes`` are those of its checkpoints, without what its unfinished jobs have
+    published: the bytes that those may write include it.
+    The limit of running jobs is not here: workers read it when they take a job.
     """
 
     queued_jobs: int = 0  # those that wait, and those that are paused

@@ -10,13 +10,20 @@ from app.api.errors import problem_of
 from app.api.problems import problem_response
 from app.auth.audit import AuditLog, AuditUnavailable
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
-from app.auth.limits import Lease, LimitReached
+from app.auth.limits import Lease, LimitReached, TokenQuotaReached
 from app.auth.scopes import Authorizer, NotLocal, generates
 from app.auth.sessions import NotSameOrigin
 
 logger = logging.getLogger(__name__)
 
-_RAISES = (NotLocal, KeyRefused, NotSameOrigin, ScopeMissing, LimitReached)
+_RAISES = (
+    NotLocal,
+    KeyRefused,
+    NotSameOrigin,
+    ScopeMissing,
+    LimitReached,
+    TokenQuotaReached,
+)
 _MAX_LOGGED_CHARS = 200  # of a path
 
 
@@ -113,7 +120,7 @@ class _Audited:
 
 
 async def _lease(scope: Scope, key: ApiKey | None) -> Lease | None:
-    """Raises ``LimitReached``."""
+    """Raises ``LimitReached`` or ``TokenQuotaReached``."""
     if key is None:
         return None
     is_generation = generates(scope["method"], scope["path"])

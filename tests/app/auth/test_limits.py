@@ -196,6 +196,21 @@ def test_all_processes_count_together_however_they_race(
     run(main())
 
 
+def test_no_limit_is_skipped_because_many_ask_at_once(
+    redis_client: redis.Redis, redis_url: str
+) -> None:
+    """More than redis-py opens connections."""
+    redis_client.ping()
+
+    async def main() -> None:
+        async with limits_at(redis_url) as limits:
+            asked = await asyncio.gather(*(limit_of(limits, key_of(7)) for _ in range(150)))
+            assert asked.count(None) == 7
+            assert num_unknown(limits) == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"), [(-1.0, 1), (0.0, 1), (0.2, 1), (1.2, 2), (59.0, 59), (59.1, 60)]
 )

@@ -254,9 +254,10 @@ def test_a_tenant_has_a_quota(sleb: Sleb, tmp_path: Path, monkeypatch: pytest.Mo
     assert "team" in sleb("keys", "list")[1].split("queued jobs")[1]
     [row] = json.loads(sleb("keys", "list", "--json")[1])
     assert row["quota"]["queued_jobs"] == 3
-    sleb("keys", "quota", "team", "--queued", "4", "--json")
+    sleb("keys", "quota", "team", "--queued", "4", "--tokens", "900", "--json")
     found = json.loads(sleb("keys", "quota", "team", "--json")[1])
     assert (found["tenant"], found["queued_jobs"], found["running_jobs"]) == ("team", 4, 0)
+    assert (found["checkpoint_bytes"], found["tokens_per_min"]) == (10**10, 900)
     _, out, err = sleb("keys", "quota", "tema", "--reset", "--json")
     assert (json.loads(out)["queued_jobs"], err) == (None, "")
     assert "no key belongs to the tenant 'tema'" in sleb("keys", "quota", "tema")[2]

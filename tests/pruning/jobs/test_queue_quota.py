@@ -127,7 +127,7 @@ class Service:
 
     @property
     def _leases(self) -> str:
-        return self._queue.rq.started_job_registry.key
+        return str(self._queue.rq.started_job_registry.key)
 
     def _limit(self, owner: str | None) -> int:
         return 0 if owner is None else self.limits.get(owner, self.limits.get(ANY_TENANT, 0))

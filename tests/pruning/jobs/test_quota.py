@@ -1,5 +1,6 @@
 """Quotas at the creation of a job, on a real server: what counts towards them, and whose."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -75,12 +76,13 @@ def test_published_pending_and_new_bytes_fit_together_or_the_job_is_refused(
     for part in ("write 31 bytes", "take 30", "write 40", "100 are allowed", "delete"):
         assert part in str(refused.value)
     second = create(job_store, "a", quota, num_bytes=30).id
-    for end in (
+    changes: tuple[Callable[[], Job], ...] = (
         lambda: job_store.start(first, "w"),
         lambda: job_store.pause(second),
         lambda: job_store.cancel(first),  # of a running one: its worker has not stopped yet
-    ):
-        end()
+    )
+    for change in changes:
+        change()
         with pytest.raises(CheckpointQuotaReached):
             create(job_store, "a", quota, num_bytes=1)
     job_store.stopped(first)

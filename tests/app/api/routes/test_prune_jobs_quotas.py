@@ -148,7 +148,11 @@ def test_settings_are_the_quota_of_tenants_without_their_own(
     keys: Mapping[str, Headers],
     file: KeyFile,
 ) -> None:
-    limits = {"tenant_queued_jobs": 1, "tenant_running_jobs": 3, "tenant_checkpoint_bytes": 10**9}
+    limits: dict[str, Any] = {
+        "tenant_queued_jobs": 1,
+        "tenant_running_jobs": 3,
+        "tenant_checkpoint_bytes": 10**9,
+    }
     file.change_quota("team", Quota(queued_jobs=0, checkpoint_bytes=1))
     expected = {ANY_TENANT.encode(): b"3"}
     with local_api(settings, redis_url, **limits) as client:
