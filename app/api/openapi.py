@@ -77,26 +77,38 @@ def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses
 
 
 def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = False) -> None:
-    """Correct the document that FastAPI generates."""
+    """Correct the document that FastAPI generates. Kept until routes or required keys change."""
     generate = app.openapi
+    kept: dict[tuple[bool, bool], tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def document() -> dict[str, Any]:
-        found = deepcopy(generate())  # FastAPI caches it, and keys may be required later
-        for path, operations in found["paths"].items():
-            for method, operation in operations.items():
-                for parameter in operation.get("parameters", ()):
-                    parameter["schema"] = _without_null(parameter["schema"])
-                _describe_access(operation, method, path, authorizer)
-                _describe_audit(operation, path, is_audited=is_audited)
-                if is_openai(path):
-                    operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
-        _describe_schemas(found["components"]["schemas"])
-        if authorizer.requires_key:
-            scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
-            found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
+        access, generated = (authorizer.requires_key, authorizer.is_local), generate()
+        before, found = kept.get(access, (None, {}))
+        if before is not generated:
+            found = _described(generated, authorizer, is_audited=is_audited)
+            kept[access] = generated, found
         return found
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI documents this way
+
+
+def _described(
+    generated: dict[str, Any], authorizer: Authorizer, *, is_audited: bool
+) -> dict[str, Any]:
+    found = deepcopy(generated)  # FastAPI keeps it, and keys may be required later
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
+            _describe_access(operation, method, path, authorizer)
+            _describe_audit(operation, path, is_audited=is_audited)
+            if is_openai(path):
+                operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
+    _describe_schemas(found["components"]["schemas"])
+    if authorizer.requires_key:
+        scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
+        found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
+    return found
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""The files that pages consist of: known by the digest of all of them, so cached for ever."""
+"""The files that pages consist of: known by the digest of all of them, so cached for ever.
+
+A page needs three of them at most: its script, the style sheet, and uPlot where it has a plot.
+"""
 
 import gzip
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+
+from app.web.bundle import bundle, entries
 
 ROOT = "/ui/assets"
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -17,8 +21,9 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
-_IMPORT = re.compile(r'^import .* from "\./([\w-]+\.js)";$', re.MULTILINE)
 _PLAIN = "text/plain; charset=utf-8"  # of licences, which have no ending
+_ON_ALL_PAGES = "session"  # a module that runs beside that of the page
+_STYLES = ("style.css", "vendor/uplot/uPlot.min.css")  # one after the other in the first
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Asset:
 
 @dataclass(frozen=True)
 class Assets:
-    """All assets by name. One digest names the set, so modules import each other by plain names."""
+    """All assets by name. One digest names the set."""
 
     by_name: Mapping[str, Asset]
 
@@ -50,17 +55,6 @@ class Assets:
             whole.update(asset.content)
         return whole.hexdigest()[:16]
 
-    def modules(self, *names: str) -> tuple[str, ...]:
-        """These modules and all that they import: a page asks for all of them at once."""
-        found: dict[str, None] = {}
-        waiting = list(names)
-        while waiting:
-            module = waiting.pop()
-            if module not in found:
-                found[module] = None
-                waiting += _IMPORT.findall(self.by_name[module].content.decode())
-        return tuple(found)
-
     def url(self, name: str) -> str:
         """Raises ``KeyError`` for a file that is not packaged."""
         self.by_name[name]
@@ -69,8 +63,16 @@ class Assets:
 
 @cache
 def packaged_assets() -> Assets:
-    """Read the files of the package once."""
-    return Assets(dict(_read(files("app.web") / "static", "")))
+    """Read the files of the package once. Its modules become one script for each page."""
+    found = dict(_read(files("app.web") / "static", ""))
+    modules = [name for name in found if name.endswith(".js") and "/" not in name]
+    sources = {name.removesuffix(".js"): found.pop(name).content.decode() for name in modules}
+    for page in entries(sources) - {_ON_ALL_PAGES}:
+        script = bundle(sources, _ON_ALL_PAGES, page)
+        found[f"{page}.js"] = Asset(script.encode(), _TYPES[".js"])
+    style = b"".join(found.pop(name).content for name in _STYLES)
+    found[_STYLES[0]] = Asset(style, _TYPES[".css"])
+    return Assets(found)
 
 
 def _read(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:

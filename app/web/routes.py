@@ -74,7 +74,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["asset"] = packaged_assets().url
-    environment.globals["modules"] = cache(packaged_assets().modules)
     environment.globals["pages"] = [page for page in PAGES if page.is_linked]
     return environment
 
@@ -108,7 +107,7 @@ def _frame_of(page: Page) -> Callable[[Request], Awaitable[Response]]:
         # a filter changes what the list asks for, and nothing is to be read in vain
         is_filtered = "status" in request.query_params
         reads = [] if is_filtered else [path.format(**encoded) for path in page.reads]
-        return _html(request, template.render(page=page, reads=["/session", *reads], **ids))
+        return _html(request, template.render(page=page, reads=[*reads, "/session"], **ids))
 
     return frame
 

@@ -27,4 +27,4 @@ async function refresh() {
 }
 
 setInterval(refresh, RENEW_EVERY_MS);
-await refresh();
+refresh();

@@ -192,3 +192,15 @@ def test_every_parameter_says_what_it_is(settings: ServeSettings) -> None:
         if not parameter.get("description")
     ]
     assert silent == []
+
+
+def test_the_description_is_made_once_and_again_when_keys_are_required(
+    settings: ServeSettings,
+) -> None:
+    """The pages read it, and making it takes longer than all else that they ask for."""
+    app = create_app(settings, redis_url="unix:///none")
+    before = app.openapi()
+    assert app.openapi() is before
+    KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+    assert "security" in app.openapi()["paths"]["/prune-jobs"]["get"]
+    assert "security" not in before["paths"]["/prune-jobs"]["get"]
