@@ -87,7 +87,7 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
     """``sleb serve`` with defaults, on a temporary data directory with a link to the model."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         data_dir, port = Path(directory), _free_port()
-        _link(model, data_dir / "models" / model.name, dtype)
+        link_model(model, data_dir / "models" / model.name, dtype)
         settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
         environment = child_environment(settings)
         environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
@@ -117,7 +117,7 @@ def sleb_up(
     """``sleb up`` like ``sleb_serve``: with a worker. It may use these CPUs, by default all."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         data_dir, port = Path(directory), _free_port()
-        _link(model, data_dir / "models" / model.name, dtype)
+        link_model(model, data_dir / "models" / model.name, dtype)
         settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
         environment = child_environment(settings)
         environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
@@ -128,6 +128,17 @@ def sleb_up(
             yield Server(
                 f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
             )
+
+
+@contextmanager
+def sleb_up_of(code: Path, data_dir: Path, model: str) -> Iterator[Server]:
+    """``sleb up`` of the checkout at ``code``, on a data directory that has the model."""
+    port = _free_port()
+    settings = ServeSettings(data_dir=data_dir, port=port, redis_url=None)
+    environment = {**child_environment(settings), "PYTHONPATH": str(code)}
+    command, log = [sys.executable, "-m", "app", "up"], data_dir / "up.log"
+    with _running(command, environment, port, "/health/ready", log, code) as pid:
+        yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
 
 
 @contextmanager
@@ -229,7 +240,7 @@ def _family(pid: int) -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
-def _link(model: Path, link: Path, dtype: str) -> None:
+def link_model(model: Path, link: Path, dtype: str) -> None:
     """Link the files of the model, with a config that sets the data type."""
     link.mkdir(parents=True)
     for file in model.iterdir():
@@ -241,12 +252,17 @@ def _link(model: Path, link: Path, dtype: str) -> None:
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], port: int, health: str, log: Path
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    port: int,
+    health: str,
+    log: Path,
+    folder: Path | None = None,
 ) -> Iterator[int]:
-    """The id of the process, which answers on this path."""
+    """The id of the process, which answers on this path and works in this folder, or in ours."""
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
         )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
