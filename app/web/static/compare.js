@@ -121,6 +121,7 @@ function scheduled(redraw) {
 async function run() {
   history.replaceState(null, "", byId("link").href);
   fill(byId("result"));
+  fill(byId("outputs")); // new ones, even if they begin like the last
   running = new AbortController();
   byId("stop").disabled = false;
   const rows = prompts().map((prompt) => ({ prompt, outputs: sides().map((side) => new Output(side)) }));

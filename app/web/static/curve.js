@@ -1,6 +1,7 @@
 // The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
 
 import { json, post } from "./api.js";
+import { command } from "./command.js";
 import { byId, el, fill, name, say, table } from "./dom.js";
 import { count, interval, perplexity, ratio } from "./format.js";
 import { act, begin } from "./live.js";
@@ -109,7 +110,7 @@ function choices(point, order) {
       }) }, "Load"),
       el("a", { class: "button", "data-needs": "generate", href: `/ui/compare?${sides}` }, "Side by side"),
       el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Its job")),
-    el("pre", { tabindex: 0, role: "region", "aria-label": "Command that exports it" }, `sleb export ${point.model} DIRECTORY`));
+    command(`Command that exports ${point.model}`, `sleb export ${point.model} DIRECTORY`));
 }
 
 /** Show what can be done with the variants of one depth. */

@@ -1,6 +1,7 @@
 // The REST API as a page: routes, parameters, bodies and responses, from the service's description.
 
 import { json } from "./api.js";
+import { command } from "./command.js";
 import { curl } from "./curl.js";
 import { byId, el, fill, name, say, table } from "./dom.js";
 import { begin } from "./live.js";
@@ -43,9 +44,9 @@ function bodyOf(operation) {
 function exampleFor(method, path, operation) {
   const [content] = Object.values(operation.requestBody?.content ?? {});
   const filled = path.replace(/\{(\w+)\}/g, (_, parameter) => parameter.toUpperCase());
-  const command = curl(method.toUpperCase(), filled, { requiresKey: Boolean(operation.security),
+  const words = curl(method.toUpperCase(), filled, { requiresKey: Boolean(operation.security),
     body: content && exampleOf(content.schema, schemas) });
-  return [el("h4", {}, "Example"), el("pre", { tabindex: 0, role: "region", "aria-label": "Example" }, command)];
+  return [el("h4", {}, "Example"), command(`Example of ${operation.operationId}`, words)];
 }
 
 function responsesOf({ responses }) {

@@ -16,15 +16,29 @@ export function el(tag, props = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Replace the children of a node, keep the focus, and mark it as complete. */
+/**
+ * Replace the children of a node, and mark it as complete. What is drawn again as it was stays: a
+ * reader may have marked a part of it, scrolled it, or have the focus in it. Else the focus moves
+ * to what was drawn in place of the focused element.
+ */
 export function fill(node, ...children) {
-  const key = node.contains(document.activeElement) && document.activeElement.dataset.key;
-  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  const next = node.cloneNode(false);
+  next.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   node.removeAttribute("aria-busy");
-  if (key) (keyed(key, node) ?? node.querySelector("button, a"))?.focus();
+  if (isSame(node, next)) return;
+  const focused = node.contains(document.activeElement) ? identity(document.activeElement) : null;
+  node.replaceChildren(...next.childNodes);
+  if (focused !== null) (drawnAgain(focused, node) ?? node.querySelector("button, a") ?? byId("main")).focus();
 }
 
-const keyed = (key, node = document) => node.querySelector(`[data-key="${CSS.escape(key)}"]`);
+const isSame = (one, other) => one.childNodes.length === other.childNodes.length
+  && [...one.childNodes].every((child, index) => child.isEqualNode(other.childNodes[index]));
+
+/** What an element is, also when it is drawn again: its key, or else its kind and its words. */
+const identity = (node) => node.dataset.key ?? `${node.tagName} ${node.getAttribute("aria-label") ?? node.textContent}`;
+
+const drawnAgain = (wanted, node = document.body) =>
+  [...node.querySelectorAll("a, button, input, select, textarea, summary, [tabindex]")].find((each) => identity(each) === wanted);
 
 /** Text from a model or a client, shown as it is; a huge one in part. */
 export function text(value) {
@@ -91,7 +105,7 @@ export function confirmed(question, consequence, verb) {
     dialog.addEventListener("close", () => {
       dialog.remove();
       // what was behind the dialog may have been drawn again
-      (opener.isConnected ? opener : keyed(opener.dataset.key ?? "") ?? byId("main")).focus();
+      (opener.isConnected ? opener : drawnAgain(identity(opener)) ?? byId("main")).focus();
       resolve(dialog.returnValue === "yes");
     });
     document.body.append(dialog);

@@ -1,6 +1,7 @@
 // Submit a job: a form that knows the model's limits, an estimate of it, and the same as `curl`.
 
 import { json, post, Problem } from "./api.js";
+import { copies } from "./command.js";
 import { curl, requiresKey } from "./curl.js";
 import { byId, el, facts, fill, name, say } from "./dom.js";
 import { bytes, count, seconds } from "./format.js";
@@ -48,10 +49,14 @@ function body() {
   return found;
 }
 
-/** A text of the mix, with the size and the seed that the form has for all of them. */
-function sourceOf({ dataset, path, weight }) {
-  const common = ["sampling", "num_samples", "seqlen", "seed"].map((field) => fields.get(`calibration.${field}`))
-    .map(({ path: name, value, schema }) => [name.split(".")[1], value ?? schema.default]);
+/** A text of the mix: what the form has, where that is no longer what it had for the first of them. */
+function sourceOf(source) {
+  const { dataset, path, weight } = source;
+  const common = ["sampling", "num_samples", "seqlen", "seed"].map((field) => {
+    const { value, schema } = fields.get(`calibration.${field}`);
+    const chosen = value ?? schema.default;
+    return [field, chosen === mix[0][field] ? source[field] : chosen];
+  });
   return { dataset, weight, ...(path && { path }), ...Object.fromEntries(common) };
 }
 
@@ -248,12 +253,4 @@ await begin(async () => {
   }
 });
 
-byId("copy").addEventListener("click", async () => {
-  try {
-    await navigator.clipboard.writeText(byId("curl").textContent);
-    say("copied");
-    byId("copy").textContent = "Copied";
-  } catch { // a page without TLS may not copy: select it instead
-    getSelection().selectAllChildren(byId("curl"));
-  }
-});
+copies(byId("copy"), byId("curl"));

@@ -82,7 +82,7 @@ export class Plot {
         y: { range: () => rangeOf(styled) },
       },
       axes: [
-        { ...axis(xLabel, (_, found) => found.map(xFormat)), ...(xStep ? { incrs: [1, 2, 5, 10, 20] } : {}) },
+        { ...axis(xLabel, (_, found) => found.map(xFormat)), size: 34, ...(xStep ? { incrs: [1, 2, 5, 10, 20] } : {}) },
         { ...axis(null, undefined), size: 62 },
       ],
       series: [

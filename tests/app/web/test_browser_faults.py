@@ -115,9 +115,18 @@ def test_a_page_says_that_the_store_is_gone_and_goes_on_when_it_is_back(
             server.process.terminate()
             server.process.wait()
             page.locator("#stale").wait_for()
+            other = page.context.new_page()
+            other.goto("/ui/curve?model=tiny")
+            other.get_by_role("alert").get_by_text("The job store is unavailable").wait_for()
+            other.get_by_role("button", name="Try again").click()
+            other.get_by_role("button", name="Try again").wait_for()
             with server.start() as again:
                 try:
                     server.wait_until_it_answers()
+                    other.get_by_role("button", name="Try again").click()
+                    other.get_by_text("No job has measured this model yet").wait_for()
+                    assert other.get_by_role("alert").inner_text() == ""
+                    other.close()
                     page.locator("#stale").wait_for(state="hidden")
                     page.get_by_role("button", name="Pause").click()
                     page.locator(".status", has_text="paused").wait_for()

@@ -104,7 +104,27 @@ def test_a_job_is_submitted_paused_cancelled_and_deleted(
         assert (watched.complaints, watched.foreign, job.model) == ([], [], "tiny")
 
 
-def test_a_variant_of_the_curve_is_loaded_and_compared(
+def compare(page: "Page") -> None:
+    """Generate for two prompts side by side, then compare the speed."""
+    page.get_by_label("variant 2").wait_for()
+    tab_to(page, "#another")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.activeElement.id") == "prompt-2"
+    page.keyboard.type("the dog")
+    tab_to(page, "#max_new_tokens")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("4")
+    tab_to(page, "#run")
+    page.keyboard.press("Enter")
+    page.locator("#outputs .facts").nth(3).wait_for()
+    wait_for_focus(page, "Generate")
+    tab_to(page, "#verdict")
+    page.keyboard.press("Enter")
+    page.locator("#result table").wait_for()
+    wait_for_focus(page, "Compare speed")
+
+
+def test_a_variant_of_the_curve_is_loaded_exported_measured_and_compared(
     settings: ServeSettings, redis_url: str, job_store: JobStore
 ) -> None:
     job = job_store.create(PruneSpec("tiny", num_remove=2)).id
@@ -119,25 +139,26 @@ def test_a_variant_of_the_curve_is_loaded_and_compared(
         tab_to(page, "#picked button")
         page.keyboard.press("Enter")
         wait_for_focus(page, "Loaded")
+        loaded = page.evaluate("() => fetch('/models/tiny@-1').then((answer) => answer.json())")
+        assert loaded["is_loaded"]
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        tab_to(page, "#picked [aria-label^=Copy]")
+        page.keyboard.press("Enter")
+        wait_for_focus(page, "Copied")
+        copied = page.evaluate("() => navigator.clipboard.readText()")
+        assert copied == f"sleb export tiny@{job}-1 DIRECTORY"
+        tab_to(page, "#csv", "Shift+Tab")
+        with page.expect_download() as downloading:
+            page.keyboard.press("Enter")
+        assert f"tiny@{job}-2," in Path(downloading.value.path()).read_text()
+        tab_to(page, "#measure", "Shift+Tab")
+        page.keyboard.press("Enter")
+        page.get_by_text("Outputs of 32 tokens").wait_for()
+        wait_for_focus(page, "Measure speed")
+        assert page.locator("#axis").input_value() == "speed"
         tab_to(page, "#picked a")
         page.keyboard.press("Enter")
-
-        page.get_by_label("variant 2").wait_for()
-        tab_to(page, "#another")
-        page.keyboard.press("Enter")
-        assert page.evaluate("() => document.activeElement.id") == "prompt-2"
-        page.keyboard.type("the dog")
-        tab_to(page, "#max_new_tokens")
-        page.keyboard.press("Control+A")
-        page.keyboard.type("4")
-        tab_to(page, "#run")
-        page.keyboard.press("Enter")
-        page.locator("#outputs .facts").nth(3).wait_for()
-        wait_for_focus(page, "Generate")
-        tab_to(page, "#verdict")
-        page.keyboard.press("Enter")
-        page.locator("#result table").wait_for()
-        wait_for_focus(page, "Compare speed")
+        compare(page)
 
         page.goto("/docs")
         page.get_by_text("/heal-jobs").wait_for()
@@ -147,6 +168,30 @@ def test_a_variant_of_the_curve_is_loaded_and_compared(
         tab_to(page, "summary")
         page.keyboard.press("Enter")
         page.get_by_text("Idempotency-Key (header)").wait_for()
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_what_is_read_stays_when_a_page_is_drawn_again(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    first = job_store.create(PruneSpec("tiny", num_remove=2)).id
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/jobs")
+        link = page.get_by_role("link", name=first)
+        link.wait_for()
+        page.evaluate("() => getSelection().selectAllChildren(document.querySelector('#list td'))")
+        for _ in range(2):  # the same again
+            with page.expect_response("**/prune-jobs?*"):
+                pass
+        assert page.evaluate("() => String(getSelection())") == "tiny"
+
+        rows = page.locator("#list tbody tr")
+        for number, selector in enumerate(("#list [role=region]", f"#list [href$={first}]"), 1):
+            tab_to(page, selector)
+            job_store.create(PruneSpec("tiny", num_remove=1))
+            rows.nth(number).wait_for()
+            assert page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector)
+            assert page.evaluate(SEEN)
         assert (watched.complaints, watched.foreign) == ([], [])
 
 

@@ -1,0 +1,129 @@
+"""The forms in a browser: texts of a job and mixes of them, and several prompts side by side."""
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from app.config import ServeSettings
+from pruning.jobs.store import JobStore
+from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
+from tests.support.api_fixtures import publish_pruned
+from tests.support.browser import browser_page
+from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def sent(page: "Page") -> dict[str, Any]:
+    """The body of the request that the form makes."""
+    command = page.locator("#curl").inner_text()
+    found: dict[str, Any] = json.loads(command.partition("-d '")[2].removesuffix("'"))
+    return found
+
+
+def submit(page: "Page", jobs: JobStore, before: int) -> PruneSpec:
+    """Submit the form; returns what the only new job is to do."""
+    page.get_by_role("button", name="Submit the job").click()
+    page.locator(".status", has_text="queued").wait_for()
+    found = jobs.list(before + 2).jobs
+    assert len(found) == before + 1
+    return found[0].spec
+
+
+def test_a_job_takes_a_text_of_the_folder_or_the_mix_of_another_job(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    settings.texts_dir.mkdir(parents=True, exist_ok=True)
+    text = settings.texts_dir / "notes.txt"
+    text.write_text("the dog sleeps and the fox jumps over the lazy dog. " * 400)
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/jobs/new?model=tiny")
+        page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        path = page.locator("[id='calibration.path']")
+        assert not path.is_visible()
+        page.locator("#num_remove").fill("1")
+        page.locator("[id='calibration.num_samples']").fill("4")
+        page.locator("[id='calibration.seqlen']").fill("16")
+        page.locator("[id='calibration.dataset']").select_option("file")
+        watched.may_fail = True  # no such file
+        path.fill("none.txt")
+        error = page.locator("[id='calibration.path-error']")
+        error.get_by_text("put it there first").wait_for()
+        assert path.get_attribute("aria-invalid") == "true"
+        page.get_by_role("button", name="Submit the job").click()
+        page.get_by_role("alert").get_by_text("put it there first").wait_for()
+        assert page.evaluate("() => document.activeElement.id") == "calibration.path"
+        assert job_store.list(1).jobs == ()
+        path.fill("notes.txt")
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        assert error.inner_text() == ""
+        watched.may_fail = False
+        calibration = {"dataset": "file", "path": "notes.txt", "num_samples": 4, "seqlen": 16}
+        assert sent(page) == {"model": "tiny", "num_remove": 1, "calibration": calibration}
+        found = submit(page, job_store, 0)
+        assert found.calibration == CalibrationSpec(
+            Dataset.FILE, num_samples=4, seqlen=16, path=str(text)
+        )
+
+        prose = CalibrationSpec(Dataset.PROSE, num_samples=6, seqlen=32, seed=3)
+        notes = replace(prose, dataset=Dataset.FILE, seed=4, path=str(text))
+        mix = CalibrationMix((prose, notes), (1.0, 2.0))
+        mixed = job_store.create(PruneSpec("tiny", num_remove=2, calibration=mix)).id
+        page.goto(f"/ui/jobs/{mixed}")
+        page.get_by_role("link", name="New job like this").click()
+        page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        chosen = page.locator("[id='calibration.dataset'] option:checked")
+        assert chosen.inner_text() == f"prose + {text} × 2"
+        assert not path.is_visible()
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        assert [source["weight"] for source in sent(page)["calibration"]] == [1, 2]
+        assert submit(page, job_store, 2).calibration == mix
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_several_prompts_are_generated_in_turn_and_each_variant_is_compared(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    publish_pruned(settings.data_dir, 2)
+    prompts = ["the dog", "", "naïve 🦊 数学"]
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/compare")
+        page.get_by_label("variant 2").wait_for()
+        page.get_by_role("button", name="Add a variant").click()
+        page.get_by_label("variant 3").select_option("tiny@-1")
+        page.get_by_label("prompt 1").fill(prompts[0])
+        for number, prompt in enumerate(prompts[1:], 2):
+            page.get_by_role("button", name="Add a prompt").click()
+            page.get_by_label(f"prompt {number}").fill(prompt)
+        page.get_by_label("max_new_tokens").fill("6")
+        page.get_by_role("button", name="Generate").click()
+        page.locator("#outputs .facts").nth(5).wait_for()
+        sections = page.locator("#outputs > section")
+        shown = [prompt for prompt in prompts if prompt]  # an empty one is left out
+        assert sections.count() == len(shown)
+        for index, prompt in enumerate(shown):
+            assert prompt in sections.nth(index).locator("> p").inner_text()
+            assert sections.nth(index).locator("article").count() == 3
+        assert page.locator("#outputs .facts dd", has_text="6 generated").count() == 6
+        texts = [page.locator("#outputs .output").nth(at).inner_text() for at in range(6)]
+        assert all(texts)
+
+        page.get_by_role("button", name="Compare speed").click()
+        page.locator("#result tbody tr").nth(1).wait_for()
+        differences = page.locator("#result li").all_inner_texts()
+        assert any(words.startswith("Prompt 2, tiny@") for words in differences)
+        page.get_by_role("link", name="Link to these settings").click()
+        page.get_by_label("prompt 2").wait_for()
+        again = [page.get_by_label(f"prompt {at}").input_value() for at in (1, 2)]
+        assert again == shown
+        assert page.locator("#models select").count() == 3
+        page.get_by_role("button", name="Generate").click()
+        page.locator("#outputs .facts").nth(5).wait_for()
+        assert texts == [page.locator("#outputs .output").nth(at).inner_text() for at in range(6)]
+        assert (watched.complaints, watched.foreign) == ([], [])
