@@ -37,6 +37,7 @@ _TOO_LARGE = {
 MAX_NESTED = 100_000  # lists, objects and fields of a body: half a microsecond each
 _LARGE_BYTES = 2**16
 MAX_ITEMS = 500_000  # values in lists: a tenth of that
+_TURNS = 10  # steps of the event loop: a short request needs about four
 _TOO_MANY = {
     "type": "too-many-values",
     "title": TOO_LARGE_TITLE,
@@ -88,7 +89,8 @@ class BodyTooLarge:
     """ASGI middleware: limits the values of a body, and says what the limit of bytes refuses.
 
     While Python parses a body, it answers nobody else, whatever thread that is in. Empty lists take
-    a hundred times as long as text of the same length. Between two large bodies, others get a turn.
+    a hundred times as long as text of the same length. Between two large bodies, short requests are
+    answered.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -136,7 +138,8 @@ class _Body:
         self._num_bytes += len(part)
         if self._num_bytes > _LARGE_BYTES and not message.get("more_body"):
             async with self._turn:
-                await asyncio.sleep(0)
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
         return message  # and is parsed before anything else runs
 
 

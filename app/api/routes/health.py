@@ -11,9 +11,11 @@ from app.api.schemas.generate import HealthView, VersionView
 
 router = APIRouter(tags=["health"])
 
+# The asynchronous ones answer from the event loop: a thread would wait for every large body.
+
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
-def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
+async def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
     """503 if the thread of the engine has died or is stuck in a step: restart the process."""
     ailment = engine.ailment
     if readiness.reason != "starting" and ailment is not None:
@@ -23,7 +25,7 @@ def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> Heal
 
 
 @router.get("/health/ready", responses={503: {"model": HealthView}})
-def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
+async def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
     """503 while models are loading and while the process shuts down."""
     reason = readiness.reason or engine.ailment
     if reason is not None:
