@@ -1,0 +1,36 @@
+"""The shell completes commands and options, without waiting for torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.processes import environment
+
+SLEB = """
+import sys
+
+from app.cli.main import main
+
+try:
+    main()
+finally:
+    assert not {"torch", "transformers", "numpy"} & set(sys.modules)
+"""
+
+
+def completed(directory: Path, words: str) -> list[str]:
+    """What bash is told, as by the script that ``sleb --install-completion`` installs."""
+    script = directory / "sleb"
+    script.write_text(SLEB)
+    asked = {"_SLEB_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    asked["COMP_CWORD"] = str(words.count(" "))
+    command = [sys.executable, str(script)]
+    env = {**environment(directory), **asked}
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
+    return sorted(ran.stdout.split())
+
+
+def test_commands_and_options_are_completed(tmp_path: Path) -> None:
+    assert completed(tmp_path, "sleb models a") == ["add", "alias"]
+    assert completed(tmp_path, "sleb export --q") == ["--quantize"]
