@@ -2,6 +2,7 @@
 
 import { json, post, Problem } from "./api.js";
 import { byId, el, facts, fill, name, say, table, text } from "./dom.js";
+import { noModel } from "./empty.js";
 import { count, interval, number, ratio, seconds } from "./format.js";
 import { act, begin } from "./live.js";
 import { generate } from "./streams.js";
@@ -198,7 +199,7 @@ await begin(async () => {
   const models = (await json("/models")).data.filter((model) => model.error === null);
   names = models.map((model) => model.id);
   if (!models.length) {
-    fill(byId("form"), el("div", { class: "empty" }, el("p", {}, "There is no model yet: add one with `sleb models add`, then prune it.")));
+    fill(byId("form"), noModel());
   } else {
     restore(new URLSearchParams(location.search), models);
     changed();

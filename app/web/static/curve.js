@@ -3,6 +3,7 @@
 import { json, post } from "./api.js";
 import { command } from "./command.js";
 import { byId, el, fill, name, say, table } from "./dom.js";
+import { empty, noModel } from "./empty.js";
 import { count, interval, perplexity, ratio } from "./format.js";
 import { act, begin } from "./live.js";
 import { csv, ordersOf } from "./orders.js";
@@ -161,9 +162,9 @@ async function choose() {
   const before = domain();
   fill(byId("domain"), domains.map((each) => el("option", { selected: each === before }, each)));
   for (const id of ["domain", "axis", "measure", "csv"]) byId(id).disabled = orders.length === 0;
-  fill(byId("empty"), orders.length ? null : el("div", { class: "empty" },
-    el("p", {}, "No job has measured this model yet. A job gives the whole curve:"),
-    el("p", {}, el("a", { href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job"))));
+  const submit = el("a", { href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
+  fill(byId("empty"), orders.length ? null
+    : empty("No job has measured this model yet. A job gives the whole curve:", el("p", {}, submit)));
   if (orders.length) show();
   else { byId("figure").hidden = true; fill(byId("rows")); }
   history.replaceState(null, "", `/ui/curve?${new URLSearchParams({ model: model() })}`);
@@ -173,7 +174,7 @@ await begin(async () => {
   const dense = (await json("/models")).data.filter((each) => each.variant === "dense");
   if (!dense.length) {
     fill(byId("rows"));
-    return fill(byId("empty"), el("p", { class: "empty" }, "There is no model yet: add one with `sleb models add`."));
+    return fill(byId("empty"), noModel());
   }
   fill(byId("model"), dense.map((each) => el("option", { selected: each.id === query.get("model") }, each.id)));
   byId("tools").hidden = false;

@@ -26,9 +26,11 @@ export function fill(node, ...children) {
   next.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   node.removeAttribute("aria-busy");
   if (isSame(node, next)) return;
-  const focused = node.contains(document.activeElement) ? identity(document.activeElement) : null;
+  const { activeElement: active } = document;
+  const focused = active !== node && node.contains(active) ? identity(active) : null;
   node.replaceChildren(...next.childNodes);
-  if (focused !== null) (drawnAgain(focused, node) ?? node.querySelector("button, a") ?? byId("main")).focus();
+  if (focused === null) return;
+  (drawnAgain(focused, node) ?? node.querySelector("button") ?? node.querySelector("a") ?? byId("main")).focus();
 }
 
 const isSame = (one, other) => one.childNodes.length === other.childNodes.length

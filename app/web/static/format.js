@@ -19,6 +19,9 @@ export function number(value, digits = 4) {
   return value.toPrecision(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 
+/** With four decimals, so that the numbers of a column are aligned. */
+export const fixed = (value) => (isNumber(value) && Math.abs(value) < 1e4 ? value.toFixed(4) : number(value));
+
 export const perplexity = (value) => (isNumber(value) && value < 1e5 ? value.toFixed(2)
   : number(value));
 

@@ -3,7 +3,7 @@
 import { json, post, Problem } from "./api.js";
 import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
 import { follow } from "./follow.js";
-import { interval, moment, number, perplexity, ratio, seconds } from "./format.js";
+import { fixed, interval, moment, number, perplexity, ratio, seconds } from "./format.js";
 import { act, begin, Freshness } from "./live.js";
 import { Plot } from "./plot.js";
 import { FINAL, statusOf, targetOf } from "./status_words.js";
@@ -109,11 +109,11 @@ function showActions() {
     can("queued", "running") && !isPausing ? change("pause", "Pause", "pause") : null,
     can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume", "pause") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
-    FINAL.has(job.status) ? el("button", { class: "danger", "data-key": "delete", onclick: remove }, "Delete") : null,
     job.status === "succeeded" && job.source === null && job.spec.heal === null
       ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
     el("a", { class: "button", href: `/ui/jobs/new?${job.source === null ? new URLSearchParams({ like: id })
-      : new URLSearchParams({ heal: job.source })}` }, "New job like this"));
+      : new URLSearchParams({ heal: job.source })}` }, "New job like this"),
+    FINAL.has(job.status) ? el("button", { class: "danger", "data-key": "delete", onclick: remove }, "Delete") : null);
 }
 
 /** The rounds of the record, with what only events and checkpoints tell. */
@@ -184,8 +184,8 @@ function roundTable(found) {
   const columns = ["round", "block", "loss", "margin ± error", "runner-up", ...(repaired ? ["repair"] : []),
     ...domains.map((domain) => `perplexity, ${domain}`)].map((title) => ({ title, num: !["repair", "round"].includes(title) }));
   const rows = found.map(({ step, block, loss, margin, margin_error: error, runner_up: other, prefix }) => [
-    String(step), String(block), number(loss, 5),
-    margin === undefined || margin === null ? null : `${number(margin, 3)}${error ? ` ± ${number(error, 2)}` : ""}`,
+    String(step), String(block), fixed(loss),
+    margin === undefined || margin === null ? null : `${fixed(margin)}${error ? ` ± ${fixed(error)}` : ""}`,
     other === undefined || other === null ? null : String(other),
     ...(repaired ? [prefix?.repair?.method ?? "none"] : []),
     ...domains.map((domain) => quality(prefix, domain)),

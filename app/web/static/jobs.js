@@ -2,6 +2,7 @@
 
 import { json } from "./api.js";
 import { byId, el, fill, name, table } from "./dom.js";
+import { empty } from "./empty.js";
 import { moment } from "./format.js";
 import { poll } from "./live.js";
 import { FINAL, statusOf, targetOf } from "./status_words.js";
@@ -25,6 +26,7 @@ async function pages() {
 }
 
 function progressOf(job) {
+  if (FINAL.has(job.status) && job.source !== null) return job.status === "succeeded" ? "healed" : null;
   if (FINAL.has(job.status)) return `${job.removed_blocks.length} removed`;
   const { ratio } = job.heal_progress ?? job.repair_progress ?? job.progress;
   const phase = job.phase ?? (job.status === "running" ? "starts" : "waits");
@@ -38,10 +40,9 @@ const row = (job) => [
   name(job.model), targetOf(job), statusOf(job), progressOf(job), moment(job.created_at),
 ];
 
-function empty() {
-  if (byId("status").value) return el("p", { class: "empty" }, "No job has this status.");
-  return el("div", { class: "empty" },
-    el("p", {}, "There are no jobs. A job finds which blocks a model needs least; every depth can then be served."),
+function none() {
+  if (byId("status").value) return empty("No job has this status.");
+  return empty("There are no jobs. A job finds which blocks a model needs least; every depth can then be served.",
     el("p", {}, el("a", { href: "/ui/jobs/new" }, "Submit the first job")));
 }
 
@@ -50,7 +51,7 @@ const COLUMNS = ["job", "model", "target", "status", "progress", "created"]
 
 const refresh = poll(async () => {
   const found = await pages();
-  fill(byId("list"), found.data.length ? table("Jobs", COLUMNS, found.data.map(row)) : empty(),
+  fill(byId("list"), found.data.length ? table("Jobs", COLUMNS, found.data.map(row)) : none(),
     found.has_more ? el("p", {}, el("button", { "data-key": "more", onclick: () => {
       numPages += 1;
       refresh();

@@ -4,6 +4,7 @@ import { json, post, Problem } from "./api.js";
 import { copies } from "./command.js";
 import { curl, requiresKey } from "./curl.js";
 import { byId, el, facts, fill, name, say } from "./dom.js";
+import { noModel } from "./empty.js";
 import { bytes, count, seconds } from "./format.js";
 import { act, begin } from "./live.js";
 import { Field } from "./schema_form.js";
@@ -230,8 +231,8 @@ async function submit(event) {
 }
 
 function none() {
-  fill(byId("form"), el("div", { class: "empty" }, el("p", {}, "There is no model to prune yet. Add one first:"),
-    el("pre", {}, "sleb models add Qwen/Qwen3-0.6B")));
+  fill(byId("form"), noModel());
+  byId("rest").hidden = true;
 }
 
 await begin(async () => {

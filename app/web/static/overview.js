@@ -2,6 +2,7 @@
 
 import { json, post } from "./api.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
+import { noModel } from "./empty.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds } from "./format.js";
 import { act, poll } from "./live.js";
 
@@ -111,9 +112,7 @@ function family(base, models) {
 
 function families(models) {
   if (models.length === 0) {
-    return [el("div", { class: "empty" }, el("p", {}, "There is no model yet. Add one:"),
-      el("pre", {}, "sleb models add Qwen/Qwen3-0.6B"),
-      el("p", { class: "note" }, "`sleb demo` fetches a small one, prunes it and compares the two."))];
+    return [noModel()];
   }
   const groups = Map.groupBy(models, (model) => model.parent ?? model.id);
   return [...groups].flatMap(([base, found]) => family(base, found));

@@ -2,6 +2,7 @@
 
 import { json, request } from "./api.js";
 import { byId, el, fill, name, table, text } from "./dom.js";
+import { commands, empty } from "./empty.js";
 import { count, moment, ratio } from "./format.js";
 import { poll } from "./live.js";
 import { pairsOf, samplesOf } from "./shadow.js";
@@ -28,17 +29,16 @@ const row = ({ id, kind, model, headline, created_at: at }) => [
   name(model), headline.split("; ").map(text), moment(at),
 ];
 
-const empty = () => el("div", { class: "empty" },
-  el("p", {}, "There is no result yet. Measure the speed-up of a variant, and how far other text would change the choice of blocks:"),
-  el("pre", {}, "sleb bench MODEL --variants @-3\nsleb stability MODEL --num-remove 3 --out stability"));
+const none = () => empty("There is no result yet. Measure the speed-up of a variant, and how far other text would change the choice of blocks:",
+  commands("sleb bench MODEL --variants @-3", "sleb stability MODEL --num-remove 3 --out stability"));
 
 const share = (value) => (value === null ? null : `${(value * 100).toFixed(1)} %`);
 
 function shadow(samples) {
   const { pairs, dropped } = pairsOf(samples);
   if (!pairs.length && !dropped.length) {
-    return el("div", { class: "empty" }, el("p", {}, "No output was replayed yet. Start the service with a share of the outputs to replay, then generate with a pruned variant:"),
-      el("pre", {}, "SLEB_SHADOW_SHARE=0.1 sleb up"));
+    return empty("No output was replayed yet. Start the service with a share of the outputs to replay, then generate with a pruned variant:",
+      commands("SLEB_SHADOW_SHARE=0.1 sleb up"));
   }
   const columns = ["live", "replayed on", "compared", "tokens that agree", "all tokens agree", "speed-up per token"]
     .map((title, index) => ({ title, num: index > 1 }));
@@ -51,7 +51,7 @@ function shadow(samples) {
 
 const refresh = poll(async () => {
   const [found, metrics] = await Promise.all([pages(), request("/metrics", { headers: { Accept: "text/plain" } })]);
-  fill(byId("list"), found.data.length ? table("Results", COLUMNS, found.data.map(row)) : empty(),
+  fill(byId("list"), found.data.length ? table("Results", COLUMNS, found.data.map(row)) : none(),
     found.has_more ? el("p", {}, el("button", { "data-key": "more", onclick: () => {
       numPages += 1;
       refresh();

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+# an output has the focus, as somebody who scrolls it has given it, before any text is there
+GENERATE_AND_FOCUS = """() => {
+  document.getElementById("run").click();
+  document.querySelectorAll("#outputs .output")[3].focus();
+}"""
+
 
 def sent(page: "Page") -> dict[str, Any]:
     """The body of the request that the form makes."""
@@ -102,8 +108,9 @@ def test_several_prompts_are_generated_in_turn_and_each_variant_is_compared(
             page.get_by_role("button", name="Add a prompt").click()
             page.get_by_label(f"prompt {number}").fill(prompt)
         page.get_by_label("max_new_tokens").fill("6")
-        page.get_by_role("button", name="Generate").click()
+        page.evaluate(GENERATE_AND_FOCUS)
         page.locator("#outputs .facts").nth(5).wait_for()
+        assert page.evaluate("() => document.activeElement.matches('#outputs .output')")
         sections = page.locator("#outputs > section")
         shown = [prompt for prompt in prompts if prompt]  # an empty one is left out
         assert sections.count() == len(shown)
