@@ -65,13 +65,15 @@ class Service:
         self._owners: dict[str, str | None] = {}
         self._ranks: dict[str, tuple[int, bool, str]] = {}
         self._cancelled: set[str] = set()
+        self._without_lease: set[str] = set()
 
-    def submit(self, owner: str | None, priority: int) -> None:
+    def submit(self, number: int, priority: int) -> None:
+        owner = ("a", "a", "b", None)[number % 4]
         job_id = submit(self._queue, self._store, owner, priority)
         self.stages[job_id] = Stage.WAITING
         self._owners[job_id], self._ranks[job_id] = owner, (-priority, True, job_id)
 
-    def take(self) -> None:
+    def take(self, *_unused: int) -> None:
         expected = self._next()
         waiting = [job_id for job_id, stage in self.stages.items() if stage is Stage.WAITING]
         held = {job_id for job_id in waiting if self._is_held(job_id)}
@@ -84,12 +86,16 @@ class Service:
             held_at = self._limit(self._owners[job_id]) if job_id in held else None
             assert self._store.get(job_id).held_at == held_at
 
-    def step(self, number: int) -> None:
-        """Bring one of the jobs that a worker has a stage further."""
+    def step(self, number: int, times: int = 1) -> None:
+        """Bring one of the jobs that a worker has some stages further."""
         busy = [job_id for job_id, stage in self.stages.items() if 0 < stage < Stage.GONE]
-        if not busy:
+        if busy:
+            for _ in range(times):
+                self._step(busy[number % len(busy)])
+
+    def _step(self, job_id: str) -> None:
+        if self.stages[job_id] is Stage.GONE:
             return
-        job_id = busy[number % len(busy)]
         stage = self.stages[job_id] = Stage(self.stages[job_id] + 1)
         if stage is Stage.LEASED:
             self._client.zadd(self._leases, {f"{job_id}:{'0' * 32}": time.time() + 60})
@@ -98,20 +104,29 @@ class Service:
             self._store.start(job_id, "w")
         elif stage is Stage.ENDED:
             self._store.succeed(job_id, "tiny@x")
+            if job_id in self._without_lease:
+                self.stages[job_id] = Stage.GONE
         elif stage is Stage.GONE:
             self._client.zrem(self._leases, f"{job_id}:{'0' * 32}")
 
-    def lose(self, number: int) -> None:
+    def expire(self, number: int, _unused: int) -> None:
+        """The lease of a running job is gone, and nobody has requeued the job yet."""
+        if (job_id := self._running(number)) is not None:
+            self._client.zrem(self._leases, f"{job_id}:{'0' * 32}")
+            self._without_lease.add(job_id)
+
+    def lose(self, number: int, _unused: int) -> None:
         """The worker of a running job dies, and the job is delivered again."""
         if (job_id := self._running(number)) is None or job_id in self._cancelled:
             return
         self._store.requeue(job_id, "its worker died", is_lost=True)
         self._client.zrem(self._leases, f"{job_id}:{'0' * 32}")
+        self._without_lease.discard(job_id)
         self._queue.rq.push_job_id(job_id)
         self.stages[job_id] = Stage.WAITING
         self._ranks[job_id] = (self._ranks[job_id][0], False, job_id)
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, number: int, _unused: int) -> None:
         """Its worker still has it."""
         if (job_id := self._running(number)) is not None:
             self._store.cancel(job_id)
@@ -143,35 +158,57 @@ class Service:
         return min(free, key=lambda job_id: self._ranks[job_id], default=None)
 
 
-STEPS = st.one_of(
-    st.tuples(st.just("submit"), st.sampled_from(["a", "b", None]), st.integers(-1, 1)),
-    st.tuples(st.just("take")),
-    st.tuples(st.just("step"), st.integers(0, 5)),
-    st.tuples(st.sampled_from(["lose", "cancel"]), st.integers(0, 5)),
-)
+NAMES = ("submit", "submit", "take", "take", "step", "step", "lose", "cancel", "expire")
+STEPS = st.tuples(st.sampled_from(NAMES), st.integers(0, 11), st.integers(1, 4))
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     limits=st.dictionaries(st.sampled_from(["a", "b", ANY_TENANT]), st.integers(0, 2)),
-    steps=st.lists(STEPS, max_size=30),
+    steps=st.lists(STEPS, min_size=10, max_size=40),
 )
 def test_a_worker_takes_the_first_job_whose_tenant_has_room(
-    redis_client: redis.Redis, limits: dict[str, int], steps: list[tuple[object, ...]]
+    redis_client: redis.Redis, limits: dict[str, int], steps: list[tuple[str, int, int]]
 ) -> None:
     redis_client.flushdb()
     service = Service(redis_client, limits)
-    for name, *values in steps:
-        getattr(service, str(name))(*values)
+    for name, *numbers in steps:
+        getattr(service, name)(*numbers)
     service.take()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_job_counts_once_while_a_worker_has_it(redis_client: redis.Redis, limit: int) -> None:
+    for times in range(Stage.ENDED):
+        redis_client.flushdb()
+        service = Service(redis_client, {"a": limit})
+        for _ in range(3):
+            service.submit(0, 0)
+        service.take()
+        service.step(0, times)
+        service.take()
+        service.take()
+        assert service.num_running()["a"] == limit
+
+
+def test_a_job_that_is_being_cancelled_counts_without_a_lease(redis_client: redis.Redis) -> None:
+    service = Service(redis_client, {"a": 1})
+    for _ in range(2):
+        service.submit(0, 0)
+    service.take()
+    service.step(0, 2)
+    service.cancel(0, 0)
+    service.expire(0, 0)
+    service.take()
+    assert service.num_running()["a"] == 1
 
 
 def test_every_job_of_a_limited_tenant_runs_in_the_end(redis_client: redis.Redis) -> None:
     service = Service(redis_client, {ANY_TENANT: 1})
-    for number in range(6):
-        service.submit("ab"[number // 3], 0)
+    for number in (0, 0, 0, 2, 2, 2):
+        service.submit(number, 0)
     while any(stage < Stage.GONE for stage in service.stages.values()):
         service.take()
         service.step(0)
@@ -189,6 +226,17 @@ def test_new_limits_replace_the_earlier_ones(
     assert job_store.get(second).held_at is None
     queue.set_running_limits({})
     assert not redis_client.exists(RUNNING_LIMITS)
+
+
+def test_a_job_does_not_wait_for_itself(
+    queue: PruneQueue, job_store: JobStore, redis_client: redis.Redis
+) -> None:
+    """Its last worker has died, and it is delivered again before the lease is removed."""
+    queue.set_running_limits({"a": 1})
+    job_id = submit(queue, job_store, "a")
+    leases = queue.rq.started_job_registry.key
+    redis_client.zadd(leases, {f"{job_id}:{'0' * 32}": time.time() + 60})
+    assert taken(queue) == job_id
 
 
 def test_a_worker_looks_again_each_second_while_all_jobs_have_to_wait(
