@@ -2,12 +2,13 @@
 
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from app.cli.ask import chat, compare
 from app.cli.bench import bench
@@ -27,8 +28,21 @@ from app.settings import UnknownSetting, check_variables, invalid_settings
 from pruning.config import UnreadableSecrets, share_cpus
 from pruning.spec import InvalidSpec
 
+
+class _Commands(TyperGroup):
+    """The commands, whose messages about values are plain: typer has them from pydantic."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's context has no public name
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="sleb",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut the names of options in narrow terminals

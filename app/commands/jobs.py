@@ -102,7 +102,7 @@ def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
         cells = (one["type"], str(one["attempt"]), *times, result, next_attempt)
         shown.add_row(*map(Text, cells))
     if deliveries:
-        Console(highlight=False).print(shown)
+        Console(highlight=False).print("", shown, sep="\n")
 
 
 def watch(client: JobClient, job_id: str) -> None:
@@ -157,7 +157,8 @@ class JobView:
 
 
 def _status(job: dict[str, Any]) -> str:
-    return f"{job['status']}, to pause" if job["pause_requested_at"] else str(job["status"])
+    """``pausing`` for a running job that is about to pause, which is no status of the API."""
+    return "pausing" if job["pause_requested_at"] else str(job["status"])
 
 
 def _progress(job: dict[str, Any]) -> str:

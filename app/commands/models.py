@@ -113,6 +113,9 @@ def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> Non
 def _newest_first(store: CheckpointStore, names: Sequence[str]) -> list[Manifest]:
     known = [store.manifest(name) for name in store.names()]
     parents = {manifest.parent for manifest in known}
+    for name in names:
+        if "@" not in name and name not in parents:
+            raise NothingToPlot(f"{name[:128]} has no checkpoint: a pruning job publishes one")
     chosen = [store.manifest(name) for name in names if name not in parents]
     chosen += [manifest for manifest in known if not names or manifest.parent in names]
     unique = {manifest.name: manifest for manifest in chosen}
@@ -140,7 +143,8 @@ def _table(
 ) -> Table:
     listed = Table()
     fixed = ("model", "blocks", "removed blocks", "repair", "predicted", "measured")
-    for heading in (*fixed, *texts.values(), ""):
+    errors = ("error",) if any(entry.error for entry in entries) else ()
+    for heading in (*fixed, *texts.values(), *errors):
         listed.add_column(heading)
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
@@ -154,7 +158,7 @@ def _table(
             repair,
             *speeds[entry.name],
             *cells,
-            entry.error or "",
+            *(entry.error or "" for _ in errors),
         )
     return listed
 

@@ -106,6 +106,7 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     console.print(_printed(f"{report.model}, block by block", *block_table(report)))
+    console.print()
     console.print(_printed("depth by depth", *depth_table(report)))
     for text in conclusions(report):
         console.print(text, markup=False)
@@ -117,6 +118,7 @@ def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:
     table = Table(
         title=escape(title),
         title_justify="left",
+        min_width=len(title),  # a title is folded at the width of its table
         box=SIMPLE_HEAD,
         padding=0,
         pad_edge=False,

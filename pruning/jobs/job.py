@@ -127,11 +127,22 @@ class JobNotFound(LookupError):
         self.job_id = job_id
 
 
+_EXPECTED = MappingProxyType(
+    {
+        "cancel": "expected a job that has not ended",
+        "delete": "cancel it, or wait until it has ended",
+        "pause": "expected a queued or running job",
+        "resume": "expected a paused job, or one that is about to pause",
+    }
+)
+
+
 class IllegalTransition(ValueError):
     """The status of the job does not allow the requested change."""
 
     def __init__(self, job_id: str, status: JobStatus, verb: str) -> None:
-        super().__init__(f"cannot {verb} job {job_id}: its status is {status}")
+        reason = f"cannot {verb} job {job_id}: its status is {status}"
+        super().__init__(f"{reason}; {_EXPECTED[verb]}" if verb in _EXPECTED else reason)
         self.job_id = job_id
         self.status = status
 

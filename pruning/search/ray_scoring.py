@@ -77,7 +77,7 @@ HALF_TIE_NATS = 1e-3
 
 
 class ClusterUnavailable(RuntimeError):
-    """Ray is not installed, or has fewer GPUs than actors were requested."""
+    """Ray is not installed, does not start, or has fewer GPUs than actors were requested."""
 
 
 class ClusterScorer:
@@ -264,13 +264,20 @@ def import_ray(*parts: str) -> ModuleType:
 def connected(ray: ModuleType) -> Iterator[None]:
     """Connect to the configured Ray cluster, or start one; keep a connection that exists.
 
-    Without dashboard, and with errors as the only log.
+    Without dashboard, and with errors as the only log. Raises ``ClusterUnavailable``.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises a plain one when its processes are too slow
+        raise ClusterUnavailable(
+            f"Ray does not start here, or its cluster does not answer ({error}): if RAY_ADDRESS "
+            "is set, it has to name a cluster that runs; otherwise try again when this machine is "
+            "less busy"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
     try:

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from app.config import ServeSettings
+from app.results.store import ResultKind, ResultStore
 from app.server.valkey import embedded_valkey
 from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.jobs.job import JobStatus
@@ -120,7 +121,7 @@ def test_a_log_that_is_rewritten_while_it_is_copied_is_copied_again(tmp_path: Pa
         assert JobStore(client).get(job.id) == job
 
 
-def test_a_backup_has_aliases_keys_and_sessions(tmp_path: Path) -> None:
+def test_a_backup_has_results_aliases_keys_and_sessions(tmp_path: Path) -> None:
     """Without the secret of the sessions, everybody has to sign in again."""
     here, data_dir = tmp_path / "reader", tmp_path / "data"
     here.mkdir()
@@ -129,10 +130,12 @@ def test_a_backup_has_aliases_keys_and_sessions(tmp_path: Path) -> None:
         files = [settings.keys_file, settings.sessions_file, data_dir / "aliases.json"]
         for file in files:
             file.write_text(file.name)
+        kept = ResultStore(data_dir).keep(ResultKind.BENCH, "tiny", "faster", {})
         run("backup", here, data_dir)
     run("restore", here, data_dir)
     for file in files:
         assert (here / "restored" / file.name).read_text() == file.name
+    assert ResultStore(here / "restored").get(kept).model == "tiny"
 
 
 @pytest.fixture

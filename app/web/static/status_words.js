@@ -8,7 +8,7 @@ export const FINAL = new Set(["succeeded", "failed", "cancelled"]);
 
 export function statusOf(job) {
   const words = job.pause_requested_at !== null && job.status === "running"
-    ? "running, to pause" : job.status;
+    ? "pausing" : job.status;
   return el("span", { class: `status ${TONES[job.status] ?? ""}` }, words);
 }
 

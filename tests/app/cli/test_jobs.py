@@ -142,6 +142,7 @@ def test_showing_a_job_tells_what_came_of_its_webhook(
     for text in ("0.25 s", "05-1", "given up", "delivered, 500"):
         assert text in out
     assert max(map(len, out.splitlines())) <= 80
+    assert "\n\nwebhook messages" in out
     assert not {"True", "False", "None"} & set(out.split())
     shown = json.loads(sleb.jobs("show", job_id, "--json")[1])
     assert [one["attempt"] for one in shown["webhook_deliveries"]] == [1, 2, 1]
@@ -169,7 +170,7 @@ def test_a_job_is_paused_and_resumed(sleb: Sleb, job_store: JobStore, job_id: st
         0,
         f"job {job_id} is running, and pauses after its current evaluation\n",
     )
-    assert "running, to pause" in sleb.jobs("list")[1]
+    assert " pausing " in sleb.jobs("list")[1]
     assert "pause_requested_at" in sleb.jobs("show", job_id)[1]
     resumed = json.loads(sleb.jobs("resume", job_id, "--json")[1])
     assert (resumed["status"], resumed["pause_requested_at"]) == ("running", None)

@@ -15,15 +15,13 @@ def test_headings_and_cells_are_whole_at_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     curves = {"prose": (400.0, 546.93), "code": (200.0, 219.43)}
     more = {text: (dense, pruned + 100) for text, (dense, pruned) in curves.items()}
-    print_report(
-        report_of(
-            replace(run_of([1]), perplexities=curves),
-            replace(run_of([2], seed=1), perplexities=more),
-        ),
-        Path("out"),
-        as_json=False,
+    report = report_of(
+        replace(run_of([1]), perplexities=curves),
+        replace(run_of([2], seed=1), perplexities=more),
     )
+    print_report(replace(report, model="smollm2-135m"), Path("out"), as_json=False)
     printed = capsys.readouterr().out
     assert "perplexity, prose" in printed
+    assert "smollm2-135m, block by block" in printed
     assert "546.93 to 646.93 219.43 to 319.43" in printed
     assert max(map(len, printed.splitlines())) <= 80

@@ -65,7 +65,7 @@ def test_a_job_that_has_not_ended_is_left_alone(
         elif status is JobStatus.CANCELLING:
             job_store.cancel(job.id)
         with pytest.raises(
-            IllegalTransition, match=f"cannot delete job .*: its status is {status}"
+            IllegalTransition, match=f"cannot delete job .*: its status is {status}; cancel it, or"
         ):
             deletion.delete(job.id)
     assert path.is_dir()

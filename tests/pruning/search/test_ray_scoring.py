@@ -250,6 +250,21 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         ClusterScorer(tmp_path, WINDOWS, num_actors=1)
 
 
+def test_a_ray_that_does_not_start_is_a_plain_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowRay(LocalRay):
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **_settings: object) -> None:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("pruning.search.ray_scoring.import_ray", SlowRay)
+    with pytest.raises(ClusterUnavailable, match=r"timed out during startup.*RAY_ADDRESS"):
+        ClusterScorer(tmp_path, WINDOWS, num_actors=1)
+
+
 def test_nor_is_ray_enough_where_a_part_of_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     assert import_ray().__name__ == "ray"
