@@ -96,8 +96,8 @@ _MODELS: Problems = {
     ModelInUse: (409, "model-in-use", "The model is in use."),
     ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
     WeightsLoading: (409, "model-loading", "The model is being loaded."),
-    # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
     StoreError: (503, "checkpoint-store-unavailable", "The object store is unavailable."),
+    # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
     NoRoomInCache: (507, "no-room-in-cache", "Not enough disk space for the checkpoint."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
 }

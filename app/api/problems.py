@@ -34,9 +34,9 @@ _TOO_LARGE = {
     "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
 }
 
-MAX_NESTED = 100_000  # lists, objects and fields of a body: half a microsecond each
+MAX_NESTED = 100_000  # lists, objects and fields of a body; each takes half a microsecond to parse
+MAX_ITEMS = 500_000  # values in lists; each takes a tenth of that
 _LARGE_BYTES = 2**16
-MAX_ITEMS = 500_000  # values in lists: a tenth of that
 _TURNS = 10  # steps of the event loop: a short request needs about four
 _TOO_MANY = {
     "type": "too-many-values",
@@ -88,9 +88,9 @@ def envelope(problem: Mapping[str, Any], path: str = "") -> tuple[int, dict[str,
 class BodyTooLarge:
     """ASGI middleware: limits the values of a body, and says what the limit of bytes refuses.
 
-    While Python parses a body, it answers nobody else, whatever thread that is in. Empty lists take
-    a hundred times as long as text of the same length. Between two large bodies, short requests are
-    answered.
+    The process answers no other request while it parses a body, because the parser holds the
+    interpreter's lock. Empty lists take a hundred times as long as text of the same length. After
+    each large body, short requests are answered.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""The audit log: who asked what, when and from where, as lines of JSON. So are commands about keys.
+"""The audit log as lines of JSON: who asked what, when and from where, and what was done to keys.
 
 The line of a request is in the file before anything is done for it, so none is missing, whatever
 happens next. A second line with the status is written before its response is sent.
@@ -65,8 +65,7 @@ class AuditLog:
 
     def commanded(self, command: str, fields: Mapping[str, Any]) -> None:
         """Note a command of this machine before it changes anything."""
-        user = pwd.getpwuid(os.getuid()).pw_name  # not by the environment, which anyone can set
-        self._line("command", {"user": user, "command": command, **fields})
+        self._line("command", {"user": _user(), "command": command, **fields})
 
     def answered(self, scope: Mapping[str, Any], status: int | None) -> None:
         """Note the status of the response; None if the client or the process was gone before.
@@ -102,6 +101,14 @@ class AuditLog:
             ) from error
         if num_written < len(line):
             raise AuditUnavailable(f"no space for the audit log {self._path}: free space")
+
+
+def _user() -> str:
+    """The user of this process, not by the environment, which anyone can set."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container may run under a number that has no name
+        return str(os.getuid())
 
 
 def _new_line(file: int, line: bytes) -> bytes:

@@ -122,9 +122,9 @@ caller: ContextVar[ApiKey | None] = ContextVar("caller", default=None)
 
 
 def seen_tenant() -> str | None:
-    """The only tenant whose jobs and checkpoints the caller sees, beside those of nobody.
+    """The tenant of the caller, who sees its jobs and checkpoints, and those without a tenant.
 
-    None for all of them: without keys, and for admins.
+    None if the caller sees all of them: an admin, or anybody where no keys are needed.
     """
     key = caller.get()
     return None if key is None or key.is_admin else key.owner

@@ -53,7 +53,7 @@ class _OwnImports(MetaPathFinder):
             if _SLOW not in sys.modules:
                 sys.meta_path.insert(0, self)
 
-        spec.loader.exec_module = watched  # type: ignore[method-assign]
+        spec.loader.exec_module = watched  # type: ignore[method-assign]  # of this spec alone
         return spec
 
 

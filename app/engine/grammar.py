@@ -57,7 +57,7 @@ class Grammar:
 
 
 class Matcher:
-    """How far one sequence has come in its grammar."""
+    """The state of one sequence in its grammar, which says which tokens may come next."""
 
     def __init__(self, state: LLMatcher) -> None:
         self.state = state

@@ -13,11 +13,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -69,8 +69,10 @@ def main(
 ) -> None:
     """Run the parts, and write what they found after each of them."""
     asked = [name for name in parts.split(",") if name]
-    if unknown := set(asked) - set(PARTS):
-        raise typer.BadParameter(f"unknown {sorted(unknown)}; expected some of {', '.join(PARTS)}")
+    if not asked or set(asked) - set(PARTS):
+        raise typer.BadParameter(f"--parts {parts}: expected some of {', '.join(PARTS)}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(f"--device {device}: torch finds no GPU; use --device cpu --small")
     out.mkdir(parents=True, exist_ok=True)  # fail before the measurements
     set_up_torch()
     run = Run(small(device) if is_small else GpuPlan(device), time.monotonic() + 60 * minutes)
@@ -91,24 +93,25 @@ def main(
     raise typer.Exit(1 if run.problems else 0)
 
 
-@dataclass
 class Run:
-    """What the parts have found so far, and the model that most of them share."""
+    """What the parts have found so far, and the model that most of them share.
 
-    plan: GpuPlan
-    ends_s: float
+    No part begins after ``ends_s``, in seconds of ``time.monotonic``.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, plan: GpuPlan, ends_s: float) -> None:
         self.found: dict[str, Any] = {}
         self.problems: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.warnings: dict[str, list[str]] = {}
+        self._plan = plan
+        self._ends_s = ends_s
         self._model: PreTrainedModel | None = None
 
     def part(self, name: str) -> None:
         """Run one part. Its error is a problem of the report, not the end of the run."""
         began_s = time.monotonic()
-        if began_s > self.ends_s:
+        if began_s > self._ends_s:
             self.problems[name] = "not begun, as the time was up"
             return
         with _noted() as notes:
@@ -126,24 +129,34 @@ class Run:
         if name in ALONE:
             self._model = None
             release_cache()
-            return ALONE[name](self.plan)
+            return ALONE[name](self._plan)
         if self._model is None:
             self._model = random_model(
-                self.plan.shape, "bfloat16", seed=self.plan.seed, device=self.plan.device
+                self._plan.shape, "bfloat16", seed=self._plan.seed, device=self._plan.device
             )
         try:
-            return ON_ONE_MODEL[name](self._model, self.plan)
+            return ON_ONE_MODEL[name](self._model, self._plan)
         finally:
             gc.collect()  # engines and their caches are in cycles
             release_cache()
+
+
+class _Notes(logging.Handler):
+    """Adds what loggers warn of to a list."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._notes.append(record.getMessage())
 
 
 @contextmanager
 def _noted() -> Iterator[list[str]]:
     """Collect warnings and the warnings of loggers meanwhile."""
     notes: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    handler = _Notes(notes)
     logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings(record=True) as caught:

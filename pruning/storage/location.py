@@ -55,5 +55,5 @@ def file_system(url: StoreUrl) -> fsspec.AbstractFileSystem:
     except ImportError as error:
         extra = _EXTRAS[url.scheme]
         raise StoreExtraMissing(
-            f"{url.scheme}:// needs the extra {extra}: pip install 'sleb-serve[{extra}]'"
+            f"{url.scheme}:// needs a library of its own: pip install '.[{extra}]' in the checkout"
         ) from error

@@ -7,6 +7,7 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job, Sink
 from pruning.models.names import healed_name
+from pruning.plural import counted
 from pruning.storage.location import open_store
 from pruning.storage.store import ObjectStore
 from pruning.storage.transfer import send
@@ -32,7 +33,7 @@ class CheckpointUpload:
             sum(one.num_bytes for one in sent),
         )
         url = f"{self._store.url}/{job.pruned_model}"
-        return Delivered(url, f"uploaded to {url}: {num_files} files, {num_bytes} bytes")
+        return Delivered(url, f"uploaded to {url}: {counted(num_files, 'file')}, {num_bytes} bytes")
 
     def withdraw(self, job: Job) -> None:
         for name in _names(job):

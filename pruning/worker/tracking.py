@@ -39,7 +39,8 @@ class MlflowRuns:
             from mlflow import MlflowClient  # noqa: PLC0415 - an extra
         except ImportError as error:
             raise MlflowMissing(
-                "SLEB_MLFLOW_URI needs the extra mlflow: pip install 'sleb-serve[mlflow]'"
+                "SLEB_MLFLOW_URI needs MLflow's client: run `make setup`, or pip install "
+                "'.[mlflow]' in the checkout"
             ) from error
         self._client: MlflowClient = MlflowClient(tracking_uri=uri)
         self._uri = uri.rstrip("/")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,15 @@ def test_lines_of_many_writers_do_not_mix(path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda log: [log.asked(scope, None) for _ in range(50)], logs))
     assert len(lines(path)) == 400
+
+
+@pytest.mark.parametrize(("uid", "user"), [(0, "root"), (4_000_000, "4000000")])
+def test_a_command_names_its_user_or_the_number_of_one_without_a_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, user: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    AuditLog(path).commanded("keys revoke", {"name": "alice"})
+    assert lines(path)[0].items() >= {"user": user, "name": "alice"}.items()
 
 
 def test_a_log_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
