@@ -1,12 +1,14 @@
-"""What all tests share: fixtures by subject, one thread for models too small for two, and no fresh
-process for each checkpoint.
+"""What all tests share: fixtures by subject, one thread for models too small for two, no times of
+kernels, and no fresh process for each checkpoint.
 """
 
 import gc
+import os
 from collections.abc import Iterator
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for every thread and process
+
 import pytest
-import torch
 from hypothesis import settings
 
 from pruning import pipeline
@@ -44,20 +46,17 @@ pytest_plugins = [
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
 def _imports_are_no_garbage() -> None:
     """A pruning run collects garbage: without this, 0.2 s each time over what was imported."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _verified_inline() -> Iterator[None]:
+def _quick_by_default() -> Iterator[None]:
+    """Timing kernels takes longer than most tests compute. Those of the tuner turn it on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLEB_VERIFY", "inline")
+        patch.setenv("SLEB_TUNE", "off")
         yield
 
 

@@ -72,6 +72,7 @@ def test_torch_has_a_thread_for_each_cpu_and_what_the_user_set_stays(
 ) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if policy:
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     ran = subprocess.run([sys.executable, "-c", SET_UP], capture_output=True, text=True, check=True)
