@@ -1,7 +1,7 @@
 """Linear layers of the same input as one product: fewer and larger products are faster.
 
-The weights of the layers become parts of one tensor, side by side. Only biases are copied.
-Layers that are not plain, such as those with int8 weights, run one after the other.
+The weights of the layers become parts of one tensor, side by side, and so do quantized ones. Only
+biases are copied. Layers of other kinds run one after the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 from torch.nn.functional import linear
+
+from pruning.models.rounding import Product, QuantizedLinear
 
 Project = Callable[[torch.Tensor], torch.Tensor]  # [tokens, width] to [tokens, outputs]
 
@@ -27,10 +29,24 @@ class MergedLinear:
 
 
 @dataclass(frozen=True)
+class MergedQuantized:
+    """Quantized linear layers whose outputs stand side by side."""
+
+    values: torch.Tensor  # [outputs of all, inputs]
+    scales: torch.Tensor  # [outputs of all, groups]
+    bias: torch.Tensor | None
+    product: Product  # of the layer with the most outputs
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        out = self.product(hidden, self.values, self.scales)
+        return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True)
 class GatedFeedForward:
     """The feed-forward part of most families: one projection is the gate of another."""
 
-    gate_and_up: MergedLinear
+    gate_and_up: Project
     activation: Callable[[torch.Tensor], torch.Tensor]
     down: nn.Module
 
@@ -56,15 +72,39 @@ def feed_forward(module: nn.Module) -> Project:
     return GatedFeedForward(merged, parts["act_fn"], parts["down_proj"])
 
 
-def _merged(layers: Sequence[nn.Module]) -> MergedLinear | None:
-    """One layer on the same parameters; None unless all are plain and alike."""
+def _merged(layers: Sequence[nn.Module]) -> Project | None:
+    """One layer on the same parameters; None unless all are of one kind and alike."""
     plain = [layer for layer in layers if _is_plain(layer)]
-    alike = {(layer.in_features, layer.weight.dtype, layer.bias is None) for layer in plain}
-    if len(plain) != len(layers) or len(alike) != 1:
+    if len(plain) == len(layers):
+        return _merged_plain(plain)
+    quantized = [layer for layer in layers if type(layer) is QuantizedLinear]
+    return _merged_quantized(quantized) if len(quantized) == len(layers) else None
+
+
+def _merged_plain(layers: Sequence[nn.Linear]) -> MergedLinear | None:
+    if len({(each.in_features, each.weight.dtype, each.bias is None) for each in layers}) != 1:
         return None
-    biases = [layer.bias.detach() for layer in plain if layer.bias is not None]
-    bias = torch.cat(biases) if biases else None
-    return MergedLinear(_joined([layer.weight for layer in plain]), bias)
+    return MergedLinear(_joined([layer.weight for layer in layers]), _biases(layers))
+
+
+def _merged_quantized(layers: Sequence[QuantizedLinear]) -> MergedQuantized | None:
+    alike = {
+        (each.in_features, each.scales.shape[1], each.scales.dtype, each.bias is None)
+        for each in layers
+    }
+    if len(alike) != 1 or any(layer._forward_hooks for layer in layers):
+        return None
+    return MergedQuantized(
+        _joined([layer.values for layer in layers]),
+        _joined([layer.scales for layer in layers]),
+        _biases(layers),
+        max(layers, key=lambda layer: layer.out_features).product,
+    )
+
+
+def _biases(layers: Sequence[nn.Linear] | Sequence[QuantizedLinear]) -> torch.Tensor | None:
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    return torch.cat(biases) if biases else None
 
 
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

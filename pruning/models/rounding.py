@@ -96,6 +96,16 @@ class QuantizedLinear(nn.Module):
         self.values = nn.Parameter(found.values, requires_grad=False)
         self.scales = nn.Parameter(found.scales, requires_grad=False)
 
+    @property
+    def out_features(self) -> int:
+        """As ``nn.Linear`` has it."""
+        return len(self.values)
+
+    @property
+    def in_features(self) -> int:
+        """As ``nn.Linear`` has it."""
+        return self.values.shape[1]
+
     def dequantized(self) -> torch.Tensor:
         return dequantized(self.values, self.scales)
 

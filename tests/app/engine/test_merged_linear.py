@@ -8,9 +8,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.flat_model import flat_model
-from app.engine.merged_linear import MergedLinear, feed_forward, side_by_side
+from app.engine.merged_linear import (
+    GatedFeedForward,
+    MergedLinear,
+    MergedQuantized,
+    feed_forward,
+    side_by_side,
+)
 from pruning.models.blocks import block_list, view
 from pruning.models.quantize import quantized
+from pruning.models.rounding import QuantizedLinear
 from pruning.spec.prune import Quantize
 from tests.support.tiny import tiny_model
 
@@ -59,7 +66,33 @@ def test_a_model_takes_no_more_memory_and_its_views_share_it() -> None:
     assert pointers == {again.weight.data_ptr()}
 
 
-def test_rounded_weights_are_left_alone() -> None:
-    block = block_list(quantized(tiny_model("llama"), Quantize.INT8))[0]
-    module = block.get_submodule("mlp")
-    assert feed_forward(module) is module
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("weights", Quantize)
+def test_quantized_layers_are_merged_in_the_memory_that_they_have(
+    has_bias: bool, weights: Quantize
+) -> None:
+    layers = [
+        QuantizedLinear(nn.Linear(32, outputs, bias=has_bias), weights) for outputs in (6, 2, 4)
+    ]
+    rows = torch.randn(3, 32)
+    with torch.no_grad():
+        expected = torch.cat([layer(rows) for layer in layers], dim=-1)
+        merged = side_by_side(layers)
+        assert isinstance(merged, MergedQuantized)
+        torch.testing.assert_close(merged(rows), expected)
+        torch.testing.assert_close(torch.cat([each(rows) for each in layers], -1), expected)
+    pointers = [each.values.untyped_storage().data_ptr() for each in layers]
+    assert set(pointers) == {merged.values.untyped_storage().data_ptr()}
+
+
+def test_the_feed_forward_part_of_quantized_layers_is_merged() -> None:
+    model = quantized(tiny_model("llama"), Quantize.INT8)
+    before = storages(model)
+    module = block_list(model)[0].get_submodule("mlp")
+    rows = torch.randn(3, model.config.hidden_size)
+    with torch.no_grad():
+        expected = module(rows)
+        part = feed_forward(module)
+        assert isinstance(part, GatedFeedForward)
+        torch.testing.assert_close(part(rows), expected)
+    assert storages(model) == before

@@ -7,17 +7,20 @@ import torch
 from torch import nn
 
 from app.engine.engine import Engine
-from app.engine.row_kernels import NATIVE, ONE_DNN, vector_kernels
+from app.engine.int8 import int8_model
+from app.engine.row_kernels import NATIVE, ONE_DNN, RowKernels, vector_kernels
 from app.engine.tuning import Tuner
 from app.engine.variant import make_variant
 from tests.support.engine_requests import prompt, request, run
 from tests.support.tiny import tiny_model
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize("way", [NATIVE, ONE_DNN])
-def test_a_few_rows_run_with_the_chosen_kernels(way: str) -> None:
+def test_a_few_rows_run_with_the_chosen_kernels(way: str, is_int8: bool) -> None:
     seen: list[tuple[int, bool]] = []
     model = copy.deepcopy(tiny_model("llama")).bfloat16()
+    model = int8_model(model) if is_int8 else model
     model.lm_head.register_forward_hook(
         lambda _module, args, _output: seen.append(
             (len(args[0]), bool(torch.backends.mkldnn.enabled))
@@ -29,6 +32,14 @@ def test_a_few_rows_run_with_the_chosen_kernels(way: str) -> None:
     is_one_dnn = way == ONE_DNN
     assert seen == [(2, True), (2, is_one_dnn), (1, is_one_dnn), (1, is_one_dnn)]
     assert torch.backends.mkldnn.enabled
+
+
+def test_quantized_and_plain_layers_of_one_shape_are_chosen_for_apart() -> None:
+    tuner, plain = Tuner(), copy.deepcopy(tiny_model("llama"))
+    for model in (plain, int8_model(plain, tuner)):
+        with RowKernels(model, tuner).for_rows(1):
+            pass
+    assert sum("products of rows" in key for key in tuner.choices) == 2
 
 
 def test_kernels_of_one_row_differ_from_those_of_several_by_rounding_alone() -> None:

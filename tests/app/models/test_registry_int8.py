@@ -87,6 +87,7 @@ def test_names_mean_int8_forms_that_share_one_copy(
     names |= {(f"tiny@-{depth}{'+raw' * raw}+int8", depth, raw) for depth in (1, 2, 3)
               for raw in (False, True)}  # fmt: skip
     whole = registry.get("tiny+int8").variant
+    tokens_of(whole)  # the first step puts layers side by side
     layers = {layer.values.data_ptr() for layer in quantized_layers(whole.model)}
     for name, depth, raw in sorted(names):
         served = registry.get(name)
