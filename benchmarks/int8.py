@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -17,7 +18,9 @@ from rich.console import Console
 
 from app.bench.machine import machine
 from app.compare.speedup import alternate
+from app.engine.engine import Engine
 from app.engine.int8 import chosen_names, int8_model
+from app.engine.tuning import Tuner
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.steady import SteadyBatch, steady_output_len
@@ -56,14 +59,15 @@ def main(
     settings = Settings()
     loaded = model_store(model).load(model, device=settings.device)
     set_up_torch(settings.threads)
-    int8 = int8_model(loaded.model)
+    tuner = Tuner()
+    int8 = int8_model(loaded.model, tuner)
     sides = {
         "plain": make_variant(model, model, loaded.model),
         "int8": make_variant(f"{model}+int8", model, int8),
     }
     prompts = Prompts(loaded.tokenizer, seed)
     found = [
-        _steps(sides, prompts, int(number), (prompt_len, turns, steps))
+        _steps(sides, prompts, int(number), (prompt_len, turns, steps), tuner)
         for number in sequences.split(",")
     ]
     texts = _perplexities(loaded, sides, settings, (num_windows, seqlen))
@@ -85,13 +89,18 @@ def main(
 
 
 def _steps(
-    sides: Mapping[str, Variant], prompts: Prompts, batch_size: int, sizes: tuple[int, int, int]
+    sides: Mapping[str, Variant],
+    prompts: Prompts,
+    batch_size: int,
+    sizes: tuple[int, int, int],
+    tuner: Tuner,
 ) -> dict[str, Any]:
     """Seconds of decode steps: of each turn the median, and the ratio of adjacent turns."""
     prompt_len, turns, steps = sizes
     output_len = steady_output_len(batch_size, (turns + 1) * steps)
     requests = prompts.uniform(batch_size, prompt_len, output_len)
-    batches = {name: SteadyBatch(variant, requests) for name, variant in sides.items()}
+    make_engine = partial(Engine, tuner=tuner)
+    batches = {name: SteadyBatch(variant, requests, make_engine) for name, variant in sides.items()}
     for batch in batches.values():
         batch.step_s()
     times_s: dict[str, list[float]] = {name: [] for name in sides}
