@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import heal, heal_report
 
 
+@pytest.mark.slow
 def test_the_report_has_every_model_on_every_domain(tiny_model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "heal.json"
     heal.main(

@@ -127,6 +127,7 @@ def running_up(data_dir: Path) -> Iterator[tuple["subprocess.Popen[bytes]", http
         yield up, client
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_up_serves_a_request_and_ends_on_sigterm(tiny_demo_dir: Path) -> None:
     assert len(answer_of_up(tiny_demo_dir)) > 0

@@ -95,6 +95,7 @@ def fuzz(url: str, config: Path, max_examples: int, *options: str) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_api_does_what_it_says(url: str, config: Path) -> None:
     fuzz(url, config, 5, "--seed", "1", "--phases", "coverage,fuzzing")

@@ -104,6 +104,7 @@ def test_a_healed_model_is_compared_with_its_raw_form_and_its_control(
     assert len({ratio["value"] for ratio in ratios.values() if ratio}) == 3
 
 
+@pytest.mark.slow
 def test_a_healed_model_is_asked_beside_its_control(
     healed: Healed, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,7 @@ def test_concurrent_users_of_a_checkpoint_fetch_it_once(tmp_path: Path) -> None:
     assert sorted(slow.fetched) == ["depth-1.safetensors", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_call_leaves_a_cache_that_works(tmp_path: Path) -> None:
     for step in itertools.count(1):
         root = tmp_path / str(step)

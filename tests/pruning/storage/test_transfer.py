@@ -88,6 +88,7 @@ def raises_at(step: int, error: Exception) -> Callable[[str], None]:
     return call
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_call_of_the_system_leaves_all_or_nothing(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def kill_and_check(
     return jobs
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_healing_goes_on_behind_a_worker_that_was_killed_while_it_wrote_its_state(
     workers: Workers, redis_client: redis.Redis, healed: Healed

@@ -54,6 +54,7 @@ def names(data_dir: Path) -> list[str]:
     return CheckpointStore(data_dir / "checkpoints").names()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_worker_that_is_killed_in_the_repair_is_followed_by_one_that_repeats_it_alone(
     workers: Workers, redis_client: redis.Redis

@@ -109,6 +109,7 @@ def found(data_dir: Path, job: Job) -> tuple[tuple[int, ...], tuple[float, ...],
     return manifest.removed_blocks, manifest.quality.losses, record
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_search_goes_on_behind_a_killed_worker_and_its_killed_child(
     workers: Workers, redis_client: redis.Redis

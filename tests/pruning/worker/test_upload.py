@@ -35,6 +35,7 @@ SPEC = PruneSpec(
 )
 
 
+@pytest.mark.slow
 def test_a_job_is_served_by_a_service_that_shares_nothing_but_the_stores(
     workers: Workers,
     redis_client: redis.Redis,
