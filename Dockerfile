@@ -15,9 +15,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_PYTHON=/opt/sleb/bin/python
 WORKDIR /src
 
+# requirements.lock pins every package by its hashes. Without the file, these are the newest in their ranges.
 FROM build AS requirements
-COPY pyproject.toml ./
-RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
+COPY docker/requirements.py pyproject.toml requirements.loc[k] ./
+RUN for part in all torch rest; do python3 requirements.py "$part" > "$part.txt"; done
 
 # The dependencies have a separate layer, which is rebuilt only when their list changes.
 # TORCH=cpu takes torch without CUDA from TORCH_CPU_INDEX, the index of PyTorch's CPU builds: far
@@ -26,15 +27,15 @@ RUN python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "r
 FROM build AS dependencies
 ARG TORCH=cuda
 ARG TORCH_CPU_INDEX=
-COPY --from=requirements /src/requirements.txt ./
+COPY --from=requirements /src/all.txt /src/torch.txt /src/rest.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    case "${TORCH}" in \
-        cuda) ;; \
-        cpu) [ -z "${TORCH_CPU_INDEX}" ] || /opt/pip/bin/pip install --no-deps --index-url "${TORCH_CPU_INDEX}" "$(grep '^torch[<>=]' requirements.txt)" ;; \
+    case "${TORCH}${TORCH_CPU_INDEX:+-index}" in \
+        cuda|cuda-index|cpu) list=all.txt ;; \
+        cpu-index) list=rest.txt; /opt/pip/bin/pip install --no-deps --index-url "${TORCH_CPU_INDEX}" --requirement torch.txt ;; \
         *) echo "TORCH is ${TORCH}, but has to be cuda or cpu" >&2; exit 2 ;; \
     esac \
-    && /opt/pip/bin/pip install --requirement requirements.txt
+    && /opt/pip/bin/pip install --requirement "$list"
 
 FROM build AS application
 COPY pyproject.toml README.md ./

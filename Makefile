@@ -6,7 +6,7 @@ MINUTES ?= 30
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench audit sbom clean
+.PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench audit lock sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -76,6 +76,15 @@ audit: setup sbom  ## check the installed packages for known vulnerabilities
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
 		--requirement build/installed.txt $(AUDIT) \
 		|| { echo 'make audit: the packages listed above are vulnerable or unknown' >&2; exit 1; }
+
+# of the versions that are installed here, which the tests have run with
+lock: setup  ## requirements.lock: what the image installs, with the hashes of the index of uv
+	test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet 'uv>=0.9,<1'; }
+	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
+		| sed 's/+.*//' > build/lock/installed.txt
+	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command 'make lock' --constraints build/lock/installed.txt --extra otel \
+		--output-file requirements.lock pyproject.toml
 
 sbom: setup  ## build/sbom.json, a software bill of materials (CycloneDX)
 	@mkdir -p build

@@ -28,7 +28,9 @@ def test_hadolint_is_not_deaf(tmp_path: Path) -> None:
 def test_what_docker_sees_is_what_is_copied() -> None:
     seen = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     copied = re.findall(r"^COPY (?!--from)(.+) \./", DOCKERFILE, re.MULTILINE)
-    assert set(seen) == {name for line in copied for name in line.split()}
+    assert {"requirements.loc[k]" if name == "requirements.lock" else name for name in seen} == {
+        name for line in copied for name in line.split()
+    }
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
 
 
@@ -37,8 +39,8 @@ def test_dependencies_are_installed_again_only_when_their_list_changes() -> None
     stages = re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)
     copied = [re.findall(r"^COPY (.+)$", stage, re.MULTILINE) for stage in stages[2:]]
     requirements, dependencies, application, final = copied
-    assert requirements == ["pyproject.toml ./"]
-    assert dependencies == ["--from=requirements /src/requirements.txt ./"]
+    assert requirements == ["docker/requirements.py pyproject.toml requirements.loc[k] ./"]
+    assert dependencies == ["--from=requirements /src/all.txt /src/torch.txt /src/rest.txt ./"]
     assert "app ./app" in application
     sources = [re.findall(r"--from=(\w+)", line)[0] for line in final]
     assert sources == ["build", "dependencies", "application"]
