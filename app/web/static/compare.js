@@ -129,7 +129,7 @@ async function run() {
   fill(byId("outputs"), rows.map(({ prompt, outputs }, index) => el("section", {},
     el("h2", {}, rows.length > 1 ? `Prompt ${index + 1}` : "Outputs"), rows.length > 1 ? el("p", {}, text(prompt)) : null,
     el("div", { class: "sides" }, outputs.map((output) => output.node)))),
-  el("p", { class: "note" }, "All ran at the same time and shared the engine, so these times do not compare them: Compare speed takes turns."));
+  el("p", { class: "note" }, "All run at the same time and share the engine, so these times do not compare them: Compare speed takes turns."));
   try {
     for (const { prompt, outputs } of rows) {
       if (running.signal.aborted) break;

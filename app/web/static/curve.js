@@ -2,7 +2,7 @@
 
 import { json, post } from "./api.js";
 import { command } from "./command.js";
-import { byId, el, fill, name, say, table } from "./dom.js";
+import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
 import { empty, noModel } from "./empty.js";
 import { count, interval, perplexity, ratio } from "./format.js";
 import { act, begin } from "./live.js";
@@ -77,11 +77,11 @@ function speedCell(point) {
   const found = speedOf(point);
   if (!found) return null;
   const range = interval(found.low, found.high);
-  return [ratio(found.ratio), el("span", { class: "sub" }, `${range && `[${range}] `}${found.how}`)];
+  return [ratio(found.ratio), range && bracketed(range), el("span", { class: "sub" }, found.how)];
 }
 
 const qualityOf = (point) => [ratio(point.ratio),
-  point.low === null ? null : el("span", { class: "sub" }, `[${interval(point.low, point.high)}]`)];
+  point.low === null ? null : bracketed(interval(point.low, point.high))];
 
 function show() {
   draw();
@@ -119,7 +119,7 @@ function pick(depth) {
   const found = orders.flatMap((order) => pointsOf(order).filter((point) => point.depth === depth).map((point) => [point, order]));
   if (!found.length) return;
   fill(byId("picked"), el("h2", { tabindex: -1 }, `Without ${depth} ${depth === 1 ? "block" : "blocks"}`),
-    el("div", { class: "cards" }, found.map(([point, order]) => choices(point, order))));
+    el("div", { class: "sides" }, found.map(([point, order]) => choices(point, order))));
   byId("picked").scrollIntoView({ block: "nearest" });
   byId("picked").firstChild.focus({ preventScroll: true });
 }

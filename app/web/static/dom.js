@@ -50,7 +50,9 @@ export function text(value) {
   return el("span", { class: "text", dir: "auto" }, shown);
 }
 
-export const name = (value) => el("span", { class: "name", dir: "auto" }, value);
+const MAX_WHOLE_CHARS = 24; // of a name, such as the id of a job
+
+export const name = (value) => el("span", { class: value.length > MAX_WHOLE_CHARS ? "name" : "name short", dir: "auto" }, value);
 
 /**
  * A table that scrolls by itself; where it is narrow, each row becomes a list, and roles keep it a table.

@@ -98,7 +98,7 @@ async function cancel(event) {
 
 async function remove(event) {
   const isSure = await confirmed("Delete this job?",
-    `Its record, its events${job.pruned_model ? " and its published checkpoint" : ""} are deleted. Names of its variants are gone.`, "Delete the job");
+    `Its record, its events${job.pruned_model ? " and its published checkpoint" : ""} are deleted. Its variants can be served no more.`, "Delete the job");
   if (isSure) await act(event.target, async () => { await json(path, { method: "DELETE" }); location.assign("/ui/jobs"); });
 }
 

@@ -3,12 +3,12 @@
 import { json } from "./api.js";
 import { byId, el, facts, fill, name, table, text } from "./dom.js";
 import { forest } from "./forest.js";
-import { interval, moment, number, perplexity, ratio, seconds } from "./format.js";
+import { interval, moment, perplexity, ratio, seconds } from "./format.js";
 import { begin } from "./live.js";
 import { Plot } from "./plot.js";
 
 const numbers = (titles, numText) => titles.map((title, index) => ({ title, num: index >= numText }));
-const share = (value) => (value === null ? null : number(value, 2));
+const share = (value) => (value === null ? null : value.toFixed(2));
 
 const NAMES = { tpot: "per token", ttft: "first token", e2e: "answer" };
 
@@ -19,7 +19,7 @@ function short(variant) {
 }
 
 function benchRow({ variant, time, dense_s: dense, variant_s: own, speedup: found, ideal }) {
-  return [name(variant), NAMES[time] ?? time, seconds(dense), seconds(own), ratio(found.ratio),
+  return [name(variant), el("span", { class: "whole" }, NAMES[time] ?? time), seconds(dense), seconds(own), ratio(found.ratio),
     interval(found.low, found.high), ideal === null ? null : ratio(ideal), [found.verdict, el("span", { class: "sub" }, found.reason)]];
 }
 
