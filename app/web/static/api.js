@@ -24,7 +24,7 @@ export class Problem extends Error {
 
 const UNREACHABLE = {
   title: "The service does not answer.",
-  detail: "Look at the terminal or the log of `sleb up`.",
+  detail: "Look at the terminal or the log of sleb up.",
 };
 
 /** Go to the sign-in, and back afterwards. */

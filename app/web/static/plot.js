@@ -1,5 +1,7 @@
 // Line plots in the colours of the page, over uPlot, which a script before this one defines.
 
+import { number } from "./format.js";
+
 // Okabe and Ito, which colour-blind readers can distinguish; lighter ones on a dark page.
 const LIGHT = ["#0072B2", "#C44E00", "#00795A", "#8F4A7A", "#6B6B00", "#444444"];
 const DARK = ["#56B4E9", "#F0A05A", "#35C7A0", "#E29CCB", "#D9D05A", "#C8C8C8"];
@@ -83,7 +85,7 @@ export class Plot {
       },
       axes: [
         { ...axis(xLabel, (_, found) => found.map(xFormat)), size: 34, ...(xStep ? { incrs: [1, 2, 5, 10, 20] } : {}) },
-        { ...axis(null, undefined), size: 62 },
+        { ...axis(null, (_, found) => found.map((value) => number(value))), size: 62 }, // uPlot rounds to 3 decimals
       ],
       series: [
         { label: xLabel, value: (_, value) => (value === null ? "–" : xFormat(value)) },
