@@ -22,6 +22,7 @@ EVENTS_PER_PAGE = 100  # what the service allows
 
 _TEMPORARY = (429, 502, 503, 504)
 _UNAUTHORIZED = 401
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"  # OpenSSL's word, in the text of the error
 
 
 class ServiceUnavailable(ConnectionError):
@@ -109,6 +110,11 @@ class ServiceClient:
         try:
             yield
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            if _UNTRUSTED in str(error):
+                raise ServiceUnavailable(
+                    f"the certificate of {self._url} is not trusted: set SSL_CERT_FILE to the file "
+                    f"of its CA ({error})"
+                ) from error
             raise ServiceUnavailable(
                 f"no service answers at {self._url}: start one with `sleb up`, or set its URL with "
                 f"--url ({error})"

@@ -2,15 +2,19 @@
 
 import json
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import trustme
 
 from app.commands.client import (
     JobClient,
@@ -139,6 +143,22 @@ def test_a_service_that_stays_away_is_given_up(
     with pytest.raises(ServiceUnavailable, match="no service answers"):
         next(events)
     client.close()
+
+
+def test_a_certificate_of_an_unknown_ca_is_said_to_be_not_trusted() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def refused() -> None:
+            with suppress(ssl.SSLError, OSError):
+                context.wrap_socket(listener.accept()[0], server_side=True).close()
+
+        pool.submit(refused)
+        client = JobClient(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ServiceUnavailable, match="is not trusted: set SSL_CERT_FILE"):
+            client.get("prn-1")
+        client.close()
 
 
 def test_a_job_that_is_deleted_meanwhile_is_not_waited_for(
