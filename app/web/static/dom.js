@@ -22,19 +22,19 @@ export const byId = (id) => document.getElementById(id);
  * to what was drawn in place of the focused element.
  */
 export function fill(node, ...children) {
-  const next = node.cloneNode(false);
-  next.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
+  const next = children.flat(Infinity).filter((child) => child !== null && child !== undefined)
+    .map((child) => (child instanceof Node ? child : document.createTextNode(child)));
   node.removeAttribute("aria-busy");
   if (isSame(node, next)) return;
   const { activeElement: active } = document;
   const focused = active !== node && node.contains(active) ? identity(active) : null;
-  node.replaceChildren(...next.childNodes);
+  node.replaceChildren(...next);
   if (focused === null) return;
   (drawnAgain(focused, node) ?? node.querySelector("button") ?? node.querySelector("a") ?? byId("main")).focus();
 }
 
-const isSame = (one, other) => one.childNodes.length === other.childNodes.length
-  && [...one.childNodes].every((child, index) => child.isEqualNode(other.childNodes[index]));
+const isSame = (node, next) => node.childNodes.length === next.length
+  && next.every((child, index) => child.isEqualNode(node.childNodes[index]));
 
 /** What an element is, also when it is drawn again: its key, or else its kind and its words. */
 const identity = (node) => node.dataset.key ?? `${node.tagName} ${node.getAttribute("aria-label") ?? node.textContent}`;

@@ -1,5 +1,6 @@
 """The pages by keyboard alone: every flow, with a focus that is seen and never lost."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,9 +131,13 @@ def test_a_variant_of_the_curve_is_loaded_exported_measured_and_compared(
     job = job_store.create(PruneSpec("tiny", num_remove=2)).id
     publish_pruned(settings.data_dir, 2, job=job)
     succeed(job_store, job, f"tiny@{job}")
+    shutil.copytree(settings.models_dir / "tiny", settings.models_dir / "zoo")
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
         page.goto("/ui/curve?model=tiny")
         page.locator("#rows tbody tr").nth(1).wait_for()
+        assert page.locator("#model").input_value() == "tiny"
+        texts = page.locator("#domain option").all_inner_texts()
+        assert page.locator("#domain").input_value() == texts[0] != texts[-1]
         tab_to(page, "#rows [data-key]")
         page.keyboard.press("Enter")
         wait_for_focus(page, "Without 1 block")
