@@ -32,6 +32,8 @@ from pruning.search.ray_actors import (
 )
 from pruning.sleb import Blocks
 
+logger = logging.getLogger(__name__)
+
 Cost = Callable[[int, int], int]  # of a block at a place, in block passes
 
 
@@ -270,6 +272,7 @@ def connected(ray: ModuleType) -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    logger.info("joining a Ray cluster, or starting Ray on this machine")  # takes seconds
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises a plain one when its processes are too slow

@@ -251,7 +251,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_ray_that_does_not_start_is_a_plain_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class SlowRay(LocalRay):
         def is_initialized(self) -> bool:
@@ -261,8 +261,10 @@ def test_a_ray_that_does_not_start_is_a_plain_error(
             raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("pruning.search.ray_scoring.import_ray", SlowRay)
+    caplog.set_level("INFO")
     with pytest.raises(ClusterUnavailable, match=r"timed out during startup.*RAY_ADDRESS"):
         ClusterScorer(tmp_path, WINDOWS, num_actors=1)
+    assert "starting Ray on this machine" in caplog.text  # before the seconds that it takes
 
 
 def test_nor_is_ray_enough_where_a_part_of_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
