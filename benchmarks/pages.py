@@ -87,7 +87,11 @@ def main(
     pages: Annotated[str, typer.Option(help="Some pages, with commas between them.")] = "",
 ) -> None:
     """Measure the first paint of pages and the time until their data is shown."""
-    chosen = {name: _PAGES[name] for name in (pages.split(",") if pages else _PAGES)}
+    names = pages.split(",") if pages else list(_PAGES)
+    if unknown := set(names) - _PAGES.keys():
+        expected = ", ".join(_PAGES)
+        raise typer.BadParameter(f"unknown {sorted(unknown)}; expected some of {expected}")
+    chosen = {name: _PAGES[name] for name in names}
     directory = model_store(model).path(model)
     codes = {"ours": _CODE} | ({"baseline": against.resolve()} if against else {})
     with ExitStack() as stack:

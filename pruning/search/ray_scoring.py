@@ -281,8 +281,9 @@ def connected(ray: ModuleType) -> Iterator[None]:
             "is set, it has to name a cluster that runs; otherwise try again when this machine is "
             "less busy"
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray replaces it
     try:
         yield
     finally:
