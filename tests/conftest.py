@@ -1,4 +1,4 @@
-"""What all tests share: fixtures by subject, one thread for models too small for two, no times of
+"""What all tests share: fixtures by subject, one thread for models too small for two, no timing of
 kernels, and no fresh process for each checkpoint.
 """
 
@@ -53,7 +53,7 @@ def _imports_are_no_garbage() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quick_by_default() -> Iterator[None]:
-    """Timing kernels takes longer than most tests compute. Those of the tuner turn it on."""
+    """Timing kernels takes longer than most tests compute, and so does a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLEB_VERIFY", "inline")
         patch.setenv("SLEB_TUNE", "off")

@@ -19,7 +19,7 @@ finally:
 
 
 def completed(directory: Path, words: str) -> list[str]:
-    """What bash is told, as by the script that ``sleb --install-completion`` installs."""
+    """The words that bash offers after these, once completion is installed."""
     script = directory / "sleb"
     script.write_text(SLEB)
     asked = {"_SLEB_COMPLETE": "complete_bash", "COMP_WORDS": words}

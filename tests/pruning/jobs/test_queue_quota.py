@@ -110,7 +110,7 @@ class Service:
             self._client.zrem(self._leases, f"{job_id}:{'0' * 32}")
 
     def expire(self, number: int, _unused: int) -> None:
-        """The lease of a running job is gone, and nobody has requeued the job yet."""
+        """The lease of a running job expires. Its record still says that it runs."""
         if (job_id := self._running(number)) is not None:
             self._client.zrem(self._leases, f"{job_id}:{'0' * 32}")
             self._without_lease.add(job_id)

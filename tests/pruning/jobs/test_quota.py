@@ -26,7 +26,7 @@ def create(
 
 def test_only_the_waiting_jobs_of_the_tenant_count(job_store: JobStore) -> None:
     for _ in range(3):
-        create(job_store, None)  # belong to nobody, so no quota holds
+        create(job_store, None)  # a job without a tenant has no quota
     first, second = create(job_store).id, create(job_store).id
     for _ in range(2):
         create(job_store, "b")
