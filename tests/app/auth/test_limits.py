@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +17,8 @@ from hypothesis import strategies as st
 
 from app.auth.keys import ApiKey, Scope
 from app.auth.limits import LEASE_S, WINDOW_S, KeyLimits, Lease, LimitReached
-from app.metrics.metrics import Metrics
 from pruning.jobs.keys import KEY_RUNNING
+from tests.support.key_limits import limits_at, run
 from tests.support.valkey_server import ValkeyServer
 
 NAME = "a"
@@ -27,19 +26,6 @@ NAME = "a"
 
 def key_of(rate_per_min: int | None = None, max_concurrent: int | None = None) -> ApiKey:
     return ApiKey(NAME, frozenset(Scope), "0" * 64, 0.0, rate_per_min, max_concurrent)
-
-
-@asynccontextmanager
-async def limits_at(url: str, **limits: Any) -> AsyncIterator[KeyLimits]:
-    found = KeyLimits(url, Metrics(), **limits)
-    try:
-        yield found
-    finally:
-        await found.aclose()
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -1,8 +1,6 @@
 """Tokens per minute of a tenant in a real Redis: against a model, and who is charged for what."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +16,9 @@ from app.auth.keys import ApiKey, Scope, caller
 from app.auth.limits import WINDOW_S, KeyLimits, TokenQuotaReached
 from app.auth.quotas import Quota
 from app.engine.sequence import FinishReason, Timings
-from app.metrics.metrics import Labels, Metrics
+from app.metrics.metrics import Labels
 from pruning.jobs.keys import TENANT_TOKENS
+from tests.support.key_limits import limits_at, run
 from tests.support.valkey_server import ValkeyServer
 
 TENANT = "team"
@@ -28,19 +27,6 @@ TENANT = "team"
 def key_of(tokens: int | None, name: str = "a", rate: int = 0) -> ApiKey:
     quota = Quota(tokens_per_min=tokens)
     return ApiKey(name, frozenset(Scope), "0" * 64, 0.0, rate, 0, TENANT, quota=quota)
-
-
-@asynccontextmanager
-async def limits_at(url: str, **limits: Any) -> AsyncIterator[KeyLimits]:
-    found = KeyLimits(url, Metrics(), **limits)
-    try:
-        yield found
-    finally:
-        await found.aclose()
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
 
 
 def end(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.config import ServeSettings
 from app.engine import tuning
 from app.engine.attention import FUSED, PRODUCTS
 from app.engine.engine import Engine
@@ -15,6 +16,7 @@ from app.engine.row_kernels import NATIVE, ONE_DNN
 from app.engine.tuning import OFF, Tuner, processor, size_of
 from pruning.models.architectures import ARCHITECTURES
 from tests.support.engine_requests import expected, prompt, request, run, variant
+from tests.support.serving import local_api
 
 SLOW, FAST = "slow", "fast"
 FLOAT = torch.float32
@@ -132,6 +134,17 @@ def test_a_file_that_cannot_be_written_costs_nothing_but_time(
 
 def test_sizes_are_powers_of_two() -> None:
     assert [size_of(number) for number in (0, 1, 2, 3, 4, 5, 64, 65)] == [1, 1, 2, 4, 4, 8, 64, 128]
+
+
+def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
+    default = ServeSettings.model_fields["tune"].default
+    for tune, is_kept in (("off", False), (default, True)):
+        with local_api(settings, redis_url, tune=tune) as client:
+            assert client.post("/generate", json=body).status_code == 200
+        assert (settings.data_dir / "tuning.json").exists() == is_kept
 
 
 @pytest.mark.parametrize("ways", [(FUSED, ONE_DNN), (PRODUCTS, NATIVE), ()], ids=str)
