@@ -8,16 +8,19 @@ whose files have other hashes.
 import re
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 LOCK, PROJECT = Path("requirements.lock"), Path("pyproject.toml")
+EXTRAS = ("gcs", "otel", "s3")  # as in `make lock`
 _TORCH = re.compile(r"torch(?![\w.-])")
 _OF_CUDA = re.compile(r"(triton|nvidia-(?!ml-py)|cuda-)")
 
 
 def ranges(project: str) -> list[str]:
     parts = tomllib.loads(project)["project"]
-    return [*parts["dependencies"], *parts["optional-dependencies"]["otel"]]
+    extras = (parts["optional-dependencies"][name] for name in EXTRAS)
+    return [*parts["dependencies"], *chain.from_iterable(extras)]
 
 
 def pinned(lock: str) -> list[str]:

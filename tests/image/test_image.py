@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import httpx2
 import pytest
 
@@ -14,6 +15,7 @@ from tests.image.compose import ROOT, Service, seconds, services, valkey_options
 from tests.image.container import Container
 from tests.image.story import prune_and_generate
 from tests.support.processes import free_port
+from tests.support.s3_server import variables
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.valkey_server import valkey
 from tests.support.waiting import wait_until
@@ -91,7 +93,7 @@ def test_it_is_as_small_as_it_can_be(image: Image) -> None:
     assert not list(image.root.glob("var/lib/apt/lists/*Packages*"))
     assert not list(image.root.glob("opt/sleb/bin/pip*"))
     packages = {path.name.partition("-")[0] for path in image.site_packages.glob("*.dist-info")}
-    assert {"sleb_serve", "torch", "opentelemetry_sdk"} <= packages
+    assert {"sleb_serve", "torch", "opentelemetry_sdk", "gcsfs", "s3fs"} <= packages
     assert not packages & {"pip", "pytest", "ray", "ruff"}
     assert not (image.site_packages / "nvidia").exists()
     used = subprocess.run(["du", "-sm", image.root], capture_output=True, text=True, check=True)
@@ -128,6 +130,15 @@ def test_it_prunes_and_generates_as_a_user_without_rights(running: Running) -> N
 def test_a_worker_is_healthy_by_its_own_check(running: Running) -> None:
     test = running.compose["worker-cpu"]["healthcheck"]["test"]
     wait_until(lambda: is_healthy(running.worker, test), "the worker is healthy")
+
+
+def test_it_writes_to_a_bucket(running: Running, s3_url: str, s3_bucket: str) -> None:
+    given = [f"{name}={value}" for name, value in variables(s3_url).items()]
+    url = f"s3://{s3_bucket}/tiny"
+    said = running.worker.do("env", *given, "sleb", "export", "tiny", "--to", url)
+    assert said.returncode == 0, said.stderr
+    found = boto3.client("s3").list_objects_v2(Bucket=s3_bucket)["Contents"]
+    assert {"tiny/config.json", "tiny/model.safetensors"} <= {entry["Key"] for entry in found}
 
 
 def test_dead_orphans_are_reaped(running: Running) -> None:

@@ -38,7 +38,8 @@ triton==3.5 ; sys_platform == 'linux' \\
 def ranges() -> list[str]:
     """The requirements of the image, as the project has them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["otel"]]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["gcs"], *extras["otel"], *extras["s3"]]
 
 
 def printed(directory: Path, part: str, lock: str | None = None) -> str:

@@ -13,7 +13,7 @@ _number = count()
 
 
 @pytest.fixture(scope="session")
-def _s3_url() -> Iterator[str]:
+def s3_url() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
@@ -43,9 +43,9 @@ def variables(url: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def s3_bucket(_s3_url: str) -> Iterator[str]:
+def s3_bucket(s3_url: str) -> Iterator[str]:
     """The name of an empty bucket."""
     name = f"bucket-{next(_number)}"
-    with s3_environment(_s3_url):
+    with s3_environment(s3_url):
         boto3.client("s3").create_bucket(Bucket=name)
         yield name
