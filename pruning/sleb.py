@@ -13,7 +13,11 @@ Blocks = tuple[int, ...]  # indices in the dense model, ascending
 
 
 class TooManyRemovals(ValueError):
-    """More blocks are to be removed than are unprotected."""
+    """More blocks are to be removed than are unprotected; ``param`` is the setting to change."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class RoundScorer(Protocol):
@@ -46,7 +50,9 @@ def sleb(
     """
     free = max(0, num_blocks - max(1, protect_first + protect_last))  # one block must stay
     if not len(removed) <= num_remove <= free or min(protect_first, protect_last) < 0:
-        raise TooManyRemovals(f"cannot remove {num_remove} of {num_blocks} blocks: {free} can go")
+        raise TooManyRemovals(
+            "num_remove", f"cannot remove {num_remove} of {num_blocks} blocks: {free} can go"
+        )
     keep = list(range(num_blocks))
     for block in removed:
         if block not in keep[protect_first : len(keep) - protect_last]:

@@ -214,6 +214,11 @@ class PruneSpec:
         expected = f"between {low} and {high}" if high < math.inf else expected
         raise InvalidSpec(name, f"{name}={value}: expected {expected}")
 
+    @property
+    def _target(self) -> str:
+        """The name of the setting that says how far to prune."""
+        return next(name for name in TARGETS if getattr(self, name) is not None)
+
     def most_removals(self, num_blocks: int) -> int:
         """The number of blocks to remove, or an upper bound where it depends on the search."""
         if self.num_remove is not None:
@@ -241,8 +246,9 @@ class PruneSpec:
         num_remove, free = self.most_removals(num_blocks), self._free(num_blocks)
         if not 1 <= num_remove <= free:
             raise TooManyRemovals(
+                self._target,
                 f"cannot remove {max(1, num_remove)} of {num_blocks} blocks: with the first "
-                f"{self.protect_first} and last {self.protect_last} protected, {free} can go"
+                f"{self.protect_first} and last {self.protect_last} protected, {free} can go",
             )
         self._check_reachable(num_blocks, free)
         candidates = self._num_candidates(num_blocks)

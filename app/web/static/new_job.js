@@ -7,6 +7,7 @@ import { byId, el, facts, fill, name, say } from "./dom.js";
 import { noModel } from "./empty.js";
 import { bytes, count, seconds } from "./format.js";
 import { act, begin } from "./live.js";
+import { MIX, Mix } from "./mix.js";
 import { Field } from "./schema_form.js";
 
 const TARGETS = ["num_remove", "sparsity", "max_perplexity_ratio", "target_speedup"];
@@ -18,6 +19,8 @@ const GROUPS = {
     "patience", "hidden_weight", "seed", "checkpoint_activations", "control"].map((field) => `heal.${field}`),
   "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "priority"],
 };
+const COMMON = ["sampling", "num_samples", "seqlen", "seed"]; // to all texts of a mix
+const MIXED = ["prose", "code"]; // to begin with, as the default is
 const ESTIMATE_AFTER_MS = 400;
 
 const fields = new Map();
@@ -28,11 +31,13 @@ const sent = { text: "", key: "" };
 let estimating = null;
 let due = null;
 let isKeyRequired = false;
-let mix = null; // the texts of the job that this one is like
+let mix = null; // the rows of a mix of texts
+let like = null; // the first text of the job that this one is like
 
 const route = source === null ? "/prune-jobs" : "/heal-jobs";
 const chosenTarget = () => byId("target").value;
 const modelOf = () => models.get(byId("model").value);
+const isMix = () => fields.get("calibration.dataset")?.value === MIX;
 const heals = () => source !== null || byId("heal").checked;
 
 /** What is sent: the model, the target, and what differs from its default. */
@@ -40,25 +45,25 @@ function body() {
   const found = { model: source ?? byId("model").value };
   if (heals()) found.heal = {};
   for (const [path, field] of fields) {
-    const isOther = (TARGETS.includes(path) && path !== chosenTarget()) || (path.startsWith("heal.") && !heals());
+    const isOther = (TARGETS.includes(path) && path !== chosenTarget()) || (path.startsWith("heal.") && !heals())
+      || (path.startsWith("calibration.") && isMix());
     if (field.value === undefined || isOther) continue;
     const [first, second] = path.split(".");
     if (second) (found[first] ??= {})[second] = field.value;
     else found[first] = field.value;
   }
-  if (mix && fields.get("calibration.dataset").value === undefined) found.calibration = mix.map(sourceOf);
+  if (isMix()) found.calibration = mix.body(commonOf);
   return found;
 }
 
-/** A text of the mix: what the form has, where that is no longer what it had for the first of them. */
-function sourceOf(source) {
-  const { dataset, path, weight } = source;
-  const common = ["sampling", "num_samples", "seqlen", "seed"].map((field) => {
+/** What all texts of a mix share; a text keeps what it had, where the form still has that of the first. */
+function commonOf(source) {
+  return Object.fromEntries(COMMON.map((field) => {
     const { value, schema } = fields.get(`calibration.${field}`);
     const chosen = value ?? schema.default;
-    return [field, chosen === mix[0][field] ? source[field] : chosen];
-  });
-  return { dataset, weight, ...(path && { path }), ...Object.fromEntries(common) };
+    const found = source && chosen === like[field] ? source[field] : chosen;
+    return [field, found === schema.default ? undefined : found];
+  }));
 }
 
 /** The same for the same settings, so that a second click, or a retry, creates no second job. */
@@ -99,6 +104,14 @@ function healingOf(found) {
   ]);
 }
 
+/** The field that an error is about: its own, that of its text in a mix, or that of the whole. */
+function fieldOf(path) {
+  const ofMix = path.startsWith("calibration.") && isMix() ? mix.field(path) : undefined;
+  const whole = path.replace(/^calibration\.\d+\./, "calibration."); // all texts share it
+  return ofMix ?? fields.get(path) ?? fields.get(whole) ?? fields.get(path.split(".")[0])
+    ?? (path.startsWith("calibration") ? fields.get("calibration.dataset") : undefined);
+}
+
 /** Put the errors of a refusal beside their fields; returns whether each has a field. */
 function showErrors(problem) {
   const named = problem.errors.length
@@ -106,7 +119,7 @@ function showErrors(problem) {
     : [[problem.param ?? "", problem.message]];
   let isShown = true;
   for (const [path, detail] of named) {
-    const field = fields.get(path) ?? (path === "" ? undefined : fields.get(path.split(".")[0]));
+    const field = fieldOf(path);
     if (field) field.say(detail);
     else isShown = false;
   }
@@ -114,7 +127,7 @@ function showErrors(problem) {
 }
 
 async function estimate() {
-  for (const field of fields.values()) field.say("");
+  for (const field of [...fields.values(), ...(mix?.fields() ?? [])]) field.say("");
   estimating?.abort();
   if (source === null && (!modelOf() || fields.get(chosenTarget()).value === undefined)) {
     return fill(byId("estimate"), el("p", { class: "muted" }, `Enter ${chosenTarget()} to see an estimate.`));
@@ -151,6 +164,8 @@ function showLimits() {
 function showTarget() {
   for (const path of TARGETS) fields.get(path).node.hidden = path !== chosenTarget();
   fields.get("calibration.path").node.hidden = fields.get("calibration.dataset").value !== "file";
+  mix.node.hidden = !isMix();
+  mix.show();
   for (const [path, field] of fields) if (path.startsWith("heal.")) field.node.hidden = !heals();
 }
 
@@ -161,6 +176,9 @@ function build(document_, dense) {
     const owner = owners[path.split(".")[0]] ?? schemas.PruneJobBody;
     fields.set(path, new Field(path, owner.properties, schemas));
   }
+  fields.get("calibration.dataset").input.append(el("option", { value: MIX }, "a mix of several texts"));
+  mix = new Mix(schemas, update);
+  mix.set(MIXED.map((dataset) => ({ values: { dataset } })));
   const first = el("fieldset", {}, el("legend", {}, "Model and depth"), el("div", { class: "fields" },
     el("div", {}, el("label", { for: "model" }, "model"),
       el("select", { id: "model", "aria-describedby": "limits" }, dense.map((model) => el("option", {}, model.id))),
@@ -170,7 +188,7 @@ function build(document_, dense) {
     TARGETS.map((path) => fields.get(path).node)));
   const rest = Object.entries(GROUPS).map(([title, paths]) => el("fieldset", {}, el("legend", {}, title),
     title === "Healing" ? healing(schemas.PruneJobBody.properties.heal) : null,
-    el("div", { class: "fields" }, paths.map((path) => fields.get(path).node))));
+    el("div", { class: "fields" }, paths.map((path) => [fields.get(path).node, path === "calibration.path" ? mix.node : null]))));
   fill(byId("form"), first, rest, submission());
 }
 
@@ -195,16 +213,16 @@ function use(spec) {
   byId("model").value = spec.model;
   byId("heal").checked = spec.heal !== null;
   byId("target").value = TARGETS.find((path) => spec[path] !== null) ?? TARGETS[0];
+  const texts = [spec.calibration].flat();
+  const isOne = !Array.isArray(spec.calibration);
+  const flat = { ...spec, calibration: isOne ? texts[0] : { ...texts[0], dataset: MIX, path: null } };
   for (const [path, field] of fields) {
-    const [first, second] = path.split(".");
-    const found = second ? (Array.isArray(spec[first]) ? spec[first][0] : spec[first])?.[second] : spec[first];
-    const isMix = Array.isArray(spec[first]) && ["dataset", "path"].includes(second);
-    if (found !== undefined && found !== null && !isMix) field.value = found;
+    const found = path.split(".").reduce((value, part) => value?.[part], flat);
+    if (found !== undefined && found !== null) field.value = found;
   }
-  if (!Array.isArray(spec.calibration)) return;
-  mix = spec.calibration;
-  const [none] = fields.get("calibration.dataset").input.options;
-  none.textContent = mix.map(({ dataset, path, weight }) => `${path ?? dataset}${weight === 1 ? "" : ` × ${weight}`}`).join(" + ");
+  if (isOne) return;
+  [like] = texts;
+  mix.set(texts.map((source) => ({ source, values: { dataset: source.dataset, path: source.path, weight: source.weight } })));
 }
 
 function update() {

@@ -87,6 +87,7 @@ def test_a_dry_run_refuses_what_a_job_is_refused_for(client: TestClient) -> None
     answer = client.post("/prune-jobs", json={**JOB, "num_remove": 5, "dry_run": True})
     assert answer.status_code == 422
     assert answer.json()["type"].endswith("too-many-removals")
+    assert answer.json()["param"] == "num_remove"
 
 
 # ---- bounds

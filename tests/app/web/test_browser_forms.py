@@ -1,6 +1,7 @@
 """The forms in a browser: texts of a job and mixes of them, and several prompts side by side."""
 
 import json
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+TEXT = re.compile(r"^text \d$")  # of a mix
 # an output has the focus, as somebody who scrolls it has given it, before any text is there
 GENERATE_AND_FOCUS = """() => {
   document.getElementById("run").click();
@@ -85,11 +87,60 @@ def test_a_job_takes_a_text_of_the_folder_or_the_mix_of_another_job(
         page.get_by_role("link", name="New job like this").click()
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
         chosen = page.locator("[id='calibration.dataset'] option:checked")
-        assert chosen.inner_text() == f"prose + {text} × 2"
+        assert chosen.inner_text() == "a mix of several texts"
+        rows = page.get_by_role("group", name=TEXT)
+        assert rows.count() == 2
+        assert rows.nth(1).get_by_label("path").input_value() == str(text)
         assert not path.is_visible()
         page.get_by_text("unknown: no similar job has run here yet").wait_for()
-        assert [source["weight"] for source in sent(page)["calibration"]] == [1, 2]
+        assert [source.get("weight") for source in sent(page)["calibration"]] == [None, 2]
         assert submit(page, job_store, 2).calibration == mix
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/jobs/new?model=tiny")
+        page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        watched.may_fail = True  # estimates are refused
+        page.locator("#num_remove").fill("5")
+        error = page.locator("#num_remove-error")
+        error.get_by_text("cannot remove 5 of 6 blocks").wait_for()
+        assert page.locator("#num_remove").get_attribute("aria-invalid") == "true"
+        page.locator("#num_remove").fill("2")
+        page.locator("[id='calibration.num_samples']").fill("7")
+        page.locator("[id='calibration.seqlen']").fill("16")
+        page.locator("[id='calibration.dataset']").select_option("a mix of several texts")
+        page.get_by_role("button", name="Add a text").click()
+        rows = page.get_by_role("group", name=TEXT)
+        assert rows.count() == 3
+        assert page.evaluate("() => document.activeElement.id") == "calibration.2.dataset"
+        rows.nth(2).get_by_label("dataset").select_option("code")
+        again = page.locator("[id='calibration.2.dataset-error']")
+        again.get_by_text("this text is in the mix already").wait_for()
+        rows.nth(2).get_by_label("dataset").select_option("file")
+        rows.nth(2).get_by_label("path").fill("none.txt")
+        page.locator("[id='calibration.2.path-error']").get_by_text("put it there").wait_for()
+        rows.nth(1).get_by_label("weight").fill("0")
+        page.locator("[id='calibration.1.weight-error']").get_by_text("above 0").wait_for()
+        rows.nth(1).get_by_label("weight").fill("2.5")
+        rows.nth(2).get_by_role("button", name="Remove text 3").click()
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        assert page.evaluate("() => document.activeElement.innerText") == "Add a text"
+        common = {"num_samples": 7, "seqlen": 16}
+        assert sent(page)["calibration"] == [
+            {"dataset": "prose", **common},
+            {"dataset": "code", "weight": 2.5, **common},
+        ]
+        watched.may_fail = False
+        sources = [
+            CalibrationSpec(each, num_samples=7, seqlen=16)
+            for each in (Dataset.PROSE, Dataset.CODE)
+        ]
+        found = submit(page, job_store, 0)
+        assert found.calibration == CalibrationMix(tuple(sources), (1.0, 2.5))
         assert (watched.complaints, watched.foreign) == ([], [])
 
 

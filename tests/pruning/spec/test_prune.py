@@ -127,8 +127,9 @@ def test_a_refinement_is_bounded_by_its_exchanges(
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_a_model_without_free_blocks_is_refused_for_every_target(name: str) -> None:
     spec = PruneSpec("any", **{name: TARGETS[name]}, protect_first=4, protect_last=4)
-    with pytest.raises(TooManyRemovals, match="0 can go"):
+    with pytest.raises(TooManyRemovals, match="0 can go") as caught:
         spec.num_evaluations(8)
+    assert caught.value.param == name
 
 
 def test_a_speedup_beyond_the_block_count_is_refused_before_anything_is_measured() -> None:

@@ -45,7 +45,10 @@ def fails_with(error: Exception) -> Callable[[Job, JobObserver], str]:
             InvalidSpec("calibration.seqlen", "bad"),
             JobError("invalid_spec", "bad", "calibration.seqlen"),
         ),
-        (TooManyRemovals("bad"), JobError("too_many_removals", "bad")),
+        (
+            TooManyRemovals("num_remove", "bad"),
+            JobError("too_many_removals", "bad", "num_remove"),
+        ),
         (
             TargetUnreachable("target_speedup", "bad"),
             JobError("target_unreachable", "bad", "target_speedup"),
