@@ -61,10 +61,10 @@ function addPrompt(value) {
 
 /** One output: its text as it comes, and its numbers. */
 class Output {
-  constructor(side) {
+  constructor(side, label) {
     this.side = side;
     this.content = "";
-    this.body = el("div", { class: "output", tabindex: 0, role: "region", "aria-label": `Output of ${side}` });
+    this.body = el("div", { class: "output", tabindex: 0, role: "region", "aria-label": label });
     this.numbers = el("div", { class: "note" }, "waits");
     this.node = el("article", { class: "card" }, el("h3", {}, name(side)), this.body, this.numbers);
   }
@@ -125,7 +125,8 @@ async function run() {
   fill(byId("outputs")); // new ones, even if they begin like the last
   running = new AbortController();
   byId("stop").disabled = false;
-  const rows = prompts().map((prompt) => ({ prompt, outputs: sides().map((side) => new Output(side)) }));
+  const rows = prompts().map((prompt, row) => ({ prompt,
+    outputs: sides().map((side, index) => new Output(side, `Output ${index + 1} of prompt ${row + 1}, by ${side}`)) }));
   fill(byId("outputs"), rows.map(({ prompt, outputs }, index) => el("section", {},
     el("h2", {}, rows.length > 1 ? `Prompt ${index + 1}` : "Outputs"), rows.length > 1 ? el("p", {}, text(prompt)) : null,
     el("div", { class: "sides" }, outputs.map((output) => output.node)))),

@@ -1,10 +1,8 @@
 """Every page of ours against the rules of axe-core, with data, in both themes and three widths."""
 
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
 from app.config import ServeSettings
 from app.results.store import ResultKind, ResultStore
@@ -12,6 +10,7 @@ from pruning.jobs.job import JobError, Phase
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.stability.report import to_wire
+from tests.support.accessibility import VIEWS, broken_rules, misfits, space
 from tests.support.api_fixtures import publish_pruned
 from tests.support.browser import browser, page_of
 from tests.support.job_lives import FIRST, SECOND
@@ -20,26 +19,6 @@ from tests.support.serving import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-VIEWS: tuple[tuple[Literal["light", "dark"], int], ...] = (
-    ("light", 1280),
-    ("dark", 768),
-    ("dark", 390),
-    ("light", 320),  # as a window of 1280 pixels, enlarged to 400 %
-)
-# of WCAG 2.2 AA, which axe leaves out unless it is asked
-RULES = {"rules": {"target-size": {"enabled": True}}}
-# what readers may set (WCAG 1.4.12); of elements, as the policy allows no style sheet
-SPACED = """() => {
-  for (const node of document.querySelectorAll("body *")) {
-    Object.assign(node.style, { letterSpacing: "0.12em", wordSpacing: "0.16em", lineHeight: 1.5 });
-    if (node.tagName === "P") node.style.marginBottom = "2em";
-  }
-}"""
-# buttons, links and cells whose text is cut off
-CUT = """() => [...document.querySelectorAll("button, .button, nav a, th, td, label, dd, dt")]
-  .filter((node) => node.clientWidth > 1 && node.scrollWidth > node.clientWidth + 1
-    && getComputedStyle(node).display !== "inline").map((node) => node.outerHTML.slice(0, 80))"""
-TOO_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 BENCH = "20200101T000000Z-bench-000000"
 STABILITY = "20200101T000000Z-stability-000000"
 
@@ -74,7 +53,7 @@ def test_no_page_breaks_a_rule(data_dir: Path, redis_url: str, job_store: JobSto
         *("/ui/results", f"/ui/results/{BENCH}", f"/ui/results/{STABILITY}", "/ui/compare"),
         *("/ui/sign-in", "/ui/nowhere", "/docs", "/docs#create_prune_job", "/docs#PruneJobBody"),
     ]
-    broken = []
+    broken: list[tuple[object, ...]] = []
     with serving(settings, redis_url) as (_, url), browser() as visitor:
         for theme, width in VIEWS:
             viewport = {"width": width, "height": 900}
@@ -84,13 +63,10 @@ def test_no_page_breaks_a_rule(data_dir: Path, redis_url: str, job_store: JobSto
                 page.goto(path)
                 page.locator("[aria-busy=true]").first.wait_for(state="detached")
                 assert (watched.complaints, watched.foreign) == ([], [])
-                for rule in Axe().run(page, options=RULES).response["violations"]:
-                    nodes = [node["target"] for node in rule["nodes"]]
-                    broken.append((theme, width, path, rule["id"], nodes[:3]))
-                for change in ("() => {}", SPACED):
-                    page.evaluate(change)
-                    if page.evaluate(TOO_WIDE) or page.evaluate(CUT):
-                        broken.append((theme, width, path, "does not fit", page.evaluate(CUT)))
+                found = [*broken_rules(page), *misfits(page)]
+                space(page)
+                found += misfits(page)
+                broken += [(theme, width, path, *each) for each in found]
                 watched.complaints.clear()  # of axe itself, which is no part of the page
             page.context.close()
     assert broken == []
