@@ -67,6 +67,12 @@ class JobDeletion:
         """Delete only the record. The checkpoint stays until it is deleted by hand."""
         self._forget(self._ended(job_id))
 
+    def finish(self) -> None:
+        """Delete what senders have left in the store that died while their job was deleted."""
+        for name in self._sinks.withdrawn(Sink.STORE):
+            for each in (healed_name(name), name):
+                self._checkpoints.delete(each)
+
     def has_published(self, job: Job) -> bool:
         """Whether a checkpoint of this job's names exists and was published by it."""
         return self._has_pruned(job) or self._has_healed(healed_name(job.checkpoint_name))
@@ -100,7 +106,7 @@ class JobDeletion:
                 f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
                 f"target or remove it first"
             )
-        self._sinks.drop(Sink.STORE, job.id)  # what is not sent yet stays here
+        self._sinks.withdraw(Sink.STORE, job)
         self._checkpoints.refresh()
         places = healed_beside(self._checkpoints.path(job.checkpoint_name))
         for path, is_ours in (

@@ -11,6 +11,7 @@
     sleb:jobs:limits        hash: most running jobs, by tenant       permanent
     sleb:outbox             zset: ids of all messages, by due time   as the messages
     sleb:sink:{sink}        zset: ids of jobs to send there, by due time  until sent
+    sleb:sink:{sink}:withdrawn  zset: checkpoints that must not be there, until when  an hour
     sleb:idempotency:{key}  string: a request's digest and its job   24 h; 30 s without a job
     sleb:key:{name}:recent  zset: request ids of an API key, by time 60 s
     sleb:key:{name}:running zset: its generations, by end of lease   30 s
@@ -26,6 +27,7 @@ MESSAGES = "sleb:job:{id}:messages"
 ATTEMPTS = "sleb:job:{id}:told"
 OUTBOX = "sleb:outbox"
 SINK = "sleb:sink:{sink}"
+WITHDRAWN = "sleb:sink:{sink}:withdrawn"
 INDEX = "sleb:jobs"
 STATUS_INDEX = "sleb:jobs:{status}"
 RUNNING_LIMITS = "sleb:jobs:limits"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pruning.checkpoints.staging import sweep
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import CheckpointInUse, JobDeletion
-from pruning.jobs.job import Job, JobNotFound, JobStatus
+from pruning.jobs.job import Job, JobNotFound, JobStatus, Sink
 from pruning.jobs.store import JobStore
 from pruning.models.names import VariantName
 
@@ -45,7 +45,7 @@ class Retention:
         self._deletion = deletion
 
     def sweep(self) -> None:
-        """Remove all that has expired. May raise ``JobStoreUnavailable``."""
+        """Remove all that has expired. May raise ``JobStoreUnavailable`` or ``StoreError``."""
         sweep(self._checkpoints.root)
         now = time.time()
         if (keep_s := self._periods.checkpoints_s) is not None:
@@ -59,6 +59,7 @@ class Retention:
                 if not self._is_needed(job):
                     with suppress(JobNotFound):
                         self._deletion.forget(job.id)
+        self._deletion.finish()
 
     def _with_checkpoint(self) -> Iterator[Job]:
         for name in self._checkpoints.names():
@@ -77,7 +78,10 @@ class Retention:
                         yield job
 
     def _is_needed(self, job: Job) -> bool:
-        """Whether the record is needed to know when the checkpoint expires."""
+        """Whether the record is needed to send the checkpoint, or to know when it expires."""
+        upload = job.sinks.get(Sink.STORE)
+        if upload is not None and not upload.is_sent:
+            return True
         return self._periods.checkpoints_s is not None and self._deletion.has_published(job)
 
 

@@ -3,6 +3,10 @@
 The script that records the success of a job adds it to them in the same step (``script.py``). A job
 stays until it is sent or deleted, however often that fails. A claim that its holder does not renew
 expires, so sending is at least once, and a sink has to know what it has already.
+
+A job that is deleted before it is sent may be on its way, in a process that dies before it could
+take back what it has sent. So the script that drops the job notes its checkpoint as withdrawn, and
+sweeps delete that until no sender can be left.
 """
 
 import json
@@ -14,12 +18,13 @@ from typing import Any
 import redis
 
 from pruning.jobs.job import Job, Sink, SinkState
-from pruning.jobs.keys import EVENTS, RECORD, SINK
+from pruning.jobs.keys import EVENTS, RECORD, SINK, WITHDRAWN
 from pruning.jobs.outbox import CLAIM
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import Event
 
 LEASE_S = 60.0  # of a claim, which its holder renews
+WITHDRAWN_S = 3600.0  # a sender may be suspended between a look at its claim and a write
 
 # KEYS the outbox, the record, the events. ARGV the id, the field of the record, the number of
 # failed attempts before, the new state, when it is due again (or empty), and the event (or empty).
@@ -44,6 +49,13 @@ if ARGV[6] ~= '' then
   redis.call('XADD', KEYS[3], '*', unpack(event))
 end
 return 1
+"""
+
+# KEYS the outbox, the withdrawn. ARGV the id, the checkpoint, and until when it is withdrawn.
+_WITHDRAW = """
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
+  redis.call('ZADD', KEYS[2], ARGV[3], ARGV[2])
+end
 """
 
 # KEYS the outbox. ARGV the id, and the end of the claim.
@@ -78,6 +90,7 @@ class SinkOutbox:
         self._claim = client.register_script(CLAIM)
         self._renew = client.register_script(_RENEW)
         self._settle = client.register_script(_SETTLE)
+        self._withdraw = client.register_script(_WITHDRAW)
 
     def claim(self, sink: Sink) -> SinkClaim | None:
         """Claim a job that is due for ``lease_s`` seconds, if there is one."""
@@ -123,10 +136,19 @@ class SinkOutbox:
         with redis_errors_translated():
             self._renew(keys=[SINK.format(sink=sink)], args=[job_id, due_at])
 
-    def drop(self, sink: Sink, job_id: str) -> None:
-        """Do not send the job any more."""
+    def withdraw(self, sink: Sink, job: Job) -> None:
+        """Do not send the job any more. If it is not sent yet, its checkpoint is withdrawn."""
+        keys = [SINK.format(sink=sink), WITHDRAWN.format(sink=sink)]
         with redis_errors_translated():
-            self._redis.zrem(SINK.format(sink=sink), job_id)
+            self._withdraw(keys, [job.id, job.checkpoint_name, self.now() + WITHDRAWN_S])
+
+    def withdrawn(self, sink: Sink) -> tuple[str, ...]:
+        """The checkpoints that a sender may still write, and that must not be there."""
+        key = WITHDRAWN.format(sink=sink)
+        with redis_errors_translated():
+            self._redis.zremrangebyscore(key, "-inf", self.now())
+            found: Any = self._redis.zrange(key, 0, -1)
+        return tuple(name.decode() for name in found)
 
     def num_waiting(self, sink: Sink) -> int:
         """The number of jobs that are not sent yet."""

@@ -31,7 +31,7 @@ class NotHere(Exception):
 
 
 class NotWanted(Exception):
-    """The job was deleted while it was sent."""
+    """The job was deleted while it was sent, or another process has sent it."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,9 @@ class SinkThread(threading.Thread):
         self._outbox.failed(self._sink, claim, reason, self._outbox.now() + pause_s)
 
     def _withdraw(self, claim: SinkClaim) -> None:
+        """Take back what was sent of a job that was deleted, and nothing that another has sent."""
+        if claim.job.checkpoint_name not in self._outbox.withdrawn(self._sink):
+            return
         try:
             self._sender.withdraw(claim.job)
         except Exception as error:  # noqa: BLE001 - of any sink

@@ -46,7 +46,11 @@ def set_death(data_dir: Path, job_id: str) -> None:
         return
     found = json.loads(file.read_text())
     file.unlink()
-    death = Death(**{**found, "when": When(found["when"])})
+    kill_at(Death(**{**found, "when": When(found["when"])}))
+
+
+def kill_at(death: Death) -> None:
+    """Kill this process there."""
     module, _, path = death.call.partition(":")
     *owners, name = path.split(".")
     owner: Any = reduce(getattr, owners, importlib.import_module(module))

@@ -1,8 +1,8 @@
 """Jobs and their progress as clients and workers write them, without a worker."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from pruning.jobs.job import Job, JobError, JobStatus, Phase
+from pruning.jobs.job import Job, JobError, JobStatus, Phase, Sink
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
 from pruning.spec.prune import PruneSpec
@@ -51,7 +51,7 @@ def succeed(store: JobStore, job_id: str, pruned_model: str = "tiny@x") -> None:
     store.succeed(job_id, pruned_model, attempt)
 
 
-def ended(store: JobStore, status: JobStatus) -> Job:
+def ended(store: JobStore, status: JobStatus, sinks: Sequence[Sink] = ()) -> Job:
     job_id = store.create(SPEC).id
     if status is JobStatus.CANCELLED:
         return store.cancel(job_id)
@@ -59,5 +59,5 @@ def ended(store: JobStore, status: JobStatus) -> Job:
     if status is JobStatus.FAILED:
         store.fail(job_id, JobError("x", "y"))
     else:
-        store.succeed(job_id, f"tiny@{job_id}")
+        store.succeed(job_id, f"tiny@{job_id}", sinks=sinks)
     return store.get(job_id)

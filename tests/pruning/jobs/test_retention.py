@@ -11,9 +11,11 @@ from pruning.checkpoints.publish import publish
 from pruning.checkpoints.staging import STAGING
 from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.jobs.deletion import JobDeletion
-from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.job import Job, JobStatus, Sink
 from pruning.jobs.keys import RECORD
+from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.retention import Retention, RetentionPeriods
+from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from tests.support.checkpoints import FILES, manifest_of, published, write
 from tests.support.crashes import dies
@@ -114,10 +116,26 @@ def test_checkpoints_of_no_job_or_of_somebody_else_stay(
     assert job_store.list().jobs == ()
 
 
+def test_a_record_stays_until_its_checkpoint_is_sent(
+    redis_client: redis.Redis, job_store: JobStore, root: Path
+) -> None:
+    job = aged(redis_client, ended(job_store, JobStatus.SUCCEEDED, [Sink.STORE]), 2 * HOUR_S)
+    sweeping = retention(redis_client, root, RetentionPeriods(jobs_s=HOUR_S))
+    sweeping.sweep()
+    outbox = SinkOutbox(redis_client)
+    claim = outbox.claim(Sink.STORE)
+    assert claim is not None
+    assert claim.job.id == job.id
+    outbox.sent(Sink.STORE, claim, "url", "uploaded")
+    sweeping.sweep()
+    assert job_store.list().jobs == ()
+
+
 def test_leftovers_go_even_if_everything_else_is_kept_for_ever(root: Path) -> None:
     (root / STAGING / f"left-{uuid4().hex}").mkdir(parents=True)
     away = redis.Redis.from_url("unix:///nowhere/valkey.sock")
-    retention(away, root, RetentionPeriods()).sweep()
+    with pytest.raises(JobStoreUnavailable):
+        retention(away, root, RetentionPeriods()).sweep()
     assert list((root / STAGING).iterdir()) == []
 
 

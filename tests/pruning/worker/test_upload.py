@@ -1,5 +1,7 @@
 """Published checkpoints go to the object store, and from there to a service on another disk."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from urllib.request import urlopen
@@ -12,16 +14,21 @@ from app.config import ServeSettings
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, Sink
+from pruning.jobs.keys import WITHDRAWN
 from pruning.jobs.queue import PruneQueue
+from pruning.jobs.retention import Retention, RetentionPeriods
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
+from pruning.storage.cache import CheckpointCache
+from pruning.storage.checkpoints import StoredCheckpoints
 from pruning.storage.store import ObjectStore, StoreDenied, StoreUnavailable
 from pruning.worker.senders import CheckpointUpload
 from pruning.worker.sinks import SinkThread
-from tests.support.checkpoints import published
+from tests.support.checkpoints import FILES, published
 from tests.support.clock import Clock
+from tests.support.deaths import Death, When, kill_at
 from tests.support.exposition import Scrape
 from tests.support.job_lives import messages
 from tests.support.object_stores import ObservedStore, folder_store
@@ -188,6 +195,85 @@ def test_a_job_that_is_deleted_while_it_is_sent_leaves_nothing_in_the_store(
     assert sender(outbox, store, tmp_path).send_next()
     assert (remote.versions(), remote.sizes(job.checkpoint_name)) == ({}, {})
     assert outbox.num_waiting(Sink.STORE) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "num_objects"), [("put", 1), ("put_manifest", 2)])
+def test_a_sender_that_is_killed_while_its_job_is_deleted_leaves_nothing_after_a_sweep(
+    job_store: JobStore,
+    redis_client: redis.Redis,
+    redis_url: str,
+    tmp_path: Path,
+    call: str,
+    num_objects: int,
+) -> None:
+    """The job is deleted in front of a write, and the process is killed behind it."""
+    job = succeeded(job_store, tmp_path)
+    remote = folder_store(tmp_path / "store")
+
+    def send() -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            deletion = JobDeletion(client, JobStore(client), CheckpointStore(tmp_path / "none"))
+            store = ObservedStore(remote, once(call, lambda: deletion.delete(job.id)))
+            sender(SinkOutbox(client), store, tmp_path).send_next()
+
+    num_writes = num_objects + (call == "put_manifest")
+    assert is_killed_behind(send, num_writes)
+    assert len(remote.versions()) == (call == "put_manifest")
+    assert len(remote.sizes(job.checkpoint_name)) == num_objects
+    cache = CheckpointCache(tmp_path / "cache", 10**9)
+    elsewhere = StoredCheckpoints(tmp_path / "elsewhere", remote, cache)
+    deletion = JobDeletion(redis_client, job_store, elsewhere)
+    Retention(RetentionPeriods(), elsewhere, job_store, deletion).sweep()
+    assert (remote.versions(), remote.sizes(job.checkpoint_name)) == ({}, {})
+
+
+def is_killed_behind(act: Callable[[], object], num_writes: int) -> bool:
+    """Whether ``act``, in a process of its own, was killed behind so many writes to a store."""
+    child = os.fork()
+    if child == 0:
+        write = "pruning.storage.files:FileSystemStore._write_in_folder"
+        kill_at(Death(write, num_writes, When.AFTER))
+        act()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_what_is_deleted_is_kept_out_of_the_store_for_an_hour(
+    job_store: JobStore, redis_client: redis.Redis, outbox: SinkOutbox, clock: Clock, tmp_path: Path
+) -> None:
+    sent, waiting = (succeeded(job_store, tmp_path) for _ in range(2))
+    remote = folder_store(tmp_path / "store")
+    assert sender(outbox, remote, tmp_path).send_next()
+    for job in (sent, waiting):
+        outbox.withdraw(Sink.STORE, job)
+    assert outbox.withdrawn(Sink.STORE) == (waiting.checkpoint_name,)  # no sender has the other
+    clock.now += 3599
+    assert outbox.withdrawn(Sink.STORE) == (waiting.checkpoint_name,)
+    clock.now += 2
+    assert outbox.withdrawn(Sink.STORE) == ()
+    assert not redis_client.exists(WITHDRAWN.format(sink=Sink.STORE))
+
+
+@pytest.mark.parametrize("call", ["sizes", "put", "put_manifest"])
+def test_a_sender_whose_claim_has_expired_takes_nothing_back_that_another_has_sent(
+    job_store: JobStore,
+    outbox: SinkOutbox,
+    clock: Clock,
+    remote: ObjectStore,
+    tmp_path: Path,
+    call: str,
+) -> None:
+    job = succeeded(job_store, tmp_path)
+
+    def overtake() -> None:
+        clock.now += 61
+        assert sender(outbox, remote, tmp_path).send_next()
+
+    assert sender(outbox, ObservedStore(remote, once(call, overtake)), tmp_path).send_next()
+    assert job_store.get(job.id).sinks[Sink.STORE].is_sent
+    assert remote.versions().keys() == {job.checkpoint_name}
+    assert len(remote.sizes(job.checkpoint_name)) == len(FILES)
 
 
 def once(method: str, act: Callable[[], object]) -> Callable[[str], None]:
