@@ -139,12 +139,15 @@ def test_sizes_are_powers_of_two() -> None:
 def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
     settings: ServeSettings, redis_url: str
 ) -> None:
-    body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
-    default = ServeSettings.model_fields["tune"].default
+    default, kept = ServeSettings.model_fields["tune"].default, settings.data_dir / "tuning.json"
     for tune, is_kept in (("off", False), (default, True)):
         with local_api(settings, redis_url, tune=tune) as client:
-            assert client.post("/generate", json=body).status_code == 200
-        assert (settings.data_dir / "tuning.json").exists() == is_kept
+            for model in ("tiny", "tiny+int8"):
+                body = {"model": model, "prompt": "the dog", "max_new_tokens": 2}
+                assert client.post("/generate", json=body).status_code == 200
+        assert kept.exists() == is_kept
+    choices = json.loads(kept.read_text())[processor()]
+    assert {"a prompt", "int8 products"} <= {key.rsplit(" ", 2)[0] for key in choices}
 
 
 @pytest.mark.parametrize("ways", [(FUSED, ONE_DNN), (PRODUCTS, NATIVE), ()], ids=str)
