@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench audit lock sbom clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## create a virtual environment with all dependencies
 
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[cluster,dev,eval,gcs,mlflow,otel,quantize,s3]'
 	@touch $@
 
-demo: setup  ## prune a real model, serve it, compare (KEEP=1 leaves it running)
+demo: setup  ## prune a real model, serve it, compare (KEEP=1: keep serving)
 	$(BIN)/sleb demo $(if $(KEEP),--keep)
 
 test: setup  ## lint, and beside it all tests except the slow ones
@@ -30,13 +30,13 @@ test: setup  ## lint, and beside it all tests except the slow ones
 pytest: setup
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
-test-slow: setup  ## the slow tests: the demo model, the reference search, the whole demo
+test-slow: setup  ## the slow tests: the demo model, the search, the whole demo
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500
 
-soak: setup  ## half an hour of load, with a worker killed and Redis restarted every minute (MINUTES=n)
+soak: setup  ## half an hour of load and crashes (MINUTES=n)
 	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak tests/soak
 
-image-test: setup  ## build the image and run it, as root: apt-get install buildah crun debootstrap netavark docker.io docker-cli docker-compose iptables
+image-test: setup  ## build the image and run it (docs/guides/compose.md says how)
 	$(PYTEST) -m image tests/image -rA
 
 lint: setup  ## ruff, mypy, import contracts, hadolint
@@ -60,7 +60,7 @@ serve: setup  ## run the API alone
 worker: setup  ## run one worker
 	$(BIN)/sleb worker
 
-bench: setup  ## benchmark the search in all modes on the demo model (half an hour on two cores)
+bench: setup  ## benchmark all modes of the search (half an hour)
 	$(BIN)/python -m benchmarks.search --modes plain,exact,staged,stream --out search.json
 
 dashboards: setup  ## generate the Grafana dashboards from dashboards/
@@ -78,7 +78,7 @@ audit: setup sbom  ## check the installed packages for known vulnerabilities
 		|| { echo 'make audit: the packages listed above are vulnerable or unknown' >&2; exit 1; }
 
 # of the versions that are installed here, which the tests have run with
-lock: setup  ## requirements.lock: what the image installs, with the hashes of the index of uv
+lock: setup  ## write requirements.lock: what the image installs, with hashes
 	test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet 'uv>=0.9,<1'; }
 	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
 		| sed 's/+.*//' > build/lock/installed.txt
@@ -86,7 +86,7 @@ lock: setup  ## requirements.lock: what the image installs, with the hashes of t
 		--custom-compile-command 'make lock' --constraints build/lock/installed.txt --extra gcs --extra otel --extra s3 \
 		--output-file requirements.lock pyproject.toml
 
-sbom: setup  ## build/sbom.json, a software bill of materials (CycloneDX)
+sbom: setup  ## write build/sbom.json, a software bill of materials
 	@mkdir -p build
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
 		--no-validate --output-format JSON --output-file build/sbom.json $(BIN)/python

@@ -192,5 +192,5 @@ def _print_change(job: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(job)
         return
-    pauses = ", and pauses after its current evaluation" if job["pause_requested_at"] else ""
+    pauses = "; it pauses after this evaluation" if job["pause_requested_at"] else ""
     typer.echo(f"job {job['id']} is {job['status']}{pauses}")

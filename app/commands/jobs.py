@@ -72,6 +72,8 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
             label, text = _SPECIAL.get(name, _as_it_is)(name, value)
             if text:
                 shown.add_row(label, Text(text))
+    if job.get("repair_progress") and job["pruned_model"] and job["repair"] is None:
+        shown.add_row("repair", "none: each one that was tried harms some kind of text")
     if job.get("predicted_speedup") is not None:  # an older service has none
         shown.add_row("speed-up", _speedup(job))
     console = Console(highlight=False)

@@ -20,8 +20,8 @@ _MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "came
 _HEALED = ("healed", "healed × dense", "healed: came back", "control × dense")
 NARROW = ("", "perplexity", "× dense", "came back")
 INTERVALS = (
-    f"in parentheses: intervals of {CONFIDENCE:.0%}, by Student's t over windows; those of × dense "
-    "from differences to the dense model on the same windows."
+    f"in parentheses: intervals of {100 * CONFIDENCE:.0f} %, by Student's t over windows; those of "
+    "× dense from differences to the dense model on the same windows."
 )
 
 

@@ -5,6 +5,7 @@ These tests are fast. `test_guides.py` runs all commands of the guides.
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,12 @@ def request_of(line: str) -> dict[str, Any]:
             assert word.startswith("http://localhost:8000/"), f"this test knows no {word!r}"
             request["url"] = word
     return request
+
+
+def test_the_list_of_targets_fits_a_terminal_of_80_columns() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "make image-test" in listed.stdout
+    assert [line for line in listed.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_every_curl_line_works_in_the_order_of_the_pages(client: TestClient) -> None:

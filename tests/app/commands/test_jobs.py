@@ -116,6 +116,15 @@ def test_a_published_job_has_its_speed_up(
     assert words in capsys.readouterr().out
 
 
+def test_a_job_says_that_no_repair_was_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = {"steps_done": 37, "steps_total": 37}
+    tried = {**JOB, "pruned_model": "llama@prn-1", "repair": None, "repair_progress": steps}
+    print_job(tried)
+    assert "none: each one that was tried harms" in capsys.readouterr().out
+    print_job({**tried, "repair": {"method": "ridge"}})
+    assert "none: each" not in capsys.readouterr().out
+
+
 def test_what_follows_a_job_does_not_wait_for_torch() -> None:
     code = "import sys, app.commands.jobs; sys.exit(bool({'torch', 'redis'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
