@@ -16,6 +16,7 @@ from app.models.catalog import Catalog
 from app.readiness import Readiness
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.retention import Retention, RetentionPeriods
+from pruning.storage.store import StoreError
 
 if TYPE_CHECKING:  # needs the extra otel
     from app.metrics.tracing import Tracing
@@ -92,7 +93,7 @@ async def repeat(
     while not is_stopping.is_set():
         try:
             await asyncio.to_thread(work)
-        except JobStoreUnavailable as error:
+        except (JobStoreUnavailable, StoreError) as error:
             logger.warning("%s later: %s", name, error)
         except Exception:
             logger.exception("not done: %s", name)

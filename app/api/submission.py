@@ -24,7 +24,7 @@ from pruning.checkpoints.store import (
     no_checkpoint,
 )
 from pruning.healing.record import NotHealable, check_healable
-from pruning.jobs.creation import UNFINISHED, Conditions, QueueFull
+from pruning.jobs.creation import Conditions, QueueFull
 from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,
@@ -59,6 +59,7 @@ from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
+from pruning.storage.store import StoreError
 
 RAISES = (
     ModelNotFound,
@@ -264,11 +265,13 @@ class JobSubmission:
         if key is None:
             return Conditions(self._max_queued, claim, checkpoint_bytes=checkpoint_bytes)
         quota = key.quota.over(self._default_quota)
-        published_bytes = 0
+        of_tenant = JobQuota(quota.queued_jobs or 0, quota.checkpoint_bytes or 0)
         if quota.checkpoint_bytes:
-            unfinished = {job_id for status in UNFINISHED for job_id in self._jobs.ids(status)}
-            published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=unfinished)
-        of_tenant = JobQuota(quota.queued_jobs or 0, quota.checkpoint_bytes or 0, published_bytes)
+            pending = self._jobs.pending_ids()
+            with suppress(StoreError):  # away: what it had when it last answered counts
+                self._checkpoints.refresh()  # it may have what was pending a moment ago
+            published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=pending)
+            of_tenant = replace(of_tenant, published_bytes=published_bytes, pending_jobs=pending)
         return Conditions(self._max_queued, claim, key.owner, of_tenant, checkpoint_bytes)
 
     def estimate(self, body: PruneJobBody) -> Estimate:

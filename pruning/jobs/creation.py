@@ -8,37 +8,42 @@ from typing import Any
 from redis.commands.core import Script
 
 from pruning.jobs.idempotency import KEY_KEPT_S, Claim, IdempotencyInFlight
-from pruning.jobs.job import JobStatus
-from pruning.jobs.keys import RECORD, STATUS_INDEX
+from pruning.jobs.job import JobStatus, Sink
+from pruning.jobs.keys import RECORD, SINK, STATUS_INDEX
 from pruning.jobs.quota import NO_QUOTA, CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.script import Event
 from pruning.plural import counted
 
 # KEYS record, events, index of all, index of the queued, and the idempotency key if there is one.
 # A retry after a lost response finds the record and changes nothing. The JSON names the indexes of
-# the jobs that count towards the quotas. Returns the outcome, and the bytes of unfinished jobs.
+# the jobs that count towards the quotas. One that has succeeded since its client has looked which
+# are pending counts as well. Returns the outcome, and the bytes of pending jobs.
 CREATE = """
 local new = cjson.decode(ARGV[1])
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'done', 0} end
 if new.claim and redis.call('GET', KEYS[5]) ~= new.claim then return {'lost', 0} end
 if new.max_queued and redis.call('ZCARD', KEYS[4]) >= new.max_queued then return {'full', 0} end
-local function of_tenant(indexes)
-  local count, bytes = 0, 0
-  for _, index in ipairs(indexes) do
-    for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
-      local found = redis.call('HMGET', new.records .. id, 'owner', 'checkpoint_bytes')
-      if found[1] == new.fields.owner then
-        count, bytes = count + 1, bytes + (tonumber(found[2] or 0) or 0)
-      end
+local function of_tenant(indexes, succeeded)
+  local count, bytes, seen = 0, 0, {}
+  local function add(id, status)
+    if seen[id] then return end
+    seen[id] = true
+    local found = redis.call('HMGET', new.records .. id, 'owner', 'checkpoint_bytes', 'status')
+    if found[1] == new.fields.owner and (not status or found[3] == status) then
+      count, bytes = count + 1, bytes + (tonumber(found[2] or 0) or 0)
     end
   end
+  for _, index in ipairs(indexes) do
+    for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do add(id) end
+  end
+  for _, id in ipairs(succeeded) do add(id, 'succeeded') end
   return count, bytes
 end
-if new.queued_quota > 0 and of_tenant(new.waiting) >= new.queued_quota then
+if new.queued_quota > 0 and of_tenant(new.waiting, {}) >= new.queued_quota then
   return {'queued quota', 0}
 end
 if new.bytes_quota > 0 then
-  local _, bytes = of_tenant(new.unfinished)
+  local _, bytes = of_tenant(new.pending, new.pending_before)
   if new.published_bytes + bytes + tonumber(new.fields.checkpoint_bytes) > new.bytes_quota then
     return {'bytes quota', bytes}
   end
@@ -57,7 +62,12 @@ return {'done', 0}
 """
 
 _WAITING = (JobStatus.QUEUED, JobStatus.PAUSED)  # else a pause would make room for another job
-UNFINISHED = tuple(status for status in JobStatus if not status.is_final)
+_UNFINISHED = (status for status in JobStatus if not status.is_final)
+# of jobs whose checkpoint may be in no list yet: it is not published, or not in the object store
+PENDING = (
+    *(STATUS_INDEX.format(status=status) for status in _UNFINISHED),
+    SINK.format(sink=Sink.STORE),
+)
 
 
 class QueueFull(RuntimeError):
@@ -120,7 +130,8 @@ def _quota_argument(conditions: Conditions) -> dict[str, Any]:
     return {
         "records": RECORD.format(id=""),
         "waiting": [STATUS_INDEX.format(status=status) for status in _WAITING],
-        "unfinished": [STATUS_INDEX.format(status=status) for status in UNFINISHED],
+        "pending": PENDING,
+        "pending_before": sorted(quota.pending_jobs),
         "queued_quota": quota.queued_jobs,
         "bytes_quota": quota.checkpoint_bytes,
         "published_bytes": quota.published_bytes,

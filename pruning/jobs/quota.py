@@ -14,14 +14,15 @@ ANY_TENANT = "*"  # the name of no tenant: stands for those without a limit of t
 class JobQuota:
     """Limits of one tenant when it creates a job; 0 is no limit.
 
-    ``published_bytes`` are those of its checkpoints, without what its unfinished jobs have
-    published: the bytes that those may write include it.
+    ``published_bytes`` are those of its checkpoints, without those of ``pending_jobs``: the bytes
+    that those may write include them.
     The limit of running jobs is not here: workers read it when they take a job.
     """
 
     queued_jobs: int = 0  # those that wait, and those that are paused
     checkpoint_bytes: int = 0
     published_bytes: int = 0
+    pending_jobs: frozenset[str] = frozenset()
 
 
 NO_QUOTA = JobQuota()
@@ -44,7 +45,7 @@ class CheckpointQuotaReached(RuntimeError):
     def __init__(self, tenant: str, quota: JobQuota, needed_bytes: int, pending_bytes: int) -> None:
         super().__init__(
             f"the job may write {needed_bytes} bytes of checkpoints. Those of the tenant "
-            f"{tenant!r} take {quota.published_bytes}, and its unfinished jobs may write "
-            f"{pending_bytes}, where {quota.checkpoint_bytes} are allowed: delete a job with its "
-            "checkpoint, or cancel one"
+            f"{tenant!r} take {quota.published_bytes}, and its jobs that are not finished or not "
+            f"uploaded may write {pending_bytes}, where {quota.checkpoint_bytes} are allowed: "
+            "delete a job with its checkpoint, or cancel one"
         )

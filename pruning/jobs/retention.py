@@ -5,7 +5,7 @@ once.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -55,10 +55,9 @@ class Retention:
                     with suppress(JobNotFound, CheckpointInUse):
                         self._deletion.unpublish(job.id)
         if (keep_s := self._periods.jobs_s) is not None:
-            for job in self._ended(now - keep_s):
-                if not self._is_needed(job):
-                    with suppress(JobNotFound):
-                        self._deletion.forget(job.id)
+            for job in self._not_needed(tuple(self._ended(now - keep_s))):
+                with suppress(JobNotFound):
+                    self._deletion.forget(job.id)
         self._deletion.finish()
 
     def _with_checkpoint(self) -> Iterator[Job]:
@@ -76,6 +75,12 @@ class Retention:
                         break  # as all that follow: the ids are in order of creation
                     if _ended_before(job, before):
                         yield job
+
+    def _not_needed(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Those of the jobs whose record may go."""
+        if jobs:
+            self._checkpoints.refresh()  # knows what was sent by the time these were read
+        return (job for job in jobs if not self._is_needed(job))
 
     def _is_needed(self, job: Job) -> bool:
         """Whether the record is needed to send the checkpoint, or to know when it expires."""

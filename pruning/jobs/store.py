@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from pruning.jobs import script, transitions
-from pruning.jobs.creation import CREATE, UNCONDITIONAL, Conditions, create_job
+from pruning.jobs.creation import CREATE, PENDING, UNCONDITIONAL, Conditions, create_job
 from pruning.jobs.job import (
     JOB_ID,
     HealProgress,
@@ -170,6 +170,14 @@ class JobStore:
         with redis_errors_translated():
             entries: Any = self._redis.xrange(EVENTS.format(id=job_id), min=oldest, count=limit)
         return tuple(read_event(entry_id.decode(), _texts(entry)) for entry_id, entry in entries)
+
+    def pending_ids(self) -> frozenset[str]:
+        """The jobs whose checkpoint is not published yet, or still to be sent to the store."""
+        with redis_errors_translated(), self._redis.pipeline() as pipeline:
+            for index in PENDING:
+                pipeline.zrange(index, 0, -1)
+            found = pipeline.execute()
+        return frozenset(job_id.decode() for ids in found for job_id in ids)
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a waiting job, or ask the worker of a running one to stop. Idempotent.

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
+import redis
 
 from pruning.jobs.creation import Conditions
-from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.job import Job, JobError, JobStatus, Sink
 from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
+from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
@@ -87,3 +90,34 @@ def test_published_pending_and_new_bytes_fit_together_or_the_job_is_refused(
             create(job_store, "a", quota, num_bytes=1)
     job_store.stopped(first)
     create(job_store, "a", quota, num_bytes=40)
+
+
+def test_a_job_that_ends_while_another_is_checked_counts_if_it_has_published(
+    job_store: JobStore,
+) -> None:
+    quota = JobQuota(checkpoint_bytes=100)
+    succeeding, failing = (create(job_store, "a", quota, num_bytes=30).id for _ in range(2))
+    looked = replace(quota, pending_jobs=job_store.pending_ids())
+    for job_id in (succeeding, failing):
+        job_store.start(job_id, "w")
+    job_store.succeed(succeeding, "tiny@x")
+    job_store.fail(failing, JobError("x", "y"))
+    with pytest.raises(CheckpointQuotaReached, match="may write 30"):
+        create(job_store, "a", looked, num_bytes=71)
+    create(job_store, "a", looked, num_bytes=70)
+
+
+def test_a_job_counts_until_its_checkpoint_is_sent(
+    job_store: JobStore, redis_client: redis.Redis
+) -> None:
+    quota = JobQuota(checkpoint_bytes=100)
+    job_id = create(job_store, "a", quota, num_bytes=60).id
+    job_store.start(job_id, "w")
+    job_store.succeed(job_id, "tiny@x", sinks=[Sink.STORE, Sink.MLFLOW])
+    with pytest.raises(CheckpointQuotaReached):
+        create(job_store, "a", quota, num_bytes=41)
+    outbox = SinkOutbox(redis_client)
+    claim = outbox.claim(Sink.STORE)
+    assert claim is not None
+    outbox.sent(Sink.STORE, claim, "url", "uploaded")
+    create(job_store, "a", quota, num_bytes=41)

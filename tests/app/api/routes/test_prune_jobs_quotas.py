@@ -105,7 +105,10 @@ def test_checkpoints_that_would_not_fit_are_refused_until_one_is_deleted(
     assert f"may write {at_most}, where" in post(client, keys["root"]).json()["detail"]
     size = finish(first["id"], "team")
     running = post(client, keys["ann"]).json()["detail"]  # what it has published counts once
-    assert f"take 0, and its unfinished jobs may write {at_most}," in running
+    assert (
+        f"take 0, and its jobs that are not finished or not uploaded may write {at_most},"
+        in running
+    )
     job_store.succeed(first["id"], f"tiny@{first['id']}")
     file.change_quota("team", Quota(checkpoint_bytes=size + at_most - 1))
     assert f"take {size}, and" in post(client, keys["ann"]).json()["detail"]
