@@ -112,6 +112,7 @@ AuthorizerDep = Annotated[Authorizer, Depends(_part(lambda services: services.au
 SessionsDep = Annotated[Sessions, Depends(_part(lambda services: services.sessions))]
 ReadinessDep = Annotated[Readiness, Depends(_part(lambda services: services.readiness))]
 MetricsDep = Annotated[Metrics, Depends(_part(lambda services: services.metrics))]
+KeyLimitsDep = Annotated[KeyLimits, Depends(_part(lambda services: services.key_limits))]
 CheckpointsDep = Annotated[CheckpointStore, Depends(_part(lambda services: services.checkpoints))]
 ResultsDep = Annotated[ResultStore, Depends(_part(lambda services: services.results))]
 

@@ -4,8 +4,8 @@ its tenant.
 All API processes of one Redis count together. It holds two sorted sets per key: the times of the
 requests of the last minute, and the leases of running generations. Leases are renewed while they
 are held, so those of a process that dies expire. Of a tenant, it holds the tokens of each second.
-They are charged when a generation ends. One script checks all limits, by the clock of Redis, and a
-refused request counts for none.
+They are charged when a generation or a score ends. One script checks all limits, by the clock of
+Redis, and a refused request counts for none.
 
 While Redis does not respond, all requests are admitted: generation does not need Redis, and the
 limits of the engine still hold. This is logged and counted as ``sleb_key_limits_unknown_total``.
@@ -51,19 +51,15 @@ if tonumber(ARGV[2]) > 0 then
     redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
 """
-# KEYS recent, running, tokens. ARGV request id, window, rate, lease, concurrency, tokens, and the
-# tokens to charge before; a limit of 0 is off.
+# KEYS recent, running, tokens. ARGV request id, window, rate, lease, concurrency, tokens; of these
+# limits, 0 is off.
 # Returns {0 or the number of the limit that is reached, microseconds until a retry may succeed}.
 _ADMIT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
 local id, window, rate = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lease, at_once = tonumber(ARGV[4]), tonumber(ARGV[5])
-local tokens, to_charge = tonumber(ARGV[6]), tonumber(ARGV[7])
-if to_charge > 0 then
-    redis.call('HINCRBY', KEYS[3], time[1], to_charge)
-    redis.call('EXPIRE', KEYS[3], window)
-end
+local tokens = tonumber(ARGV[6])
 if rate > 0 then
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - window)
     local last = redis.call('ZRANGE', KEYS[1], -rate, -rate, 'WITHSCORES')[2]
@@ -178,11 +174,11 @@ class KeyLimits:
         if not any(astuple(limits)):
             return None
         request_id = uuid4().hex
-        to_charge = await self._not_charged(key.owner) if limits.tokens else 0
+        if limits.tokens:
+            await self._charged(key.owner)
         running = KEY_RUNNING.format(name=key.name)
         keys = [KEY_RECENT.format(name=key.name), running, TENANT_TOKENS.format(name=key.owner)]
-        given = (limits.rate, LEASE_S, limits.at_once, limits.tokens, to_charge)
-        args = (request_id, WINDOW_S, *given)
+        args = (request_id, WINDOW_S, limits.rate, LEASE_S, limits.at_once, limits.tokens)
         reached = await self._call(lambda: self._admit(keys=keys, args=args))
         if reached is None:
             self._metrics.key_limits_unknown()
@@ -195,11 +191,20 @@ class KeyLimits:
     ) -> None:
         """Charge a generation that has ended to the tenant that has asked for it."""
         key = labels.origin.get(caller)
-        if key is None or labels.traffic == "shadow" or not self._tokens_per_min(key):
+        if key is None or labels.traffic == "shadow":
             return
         has_begun = timings.scheduled_s is not None
-        self._to_charge[key.owner] += timings.num_tokens + (num_prompt_tokens if has_begun else 0)
-        self._begin_to_charge(key.owner)
+        self._add(key, timings.num_tokens + (num_prompt_tokens if has_begun else 0))
+
+    def scored(self, num_tokens: int) -> None:
+        """Charge a text of which the caller has been told the likelihood."""
+        if (key := caller.get()) is not None:
+            self._add(key, num_tokens)
+
+    def _add(self, key: ApiKey, num_tokens: int) -> None:
+        if self._tokens_per_min(key):
+            self._to_charge[key.owner] += num_tokens
+            self._begin_to_charge(key.owner)
 
     def _begin_to_charge(self, tenant: str) -> None:
         """One command at a time charges what has ended meanwhile."""
@@ -218,15 +223,15 @@ class KeyLimits:
         self._charging[tenant] = asyncio.create_task(charge())
         self._charging[tenant].add_done_callback(end)
 
-    async def _not_charged(self, tenant: str) -> int:
-        """The tokens of what has ended in this process and is not charged, for the caller to do so.
+    async def _charged(self, tenant: str) -> None:
+        """Wait until all that has ended in this process is charged.
 
-        Waits for a charge that is on its way: a client may send its next request at once.
+        A client may send its next request at once. What ends while one command is on its way is
+        charged by the next one, which nothing cancels.
         """
-        to_charge = self._to_charge.pop(tenant, 0)
-        if (charging := self._charging.get(tenant)) is not None:
-            await asyncio.wait([charging])
-        return to_charge
+        for _ in range(2):
+            if (charging := self._charging.get(tenant)) is not None:
+                await asyncio.wait([charging])
 
     def _tokens_per_min(self, key: ApiKey) -> int:
         return key.quota.over(self._default_quota).tokens_per_min or 0

@@ -79,9 +79,17 @@ class Speedups:
 
 
 class Comparer:
-    def __init__(self, generator: Generator, engine: AsyncEngine) -> None:
+    """``scored`` is called with the number of tokens of each text that was scored."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        engine: AsyncEngine,
+        scored: Callable[[int], object] = lambda _num_tokens: None,
+    ) -> None:
         self._generator = generator
         self._engine = engine
+        self._scored = scored
 
     async def compare(self, request: ComparisonRequest) -> Comparison:
         """Raises the errors in ``RAISES``."""
@@ -159,7 +167,9 @@ class Comparer:
         if not output:
             return None
         pieces = score(dense, prompt, output, self._engine.max_chunk)
-        return fmean(await self._engine.run(pieces, dense))
+        logprobs = await self._engine.run(pieces, dense)
+        self._scored(len(prompt) + len(output))
+        return fmean(logprobs)
 
 
 def _check(request: ComparisonRequest) -> None:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from app.api.deps import EngineDep, GeneratorDep
+from app.api.deps import EngineDep, GeneratorDep, KeyLimitsDep
 from app.api.formats.compare import compare_view
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
@@ -16,7 +16,11 @@ router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 @router.post("/compare", responses=responses_for(*RAISES, has_body=True))
 async def compare(
-    body: CompareBody, generator: GeneratorDep, engine: EngineDep, request: Request
+    body: CompareBody,
+    generator: GeneratorDep,
+    engine: EngineDep,
+    limits: KeyLimitsDep,
+    request: Request,
 ) -> CompareView:
     """Run the same prompts on every model in turn, and compare outputs and times.
 
@@ -34,5 +38,5 @@ async def compare(
         stop=body.stop_strings,
         repeats=body.repeats,
     )
-    comparer = Comparer(generator, engine)
+    comparer = Comparer(generator, engine, limits.scored)
     return compare_view(await unless_gone(request.receive, comparer.compare(comparison_request)))

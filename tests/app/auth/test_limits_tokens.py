@@ -163,6 +163,34 @@ def test_no_token_is_lost_or_charged_twice(redis_client: redis.Redis, redis_url:
     run(main())
 
 
+def test_a_request_that_is_cancelled_while_it_waits_loses_no_token(
+    redis_client: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a charge on its way, behind which there is another to be made."""
+    key, going = key_of(10), asyncio.Event()
+
+    async def main() -> None:
+        async with limits_at(redis_url) as limits:
+            charge = limits._charge
+
+            async def held(**given: Any) -> None:
+                await going.wait()
+                await charge(**given)
+
+            monkeypatch.setattr(limits, "_charge", held)
+            end(limits, key, 5)
+            end(limits, key, 7)
+            asked = [asyncio.create_task(retry_after_s(limits, key)) for _ in range(2)]
+            await asyncio.sleep(0)  # both wait
+            asked[0].cancel()
+            going.set()
+            assert await asked[1] > 0  # as all 12 tokens are charged
+            assert asked[0].cancelled()
+        assert used(redis_client) == 12
+
+    run(main())
+
+
 def test_only_what_was_done_for_a_tenant_with_a_quota_is_charged(
     redis_client: redis.Redis, redis_url: str
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_tenant_that_has_used_its_tokens_is_refused_on_every_route_that_genera
     assert metrics.value("sleb_key_limit_refusals_total", limit="tokens") == 6
 
 
-def test_a_comparison_is_charged_with_all_its_repeats(
+def test_a_comparison_is_charged_with_all_that_it_reads_and_writes(
     client: TestClient, file: KeyFile, redis_client: redis.Redis
 ) -> None:
     key = file.create("ann", [Scope.GENERATE])
@@ -74,7 +74,11 @@ def test_a_comparison_is_charged_with_all_its_repeats(
     del body["model"]
     answer = client.post("/compare", json=body, headers=auth(key))
     assert answer.status_code == 200, answer.text
-    wait_until(lambda: used(redis_client, "ann") >= 2 * 3 * 2, "it is charged")
+    other = auth(file.create("eve", [Scope.GENERATE]))
+    alone = {"model": "tiny", "prompt": GENERATE["prompt"], "max_tokens": 2, "ignore_eos": True}
+    once = client.post("/v1/completions", json=alone, headers=other).json()["usage"]["total_tokens"]
+    # two warm-ups, two models with three repeats, and the score of their equal outputs
+    wait_until(lambda: used(redis_client, "ann") == (2 + 2 * 3 + 1) * once, "it is charged")
     assert client.post("/compare", json=body, headers=auth(key)).status_code == 429
 
 
