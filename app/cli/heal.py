@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import AsJson, heal_options, values_of
-from pruning.spec.heal import Heal
+from app.cli.options import AsJson, heal_from, heal_options
 
 
 @heal_options
@@ -32,7 +31,7 @@ def heal(
     """
     from pruning.config import WorkerSettings
 
-    wanted = Heal(**values_of(Heal, values))
+    wanted = heal_from(values)
     from app.commands.heal import run_heal  # imports torch, after the checks above
 
     run_heal(wanted, checkpoint, out, WorkerSettings(), overwrite=overwrite, as_json=as_json)

@@ -14,6 +14,7 @@ from app.cli.options import (
     DomainRatios,
     Url,
     calibration_of,
+    heal_from,
     heal_of,
     heal_options,
     ratios_by_domain,
@@ -24,7 +25,6 @@ from app.cli.options import (
 from app.terminal import print_json
 from pruning.jobs.job import JobStatus
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
-from pruning.spec.heal import Heal
 
 if TYPE_CHECKING:
     from app.commands.client import JobClient
@@ -81,7 +81,7 @@ def heal_published(
     **values: object,
 ) -> None:
     """Submit a job that heals a published checkpoint, with the options of `sleb heal`."""
-    heal = Heal(**values_of(Heal, values))
+    heal = heal_from(values)
     with _client(url) as client:
         job = client.heal({"model": model, "heal": heal.to_dict(), "priority": priority})
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)

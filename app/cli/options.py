@@ -114,13 +114,28 @@ def heal_options(command: Command) -> Command:
 
 def heal_of(values: Mapping[str, object], *, is_asked: bool) -> Heal | None:
     """The healing that the options of a job describe. Raises ``InvalidSpec``."""
-    given: dict[str, Any] = {name: values[HEAL + name] for name in HEAL_HELP}
-    heal = Heal(**given)
+    heal = heal_from(values, HEAL)
     if not is_asked and heal != Heal():
-        changed = next(name for name in HEAL_HELP if given[name] != getattr(Heal, name))
+        changed = next(name for name in HEAL_HELP if getattr(heal, name) != getattr(Heal, name))
         option = f"--{HEAL}{changed}".replace("_", "-")
         raise InvalidSpec("heal", f"{option} is given without --heal: add --heal")
     return heal if is_asked else None
+
+
+def heal_from(values: Mapping[str, object], prefix: str = "") -> Heal:
+    """The healing of options whose names begin with ``prefix``. Raises ``InvalidSpec``."""
+    given: dict[str, Any] = {name: values[prefix + name] for name in HEAL_HELP}
+    try:
+        return Heal(**given)
+    except InvalidSpec as error:
+        raise _with_option(error, error.param, prefix) from None
+
+
+def _with_option(error: InvalidSpec, shown: str, prefix: str) -> InvalidSpec:
+    """The error with the option in place of ``shown``, the name of the field in its message."""
+    name, _, key = error.param.partition(".")[2].partition(".")
+    option = f"--{prefix}{name}".replace("_", "-")
+    return InvalidSpec(error.param, str(error).replace(shown, f"{option} {key}".strip(), 1))
 
 
 def _with_options(
@@ -146,7 +161,11 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
     """
     names = [field.name for field in fields(Gate) if GATE + field.name in values]
     limits: dict[str, Any] = {name: values[GATE + name] for name in names}
-    given = {**values_of(PruneSpec, values), "gate": gate_of(**limits)}
+    try:
+        gate = gate_of(**limits)
+    except InvalidSpec as error:
+        raise _with_option(error, error.param.removeprefix("gate."), GATE) from None
+    given = {**values_of(PruneSpec, values), "gate": gate}
     return PruneSpec(**{**given, "model": model, "calibration": calibration})
 
 

@@ -148,7 +148,7 @@ def _measured_speedups(rows: Sequence[Row], speedups: Mapping[int, str] | None) 
     known = [f"{speedups[depth]} without {depth}" for depth in depths if depth in speedups]
     unknown = [str(depth) for depth in depths if depth not in speedups]
     if not known:
-        return "It is not measured yet, which `sleb bench` does."
+        return "It is not measured yet: `sleb bench` does that."
     sentence = f"Measured by `sleb bench`: {', '.join(known)}."
     return f"{sentence} Not measured yet: without {', '.join(unknown)}." if unknown else sentence
 

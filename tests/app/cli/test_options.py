@@ -7,7 +7,16 @@ from dataclasses import fields
 import pytest
 
 from app.cli.heal import heal
-from app.cli.options import calibration_of, ratios_by_domain, spec_of, values_of, with_options
+from app.cli.options import (
+    HEAL,
+    HEAL_HELP,
+    calibration_of,
+    heal_from,
+    ratios_by_domain,
+    spec_of,
+    values_of,
+    with_options,
+)
 from app.cli.prune import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
@@ -106,3 +115,30 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
 )
 def test_a_message_about_fields_names_the_options(message: str, shown: str) -> None:
     assert with_options(message) == shown
+
+
+@pytest.mark.parametrize(
+    ("limits", "option"),
+    [
+        ({"max_probe_drop": 2.0}, "--gate-max-probe-drop=2.0: "),
+        ({"max_perplexity_ratio": 0.9}, "--gate-max-perplexity-ratio=0.9: "),
+        ({"max_perplexity_ratio_of": {"code": 0.5}}, "--gate-max-perplexity-ratio-of code=0.5: "),
+    ],
+)
+def test_a_refused_limit_of_the_gate_names_its_own_option(
+    limits: dict[str, object], option: str
+) -> None:
+    values = {"num_remove": 1, **{f"gate_{name}": limit for name, limit in limits.items()}}
+    with pytest.raises(InvalidSpec) as refused:
+        spec_of("m", parsed("self"), values)
+    assert with_options(str(refused.value)).startswith(option)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "option"), [("", "--batch-tokens"), (HEAL, "--heal-batch-tokens")]
+)
+def test_a_refused_setting_of_a_healing_names_its_option(prefix: str, option: str) -> None:
+    values = {prefix + name: getattr(Heal, name) for name in HEAL_HELP}
+    with pytest.raises(InvalidSpec) as refused:
+        heal_from({**values, f"{prefix}batch_tokens": 0}, prefix)
+    assert with_options(str(refused.value)).startswith(f"{option}=0: expected ")

@@ -78,7 +78,7 @@ def test_the_legend_says_which_speed_ups_were_measured() -> None:
 
     one = "1.21 (1.15 to 1.27)"
     assert said(None) == "`sleb bench` measures it."
-    assert said({}) == "It is not measured yet, which `sleb bench` does."
+    assert said({}) == "It is not measured yet: `sleb bench` does that."
     assert (
         said({1: one}) == f"Measured by `sleb bench`: {one} without 1. Not measured yet: without 2."
     )
