@@ -59,7 +59,6 @@ from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
-from pruning.storage.store import StoreError
 
 RAISES = (
     ModelNotFound,
@@ -84,6 +83,7 @@ RAISES = (
 HEAL_RAISES = (*RAISES, CheckpointNotFound, CheckpointCorrupt, NotHealable)
 
 _NUM_EARLIER_JOBS = 100  # the newest jobs that an estimate uses
+_REFRESH_S = 2.0  # that a submission waits for a list of the object store
 _MAX_SHOWN_CHARS = 256  # of a file name in a message
 
 
@@ -268,8 +268,8 @@ class JobSubmission:
         of_tenant = JobQuota(quota.queued_jobs or 0, quota.checkpoint_bytes or 0)
         if quota.checkpoint_bytes:
             pending = self._jobs.pending_ids()
-            with suppress(StoreError):  # away: what it had when it last answered counts
-                self._checkpoints.refresh()  # it may have what was pending a moment ago
+            # it may have what was pending a moment ago; if it is away, what it had counts
+            self._checkpoints.refresh_within(_REFRESH_S)
             published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=pending)
             of_tenant = replace(of_tenant, published_bytes=published_bytes, pending_jobs=pending)
         return Conditions(self._max_queued, claim, key.owner, of_tenant, checkpoint_bytes)

@@ -201,6 +201,9 @@ class CheckpointStore:
     def refresh(self) -> None:
         """Know all checkpoints as they are now. Raises ``StoreError`` if there is a store."""
 
+    def refresh_within(self, wait_s: float) -> None:
+        """As ``refresh``, but wait for a store no longer than that, and raise nothing."""
+
     def delete(self, name: str) -> None:
         """Delete the checkpoint wherever it is. It is no error if it is nowhere."""
         with suppress(FileNotFoundError):  # another process removed it

@@ -160,6 +160,11 @@ class StoredCheckpoints(CheckpointStore):
         with self._refreshing:
             self.listing.refresh()
 
+    def refresh_within(self, wait_s: float) -> None:
+        until_s = time.monotonic() + wait_s
+        if self._refreshing.acquire(timeout=wait_s):
+            self._refresh_in_background(0.0).join(max(0.0, until_s - time.monotonic()))
+
     def _remote(self, name: str) -> tuple[Manifest, bytes] | None:
         """The manifest of one that is only in the store, and its content."""
         if super().holds(name) or (content := self.listing.content(name)) is None:
@@ -203,12 +208,19 @@ class StoredCheckpoints(CheckpointStore):
         if now_s < self._next_refresh_s or not self._refreshing.acquire(blocking=False):
             return
         self._next_refresh_s = now_s + self._refresh_s
-        threading.Thread(target=self._refresh, name="list checkpoints", daemon=True).start()
+        self._refresh_in_background(self._refresh_s)
 
-    def _refresh(self) -> None:
-        """The lock is held, and released here."""
+    def _refresh_in_background(self, min_age_s: float) -> threading.Thread:
+        """The lock is held, and released by the thread."""
+        thread = threading.Thread(
+            target=self._refresh, args=(min_age_s,), name="list checkpoints", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _refresh(self, min_age_s: float) -> None:
         try:
-            if self.listing.age_s >= self._refresh_s:  # not refreshed by another process
+            if self.listing.age_s >= min_age_s:  # not refreshed by another process
                 self.listing.refresh()
         except (StoreError, OSError) as error:
             logger.warning("checkpoints of the store are listed as they were: %s", error)

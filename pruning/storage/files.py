@@ -137,14 +137,20 @@ class FileSystemStore:
             raise
         except FileNotFoundError as error:
             raise ObjectMissing(f"{self.url} has nothing to {verb}") from error
-        except PermissionError as error:
-            raise StoreDenied(
-                f"{self.url} does not allow this process to {verb} ({error}): correct its "
-                "credentials or the rights that they have"
-            ) from error
         except Exception as error:  # each file system has errors of its own
             reason = str(error) or type(error).__name__
+            if is_denied(error):
+                raise StoreDenied(
+                    f"{self.url} does not allow this process to {verb} ({reason}): correct its "
+                    "credentials or the rights that they have"
+                ) from error
             raise StoreUnavailable(f"{self.url}: cannot {verb} now: {reason}") from error
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether it is a refusal; gcsfs raises other errors than ``PermissionError`` for one."""
+    is_of_gcs = getattr(error, "code", None) == 401 or str(error).startswith("Forbidden: ")
+    return isinstance(error, PermissionError) or is_of_gcs
 
 
 def _version(entry: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pruning.storage.files import is_denied
 from pruning.storage.location import file_system
 from pruning.storage.store import StoreDenied, StoreError, StoreUnavailable
 from pruning.store_url import StoreUrl
@@ -103,7 +104,7 @@ class StoredFolder:
         return name
 
     def _translated(self, error: Exception) -> Exception:
-        if isinstance(error, PermissionError):
+        if is_denied(error):
             return StoreDenied(f"{self._url} refuses this process: {error}")
         reason = str(error) or type(error).__name__
         return StoreUnavailable(f"{self._url} cannot be used now: {reason}")

@@ -1,6 +1,5 @@
 """The store that a URL names. The library of its file system is imported when it is opened."""
 
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -10,21 +9,7 @@ from pruning.storage.files import FileSystemStore
 from pruning.storage.store import ObjectStore, StoreError
 from pruning.store_url import StoreUrl
 
-# Without listings of its own, a file system sees what others have changed.
-_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "s3": {
-            "config_kwargs": {
-                "connect_timeout": 5,
-                "read_timeout": 30,
-                "retries": {"max_attempts": 2},
-            },
-            "use_listings_cache": False,
-        },
-        "gs": {"use_listings_cache": False},
-        "file": {},
-    }
-)
+_CONNECT_S, _READ_S = 5, 30
 _EXTRAS = MappingProxyType({"s3": "s3", "gs": "gcs"})
 
 
@@ -51,9 +36,25 @@ def _hub_store(url: StoreUrl) -> ObjectStore:
 def file_system(url: StoreUrl) -> fsspec.AbstractFileSystem:
     """Of S3, Google Cloud Storage or this machine. Raises ``StoreExtraMissing``."""
     try:
-        return fsspec.filesystem(url.scheme, skip_instance_cache=True, **_OPTIONS[url.scheme])
+        return fsspec.filesystem(url.scheme, skip_instance_cache=True, **_options(url.scheme))
     except ImportError as error:
         extra = _EXTRAS[url.scheme]
         raise StoreExtraMissing(
             f"{url.scheme}:// needs a library of its own: pip install '.[{extra}]' in the checkout"
         ) from error
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Without listings of its own, a file system sees what others have changed."""
+    if scheme == "s3":
+        timeouts = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S}
+        return {
+            "config_kwargs": {**timeouts, "retries": {"max_attempts": 2}},
+            "use_listings_cache": False,
+        }
+    if scheme == "gs":
+        from aiohttp import ClientTimeout  # noqa: PLC0415 - of the extra
+
+        timeout = ClientTimeout(sock_connect=_CONNECT_S, sock_read=_READ_S)
+        return {"session_kwargs": {"timeout": timeout}, "use_listings_cache": False}
+    return {}

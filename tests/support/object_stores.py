@@ -10,7 +10,7 @@ from pruning.storage.location import open_store
 from pruning.storage.store import ObjectStore
 from pruning.store_url import StoreUrl
 
-KINDS = ("file", "s3", "hub")
+KINDS = ("file", "s3", pytest.param("gcs", marks=pytest.mark.slow), "hub")
 
 
 @pytest.fixture(params=KINDS)
@@ -19,6 +19,9 @@ def object_store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "s3":
         bucket = request.getfixturevalue("s3_bucket")
         return open_store(StoreUrl.parse(f"s3://{bucket}/some/prefix"))
+    if request.param == "gcs":
+        bucket = request.getfixturevalue("gcs_bucket")
+        return open_store(StoreUrl.parse(f"gs://{bucket}/some/prefix"))
     if request.param == "hub":
         return open_store(StoreUrl.parse(f"hf://{request.getfixturevalue('hub_repository')}"))
     return folder_store(tmp_path / "store")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import boto3
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -20,7 +19,7 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from pruning.storage.files import FileSystemStore
 from pruning.storage.folder import FolderTaken
-from pruning.storage.location import open_store
+from pruning.storage.location import file_system, open_store
 from pruning.storage.store import ObjectStore, StoreDenied, StoreUnavailable
 from pruning.storage.transfer import received_manifest
 from pruning.store_url import StoreUrl
@@ -51,20 +50,26 @@ def sleb(*arguments: str) -> Result:
     return CliRunner().invoke(command_line, list(arguments))
 
 
+@pytest.fixture(params=["s3", pytest.param("gs", marks=pytest.mark.slow)])
+def bucket(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty bucket."""
+    kind = {"s3": "s3_bucket", "gs": "gcs_bucket"}[request.param]
+    return f"{request.param}://{request.getfixturevalue(kind)}"
+
+
 def test_a_model_of_a_bucket_is_pruned_into_a_store_and_added_from_there(
-    data_dir: Path, s3_bucket: str, capsys: pytest.CaptureFixture[str]
+    data_dir: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = f"s3://{s3_bucket}/models/tiny"
+    url = f"{bucket}/models/tiny"
     exported = sleb("export", "tiny", "--to", url, "--json")
     assert exported.exit_code == 0, exported.output
     assert json.loads(exported.stdout)["url"] == url
     assert list((data_dir / "export").glob("*")) == []
-    keys = [
-        entry["Key"] for entry in boto3.client("s3").list_objects_v2(Bucket=s3_bucket)["Contents"]
-    ]
-    assert {"models/tiny/config.json", "models/tiny/model.safetensors"} <= set(keys)
+    folder = StoreUrl.parse(url)
+    names = {path.rpartition("/")[2] for path in file_system(folder).find(folder.path)}
+    assert {"config.json", "model.safetensors"} <= names
     elsewhere = WorkerSettings(data_dir=data_dir / "elsewhere", device="cpu")
-    out = StoreUrl.parse(f"s3://{s3_bucket}/checkpoints/{NAME}")
+    out = StoreUrl.parse(f"{bucket}/checkpoints/{NAME}")
     run_prune(spec(url), out, elsewhere, as_json=True)
     printed = capsys.readouterr()
     assert f"sent to {out}: " in printed.err

@@ -107,6 +107,30 @@ def test_a_slow_store_delays_no_list(tmp_path: Path) -> None:
     wait_until(lambda: checkpoints.names() == [NAME], "the list is there")
 
 
+def test_a_list_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
+    remote = folder_store(tmp_path / "store")
+    answers, is_away = threading.Event(), True
+
+    def answer(_method: str) -> None:
+        answers.wait(60)
+        if is_away:
+            raise StoreUnavailable("away")
+
+    checkpoints = stored(ObservedStore(remote, answer), tmp_path)
+    for _ in range(2):
+        checkpoints.refresh_within(0.05)
+    assert checkpoints.names() == []
+    answers.set()
+    checkpoints.refresh_within(60)
+    is_away = False
+    upload(remote, tmp_path / "there")
+    checkpoints.refresh_within(60)
+    assert checkpoints.names() == [NAME]
+    upload(remote, tmp_path / "there", "tiny@prn-2")
+    checkpoints.refresh_within(60)
+    assert checkpoints.names() == [NAME, "tiny@prn-2"]
+
+
 def test_lists_follow_the_store_and_read_what_has_changed(tmp_path: Path) -> None:
     remote = folder_store(tmp_path / "store")
     upload(remote, tmp_path / "there")

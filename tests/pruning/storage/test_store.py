@@ -1,11 +1,16 @@
 """The contract of object stores, over every implementation: a folder, a real S3 server, a hub."""
 
 import hashlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from pruning.storage.store import ObjectMissing, ObjectStore
+from pruning.storage.location import open_store
+from pruning.storage.store import ObjectMissing, ObjectStore, StoreDenied
+from pruning.store_url import StoreUrl
 
 NAME = "tiny@prn-1+healed"
 LARGE = bytes(range(256)) * 4 * 20_000  # two blocks
@@ -77,3 +82,33 @@ def test_objects_are_discarded_one_by_one(object_store: ObjectStore, tmp_path: P
         b"manifest",
         {other: 5},
     )
+
+
+@pytest.fixture
+def refusing(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a server that refuses everything with this status."""
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(request.param)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusing", [401, 403], indirect=True)
+def test_a_refusal_of_google_is_no_outage(refusing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", refusing)
+    store = open_store(StoreUrl.parse("gs://bucket/prefix"))
+    with pytest.raises(StoreDenied, match="does not allow this process to list"):
+        store.versions()

@@ -34,10 +34,12 @@ Headers = Mapping[str, str]
 GENERATE = {"prompt": "the dog", "max_new_tokens": 2}
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", "s3", "gcs"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return f"s3://{request.getfixturevalue('s3_bucket')}/sleb"
+    if request.param == "gcs":
+        return f"gs://{request.getfixturevalue('gcs_bucket')}/sleb"
     return f"file://{tmp_path}/store"
 
 
