@@ -1,6 +1,6 @@
 """The quality on each domain of text as a table that fits into 80 columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,6 +11,9 @@ from rich.table import Table
 from pruning.checkpoints.domain_tables import explained, narrow_table
 from pruning.checkpoints.trajectory import NONE
 from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
+
+UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
+_INDENT = "    "
 
 
 def print_domains(console: Console, domains: Sequence[DomainAtDepth]) -> None:
@@ -37,16 +40,43 @@ def domain_of(view: Mapping[str, Any], *, is_repaired: bool) -> DomainAtDepth:
 def print_sections(
     console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Print a table in which a row without values is the heading of those below it."""
+    """Print a table in which a row without values is the heading of those below it.
+
+    If a label leaves no room for the values, labels have lines of their own, and stay whole.
+    """
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
     for heading in headings:
         table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) if cell != NONE else "" for cell in row))
+    shown = [[cell if cell != NONE else "" for cell in row] for row in rows]
+    for row in shown:
+        table.add_row(*map(escape, row))
     console.print()
-    console.print(table)
+    if console.measure(table, options=console.options.update(width=UNLIMITED)).maximum > (
+        console.width
+    ):
+        console.print(title, style="table.title", markup=False)
+        for line in _lines(headings, shown):
+            console.print(line, markup=False, soft_wrap=True)
+    else:
+        console.print(table)
+
+
+def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Each label, and below it its values if it has any, in columns."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def values_of(row: Sequence[str]) -> str:
+        cells = (cell.ljust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        return f"{_INDENT}{'   '.join(cells)}".rstrip()
+
+    yield values_of(headings)
+    yield "─" * (len(_INDENT) + sum(widths[1:]) + 3 * (len(widths) - 2))
+    for row in rows:
+        yield row[0]
+        if any(row[1:]):
+            yield values_of(row)
 
 
 def _interval(view: Mapping[str, Any], name: str) -> Interval:

@@ -102,8 +102,7 @@ def run_evaluation(
     subjects = [subject_of(name, settings) for name in names]
     is_compared = bool(tasks.texts) or tasks.has_json
     columns = _columns(subjects, options.quantize, compared=is_compared)
-    with search_progress(Console(stderr=True)) as progress:
-        found = dict(_evaluated(columns, tasks, options, settings, progress))
+    found = dict(_evaluated(columns, tasks, options, settings, Console(stderr=True)))
     evaluations = [_against_parent(column, found) for column in columns]
     print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
 
@@ -112,6 +111,11 @@ def run_evaluation(
 class _Column:
     subject: Subject
     weights: Quantize | None = None  # None for those of the checkpoint
+
+    @property
+    def name(self) -> str:
+        name = self.subject.name
+        return name if self.weights is None else f"{name}, {self.weights} weights"
 
 
 def _columns(
@@ -168,7 +172,7 @@ def _evaluated(
     tasks: Tasks,
     options: Options,
     settings: WorkerSettings,
-    progress: Progress,
+    console: Console,
 ) -> Iterator[tuple[_Column, Evaluation]]:
     resources = replace(Resources.of(settings), num_actors=0)  # no search
     texts_dir = options.texts_dir or settings.data_dir / "texts"
@@ -180,11 +184,13 @@ def _evaluated(
                 f"{path} is streamed, and tasks of lm-eval and quantized weights need the whole "
                 "model in memory: leave them out, or use --resident model"
             )
-        loading = progress.add_task("load", total=None)
-        dense = load_dense_model(path, resident, resources, dtype=options.dtype)
-        progress.remove_task(loading)
+        with search_progress(console) as progress:
+            progress.add_task(f"load {path.name}", total=None)
+            dense = load_dense_model(path, resident, resources, dtype=options.dtype)
         for column in [one for one in columns if one.subject.path == path]:
-            yield column, _ModelEvaluation(column, dense, tasks, texts_dir, progress).run()
+            console.print(column.name, markup=False, highlight=False, soft_wrap=True)
+            with search_progress(console) as progress:
+                yield column, _ModelEvaluation(column, dense, tasks, texts_dir, progress).run()
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,7 @@ class _ModelEvaluation:
     @contextmanager
     def _observed(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """Show a progress bar during a measurement."""
-        bar = self.progress.add_task(f"{self.column.subject.name}  {what}", total=None)
+        bar = self.progress.add_task(f"  {what}", total=None)
 
         def observe(done: int, total: int) -> None:
             self.progress.update(bar, completed=done, total=total)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.commands.tables import UNLIMITED
+from app.commands.domain_table import UNLIMITED
 from app.config import ServeSettings
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog

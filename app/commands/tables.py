@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.commands.domain_table import print_domains
+from app.commands.domain_table import UNLIMITED, print_domains
 from app.terminal import print_json
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
@@ -17,7 +17,6 @@ from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.removal import Removal
 from pruning.store_url import StoreUrl
 
-UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
 _DISPENSABLE = ("in full", "loss")  # the bars above have shown the losses
 
 

@@ -303,7 +303,7 @@ def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) 
             assert number in result.stdout
         assert " ".join(map(str, found["removed_blocks"])) in result.stdout
     assert "windows of 16 tokens" in result.stdout
-    assert re.search(r"tiny +probe", result.stderr)
+    assert re.search(r"^tiny@-2\n +ppl:own.txt .*\n +probe", result.stderr, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("published")
