@@ -1,7 +1,7 @@
 """A sign on the terminal that moves while a command imports what it runs: torch takes seconds.
 
 Commands import lazily, after their checks, and say nothing meanwhile. A finder in front of all
-others notices the import of an own module by any command, and a thread draws until it ends.
+others notices the import of an own module or of a large library, and a thread draws until it ends.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import IO
 
 from rich.console import Console
 
-_OWN = ("app.", "pruning.")
+_WATCHED = ("app.", "pruning.", "matplotlib", "transformers", "torch")
 _SLOW = "torch"  # once it is there, other imports are quick
 _DELAY_S = 0.3  # quick commands show nothing
 _FRAME_S = 0.1
@@ -27,13 +27,13 @@ _ERASE = "\x1b[2K"
 
 
 def show_imports(console: Console) -> None:
-    """Draw while own modules are imported, if the console is a terminal in the foreground."""
+    """Draw while modules are imported, if the console is a terminal in the foreground."""
     if _is_watched(console):
-        sys.meta_path.insert(0, _OwnImports(console.file))
+        sys.meta_path.insert(0, _Imports(console.file))
 
 
-class _OwnImports(MetaPathFinder):
-    """Finds own modules as usual, and has their execution watched; the imports inside are not."""
+class _Imports(MetaPathFinder):
+    """Finds modules as usual, and has their execution watched; the imports inside are not."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -41,7 +41,7 @@ class _OwnImports(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path) if fullname.startswith(_OWN) else None
+        spec = PathFinder.find_spec(fullname, path) if fullname.startswith(_WATCHED) else None
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module

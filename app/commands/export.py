@@ -254,7 +254,9 @@ def _print_result(
     console = Console(highlight=False)
     for path in filter(None, paths.values()):
         what = f"{exported.name}, {counted(blocks, 'block')} in {exported.dtype}{weights}"
-        console.print(f"{what}, is in {path} ({verified})", markup=False, soft_wrap=True)
+        console.print(f"{what}, is in", markup=False)
+        console.print(path, markup=False, soft_wrap=True)  # in one piece
+    console.print(verified)
     for one in exported.perplexities:
         found = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"
         console.print(found, markup=False)

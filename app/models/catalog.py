@@ -144,7 +144,7 @@ class Catalog:
                 f"{name!r}: only the model of all removals is healed: ask for {order.name!r}"
             )
         if not 1 <= depth <= order.depth:
-            raise UnknownModel(f"{name!r}: this removal order has depths 1 to {order.depth}")
+            raise UnknownModel(f"{name!r}: the last depth of this removal order is {order.depth}")
         info = self._dense_models.matching(order)
         return ModelEntry(name, order.parent, info, order, depth)
 

@@ -187,7 +187,7 @@ def published(target: Path, spec_digest: str) -> Manifest | None:
 
 
 def _taken(target: Path) -> CheckpointExists:
-    return CheckpointExists(f"{target} exists already: choose another place")
+    return CheckpointExists(f"{target} exists already: choose another place, or use --overwrite")
 
 
 def _is_of_a_full_disk(error: OSError | SafetensorError) -> bool:

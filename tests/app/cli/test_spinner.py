@@ -48,10 +48,16 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     sys.modules.pop("app.imported", None)
 
 
-def test_a_slow_import_is_seen_and_its_sign_is_erased(terminal: TextIO, module: Path) -> None:
-    module.write_text(SLOW)
+@pytest.mark.parametrize("name", ["app.imported", "matplotlib_imported"])
+def test_a_slow_import_is_seen_and_its_sign_is_erased(
+    name: str, terminal: TextIO, module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(module.parent)
+    written_to = module.with_name(f"{name.removeprefix('app.')}.py")
+    written_to.write_text(SLOW)
     show_imports(Console(file=terminal))
-    importlib.import_module("app.imported")
+    importlib.import_module(name)
+    sys.modules.pop(name)
     frames = [frame.strip() for frame in b"".join(written).split(b"\r") if frame.strip()]
     assert frames[:3] == [b"| starting", b"/ starting", b"- starting"]
     wait_until(lambda: os.read(terminals[-1], 1000).endswith(b"\x1b[2K"), "it is erased")

@@ -194,7 +194,7 @@ def test_a_gguf_file_alone(manifest: Manifest, tiny_models_dir: Path, tmp_path: 
     ran = run("tiny@prn-1", "--gguf", str(file))
     assert "Converting" not in ran.stderr  # the bar of transformers, which breaks its lines
     said = ran.stdout
-    assert f"tiny@prn-1, 4 blocks in float32, is in {file}" in said
+    assert f"tiny@prn-1, 4 blocks in float32, is in\n{file}\n" in said
     assert [path.name for path in file.parent.iterdir()] == ["tiny.gguf"]
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     expected = pruned_logits(tiny_models_dir, manifest.keep)

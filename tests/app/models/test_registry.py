@@ -115,7 +115,7 @@ def test_a_checkpoint_whose_name_has_no_at_sign_has_prefixes_too(
     assert registry.get("short").entry.num_removed == 2
     assert registry.get("short-1").variant.keep == manifest.keep_after(1)
     assert registry.get("short-1").variant is registry.get("tiny@-1").variant
-    with pytest.raises(UnknownModel, match="depths 1 to 2"):
+    with pytest.raises(UnknownModel, match="removal order is 2"):
         registry.get("short-3")
     with pytest.raises(UnknownModel, match="no model named"):
         registry.get("none-1")

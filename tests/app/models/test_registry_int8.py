@@ -205,7 +205,7 @@ def test_plain_weights_that_were_replaced_are_read_again(
         ("far+int8", "another server generates for 'far'.*leave .int8 out"),
         ("tiny+raw+int8", "a dense model"),
         ("tiny+int8+int8", "no model named"),
-        ("tiny@-4+int8", "depths 1 to 3"),
+        ("tiny@-4+int8", "removal order is 3"),
     ],
 )
 def test_a_name_without_an_int8_form_is_unknown(
