@@ -49,22 +49,26 @@ _PAGES: Mapping[str, tuple[str, str]] = {
     "benchmark": ("/ui/results/{result}", "#report table"),
     "docs": ("/docs", "#routes details"),
 }
-# Resolves when a frame with the data has been drawn: `[first paint, data, requests, bytes]`.
-_WATCH = """window.shown = new Promise((resolve) => {
-  const drawn = () => setTimeout(() => {
-    const loads = performance.getEntriesByType("resource").concat(performance.getEntriesByType("navigation"));
-    const paint = performance.getEntriesByName("first-contentful-paint")[0];
-    resolve([paint?.startTime ?? null, performance.now(), loads.length,
-      loads.reduce((sum, { transferSize }) => sum + transferSize, 0)]);
-  });
+_PICTURES = frozenset({"job", "curve"})  # pages that draw a picture when they have their data
+# `shown` resolves after the first frame with the data: `[first paint, data, requests, bytes]`;
+# `drawn` after the first one with the picture.
+_WATCH = """const until = (selector, found) => new Promise((resolve) => {
+  const drawn = () => setTimeout(() => resolve(found()));
   const look = () => {
-    if (!document.querySelector(%s)) return;
+    if (!document.querySelector(selector)) return;
     watching.disconnect();
     requestAnimationFrame(drawn);
   };
   const watching = new MutationObserver(look);
   watching.observe(document, { childList: true, subtree: true });
-});"""  # noqa: E501 - a script of its own
+});
+window.shown = until(%s, () => {
+  const loads = ["resource", "navigation"].flatMap((type) => performance.getEntriesByType(type));
+  const paint = performance.getEntriesByName("first-contentful-paint")[0];
+  return [paint?.startTime ?? null, performance.now(), loads.length,
+    loads.reduce((sum, { transferSize }) => sum + transferSize, 0)];
+});
+window.drawn = until(".u-wrap canvas", () => performance.now());"""
 
 
 @dataclass(frozen=True)
@@ -167,20 +171,22 @@ def _visits(
     try:
         context.add_init_script(_WATCH % json.dumps(selector))
         page = context.new_page()
-        cold = _visit(page, side.paths[name])
+        cold = _visit(page, side.paths[name], name)
         page.goto("about:blank")
-        return cold, _visit(page, side.paths[name])
+        return cold, _visit(page, side.paths[name], name)
     finally:
         context.close()
 
 
-def _visit(page: "Page", path: str) -> Mapping[str, float]:
-    """Milliseconds until the first paint and the data, requests, and bytes that were received."""
+def _visit(page: "Page", path: str, name: str) -> Mapping[str, float]:
+    """Milliseconds until the first paint, the data and the picture; requests and received bytes."""
     page.goto(path, wait_until="commit")
     paint_ms, data_ms, num_requests, num_bytes = page.evaluate("() => window.shown")
+    picture_ms = page.evaluate("() => window.drawn") if name in _PICTURES else data_ms
     return {
         "first_paint_ms": round(paint_ms or data_ms, 1),
         "data_ms": round(data_ms, 1),
+        "picture_ms": round(picture_ms, 1),
         "num_requests": num_requests,
         "received_bytes": num_bytes,
     }
@@ -188,8 +194,10 @@ def _visit(page: "Page", path: str) -> Mapping[str, float]:
 
 def _table(found: Mapping[str, Any], sides: Sequence[str]) -> Table:
     """Medians."""
-    table = Table("page", "side", title="Until pages show their data, medians")
-    for title in ("cold, ms", "warm, ms", "cold first paint, ms", "requests, cold", "KB, cold"):
+    table = Table(
+        "page", "side", title="Until pages show their data, medians; from first paint on, cold"
+    )
+    for title in ("cold, ms", "warm, ms", "first paint, ms", "picture, ms", "requests", "KB"):
         table.add_column(title, justify="right")
     for page, by_side in found.items():
         for side in sides:
@@ -200,6 +208,7 @@ def _table(found: Mapping[str, Any], sides: Sequence[str]) -> Table:
                 _median(cold, "data_ms"),
                 _median(warm, "data_ms"),
                 _median(cold, "first_paint_ms"),
+                _median(cold, "picture_ms") if page in _PICTURES else "",
                 _median(cold, "num_requests"),
                 _median(cold, "received_bytes", 1000),
             )

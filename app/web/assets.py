@@ -1,6 +1,7 @@
 """The files that pages consist of: known by the digest of all of them, so cached for ever.
 
 A page needs three of them at most: its script, the style sheet, and uPlot where it has a plot.
+That one is fetched with the others and started after the first frame: numbers come before pictures.
 """
 
 import gzip
@@ -24,6 +25,7 @@ _TYPES = {
 _PLAIN = "text/plain; charset=utf-8"  # of licences, which have no ending
 _ON_ALL_PAGES = "session"  # a module that runs beside that of the page
 _STYLES = ("style.css", "vendor/uplot/uPlot.min.css")  # one after the other in the first
+_UPLOT = "vendor/uplot/uPlot.iife.min.js"  # a script, from which a module is made
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def packaged_assets() -> Assets:
     for page in entries(sources) - {_ON_ALL_PAGES}:
         script = bundle(sources, _ON_ALL_PAGES, page)
         found[f"{page}.js"] = Asset(script.encode(), _TYPES[".js"])
+    library = found.pop(_UPLOT).content + b"\nexport { uPlot };\n"
+    found["uplot.js"] = Asset(library, _TYPES[".js"])
     style = b"".join(found.pop(name).content for name in _STYLES)
     found[_STYLES[0]] = Asset(style, _TYPES[".css"])
     return Assets(found)

@@ -41,10 +41,12 @@ export function seconds(value) {
   return `${Math.floor(value / 3600)} h ${Math.round((value % 3600) / 60)} min`;
 }
 
+let moments = null; // made once, as that takes longer than to write a hundred moments
+
 /** A moment, given in seconds since the epoch. */
 export function moment(value) {
-  return isNumber(value) ? new Date(value * 1000).toLocaleString([], {
-    dateStyle: "medium", timeStyle: "medium" }) : NONE;
+  moments ??= new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "medium" });
+  return isNumber(value) ? moments.format(value * 1000) : NONE;
 }
 
 export const count = (value, one, many = `${one}s`) => `${value} ${value === 1 ? one : many}`;

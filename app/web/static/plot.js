@@ -1,5 +1,6 @@
-// Line plots in the colours of the page, over uPlot, which a script before this one defines.
+// Line plots in the colours of the page, over uPlot. It is started after the first frame: numbers come first.
 
+import { byId } from "./dom.js";
 import { number } from "./format.js";
 
 // Okabe and Ito, which colour-blind readers can distinguish; lighter ones on a dark page.
@@ -10,6 +11,16 @@ const isDark = matchMedia("(prefers-color-scheme: dark)");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 export const colour = (index) => (isDark.matches ? DARK : LIGHT)[index % LIGHT.length];
+
+const frame = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
+let loading = null;
+let uPlot = null;
+
+/** Start uPlot, which the browser has fetched by then. */
+function load() {
+  loading ??= frame().then(() => import(byId("uplot").href)).then((found) => { ({ uPlot } = found); });
+  return loading;
+}
 
 function axis(label, values) {
   return { label, labelSize: 22, stroke: css("--muted"), grid: { stroke: css("--faint"), width: 1 },
@@ -61,23 +72,35 @@ export class Plot {
     this.node = node;
     this.label = label;
     this.plot = null;
+    this.drawn = null;
     new ResizeObserver(() => {
       if (this.plot && this.plot.width !== this.size().width) this.plot.setSize(this.size());
     }).observe(node);
-    isDark.addEventListener("change", () => this.drawn && this.draw(this.drawn));
+    isDark.addEventListener("change", () => this.plot && this.paint());
   }
 
   size() {
     return { width: Math.max(this.node.clientWidth, 240), height: 300 };
   }
 
-  draw(drawn) {
+  /** What is drawn already stays, with the point that a reader looks at. */
+  async draw(drawn) {
+    if (JSON.stringify(drawn) === JSON.stringify(this.drawn)) return;
     this.drawn = drawn;
-    const { x, xLabel, xFormat = String, xStep, series, onPick } = drawn;
+    try {
+      if (uPlot === null) await load();
+      if (this.drawn === drawn) this.paint(); // or else what came meanwhile is painted
+    } catch {
+      this.node.textContent = "The picture cannot be loaded. The page has its values in a table.";
+    }
+  }
+
+  paint() {
+    const { x, xLabel, xFormat = String, xStep, series, onPick } = this.drawn;
     const styled = series.map((each, index) => ({ ...each, color: each.color ?? colour(each.hue ?? index) }));
     this.plot?.destroy();
     const room = x.length > 1 ? (x.at(-1) - x[0]) * 0.04 : 0.5;
-    this.plot = new window.uPlot({
+    this.plot = new uPlot({
       ...this.size(),
       scales: {
         x: { time: false, range: () => [x[0] - room, x.at(-1) + room] },

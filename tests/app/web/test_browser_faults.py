@@ -14,7 +14,7 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.browser import browser, browser_page, page_of
-from tests.support.job_lives import messages
+from tests.support.job_lives import messages, succeed
 from tests.support.serving import serving
 from tests.support.valkey_server import running_valkey
 from tests.support.worker_fixtures import Workers
@@ -63,6 +63,20 @@ def test_hostile_text_is_shown_as_text(
         page.get_by_text(job.id).wait_for()
         assert page.locator("main img, main script").count() == 0
         assert page.title() != "hit"
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_numbers_are_shown_where_the_library_of_plots_cannot_be_loaded(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    job = job_store.create(SPEC).id
+    succeed(job_store, job)
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        watched.may_fail = True
+        page.route("**/uplot.js", lambda route: route.abort())
+        page.goto(f"/ui/jobs/{job}")
+        page.locator("#rounds tbody tr").wait_for()
+        page.get_by_text("The picture cannot be loaded").nth(1).wait_for()
         assert (watched.complaints, watched.foreign) == ([], [])
 
 

@@ -142,11 +142,16 @@ def test_a_page_asks_at_once_for_all_that_it_needs(pages: TestClient) -> None:
         links = [attrs for tag, attrs in found.tags if tag == "link"]
         styles = [attrs["href"] for attrs in links if attrs["rel"] == "stylesheet"]
         names = [script.partition(f"{packaged_assets().digest}/")[2] for script in scripts]
-        assert names[-1:] == [f"{page.name}.js"]
-        assert set(names[:-1]) <= {"vendor/uplot/uPlot.iife.min.js"}
+        assert names == [f"{page.name}.js"]
         assert len(styles) == 1
-        for script in scripts:
-            assert not re.search(r"^\s*import\b|\bimport\(", pages.get(script).text, re.MULTILINE)
+        code = pages.get(scripts[0]).text
+        later = [attrs["href"] for attrs in links if attrs["rel"] == "modulepreload"]
+        assert ('import(byId("uplot").href)' in code) == (len(later) == 1)
+        for url in later:
+            assert str(url).endswith("/uplot.js")
+            assert "export { uPlot };" in pages.get(str(url)).text
+        code = code.replace('import(byId("uplot").href)', "")
+        assert not re.search(r"^\s*import\b|\bimport\(", code, re.MULTILINE)
         read = [attrs["href"] for attrs in links if attrs["rel"] == "preload"]
         reads = [re.sub(r"\{\w+\}", "prn-1", each) for each in page.reads]
         assert read == [*reads, "/session"]
