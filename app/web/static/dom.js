@@ -50,11 +50,11 @@ export function text(value) {
   return el("span", { class: "text", dir: "auto" }, shown);
 }
 
-const MAX_WHOLE_CHARS = 24; // of a name, such as the id of a job
+const MAX_WHOLE_CHARS = 25; // of a name, such as the id of a job
 
-/** A name, which is broken in front of its parts where it has to be. */
+/** A name, which is broken between its parts where it has to be. */
 export const name = (value) => el("span", { class: value.length > MAX_WHOLE_CHARS ? "name" : "name short", dir: "auto" },
-  value.split(/(?=[@+])/).map((part, index) => [index > 0 ? el("wbr") : null, part]));
+  value.split(/(?=[@+])/).map((part) => el("span", {}, part)));
 
 /**
  * A table that scrolls by itself; where it is narrow, each row becomes a list, and roles keep it a table.
