@@ -16,6 +16,7 @@ import pytest
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
+from app.server.serve import describe_early
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.api_fixtures import publish_pruned
@@ -205,3 +206,10 @@ def test_the_description_is_made_once_and_again_when_keys_are_required(
     KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
     assert "security" in app.openapi()["paths"]["/prune-jobs"]["get"]
     assert "security" not in before["paths"]["/prune-jobs"]["get"]
+
+
+def test_a_server_makes_the_description_beside_its_start(settings: ServeSettings) -> None:
+    """FastAPI makes it on the event loop, for which all streams would wait."""
+    app = create_app(settings, redis_url="unix:///none")
+    describe_early(app).join(60)
+    assert app.openapi_schema is not None
