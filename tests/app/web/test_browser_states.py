@@ -55,6 +55,12 @@ class Look:
         self.page.locator("main").get_by_text(words).first.wait_for()
         self.now(path)
 
+    def at_first(self, path: str, words: str, step: str) -> None:
+        """Look at a page without data, which has to show the first step: a command, or a link."""
+        self.at(path, words)
+        steps = self.page.locator(".empty pre, .empty a").all_inner_texts()
+        assert any(step in each for each in steps), (path, steps)
+
     def now(self, state: str) -> None:
         assert (self.watched.complaints, self.watched.foreign) == ([], []), state
         self.found += [(state, *fault) for fault in faults(self.page)]
@@ -69,10 +75,10 @@ def test_pages_without_data_break_no_rule(
     with serving(settings, redis_url) as (_, url):
         look = Look(visitor, url)
         for path in ("/ui", "/ui/jobs/new", "/ui/curve", "/ui/compare"):
-            look.at(path, "There is no model yet")
-        look.at("/ui/jobs", "There are no jobs")
+            look.at_first(path, "There is no model yet", "sleb models add")
+        look.at_first("/ui/jobs", "There are no jobs", "Submit the first job")
         look.at("/ui/jobs?status=failed", "No job has this status")
-        look.at("/ui/results", "There is no result yet")
+        look.at_first("/ui/results", "There is no result yet", "sleb bench")
     assert look.found == []
 
 
@@ -82,7 +88,7 @@ def test_a_model_without_a_job_breaks_no_rule(
     assert redis_client.keys("sleb:job*") == []
     with serving(settings, redis_url) as (_, url):
         look = Look(visitor, url)
-        look.at("/ui/curve?model=tiny", "No job has measured this model yet")
+        look.at_first("/ui/curve?model=tiny", "No job has measured this model", "Submit a job")
     assert look.found == []
 
 
