@@ -111,19 +111,38 @@ class StoredFolder:
 
 
 def send_to_hub(url: StoreUrl, directory: Path) -> None:
-    """Commit all files of ``directory`` to the repository, which is created as a private one."""
-    from huggingface_hub import HfApi  # noqa: PLC0415 - it takes a second
+    """Commit all files of ``directory`` to the repository, which is created as a private one.
+
+    ``HfApi.upload_folder`` would make several commits, with a model between them that is none.
+    """
+    from huggingface_hub import (  # noqa: PLC0415 - it takes a second
+        CommitOperationAdd,
+        CommitOperationDelete,
+        HfApi,
+    )
 
     from pruning.storage.hub import hub_errors  # noqa: PLC0415 - as above
 
     api = HfApi(library_name="sleb-serve")
     with hub_errors(str(url), "write the model"):
         api.create_repo(url.path, private=True, exist_ok=True)
-        api.upload_folder(
-            repo_id=url.path,
-            folder_path=str(directory),
+        files = {
+            str(path.relative_to(directory)): path
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        there = (entry.path for entry in api.list_repo_tree(url.path))
+        api.create_commit(
+            url.path,
+            [
+                *(
+                    CommitOperationDelete(name)
+                    for name in there
+                    if _is_weights(name) and name not in files
+                ),
+                *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+            ],
             commit_message="Export a model",
-            delete_patterns=[*_WEIGHTS],
         )
 
 

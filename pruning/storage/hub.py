@@ -159,4 +159,6 @@ def hub_errors(url: str, verb: str) -> Iterator[None]:
         raise StoreUnavailable(f"{url}: cannot {verb} now: status {status}") from error
     except Exception as error:  # of httpx2, of Xet, or an answer that makes no sense
         reason = str(error) or type(error).__name__
+        if "xet-write-token" in reason:
+            reason += "; if this hub does not take files by Xet, set HF_HUB_DISABLE_XET=1"
         raise StoreUnavailable(f"{url}: cannot {verb} now: {reason}") from error

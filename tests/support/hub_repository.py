@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 TOKEN = "hf_test"  # noqa: S105 - of this server alone
-_LARGE_BYTES = 500  # from there on, a file is sent by Git LFS
+LARGE_BYTES = 500  # from there on, a file is sent by Git LFS
 _number = count()
 
 
@@ -135,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.repositories.get(repo_id)
         if files is None:
             self._refuse(401, "RepoNotFound")
+        elif rest[:1] == ["xet-write-token"]:
+            self._refuse(404, "EntryNotFound")
         elif rest[:1] == ["tree"]:
             self._tree(files, "/".join(rest[2:]))
         elif rest[:1] == ["preupload"]:
@@ -206,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _mode(file: dict[str, Any]) -> dict[str, Any]:
-    mode = "lfs" if file["size"] >= _LARGE_BYTES else "regular"
+    mode = "lfs" if file["size"] >= LARGE_BYTES else "regular"
     return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
 
 

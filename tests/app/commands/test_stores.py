@@ -121,9 +121,20 @@ def test_a_model_that_is_at_the_url_stays_unless_it_is_to_be_replaced(data_dir: 
     assert not (data_dir / "there" / "old.safetensors").exists()
 
 
+@pytest.mark.parametrize("by_xet", [False, True])
 def test_a_model_is_exported_to_the_hub_with_one_commit(
-    data_dir: Path, hub_repository: str, hub_with_repositories: WritableHub, tmp_path: Path
+    data_dir: Path,
+    hub_repository: str,
+    hub_with_repositories: WritableHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_xet: bool,
 ) -> None:
+    """Also where huggingface_hub has Xet, and an upload takes longer than it lets one commit be."""
+    if by_xet:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        monkeypatch.setattr("huggingface_hub._upload_pipeline.MAX_COMMIT_INTERVAL", -1.0)
+        monkeypatch.setattr("tests.support.hub_repository.LARGE_BYTES", 2**40)  # none is sent by it
     hub, repo_id = hub_with_repositories, f"{hub_repository}-tiny"
     exported = sleb("export", "tiny", "--to", f"hf://{repo_id}", "--json")
     assert exported.exit_code == 0, exported.output

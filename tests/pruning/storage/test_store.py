@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 from pruning.storage.location import open_store
-from pruning.storage.store import ObjectMissing, ObjectStore, StoreDenied
+from pruning.storage.store import ObjectMissing, ObjectStore, StoreDenied, StoreUnavailable
 from pruning.store_url import StoreUrl
 
 NAME = "tiny@prn-1+healed"
@@ -112,3 +112,17 @@ def test_a_refusal_of_google_is_no_outage(refusing: str, monkeypatch: pytest.Mon
     store = open_store(StoreUrl.parse("gs://bucket/prefix"))
     with pytest.raises(StoreDenied, match="does not allow this process to list"):
         store.versions()
+
+
+def test_a_hub_without_xet_says_how_to_do_without(
+    hub_repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small files need none."""
+    store = open_store(StoreUrl.parse(f"hf://{hub_repository}"))
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        put(store, tmp_path, b"x")
+        with pytest.raises(StoreUnavailable, match="set HF_HUB_DISABLE_XET=1"):
+            put(store, tmp_path, LARGE)
+    put(store, tmp_path, LARGE)
+    assert sorted(store.sizes(NAME).values()) == [1, len(LARGE)]
