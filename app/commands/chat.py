@@ -1,11 +1,15 @@
 """``sleb chat``: a conversation with a model of a running service."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 
 from app.commands.client import Refused, ServiceClient, service_client
 
@@ -79,8 +83,9 @@ class Conversation:
             deltas = filter(None, self._deltas(model, messages))
             with self._console.status("waiting for its first token"):
                 first = next(deltas, "")
+            words = WrappedWords(self._console)
             for delta in chain([first], deltas):
-                self._console.print(delta, end="", markup=False, soft_wrap=True)
+                words.show(delta)
                 text += delta
         except KeyboardInterrupt:
             pass
@@ -97,3 +102,53 @@ class Conversation:
                 raise Refused(chunk["error"]["message"])
             for choice in chunk["choices"]:
                 yield choice["delta"].get("content") or ""
+
+
+class WrappedWords:
+    """Shows text as it arrives, in lines that end between words.
+
+    A word that grows beyond the end of its line is moved to the next one.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._width = console.width - 1  # in the last column a terminal may have wrapped already
+        self._column = 0
+        self._word_cells = 0
+        self._word = ""
+
+    def show(self, delta: str) -> None:
+        if not self._console.is_terminal:
+            self._write(delta)
+            return
+        for part in re.findall(r"\n|[^\S\n]|\S+", delta):
+            if part.isspace():
+                self._space(part)
+            else:
+                self._grow(part)
+
+    def _space(self, space: str) -> None:
+        self._word, self._word_cells = "", 0
+        if space == "\n" or self._column >= self._width:
+            self._write("\n")
+            self._column = 0
+        else:
+            self._write(" ")
+            self._column += 1
+
+    def _grow(self, part: str) -> None:
+        cells = cell_len(part)
+        grown = self._word_cells + cells
+        if self._column + cells > self._width >= grown:
+            if self._word:
+                back = (ControlType.CURSOR_BACKWARD, self._word_cells)
+                self._console.control(Control(back, (ControlType.ERASE_IN_LINE, 0)))
+            self._write(f"\n{self._word}")
+            self._column = self._word_cells
+        self._write(part)
+        self._word += part
+        self._word_cells = grown
+        self._column += cells
+
+    def _write(self, text: str) -> None:
+        self._console.print(text, end="", markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """A conversation, with a service that answers with what it was asked."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from io import StringIO
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app.commands.chat import Conversation
+from app.commands.chat import Conversation, WrappedWords
 from app.commands.client import Refused, ServiceClient
 
 
@@ -90,3 +91,26 @@ def test_another_model_answers_to_the_same_messages(console: Console) -> None:
     assert isinstance(console.file, StringIO)
     for shown in ("say something first", "n 1 hello", "no model named 'unknown'"):
         assert shown in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("deltas", "lines"),
+    [
+        (
+            ["the moon is a cel", "estial", " body\nthat", " or", "bits"],
+            ["the moon is a", "celestial body", "that orbits"],
+        ),
+        (["x" * 15, "y" * 20, " z"], ["x" * 15 + "y" * 20, "z"]),  # no line has room for it
+        (["1234567890123456789", " next"], ["1234567890123456789", "next"]),
+    ],
+)
+def test_words_of_an_answer_stay_whole_in_a_terminal(deltas: list[str], lines: list[str]) -> None:
+    printed = StringIO()
+    words = WrappedWords(Console(file=printed, width=20, force_terminal=True, highlight=False))
+    for delta in deltas:
+        words.show(delta)
+    shown = printed.getvalue()
+    while erased := re.search(r"\x1b\[(\d+)D\x1b\[0K", shown):
+        before = shown[: erased.start()]
+        shown = before[: len(before) - int(erased[1])] + shown[erased.end() :]
+    assert [line.rstrip() for line in shown.split("\n")] == lines
