@@ -259,9 +259,9 @@ def environment_with_temporary_files_in(directory: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(directory)}
 
 
-# How often a thread of OpenMP looks for its next work before it sleeps. By default, that is 300000
-# times: a hundredth of a second in which it keeps the CPU from the thread for which it waits.
-_SPIN_COUNT = 1000
+# How often a thread of OpenMP looks for its next work before it sleeps: as long as a step computes
+# between two products. The default, 300000, keeps the CPU from others for a hundredth of a second.
+_SPIN_COUNT = 2000
 
 
 def share_cpus() -> None:
