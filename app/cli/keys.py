@@ -103,18 +103,18 @@ def list_keys(as_json: AsJson = False) -> None:
 
 
 def _print_keys(found: Sequence[ApiKey]) -> None:
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     has_tenants = any(key.tenant for key in found)  # else the table is narrower
     tenant_heading = ("tenant",) if has_tenants else ()
-    for heading in ("name", *tenant_heading, "scopes", "per minute", "concurrent"):
-        table.add_column(heading)
-    table.add_column("created")
-    table.add_column("ends")
+    for heading in ("name", *tenant_heading, "scopes"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("per minute", "at once", "created", "ends"):
+        table.add_column(heading, no_wrap=heading in {"created", "ends"})
     for key in found:
         names = map(escape, (key.name, key.owner) if has_tenants else (key.name,))
         limits = map(_limit, (key.rate_per_min, key.max_concurrent))
         times = (local_time(key.created_at)[:10], _end(key.expires_at))
-        table.add_row(*names, ", ".join(sorted(key.scopes)), *limits, *times)
+        table.add_row(*names, "\n".join(sorted(key.scopes)), *limits, *times)
     Console(highlight=False).print(table)
 
 
@@ -201,11 +201,8 @@ def _print_new(name: str, scopes: Iterable[Scope], key: str, *, as_json: bool) -
         print_json({"name": name, "scopes": permitted, "key": key})
         return
     typer.echo(key)
-    typer.echo(
-        f"this is the key {name!r} for {', '.join(permitted)}; it is not shown again. "
-        "Clients send it as Authorization: Bearer KEY",
-        err=True,
-    )
+    typer.echo(f"this is the key {name!r} for {', '.join(permitted)}", err=True)
+    typer.echo("it is not shown again; clients send it as Authorization: Bearer KEY", err=True)
 
 
 def _end(seconds: float | None) -> str:

@@ -61,7 +61,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(sleb: Sleb, tmp_path: Path)
     assert (made["name"], made["scopes"], len(made["key"])) == ("bob", ["admin"], 48)
     _, listed, _ = sleb("keys", "list")
     assert "alice" in listed
-    assert "generate, jobs" in listed
+    assert {"generate", "jobs", "admin"} <= set(listed.split())
     _, out, _ = sleb("keys", "list", "--json")
     assert [row["name"] for row in json.loads(out)] == ["alice", "bob"]
     assert not {key, made["key"], found.sha256} & set((listed + out).replace('"', " ").split())
@@ -281,3 +281,16 @@ def test_a_wrong_quota_is_told(
     code, _, err = sleb("keys", "quota", "a", *arguments)
     assert (code, says in err) == (2, True)
     assert (tmp_path / "keys.json").read_bytes() == before
+
+
+def test_the_list_of_keys_has_whole_end_dates_at_80_columns(
+    sleb: Sleb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scopes = ("--scope", "generate", "--scope", "jobs")
+    sleb("keys", "create", "carol", *scopes, "--tenant", "research", "--until", "2130-01-31")
+    lines = sleb("keys", "list")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.rstrip().endswith("2130-01-31 00:00") for line in lines)
+    [row] = [line.split() for line in lines if "carol" in line]
+    assert row == ["carol", "research", "generate", "default", "default", *row[5:]]
