@@ -18,8 +18,8 @@ import pytest
 from tests.image.building import BASE, IMAGE, Buildah, Image
 from tests.image.compose import services
 from tests.image.docker import Docker, daemon
-from tests.image.story import prune_and_generate
 from tests.support.processes import free_port
+from tests.support.story import prune_and_generate
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 

@@ -13,9 +13,9 @@ import pytest
 from tests.image.building import Image
 from tests.image.compose import ROOT, Service, seconds, services, valkey_options
 from tests.image.container import Container
-from tests.image.story import prune_and_generate
 from tests.support.processes import free_port
 from tests.support.s3_server import variables
+from tests.support.story import prune_and_generate
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.valkey_server import valkey
 from tests.support.waiting import wait_until
