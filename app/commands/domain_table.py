@@ -12,7 +12,7 @@ from pruning.checkpoints.domain_tables import explained, narrow_table
 from pruning.checkpoints.trajectory import NONE
 from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
 
-UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
+_UNLIMITED = 10_000  # columns: what a table needs if nothing is folded
 _INDENT = "    "
 
 
@@ -53,14 +53,18 @@ def print_sections(
     for row in shown:
         table.add_row(*map(escape, row))
     console.print()
-    if console.measure(table, options=console.options.update(width=UNLIMITED)).maximum > (
-        console.width
-    ):
+    if not fits(console, table):
         console.print(title, style="table.title", markup=False)
         for line in _lines(headings, shown):
             console.print(line, markup=False, soft_wrap=True)
     else:
         console.print(table)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether the console has room for the table without a folded cell."""
+    unlimited = console.options.update(width=_UNLIMITED)
+    return console.measure(table, options=unlimited).maximum <= console.width
 
 
 def _lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

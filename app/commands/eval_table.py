@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.commands.domain_table import print_sections
+from app.commands.domain_table import fits, print_sections
 from app.terminal import print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
@@ -61,23 +62,38 @@ def print_evaluations(
     if as_json:
         print_json(report)
         return
-    table = Table()
-    table.add_column("")
-    for evaluation in evaluations:
-        heading = evaluation.model.replace("@", "\n@")  # in two lines, three models fit
-        table.add_column(escape(heading), justify="right", overflow="fold")
-    for label, cells in chain(
-        _merged(map(_model_rows, evaluations)), _merged(map(_task_rows, evaluations))
-    ):
-        table.add_row(escape(label), *map(escape, cells))
     console = Console(highlight=False)
-    console.print(table)
+    _print_models(console, evaluations)
     sections = _sections(evaluations, texts)
     if sections:
         text_rows = chain.from_iterable(_text_rows(evaluations, each) for each in sections)
         print_sections(console, "by text", NARROW[:-1], list(text_rows))
     for text in _legend(evaluations, sections):
         console.print(text, markup=False)
+
+
+def _print_models(console: Console, evaluations: Sequence[Evaluation]) -> None:
+    """Print a column for each model, with a letter in place of names that need more room."""
+    names = [evaluation.model for evaluation in evaluations]
+    rows = [*_merged(map(_model_rows, evaluations)), *_merged(map(_task_rows, evaluations))]
+    table = _table([name.replace("@", "\n@") for name in names], rows)  # in two lines, three fit
+    letters = ascii_uppercase[: len(names)]
+    if fits(console, table) or len(letters) < len(names):
+        console.print(table)
+        return
+    console.print(_table(letters, rows))
+    for letter, name in zip(letters, names, strict=True):
+        console.print(f"{letter}: {name}", markup=False, soft_wrap=True)
+
+
+def _table(headings: Iterable[str], rows: Iterable[_Row]) -> Table:
+    table = Table()
+    table.add_column("")
+    for heading in headings:
+        table.add_column(escape(heading), justify="right", overflow="fold")
+    for label, cells in rows:
+        table.add_row(escape(label), *map(escape, cells))
+    return table
 
 
 def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

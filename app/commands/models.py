@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.commands.domain_table import UNLIMITED
+from app.commands.domain_table import fits
 from app.config import ServeSettings
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog
@@ -130,8 +130,7 @@ def _print_entries(
 ) -> None:
     """As a table if the terminal has room for it, so that names and numbers stay whole."""
     listed = _table(entries, texts, speeds)
-    unlimited = console.options.update(width=UNLIMITED)
-    if console.measure(listed, options=unlimited).maximum <= console.width:
+    if fits(console, listed):
         console.print(listed)
         return
     for line in (line for entry in entries for line in _lines(entry, texts, speeds)):

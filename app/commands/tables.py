@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.commands.domain_table import UNLIMITED, print_domains
+from app.commands.domain_table import fits, print_domains
 from app.terminal import print_json
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
@@ -74,11 +74,10 @@ def _fitting(
     removal.json and the model card have these as well.
     """
     shown = list(headings)
-    unlimited = console.options.update(width=UNLIMITED)
     for dispensable in (None, *_DISPENSABLE):
         shown = [heading for heading in shown if heading != dispensable]
         table = _table(title, shown, [dict(zip(headings, row, strict=True)) for row in rows])
-        if console.measure(table, options=unlimited).maximum <= console.width:
+        if fits(console, table):
             break
     return table
 
