@@ -101,9 +101,12 @@ def create_app(
     redis_url: str,
     engine: Engine | None = None,
     tracing: "Tracing | None" = None,
+    describe_early: bool = False,
 ) -> FastAPI:
     """Make the app. Its parts are made, and connections opened, when its lifespan begins.
 
+    FastAPI makes the description of the API when it is first asked for, which stops the event loop
+    for 0.25 s; ``describe_early`` has it made in a thread when the models are loaded.
     Raises ``InvalidExternalModels`` or ``AuditUnavailable``.
     """
     declared = read_external_models(settings.external_models_file)
@@ -112,7 +115,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         services = _services(app, settings, redis_url, engine, declared)
-        async with running(services, tracing):
+        async with running(services, tracing, app.openapi if describe_early else None):
             yield {"services": services}
 
     app = FastAPI(

@@ -29,9 +29,12 @@ REPEAT_LIMITS_S = 60
 
 
 @asynccontextmanager
-async def running(services: Services, tracing: "Tracing | None") -> AsyncIterator[None]:
+async def running(
+    services: Services, tracing: "Tracing | None", when_ready: Callable[[], object] | None = None
+) -> AsyncIterator[None]:
     """Start the background work of the process; at the end stop it and close its connections.
 
+    ``when_ready`` is called in a thread once the models are loaded.
     A server that drains before this does has set the deadline of the shutdown already.
     """
     generation, settings = services.generation, services.settings
@@ -40,10 +43,7 @@ async def running(services: Services, tracing: "Tracing | None") -> AsyncIterato
     generation.engine.start()
     if services.jobs.deliverer is not None:
         services.jobs.deliverer.start()
-    catalog = generation.registry.catalog
-    preloading = asyncio.create_task(
-        preload(settings, catalog, generation.generator, services.readiness)
-    )
+    preloading = asyncio.create_task(_prepare(services, when_ready))
     is_stopping = asyncio.Event()
     repeating = [
         asyncio.create_task(repeat(work, name, every_s, is_stopping))
@@ -65,6 +65,13 @@ async def running(services: Services, tracing: "Tracing | None") -> AsyncIterato
         await _close(services)
         if tracing is not None:
             await asyncio.to_thread(tracing.shutdown)
+
+
+async def _prepare(services: Services, when_ready: Callable[[], object] | None) -> None:
+    generator, catalog = services.generation.generator, services.generation.registry.catalog
+    await preload(services.settings, catalog, generator, services.readiness)
+    if when_ready is not None:
+        await asyncio.to_thread(when_ready)
 
 
 async def preload(

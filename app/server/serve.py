@@ -5,7 +5,6 @@ import gc
 import logging
 import signal
 import socket
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
@@ -13,7 +12,6 @@ from typing import NoReturn
 
 import uvicorn
 from asgi_correlation_id import correlation_id
-from fastapi import FastAPI
 
 from app.api.deps import services_of
 from app.auth.keys import caller
@@ -40,9 +38,8 @@ def run_api(settings: ServeSettings) -> None:
     set_up_process(settings)
     signal.signal(signal.SIGTERM, leave)  # uvicorn raises the signal again after its shutdown
     with redis_url(settings) as url:
-        app = create_app(settings, redis_url=url)
         config = uvicorn.Config(
-            app,
+            create_app(settings, redis_url=url, describe_early=True),
             host=str(settings.host),
             port=settings.port,
             log_config=None,  # keeps the logging of this process
@@ -51,19 +48,8 @@ def run_api(settings: ServeSettings) -> None:
         )
         server = ApiServer(config, certificates)
         _leave_out_of_collections()
-        describe_early(app)
         with suppress(KeyboardInterrupt):
             server.run()
-
-
-def describe_early(app: FastAPI) -> threading.Thread:
-    """Make the description of the API while models load, in a thread.
-
-    It takes 0.25 s, and FastAPI makes it on the event loop, where all streams would wait for it.
-    """
-    thread = threading.Thread(target=app.openapi, name="openapi", daemon=True)
-    thread.start()
-    return thread
 
 
 def set_up_process(settings: ServeSettings) -> None:

@@ -16,12 +16,12 @@ import pytest
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.main import create_app
-from app.server.serve import describe_early
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.api_fixtures import publish_pruned
 from tests.support.job_lives import succeed
-from tests.support.serving import serving
+from tests.support.serving import LocalClient, serving
+from tests.support.waiting import wait_until
 
 # What the description cannot tell: names that are there, and sizes that are worth a test.
 CONFIG = """
@@ -208,8 +208,10 @@ def test_the_description_is_made_once_and_again_when_keys_are_required(
     assert "security" not in before["paths"]["/prune-jobs"]["get"]
 
 
-def test_a_server_makes_the_description_beside_its_start(settings: ServeSettings) -> None:
+def test_the_description_is_made_early_where_that_is_asked_for(
+    settings: ServeSettings, redis_url: str
+) -> None:
     """FastAPI makes it on the event loop, for which all streams would wait."""
-    app = create_app(settings, redis_url="unix:///none")
-    describe_early(app).join(60)
-    assert app.openapi_schema is not None
+    app = create_app(settings, redis_url=redis_url, describe_early=True)
+    with LocalClient(app):
+        wait_until(lambda: app.openapi_schema is not None, "the description is made")
