@@ -24,6 +24,7 @@ HOSTILE = {
     "deep lists": b"[" * (MAX_NESTED + 1),
     "objects": b"[" + b",".join([b'{"a":{}}'] * (MAX_NESTED // 2)) + b"]",
     "fields": b"{" + b",".join(b'"%d":1' % number for number in range(MAX_NESTED)) + b"}",
+    "names that end with a backslash": b"{" + b",".join([rb'"\\":1'] * (MAX_NESTED + 1)) + b"}",
     "numbers": b"[" + b"1," * (MAX_ITEMS + 1) + b"1]",
 }
 
@@ -52,7 +53,7 @@ def test_a_body_of_too_many_values_is_refused_unparsed(
 
 def test_as_many_as_are_allowed_are_parsed(client: TestClient) -> None:
     """Text is counted as well, and a list of numbers has room for any context."""
-    text = json.dumps({"model": "none", "prompt": "{[:" * ((MAX_NESTED - 3) // 3)}).encode()
+    text = json.dumps({"model": "none", "prompt": "{[::" * ((MAX_NESTED - 9) // 2)}).encode()
     ids = json.dumps({"model": "none", "prompt": [1] * (MAX_ITEMS - 1)}).encode()
     assert client.post("/generate", content=text, headers=JSON).status_code == 404
     assert client.post("/v1/completions", content=ids, headers=JSON).status_code == 404
@@ -85,6 +86,26 @@ def test_others_get_turns_between_two_large_bodies() -> None:
     order.clear()
     asyncio.run(serve_all(b"a"))
     assert order[:5] == ["parsed"] * 5  # small ones do not wait
+
+
+def test_no_garbage_is_collected_between_the_values_of_a_body() -> None:
+    found: list[bool] = []
+
+    async def parse(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        found.append(gc.isenabled())
+        await asyncio.sleep(0)
+        found.append(gc.isenabled())
+
+    async def serve_one(size: int) -> None:
+        async def whole() -> Message:
+            return {"type": "http.request", "body": b"a" * size}
+
+        await BodyTooLarge(parse)({}, whole, AsyncMock())
+
+    asyncio.run(serve_one(2**17))
+    asyncio.run(serve_one(2**10))
+    assert found == [False, True, True, True]
 
 
 def test_what_lives_as_long_as_the_process_is_left_out_of_collections() -> None:

@@ -1,10 +1,12 @@
 """While several clients send the costliest bodies that are admitted, the process says it is alive.
 
-How long a body takes depends on the machine and on what else runs there, so the bound is a multiple
-of the time for one body, measured meanwhile.
+How long a body takes depends on the machine and on what else runs there, so one bound is a multiple
+of the time for one body, measured meanwhile. The other is what probes of a cluster wait, where the
+machine has time for it.
 """
 
 import json
+import logging
 import statistics
 import threading
 import time
@@ -14,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from app.api.problems import MAX_ITEMS, MAX_NESTED
 from tests.support.processes import serve_process
 
+logger = logging.getLogger(__name__)
+
 NUM_CLIENTS = 8
 NUM_PROBES = 150
+MAX_WAIT_S = 0.1
 MAX_BODIES = 3  # that an answer waits for: of the 8 that are there
 JSON = {"content-type": "application/json"}
 NUM_LEFT = MAX_NESTED - 20  # what the rest of a body needs is less
@@ -43,6 +49,7 @@ BODIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"model": "tiny", "prompt": "a", **{str(each): 1 for each in range(NUM_LEFT)}},
     ),
     "numbers": ("/v1/completions", {"model": "none", "prompt": [1] * (MAX_ITEMS - 9)}),
+    "texts": ("/v1/completions", {"model": "none", "prompt": ["a"] * (MAX_ITEMS - 9)}),
     "schema": (
         "/generate",
         {
@@ -90,6 +97,15 @@ def test_liveness_waits_for_few_of_the_bodies_that_arrive_at_once(data_dir: Path
             statuses = [status for each in sending for status in each.result()]
             body_s = (time.perf_counter() - began) / len(statuses)
             assert set(statuses) <= {400, 404, 422}, kind  # none is refused unparsed
-            assert statistics.quantiles(waits, n=10)[-1] < MAX_BODIES * body_s + calm_s, kind
+            tenths = statistics.quantiles(waits, n=10)
+            p50_s, p90_s = tenths[4], tenths[8]
+            load = psutil.getloadavg()[0]
+            logger.warning(
+                "%s: half of the answers in %.0f ms, nine of ten in %.0f ms, all in %.0f ms; a "
+                "body every %.0f ms, load %.1f",
+                *(kind, p50_s * 1e3, p90_s * 1e3, max(waits) * 1e3, body_s * 1e3, load),
+            )
+            assert p90_s < MAX_BODIES * body_s + calm_s, kind
+            assert p90_s < MAX_WAIT_S or load > 2 * NUM_CLIENTS, kind
         process.terminate()
         process.wait(60)
