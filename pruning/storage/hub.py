@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from pruning.storage.store import ObjectMissing, StoreDenied, StoreError, StoreUnavailable
 
@@ -44,6 +45,7 @@ class HubStore:
 
     @cached_property
     def _api(self) -> HfApi:
+        disable_progress_bars()  # uploads are in the background of a worker
         return HfApi(library_name="sleb-serve")
 
     def versions(self) -> Mapping[str, str]:

@@ -1,16 +1,18 @@
 """A hub whose repositories can be written. huggingface_hub lists, reads and commits, and sends
-large files by Git LFS. Xet, by which the real hub takes large files, is turned off.
+large files by Git LFS, or by Xet, as the real hub takes them, if a test turns that on.
 """
 
 import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +21,7 @@ from huggingface_hub import constants
 
 TOKEN = "hf_test"  # noqa: S105 - of this server alone
 LARGE_BYTES = 500  # from there on, a file is sent by Git LFS
+_CHUNK_HEADER_BYTES = 8  # of Xet
 _number = count()
 
 
@@ -32,6 +35,7 @@ class WritableHub:
     num_uploads: int = 0  # of large files
     num_commits: int = 0
     private: set[str] = field(default_factory=set)  # ids of those created as private ones
+    xet_dir: Path | None = None  # where Xet stores what it is sent; None: this hub has none
     status: int | None = None  # of every answer, if it is not to be the right one
 
 
@@ -73,7 +77,7 @@ def hub_repository(
     repo_id = f"org/store-{next(_number)}"
     hub.repositories[repo_id] = {}
     yield repo_id
-    hub.status = None
+    hub.status = hub.xet_dir = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -136,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             self._refuse(401, "RepoNotFound")
         elif rest[:1] == ["xet-write-token"]:
-            self._refuse(404, "EntryNotFound")
+            self._xet_token()
         elif rest[:1] == ["tree"]:
             self._tree(files, "/".join(rest[2:]))
         elif rest[:1] == ["preupload"]:
@@ -163,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             if kind == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif kind == "lfsFile":
-                files[value["path"]] = self.hub.large[value["oid"]]
+                files[value["path"]] = self._large(value["oid"], value["size"])
             elif kind == "deletedFile":
                 del files[value["path"]]
             elif kind == "deletedFolder":
@@ -171,6 +175,23 @@ class _Handler(BaseHTTPRequestHandler):
                 for path in [path for path in files if path.startswith(folder)]:
                     del files[path]
         self._send_json({"commitUrl": f"{self.hub.url}/org/x/commit/1", "commitOid": "c" * 40})
+
+    def _xet_token(self) -> None:
+        """hf_xet itself is the server of a URL with this scheme."""
+        if self.hub.xet_dir is None:
+            self._refuse(404, "EntryNotFound")
+        else:
+            url, exp = f"local://{self.hub.xet_dir}", int(time.time()) + 3600
+            self._send_json({"accessToken": "t", "exp": exp, "casUrl": url})
+
+    def _large(self, digest: str, size: int) -> bytes:
+        """A file that was sent by Git LFS; or by Xet, if it is one chunk that is not compressed."""
+        if self.hub.xet_dir is not None:
+            for xorb in (self.hub.xet_dir / "xet/xorbs/xorbs").iterdir():
+                chunk = xorb.read_bytes()[_CHUNK_HEADER_BYTES:][:size]
+                if hashlib.sha256(chunk).hexdigest() == digest:
+                    return chunk
+        return self.hub.large[digest]
 
     def _batch(self, asked: dict[str, Any]) -> None:
         objects = []

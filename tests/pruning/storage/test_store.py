@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from random import Random
 from threading import Thread
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pruning.storage.location import open_store
 from pruning.storage.store import ObjectMissing, ObjectStore, StoreDenied, StoreUnavailable
 from pruning.store_url import StoreUrl
+from tests.support.hub_repository import WritableHub
 
 NAME = "tiny@prn-1+healed"
 LARGE = bytes(range(256)) * 4 * 20_000  # two blocks
@@ -112,6 +114,29 @@ def test_a_refusal_of_google_is_no_outage(refusing: str, monkeypatch: pytest.Mon
     store = open_store(StoreUrl.parse("gs://bucket/prefix"))
     with pytest.raises(StoreDenied, match="does not allow this process to list"):
         store.versions()
+
+
+def test_a_hub_with_xet_gets_large_files_by_it_unless_that_is_turned_off(
+    hub_repository: str,
+    hub_with_repositories: WritableHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    hub, store = hub_with_repositories, open_store(StoreUrl.parse(f"hf://{hub_repository}"))
+    hub.xet_dir = tmp_path / "xet"
+    hub.xet_dir.mkdir()
+    by_xet, by_lfs = (Random(seed).randbytes(5000) for seed in range(2))
+    num_uploads = hub.num_uploads
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+        digest = put(store, tmp_path, by_xet)
+    assert hub.num_uploads == num_uploads
+    assert b"".join(store.blocks(NAME, digest)) == by_xet
+    digest = put(store, tmp_path, by_lfs)
+    assert hub.num_uploads == num_uploads + 1
+    assert b"".join(store.blocks(NAME, digest)) == by_lfs
+    assert "Processing Files" not in capfd.readouterr().err  # a worker's log has no bars
 
 
 def test_a_hub_without_xet_says_how_to_do_without(
