@@ -145,8 +145,8 @@ def without_secrets(url: str) -> str:
 
 
 def _invalid(name: str, message: str) -> str:
-    reason = message.removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
+    own = message.removeprefix("Value error, ")  # may begin with the name of a variable
+    reason = message[:1].lower() + message[1:] if own == message else own
     return f"setting {name} ({_PREFIX}{name.upper()}): {reason}" if name else f"settings: {reason}"
 
 

@@ -279,6 +279,14 @@ def test_an_invalid_setting_is_one_plain_line(
     assert "secret" not in ran.stderr
 
 
+def test_settings_that_contradict_each_other_are_named_as_they_are_written(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_TLS_CERT", "none.crt")
+    refused = sleb(data_dir, "config").stderr
+    assert refused.startswith("error: settings: SLEB_TLS_CERT and SLEB_TLS_KEY belong together")
+
+
 def check_refusal(
     run: Callable[..., Completed],
     data_dir: Path,
