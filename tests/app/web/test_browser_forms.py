@@ -113,7 +113,7 @@ def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
         page.locator("[id='calibration.num_samples']").fill("7")
         page.locator("[id='calibration.seqlen']").fill("16")
         page.locator("[id='calibration.dataset']").select_option("a mix of several texts")
-        page.get_by_role("button", name="Add a text").click()
+        page.get_by_role("button", name="Add a text").press("Enter")
         rows = page.get_by_role("group", name=TEXT)
         assert rows.count() == 3
         assert page.evaluate("() => document.activeElement.id") == "calibration.2.dataset"
@@ -126,7 +126,7 @@ def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
         rows.nth(1).get_by_label("weight").fill("0")
         page.locator("[id='calibration.1.weight-error']").get_by_text("above 0").wait_for()
         rows.nth(1).get_by_label("weight").fill("2.5")
-        rows.nth(2).get_by_role("button", name="Remove text 3").click()
+        rows.nth(2).get_by_role("button", name="Remove text 3").press("Enter")
         page.get_by_text("unknown: no similar job has run here yet").wait_for()
         assert page.evaluate("() => document.activeElement.innerText") == "Add a text"
         common = {"num_samples": 7, "seqlen": 16}
