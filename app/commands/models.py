@@ -152,7 +152,7 @@ def _table(
         cells = (measured.get(text, "") for text in texts)
         listed.add_row(
             entry.name,
-            str(entry.num_blocks),
+            str(entry.num_blocks or ""),  # may be unknown of a model on another server
             removed,
             repair,
             *speeds[entry.name],
@@ -169,7 +169,9 @@ def _lines(
     if entry.error is not None:
         yield f"{entry.name}: {entry.error}"
         return
-    parts = [counted(entry.num_blocks, "block")]
+    parts = [counted(entry.num_blocks, "block")] if entry.num_blocks else []
+    if entry.external is not None:
+        parts.append("on another server")
     if entry.removed_blocks:
         parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
     if entry.repair is not None:

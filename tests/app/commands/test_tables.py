@@ -52,6 +52,15 @@ def test_a_narrow_terminal_gets_lines_with_whole_names(data_dir: Path) -> None:
     assert line.startswith("tiny@prn-6612fbe3e6f88eee48750: 4 blocks, without ")
 
 
+def test_a_model_on_another_server_has_no_wrong_number_of_blocks(data_dir: Path) -> None:
+    publish(data_dir, "prn-6612fbe3e6f88eee48750", [PROSE])
+    declared = '[[models]]\nname = "far"\nbase_url = "http://localhost:8001/v1"\n'
+    (data_dir / "external.toml").write_text(declared)
+    told = CliRunner(env={"COLUMNS": "80"}).invoke(command_line, ["models"]).stdout
+    assert "far: on another server\n" in told
+    assert cells(shown(), "far")[1] == ""
+
+
 @pytest.mark.parametrize("is_staged", [False, True])
 def test_the_table_of_a_run_fits_into_80_columns(
     is_staged: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
