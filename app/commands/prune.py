@@ -75,16 +75,17 @@ class RecordedBar(SearchBar):
         self._progress.console.print(text, soft_wrap=True)
 
 
-def new_place(out: Path, *, overwrite: bool = False) -> Path:
+def new_place(out: Path, *, overwrite: bool | None = None) -> Path:
     """The absolute path. Raises ``CheckpointExists`` unless it is free or an empty directory.
 
-    ``overwrite`` allows a checkpoint, and nothing else.
+    ``overwrite`` allows a checkpoint, and nothing else. None: the command has no such option.
     """
     out = out.expanduser().absolute()
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out
     if not overwrite:
-        raise CheckpointExists(f"{out} exists already: choose another --out")
+        option = "" if overwrite is None else ", or use --overwrite"
+        raise CheckpointExists(f"{out} exists already: choose another --out{option}")
     if not (out / MANIFEST).is_file():
         raise CheckpointExists(
             f"{out} is not overwritten: it is no checkpoint, as it has no {MANIFEST}; choose "

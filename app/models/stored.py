@@ -68,7 +68,9 @@ class Outgoing:
         if not is_checkpoint_name(self._url.name):
             raise CheckpointNotFound(f"no checkpoint can be named {self._url.name[:128]!r}")
         if self._url.name in self._store.versions() and not self._overwrite:
-            raise CheckpointExists(f"{self._url} exists already: choose another --out")
+            raise CheckpointExists(
+                f"{self._url} exists already: choose another --out, or use --overwrite"
+            )
 
     def kept(self, spec_digest: str) -> Manifest | None:
         """What an earlier command has published here, and could not send."""

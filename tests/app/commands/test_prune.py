@@ -325,7 +325,7 @@ def test_a_target_speedup_is_told_with_what_it_predicts(
 def test_only_a_checkpoint_is_overwritten(settings: WorkerSettings, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_prune(SPEC, out, settings, as_json=True)
-    with pytest.raises(CheckpointExists, match="choose another --out"):
+    with pytest.raises(CheckpointExists, match="choose another --out, or use --overwrite"):
         run_prune(SPEC, out, settings, as_json=True)
     deeper = replace(SPEC, num_remove=3)
     run_prune(deeper, out, settings, overwrite=True, as_json=True)

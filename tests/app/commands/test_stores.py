@@ -81,7 +81,7 @@ def test_a_model_of_a_bucket_is_pruned_into_a_store_and_added_from_there(
     assert added.name == "tiny-prn-1"
     assert json.loads((added / ORIGIN_FILE).read_text())["source"] == str(out)
     assert ModelStore(elsewhere.models_dir).inspect("tiny-prn-1").num_blocks == 4
-    with pytest.raises(CheckpointExists, match="choose another --out"):
+    with pytest.raises(CheckpointExists, match="choose another --out, or use --overwrite"):
         run_prune(spec("tiny"), out, elsewhere, as_json=True)
 
 
