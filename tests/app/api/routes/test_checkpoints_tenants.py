@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.auth.keys import KeyFile, Scope
+from app.auth.keys import KeyFile
 from app.config import ServeSettings
 from app.models.aliases import Aliases
 from app.results.store import ResultKind, ResultStore
@@ -17,12 +17,12 @@ from pruning.jobs.creation import Conditions
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.api_fixtures import publish_pruned
+from tests.support.auth import Headers, team_keys
 from tests.support.exposition import Scrape
 from tests.support.job_lives import succeed
 from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
-Headers = Mapping[str, str]
 GENERATE = {"prompt": "the dog", "max_new_tokens": 2}
 
 
@@ -33,15 +33,7 @@ def settings(data_dir: Path) -> ServeSettings:
 
 @pytest.fixture
 def keys(settings: ServeSettings) -> dict[str, Headers]:
-    """Two keys of one team, one of another tenant, and an admin."""
-    file, scopes = KeyFile(settings.keys_file), [Scope.JOBS, Scope.GENERATE]
-    made = {
-        "ann": file.create("ann", scopes, tenant="team"),
-        "bob": file.create("bob", scopes, tenant="team"),
-        "eve": file.create("eve", scopes),
-        "root": file.create("root", [Scope.ADMIN]),
-    }
-    return {name: {"Authorization": f"Bearer {key}"} for name, key in made.items()}
+    return team_keys(KeyFile(settings.keys_file))
 
 
 def publish(data_dir: Path, job_store: JobStore, tenant: str | None, num_remove: int = 3) -> str:

@@ -11,7 +11,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from app.auth.keys import KeyFile, Scope
+from app.auth.keys import KeyFile
 from app.auth.quotas import Quota
 from app.config import ServeSettings
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest
@@ -24,13 +24,13 @@ from pruning.store_url import StoreUrl
 from pruning.worker.senders import CheckpointUpload
 from pruning.worker.sinks import SinkThread
 from tests.support.api_fixtures import publish_pruned
+from tests.support.auth import Headers, team_keys
 from tests.support.prune_requests import JOB
 from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
-Headers = Mapping[str, str]
 GENERATE = {"prompt": "the dog", "max_new_tokens": 2}
 
 
@@ -62,14 +62,7 @@ def file(settings: ServeSettings) -> KeyFile:
 
 @pytest.fixture
 def keys(file: KeyFile) -> dict[str, Headers]:
-    scopes = [Scope.JOBS, Scope.GENERATE]
-    made = {
-        "ann": file.create("ann", scopes, tenant="team"),
-        "bob": file.create("bob", scopes, tenant="team"),
-        "eve": file.create("eve", scopes),
-        "root": file.create("root", [Scope.ADMIN]),
-    }
-    return {name: {"Authorization": f"Bearer {key}"} for name, key in made.items()}
+    return team_keys(file)
 
 
 @pytest.fixture
