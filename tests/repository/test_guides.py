@@ -34,7 +34,7 @@ _STRICT = """
 set -euo pipefail
 curl() {
   case " $* " in
-    *" -sf "*) command curl "$@" ;;
+    *" -sf"*) command curl "$@" ;;
     *) command curl --fail-with-body --silent --show-error "$@" ;;
   esac
 }
