@@ -46,7 +46,7 @@ WatchIt = Annotated[bool, typer.Option("--watch", help="Follow the job to its en
 def submit(
     model: Annotated[str, typer.Argument(help="A dense model of the service.")],
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
-    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as above
+    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
     heal_it: Annotated[
         bool, typer.Option("--heal", help="Heal the pruned model, as the heal options say.")
     ] = False,

@@ -27,7 +27,7 @@ def prune(
         str, typer.Option(help="Directory for the checkpoint, or a URL as s3://BUCKET/STORE/NAME.")
     ],
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
-    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as above
+    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
     state_budget: Annotated[
         str | None,
         typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),

@@ -33,7 +33,7 @@ class Replica:
     ``__del__``.
     """
 
-    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # awaited
+    async def __init__(self, settings: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Ray awaits it
         """Returns once its models are loaded. Raises ``NotAModel`` if there are none."""
         self._name = f"{gethostname()}-{os.getpid()}"
         self._settings = ServeSettings(**settings)

@@ -62,10 +62,9 @@ return {'done', 0}
 """
 
 _WAITING = (JobStatus.QUEUED, JobStatus.PAUSED)  # else a pause would make room for another job
-_UNFINISHED = (status for status in JobStatus if not status.is_final)
 # of jobs whose checkpoint may be in no list yet: it is not published, or not in the object store
 PENDING = (
-    *(STATUS_INDEX.format(status=status) for status in _UNFINISHED),
+    *(STATUS_INDEX.format(status=status) for status in JobStatus if not status.is_final),
     SINK.format(sink=Sink.STORE),
 )
 
