@@ -41,6 +41,7 @@ from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
+from app.engine.compiled.openmp import keep_compiled_in
 from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
@@ -274,6 +275,8 @@ def _deliverer(
 
 def _engine(settings: ServeSettings, engine: Engine | None) -> AsyncEngine:
     limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
+    if settings.tune != "off":
+        keep_compiled_in(settings.data_dir)
     return AsyncEngine(
         engine
         or Engine(

@@ -109,8 +109,8 @@ class Settings(BaseSettings):
     tune: str = Field(
         default="on",
         description="`on` times the ways to compute the same on this CPU when they are first "
-        "needed, and keeps the choices in the data directory; `off` times none; or a file for the "
-        "choices",
+        "needed, and keeps the choices and compiled code in the data directory; `off` times and "
+        "compiles none; or a file for the choices",
     )
 
     checkpoint_store: Annotated[str, AfterValidator(_object_store_url)] | None = Field(

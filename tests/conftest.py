@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 pytest_plugins = [
     "tests.support.api_fixtures",
+    "tests.support.compiled",
     "tests.support.gcs_server",
     "tests.support.healing",
     "tests.support.hub_repository",

@@ -21,6 +21,7 @@ from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
+from app.engine.compiled.openmp import keep_compiled_in
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
@@ -103,7 +104,7 @@ def stored_subject(
     with Console(stderr=True).status(f"Loading {name}"):
         loaded = models.load(name, dtype=dtype, device=settings.device)
     dense = make_variant(name, name, loaded.model)
-    tuner = Tuner.of(settings.tune, settings.data_dir)
+    tuner = _tuner(settings)
     names = frozenset(int8), frozenset(tenants)
     return BenchSubject(name, dense, removed, repairs, tuner, *names)
 
@@ -137,8 +138,14 @@ def random_subject(
         removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
         if name.is_int8:
             int8.add(f"{shape}{variant}")
-    tuner = Tuner.of(settings.tune, settings.data_dir)
+    tuner = _tuner(settings)
     return BenchSubject(shape, dense, removed, tuner=tuner, int8=frozenset(int8))
+
+
+def _tuner(settings: Settings) -> Tuner:
+    if settings.tune != "off":
+        keep_compiled_in(settings.data_dir)
+    return Tuner.of(settings.tune, settings.data_dir)
 
 
 def bench_model(

@@ -28,7 +28,7 @@ class UnsupportedAttention(ValueError):
 class BatchedDecodeAttention:
     """One query token for each sequence, ``[rows, heads, head_dim]``, over its own slot."""
 
-    masks: Mapping[str, torch.Tensor]  # by kind, additive, [rows, 1, 1, num_tokens]
+    mask: Callable[[str], torch.Tensor]  # of a kind, additive, [rows, 1, 1, num_tokens]
     tuner: Tuner = OFF
 
     def __call__(
@@ -40,7 +40,7 @@ class BatchedDecodeAttention:
         rows, num_key_heads, num_tokens, head_dim = keys.shape
         # Queries that share a key head are treated as successive tokens of that head.
         grouped = queries.reshape(rows, num_key_heads, -1, head_dim)
-        mask = self.masks[kind]
+        mask = self.mask(kind)
 
         def fused() -> torch.Tensor:
             return F.scaled_dot_product_attention(

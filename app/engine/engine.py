@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
 from app.engine.cuda_graphs import Recorder, recorder_on
+from app.engine.flat_model import FlatModel, flat_model
 from app.engine.logprobs import score_prompts
 from app.engine.model_runner import ModelRunner
 from app.engine.sampling import Choice, new_generator, next_tokens
@@ -100,6 +101,7 @@ class Engine:
         self._recorder = recorder
         self._tuner = tuner
         self._unrecorded: WeakSet[Variant] = WeakSet()  # whose recording failed
+        self._flat_models: WeakKeyDictionary[Variant, FlatModel | None] = WeakKeyDictionary()
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._runners: dict[Variant, ModelRunner] = {}  # of variants with running sequences
@@ -266,7 +268,10 @@ class Engine:
             # Background requests are not recorded: a live request would wait for the end of it.
             is_recorded = self.has_live_work and variant not in self._unrecorded
             record = self._recorder(variant.model.device) if is_recorded else None
-            self._runners[variant] = ModelRunner(variant, record, self._tuner)
+            if variant not in self._flat_models:
+                self._flat_models[variant] = flat_model(variant.model, self._tuner)
+            flat = self._flat_models[variant]
+            self._runners[variant] = ModelRunner(variant, flat, record, self._tuner)
         return self._runners[variant]
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:

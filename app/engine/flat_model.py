@@ -5,86 +5,42 @@ a tenth of a small model's step. It supports blocks of the usual kind. Other mod
 forward, which is also the oracle in the tests.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.attention import Attention, kinds_of_attention
+from app.engine.attention import (
+    Attention,
+    BatchedDecodeAttention,
+    attention_windows,
+    kinds_of_attention,
+)
+from app.engine.compiled.model import CompiledBlocks, compile_blocks, compiled_blocks
+from app.engine.flat_block import FlatBlock, Rotation, flat_block, is_usual
 from app.engine.kv_cache import SlotCache
-from app.engine.merged_linear import Project, feed_forward, side_by_side
+from app.engine.tuning import OFF, Tuner, size_of
 from pruning.models.architectures import Parts, architecture
-from pruning.models.blocks import block_list, finish, input_scale
+from pruning.models.blocks import block_list, finish
 
-
-@dataclass(frozen=True)
-class Rotation:
-    """The rotary position embedding of some tokens."""
-
-    cos: torch.Tensor  # [tokens, 1, head_dim]
-    sin: torch.Tensor  # of the same shape, its first half negative
-
-    def __call__(self, heads: torch.Tensor) -> torch.Tensor:
-        """Rotate queries or keys ``[tokens, heads, head_dim]``."""
-        halves_swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-        return (heads * self.cos + halves_swapped * self.sin).to(heads.dtype)
-
-
-@dataclass(frozen=True)
-class FlatBlock:
-    """The modules of one block, in the order of their use."""
-
-    position: int
-    kind: str  # of attention
-    norms: tuple[nn.Module, nn.Module, nn.Module, nn.Module]  # around attention, around the rest
-    project: Project  # to queries, keys and values, side by side
-    head_norms: tuple[nn.Module, ...]  # of queries and of keys
-    output: nn.Module
-    feed_forward: Project
-    head_dim: int
-    num_heads: tuple[int, int, int]  # of queries, keys and values
-    scaling: float  # of attention
-    is_rotated: bool
-    input_scale: float  # of the hidden states
-
-    def __call__(
-        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
-    ) -> torch.Tensor:
-        """Map hidden states ``[tokens, hidden_size]`` to the next; writes to the open cache."""
-        before, after, before_feed, after_feed = self.norms
-        if self.input_scale != 1.0:
-            hidden = hidden * self.input_scale
-        hidden = hidden + after(self._attend(before(hidden), rotation, attention, cache))
-        update: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
-        return hidden + update
-
-    def _attend(
-        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
-    ) -> torch.Tensor:
-        heads = self.project(hidden).view(len(hidden), -1, self.head_dim)
-        num_queries, num_keys, num_values = self.num_heads
-        turned, values = heads.split((num_queries + num_keys, num_values), dim=1)
-        if self.head_norms:
-            parts = turned.split((num_queries, num_keys), dim=1)
-            turned = torch.cat([*map(_normed, self.head_norms, parts)], dim=1)
-        if self.is_rotated:
-            turned = rotation(turned)
-        queries, keys = turned.split((num_queries, num_keys), dim=1)
-        keys, values = cache.write(keys, values, self.position)
-        attended = attention(self.kind, queries, keys, values, self.scaling)
-        out: torch.Tensor = self.output(attended.flatten(1))
-        return out
+# Three ways to run a decode on a CPU.
+FLAT, AROUND, COMPILED = "torch's operations", "compiled around products", "compiled"
+_MAX_WHOLE = 32  # rows; from 16 on, products of torch are faster wherever this was measured
 
 
 class FlatModel:
     """The embeddings, all blocks and the last norm of a model."""
 
-    def __init__(self, model: PreTrainedModel, parts: Parts, blocks: Iterable[FlatBlock]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, parts: Parts, blocks: Iterable[FlatBlock], tuner: Tuner
+    ) -> None:
         self._model = model
         self._blocks = tuple(blocks)
+        self._tuner = tuner
+        self._compiled: CompiledBlocks | None = None
+        if tuner.chooses and model.device.type == "cpu":
+            windows = attention_windows(model.config)
+            self._compiled = compiled_blocks(self._blocks, windows)
         self._kinds = {block.kind for block in self._blocks}
         self._rotate = model.get_submodule(parts.rotation)
         self._rotates_by_kind = parts.rotates_by_kind
@@ -103,9 +59,34 @@ class FlatModel:
         """
         hidden = self._model.get_input_embeddings()(token_ids)
         rotations = {kind: self._rotation(kind, hidden, positions) for kind in self._kinds}
-        for block in self._blocks:
-            hidden = block(hidden, rotations[block.kind], attention, cache)
-        return finish(self._model, hidden)
+
+        way = self._way(hidden, rotations, attention, cache)
+        return finish(self._model, way())
+
+    def _way(
+        self,
+        hidden: torch.Tensor,
+        rotations: Mapping[str, Rotation],
+        attention: Attention,
+        cache: SlotCache,
+    ) -> Callable[[], torch.Tensor]:
+        """The fastest way through all blocks."""
+        compiled = self._compiled
+
+        def flat() -> torch.Tensor:
+            stream = hidden
+            for block in self._blocks:
+                stream = block(stream, rotations[block.kind], attention, cache)
+            return stream
+
+        is_decode = isinstance(attention, BatchedDecodeAttention)
+        if compiled is None or not is_decode or self._blocks[0].has_hooks:
+            return flat
+        ways = {FLAT: flat, AROUND: lambda: compiled.around_products(hidden, rotations, cache)}
+        if len(hidden) <= _MAX_WHOLE:
+            ways[COMPILED] = lambda: compiled.whole(hidden, rotations, cache)
+        shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
+        return ways[self._tuner.fastest(compiled.name, shape, hidden.dtype, ways)]
 
     def turns_whole_heads(self) -> bool:
         """Whether rotation applies to whole heads; partial rotation is not supported here."""
@@ -122,62 +103,31 @@ class FlatModel:
         return Rotation(cos, torch.cat((-first, second), dim=-1))
 
 
-def flat_model(model: PreTrainedModel) -> FlatModel | None:
+def flat_model(model: PreTrainedModel, tuner: Tuner = OFF) -> FlatModel | None:
     """Return the flat model; None for a model with anything that is not supported here."""
     parts = architecture(model.config).parts
     blocks = block_list(model)
     if parts is None or model.training or model.config._attn_implementation != "sdpa":
         return None
-    if not all(_is_usual(block, parts) for block in blocks):
+    if not all(is_usual(block, parts) for block in blocks):
         return None
     kinds = kinds_of_attention(model.config)
     decoder = FlatModel(
         model,
         parts,
         [
-            _flat_block(position, kind, block, parts)
+            flat_block(position, kind, block, parts)
             for position, (kind, block) in enumerate(zip(kinds, blocks, strict=True))
         ],
+        tuner,
     )
     return decoder if decoder.turns_whole_heads() else None
 
 
-def _is_usual(block: nn.Module, parts: Parts) -> bool:
-    """Whether the block has these parts and no others, whatever they are."""
-    of_block = {*parts.norms, parts.attention, parts.feed_forward} - {""}
-    of_attention = {*parts.projections, *parts.head_norms, parts.output}
-    attention = getattr(block, parts.attention, nn.Module())
-    return _children(block) == of_block and _children(attention) == of_attention
+def compile_decodes(model: PreTrainedModel, tuner: Tuner) -> None:
+    """Compile what decodes of this model may run, which takes seconds if it is not kept.
 
-
-def _children(module: nn.Module) -> set[str]:
-    return {name for name, each in module.named_children() if not isinstance(each, nn.Dropout)}
-
-
-def _flat_block(position: int, kind: str, block: nn.Module, parts: Parts) -> FlatBlock:
-    attention: Any = block.get_submodule(parts.attention)
-    config, num_keys = attention.config, attention.config.num_key_value_heads
-    before, after, before_feed, after_feed = (
-        block.get_submodule(name) if name else nn.Identity() for name in parts.norms
-    )
-    return FlatBlock(
-        position=position,
-        kind=kind,
-        norms=(before, after, before_feed, after_feed),
-        project=side_by_side([attention.get_submodule(name) for name in parts.projections]),
-        head_norms=tuple(map(attention.get_submodule, parts.head_norms)),
-        output=attention.get_submodule(parts.output),
-        feed_forward=feed_forward(block.get_submodule(parts.feed_forward)),
-        head_dim=attention.head_dim,
-        num_heads=(config.num_attention_heads, num_keys, num_keys),
-        scaling=attention.scaling,
-        is_rotated=bool(getattr(attention, "use_rope", True)),
-        input_scale=input_scale(block),
-    )
-
-
-def _normed(norm: nn.Module, heads: torch.Tensor) -> torch.Tensor:
-    """Each head by itself, or all of a row at once: as wide as the norm is."""
-    width = norm.get_parameter("weight").numel()
-    normed: torch.Tensor = norm(heads.reshape(len(heads), -1, width))
-    return normed.view_as(heads)
+    Otherwise the first request waits for it.
+    """
+    if tuner.chooses and model.device.type == "cpu":
+        compile_blocks(model.dtype)

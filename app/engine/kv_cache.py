@@ -56,30 +56,30 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write ``[tokens, heads, head_dim]``; returns what the metadata reads, as views of
         ``[rows, heads, num_tokens, head_dim]``."""
-        assert self._metadata is not None
-        if layer_idx == len(self._keys):
-            self._keys.append(_empty_like(keys))
-            self._values.append(_empty_like(values))
-        return (
-            self._write(self._keys, layer_idx, keys, self._metadata),
-            self._write(self._values, layer_idx, values, self._metadata),
-        )
+        metadata = self.metadata
+        ours = self.tensors(layer_idx, keys)
+        return _written(ours[0], keys, metadata), _written(ours[1], values, metadata)
 
-    def _write(
-        self,
-        tensors: list[torch.Tensor],
-        layer_idx: int,
-        states: torch.Tensor,
-        metadata: AttentionMetadata,
-    ) -> torch.Tensor:
-        tensor = _fitted(tensors[layer_idx], *metadata.cache_shape)
+    def tensors(self, layer_idx: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of a block, with room for what the metadata needs. ``like`` is
+        ``[…, heads, head_dim]``."""
+        if layer_idx == len(self._keys):
+            self._keys.append(_empty_like(like))
+            self._values.append(_empty_like(like))
+        return self._fit(self._keys, layer_idx), self._fit(self._values, layer_idx)
+
+    @property
+    def metadata(self) -> AttentionMetadata:
+        """What the cache was opened with."""
+        assert self._metadata is not None
+        return self._metadata
+
+    def _fit(self, tensors: list[torch.Tensor], layer_idx: int) -> torch.Tensor:
+        tensor = _fitted(tensors[layer_idx], *self.metadata.cache_shape)
         if tensor is not tensors[layer_idx]:
             tensors[layer_idx] = tensor
             self.version += 1
-        tensor[metadata.slots, :, metadata.positions] = states
-        if metadata.rows is None:
-            return states.transpose(0, 1)[None]
-        return tensor[metadata.rows, :, : metadata.num_tokens]
+        return tensor
 
     @torch.inference_mode()
     def free(self, slot: int, last: int) -> None:
@@ -107,6 +107,15 @@ class SlotCache(Cache):
             assert tensor.shape[2] >= num_tokens
             assert not tensor[num_slots:, :, 1:].any(), "a freed slot was not cleared"
             assert tensor.isfinite().all()
+
+
+def _written(
+    tensor: torch.Tensor, states: torch.Tensor, metadata: AttentionMetadata
+) -> torch.Tensor:
+    tensor[metadata.slots, :, metadata.positions] = states
+    if metadata.rows is None:
+        return states.transpose(0, 1)[None]
+    return tensor[metadata.rows, :, : metadata.num_tokens]
 
 
 def _empty_like(states: torch.Tensor) -> torch.Tensor:

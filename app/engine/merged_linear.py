@@ -62,14 +62,19 @@ def side_by_side(layers: Sequence[nn.Module]) -> Project:
 
 
 def feed_forward(module: nn.Module) -> Project:
-    """The feed-forward part with its gate merged, if it is of the usual kind."""
+    """The feed-forward part with its gate in one product with what it gates, if it has one."""
     parts: dict[str, Any] = dict(module.named_children())
-    if parts.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+    names = tuple(sorted(parts))
+    if names == ("activation_fn", "down_proj", "gate_up_proj"):
+        merged = side_by_side([parts["gate_up_proj"]])
+        return GatedFeedForward(merged, parts["activation_fn"], parts["down_proj"])
+    if names != ("act_fn", "down_proj", "gate_proj", "up_proj"):
         return module
     gate, up = parts["gate_proj"], parts["up_proj"]
-    if (merged := _merged([gate, up])) is None or gate.out_features != up.out_features:
+    both = _merged([gate, up])
+    if both is None or gate.out_features != up.out_features:
         return module
-    return GatedFeedForward(merged, parts["act_fn"], parts["down_proj"])
+    return GatedFeedForward(both, parts["act_fn"], parts["down_proj"])
 
 
 def _merged(layers: Sequence[nn.Module]) -> Project | None:

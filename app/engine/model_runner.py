@@ -7,6 +7,7 @@ the flat forward, the others their own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, chain
 
 import torch
@@ -21,7 +22,7 @@ from app.engine.attention import (
     packed_mask,
 )
 from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
-from app.engine.flat_model import flat_model
+from app.engine.flat_model import FlatModel
 from app.engine.kv_cache import AttentionMetadata, SlotCache
 from app.engine.row_kernels import RowKernels
 from app.engine.scheduler import Batch
@@ -43,19 +44,23 @@ class Forwarded:
 
 
 class ModelRunner:
-    """Runs the forward of one variant. With ``record``, it replays recorded decode steps.
+    """Runs the forward of one variant: ``flat``, or the model's own.
 
-    ``tuner`` chooses between kernels.
+    With ``record``, it replays recorded decode steps. ``tuner`` chooses between kernels.
     """
 
     def __init__(
-        self, variant: Variant, record: Recorder | None = None, tuner: Tuner = OFF
+        self,
+        variant: Variant,
+        flat: FlatModel | None = None,
+        record: Recorder | None = None,
+        tuner: Tuner = OFF,
     ) -> None:
         self.cache = SlotCache()
         self.graphs: DecodeGraphs | None = None
         self._model = variant.model
         self._windows = attention_windows(variant.model.config)
-        self._flat_model = flat_model(variant.model)
+        self._flat_model = flat
         self._tuner = tuner
         self._row_kernels = RowKernels(variant.model, tuner)
         if record is not None:
@@ -101,7 +106,8 @@ class ModelRunner:
         self.cache.open(AttentionMetadata(slots, positions, shape, slice(0, num_slots), num_tokens))
         attention = self._decode_attention(positions, num_tokens)
         if self._flat_model is None:
-            hidden = self._model_forward(token_ids[:, None], positions[:, None], attention.masks)
+            masks = {kind: attention.mask(kind) for kind in self._windows}
+            hidden = self._model_forward(token_ids[:, None], positions[:, None], masks)
         else:
             hidden = self._flat_model(token_ids, positions, attention, self.cache)
         return final_logits(self._model, hidden).float()
@@ -135,13 +141,13 @@ class ModelRunner:
 
     def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:
         """Attention of one token for each slot, at these positions ``[slots]``."""
-        return BatchedDecodeAttention(
-            {
-                kind: causal_mask(positions[:, None], num_tokens, reach, self._model.dtype)
-                for kind, reach in self._windows.items()
-            },
-            self._tuner,
-        )
+
+        @cache  # compiled blocks need none
+        def mask(kind: str) -> torch.Tensor:
+            reach = self._windows[kind]
+            return causal_mask(positions[:, None], num_tokens, reach, self._model.dtype)
+
+        return BatchedDecodeAttention(mask, self._tuner)
 
     def _model_masks(self, metadata: AttentionMetadata, batch: Batch) -> Mapping[str, torch.Tensor]:
         """Masks by kind of attention, as the model's own forward expects them."""

@@ -71,6 +71,11 @@ class Tuner:
         return cls(data_dir / "tuning.json" if setting == "on" else Path(setting))
 
     @property
+    def chooses(self) -> bool:
+        """Whether any other way than the first may be taken."""
+        return self._is_on or bool(self._always)
+
+    @property
     def choices(self) -> Mapping[str, Choice]:
         """What was chosen so far, by what it is for."""
         return self._choices
@@ -95,7 +100,8 @@ class Tuner:
             return Choice(next(iter(ways)), {})
         key = f"{name} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
         known = self._choices.get(key)
-        if known is None or known.way not in ways:
+        is_whole = known is not None and known.way in ways and ways.keys() <= known.seconds.keys()
+        if known is None or not is_whole:
             known = self._choices[key] = _timed(ways)
             self._write()
         return known

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from app.engine.flat_model import compile_decodes
 from app.engine.int8 import int8_model
 from app.engine.tuning import Tuner
 from app.engine.variant import Variant, make_variant
@@ -78,7 +79,7 @@ class ModelRegistry:
         self._models = models
         self._checkpoints = checkpoints
         self._device = device
-        self._new_tuner = new_tuner  # for the thread that makes an int8 form
+        self._new_tuner = new_tuner  # for a thread that loads a model
         self._weights = LoadedWeights(device, max_weight_bytes)
         self._weight_sizes: dict[Path, tuple[Stamp, WeightSizes]] = {}
 
@@ -266,7 +267,7 @@ class ModelRegistry:
             return WeightSource(
                 entry.base,
                 partial(self._dense_bytes, entry.base),
-                partial(self._models.load, entry.base, device=self._device),
+                partial(self._ready, partial(self._models.load, entry.base, device=self._device)),
             )
         if entry.order is None or not entry.is_whole_checkpoint:
             raise UnknownModel(
@@ -278,9 +279,15 @@ class ModelRegistry:
         return WeightSource(
             name,
             lambda: self._checkpoints.manifest(name).weight_bytes,
-            partial(self._checkpoints.open, name, device=self._device),
+            partial(self._ready, partial(self._checkpoints.open, name, device=self._device)),
             partial(self._fetch, name),
         )
+
+    def _ready(self, read: Callable[[], LoadedModel]) -> LoadedModel:
+        """A model that is read, with what its decodes need compiled."""
+        loaded = read()
+        compile_decodes(loaded.model, self._new_tuner())
+        return loaded
 
     def _fetch(self, name: str) -> None:
         """Fetch the files of a checkpoint that is in the object store."""

@@ -94,7 +94,7 @@ def test_a_token_each_over_its_own_slot(ends: list[int], window: int | None, way
         :, 1:, :, :num_tokens
     ]  # a part of a cache, as they come
     mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
-    attention = BatchedDecodeAttention({KIND: mask}, Tuner(always=frozenset({way})))
+    attention = BatchedDecodeAttention({KIND: mask}.__getitem__, Tuner(always=frozenset({way})))
     found = attention(KIND, queries, keys, values, 0.3)
     expected = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     torch.testing.assert_close(found, expected)
@@ -152,6 +152,8 @@ def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> 
     mask = causal_mask(torch.arange(50, 59)[:, None], 64, None, torch.bfloat16)
     true = plain(queries[:, :, None].float(), keys.float(), values.float(), mask.float())[:, :, 0]
     eager = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
-    attention = BatchedDecodeAttention({KIND: mask}, Tuner(always=frozenset({PRODUCTS})))
+    attention = BatchedDecodeAttention(
+        {KIND: mask}.__getitem__, Tuner(always=frozenset({PRODUCTS}))
+    )
     ours = attention(KIND, queries, keys, values, 0.3)
     assert (ours - true).pow(2).mean() < (eager - true).pow(2).mean()

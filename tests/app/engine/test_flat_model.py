@@ -35,9 +35,8 @@ class BothWays(ModelRunner):
     """Goes flat, and again through the model's own forward, and notes what either gives."""
 
     def __init__(self, each: Variant, seen: Forwards) -> None:
-        super().__init__(each)
+        super().__init__(each, flat_model(each.model))
         self._oracle = ModelRunner(each)
-        self._oracle._flat_model = None
         self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
         self._seen = seen
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from app.config import ServeSettings
 from app.engine import tuning
 from app.engine.attention import FUSED, PRODUCTS
 from app.engine.engine import Engine
+from app.engine.flat_model import AROUND, COMPILED, FLAT
 from app.engine.row_kernels import NATIVE, ONE_DNN
 from app.engine.tuning import OFF, Tuner, processor, size_of
 from pruning.models.architectures import ARCHITECTURES
@@ -112,6 +114,12 @@ def test_a_broken_file_is_written_again(tmp_path: Path, text: str) -> None:
     check_written_again(file)
 
 
+def test_a_choice_is_made_again_when_there_is_another_way(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW)) == SLOW
+    assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW, FAST)) == FAST
+
+
 @pytest.mark.parametrize("choice", BROKEN_CHOICES)
 def test_a_broken_choice_is_made_again(tmp_path: Path, choice: object) -> None:
     (file := tmp_path / "tuning.json").write_text(
@@ -137,8 +145,9 @@ def test_sizes_are_powers_of_two() -> None:
 
 
 def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
-    settings: ServeSettings, redis_url: str
+    settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # the service sets it for the process
     default, kept = ServeSettings.model_fields["tune"].default, settings.data_dir / "tuning.json"
     for tune, is_kept in (("off", False), (default, True)):
         with local_api(settings, redis_url, tune=tune) as client:
@@ -146,11 +155,15 @@ def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
                 body = {"model": model, "prompt": "the dog", "max_new_tokens": 2}
                 assert client.post("/generate", json=body).status_code == 200
         assert kept.exists() == is_kept
+        assert len([*settings.data_dir.glob("compiled-*")]) == is_kept
     choices = json.loads(kept.read_text())[processor()]
-    assert {"a prompt", "int8 products"} <= {key.rsplit(" ", 2)[0] for key in choices}
+    names = {key.rsplit(" ", 2)[0] for key in choices}
+    assert {"a prompt", "int8 products", "blocks", "quantized blocks"} <= names
 
 
-@pytest.mark.parametrize("ways", [(FUSED, ONE_DNN), (PRODUCTS, NATIVE), ()], ids=str)
+@pytest.mark.parametrize(
+    "ways", [(FUSED, ONE_DNN, FLAT), (PRODUCTS, NATIVE, COMPILED), (AROUND,), ()], ids=str
+)
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_whatever_is_chosen_gives_the_tokens_of_generate(
     family: str, ways: tuple[str, ...]
@@ -162,4 +175,4 @@ def test_whatever_is_chosen_gives_the_tokens_of_generate(
     ]
     outcome = run(Engine(tuner=tuner), *requests)
     assert [outcome.of(each) for each in requests] == [expected(each) for each in requests]
-    assert bool(tuner.choices) == (not ways)
+    assert bool(tuner.choices) == (len(ways) < 3)

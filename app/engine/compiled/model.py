@@ -1,0 +1,266 @@
+"""Compiled blocks in the place of a model's own, with what they read and write."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from numba.core.errors import NumbaError
+from torch import nn
+from torch.nn import functional as F
+
+from app.engine.compiled.block import (
+    DOWN,
+    GATE_AND_UP,
+    NEXT,
+    OUTPUT,
+    PROJECT,
+    WHOLE,
+    bfloat16_block,
+    float32_block,
+)
+from app.engine.compiled.openmp import ParallelFunction, has_openmp
+from app.engine.compiled.records import BLOCK, MATRIX, NORM, STEP
+from app.engine.flat_block import FlatBlock, Rotation
+from app.engine.kv_cache import SlotCache
+from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
+from pruning.models.rounding import QuantizedLinear
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = (torch.float32, torch.bfloat16)  # of hidden states, weights and the cache
+# Slope and cubic of x * sigmoid(slope * (x + cubic * x ** 3)), and the activation that this is.
+_GELU_SLOPE = 2 * (2 / np.pi) ** 0.5
+_ACTIVATIONS: Sequence[tuple[float, float, Callable[[torch.Tensor], torch.Tensor]]] = (
+    (1.0, 0.0, F.silu),
+    (_GELU_SLOPE, 0.044715, partial(F.gelu, approximate="tanh")),
+)
+
+
+class NotCompiled(Exception):
+    """A part of a block for which there is no compiled function."""
+
+
+class CompiledBlocks:
+    """The blocks of a model as compiled functions, for decode steps on a CPU."""
+
+    def __init__(self, blocks: Sequence[FlatBlock], windows: Mapping[str, int | None]) -> None:
+        """Raises ``NotCompiled`` if a block has a part of another kind."""
+        self._flat = tuple(blocks)
+        self._kept: list[torch.Tensor] = []  # what the addresses are of
+        self._step = np.zeros(1, STEP)
+        self._blocks = np.zeros(len(blocks), BLOCK)
+        self._dtype = _dtype_of(blocks[0])
+        for fields, block in zip(self._blocks, blocks, strict=True):
+            self._set(fields, block, windows[block.kind])
+        self._run = _function(self._dtype)
+        is_quantized = bool(self._blocks["down"]["scales"].any())
+        self.name = "quantized blocks" if is_quantized else "blocks"
+        start, size = self._blocks.ctypes.data, self._blocks.itemsize
+        self._records = [(each, start + at * size) for at, each in enumerate(self._blocks)]
+
+    def whole(
+        self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
+    ) -> torch.Tensor:
+        """Map hidden states ``[rows, width]`` to those behind the last block; writes to the open
+        cache."""
+        out = hidden.clone()
+        with self._opened(out, rotations, cache):
+            self._run_part(*self._records[0], WHOLE, out, out)
+        return out
+
+    def around_products(
+        self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
+    ) -> torch.Tensor:
+        """The same with products by torch."""
+        out = hidden.clone()
+        with self._opened(out, rotations, cache):
+            for block, record in zip(self._flat, self._records, strict=True):
+                self._around_products(block, record, out)
+        return out
+
+    def _around_products(
+        self, block: FlatBlock, record: tuple[Any, int], hidden: torch.Tensor
+    ) -> None:
+        """Map hidden states to the next, in their place."""
+        rows, feed_forward = len(hidden), block.feed_forward
+        assert isinstance(feed_forward, GatedFeedForward)
+        normed = torch.empty_like(hidden)
+        attended = hidden.new_empty(rows, int(record[0]["output"]["inputs"]))
+        passed = hidden.new_empty(rows, int(record[0]["down"]["inputs"]))
+        self._run_part(*record, PROJECT, hidden, normed)
+        self._run_part(*record, OUTPUT, block.project(normed), attended)
+        self._run_part(*record, GATE_AND_UP, block.output(attended), normed)
+        self._run_part(*record, DOWN, feed_forward.gate_and_up(normed), passed)
+        self._run_part(*record, NEXT, feed_forward.down(passed), hidden)
+
+    def _run_part(
+        self, fields: Any, address: int, part: int, source: torch.Tensor, target: torch.Tensor
+    ) -> None:
+        fields["part"] = part
+        fields["source"], fields["target"] = source.data_ptr(), target.data_ptr()
+        self._run(address)
+
+    @contextmanager
+    def _opened(
+        self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
+    ) -> Iterator[None]:
+        """Set what blocks read and write beside their hidden states."""
+        tables = {
+            kind: (rotation.cos.float().contiguous(), rotation.sin.float().contiguous())
+            for kind, rotation in rotations.items()
+        }
+        first = self._blocks[0]
+        like = hidden.new_empty(0, int(first["key_heads"]), int(first["head_dim"]))
+        cached = [cache.tensors(position, like) for position in range(len(self._records))]
+        turned = [tables[block.kind] for block in self._flat]
+        read = (*zip(*cached, strict=True), *zip(*turned, strict=True))
+        for name, tensors in zip(("keys", "values", "cos", "sin"), read, strict=True):
+            self._blocks[name] = [each.data_ptr() for each in tensors]
+        self._blocks["cache_tokens"] = [keys.shape[2] for keys, _ in cached]
+        room = self._room(cache, len(hidden))
+        yield
+        del room
+
+    def _room(self, cache: SlotCache, rows: int) -> torch.Tensor:
+        """Set the fields of a step, which uses this room."""
+        metadata, threads = cache.metadata, torch.get_num_threads()
+        widest = self._blocks["width"].max()
+        sizes = {
+            "stream": rows * widest,
+            "normed": threads * rows * widest,
+            "projected": rows * max(self._outputs("project"), self._outputs("gate_and_up")),
+            "scores": threads * metadata.num_tokens,
+            "attended": rows * self._blocks["output"]["inputs"].max(),
+            "between": rows * self._blocks["down"]["inputs"].max(),
+            "update": rows * widest,
+        }
+        room = torch.empty(sum(sizes.values()))
+        address, step = room.data_ptr(), self._step[0]
+        for name, size in sizes.items():
+            step[name] = address
+            address += 4 * size
+        step["rows"], step["num_blocks"] = rows, len(self._records)
+        step["num_tokens"] = metadata.num_tokens
+        step["slots"], step["positions"] = metadata.slots.data_ptr(), metadata.positions.data_ptr()
+        return room
+
+    def _outputs(self, name: str) -> int:
+        return int(self._blocks[name]["outputs"].max())
+
+    def _set(self, fields: Any, block: FlatBlock, window: int | None) -> None:
+        feed_forward = block.feed_forward
+        if not isinstance(feed_forward, GatedFeedForward):
+            raise NotCompiled(type(feed_forward).__name__)
+        if _dtype_of(block) != self._dtype or self._dtype not in _DTYPES:
+            raise NotCompiled(str(_dtype_of(block)))
+        fields["step"] = self._step.ctypes.data
+        fields["project"] = self._matrix(block.project)
+        fields["output"] = self._matrix(block.output)
+        fields["gate_and_up"] = self._matrix(feed_forward.gate_and_up)
+        fields["down"] = self._matrix(feed_forward.down)
+        width = int(fields["output"]["outputs"])
+        names = ("before", "after", "before_feed", "after_feed")
+        for name, norm in zip(names, block.norms, strict=True):
+            fields[name] = self._norm(norm, width)
+        for name, norm in zip(("query_norm", "key_norm"), block.head_norms, strict=False):
+            fields[name] = self._norm(norm, block.head_dim)
+        fields["width"], fields["head_dim"] = width, block.head_dim
+        fields["heads"], fields["key_heads"], _ = block.num_heads
+        fields["window"], fields["is_rotated"] = window or 0, block.is_rotated
+        fields["scaling"], fields["input_scale"] = block.scaling, block.input_scale
+        fields["slope"], fields["cubic"] = _activation(feed_forward.activation)
+
+    def _matrix(self, layer: Any) -> Any:
+        """The ``MATRIX`` of a layer."""
+        fields = np.zeros((), MATRIX)
+        match layer:
+            case MergedQuantized() | QuantizedLinear() if layer.scales.shape[1] == 1:
+                weight = layer.values
+                fields["scales"] = self._floats(layer.scales)
+            case MergedLinear() | nn.Linear() if layer.weight.dtype == self._dtype:
+                weight = layer.weight
+            case _:
+                raise NotCompiled(type(layer).__name__)
+        if (isinstance(layer, nn.Module) and layer._forward_hooks) or not weight.is_contiguous():
+            raise NotCompiled(type(layer).__name__)
+        self._kept.append(weight)
+        fields["values"] = weight.data_ptr()
+        fields["outputs"], fields["inputs"] = weight.shape
+        if layer.bias is not None:
+            fields["bias"] = self._floats(layer.bias)
+        return fields
+
+    def _norm(self, norm: nn.Module, width: int) -> Any:
+        """The ``NORM`` of a module, which must divide by the root mean square."""
+        fields = np.zeros((), NORM)
+        if isinstance(norm, nn.Identity):
+            return fields
+        own = next(norm.parameters(), None)
+        epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+        if own is None or epsilon is None:
+            raise NotCompiled(type(norm).__name__)
+        width = own.numel()
+        weight = norm.forward(torch.ones(1, width))[0] * (1 + epsilon) ** 0.5
+        sample = torch.linspace(-2, 3, width)[None]
+        expected = F.rms_norm(sample, (width,), weight, epsilon)
+        if not torch.allclose(norm.forward(sample), expected, rtol=1e-3, atol=1e-5):
+            raise NotCompiled(type(norm).__name__)
+        fields["weight"], fields["width"] = self._floats(weight), width
+        fields["epsilon"] = epsilon
+        return fields
+
+    def _floats(self, tensor: torch.Tensor) -> int:
+        """The address of a float32 copy."""
+        copy = tensor.detach().float().flatten().clone()
+        self._kept.append(copy)
+        return copy.data_ptr()
+
+
+def compiled_blocks(
+    blocks: Sequence[FlatBlock], windows: Mapping[str, int | None]
+) -> CompiledBlocks | None:
+    """The blocks compiled; None where that is not possible."""
+    if not has_openmp():
+        return None
+    try:
+        return CompiledBlocks(blocks, windows)
+    except NotCompiled:
+        return None
+    except NumbaError:  # of a processor or a version that numba cannot compile for
+        logger.exception("decode steps are not compiled")
+        return None
+
+
+def compile_blocks(dtype: torch.dtype) -> None:
+    """Compile what blocks of this type need, for models that are made later.
+
+    It takes seconds, unless it is kept.
+    """
+    if has_openmp() and dtype in _DTYPES:
+        _function(dtype)
+
+
+@cache
+def _function(dtype: torch.dtype) -> ParallelFunction:
+    """The block for hidden states and a cache of this type."""
+    function = bfloat16_block if dtype == torch.bfloat16 else float32_block
+    return ParallelFunction(function)
+
+
+def _dtype_of(block: FlatBlock) -> torch.dtype:
+    """The type of the hidden states: of the norms, as matrices may be quantized."""
+    parameters = (each for norm in block.norms for each in norm.parameters())
+    return next(each.dtype for each in parameters)
+
+
+def _activation(activation: Callable[[torch.Tensor], torch.Tensor]) -> tuple[float, float]:
+    """Slope and cubic of an activation."""
+    sample = torch.linspace(-6, 6, 61)
+    for slope, cubic, known in _ACTIVATIONS:
+        if torch.allclose(activation(sample), known(sample), atol=1e-5):
+            return slope, cubic
+    raise NotCompiled(repr(activation))

@@ -1,0 +1,194 @@
+"""Compiled blocks compute what the flat ones compute: one contract for every family."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import PreTrainedModel
+
+from app.engine import engine as engine_module
+from app.engine.engine import Engine
+from app.engine.engine_loop import EngineLoop
+from app.engine.flat_model import AROUND, COMPILED, FlatModel, flat_model
+from app.engine.int8 import int8_model
+from app.engine.model_runner import Forwarded, ModelRunner
+from app.engine.scheduler import Batch
+from app.engine.tuning import OFF, Tuner
+from app.engine.variant import Variant, make_variant
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list
+from tests.support.compiled import always
+from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request, run
+from tests.support.tiny import NUM_BLOCKS, tiny_model
+
+Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of compiled blocks, and of flat ones
+WAYS = (AROUND, COMPILED)
+COMPILED_FAMILIES = (
+    "gemma", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
+)  # fmt: skip
+
+
+class BothWays(ModelRunner):
+    """Runs decodes compiled, and again flat over the same cache, and notes what either gives."""
+
+    def __init__(self, each: Variant, tuner: Tuner, seen: Forwards) -> None:
+        compiled = flat_model(each.model, tuner)
+        assert compiled is not None
+        assert compiled._compiled is not None
+        super().__init__(each, compiled, tuner=tuner)
+        self._oracle = ModelRunner(each, flat_model(each.model))
+        self._oracle.cache = self.cache
+        self._seen = seen
+
+    def forward(self, batch: Batch) -> Forwarded:
+        ours = super().forward(batch)
+        if not batch.is_one_token_each:
+            return ours
+        written = [each.clone() for each in (*self.cache._keys, *self.cache._values)]
+        theirs = self._oracle.forward(batch)
+        for mine, other in zip(written, (*self.cache._keys, *self.cache._values), strict=True):
+            far = (mine - other).float().norm()
+            assert far <= (1e-5 if mine.dtype == torch.float32 else 0.02) * other.float().norm()
+        self._seen.append((ours.logits, theirs.logits))
+        return ours
+
+
+def forwards(
+    variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Tuner
+) -> Forwards:
+    """All decodes that answers of these sizes take, in tokens of prompt and answer."""
+    seen: Forwards = []
+    asked = [
+        request(prompt(num_prompt, seed), variants[seed % len(variants)],
+                max_new_tokens=num_new, ignore_eos=True)
+        for seed, (num_prompt, num_new) in enumerate(sizes)
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "ModelRunner", lambda each, *_: BothWays(each, tuner, seen))
+        run(Engine(), *asked)
+    return seen
+
+
+def typed(family: str, dtype: torch.dtype, *, is_int8: bool = False) -> PreTrainedModel:
+    model = copy.deepcopy(tiny_model(family))
+    nn.Module.to(model, dtype)
+    return int8_model(model, OFF) if is_int8 else model
+
+
+@pytest.fixture(params=[1, 2, 3])
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_every_family_of_usual_parts_is_compiled(family: str) -> None:
+    flat = flat_model(tiny_model(family), always(COMPILED))
+    is_compiled = flat is not None and flat._compiled is not None
+    assert is_compiled == (family in COMPILED_FAMILIES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    family=st.sampled_from(COMPILED_FAMILIES),
+    is_int8=st.booleans(),
+    way=st.sampled_from(WAYS),
+    sizes=st.lists(
+        st.tuples(st.sampled_from([1, 2, 9, 33, 60, 100]), st.integers(2, 12)),
+        min_size=1,
+        max_size=7,
+    ),
+)
+def test_they_compute_what_the_flat_blocks_compute(
+    family: str, is_int8: bool, way: str, sizes: list[tuple[int, int]]
+) -> None:
+    model = typed(family, torch.float32, is_int8=is_int8)
+    both = [
+        make_variant("tiny", "tiny", model),
+        make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS),
+    ]
+    for ours, theirs in forwards(both, sizes, always(way)):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_any_number_of_threads_computes_the_same(num_threads: int, way: str) -> None:
+    for is_int8 in (False, True):
+        each = make_variant("tiny", "tiny", typed("llama", torch.float32, is_int8=is_int8))
+        found = forwards([each], [(5, 4)] * num_threads, always(way))
+        assert found
+        for ours, theirs in found:
+            assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("family", COMPILED_FAMILIES)
+def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
+    family: str, is_int8: bool, way: str
+) -> None:
+    tuner = always(way)
+    rounded = typed(family, torch.bfloat16, is_int8=is_int8)
+    sizes = [(num_prompt, 2) for num_prompt in (9, 33, 60, 17) * 4]
+    exact_model = copy.deepcopy(rounded).float()
+    found = forwards([make_variant("tiny", "tiny", rounded)], sizes, tuner)
+    exact = forwards([make_variant("tiny", "tiny", exact_model)], sizes, tuner)
+    errors = [
+        [(each - truth).pow(2).mean().sqrt() for each in both]
+        for both, (_, truth) in zip(found, exact, strict=True)
+    ]
+    ours, theirs = (sum(each) for each in zip(*errors, strict=True))
+    assert ours < 1.2 * theirs
+
+
+def in_float16(model: PreTrainedModel) -> None:
+    model.half()
+
+
+def with_another_activation(model: PreTrainedModel) -> None:
+    block_list(model)[2].get_submodule("mlp").add_module("act_fn", nn.ReLU())
+
+
+def with_another_norm(model: PreTrainedModel) -> None:
+    norm = nn.LayerNorm(model.config.hidden_size)
+    block_list(model)[1].add_module("input_layernorm", norm)
+
+
+def with_a_hook_on_a_matrix(model: PreTrainedModel) -> None:
+    layer = block_list(model)[1].get_submodule("mlp.down_proj")
+    layer.register_forward_hook(lambda _module, _args, output: output)
+
+
+@pytest.mark.parametrize(
+    "change", [in_float16, with_another_activation, with_another_norm, with_a_hook_on_a_matrix]
+)
+def test_parts_of_another_kind_are_left_to_the_flat_blocks(
+    change: Callable[[PreTrainedModel], None],
+) -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    change(model)
+    flat = flat_model(model, always(COMPILED))
+    assert isinstance(flat, FlatModel)
+    assert flat._compiled is None
+
+
+def test_a_background_decode_ends_with_the_block_that_has_begun() -> None:
+    asked: list[bool] = []
+
+    def is_wanted() -> bool:
+        asked.append(len(asked) == NUM_BLOCKS + 2)
+        return asked[-1]
+
+    engine = Engine(tuner=always(COMPILED))
+    loop = EngineLoop(engine, is_wanted)
+    engine.add(replace(request(prompt(5)), is_background=True))
+    assert len(loop.step()) == 1, "no token after the prompt"
+    assert loop.step() == []
+    assert asked == [*[False] * (NUM_BLOCKS + 2), True]
