@@ -27,6 +27,7 @@ from pruning.evaluation.zero_shot import require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Forward, InMemoryForward
+from pruning.models.quantize import int8_form
 from pruning.models.store import set_up_torch
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
@@ -226,8 +227,13 @@ class _ModelEvaluation:
 
     @cached_property
     def _forward(self) -> Forward:
-        own = self.column.subject.own_tensors(self.dense)
-        return self.dense.forward(self._keep, self.column.weights, own)
+        subject, weights = self.column.subject, self.column.weights
+        own = subject.own_tensors(self.dense)
+        if subject.weights is None:
+            return self.dense.forward(self._keep, weights, own)
+        plain = self.dense.forward(self._keep, None, own)
+        assert isinstance(plain, InMemoryForward), "streamed weights are not quantized"
+        return InMemoryForward(int8_form(plain.model), batch_tokens=plain.batch_tokens)
 
     def _perplexity(self, text: str) -> Perplexity:
         seqlen = self.tasks.seqlen

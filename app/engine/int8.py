@@ -13,10 +13,11 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from app.engine.compiled.integers import product_of_integers
+from app.engine.compiled.product import product_of_rows
 from app.engine.tuning import Tuner
-from pruning.models.quantize import quantized, quantized_layers
+from pruning.models.quantize import int8_form, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
-from pruning.spec.prune import Quantize
 
 NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
 _CHUNK_BYTES = 2**20  # of plain weights at once, so that they are still in the cache when used
@@ -65,6 +66,8 @@ PRODUCTS: Mapping[str, Product] = {
     "packed": packed_product,
     "chunked": chunked_product,
     "integer": integer_product,
+    "compiled integer": product_of_integers,
+    "compiled floats": product_of_rows,
 }
 
 
@@ -83,11 +86,11 @@ class ChosenProduct:
 
 
 def int8_model(model: PreTrainedModel, tuner: Tuner | None = None) -> PreTrainedModel:
-    """A view of ``model`` with int8 weights in its blocks, and the fastest products for them.
+    """The int8 form of ``model``, with the fastest products for it.
 
     By default the products are timed now, and the choice is not kept. Raises ``CannotQuantize``.
     """
-    made = quantized(model, Quantize.INT8)
+    made = int8_form(model)
     choose_products(quantized_layers(made), Tuner() if tuner is None else tuner)
     return made
 

@@ -31,6 +31,19 @@ def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
     return made
 
 
+def int8_form(model: PreTrainedModel) -> PreTrainedModel:
+    """The view of ``model`` that is served as int8: its head is quantized as well.
+
+    A small model spends a fifth of a step in its head. Exported models keep it plain, as few other
+    programs read one of int8. Raises ``CannotQuantize``.
+    """
+    made = quantized(model, Quantize.INT8)
+    head = made.get_output_embeddings()
+    if type(head) is nn.Linear:
+        made.set_output_embeddings(QuantizedLinear(head, Quantize.INT8))
+    return made
+
+
 def quantized_layers(model: PreTrainedModel) -> list[QuantizedLinear]:
     """All quantized linear layers of the model."""
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +15,8 @@ from pruning.models.store import NotAModel
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
+_HEADS = ("lm_head.weight", "embed_out.weight")  # in all families
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _EXPERTS = ".experts."
 _SAMPLE_BYTES = 1024  # of each tensor in the fingerprint
 _IGNORED_KEYS = ("_name_or_path", "transformers_version")  # config keys that differ between copies
@@ -30,6 +32,9 @@ class WeightSizes:
     num_in_matrices: int = 0  # of those in blocks
     num_outputs: int = 0  # of all matrices in blocks
     num_sides: int = 0  # inputs and outputs of all matrices in blocks but those of experts
+    num_in_head: int = 0
+    num_head_outputs: int = 0
+    is_head_stored: bool = False  # else it is the matrix of the embeddings
 
     def num_parameters(self, num_blocks: int, num_removed: int = 0) -> int:
         """The parameters of a model of ``num_blocks`` equal blocks without ``num_removed``."""
@@ -37,14 +42,16 @@ class WeightSizes:
         return self.num_elsewhere + self.num_in_blocks * kept // num_blocks
 
     def int8_bytes(self, num_blocks: int, itemsize: int, num_removed: int = 0) -> int:
-        """The bytes of the same model with int8 matrices in its blocks; others take ``itemsize``.
+        """The bytes of the same model with int8 matrices in its blocks and an int8 head; others
+        take ``itemsize``.
 
         Each output of a matrix has a scale.
         """
         others = self.num_in_blocks - self.num_in_matrices + self.num_outputs
         in_blocks = self.num_in_matrices + others * itemsize
         kept = num_blocks - num_removed
-        return self.num_elsewhere * itemsize + in_blocks * kept // num_blocks
+        plain = self.num_elsewhere - self.is_head_stored * self.num_in_head + self.num_head_outputs
+        return self.num_in_head + plain * itemsize + in_blocks * kept // num_blocks
 
 
 def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
@@ -53,18 +60,20 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
     ``refit`` is the layer of a block that a repair may fit anew.
     """
     in_blocks: dict[str, tuple[int, ...]] = {}
-    elsewhere = 0
+    elsewhere: dict[str, tuple[int, ...]] = {}
     for file in path.glob("*.safetensors"):
         for name, shape in _shapes(file):
             if _BLOCK_NAME.search(name):
                 in_blocks[f"{file.name}:{name}"] = shape
             else:
-                elsewhere += prod(shape)
+                elsewhere[f"{file.name}:{name}"] = shape
     matrices = [shape for shape in in_blocks.values() if len(shape) > 1]
     ending = f".{refit}.weight"
+    head, embeddings = _shape_of(elsewhere, _HEADS), _shape_of(elsewhere, _EMBEDDINGS)
+    in_head = head or embeddings or (0,)
     return WeightSizes(
         num_in_blocks=sum(map(prod, in_blocks.values())),
-        num_elsewhere=elsewhere,
+        num_elsewhere=sum(map(prod, elsewhere.values())),
         num_refit=sum(prod(shape) for name, shape in in_blocks.items() if name.endswith(ending)),
         num_in_matrices=sum(map(prod, matrices)),
         num_outputs=sum(shape[0] for shape in matrices),
@@ -73,6 +82,9 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
             for name, shape in in_blocks.items()
             if len(shape) > 1 and _EXPERTS not in name  # in memory they are one tensor
         ),
+        num_in_head=prod(in_head),
+        num_head_outputs=in_head[0],
+        is_head_stored=head is not None,
     )
 
 
@@ -98,6 +110,12 @@ def fingerprint(path: Path) -> str:
     for file in sorted(path.glob("*.safetensors")):
         _add_file(digest, file)
     return digest.hexdigest()
+
+
+def _shape_of(
+    shapes: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]
+) -> tuple[int, ...] | None:
+    return next((shape for name, shape in shapes.items() if name.endswith(endings)), None)
 
 
 def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

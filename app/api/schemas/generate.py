@@ -147,7 +147,7 @@ class RepairView(BaseModel):
 
 
 class Int8View(BaseModel):
-    """The form of a model with int8 weights in its blocks."""
+    """The form of a model with int8 weights in its blocks and its head."""
 
     id: str = Field(description="Its name, which loads it.")
     weight_bytes: int = Field(description="Its weights, if no other form of the model is loaded.")

@@ -1,14 +1,20 @@
 """Int8 forms give the tokens of plain models of dequantized weights, whichever product they use."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 
+from app.engine.compiled.integers import product_of_integers
+from app.engine.compiled.openmp import has_openmp
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
 from app.engine.int8 import (
@@ -16,6 +22,7 @@ from app.engine.int8 import (
     PRODUCTS,
     ChosenProduct,
     choose_products,
+    chosen_names,
     int8_model,
     integer_product,
 )
@@ -33,13 +40,31 @@ from tests.support.tiny import generated, tiny_model
 LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
 KEEP = (0, 1, 3, 5)
 DTYPES = (torch.float32, torch.bfloat16)
+CASES = [
+    (name, dtype)
+    for name, product in PRODUCTS.items()
+    for dtype in DTYPES
+    if product is not product_of_integers or (dtype is torch.bfloat16 and has_openmp())
+]
+needs_openmp = pytest.mark.skipif(not has_openmp(), reason="torch runs on no OpenMP of GNU here")
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @cache
 def dequantized_model(family: str) -> PreTrainedModel:
-    """A plain model whose linear layers in blocks have the weights that int8 means."""
+    """A plain model whose linear layers in blocks and head have the weights that int8 means."""
     plain = copy.deepcopy(tiny_model(family))
-    for module in block_list(plain).modules():
+    head = plain.get_output_embeddings()
+    for module in (*block_list(plain).modules(), head):
         if isinstance(module, nn.Linear):
             weight = rounded(module.weight, Quantize.INT8).dequantized()
             module.weight = nn.Parameter(weight, requires_grad=False)
@@ -81,11 +106,11 @@ def test_other_families_are_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 17, 300])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_every_product_is_that_of_dequantized_weights(
-    product: Product, dtype: torch.dtype, rows: int
+    name: str, dtype: torch.dtype, rows: int
 ) -> None:
+    product = PRODUCTS[name]
     torch.manual_seed(rows)
     weights = rounded(torch.randn(80, 96).to(dtype), Quantize.INT8)
     activations = torch.randn(rows, 96) * torch.rand(rows, 1) * 100
@@ -99,6 +124,100 @@ def test_every_product_is_that_of_dequantized_weights(
     assert error < (1e-6 if is_exact else 2e-4 if dtype is torch.float32 else 4e-3)
     assert found.dtype is dtype
     assert not found[0].any()
+
+
+@needs_openmp
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 21),
+    width=st.integers(1, 200) | st.sampled_from([2047, 2048, 2049, 4128, 5000]),
+    outputs=st.integers(1, 40) | st.sampled_from([300]),
+    tops=st.lists(st.sampled_from([0.0, 1e-45, 1e-38, 1e-30, 1.0, 3e4, 1e30]), min_size=1),
+    are_extreme=st.booleans(),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 2**16),
+)
+def test_compiled_integers_miss_half_a_step_of_each_activation_at_most(
+    rows: int,
+    width: int,
+    outputs: int,
+    tops: list[float],
+    are_extreme: bool,
+    threads: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    activations, values = (
+        torch.rand(rows, width) * 2 - 1,
+        torch.randint(-128, 128, (outputs, width)),
+    )
+    if are_extreme:  # sums as far from zero as they can be
+        activations, values = torch.full_like(activations, -1), torch.full_like(values, -128)
+    activations *= torch.tensor([tops[row % len(tops)] for row in range(rows)])[:, None]
+    activations, scales = activations.bfloat16(), torch.rand(outputs, 1).add(0.5).bfloat16()
+    with num_threads(threads):
+        found = product_of_integers(activations, values.to(torch.int8), scales).double()
+    weights = values.double() * scales.double()
+    expected = activations.double() @ weights.T
+    level = min(2**15 - 1, (2**31 - 1) // (128 * min(width, 2048)))
+    steps = (activations.double().abs().amax(1) / level).clamp_min(torch.finfo(torch.float32).tiny)
+    most = 0.51 * steps[:, None] * weights.abs().sum(1) + expected.abs() / 250
+    assert ((found - expected).abs() <= most).all()
+    zeros = (activations == 0).all(1)
+    assert not found[zeros].any()
+
+
+@needs_openmp
+@pytest.mark.parametrize(("width", "bits"), [(300, 14), (5000, 12)])
+def test_compiled_integers_keep_small_activations_beside_a_large_one(width: int, bits: int) -> None:
+    activations = torch.full((3, width), 2.0**-bits, dtype=torch.bfloat16)
+    activations[:, 7] = 1
+    weights = rounded(torch.ones(4, width).bfloat16(), Quantize.INT8)
+    found = product_of_integers(activations, weights.values, weights.scales).float()
+    expected = torch.full_like(found, 1 + (width - 1) / 2**bits)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
+
+
+@needs_openmp
+def test_what_is_no_number_stays_in_its_row() -> None:
+    activations = torch.ones(6, 70, dtype=torch.bfloat16)
+    activations[1, 3], activations[4, 69] = torch.nan, torch.inf
+    weights = rounded(torch.ones(5, 70).bfloat16(), Quantize.INT8)
+    found = product_of_integers(activations, weights.values, weights.scales)
+    assert found[1].isnan().all()
+    assert not found[4].isfinite().any()
+    others = found[[0, 2, 3, 5]].float()
+    torch.testing.assert_close(others, torch.full_like(others, 70), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float32), ("meta", torch.bfloat16)])
+def test_compiled_integers_are_not_for_other_types_and_devices(
+    device: str, dtype: torch.dtype
+) -> None:
+    given = torch.ones(2, 8, dtype=dtype, device=device)
+    weights = rounded(torch.ones(4, 8), Quantize.INT8)
+    with pytest.raises(NotImplementedError, match=device):
+        product_of_integers(given, weights.values, weights.scales)
+
+
+@needs_openmp
+def test_compiled_integers_can_be_chosen_for_bfloat16() -> None:
+    layers = quantized_layers(
+        quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
+    )
+    choose_products(layers, Tuner(always=frozenset({"compiled integer"})))
+    names = {name for chosen in chosen_names(layers).values() for name in chosen}
+    assert names == {"compiled integer"}
+
+
+def test_without_openmp_other_products_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.compiled.integers.has_openmp", lambda: False)
+    layers = quantized_layers(
+        quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
+    )
+    choose_products(layers, Tuner(always=frozenset({"compiled integer"})))
+    names = {name for chosen in chosen_names(layers).values() for name in chosen}
+    assert names <= {"packed", "chunked", "integer"}
 
 
 def test_each_number_of_rows_has_the_product_that_was_chosen_for_it() -> None:

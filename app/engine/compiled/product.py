@@ -1,0 +1,94 @@
+"""A product of a few rows and int8 weights, which are read once, at the rate of the memory."""
+
+from array import array
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import carray
+
+from app.engine.compiled.arithmetic import (
+    array_like,
+    as_float,
+    as_number_of,
+    bytes_at,
+    floats_at,
+    halves_at,
+    own_floats,
+)
+from app.engine.compiled.openmp import (
+    ParallelFunction,
+    barrier,
+    compiled,
+    has_openmp,
+    pointer_to,
+    share,
+)
+from app.engine.compiled.rows import products
+
+# Addresses of what a product reads and writes, and numbers.
+_PRODUCT = np.dtype([
+    (name, np.int64)
+    for name in ("activations", "values", "scales", "out", "inputs", "sums",
+                 "rows", "width", "outputs")
+])  # fmt: skip
+_to_product = pointer_to(numba.from_dtype(_PRODUCT))
+
+
+def product_of_rows(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """``[rows, outputs]`` from activations ``[rows, width]`` and int8 weights, in float32 inside.
+
+    Raises ``NotImplementedError`` on other devices and for other types.
+    """
+    function = _function(activations.dtype)
+    if function is None or activations.device.type != "cpu":
+        raise NotImplementedError(f"{activations.dtype} on {activations.device.type}")
+    activations, values, scales = (each.contiguous() for each in (activations, values, scales))
+    (rows, width), outputs = activations.shape, len(values)
+    out = activations.new_empty(rows, outputs)
+    num_inputs = torch.get_num_threads() * rows * width
+    room = torch.empty(num_inputs + rows * outputs)
+    addresses = [each.data_ptr() for each in (activations, values, scales, out, room)]
+    sums = room.data_ptr() + 4 * num_inputs
+    fields = array("q", (*addresses, sums, rows, width, outputs))
+    function(fields.buffer_info()[0])
+    return out
+
+
+def float32_product(address: int) -> None:
+    """Run the product whose fields are at this address."""
+    _run(carray(_to_product(address), 1)[0], floats_at(address, 1, 1))
+
+
+def bfloat16_product(address: int) -> None:
+    """The same on bfloat16."""
+    _run(carray(_to_product(address), 1)[0], halves_at(address, 1, 1))
+
+
+@compiled
+def _run(product: Any, like: Any) -> None:
+    rows, width, outputs = product.rows, product.width, product.outputs
+    activations = array_like(like, product.activations, rows, width)
+    inputs = own_floats(product.inputs, rows, width)
+    for row in range(rows):
+        for at in range(width):
+            inputs[row, at] = as_float(activations[row, at])
+    sums = floats_at(product.sums, rows, outputs)
+    first, last = share(outputs)
+    products(bytes_at(product.values, outputs, width), inputs, first, last, sums)
+    scales = array_like(like, product.scales, 1, outputs)
+    out = array_like(like, product.out, rows, outputs)
+    for row in range(rows):
+        for at in range(first, last):
+            out[row, at] = as_number_of(out, sums[row, at] * as_float(scales[0, at]))
+    barrier()
+
+
+@cache
+def _function(dtype: torch.dtype) -> ParallelFunction | None:
+    functions = {torch.float32: float32_product, torch.bfloat16: bfloat16_product}
+    return ParallelFunction(functions[dtype]) if has_openmp() and dtype in functions else None
