@@ -23,12 +23,12 @@ from app.engine.attention import (
 )
 from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
 from app.engine.flat_model import FlatModel
+from app.engine.head import Head
 from app.engine.kv_cache import AttentionMetadata, SlotCache
 from app.engine.row_kernels import RowKernels
 from app.engine.scheduler import Batch
 from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
-from pruning.models.blocks import final_logits
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class ModelRunner:
         self._windows = attention_windows(variant.model.config)
         self._flat_model = flat
         self._tuner = tuner
+        self._head = Head(variant.model, tuner)
         self._row_kernels = RowKernels(variant.model, tuner)
         if record is not None:
             self.graphs = DecodeGraphs(record, self._decode, self.cache, self._model.device)
@@ -91,9 +92,9 @@ class ModelRunner:
                 attention = self._attention(metadata, places)
                 hidden = self._flat_model(token_ids, metadata.positions, attention, self.cache)
             if batch.is_one_token_each:
-                return Forwarded(final_logits(self._model, hidden).float(), None)
+                return Forwarded(self._head(hidden), None)
             last = hidden[[num - 1 for num in accumulate(batch.num_scheduled_tokens)]]
-            return Forwarded(final_logits(self._model, last).float(), hidden)
+            return Forwarded(self._head(last), hidden)
 
     def _decode(
         self, token_ids: torch.Tensor, positions: torch.Tensor, shape: Shape
@@ -110,7 +111,7 @@ class ModelRunner:
             hidden = self._model_forward(token_ids[:, None], positions[:, None], masks)
         else:
             hidden = self._flat_model(token_ids, positions, attention, self.cache)
-        return final_logits(self._model, hidden).float()
+        return self._head(hidden)
 
     def _metadata(self, batch: Batch, places: Sequence[range]) -> AttentionMetadata:
         first, num_slots = batch.sequences[0].slot, len(places)

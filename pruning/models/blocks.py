@@ -155,7 +155,11 @@ def finish(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 def final_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Logits ``[..., vocab]`` in the model dtype, from the input of the head ``[..., width]``."""
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
+    return softcapped(model, model.get_output_embeddings()(hidden))
+
+
+def softcapped(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+    """What the model makes of the output of its head."""
     row = architecture(model.config)
     cap = getattr(model.config, row.logit_softcap) if row.logit_softcap else None
     return logits if cap is None else cap * torch.tanh(logits / cap)

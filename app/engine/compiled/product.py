@@ -1,4 +1,4 @@
-"""A product of a few rows and int8 weights, which are read once, at the rate of the memory."""
+"""A product of a few rows and weights, which are read once, near the rate of the memory."""
 
 from array import array
 from functools import cache
@@ -38,21 +38,24 @@ _to_product = pointer_to(numba.from_dtype(_PRODUCT))
 
 
 def product_of_rows(
-    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``[rows, outputs]`` from activations ``[rows, width]`` and int8 weights, in float32 inside.
+    """``[rows, outputs]`` from activations ``[rows, width]``, in float32 inside. The weights are
+    int8 with scales, or of the type of the activations.
 
     Raises ``NotImplementedError`` on other devices and for other types.
     """
     function = _function(activations.dtype)
     if function is None or activations.device.type != "cpu":
         raise NotImplementedError(f"{activations.dtype} on {activations.device.type}")
-    activations, values, scales = (each.contiguous() for each in (activations, values, scales))
+    activations, values = activations.contiguous(), values.contiguous()
+    scales = None if scales is None else scales.contiguous()
     (rows, width), outputs = activations.shape, len(values)
     out = activations.new_empty(rows, outputs)
     num_inputs = torch.get_num_threads() * rows * width
     room = torch.empty(num_inputs + rows * outputs)
-    addresses = [each.data_ptr() for each in (activations, values, scales, out, room)]
+    tensors = (activations, values, scales, out, room)
+    addresses = [0 if each is None else each.data_ptr() for each in tensors]
     sums = room.data_ptr() + 4 * num_inputs
     fields = array("q", (*addresses, sums, rows, width, outputs))
     function(fields.buffer_info()[0])
@@ -79,12 +82,16 @@ def _run(product: Any, like: Any) -> None:
             inputs[row, at] = as_float(activations[row, at])
     sums = floats_at(product.sums, rows, outputs)
     first, last = share(outputs)
-    products(bytes_at(product.values, outputs, width), inputs, first, last, sums)
+    if product.scales:
+        products(bytes_at(product.values, outputs, width), inputs, first, last, sums)
+    else:
+        products(array_like(like, product.values, outputs, width), inputs, first, last, sums)
     scales = array_like(like, product.scales, 1, outputs)
     out = array_like(like, product.out, rows, outputs)
     for row in range(rows):
         for at in range(first, last):
-            out[row, at] = as_number_of(out, sums[row, at] * as_float(scales[0, at]))
+            scale = as_float(scales[0, at]) if product.scales else np.float32(1)
+            out[row, at] = as_number_of(out, sums[row, at] * scale)
     barrier()
 
 

@@ -14,6 +14,7 @@ from app.engine import tuning
 from app.engine.attention import FUSED, PRODUCTS
 from app.engine.engine import Engine
 from app.engine.flat_model import AROUND, COMPILED, FLAT
+from app.engine.head import COMPILED_HEAD, TORCH
 from app.engine.row_kernels import NATIVE, ONE_DNN
 from app.engine.tuning import OFF, Tuner, processor, size_of
 from pruning.models.architectures import ARCHITECTURES
@@ -22,6 +23,12 @@ from tests.support.serving import local_api
 
 SLOW, FAST = "slow", "fast"
 FLOAT = torch.float32
+WAYS = (
+    (FUSED, ONE_DNN, FLAT, TORCH),
+    (PRODUCTS, NATIVE, COMPILED, COMPILED_HEAD),
+    (AROUND,),
+    (),
+)
 
 
 class Ways:
@@ -158,11 +165,13 @@ def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
         assert len([*settings.data_dir.glob("compiled-*")]) == is_kept
     choices = json.loads(kept.read_text())[processor()]
     names = {key.rsplit(" ", 2)[0] for key in choices}
-    assert {"a prompt", "int8 products", "blocks", "quantized blocks"} <= names
+    assert {"a prompt", "int8 products", "blocks", "quantized blocks", "head"} <= names
 
 
 @pytest.mark.parametrize(
-    "ways", [(FUSED, ONE_DNN, FLAT), (PRODUCTS, NATIVE, COMPILED), (AROUND,), ()], ids=str
+    "ways",
+    [(FUSED, ONE_DNN, FLAT, TORCH), (PRODUCTS, NATIVE, COMPILED, COMPILED_HEAD), (AROUND,), ()],
+    ids=str,
 )
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_whatever_is_chosen_gives_the_tokens_of_generate(
@@ -175,4 +184,4 @@ def test_whatever_is_chosen_gives_the_tokens_of_generate(
     ]
     outcome = run(Engine(tuner=tuner), *requests)
     assert [outcome.of(each) for each in requests] == [expected(each) for each in requests]
-    assert bool(tuner.choices) == (len(ways) < 3)
+    assert bool(tuner.choices) == (len(ways) < 4)
