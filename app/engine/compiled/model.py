@@ -165,9 +165,9 @@ class CompiledBlocks:
         width = int(fields["output"]["outputs"])
         names = ("before", "after", "before_feed", "after_feed")
         for name, norm in zip(names, block.norms, strict=True):
-            fields[name] = self._norm(norm, width)
+            fields[name] = self._norm(norm)
         for name, norm in zip(("query_norm", "key_norm"), block.head_norms, strict=False):
-            fields[name] = self._norm(norm, block.head_dim)
+            fields[name] = self._norm(norm)
         fields["width"], fields["head_dim"] = width, block.head_dim
         fields["heads"], fields["key_heads"], _ = block.num_heads
         fields["window"], fields["is_rotated"] = window or 0, block.is_rotated
@@ -194,7 +194,7 @@ class CompiledBlocks:
             fields["bias"] = self._floats(layer.bias)
         return fields
 
-    def _norm(self, norm: nn.Module, width: int) -> Any:
+    def _norm(self, norm: nn.Module) -> Any:
         """The ``NORM`` of a module, which must divide by the root mean square."""
         fields = np.zeros((), NORM)
         if isinstance(norm, nn.Identity):

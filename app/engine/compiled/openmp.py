@@ -18,6 +18,7 @@ import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
@@ -69,9 +70,7 @@ class ParallelFunction:
 
     def __init__(self, function: Callable[[int], None]) -> None:
         """Compile it, which takes seconds, or read what ``keep_compiled_in`` has kept."""
-        is_kept = bool(numba.config.CACHE_DIR)
-        compile_it = numba.cfunc(types.void(types.int64), error_model="numpy", cache=is_kept)
-        self._compiled = compile_it(function)
+        self._compiled = _kept(function) if numba.config.CACHE_DIR else _compile(function)
         self._address = ctypes.c_void_p(self._compiled.address)
 
     def __call__(self, address: int) -> None:
@@ -79,6 +78,20 @@ class ParallelFunction:
         _gomp().GOMP_parallel(
             self._address, ctypes.c_void_p(address), ctypes.c_uint(torch.get_num_threads()), 0
         )
+
+
+def _kept(function: Callable[[int], None]) -> Any:
+    try:
+        return _compile(function, cache=True)
+    except NumbaError:
+        raise
+    except Exception:  # whatever a damaged file or a full disk leads to
+        logger.warning("compiled functions cannot be kept or read", exc_info=True)
+        return _compile(function)
+
+
+def _compile(function: Callable[[int], None], *, cache: bool = False) -> Any:
+    return numba.cfunc(types.void(types.int64), error_model="numpy", cache=cache)(function)
 
 
 def has_openmp() -> bool:

@@ -64,6 +64,19 @@ def test_what_was_compiled_is_kept(kept_in: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in kept_in.rglob("*.nb?")} == kept
 
 
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_costs_nothing_but_time(
+    kind: str, kept_in: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ParallelFunction(count)
+    (file,) = kept_in.rglob(f"*.{kind}")
+    file.write_bytes(file.read_bytes()[:40])
+    counts = np.zeros(16, dtype=np.int64)
+    ParallelFunction(count)(counts.ctypes.data)
+    assert counts[0] == 1
+    assert "compiled functions cannot be kept or read" in caplog.text
+
+
 def test_a_directory_that_cannot_be_written_costs_nothing_but_time(
     kept_in: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
