@@ -6,6 +6,7 @@ forward, which is also the oracle in the tests.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -79,13 +80,26 @@ class FlatModel:
                 stream = block(stream, rotations[block.kind], attention, cache)
             return stream
 
-        is_decode = isinstance(attention, BatchedDecodeAttention)
-        if compiled is None or not is_decode or self._blocks[0].has_hooks:
+        if compiled is None or self._blocks[0].has_hooks:
             return flat
-        ways = {FLAT: flat, AROUND: lambda: compiled.around_products(hidden, rotations, cache)}
+        shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
+        if not isinstance(attention, BatchedDecodeAttention):
+            first = self._blocks[0]
+            of_first = {
+                FLAT: lambda: first(hidden, rotations[first.kind], attention, cache),
+                AROUND: lambda: compiled.of_prompts(hidden, rotations, attention, cache, 1),
+            }
+            name = f"{compiled.name} of prompts"
+            way = self._tuner.fastest(name, shape, hidden.dtype, of_first)
+            return (
+                flat
+                if way == FLAT
+                else partial(compiled.of_prompts, hidden, rotations, attention, cache)
+            )
+        ways = {FLAT: flat}
         if len(hidden) <= _MAX_WHOLE:
             ways[COMPILED] = lambda: compiled.whole(hidden, rotations, cache)
-        shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
+        ways[AROUND] = lambda: compiled.around_products(hidden, rotations, cache)
         return ways[self._tuner.fastest(compiled.name, shape, hidden.dtype, ways)]
 
     def turns_whole_heads(self) -> bool:

@@ -33,7 +33,7 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
     first, last = share(step.rows)
     for row in range(first, last):
         start = step.projected + 4 * row * heads.shape[1]
-        _turn(block, step, row, start)
+        turn(block, row, start)
         at = slots[row] * block.key_heads * block.cache_tokens + positions[row]
         _store(block, start + 4 * block.heads * width, like, block.keys, at)
         _store(block, start + 4 * (block.heads + block.key_heads) * width, like, block.values, at)
@@ -56,7 +56,7 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
 
 
 @compiled
-def _turn(block: Any, step: Any, row: int, start: int) -> None:
+def turn(block: Any, row: int, start: int) -> None:
     """Norm the queries and keys of a row, which start at this address, and rotate them."""
     width = block.head_dim
     num_heads = block.heads + block.key_heads

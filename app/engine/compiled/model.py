@@ -12,7 +12,9 @@ from numba.core.errors import NumbaError
 from torch import nn
 from torch.nn import functional as F
 
+from app.engine.attention import Attention
 from app.engine.compiled.block import (
+    ATTENTION,
     DOWN,
     GATE_AND_UP,
     NEXT,
@@ -68,7 +70,7 @@ class CompiledBlocks:
         """Map hidden states ``[rows, width]`` to those behind the last block; writes to the open
         cache."""
         out = hidden.clone()
-        with self._opened(out, rotations, cache):
+        with self._opened(out, rotations, cache, is_whole=True):
             self._run_part(*self._records[0], WHOLE, out, out)
         return out
 
@@ -79,21 +81,46 @@ class CompiledBlocks:
         out = hidden.clone()
         with self._opened(out, rotations, cache):
             for block, record in zip(self._flat, self._records, strict=True):
-                self._around_products(block, record, out)
+                attended = hidden.new_empty(len(out), int(record[0]["output"]["inputs"]))
+                self._run_part(*record, OUTPUT, self._projected(block, record, out), attended)
+                self._feed_forward(block, record, block.output(attended), out)
         return out
 
-    def _around_products(
+    def of_prompts(
+        self,
+        hidden: torch.Tensor,
+        rotations: Mapping[str, Rotation],
+        attention: Attention,
+        cache: SlotCache,
+        num_blocks: int | None = None,
+    ) -> torch.Tensor:
+        """The same for any tokens, with products and attention by torch; by default all blocks."""
+        out = hidden.clone()
+        with self._opened(out, rotations, cache):
+            for block, record in [*zip(self._flat, self._records, strict=True)][:num_blocks]:
+                projected = self._projected(block, record, out)
+                self._run_part(*record, ATTENTION, projected, turned := torch.empty_like(projected))
+                heads = turned.view(len(out), -1, block.head_dim)
+                queries, keys, values = heads.split(block.num_heads, dim=1)
+                update = block.attended(queries, keys, values, attention, cache)
+                self._feed_forward(block, record, update, out)
+        return out
+
+    def _projected(
         self, block: FlatBlock, record: tuple[Any, int], hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries, keys and values of hidden states, side by side."""
+        self._run_part(*record, PROJECT, hidden, normed := torch.empty_like(hidden))
+        return block.project(normed)
+
+    def _feed_forward(
+        self, block: FlatBlock, record: tuple[Any, int], update: torch.Tensor, hidden: torch.Tensor
     ) -> None:
-        """Map hidden states to the next, in their place."""
-        rows, feed_forward = len(hidden), block.feed_forward
+        """Write the next hidden states, from what attention adds to the last."""
+        feed_forward = block.feed_forward
         assert isinstance(feed_forward, GatedFeedForward)
-        normed = torch.empty_like(hidden)
-        attended = hidden.new_empty(rows, int(record[0]["output"]["inputs"]))
-        passed = hidden.new_empty(rows, int(record[0]["down"]["inputs"]))
-        self._run_part(*record, PROJECT, hidden, normed)
-        self._run_part(*record, OUTPUT, block.project(normed), attended)
-        self._run_part(*record, GATE_AND_UP, block.output(attended), normed)
+        self._run_part(*record, GATE_AND_UP, update, normed := torch.empty_like(hidden))
+        passed = hidden.new_empty(len(hidden), int(record[0]["down"]["inputs"]))
         self._run_part(*record, DOWN, feed_forward.gate_and_up(normed), passed)
         self._run_part(*record, NEXT, feed_forward.down(passed), hidden)
 
@@ -106,7 +133,12 @@ class CompiledBlocks:
 
     @contextmanager
     def _opened(
-        self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
+        self,
+        hidden: torch.Tensor,
+        rotations: Mapping[str, Rotation],
+        cache: SlotCache,
+        *,
+        is_whole: bool = False,
     ) -> Iterator[None]:
         """Set what blocks read and write beside their hidden states."""
         tables = {
@@ -121,22 +153,26 @@ class CompiledBlocks:
         for name, tensors in zip(("keys", "values", "cos", "sin"), read, strict=True):
             self._blocks[name] = [each.data_ptr() for each in tensors]
         self._blocks["cache_tokens"] = [keys.shape[2] for keys, _ in cached]
-        room = self._room(cache, len(hidden))
+        room = self._room(cache, len(hidden), is_whole=is_whole)
         yield
         del room
 
-    def _room(self, cache: SlotCache, rows: int) -> torch.Tensor:
+    def _room(self, cache: SlotCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""
         metadata, threads = cache.metadata, torch.get_num_threads()
-        widest = self._blocks["width"].max()
+        widest = int(self._blocks["width"].max())
+        outputs = {
+            name: int(self._blocks[name]["outputs"].max()) for name in ("project", "gate_and_up")
+        }
+        inputs = {name: int(self._blocks[name]["inputs"].max()) for name in ("output", "down")}
         sizes = {
             "stream": rows * widest,
-            "normed": threads * rows * widest,
-            "projected": rows * max(self._outputs("project"), self._outputs("gate_and_up")),
+            "normed": threads * widest * (rows if is_whole else 1),
+            "projected": rows * (max(outputs.values()) if is_whole else outputs["project"]),
             "scores": threads * metadata.num_tokens,
-            "attended": rows * self._blocks["output"]["inputs"].max(),
-            "between": rows * self._blocks["down"]["inputs"].max(),
-            "update": rows * widest,
+            "attended": rows * inputs["output"],
+            "between": rows * inputs["down"] * is_whole,
+            "update": rows * widest * is_whole,
         }
         room = torch.empty(sum(sizes.values()))
         address, step = room.data_ptr(), self._step[0]
@@ -147,9 +183,6 @@ class CompiledBlocks:
         step["num_tokens"] = metadata.num_tokens
         step["slots"], step["positions"] = metadata.slots.data_ptr(), metadata.positions.data_ptr()
         return room
-
-    def _outputs(self, name: str) -> int:
-        return int(self._blocks[name]["outputs"].max())
 
     def _set(self, fields: Any, block: FlatBlock, window: int | None) -> None:
         feed_forward = block.feed_forward

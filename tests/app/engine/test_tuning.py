@@ -25,7 +25,7 @@ SLOW, FAST = "slow", "fast"
 FLOAT = torch.float32
 WAYS = (
     (FUSED, ONE_DNN, FLAT, TORCH),
-    (PRODUCTS, NATIVE, COMPILED, COMPILED_HEAD),
+    (PRODUCTS, NATIVE, COMPILED, AROUND, COMPILED_HEAD),
     (AROUND,),
     (),
 )
@@ -170,7 +170,12 @@ def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
 
 @pytest.mark.parametrize(
     "ways",
-    [(FUSED, ONE_DNN, FLAT, TORCH), (PRODUCTS, NATIVE, COMPILED, COMPILED_HEAD), (AROUND,), ()],
+    [
+        (FUSED, ONE_DNN, FLAT, TORCH),
+        (PRODUCTS, NATIVE, COMPILED, AROUND, COMPILED_HEAD),
+        (AROUND,),
+        (),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("family", ARCHITECTURES)

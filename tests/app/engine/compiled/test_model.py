@@ -34,7 +34,7 @@ COMPILED_FAMILIES = (
 
 
 class BothWays(ModelRunner):
-    """Runs decodes compiled, and again flat over the same cache, and notes what either gives."""
+    """Runs steps compiled, and again flat over the same cache, and notes what either gives."""
 
     def __init__(self, each: Variant, tuner: Tuner, seen: Forwards) -> None:
         compiled = flat_model(each.model, tuner)
@@ -47,13 +47,11 @@ class BothWays(ModelRunner):
 
     def forward(self, batch: Batch) -> Forwarded:
         ours = super().forward(batch)
-        if not batch.is_one_token_each:
-            return ours
         written = [each.clone() for each in (*self.cache._keys, *self.cache._values)]
         theirs = self._oracle.forward(batch)
         for mine, other in zip(written, (*self.cache._keys, *self.cache._values), strict=True):
             far = (mine - other).float().norm()
-            assert far <= (1e-5 if mine.dtype == torch.float32 else 0.02) * other.float().norm()
+            assert far <= (1e-5 if mine.dtype == torch.float32 else 0.05) * other.float().norm()
         self._seen.append((ours.logits, theirs.logits))
         return ours
 
@@ -61,7 +59,7 @@ class BothWays(ModelRunner):
 def forwards(
     variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Tuner
 ) -> Forwards:
-    """All decodes that answers of these sizes take, in tokens of prompt and answer."""
+    """All steps that answers of these sizes take, in tokens of prompt and answer."""
     seen: Forwards = []
     asked = [
         request(prompt(num_prompt, seed), variants[seed % len(variants)],
