@@ -46,6 +46,12 @@ def own_floats(address: int, rows: int, width: int) -> Floats:
     return floats_at(address + 4 * get_thread() * rows * width, rows, width)
 
 
+@compiled
+def own_halves(address: int, rows: int, width: int) -> NDArray[np.uint16]:
+    """The same for the bits of bfloat16 numbers."""
+    return halves_at(address + 2 * get_thread() * rows * width, rows, width)
+
+
 def array_like(like: Any, address: int, rows: int, width: int) -> Any:
     """Numbers ``[rows, width]`` at an address, of the kind that ``like`` has."""
     raise NotImplementedError(like, address, rows, width)

@@ -98,7 +98,7 @@ def _attention(block: Any, step: Any, stream: Floats, like: Any) -> None:
     norm_rows(block.before, stream, normed, 0, step.rows)
     heads = floats_at(step.projected, step.rows, block.project.outputs)
     first, last = share(block.project.outputs)
-    multiply(block.project, normed, first, last, heads, like)
+    multiply(step, block.project, normed, first, last, heads, like)
     barrier()
     attended = floats_at(step.attended, step.rows, block.output.inputs)
     attend(block, step, heads, attended, like)
@@ -113,8 +113,8 @@ def _feed_forward(block: Any, step: Any, stream: Floats, like: Any) -> None:
     gates = floats_at(step.projected, step.rows, 2 * width)
     between = floats_at(step.between, step.rows, width)
     first, last = share(width)
-    multiply(block.gate_and_up, normed, first, last, gates, like)
-    multiply(block.gate_and_up, normed, width + first, width + last, gates, like)
+    multiply(step, block.gate_and_up, normed, first, last, gates, like)
+    multiply(step, block.gate_and_up, normed, width + first, width + last, gates, like)
     for row in range(step.rows):
         gate(block, gates, row, first, last, between)
     barrier()
@@ -128,7 +128,7 @@ def _write_product(
     """Add a product, normed, to the stream."""
     update = floats_at(step.update, step.rows, block.width)
     first, last = share(block.width)
-    multiply(matrix, inputs, first, last, update, like)
+    multiply(step, matrix, inputs, first, last, update, like)
     added = update
     if norm.weight:
         barrier()

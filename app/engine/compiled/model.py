@@ -173,6 +173,7 @@ class CompiledBlocks:
             "attended": rows * inputs["output"],
             "between": rows * inputs["down"] * is_whole,
             "update": rows * widest * is_whole,
+            "factors": threads * rows * max(widest, *inputs.values()) * is_whole,
         }
         room = torch.empty(sum(sizes.values()))
         address, step = room.data_ptr(), self._step[0]

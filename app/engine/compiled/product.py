@@ -26,7 +26,7 @@ from app.engine.compiled.openmp import (
     pointer_to,
     share,
 )
-from app.engine.compiled.rows import products
+from app.engine.compiled.products import products
 
 # Addresses of what a product reads and writes, and numbers.
 _PRODUCT = np.dtype([

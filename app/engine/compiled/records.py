@@ -21,6 +21,7 @@ STEP = np.dtype([
     for name in (
         "rows", "num_blocks", "num_tokens", "slots", "positions",  # the latter two int64, [rows]
         "stream", "normed", "projected", "scores", "attended", "between", "update",
+        "factors",  # of products, in bfloat16
     )
 ])  # fmt: skip
 BLOCK = np.dtype(

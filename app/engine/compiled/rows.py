@@ -1,7 +1,4 @@
-"""Norms, gates and products of rows, which are the tokens of a step.
-
-All sums are of float32. A matrix is read once for all rows.
-"""
+"""Norms, gates and products of rows, which are the tokens of a step. All sums are of float32."""
 
 import math
 from typing import Any
@@ -15,8 +12,10 @@ from app.engine.compiled.arithmetic import (
     bytes_at,
     exp,
     floats_at,
+    own_halves,
 )
 from app.engine.compiled.openmp import Floats, compiled
+from app.engine.compiled.products import as_factors, products
 
 
 @compiled
@@ -48,57 +47,24 @@ def gate(block: Any, gates: Any, row: int, first: int, last: int, out: Any) -> N
 
 
 @compiled
-def multiply(matrix: Any, inputs: Floats, first: int, last: int, out: Floats, like: Any) -> None:
+def multiply(
+    step: Any, matrix: Any, inputs: Floats, first: int, last: int, out: Floats, like: Any
+) -> None:
     """Products of ``inputs [rows, width]`` and the rows ``first`` to ``last`` of a matrix, into
     the same columns of ``out``. Unless its numbers are int8, they are of the kind of ``like``."""
-    outputs = matrix.outputs
+    rows, outputs = len(inputs), matrix.outputs
     if matrix.scales:
         products(bytes_at(matrix.values, outputs, matrix.inputs), inputs, first, last, out)
         scales = floats_at(matrix.scales, 1, outputs)
-        for row in range(len(inputs)):
+        for row in range(rows):
             for at in range(first, last):
                 out[row, at] *= scales[0, at]
     else:
-        products(array_like(like, matrix.values, outputs, matrix.inputs), inputs, first, last, out)
+        weights = array_like(like, matrix.values, outputs, matrix.inputs)
+        room = own_halves(step.factors, rows, matrix.inputs)
+        products(weights, as_factors(weights, inputs, room), first, last, out)
     if matrix.bias:
         bias = floats_at(matrix.bias, 1, outputs)
-        for row in range(len(inputs)):
+        for row in range(rows):
             for at in range(first, last):
                 out[row, at] += bias[0, at]
-
-
-@compiled
-def products(weights: Any, inputs: Floats, first: int, last: int, out: Floats) -> None:
-    num_by_four = len(inputs) - len(inputs) % 4
-    for at in range(first, last - 1, 2):
-        for row in range(0, num_by_four, 4):
-            _two_by_four(weights, inputs, at, row, out)
-    if (last - first) % 2:
-        for row in range(num_by_four):
-            out[row, last - 1] = _product(weights, inputs, last - 1, row)
-    for at in range(first, last):
-        for row in range(num_by_four, len(inputs)):
-            out[row, at] = _product(weights, inputs, at, row)
-
-
-@compiled
-def _product(weights: Any, inputs: Floats, at: int, row: int) -> Any:
-    total = np.float32(0)
-    for column in range(inputs.shape[1]):
-        total += as_float(weights[at, column]) * inputs[row, column]
-    return total
-
-
-@compiled
-def _two_by_four(weights: Any, inputs: Floats, at: int, row: int, out: Floats) -> None:
-    """Two outputs of four rows: each number that is read takes part in several products."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0)
-    for column in range(inputs.shape[1]):
-        a, b = as_float(weights[at, column]), as_float(weights[at + 1, column])
-        x0, x1 = inputs[row, column], inputs[row + 1, column]
-        x2, x3 = inputs[row + 2, column], inputs[row + 3, column]
-        a0, a1, a2, a3 = a0 + a * x0, a1 + a * x1, a2 + a * x2, a3 + a * x3
-        b0, b1, b2, b3 = b0 + b * x0, b1 + b * x1, b2 + b * x2, b3 + b * x3
-    out[row, at], out[row + 1, at], out[row + 2, at], out[row + 3, at] = a0, a1, a2, a3
-    out[row, at + 1], out[row + 1, at + 1] = b0, b1
-    out[row + 2, at + 1], out[row + 3, at + 1] = b2, b3

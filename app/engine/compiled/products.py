@@ -1,0 +1,70 @@
+"""Products of a matrix and a few rows of inputs, for which the matrix is read once."""
+
+from typing import Any
+
+import numpy as np
+
+from app.engine.compiled.arithmetic import as_float, as_number_of, itemsize
+from app.engine.compiled.numbers import has_pairs
+from app.engine.compiled.openmp import Floats, by_type, compiled
+from app.engine.compiled.tile import TILE, columns_of, write_four, write_one, write_two
+
+_MANY = 16  # rows, whose products take longer than to read the weights from memory
+_BLOCK_BYTES = 2**15  # of weights, which stay in a cache of the core for many rows
+
+
+@compiled
+def products(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> None:
+    """Write those of ``inputs [rows, width]`` and the rows ``first`` to ``last`` of the weights
+    into the same columns of ``out``. Sums are float32."""
+    width = inputs.shape[1]
+    whole = width - width % columns_of(weights, inputs)
+    if last - first < TILE:
+        whole = 0
+        out[:, first:last] = 0
+    else:
+        of_block = TILE
+        if len(inputs) > _MANY:
+            of_block = max(TILE, _BLOCK_BYTES // (width * itemsize(weights)) // TILE * TILE)
+        for start in range(first, last, of_block):
+            _write_block(weights, inputs, start, min(start + of_block, last), whole, out)
+    for row in range(len(inputs)):
+        for at in range(first, last if whole < width else first):
+            total = np.float32(0)
+            for column in range(whole, width):
+                total += as_float(weights[at, column]) * as_float(inputs[row, column])
+            out[row, at] += total
+
+
+@compiled
+def _write_block(weights: Any, inputs: Any, start: int, end: int, whole: int, out: Floats) -> None:
+    """A block of outputs for all rows. Its last tile ends with it, and may begin before it."""
+    rows = len(inputs)
+    by_four = rows - rows % 4
+    for row in range(0, by_four, 4):
+        for at in range(start, end, TILE):
+            write_four(weights, inputs, min(at, end - TILE), row, whole, out)
+    for at in range(start, end if rows % 4 > 1 else start, TILE):
+        write_two(weights, inputs, min(at, end - TILE), by_four, whole, out)
+    for at in range(start, end if rows % 2 else start, TILE):
+        write_one(weights, inputs, min(at, end - TILE), rows - 1, whole, out)
+
+
+def as_factors(weights: Any, inputs: Floats, room: Any) -> Any:
+    """The inputs as products take them: as bfloat16, in this room, if the processor multiplies
+    pairs of such numbers and the weights have them."""
+    raise NotImplementedError(weights, inputs, room)
+
+
+@by_type(as_factors)
+def _as_factors(weights: Any, inputs: Any, room: Any) -> Any:
+    def unchanged(weights: Any, inputs: Any, room: Any) -> Any:
+        return inputs
+
+    def rounded(weights: Any, inputs: Any, room: Any) -> Any:
+        for row in range(len(inputs)):
+            for at in range(inputs.shape[1]):
+                room[row, at] = as_number_of(room, inputs[row, at])
+        return room
+
+    return rounded if weights.dtype == room.dtype and has_pairs() else unchanged
