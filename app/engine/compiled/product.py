@@ -17,6 +17,7 @@ from app.engine.compiled.arithmetic import (
     floats_at,
     halves_at,
     own_floats,
+    own_halves,
 )
 from app.engine.compiled.openmp import (
     ParallelFunction,
@@ -32,7 +33,7 @@ from app.engine.compiled.products import products
 _PRODUCT = np.dtype([
     (name, np.int64)
     for name in ("activations", "values", "scales", "out", "inputs", "sums",
-                 "rows", "width", "outputs")
+                 "factors", "rows", "width", "outputs")
 ])  # fmt: skip
 _to_product = pointer_to(numba.from_dtype(_PRODUCT))
 
@@ -53,11 +54,12 @@ def product_of_rows(
     (rows, width), outputs = activations.shape, len(values)
     out = activations.new_empty(rows, outputs)
     num_inputs = torch.get_num_threads() * rows * width
-    room = torch.empty(num_inputs + rows * outputs)
+    room = torch.empty(2 * num_inputs + rows * outputs)
     tensors = (activations, values, scales, out, room)
     addresses = [0 if each is None else each.data_ptr() for each in tensors]
     sums = room.data_ptr() + 4 * num_inputs
-    fields = array("q", (*addresses, sums, rows, width, outputs))
+    factors = sums + 4 * rows * outputs
+    fields = array("q", (*addresses, sums, factors, rows, width, outputs))
     function(fields.buffer_info()[0])
     return out
 
@@ -77,15 +79,17 @@ def _run(product: Any, like: Any) -> None:
     rows, width, outputs = product.rows, product.width, product.outputs
     activations = array_like(like, product.activations, rows, width)
     inputs = own_floats(product.inputs, rows, width)
+    room = own_halves(product.factors, rows, width)
     for row in range(rows):
         for at in range(width):
             inputs[row, at] = as_float(activations[row, at])
     sums = floats_at(product.sums, rows, outputs)
     first, last = share(outputs)
     if product.scales:
-        products(bytes_at(product.values, outputs, width), inputs, first, last, sums)
+        products(bytes_at(product.values, outputs, width), inputs, room, first, last, sums)
     else:
-        products(array_like(like, product.values, outputs, width), inputs, first, last, sums)
+        weights = array_like(like, product.values, outputs, width)
+        products(weights, inputs, room, first, last, sums)
     scales = array_like(like, product.scales, 1, outputs)
     out = array_like(like, product.out, rows, outputs)
     for row in range(rows):

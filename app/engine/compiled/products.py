@@ -9,14 +9,33 @@ from app.engine.compiled.numbers import has_pairs
 from app.engine.compiled.openmp import Floats, by_type, compiled
 from app.engine.compiled.tile import TILE, columns_of, write_four, write_one, write_two
 
+_FEW = 2  # rows, for which a plain loop is at least as fast
 _MANY = 16  # rows, whose products take longer than to read the weights from memory
 _BLOCK_BYTES = 2**15  # of weights, which stay in a cache of the core for many rows
 
 
 @compiled
-def products(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> None:
+def products(weights: Any, inputs: Floats, room: Any, first: int, last: int, out: Floats) -> None:
     """Write those of ``inputs [rows, width]`` and the rows ``first`` to ``last`` of the weights
-    into the same columns of ``out``. Sums are float32."""
+    into the same columns of ``out``. Sums are float32. ``room`` is for as many bfloat16."""
+    if len(inputs) > _FEW:
+        _by_tiles(weights, _as_factors(weights, inputs, room), first, last, out)
+    else:
+        for at in range(first, last):
+            for row in range(len(inputs)):
+                out[row, at] = _product(weights, inputs, at, row, 0)
+
+
+@compiled
+def _product(weights: Any, inputs: Any, at: int, row: int, start: int) -> Any:
+    total = np.float32(0)
+    for column in range(start, inputs.shape[1]):
+        total += as_float(weights[at, column]) * as_float(inputs[row, column])
+    return total
+
+
+@compiled
+def _by_tiles(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> None:
     width = inputs.shape[1]
     whole = width - width % columns_of(weights, inputs)
     if last - first < TILE:
@@ -30,10 +49,7 @@ def products(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> N
             _write_block(weights, inputs, start, min(start + of_block, last), whole, out)
     for row in range(len(inputs)):
         for at in range(first, last if whole < width else first):
-            total = np.float32(0)
-            for column in range(whole, width):
-                total += as_float(weights[at, column]) * as_float(inputs[row, column])
-            out[row, at] += total
+            out[row, at] += _product(weights, inputs, at, row, whole)
 
 
 @compiled
@@ -50,14 +66,14 @@ def _write_block(weights: Any, inputs: Any, start: int, end: int, whole: int, ou
         write_one(weights, inputs, min(at, end - TILE), rows - 1, whole, out)
 
 
-def as_factors(weights: Any, inputs: Floats, room: Any) -> Any:
+def _as_factors(weights: Any, inputs: Floats, room: Any) -> Any:
     """The inputs as products take them: as bfloat16, in this room, if the processor multiplies
     pairs of such numbers and the weights have them."""
     raise NotImplementedError(weights, inputs, room)
 
 
-@by_type(as_factors)
-def _as_factors(weights: Any, inputs: Any, room: Any) -> Any:
+@by_type(_as_factors)
+def _make_factors(weights: Any, inputs: Any, room: Any) -> Any:
     def unchanged(weights: Any, inputs: Any, room: Any) -> Any:
         return inputs
 

@@ -15,7 +15,7 @@ from app.engine.compiled.arithmetic import (
     own_halves,
 )
 from app.engine.compiled.openmp import Floats, compiled
-from app.engine.compiled.products import as_factors, products
+from app.engine.compiled.products import products
 
 
 @compiled
@@ -53,16 +53,17 @@ def multiply(
     """Products of ``inputs [rows, width]`` and the rows ``first`` to ``last`` of a matrix, into
     the same columns of ``out``. Unless its numbers are int8, they are of the kind of ``like``."""
     rows, outputs = len(inputs), matrix.outputs
+    room = own_halves(step.factors, rows, matrix.inputs)
     if matrix.scales:
-        products(bytes_at(matrix.values, outputs, matrix.inputs), inputs, first, last, out)
+        values = bytes_at(matrix.values, outputs, matrix.inputs)
+        products(values, inputs, room, first, last, out)
         scales = floats_at(matrix.scales, 1, outputs)
         for row in range(rows):
             for at in range(first, last):
                 out[row, at] *= scales[0, at]
     else:
         weights = array_like(like, matrix.values, outputs, matrix.inputs)
-        room = own_halves(step.factors, rows, matrix.inputs)
-        products(weights, as_factors(weights, inputs, room), first, last, out)
+        products(weights, inputs, room, first, last, out)
     if matrix.bias:
         bias = floats_at(matrix.bias, 1, outputs)
         for row in range(rows):

@@ -16,7 +16,7 @@ from numba import carray
 from app.engine.compiled.arithmetic import bytes_at, floats_at, halves_at, own_halves
 from app.engine.compiled.numbers import has_pairs
 from app.engine.compiled.openmp import ParallelFunction, barrier, compiled, pointer_to, share
-from app.engine.compiled.products import as_factors, products
+from app.engine.compiled.products import products
 
 _FIELDS = np.dtype([
     (name, np.int64) for name in ("weights", "inputs", "out", "room", "rows", "width", "outputs")
@@ -45,7 +45,7 @@ def _run(fields: Any, weights: Any) -> None:
     out = floats_at(fields.out, fields.rows, fields.outputs)
     room = own_halves(fields.room, fields.rows, fields.width)
     first, last = share(fields.outputs)
-    products(weights, as_factors(weights, inputs, room), first, last, out)
+    products(weights, inputs, room, first, last, out)
     barrier()
 
 
@@ -74,7 +74,7 @@ def test_products_of_any_size_are_those_of_float64(dtype: torch.dtype) -> None:
         weights = (40 * torch.randn(outputs, width)).clamp(-127, 127).to(dtype)
         inputs = torch.randn(rows, width)
         out = product(function, weights, inputs, threads)
-        if dtype == torch.bfloat16 and has_pairs():
+        if dtype == torch.bfloat16 and has_pairs() and rows > 2:
             inputs = inputs.bfloat16()
         exact = inputs.double() @ weights.double().T
         bound = inputs.double().abs() @ weights.double().abs().T
