@@ -261,7 +261,7 @@ def environment_with_temporary_files_in(directory: Path) -> dict[str, str]:
 
 # How often a thread of OpenMP looks for its next work before it sleeps: as long as a step computes
 # between two products. The default, 300000, keeps the CPU from others for a hundredth of a second.
-_SPIN_COUNT = 700
+_SPIN_COUNT = 2000
 
 
 def share_cpus() -> None:

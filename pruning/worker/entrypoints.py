@@ -21,7 +21,7 @@ from pruning.worker.sinks import sending
 from pruning.worker.tracking import SpeedupOf
 
 # A job beside a service on the same CPUs gets a third of a fair share. Alone, it gets everything.
-_NICENESS = 5
+_NICENESS = 19
 
 
 class WorkerEnded(RuntimeError):
