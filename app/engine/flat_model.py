@@ -18,6 +18,7 @@ from app.engine.attention import (
     kinds_of_attention,
 )
 from app.engine.compiled.model import CompiledBlocks, compile_blocks, compiled_blocks
+from app.engine.compiled.product import compile_product
 from app.engine.flat_block import FlatBlock, Rotation, flat_block, is_usual
 from app.engine.kv_cache import SlotCache
 from app.engine.tuning import OFF, Tuner, size_of
@@ -91,11 +92,9 @@ class FlatModel:
             }
             name = f"{compiled.name} of prompts"
             way = self._tuner.fastest(name, shape, hidden.dtype, of_first)
-            return (
-                flat
-                if way == FLAT
-                else partial(compiled.of_prompts, hidden, rotations, attention, cache)
-            )
+            if way == FLAT:
+                return flat
+            return partial(compiled.of_prompts, hidden, rotations, attention, cache)
         ways = {FLAT: flat}
         if len(hidden) <= _MAX_WHOLE:
             ways[COMPILED] = lambda: compiled.whole(hidden, rotations, cache)
@@ -143,5 +142,8 @@ def compile_decodes(model: PreTrainedModel, tuner: Tuner) -> None:
 
     Otherwise the first request waits for it.
     """
-    if tuner.chooses and model.device.type == "cpu":
+    if not tuner.chooses or model.device.type != "cpu":
+        return
+    compile_product(model.dtype)  # for the head
+    if architecture(model.config).parts is not None:
         compile_blocks(model.dtype)

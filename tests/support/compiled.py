@@ -1,6 +1,10 @@
 """Compiled blocks in tests: what was compiled is kept for all of them, as it takes seconds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
+import torch
 
 from app.engine.compiled.openmp import keep_compiled_in
 from app.engine.tuning import Tuner
@@ -15,6 +19,17 @@ def _compiled_code_is_kept(
         keep_compiled_in(pytestconfig.cache.mkdir("compiled"))
     else:
         keep_compiled_in(tmp_path_factory.mktemp("compiled"))
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """As many threads of torch, and so of compiled functions."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def always(way: str) -> Tuner:

@@ -123,7 +123,11 @@ def _bfloat16(number: Any) -> Any:
 
 @compiled
 def exp(number: Any) -> Any:
-    """e to the power of a float32, to 3e-7 of it, by operations that vectors have."""
+    """e to the power of a float32, by operations that vectors have.
+
+    Its relative error is 1e-6 within 10 of zero and 5e-6 elsewhere. Beyond ±87 it stays near the
+    smallest and largest number of float32.
+    """
     power = min(max(number * _LOG2_E, np.float32(-126)), np.float32(126))
     whole = np.int32(power + np.float32(126.5)) - np.int32(126)  # rounded: it cuts, above zero
     rest = power - np.float32(whole)

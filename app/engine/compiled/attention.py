@@ -16,12 +16,12 @@ from app.engine.compiled.arithmetic import (
     itemsize,
     own_floats,
 )
-from app.engine.compiled.openmp import Floats, barrier, compiled, share
+from app.engine.compiled.openmp import Floats, barrier, compiled, inlined, share
 from app.engine.compiled.records import integers_at
 from app.engine.compiled.rows import norm_rows
 
 
-@compiled
+@inlined
 def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) -> None:
     """Write keys and values into the cache, and what the queries get into ``attended``.
 

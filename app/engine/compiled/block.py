@@ -1,8 +1,8 @@
 """Decoder blocks for one token of each of a few sequences, as one function for all threads.
 
 Threads share the outputs of a product. In between everything is float32; hidden states, weights
-and the cache have the type of the model. Products with many rows are better left to torch, and then
-the parts between them are functions of their own.
+and the cache have the type of the model. Where products are left to torch, the parts between them
+are functions of their own.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from app.engine.compiled.arithmetic import (
     own_floats,
 )
 from app.engine.compiled.attention import attend
-from app.engine.compiled.openmp import Floats, barrier, compiled, share
+from app.engine.compiled.openmp import Floats, barrier, compiled, inlined, share
 from app.engine.compiled.parts import (
     before_attention,
     before_down,
@@ -44,7 +44,7 @@ def bfloat16_block(address: int) -> None:
     _run(address, halves_at(address, 1, 1))
 
 
-@compiled
+@inlined
 def _run(address: int, like: Any) -> None:
     block = block_at(address)
     step = step_at(block.step)
@@ -64,7 +64,7 @@ def _run(address: int, like: Any) -> None:
         before_next(block, step, like)
 
 
-@compiled
+@inlined
 def _whole(address: int, block: Any, step: Any, like: Any) -> None:
     """From hidden states to those behind the last block, in their place."""
     hidden = array_like(like, block.source, step.rows, block.width)
@@ -92,7 +92,7 @@ def _scale(stream: Floats, factor: Any, first: int, last: int) -> None:
             stream[row, at] *= factor
 
 
-@compiled
+@inlined
 def _attention(block: Any, step: Any, stream: Floats, like: Any) -> None:
     normed = own_floats(step.normed, step.rows, block.width)
     norm_rows(block.before, stream, normed, 0, step.rows)
@@ -105,7 +105,7 @@ def _attention(block: Any, step: Any, stream: Floats, like: Any) -> None:
     _write_product(block, step, block.output, attended, block.after, stream, like)
 
 
-@compiled
+@inlined
 def _feed_forward(block: Any, step: Any, stream: Floats, like: Any) -> None:
     normed = own_floats(step.normed, step.rows, block.width)
     norm_rows(block.before_feed, stream, normed, 0, step.rows)
@@ -113,8 +113,9 @@ def _feed_forward(block: Any, step: Any, stream: Floats, like: Any) -> None:
     gates = floats_at(step.projected, step.rows, 2 * width)
     between = floats_at(step.between, step.rows, width)
     first, last = share(width)
-    multiply(step, block.gate_and_up, normed, first, last, gates, like)
-    multiply(step, block.gate_and_up, normed, width + first, width + last, gates, like)
+    for start in (first, width + first):
+        end = start + last - first
+        multiply(step, block.gate_and_up, normed, start, end, gates, like)
     for row in range(step.rows):
         gate(block, gates, row, first, last, between)
     barrier()

@@ -8,6 +8,7 @@ takes its own share of the work, and meets the others at barriers.
 import ctypes
 import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -40,9 +41,18 @@ def compiled(function: _Function) -> _Function:
     return cast("_Function", numba.njit(fastmath=_FAST, error_model="numpy")(function))
 
 
+def inlined(function: _Function) -> _Function:
+    """The same for one that is called at one place, of which it becomes a part. numba would compile
+    it by itself as well, with all that it calls, which takes half a second."""
+    decorate = numba.njit(fastmath=_FAST, error_model="numpy", inline="always")
+    return cast("_Function", decorate(function))
+
+
 def by_type(function: Callable[..., Any]) -> Callable[[_Function], _Function]:
     """A decorator of what returns the compiled form of ``function`` for types of arguments."""
-    return cast("Callable[[_Function], _Function]", overload(function, strict=False))
+    return cast(
+        "Callable[[_Function], _Function]", overload(function, strict=False, inline="always")
+    )
 
 
 @compiled
@@ -96,6 +106,8 @@ def _compile(function: Callable[[int], None], *, cache: bool = False) -> Any:
 
 def has_openmp() -> bool:
     """Whether torch runs on an OpenMP with the interface of libgomp, as on Linux."""
+    if sys.platform == "win32":  # where there is no library of all symbols
+        return False
     return hasattr(_gomp(), "GOMP_parallel") and hasattr(_gomp(), "GOMP_barrier")
 
 

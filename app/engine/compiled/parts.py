@@ -8,11 +8,11 @@ from typing import Any
 
 from app.engine.compiled.arithmetic import array_like, as_float, as_number_of, floats_at, own_floats
 from app.engine.compiled.attention import attend, turn
-from app.engine.compiled.openmp import Floats, compiled, get_thread, share
+from app.engine.compiled.openmp import Floats, compiled, get_thread, inlined, share
 from app.engine.compiled.rows import gate, norm_rows
 
 
-@compiled
+@inlined
 def before_project(block: Any, step: Any, like: Any) -> None:
     """Hidden states to the stream, and normed."""
     hidden = array_like(like, block.source, step.rows, block.width)
@@ -25,7 +25,7 @@ def before_project(block: Any, step: Any, like: Any) -> None:
     norm_rows(block.before, stream, normed, first, last)
 
 
-@compiled
+@inlined
 def before_attention(block: Any, step: Any, like: Any) -> None:
     """Queries, keys and values to the same, the first two normed and rotated."""
     width = block.project.outputs
@@ -42,7 +42,7 @@ def before_attention(block: Any, step: Any, like: Any) -> None:
             out[row, at] = as_number_of(out, heads[0, at])
 
 
-@compiled
+@inlined
 def before_output(block: Any, step: Any, like: Any) -> None:
     """Queries, keys and values to what attention gives."""
     projected = array_like(like, block.source, step.rows, block.project.outputs)
@@ -59,7 +59,7 @@ def before_output(block: Any, step: Any, like: Any) -> None:
             out[row, at] = as_number_of(out, attended[row, at])
 
 
-@compiled
+@inlined
 def before_gate_and_up(block: Any, step: Any, like: Any) -> None:
     """What attention adds to the stream, and the stream normed."""
     stream = _added(block, step, block.after, like)
@@ -68,7 +68,7 @@ def before_gate_and_up(block: Any, step: Any, like: Any) -> None:
     norm_rows(block.before_feed, stream, normed, first, last)
 
 
-@compiled
+@inlined
 def before_down(block: Any, step: Any, like: Any) -> None:
     """What the gates let pass."""
     width = block.down.inputs
@@ -79,7 +79,7 @@ def before_down(block: Any, step: Any, like: Any) -> None:
         gate(block, gates, row, 0, width, out)
 
 
-@compiled
+@inlined
 def before_next(block: Any, step: Any, like: Any) -> None:
     """What the feed-forward part adds to the stream, as hidden states."""
     stream = _added(block, step, block.after_feed, like)

@@ -22,8 +22,8 @@ from app.engine.compiled.arithmetic import (
 from app.engine.compiled.openmp import (
     ParallelFunction,
     barrier,
-    compiled,
     has_openmp,
+    inlined,
     pointer_to,
     share,
 )
@@ -64,6 +64,11 @@ def product_of_rows(
     return out
 
 
+def compile_product(dtype: torch.dtype) -> None:
+    """Compile products of this type, or read them if they are kept."""
+    _function(dtype)
+
+
 def float32_product(address: int) -> None:
     """Run the product whose fields are at this address."""
     _run(carray(_to_product(address), 1)[0], floats_at(address, 1, 1))
@@ -74,7 +79,7 @@ def bfloat16_product(address: int) -> None:
     _run(carray(_to_product(address), 1)[0], halves_at(address, 1, 1))
 
 
-@compiled
+@inlined
 def _run(product: Any, like: Any) -> None:
     rows, width, outputs = product.rows, product.width, product.outputs
     activations = array_like(like, product.activations, rows, width)

@@ -6,10 +6,10 @@ import numpy as np
 
 from app.engine.compiled.arithmetic import as_float, as_number_of, itemsize
 from app.engine.compiled.numbers import has_pairs
-from app.engine.compiled.openmp import Floats, by_type, compiled
-from app.engine.compiled.tile import TILE, columns_of, write_four, write_one, write_two
+from app.engine.compiled.openmp import Floats, by_type, compiled, inlined
+from app.engine.compiled.tile import TILE, columns_of, write_products
 
-_FEW = 2  # rows, for which a plain loop is at least as fast
+_FEW = TILE - 1  # rows, for which a plain loop is about as fast
 _MANY = 16  # rows, whose products take longer than to read the weights from memory
 _BLOCK_BYTES = 2**15  # of weights, which stay in a cache of the core for many rows
 
@@ -34,7 +34,7 @@ def _product(weights: Any, inputs: Any, at: int, row: int, start: int) -> Any:
     return total
 
 
-@compiled
+@inlined
 def _by_tiles(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> None:
     width = inputs.shape[1]
     whole = width - width % columns_of(weights, inputs)
@@ -52,18 +52,15 @@ def _by_tiles(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> 
             out[row, at] += _product(weights, inputs, at, row, whole)
 
 
-@compiled
+@inlined
 def _write_block(weights: Any, inputs: Any, start: int, end: int, whole: int, out: Floats) -> None:
-    """A block of outputs for all rows. Its last tile ends with it, and may begin before it."""
+    """A block of outputs for all rows. The last tile of either side ends with it, and may begin
+    before it."""
     rows = len(inputs)
-    by_four = rows - rows % 4
-    for row in range(0, by_four, 4):
+    for row in range(0, rows, TILE):
         for at in range(start, end, TILE):
-            write_four(weights, inputs, min(at, end - TILE), row, whole, out)
-    for at in range(start, end if rows % 4 > 1 else start, TILE):
-        write_two(weights, inputs, min(at, end - TILE), by_four, whole, out)
-    for at in range(start, end if rows % 2 else start, TILE):
-        write_one(weights, inputs, min(at, end - TILE), rows - 1, whole, out)
+            place = min(at, end - TILE)
+            write_products(weights, inputs, place, min(row, rows - TILE), whole, out)
 
 
 def _as_factors(weights: Any, inputs: Floats, room: Any) -> Any:

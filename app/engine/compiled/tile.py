@@ -70,45 +70,36 @@ def _columns_of(weights: Any, inputs: Any) -> Any:
     return of
 
 
-_Write = Callable[[Any, Any, int, int, int, Any], None]
+def _write_products(
+    _typing: Any, weights: Any, inputs: Any, _at: Any, _row: Any, _width: Any, out: Any
+) -> Any:
+    """Write products of ``TILE`` rows of weights from ``at`` on and ``TILE`` rows of inputs from
+    ``row`` on to ``out [inputs, weights]``, by ``width`` columns, which are whole vectors."""
+    numbers = numbers_of(weights, inputs)
+
+    def make(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        arrays = [
+            context.make_array(signature.args[at])(context, builder, values[at]) for at in (0, 1, 5)
+        ]
+        _write(builder, numbers, arrays, values[2:5])
+        return context.get_dummy_value()
+
+    places = (types.int64, types.int64, types.int64)
+    return types.void(weights, inputs, *places, out), make
 
 
-def _writer(rows: int) -> _Write:
-    """An intrinsic for this number of rows of inputs."""
-
-    def write_products(
-        _typing: Any, weights: Any, inputs: Any, _at: Any, _row: Any, _width: Any, out: Any
-    ) -> Any:
-        """Write products of ``TILE`` rows of weights from ``at`` on and rows of inputs from ``row``
-        on to ``out [inputs, weights]``, by ``width`` columns, which are whole vectors."""
-        numbers = numbers_of(weights, inputs)
-
-        def make(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            arrays = [
-                context.make_array(signature.args[at])(context, builder, values[at])
-                for at in (0, 1, 5)
-            ]
-            _write(builder, numbers, rows, arrays, values[2:5])
-            return context.get_dummy_value()
-
-        places = (types.int64, types.int64, types.int64)
-        return types.void(weights, inputs, *places, out), make
-
-    return cast("_Write", intrinsic(write_products))
-
-
-write_one, write_two, write_four = (_writer(rows) for rows in (1, 2, 4))
+write_products = cast("Callable[[Any, Any, int, int, int, Any], None]", intrinsic(_write_products))
 
 
 def _write(
-    builder: ir.IRBuilder, numbers: Numbers, rows: int, arrays: Sequence[Any], places: Sequence[Any]
+    builder: ir.IRBuilder, numbers: Numbers, arrays: Sequence[Any], places: Sequence[Any]
 ) -> None:
     """Products of some of the ``TILE`` outputs at a time, whose sums have room in registers."""
     weights, inputs, out = arrays
     at, row, width = places
-    right, left = _rows(builder, weights, at, TILE), _rows(builder, inputs, row, rows)
-    targets = _rows(builder, out, row, rows)
-    outputs = min(TILE, numbers.sums.count // rows)
+    right, left = _rows(builder, weights, at, TILE), _rows(builder, inputs, row, TILE)
+    targets = _rows(builder, out, row, TILE)
+    outputs = min(TILE, numbers.sums.count // TILE)
     floats = ir.VectorType(ir.FloatType(), outputs)
     for first in range(0, TILE, outputs):
         some = right[first : first + outputs]

@@ -1,6 +1,7 @@
 """How requests enter and leave the engine: refusals, cancelling, failures, and what is left."""
 
 import copy
+import gc
 import logging
 import weakref
 
@@ -17,12 +18,15 @@ from app.engine.engine import (
     UnknownTokenId,
     VariantStats,
 )
+from app.engine.flat_model import COMPILED
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, Timings
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
+from tests.support.compiled import always
 from tests.support.engine_requests import Outcome, expected, plain, prompt, request, run, variant
-from tests.support.tiny import MAX_POSITIONS, VOCAB_SIZE
+from tests.support.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
 
@@ -93,6 +97,17 @@ def test_cancelling_frees_the_slot_at_once() -> None:
     while engine.has_work:
         outcome.take(engine.step())
     assert [outcome.of(each) for each in requests[1:]] == [expected(each) for each in requests[1:]]
+
+
+@pytest.mark.parametrize("tuner", [OFF, always(COMPILED)], ids=["flat", "compiled"])
+def test_nothing_of_a_variant_stays_when_it_is_unloaded(tuner: Tuner) -> None:
+    engine, model = Engine(tuner=tuner), copy.deepcopy(tiny_model("llama"))
+    each = request(prompt(5), make_variant("tiny", "tiny", model), max_new_tokens=3)
+    run(engine, each)
+    weights = weakref.ref(model)
+    del each, model
+    gc.collect()
+    assert weights() is None
 
 
 def test_a_waiting_request_can_be_cancelled_and_an_unknown_one_is_none() -> None:

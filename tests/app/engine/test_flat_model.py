@@ -1,7 +1,7 @@
 """The flat forward is the model's own: one contract for every family of the table."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from app.engine import engine as engine_module
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
 from app.engine.model_runner import Forwarded, ModelRunner
@@ -20,15 +19,13 @@ from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from pruning.repair.repair import possible_methods
+from tests.support.both_ways import Forwards, forwards
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
 from tests.support.repairs import repaired_by
 from tests.support.tiny import tiny_model
 
 NOT_FLAT = {"gemma2", "gpt2", "gpt_neox", "mixtral", "olmoe", "opt", "qwen2_moe", "qwen3_moe"}
 FLAT = sorted(ARCHITECTURES.keys() - NOT_FLAT)
-
-
-Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of the flat way, and of the model's own
 
 
 class BothWays(ModelRunner):
@@ -45,25 +42,6 @@ class BothWays(ModelRunner):
         ours = super().forward(batch)
         self._seen.append((ours.logits, theirs.logits))
         return ours
-
-
-def forwards(
-    variants: Sequence[Variant],
-    sizes: Sequence[tuple[int, int]],
-    limits: EngineLimits | None = None,
-) -> Forwards:
-    """Every one that answers of these sizes take, in tokens of prompt and answer."""
-    seen: Forwards = []
-    asked = [
-        request(prompt(num_prompt, seed), variants[seed % len(variants)],
-                max_new_tokens=num_new, ignore_eos=True)
-        for seed, (num_prompt, num_new) in enumerate(sizes)
-    ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "ModelRunner", lambda each, *_: BothWays(each, seen))
-        outcome = run(Engine(limits), *asked)
-    assert [len(outcome.of(each)) for each in asked] == [num_new for _, num_new in sizes]
-    return seen
 
 
 @cache
@@ -95,16 +73,16 @@ def test_it_computes_what_the_models_own_forward_computes(
     family: str, sizes: list[tuple[int, int]], limits: EngineLimits
 ) -> None:
     both = [variant(pruned=False, family=family), variant(pruned=True, family=family)]
-    for ours, theirs in forwards([*both, *repaired_variants(family)], sizes, limits):
+    for ours, theirs in forwards([*both, *repaired_variants(family)], sizes, BothWays, limits):
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("family", FLAT)
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_models_own_forward(family: str) -> None:
     sizes = [(num_prompt, 2) for num_prompt in (9, 33, 60, 17) * 4]
-    exact = forwards([variant(family=family)], sizes)
+    exact = forwards([variant(family=family)], sizes, BothWays)
     rounded = make_variant("tiny", "tiny", copy.deepcopy(tiny_model(family)).bfloat16())
-    both = forwards([rounded], sizes)
+    both = forwards([rounded], sizes, BothWays)
     for (ours, theirs), (truth, _) in zip(both, exact, strict=True):
         error, allowed = ((each - truth).pow(2).mean().sqrt() for each in (ours, theirs))
         assert error < 2 * allowed

@@ -1,8 +1,6 @@
 """Int8 forms give the tokens of plain models of dequantized weights, whichever product they use."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.compiled.integers import product_of_integers
-from app.engine.compiled.openmp import has_openmp
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
 from app.engine.int8 import (
@@ -33,6 +30,7 @@ from pruning.models.blocks import block_list
 from pruning.models.quantize import quantized, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product, rounded
 from pruning.spec.prune import Quantize
+from tests.support.compiled import torch_threads
 from tests.support.engine_requests import prompt, request, run
 from tests.support.logits import logits_of, token_ids
 from tests.support.tiny import generated, tiny_model
@@ -44,19 +42,8 @@ CASES = [
     (name, dtype)
     for name, product in PRODUCTS.items()
     for dtype in DTYPES
-    if product is not product_of_integers or (dtype is torch.bfloat16 and has_openmp())
+    if product is not product_of_integers or dtype is torch.bfloat16
 ]
-needs_openmp = pytest.mark.skipif(not has_openmp(), reason="torch runs on no OpenMP of GNU here")
-
-
-@contextmanager
-def num_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache
@@ -126,7 +113,6 @@ def test_every_product_is_that_of_dequantized_weights(
     assert not found[0].any()
 
 
-@needs_openmp
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 21),
@@ -155,7 +141,7 @@ def test_compiled_integers_miss_half_a_step_of_each_activation_at_most(
         activations, values = torch.full_like(activations, -1), torch.full_like(values, -128)
     activations *= torch.tensor([tops[row % len(tops)] for row in range(rows)])[:, None]
     activations, scales = activations.bfloat16(), torch.rand(outputs, 1).add(0.5).bfloat16()
-    with num_threads(threads):
+    with torch_threads(threads):
         found = product_of_integers(activations, values.to(torch.int8), scales).double()
     weights = values.double() * scales.double()
     expected = activations.double() @ weights.T
@@ -167,7 +153,6 @@ def test_compiled_integers_miss_half_a_step_of_each_activation_at_most(
     assert not found[zeros].any()
 
 
-@needs_openmp
 @pytest.mark.parametrize(("width", "bits"), [(300, 14), (5000, 12)])
 def test_compiled_integers_keep_small_activations_beside_a_large_one(width: int, bits: int) -> None:
     activations = torch.full((3, width), 2.0**-bits, dtype=torch.bfloat16)
@@ -178,7 +163,6 @@ def test_compiled_integers_keep_small_activations_beside_a_large_one(width: int,
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
 
 
-@needs_openmp
 def test_what_is_no_number_stays_in_its_row() -> None:
     activations = torch.ones(6, 70, dtype=torch.bfloat16)
     activations[1, 3], activations[4, 69] = torch.nan, torch.inf
@@ -200,7 +184,6 @@ def test_compiled_integers_are_not_for_other_types_and_devices(
         product_of_integers(given, weights.values, weights.scales)
 
 
-@needs_openmp
 def test_compiled_integers_can_be_chosen_for_bfloat16() -> None:
     layers = quantized_layers(
         quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)

@@ -37,6 +37,8 @@ def test_exponentials_are_right_to_a_millionth_and_zero_or_huge_beyond() -> None
     exponentials(ends, out)
     assert (out[:2] < 2e-38).all()
     assert (out[2:4] > 8e37).all()
+    exponentials(np.full(20, np.nan, dtype=np.float32), out)
+    assert np.isnan(out[:20]).all(), "a request with such a number would not fail"
 
 
 @settings(deadline=None)

@@ -1,7 +1,7 @@
 """Compiled blocks compute what the flat ones compute: one contract for every family."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine import engine as engine_module
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
 from app.engine.flat_model import AROUND, COMPILED, FlatModel, flat_model
@@ -22,11 +21,11 @@ from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
-from tests.support.compiled import always
-from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request, run
+from tests.support.both_ways import Forwards, forwards
+from tests.support.compiled import always, torch_threads
+from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
-Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of compiled blocks, and of flat ones
 WAYS = (AROUND, COMPILED)
 COMPILED_FAMILIES = (
     "gemma", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
@@ -56,34 +55,14 @@ class BothWays(ModelRunner):
         return ours
 
 
-def forwards(
-    variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Tuner
-) -> Forwards:
-    """All steps that answers of these sizes take, in tokens of prompt and answer."""
-    seen: Forwards = []
-    asked = [
-        request(prompt(num_prompt, seed), variants[seed % len(variants)],
-                max_new_tokens=num_new, ignore_eos=True)
-        for seed, (num_prompt, num_new) in enumerate(sizes)
-    ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "ModelRunner", lambda each, *_: BothWays(each, tuner, seen))
-        run(Engine(), *asked)
-    return seen
+def steps(variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Tuner) -> Forwards:
+    return forwards(variants, sizes, lambda each, seen: BothWays(each, tuner, seen))
 
 
 def typed(family: str, dtype: torch.dtype, *, is_int8: bool = False) -> PreTrainedModel:
     model = copy.deepcopy(tiny_model(family))
     nn.Module.to(model, dtype)
     return int8_model(model, OFF) if is_int8 else model
-
-
-@pytest.fixture(params=[1, 2, 3])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
@@ -112,15 +91,17 @@ def test_they_compute_what_the_flat_blocks_compute(
         make_variant("tiny", "tiny", model),
         make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS),
     ]
-    for ours, theirs in forwards(both, sizes, always(way)):
+    for ours, theirs in steps(both, sizes, always(way)):
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("way", WAYS)
 def test_any_number_of_threads_computes_the_same(num_threads: int, way: str) -> None:
     for is_int8 in (False, True):
         each = make_variant("tiny", "tiny", typed("llama", torch.float32, is_int8=is_int8))
-        found = forwards([each], [(5, 4)] * num_threads, always(way))
+        with torch_threads(num_threads):
+            found = steps([each], [(5, 4)] * num_threads, always(way))
         assert found
         for ours, theirs in found:
             assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
@@ -136,8 +117,8 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     rounded = typed(family, torch.bfloat16, is_int8=is_int8)
     sizes = [(num_prompt, 2) for num_prompt in (9, 33, 60, 17) * 4]
     exact_model = copy.deepcopy(rounded).float()
-    found = forwards([make_variant("tiny", "tiny", rounded)], sizes, tuner)
-    exact = forwards([make_variant("tiny", "tiny", exact_model)], sizes, tuner)
+    found = steps([make_variant("tiny", "tiny", rounded)], sizes, tuner)
+    exact = steps([make_variant("tiny", "tiny", exact_model)], sizes, tuner)
     errors = [
         [(each - truth).pow(2).mean().sqrt() for each in both]
         for both, (_, truth) in zip(found, exact, strict=True)

@@ -1,13 +1,11 @@
 """Functions on the threads of torch, and the directory that keeps them."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
-import torch
 from numba import carray, types
 
 from app.engine.compiled.openmp import (
@@ -19,6 +17,7 @@ from app.engine.compiled.openmp import (
     keep_compiled_in,
     pointer_to,
 )
+from tests.support.compiled import torch_threads
 
 _to_counts = pointer_to(types.int64)
 
@@ -32,14 +31,6 @@ def count(address: int) -> None:
     counts[8 + thread] = counts[:8].sum() + 10 * get_num_threads()
 
 
-@pytest.fixture(params=[1, 2, 5])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def kept_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
@@ -47,10 +38,12 @@ def kept_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_each_thread_of_torch_runs_it_once(num_threads: int) -> None:
     assert has_openmp()
     counts = np.zeros(16, dtype=np.int64)
-    ParallelFunction(count)(counts.ctypes.data)
+    with torch_threads(num_threads):
+        ParallelFunction(count)(counts.ctypes.data)
     idle = [0] * (8 - num_threads)
     assert counts.tolist() == [*[1] * num_threads, *idle, *[11 * num_threads] * num_threads, *idle]
 

@@ -17,6 +17,8 @@ from app.engine.compiled.arithmetic import bytes_at, floats_at, halves_at, own_h
 from app.engine.compiled.numbers import has_pairs
 from app.engine.compiled.openmp import ParallelFunction, barrier, compiled, pointer_to, share
 from app.engine.compiled.products import products
+from app.engine.compiled.tile import TILE
+from tests.support.compiled import torch_threads
 
 _FIELDS = np.dtype([
     (name, np.int64) for name in ("weights", "inputs", "out", "room", "rows", "width", "outputs")
@@ -74,7 +76,7 @@ def test_products_of_any_size_are_those_of_float64(dtype: torch.dtype) -> None:
         weights = (40 * torch.randn(outputs, width)).clamp(-127, 127).to(dtype)
         inputs = torch.randn(rows, width)
         out = product(function, weights, inputs, threads)
-        if dtype == torch.bfloat16 and has_pairs() and rows > 2:
+        if dtype == torch.bfloat16 and has_pairs() and rows >= TILE:
             inputs = inputs.bfloat16()
         exact = inputs.double() @ weights.double().T
         bound = inputs.double().abs() @ weights.double().abs().T
@@ -92,10 +94,8 @@ def product(
     fields = np.zeros(1, _FIELDS)
     addresses = [each.data_ptr() for each in (weights, inputs, out, room)]
     fields[0] = (*addresses, rows, width, outputs)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    function(fields.ctypes.data)
-    torch.set_num_threads(before)
+    with torch_threads(threads):
+        function(fields.ctypes.data)
     return out
 
 
