@@ -18,6 +18,7 @@ from app.engine.compiled.openmp import (
     pointer_to,
 )
 from tests.support.compiled import torch_threads
+from tests.support.full_disk import full_disk
 
 _to_counts = pointer_to(types.int64)
 
@@ -66,6 +67,16 @@ def test_a_damaged_file_costs_nothing_but_time(
     file.write_bytes(file.read_bytes()[:40])
     counts = np.zeros(16, dtype=np.int64)
     ParallelFunction(count)(counts.ctypes.data)
+    assert counts[0] == 1
+    assert "compiled functions cannot be kept or read" in caplog.text
+
+
+@pytest.mark.usefixtures("kept_in")
+def test_a_full_disk_costs_nothing_but_time(caplog: pytest.LogCaptureFixture) -> None:
+    counts = np.zeros(16, dtype=np.int64)
+    with full_disk():
+        function = ParallelFunction(count)
+    function(counts.ctypes.data)
     assert counts[0] == 1
     assert "compiled functions cannot be kept or read" in caplog.text
 
