@@ -1,5 +1,6 @@
 # The commands of this project, for people and for CI.
 VENV := .venv
+BUILD ?= build
 BIN := $(VENV)/bin
 PYTHON ?= python3
 MINUTES ?= 30
@@ -71,10 +72,12 @@ docs: setup  ## generate docs/settings.md and docs/rest.md from the code
 	$(BIN)/python -m tools.docs.rest
 
 audit: setup sbom  ## check the installed packages for known vulnerabilities
+	@mkdir -p $(BUILD)
 	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
-		| sed 's/+.*//' > build/installed.txt
+		| sed 's/+.*//' > $(BUILD)/installed.txt
+	@test -s $(BUILD)/installed.txt || { echo 'make audit: pip lists no packages' >&2; exit 1; }
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
-		--requirement build/installed.txt $(AUDIT) \
+		--requirement $(BUILD)/installed.txt $(AUDIT) \
 		|| { echo 'make audit: the packages listed above are vulnerable or unknown' >&2; exit 1; }
 
 # of the versions that are installed here, which the tests have run with
@@ -87,9 +90,9 @@ lock: setup  ## write requirements.lock: what the image installs, with hashes
 		--output-file requirements.lock pyproject.toml
 
 sbom: setup  ## write build/sbom.json, a software bill of materials
-	@mkdir -p build
+	@mkdir -p $(BUILD)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
-		--no-validate --output-format JSON --output-file build/sbom.json $(BIN)/python
+		--no-validate --output-format JSON --output-file $(BUILD)/sbom.json $(BIN)/python
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,7 +15,6 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build"
 ADVISORY = {
     "schema_version": "1.6.0",
     "id": "TEST-1",
@@ -60,11 +59,13 @@ def advisories(*vulnerable: str) -> Iterator[tuple[str, set[str]]]:
             thread.join()
 
 
-def make_audit(url: str, *done: str) -> "subprocess.CompletedProcess[str]":
-    """Run `make audit` without `setup` and without the targets that are ``done``."""
+def make_audit(
+    url: str, build: Path, *done: str, bin_dir: str = ".venv/bin"
+) -> "subprocess.CompletedProcess[str]":
+    """Run `make audit` in this folder, without `setup` and the targets that are ``done``."""
     service = f"AUDIT=--vulnerability-service osv --osv-url {url}"
     olds = [word for name in ("setup", *done) for word in ("--old-file", name)]
-    command = ["make", *olds, "audit", service]
+    command = ["make", *olds, "audit", service, f"BUILD={build}", f"BIN={bin_dir}"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -74,35 +75,42 @@ def required() -> set[NormalizedName]:
     return {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
 
 
-def test_everything_that_is_installed_is_asked_about_and_listed() -> None:
+def test_everything_that_is_installed_is_asked_about_and_listed(tmp_path: Path) -> None:
     with advisories() as (url, asked):
-        ran = make_audit(url)
+        ran = make_audit(url, tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "No known vulnerabilities found" in ran.stderr
     assert required() <= asked
-    bill = json.loads((BUILD / "sbom.json").read_text(encoding="utf-8"))
+    bill = json.loads((tmp_path / "sbom.json").read_text(encoding="utf-8"))
     assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "sleb-serve")
     listed = {canonicalize_name(component["name"]): component for component in bill["components"]}
     assert required() <= listed.keys()
     assert all(listed[name]["version"] and listed[name]["purl"] for name in required())
 
 
-def test_what_is_vulnerable_fails_it() -> None:
+def test_what_is_vulnerable_fails_it(tmp_path: Path) -> None:
     with advisories("filelock") as (url, _):
-        ran = make_audit(url, "sbom")
+        ran = make_audit(url, tmp_path, "sbom")
     assert ran.returncode != 0
     assert "TEST-1" in ran.stdout
     assert "make audit: the packages listed above" in ran.stderr
 
 
-def test_a_service_that_cannot_be_reached_fails_it() -> None:
-    ran = make_audit("http://127.0.0.1:1/", "sbom")
+def test_a_service_that_cannot_be_reached_fails_it(tmp_path: Path) -> None:
+    ran = make_audit("http://127.0.0.1:1/", tmp_path, "sbom")
     assert ran.returncode != 0
     assert "make audit: the packages listed above" in ran.stderr
     assert "No known vulnerabilities found" not in ran.stderr
 
 
+def test_an_empty_list_of_packages_fails_it(tmp_path: Path) -> None:
+    (fake := tmp_path / "python").write_text("#!/bin/sh\n", encoding="utf-8")
+    fake.chmod(0o755)
+    ran = make_audit("http://127.0.0.1:1/", tmp_path, "sbom", bin_dir=str(tmp_path))
+    assert ran.returncode != 0
+    assert "make audit: pip lists no packages" in ran.stderr
+
+
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    BUILD.mkdir(exist_ok=True)
     monkeypatch.setenv("PIP_AUDIT_CACHE_DIR", str(tmp_path))
