@@ -17,8 +17,10 @@ from app.engine.attention import (
     attention_windows,
     kinds_of_attention,
 )
-from app.engine.compiled.model import CompiledBlocks, compile_blocks, compiled_blocks
-from app.engine.compiled.product import compile_product
+from app.engine.compiled.compilation import compile_beside
+from app.engine.compiled.integers import INTEGER_PRODUCT
+from app.engine.compiled.model import BLOCKS, CompiledBlocks, compiled_blocks
+from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.flat_block import FlatBlock, Rotation, flat_block, is_usual
 from app.engine.kv_cache import SlotCache
 from app.engine.tuning import OFF, Tuner, size_of
@@ -81,7 +83,7 @@ class FlatModel:
                 stream = block(stream, rotations[block.kind], attention, cache)
             return stream
 
-        if compiled is None or self._blocks[0].has_hooks:
+        if compiled is None or self._blocks[0].has_hooks or not compiled.is_ready():
             return flat
         shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
         if not isinstance(attention, BatchedDecodeAttention):
@@ -138,12 +140,16 @@ def flat_model(model: PreTrainedModel, tuner: Tuner = OFF) -> FlatModel | None:
 
 
 def compile_decodes(model: PreTrainedModel, tuner: Tuner) -> None:
-    """Compile what decodes of this model may run, which takes seconds if it is not kept.
+    """Begin to compile what decodes of this model and of its int8 form may run, if it is not kept.
 
-    Otherwise the first request waits for it.
+    Until it is compiled, they run torch's operations.
     """
-    if not tuner.chooses or model.device.type != "cpu":
+    dtype = model.dtype
+    if not tuner.chooses or model.device.type != "cpu" or dtype not in PRODUCTS_OF_ROWS:
         return
-    compile_product(model.dtype)  # for the head
+    functions = [PRODUCTS_OF_ROWS[dtype]]  # the head's
     if architecture(model.config).parts is not None:
-        compile_blocks(model.dtype)
+        functions.append(BLOCKS[dtype])
+    if dtype == torch.bfloat16:
+        functions.append(INTEGER_PRODUCT)
+    compile_beside(functions)

@@ -7,15 +7,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.compiled.openmp import has_openmp
-from app.engine.compiled.product import product_of_rows
+from app.engine.compiled.product import PRODUCTS_OF_ROWS, product_of_rows
 from app.engine.tuning import Tuner, size_of
 from pruning.models.blocks import final_logits, softcapped
 
 # Two ways to compute logits.
 TORCH, COMPILED_HEAD = "torch's head", "compiled head"
 _MAX_ROWS = 64  # beyond, this was not measured to be faster than products of torch
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Head:
@@ -34,7 +32,11 @@ class Head:
         def torch_head() -> torch.Tensor:
             return final_logits(self._model, hidden)
 
-        if weight is None or len(hidden) > _MAX_ROWS:
+        if (
+            weight is None
+            or len(hidden) > _MAX_ROWS
+            or not PRODUCTS_OF_ROWS[weight.dtype].is_ready()
+        ):
             return torch_head().float()
         ways: dict[str, Callable[[], torch.Tensor]] = {
             TORCH: torch_head,
@@ -50,7 +52,6 @@ def _is_plain(head: nn.Module) -> bool:
         type(head) is nn.Linear
         and getattr(head, "bias", None) is None
         and head.weight.device.type == "cpu"
-        and head.weight.dtype in _DTYPES
+        and head.weight.dtype in PRODUCTS_OF_ROWS
         and not head._forward_hooks
-        and has_openmp()
     )

@@ -13,8 +13,9 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from app.engine.compiled.integers import product_of_integers
-from app.engine.compiled.product import product_of_rows
+from app.engine.compiled.compilation import wait_until_compiled
+from app.engine.compiled.integers import INTEGER_PRODUCT, product_of_integers
+from app.engine.compiled.product import PRODUCTS_OF_ROWS, product_of_rows
 from app.engine.tuning import Tuner
 from pruning.models.quantize import int8_form, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
@@ -97,7 +98,12 @@ def int8_model(model: PreTrainedModel, tuner: Tuner | None = None) -> PreTrained
 
 @torch.inference_mode()
 def choose_products(layers: Sequence[QuantizedLinear], tuner: Tuner) -> None:
-    """Let each layer use the product that is fastest for its shape, on layers of that shape."""
+    """Let each layer use the product that is fastest for its shape, on layers of that shape.
+
+    Waits for another process that compiles some of the products.
+    """
+    if tuner.chooses:
+        wait_until_compiled([INTEGER_PRODUCT, *PRODUCTS_OF_ROWS.values()])
     by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
     for layer in layers:
         by_shape.setdefault(layer.values.shape, []).append(layer)

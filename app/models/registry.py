@@ -284,7 +284,7 @@ class ModelRegistry:
         )
 
     def _ready(self, read: Callable[[], LoadedModel]) -> LoadedModel:
-        """A model that is read, with what its decodes need compiled."""
+        """A model that is read, while what its decodes need begins to be compiled."""
         loaded = read()
         compile_decodes(loaded.model, self._new_tuner())
         return loaded

@@ -2,12 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import numba
+import numpy as np
 import pytest
 import torch
+from numba import carray, types
 
-from app.engine.compiled.openmp import keep_compiled_in
+from app.engine.compiled.openmp import (
+    ParallelFunction,
+    barrier,
+    get_num_threads,
+    get_thread,
+    keep_compiled_in,
+    pointer_to,
+)
 from app.engine.tuning import Tuner
+
+_to_counts = pointer_to(types.int64)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,3 +49,33 @@ def torch_threads(number: int) -> Iterator[None]:
 def always(way: str) -> Tuner:
     """A tuner that takes this way through the blocks wherever it is one of several."""
     return Tuner(always=frozenset({way}))
+
+
+def count(address: int) -> None:
+    """Every thread notes itself, and after the barrier how many there are."""
+    counts = carray(_to_counts(address), 16)
+    thread = get_thread()
+    counts[thread] = 1
+    barrier()
+    counts[8 + thread] = counts[:8].sum() + 10 * get_num_threads()
+
+
+def broken(address: Any) -> None:
+    """Nothing that numba can compile."""
+    address.missing()
+
+
+def counted(function: ParallelFunction) -> list[int]:
+    """What all threads wrote that ran ``count``."""
+    counts = np.zeros(16, dtype=np.int64)
+    assert function.is_ready()
+    function(counts.ctypes.data)
+    return counts.tolist()
+
+
+@pytest.fixture
+def kept_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory that keeps what the test compiles."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    keep_compiled_in(tmp_path)
+    return tmp_path

@@ -5,7 +5,6 @@ sums within int32. This is more than bfloat16 has. No plain weights are made.
 """
 
 from array import array
-from functools import cache
 from typing import Any
 
 import numba
@@ -26,7 +25,6 @@ from app.engine.compiled.openmp import (
     barrier,
     compiled,
     get_thread,
-    has_openmp,
     pointer_to,
     share,
 )
@@ -50,31 +48,6 @@ _PRODUCT = np.dtype([
 
 _to_product = pointer_to(numba.from_dtype(_PRODUCT))
 _to_shorts = pointer_to(types.int16)
-
-
-def product_of_integers(
-    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
-) -> torch.Tensor:
-    """An integer product by compiled code, for bfloat16 activations on a CPU.
-
-    Raises ``NotImplementedError`` elsewhere. Float32 keeps more bits than an int16 has.
-    """
-    kind = (activations.device.type, activations.dtype)
-    if kind != ("cpu", torch.bfloat16) or not has_openmp():
-        raise NotImplementedError(f"no compiled integer product of {kind[1]} on {kind[0]}")
-    activations, values, scales = (each.contiguous() for each in (activations, values, scales))
-    (rows, width), outputs = activations.shape, len(values)
-    out = activations.new_empty(rows, outputs)
-    rows_of_tiles, outputs_of_tiles = (-(-each // TILE) * TILE for each in (rows, outputs))
-    of_block = min(outputs_of_tiles, max(TILE, _BLOCK_BYTES // width // TILE * TILE))
-    num_totals = torch.get_num_threads() * rows_of_tiles * of_block
-    room = torch.empty(num_totals + rows + (rows * width + 1) // 2)  # float32
-    steps = room.data_ptr() + 4 * num_totals
-    tensors = (activations, values, scales, out)
-    addresses = (*(each.data_ptr() for each in tensors), steps + 4 * rows, steps, room.data_ptr())
-    fields = array("q", (*addresses, rows, rows_of_tiles, width, outputs, of_block))
-    _function()(fields.buffer_info()[0])
-    return out
 
 
 def bfloat16_product(address: int) -> None:
@@ -168,6 +141,30 @@ def _tile(address: int, first: int, rows: int, row_bytes: int) -> Any:
     )
 
 
-@cache
-def _function() -> ParallelFunction:
-    return ParallelFunction(bfloat16_product)
+INTEGER_PRODUCT = ParallelFunction(bfloat16_product)
+
+
+def product_of_integers(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """An integer product by compiled code, for bfloat16 activations on a CPU.
+
+    Raises ``NotImplementedError`` elsewhere, and until it is compiled. Float32 keeps more bits than
+    an int16 has.
+    """
+    kind = (activations.device.type, activations.dtype)
+    if kind != ("cpu", torch.bfloat16) or not INTEGER_PRODUCT.is_ready():
+        raise NotImplementedError(f"no compiled integer product of {kind[1]} on {kind[0]}")
+    activations, values, scales = (each.contiguous() for each in (activations, values, scales))
+    (rows, width), outputs = activations.shape, len(values)
+    out = activations.new_empty(rows, outputs)
+    rows_of_tiles, outputs_of_tiles = (-(-each // TILE) * TILE for each in (rows, outputs))
+    of_block = min(outputs_of_tiles, max(TILE, _BLOCK_BYTES // width // TILE * TILE))
+    num_totals = torch.get_num_threads() * rows_of_tiles * of_block
+    room = torch.empty(num_totals + rows + (rows * width + 1) // 2)  # float32
+    steps = room.data_ptr() + 4 * num_totals
+    tensors = (activations, values, scales, out)
+    addresses = (*(each.data_ptr() for each in tensors), steps + 4 * rows, steps, room.data_ptr())
+    fields = array("q", (*addresses, rows, rows_of_tiles, width, outputs, of_block))
+    INTEGER_PRODUCT(fields.buffer_info()[0])
+    return out

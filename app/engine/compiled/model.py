@@ -1,14 +1,12 @@
 """Compiled blocks in the place of a model's own, with what they read and write."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numba.core.errors import NumbaError
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,16 +22,18 @@ from app.engine.compiled.block import (
     bfloat16_block,
     float32_block,
 )
-from app.engine.compiled.openmp import ParallelFunction, has_openmp
+from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.records import BLOCK, MATRIX, NORM, STEP
 from app.engine.flat_block import FlatBlock, Rotation
 from app.engine.kv_cache import SlotCache
 from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
 from pruning.models.rounding import QuantizedLinear
 
-logger = logging.getLogger(__name__)
-
-_DTYPES = (torch.float32, torch.bfloat16)  # of hidden states, weights and the cache
+# By the type of hidden states, weights and the cache.
+BLOCKS: Mapping[torch.dtype, ParallelFunction] = {
+    torch.float32: ParallelFunction(float32_block),
+    torch.bfloat16: ParallelFunction(bfloat16_block),
+}
 # Slope and cubic of x * sigmoid(slope * (x + cubic * x ** 3)), and the activation that this is.
 _GELU_SLOPE = 2 * (2 / np.pi) ** 0.5
 _ACTIVATIONS: Sequence[tuple[float, float, Callable[[torch.Tensor], torch.Tensor]]] = (
@@ -58,11 +58,15 @@ class CompiledBlocks:
         self._dtype = _dtype_of(blocks[0])
         for fields, block in zip(self._blocks, blocks, strict=True):
             self._set(fields, block, windows[block.kind])
-        self._run = _function(self._dtype)
+        self._run = BLOCKS[self._dtype]
         is_quantized = bool(self._blocks["down"]["scales"].any())
         self.name = "quantized blocks" if is_quantized else "blocks"
         start, size = self._blocks.ctypes.data, self._blocks.itemsize
         self._records = [(each, start + at * size) for at, each in enumerate(self._blocks)]
+
+    def is_ready(self) -> bool:
+        """Whether they can run. They are compiled for that, unless another process does so."""
+        return self._run.is_ready()
 
     def whole(
         self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
@@ -189,7 +193,7 @@ class CompiledBlocks:
         feed_forward = block.feed_forward
         if not isinstance(feed_forward, GatedFeedForward):
             raise NotCompiled(type(feed_forward).__name__)
-        if _dtype_of(block) != self._dtype or self._dtype not in _DTYPES:
+        if _dtype_of(block) != self._dtype or self._dtype not in BLOCKS:
             raise NotCompiled(str(_dtype_of(block)))
         fields["step"] = self._step.ctypes.data
         fields["project"] = self._matrix(block.project)
@@ -258,31 +262,10 @@ def compiled_blocks(
     blocks: Sequence[FlatBlock], windows: Mapping[str, int | None]
 ) -> CompiledBlocks | None:
     """The blocks compiled; None where that is not possible."""
-    if not has_openmp():
-        return None
     try:
         return CompiledBlocks(blocks, windows)
     except NotCompiled:
         return None
-    except NumbaError:  # of a processor or a version that numba cannot compile for
-        logger.exception("decode steps are not compiled")
-        return None
-
-
-def compile_blocks(dtype: torch.dtype) -> None:
-    """Compile what blocks of this type need, for models that are made later.
-
-    It takes seconds, unless it is kept.
-    """
-    if has_openmp() and dtype in _DTYPES:
-        _function(dtype)
-
-
-@cache
-def _function(dtype: torch.dtype) -> ParallelFunction:
-    """The block for hidden states and a cache of this type."""
-    function = bfloat16_block if dtype == torch.bfloat16 else float32_block
-    return ParallelFunction(function)
 
 
 def _dtype_of(block: FlatBlock) -> torch.dtype:

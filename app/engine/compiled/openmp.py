@@ -13,11 +13,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Lock, Thread
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba import types
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
@@ -76,32 +78,76 @@ def pointer_to(dtype: types.Type) -> Callable[[int], Any]:
 
 
 class ParallelFunction:
-    """A function of one address, which all threads run."""
+    """A function of one address, which all threads run. It is compiled when it is first needed."""
 
     def __init__(self, function: Callable[[int], None]) -> None:
-        """Compile it, which takes seconds, or read what ``keep_compiled_in`` has kept."""
-        self._compiled = _kept(function) if numba.config.CACHE_DIR else _compile(function)
-        self._address = ctypes.c_void_p(self._compiled.address)
+        self.function = function
+        self.compilation: Thread | None = None  # waits for another process that compiles it
+        self._lock = Lock()
+        self._is_possible = True
+        self._compiled: Any = None
+        self._address: ctypes.c_void_p | None = None
 
     def __call__(self, address: int) -> None:
-        """Run it on as many threads as torch uses, with the address of what it works on."""
+        """Run it on as many threads as torch uses, with the address of what it works on.
+
+        It must be ready.
+        """
+        assert self._address is not None
         _gomp().GOMP_parallel(
             self._address, ctypes.c_void_p(address), ctypes.c_uint(torch.get_num_threads()), 0
         )
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._address is not None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it was compiled into the directory of ``keep_compiled_in``."""
+        file = Path(self.function.__code__.co_filename)
+        name = f"{file.stem}.{self.function.__qualname__}-*.nbc"
+        return bool(numba.config.CACHE_DIR) and any(Path(numba.config.CACHE_DIR).rglob(name))
+
+    def is_ready(self) -> bool:
+        """Whether it can be called. False where OpenMP is missing or numba fails.
+
+        Otherwise it is read if it is kept, or compiled, which takes seconds. It is False, and not
+        compiled here, as long as another process has to compile it.
+        """
+        if self._address is None and self._is_possible and has_openmp():
+            is_left_to_another = self.compilation is not None and not self.is_kept
+            if not is_left_to_another:
+                self._load()
+        return self._address is not None
+
+    def _load(self) -> None:
+        with self._lock:
+            if self._address is not None:
+                return
+            try:
+                keeps = bool(numba.config.CACHE_DIR)
+                self._compiled = (_kept if keeps else compile_now)(self.function)
+            except NumbaError:  # of a processor or a version that numba cannot compile for
+                logger.exception("torch's operations are used instead of compiled ones")
+                self._is_possible = False
+                return
+            self._address = ctypes.c_void_p(self._compiled.address)
+
 
 def _kept(function: Callable[[int], None]) -> Any:
     try:
-        return _compile(function, cache=True)
+        return compile_now(function, keeps=True)
     except NumbaError:
         raise
     except Exception:  # whatever a damaged file or a full disk leads to
         logger.warning("compiled functions cannot be kept or read", exc_info=True)
-        return _compile(function)
+        return compile_now(function)
 
 
-def _compile(function: Callable[[int], None], *, cache: bool = False) -> Any:
-    return numba.cfunc(types.void(types.int64), error_model="numpy", cache=cache)(function)
+def compile_now(function: Callable[[int], None], *, keeps: bool = False) -> Any:
+    """The compiled function. Raises ``NumbaError``, or any error of a directory that keeps it."""
+    return numba.cfunc(types.void(types.int64), error_model="numpy", cache=keeps)(function)
 
 
 def has_openmp() -> bool:
@@ -120,11 +166,12 @@ def keep_compiled_in(directory: Path) -> None:
     """Keep what this process compiles from now on, in a directory that others may share.
 
     numba looks at the file of a function alone, and not at those of what it calls. So each version
-    of the source has a folder.
+    of the source has a folder, on each processor.
     """
     digest = hashlib.sha256()
+    digest.update(f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}".encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+        digest.update(f"{file.stat().st_mtime_ns}".encode() + file.read_bytes())
     folder = directory / f"compiled-{digest.hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A product of a few rows and weights, which are read once, near the rate of the memory."""
 
 from array import array
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import numba
@@ -22,7 +22,6 @@ from app.engine.compiled.arithmetic import (
 from app.engine.compiled.openmp import (
     ParallelFunction,
     barrier,
-    has_openmp,
     inlined,
     pointer_to,
     share,
@@ -36,37 +35,6 @@ _PRODUCT = np.dtype([
                  "factors", "rows", "width", "outputs")
 ])  # fmt: skip
 _to_product = pointer_to(numba.from_dtype(_PRODUCT))
-
-
-def product_of_rows(
-    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``[rows, outputs]`` from activations ``[rows, width]``, in float32 inside. The weights are
-    int8 with scales, or of the type of the activations.
-
-    Raises ``NotImplementedError`` on other devices and for other types.
-    """
-    function = _function(activations.dtype)
-    if function is None or activations.device.type != "cpu":
-        raise NotImplementedError(f"{activations.dtype} on {activations.device.type}")
-    activations, values = activations.contiguous(), values.contiguous()
-    scales = None if scales is None else scales.contiguous()
-    (rows, width), outputs = activations.shape, len(values)
-    out = activations.new_empty(rows, outputs)
-    num_inputs = torch.get_num_threads() * rows * width
-    room = torch.empty(2 * num_inputs + rows * outputs)
-    tensors = (activations, values, scales, out, room)
-    addresses = [0 if each is None else each.data_ptr() for each in tensors]
-    sums = room.data_ptr() + 4 * num_inputs
-    factors = sums + 4 * rows * outputs
-    fields = array("q", (*addresses, sums, factors, rows, width, outputs))
-    function(fields.buffer_info()[0])
-    return out
-
-
-def compile_product(dtype: torch.dtype) -> None:
-    """Compile products of this type, or read them if they are kept."""
-    _function(dtype)
 
 
 def float32_product(address: int) -> None:
@@ -104,7 +72,33 @@ def _run(product: Any, like: Any) -> None:
     barrier()
 
 
-@cache
-def _function(dtype: torch.dtype) -> ParallelFunction | None:
-    functions = {torch.float32: float32_product, torch.bfloat16: bfloat16_product}
-    return ParallelFunction(functions[dtype]) if has_openmp() and dtype in functions else None
+PRODUCTS_OF_ROWS: Mapping[torch.dtype, ParallelFunction] = {
+    torch.float32: ParallelFunction(float32_product),
+    torch.bfloat16: ParallelFunction(bfloat16_product),
+}
+
+
+def product_of_rows(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``[rows, outputs]`` from activations ``[rows, width]``, in float32 inside. The weights are
+    int8 with scales, or of the type of the activations.
+
+    Raises ``NotImplementedError`` on other devices, for other types, and until it is compiled.
+    """
+    function = PRODUCTS_OF_ROWS.get(activations.dtype)
+    if function is None or activations.device.type != "cpu" or not function.is_ready():
+        raise NotImplementedError(f"{activations.dtype} on {activations.device.type}")
+    activations, values = activations.contiguous(), values.contiguous()
+    scales = None if scales is None else scales.contiguous()
+    (rows, width), outputs = activations.shape, len(values)
+    out = activations.new_empty(rows, outputs)
+    num_inputs = torch.get_num_threads() * rows * width
+    room = torch.empty(2 * num_inputs + rows * outputs)
+    tensors = (activations, values, scales, out, room)
+    addresses = [0 if each is None else each.data_ptr() for each in tensors]
+    sums = room.data_ptr() + 4 * num_inputs
+    factors = sums + 4 * rows * outputs
+    fields = array("q", (*addresses, sums, factors, rows, width, outputs))
+    function(fields.buffer_info()[0])
+    return out

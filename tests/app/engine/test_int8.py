@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.compiled.integers import product_of_integers
+from app.engine.compiled.integers import INTEGER_PRODUCT, product_of_integers
+from app.engine.compiled.openmp import ParallelFunction
+from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
 from app.engine.int8 import (
@@ -194,7 +196,11 @@ def test_compiled_integers_can_be_chosen_for_bfloat16() -> None:
 
 
 def test_without_openmp_other_products_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.compiled.integers.has_openmp", lambda: False)
+    monkeypatch.setattr("app.engine.compiled.openmp.has_openmp", lambda: False)
+    integers = ParallelFunction(INTEGER_PRODUCT.function)
+    monkeypatch.setattr("app.engine.compiled.integers.INTEGER_PRODUCT", integers)
+    floats = ParallelFunction(PRODUCTS_OF_ROWS[torch.bfloat16].function)
+    monkeypatch.setitem(PRODUCTS_OF_ROWS, torch.bfloat16, floats)
     layers = quantized_layers(
         quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
     )
