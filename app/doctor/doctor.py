@@ -59,8 +59,12 @@ def _hardware(api: ServeSettings) -> list[Finding]:
     memory_bytes = min(memory_bytes, api.max_weight_bytes or memory_bytes)
     weights = models.weights(api.models_dir)
     preloaded = list(weights) if api.preload is None else api.preload
-    kernels = machine.kernels(Tuner.of(api.tune, api.data_dir).choices)
-    return [device, machine.memory(weights, preloaded, memory_bytes), kernels]
+    return [
+        device,
+        machine.memory(weights, preloaded, memory_bytes),
+        machine.kernels(Tuner.of(api.tune, api.data_dir).choices),
+        machine.compiled(api.tune, api.data_dir),
+    ]
 
 
 def _directories(settings: Settings) -> list[Finding]:

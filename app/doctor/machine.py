@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from app.doctor.finding import Finding, fine, note, size, wrong
+from app.engine.compiled.model import BLOCKS
+from app.engine.compiled.openmp import has_openmp, keep_compiled_in
 from app.engine.tuning import Choice
 
 _OURS = "sleb-serve"
@@ -53,6 +55,21 @@ def kernels(choices: Mapping[str, Choice]) -> Finding:
     if not choices:
         return fine("kernels", "none chosen on this processor yet: the first requests choose")
     return fine("kernels", "\n".join(itertools.starmap(_choice, choices.items())))
+
+
+def compiled(setting: str, data_dir: Path) -> Finding:
+    """Whether decode steps on a CPU are compiled, for which types of models."""
+    if setting == "off":
+        return fine("compiled steps", "none: SLEB_TUNE is off")
+    if not has_openmp():
+        said = "none: torch runs on another OpenMP than that of GCC"
+        return note("compiled steps", said, "steps on a CPU take longer; torch for Linux has it")
+    keep_compiled_in(data_dir)
+    kept = [str(dtype).removeprefix("torch.") for dtype, each in BLOCKS.items() if each.is_kept]
+    if not kept:
+        said = "none yet: they are compiled while a model is served for the first time"
+        return fine("compiled steps", said)
+    return fine("compiled steps", f"kept for {' and '.join(kept)}")
 
 
 def writable(directory: Path) -> Finding:

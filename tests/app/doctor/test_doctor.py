@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from typer.testing import CliRunner
 
@@ -17,8 +18,21 @@ from app.cli.main import app as command_line
 from app.config import ServeSettings
 from app.doctor.finding import Level, fine, print_findings, wrong
 from app.doctor.gpu import Gpus, device, gpus, room_bytes
-from app.doctor.machine import disk, extras, kernels, memory, open_files, packages, port, writable
+from app.doctor.machine import (
+    compiled,
+    disk,
+    extras,
+    kernels,
+    memory,
+    open_files,
+    packages,
+    port,
+    writable,
+)
+from app.engine.compiled.block import float32_block
+from app.engine.compiled.openmp import ParallelFunction
 from app.engine.tuning import Choice
+from tests.support.compiled import count, counted
 from tests.support.processes import free_port
 from tests.support.serving import local_api
 
@@ -255,6 +269,22 @@ def test_chosen_kernels_are_told_with_what_they_gain() -> None:
         f"a token each 64x3 bfloat16: {gain}",
         f"a prompt: {gain}",
     ]
+
+
+def test_compiled_steps_are_told_by_the_types_that_are_kept(
+    kept_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {
+        torch.float32: ParallelFunction(float32_block),
+        torch.bfloat16: ParallelFunction(count),
+    }
+    monkeypatch.setattr("app.doctor.machine.BLOCKS", whole)
+    assert "none yet" in compiled("on", kept_in).said
+    counted(whole[torch.bfloat16])
+    assert compiled("on", kept_in).said == "kept for bfloat16"
+    assert "SLEB_TUNE is off" in compiled("off", kept_in).said
+    monkeypatch.setattr("app.doctor.machine.has_openmp", lambda: False)
+    assert compiled("on", kept_in).level is Level.NOTE
 
 
 def test_findings_have_a_line_each_in_a_narrow_terminal(
