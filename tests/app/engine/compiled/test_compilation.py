@@ -72,10 +72,17 @@ def test_an_error_of_the_compiler_leaves_them_unready(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.usefixtures("kept_in")
-def test_a_process_that_is_killed_leaves_them_unready(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_process_that_is_killed_for_its_memory_leaves_them_unready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     function = ParallelFunction(count)
     compile_beside([function])
-    compiling().kill()
+    process = compiling()
+    score = Path(f"/proc/{process.pid}/oom_score_adj")
+    wait_until(
+        lambda: score.read_text(encoding="ascii") == "1000\n", "it is the first to be killed"
+    )
+    process.kill()
     wait_until_compiled([function])
     assert not function.is_ready()
     assert "compiling broke off: exit code -9" in caplog.text
