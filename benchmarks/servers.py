@@ -30,6 +30,7 @@ from pruning.spec.prune import Resident
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
+_COMPILES = "app.engine.compiled.compilation"
 _OURS: Mapping[str, object] = MappingProxyType(
     {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
 )
@@ -86,16 +87,25 @@ def no_server_left() -> Iterator[None]:
 def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]:
     """``sleb serve`` with defaults, on a temporary data directory with a link to the model."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        data_dir, port = Path(directory), _free_port()
+        data_dir = Path(directory)
         link_model(model, data_dir / "models" / model.name, dtype)
-        settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
-        environment = child_environment(settings)
-        environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
-        command = [sys.executable, "-m", "app", "serve"]
-        with _running(command, environment, port, "/health/ready", data_dir / "serve.log") as pid:
-            yield Server(
-                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
-            )
+        with sleb_serve_in(data_dir, model.name, threads) as server:
+            yield server
+
+
+@contextmanager
+def sleb_serve_in(
+    data_dir: Path, model: str, threads: int | None = None, *, is_compiled: bool = True
+) -> Iterator[Server]:
+    """The same on a data directory that has the model; by default when its steps are compiled."""
+    port = _free_port()
+    settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
+    environment = child_environment(settings)
+    environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
+    command, log = [sys.executable, "-m", "app", "serve"], data_dir / "serve.log"
+    health = "/health/ready"
+    with _running(command, environment, port, health, log, is_compiled=is_compiled) as pid:
+        yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
 
 
 @contextmanager
@@ -221,6 +231,15 @@ def llama_server(
             )
 
 
+def is_compiling(pid: int) -> bool:
+    """Whether a server of ours has a process that compiles decode steps."""
+    for process in _family(pid):
+        with suppress(psutil.NoSuchProcess):
+            if _COMPILES in process.cmdline():
+                return True
+    return False
+
+
 @contextmanager
 def paused(servers: Iterable[Server]) -> Iterator[None]:
     """Stop these servers and their children meanwhile, so that they take no time at all."""
@@ -258,14 +277,21 @@ def _running(
     health: str,
     log: Path,
     folder: Path | None = None,
+    *,
+    is_compiled: bool = True,
 ) -> Iterator[int]:
-    """The id of the process, which answers on this path and works in this folder, or in ours."""
+    """The id of the process, which answers on this path and works in this folder, or in ours.
+
+    Waits until it compiles nothing, unless ``is_compiled`` is false.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
         )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
+        if is_compiled:
+            _wait_until_compiled(process.pid)
         yield process.pid
         if process.poll() is not None:
             raise ServerFailed(f"{command[2:4]} exited:\n{_tail(log)}")
@@ -285,6 +311,15 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
             pass
         pause.wait(_POLL_S)
     raise ServerFailed(f"{url} did not become ready; last lines of its log:\n{_tail(log)}")
+
+
+def _wait_until_compiled(pid: int) -> None:
+    pause = threading.Event()
+    for _ in range(int(_START_TIMEOUT_S / _POLL_S)):
+        pause.wait(_POLL_S)  # the process that compiles may be about to start
+        if not is_compiling(pid):
+            return
+    raise ServerFailed(f"decode steps were not compiled within {_START_TIMEOUT_S:.0f} s")
 
 
 def _tail(log: Path) -> str:
