@@ -1,6 +1,6 @@
 """The first start on a machine against a later one: seconds until answers, and time per token.
 
-At the first start, decode steps are compiled and the ways to compute are timed. ``sleb serve``
+At the first start, blocks are compiled and the ways to compute are timed. ``sleb serve``
 starts in an empty data directory, answers one request after another, and starts again there.
 """
 
@@ -111,7 +111,7 @@ def markdown(starts: Mapping[str, Sequence[Start]]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     return (
         "# The first start\n\nSeconds from the start of `sleb serve`, and milliseconds per token "
-        "of one request at a time, while decode steps are compiled and afterwards. Medians; "
+        "of one request at a time, while blocks are compiled and afterwards. Medians; "
         "machine and command are in the JSON file of the same name.\n\n" + "\n".join([*lines, ""])
     )
 

@@ -232,7 +232,7 @@ def llama_server(
 
 
 def is_compiling(pid: int) -> bool:
-    """Whether a server of ours has a process that compiles decode steps."""
+    """Whether a server of ours has a process that compiles blocks."""
     for process in _family(pid):
         with suppress(psutil.NoSuchProcess):
             if _COMPILES in process.cmdline():
@@ -319,7 +319,7 @@ def _wait_until_compiled(pid: int) -> None:
         pause.wait(_POLL_S)  # the process that compiles may be about to start
         if not is_compiling(pid):
             return
-    raise ServerFailed(f"decode steps were not compiled within {_START_TIMEOUT_S:.0f} s")
+    raise ServerFailed(f"blocks were not compiled within {_START_TIMEOUT_S:.0f} s")
 
 
 def _tail(log: Path) -> str:

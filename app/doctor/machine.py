@@ -58,18 +58,18 @@ def kernels(choices: Mapping[str, Choice]) -> Finding:
 
 
 def compiled(setting: str, data_dir: Path) -> Finding:
-    """Whether decode steps on a CPU are compiled, for which types of models."""
+    """For which types of models blocks are compiled, for steps on a CPU."""
     if setting == "off":
-        return fine("compiled steps", "none: SLEB_TUNE is off")
+        return fine("compiled blocks", "none: SLEB_TUNE is off")
     if not has_openmp():
         said = "none: torch runs on another OpenMP than that of GCC"
-        return note("compiled steps", said, "steps on a CPU take longer; torch for Linux has it")
+        return note("compiled blocks", said, "steps on a CPU take longer; torch for Linux has it")
     keep_compiled_in(data_dir)
     kept = [str(dtype).removeprefix("torch.") for dtype, each in BLOCKS.items() if each.is_kept]
     if not kept:
         said = "none yet: they are compiled while a model is served for the first time"
-        return fine("compiled steps", said)
-    return fine("compiled steps", f"kept for {' and '.join(kept)}")
+        return fine("compiled blocks", said)
+    return fine("compiled blocks", f"kept for {' and '.join(kept)}")
 
 
 def writable(directory: Path) -> Finding:

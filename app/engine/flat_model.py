@@ -27,8 +27,9 @@ from app.engine.tuning import OFF, Tuner, size_of
 from pruning.models.architectures import Parts, architecture
 from pruning.models.blocks import block_list, finish
 
-# Three ways to run a decode on a CPU.
-FLAT, AROUND, COMPILED = "torch's operations", "compiled around products", "compiled"
+# Ways through the blocks on a CPU, the last one for prompts only.
+FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
+AROUND_BOTH = "compiled around products and attention"
 _MAX_WHOLE = 64  # rows; beyond, this was not measured to be faster than products of torch
 
 
@@ -77,31 +78,25 @@ class FlatModel:
         """The fastest way through all blocks."""
         compiled = self._compiled
 
-        def flat() -> torch.Tensor:
+        def flat(num_blocks: int | None = None) -> torch.Tensor:
             stream = hidden
-            for block in self._blocks:
+            for block in self._blocks[:num_blocks]:
                 stream = block(stream, rotations[block.kind], attention, cache)
             return stream
 
         if compiled is None or self._blocks[0].has_hooks or not compiled.is_ready():
             return flat
-        shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
-        if not isinstance(attention, BatchedDecodeAttention):
-            first = self._blocks[0]
-            of_first = {
-                FLAT: lambda: first(hidden, rotations[first.kind], attention, cache),
-                AROUND: lambda: compiled.of_prompts(hidden, rotations, attention, cache, 1),
-            }
-            name = f"{compiled.name} of prompts"
-            way = self._tuner.fastest(name, shape, hidden.dtype, of_first)
-            if way == FLAT:
-                return flat
-            return partial(compiled.of_prompts, hidden, rotations, attention, cache)
-        ways = {FLAT: flat}
+        ways: dict[str, Callable[..., torch.Tensor]] = {FLAT: flat}
         if len(hidden) <= _MAX_WHOLE:
-            ways[COMPILED] = lambda: compiled.whole(hidden, rotations, cache)
-        ways[AROUND] = lambda: compiled.around_products(hidden, rotations, cache)
-        return ways[self._tuner.fastest(compiled.name, shape, hidden.dtype, ways)]
+            ways[COMPILED] = partial(compiled.whole, hidden, rotations, cache)
+        ways[AROUND] = partial(compiled.around_products, hidden, rotations, cache)
+        shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
+        if isinstance(attention, BatchedDecodeAttention):
+            return ways[self._tuner.fastest(compiled.name, shape, hidden.dtype, ways)]
+        ways[AROUND_BOTH] = partial(compiled.around_attention, hidden, rotations, attention, cache)
+        of_first = {way: partial(run, num_blocks=1) for way, run in ways.items()}
+        name, sees = f"{compiled.name} of prompts", size_of(max(attention.num_keys))
+        return ways[self._tuner.fastest(name, (sees, *shape), hidden.dtype, of_first)]
 
     def turns_whole_heads(self) -> bool:
         """Whether rotation applies to whole heads; partial rotation is not supported here."""
@@ -139,8 +134,8 @@ def flat_model(model: PreTrainedModel, tuner: Tuner = OFF) -> FlatModel | None:
     return decoder if decoder.turns_whole_heads() else None
 
 
-def compile_decodes(model: PreTrainedModel, tuner: Tuner) -> None:
-    """Begin to compile what decodes of this model and of its int8 form may run, if it is not kept.
+def compile_steps(model: PreTrainedModel, tuner: Tuner) -> None:
+    """Begin to compile what steps of this model and of its int8 form may run, if it is not kept.
 
     Until it is compiled, they run torch's operations.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.engine.flat_model import compile_decodes
+from app.engine.flat_model import compile_steps
 from app.engine.int8 import int8_model
 from app.engine.tuning import Tuner
 from app.engine.variant import Variant, make_variant
@@ -284,9 +284,9 @@ class ModelRegistry:
         )
 
     def _ready(self, read: Callable[[], LoadedModel]) -> LoadedModel:
-        """A model that is read, while what its decodes need begins to be compiled."""
+        """A model that is read, while what its steps need begins to be compiled."""
         loaded = read()
-        compile_decodes(loaded.model, self._new_tuner())
+        compile_steps(loaded.model, self._new_tuner())
         return loaded
 
     def _fetch(self, name: str) -> None:

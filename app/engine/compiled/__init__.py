@@ -1,1 +1,1 @@
-"""Decode steps of a few sequences on a CPU, compiled for the processor that runs them."""
+"""Steps of a few tokens on a CPU, compiled for the processor that runs them."""

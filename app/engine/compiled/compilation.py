@@ -62,7 +62,7 @@ def _run(functions: Sequence[ParallelFunction]) -> None:
         check=False,
     )
     if all(each.is_kept for each in functions):
-        logger.info("decode steps were compiled in %.1f s", time.monotonic() - began_s)
+        logger.info("the blocks of models were compiled in %.1f s", time.monotonic() - began_s)
         return
     logger.warning(
         "torch's operations are used instead of compiled ones: compiling broke off: %s",

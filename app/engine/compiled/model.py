@@ -47,7 +47,7 @@ class NotCompiled(Exception):
 
 
 class CompiledBlocks:
-    """The blocks of a model as compiled functions, for decode steps on a CPU."""
+    """The blocks of a model as compiled functions, for steps on a CPU."""
 
     def __init__(self, blocks: Sequence[FlatBlock], windows: Mapping[str, int | None]) -> None:
         """Raises ``NotCompiled`` if a block has a part of another kind."""
@@ -69,28 +69,39 @@ class CompiledBlocks:
         return self._run.is_ready()
 
     def whole(
-        self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
+        self,
+        hidden: torch.Tensor,
+        rotations: Mapping[str, Rotation],
+        cache: SlotCache,
+        num_blocks: int | None = None,
     ) -> torch.Tensor:
-        """Map hidden states ``[rows, width]`` to those behind the last block; writes to the open
-        cache."""
+        """Map hidden states ``[rows, width]`` to those behind so many blocks, by default all.
+
+        Writes to the open cache. Each row sees its slot up to its position.
+        """
         out = hidden.clone()
         with self._opened(out, rotations, cache, is_whole=True):
+            self._step["num_blocks"] = num_blocks or len(self._records)
             self._run_part(*self._records[0], WHOLE, out, out)
         return out
 
     def around_products(
-        self, hidden: torch.Tensor, rotations: Mapping[str, Rotation], cache: SlotCache
+        self,
+        hidden: torch.Tensor,
+        rotations: Mapping[str, Rotation],
+        cache: SlotCache,
+        num_blocks: int | None = None,
     ) -> torch.Tensor:
         """The same with products by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
-            for block, record in zip(self._flat, self._records, strict=True):
+            for block, record in [*zip(self._flat, self._records, strict=True)][:num_blocks]:
                 attended = hidden.new_empty(len(out), int(record[0]["output"]["inputs"]))
                 self._run_part(*record, OUTPUT, self._projected(block, record, out), attended)
                 self._feed_forward(block, record, block.output(attended), out)
         return out
 
-    def of_prompts(
+    def around_attention(
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
@@ -98,7 +109,7 @@ class CompiledBlocks:
         cache: SlotCache,
         num_blocks: int | None = None,
     ) -> torch.Tensor:
-        """The same for any tokens, with products and attention by torch; by default all blocks."""
+        """The same with products and attention by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
             for block, record in [*zip(self._flat, self._records, strict=True)][:num_blocks]:
@@ -173,7 +184,7 @@ class CompiledBlocks:
             "stream": rows * widest,
             "normed": threads * widest * (rows if is_whole else 1),
             "projected": rows * (max(outputs.values()) if is_whole else outputs["project"]),
-            "scores": threads * metadata.num_tokens,
+            "scores": threads * metadata.cache_shape[1],
             "attended": rows * inputs["output"],
             "between": rows * inputs["down"] * is_whole,
             "update": rows * widest * is_whole,
@@ -184,8 +195,7 @@ class CompiledBlocks:
         for name, size in sizes.items():
             step[name] = address
             address += 4 * size
-        step["rows"], step["num_blocks"] = rows, len(self._records)
-        step["num_tokens"] = metadata.num_tokens
+        step["rows"], step["num_tokens"] = rows, metadata.cache_shape[1]
         step["slots"], step["positions"] = metadata.slots.data_ptr(), metadata.positions.data_ptr()
         return room
 

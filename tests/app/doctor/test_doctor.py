@@ -271,7 +271,7 @@ def test_chosen_kernels_are_told_with_what_they_gain() -> None:
     ]
 
 
-def test_compiled_steps_are_told_by_the_types_that_are_kept(
+def test_compiled_blocks_are_told_by_the_types_that_are_kept(
     kept_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = {

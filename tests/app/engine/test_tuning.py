@@ -12,8 +12,10 @@ import torch
 from app.config import ServeSettings
 from app.engine import tuning
 from app.engine.attention import FUSED, PRODUCTS
+from app.engine.compiled.model import BLOCKS
+from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.engine import Engine
-from app.engine.flat_model import AROUND, COMPILED, FLAT
+from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT
 from app.engine.head import COMPILED_HEAD, TORCH
 from app.engine.row_kernels import NATIVE, ONE_DNN
 from app.engine.tuning import OFF, Tuner, processor, size_of
@@ -27,6 +29,7 @@ WAYS = (
     (FUSED, ONE_DNN, FLAT, TORCH),
     (PRODUCTS, NATIVE, COMPILED, AROUND, COMPILED_HEAD),
     (AROUND,),
+    (AROUND_BOTH,),
     (),
 )
 
@@ -154,6 +157,7 @@ def test_sizes_are_powers_of_two() -> None:
 def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
     settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert all(each[FLOAT].is_ready() for each in (BLOCKS, PRODUCTS_OF_ROWS))
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # the service sets it for the process
     default, kept = ServeSettings.model_fields["tune"].default, settings.data_dir / "tuning.json"
     for tune, is_kept in (("off", False), (default, True)):
@@ -168,16 +172,7 @@ def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
     assert {"a prompt", "int8 products", "blocks", "quantized blocks", "head"} <= names
 
 
-@pytest.mark.parametrize(
-    "ways",
-    [
-        (FUSED, ONE_DNN, FLAT, TORCH),
-        (PRODUCTS, NATIVE, COMPILED, AROUND, COMPILED_HEAD),
-        (AROUND,),
-        (),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("ways", WAYS, ids=str)
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_whatever_is_chosen_gives_the_tokens_of_generate(
     family: str, ways: tuple[str, ...]

@@ -19,7 +19,7 @@ from app.engine.compiled.model import BLOCKS
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.engine import Engine
-from app.engine.flat_model import compile_decodes
+from app.engine.flat_model import compile_steps
 from app.engine.int8 import int8_model
 from app.engine.tuning import OFF, Tuner
 from tests.support.compiled import always, broken, count, counted
@@ -151,7 +151,7 @@ def test_int8_products_are_timed_when_they_are_compiled(monkeypatch: pytest.Monk
         (torch.float32, OFF, None),
     ],
 )
-def test_what_decodes_of_a_model_may_run_is_compiled(
+def test_what_steps_of_a_model_may_run_is_compiled(
     dtype: torch.dtype,
     tuner: Tuner,
     functions: list[ParallelFunction] | None,
@@ -161,5 +161,5 @@ def test_what_decodes_of_a_model_may_run_is_compiled(
     monkeypatch.setattr("app.engine.flat_model.compile_beside", asked.append)
     model = copy.deepcopy(tiny_model("llama"))
     nn.Module.to(model, dtype)
-    compile_decodes(model, tuner)
+    compile_steps(model, tuner)
     assert asked == ([] if functions is None else [functions])

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
-from app.engine.flat_model import AROUND, COMPILED, FlatModel, flat_model
+from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FlatModel, flat_model
 from app.engine.int8 import int8_model
 from app.engine.model_runner import Forwarded, ModelRunner
 from app.engine.scheduler import Batch
@@ -26,7 +26,7 @@ from tests.support.compiled import always, torch_threads
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
-WAYS = (AROUND, COMPILED)
+WAYS = (AROUND, AROUND_BOTH, COMPILED)
 COMPILED_FAMILIES = (
     "gemma", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
 )  # fmt: skip

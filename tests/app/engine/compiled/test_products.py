@@ -61,6 +61,7 @@ FUNCTIONS: dict[torch.dtype, Callable[[int], None]] = {
 @pytest.mark.parametrize("dtype", FUNCTIONS)
 def test_products_of_any_size_are_those_of_float64(dtype: torch.dtype) -> None:
     function = ParallelFunction(FUNCTIONS[dtype])
+    assert function.is_ready()
 
     @settings(max_examples=150, deadline=None)
     @given(
