@@ -43,6 +43,7 @@ while True:
 ALONE, JOB, HALF = "alone", "one job", "half of the CPUs"
 _POLL_S = 0.2
 _JOB_S = 20.0  # for which a job's evaluations are counted
+_LIMIT_S = 200.0  # for the first of them
 
 Workload = Mapping[int, Sequence[SampleRequest]]  # by the number of sequences at once
 Situation = Callable[[Server], AbstractContextManager[object]]
@@ -215,9 +216,11 @@ def _gaps_s(passes: Sequence[Pass]) -> list[float]:
 def _rate(url: str) -> float:
     began_s, before = time.perf_counter(), _num_done(url)
     pause = threading.Event()
-    while (seconds := time.perf_counter() - began_s) < _JOB_S:
+    seconds, done = 0.0, 0
+    while seconds < _JOB_S or (not done and seconds < _LIMIT_S):
         pause.wait(_POLL_S)
-    if not (done := _num_done(url) - before):
+        seconds, done = time.perf_counter() - began_s, _num_done(url) - before
+    if not done:
         raise JobEnded(f"{url} evaluated no candidate for {seconds:.0f} s: is it running?")
     return done / seconds
 

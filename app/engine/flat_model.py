@@ -5,8 +5,9 @@ a tenth of a small model's step. It supports blocks of the usual kind. Other mod
 forward, which is also the oracle in the tests.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import cycle
 
 import torch
 from transformers import PreTrainedModel
@@ -78,9 +79,9 @@ class FlatModel:
         """The fastest way through all blocks."""
         compiled = self._compiled
 
-        def flat(num_blocks: int | None = None) -> torch.Tensor:
+        def flat(part: slice = slice(None)) -> torch.Tensor:
             stream = hidden
-            for block in self._blocks[:num_blocks]:
+            for block in self._blocks[part]:
                 stream = block(stream, rotations[block.kind], attention, cache)
             return stream
 
@@ -94,9 +95,10 @@ class FlatModel:
         if isinstance(attention, BatchedDecodeAttention):
             return ways[self._tuner.fastest(compiled.name, shape, hidden.dtype, ways)]
         ways[AROUND_BOTH] = partial(compiled.around_attention, hidden, rotations, attention, cache)
-        of_first = {way: partial(run, num_blocks=1) for way, run in ways.items()}
+        turns = cycle(range(len(self._blocks)))
+        of_next = {way: partial(_of_next, run, turns) for way, run in ways.items()}
         name, sees = f"{compiled.name} of prompts", size_of(max(attention.num_keys))
-        return ways[self._tuner.fastest(name, (sees, *shape), hidden.dtype, of_first)]
+        return ways[self._tuner.fastest(name, (sees, *shape), hidden.dtype, of_next)]
 
     def turns_whole_heads(self) -> bool:
         """Whether rotation applies to whole heads; partial rotation is not supported here."""
@@ -111,6 +113,12 @@ class FlatModel:
         cos, sin = self._rotate(hidden, positions[:, None], *kinds)
         first, second = sin.chunk(2, dim=-1)
         return Rotation(cos, torch.cat((-first, second), dim=-1))
+
+
+def _of_next(run: Callable[..., torch.Tensor], turns: Iterator[int]) -> torch.Tensor:
+    """Run one block, whose weights are in no cache, as in a step."""
+    position = next(turns)
+    return run(part=slice(position, position + 1))
 
 
 def flat_model(model: PreTrainedModel, tuner: Tuner = OFF) -> FlatModel | None:

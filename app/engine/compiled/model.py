@@ -29,6 +29,7 @@ from app.engine.kv_cache import SlotCache
 from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
 from pruning.models.rounding import QuantizedLinear
 
+_ALL = slice(None)
 # By the type of hidden states, weights and the cache.
 BLOCKS: Mapping[torch.dtype, ParallelFunction] = {
     torch.float32: ParallelFunction(float32_block),
@@ -73,16 +74,16 @@ class CompiledBlocks:
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         cache: SlotCache,
-        num_blocks: int | None = None,
+        part: slice = _ALL,
     ) -> torch.Tensor:
-        """Map hidden states ``[rows, width]`` to those behind so many blocks, by default all.
+        """Map hidden states ``[rows, width]`` to those behind this part of the blocks.
 
         Writes to the open cache. Each row sees its slot up to its position.
         """
-        out = hidden.clone()
+        out, records = hidden.clone(), self._records[part]
         with self._opened(out, rotations, cache, is_whole=True):
-            self._step["num_blocks"] = num_blocks or len(self._records)
-            self._run_part(*self._records[0], WHOLE, out, out)
+            self._step["num_blocks"] = len(records)
+            self._run_part(*records[0], WHOLE, out, out)
         return out
 
     def around_products(
@@ -90,12 +91,12 @@ class CompiledBlocks:
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         cache: SlotCache,
-        num_blocks: int | None = None,
+        part: slice = _ALL,
     ) -> torch.Tensor:
         """The same with products by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
-            for block, record in [*zip(self._flat, self._records, strict=True)][:num_blocks]:
+            for block, record in self._both(part):
                 attended = hidden.new_empty(len(out), int(record[0]["output"]["inputs"]))
                 self._run_part(*record, OUTPUT, self._projected(block, record, out), attended)
                 self._feed_forward(block, record, block.output(attended), out)
@@ -107,12 +108,12 @@ class CompiledBlocks:
         rotations: Mapping[str, Rotation],
         attention: Attention,
         cache: SlotCache,
-        num_blocks: int | None = None,
+        part: slice = _ALL,
     ) -> torch.Tensor:
         """The same with products and attention by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
-            for block, record in [*zip(self._flat, self._records, strict=True)][:num_blocks]:
+            for block, record in self._both(part):
                 projected = self._projected(block, record, out)
                 self._run_part(*record, ATTENTION, projected, turned := torch.empty_like(projected))
                 heads = turned.view(len(out), -1, block.head_dim)
@@ -120,6 +121,10 @@ class CompiledBlocks:
                 update = block.attended(queries, keys, values, attention, cache)
                 self._feed_forward(block, record, update, out)
         return out
+
+    def _both(self, part: slice) -> Iterator[tuple[FlatBlock, tuple[Any, int]]]:
+        """Flat blocks with what their compiled parts read."""
+        return zip(self._flat[part], self._records[part], strict=True)
 
     def _projected(
         self, block: FlatBlock, record: tuple[Any, int], hidden: torch.Tensor
