@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -60,6 +61,16 @@ class CompiledBlocks:
         for fields, block in zip(self._blocks, blocks, strict=True):
             self._set(fields, block, windows[block.kind])
         self._run = BLOCKS[self._dtype]
+        records = self._blocks
+        widths = (
+            records["width"], records["project"]["outputs"], records["gate_and_up"]["outputs"],
+            records["output"]["inputs"], records["down"]["inputs"],
+        )  # fmt: skip
+        self._widths = [int(each.max()) for each in widths]
+        kinds = np.array([block.kind for block in blocks])
+        self._of_kind = {kind: kinds == kind for kind in {block.kind for block in blocks}}
+        self._cache: Callable[[], SlotCache | None] = lambda: None  # whose addresses are set
+        self._cache_version = 0
         is_quantized = bool(self._blocks["down"]["scales"].any())
         self.name = "quantized blocks" if is_quantized else "blocks"
         start, size = self._blocks.ctypes.data, self._blocks.itemsize
@@ -161,39 +172,43 @@ class CompiledBlocks:
         is_whole: bool = False,
     ) -> Iterator[None]:
         """Set what blocks read and write beside their hidden states."""
-        tables = {
-            kind: (rotation.cos.float().contiguous(), rotation.sin.float().contiguous())
-            for kind, rotation in rotations.items()
-        }
-        first = self._blocks[0]
-        like = hidden.new_empty(0, int(first["key_heads"]), int(first["head_dim"]))
-        cached = [cache.tensors(position, like) for position in range(len(self._records))]
-        turned = [tables[block.kind] for block in self._flat]
-        read = (*zip(*cached, strict=True), *zip(*turned, strict=True))
-        for name, tensors in zip(("keys", "values", "cos", "sin"), read, strict=True):
-            self._blocks[name] = [each.data_ptr() for each in tensors]
-        self._blocks["cache_tokens"] = [keys.shape[2] for keys, _ in cached]
+        self._set_cache(cache, hidden)
+        tables = [
+            (of_kind, *_floats_of(rotations[kind])) for kind, of_kind in self._of_kind.items()
+        ]
+        for of_kind, cos, sin in tables:
+            self._blocks["cos"][of_kind] = cos.data_ptr()
+            self._blocks["sin"][of_kind] = sin.data_ptr()
         room = self._room(cache, len(hidden), is_whole=is_whole)
         yield
-        del room
+        del room, tables
+
+    def _set_cache(self, cache: SlotCache, hidden: torch.Tensor) -> None:
+        """Set where keys and values are, unless that is known."""
+        first = self._blocks[0]
+        like = hidden.new_empty(0, int(first["key_heads"]), int(first["head_dim"]))
+        cache.tensors(0, like)  # a new version if there is too little room
+        if self._cache() is cache and self._cache_version == cache.version:
+            return
+        cached = [cache.tensors(position, like) for position in range(len(self._records))]
+        self._blocks["keys"] = [keys.data_ptr() for keys, _ in cached]
+        self._blocks["values"] = [values.data_ptr() for _, values in cached]
+        self._blocks["cache_tokens"] = [keys.shape[2] for keys, _ in cached]
+        self._cache, self._cache_version = ref(cache), cache.version
 
     def _room(self, cache: SlotCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""
         metadata, threads = cache.metadata, torch.get_num_threads()
-        widest = int(self._blocks["width"].max())
-        outputs = {
-            name: int(self._blocks[name]["outputs"].max()) for name in ("project", "gate_and_up")
-        }
-        inputs = {name: int(self._blocks[name]["inputs"].max()) for name in ("output", "down")}
+        widest, project, gate_and_up, output, down = self._widths
         sizes = {
             "stream": rows * widest,
             "normed": threads * widest * (rows if is_whole else 1),
-            "projected": rows * (max(outputs.values()) if is_whole else outputs["project"]),
+            "projected": rows * (max(project, gate_and_up) if is_whole else project),
             "scores": threads * metadata.cache_shape[1],
-            "attended": rows * inputs["output"],
-            "between": rows * inputs["down"] * is_whole,
+            "attended": rows * output,
+            "between": rows * down * is_whole,
             "update": rows * widest * is_whole,
-            "factors": threads * rows * max(widest, *inputs.values()) * is_whole,
+            "factors": threads * rows * max(widest, output, down) * is_whole,
         }
         room = torch.empty(sum(sizes.values()))
         address, step = room.data_ptr(), self._step[0]
@@ -281,6 +296,10 @@ def compiled_blocks(
         return CompiledBlocks(blocks, windows)
     except NotCompiled:
         return None
+
+
+def _floats_of(rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
+    return rotation.cos.float().contiguous(), rotation.sin.float().contiguous()
 
 
 def _dtype_of(block: FlatBlock) -> torch.dtype:

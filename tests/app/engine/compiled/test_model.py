@@ -1,7 +1,7 @@
 """Compiled blocks compute what the flat ones compute: one contract for every family."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
-from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FlatModel, flat_model
+from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT, FlatModel, flat_model
 from app.engine.int8 import int8_model
 from app.engine.model_runner import Forwarded, ModelRunner
 from app.engine.scheduler import Batch
-from app.engine.tuning import OFF, Tuner
+from app.engine.tuning import OFF, Choice, Run, Tuner
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from tests.support.both_ways import Forwards, forwards
 from tests.support.compiled import always, torch_threads
-from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
+from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
 WAYS = (AROUND, AROUND_BOTH, COMPILED)
@@ -125,6 +125,24 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     ]
     ours, theirs = (sum(each) for each in zip(*errors, strict=True))
     assert ours < 1.2 * theirs
+
+
+class FlatPrompts(Tuner):
+    """Prompts by torch's operations, and decodes compiled."""
+
+    def choose(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, ways: Mapping[str, Run]
+    ) -> Choice:
+        if COMPILED not in ways:
+            return super().choose(name, shape, dtype, ways)
+        return Choice(FLAT if "prompts" in name else COMPILED, {})
+
+
+def test_a_cache_after_another_is_the_one_that_is_read() -> None:
+    engine = Engine(tuner=FlatPrompts())
+    for seed in range(3):
+        each = request(prompt(9, seed), max_new_tokens=6)
+        assert run(engine, each).of(each) == expected(each)
 
 
 def in_float16(model: PreTrainedModel) -> None:
