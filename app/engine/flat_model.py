@@ -31,7 +31,7 @@ from pruning.models.blocks import block_list, finish
 # Ways through the blocks on a CPU, the last one for prompts only.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
 AROUND_BOTH = "compiled around products and attention"
-_MAX_WHOLE = 64  # rows; beyond, this was not measured to be faster than products of torch
+_MAX_WHOLE = 64  # rows: each thread has room for the inputs of all, so more would take much memory
 
 
 class FlatModel:
