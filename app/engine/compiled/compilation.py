@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -83,7 +84,7 @@ def main(parent: str, directory: str, *names: str) -> None:
 
 def _be_killed_first() -> None:
     """Have Linux end this process, and not the service, where memory runs out (proc(5))."""
-    if sys.platform == "linux":
+    with suppress(OSError):  # of a system without it
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
