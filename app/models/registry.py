@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.flat_model import compile_steps
 from app.engine.int8 import int8_model
-from app.engine.tuning import Tuner
+from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
@@ -73,7 +73,7 @@ class ModelRegistry:
         *,
         device: str = "auto",
         max_weight_bytes: int | None = None,
-        new_tuner: Callable[[], Tuner] = Tuner,
+        new_tuner: Callable[[], Tuner] = lambda: OFF,
     ) -> None:
         self.catalog = catalog
         self._models = models
