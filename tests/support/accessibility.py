@@ -26,6 +26,8 @@ _SPACED = """() => {
 _CUT = """() => [...document.querySelectorAll("button, .button, nav a, th, td, label, dd, dt")]
   .filter((node) => node.clientWidth > 1 && node.scrollWidth > node.clientWidth + 1
     && getComputedStyle(node).display !== "inline").map((node) => node.outerHTML.slice(0, 80))"""
+# until what observes a size has seen the new one, as a picture does that is as wide as its place
+_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 _TOO_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 
 
@@ -53,6 +55,7 @@ def faults(page: "Page") -> list[tuple[object, ...]]:
         for theme, width in VIEWS:
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             page.set_viewport_size({"width": width, "height": 900})
+            page.evaluate(_FRAMES)
             rules = [] if spacing else broken_rules(page)
             found += [(theme, width, spacing, *each) for each in [*rules, *misfits(page)]]
         space(page)
