@@ -31,7 +31,6 @@ from pruning.models.blocks import block_list, finish
 # Ways through the blocks on a CPU, the last one for prompts only.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
 AROUND_BOTH = "compiled around products and attention"
-_MAX_WHOLE = 64  # rows: each thread has room for the inputs of all, so more would take much memory
 
 
 class FlatModel:
@@ -88,7 +87,7 @@ class FlatModel:
         if compiled is None or self._blocks[0].has_hooks or not compiled.is_ready():
             return flat
         ways: dict[str, Callable[..., torch.Tensor]] = {FLAT: flat}
-        if len(hidden) <= _MAX_WHOLE:
+        if compiled.has_room(len(hidden), cache.metadata.cache_shape[1]):
             ways[COMPILED] = partial(compiled.whole, hidden, rotations, cache)
         ways[AROUND] = partial(compiled.around_products, hidden, rotations, cache)
         shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))

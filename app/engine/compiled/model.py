@@ -31,6 +31,7 @@ from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuant
 from pruning.models.rounding import QuantizedLinear
 
 _ALL = slice(None)
+_MAX_ROOM_BYTES = 2**28  # for one step of whole blocks
 # By the type of hidden states, weights and the cache.
 BLOCKS: Mapping[torch.dtype, ParallelFunction] = {
     torch.float32: ParallelFunction(float32_block),
@@ -196,20 +197,18 @@ class CompiledBlocks:
         self._blocks["cache_tokens"] = [keys.shape[2] for keys, _ in cached]
         self._cache, self._cache_version = ref(cache), cache.version
 
+    def has_room(self, rows: int, num_tokens: int) -> bool:
+        """Whether whole blocks have room for so many rows and tokens of a slot.
+
+        Each thread has the inputs of all rows.
+        """
+        sizes = self._sizes(rows, num_tokens, is_whole=True)
+        return 4 * sum(sizes.values()) <= _MAX_ROOM_BYTES
+
     def _room(self, cache: SlotCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""
-        metadata, threads = cache.metadata, torch.get_num_threads()
-        widest, project, gate_and_up, output, down = self._widths
-        sizes = {
-            "stream": rows * widest,
-            "normed": threads * widest * (rows if is_whole else 1),
-            "projected": rows * (max(project, gate_and_up) if is_whole else project),
-            "scores": threads * metadata.cache_shape[1],
-            "attended": rows * output,
-            "between": rows * down * is_whole,
-            "update": rows * widest * is_whole,
-            "factors": threads * rows * max(widest, output, down) * is_whole,
-        }
+        metadata = cache.metadata
+        sizes = self._sizes(rows, metadata.cache_shape[1], is_whole=is_whole)
         room = torch.empty(sum(sizes.values()))
         address, step = room.data_ptr(), self._step[0]
         for name, size in sizes.items():
@@ -218,6 +217,21 @@ class CompiledBlocks:
         step["rows"], step["num_tokens"] = rows, metadata.cache_shape[1]
         step["slots"], step["positions"] = metadata.slots.data_ptr(), metadata.positions.data_ptr()
         return room
+
+    def _sizes(self, rows: int, num_tokens: int, *, is_whole: bool) -> Mapping[str, int]:
+        """The numbers of float32 of each part of the room."""
+        threads = torch.get_num_threads()
+        widest, project, gate_and_up, output, down = self._widths
+        return {
+            "stream": rows * widest,
+            "normed": threads * widest * (rows if is_whole else 1),
+            "projected": rows * (max(project, gate_and_up) if is_whole else project),
+            "scores": threads * num_tokens,
+            "attended": rows * output,
+            "between": rows * down * is_whole,
+            "update": rows * widest * is_whole,
+            "factors": threads * rows * max(widest, output, down) * is_whole,
+        }
 
     def _set(self, fields: Any, block: FlatBlock, window: int | None) -> None:
         feed_forward = block.feed_forward

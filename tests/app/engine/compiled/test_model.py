@@ -27,6 +27,7 @@ from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, reque
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
 WAYS = (AROUND, AROUND_BOTH, COMPILED)
+NUM_TOKENS = 64  # of a slot, for short sequences
 COMPILED_FAMILIES = (
     "gemma", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
 )  # fmt: skip
@@ -143,6 +144,24 @@ def test_a_cache_after_another_is_the_one_that_is_read() -> None:
     for seed in range(3):
         each = request(prompt(9, seed), max_new_tokens=6)
         assert run(engine, each).of(each) == expected(each)
+
+
+def test_whole_blocks_are_timed_only_where_they_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = flat_model(tiny_model("llama"), always(COMPILED))
+    assert flat is not None
+    assert flat._compiled is not None
+    sizes = flat._compiled._sizes(9, NUM_TOKENS, is_whole=True)
+    monkeypatch.setattr("app.engine.compiled.model._MAX_ROOM_BYTES", 4 * sum(sizes.values()))
+    timed = {}
+    for length in (9, 17):
+        tuner = Tuner()
+        run(Engine(tuner=tuner), request(prompt(length), max_new_tokens=2))
+        timed[length] = {
+            name.startswith("blocks of prompts"): COMPILED in choice.seconds
+            for name, choice in tuner.choices.items()
+            if name.startswith("blocks")
+        }
+    assert timed == {9: {True: True, False: True}, 17: {True: False, False: True}}
 
 
 def in_float16(model: PreTrainedModel) -> None:
