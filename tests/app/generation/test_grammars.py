@@ -106,7 +106,7 @@ async def test_few_requests_wait(
     tiny: Variant, tiny_loaded: LoadedModel, gate: _Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammars, "MAX_WAITING", 1)
-    made = Grammars()
+    made = Grammars(deadline_s=60)
     waiting = asyncio.ensure_future(made.get(const(1), tiny_loaded.tokenizer, tiny))
     while not gate.schemas:
         await asyncio.sleep(0)
