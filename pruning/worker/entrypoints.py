@@ -20,7 +20,7 @@ from pruning.worker.senders import senders_of
 from pruning.worker.sinks import sending
 from pruning.worker.tracking import SpeedupOf
 
-# A job beside a service on the same CPUs gets a third of a fair share. Alone, it gets everything.
+# A job gets what a service on the same CPUs leaves. Alone, it gets everything.
 _NICENESS = 19
 
 

@@ -87,7 +87,7 @@ TINY_SHAPE: Mapping[str, Any] = {"model_type": "llama", **_LLAMA_LIKE}
 
 
 @cache
-@torch.inference_mode(mode=False)  # whoever is the first to ask, as other tests need gradients
+@torch.inference_mode(mode=False)  # the first caller may be in that mode, and tests need gradients
 def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
     """A float32 model of that family; large, untied weights, or it would repeat its last token."""
     torch.manual_seed(seed)

@@ -54,7 +54,9 @@ def own_halves(address: int, rows: int, width: int) -> NDArray[np.uint16]:
 
 def array_like(like: Any, address: int, rows: int, width: int) -> Any:
     """Numbers ``[rows, width]`` at an address, of the kind that ``like`` has."""
-    raise NotImplementedError(like, address, rows, width)
+    raise NotImplementedError(
+        like, address, rows, width
+    )  # only in compiled code, in the form below
 
 
 @by_type(array_like)
@@ -69,7 +71,7 @@ def _array_like(like: Any, address: Any, rows: Any, width: Any) -> Any:
 
 def itemsize(array: Any) -> int:
     """The bytes of a number of the array."""
-    raise NotImplementedError(array)
+    raise NotImplementedError(array)  # only in compiled code, in the form below
 
 
 @by_type(itemsize)
@@ -84,7 +86,7 @@ def _itemsize(array: Any) -> Any:
 
 def as_float(number: Any) -> Any:
     """A float32 from a number of a matrix: uint16 are the bits of a bfloat16."""
-    raise NotImplementedError(number)
+    raise NotImplementedError(number)  # only in compiled code, in the form below
 
 
 @by_type(as_float)
@@ -100,7 +102,7 @@ def _as_float(number: Any) -> Any:
 
 def as_number_of(array: Any, number: Any) -> Any:
     """A float32 as a number of the kind that the array has; to bfloat16, to the nearest even."""
-    raise NotImplementedError(array, number)
+    raise NotImplementedError(array, number)  # only in compiled code, in the form below
 
 
 @by_type(as_number_of)

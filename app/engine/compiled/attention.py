@@ -1,4 +1,4 @@
-"""Attention of one token of each sequence, to its own slot of the cache.
+"""Attention of tokens, a row each, to the slots of their sequences up to their own positions.
 
 Threads share the rows, whose queries and keys are rotated, and then the heads of all rows.
 """

@@ -1,4 +1,4 @@
-"""Decoder blocks for one token of each of a few sequences, as one function for all threads.
+"""Decoder blocks for the tokens of one step, a row each, as one function for all threads.
 
 Threads share the outputs of a product. In between everything is float32; hidden states, weights
 and the cache have the type of the model. Where products are left to torch, the parts between them

@@ -54,20 +54,24 @@ def wait_until_compiled(functions: Sequence[ParallelFunction]) -> None:
 def _run(functions: Sequence[ParallelFunction]) -> None:
     began_s = time.monotonic()
     names = [f"{each.function.__module__}:{each.function.__qualname__}" for each in functions]
-    ended = subprocess.run(  # noqa: S603 - this module
-        [sys.executable, "-m", __name__, str(os.getpid()), numba.config.CACHE_DIR, *names],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    try:
+        ended = subprocess.run(  # noqa: S603 - this module
+            [sys.executable, "-m", __name__, str(os.getpid()), numba.config.CACHE_DIR, *names],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    except OSError as error:  # no process can be started
+        reason = str(error)
+    else:
+        reason = ended.stderr.strip() or f"exit code {ended.returncode}"
     if all(each.is_kept for each in functions):
         logger.info("the blocks of models were compiled in %.1f s", time.monotonic() - began_s)
         return
     logger.warning(
-        "torch's operations are used instead of compiled ones: compiling broke off: %s",
-        ended.stderr.strip() or f"exit code {ended.returncode}",
+        "torch's operations are used instead of compiled ones: compiling broke off: %s", reason
     )
 
 

@@ -66,7 +66,7 @@ def _write_block(weights: Any, inputs: Any, start: int, end: int, whole: int, ou
 def _as_factors(weights: Any, inputs: Floats, room: Any) -> Any:
     """The inputs as products take them: as bfloat16, in this room, if the processor multiplies
     pairs of such numbers and the weights have them."""
-    raise NotImplementedError(weights, inputs, room)
+    raise NotImplementedError(weights, inputs, room)  # only in compiled code, in the form below
 
 
 @by_type(_as_factors)

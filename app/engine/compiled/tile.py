@@ -57,7 +57,7 @@ def _make_add(context: Any, builder: ir.IRBuilder, _signature: Any, values: Sequ
 
 def columns_of(weights: Any, inputs: Any) -> int:
     """The columns of a vector in the products of such arrays."""
-    raise NotImplementedError(weights, inputs)
+    raise NotImplementedError(weights, inputs)  # only in compiled code, in the form below
 
 
 @by_type(columns_of)

@@ -38,11 +38,12 @@ class _Gate:
     """Holds up the making of grammars until it is open, and counts it."""
 
     def __init__(self) -> None:
-        self.is_open = threading.Event()
+        self.is_open, self.has_begun = threading.Event(), threading.Event()
         self.schemas: list[str] = []
 
     def make(self, schema: str, tokens: Any) -> Grammar:
         self.schemas.append(schema)
+        self.has_begun.set()
         self.is_open.wait()
         return Grammar(schema, tokens)
 
@@ -106,10 +107,9 @@ async def test_few_requests_wait(
     tiny: Variant, tiny_loaded: LoadedModel, gate: _Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammars, "MAX_WAITING", 1)
-    made = Grammars(deadline_s=60)
+    made = Grammars()
     waiting = asyncio.ensure_future(made.get(const(1), tiny_loaded.tokenizer, tiny))
-    while not gate.schemas:
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(gate.has_begun.wait, 30)
     with pytest.raises(Overloaded):
         await made.get(const(1), tiny_loaded.tokenizer, tiny)
     gate.is_open.set()

@@ -88,6 +88,18 @@ def test_a_process_that_is_killed_for_its_memory_leaves_them_unready(
     assert "compiling broke off: exit code -9" in caplog.text
 
 
+@pytest.mark.usefixtures("kept_in")
+def test_a_process_that_cannot_be_started_leaves_them_unready(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/none/python")
+    function = ParallelFunction(count)
+    compile_beside([function])
+    wait_until_compiled([function])
+    assert not function.is_ready()
+    assert "compiling broke off: [Errno 2]" in caplog.text
+
+
 def test_it_ends_with_the_process_it_works_for(kept_in: Path) -> None:
     program = f"""
 import sys, numba

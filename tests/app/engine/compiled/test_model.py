@@ -92,8 +92,8 @@ def test_they_compute_what_the_flat_blocks_compute(
         make_variant("tiny", "tiny", model),
         make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS),
     ]
-    for ours, theirs in steps(both, sizes, always(way)):  # sums of 100 tokens in another order
-        assert (ours - theirs).abs().max() < 5e-5 * theirs.abs().max()
+    for ours, theirs in steps(both, sizes, always(way)):  # either is off by up to 5e-6
+        assert (ours - theirs).abs().max() < 3e-5 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
