@@ -7,13 +7,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from app.engine.compiled.product import PRODUCTS_OF_ROWS, product_of_rows
+from app.engine.compiled.product import PRODUCTS_OF_ROWS, has_room, product_of_rows
 from app.engine.tuning import Tuner, size_of
 from pruning.models.blocks import final_logits, softcapped
 
 # Two ways to compute logits.
 TORCH, COMPILED_HEAD = "torch's head", "compiled head"
-_MAX_ROWS = 64  # beyond, this was not measured to be faster than products of torch
 
 
 class Head:
@@ -34,7 +33,7 @@ class Head:
 
         if (
             weight is None
-            or len(hidden) > _MAX_ROWS
+            or not has_room(*hidden.shape)
             or not PRODUCTS_OF_ROWS[weight.dtype].is_ready()
         ):
             return torch_head().float()

@@ -23,7 +23,7 @@ from app.engine.compiled.block import (
     bfloat16_block,
     float32_block,
 )
-from app.engine.compiled.openmp import ParallelFunction
+from app.engine.compiled.openmp import MAX_ROOM_BYTES, ParallelFunction
 from app.engine.compiled.records import BLOCK, MATRIX, NORM, STEP
 from app.engine.flat_block import FlatBlock, Rotation
 from app.engine.kv_cache import SlotCache
@@ -31,7 +31,6 @@ from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuant
 from pruning.models.rounding import QuantizedLinear
 
 _ALL = slice(None)
-_MAX_ROOM_BYTES = 2**28  # for one step of whole blocks
 # By the type of hidden states, weights and the cache.
 BLOCKS: Mapping[torch.dtype, ParallelFunction] = {
     torch.float32: ParallelFunction(float32_block),
@@ -203,7 +202,7 @@ class CompiledBlocks:
         Each thread has the inputs of all rows.
         """
         sizes = self._sizes(rows, num_tokens, is_whole=True)
-        return 4 * sum(sizes.values()) <= _MAX_ROOM_BYTES
+        return 4 * sum(sizes.values()) <= MAX_ROOM_BYTES
 
     def _room(self, cache: SlotCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""

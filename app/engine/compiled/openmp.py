@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
+MAX_ROOM_BYTES = 2**28  # for what the threads of one call write beside its results
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Sums may be reordered, or they could not be computed by vectors. Infinities and NaN stay right.

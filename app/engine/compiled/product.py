@@ -20,6 +20,7 @@ from app.engine.compiled.arithmetic import (
     own_halves,
 )
 from app.engine.compiled.openmp import (
+    MAX_ROOM_BYTES,
     ParallelFunction,
     barrier,
     inlined,
@@ -35,6 +36,11 @@ _PRODUCT = np.dtype([
                  "factors", "rows", "width", "outputs")
 ])  # fmt: skip
 _to_product = pointer_to(numba.from_dtype(_PRODUCT))
+
+
+def has_room(rows: int, width: int) -> bool:
+    """Whether each thread has room for the inputs of so many rows."""
+    return 8 * torch.get_num_threads() * rows * width <= MAX_ROOM_BYTES
 
 
 def float32_product(address: int) -> None:

@@ -29,7 +29,11 @@ def test_every_family_has_the_logits_of_its_own_head(family: str, rows: int) -> 
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_faster_one_is_chosen_for_each_number_of_rows() -> None:
+def test_the_faster_one_is_chosen_for_each_number_of_rows_with_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_rows = 8 * torch.get_num_threads() * tiny_model("llama").config.hidden_size
+    monkeypatch.setattr("app.engine.compiled.product.MAX_ROOM_BYTES", 64 * of_rows)
     tuner, model = Tuner(), tiny_model("llama")
     head = Head(model, tuner)
     for rows in (1, 2, 3, 4, 65):

@@ -151,7 +151,7 @@ def test_whole_blocks_are_timed_only_where_they_have_room(monkeypatch: pytest.Mo
     assert flat is not None
     assert flat._compiled is not None
     sizes = flat._compiled._sizes(9, NUM_TOKENS, is_whole=True)
-    monkeypatch.setattr("app.engine.compiled.model._MAX_ROOM_BYTES", 4 * sum(sizes.values()))
+    monkeypatch.setattr("app.engine.compiled.model.MAX_ROOM_BYTES", 4 * sum(sizes.values()))
     timed = {}
     for length in (9, 17):
         tuner = Tuner()
