@@ -25,6 +25,19 @@ class EngineStopped(RuntimeError):
     """The engine takes no requests: it is not started, draining, stopped, or has crashed."""
 
 
+class StillWarmingUp(RuntimeError):
+    """Kernels of a variant are still compiled or chosen, so its times mean nothing yet."""
+
+    retry_after_s = 10.0
+
+    def __init__(self, variants: Collection[Variant], limit_s: float) -> None:
+        names = ", ".join(sorted({variant.name for variant in variants}))
+        super().__init__(
+            f"the kernels of {names} are still compiled or chosen after {limit_s:.0f} s, where "
+            "times mean nothing: retry later"
+        )
+
+
 class AsyncEngine:
     """Owns an engine and the thread that steps it. Bound to the event loop that starts it."""
 
@@ -179,6 +192,15 @@ class AsyncEngine:
         finally:
             self._works.pop(work.future, None)
             self._end()
+
+    async def warmed_up(self, variants: Collection[Variant], limit_s: float) -> None:
+        """Wait until steps of these variants run as they will. Raises ``StillWarmingUp``."""
+        if any(self.is_warming_up(variant) for variant in variants):
+            raise StillWarmingUp(variants, limit_s)
+
+    def is_warming_up(self, _variant: Variant) -> bool:
+        """Whether kernels of this variant are still compiled or chosen."""
+        return False
 
     def background(self, request: Request) -> Stream:
         """Hand over a background request, which takes steps only while there is no other work.

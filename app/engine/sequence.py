@@ -125,6 +125,8 @@ class Timings:
     num_tokens: int  # generated, an end-of-sequence token included
     mean_batch_size: float | None = None  # mean over its decode steps; None without any
     was_alone: bool = False  # no other request was in the engine, from its first step to its end
+    # What computed it, by what for: {"blocks, decode of 1": "compiled"}. A mapping has no hash.
+    kernels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def queue_s(self) -> float:
@@ -210,6 +212,7 @@ class Sequence:
     num_decodes: int = 0
     sum_batch_sizes: int = 0  # over its decode steps
     was_alone: bool = True  # false once there is another live request
+    kernels: dict[str, str] = field(default_factory=dict)  # that computed its steps, by what for
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
@@ -265,6 +268,7 @@ class Sequence:
             num_tokens=self.num_generated,
             mean_batch_size=self.sum_batch_sizes / self.num_decodes if self.num_decodes else None,
             was_alone=self.was_alone and self.scheduled_s is not None,
+            kernels=MappingProxyType(dict(self.kernels)),
         )
 
 

@@ -3,7 +3,15 @@ from typing import Any
 
 import pytest
 
-from app.engine.sequence import FinishReason, InvalidSampling, SamplingParams, Timings, TokenEvent
+from app.engine.sequence import (
+    FinishReason,
+    InvalidSampling,
+    SamplingParams,
+    Sequence,
+    Timings,
+    TokenEvent,
+)
+from tests.support.engine_requests import request
 
 
 @pytest.mark.parametrize(
@@ -83,6 +91,15 @@ def test_a_request_that_never_ran_was_queued_all_the_time() -> None:
         None,
         3.0,
     )
+
+
+def test_timings_keep_the_kernels_that_ran_until_then() -> None:
+    seq = Sequence(request(), None)
+    seq.kernels["head of 1"] = "torch"
+    timings = seq.timings(1.0)
+    seq.kernels["head of 1"] = "compiled"
+    assert timings.kernels == {"head of 1": "torch"}
+    assert Timings(0.0, None, None, 1.0, 0).kernels == {}
 
 
 def test_the_token_that_stops_a_sequence_is_no_text() -> None:
