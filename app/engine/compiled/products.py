@@ -7,9 +7,8 @@ import numpy as np
 from app.engine.compiled.arithmetic import as_float, as_number_of, itemsize
 from app.engine.compiled.numbers import has_pairs
 from app.engine.compiled.openmp import Floats, by_type, compiled, inlined
-from app.engine.compiled.tile import TILE, columns_of, write_products
+from app.engine.compiled.tile import TILE, columns_of, write_products, write_row
 
-_FEW = TILE - 1  # rows, for which a plain loop is about as fast
 _MANY = 16  # rows, whose products take longer than to read the weights from memory
 _BLOCK_BYTES = 2**15  # of weights, which stay in a cache of the core for many rows
 
@@ -17,13 +16,11 @@ _BLOCK_BYTES = 2**15  # of weights, which stay in a cache of the core for many r
 @compiled
 def products(weights: Any, inputs: Floats, room: Any, first: int, last: int, out: Floats) -> None:
     """Write those of ``inputs [rows, width]`` and the rows ``first`` to ``last`` of the weights
-    into the same columns of ``out``. Sums are float32. ``room`` is for as many bfloat16."""
-    if len(inputs) > _FEW:
-        _by_tiles(weights, _as_factors(weights, inputs, room), first, last, out)
-    else:
-        for at in range(first, last):
-            for row in range(len(inputs)):
-                out[row, at] = _product(weights, inputs, at, row, 0)
+    into the same columns of ``out``. Sums are float32. ``room`` is for as many bfloat16.
+
+    The sums of a row have one order, whatever other rows there are.
+    """
+    _by_tiles(weights, _as_factors(weights, inputs, room), first, last, out)
 
 
 @compiled
@@ -55,8 +52,13 @@ def _by_tiles(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> 
 @inlined
 def _write_block(weights: Any, inputs: Any, start: int, end: int, whole: int, out: Floats) -> None:
     """A block of outputs for all rows. The last tile of either side ends with it, and may begin
-    before it."""
+    before it. Fewer rows than a tile has are multiplied one by one."""
     rows = len(inputs)
+    if rows < TILE:
+        for row in range(rows):
+            for at in range(start, end, TILE):
+                write_row(weights, inputs, min(at, end - TILE), row, whole, out)
+        return
     for row in range(0, rows, TILE):
         for at in range(start, end, TILE):
             place = min(at, end - TILE)

@@ -75,31 +75,49 @@ def _write_products(
 ) -> Any:
     """Write products of ``TILE`` rows of weights from ``at`` on and ``TILE`` rows of inputs from
     ``row`` on to ``out [inputs, weights]``, by ``width`` columns, which are whole vectors."""
+    return _writing(weights, inputs, out, TILE)
+
+
+def _write_row(
+    _typing: Any, weights: Any, inputs: Any, _at: Any, _row: Any, _width: Any, out: Any
+) -> Any:
+    """The same for one row of inputs, with sums of the same order."""
+    return _writing(weights, inputs, out, 1)
+
+
+def _writing(weights: Any, inputs: Any, out: Any, num_inputs: int) -> Any:
+    """The signature and the code of such an intrinsic for this number of inputs."""
     numbers = numbers_of(weights, inputs)
 
     def make(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         arrays = [
             context.make_array(signature.args[at])(context, builder, values[at]) for at in (0, 1, 5)
         ]
-        _write(builder, numbers, arrays, values[2:5])
+        _write(builder, numbers, arrays, values[2:5], num_inputs)
         return context.get_dummy_value()
 
     places = (types.int64, types.int64, types.int64)
     return types.void(weights, inputs, *places, out), make
 
 
-write_products = cast("Callable[[Any, Any, int, int, int, Any], None]", intrinsic(_write_products))
+_Write = Callable[[Any, Any, int, int, int, Any], None]
+write_products = cast("_Write", intrinsic(_write_products))
+write_row = cast("_Write", intrinsic(_write_row))
 
 
 def _write(
-    builder: ir.IRBuilder, numbers: Numbers, arrays: Sequence[Any], places: Sequence[Any]
+    builder: ir.IRBuilder,
+    numbers: Numbers,
+    arrays: Sequence[Any],
+    places: Sequence[Any],
+    num_inputs: int,
 ) -> None:
     """Products of some of the ``TILE`` outputs at a time, whose sums have room in registers."""
     weights, inputs, out = arrays
     at, row, width = places
-    right, left = _rows(builder, weights, at, TILE), _rows(builder, inputs, row, TILE)
-    targets = _rows(builder, out, row, TILE)
-    outputs = min(TILE, numbers.sums.count // TILE)
+    right, left = _rows(builder, weights, at, TILE), _rows(builder, inputs, row, num_inputs)
+    targets = _rows(builder, out, row, num_inputs)
+    outputs = min(TILE, numbers.sums.count // num_inputs)
     floats = ir.VectorType(ir.FloatType(), outputs)
     for first in range(0, TILE, outputs):
         some = right[first : first + outputs]

@@ -17,7 +17,6 @@ from app.engine.compiled.arithmetic import bytes_at, floats_at, halves_at, own_h
 from app.engine.compiled.numbers import has_pairs
 from app.engine.compiled.openmp import ParallelFunction, barrier, compiled, pointer_to, share
 from app.engine.compiled.products import products
-from app.engine.compiled.tile import TILE
 from tests.support.compiled import torch_threads
 
 _FIELDS = np.dtype([
@@ -61,7 +60,7 @@ FUNCTIONS: dict[torch.dtype, Callable[[int], None]] = {
 @pytest.mark.parametrize("dtype", FUNCTIONS)
 def test_products_of_any_size_are_those_of_float64(dtype: torch.dtype) -> None:
     function = ParallelFunction(FUNCTIONS[dtype])
-    assert function.is_ready()
+    function.load()
 
     @settings(max_examples=150, deadline=None)
     @given(
@@ -77,11 +76,36 @@ def test_products_of_any_size_are_those_of_float64(dtype: torch.dtype) -> None:
         weights = (40 * torch.randn(outputs, width)).clamp(-127, 127).to(dtype)
         inputs = torch.randn(rows, width)
         out = product(function, weights, inputs, threads)
-        if dtype == torch.bfloat16 and has_pairs() and rows >= TILE:
+        if dtype == torch.bfloat16 and has_pairs():
             inputs = inputs.bfloat16()
         exact = inputs.double() @ weights.double().T
         bound = inputs.double().abs() @ weights.double().abs().T
         assert ((out.double() - exact).abs() <= 1e-6 * bound).all()
+
+    agrees()
+
+
+@pytest.mark.parametrize("dtype", FUNCTIONS)
+def test_the_products_of_a_row_do_not_depend_on_other_rows(dtype: torch.dtype) -> None:
+    """Bit for bit: a reproducible output depends on no other request."""
+    function = ParallelFunction(FUNCTIONS[dtype])
+    function.load()
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        first=st.integers(0, 22),
+        rows=st.integers(1, 23),
+        outputs=st.integers(1, 90),
+        width=st.integers(1, 300),
+        threads=st.integers(1, 3),
+    )
+    def agrees(first: int, rows: int, outputs: int, width: int, threads: int) -> None:
+        torch.manual_seed(rows * outputs + width)
+        weights = (40 * torch.randn(outputs, width)).clamp(-127, 127).to(dtype)
+        inputs = torch.randn(first + rows, width)
+        whole = product(function, weights, inputs, threads)
+        part = product(function, weights, inputs[first:].contiguous(), threads)
+        assert torch.equal(part, whole[first:])
 
     agrees()
 
