@@ -133,6 +133,11 @@ class ServeSettings(Settings):
     max_num_seqs: PositiveInt = Field(
         default=64, description="sequences generated concurrently, over all variants"
     )
+    reproducible: bool = Field(
+        default=False,
+        description="`true` computes each output by itself: it depends on no other request, no "
+        "measurement and no restart, bit for bit, on processors of one kind",
+    )
     cuda_graphs: bool = Field(
         default=True,
         description="`false` launches the kernels of each decode step on a GPU one by one, "

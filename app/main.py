@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -41,11 +40,12 @@ from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
+from app.engine.autotuning import Autotuner
 from app.engine.compiled.openmp import keep_compiled_in
 from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
+from app.engine.kernels import REPRODUCIBLE
 from app.engine.scheduler import EngineLimits
-from app.engine.tuning import Tuner
 from app.generation.engine_backend import EngineBackend
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
@@ -178,13 +178,16 @@ def _services(
     aliases, speedups = Aliases(settings.data_dir), MeasuredSpeedups(settings.data_dir)
     jobs = _jobs(app, settings, redis_url, models, checkpoints, aliases)
     metrics.registry.register(JobCollector(jobs.stats.read))
+    tuner = _tuner(settings)
+    async_engine = _engine(settings, engine, tuner)
     registry = ModelRegistry(
         Catalog(models, checkpoints, jobs.store, declared, aliases, speedups, seen_tenant),
         models,
         checkpoints,
         device=settings.device,
         max_weight_bytes=settings.max_weight_bytes,
-        new_tuner=partial(Tuner.of, settings.tune, settings.data_dir),
+        tuner=tuner,
+        prepare=async_engine.prepare,
     )
     external = ExternalBackend(declared, metrics)
     return Services(
@@ -197,7 +200,7 @@ def _services(
         checkpoints=checkpoints,
         results=ResultStore(settings.data_dir),
         jobs=jobs,
-        generation=_generation(settings, registry, _engine(settings, engine), external, metrics),
+        generation=_generation(settings, registry, async_engine, external, metrics),
     )
 
 
@@ -273,16 +276,23 @@ def _deliverer(
     return WebhookDeliverer(outbox, sender, describe)
 
 
-def _engine(settings: ServeSettings, engine: Engine | None) -> AsyncEngine:
-    limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
-    if settings.tune != "off":
+def _tuner(settings: ServeSettings) -> Autotuner:
+    if settings.tune != "off" or settings.reproducible:
         keep_compiled_in(settings.data_dir)
+    if settings.reproducible:  # nothing is timed
+        return Autotuner(always=REPRODUCIBLE)
+    return Autotuner.of(settings.tune, settings.data_dir)
+
+
+def _engine(settings: ServeSettings, engine: Engine | None, tuner: Autotuner) -> AsyncEngine:
+    limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
     return AsyncEngine(
         engine
         or Engine(
             limits,
             recorder=recorder_on if settings.cuda_graphs else no_recorder,
-            tuner=Tuner.of(settings.tune, settings.data_dir),
+            tuner=tuner,
+            is_reproducible=settings.reproducible,
         ),
         settings.max_waiting,
         max_waiting_tokens=settings.max_waiting_tokens,

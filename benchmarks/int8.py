@@ -8,7 +8,6 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -18,9 +17,10 @@ from rich.console import Console
 
 from app.bench.machine import machine
 from app.compare.speedup import alternate
+from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.int8 import chosen_names, int8_model
-from app.engine.tuning import Tuner
+from app.engine.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.steady import SteadyBatch, steady_output_len
@@ -59,7 +59,7 @@ def main(
     settings = Settings()
     loaded = model_store(model).load(model, device=settings.device)
     set_up_torch(settings.threads)
-    tuner = Tuner()
+    tuner = Autotuner()
     int8 = int8_model(loaded.model, tuner)
     sides = {
         "plain": make_variant(model, model, loaded.model),
@@ -93,13 +93,18 @@ def _steps(
     prompts: Prompts,
     batch_size: int,
     sizes: tuple[int, int, int],
-    tuner: Tuner,
+    tuner: Autotuner,
 ) -> dict[str, Any]:
     """Seconds of decode steps: of each turn the median, and the ratio of adjacent turns."""
     prompt_len, turns, steps = sizes
     output_len = steady_output_len(batch_size, (turns + 1) * steps)
     requests = prompts.uniform(batch_size, prompt_len, output_len)
-    make_engine = partial(Engine, tuner=tuner)
+
+    def make_engine(limits: EngineLimits) -> Engine:
+        engine = Engine(limits, tuner=tuner)
+        engine.kernels.finish(*sides.values())
+        return engine
+
     batches = {name: SteadyBatch(variant, requests, make_engine) for name, variant in sides.items()}
     for batch in batches.values():
         batch.step_s()

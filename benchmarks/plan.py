@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
-from app.engine.tuning import Tuner
 from app.engine.variant import Variant
 from benchmarks.workload import Prompts
 from pruning.sleb import Blocks
@@ -68,11 +68,13 @@ class ServeSubject:
     removed: Mapping[str, Blocks]  # by suffix of the model's name, such as @-6
     dtype: str
     threads: int | None
-    tuner: Tuner = field(default_factory=Tuner)  # keeps its choices for this run only
+    tuner: Autotuner = field(default_factory=Autotuner)  # keeps its choices for this run only
 
     def engine(self, limits: EngineLimits | None = None) -> Engine:
-        """An engine that chooses its kernels as the service does."""
-        return Engine(limits, tuner=self.tuner)
+        """An engine with the kernels of the service, compiled and timed."""
+        engine = Engine(limits, tuner=self.tuner)
+        engine.kernels.finish(self.dense)  # whose variants run the same kernels
+        return engine
 
     def prompts(self, plan: ServePlan) -> Prompts:
         """A generator that starts from the seed of the plan at every call."""

@@ -108,8 +108,8 @@ class Settings(BaseSettings):
     )
     tune: str = Field(
         default="on",
-        description="`on` times the ways to compute the same on this CPU when they are first "
-        "needed, and keeps the choices and compiled code in the data directory; `off` times and "
+        description="`on` times kernels that compute the same on this CPU while models are first "
+        "served, and keeps the choices and compiled code in the data directory; `off` times and "
         "compiles none; or a file for the choices",
     )
 

@@ -30,7 +30,7 @@ from app.auth.sessions import NotSameOrigin
 from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped
-from app.engine.engine import PromptTooLong, RequestRefused
+from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
 from app.engine.grammar import ResponseFormatRefused
 from app.engine.sequence import InvalidSampling
 from app.engine.text import MessagesRefused, NoChatTemplate
@@ -149,6 +149,7 @@ _GENERATION: Problems = {
     NotComparable: (422, "not-comparable", "The models cannot be compared."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
     EngineStopped: (503, "engine-stopped", "The engine is not accepting requests."),
+    NotYetReproducible: (503, "not-yet-reproducible", "The kernels are still compiled."),
     GenerationFailed: (500, "generation-failed", "Generation failed."),
     ClientDisconnect: (499, "client-gone", "The client closed the connection."),
 }

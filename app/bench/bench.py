@@ -21,8 +21,8 @@ from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons
 from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.compiled.openmp import keep_compiled_in
-from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
@@ -142,10 +142,10 @@ def random_subject(
     return BenchSubject(shape, dense, removed, tuner=tuner, int8=frozenset(int8))
 
 
-def _tuner(settings: Settings) -> Tuner:
+def _tuner(settings: Settings) -> Autotuner:
     if settings.tune != "off":
         keep_compiled_in(settings.data_dir)
-    return Tuner.of(settings.tune, settings.data_dir)
+    return Autotuner.of(settings.tune, settings.data_dir)
 
 
 def bench_model(
@@ -227,7 +227,7 @@ def _measured(
     scenario: Scenario,
     plan: BenchPlan,
     advance: Callable[[], None],
-    tuner: Tuner = OFF,
+    tuner: Autotuner = OFF,
 ) -> dict[str, list[Sample]]:
     names = list(sides)
     for variant in sides.values():

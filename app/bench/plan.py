@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.int8 import int8_model
-from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
 from pruning.plural import counted
@@ -72,7 +72,7 @@ class BenchSubject:
     dense: Variant
     removed: Mapping[str, Blocks]
     repairs: Mapping[str, Repaired] = field(default_factory=dict)
-    tuner: Tuner = OFF
+    tuner: Autotuner = OFF
     int8: frozenset[str] = frozenset()
     tenants: frozenset[str] = frozenset()
 

@@ -11,10 +11,10 @@ import torch
 
 from app.bench.plan import BenchPlan, Scenario
 from app.engine.async_engine import AsyncEngine
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, SamplingParams, Timings
-from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant
 from pruning.plural import counted
 from pruning.worker.gpu import energy_j
@@ -42,12 +42,14 @@ class Sample:
         return self.num_tokens / self.seconds
 
 
-def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Tuner = OFF) -> None:
+def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Autotuner = OFF) -> None:
     """A short run that is not measured, as the first run is slower and chooses kernels."""
     _run(scenario, variant, plan, tuner, new_tokens=_WARM_UP_TOKENS)
 
 
-def measure(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Tuner = OFF) -> Sample:
+def measure(
+    variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Autotuner = OFF
+) -> Sample:
     """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
     device = variant.model.device
     if device.type == "cuda":
@@ -80,7 +82,7 @@ def _run(
     scenario: Scenario,
     variant: Variant,
     plan: BenchPlan,
-    tuner: Tuner,
+    tuner: Autotuner,
     new_tokens: int | None = None,
 ) -> list[Timings]:
     if scenario is Scenario.SERVED:
@@ -118,7 +120,7 @@ def _requests(
     ]
 
 
-def _at_once(requests: Sequence[Request], tuner: Tuner) -> list[Timings]:
+def _at_once(requests: Sequence[Request], tuner: Autotuner) -> list[Timings]:
     """One batch from the start, with all prompts in one forward pass."""
     num_tokens = sum(len(request.prompt_ids) for request in requests)
     engine = Engine(
@@ -127,6 +129,7 @@ def _at_once(requests: Sequence[Request], tuner: Tuner) -> list[Timings]:
         ),
         tuner=tuner,
     )
+    engine.kernels.finish(requests[0].variant)
     for request in requests:
         engine.add(_arriving_now(request))
     timings: dict[str, Timings] = {}
@@ -143,12 +146,14 @@ def _arriving_now(request: Request) -> Request:
 
 
 async def _closed_loop(
-    requests: Sequence[Request], concurrency: int, tuner: Tuner
+    requests: Sequence[Request], concurrency: int, tuner: Autotuner
 ) -> list[Timings]:
     """``concurrency`` clients, each of which waits for its response before its next request."""
     limits = EngineLimits(max_num_seqs=concurrency, max_cache_tokens=_UNLIMITED)
+    warm = Engine(limits, tuner=tuner)
+    warm.kernels.finish(requests[0].variant)
     engine = AsyncEngine(
-        Engine(limits, tuner=tuner),
+        warm,
         max_waiting=len(requests),
         max_waiting_tokens=_UNLIMITED,
     )

@@ -7,7 +7,7 @@ from app.auth.scopes import UnprotectedAddress, check_address, is_loopback
 from app.config import ServeSettings
 from app.doctor import gpu, machine, models, store
 from app.doctor.finding import Finding, Level, fine, note, wrong
-from app.engine.tuning import Tuner
+from app.engine.autotuning import Autotuner
 from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, invalid_settings
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 
@@ -62,7 +62,7 @@ def _hardware(api: ServeSettings) -> list[Finding]:
     return [
         device,
         machine.memory(weights, preloaded, memory_bytes),
-        machine.kernels(Tuner.of(api.tune, api.data_dir).choices),
+        machine.kernels(Autotuner.of(api.tune, api.data_dir).choices),
         machine.compiled(api.tune, api.data_dir),
     ]
 

@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
@@ -16,9 +17,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from app.doctor.finding import Finding, fine, note, size, wrong
+from app.engine.autotuning import Choice
+from app.engine.compiled.compilation import CompilationState, kept_state
 from app.engine.compiled.model import BLOCKS
 from app.engine.compiled.openmp import has_openmp, keep_compiled_in
-from app.engine.tuning import Choice
 
 _OURS = "sleb-serve"
 _MIN_FREE_BYTES = 10**9  # for logs, the job store and a small checkpoint
@@ -51,9 +53,10 @@ def extras(needed: Mapping[str, str]) -> Finding:
 
 
 def kernels(choices: Mapping[str, Choice]) -> Finding:
-    """Which ways to compute were chosen on this processor, and by how much."""
+    """Which kernels were chosen on this processor, and by how much."""
     if not choices:
-        return fine("kernels", "none chosen on this processor yet: the first requests choose")
+        said = "none chosen on this processor yet: they are while a model is served"
+        return fine("kernels", said)
     return fine("kernels", "\n".join(itertools.starmap(_choice, choices.items())))
 
 
@@ -65,6 +68,12 @@ def compiled(setting: str, data_dir: Path) -> Finding:
         said = "none: torch runs on another OpenMP than that of GCC"
         return note("compiled blocks", said, "steps on a CPU take longer; torch for Linux has it")
     keep_compiled_in(data_dir)
+    state = kept_state(data_dir)
+    if state is not None and state.state == "failed":
+        said = f"compiling broke off: {state.reason}"
+        return note("compiled blocks", said, f"steps run torch's operations; {_next(state)}")
+    if state is not None and state.state == "compiling":
+        return fine("compiled blocks", "they are compiled now, or a service ended meanwhile")
     kept = [str(dtype).removeprefix("torch.") for dtype, each in BLOCKS.items() if each.is_kept]
     if not kept:
         said = "none yet: they are compiled while a model is served for the first time"
@@ -150,12 +159,19 @@ def open_files(num_requests: int, limit: int | None = None) -> Finding:
 
 def _choice(key: str, choice: Choice) -> str:
     """As `decode attention 8 x 64: sdpa, 1.20 × as fast as two products`, one line for each."""
-    others = {way: seconds for way, seconds in choice.seconds.items() if way != choice.way}
-    ratios = (
-        f"{seconds / choice.seconds[choice.way]:.2f} × as fast as {way}"
-        for way, seconds in others.items()
-    )
-    return f"{key}: {', '.join([choice.way, *ratios])}"
+    others = {name: seconds for name, seconds in choice.seconds.items() if name != choice.kernel}
+    ratios = [
+        f"{seconds / choice.seconds[choice.kernel]:.2f} × as fast as {name}"
+        for name, seconds in others.items()
+    ]
+    disturbed = [] if choice.is_quiet else ["timed while something else ran"]
+    return f"{key}: {', '.join([choice.kernel, *ratios, *disturbed])}"
+
+
+def _next(state: CompilationState) -> str:
+    if state.retry_at is None:
+        return "a restart of the service tries again"
+    return f"the service tries again in {max(state.retry_at - time.time(), 0):.0f} s"
 
 
 def _complaint(wanted: Requirement) -> str | None:

@@ -58,6 +58,7 @@ class AsyncEngine:
         self._background: dict[str, Stream] = {}
         self._stats = engine.stats()
         self._drained = asyncio.Event()
+        self._stepped = asyncio.Event()  # set after each step
         self._is_accepting = False
 
     @property
@@ -193,14 +194,36 @@ class AsyncEngine:
             self._works.pop(work.future, None)
             self._end()
 
+    def prepare(self, variant: Variant) -> None:
+        """Make what steps of this variant need. Safe from any thread, such as one that loads."""
+        self._engine.kernels.prepare(variant)
+        self._thread.wake()
+
+    def kernels_digest(self, *, is_reproducible: bool) -> str:
+        """A digest of what outputs depend on beside weights and requests."""
+        is_reproducible = is_reproducible or self._engine.is_reproducible
+        return self._engine.kernels.digest(is_reproducible=is_reproducible)
+
     async def warmed_up(self, variants: Collection[Variant], limit_s: float) -> None:
         """Wait until steps of these variants run as they will. Raises ``StillWarmingUp``."""
-        if any(self.is_warming_up(variant) for variant in variants):
-            raise StillWarmingUp(variants, limit_s)
+        for variant in variants:
+            self.prepare(variant)
+        try:
+            async with asyncio.timeout(limit_s):
+                while any(map(self.is_warming_up, variants)) and self.is_alive:
+                    self._stepped.clear()
+                    await self._stepped.wait()
+        except TimeoutError as error:
+            raise StillWarmingUp(variants, limit_s) from error
 
-    def is_warming_up(self, _variant: Variant) -> bool:
+    def is_warming_up(self, variant: Variant) -> bool:
         """Whether kernels of this variant are still compiled or chosen."""
-        return False
+        return self._engine.kernels.warm_up.is_warming_up(variant)
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether blocks of a loaded model are still compiled."""
+        return self._engine.kernels.warm_up.is_compiling
 
     def background(self, request: Request) -> Stream:
         """Hand over a background request, which takes steps only while there is no other work.
@@ -250,6 +273,7 @@ class AsyncEngine:
         if not self._thread.is_started:
             return  # an abandoned thread
         self._stats = stats
+        self._stepped.set()
         live = [event for event in events if event.request_id in self._streams]
         self._admission.take(live, busy_s)
         for event in events:

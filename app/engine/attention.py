@@ -7,17 +7,19 @@ row; each attends to itself only and needs no cache.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from app.engine.tuning import OFF, Tuner, size_of
+from app.engine.autotuning import OFF, Autotuner, Run, Trial, context_of, key_of, size_of
 
 _MAX_SCORES = 512 * 512  # of a head: more take too much memory to exist as a whole
 
 # Two ways to compute the same on a CPU.
 FUSED, PRODUCTS = "fused attention", "products"
+_DECODE, _PROMPT = "attention, decode", "attention, prompt"
 
 
 class UnsupportedAttention(ValueError):
@@ -29,7 +31,7 @@ class BatchedDecodeAttention:
     """One query token for each sequence, ``[rows, heads, head_dim]``, over its own slot."""
 
     mask: Callable[[str], torch.Tensor]  # of a kind, additive, [rows, 1, 1, num_tokens]
-    tuner: Tuner = OFF
+    tuner: Autotuner = OFF
 
     def __call__(
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
@@ -42,16 +44,13 @@ class BatchedDecodeAttention:
         grouped = queries.reshape(rows, num_key_heads, -1, head_dim)
         mask = self.mask(kind)
 
-        def fused() -> torch.Tensor:
-            return F.scaled_dot_product_attention(
+        shape = (size_of(rows), *grouped.shape[1:], context_of(num_tokens))
+        if _kernel(self.tuner, _DECODE, shape, keys) == FUSED:
+            attended = F.scaled_dot_product_attention(
                 grouped, keys, values, attn_mask=mask, scale=scaling
             )
-
-        def products() -> torch.Tensor:
-            return _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
-
-        shape = (size_of(rows), *grouped.shape[1:], size_of(num_tokens))
-        attended = _fastest(self.tuner, "a token each", shape, keys, fused, products)
+        else:
+            attended = _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
         return attended.view_as(queries)
 
 
@@ -62,7 +61,7 @@ class VarlenPrefillAttention:
     num_queries: Sequence[int]  # of each sequence
     num_keys: Sequence[int]
     masks: Mapping[str, Sequence[torch.Tensor | None]]  # [queries, keys]; None: all before it
-    tuner: Tuner = OFF
+    tuner: Autotuner = OFF
 
     def __call__(
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
@@ -85,30 +84,23 @@ Attention = BatchedDecodeAttention | VarlenPrefillAttention
 
 def _of_one(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None,
-    scaling: float, tuner: Tuner,
+    scaling: float, tuner: Autotuner,
 ) -> torch.Tensor:  # fmt: skip
     """``[queries, heads, head_dim]`` over ``[key_heads, keys, head_dim]``."""
     by_head = queries.transpose(0, 1)
     num_sharing = len(by_head) // len(keys)
-
-    def fused() -> torch.Tensor:
-        all_keys, all_values = (
-            each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values)
-        )
-        return F.scaled_dot_product_attention(
-            by_head[None], all_keys, all_values,
-            attn_mask=mask, is_causal=mask is None, scale=scaling,
-        )[0]  # fmt: skip
-
-    if mask is None or mask.numel() > _MAX_SCORES:
-        return fused().transpose(0, 1)
-
-    def products() -> torch.Tensor:
-        grouped = by_head.unflatten(0, (-1, num_sharing))
-        return _products(grouped, keys, values, mask, scaling).flatten(0, 1)
-
-    shape = (*by_head.shape[::2], size_of(mask.shape[0]), size_of(mask.shape[1]))
-    return _fastest(tuner, "a prompt", shape, keys, fused, products).transpose(0, 1)
+    if mask is not None and mask.numel() <= _MAX_SCORES:
+        shape = (*by_head.shape[::2], size_of(mask.shape[0]), context_of(mask.shape[1]))
+        if _kernel(tuner, _PROMPT, shape, keys) == PRODUCTS:
+            grouped = by_head.unflatten(0, (-1, num_sharing))
+            return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
+    all_keys, all_values = (
+        each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values)
+    )
+    return F.scaled_dot_product_attention(
+        by_head[None], all_keys, all_values,
+        attn_mask=mask, is_causal=mask is None, scale=scaling,
+    )[0].transpose(0, 1)  # fmt: skip
 
 
 def _products(
@@ -123,15 +115,93 @@ def _products(
     return (shares.view(len(keys), -1, keys.shape[1]) @ values).view_as(queries)
 
 
-def _fastest(
-    tuner: Tuner, name: str, shape: tuple[int, ...], keys: torch.Tensor,
-    fused: Callable[[], torch.Tensor], products: Callable[[], torch.Tensor],
-) -> torch.Tensor:  # fmt: skip
-    """What both compute. On a GPU, this may be recorded, and fused attention is made for it."""
+def _kernel(tuner: Autotuner, name: str, shape: tuple[int, ...], keys: torch.Tensor) -> str:
+    """On a GPU, this may be recorded, and fused attention is made for it."""
     if keys.device.type != "cpu":
-        return fused()
-    ways = {FUSED: fused, PRODUCTS: products}
-    return ways[tuner.fastest(name, shape, keys.dtype, ways)]()
+        return FUSED
+    return tuner.kernel(key_of(name, keys, *shape), (FUSED, PRODUCTS))
+
+
+def decode_attention(
+    windows: Mapping[str, int | None],
+    positions: torch.Tensor,
+    num_tokens: int,
+    dtype: torch.dtype,
+    tuner: Autotuner,
+) -> BatchedDecodeAttention:
+    """Attention of one token for each slot, at these positions ``[slots]``."""
+
+    @cache  # compiled blocks need none
+    def mask(kind: str) -> torch.Tensor:
+        return causal_mask(positions[:, None], num_tokens, windows[kind], dtype)
+
+    return BatchedDecodeAttention(mask, tuner)
+
+
+def prefill_attention(
+    windows: Mapping[str, int | None],
+    places: Sequence[range],
+    dtype: torch.dtype,
+    device: torch.device,
+    tuner: Autotuner,
+) -> VarlenPrefillAttention:
+    """Attention of several tokens of each sequence, which are at these places."""
+    masks = {
+        kind: [own_mask(each, reach, dtype, device) for each in places]
+        for kind, reach in windows.items()
+    }
+    return VarlenPrefillAttention(
+        [len(each) for each in places], [each.stop for each in places], masks, tuner
+    )
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The heads of a block, whose keys and values are like a tensor."""
+
+    num_queries: int
+    num_keys: int
+    head_dim: int
+    like: torch.Tensor
+
+    def decode_trial(self, rows: int, num_tokens: int) -> Trial:
+        """Time attention of so many sequences with so many tokens each."""
+        sharing = self.num_queries // self.num_keys
+        shape = (rows, self.num_keys, sharing, self.head_dim, num_tokens)
+
+        def prepare() -> Mapping[str, Run]:
+            cached = self.like.new_zeros(2, rows, self.num_keys, num_tokens, self.head_dim)
+            queries = self.like.new_zeros(rows, self.num_queries, self.head_dim)
+            mask = self.like.new_zeros(rows, 1, 1, num_tokens)
+
+            def run(kernel: str) -> object:
+                attention = BatchedDecodeAttention(lambda _kind: mask, _only(kernel))
+                return attention("", queries, cached[0], cached[1], 1.0)
+
+            return {kernel: partial(run, kernel) for kernel in (FUSED, PRODUCTS)}
+
+        return Trial(key_of(_DECODE, self.like, *shape), prepare)
+
+    def prompt_trial(self, num_queries: int, num_tokens: int) -> Trial | None:
+        """Time attention of so many tokens at the end of so many. None if there is no choice."""
+        if num_queries * num_tokens > _MAX_SCORES:
+            return None
+        shape = (self.num_queries, self.head_dim, num_queries, num_tokens)
+
+        def prepare() -> Mapping[str, Run]:
+            queries = self.like.new_zeros(num_queries, self.num_queries, self.head_dim)
+            cached = self.like.new_zeros(2, self.num_keys, num_tokens, self.head_dim)
+            mask = self.like.new_zeros(num_queries, num_tokens)
+            return {
+                kernel: partial(_of_one, queries, cached[0], cached[1], mask, 1.0, _only(kernel))
+                for kernel in (FUSED, PRODUCTS)
+            }
+
+        return Trial(key_of(_PROMPT, self.like, *shape), prepare)
+
+
+def _only(kernel: str) -> Autotuner:
+    return Autotuner(always=frozenset({kernel}))
 
 
 def kinds_of_attention(config: PreTrainedConfig) -> list[str]:

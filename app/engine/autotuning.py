@@ -1,37 +1,58 @@
-"""Choices between ways to compute the same: each is timed where it runs, on the shapes at hand.
+"""Autotuning: which of several kernels that compute the same is the fastest where they run.
 
-Which kernel is fastest depends on the processor, its threads and the shape, so no constant in the
-code decides it. A choice is made when a shape is first met, and kept in a file for this processor.
+That depends on the processor, its threads and the shape, so no constant in the code decides it.
+Kernels are timed between the steps of the engine, never in one. A step only looks up what is known.
 """
 
 import json
 import logging
 import platform
+import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from statistics import median
+from threading import Lock
 from typing import Any, Self
 
 import torch
+from filelock import FileLock, Timeout
 
+from app.engine.versions import versions_digest
 from app.json_file import replace_file
 
 logger = logging.getLogger(__name__)
 
-_MIN_ROUNDS, _MAX_ROUNDS = 2, 7
-_MAX_S = 0.03  # after which no further round of a choice begins, beyond the least number
-_WORTH = 0.95  # of the time of the first way, which another must stay below
+_NUM_ROUNDS = 5  # of timed runs, after one that is not timed
+# Of the time of the first kernel, which another must stay below: where nothing else runs, and else.
+_WORTH, _WORTH_DISTURBED = 0.95, 0.7
+_HOPELESS = 4.0  # times the fastest: such a kernel is not run again
+_MAX_SWITCHES_PER_S = 20.0  # of a thread that has to leave its core, where nothing else runs
+_MAX_SECTIONS = 16  # of the file: a processor and versions each
+_LOCK_TIMEOUT_S = 5.0
+_CONTEXTS = (64, 512, 4096)  # tokens: sizes of contexts that share their choices
+_ENOUGH_S = 0.2  # of timed runs, after which two rounds are enough
 
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The way that was chosen, and the seconds that each took."""
+    """The fastest kernel, and the seconds of each: medians, or if something else ran, minima."""
 
-    way: str
+    kernel: str
     seconds: Mapping[str, float]
+    is_quiet: bool = True  # nothing else ran meanwhile
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Kernels to be timed. ``prepare`` makes a run of each, on data like that of a step."""
+
+    key: str
+    prepare: Callable[[], Mapping[str, Run]]
 
 
 def size_of(number: int) -> int:
@@ -39,18 +60,44 @@ def size_of(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
+def context_of(num_tokens: int) -> int:
+    """The size of a context that shares its choices with ``num_tokens``."""
+    return next((size for size in _CONTEXTS if size >= num_tokens), _CONTEXTS[-1])
+
+
+def sizes_to(largest: int) -> list[int]:
+    """All sizes of numbers from 1 to ``largest``."""
+    return [1 << power for power in range(size_of(largest).bit_length())]
+
+
+def contexts_to(largest: int) -> list[int]:
+    """All sizes of contexts up to that of ``largest`` tokens."""
+    return [size for size in _CONTEXTS if size <= context_of(largest)]
+
+
+def key_of(name: str, like: torch.Tensor, *numbers: int) -> str:
+    """The key of a choice: all numbers that decide it, with type and device of ``like``."""
+    shape = "x".join(map(str, numbers))
+    return f"{name} {shape} {str(like.dtype).removeprefix('torch.')} {_device_name(like.device)}"
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def processor() -> str:
-    """What the choices depend on, apart from shapes: processor, threads and torch."""
+    """What all choices depend on: the processor, the threads, and the versions of the code."""
     names = [line for line in _cpu_lines() if line.startswith(("model name", "Hardware"))]
     name = names[0].partition(":")[2].strip() if names else platform.processor()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{name}, {capability}, {torch.get_num_threads()} threads, versions {versions_digest()}"
 
 
-class Tuner:
-    """Chooses ways by name, shape and data type. For one thread.
+class Autotuner:
+    """Knows the fastest kernels by key. Safe from any thread.
 
-    ``always`` names ways that are taken wherever they are among the alternatives, without timing.
+    ``always`` names kernels that are taken wherever they are among the alternatives.
     """
 
     def __init__(
@@ -59,6 +106,7 @@ class Tuner:
         self._file = file
         self._is_on = is_on
         self._always = always
+        self._lock = Lock()
         self._choices: dict[str, Choice] = {}
         if file is not None and is_on:
             self._choices = _read(file).get(processor(), {})
@@ -72,97 +120,122 @@ class Tuner:
 
     @property
     def chooses(self) -> bool:
-        """Whether any other way than the first may be taken."""
+        """Whether any other kernel than the first may be taken."""
         return self._is_on or bool(self._always)
 
     @property
+    def needs_times(self) -> bool:
+        """Whether kernels are chosen by their times."""
+        return self._is_on and not self._always
+
+    @property
     def choices(self) -> Mapping[str, Choice]:
-        """What was chosen so far, by what it is for."""
-        return self._choices
+        """What is known, by key."""
+        with self._lock:
+            return dict(self._choices)
 
-    def fastest(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, ways: Mapping[str, Run]
-    ) -> str:
-        """The name of the fastest of these ways, as in ``choose``."""
-        return self.choose(name, shape, dtype, ways).way
-
-    def choose(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, ways: Mapping[str, Run]
-    ) -> Choice:
-        """The fastest of these ways; the first one, without times, if tuning is off.
-
-        All are run a few times if the shape is new. They must not change what they read.
-        """
-        for way in ways:
-            if way in self._always:
-                return Choice(way, {})
-        if not self._is_on:
-            return Choice(next(iter(ways)), {})
-        key = f"{name} {'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
+    def kernel(self, key: str, kernels: Collection[str]) -> str:
+        """The fastest of these kernels, as far as it is known: the first one otherwise."""
+        if self._always:
+            for name in kernels:
+                if name in self._always:
+                    return name
         known = self._choices.get(key)
-        is_whole = known is not None and known.way in ways and ways.keys() <= known.seconds.keys()
-        if known is None or not is_whole:
-            known = self._choices[key] = _timed(ways)
-            self._write()
-        return known
+        if known is None:
+            return next(iter(kernels))
+        if known.kernel in kernels:
+            return known.kernel
+        return _fastest({name: known.seconds.get(name, float("inf")) for name in kernels})
 
-    def _write(self) -> None:
+    def is_known(self, key: str, *, is_quiet: bool = False) -> bool:
+        """Whether this choice was made, and with ``is_quiet`` while nothing else ran."""
+        known = self._choices.get(key)
+        return known is not None and (known.is_quiet or not is_quiet)
+
+    def record(self, key: str, choice: Choice) -> None:
+        """Take a choice from now on. It is kept by ``save``."""
+        with self._lock:
+            self._choices = {**self._choices, key: choice}
+
+    def save(self) -> None:
+        """Keep all choices in the file, beside those of other processes."""
         if self._file is None:
             return
-        others = _read(self._file)
-        others[processor()] = {**others.get(processor(), {}), **self._choices}
         try:
-            _replace(self._file, others)
-        except OSError as error:  # a choice that is not kept is made again
+            with FileLock(self._file.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):
+                sections = _read(self._file)
+                ours = {**sections.pop(processor(), {}), **self.choices}
+                others = dict([*sections.items()][-(_MAX_SECTIONS - 1) :])
+                _replace(self._file, {**others, processor(): ours})
+        except (OSError, Timeout) as error:  # what is not kept is measured again
             logger.warning("the choices of kernels are not kept: %s", error)
             self._file = None
 
 
-OFF = Tuner(is_on=False)
+OFF = Autotuner(is_on=False)
 
 
-def _timed(ways: Mapping[str, Run]) -> Choice:
-    """The shortest times of several rounds in turn, as neighbours lengthen some."""
-    for run in ways.values():
-        run()
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    ends_s = time.perf_counter() + _MAX_S
-    for num_rounds in range(1, _MAX_ROUNDS + 1):
-        for way, run in ways.items():
-            began_s = time.perf_counter()
+def timed(trial: Trial) -> Generator[None, None, Choice]:
+    """Time the kernels of a trial in turn. The generator pauses after each run."""
+    runs = dict(trial.prepare())
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    num_switches, total_s = 0, 0.0
+    for number in range(_NUM_ROUNDS + 1):
+        for name, run in runs.items():
+            switches, began_s = _num_switches(), time.perf_counter()
             run()
-            times[way].append(time.perf_counter() - began_s)
-        if num_rounds >= _MIN_ROUNDS and time.perf_counter() > ends_s:
+            seconds = time.perf_counter() - began_s
+            num_switches += _num_switches() - switches
+            total_s += seconds
+            times[name].append(seconds)
+            yield
+        if number >= 2 and total_s > _ENOUGH_S:
             break
-    seconds = {way: min(found) for way, found in times.items()}
-    first, best = next(iter(ways)), min(seconds, key=seconds.__getitem__)
-    return Choice(best if seconds[best] < _WORTH * seconds[first] else first, seconds)
+        if number == 0:
+            fastest_s = min(first for (first,) in times.values())
+            runs = {n: run for n, run in runs.items() if times[n][0] <= _HOPELESS * fastest_s}
+    is_quiet = num_switches <= 1 + _MAX_SWITCHES_PER_S * total_s
+    worth = _WORTH if is_quiet else _WORTH_DISTURBED
+    counted = {name: found[1:] or found for name, found in times.items()}
+    usual = {name: median(found) if is_quiet else min(found) for name, found in counted.items()}
+    return Choice(_fastest(usual, worth), usual, is_quiet)
+
+
+def _fastest(seconds: Mapping[str, float], worth: float = _WORTH) -> str:
+    """The fastest kernel: the first one, unless another is faster by more than noise."""
+    first, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] < worth * seconds[first] else first
+
+
+def _num_switches() -> int:
+    """How often threads of this process had to leave their cores for something else."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _read(file: Path) -> dict[str, dict[str, Choice]]:
     """All choices in the file by processor; none if it is missing or not such a file."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        sections: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return {
-            of: {key: _parsed(choice) for key, choice in choices.items()}
-            for of, choices in found.items()
+            section: {key: _parsed(choice) for key, choice in choices.items()}
+            for section, choices in sections.items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
-def _parsed(choice: Mapping[str, Any]) -> Choice:
-    """Raises ``ValueError`` if the way that was chosen has no time."""
-    way, seconds = choice["way"], {name: float(of) for name, of in choice["seconds"].items()}
-    if seconds.get(way, 0.0) <= 0:
-        raise ValueError(f"{way} has no time")
-    return Choice(way, seconds)
+def _parsed(fields: Mapping[str, Any]) -> Choice:
+    """Raises ``ValueError`` if the chosen kernel has no time."""
+    kernel, seconds = fields["kernel"], {name: float(s) for name, s in fields["seconds"].items()}
+    if seconds.get(kernel, 0.0) <= 0:
+        raise ValueError(f"{kernel} has no time")
+    return Choice(kernel, seconds, bool(fields["is_quiet"]))
 
 
-def _replace(file: Path, choices: Mapping[str, Mapping[str, Choice]]) -> None:
+def _replace(file: Path, sections: Mapping[str, Mapping[str, Choice]]) -> None:
     fields = {
-        of: {key: {"way": one.way, "seconds": one.seconds} for key, one in found.items()}
-        for of, found in choices.items()
+        section: {key: asdict(choice) for key, choice in choices.items()}
+        for section, choices in sections.items()
     }
     replace_file(file, json.dumps(fields, indent=1).encode() + b"\n")
 

@@ -7,12 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary, WeakSet
+from functools import partial
+from weakref import WeakSet
 
 import torch
 
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.cuda_graphs import Recorder, recorder_on
-from app.engine.flat_model import FlatModel, flat_model
+from app.engine.kernels import Kernels
 from app.engine.logprobs import score_prompts
 from app.engine.model_runner import ModelRunner
 from app.engine.sampling import Choice, new_generator, next_tokens
@@ -26,7 +28,7 @@ from app.engine.sequence import (
     Timings,
     TokenEvent,
 )
-from app.engine.tuning import OFF, Tuner
+from app.engine.step import NEVER, Interruption, Step
 from app.engine.variant import Variant
 from pruning.plural import counted
 
@@ -69,6 +71,17 @@ class DuplicateRequest(RequestRefused):
     """The engine already has a request of this id."""
 
 
+class NotYetReproducible(RuntimeError):
+    """The kernels of reproducible steps are still compiled."""
+
+    retry_after_s = 10.0
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the kernels that make outputs of {name} reproducible are still compiled: retry later"
+        )
+
+
 def check_length(
     num_prompt: int, max_new_tokens: int, max_len: int, name: str, *, is_minimum: bool = False
 ) -> None:
@@ -94,14 +107,15 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         recorder: Callable[[torch.device], Recorder | None] = recorder_on,
-        tuner: Tuner = OFF,
+        tuner: Autotuner = OFF,
+        is_reproducible: bool = False,
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
         self._recorder = recorder
-        self._tuner = tuner
+        self.kernels = Kernels(tuner, self.limits)
+        self.is_reproducible = is_reproducible  # of all requests
         self._unrecorded: WeakSet[Variant] = WeakSet()  # whose recording failed
-        self._flat_models: WeakKeyDictionary[Variant, FlatModel | None] = WeakKeyDictionary()
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._runners: dict[Variant, ModelRunner] = {}  # of variants with running sequences
@@ -115,14 +129,9 @@ class Engine:
     def has_live_work(self) -> bool:
         return self._scheduler.has_live
 
-    @property
-    def background_variant(self) -> Variant | None:
-        """The variant of the background request that runs in the next step."""
-        seq = self._scheduler.next_background
-        return None if seq is None else seq.request.variant
-
     def check(self, request: Request) -> None:
-        """Raise ``RequestRefused`` or ``InvalidSampling`` for a request that could never run.
+        """Raise ``RequestRefused`` or ``InvalidSampling`` for a request that could never run, and
+        ``NotYetReproducible``.
 
         Safe from any thread."""
         variant, num_prompt = request.variant, len(request.prompt_ids)
@@ -137,6 +146,9 @@ class Engine:
         if request.grammar is not None and request.params.ignore_eos:
             expected = "false with a response_format, which says where an output ends"
             raise InvalidSampling("ignore_eos", True, expected)
+        is_reproducible = self.is_reproducible or request.params.reproducible
+        if is_reproducible and self.kernels.are_awaited(variant):
+            raise NotYetReproducible(variant.name)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
             raise UnknownTokenId(
                 f"the prompt has token ids {min(request.prompt_ids)} to {max(request.prompt_ids)}: "
@@ -176,18 +188,18 @@ class Engine:
         seq = self._sequences.get(request_id)
         return None if seq is None else self._finish(seq, reason)
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         """Run one forward. Returns its tokens, and the ends of requests past their deadline.
 
         A failure ends only the sequences of its batch. A failure of the device raises
-        ``torch.AcceleratorError``, since no later forward can succeed.
+        ``torch.AcceleratorError``, since no later forward can succeed. Raises ``StepInterrupted``.
         """
         events = self._expire()
         batch = self._scheduler.next_batch()
         if batch is None:
             return events
         try:
-            choices = self._run(batch)
+            choices = self._run(batch, interruption)
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -242,17 +254,25 @@ class Engine:
         ]
         return [self._finish(seq, FinishReason.TIMEOUT) for seq in late]
 
-    def _run(self, batch: Batch) -> list[tuple[Sequence, Choice | None]]:
+    def _run(
+        self, batch: Batch, interruption: Interruption
+    ) -> list[tuple[Sequence, Choice | None]]:
         """The next token of each sequence whose tokens are all cached after this forward."""
         now_s = self._clock()
         for seq in batch.sequences:
             if seq.scheduled_s is None:
                 seq.scheduled_s = now_s
-        forwarded = self._runner(batch.variant).forward(batch)
+        is_reproducible = self.is_reproducible or batch.is_reproducible
+        step = Step(interruption, is_reproducible=is_reproducible)
+        runner = self._runner(batch.variant)
+        if step.is_reproducible:
+            batch = runner.with_fixed_chunks(batch)
+        forwarded = runner.forward(batch, step)
         logits = forwarded.logits
-        score_prompts(batch, forwarded)
+        score_prompts(batch, forwarded, partial(runner.head, step=step))
         for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
             seq.num_cached += num
+            seq.ran(step.kernels)
             if seq.num_generated and num == 1:  # a decode step
                 seq.num_decodes += 1
                 seq.sum_batch_sizes += len(batch.sequences)
@@ -265,13 +285,10 @@ class Engine:
 
     def _runner(self, variant: Variant) -> ModelRunner:
         if variant not in self._runners:
-            # Background requests are not recorded: a live request would wait for the end of it.
-            is_recorded = self.has_live_work and variant not in self._unrecorded
+            flat = self.kernels.prepare(variant)
+            is_recorded = variant not in self._unrecorded
             record = self._recorder(variant.model.device) if is_recorded else None
-            if variant not in self._flat_models:
-                self._flat_models[variant] = flat_model(variant.model, self._tuner)
-            flat = self._flat_models[variant]
-            self._runners[variant] = ModelRunner(variant, flat, record, self._tuner)
+            self._runners[variant] = ModelRunner(variant, flat, record, self.kernels.tuner)
         return self._runners[variant]
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:

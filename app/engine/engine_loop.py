@@ -1,4 +1,5 @@
-"""The thread that steps the engine: live requests first, then other work, then background requests.
+"""The thread that steps the engine: live requests first, then other work, the timing of kernels,
+and background requests.
 
 A live request waits for at most one increment of other work, or one block of a background step.
 """
@@ -20,12 +21,14 @@ import torch
 from app.engine.background import background_step
 from app.engine.engine import Engine, EngineStats
 from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.step import NEVER, Interruption
 
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
 _JOIN_S = 10.0  # for the last step when the engine stops
+_WAKE = object()  # a command to look for something to do
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +52,12 @@ class EngineLoop:
     """Steps an engine, and runs one increment of other work after each step.
 
     Background requests take steps only without such work. Their steps stop at the next block once
-    ``is_interrupted`` is true.
+    there is an ``interruption``.
     """
 
-    def __init__(self, engine: Engine, is_interrupted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, engine: Engine, interruption: Interruption = NEVER) -> None:
         self._engine = engine
-        self._is_interrupted = is_interrupted
+        self._interruption = interruption
         self._works: deque[Work[Any]] = deque()
 
     @property
@@ -67,12 +70,13 @@ class EngineLoop:
 
     def step(self) -> list[TokenEvent]:
         """Raises as ``Engine.step`` does."""
+        warm_up, events = self._engine.kernels.warm_up, list[TokenEvent]()
         if self._engine.has_live_work:
+            began_s = time.monotonic()
             events = self._engine.step()
-        elif not self._works:
-            return background_step(self._engine, self._is_interrupted)
-        else:
-            events = []
+            warm_up.advance_beside(time.monotonic() - began_s)
+        elif not self._works and not warm_up.advance():
+            return background_step(self._engine, self._interruption)
         self._advance()
         return events
 
@@ -106,9 +110,11 @@ class EngineThread:
         # The end of the last step, or the arrival of work at an idle thread.
         self.moved_s = time.monotonic()
         self._engine = engine
-        self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | None] = queue.SimpleQueue()
-        self._is_interrupted = threading.Event()  # a command that interrupts a background step
-        self._loop = EngineLoop(engine, self._is_interrupted.is_set)
+        self._commands: queue.SimpleQueue[Request | Work[Any] | Cancel | object | None] = (
+            queue.SimpleQueue()
+        )
+        self._interruption = Interruption()  # of a background step, by a command
+        self._loop = EngineLoop(engine, self._interruption)
         self._has_failed = False
         self._thread: threading.Thread | None = None
 
@@ -153,7 +159,11 @@ class EngineThread:
         """Queue a command. Commands are carried out in order, before the next step."""
         self._commands.put(command)
         if not (isinstance(command, Request) and command.is_background):
-            self._is_interrupted.set()
+            self._interruption.set()
+
+    def wake(self) -> None:
+        """Let an idle thread look for kernels to time."""
+        self._commands.put(_WAKE)
 
     # The following methods run in the thread, the only one that uses the engine.
 
@@ -181,19 +191,30 @@ class EngineThread:
         Returns the last events of cancelled requests, and whether to go on.
         """
         events: list[TokenEvent] = []
-        self._is_interrupted.clear()  # before reading the queue, so that no later command is missed
-        if must_wait := not self._loop.has_work:
+        self._interruption.clear()  # before reading the queue, so that no later command is missed
+        wait_s: float | None = 0.0
+        if not self._loop.has_work:
             self._engine.check_integrity()  # costs nothing now: an idle engine holds no cache
-        while must_wait or not self._commands.empty():
-            command = self._commands.get()
-            if must_wait:
-                must_wait, self.moved_s = False, time.monotonic()
+            wait_s = self._engine.kernels.warm_up.wait_s
+        while wait_s != 0.0 or not self._commands.empty():
+            try:
+                command = self._commands.get(timeout=wait_s)
+            except queue.Empty:
+                break
+            if wait_s != 0.0:
+                wait_s, self.moved_s = 0.0, time.monotonic()
             if command is None:
                 return events, False
-            if isinstance(command, Request):
-                self._engine.add(command)
-            elif isinstance(command, Work):
-                self._loop.add_work(command)
-            elif event := self._engine.cancel(command.request_id, command.reason):
-                events.append(event)
+            events += self._carry_out(command)
         return events, True
+
+    def _carry_out(self, command: object) -> list[TokenEvent]:
+        """Returns the last event of a cancelled request."""
+        event = None
+        if isinstance(command, Request):
+            self._engine.add(command)
+        elif isinstance(command, Work):
+            self._loop.add_work(command)
+        elif isinstance(command, Cancel):
+            event = self._engine.cancel(command.request_id, command.reason)
+        return [] if event is None else [event]

@@ -25,6 +25,10 @@ class Rotation:
         halves_swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
         return (heads * self.cos + halves_swapped * self.sin).to(heads.dtype)
 
+    def of(self, rows: slice) -> "Rotation":
+        """The rotation of some of the tokens."""
+        return Rotation(self.cos[rows], self.sin[rows])
+
 
 @dataclass(frozen=True)
 class FlatBlock:
@@ -42,6 +46,7 @@ class FlatBlock:
     scaling: float  # of attention
     is_rotated: bool
     input_scale: float  # of the hidden states
+    inner_width: int  # of the feed-forward part
 
     def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
@@ -53,11 +58,6 @@ class FlatBlock:
         hidden = hidden + after(self._attend(before(hidden), rotation, attention, cache))
         update: torch.Tensor = after_feed(self.feed_forward(before_feed(hidden)))
         return hidden + update
-
-    @property
-    def has_hooks(self) -> bool:
-        """Whether something is to be called beside the modules, as between background blocks."""
-        return any(norm._forward_pre_hooks for norm in (*self.norms, *self.head_norms))
 
     def _attend(
         self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
@@ -116,6 +116,7 @@ def flat_block(position: int, kind: str, block: nn.Module, parts: Parts) -> Flat
         scaling=attention.scaling,
         is_rotated=bool(getattr(attention, "use_rope", True)),
         input_scale=input_scale(block),
+        inner_width=int(getattr(config, "intermediate_size", 0) or 0),
     )
 
 

@@ -6,46 +6,81 @@ forward, which is also the oracle in the tests.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
+from math import ceil
+from time import perf_counter
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from app.engine.attention import (
     Attention,
+    AttentionShape,
     BatchedDecodeAttention,
     attention_windows,
+    decode_attention,
     kinds_of_attention,
+    prefill_attention,
 )
-from app.engine.compiled.compilation import compile_beside
+from app.engine.autotuning import (
+    OFF,
+    Autotuner,
+    Run,
+    Trial,
+    context_of,
+    contexts_to,
+    key_of,
+    size_of,
+    sizes_to,
+)
 from app.engine.compiled.integers import INTEGER_PRODUCT
 from app.engine.compiled.model import BLOCKS, CompiledBlocks, compiled_blocks
+from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.flat_block import FlatBlock, Rotation, flat_block, is_usual
-from app.engine.kv_cache import SlotCache
-from app.engine.tuning import OFF, Tuner, size_of
+from app.engine.kv_cache import AttentionMetadata, OneBlockCache, SlotCache
+from app.engine.step import NEVER, Interruption, Step
 from pruning.models.architectures import Parts, architecture
 from pruning.models.blocks import block_list, finish
 
-# Ways through the blocks on a CPU, the last one for prompts only.
+# Kernels of the blocks on a CPU, the last one for prompts only.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
 AROUND_BOTH = "compiled around products and attention"
+
+_MIN_RUN_S = 0.002  # of a trial, so that what comes with each call does not matter
+_MIN_PROMPT = 16  # tokens: shorter prompts share its choices
+
+_Part = Callable[..., torch.Tensor]  # hidden states behind the blocks of a slice, ``part``
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The largest steps that are met."""
+
+    max_rows: int  # sequences of a decode
+    max_prompt: int  # tokens of a prefill
+    max_tokens: int  # of one sequence
+    max_cache_tokens: int  # of all sequences
 
 
 class FlatModel:
     """The embeddings, all blocks and the last norm of a model."""
 
     def __init__(
-        self, model: PreTrainedModel, parts: Parts, blocks: Iterable[FlatBlock], tuner: Tuner
+        self, model: PreTrainedModel, parts: Parts, blocks: Iterable[FlatBlock], tuner: Autotuner
     ) -> None:
         self._model = model
+        embeddings: Any = model.get_input_embeddings()
+        self._embeddings: torch.Tensor = embeddings.weight
         self._blocks = tuple(blocks)
         self._tuner = tuner
+        self._windows = attention_windows(model.config)
         self._compiled: CompiledBlocks | None = None
         if tuner.chooses and model.device.type == "cpu":
-            windows = attention_windows(model.config)
-            self._compiled = compiled_blocks(self._blocks, windows)
+            self._compiled = compiled_blocks(self._blocks, self._windows)
         self._kinds = {block.kind for block in self._blocks}
         self._rotate = model.get_submodule(parts.rotation)
         self._rotates_by_kind = parts.rotates_by_kind
@@ -56,55 +91,200 @@ class FlatModel:
         positions: torch.Tensor,
         attention: Attention,
         cache: SlotCache,
+        step: Step,
     ) -> torch.Tensor:
         """Hidden states ``[tokens, hidden_size]`` in front of the head.
 
         ``token_ids`` and ``positions`` are ``[tokens]``, in the layout of ``attention`` and of the
-        metadata that the cache was opened with.
+        metadata that the cache was opened with. Raises ``StepInterrupted``.
         """
         hidden = self._model.get_input_embeddings()(token_ids)
         rotations = {kind: self._rotation(kind, hidden, positions) for kind in self._kinds}
+        if step.is_reproducible and self._compiled is not None:
+            hidden = self._reproducible(hidden, rotations, cache, step)
+        else:
+            kernels = self._kernels(hidden, rotations, attention, cache, step.interruption)
+            is_decode = isinstance(attention, BatchedDecodeAttention)
+            purpose, key = self._key(len(hidden), cache.metadata.num_seen, is_decode=is_decode)
+            kernel = self._tuner.kernel(key, kernels)
+            step.kernels[purpose] = kernel
+            hidden = kernels[kernel]()
+        return finish(self._model, hidden)
 
-        way = self._way(hidden, rotations, attention, cache)
-        return finish(self._model, way())
+    @property
+    def can_reproduce(self) -> bool:
+        """Whether what a token gives depends on no other token of its step."""
+        return self._compiled is not None and self._compiled.is_ready
 
-    def _way(
+    def trials(self, sizes: Sizes) -> Iterator[Trial]:
+        """Trials of all choices that steps of these sizes make, those of attention first.
+
+        Compiled blocks take part if they are ready.
+        """
+        if not self._tuner.chooses or self._model.device.type != "cpu":
+            return
+        contexts = contexts_to(sizes.max_tokens)
+        decodes = [
+            (rows, context)
+            for rows in sizes_to(sizes.max_rows)
+            for context in contexts
+            if rows * context <= sizes.max_cache_tokens
+        ]
+        prompts = [
+            (tokens, context)
+            for tokens in sizes_to(sizes.max_prompt)
+            for context in contexts
+            if tokens >= _MIN_PROMPT
+        ]
+        heads = self._attention_shape()
+        yield from (heads.decode_trial(*shape) for shape in decodes)
+        for shape in prompts:
+            if (trial := heads.prompt_trial(*shape)) is not None:
+                yield trial
+        if self._compiled is not None and self._compiled.is_ready:
+            yield from (self._decode_trial(*shape) for shape in decodes)
+            yield from (self._prompt_trial(*shape) for shape in prompts)
+
+    def _key(self, num_rows: int, num_seen: int, *, is_decode: bool) -> tuple[str, str]:
+        """What the blocks compute in a step, and the key of the choice of their kernel.
+
+        It has the shapes of one block and not the number of blocks, so that a model and its
+        variants run the same kernel.
+        """
+        rows, context = size_of(num_rows), context_of(num_seen)
+        if is_decode:
+            name = f"decode of {rows} within {context}"
+        else:
+            name = f"prompts of {max(rows, _MIN_PROMPT)} within {context}"
+        first = self._blocks[0]
+        block = self._compiled.name if self._compiled is not None else "blocks"
+        like = self._embeddings
+        shape = (like.shape[1], *first.num_heads[:2], first.head_dim, first.inner_width)
+        return f"{block}, {name}", key_of(f"{block}, {name},", like, *shape)
+
+    def _reproducible(
+        self,
+        hidden: torch.Tensor,
+        rotations: Mapping[str, Rotation],
+        cache: SlotCache,
+        step: Step,
+    ) -> torch.Tensor:
+        """Compiled blocks for as many rows at a time as have room.
+
+        Keys and values of a row are in the cache before a later row reads them.
+        """
+        assert self._compiled is not None
+        step.kernels["blocks"] = f"{COMPILED}, reproducible"
+        metadata = cache.metadata
+        out = []
+        num_rows = self._compiled.max_rows(metadata.cache_shape[1])
+        for start in range(0, len(hidden), num_rows):
+            rows = slice(start, start + num_rows)
+            cache.open(metadata.of(rows))
+            turned = {kind: each.of(rows) for kind, each in rotations.items()}
+            out.append(self._compiled.whole(hidden[rows], turned, cache, step.interruption))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _kernels(
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         attention: Attention,
         cache: SlotCache,
-    ) -> Callable[[], torch.Tensor]:
-        """The fastest way through all blocks."""
-        compiled = self._compiled
+        interruption: Interruption,
+    ) -> Mapping[str, _Part]:
+        """The kernels that this step can run. The first one is taken until they are timed."""
 
         def flat(part: slice = slice(None)) -> torch.Tensor:
             stream = hidden
             for block in self._blocks[part]:
+                interruption.check()
                 stream = block(stream, rotations[block.kind], attention, cache)
             return stream
 
-        if compiled is None or self._blocks[0].has_hooks or not compiled.is_ready():
-            return flat
-        ways: dict[str, Callable[..., torch.Tensor]] = {FLAT: flat}
+        compiled = self._compiled
+        if compiled is None or not compiled.is_ready:
+            return {FLAT: flat}
+        whole: dict[str, _Part] = {}
         if compiled.has_room(len(hidden), cache.metadata.cache_shape[1]):
-            ways[COMPILED] = partial(compiled.whole, hidden, rotations, cache)
-        ways[AROUND] = partial(compiled.around_products, hidden, rotations, cache)
-        shape = (size_of(len(hidden)), hidden.shape[-1], len(self._blocks))
+            whole[COMPILED] = partial(compiled.whole, hidden, rotations, cache, interruption)
+        around = partial(compiled.around_products, hidden, rotations, cache, interruption)
         if isinstance(attention, BatchedDecodeAttention):
-            return ways[self._tuner.fastest(compiled.name, shape, hidden.dtype, ways)]
-        ways[AROUND_BOTH] = partial(compiled.around_attention, hidden, rotations, attention, cache)
-        turns = cycle(range(len(self._blocks)))
-        of_next = {way: partial(_of_next, run, turns) for way, run in ways.items()}
-        name, sees = f"{compiled.name} of prompts", size_of(max(attention.num_keys))
-        return ways[self._tuner.fastest(name, (sees, *shape), hidden.dtype, of_next)]
+            return {**whole, FLAT: flat, AROUND: around}
+        both = partial(compiled.around_attention, hidden, rotations, attention, cache, interruption)
+        return {FLAT: flat, **whole, AROUND: around, AROUND_BOTH: both}
+
+    def _attention_shape(self) -> AttentionShape:
+        first = self._blocks[0]
+        return AttentionShape(*first.num_heads[:2], first.head_dim, self._embeddings)
+
+    def _decode_trial(self, rows: int, context: int) -> Trial:
+        """Time a decode of so many sequences, each at the end of such a context."""
+
+        def prepare() -> Mapping[str, Run]:
+            positions = torch.full((rows,), context - 1)
+            metadata = AttentionMetadata(
+                torch.arange(rows), positions, (rows, context), slice(0, rows), context
+            )
+            dtype = self._model.dtype
+            attention = decode_attention(self._windows, positions, context, dtype, self._tuner)
+            return self._runs(metadata, attention)
+
+        return Trial(self._key(rows, context, is_decode=True)[1], prepare)
+
+    def _prompt_trial(self, tokens: int, context: int) -> Trial:
+        """Time the last part of a prompt that fills such a context, or several shorter prompts."""
+
+        def prepare() -> Mapping[str, Run]:
+            is_packed = tokens > context
+            number = tokens // context if is_packed else 1
+            places = [range(0 if is_packed else context - tokens, context)] * number
+            metadata = AttentionMetadata(
+                torch.arange(number).repeat_interleave(len(places[0])),
+                torch.tensor([*chain(*places)]),
+                (number, context),
+                None if is_packed else slice(0, 1),
+                num_tokens=0 if is_packed else context,
+                num_packed=context,
+            )
+            model = self._model
+            attention = prefill_attention(
+                self._windows, places, model.dtype, model.device, self._tuner
+            )
+            return self._runs(metadata, attention)
+
+        return Trial(self._key(tokens, context, is_decode=False)[1], prepare)
+
+    def _runs(self, metadata: AttentionMetadata, attention: Attention) -> Mapping[str, Run]:
+        like = self._embeddings
+        hidden = torch.randn(len(metadata.positions), like.shape[1]).to(like.dtype)
+        rotations = {kind: self._rotation(kind, hidden, metadata.positions) for kind in self._kinds}
+        cache = OneBlockCache()
+        cache.open(metadata)
+        return self._on_parts(self._kernels(hidden, rotations, attention, cache, NEVER))
+
+    def _on_parts(self, kernels: Mapping[str, _Part]) -> Mapping[str, Run]:
+        """Runs of a few blocks, the next ones each time. As in a step, no cache of the processor
+        has their weights."""
+        first = next(iter(kernels.values()))
+        first(part=slice(0, 1))
+        began_s = perf_counter()
+        first(part=slice(0, 1))
+        num_blocks = min(ceil(_MIN_RUN_S / (perf_counter() - began_s)), len(self._blocks))
+        starts = cycle(range(0, len(self._blocks) - num_blocks + 1, num_blocks))
+
+        def run(kernel: _Part) -> torch.Tensor:
+            start = next(starts)
+            return kernel(part=slice(start, start + num_blocks))
+
+        return {name: partial(run, kernel) for name, kernel in kernels.items()}
 
     def turns_whole_heads(self) -> bool:
         """Whether rotation applies to whole heads; partial rotation is not supported here."""
         first = self._blocks[0]
         device = self._model.device
-        somewhere = torch.zeros(1, dtype=torch.long, device=device)
-        rotation = self._rotation(first.kind, torch.zeros(1, device=device), somewhere)
+        origin = torch.zeros(1, dtype=torch.long, device=device)
+        rotation = self._rotation(first.kind, torch.zeros(1, device=device), origin)
         return rotation.cos.shape[-1] == first.head_dim
 
     def _rotation(self, kind: str, hidden: torch.Tensor, positions: torch.Tensor) -> Rotation:
@@ -114,13 +294,7 @@ class FlatModel:
         return Rotation(cos, torch.cat((-first, second), dim=-1))
 
 
-def _of_next(run: Callable[..., torch.Tensor], turns: Iterator[int]) -> torch.Tensor:
-    """Run one block, whose weights are in no cache, as in a step."""
-    position = next(turns)
-    return run(part=slice(position, position + 1))
-
-
-def flat_model(model: PreTrainedModel, tuner: Tuner = OFF) -> FlatModel | None:
+def flat_model(model: PreTrainedModel, tuner: Autotuner = OFF) -> FlatModel | None:
     """Return the flat model; None for a model with anything that is not supported here."""
     parts = architecture(model.config).parts
     blocks = block_list(model)
@@ -141,17 +315,19 @@ def flat_model(model: PreTrainedModel, tuner: Tuner = OFF) -> FlatModel | None:
     return decoder if decoder.turns_whole_heads() else None
 
 
-def compile_steps(model: PreTrainedModel, tuner: Tuner) -> None:
-    """Begin to compile what steps of this model and of its int8 form may run, if it is not kept.
+def merge_layers(model: PreTrainedModel) -> None:
+    """Join the weights of layers that steps run as one. Nothing may use the model meanwhile."""
+    flat_model(model)
 
-    Until it is compiled, they run torch's operations.
-    """
+
+def functions_of_steps(model: PreTrainedModel, tuner: Autotuner) -> list[ParallelFunction]:
+    """The compiled functions that steps of this model, or of its int8 form, may run."""
     dtype = model.dtype
     if not tuner.chooses or model.device.type != "cpu" or dtype not in PRODUCTS_OF_ROWS:
-        return
+        return []
     functions = [PRODUCTS_OF_ROWS[dtype]]  # the head's
     if architecture(model.config).parts is not None:
         functions.append(BLOCKS[dtype])
     if dtype == torch.bfloat16:
         functions.append(INTEGER_PRODUCT)
-    compile_beside(functions)
+    return functions

@@ -1,28 +1,26 @@
 """Products with int8 weights, and the choice among them by measuring on the model's own layers.
 
 Which product is fastest depends on the processor, the shape and the number of rows. So every
-product that the device has is timed when a model is loaded for the first time, for each shape and
-each power of two of rows.
+product that the device has is timed once for each shape and each power of two of rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from app.engine.compiled.compilation import wait_until_compiled
-from app.engine.compiled.integers import INTEGER_PRODUCT, product_of_integers
-from app.engine.compiled.product import PRODUCTS_OF_ROWS, product_of_rows
-from app.engine.tuning import Tuner
+from app.engine.autotuning import OFF, Autotuner, Run, Trial, key_of
+from app.engine.compiled.integers import product_of_integers
+from app.engine.compiled.product import product_of_rows
 from pruning.models.quantize import int8_form, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
 
 NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
 _CHUNK_BYTES = 2**20  # of plain weights at once, so that they are still in the cache when used
-_MANY_ROWS, _HOPELESS = 16, 4.0  # from so many rows on, not tried again beyond these best times
 _MAX_ERRORS = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the plain product
 _MAX_ERROR = 0.03  # of smaller types
 
@@ -72,7 +70,7 @@ PRODUCTS: Mapping[str, Product] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChosenProduct:
     """The fastest product for each power of two of rows, from one row on."""
 
@@ -86,31 +84,42 @@ class ChosenProduct:
         return product(activations, values, scales)
 
 
-def int8_model(model: PreTrainedModel, tuner: Tuner | None = None) -> PreTrainedModel:
-    """The int8 form of ``model``, with the fastest products for it.
+def int8_model(model: PreTrainedModel, tuner: Autotuner = OFF) -> PreTrainedModel:
+    """The int8 form of ``model``, with the fastest products that are known for it.
 
-    By default the products are timed now, and the choice is not kept. Raises ``CannotQuantize``.
+    Raises ``CannotQuantize``.
     """
     made = int8_form(model)
-    choose_products(quantized_layers(made), Tuner() if tuner is None else tuner)
+    choose_products(made, tuner)
     return made
 
 
 @torch.inference_mode()
-def choose_products(layers: Sequence[QuantizedLinear], tuner: Tuner) -> None:
-    """Let each layer use the product that is fastest for its shape, on layers of that shape.
+def choose_products(model: PreTrainedModel, tuner: Autotuner) -> None:
+    """Let each layer use the product that is known to be the fastest for its shape.
 
-    Waits for another process that compiles some of the products.
+    Until that is known, it is the first one that this device has.
     """
-    if tuner.chooses:
-        wait_until_compiled([INTEGER_PRODUCT, *PRODUCTS_OF_ROWS.values()])
-    by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
-    for layer in layers:
-        by_shape.setdefault(layer.values.shape, []).append(layer)
-    for alike in by_shape.values():
-        chosen = ChosenProduct(tuple(_fastest(alike, tuner)))
-        for layer in alike:
-            layer.product = chosen
+    for layers in _by_shape(model):
+        products = tuple(_known(layers[0], 2**size, tuner) for size in range(NUM_SIZES))
+        product = layers[0].product
+        if isinstance(product, ChosenProduct):  # which merged layers have as well
+            product.by_size = products
+            continue
+        product = ChosenProduct(products)
+        for layer in layers:
+            layer.product = product
+
+
+def product_trials(model: PreTrainedModel, tuner: Autotuner) -> Iterator[Trial]:
+    """Trials of the products of an int8 form, whose layers take the fastest ones at the end."""
+    if not tuner.chooses:
+        return
+    for layers in (shapes := _by_shape(model)):
+        for size in range(NUM_SIZES):
+            yield Trial(_key(layers[0], 2**size), partial(_runs, layers, 2**size))
+    if shapes:
+        choose_products(model, tuner)
 
 
 def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
@@ -124,23 +133,37 @@ def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
     return found
 
 
-def _fastest(layers: Sequence[QuantizedLinear], tuner: Tuner) -> Iterator[Product]:
-    """The fastest product with 1, 2, 4 ... rows."""
-    first = layers[0]
-    hopeful = dict(PRODUCTS)
-    for size in range(NUM_SIZES):
-        rows = torch.randn(2**size, first.values.shape[1], device=first.values.device)
-        rows = rows.to(first.scales.dtype)
-        works = {name: each for name, each in hopeful.items() if _is_right(each, rows, first)}
-        if not works:
-            yield dequantized_product
-            continue
-        ways = {name: _on_each_in_turn(each, rows, layers) for name, each in works.items()}
-        chosen = tuner.choose("int8 products", (len(rows), *first.values.shape), rows.dtype, ways)
-        if len(rows) >= _MANY_ROWS and chosen.seconds:
-            most_s = _HOPELESS * chosen.seconds[chosen.way]
-            hopeful = {name: each for name, each in works.items() if chosen.seconds[name] <= most_s}
-        yield works[chosen.way]
+def _by_shape(model: PreTrainedModel) -> list[list[QuantizedLinear]]:
+    """The quantized layers of a model, those of one shape together."""
+    by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
+    for layer in quantized_layers(model):
+        by_shape.setdefault(layer.values.shape, []).append(layer)
+    return list(by_shape.values())
+
+
+def _key(layer: QuantizedLinear, rows: int) -> str:
+    return key_of(f"int8 product of {rows},", layer.scales, *layer.values.shape)
+
+
+def _known(layer: QuantizedLinear, rows: int, tuner: Autotuner) -> Product:
+    """The fastest product for so many rows, or the first that works as long as none is known."""
+    first = tuner.kernel(_key(layer, rows), PRODUCTS)
+    for name in (first, *PRODUCTS):
+        if _is_right(PRODUCTS[name], _rows(layer, rows), layer):
+            return PRODUCTS[name]
+    return dequantized_product
+
+
+def _runs(layers: Sequence[QuantizedLinear], num_rows: int) -> Mapping[str, Run]:
+    rows = _rows(layers[0], num_rows)
+    works = {name: each for name, each in PRODUCTS.items() if _is_right(each, rows, layers[0])}
+    products = works or {"plain": dequantized_product}
+    return {name: _on_each_in_turn(each, rows, layers) for name, each in products.items()}
+
+
+def _rows(layer: QuantizedLinear, number: int) -> torch.Tensor:
+    rows = torch.randn(number, layer.values.shape[1], device=layer.values.device)
+    return rows.to(layer.scales.dtype)
 
 
 def _on_each_in_turn(

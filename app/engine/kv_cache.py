@@ -4,7 +4,7 @@ Implements the part of a transformers ``Cache`` that decoder blocks call. The sc
 which sequence holds which slot, and for how long.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import Cache
@@ -19,6 +19,16 @@ class AttentionMetadata:
     cache_shape: tuple[int, int]  # slots, and tokens per slot, needed by all running sequences
     rows: slice | None  # slots that are read; None: the tokens of this forward, and no cache
     num_tokens: int = 0  # read of each of them, from position 0 on
+    num_packed: int = 0  # tokens of the longest prompt, if several are packed
+
+    @property
+    def num_seen(self) -> int:
+        """The most tokens that one of the tokens sees."""
+        return max(self.num_tokens, self.num_packed)
+
+    def of(self, tokens: slice) -> "AttentionMetadata":
+        """The same for some of the tokens, which read the cache."""
+        return replace(self, slots=self.slots[tokens], positions=self.positions[tokens])
 
 
 class SlotCache(Cache):
@@ -107,6 +117,13 @@ class SlotCache(Cache):
             assert tensor.shape[2] >= num_tokens
             assert not tensor[num_slots:, :, 1:].any(), "a freed slot was not cleared"
             assert tensor.isfinite().all()
+
+
+class OneBlockCache(SlotCache):
+    """A cache in which all blocks share the tensors of the first one, to time blocks with."""
+
+    def tensors(self, _layer_idx: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().tensors(0, like)
 
 
 def _written(

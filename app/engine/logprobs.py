@@ -3,7 +3,7 @@
 The head runs on chunks of rows, so that logits of all tokens never exist at once.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import accumulate
 
 import torch
@@ -13,12 +13,13 @@ from app.engine.model_runner import Forwarded
 from app.engine.scheduler import Batch
 from app.engine.sequence import PromptToken
 from app.engine.variant import Variant
-from pruning.models.blocks import final_logits
 from pruning.models.loss import rows_per_chunk, token_losses
+
+Logits = Callable[[torch.Tensor], torch.Tensor]  # float32 [rows, vocab] of [rows, width]
 
 
 @torch.inference_mode()
-def score_prompts(batch: Batch, forwarded: Forwarded) -> None:
+def score_prompts(batch: Batch, forwarded: Forwarded, head: Logits) -> None:
     """Give the sequences that report them the prompt tokens which this forward predicts.
 
     To be called before ``num_cached`` counts the forward.
@@ -30,18 +31,20 @@ def score_prompts(batch: Batch, forwarded: Forwarded) -> None:
         if num_best is None or end <= seq.num_cached:
             continue
         targets = seq.tokens[seq.num_cached + 1 : end + 1]
-        for logits in _logits(batch.variant, forwarded, first, first + len(targets)):
+        for logits in _logits(batch.variant, forwarded, head, first, first + len(targets)):
             seq.scored += _scored(logits, targets[: len(logits)], num_best)
             targets = targets[len(logits) :]
 
 
-def _logits(variant: Variant, forwarded: Forwarded, first: int, end: int) -> Iterator[torch.Tensor]:
+def _logits(
+    variant: Variant, forwarded: Forwarded, head: Logits, first: int, end: int
+) -> Iterator[torch.Tensor]:
     """Float32 logits ``[rows, vocab]`` of these scheduled tokens, in chunks."""
     if forwarded.hidden is None:  # one token for each sequence
         yield forwarded.logits[first:end]
         return
     for rows in forwarded.hidden[first:end].split(rows_per_chunk(variant.model)):
-        yield final_logits(variant.model, rows).float()
+        yield head(rows)
 
 
 def _scored(logits: torch.Tensor, targets: Sequence[int], num_best: int) -> list[PromptToken]:

@@ -56,6 +56,11 @@ class Batch:
     is_decode: bool = False  # one token for each running sequence of the variant
 
     @property
+    def is_reproducible(self) -> bool:
+        """Whether a sequence asks for it: the kernels of a batch are those of all of it."""
+        return any(seq.request.params.reproducible for seq in self.sequences)
+
+    @property
     def is_one_token_each(self) -> bool:
         return max(self.num_scheduled_tokens) == 1
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MIN_TEMPERATURE = 1e-5  # below it, sampling is greedy and the division would overflow
 
+_THEN = ", then "  # between two kernels that computed the same
+
 MAX_NEW_TOKENS = 1_000_000
 MAX_TOP_LOGPROBS = 20
 MAX_TOKEN_ID = 2**32 - 1  # beyond any vocabulary
@@ -83,6 +85,7 @@ class SamplingParams:
     response_format: ResponseFormat | None = None  # None is any text
     num_logprobs: int | None = None  # best tokens to report; None reports no logprobs
     num_prompt_logprobs: int | None = None  # the same of the prompt, which may come alone
+    reproducible: bool = False  # the output depends on no other request, at the cost of time
 
     def __post_init__(self) -> None:
         for param, (low, high) in RANGES.items():
@@ -231,6 +234,13 @@ class Sequence:
     @property
     def num_uncached(self) -> int:
         return len(self.tokens) - self.num_cached
+
+    def ran(self, kernels: Mapping[str, str]) -> None:
+        """Note what has computed a step."""
+        for purpose, kernel in kernels.items():
+            before = self.kernels.setdefault(purpose, kernel)
+            if kernel not in before.split(_THEN):
+                self.kernels[purpose] = f"{before}{_THEN}{kernel}"
 
     def append(self, token_id: int) -> None:
         """Add a generated token."""

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from uuid import uuid4
 
 from app.engine.admission import Overloaded, Reservation
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.engine import PromptTooLong, RequestRefused
+from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
 from app.engine.grammar import Grammar, ResponseFormatRefused
 from app.engine.sequence import (
     FinishReason,
@@ -36,6 +37,7 @@ ENGINE_RAISES = (
     RequestRefused,
     Overloaded,
     EngineStopped,
+    NotYetReproducible,
     GenerationFailed,
 )
 
@@ -120,6 +122,11 @@ class EngineBackend:
             )
             for index, stream in enumerate(streams)
         ]
+
+    def fingerprint(self, served: ServedModel, params: SamplingParams) -> str:
+        """OpenAI's ``system_fingerprint``: another one where outputs may differ."""
+        kernels = self._engine.kernels_digest(is_reproducible=params.reproducible)
+        return f"fp_{sha256(f'{served.digest} {kernels}'.encode()).hexdigest()[:12]}"
 
     async def encode(
         self, prompts: Sequence[Prompt], served: Sequence[ServedModel], max_new_tokens: int

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
+from app.engine.sequence import SamplingParams
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
@@ -71,6 +72,14 @@ class Generator:
         Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
         """
         return await self._engine.encode(prompts, served, max_new_tokens)
+
+    def fingerprint(
+        self, served: ServedModel | ServedElsewhere, params: SamplingParams
+    ) -> str | None:
+        """OpenAI's ``system_fingerprint``; None for a model of another server."""
+        if isinstance(served, ServedElsewhere):
+            return None
+        return self._engine.fingerprint(served, params)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
         """The outputs of the request, in order. Raises what ``open`` and ``next_deltas`` do."""

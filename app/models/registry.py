@@ -4,14 +4,15 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.engine.flat_model import compile_steps
+from app.engine.autotuning import OFF, Autotuner
+from app.engine.flat_model import merge_layers
 from app.engine.int8 import int8_model
-from app.engine.tuning import OFF, Tuner
 from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
@@ -60,6 +61,7 @@ class ServedModel:
     entry: ModelEntry
     variant: Variant
     tokenizer: PreTrainedTokenizerBase
+    digest: str  # of its weights: equal if and only if they compute the same
 
 
 class ModelRegistry:
@@ -73,13 +75,15 @@ class ModelRegistry:
         *,
         device: str = "auto",
         max_weight_bytes: int | None = None,
-        new_tuner: Callable[[], Tuner] = lambda: OFF,
+        tuner: Autotuner = OFF,
+        prepare: Callable[[Variant], None] = lambda _variant: None,
     ) -> None:
         self.catalog = catalog
         self._models = models
         self._checkpoints = checkpoints
         self._device = device
-        self._new_tuner = new_tuner  # for a thread that loads a model
+        self._tuner = tuner
+        self._prepare = prepare  # for its first step, before a variant is visible
         self._weights = LoadedWeights(device, max_weight_bytes)
         self._weight_sizes: dict[Path, tuple[Stamp, WeightSizes]] = {}
 
@@ -179,7 +183,8 @@ class ModelRegistry:
         variant = self._weights.variant(
             weights, VariantSource(entry.name, entry.key, own_bytes, make)
         )
-        return ServedModel(entry, variant, weights.loaded.tokenizer)
+        digest = sha256(f"{weights.fingerprint} {entry.key} {entry.is_int8}".encode()).hexdigest()
+        return ServedModel(entry, variant, weights.loaded.tokenizer, digest)
 
     def _fetch_repair(self, entry: ModelEntry) -> None:
         """Wait for the store here, where others do not wait for this one."""
@@ -195,7 +200,9 @@ class ModelRegistry:
         repaired = None
         if entry.order is not None and entry.view_repair is not None:
             repaired = self._checkpoints.repair(entry.order.name, entry.num_removed)
-        return make_variant(entry.name, entry.base, model, entry.key.keep, repaired)
+        variant = make_variant(entry.name, entry.base, model, entry.key.keep, repaired)
+        self._prepare(variant)
+        return variant
 
     def _source(self, entry: ModelEntry) -> WeightSource:
         """The weights that the entry runs on: those of its dense model or its own, or int8 ones."""
@@ -217,7 +224,7 @@ class ModelRegistry:
         is_current = known is not None and known.fingerprint == fingerprint(known.loaded.path)
         loaded = known.loaded if known is not None and is_current else plain.read()
         try:
-            return replace(loaded, model=int8_model(loaded.model, self._new_tuner()))
+            return replace(loaded, model=int8_model(loaded.model, self._tuner))
         except CannotQuantize as error:
             raise NotAModel(str(error)) from error
 
@@ -267,7 +274,7 @@ class ModelRegistry:
             return WeightSource(
                 entry.base,
                 partial(self._dense_bytes, entry.base),
-                partial(self._ready, partial(self._models.load, entry.base, device=self._device)),
+                partial(self._merged, partial(self._models.load, entry.base, device=self._device)),
             )
         if entry.order is None or not entry.is_whole_checkpoint:
             raise UnknownModel(
@@ -279,14 +286,14 @@ class ModelRegistry:
         return WeightSource(
             name,
             lambda: self._checkpoints.manifest(name).weight_bytes,
-            partial(self._ready, partial(self._checkpoints.open, name, device=self._device)),
+            partial(self._merged, partial(self._checkpoints.open, name, device=self._device)),
             partial(self._fetch, name),
         )
 
-    def _ready(self, read: Callable[[], LoadedModel]) -> LoadedModel:
-        """A model that is read, while what its steps need begins to be compiled."""
+    def _merged(self, read: Callable[[], LoadedModel]) -> LoadedModel:
+        """A model whose layers are merged before anything else uses them."""
         loaded = read()
-        compile_steps(loaded.model, self._new_tuner())
+        merge_layers(loaded.model)
         return loaded
 
     def _fetch(self, name: str) -> None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import typer
 
-from app.engine.tuning import OFF
+from app.engine.autotuning import OFF
 from app.engine.variant import make_variant
 from benchmarks.plan import Part, ServePlan, ServeSubject
 from benchmarks.search import Dtype

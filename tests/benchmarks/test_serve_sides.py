@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from app.engine.engine import Engine
 from app.engine.sequence import TokenEvent
+from app.engine.step import NEVER, Interruption
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog
 from benchmarks.baselines import run_continuous, run_sequential, run_static
@@ -45,9 +46,9 @@ def test_every_token_of_the_engine_is_counted(
     num_active: list[int] = []
 
     class Counting(Engine):
-        def step(self) -> list[TokenEvent]:
+        def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
             num_active.append(self.stats().num_running + self.stats().num_waiting)
-            events = super().step()
+            events = super().step(interruption)
             generated.extend(event for event in events if event.token_id is not None)
             return events
 

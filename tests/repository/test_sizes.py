@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from tools.sizes import MAX_FUNCTION_LINES, MIN_FILE_LINES, complaints
+from tools.sizes import MAX_FILE_LINES, MAX_FUNCTION_LINES, complaints
 
 LONG = "def long() -> None:\n" + "    pass\n" * MAX_FUNCTION_LINES
-FILLER = "# a comment\n" * MIN_FILE_LINES
+FILLER = "# a comment\n"
 
 
 def write(root: Path, name: str, text: str) -> None:
@@ -14,14 +14,14 @@ def write(root: Path, name: str, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def test_a_long_function_and_a_small_file_are_reported(tmp_path: Path) -> None:
+def test_a_long_function_and_a_long_file_are_reported(tmp_path: Path) -> None:
     write(tmp_path, "app/long.py", FILLER + LONG)
     write(tmp_path, "pruning/small.py", "x = 1\n")
-    write(tmp_path, "pruning/__init__.py", "")
+    write(tmp_path, "pruning/long.py", FILLER * (MAX_FILE_LINES + 1))
     found = list(complaints(tmp_path, {}))
     assert len(found) == 2
-    assert found[0].startswith(f"app/long.py:{MIN_FILE_LINES + 1}: long has 41 lines")
-    assert found[1].startswith("pruning/small.py: 1 lines")
+    assert found[0].startswith("app/long.py:2: long has 41 lines")
+    assert found[1].startswith("pruning/long.py: 401 lines")
 
 
 def test_the_signature_of_a_command_does_not_count(tmp_path: Path) -> None:

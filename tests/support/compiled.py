@@ -9,8 +9,12 @@ import numba
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from numba import carray, types
 
+from app.engine.autotuning import Autotuner
+from app.engine.compiled.integers import INTEGER_PRODUCT
+from app.engine.compiled.model import BLOCKS
 from app.engine.compiled.openmp import (
     ParallelFunction,
     barrier,
@@ -19,7 +23,7 @@ from app.engine.compiled.openmp import (
     keep_compiled_in,
     pointer_to,
 )
-from app.engine.tuning import Tuner
+from app.engine.compiled.product import PRODUCTS_OF_ROWS
 
 _to_counts = pointer_to(types.int64)
 
@@ -46,9 +50,23 @@ def torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def always(way: str) -> Tuner:
-    """A tuner that takes this way through the blocks wherever it is one of several."""
-    return Tuner(always=frozenset({way}))
+def always(*kernels: str, dtype: torch.dtype = torch.float32) -> Autotuner:
+    """A tuner that takes these kernels wherever they are among several. Compiled ones are ready for
+    this type."""
+    load_compiled(dtype)
+    return Autotuner(always=frozenset(kernels))
+
+
+def load_compiled(dtype: torch.dtype = torch.float32) -> None:
+    """Make all compiled functions for this type ready. One process at a time compiles."""
+    functions = [BLOCKS[dtype], PRODUCTS_OF_ROWS[dtype]]
+    if dtype == torch.bfloat16:
+        functions.append(INTEGER_PRODUCT)
+    missing = [function for function in functions if not function.is_ready]
+    if missing:
+        with FileLock(Path(numba.config.CACHE_DIR) / "compiling.lock"):
+            for function in missing:
+                function.load()
 
 
 def count(address: int) -> None:
@@ -68,7 +86,7 @@ def broken(address: Any) -> None:
 def counted(function: ParallelFunction) -> list[int]:
     """What all threads wrote that ran ``count``."""
     counts = np.zeros(16, dtype=np.int64)
-    assert function.is_ready()
+    function.load()
     function(counts.ctypes.data)
     return counts.tolist()
 

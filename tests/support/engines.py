@@ -8,6 +8,7 @@ from typing import Any
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import TokenEvent
+from app.engine.step import NEVER, Interruption
 
 
 class GatedEngine(Engine):
@@ -24,13 +25,13 @@ class GatedEngine(Engine):
         self._last_free = self.num_steps + num_steps
         self.gate.clear()
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         if self.num_steps >= self._last_free:
             self.is_at_gate = True
             self.gate.wait()
             self.is_at_gate = False
         self.num_steps += self.has_work
-        return super().step()
+        return super().step(interruption)
 
 
 @contextmanager
@@ -64,8 +65,8 @@ class CrashingEngine(Engine):
         super().__init__(EngineLimits(max_num_seqs=8))
         self._num_good = num_good
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         self._num_good -= self.has_work
         if self._num_good < 0:
             raise RuntimeError("a defect")
-        return super().step()
+        return super().step(interruption)

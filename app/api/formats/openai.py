@@ -43,11 +43,14 @@ _UNLIKELY = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 class OpenAIFormat(ABC):
     """Formats the outputs of one request, or their deltas."""
 
-    def __init__(self, prefix: str, body: GenerationBody, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, prefix: str, body: GenerationBody, vocabulary: Vocabulary, fingerprint: str | None
+    ) -> None:
         options = body.stream_options or StreamOptions()
         self._id = f"{prefix}-{uuid4().hex}"
         self._created = int(time.time())
         self._model = body.model
+        self._fingerprint = fingerprint
         self._n = body.n or 1
         self._vocabulary = vocabulary
         self._has_usage = bool(options.include_usage)
@@ -97,8 +100,8 @@ def finite(logprob: float | None) -> float:
 class ChatFormat(OpenAIFormat):
     """Streams start each output with a chunk of the role, and end it with the finish reason."""
 
-    def __init__(self, body: ChatBody, vocabulary: Vocabulary) -> None:
-        super().__init__("chatcmpl", body, vocabulary)
+    def __init__(self, body: ChatBody, vocabulary: Vocabulary, fingerprint: str | None) -> None:
+        super().__init__("chatcmpl", body, vocabulary, fingerprint)
         self._has_logprobs = bool(body.logprobs)
         self._started: set[int] = set()  # indices of outputs whose role has been sent
 
@@ -116,6 +119,7 @@ class ChatFormat(OpenAIFormat):
             id=self._id,
             created=self._created,
             model=self._model,
+            system_fingerprint=self._fingerprint,
             choices=choices,
             usage=self._usage(outputs),
         )
@@ -148,7 +152,12 @@ class ChatFormat(OpenAIFormat):
 
     def _view(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatChunk:
         return ChatChunk(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
         )
 
     def _logprobs(self, tokens: Iterable[Token]) -> ChoiceLogprobs | None:
@@ -177,9 +186,10 @@ class CompletionFormat(OpenAIFormat):
         self,
         body: CompletionBody,
         vocabulary: Vocabulary,
+        fingerprint: str | None,
         prompts: Sequence[str | Sequence[int]],
     ) -> None:
-        super().__init__("cmpl", body, vocabulary)
+        super().__init__("cmpl", body, vocabulary, fingerprint)
         self._num_logprobs = body.logprobs
         self._echoes: dict[int, str] = {}  # prompts to put in front of the outputs
         self._echoed: set[int] = set()  # indices of outputs whose prompt has been sent
@@ -219,7 +229,12 @@ class CompletionFormat(OpenAIFormat):
 
     def _view(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionView:
         return CompletionView(
-            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
         )
 
     def _logprobs(

@@ -92,7 +92,9 @@ async def create_completion(
     params = _completion_params(body)
     prompts = _prompts(body)
     generation_request = GenerationRequest(served, prompts, params, _stop(body), n=_or(body.n, 1))
-    format_ = CompletionFormat(body, Vocabulary(served.tokenizer), prompts)
+    format_ = CompletionFormat(
+        body, Vocabulary(served.tokenizer), generator.fingerprint(served, params), prompts
+    )
     return await respond(
         request, generator, generation_request, format_, is_streamed=bool(body.stream)
     )
@@ -111,7 +113,7 @@ async def create_chat_completion(
     generation_request = GenerationRequest(
         served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
     )
-    format_ = ChatFormat(body, Vocabulary(served.tokenizer))
+    format_ = ChatFormat(body, Vocabulary(served.tokenizer), generator.fingerprint(served, params))
     return await respond(
         request, generator, generation_request, format_, is_streamed=bool(body.stream)
     )

@@ -287,6 +287,11 @@ class CompletionView(BaseModel):
     )
     created: int = Field(description="Seconds since the epoch.")
     model: str = Field(description="The model that was asked for.")
+    system_fingerprint: str | None = Field(
+        default=None,
+        description="Of weights, kernels and versions: with another one, outputs may differ. Null "
+        "for a model of another server.",
+    )
     choices: list[CompletionChoice] = Field(description="The outputs, or their next parts.")
     usage: Usage | None = Field(description="Null in chunks, unless asked for.")
 
@@ -326,6 +331,11 @@ class ChatView(BaseModel):
     )
     created: int = Field(description="Seconds since the epoch.")
     model: str = Field(description="The model that was asked for.")
+    system_fingerprint: str | None = Field(
+        default=None,
+        description="Of weights, kernels and versions: with another one, outputs may differ. Null "
+        "for a model of another server.",
+    )
     choices: list[ChatChoice] = Field(description="The outputs.")
     usage: Usage = Field(description="Numbers of tokens.")
 
@@ -346,6 +356,11 @@ class ChatChunk(BaseModel):
     )
     created: int = Field(description="Seconds since the epoch.")
     model: str = Field(description="The model that was asked for.")
+    system_fingerprint: str | None = Field(
+        default=None,
+        description="Of weights, kernels and versions: with another one, outputs may differ. Null "
+        "for a model of another server.",
+    )
     choices: list[ChunkChoice] = Field(description="The next parts of the outputs.")
     usage: Usage | None = Field(description="Null, unless asked for.")
 

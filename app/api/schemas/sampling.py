@@ -72,7 +72,7 @@ class SamplingFields(BaseModel):
     )
     seed: Seed | None = Field(
         default=SamplingParams.seed,
-        description="Makes sampling repeatable; drawn if none is given.",
+        description="Draws the same numbers each time; one is drawn if none is given.",
     )
     stop_token_ids: StopTokenIds = Field(
         default_factory=list,
@@ -86,10 +86,15 @@ class SamplingFields(BaseModel):
         default=None,
         description="What an output must be: any text, a JSON object, or JSON by a schema.",
     )
+    reproducible: bool = Field(
+        default=SamplingParams.reproducible,
+        description="Whether the output must not depend on other requests, which takes longer.",
+    )
 
 
 class OpenAISamplingFields(BaseModel):
-    """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's."""
+    """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's, one is
+    this project's."""
 
     temperature: Number | None = Field(
         default=None,
@@ -116,7 +121,7 @@ class OpenAISamplingFields(BaseModel):
     )
     seed: StrictSeed | None = Field(
         default=None,
-        description="Makes sampling repeatable; drawn if none is given.",
+        description="Draws the same numbers each time; one is drawn if none is given.",
     )
     response_format: AnyFormat | None = Field(
         default=None,
@@ -140,6 +145,12 @@ class OpenAISamplingFields(BaseModel):
     )
     ignore_eos: StrictBool | None = Field(
         default=None, description="Continue behind the end-of-text token, up to the maximum length."
+    )
+
+    # this project's
+    reproducible: StrictBool | None = Field(
+        default=None,
+        description="Whether the output must not depend on other requests, which takes longer.",
     )
 
 

@@ -16,7 +16,7 @@ from app.engine.compiled.arithmetic import (
     own_floats,
 )
 from app.engine.compiled.attention import attend
-from app.engine.compiled.openmp import Floats, barrier, compiled, inlined, share
+from app.engine.compiled.openmp import Floats, barrier, compiled, get_thread, inlined, share
 from app.engine.compiled.parts import (
     before_attention,
     before_down,
@@ -25,7 +25,7 @@ from app.engine.compiled.parts import (
     before_output,
     before_project,
 )
-from app.engine.compiled.records import BLOCK, block_at, step_at
+from app.engine.compiled.records import BLOCK, block_at, integers_at, step_at
 from app.engine.compiled.rows import gate, multiply, norm_rows
 
 _BLOCK_BYTES = BLOCK.itemsize
@@ -66,23 +66,36 @@ def _run(address: int, like: Any) -> None:
 
 @inlined
 def _whole(address: int, block: Any, step: Any, like: Any) -> None:
-    """From hidden states to those behind the last block, in their place."""
+    """From hidden states to those behind the last block, in their place.
+
+    An interruption ends it between two blocks.
+    """
     hidden = array_like(like, block.source, step.rows, block.width)
     stream = floats_at(step.stream, step.rows, block.width)
     first, last = share(block.width)
-    for row in range(step.rows):
-        for at in range(first, last):
-            stream[row, at] = as_float(hidden[row, at])
+    _widen(hidden, first, last, stream)
+    stops = integers_at(step.stops, step.num_blocks)
     for position in range(step.num_blocks):
         each = block_at(address + position * _BLOCK_BYTES)
+        if get_thread() == 0:  # all threads must see the same, which barriers in the block ensure
+            stops[position] = integers_at(step.interruption, 1)[0]
         if not position or each.input_scale != 1:
             _scale(stream, each.input_scale, first, last)
             barrier()
         _attention(each, step, stream, like)
         _feed_forward(each, step, stream, like)
+        if stops[position]:
+            break
     for row in range(step.rows):
         for at in range(first, last):
             hidden[row, at] = as_number_of(hidden, stream[row, at])
+
+
+@compiled
+def _widen(hidden: Any, first: int, last: int, stream: Floats) -> None:
+    for row in range(len(stream)):
+        for at in range(first, last):
+            stream[row, at] = as_float(hidden[row, at])
 
 
 @compiled

@@ -3,56 +3,137 @@
 A thread would hold the interpreter's lock, for which every operation of a step would wait.
 """
 
+import atexit
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
+from tempfile import mkdtemp
+from threading import Condition, Event, Thread
 
 import numba
+from numba.core.errors import NumbaError
 
-from app.engine.compiled.openmp import ParallelFunction, compile_now, has_openmp
+from app.engine.compiled.openmp import (
+    ParallelFunction,
+    compile_now,
+    compiled_folder,
+    has_openmp,
+    keep_compiled_in,
+)
+from app.json_file import replace_file
 from pruning.process import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 _NICENESS = 10  # below that of a service, above that of a pruning job
+_RETRY_S = (10.0, 60.0, 300.0, 1800.0)  # after the first failure, the second …
+_STATE_FILE = "state.json"
+_changed = Condition()  # of what is claimed, ready or has failed
+
+
+@dataclass(frozen=True)
+class CompilationState:
+    """The last attempt to compile: ``state`` is compiling, compiled or failed."""
+
+    state: str
+    reason: str = ""  # of a failure
+    retry_at: float | None = None  # seconds since the epoch; None if it is not tried again
 
 
 def compile_beside(functions: Sequence[ParallelFunction]) -> None:
-    """Have another process compile those that are not kept, one after the other.
+    """Make these ready in the background: read them where they are kept, and otherwise have
+    another process compile them.
 
-    Each is ready when it is compiled. Where nothing is kept, it is compiled when first needed.
+    A failure is tried again after a while. Until they are ready, steps run torch's operations.
     """
-    missing = [
-        each
-        for each in functions
-        if not (each.is_loaded or each.is_kept) and each.compilation is None
-    ]
-    if not missing or not numba.config.CACHE_DIR or not has_openmp():
+    if not has_openmp():
         return
-    # The process ends with the thread that has started it, or with this process.
-    thread = Thread(target=_run, args=(missing,), name="compilation", daemon=True)
-    for each in missing:
-        each.compilation = thread
-    thread.start()
+    with _changed:
+        missing = [each for each in functions if not (each.is_ready or each.is_claimed)]
+        for each in missing:
+            each.is_claimed = True
+    if missing:
+        # The process ends with the thread that has started it, or with this process.
+        Thread(target=_make_ready, args=(missing,), name="compilation", daemon=True).start()
 
 
-def wait_until_compiled(functions: Sequence[ParallelFunction]) -> None:
-    """Wait for the processes that compile these."""
-    for each in functions:
-        if each.compilation is not None:
-            each.compilation.join()
+def wait_for_compilation(functions: Sequence[ParallelFunction], limit_s: float) -> None:
+    """Wait until none of these is awaited, which may be because they have failed."""
+    with _changed:
+        _changed.wait_for(lambda: not any(each.is_awaited for each in functions), limit_s)
 
 
-def _run(functions: Sequence[ParallelFunction]) -> None:
+def kept_state(directory: Path) -> CompilationState | None:
+    """How the last attempt to compile into this directory ended; None before the first."""
+    try:
+        fields = json.loads((compiled_folder(directory) / _STATE_FILE).read_text(encoding="utf-8"))
+        retry_at = fields["retry_at"]
+        when = None if retry_at is None else float(retry_at)
+        return CompilationState(str(fields["state"]), str(fields["reason"]), when)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _make_ready(functions: Sequence[ParallelFunction]) -> None:
+    if not numba.config.CACHE_DIR:
+        _keep_in_a_temporary_folder()
+    never = Event()  # a wait that ends with the process, as this thread does
+    for wait_s in (*_RETRY_S, None):
+        reason = _attempt(functions)
+        if reason is not None:
+            _note_failure(reason, wait_s)
+        with _changed:
+            for each in functions:
+                each.has_failed = not each.is_ready
+            _changed.notify_all()
+        if reason is None or wait_s is None:
+            return
+        never.wait(wait_s)
+
+
+def _note_failure(reason: str, wait_s: float | None) -> None:
+    again = "it is not tried again" if wait_s is None else f"next attempt in {wait_s:.0f} s"
+    logger.warning(
+        "torch's operations are used instead of compiled ones: compiling broke off: %s (%s)",
+        reason,
+        again,
+    )
+    retry_at = None if wait_s is None else time.time() + wait_s
+    _write_state(CompilationState("failed", reason, retry_at))
+
+
+def _attempt(functions: Sequence[ParallelFunction]) -> str | None:
+    """Try to make them ready. Returns the reason of a failure."""
     began_s = time.monotonic()
+    missing = [each for each in functions if not each.is_kept]
+    reason = ""
+    if missing:
+        _write_state(CompilationState("compiling"))
+        reason = _compile(missing)
+    for each in functions:
+        if each.is_kept:
+            with suppress(NumbaError):
+                each.load()
+    if not all(each.is_ready for each in functions):
+        return reason or "what was compiled cannot be read"
+    if missing:
+        logger.info("the blocks of models were compiled in %.1f s", time.monotonic() - began_s)
+        _write_state(CompilationState("compiled"))
+    return None
+
+
+def _compile(functions: Sequence[ParallelFunction]) -> str:
+    """Have another process compile them. Returns what it wrote to its standard error."""
     names = [f"{each.function.__module__}:{each.function.__qualname__}" for each in functions]
     try:
         ended = subprocess.run(  # noqa: S603 - this module
@@ -64,15 +145,22 @@ def _run(functions: Sequence[ParallelFunction]) -> None:
             check=False,
         )
     except OSError as error:  # no process can be started
-        reason = str(error)
-    else:
-        reason = ended.stderr.strip() or f"exit code {ended.returncode}"
-    if all(each.is_kept for each in functions):
-        logger.info("the blocks of models were compiled in %.1f s", time.monotonic() - began_s)
-        return
-    logger.warning(
-        "torch's operations are used instead of compiled ones: compiling broke off: %s", reason
-    )
+        return str(error)
+    return ended.stderr.strip() or f"exit code {ended.returncode}"
+
+
+def _keep_in_a_temporary_folder() -> None:
+    """For a process without a directory that it may write to."""
+    with suppress(OSError):
+        folder = mkdtemp(prefix="sleb-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        keep_compiled_in(Path(folder))
+
+
+def _write_state(state: CompilationState) -> None:
+    with suppress(OSError):  # of a full disk: the log has it too
+        content = json.dumps(asdict(state)).encode()
+        replace_file(Path(numba.config.CACHE_DIR) / _STATE_FILE, content)
 
 
 def main(parent: str, directory: str, *names: str) -> None:

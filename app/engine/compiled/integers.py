@@ -153,7 +153,7 @@ def product_of_integers(
     an int16 has.
     """
     kind = (activations.device.type, activations.dtype)
-    if kind != ("cpu", torch.bfloat16) or not INTEGER_PRODUCT.is_ready():
+    if kind != ("cpu", torch.bfloat16) or not INTEGER_PRODUCT.is_ready:
         raise NotImplementedError(f"no compiled integer product of {kind[1]} on {kind[0]}")
     activations, values, scales = (each.contiguous() for each in (activations, values, scales))
     (rows, width), outputs = activations.shape, len(values)

@@ -28,6 +28,7 @@ from app.engine.compiled.records import BLOCK, MATRIX, NORM, STEP
 from app.engine.flat_block import FlatBlock, Rotation
 from app.engine.kv_cache import SlotCache
 from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
+from app.engine.step import Interruption
 from pruning.models.rounding import QuantizedLinear
 
 _ALL = slice(None)
@@ -76,25 +77,32 @@ class CompiledBlocks:
         start, size = self._blocks.ctypes.data, self._blocks.itemsize
         self._records = [(each, start + at * size) for at, each in enumerate(self._blocks)]
 
+    @property
     def is_ready(self) -> bool:
-        """Whether they can run. They are compiled for that, unless another process does so."""
-        return self._run.is_ready()
+        """Whether they are compiled."""
+        return self._run.is_ready
 
     def whole(
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         cache: SlotCache,
+        interruption: Interruption,
         part: slice = _ALL,
     ) -> torch.Tensor:
         """Map hidden states ``[rows, width]`` to those behind this part of the blocks.
 
-        Writes to the open cache. Each row sees its slot up to its position.
+        Writes to the open cache. Each row sees its slot up to its position. Sums have one order for
+        each row, whatever other rows there are. Raises ``StepInterrupted``.
         """
         out, records = hidden.clone(), self._records[part]
+        stops = np.empty(len(records), dtype=np.int64)
         with self._opened(out, rotations, cache, is_whole=True):
             self._step["num_blocks"] = len(records)
+            self._step["interruption"] = interruption.address
+            self._step["stops"] = stops.ctypes.data
             self._run_part(*records[0], WHOLE, out, out)
+        interruption.check()
         return out
 
     def around_products(
@@ -102,12 +110,14 @@ class CompiledBlocks:
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         cache: SlotCache,
+        interruption: Interruption,
         part: slice = _ALL,
     ) -> torch.Tensor:
         """The same with products by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
             for block, record in self._both(part):
+                interruption.check()
                 attended = hidden.new_empty(len(out), int(record[0]["output"]["inputs"]))
                 self._run_part(*record, OUTPUT, self._projected(block, record, out), attended)
                 self._feed_forward(block, record, block.output(attended), out)
@@ -119,12 +129,14 @@ class CompiledBlocks:
         rotations: Mapping[str, Rotation],
         attention: Attention,
         cache: SlotCache,
+        interruption: Interruption,
         part: slice = _ALL,
     ) -> torch.Tensor:
         """The same with products and attention by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
             for block, record in self._both(part):
+                interruption.check()
                 projected = self._projected(block, record, out)
                 self._run_part(*record, ATTENTION, projected, turned := torch.empty_like(projected))
                 heads = turned.view(len(out), -1, block.head_dim)
@@ -197,12 +209,13 @@ class CompiledBlocks:
         self._cache, self._cache_version = ref(cache), cache.version
 
     def has_room(self, rows: int, num_tokens: int) -> bool:
-        """Whether whole blocks have room for so many rows and tokens of a slot.
+        """Whether whole blocks have room for so many rows and tokens of a slot."""
+        return rows <= self.max_rows(num_tokens)
 
-        Each thread has the inputs of all rows.
-        """
-        sizes = self._sizes(rows, num_tokens, is_whole=True)
-        return 4 * sum(sizes.values()) <= MAX_ROOM_BYTES
+    def max_rows(self, num_tokens: int) -> int:
+        """The rows for which whole blocks have room. Each thread has the inputs of all rows."""
+        one, two = (sum(self._sizes(rows, num_tokens, is_whole=True).values()) for rows in (1, 2))
+        return (MAX_ROOM_BYTES // 4 - (2 * one - two)) // (two - one)
 
     def _room(self, cache: SlotCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any, TypeVar, cast
 
 import numba
@@ -24,6 +24,8 @@ from numba import types
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
+
+from app.engine.versions import versions_digest
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +81,13 @@ def pointer_to(dtype: types.Type) -> Callable[[int], Any]:
 
 
 class ParallelFunction:
-    """A function of one address, which all threads run. It is compiled when it is first needed."""
+    """A function of one address, which all threads run, once it is loaded."""
 
     def __init__(self, function: Callable[[int], None]) -> None:
         self.function = function
-        self.compilation: Thread | None = None  # waits for another process that compiles it
+        self.is_claimed = False  # by a thread that makes it ready, or tries to
+        self.has_failed = False  # at least once
         self._lock = Lock()
-        self._is_possible = True
         self._compiled: Any = None
         self._address: ctypes.c_void_p | None = None
 
@@ -100,8 +102,14 @@ class ParallelFunction:
         )
 
     @property
-    def is_loaded(self) -> bool:
+    def is_ready(self) -> bool:
+        """Whether it can be called."""
         return self._address is not None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it will soon be ready, unless that fails."""
+        return self.is_claimed and not (self.is_ready or self.has_failed)
 
     @property
     def is_kept(self) -> bool:
@@ -110,30 +118,16 @@ class ParallelFunction:
         name = f"{file.stem}.{self.function.__qualname__}-*.nbc"
         return bool(numba.config.CACHE_DIR) and any(Path(numba.config.CACHE_DIR).rglob(name))
 
-    def is_ready(self) -> bool:
-        """Whether it can be called. False where OpenMP is missing or numba fails.
+    def load(self) -> None:
+        """Read it where it is kept, or compile it, which takes seconds.
 
-        Otherwise it is read if it is kept, or compiled, which takes seconds. It is False, and not
-        compiled here, as long as another process has to compile it.
+        Raises ``NumbaError`` for a processor or a version that numba cannot compile for.
         """
-        if self._address is None and self._is_possible and has_openmp():
-            is_left_to_another = self.compilation is not None and not self.is_kept
-            if not is_left_to_another:
-                self._load()
-        return self._address is not None
-
-    def _load(self) -> None:
         with self._lock:
-            if self._address is not None:
-                return
-            try:
-                keeps = bool(numba.config.CACHE_DIR)
-                self._compiled = (_kept if keeps else compile_now)(self.function)
-            except NumbaError:  # of a processor or a version that numba cannot compile for
-                logger.exception("torch's operations are used instead of compiled ones")
-                self._is_possible = False
-                return
-            self._address = ctypes.c_void_p(self._compiled.address)
+            if self._address is None and has_openmp():
+                load = _kept if numba.config.CACHE_DIR else compile_now
+                self._compiled = load(self.function)
+                self._address = ctypes.c_void_p(self._compiled.address)
 
 
 def _kept(function: Callable[[int], None]) -> Any:
@@ -167,13 +161,9 @@ def keep_compiled_in(directory: Path) -> None:
     """Keep what this process compiles from now on, in a directory that others may share.
 
     numba looks at the file of a function alone, and not at those of what it calls. So each version
-    of the source has a folder, on each processor.
+    of the source, of Python and of the compiler has a folder, on each processor.
     """
-    digest = hashlib.sha256()
-    digest.update(f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}".encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(f"{file.stat().st_mtime_ns}".encode() + file.read_bytes())
-    folder = directory / f"compiled-{digest.hexdigest()[:16]}"
+    folder = compiled_folder(directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -181,3 +171,13 @@ def keep_compiled_in(directory: Path) -> None:
     except OSError as error:
         logger.warning("compiled functions are not kept: %s", error)
         numba.config.CACHE_DIR = ""
+
+
+def compiled_folder(directory: Path) -> Path:
+    """The folder of this directory for this processor and these versions."""
+    digest, source = hashlib.sha256(), Path(__file__).parent
+    cpu = f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}"
+    digest.update(f"{cpu} {versions_digest(source)}".encode())
+    for file in sorted(source.glob("*.py")):  # numba compares their times
+        digest.update(f"{file.stat().st_mtime_ns}".encode())
+    return directory / f"compiled-{digest.hexdigest()[:16]}"

@@ -40,7 +40,12 @@ _to_product = pointer_to(numba.from_dtype(_PRODUCT))
 
 def has_room(rows: int, width: int) -> bool:
     """Whether each thread has room for the inputs of so many rows."""
-    return 8 * torch.get_num_threads() * rows * width <= MAX_ROOM_BYTES
+    return rows <= max_rows(width)
+
+
+def max_rows(width: int) -> int:
+    """The rows of inputs for which each thread has room."""
+    return MAX_ROOM_BYTES // (8 * torch.get_num_threads() * width)
 
 
 def float32_product(address: int) -> None:
@@ -93,7 +98,7 @@ def product_of_rows(
     Raises ``NotImplementedError`` on other devices, for other types, and until it is compiled.
     """
     function = PRODUCTS_OF_ROWS.get(activations.dtype)
-    if function is None or activations.device.type != "cpu" or not function.is_ready():
+    if function is None or activations.device.type != "cpu" or not function.is_ready:
         raise NotImplementedError(f"{activations.dtype} on {activations.device.type}")
     activations, values = activations.contiguous(), values.contiguous()
     scales = None if scales is None else scales.contiguous()

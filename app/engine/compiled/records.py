@@ -22,6 +22,7 @@ STEP = np.dtype([
         "rows", "num_blocks", "num_tokens", "slots", "positions",  # the latter two int64, [rows]
         "stream", "normed", "projected", "scores", "attended", "between", "update",
         "factors",  # of products, in bfloat16
+        "interruption", "stops",  # int64: a flag, and what it was at each block, [num_blocks]
     )
 ])  # fmt: skip
 BLOCK = np.dtype(

@@ -19,8 +19,8 @@ from app.bench.result import Bench
 from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
+from app.engine.autotuning import Autotuner
 from app.engine.engine import PromptTooLong
-from app.engine.tuning import Tuner
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultStore
 from pruning.checkpoints.store import MANIFEST
@@ -190,7 +190,7 @@ def test_a_variant_that_there_is_not_is_refused(
 def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def noted(each: Any, scenario: Scenario, plan: BenchPlan, tuner: Tuner) -> Sample:
+    def noted(each: Any, scenario: Scenario, plan: BenchPlan, tuner: Autotuner) -> Sample:
         order.append(each.name)
         return measure(each, scenario, plan, tuner)
 

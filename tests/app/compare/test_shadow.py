@@ -18,6 +18,7 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import TokenEvent
+from app.engine.step import NEVER, Interruption
 from app.server.serve import ApiServer
 from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
@@ -315,11 +316,11 @@ class Held(Engine):
         self.gate = threading.Event()
         self.num_at_gate = 0
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         if self.has_work and not self.has_live_work:
             self.num_at_gate += 1
             self.gate.wait()
-        return super().step()
+        return super().step(interruption)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from app.engine.admission import Overloaded, TooManyPrompts
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import DuplicateRequest, Engine, PromptTooLong
 from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.step import NEVER, Interruption
 from tests.support.engine_requests import prompt, request, variant
 from tests.support.engine_scenarios import endless, events_of, scenario, until
 from tests.support.tiny import MAX_POSITIONS, generated
@@ -163,11 +164,11 @@ class _Crashing(Engine):
         super().__init__()
         self._num_steps = num_steps
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         if not self._num_steps:
             raise RuntimeError("a defect")
         self._num_steps -= 1
-        return super().step()
+        return super().step(interruption)
 
 
 def test_a_crash_fails_every_open_stream_and_all_that_come_later(

@@ -17,7 +17,7 @@ from app.engine.attention import (
     own_mask,
     packed_mask,
 )
-from app.engine.tuning import Tuner
+from app.engine.autotuning import Autotuner
 from tests.support.tiny import WINDOW, tiny_model
 
 HEADS, KEY_HEADS, DIM = 6, 2, 8
@@ -94,7 +94,7 @@ def test_a_token_each_over_its_own_slot(ends: list[int], window: int | None, way
         :, 1:, :, :num_tokens
     ]  # a part of a cache, as they come
     mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
-    attention = BatchedDecodeAttention({KIND: mask}.__getitem__, Tuner(always=frozenset({way})))
+    attention = BatchedDecodeAttention({KIND: mask}.__getitem__, Autotuner(always=frozenset({way})))
     found = attention(KIND, queries, keys, values, 0.3)
     expected = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     torch.testing.assert_close(found, expected)
@@ -119,7 +119,7 @@ def test_several_prompts_in_one_row(
         masks = [None] * len(lengths)  # as on a GPU
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_MAX_SCORES", max_scores)
-        tuner = Tuner(always=frozenset({way}))
+        tuner = Autotuner(always=frozenset({way}))
         attention = VarlenPrefillAttention(lengths, lengths, {KIND: masks}, tuner)
         found = attention(KIND, queries, keys, values, 0.3)
     positions = torch.cat([torch.arange(length) for length in lengths])
@@ -153,7 +153,7 @@ def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> 
     true = plain(queries[:, :, None].float(), keys.float(), values.float(), mask.float())[:, :, 0]
     eager = plain(queries[:, :, None], keys, values, mask)[:, :, 0]
     attention = BatchedDecodeAttention(
-        {KIND: mask}.__getitem__, Tuner(always=frozenset({PRODUCTS}))
+        {KIND: mask}.__getitem__, Autotuner(always=frozenset({PRODUCTS}))
     )
     ours = attention(KIND, queries, keys, values, 0.3)
     assert (ours - true).pow(2).mean() < (eager - true).pow(2).mean()

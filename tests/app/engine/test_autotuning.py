@@ -1,140 +1,179 @@
-"""The fastest way is chosen once for a shape and a processor, and all ways give the same tokens."""
+"""The fastest kernel is found once for a key and a processor. All give the same tokens."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import numba
 import pytest
 import torch
 
 from app.config import ServeSettings
-from app.engine import tuning
+from app.engine import autotuning
 from app.engine.attention import FUSED, PRODUCTS
-from app.engine.compiled.model import BLOCKS
-from app.engine.compiled.product import PRODUCTS_OF_ROWS
+from app.engine.autotuning import (
+    OFF,
+    Autotuner,
+    Choice,
+    Trial,
+    context_of,
+    contexts_to,
+    key_of,
+    processor,
+    size_of,
+    sizes_to,
+)
 from app.engine.engine import Engine
 from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT
 from app.engine.head import COMPILED_HEAD, TORCH
-from app.engine.row_kernels import NATIVE, ONE_DNN
-from app.engine.tuning import OFF, Tuner, processor, size_of
 from pruning.models.architectures import ARCHITECTURES
+from tests.support.compiled import always, load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
+from tests.support.kernels import choice_of
 from tests.support.serving import local_api
+from tests.support.waiting import wait_until
 
 SLOW, FAST = "slow", "fast"
-FLOAT = torch.float32
-WAYS = (
-    (FUSED, ONE_DNN, FLAT, TORCH),
-    (PRODUCTS, NATIVE, COMPILED, AROUND, COMPILED_HEAD),
+KERNELS = (
+    (FUSED, FLAT, TORCH),
+    (PRODUCTS, COMPILED, AROUND, COMPILED_HEAD),
     (AROUND,),
     (AROUND_BOTH,),
     (),
 )
 
 
-class Ways:
+class Kernels:
     """A product of large matrices and one of small ones, and how often each has run."""
 
     def __init__(self) -> None:
         self.num_runs = {SLOW: 0, FAST: 0}
         self._matrices = {SLOW: torch.ones(256, 256), FAST: torch.ones(2, 2)}
 
-    def of(self, *names: str) -> dict[str, Callable[[], object]]:
-        return {name: partial(self._run, name) for name in names}
+    def trial(self, *names: str) -> Trial:
+        return Trial("a", lambda: {name: partial(self._run, name) for name in names})
 
     def _run(self, name: str) -> torch.Tensor:
         self.num_runs[name] += 1
         return self._matrices[name] @ self._matrices[name]
 
 
+def kept(file: Path, *keys: str) -> Autotuner:
+    """A tuner that has kept a choice for each key."""
+    tuner = Autotuner(file)
+    for key in keys:
+        tuner.record(key, Choice(FAST, {SLOW: 2.0, FAST: 1.0}))
+    tuner.save()
+    return tuner
+
+
 @pytest.mark.parametrize("names", [(SLOW, FAST), (FAST, SLOW)])
-def test_the_fastest_is_found_once_for_each_shape(names: tuple[str, str]) -> None:
-    ways, tuner = Ways(), Tuner()
-    assert tuner.fastest("a", (4, 8), FLOAT, ways.of(*names)) == FAST
-    before = dict(ways.num_runs)
-    assert tuner.fastest("a", (4, 8), FLOAT, ways.of(*names)) == FAST
-    assert ways.num_runs == before
-    for name, shape, dtype in (
-        ("b", (4, 8), FLOAT),
-        ("a", (4, 9), FLOAT),
-        ("a", (4, 8), torch.half),
-    ):
-        tuner.fastest(name, shape, dtype, ways.of(*names))
-    assert len(tuner.choices) == 4
-    seconds = tuner.choices["a 4x8 float32"].seconds
-    assert 0 < seconds[FAST] < seconds[SLOW]
+def test_the_fastest_is_found(names: tuple[str, str]) -> None:
+    kernels = Kernels()
+    choice = choice_of(kernels.trial(*names))
+    assert choice.kernel == FAST
+    assert 0 < choice.seconds[FAST] < choice.seconds[SLOW]
+    assert kernels.num_runs[FAST] >= 3
 
 
-def test_without_tuning_the_first_is_taken_and_none_is_run() -> None:
-    ways = Ways()
-    assert OFF.fastest("a", (1,), FLOAT, ways.of(SLOW, FAST)) == SLOW
-    assert Tuner(always=frozenset({FAST})).fastest("a", (1,), FLOAT, ways.of(SLOW, FAST)) == FAST
-    assert not any(ways.num_runs.values())
+def test_a_hopeless_kernel_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotuning, "_HOPELESS", 1.0)
+    kernels = Kernels()
+    choice_of(kernels.trial(SLOW, FAST))
+    assert min(kernels.num_runs.values()) == 1
 
 
-def test_equal_ways_do_not_take_turns_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another way has to be worth it, or rounding would change from one start to the next."""
-    monkeypatch.setattr(tuning, "_WORTH", 0.0)
-    assert Tuner().fastest("a", (1,), FLOAT, Ways().of(SLOW, FAST)) == SLOW
+def test_equal_kernels_do_not_take_turns_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another kernel has to be worth it, or rounding would change from one start to the next."""
+    monkeypatch.setattr(autotuning, "_WORTH", 0.0)
+    monkeypatch.setattr(autotuning, "_WORTH_DISTURBED", 0.0)
+    assert choice_of(Kernels().trial(SLOW, FAST)).kernel == SLOW
 
 
-def test_choices_are_kept_for_this_processor_beside_those_for_others(
+@pytest.mark.parametrize(("num_switches", "is_quiet"), [(0, True), (100, False)])
+def test_what_was_timed_while_something_else_ran_is_marked(
+    monkeypatch: pytest.MonkeyPatch, num_switches: int, is_quiet: bool
+) -> None:
+    counts = iter(range(0, 10**6, num_switches or 1) if num_switches else [0] * 100)
+    monkeypatch.setattr(autotuning, "_num_switches", lambda: next(counts))
+    assert choice_of(Kernels().trial(SLOW, FAST)).is_quiet == is_quiet
+
+
+def test_a_step_takes_what_is_known_and_else_the_first_kernel() -> None:
+    tuner = Autotuner()
+    assert tuner.kernel("a", [SLOW, FAST]) == SLOW
+    tuner.record("a", Choice(FAST, {SLOW: 2.0, FAST: 1.0, "third": 3.0}, is_quiet=False))
+    assert tuner.kernel("a", [SLOW, FAST]) == FAST
+    assert tuner.kernel("b", [SLOW, FAST]) == SLOW
+    assert tuner.kernel("a", ["third", SLOW]) == SLOW, "the fastest is not there"
+    assert tuner.kernel("a", ["fourth"]) == "fourth"
+    assert tuner.is_known("a")
+    assert not tuner.is_known("a", is_quiet=True)
+
+
+def test_without_tuning_the_first_is_taken() -> None:
+    assert OFF.kernel("a", [SLOW, FAST]) == SLOW
+    assert not OFF.chooses
+    assert Autotuner(always=frozenset({FAST})).kernel("a", [SLOW, FAST]) == FAST
+
+
+def test_choices_are_kept_for_this_processor_and_code_beside_those_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, ways = tmp_path / "tuning.json", Ways()
-    assert Tuner(file).fastest("a", (1,), FLOAT, ways.of(SLOW, FAST)) == FAST
-    before = dict(ways.num_runs)
-    assert Tuner(file).fastest("a", (1,), FLOAT, ways.of(SLOW, FAST)) == FAST
-    assert ways.num_runs == before
-    monkeypatch.setattr(tuning, "processor", lambda: "another")
-    assert Tuner(file).choices == {}
-    assert Tuner(file).fastest("a", (1,), FLOAT, ways.of(SLOW, FAST)) == FAST
-    assert ways.num_runs != before
-    assert json.loads(file.read_text()).keys() == {processor(), "another"}
-    assert Tuner(file, is_on=False).fastest("a", (1,), FLOAT, ways.of(SLOW, FAST)) == SLOW
-
-
-def test_a_way_that_is_there_no_more_is_chosen_anew(tmp_path: Path) -> None:
     file = tmp_path / "tuning.json"
-    Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW, FAST))
-    assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW)) == SLOW
+    kept(file, "a")
+    assert Autotuner(file).kernel("a", [SLOW, FAST]) == FAST
+    assert Autotuner(file, is_on=False).kernel("a", [SLOW, FAST]) == SLOW
+    ours = processor()
+    monkeypatch.setattr(autotuning, "versions_digest", lambda: "another version")
+    assert Autotuner(file).choices == {}
+    kept(file, "b")
+    assert json.loads(file.read_text()).keys() == {ours, processor()}
+    for number in range(20):
+        monkeypatch.setattr(autotuning, "versions_digest", lambda number=number: str(number))
+        kept(file, "b")
+    assert len(json.loads(file.read_text())) == 16
+    assert processor() in json.loads(file.read_text())
+
+
+def test_any_number_of_processes_may_write(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    names = [f"key {number}" for number in range(16)]
+    threads = [Thread(target=kept, args=(file, name)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Autotuner(file).choices.keys() == set(names)
 
 
 BROKEN_CHOICES = [
     1,
-    {"way": "fast"},
-    {"way": "fast", "seconds": {}},
-    {"way": "fast", "seconds": {"fast": "soon"}},
-    {"way": "fast", "seconds": {"fast": 0}},
-    {"way": [], "seconds": {"fast": 1}},
+    {"kernel": "fast"},
+    {"kernel": "fast", "seconds": {}, "is_quiet": True},
+    {"kernel": "fast", "seconds": {"fast": "soon"}, "is_quiet": True},
+    {"kernel": "fast", "seconds": {"fast": 0}, "is_quiet": True},
+    {"kernel": "fast", "seconds": {"fast": 1}},
+    {"kernel": [], "seconds": {"fast": 1}, "is_quiet": True},
 ]
 
 
 def check_written_again(file: Path) -> None:
-    assert Tuner(file).choices == {}
-    assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW, FAST)) == FAST
-    assert Tuner(file).choices.keys() == {"a 1 float32"}
+    assert Autotuner(file).choices == {}
+    kept(file, "a")
+    assert Autotuner(file).choices.keys() == {"a"}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "\x00", "[" * 100_000])
 def test_a_broken_file_is_written_again(tmp_path: Path, text: str) -> None:
     (file := tmp_path / "tuning.json").write_text(text)
     check_written_again(file)
 
 
-def test_a_choice_is_made_again_when_there_is_another_way(tmp_path: Path) -> None:
-    file = tmp_path / "tuning.json"
-    assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW)) == SLOW
-    assert Tuner(file).fastest("a", (1,), FLOAT, Ways().of(SLOW, FAST)) == FAST
-
-
 @pytest.mark.parametrize("choice", BROKEN_CHOICES)
 def test_a_broken_choice_is_made_again(tmp_path: Path, choice: object) -> None:
-    (file := tmp_path / "tuning.json").write_text(
-        json.dumps({processor(): {"a 1 float32": choice}})
-    )
+    (file := tmp_path / "tuning.json").write_text(json.dumps({processor(): {"a": choice}}))
     check_written_again(file)
 
 
@@ -142,22 +181,30 @@ def test_a_file_that_cannot_be_written_costs_nothing_but_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "tuning.json").mkdir()
-    tuner = Tuner(tmp_path / "tuning.json")
-    for size in (1, 2):
-        assert tuner.fastest("a", (size,), FLOAT, Ways().of(SLOW, FAST)) == FAST
-    assert [record.message[:34] for record in caplog.records] == [
-        "the choices of kernels are not kept"[:34]
-    ]
+    tuner = kept(tmp_path / "tuning.json", "a")
+    tuner.save()
+    assert tuner.kernel("a", [SLOW, FAST]) == FAST
+    messages = [record.message for record in caplog.records]
+    assert [text[:34] for text in messages] == ["the choices of kernels are not kept"[:34]]
 
 
-def test_sizes_are_powers_of_two() -> None:
+def test_the_device_is_part_of_a_key() -> None:
+    keys = {key_of("a", torch.ones(1, device=device), 4, 8) for device in ("cpu", "meta")}
+    assert keys == {"a 4x8 float32 cpu", "a 4x8 float32 meta"}
+
+
+def test_sizes_are_powers_of_two_and_contexts_three() -> None:
     assert [size_of(number) for number in (0, 1, 2, 3, 4, 5, 64, 65)] == [1, 1, 2, 4, 4, 8, 64, 128]
+    assert sizes_to(5) == [1, 2, 4, 8]
+    assert [context_of(number) for number in (1, 64, 65, 4096, 9999)] == [64, 64, 512, 4096, 4096]
+    assert contexts_to(600) == [64, 512, 4096]
+    assert contexts_to(64) == [64]
 
 
 def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
     settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert all(each[FLOAT].is_ready() for each in (BLOCKS, PRODUCTS_OF_ROWS))
+    load_compiled()
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # the service sets it for the process
     default, kept = ServeSettings.model_fields["tune"].default, settings.data_dir / "tuning.json"
     for tune, is_kept in (("off", False), (default, True)):
@@ -165,23 +212,30 @@ def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
             for model in ("tiny", "tiny+int8"):
                 body = {"model": model, "prompt": "the dog", "max_new_tokens": 2}
                 assert client.post("/generate", json=body).status_code == 200
+            if is_kept:
+                wait_until(lambda: "int8 product" in choices_in(kept), "kernels are timed")
         assert kept.exists() == is_kept
         assert len([*settings.data_dir.glob("compiled-*")]) == is_kept
-    choices = json.loads(kept.read_text())[processor()]
-    names = {key.rsplit(" ", 2)[0] for key in choices}
-    assert {"a prompt", "int8 products", "blocks", "quantized blocks", "head"} <= names
+    names = {"attention", "int8 product", "blocks", "quantized blocks", "head"}
+    assert names <= choices_in(kept)
 
 
-@pytest.mark.parametrize("ways", WAYS, ids=str)
+def choices_in(file: Path) -> set[str]:
+    """What the choices in a file are for."""
+    sections = json.loads(file.read_text()) if file.exists() else {}
+    keys = sections.get(processor(), {})
+    return {key.partition(",")[0].partition(" of ")[0] for key in keys}
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=str)
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_whatever_is_chosen_gives_the_tokens_of_generate(
-    family: str, ways: tuple[str, ...]
+    family: str, kernels: tuple[str, ...]
 ) -> None:
-    tuner = Tuner(always=frozenset(ways))
+    tuner = always(*kernels)
     requests = [
         request(prompt(length, length), variant(pruned, family), max_new_tokens=6)
         for length, pruned in ((3, False), (40, False), (9, True))
     ]
     outcome = run(Engine(tuner=tuner), *requests)
     assert [outcome.of(each) for each in requests] == [expected(each) for each in requests]
-    assert bool(tuner.choices) == (len(ways) < 4)

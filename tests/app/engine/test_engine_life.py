@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import (
     DuplicateRequest,
     EmptyPrompt,
@@ -21,7 +22,6 @@ from app.engine.engine import (
 from app.engine.flat_model import COMPILED
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, Timings
-from app.engine.tuning import OFF, Tuner
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.support.compiled import always
@@ -100,7 +100,7 @@ def test_cancelling_frees_the_slot_at_once() -> None:
 
 
 @pytest.mark.parametrize("tuner", [OFF, always(COMPILED)], ids=["flat", "compiled"])
-def test_nothing_of_a_variant_stays_when_it_is_unloaded(tuner: Tuner) -> None:
+def test_nothing_of_a_variant_stays_when_it_is_unloaded(tuner: Autotuner) -> None:
     engine, model = Engine(tuner=tuner), copy.deepcopy(tiny_model("llama"))
     each = request(prompt(5), make_variant("tiny", "tiny", model), max_new_tokens=3)
     run(engine, each)

@@ -12,6 +12,7 @@ from app.engine import engine_loop
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import Engine
 from app.engine.sequence import FinishReason, TokenEvent
+from app.engine.step import NEVER, Interruption
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
@@ -105,8 +106,8 @@ def test_an_ended_thread_is_an_ailment() -> None:
 class _Leaking(Engine):
     """Loses track of what it has finished."""
 
-    def step(self) -> list[TokenEvent]:
-        events = super().step()
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
+        events = super().step(interruption)
         if not self.has_work and events:
             self._runners[endless().variant] = None  # type: ignore[assignment]  # a leak
         return events

@@ -15,6 +15,7 @@ from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
 from app.engine.model_runner import Forwarded, ModelRunner
 from app.engine.scheduler import Batch, EngineLimits
+from app.engine.step import Step
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
@@ -37,9 +38,9 @@ class BothWays(ModelRunner):
         self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
         self._seen = seen
 
-    def forward(self, batch: Batch) -> Forwarded:
-        theirs = self._oracle.forward(batch)
-        ours = super().forward(batch)
+    def forward(self, batch: Batch, step: Step) -> Forwarded:
+        theirs = self._oracle.forward(batch, step)
+        ours = super().forward(batch, step)
         self._seen.append((ours.logits, theirs.logits))
         return ours
 

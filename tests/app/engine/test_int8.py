@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 
+from app.engine.autotuning import Autotuner, Choice
 from app.engine.compiled.integers import INTEGER_PRODUCT, product_of_integers
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.product import PRODUCTS_OF_ROWS
@@ -20,22 +22,41 @@ from app.engine.int8 import (
     NUM_SIZES,
     PRODUCTS,
     ChosenProduct,
+    _by_shape,
+    _key,
     choose_products,
     chosen_names,
+    chunked_product,
     int8_model,
     integer_product,
+    packed_product,
+    product_trials,
 )
-from app.engine.tuning import Tuner
 from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import block_list
 from pruning.models.quantize import quantized, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product, rounded
 from pruning.spec.prune import Quantize
-from tests.support.compiled import torch_threads
+from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import prompt, request, run
+from tests.support.kernels import choice_of
 from tests.support.logits import logits_of, token_ids
 from tests.support.tiny import generated, tiny_model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    for dtype in DTYPES:
+        load_compiled(dtype)
+
+
+def time_products(model: PreTrainedModel, tuner: Autotuner) -> None:
+    """Time the products of a model, and take the fastest."""
+    with torch.inference_mode():
+        for trial in product_trials(model, tuner):
+            tuner.record(trial.key, choice_of(trial))
+
 
 LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
 KEEP = (0, 1, 3, 5)
@@ -187,10 +208,9 @@ def test_compiled_integers_are_not_for_other_types_and_devices(
 
 
 def test_compiled_integers_can_be_chosen_for_bfloat16() -> None:
-    layers = quantized_layers(
-        quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
-    )
-    choose_products(layers, Tuner(always=frozenset({"compiled integer"})))
+    model = quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
+    choose_products(model, always("compiled integer", dtype=torch.bfloat16))
+    layers = quantized_layers(model)
     names = {name for chosen in chosen_names(layers).values() for name in chosen}
     assert names == {"compiled integer"}
 
@@ -201,10 +221,9 @@ def test_without_openmp_other_products_are_chosen(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("app.engine.compiled.integers.INTEGER_PRODUCT", integers)
     floats = ParallelFunction(PRODUCTS_OF_ROWS[torch.bfloat16].function)
     monkeypatch.setitem(PRODUCTS_OF_ROWS, torch.bfloat16, floats)
-    layers = quantized_layers(
-        quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
-    )
-    choose_products(layers, Tuner(always=frozenset({"compiled integer"})))
+    model = quantized(copy.deepcopy(tiny_model("llama")).bfloat16(), Quantize.INT8)
+    choose_products(model, Autotuner(always=frozenset({"compiled integer"})))
+    layers = quantized_layers(model)
     names = {name for chosen in chosen_names(layers).values() for name in chosen}
     assert names <= {"packed", "chunked", "integer"}
 
@@ -243,15 +262,16 @@ def test_a_product_that_is_slow_wrong_or_missing_is_not_chosen(
 
     dense = copy.deepcopy(tiny_model("llama"))
     dense = dense.float() if dtype is torch.float32 else dense.bfloat16()
-    layers = quantized_layers(quantized(dense, Quantize.INT8))
+    model = quantized(dense, Quantize.INT8)
+    layers = quantized_layers(model)
     named = {"slow": slow, "wrong": wrong, "missing": missing, "plain": dequantized_product}
     monkeypatch.setattr("app.engine.int8.PRODUCTS", named)
-    choose_products(layers, Tuner())
+    time_products(model, Autotuner())
     for layer in layers:
         assert isinstance(layer.product, ChosenProduct)
         assert layer.product.by_size == (dequantized_product,) * NUM_SIZES
     monkeypatch.setattr("app.engine.int8.PRODUCTS", {"missing": missing})
-    choose_products(layers, Tuner())
+    time_products(model, Autotuner())
     assert layers[0](torch.ones(2, 32, dtype=dtype)).shape == (2, len(layers[0].values))
 
 
@@ -264,32 +284,40 @@ def test_a_product_that_is_slow_for_few_rows_is_chosen_for_many(
     def steady(*given: torch.Tensor) -> torch.Tensor:
         return [dequantized_product(*given) for _ in range(20)][-1]
 
-    layers = quantized_layers(quantized(tiny_model("llama"), Quantize.INT8))
+    model = quantized(tiny_model("llama"), Quantize.INT8)
     monkeypatch.setattr("app.engine.int8.PRODUCTS", {"rows": row_by_row, "steady": steady})
-    choose_products(layers, Tuner())
-    for layer in layers:
+    time_products(model, Autotuner())
+    for layer in quantized_layers(model):
         assert isinstance(layer.product, ChosenProduct)
         assert (layer.product.by_size[0], layer.product.by_size[-1]) == (row_by_row, steady)
 
 
-def test_choices_are_kept_for_the_next_load_beside_those_of_other_kernels(tmp_path: Path) -> None:
+def test_what_was_timed_is_taken_at_the_next_load(tmp_path: Path) -> None:
     file = tmp_path / "tuning.json"
-    other = Tuner(file)
-    int8_model(tiny_model("llama"), Tuner(file))
-    first = Tuner(file).choices
-    assert {key.split(" 1x")[0] for key in first if " 1x" in key} == {"int8 products"}
-    ways = {"one": lambda: torch.ones(1)}
-    other.fastest("other", (1,), torch.float32, ways)  # it has read the file before
-    again = Tuner(file)
-    assert again.choices.keys() == first.keys() | {"other 1 float32"}
-    layers = quantized_layers(int8_model(tiny_model("llama"), again))
-    assert again.choices.keys() == first.keys() | {"other 1 float32"}  # nothing was timed
+    tuner = Autotuner(file)
+    time_products(int8_model(tiny_model("llama"), tuner), tuner)
+    tuner.save()
+    again = Autotuner(file)
     names = {product: name for name, product in PRODUCTS.items()}
-    for layer in layers:
+    for layer in quantized_layers(int8_model(tiny_model("llama"), again)):
         assert isinstance(layer.product, ChosenProduct)
+        shape = "x".join(map(str, layer.values.shape))
         for size, product in enumerate(layer.product.by_size):
-            shape = "x".join(map(str, (2**size, *layer.values.shape)))
-            assert first[f"int8 products {shape} float32"].way == names[product]
+            key = f"int8 product of {2**size}, {shape} float32 cpu"
+            assert again.choices[key].kernel == names[product]
+
+
+def test_merged_layers_take_what_was_timed_as_well() -> None:
+    model, tuner = int8_model(tiny_model("llama")), Autotuner()
+    flat = flat_model(model, tuner)
+    assert flat is not None
+    project: Any = flat._blocks[0].project
+    before = project.product.by_size
+    for layers in _by_shape(model):
+        key = _key(layers[0], 1)
+        tuner.record(key, Choice("chunked", {"packed": 2.0, "chunked": 1.0}))
+    choose_products(model, tuner)
+    assert (before[0], project.product.by_size[0]) == (packed_product, chunked_product)
 
 
 def test_layers_of_one_shape_are_timed_once() -> None:

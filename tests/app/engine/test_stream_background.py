@@ -17,12 +17,27 @@ from app.engine.engine import Engine, PromptTooLong
 from app.engine.engine_loop import EngineLoop, Work
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.step import Interruption
 from app.engine.stream import Stream
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.support.engine_requests import Outcome, expected, prompt, request, variant
 from tests.support.engine_scenarios import endless, events_of, scenario, until
-from tests.support.tiny import NUM_BLOCKS, tiny_model
+from tests.support.tiny import tiny_model
+
+
+class Scripted(Interruption):
+    """Interrupts where the script says so."""
+
+    def __init__(self, script: list[bool]) -> None:
+        super().__init__()
+        self.num_asked = 0
+        self._script = script
+
+    @property
+    def is_set(self) -> bool:
+        self.num_asked += 1
+        return self.num_asked <= len(self._script) and self._script[self.num_asked - 1]
 
 
 def background(each: Request) -> Request:
@@ -73,9 +88,8 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
 @given(wanted=st.lists(st.booleans(), max_size=60))
 @settings(max_examples=20, deadline=None)
 def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) -> None:
-    answers = iter(wanted)
     engine = Engine(EngineLimits(max_num_seqs=4))
-    loop = EngineLoop(engine, lambda: next(answers, False))
+    loop = EngineLoop(engine, Scripted(wanted))
     each = background(request(prompt(90), variant(family=family), max_new_tokens=4))
     outcome = Outcome()
     engine.add(each)
@@ -86,21 +100,15 @@ def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) ->
 
 
 def test_what_is_wanted_ends_a_background_step_with_the_block_that_has_begun() -> None:
-    asked: list[bool] = []
-
-    def is_wanted() -> bool:
-        asked.append(len(asked) % NUM_BLOCKS == 2)
-        return asked[-1]
-
     engine, each, outcome = Engine(), request(prompt(6)), Outcome()
-    loop = EngineLoop(engine, is_wanted)
+    loop = EngineLoop(engine, script := Scripted([False, False, True]))
     engine.add(background(request(prompt(5))))
     assert loop.step() == []
-    assert asked == [False, False, True]
+    assert script.num_asked == 3
     engine.add(each)
     while each.request_id not in outcome.last:
         outcome.take(loop.step())
-    assert len(asked) == 3, "a request is not preempted"
+    assert script.num_asked == 3, "a request is not preempted"
     assert outcome.of(each) == expected(each)
 
 

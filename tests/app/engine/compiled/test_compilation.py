@@ -4,8 +4,8 @@ import copy
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
 
 import numba
 import psutil
@@ -13,19 +13,26 @@ import pytest
 import torch
 from torch import nn
 
-from app.engine.compiled.compilation import compile_beside, wait_until_compiled
+from app.engine.autotuning import OFF, Autotuner
+from app.engine.compiled import compilation
+from app.engine.compiled.compilation import (
+    CompilationState,
+    compile_beside,
+    kept_state,
+    wait_for_compilation,
+)
 from app.engine.compiled.integers import INTEGER_PRODUCT
 from app.engine.compiled.model import BLOCKS
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.engine import Engine
-from app.engine.flat_model import compile_steps
-from app.engine.int8 import int8_model
-from app.engine.tuning import OFF, Tuner
-from tests.support.compiled import always, broken, count, counted
+from app.engine.flat_model import FLAT, functions_of_steps
+from tests.support.compiled import broken, count, counted, load_compiled
 from tests.support.engine_requests import prompt, request
 from tests.support.tiny import tiny_model
 from tests.support.waiting import wait_until
+
+FLOAT = torch.float32
 
 
 def compiling(parent: int | None = None) -> psutil.Process:
@@ -38,35 +45,32 @@ def compiling(parent: int | None = None) -> psutil.Process:
     return wait_until(found, "a process compiles")[0]
 
 
-def left_to_another(function: ParallelFunction) -> ParallelFunction:
-    """The same function as long as another process compiles it."""
-    waits = ParallelFunction(function.function)
-    waits.compilation = Thread()
-    return waits
-
-
 def test_another_process_compiles_them_and_keeps_them(
     kept_in: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     function, again = ParallelFunction(count), ParallelFunction(count)
     with caplog.at_level(logging.INFO):
         compile_beside([function])
-        assert not function.is_ready()
-        wait_until_compiled([function])
+        assert not function.is_ready
+        wait_for_compilation([function], 60)
     assert counted(function)[0] == 1
     assert function._compiled.cache_hits == 1, "it was compiled here"
     assert "were compiled in" in caplog.text
     assert list(kept_in.rglob("*.nbc"))
+    caplog.clear()
     compile_beside([function, again])
-    assert again.compilation is None, "it is kept already"
+    wait_for_compilation([again], 60)
+    assert again.is_ready
+    assert not caplog.text, "it is kept already"
+    assert kept_state(kept_in) == CompilationState("compiled")
 
 
 @pytest.mark.usefixtures("kept_in")
 def test_an_error_of_the_compiler_leaves_them_unready(caplog: pytest.LogCaptureFixture) -> None:
     functions = [ParallelFunction(count), ParallelFunction(broken)]
     compile_beside(functions)
-    wait_until_compiled(functions)
-    assert [each.is_ready() for each in functions] == [True, False]
+    wait_for_compilation(functions, 60)
+    assert [each.is_ready for each in functions] == [True, False]
     assert "compiling broke off: " in caplog.text
     assert "Unknown attribute 'missing'" in caplog.text
 
@@ -83,8 +87,8 @@ def test_a_process_that_is_killed_for_its_memory_leaves_them_unready(
         lambda: score.read_text(encoding="ascii") == "1000\n", "it is the first to be killed"
     )
     process.kill()
-    wait_until_compiled([function])
-    assert not function.is_ready()
+    wait_for_compilation([function], 60)
+    assert not function.is_ready
     assert "compiling broke off: exit code -9" in caplog.text
 
 
@@ -95,8 +99,8 @@ def test_a_process_that_cannot_be_started_leaves_them_unready(
     monkeypatch.setattr(sys, "executable", "/none/python")
     function = ParallelFunction(count)
     compile_beside([function])
-    wait_until_compiled([function])
-    assert not function.is_ready()
+    wait_for_compilation([function], 60)
+    assert not function.is_ready
     assert "compiling broke off: [Errno 2]" in caplog.text
 
 
@@ -119,35 +123,71 @@ sys.stdin.read()
 
 
 def test_meanwhile_steps_run_the_operations_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuner = Tuner()
-    block, product = (left_to_another(each[torch.float32]) for each in (BLOCKS, PRODUCTS_OF_ROWS))
-    monkeypatch.setitem(BLOCKS, torch.float32, block)
-    monkeypatch.setitem(PRODUCTS_OF_ROWS, torch.float32, product)
-    kept = numba.config.CACHE_DIR
+    load_compiled()
+    tuner = Autotuner()
+    block, product = (ParallelFunction(each[FLOAT].function) for each in (BLOCKS, PRODUCTS_OF_ROWS))
+    for each in (block, product):
+        each.is_claimed = True  # as while another process compiles it
+    monkeypatch.setitem(BLOCKS, FLOAT, block)
+    monkeypatch.setitem(PRODUCTS_OF_ROWS, FLOAT, product)
+    engine, each_request = Engine(tuner=tuner), request(prompt(5), max_new_tokens=6)
+    engine.add(each_request)
+    engine.step()
+    engine.step()
+    assert engine.kernels.warm_up.is_warming_up(each_request.variant)
+    assert not engine.kernels.warm_up.advance()
+    assert engine.kernels.warm_up.is_compiling
+    assert (
+        engine._sequences[each_request.request_id].kernels["blocks, decode of 1 within 64"] == FLAT
+    )
+
+    block.load()
+    product.load()
+    engine.kernels.finish()
+    assert {key.split()[0] for key in tuner.choices} >= {"blocks,", "head"}
+    engine.step()
+    kernels = engine._sequences[each_request.request_id].kernels
+    assert kernels["blocks, decode of 1 within 64"].startswith(FLAT)
+
+
+def test_a_failure_is_tried_again(
+    kept_in: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.engine.compiled.compilation._RETRY_S", (0.01,))
+    outcomes = iter(["it ran out of memory", None])
+    real = compilation._attempt
+
+    def attempt(functions: Sequence[ParallelFunction]) -> str | None:
+        return next(outcomes) or real(functions)
+
+    monkeypatch.setattr("app.engine.compiled.compilation._attempt", attempt)
+    function = ParallelFunction(count)
+    compile_beside([function])
+    wait_until(lambda: function.is_ready, "it is compiled at the second attempt")
+    assert "it ran out of memory (next attempt in 0 s)" in caplog.text
+    wait_until(lambda: kept_state(kept_in) == CompilationState("compiled"), "it is noted")
+
+
+@pytest.mark.usefixtures("kept_in")
+def test_the_last_failure_is_noted(kept_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.compiled.compilation._RETRY_S", ())
+    compile_beside([function := ParallelFunction(broken)])
+    wait_for_compilation([function], 60)
+    wait_until(lambda: kept_state(kept_in) is not None, "it is noted")
+    state = kept_state(kept_in)
+    assert state is not None
+    assert (state.state, state.retry_at) == ("failed", None)
+    assert "Unknown attribute 'missing'" in state.reason
+
+
+def test_without_a_directory_it_is_compiled_into_a_temporary_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-
-    engine = Engine(tuner=tuner)
-    engine.add(request(prompt(5), max_new_tokens=6))
-    engine.step()
-    engine.step()
-    assert not {name.split()[0] for name in tuner.choices} & {"blocks", "head"}
-
-    numba.config.CACHE_DIR = kept
-    block.compilation = product.compilation = None
-    engine.step()
-    assert {name.split()[0] for name in tuner.choices} >= {"blocks", "head"}
-
-
-def test_int8_products_are_timed_when_they_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[bool] = []
-    thread = Thread(target=lambda: waits.append(True))
-    monkeypatch.setattr(thread, "join", thread.run)
-    monkeypatch.setattr(INTEGER_PRODUCT, "compilation", thread)
-    model = copy.deepcopy(tiny_model("llama"))
-    int8_model(model, OFF)
-    assert not waits
-    int8_model(model, always("packed"))
-    assert waits
+    compile_beside([function := ParallelFunction(count)])
+    wait_for_compilation([function], 60)
+    assert counted(function)[0] == 1
+    assert Path(numba.config.CACHE_DIR).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -155,23 +195,19 @@ def test_int8_products_are_timed_when_they_are_compiled(monkeypatch: pytest.Monk
     [
         (
             torch.bfloat16,
-            Tuner(),
+            Autotuner(),
             [PRODUCTS_OF_ROWS[torch.bfloat16], BLOCKS[torch.bfloat16], INTEGER_PRODUCT],
         ),
-        (torch.float32, Tuner(), [PRODUCTS_OF_ROWS[torch.float32], BLOCKS[torch.float32]]),
-        (torch.float16, Tuner(), None),
+        (torch.float32, Autotuner(), [PRODUCTS_OF_ROWS[torch.float32], BLOCKS[torch.float32]]),
+        (torch.float16, Autotuner(), None),
         (torch.float32, OFF, None),
     ],
 )
 def test_what_steps_of_a_model_may_run_is_compiled(
     dtype: torch.dtype,
-    tuner: Tuner,
+    tuner: Autotuner,
     functions: list[ParallelFunction] | None,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[list[ParallelFunction]] = []
-    monkeypatch.setattr("app.engine.flat_model.compile_beside", asked.append)
     model = copy.deepcopy(tiny_model("llama"))
     nn.Module.to(model, dtype)
-    compile_steps(model, tuner)
-    assert asked == ([] if functions is None else [functions])
+    assert functions_of_steps(model, tuner) == (functions or [])

@@ -1,7 +1,7 @@
 """Compiled blocks compute what the flat ones compute: one contract for every family."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,19 +11,28 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedModel
 
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
-from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT, FlatModel, flat_model
+from app.engine.flat_model import (
+    AROUND,
+    AROUND_BOTH,
+    COMPILED,
+    FLAT,
+    FlatModel,
+    Sizes,
+    flat_model,
+)
 from app.engine.int8 import int8_model
 from app.engine.model_runner import Forwarded, ModelRunner
 from app.engine.scheduler import Batch
-from app.engine.tuning import OFF, Choice, Run, Tuner
+from app.engine.step import Interruption, Step
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from tests.support.both_ways import Forwards, forwards
-from tests.support.compiled import always, torch_threads
-from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run
+from tests.support.compiled import always, load_compiled, torch_threads
+from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
 WAYS = (AROUND, AROUND_BOTH, COMPILED)
@@ -36,7 +45,7 @@ COMPILED_FAMILIES = (
 class BothWays(ModelRunner):
     """Runs steps compiled, and again flat over the same cache, and notes what either gives."""
 
-    def __init__(self, each: Variant, tuner: Tuner, seen: Forwards) -> None:
+    def __init__(self, each: Variant, tuner: Autotuner, seen: Forwards) -> None:
         compiled = flat_model(each.model, tuner)
         assert compiled is not None
         assert compiled._compiled is not None
@@ -45,10 +54,10 @@ class BothWays(ModelRunner):
         self._oracle.cache = self.cache
         self._seen = seen
 
-    def forward(self, batch: Batch) -> Forwarded:
-        ours = super().forward(batch)
+    def forward(self, batch: Batch, step: Step) -> Forwarded:
+        ours = super().forward(batch, step)
         written = [each.clone() for each in (*self.cache._keys, *self.cache._values)]
-        theirs = self._oracle.forward(batch)
+        theirs = self._oracle.forward(batch, Step())
         for mine, other in zip(written, (*self.cache._keys, *self.cache._values), strict=True):
             far = (mine - other).float().norm()
             assert far <= (1e-5 if mine.dtype == torch.float32 else 0.05) * other.float().norm()
@@ -56,7 +65,9 @@ class BothWays(ModelRunner):
         return ours
 
 
-def steps(variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Tuner) -> Forwards:
+def steps(
+    variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Autotuner
+) -> Forwards:
     return forwards(variants, sizes, lambda each, seen: BothWays(each, tuner, seen))
 
 
@@ -114,7 +125,8 @@ def test_any_number_of_threads_computes_the_same(num_threads: int, way: str) -> 
 def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     family: str, is_int8: bool, way: str
 ) -> None:
-    tuner = always(way)
+    load_compiled()
+    tuner = always(way, dtype=torch.bfloat16)
     rounded = typed(family, torch.bfloat16, is_int8=is_int8)
     sizes = [(num_prompt, 2) for num_prompt in (9, 33, 60, 17) * 4]
     exact_model = copy.deepcopy(rounded).float()
@@ -128,18 +140,17 @@ def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     assert ours < 1.2 * theirs
 
 
-class FlatPrompts(Tuner):
+class FlatPrompts(Autotuner):
     """Prompts by torch's operations, and decodes compiled."""
 
-    def choose(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, ways: Mapping[str, Run]
-    ) -> Choice:
-        if COMPILED not in ways:
-            return super().choose(name, shape, dtype, ways)
-        return Choice(FLAT if "prompts" in name else COMPILED, {})
+    def kernel(self, key: str, kernels: Collection[str]) -> str:
+        if COMPILED not in kernels:
+            return super().kernel(key, kernels)
+        return FLAT if "prompts" in key else COMPILED
 
 
 def test_a_cache_after_another_is_the_one_that_is_read() -> None:
+    load_compiled()
     engine = Engine(tuner=FlatPrompts())
     for seed in range(3):
         each = request(prompt(9, seed), max_new_tokens=6)
@@ -150,18 +161,44 @@ def test_whole_blocks_are_timed_only_where_they_have_room(monkeypatch: pytest.Mo
     flat = flat_model(tiny_model("llama"), always(COMPILED))
     assert flat is not None
     assert flat._compiled is not None
-    sizes = flat._compiled._sizes(9, NUM_TOKENS, is_whole=True)
+    sizes = flat._compiled._sizes(32, NUM_TOKENS, is_whole=True)
     monkeypatch.setattr("app.engine.compiled.model.MAX_ROOM_BYTES", 4 * sum(sizes.values()))
-    timed = {}
-    for length in (9, 17):
-        tuner = Tuner()
-        run(Engine(tuner=tuner), request(prompt(length), max_new_tokens=2))
-        timed[length] = {
-            name.startswith("blocks of prompts"): COMPILED in choice.seconds
-            for name, choice in tuner.choices.items()
-            if name.startswith("blocks")
-        }
-    assert timed == {9: {True: True, False: True}, 17: {True: False, False: True}}
+    assert flat._compiled.max_rows(NUM_TOKENS) == 32
+    trials = [*flat.trials(Sizes(8, 64, NUM_TOKENS, 1024))]
+    timed = {
+        trial.key.partition(" within")[0]: COMPILED in trial.prepare()
+        for trial in trials
+        if trial.key.startswith("blocks")
+    }
+    assert timed == {
+        **{f"blocks, decode of {rows}": True for rows in (1, 2, 4, 8)},
+        **{f"blocks, prompts of {tokens}": tokens <= 32 for tokens in (16, 32, 64)},
+    }
+
+
+def test_a_model_and_its_variants_have_the_same_choices() -> None:
+    tuner, keys = always(), []
+    for pruned in (False, True):
+        flat = flat_model(variant(pruned).model, tuner)
+        assert flat is not None
+        keys.append([trial.key for trial in flat.trials(Sizes(8, 64, NUM_TOKENS, 1024))])
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == len(keys[0])
+
+
+@pytest.mark.parametrize("family", COMPILED_FAMILIES)
+def test_all_runs_of_a_trial_compute_the_same(family: str) -> None:
+    load_compiled()
+    flat = flat_model(tiny_model(family), Autotuner())
+    assert flat is not None
+    for trial in flat.trials(Sizes(4, 128, 100, 1024)):
+        with torch.inference_mode():
+            expected, *others = (run() for run in trial.prepare().values())
+        assert others
+        assert isinstance(expected, torch.Tensor)
+        if trial.key.startswith("attention"):
+            for other in others:
+                torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
 
 
 def in_float16(model: PreTrainedModel) -> None:
@@ -196,15 +233,30 @@ def test_parts_of_another_kind_are_left_to_the_flat_blocks(
 
 
 def test_a_background_decode_ends_with_the_block_that_has_begun() -> None:
-    asked: list[bool] = []
-
-    def is_wanted() -> bool:
-        asked.append(len(asked) == NUM_BLOCKS + 2)
-        return asked[-1]
-
-    engine = Engine(tuner=always(COMPILED))
-    loop = EngineLoop(engine, is_wanted)
+    interruption, engine = Interruption(), Engine(tuner=always(COMPILED))
+    loop = EngineLoop(engine, interruption)
     engine.add(replace(request(prompt(5)), is_background=True))
     assert len(loop.step()) == 1, "no token after the prompt"
+    cache = engine._runners[variant()].cache
+    written = [keys[0, :, 5].any().item() for keys in cache._keys]
+    assert not any(written)
+    interruption.set()
     assert loop.step() == []
-    assert asked == [*[False] * (NUM_BLOCKS + 2), True]
+    written = [keys[0, :, 5].any().item() for keys in cache._keys]
+    assert written == [True, *[False] * (NUM_BLOCKS - 1)], "more or less than a block has run"
+
+
+def test_background_steps_run_the_kernels_of_live_steps() -> None:
+    kernels = []
+    for is_background in (False, True):
+        engine = Engine(tuner=always(COMPILED))
+        loop = EngineLoop(engine, Interruption())
+        engine.add(replace(request(prompt(5)), is_background=is_background))
+        events = []
+        while loop.has_work:
+            events += loop.step()
+        timings = events[-1].timings
+        assert timings is not None
+        kernels.append(timings.kernels)
+    assert kernels[0] == kernels[1]
+    assert kernels[0]["blocks, decode of 1 within 64"] == COMPILED
