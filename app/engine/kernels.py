@@ -7,6 +7,7 @@ from threading import Lock
 from weakref import WeakKeyDictionary
 
 from app.engine.autotuning import Autotuner, Trial, processor
+from app.engine.compiled.compilation import wait_for_compilation
 from app.engine.flat_model import COMPILED, FlatModel, Sizes, flat_model, functions_of_steps
 from app.engine.head import COMPILED_HEAD, Head
 from app.engine.int8 import product_trials
@@ -14,6 +15,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.variant import Variant
 from app.engine.warm_up import WarmUp
 
+_MAX_COMPILATION_S = 600.0
 REPRODUCIBLE = frozenset({COMPILED, COMPILED_HEAD})  # of steps whose rows depend on no other row
 
 
@@ -46,6 +48,8 @@ class Kernels:
         """Compile and time now what steps of these variants need. For a thread of its own."""
         for variant in variants:
             self.prepare(variant)
+            functions = functions_of_steps(variant.model, self.tuner)
+            wait_for_compilation(functions, _MAX_COMPILATION_S)
         self.warm_up.finish()
 
     def are_awaited(self, variant: Variant) -> bool:

@@ -16,7 +16,7 @@ from weakref import ref
 import torch
 
 from app.engine.autotuning import Autotuner, Trial, timed
-from app.engine.compiled.compilation import compile_beside, wait_for_compilation
+from app.engine.compiled.compilation import compile_beside
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.variant import Variant
 
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 _COMPILING_S = 0.1  # between two looks at what is compiled
 _AGAIN_S = 30.0  # between two attempts to time again what was disturbed
 _MAX_SHARE = 0.1  # of the time of live steps that increments may take beside them
-_MAX_COMPILATION_S = 600.0
 
 Trials = Callable[[], Iterable[Trial]]
 
@@ -131,10 +130,7 @@ class WarmUp:
             self._spent_s += self._clock() - began_s
 
     def finish(self) -> None:
-        """Compile and time all that waits now. For a thread without other work."""
-        with self._lock:
-            functions = [each for model in self._waiting for each in model.functions]
-        wait_for_compilation(functions, _MAX_COMPILATION_S)
+        """Time now what waits and is compiled. For a thread without other work."""
         while self.wait_s == 0.0 and (self._waiting or self._current):
             self.advance()
 
