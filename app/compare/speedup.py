@@ -1,8 +1,11 @@
-"""Speed-ups from times measured in turn, with a confidence interval and a verdict."""
+"""Speed-ups from times measured in turn, with a confidence interval and a verdict.
+
+A control measures a model against itself in the same way. What it reads is the noise floor.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
 from typing import TypeVar
@@ -10,6 +13,8 @@ from typing import TypeVar
 from pruning.student_t import quantile
 
 EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
+
+_REMEDY = "repeat it more often, or on a quieter machine"
 
 
 class Verdict(StrEnum):
@@ -76,6 +81,42 @@ def speedup(
     return Speedup(ratio, low, high, num_pairs, verdict, reason)
 
 
+def beyond_noise(found: Speedup, control: Speedup | None) -> Speedup:
+    """The speed-up without its verdict, where the control does not support one.
+
+    The noise floor is the interval of the control, extended to 1. A difference must not overlap it.
+    No difference can only be claimed where the floor lies within ``EQUAL_WITHIN`` of 1 too.
+    """
+    if found.verdict is Verdict.UNDECIDED:
+        return found
+    if control is None or control.low is None or control.high is None:
+        reason = "there is no control yet: the baseline must be measured against itself more often"
+        return replace(found, verdict=Verdict.UNDECIDED, reason=reason)
+    low, high = min(control.low, 1.0), max(control.high, 1.0)
+    floor = f"the noise floor {low:.3f} to {high:.3f} of the baseline against itself"
+    if found.verdict is Verdict.NO_DIFFERENCE:
+        objection = "" if _is_equal(low, high) else f"{floor} is wider than {EQUAL_WITHIN:.0%}"
+    else:
+        objection = f"{_interval(found)} overlaps {floor}" if _overlap(found, low, high) else ""
+    if not objection:
+        return found
+    return replace(found, verdict=Verdict.UNDECIDED, reason=f"{objection}: {_REMEDY}")
+
+
+def _overlap(found: Speedup, low: float, high: float) -> bool:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low <= high and found.high >= low
+
+
+def _interval(found: Speedup) -> str:
+    return f"the 95 % interval {found.low:.3f} to {found.high:.3f}"
+
+
+def _is_equal(low: float, high: float) -> bool:
+    return low >= 1 - EQUAL_WITHIN and high <= 1 + EQUAL_WITHIN
+
+
 def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
     interval = f"the 95 % interval {low:.3f} to {high:.3f}"
     is_clear = high - low <= abs(ratio - 1)
@@ -83,7 +124,7 @@ def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
         return Verdict.FASTER, f"{interval} lies above 1"
     if high < 1 and is_clear:
         return Verdict.SLOWER, f"{interval} lies below 1"
-    if low >= 1 - EQUAL_WITHIN and high <= 1 + EQUAL_WITHIN:
+    if _is_equal(low, high):
         return Verdict.NO_DIFFERENCE, f"{interval} lies within {EQUAL_WITHIN:.0%} of 1"
     what = "contains 1" if low <= 1 <= high else f"is wider than the effect of {ratio - 1:+.1%}"
-    return Verdict.UNDECIDED, f"{interval} {what}: repeat it more often, or on a quieter machine"
+    return Verdict.UNDECIDED, f"{interval} {what}: {_REMEDY}"

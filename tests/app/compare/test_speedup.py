@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from app.compare.speedup import Verdict, alternate, speedup
+from app.compare.speedup import Speedup, Verdict, alternate, beyond_noise, speedup
 
 
 def times(mean_s: float, noise: float, number: int, seed: int) -> list[float]:
@@ -46,6 +46,37 @@ def test_an_objection_leaves_the_numbers_and_no_verdict() -> None:
     found = speedup([1.25, 1.26, 1.24], [1.0, 1.0, 1.0], "unequal lengths")
     assert (found.verdict, found.reason) == (Verdict.UNDECIDED, "unequal lengths")
     assert found.ratio == pytest.approx(1.25)
+
+
+def reads(low: float, high: float, verdict: Verdict = Verdict.UNDECIDED) -> Speedup:
+    return Speedup((low + high) / 2, low, high, 60, verdict, "its own reason")
+
+
+@pytest.mark.parametrize(
+    ("found", "control", "why"),
+    [
+        (reads(1.15, 1.17, Verdict.FASTER), reads(0.99, 1.01), None),
+        (reads(1.15, 1.17, Verdict.FASTER), reads(0.90, 1.16), "overlaps the noise floor 0.900"),
+        (reads(1.02, 1.03, Verdict.FASTER), reads(1.04, 1.06), "noise floor 1.000 to 1.060"),
+        (reads(0.95, 0.96, Verdict.SLOWER), reads(1.04, 1.06), None),
+        (reads(0.95, 0.96, Verdict.SLOWER), reads(0.93, 0.94), "noise floor 0.930 to 1.000"),
+        (reads(0.99, 1.01, Verdict.NO_DIFFERENCE), reads(0.98, 1.02), None),
+        (reads(0.99, 1.01, Verdict.NO_DIFFERENCE), reads(0.96, 1.02), "is wider than 3%"),
+        (reads(1.15, 1.17, Verdict.FASTER), None, "no control yet"),
+        (reads(1.15, 1.17, Verdict.FASTER), speedup([1.0], [1.0]), "no control yet"),
+        (reads(0.90, 1.17), reads(0.99, 1.01), "its own reason"),
+    ],
+)
+def test_a_verdict_has_to_lie_beyond_what_equal_models_read(
+    found: Speedup, control: Speedup | None, why: str | None
+) -> None:
+    judged = beyond_noise(found, control)
+    assert (judged.ratio, judged.low, judged.high) == (found.ratio, found.low, found.high)
+    if why is None:
+        assert judged == found
+    else:
+        assert judged.verdict is Verdict.UNDECIDED
+        assert why in judged.reason
 
 
 @pytest.mark.parametrize("number", [3, 5, 10, 40])
