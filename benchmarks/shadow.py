@@ -131,13 +131,15 @@ def _settle(server: Server, num_requests: int) -> None:
 
 
 def _shadow_counts(server: Server) -> dict[str, float]:
-    """The numbers of replays done, and dropped by reason."""
+    """The numbers of pairs done, of controls, and of those dropped by reason."""
     lines = httpx2.get(f"{server.url}/metrics").raise_for_status().text.splitlines()
     found: dict[str, float] = {}
     for line in lines:
         labels, _, value = line.rpartition(" ")
         if line.startswith("sleb_shadow_done_total{"):
             found["done"] = found.get("done", 0.0) + float(value)
+        elif line.startswith("sleb_shadow_control_done_total{"):
+            found["control"] = found.get("control", 0.0) + float(value)
         elif line.startswith("sleb_shadow_dropped_total{"):
             reason = labels.partition('reason="')[2].partition('"')[0]
             found[reason] = found.get(reason, 0.0) + float(value)

@@ -8,8 +8,13 @@ from dashboards.panels import About, Query, lines, rows, stat_panel
 from dashboards.queries import DENSE, PRUNED
 
 _PAIR = 'live_model=~"$dense|$pruned",shadow_model=~"$dense|$pruned"'
+_LIVE = 'live_model=~"$dense|$pruned"'
 _NO_PAIRS = "no shadow traffic"
-_ABOUT_PAIRS = "A share of live requests (SLEB_SHADOW_SHARE) is replayed on the other model."
+_ABOUT_PAIRS = "A share of live requests (SLEB_SHADOW_SHARE) is replayed on both models."
+_ABOUT_CONTROL = (
+    "The noise floor is what a model reads over itself, in controls of the same kind. A speed-up "
+    "that overlaps it has no verdict."
+)
 
 
 def quality_row() -> Iterator[Panel]:
@@ -17,6 +22,8 @@ def quality_row() -> Iterator[Panel]:
     yield _paired_speedup()
     yield _pairs()
     yield _probe()
+    yield _noise_floor()
+    yield _verdicts()
     yield from _domains()
     yield _agreement_over_time()
     yield _length_ratio()
@@ -28,10 +35,21 @@ def _agreement() -> Panel:
     total = f"sum(rate(sleb_shadow_agreement_ratio_count{{{_PAIR}}}[$__range]))"
     differing = f'sum(rate(sleb_shadow_agreement_ratio_bucket{{{_PAIR},le="0.99"}}[$__range]))'
     mean = f"sum(rate(sleb_shadow_agreement_ratio_sum{{{_PAIR}}}[$__range])) / {total}"
-    text = f"Equal tokens before the first difference, over the longer output. {_ABOUT_PAIRS}"
+    floor = (
+        f"sum(rate(sleb_shadow_floor_agreement_ratio_sum{{{_LIVE}}}[$__range]))"
+        f" / sum(rate(sleb_shadow_floor_agreement_ratio_count{{{_LIVE}}}[$__range]))"
+    )
+    text = (
+        "Equal tokens before the first difference, over the longer output. The floor is the "
+        f"agreement of an output with its replay on the same model. {_ABOUT_PAIRS}"
+    )
     return stat_panel(
         About("Agreement", text, "percentunit", _NO_PAIRS, decimals=1),
-        [Query("mean", mean), Query("equal outputs", f"1 - {differing} / {total}")],
+        [
+            Query("mean", mean),
+            Query("floor", floor),
+            Query("equal outputs", f"1 - {differing} / {total}"),
+        ],
     )
 
 
@@ -44,7 +62,7 @@ def _paired_speedup() -> Panel:
         return f"{dense} / {pruned}"
 
     pairs = f'sum(increase(sleb_shadow_tpot_seconds_count{{{_PAIR},variant="pruned"}}[$__range]))'
-    text = f"The same requests on both models, each alone in the engine. {_ABOUT_PAIRS}"
+    text = f"Replays of the same requests, each alone in the engine. {_ABOUT_PAIRS}"
     return stat_panel(
         About("Paired speed-up", text, "suffix:×", _NO_PAIRS, decimals=2),
         [
@@ -58,13 +76,48 @@ def _paired_speedup() -> Panel:
 
 def _pairs() -> Panel:
     done = f"sum(increase(sleb_shadow_done_total{{{_PAIR}}}[$__range]))"
-    dropped = 'sum(increase(sleb_shadow_dropped_total{live_model=~"$dense|$pruned"}[$__range]))'
+    controls, dropped = (
+        f"sum(increase(sleb_shadow_{what}_total{{{_LIVE}}}[$__range]))"
+        for what in ("control_done", "dropped")
+    )
     return stat_panel(
         About(
             "Replays", f"{_ABOUT_PAIRS} Live requests come first.", "short", _NO_PAIRS, decimals=0
         ),
-        [Query("compared", done), Query("dropped", dropped)],
+        [Query("compared", done), Query("controls", controls), Query("dropped", dropped)],
     )
+
+
+def _noise_floor() -> Panel:
+    def bound(metric: str, labels: str, name: str, how: str) -> str:
+        return f'{how}(sleb_shadow_{metric}{{{labels},time="tpot",bound="{name}"}})'
+
+    text = f"Of the last pairs of each process, with intervals of 95 %. {_ABOUT_CONTROL}"
+    about = About(
+        "Paired speed-up of time per output token, and its noise floor",
+        text,
+        "suffix:×",
+        _NO_PAIRS,
+        width=12,
+        decimals=2,
+    )
+    ends = (("low", "from", "min"), ("high", "to", "max"))
+    pairs = [
+        Query(f"speed-up, {word}", bound("speedup", _PAIR, name, how)) for name, word, how in ends
+    ]
+    floor = [
+        Query(f"noise floor, {word}", bound("control_speedup", _LIVE, name, how))
+        for name, word, how in ends
+    ]
+    return lines(about, [*pairs, *floor])
+
+
+def _verdicts() -> Panel:
+    by = "live_model, shadow_model, time, verdict"
+    expr = f"max by ({by}) (sleb_shadow_verdict{{{_PAIR}}} == 1)"
+    text = f"By the last pairs of each process. {_ABOUT_CONTROL}"
+    about = About("Verdicts on paired speed-ups", text, "short", _NO_PAIRS, width=12)
+    return rows(about, Query("", expr), hidden=["Value"])
 
 
 def _probe() -> Panel:
@@ -120,6 +173,11 @@ def _agreement_over_time() -> Panel:
         [
             Query(f"{name}, {{{{live_model}}}}", f"sleb:shadow_agreement:mean{window}{{{_PAIR}}}")
             for window, name in (("30m", "30 minutes"), ("1d", "1 day"))
+        ]
+        + [
+            Query(
+                "floor of 1 day, {{live_model}}", f"sleb:shadow_floor_agreement:mean1d{{{_LIVE}}}"
+            )
         ],
     )
 

@@ -1,57 +1,75 @@
-"""Shadow traffic: live requests replayed on another variant while the engine is idle.
+"""Shadow traffic: live requests replayed on two variants while the engine is idle.
 
 A replay begins when its live output is complete and runs as a background request of the engine,
 which delays a live request by one step at most. Under load, replays are dropped first.
+
+Every chosen request is replayed twice: on its own variant and on the counterpart. Their times
+compare with each other, since both ran in the same way. A share of the pairs is a control: both
+replays on the request's own variant.
 """
 
 import asyncio
 import random
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from app.compare.compare import token_agreement
+from app.compare.shadow_times import ShadowTimes, TimedReplay
 from app.config import ServeSettings
 from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.grammar import ResponseFormatRefused
-from app.engine.scheduler import BACKGROUND_CHUNK
 from app.engine.sequence import FinishReason, Request
 from app.engine.stream import Stream
 from app.engine.text import TextStream
 from app.engine.variant import Variant
 from app.generation.engine_backend import CompletedOutput, EngineBackend, EngineOutputStream
-from app.generation.output import GenerationFailed
+from app.generation.output import GenerationFailed, Output
 from app.metrics.metrics import Metrics, labels_of
-from app.metrics.shadow import ShadowMetrics, ShadowSide
+from app.metrics.shadow import ShadowMetrics, ShadowPair, ShadowSide
 from app.models.catalog import UnknownModel
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ServedModel
 from pruning.models.names import VariantName
 
-MAX_REPLAYS = 8
+MAX_PAIRS_AT_ONCE = 8
+CONTROL_SHARE = 1 / 8  # of the pairs, drawn at random
 
 _WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class _Dropped(Exception):
-    """The replay is dropped. ``args[0]`` is the reason for the metrics."""
+    """The pair is dropped. ``args[0]`` is the reason for the metrics."""
 
 
 @dataclass(eq=False)
-class _Replay:
+class _Pair:
+    """The two replays of a live output."""
+
     live: CompletedOutput
-    variant: Variant | None = None  # None until it is found
-    stream: Stream | None = None  # None until the engine has the request
+    counterpart: ServedModel | None = None  # None until it is found
+    streams: list[Stream] = field(default_factory=list)  # that the engine has
     drop_reason: str | None = None
+
+    def is_of(self, variants: Collection[Variant]) -> bool:
+        own, other = self.live.served, self.counterpart
+        return own.variant in variants or (other is not None and other.variant in variants)
+
+    def drop(self, reason: str) -> None:
+        """End both replays."""
+        self.drop_reason = self.drop_reason or reason
+        for stream in self.streams:
+            stream.cancel()
 
 
 class Shadow:
     """Replays a ``share``, 0 to 1, of the completed outputs.
 
-    With ``direction`` "dense", requests to pruned variants are replayed on their dense model. With
-    the name of a variant, requests to its dense model are replayed on that variant. ``@-6`` stands
-    for that variant of every dense model.
+    With ``direction`` "dense", requests to pruned variants are compared with their dense model.
+    With the name of a variant, requests to its dense model are compared with that variant. ``@-6``
+    stands for that variant of every dense model.
     """
 
     def __init__(
@@ -69,11 +87,12 @@ class Shadow:
         self._engine = engine
         self._metrics = metrics
         self._counts = counts
+        self._times = ShadowTimes(counts, is_live_baseline=direction != "dense")
         self._random = random.Random()  # noqa: S311 - no secret
-        self._replays: dict[asyncio.Task[None], _Replay] = {}
+        self._pairs: dict[asyncio.Task[None], _Pair] = {}
 
     def consider(self, live: CompletedOutput) -> None:
-        """Begin a replay of this request, or drop it. Does not delay the live request."""
+        """Begin the replays of this request, or drop them. Does not delay the live request."""
         name = self._counterpart(live.served.entry)
         is_whole = live.output.finish_reason in _WHOLE and live.output.num_tokens > 0
         if name is None or not is_whole or live.request.traffic != "live":
@@ -85,51 +104,51 @@ class Shadow:
             self._drop(live, "unseeded")  # its own repetition would differ
         elif not live.served.entry.is_view:
             self._drop(live, "no_counterpart")  # has its own weights, so its parent may differ
-        elif len(self._replays) >= MAX_REPLAYS:
+        elif len(self._pairs) >= MAX_PAIRS_AT_ONCE:
             self._drop(live, "busy")
         else:
-            replay = _Replay(live)
-            task = asyncio.create_task(self._run(replay, name))
-            self._replays[task] = replay
-            task.add_done_callback(self._replays.pop)
+            pair = _Pair(live)
+            task = asyncio.create_task(self._run(pair, name))
+            self._pairs[task] = pair
+            task.add_done_callback(self._pairs.pop)
 
     async def forget(self, variants: Collection[Variant]) -> None:
         """Drop the replays on these variants, and wait until none holds a variant."""
         tasks = []
-        for task, replay in self._replays.items():
-            is_early = replay.variant is None and replay.live.served.variant in variants
-            if is_early:
-                self._drop(replay.live, "unloaded")
+        for task, pair in self._pairs.items():
+            if not pair.is_of(variants):
+                continue
+            if not pair.streams:
+                self._drop(pair.live, "unloaded")
                 task.cancel()
-            if is_early or replay.variant in variants:
-                tasks.append(task)
-            if replay.variant in variants and replay.stream is not None:
-                replay.drop_reason = "unloaded"
-                replay.stream.cancel()
+            pair.drop("unloaded")
+            tasks.append(task)
         if tasks:
             await asyncio.wait(tasks)
 
     async def aclose(self) -> None:
         """Drop all replays."""
-        for task in (tasks := list(self._replays)):
+        for task in (tasks := list(self._pairs)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _counterpart(self, entry: ModelEntry) -> str | None:
-        """The model on which requests to this one are replayed, None if they are not."""
+        """The model that requests to this one are compared with, None if they are not."""
         if self._direction == "dense":
             return entry.parent
         variant = VariantName.parse(self._direction)
         is_meant = not entry.is_pruned and variant.model in ("", entry.name)
         return str(replace(variant, model=entry.name)) if is_meant else None
 
-    async def _run(self, replay: _Replay, name: str) -> None:
+    async def _run(self, pair: _Pair, name: str) -> None:
         try:
-            served = await self._find(name)
-            replay.variant = served.variant
-            await self._replay(replay, served)
+            pair.counterpart = other = await self._find(name)
+            own = pair.live.served
+            is_control = self._random.random() < CONTROL_SHARE
+            outputs = await self._replay(pair, [own, own if is_control else other])
+            self._count(pair.live, None if is_control else other, outputs)
         except _Dropped as dropped:
-            self._drop(replay.live, str(dropped))
+            self._drop(pair.live, str(dropped))
 
     async def _find(self, name: str) -> ServedModel:
         """The counterpart, if its weights are loaded already."""
@@ -143,8 +162,26 @@ class Shadow:
         except (RuntimeError, ValueError, OSError) as error:  # of the model's files
             raise _Dropped("error") from error
 
-    async def _replay(self, replay: _Replay, served: ServedModel) -> None:
-        live = replay.live
+    async def _replay(self, pair: _Pair, sides: Sequence[ServedModel]) -> list[Output]:
+        """The output of each side. The engine runs them one after the other, in random order."""
+        self._check_warm(sides)
+        outputs: dict[int, EngineOutputStream] = {}
+        async with AsyncExitStack() as stack:
+            for at in self._random.sample(range(len(sides)), k=len(sides)):
+                outputs[at] = self._begin(pair, sides[at])
+                stack.push_async_callback(outputs[at].aclose)
+            await asyncio.gather(*(self._finish(pair, output) for output in outputs.values()))
+        if pair.drop_reason is not None:
+            raise _Dropped(pair.drop_reason)
+        self._check_warm(sides)
+        return [outputs[at].output for at in range(len(sides))]
+
+    def _check_warm(self, sides: Sequence[ServedModel]) -> None:
+        if any(self._engine.is_warming_up(side.variant) for side in sides):
+            raise _Dropped("warming_up")
+
+    def _begin(self, pair: _Pair, served: ServedModel) -> EngineOutputStream:
+        live = pair.live
         original = live.stream.request
         request = Request(
             f"shadow-{uuid4().hex}",
@@ -155,40 +192,50 @@ class Shadow:
             grammar=original.grammar,  # they share a tokenizer
         )
         try:
-            stream = replay.stream = self._engine.background(request)
+            stream = self._engine.background(request)
         except Overloaded as error:
             raise _Dropped("overload") from error
         except (EngineStopped, ValueError) as error:
             raise _Dropped("stopped" if isinstance(error, EngineStopped) else "error") from error
-        output = EngineOutputStream(0, stream, TextStream(served.tokenizer, live.request.stop))
+        pair.streams.append(stream)
+        return EngineOutputStream(0, stream, TextStream(served.tokenizer, live.request.stop))
+
+    async def _finish(self, pair: _Pair, output: EngineOutputStream) -> None:
+        """Wait for the end of a replay; one that is not whole ends the other."""
         try:
             await output.finish()
-        except (GenerationFailed, ResponseFormatRefused) as error:
-            raise _Dropped("error") from error
-        except EngineStopped as error:
-            raise _Dropped("stopped") from error
-        finally:
-            await output.aclose()
-        if output.output.finish_reason not in _WHOLE:
-            raise _Dropped(replay.drop_reason or self._why_aborted())
-        self._count(live, CompletedOutput(live.request, served, stream, output.output))
+        except (GenerationFailed, ResponseFormatRefused):
+            pair.drop("error")
+        except EngineStopped:
+            pair.drop("stopped")
+        else:
+            if output.output.finish_reason not in _WHOLE:
+                pair.drop("overload" if self._engine.is_accepting else "stopped")
 
-    def _why_aborted(self) -> str:
-        return "overload" if self._engine.is_accepting else "stopped"
-
-    def _count(self, live: CompletedOutput, shadow: CompletedOutput) -> None:
-        tokens = [[token.key for token in one.output.tokens] for one in (live, shadow)]
-        are_alone = live.output.timings.was_alone and shadow.output.timings.was_alone
-        self._counts.compared(
-            _side(live, are_alone=are_alone),
-            _side(shadow, are_alone=are_alone),
-            token_agreement(*tokens).share,
-        )
-        if shadow.output.timings.was_alone:  # otherwise its times include waiting
-            output = shadow.output
-            labels = labels_of(shadow.served.entry, "shadow")
-            timings, reason = output.timings, output.finish_reason
-            self._metrics.finished(labels, output.num_prompt_tokens, reason, timings)
+    def _count(
+        self, live: CompletedOutput, other: ServedModel | None, outputs: Sequence[Output]
+    ) -> None:
+        """Count the replay on the live model, and that on ``other``, None for a control."""
+        own = live.served
+        sides = [(own, outputs[0]), (other or own, outputs[1])]
+        pair = ShadowPair(own.entry.name, sides[1][0].entry.name)
+        agreements = [token_agreement(_keys(live.output), _keys(each)).share for each in outputs]
+        self._counts.agreed_with_itself(pair.live, agreements[0])
+        if other is None:
+            self._counts.agreed_with_itself(pair.live, agreements[1])
+            self._counts.controlled(pair.live)
+        else:
+            self._counts.compared(
+                pair,
+                ShadowSide(own.entry.kind, live.output.num_tokens),
+                ShadowSide(other.entry.kind, outputs[1].num_tokens),
+                agreements[1],
+            )
+        self._times.add(pair, *(TimedReplay(each.entry.kind, output) for each, output in sides))
+        for served, output in sides:
+            if output.timings.was_alone:  # otherwise its times include waiting
+                labels, reason = labels_of(served.entry, "shadow"), output.finish_reason
+                self._metrics.finished(labels, output.num_prompt_tokens, reason, output.timings)
 
     def _drop(self, live: CompletedOutput, reason: str) -> None:
         self._counts.dropped(live.served.entry.name, reason)
@@ -211,13 +258,5 @@ def shadow_of(
     return shadow
 
 
-def _side(completed: CompletedOutput, *, are_alone: bool) -> ShadowSide:
-    timings = completed.output.timings
-    is_one_chunk = completed.output.num_prompt_tokens <= BACKGROUND_CHUNK
-    return ShadowSide(
-        completed.served.entry.name,
-        completed.served.entry.kind,
-        completed.output.num_tokens,
-        timings.tpot_s if are_alone else None,
-        timings.prefill_s if are_alone and is_one_chunk else None,
-    )
+def _keys(output: Output) -> list[object]:
+    return [token.key for token in output.tokens]

@@ -1,10 +1,12 @@
 """Speed-ups from times measured in turn, with a confidence interval and a verdict.
 
-A control measures a model against itself in the same way. What it reads is the noise floor.
+A control measures a model against itself in the same way. What it reads is the noise floor. Where
+the two sides ran different kernels, a ratio of times compares kernels, not models.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
@@ -15,6 +17,9 @@ from pruning.student_t import quantile
 EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
 
 _REMEDY = "repeat it more often, or on a quieter machine"
+
+
+Kernels = Mapping[str, frozenset[str]]  # by what they compute; several where the choice changed
 
 
 class Verdict(StrEnum):
@@ -128,3 +133,34 @@ def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
         return Verdict.NO_DIFFERENCE, f"{interval} lies within {EQUAL_WITHIN:.0%} of 1"
     what = "contains 1" if low <= 1 <= high else f"is wider than the effect of {ratio - 1:+.1%}"
     return Verdict.UNDECIDED, f"{interval} {what}: {_REMEDY}"
+
+
+def all_kernels(each: Iterable[Mapping[str, str]]) -> Kernels:
+    """The kernels of several runs of one side."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for kernels in each:
+        for what, kernel in kernels.items():
+            found[what].add(kernel)
+    return {what: frozenset(found[what]) for what in sorted(found)}
+
+
+def different_kernels(baseline: Kernels, variant: Kernels) -> str | None:
+    """What the sides compute by different kernels, or one of them by several; None if nothing.
+
+    What only one side computes is no difference: int8 weights have kernels of their own.
+    """
+    differing = [
+        f"{what} ({_names(baseline[what])} against {_names(variant[what])})"
+        for what in baseline.keys() & variant.keys()
+        if len(baseline[what] | variant[what]) > 1
+    ]
+    return f"different kernels: {'; '.join(sorted(differing))}" if differing else None
+
+
+def kernel_names(kernels: Kernels) -> dict[str, str]:
+    """For a report."""
+    return {what: _names(of_what) for what, of_what in kernels.items()}
+
+
+def _names(kernels: frozenset[str]) -> str:
+    return " and ".join(sorted(kernels))

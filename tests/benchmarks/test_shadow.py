@@ -28,10 +28,17 @@ def test_the_promise_is_about_the_95th_percentiles(with_shadow_s: float, holds: 
     assert found["seconds"]["off"]["ttft_p95"] == 0.5
 
 
+@pytest.mark.parametrize(("share_of_controls", "kind"), [(0.0, "done"), (1.0, "control")])
 def test_it_waits_for_replays_and_counts_them(
-    tiny_models_dir: Path, redis_url: str, redis_client: redis.Redis
+    tiny_models_dir: Path,
+    redis_url: str,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    share_of_controls: float,
+    kind: str,
 ) -> None:
     redis_client.ping()
+    monkeypatch.setattr("app.compare.shadow.CONTROL_SHARE", share_of_controls)
     publish_pruned(tiny_models_dir.parent)
     settings = ServeSettings(data_dir=tiny_models_dir.parent, shadow_share=1.0, drain_s=0)
     with serving(settings, redis_url) as (_, url):
@@ -42,4 +49,4 @@ def test_it_waits_for_replays_and_counts_them(
         for change in ({}, {"temperature": 1.0}):
             httpx2.post(f"{url}/generate", json=body | change).raise_for_status()
         shadow._settle(server, num_requests=2)
-        assert shadow._shadow_counts(server) == {"done": 1, "unseeded": 1}
+        assert shadow._shadow_counts(server) == {kind: 1, "unseeded": 1}

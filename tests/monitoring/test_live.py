@@ -16,6 +16,7 @@ import psutil
 import pytest
 import redis
 
+from app.compare import shadow
 from app.config import ServeSettings
 from dashboards.queries import metrics_in
 from pruning.jobs.queue import PruneQueue
@@ -91,8 +92,13 @@ class Live:
 
 @pytest.fixture
 def live(
-    tmp_path: Path, workers: Workers, redis_url: str, redis_client: redis.Redis
+    tmp_path: Path,
+    workers: Workers,
+    redis_url: str,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Live]:
+    monkeypatch.setattr(shadow, "CONTROL_SHARE", 0.5)
     port = free_port()
     process = workers.start(metrics_port=port)  # first, because it takes longest
     search = long_search(workers.data_dir)
@@ -146,10 +152,11 @@ def traffic(live: Live) -> None:
     with ThreadPoolExecutor(2) as pool:
         for _ in range(NUM_ROUNDS):
             list(pool.map(lambda model: live.ask(model, PROMPTS_A_ROUND), (DENSE, PRUNED)))
-    for num_samples in (2, 4):  # two pairs, as rate() ignores the first sample
-        while total(live, "sleb_shadow_tpot_seconds_count") < num_samples:
+    for number in (1, 2):  # of each kind, as rate() ignores the first sample
+        while min(total(live, "sleb_shadow_tpot_seconds_count") / 2, num_controls(live)) < number:
             replay(live)
-        live.wait_for("sum(sleb_shadow_tpot_seconds_count)", num_samples)
+        live.wait_for("sum(sleb_shadow_tpot_seconds_count)", 2 * number)
+        live.wait_for("sum(sleb_shadow_control_pairs{time='tpot'})", number)
     for model in (DENSE, PRUNED):
         series = f'{count}{{model_name="{model}",traffic="live"}}'
         live.wait_for(series, 1 + len(live.timings[model]))
@@ -157,11 +164,20 @@ def traffic(live: Live) -> None:
 
 
 def replay(live: Live) -> None:
-    """Send one request and wait for its replay, which another request would preempt."""
-    ends = ("sleb_shadow_done_total", "sleb_shadow_dropped_total")
+    """Send one request and wait for its replays, which another request would preempt."""
+    ends = tuple(f"sleb_shadow_{end}_total" for end in ("done", "control_done", "dropped"))
     before = sum(total(live, name) for name in ends)
     live.ask(PRUNED)
     wait_until(lambda: sum(total(live, name) for name in ends) > before, "the replay is over")
+
+
+def num_controls(live: Live) -> float:
+    return (
+        Scrape(live.api.get("/metrics").text).value(
+            "sleb_shadow_control_pairs", live_model=PRUNED, time="tpot"
+        )
+        or 0
+    )
 
 
 def total(live: Live, name: str) -> float:

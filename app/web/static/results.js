@@ -3,7 +3,7 @@
 import { json, request } from "./api.js";
 import { byId, el, fill, name, table, text } from "./dom.js";
 import { commands, empty } from "./empty.js";
-import { count, moment, ratio } from "./format.js";
+import { count, interval, moment, ratio } from "./format.js";
 import { poll } from "./live.js";
 import { pairsOf, samplesOf } from "./shadow.js";
 
@@ -40,14 +40,22 @@ function shadow(samples) {
     return empty("No output was replayed yet. Start the service with a share of the outputs to replay, then generate with a pruned variant:",
       commands("SLEB_SHADOW_SHARE=0.1 sleb up"));
   }
-  const columns = ["live", "replayed on", "compared", "tokens that agree", "all tokens agree", "speed-up per token"]
-    .map((title, index) => ({ title, num: index > 1 }));
-  const rows = pairs.map((pair) => [name(pair.live), name(pair.shadow), String(pair.done), share(pair.agreement), share(pair.whole),
-    pair.speedup === null ? null : [ratio(pair.speedup), el("span", { class: "sub" }, count(pair.numTimed, "pair"))]]);
+  const columns = ["live", "compared with", "compared", "tokens that agree", "all tokens agree", "speed-up per token", "a model over itself", "verdict"]
+    .map((title, index) => ({ title, num: index > 1 && index < 7 }));
+  const rows = pairs.map((pair) => [name(pair.live), name(pair.shadow), String(pair.done),
+    [share(pair.agreement), pair.floor === null ? null : el("span", { class: "sub" }, `${share(pair.floor)} with itself`)], share(pair.whole),
+    reading(pair.speedup, "pair"), reading(pair.control, "control"), verdictOf(pair)]);
   return [pairs.length ? table("Pairs of shadow traffic", columns, rows) : null,
     dropped.length ? el("p", { class: "note" }, "Not replayed: ", dropped.map(({ model, reason, number }) => `${number} of ${model} (${reason})`).join(", "), ".") : null,
-    pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the means of all pairs whose two runs each had the engine to themselves.") : null];
+    pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the last pairs whose two replays each had the engine to themselves; "
+      + "in brackets, the 95 % interval. A model over itself is the control, measured in the same way: a speed-up that overlaps its interval has no verdict.") : null];
 }
+
+const reading = ({ ratio: found, low, high, number }, what) => (found === null ? null : [ratio(found),
+  el("span", { class: "sub" }, low === null ? "" : `[${interval(low, high)}] `, count(number, what))]);
+
+const verdictOf = ({ verdict, numDifferent }) => (verdict === null && !numDifferent ? null : [verdict ?? "undecided",
+  numDifferent ? el("span", { class: "sub" }, `different kernels in ${count(numDifferent, "pair")}`) : null]);
 
 const refresh = poll(async () => {
   const [found, metrics] = await Promise.all([pages(), request("/metrics", { headers: { Accept: "text/plain" } })]);

@@ -22,22 +22,30 @@ export function pairsOf(samples) {
     const numbers = samples.filter((each) => each.metric === "sleb_shadow_agreement_ratio_bucket" && Number(each.labels.le) === WHOLE
       && each.labels.live_model === labels.live_model && each.labels.shadow_model === labels.shadow_model);
     return { live: labels.live_model, shadow: labels.shadow_model, done,
-      agreement: done ? of("agreement_ratio_sum", labels) / of("agreement_ratio_count", labels) : null,
+      agreement: mean(of, "agreement_ratio", { live_model: labels.live_model, shadow_model: labels.shadow_model }),
+      floor: mean(of, "floor_agreement_ratio", { live_model: labels.live_model }),
       whole: done && numbers.length ? 1 - numbers[0].value / done : null,
-      ...speedup(of, labels) };
+      numDifferent: of("different_kernels_total", { live_model: labels.live_model, shadow_model: labels.shadow_model }) ?? 0,
+      ...speedup(samples, of, { live_model: labels.live_model, shadow_model: labels.shadow_model }) };
   });
   const dropped = samples.filter(({ metric }) => metric === "sleb_shadow_dropped_total")
     .map(({ labels, value: number }) => ({ model: labels.live_model, reason: labels.reason, number }));
   return { pairs, dropped };
 }
 
-/** Mean time per token, dense over pruned: either may be the live one. */
-function speedup(of, pair) {
-  const mean = (variant) => {
-    const labels = { ...pair, variant };
-    const number = of("tpot_seconds_count", labels);
-    return number ? { number, mean: of("tpot_seconds_sum", labels) / number } : null;
-  };
-  const [dense, pruned] = [mean("dense"), mean("pruned")];
-  return dense && pruned ? { speedup: dense.mean / pruned.mean, numTimed: dense.number } : { speedup: null, numTimed: 0 };
+function mean(of, metric, labels) {
+  const number = of(`${metric}_count`, labels);
+  return number ? of(`${metric}_sum`, labels) / number : null;
+}
+
+/** Mean time per token of the last pairs, dense over pruned, and the control: a model over itself. */
+function speedup(samples, of, pair) {
+  const time = "tpot";
+  const bounds = (metric, labels) => ({ ratio: of(metric, { ...labels, time, bound: "ratio" }),
+    low: of(metric, { ...labels, time, bound: "low" }), high: of(metric, { ...labels, time, bound: "high" }) });
+  const verdict = samples.find((each) => each.metric === "sleb_shadow_verdict" && each.value === 1 && each.labels.time === time
+    && each.labels.live_model === pair.live_model && each.labels.shadow_model === pair.shadow_model)?.labels.verdict ?? null;
+  const control = { live_model: pair.live_model };
+  return { speedup: { ...bounds("speedup", pair), number: of("speedup_pairs", { ...pair, time }) ?? 0 }, verdict,
+    control: { ...bounds("control_speedup", control), number: of("control_pairs", { ...control, time }) ?? 0 } };
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.compare.kernels import all_kernels, different_kernels, kernel_names
+from app.compare.speedup import all_kernels, different_kernels, kernel_names
 
 BLOCKS, HEAD = "blocks, decode of 1", "head of 1"
 
