@@ -29,7 +29,7 @@ from app.auth.scopes import NotLocal
 from app.auth.sessions import NotSameOrigin
 from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
-from app.engine.async_engine import EngineStopped
+from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
 from app.engine.grammar import ResponseFormatRefused
 from app.engine.sequence import InvalidSampling
@@ -146,6 +146,7 @@ _GENERATION: Problems = {
     NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
     MessagesRefused: (422, "messages-refused", "The chat template rejects the messages."),
     NoTokenIds: (422, "no-token-ids", "Token ids are not available for this model."),
+    StillWarmingUp: (503, "still-warming-up", "Kernels of a model are being compiled or chosen."),
     NotComparable: (422, "not-comparable", "The models cannot be compared."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
     EngineStopped: (503, "engine-stopped", "The engine is not accepting requests."),

@@ -45,6 +45,8 @@ def print_comparison(found: Mapping[str, Any], prompts: list[str]) -> None:
         outputs = [prompt["outputs"][number] for prompt in found["prompts"]]
         table.add_row(letter, *_cells(outputs, results.get(model)))
     console.print(table)
+    if found["control"] is not None:
+        console.print(_floor(found["control"]))
     for letter, model in named.items():
         console.print(f"{letter}: {model}{_verdict(results.get(model))}", markup=False)
     console.print("in parentheses: 95 % intervals; same tokens: before the first difference")
@@ -72,6 +74,14 @@ def _speedup(found: Mapping[str, Any] | None) -> str:
         return ""
     interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
     return f"{found['ratio']:.2f}{interval}"
+
+
+def _floor(control: Mapping[str, Any]) -> str:
+    """What the baseline reads against itself."""
+    return (
+        f"control, the baseline against itself: speed-up {_speedup(control['tpot'])}, first token "
+        f"{_speedup(control['ttft'])}, same tokens {control['agreement']:.0%}"
+    )
 
 
 def _verdict(result: Mapping[str, Any] | None) -> str:

@@ -1,18 +1,27 @@
 """Compare variants of one model: the same prompts on each in turn, in one engine.
 
 The variants take turns under the load that the service has, and the order rotates. Requests of
-several variants at once would wait for each other's steps and look equally fast.
+several variants at once would wait for each other's steps and look equally fast. The baseline takes
+two turns: the second one is the control, which shows what equal models read.
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
 from typing import TypeVar
 
-from app.compare.speedup import Speedup, alternate, speedup
-from app.engine.async_engine import AsyncEngine
+from app.compare.speedup import (
+    Kernels,
+    Speedup,
+    all_kernels,
+    alternate,
+    beyond_noise,
+    different_kernels,
+    speedup,
+)
+from app.engine.async_engine import AsyncEngine, StillWarmingUp
 from app.engine.logprobs import score
 from app.engine.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
@@ -25,6 +34,7 @@ from pruning.plural import counted
 
 MAX_OUTPUTS = 256  # of one comparison
 MAX_DRAWN_SEED = 2**53 - 1  # that every reader of JSON keeps (RFC 8259, section 6)
+WARM_UP_LIMIT_S = 120.0  # that a comparison waits, before its first turn and before each other
 Round = Sequence[Output]  # an output for each prompt
 
 
@@ -36,7 +46,7 @@ class NotComparable(ValueError):
         self.param = param
 
 
-RAISES = (NotComparable, *LOAD_RAISES, *ENGINE_RAISES)
+RAISES = (NotComparable, StillWarmingUp, *LOAD_RAISES, *ENGINE_RAISES)
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,23 @@ class ComparedVariant:
     rounds: Sequence[Round]
     mean_logprobs: Sequence[float | None]
 
+    @property
+    def kernels(self) -> Kernels:
+        outputs = chain.from_iterable(self.rounds)
+        return all_kernels(output.timings.kernels for output in outputs)
+
 
 @dataclass(frozen=True)
 class Comparison:
+    """``control`` is the baseline a second time, without log-probabilities; None for one repeat.
+
+    With an ``objection``, its times mean nothing.
+    """
+
     variants: Sequence[ComparedVariant]
     baseline: ComparedVariant
+    control: ComparedVariant | None
+    objection: str | None
     seed: int | None  # of all outputs; None if they are greedy
 
 
@@ -105,14 +127,21 @@ class Comparer:
         if not params.is_greedy and params.seed is None:
             params = replace(params, seed=secrets.randbelow(MAX_DRAWN_SEED + 1))
         prompts = await self._generator.encode(request.prompts, served, params.max_new_tokens)
+        at = request.models.index(request.baseline)
+        again = _again(request, at)
+        sides = served if again is None or again < len(served) else [*served, served[at]]
         generations = [
-            GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in served
+            GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
         ]
-        rounds = await self._rounds(generations, request.repeats)
-        scores = await self._mean_logprobs(served, prompts, [first for first, *_ in rounds])
-        variants = [ComparedVariant(*parts) for parts in zip(served, rounds, scores, strict=True)]
-        baseline = variants[request.models.index(request.baseline)]
-        return Comparison(variants, baseline, params.seed)
+        variants = {one.variant for one in served}
+        rounds, objection = await self._rounds(generations, variants, request.repeats)
+        firsts = [first for first, *_ in rounds[: len(served)]]
+        scores = await self._mean_logprobs(served, prompts, firsts)
+        scores += [[None] * len(prompts)] * (len(sides) - len(served))
+        compared = [ComparedVariant(*parts) for parts in zip(sides, rounds, scores, strict=True)]
+        control = None if again is None else compared[again]
+        asked = compared[: len(served)]
+        return Comparison(asked, asked[at], control, objection, params.seed)
 
     async def _served(self, name: str) -> ServedModel:
         served = await self._generator.load(name)
@@ -124,18 +153,26 @@ class Comparer:
         return served
 
     async def _rounds(
-        self, requests: Sequence[GenerationRequest], repeats: int
-    ) -> list[list[Round]]:
-        """The rounds of each request, after an uncounted warm-up of two tokens."""
+        self, requests: Sequence[GenerationRequest], variants: Collection[Variant], repeats: int
+    ) -> tuple[list[list[Round]], str | None]:
+        """The rounds of each request, after an uncounted warm-up of two tokens.
+
+        The other result is an objection to their times. Raises ``StillWarmingUp``.
+        """
+        await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
         for request in requests:
             few = replace(request.params, max_new_tokens=min(2, request.params.max_new_tokens))
             await self._generator.generate(
                 replace(request, prompts=request.prompts[:1], params=few)
             )
+        objection = None
         rounds: list[list[Round]] = [[] for _ in requests]
         for _, (request, outputs) in alternate([*zip(requests, rounds, strict=True)], repeats):
+            await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
             outputs.append(await self._generator.generate(request))
-        return rounds
+            if any(self._engine.is_warming_up(variant) for variant in variants):
+                objection = "kernels were compiled or chosen meanwhile: compare again"
+        return rounds, objection
 
     async def _mean_logprobs(
         self, served: Sequence[ServedModel], prompts: Sequence[Sequence[int]], rounds: list[Round]
@@ -188,34 +225,66 @@ def _check(request: ComparisonRequest) -> None:
         )
 
 
+def _again(request: ComparisonRequest, at: int) -> int | None:
+    """The place of the control; None for one repeat, which allows no verdict anyway.
+
+    A baseline that is named twice is its own control. Otherwise it comes behind all models.
+    """
+    if request.repeats < 2:
+        return None
+    named = enumerate(request.models)
+    twice = (index for index, name in named if name == request.baseline and index != at)
+    return next(twice, len(request.models))
+
+
 def token_ids(output: Output) -> tuple[int, ...]:
     return tuple(token.key for token in output.tokens if isinstance(token.key, int))
 
 
-def speedups(baseline: ComparedVariant, variant: ComparedVariant) -> Speedups:
+def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
     """Baseline over variant, of mean times over all prompts. Each round is a pair.
 
-    There is no verdict where an output was cut short, nor one of ``e2e`` where lengths differ.
+    There is no verdict within the noise of the control, of sides that ran different kernels, where
+    an output was cut short, and none of ``e2e`` where lengths differ. The control itself is
+    compared without regard to its noise.
     """
-    every = list(chain.from_iterable((*baseline.rounds, *variant.rounds)))
-    reasons = {output.finish_reason.value for output in every}
-    objection = None
-    if cut := reasons - {FinishReason.STOP, FinishReason.LENGTH}:
-        objection = f"outputs were cut short ({', '.join(sorted(cut))})"
+    baseline, control = comparison.baseline, comparison.control
+    objection = comparison.objection or _objection(baseline, variant)
     is_unequal = _lengths(baseline) != _lengths(variant)
     unequal = "the outputs differ in length: see tpot, or force equal lengths with ignore_eos"
 
     def of(time_s: Callable[[Timings], float | None], objection: str | None) -> Speedup | None:
-        baseline_s, variant_s = _means_s(baseline, time_s), _means_s(variant, time_s)
-        if baseline_s is None or variant_s is None:
-            return None
-        return speedup(baseline_s, variant_s, objection)
+        found = _speedup(baseline, variant, time_s, objection)
+        if found is None or variant is control:
+            return found
+        noise = None if control is None else _speedup(baseline, control, time_s)
+        return beyond_noise(found, noise)
 
     return Speedups(
         tpot=of(lambda timings: timings.tpot_s, objection),
         ttft=of(lambda timings: timings.ttft_s, objection),
         e2e=of(lambda timings: timings.e2e_s, objection or (unequal if is_unequal else None)),
     )
+
+
+def _objection(baseline: ComparedVariant, variant: ComparedVariant) -> str | None:
+    every = chain.from_iterable((*baseline.rounds, *variant.rounds))
+    reasons = {output.finish_reason.value for output in every}
+    if cut := reasons - {FinishReason.STOP, FinishReason.LENGTH}:
+        return f"outputs were cut short ({', '.join(sorted(cut))})"
+    return different_kernels(baseline.kernels, variant.kernels)
+
+
+def _speedup(
+    baseline: ComparedVariant,
+    variant: ComparedVariant,
+    time_s: Callable[[Timings], float | None],
+    objection: str | None = None,
+) -> Speedup | None:
+    baseline_s, variant_s = _means_s(baseline, time_s), _means_s(variant, time_s)
+    if baseline_s is None or variant_s is None:
+        return None
+    return speedup(baseline_s, variant_s, objection)
 
 
 _Token = TypeVar("_Token")

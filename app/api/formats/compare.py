@@ -13,6 +13,7 @@ from app.api.schemas.compare import (
     ComparedOutputView,
     ComparedPromptView,
     CompareView,
+    ControlView,
     DivergenceView,
     SpeedupView,
     TokenTextView,
@@ -25,7 +26,7 @@ from app.compare.compare import (
     token_agreement,
     token_ids,
 )
-from app.compare.speedup import Speedup
+from app.compare.speedup import Speedup, kernel_names
 from app.generation.vocabulary import Vocabulary
 
 
@@ -46,7 +47,9 @@ def compare_view(comparison: Comparison) -> CompareView:
             )
             for index, output in enumerate(baseline.rounds[0])
         ],
-        results=[_result(baseline, variant) for variant in variants if variant is not baseline],
+        baseline_kernels=kernel_names(baseline.kernels),
+        control=_control(comparison),
+        results=[_result(comparison, variant) for variant in variants if variant is not baseline],
     )
 
 
@@ -97,18 +100,35 @@ def _gap(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> flo
     return None if ours is None or theirs is None else ours - theirs
 
 
-def _result(baseline: ComparedVariant, variant: ComparedVariant) -> ComparedModelView:
+def _control(comparison: Comparison) -> ControlView | None:
+    if comparison.control is None:
+        return None
+    rounds = zip(comparison.baseline.rounds, comparison.control.rounds, strict=True)
+    pairs = [pair for of_round in rounds for pair in zip(*of_round, strict=True)]
+    agreements = [token_agreement(token_ids(one), token_ids(other)).share for one, other in pairs]
+    return ControlView(
+        agreement=fmean(agreements), **_speedup_views(comparison, comparison.control)
+    )
+
+
+def _result(comparison: Comparison, variant: ComparedVariant) -> ComparedModelView:
+    baseline = comparison.baseline
     indices = range(len(baseline.rounds[0]))
     gaps = [gap for index in indices if (gap := _gap(baseline, variant, index)) is not None]
-    found = speedups(baseline, variant)
     return ComparedModelView(
         model=variant.served.entry.name,
         agreement=fmean(_agreement(baseline, variant, index).share for index in indices),
         logprob_gap=fmean(gaps) if gaps else None,
-        tpot=_speedup(found.tpot),
-        ttft=_speedup(found.ttft),
-        e2e=_speedup(found.e2e),
+        kernels=kernel_names(variant.kernels),
+        **_speedup_views(comparison, variant),
     )
+
+
+def _speedup_views(
+    comparison: Comparison, variant: ComparedVariant
+) -> dict[str, SpeedupView | None]:
+    found = speedups(comparison, variant)
+    return {"tpot": _speedup(found.tpot), "ttft": _speedup(found.ttft), "e2e": _speedup(found.e2e)}
 
 
 def _speedup(found: Speedup | None) -> SpeedupView | None:

@@ -27,8 +27,11 @@ async def compare(
     The models run one after another in the same engine, and another one is first in each repeat.
     Other requests are served meanwhile. A speed-up is a ratio of mean times. Its verdict is
     ``faster`` or ``slower`` if the 95 % interval does not contain 1 and is no wider than the
-    effect, ``no difference`` if the interval lies within 3 % of 1, else ``undecided``. Set
-    ``ignore_eos`` for outputs of equal length. Metrics count these requests as ``bench``.
+    effect, ``no difference`` if the interval lies within 3 % of 1, else ``undecided``. The baseline
+    runs a second time as the control. A speed-up whose interval overlaps that of the control is
+    ``undecided``, and one of sides that ran different kernels. The comparison waits while kernels
+    of a model are compiled or chosen. Set ``ignore_eos`` for outputs of equal length. Metrics count
+    these requests as ``bench``.
     """
     comparison_request = ComparisonRequest(
         models=body.models,

@@ -13,7 +13,8 @@ MAX_REPEATS = 64
 class CompareBody(PromptsBody):
     """The same prompts, seed and sampling on two or more variants of one dense model.
 
-    Prompts × models × repeats must not exceed 256.
+    Prompts × models × repeats must not exceed 256. With two or more repeats, the baseline also runs
+    a second time, as the control.
     """
 
     models: list[ModelName] = Field(
@@ -87,22 +88,42 @@ class SpeedupView(BaseModel):
     low: float | None = Field(description="Lower end of the interval; null with a single repeat.")
     high: float | None = Field(description="Upper end of the interval; null with a single repeat.")
     verdict: Literal["faster", "slower", "no difference", "undecided"] = Field(
-        description="What the interval shows."
+        description="What the interval shows, compared with that of the control."
     )
     reason: str = Field(description="What the verdict follows from, or why there is none.")
 
 
-class ComparedModelView(BaseModel):
-    """One model against the baseline, over all prompts."""
+class SpeedupsView(BaseModel):
+    """Speed-ups by the kind of time."""
 
-    model: str = Field(description="The model that is compared with the baseline.")
-    agreement: float = Field(description="Mean over the prompts.")
-    logprob_gap: float | None = Field(description="Mean over the prompts.")
     tpot: SpeedupView | None = Field(
         description="Time per output token after the first; null for one token."
     )
     ttft: SpeedupView | None = Field(description="Time to first token.")
     e2e: SpeedupView | None = Field(description="No verdict if outputs differ in length.")
+
+
+class ControlView(SpeedupsView):
+    """The baseline against itself, measured like the others: what equal models read.
+
+    A speed-up whose interval overlaps that of the control has no verdict.
+    """
+
+    agreement: float = Field(
+        description="Mean over prompts and repeats of the baseline's outputs with its own."
+    )
+
+
+class ComparedModelView(SpeedupsView):
+    """One model against the baseline, over all prompts."""
+
+    model: str = Field(description="The model that is compared with the baseline.")
+    agreement: float = Field(description="Mean over the prompts.")
+    logprob_gap: float | None = Field(description="Mean over the prompts.")
+    kernels: dict[str, str] = Field(
+        description="What computed it, by what it was for. Where the baseline had another kernel "
+        "for the same, there is no verdict."
+    )
 
 
 class CompareView(BaseModel):
@@ -116,4 +137,8 @@ class CompareView(BaseModel):
     repeats: int = Field(description="Number of repeats of every prompt.")
     seed: int | None = Field(description="Drawn if none was given; null for greedy decoding.")
     prompts: list[ComparedPromptView] = Field(description="The outputs for each prompt.")
+    baseline_kernels: dict[str, str] = Field(description="The kernels of the baseline.")
+    control: ControlView | None = Field(
+        description="The baseline a second time; null with a single repeat."
+    )
     results: list[ComparedModelView] = Field(description="One per model except the baseline.")

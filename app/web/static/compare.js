@@ -157,9 +157,14 @@ function resultOf(found) {
   const differences = found.prompts.flatMap(({ index, outputs }) => outputs.filter((output) => output.first_divergence)
     .map((output) => difference(index, output)));
   return [el("h2", {}, "Speed-up over ", name(found.baseline)), table("Result of the comparison", columns, rows),
-    el("p", { class: "note" }, `${count(found.repeats, "repeat")} in alternating turns; in brackets, the 95 % interval.`),
+    el("p", { class: "note" }, `${count(found.repeats, "repeat")} in alternating turns; in brackets, the 95 % interval.`, ...floorOf(found.control)),
     differences.length ? el("ul", {}, differences) : null];
 }
+
+/** What equal models read. */
+const floorOf = (control) => (control === null || control.tpot === null ? [] : [" The baseline against itself, measured in the same way: ",
+  ratio(control.tpot.ratio), ` [${interval(control.tpot.low, control.tpot.high)}], ${Math.round(control.agreement * 100)} % equal tokens.`,
+  " A speed-up that overlaps this interval has no verdict."]);
 
 function difference(index, { model, first_divergence: { position, baseline, model: other } }) {
   const token = (found) => (found ? el("code", { dir: "auto" }, JSON.stringify(found.token)) : "its end");

@@ -17,6 +17,11 @@ FOUND = {
     "prompts": [
         {"outputs": [output("tiny", " [/b] a", 0.05), output("tiny@-3", " b", 0.04)]},
     ],
+    "control": {
+        "tpot": {**SPEEDUP, "ratio": 1.01, "low": 0.98, "high": 1.04},
+        "ttft": None,
+        "agreement": 0.96,
+    },
     "results": [
         {
             "model": "tiny@prn-6612fbe3e6f88eee48750-3",
@@ -42,3 +47,8 @@ def test_every_model_is_a_row_with_its_speedup_and_interval(
     assert "B: tiny@prn-6612fbe3e6f88eee48750-3, faster per token: 5 pairs" in told
     assert "A: [/b] a" in told
     assert max(map(len, told.splitlines())) <= 80
+    words = " ".join(told.split())
+    assert "baseline against itself: speed-up 1.01 (0.98 to 1.04)" in words
+    assert "same tokens 96%" in words
+    print_comparison({**FOUND, "control": None}, ["The sea is"])
+    assert "control" not in capsys.readouterr().out

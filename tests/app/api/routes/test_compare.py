@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,19 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
+from tests.support.comparisons import MODELS, PROMPTS, Noting, compare
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send
 from tests.support.serving import local_api, serving
 from tests.support.waiting import wait_until
 
-PROMPTS = ["the quick brown fox", "the dog"]
-MODELS = ["tiny", "tiny@-1", "tiny@-3"]
-
 
 @pytest.fixture(autouse=True)
 def _published(data_dir: Path) -> None:
     publish_pruned(data_dir)
-
-
-def compare(client: TestClient, **body: Any) -> dict[str, Any]:
-    asked = {"models": MODELS, "prompt": PROMPTS, "max_new_tokens": 12, "repeats": 2, **body}
-    response = client.post("/compare", json=asked)
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
 
 
 def generated(client: TestClient, model: str, **body: Any) -> list[dict[str, Any]]:
@@ -114,18 +103,6 @@ def test_a_model_is_equal_to_itself(client: TestClient, model: str) -> None:
         assert speedup["verdict"] in ("no difference", "undecided")
 
 
-class Noting(Engine):
-    """Knows whose prompts were added, in this order."""
-
-    def __init__(self) -> None:
-        super().__init__(EngineLimits(max_num_seqs=8))
-        self.added: list[str] = []
-
-    def add(self, request: Request) -> None:
-        self.added.append(request.variant.name)
-        super().add(request)
-
-
 def test_variants_take_turns(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> None:
@@ -133,8 +110,9 @@ def test_variants_take_turns(
     engine = Noting()
     with local_api(settings, redis_url, engine) as client:
         compare(client, models=["tiny", "tiny@-1"], prompt="the dog", repeats=4)
-    turns = ["tiny", "tiny@-1", "tiny@-1", "tiny"]
-    assert engine.added == ["tiny", "tiny@-1", *turns, *turns]  # one each to warm up
+    sides = ["tiny", "tiny@-1", "tiny"]  # with the control
+    turns = [sides, ["tiny@-1", "tiny", "tiny"], ["tiny", "tiny", "tiny@-1"], sides]
+    assert engine.added == [*sides, *chain.from_iterable(turns)]  # one each to warm up
 
 
 def test_with_even_steps_a_model_is_as_fast_as_itself(
