@@ -73,7 +73,7 @@ def stored_subject(
 ) -> BenchSubject:
     """A model of the data directory, and variants of its published removal orders.
 
-    The variant ``dense`` is the dense model a second time. Raises ``UnknownModel``,
+    Raises ``UnknownModel``,
     ``ModelNotFound``, ``NotAModel`` or ``CheckpointCorrupt``.
     """
     set_up_torch(settings.threads)
@@ -87,8 +87,7 @@ def stored_subject(
     int8, tenants = set(), set()
     for variant in variants:
         if variant == DENSE:
-            removed[_again(variant)] = ()
-            continue
+            continue  # every bench measures it twice
         entry = catalog.resolve(variant if variant.startswith(name) else f"{name}{variant}")
         if not entry.is_view or entry.base != name:
             raise UnknownModel(
@@ -125,8 +124,7 @@ def random_subject(
     int8 = set()
     for variant in variants:
         if variant == DENSE:
-            removed[_again(variant)] = ()
-            continue
+            continue  # every bench measures it twice
         name = VariantName.parse(variant)
         depth = name.depth or 0
         is_known = name == VariantName("", depth=name.depth, is_int8=name.is_int8)
@@ -175,7 +173,7 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
     """Of a token at every depth."""
     found = {}
     for row in bench.rows():
-        removed = bench.subject.removed[row.variant]
+        removed = bench.subject.removed.get(row.variant, ())
         if row.variant in bench.subject.int8:
             continue
         if row.time == "tpot" and removed:  # the last scenario counts: requests of many clients
@@ -251,8 +249,3 @@ def _write(bench: Bench, out: Path) -> None:
 def _weight_bytes(variant: Variant) -> int:
     """The size of all parameters; tied weights count once."""
     return sum(parameter.nbytes for parameter in variant.model.parameters())
-
-
-def _again(name: str) -> str:
-    """The name of the second dense run, which shows the noise of the measurement."""
-    return f"{name} again"

@@ -14,6 +14,7 @@ from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
 
 DENSE = "dense"
+AGAIN = "dense again"  # the control: the dense model a second time, which shows what noise reads
 HALF = "half"  # of the blocks; with the dense times it gives the time of one block
 
 
@@ -81,7 +82,7 @@ class BenchSubject:
         return len(self.dense.keep)
 
     def sides(self) -> dict[str, Variant]:
-        """The variants that take turns: dense first, then the pruned ones, and half the model."""
+        """The variants that take turns: dense twice, then the pruned ones, and half the model."""
         blocks = range(self.num_blocks)
         int8 = self.dense
         if self.int8:
@@ -92,8 +93,9 @@ class BenchSubject:
             )
             for name, removed in self.removed.items()
         }
+        again = without(self.dense, (), AGAIN)
         half = without(self.dense, blocks[self.num_blocks // 2 :], HALF)
-        return {DENSE: self.dense, **pruned, HALF: half}
+        return {DENSE: self.dense, AGAIN: again, **pruned, HALF: half}
 
 
 def without(

@@ -5,7 +5,7 @@ from io import BytesIO
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from app.bench.plan import DENSE, BenchSubject, Scenario
+from app.bench.plan import AGAIN, DENSE, BenchSubject, Scenario
 from app.bench.result import Bench, Row
 from app.bench.runs import Sample
 from app.compare.speedup import EQUAL_WITHIN, Speedup, Verdict
@@ -23,8 +23,10 @@ _METHOD = """\
 Dense model and variants took turns, each first equally often, on the same prompts with answers of
 fixed lengths, after a short run of each that was not measured. A speed-up is a ratio of mean times
 over {repeats}, with its 95 % interval. It has a verdict only if the interval is no wider
-than the effect, or lies within {equal:.0%} of 1. The ideal is the speed-up of a forward pass that
-consists of embeddings, blocks and head only.
+than the effect, or lies within {equal:.0%} of 1. `{again}` is the control: the dense model a second
+time, whose true speed-up is 1. A speed-up whose interval overlaps that of the control has no
+verdict, nor has one of other kernels than those of the dense model. The ideal is the speed-up of a
+forward pass that consists of embeddings, blocks and head only.
 """
 
 # Sizes in inches: the plot, a row, the head, the gap above a scenario, the foot, the margins.
@@ -43,7 +45,8 @@ _STYLES = {
 def markdown(bench: Bench) -> str:
     """The whole report."""
     subject, plan = bench.subject, bench.plan
-    method = _METHOD.format(repeats=counted(plan.repeats, "repeat"), equal=EQUAL_WITHIN)
+    repeats = counted(plan.repeats, "repeat")
+    method = _METHOD.format(repeats=repeats, equal=EQUAL_WITHIN, again=AGAIN)
     lines = [f"# {subject.name}: speed-up of pruned variants", "", method]
     lines += [f"- `{name}`: {_variant(subject, name)}" for name in subject.removed]
     for scenario, samples in bench.samples.items():
@@ -52,7 +55,8 @@ def markdown(bench: Bench) -> str:
         lines += _table(HEADINGS, [cells(row) for row in rows], num_left=2)
         lines += ["", *(f"- {reason}" for reason in reasons(rows)), ""]
         headings = ("side", "tokens per second", "peak GPU memory", "energy per token")
-        sides = {side: runs for side, runs in samples.items() if side in {DENSE, *subject.removed}}
+        shown = {DENSE, AGAIN, *subject.removed}
+        sides = {side: runs for side, runs in samples.items() if side in shown}
         lines += _table(headings, [_usage(side, runs) for side, runs in sides.items()], num_left=1)
     machine = bench.facts.get("machine")
     lines += ["", "## Machine", "", f"`{machine}`", "", f"`{bench.facts.get('command')}`", ""]
@@ -92,7 +96,7 @@ def _variant(subject: BenchSubject, name: str) -> str:
     blocks, repaired = subject.removed[name], subject.repairs.get(name)
     int8 = " with int8 weights" if name in subject.int8 else ""
     if not blocks:
-        return f"the dense model{int8 or ' again'}"
+        return f"the dense model{int8}"
     how = f"repaired by {repaired.method}" if repaired else "not repaired"
     return f"without blocks {', '.join(map(str, blocks))}, {how}{int8 and f',{int8}'}"
 

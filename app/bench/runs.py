@@ -36,6 +36,7 @@ class Sample:
     seconds: float  # of the whole run
     peak_memory_bytes: int | None  # of tensors on the GPU, including the weights of all variants
     energy_j: float | None  # of the whole GPU
+    kernels: tuple[Mapping[str, str], ...] = ()  # of its requests, each only once
 
     @property
     def tokens_per_s(self) -> float:
@@ -65,7 +66,13 @@ def measure(
         seconds=seconds,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
         energy_j=None if before_j is None or after_j is None else after_j - before_j,
+        kernels=_kernels(timings),
     )
+
+
+def _kernels(timings: Sequence[Timings]) -> tuple[Mapping[str, str], ...]:
+    found = {tuple(sorted(one.kernels.items())) for one in timings}
+    return tuple(dict(kernels) for kernels in sorted(found) if kernels)
 
 
 def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]:

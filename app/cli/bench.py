@@ -19,7 +19,7 @@ def bench(
         str,
         typer.Option(
             help="Compared with the dense model: @-3, unrepaired @-3+raw, +int8 or @-3+int8 with "
-            "int8 weights, or dense, which is that model a second time."
+            "int8 weights. The dense model itself always runs twice, as the control."
         ),
     ] = "@-6",
     random_weights: Annotated[

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from app.bench import bench
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.report import draw, markdown, plot
-from app.bench.result import Bench
+from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.autotuning import Autotuner
-from app.engine.engine import PromptTooLong
+from app.engine.engine import Engine, PromptTooLong
+from app.engine.sequence import Request
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultStore
 from pruning.checkpoints.store import MANIFEST
@@ -67,7 +68,7 @@ def run(*arguments: str) -> dict[str, Any]:
 def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = run("--random-weights", tiny_shape, "--variants", "dense,@-2", "--out", str(out))
-    assert found["variants"] == {"dense again": [], "tiny@-2": [4, 5]}
+    assert found["variants"] == {"tiny@-2": [4, 5]}
     assert found["weight_bytes"]["tiny@-2"] < found["weight_bytes"]["dense"]
     assert found["weight_bytes"]["dense again"] == found["weight_bytes"]["dense"]
     tokens = {"generation": 3 * 5, "prompt": 9, "served": 5 * 3}
@@ -96,7 +97,8 @@ def test_int8_forms_are_sides_like_any_other(tiny_shape: str, tmp_path: Path) ->
     assert found["variants"] == {"tiny+int8": [], "tiny@-2+int8": [4, 5]}
     sizes = found["weight_bytes"]
     assert sizes["tiny@-2+int8"] < sizes["tiny+int8"] < sizes["dense"]
-    assert {row["ideal"] for row in found["results"]} == {None}  # of plain weights only
+    ideals = {row["ideal"] for row in found["results"] if row["variant"] != "dense again"}
+    assert ideals == {None}  # of plain weights only
     report = (tmp_path / "bench.md").read_text()
     assert "`tiny+int8`: the dense model with int8 weights" in report
     assert "without blocks 4, 5, not repaired, with int8 weights" in report
@@ -119,7 +121,7 @@ def test_variants_are_those_of_the_published_order(
     per_token = {
         row["variant"]: row["speedup"]["ratio"] for row in found["results"] if row["time"] == "tpot"
     }
-    assert list(per_token) == list(found["variants"])
+    assert list(per_token) == ["dense again", *found["variants"]]
     speedups = MeasuredSpeedups(tiny_models_dir.parent)
     measured = speedups.of("tiny", NUM_BLOCKS, 1)
     assert measured is not None
@@ -147,7 +149,8 @@ def test_raw_and_repaired_are_measured_side_by_side(
     out = tmp_path / "out"
     found = run("tiny", "--variants", ",".join(names), "--out", str(out), "--scenarios", "prompt")
     assert found["repairs"] == {"tiny@-1": "scale", "tiny@-3": "ridge"}
-    assert [row["variant"] for row in found["results"]] == [f"tiny{name}" for name in names]
+    variants = ["dense again", *(f"tiny{name}" for name in names)]
+    assert [row["variant"] for row in found["results"]] == variants
     report = (out / "bench.md").read_text()
     assert [each.tenants for each in ResultStore(tmp_path).page(9).results] == [{"team"}]
     removed = ", ".join(map(str, manifest.removed_blocks))
@@ -218,12 +221,18 @@ def sample(tpot_s: float, energy: float | None = None) -> Sample:
     return Sample(times_s, 100, 100 * tpot_s, 2**30 if energy else None, energy)
 
 
-def made_up(pruned_s: list[float], *, dense_s: float = 0.1, half_s: float = 0.055) -> Bench:
+def made_up(
+    pruned_s: list[float],
+    *,
+    dense_s: float = 0.1,
+    half_s: float = 0.055,
+    again: tuple[float, ...] = (1.002, 0.999, 1.0),
+) -> Bench:
     """A model of six blocks that take 15 ms each, with 5 ms of embeddings and 5 ms of head."""
-    subject = BenchSubject("m" * 60, variant(), {"dense again": (), "pruned": (1, 4)})
+    subject = BenchSubject("m" * 60, variant(), {"pruned": (1, 4)})
     runs = {
         DENSE: [sample(dense_s, energy=50.0) for _ in pruned_s],
-        "dense again": [sample(dense_s * factor) for factor in (1.002, 0.999, 1.0)],
+        "dense again": [sample(dense_s * factor) for factor in again],
         "pruned": [sample(each) for each in pruned_s],
         HALF: [sample(half_s) for _ in pruned_s],
     }
@@ -254,6 +263,43 @@ def test_a_noisy_one_has_none_and_says_why() -> None:
     assert "pruned, per token: undecided: the 95 % interval" in report
     assert "contains 1: repeat it more often" in report
     assert "dense again, per token: no difference" in report
+
+
+def test_a_speed_up_within_the_noise_of_the_control_has_no_verdict() -> None:
+    slow = made_up([0.0980, 0.0981, 0.0979], again=(1.0, 0.92, 1.08))
+    row = next(row for row in slow.rows() if row.variant == "pruned")
+    assert row.speedup.verdict is Verdict.UNDECIDED
+    assert "overlaps the noise floor" in row.speedup.reason
+    assert "`dense again` is the control" in markdown(slow)
+
+
+def test_different_kernels_have_no_verdict_and_are_said() -> None:
+    found = made_up([0.0720, 0.0721, 0.0719])
+    noted = dict(found.samples[Scenario.GENERATION])
+    for name, kernel in (("pruned", "torch"), (DENSE, "compiled"), ("dense again", "compiled")):
+        kernels = (kernels_of(kernel),)
+        noted[name] = [replace(run, kernels=kernels) for run in noted[name]]
+    found = replace(found, samples={Scenario.GENERATION: noted})
+    rows = {row.variant: row for row in found.rows() if row.time == "tpot"}
+    assert rows["dense again"].speedup.verdict is Verdict.NO_DIFFERENCE
+    assert rows["pruned"].speedup.verdict is Verdict.UNDECIDED
+    says = "different kernels: blocks, decode of 3 (compiled against torch)"
+    assert says in markdown(found)
+    assert to_wire(found)["kernels"]["generation"]["pruned"] == kernels_of("torch")
+
+
+def kernels_of(kernel: str) -> dict[str, str]:
+    return {"blocks, decode of 3": kernel}
+
+
+def test_a_run_has_the_kernels_of_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noting(Engine):
+        def add(self, request: Request) -> None:
+            super().add(request)
+            self._sequences[request.request_id].kernels |= kernels_of("torch")
+
+    monkeypatch.setattr("app.bench.runs.Engine", Noting)
+    assert measure(variant(), Scenario.GENERATION, PLAN).kernels == (kernels_of("torch"),)
 
 
 def test_without_a_block_s_time_there_is_no_ideal() -> None:
