@@ -108,9 +108,9 @@ def measured(
 
 
 @contextmanager
-def job(server: Server) -> Iterator[str]:
-    """A pruning job that evaluates candidates, cancelled in the end."""
-    text = {"dataset": "prose", "num_samples": 16, "seqlen": 256}
+def job(server: Server, num_samples: int = 16) -> Iterator[str]:
+    """A pruning job that evaluates candidates, cancelled in the end. More samples take longer."""
+    text = {"dataset": "prose", "num_samples": num_samples, "seqlen": 256}
     body = {"model": server.model, "sparsity": 0.5, "calibration": text, "repair": "none"}
     created = httpx2.post(f"{server.url}/prune-jobs", json=body)
     created.raise_for_status()

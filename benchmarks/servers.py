@@ -109,15 +109,36 @@ def sleb_serve_in(
 
 
 @contextmanager
-def sleb_serve_on(settings: ServeSettings, model: str) -> Iterator[Server]:
+def sleb_serve_on(
+    settings: ServeSettings, model: str, program: Sequence[str] = ("-m", "app")
+) -> Iterator[Server]:
     """``sleb serve`` with these settings except for the port."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         port = _free_port()
         environment = child_environment(settings.model_copy(update={"port": port}))
-        command = [sys.executable, "-m", "app", "serve"]
+        command = [sys.executable, *program, "serve"]
         log = Path(directory) / "serve.log"
         with _running(command, environment, port, "/health/ready", log) as pid:
             yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
+
+
+@contextmanager
+def sleb_worker_on(settings: ServeSettings) -> Iterator[None]:
+    """``sleb worker`` beside a service with these settings."""
+    log = settings.data_dir / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "worker"],
+            env=child_environment(settings),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield
+        if process.poll() is not None:
+            raise ServerFailed(f"the worker exited:\n{_tail(log)}")
+    finally:
+        _stop(process)
 
 
 @contextmanager

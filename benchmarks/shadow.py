@@ -1,7 +1,9 @@
-"""The cost of shadow traffic for live requests: services with and without it, in turn.
+"""The cost of shadow traffic for live requests, and what comparisons read for equal models.
 
-Requests arrive at random and leave the engine idle at times, as replays need. The percentiles of a
-side are over the requests of all of its passes.
+For the cost, services with and without shadow traffic take turns. Requests arrive at random and
+leave the engine idle at times, as replays need. The percentiles of a side are over the requests of
+all of its passes. The parts ``shadow``, ``compare`` and ``bench`` compare the dense model with
+itself, one client at a time.
 """
 
 import json
@@ -23,8 +25,10 @@ from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.config import ServeSettings
 from app.settings import check_variables
+from benchmarks.equal_models import INSTRUMENTS, judged, subject
 from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop, open_loop
+from benchmarks.model import model_store
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import SampleRequest
 from pruning.models.names import VariantName
@@ -38,6 +42,14 @@ _NUM_WARM_UP = 8  # requests
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
     model: Annotated[str, typer.Option(help="A published variant.")] = "smollm2-135m@-6",
+    parts: Annotated[
+        str, typer.Option(help="cost, or any of shadow, compare, bench: equal models.")
+    ] = "cost",
+    beside_job: Annotated[
+        bool, typer.Option("--beside-job", help="Equal models beside a pruning job.")
+    ] = False,
+    sides: Annotated[int, typer.Option(min=2, help="Requests a side of equal models.")] = 60,
+    dtype: Annotated[str, typer.Option(help="Of equal models.")] = "bfloat16",
     load: Annotated[
         float, typer.Option(help="Request rate, as a share of that of one client.")
     ] = 0.4,
@@ -49,8 +61,45 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement, not after it
     check_variables()
+    lengths = prompt_len, output_len
+    if parts == "cost":
+        found = _cost(model, load, requests, repeats, lengths, seed)
+    else:
+        name = VariantName.parse(model).model
+        found = _equal_models(name, parts.split(","), dtype, sides, lengths, beside_job=beside_job)
+    command = shlex.join(["python", "-m", "benchmarks.shadow", *sys.argv[1:]])
+    report = {**found, "model": model, "machine": machine(), "command": command}
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    Console().print_json(
+        json.dumps({key: value for key, value in found.items() if key != "seconds"})
+    )
+
+
+def _equal_models(
+    model: str,
+    parts: Sequence[str],
+    dtype: str,
+    num_requests: int,
+    lengths: tuple[int, int],
+    *,
+    beside_job: bool,
+) -> dict[str, Any]:
+    if unknown := set(parts) - {*INSTRUMENTS}:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected {', '.join(INSTRUMENTS)}")
+    path = model_store(model).path(model)
+    console, found = Console(stderr=True), {}
+    with subject(path, dtype, num_requests, lengths, beside_job=beside_job) as each:
+        for part in parts:
+            with console.status(f"Comparing the dense model with itself by {part}"):
+                found[part] = INSTRUMENTS[part](each)
+    return judged(found, beside_job=beside_job)
+
+
+def _cost(
+    model: str, load: float, requests: int, repeats: int, lengths: tuple[int, int], seed: int
+) -> dict[str, Any]:
     settings = ServeSettings()
-    workload = _workload(settings, model, requests, (prompt_len, output_len), seed)
+    workload = _workload(settings, model, requests, lengths, seed)
     with ExitStack() as stack:
         sides = {
             name: stack.enter_context(
@@ -64,16 +113,7 @@ def main(
             passes[name].append(open_loop(sides[name], workload, per_s, seed + repeat))
             _settle(sides["on"], num_requests=_NUM_WARM_UP + requests * len(passes["on"]))
         counts = _shadow_counts(sides["on"])
-    report = {
-        **_report(passes),
-        "shadow": counts,
-        "requests_per_s": round(per_s, 4),
-        "model": model,
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.shadow", *sys.argv[1:]]),
-    }
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    Console().print_json(json.dumps({key: report[key] for key in ("ratios", "passes", "shadow")}))
+    return {**_report(passes), "shadow": counts, "requests_per_s": round(per_s, 4)}
 
 
 def _workload(

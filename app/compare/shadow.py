@@ -49,7 +49,7 @@ class _Pair:
     """The two replays of a live output."""
 
     live: CompletedOutput
-    counterpart: ServedModel | None = None  # None until it is found
+    counterpart: ServedModel | None = None  # None until it is found, and for a control
     streams: list[Stream] = field(default_factory=list)  # that the engine has
     drop_reason: str | None = None
 
@@ -142,11 +142,11 @@ class Shadow:
 
     async def _run(self, pair: _Pair, name: str) -> None:
         try:
-            pair.counterpart = other = await self._find(name)
-            own = pair.live.served
-            is_control = self._random.random() < CONTROL_SHARE
-            outputs = await self._replay(pair, [own, own if is_control else other])
-            self._count(pair.live, None if is_control else other, outputs)
+            if self._random.random() >= CONTROL_SHARE:
+                pair.counterpart = await self._find(name)
+            own, other = pair.live.served, pair.counterpart
+            outputs = await self._replay(pair, [own, other or own])
+            self._count(pair.live, other, outputs)
         except _Dropped as dropped:
             self._drop(pair.live, str(dropped))
 

@@ -1,0 +1,202 @@
+"""What equal models read: the dense model against itself by shadow traffic, /compare and bench.
+
+Each instrument measures the time per token of both sides of its pairs. An instrument that is true
+reads 1, idle and beside a pruning job. ``python -m benchmarks.shadow --parts shadow,compare,bench``
+runs it.
+
+As a program, this is ``sleb`` whose replays are all controls. A service keeps one pair in eight as
+a control, so this would take hours.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
+
+import httpx2
+from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoTokenizer
+
+from app.cli.main import main as sleb
+from app.compare import shadow
+from app.config import ServeSettings
+from benchmarks.neighbours import job
+from benchmarks.servers import Server, link_model, sleb_serve_on, sleb_worker_on
+from benchmarks.workload import Prompts, SampleRequest
+from pruning.config import child_environment
+
+IDLE_WITHIN, BESIDE_JOB_WITHIN = 0.02, 0.05  # of 1, the centre of an interval that contains 1
+_JOB_SAMPLES = 64  # so that it lasts longer than the measurement
+_REQUESTS_PER_REPEAT = 4  # of bench
+_TIMEOUT_S = 1800.0
+_CONTROL_TIMEOUT_S = 120.0  # for the two replays of one request
+
+
+class NoControl(RuntimeError):
+    """A request was not replayed, or an instrument has not measured what it was asked for."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A running service with the model, and the settings with which it runs."""
+
+    server: Server
+    settings: ServeSettings
+    requests: Sequence[SampleRequest]  # of each side
+
+
+@contextmanager
+def subject(
+    model: Path, dtype: str, num_requests: int, lengths: tuple[int, int], *, beside_job: bool
+) -> Iterator[Subject]:
+    """A service on a temporary data directory, by choice with a worker that prunes the model."""
+    prompts = Prompts(AutoTokenizer.from_pretrained(model), seed=0)
+    requests = prompts.uniform(num_requests, *lengths)
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        data_dir = Path(directory)
+        link_model(model, data_dir / "models" / model.name, dtype)
+        # of a name that no model has, as every replay is a control
+        changes = {"data_dir": data_dir, "redis_url": None, "shadow_share": 1.0}
+        settings = ServeSettings().model_copy(update={**changes, "shadow_direction": "@-1"})
+        program = ("-m", "benchmarks.equal_models")
+        with (
+            sleb_serve_on(settings, model.name, program) as server,
+            _pruning(server, settings) if beside_job else nullcontext(),
+        ):
+            yield Subject(server, settings, requests)
+
+
+@contextmanager
+def _pruning(server: Server, settings: ServeSettings) -> Iterator[None]:
+    with sleb_worker_on(settings), job(server, _JOB_SAMPLES):
+        yield
+
+
+def by_shadow(subject: Subject) -> Mapping[str, Any]:
+    """One request after another, each of which is replayed twice."""
+    server = subject.server
+    for number, request in enumerate(subject.requests, start=1):
+        body = {
+            "model": server.model,
+            "prompt": request.text,
+            "max_new_tokens": request.num_new_tokens,
+            "ignore_eos": True,
+        }
+        _post(server, "/generate", body)
+        _wait_for_control(server, number)
+    found = {
+        labels["bound"]: value
+        for labels, value in _samples(server, "sleb_shadow_control_speedup")
+        if labels["time"] == "tpot"
+    }
+    [num_pairs] = [
+        value
+        for labels, value in _samples(server, "sleb_shadow_control_pairs")
+        if labels["time"] == "tpot"
+    ]
+    return {**found, "num_pairs": int(num_pairs)}
+
+
+def by_compare(subject: Subject) -> Mapping[str, Any]:
+    """One prompt, each side as often as there are requests."""
+    request, server = subject.requests[0], subject.server
+    body = {
+        "models": [server.model] * 2,
+        "prompt": request.text,
+        "max_new_tokens": request.num_new_tokens,
+        "ignore_eos": True,
+        "repeats": len(subject.requests),
+    }
+    found = _post(server, "/compare", body)["control"]
+    return {**found["tpot"], "num_pairs": len(subject.requests), "agreement": found["agreement"]}
+
+
+def by_bench(subject: Subject) -> Mapping[str, Any]:
+    """``sleb bench`` in a process of its own: one client, several requests in each repeat."""
+    prompt_ids, num_new = subject.requests[0].prompt_ids, subject.requests[0].num_new_tokens
+    per_repeat = max(1, min(_REQUESTS_PER_REPEAT, len(subject.requests) // 2))
+    sizes = {
+        "prompt-tokens": len(prompt_ids),
+        "served-tokens": num_new,
+        "concurrency": 1,
+        "requests": per_repeat,
+        "repeats": len(subject.requests) // per_repeat,
+    }
+    out = subject.settings.data_dir / "bench"
+    command = [sys.executable, "-m", "app", "bench", subject.server.model, "--variants", "dense"]
+    command += ["--scenarios", "served", "--out", str(out), "--json"]
+    command += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    process = subprocess.run(  # noqa: S603 - our own command
+        command,
+        env=child_environment(subject.settings),
+        stdout=subprocess.PIPE,
+        timeout=_TIMEOUT_S,
+        check=True,
+    )
+    found = json.loads(process.stdout)
+    [row] = [
+        row
+        for row in found["results"]
+        if (row["variant"], row["time"]) == (found["control"], "tpot")
+    ]
+    return dict(row["speedup"])
+
+
+INSTRUMENTS: Mapping[str, Callable[[Subject], Mapping[str, Any]]] = MappingProxyType(
+    {"shadow": by_shadow, "compare": by_compare, "bench": by_bench}
+)
+
+
+def judged(found: Mapping[str, Mapping[str, Any]], *, beside_job: bool) -> dict[str, Any]:
+    """Whether each interval contains 1, with a centre that is near enough."""
+    within = BESIDE_JOB_WITHIN if beside_job else IDLE_WITHIN
+    passes = {
+        name: each["low"] <= 1 <= each["high"] and abs(each["ratio"] - 1) <= within
+        for name, each in found.items()
+    }
+    return {
+        "beside_job": beside_job,
+        "within": within,
+        "equal_models": {name: {**each, "passes": passes[name]} for name, each in found.items()},
+        "passes": all(passes.values()),
+    }
+
+
+def _wait_for_control(server: Server, number: int) -> None:
+    pause = threading.Event()
+    for _ in range(int(_CONTROL_TIMEOUT_S / 0.1)):
+        if sum(value for _, value in _samples(server, "sleb_shadow_control_done_total")) >= number:
+            return
+        if dropped := _samples(server, "sleb_shadow_dropped_total"):
+            raise NoControl(f"a request was not replayed: {dropped}")
+        pause.wait(0.1)
+    raise NoControl(f"request {number} was not replayed within {_CONTROL_TIMEOUT_S:.0f} s")
+
+
+def _samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
+    """The samples of a metric: their labels, and their values."""
+    text = httpx2.get(f"{server.url}/metrics").raise_for_status().text
+    return [
+        (dict(sample.labels), sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+def _post(server: Server, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    response = httpx2.post(f"{server.url}{path}", json=body, timeout=_TIMEOUT_S)
+    found: dict[str, Any] = response.raise_for_status().json()
+    return found
+
+
+if __name__ == "__main__":
+    shadow.CONTROL_SHARE = 1.0
+    sleb()
