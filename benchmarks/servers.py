@@ -4,6 +4,7 @@ Each is a process on a free port.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from pruning.spec.prune import Resident
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
+_KERNELS_DUE = re.compile(r'"kernels": ?"(compiling|timing)"')
 _COMPILES = "app.engine.compiled.compilation"
 _OURS: Mapping[str, object] = MappingProxyType(
     {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
@@ -303,7 +305,7 @@ def _running(
 ) -> Iterator[int]:
     """The id of the process, which answers on this path and works in this folder, or in ours.
 
-    Waits until it compiles nothing, unless ``is_compiled`` is false.
+    Waits until it compiles nothing and times no kernels, unless ``is_compiled`` is false.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -313,6 +315,7 @@ def _running(
         _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
         if is_compiled:
             _wait_until_compiled(process.pid)
+            _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log, is_warm=True)
         yield process.pid
         if process.poll() is not None:
             raise ServerFailed(f"{command[2:4]} exited:\n{_tail(log)}")
@@ -320,13 +323,17 @@ def _running(
         _stop(process)
 
 
-def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait_until_ready(
+    url: str, process: "subprocess.Popen[bytes]", log: Path, *, is_warm: bool = False
+) -> None:
+    """With ``is_warm``, wait for the kernels of our own server too."""
     pause = threading.Event()
     for _ in range(int(_START_TIMEOUT_S / _POLL_S)):
         if process.poll() is not None:
             break
         try:
-            if httpx2.get(url).status_code == 200:
+            response = httpx2.get(url)
+            if response.status_code == 200 and not (is_warm and _KERNELS_DUE.search(response.text)):
                 return
         except httpx2.TransportError:
             pass

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from app.engine.admission import Admission, Overloaded, Reservation
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
@@ -221,9 +221,9 @@ class AsyncEngine:
         return self._engine.kernels.warm_up.is_warming_up(variant)
 
     @property
-    def is_compiling(self) -> bool:
-        """Whether blocks of a loaded model are still compiled."""
-        return self._engine.kernels.warm_up.is_compiling
+    def kernels_state(self) -> Literal["compiling", "timing", "ready"]:
+        """What is done for the kernels of loaded models now."""
+        return self._engine.kernels.warm_up.state
 
     def background(self, request: Request) -> Stream:
         """Hand over a background request, which takes steps only while there is no other work.

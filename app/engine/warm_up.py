@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
+from typing import Literal
 from weakref import ref
 
 import torch
@@ -86,10 +87,12 @@ class WarmUp:
             return any(model.variant() is variant for model in models)
 
     @property
-    def is_compiling(self) -> bool:
-        """Whether a model waits for its functions."""
+    def state(self) -> Literal["compiling", "timing", "ready"]:
+        """What is done for the kernels now. They are ready also where compiling has failed."""
         with self._lock:
-            return any(model.is_compiling for model in self._waiting)
+            if any(model.is_compiling for model in self._waiting):
+                return "compiling"
+            return "timing" if self._waiting or self._current else "ready"
 
     @property
     def wait_s(self) -> float | None:

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, TokenEvent
+from app.engine.step import NEVER, Interruption
 
 PROMPTS = ["the quick brown fox", "the dog"]
 MODELS = ["tiny", "tiny@-1", "tiny@-3"]
@@ -44,15 +45,15 @@ class Uneven(Engine):
         self.now_s = round(time.monotonic()) + 1000.0
         self.is_control_noisy = False
         self.num_dense = 0  # requests; the first two warm up
-        self.kernels: dict[str, dict[str, str]] = {}
+        self.scripted: dict[str, dict[str, str]] = {}
         super().__init__(EngineLimits(max_num_seqs=8), clock=lambda: self.now_s)
 
     def add(self, request: Request) -> None:
         super().add(request)
-        self._sequences[request.request_id].kernels |= self.kernels.get(request.variant.name, {})
+        self._sequences[request.request_id].kernels |= self.scripted.get(request.variant.name, {})
         self.num_dense += request.variant.name == "tiny"
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         names = {seq.request.variant.name for seq in self._sequences.values()}
         ticks = 1300 if "tiny" in names else 1000
         repeat, turn = divmod(self.num_dense - 3, 2)  # turns of the dense model
@@ -60,4 +61,4 @@ class Uneven(Engine):
         if "tiny" in names and is_control and self.is_control_noisy:
             ticks += 700 if repeat % 2 else -700
         self.now_s += ticks / 2**20
-        return super().step()
+        return super().step(interruption)

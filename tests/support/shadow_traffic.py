@@ -15,6 +15,7 @@ from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, TokenEvent
+from app.engine.step import NEVER, Interruption
 from app.server.serve import ApiServer
 from tests.support.exposition import Scrape
 from tests.support.serving import serving
@@ -102,11 +103,11 @@ class Held(Engine):
         self.gate = threading.Event()
         self.num_at_gate = 0
 
-    def step(self) -> list[TokenEvent]:
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
         if self.has_work and not self.has_live_work:
             self.num_at_gate += 1
             self.gate.wait()
-        return super().step()
+        return super().step(interruption)
 
 
 @contextmanager

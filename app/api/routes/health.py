@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
 from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep
-from app.api.schemas.generate import HealthView, VersionView
+from app.api.schemas.generate import HealthView, ReadyView, VersionView
 
 router = APIRouter(tags=["health"])
 
@@ -24,15 +24,15 @@ async def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -
     return HealthView(status="alive")
 
 
-@router.get("/health/ready", responses={503: {"model": HealthView}})
-async def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
+@router.get("/health/ready", responses={503: {"model": ReadyView}})
+async def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> ReadyView:
     """503 while models are loading and while the process shuts down."""
     reason = readiness.reason or engine.ailment
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-        return HealthView(status="not ready", detail=reason)
-    return HealthView(status="ready")
+        return ReadyView(status="not ready", detail=reason, kernels=engine.kernels_state)
+    return ReadyView(status="ready", kernels=engine.kernels_state)
 
 
 @router.get("/health/generate", responses={503: {"model": HealthView}})

@@ -298,6 +298,12 @@ class HealthView(BaseModel):
     detail: str | None = Field(default=None, description="Why; null if nothing is wrong.")
 
 
+class ReadyView(HealthView):
+    kernels: Literal["compiling", "timing", "ready"] = Field(
+        description="What is done for the kernels of loaded models, while requests run."
+    )
+
+
 class VersionView(BaseModel):
     sleb_serve: str = Field(description="Version of this service.")
     torch: str = Field(description="Version of torch.")

@@ -20,8 +20,9 @@ from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.autotuning import Autotuner
-from app.engine.engine import Engine, PromptTooLong
-from app.engine.sequence import Request
+from app.engine.engine import PromptTooLong
+from app.engine.flat_model import FLAT
+from app.engine.head import TORCH
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultStore
 from pruning.checkpoints.store import MANIFEST
@@ -292,14 +293,10 @@ def kernels_of(kernel: str) -> dict[str, str]:
     return {"blocks, decode of 3": kernel}
 
 
-def test_a_run_has_the_kernels_of_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Noting(Engine):
-        def add(self, request: Request) -> None:
-            super().add(request)
-            self._sequences[request.request_id].kernels |= kernels_of("torch")
-
-    monkeypatch.setattr("app.bench.runs.Engine", Noting)
-    assert measure(variant(), Scenario.GENERATION, PLAN).kernels == (kernels_of("torch"),)
+def test_a_run_has_the_kernels_of_its_requests() -> None:
+    (kernels,) = measure(variant(), Scenario.GENERATION, PLAN).kernels
+    assert kernels["blocks, decode of 4 within 64"] == FLAT
+    assert kernels["head of 4"] == TORCH
 
 
 def test_without_a_block_s_time_there_is_no_ideal() -> None:

@@ -117,12 +117,15 @@ def test_a_model_waits_for_what_is_compiled() -> None:
     warm_up, trials = WarmUp(tuner, clock), Trials(clock)
     function.is_claimed = True
     warm_up.add(variant(), [function], trials)
-    assert (warm_up.advance(), warm_up.is_compiling) == (False, True)
+    states = [warm_up.state]
+    assert not warm_up.advance()
     assert warm_up.wait_s is not None
     assert 0 < warm_up.wait_s < 1
     function.has_failed = True
+    states.append(warm_up.state)
     finished(warm_up, variant())
     assert tuner.choices.keys() == {"a", "b"}
+    assert [*states, warm_up.state] == ["compiling", "timing", "ready"]
     function.load()  # at a later attempt
     trials.keys = ("a", "c")
     clock.now_s += 100

@@ -73,13 +73,13 @@ def test_different_kernels_are_said_and_give_no_verdict(
     engine = Uneven()
     body: dict[str, Any] = {"models": ["tiny", "tiny@-1"], "prompt": "the dog", "repeats": 4}
     with local_api(settings, redis_url, engine) as client:
-        engine.kernels = {"tiny": {"blocks": "compiled"}, "tiny@-1": {"other blocks": "torch"}}
+        engine.scripted = {"tiny": {"blocks": "compiled"}, "tiny@-1": {"other blocks": "torch"}}
         found = compare(client, ignore_eos=True, **body)
         [result] = found["results"]
         assert result["tpot"]["verdict"] == "faster"
-        assert found["baseline_kernels"] == {"blocks": "compiled"}
-        assert result["kernels"] == {"other blocks": "torch"}
-        engine.kernels["tiny@-1"] = {"blocks": "torch"}
+        assert found["baseline_kernels"]["blocks"] == "compiled"
+        assert result["kernels"]["other blocks"] == "torch"
+        engine.scripted["tiny@-1"] = {"blocks": "torch"}
         [result] = compare(client, ignore_eos=True, **body)["results"]
     for kind in ("tpot", "ttft", "e2e"):
         assert result[kind]["verdict"] == "undecided"

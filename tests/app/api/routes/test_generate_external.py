@@ -171,8 +171,8 @@ def test_the_client_of_openai_sees_no_difference(
 
 
 def plain(answer: Any) -> Any:
-    """All but id, moment and model."""
-    return answer.model_dump(exclude={"id", "created", "model"})
+    """All but id, moment, model and what is not known of a model of another server."""
+    return answer.model_dump(exclude={"id", "created", "model", "system_fingerprint"})
 
 
 def about(value: Any) -> Any:

@@ -12,6 +12,7 @@ from openai.types.chat import ChatCompletionChunk
 from app.config import ServeSettings
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
+from tests.support.compiled import load_compiled
 from tests.support.engines import FailingEngine, gated
 from tests.support.generate_requests import PROMPTS, generate
 from tests.support.serving import local_api
@@ -352,3 +353,43 @@ def test_a_stream_ends_with_done_and_is_ascii_whatever_the_text(client: TestClie
     content = client.post("/v1/completions", json=body).content
     assert content.isascii()  # some clients break lines at more than a line feed
     assert content.endswith(b"data: [DONE]\n\n")
+
+
+# ---- fingerprints
+
+
+def test_a_fingerprint_is_that_of_weights_and_kernels(
+    api: openai.OpenAI, client: TestClient
+) -> None:
+    publish_pruned(client.app_state["services"].settings.data_dir)
+
+    def fingerprint(model: str, **extra: bool) -> str:
+        body = {**GREEDY, "model": model, "extra_body": extra}
+        chat = api.chat.completions.create(messages=USER, max_tokens=2, **body)
+        chunks = list(api.completions.create(prompt="the", max_tokens=2, stream=True, **body))
+        assert {chunk.system_fingerprint for chunk in chunks} == {chat.system_fingerprint}
+        return str(chat.system_fingerprint)
+
+    found = [fingerprint("tiny"), fingerprint("tiny@-1"), fingerprint("tiny", reproducible=True)]
+    assert len({*found}) == 3
+    assert all(each.startswith("fp_") for each in found)
+    assert fingerprint("tiny") == found[0]
+
+
+def test_a_setting_makes_all_outputs_reproducible(settings: ServeSettings, redis_url: str) -> None:
+    load_compiled()
+    fingerprints = []
+    for is_set in (True, False):
+        with local_api(settings, redis_url, reproducible=is_set) as client:
+            ask = {
+                "model": "tiny",
+                "prompt": "the dog",
+                "max_tokens": 2,
+                "reproducible": not is_set,
+            }
+            answer = client.post("/v1/completions", json=ask).json()
+            fingerprints.append(answer["system_fingerprint"])
+            ready = client.get("/health/ready").json()
+            assert ready["status"] == "ready"
+            assert ready["kernels"] in ({"ready"} if is_set else {"timing", "ready"})
+    assert fingerprints[0] == fingerprints[1]

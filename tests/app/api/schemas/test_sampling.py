@@ -51,6 +51,7 @@ def test_every_field_reaches_the_engine() -> None:
         "frequency_penalty": 1.25,
         "logit_bias": {"5": 100, "0": -7.5},
         "seed": 7,
+        "reproducible": True,
         "stop_token_ids": [1, 2],
         "ignore_eos": True,
         "response_format": {"type": "text"},

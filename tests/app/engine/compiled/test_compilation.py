@@ -35,6 +35,12 @@ from tests.support.waiting import wait_until
 FLOAT = torch.float32
 
 
+@pytest.fixture(autouse=True)
+def _no_second_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would begin in the middle of another test."""
+    monkeypatch.setattr("app.engine.compiled.compilation._RETRY_S", ())
+
+
 def compiling(parent: int | None = None) -> psutil.Process:
     """The process that compiles for this one, or for another."""
     module = "app.engine.compiled.compilation"
@@ -136,7 +142,7 @@ def test_meanwhile_steps_run_the_operations_of_torch(monkeypatch: pytest.MonkeyP
     engine.step()
     assert engine.kernels.warm_up.is_warming_up(each_request.variant)
     assert not engine.kernels.warm_up.advance()
-    assert engine.kernels.warm_up.is_compiling
+    assert engine.kernels.warm_up.state == "compiling"
     assert (
         engine._sequences[each_request.request_id].kernels["blocks, decode of 1 within 64"] == FLAT
     )
@@ -168,9 +174,7 @@ def test_a_failure_is_tried_again(
     wait_until(lambda: kept_state(kept_in) == CompilationState("compiled"), "it is noted")
 
 
-@pytest.mark.usefixtures("kept_in")
-def test_the_last_failure_is_noted(kept_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.compiled.compilation._RETRY_S", ())
+def test_the_last_failure_is_noted(kept_in: Path) -> None:
     compile_beside([function := ParallelFunction(broken)])
     wait_for_compilation([function], 60)
     wait_until(lambda: kept_state(kept_in) is not None, "it is noted")
