@@ -101,13 +101,6 @@ class Scheduler:
         return self.num_waiting + self.num_running + len(self._background)
 
     @property
-    def next_background(self) -> Sequence | None:
-        """The background sequence that runs next, None while there are live ones."""
-        if self._admitted_background is not None or self.has_live or not self._background:
-            return self._admitted_background
-        return self._background[0]
-
-    @property
     def num_waiting(self) -> int:
         return sum(map(len, self.waiting.values()))
 
