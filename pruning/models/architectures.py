@@ -27,6 +27,11 @@ class CannotQuantize(UnsupportedConfig):
     param = "quantize"
 
 
+def _both(*layers: str) -> tuple[str, ...]:
+    """The weight and the bias of each of these layers."""
+    return tuple(f"{layer}.{name}" for layer in layers for name in ("weight", "bias"))
+
+
 @dataclass(frozen=True)
 class Parts:
     """Names of the parts of a standard block: attention and a feed-forward part, each residual.
@@ -49,11 +54,12 @@ class StreamWrites:
     """The parameters that write into the residual stream, which a repair can change.
 
     Multiplying the ``scaled`` parameters multiplies what a block adds to the stream by the same
-    factor. There are none if the block reads its input without a norm, as no factor has this
-    effect then. ``refit`` is the last linear layer, if it writes into the stream directly.
+    factor. A model may lack some of them, such as biases that its config turns off. There are none
+    if the block reads its input without a norm, as no factor has this effect then. ``refit`` is the
+    last linear layer, if it writes into the stream directly.
     """
 
-    scaled: tuple[str, ...] = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+    scaled: tuple[str, ...] = _both("self_attn.o_proj", "mlp.down_proj")
     offset: float = 0.0  # of norms that multiply by their weight plus this offset
     refit: str | None = "mlp.down_proj"
     is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
@@ -77,11 +83,6 @@ class Architecture:
     writes: StreamWrites = StreamWrites()
 
 
-def _both(*layers: str) -> tuple[str, ...]:
-    """The weight and the bias of each of these layers."""
-    return tuple(f"{layer}.{name}" for layer in layers for name in ("weight", "bias"))
-
-
 _LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
 _GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
 # The router chooses the experts of each token independently of the rest of the batch.
@@ -90,7 +91,7 @@ _WITH_EXPERTS = replace(
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
     parts=None,
     is_linear=False,
-    writes=StreamWrites(scaled=("self_attn.o_proj.weight", "mlp.experts.down_proj"), refit=None),
+    writes=StreamWrites(scaled=(*_both("self_attn.o_proj"), "mlp.experts.down_proj"), refit=None),
 )
 _BEHIND_NORMS = StreamWrites(
     scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
@@ -144,7 +145,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             writes=StreamWrites(
                 scaled=_both("self_attn.out_proj", "fc2"),
                 refit="fc2",
-                requires=(("do_layer_norm_before", True),),  # OPT-350m has its norms behind
+                # OPT-350m has its norms behind; without the last norm, a scale is in the logits
+                requires=(("do_layer_norm_before", True), ("_remove_final_layer_norm", False)),
             ),
         ),
         "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),

@@ -68,6 +68,31 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "starcoder2": {"sliding_window": WINDOW},
 }
 
+# The other value of each setting that changes which parameters a block has, or what it computes.
+_BIASES = {"attention_bias": True, "mlp_bias": True}
+SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "gemma": {"attention_bias": True},
+    "gemma2": {"attention_bias": True},
+    "gemma3_text": {"attention_bias": True},
+    "gpt2": {"reorder_and_upcast_attn": True, "scale_attn_weights": False},
+    "gpt_neox": {"attention_bias": False, "use_parallel_residual": False},
+    "llama": _BIASES,
+    "olmo2": {"attention_bias": True},
+    "olmoe": {"attention_bias": True, "clip_qkv": 0.5, "norm_topk_prob": True},
+    "opt": {
+        "_remove_final_layer_norm": True,
+        "do_layer_norm_before": False,
+        "enable_bias": False,
+        "layer_norm_elementwise_affine": False,
+    },
+    "qwen2_moe": {"norm_topk_prob": True, "qkv_bias": False},
+    "qwen3": {"attention_bias": True},
+    "qwen3_moe": {"attention_bias": True, "norm_topk_prob": True},
+    "smollm3": _BIASES,
+    "starcoder2": {"use_bias": False},
+}
+SWITCHED = tuple(f"{family}-{switch}" for family, of in SWITCHES.items() for switch in of)
+
 
 # They differ in what a run does with them: grouped heads, norms behind, biases and transposed
 # matrices, projections in one, experts.
@@ -89,16 +114,24 @@ TINY_SHAPE: Mapping[str, Any] = {"model_type": "llama", **_LLAMA_LIKE}
 @cache
 @torch.inference_mode(mode=False)  # the first caller may be in that mode, and tests need gradients
 def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
-    """A float32 model of that family; large, untied weights, or it would repeat its last token."""
+    """A float32 model of that family, or of one of ``SWITCHED``.
+
+    It has large, untied weights, or it would repeat its last token.
+    """
     torch.manual_seed(seed)
+    model_type, _, switch = model_type.partition("-")
     shape = {} if model_type == "gpt2" else _LLAMA_LIKE
-    settings = {**shape, **CONFIGS[model_type], "tie_word_embeddings": False}
+    switched = {switch: SWITCHES[model_type][switch]} if switch else {}
+    settings = {**shape, **CONFIGS[model_type], **switched, "tie_word_embeddings": False}
     config = AutoConfig.for_model(model_type, **settings)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # zero biases and norms of one would hide that they are lost
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
 
 

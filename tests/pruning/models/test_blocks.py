@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import (
     ARCHITECTURES,
@@ -16,7 +16,14 @@ from pruning.models.architectures import (
 from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
 from pruning.models.loss import last_hidden
 from tests.support.logits import logits_of, token_ids
-from tests.support.tiny import NUM_BLOCKS, generated, tiny_model
+from tests.support.tiny import (
+    CONFIGS,
+    NUM_BLOCKS,
+    SWITCHED,
+    SWITCHES,
+    generated,
+    tiny_model,
+)
 
 
 def load_model(path: Path) -> PreTrainedModel:
@@ -29,7 +36,7 @@ def load_model(path: Path) -> PreTrainedModel:
 
 
 KEEP = (0, 1, 3, 5)
-FAMILIES = sorted(ARCHITECTURES)
+FAMILIES = (*sorted(ARCHITECTURES), *SWITCHED)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,3 +167,17 @@ def test_blocks_that_are_of_two_kinds_by_their_depth_are_refused(
         UnsupportedConfig, match=rf"{family} with {switch}=.*only {switch}=(\[\]|1)"
     ):
         architecture(config)
+
+
+# Caches, heads of other tasks, attention to an encoder, and what ``architecture`` refuses
+NOT_IN_BLOCKS = {"use_cache", "tie_word_embeddings", "output_router_logits", "is_decoder",
+                 "add_cross_attention", "summary_use_proj", "summary_proj_to_labels",
+                 "scale_attn_by_inverse_layer_idx", "use_bidirectional_attention"}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_a_tiny_model_exists_for_every_switch_of_a_config(family: str) -> None:
+    config, inherited = AutoConfig.for_model(family).to_dict(), PreTrainedConfig().to_dict()
+    switches = {key for key, value in config.items() if isinstance(value, bool)}
+    tried = SWITCHES.get(family, {}).keys() | CONFIGS[family].keys()
+    assert switches - inherited.keys() - NOT_IN_BLOCKS <= tried

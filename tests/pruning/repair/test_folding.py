@@ -12,12 +12,12 @@ from pruning.repair.record import Method
 from pruning.repair.repair import possible_methods
 from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import repaired_by
-from tests.support.tiny import tiny_model
+from tests.support.tiny import SWITCHED, tiny_model
 
 KEEP = (0, 2, 5)
 CASES = [
     (family, method)
-    for family in sorted(ARCHITECTURES)
+    for family in (*sorted(ARCHITECTURES), *SWITCHED)
     for method in possible_methods(tiny_model(family).config)
 ]
 

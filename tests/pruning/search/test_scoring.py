@@ -23,7 +23,7 @@ from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb
 from tests.support.losses import mean_loss
 from tests.support.scoring import HIDDEN_SIZE, assert_equal, windows
-from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
+from tests.support.tiny import NUM_BLOCKS, SWITCHED, VOCAB_SIZE, tiny_model
 
 
 def obvious_loss(model: torch.nn.Module, token_ids: torch.Tensor) -> float:
@@ -71,7 +71,7 @@ def one_trunk_bytes(seqlen: int) -> int:
     return seqlen * HIDDEN_SIZE * 4 * (NUM_BLOCKS + 1)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", [*sorted(ARCHITECTURES), *SWITCHED])
 def test_every_family_is_searched_as_the_plain_scorer_would(family: str) -> None:
     """Windows longer than the sliding window, in batches, with and without room for states."""
     model, token_ids = tiny_model(family), windows(5, 12)
