@@ -29,7 +29,7 @@ from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
 from pruning.evaluation.quality import Interval
 from pruning.models.architectures import check_quantizable
-from pruning.models.blocks import Own, num_blocks, view
+from pruning.models.blocks import Own, num_blocks, pruned_config, view
 from pruning.models.lineage import lineage_of
 from pruning.models.names import VariantName
 from pruning.models.store import (
@@ -75,7 +75,8 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
         check_place(out, overwrite=export.overwrite)
     if gguf is not None:
         _check_file(gguf, overwrite=export.overwrite)
-        check_gguf(read_config(subject.path))
+        config = read_config(subject.path)
+        check_gguf(config if subject.keep is None else pruned_config(config, subject.keep))
     if export.to is not None:
         check_folder(export.to, overwrite=export.overwrite)
     with ExitStack() as temporary:

@@ -46,7 +46,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 
 vLLM needs no override, because the config has the number of remaining blocks:
 `vllm serve path/to/this/directory`. For llama.cpp, convert it with
-`sleb export path/to/this/directory --gguf model.gguf`, or with its own `convert_hf_to_gguf.py`.
+`sleb export path/to/this/directory --gguf model.gguf`. Where that does not support the model, it
+says whether llama.cpp's own `convert_hf_to_gguf.py` is safe, which it is not for every family.
 
 ## Lineage and licence
 

@@ -25,6 +25,7 @@ from gguf import (
 )
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from pruning.checkpoints.llama_cpp import conversion_advice, slides
 from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.save_streamed import kept_weights
 from pruning.search.dense_model import DenseModel
@@ -178,23 +179,23 @@ _KINDS: Mapping[torch.dtype, _Kind] = MappingProxyType(
 
 
 def check_gguf(config: PreTrainedConfig) -> None:
-    """Raise ``GgufUnsupported`` unless llama.cpp computes what the model does."""
+    """Raise ``GgufUnsupported`` unless llama.cpp computes what a model with this config does."""
     if config.model_type not in FAMILIES:
         raise GgufUnsupported(
-            f"GGUF is supported for {', '.join(FAMILIES)}, and not for {config.model_type}: export "
-            f"a directory, and try convert_hf_to_gguf.py of llama.cpp on it"
+            f"GGUF is supported for {', '.join(FAMILIES)}, and not for {config.model_type}: "
+            f"{conversion_advice(config)}"
         )
     rotation = (config.rope_parameters or {}).get("rope_type", "default")
     unsupported = {
         f"rotary embeddings of type {rotation}": rotation != "default",
-        "a sliding window": _slides(config),
+        "a sliding window": slides(config),
         "biases in its feed-forward parts": getattr(config, "mlp_bias", False),
         f"{config.hidden_act} in its feed-forward parts": config.hidden_act != "silu",
     }
     if found := [what for what, is_so in unsupported.items() if is_so]:
         raise GgufUnsupported(
-            f"GGUF is not supported for a model with {' and '.join(found)}: export a directory, "
-            f"and try convert_hf_to_gguf.py of llama.cpp on it"
+            f"GGUF is not supported for a model with {' and '.join(found)}: "
+            f"{conversion_advice(config)}"
         )
 
 
@@ -204,8 +205,8 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str, own: Own 
     Matrices are stored in the dtype of ``dense``, vectors in float32, as llama.cpp expects. Raises
     ``GgufUnsupported``.
     """
-    check_gguf(dense.model.config)
     pruned = view(dense.model, keep)
+    check_gguf(pruned.config)
     config, dtype = pruned.config, dense.model.dtype
     family = FAMILIES[config.model_type]
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
@@ -230,13 +231,6 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str, own: Own 
         stored = placed.detach().cpu().to(torch.float32 if values.ndim == 1 else dtype)
         writer.write_tensor_data(stored.contiguous().view(torch.uint8).numpy())
     writer.close()
-
-
-def _slides(config: PreTrainedConfig) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return any(kind != "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is not None
 
 
 def _add_shape(

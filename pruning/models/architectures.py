@@ -75,6 +75,9 @@ class Architecture:
     blocks: str
     tail: tuple[str, ...]  # modules between the last block and the head; some may be None
     per_block: tuple[str, ...] = ("layer_types",)  # config lists with one entry per block
+    # Config keys that describe such a list by a period: views have none, as it may not be true
+    periods: tuple[str, ...] = ()
+    boundaries: tuple[str, ...] = ()  # config keys that count the blocks up to one
     logit_softcap: str | None = None  # config key: logits become cap * tanh(logits / cap)
     # Config keys that make blocks depend on their depth, and the values with which they do not
     depth_dependent: tuple[tuple[str, object], ...] = ()
@@ -84,6 +87,7 @@ class Architecture:
 
 
 _LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
+_QWEN_LIKE = replace(_LLAMA_LIKE, boundaries=("max_window_layers",))
 _GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
 # The router chooses the experts of each token independently of the rest of the batch.
 _WITH_EXPERTS = replace(
@@ -111,6 +115,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),  # softcap of attention scores
         "gemma3_text": replace(
             _GEMMA_LIKE,
+            periods=("sliding_window_pattern", "_sliding_window_pattern"),
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
             writes=_BEHIND_NORMS,
         ),
@@ -150,17 +155,22 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
-        "qwen2": _LLAMA_LIKE,
+        "qwen2": _QWEN_LIKE,
         "qwen2_moe": replace(
             _WITH_EXPERTS,
+            boundaries=_QWEN_LIKE.boundaries,
             writes=StreamWrites(
                 scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.shared_expert.down_proj.weight"),
                 refit=None,
             ),
         ),
-        "qwen3": replace(_LLAMA_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
+        "qwen3": replace(_QWEN_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
         "qwen3_moe": _WITH_EXPERTS,
-        "smollm3": replace(_LLAMA_LIKE, per_block=("layer_types", "no_rope_layers")),
+        "smollm3": replace(
+            _LLAMA_LIKE,
+            per_block=("layer_types", "no_rope_layers"),
+            periods=("no_rope_layer_interval",),
+        ),
         "starcoder2": replace(
             _LLAMA_LIKE,
             writes=StreamWrites(scaled=_both("self_attn.o_proj", "mlp.c_proj"), refit="mlp.c_proj"),

@@ -53,7 +53,7 @@ def view(
         raise ValueError(
             f"keep={list(keep)} must be ascending indices of {counted(len(blocks), 'block')}"
         )
-    config = _config_of(model.config, keep)
+    config = pruned_config(model.config, keep)
     root = _shell(model, config)
     parent: nn.Module = root
     for name in path.split("."):
@@ -71,6 +71,20 @@ def view(
         _scale_input(parent.get_submodule(str(keep.index(block))), scale)
     root.generation_config = copy.deepcopy(model.generation_config)
     return root
+
+
+def pruned_config(config: PreTrainedConfig, keep: Sequence[int]) -> PreTrainedConfig:
+    """The config of the model made of the blocks ``keep``, in which nothing is about others."""
+    row, pruned = architecture(config), copy.deepcopy(config)
+    for key in row.per_block:
+        if (entries := getattr(config, key, None)) is not None:
+            setattr(pruned, key, [entries[index] for index in keep])
+    for key in row.boundaries:
+        setattr(pruned, key, sum(index < getattr(config, key) for index in keep))
+    for key in row.periods:
+        pruned.__dict__.pop(key, None)
+    pruned.num_hidden_layers = len(keep)
+    return pruned
 
 
 def input_scale(block: nn.Module) -> float:
@@ -172,15 +186,6 @@ def _tail(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
         parent = model.get_submodule(parent_path)
         if getattr(parent, name) is not None:
             yield parent, name
-
-
-def _config_of(config: PreTrainedConfig, keep: Sequence[int]) -> PreTrainedConfig:
-    pruned = copy.deepcopy(config)
-    for key in architecture(config).per_block:
-        if (entries := getattr(config, key, None)) is not None:
-            setattr(pruned, key, [entries[index] for index in keep])
-    pruned.num_hidden_layers = len(keep)
-    return pruned
 
 
 def _renumbered(block: nn.Module, config: PreTrainedConfig, position: int) -> nn.Module:

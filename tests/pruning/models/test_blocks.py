@@ -13,7 +13,15 @@ from pruning.models.architectures import (
     UnsupportedConfig,
     architecture,
 )
-from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
+from pruning.models.blocks import (
+    block_calls,
+    block_list,
+    final_logits,
+    finish,
+    num_blocks,
+    pruned_config,
+    view,
+)
 from pruning.models.loss import last_hidden
 from tests.support.logits import logits_of, token_ids
 from tests.support.tiny import (
@@ -110,6 +118,16 @@ class TestEveryFamily:
                 assert getattr(pruned.config, key) == [entries[index] for index in KEEP]
                 assert len(entries) == NUM_BLOCKS
 
+    def test_a_written_config_names_no_period(self, family: str, tmp_path: Path) -> None:
+        """Only the lists of the kept blocks are true, also in a view of a pruned checkpoint."""
+        view(tiny_model(family), KEEP).save_pretrained(tmp_path / "pruned")
+        pruned = load_model(tmp_path / "pruned")
+        view(pruned, range(len(KEEP))).save_pretrained(tmp_path / "again")
+        for written in tmp_path.glob("*/config.json"):
+            text = written.read_text(encoding="utf-8")
+            assert "sliding_window_pattern" not in text
+            assert "no_rope_layer_interval" not in text
+
     def test_every_module_of_a_block_knows_its_new_place(self, family: str) -> None:
         for position, block in enumerate(block_list(view(tiny_model(family), KEEP))):
             places = {m.__dict__["layer_idx"] for m in block.modules() if "layer_idx" in m.__dict__}
@@ -135,6 +153,18 @@ class TestEveryFamily:
         with torch.inference_mode():
             found = final_logits(pruned, last_hidden(pruned, ids))
         assert torch.equal(found, logits_of(pruned, ids))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_blocks_behind_a_boundary_are_those_behind_it_in_the_dense_model(family: str) -> None:
+    settings = {"num_hidden_layers": NUM_BLOCKS, "sliding_window": 4, "use_sliding_window": True}
+    dense = AutoConfig.for_model(family, max_window_layers=2, **settings)
+    pruned = pruned_config(dense, KEEP[1:])
+    derived = AutoConfig.for_model(
+        family, **(settings | {"num_hidden_layers": 3}), max_window_layers=1
+    )
+    assert pruned.max_window_layers == 1
+    assert pruned.layer_types == derived.layer_types
 
 
 @pytest.mark.parametrize("keep", [(), (1, 0), (0, 0), (-1, 2), (0, NUM_BLOCKS)])
