@@ -59,6 +59,23 @@ def deferred_signal(signum: signal.Signals) -> Iterator[Callable[[], bool]]:
         signal.signal(signum, before)
 
 
+@contextmanager
+def exit_on(signum: signal.Signals) -> Iterator[None]:
+    """Within the context, a signal raises ``SystemExit``, so that what is half done is removed.
+
+    The exit code is that of a process which the signal has killed. Works in the main thread only.
+    """
+
+    def leave(*_: object) -> None:
+        sys.exit(128 + signum)
+
+    before = signal.signal(signum, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signum, before)
+
+
 def end_with_parent(parent: int, signum: signal.Signals) -> None:
     """Have Linux send this process a signal when its parent ends. Elsewhere it does nothing."""
     if sys.platform == "linux":

@@ -1,11 +1,11 @@
 """``sleb export``: write a model for other programs, and verify the files before they appear."""
 
 import os
+import signal
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from uuid import uuid4
 
 from rich.console import Console
 
@@ -40,6 +40,7 @@ from pruning.models.store import (
     set_up_torch,
 )
 from pruning.plural import counted
+from pruning.process import exit_on
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize
@@ -79,7 +80,7 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
         check_gguf(config if subject.keep is None else pruned_config(config, subject.keep))
     if export.to is not None:
         check_folder(export.to, overwrite=export.overwrite)
-    with ExitStack() as temporary:
+    with exit_on(signal.SIGTERM), ExitStack() as temporary:
         place = out
         if export.to is not None and out is None:
             sweep(settings.data_dir)
@@ -202,19 +203,21 @@ class _Exporter:
 
     def write_gguf(self, file: Path) -> None:
         """Write beside the target first, and rename once transformers has read it back."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}-{uuid4().hex}")
+        sweep(file.parent)
         try:
-            write_gguf(temporary, self.dense, self.keep, self.exported.name, self.own)
-            if self.settings.verify is not Verify.OFF:
-                device = self.settings.device
-                compare_gguf(temporary, expectation(self.dense, self.keep, device, self.own))
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(file)
+            with staged(file) as folder:
+                self._write_gguf(folder / file.name)
+                (folder / file.name).replace(file)
         finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            remove_empty(file.parent)
+
+    def _write_gguf(self, temporary: Path) -> None:
+        write_gguf(temporary, self.dense, self.keep, self.exported.name, self.own)
+        if self.settings.verify is not Verify.OFF:
+            device = self.settings.device
+            compare_gguf(temporary, expectation(self.dense, self.keep, device, self.own))
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
 
 
 def _rounded(subject: Subject, export: Export) -> Subject:
