@@ -21,7 +21,6 @@ from pruning.checkpoints.store import (
     CheckpointCorrupt,
     CheckpointNotFound,
     CheckpointStore,
-    no_checkpoint,
 )
 from pruning.healing.record import NotHealable, check_healable
 from pruning.jobs.creation import Conditions, QueueFull
@@ -223,9 +222,7 @@ class JobSubmission:
         self, body: HealJobBody, succeeded: Callable[[], Sequence[Job]] = tuple
     ) -> tuple["_Asked", HealingEstimate]:
         """The job, and what it would need by the pace of those that have ``succeeded``."""
-        manifest = self._checkpoints.manifest(body.model)
-        if manifest.tenant is not None and seen_tenant() not in (None, manifest.tenant):
-            raise no_checkpoint(body.model)
+        manifest = self._checkpoints.to_heal(body.model, seen_tenant())
         check_healable(manifest.name, manifest.healing)
         info = self._models.inspect(manifest.parent)
         heal = Heal.from_dict(body.heal.model_dump())

@@ -120,7 +120,9 @@ def _source(checkpoint: str, settings: WorkerSettings) -> Path:
     directory = Path(checkpoint).expanduser().absolute()
     if (directory / MANIFEST).is_file():
         return directory
-    return current_checkpoints(settings).directory(checkpoint)  # raises CheckpointNotFound
+    checkpoints = current_checkpoints(settings)
+    checkpoints.to_heal(checkpoint)  # raises CheckpointNotFound
+    return checkpoints.directory(checkpoint)
 
 
 def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:

@@ -94,6 +94,10 @@ class Manifest:
         """The blocks that are kept after the first ``num_removed`` removals."""
         return kept(self.num_blocks, self.removed_blocks[:num_removed])
 
+    def is_seen_by(self, tenant: str | None) -> bool:
+        """Whether a key of this tenant may know of it; None sees everything."""
+        return self.tenant is None or tenant in (None, self.tenant)
+
     def predicted_speedup(self, num_removed: int) -> float | None:
         """Of a decode step of one sequence, on the machine of the run; None in old manifests."""
         times = self.block_times
@@ -117,9 +121,9 @@ class Manifest:
         return cls(**data)
 
 
-def no_checkpoint(name: str) -> CheckpointNotFound:
+def _no_checkpoint(name: str) -> CheckpointNotFound:
     """The error for a name that no checkpoint has. It lists no others: they may be secret."""
-    return CheckpointNotFound(f"no checkpoint named {name[:128]!r}: `sleb models list` has them")
+    return CheckpointNotFound(f"no checkpoint named {name[:128]!r}: `sleb models` lists them")
 
 
 def is_checkpoint_name(text: str) -> bool:
@@ -157,23 +161,50 @@ class CheckpointStore:
         """Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
         return parse_manifest(self.content(name), str(self.root / name / MANIFEST))
 
+    def to_heal(self, name: str, tenant: str | None = None) -> Manifest:
+        """As ``manifest``, for a name that a user wants to heal. The error names the newest one.
+
+        ``tenant`` sees checkpoints of its own, and those of none.
+        """
+        try:
+            manifest = self.manifest(name)
+            if manifest.is_seen_by(tenant):
+                return manifest
+        except CheckpointNotFound:
+            pass
+        model = VariantName.parse(name).model
+        there = {
+            checkpoint: each.created_at
+            for checkpoint, each in self._manifests()
+            if each.is_seen_by(tenant) and each.parent == model and each.healing is None
+        }
+        newest = max(there, key=lambda checkpoint: there[checkpoint], default=None)
+        hint = f"the newest of {model} is {newest}" if newest else "prune a model first"
+        raise CheckpointNotFound(
+            f"no checkpoint named {name[:128]!r}: healing needs a whole checkpoint, as NAME@JOB; "
+            f"{hint}"
+        )
+
+    def _manifests(self) -> Iterator[tuple[str, Manifest]]:
+        """Those that can be read, by the names of their checkpoints."""
+        for name in self.names():
+            with suppress(CheckpointNotFound, CheckpointCorrupt):
+                yield name, self.manifest(name)
+
     def content(self, name: str) -> bytes:
         """The manifest as it was published. Raises as ``manifest``."""
         try:
             return _manifest_content(self.path(name))
         except FileNotFoundError as error:
-            raise no_checkpoint(name) from error
+            raise _no_checkpoint(name) from error
 
     def num_bytes_of(self, tenant: str, but_of_jobs: Collection[str] = ()) -> int:
         """The size of all files of the checkpoints of a tenant, but those that these jobs made."""
         num_bytes = 0
-        for name in self.names():
-            if VariantName.of_checkpoint(name).job in but_of_jobs:
-                continue
-            with suppress(CheckpointNotFound, CheckpointCorrupt):
-                manifest = self.manifest(name)
-                if manifest.tenant == tenant:
-                    num_bytes += sum(entry.num_bytes for entry in manifest.files.values())
+        for name, manifest in self._manifests():
+            is_counted = VariantName.of_checkpoint(name).job not in but_of_jobs
+            if is_counted and manifest.tenant == tenant:
+                num_bytes += sum(entry.num_bytes for entry in manifest.files.values())
         return num_bytes
 
     def is_here(self, name: str) -> bool:

@@ -1,6 +1,7 @@
 """``sleb heal``, and what ``sleb eval`` compares a healed model with."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_a_second_command_is_refused_at_once(
 def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:
     with pytest.raises(CheckpointNotFound, match="no checkpoint named"):
         run_heal(HEAL, "tiny@missing", None, WorkerSettings(data_dir=data_dir), as_json=False)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny@-1", f"{NAME}-1"])
+def test_what_is_no_whole_checkpoint_is_refused_with_the_newest_one(
+    data_dir: Path, name: str
+) -> None:
+    settings = WorkerSettings(data_dir=data_dir, threads=1)
+    run_heal(HEAL, NAME, None, settings, as_json=True)  # it is newer, and healed already
+    message = f"'{name}': healing needs a whole checkpoint, as NAME@JOB; the newest of tiny is "
+    with pytest.raises(CheckpointNotFound, match=re.escape(message + NAME) + "$"):
+        run_heal(HEAL, name, None, settings, as_json=False)
+
+
+def test_a_model_that_was_never_pruned_is_refused(data_dir: Path) -> None:
+    with pytest.raises(CheckpointNotFound, match="'other'.*; prune a model first"):
+        run_heal(HEAL, "other", None, WorkerSettings(data_dir=data_dir), as_json=False)
 
 
 def test_the_command_is_known() -> None:
