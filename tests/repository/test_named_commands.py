@@ -39,9 +39,8 @@ def texts(path: Path) -> Iterator[str]:
         if isinstance(node, ast.JoinedStr):
             parts = (part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
             yield "".join(map(str, parts))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if id(node) not in inner:
-                yield node.value
+        elif isinstance(node, ast.Constant) and id(node) not in inner:
+            yield str(node.value)
 
 
 def named(path: Path) -> Iterator[str]:

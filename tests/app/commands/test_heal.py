@@ -97,7 +97,7 @@ def test_what_is_no_whole_checkpoint_is_refused_with_the_newest_one(
 
 
 def test_a_model_that_was_never_pruned_is_refused(data_dir: Path) -> None:
-    with pytest.raises(CheckpointNotFound, match="'other'.*; prune a model first"):
+    with pytest.raises(CheckpointNotFound, match=r"'other'.*; prune a model first"):
         run_heal(HEAL, "other", None, WorkerSettings(data_dir=data_dir), as_json=False)
 
 
