@@ -31,7 +31,8 @@ from app.api.routes import (
     session,
     status,
 )
-from app.api.submission import JobSubmission, TextsFolder
+from app.api.submission import JobSubmission
+from app.api.texts_folder import TextsFolder
 from app.auth.audit import AuditLog
 from app.auth.keys import seen_tenant
 from app.auth.limits import KeyLimits

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
+from app.api.texts_folder import TextsFolder, check_lengths
 from app.auth.keys import caller, seen_tenant
 from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
@@ -83,7 +84,6 @@ HEAL_RAISES = (*RAISES, CheckpointNotFound, CheckpointCorrupt, NotHealable)
 
 _NUM_EARLIER_JOBS = 100  # the newest jobs that an estimate uses
 _REFRESH_S = 2.0  # that a submission waits for a list of the object store
-_MAX_SHOWN_CHARS = 256  # of a file name in a message
 
 
 @dataclass(frozen=True)
@@ -113,37 +113,6 @@ class HealingEstimate:
 
     heal: HealEstimate
     checkpoint_bytes: int  # of the weights of the pruned model, which the healed one has as well
-
-
-@dataclass(frozen=True)
-class TextsFolder:
-    """The folder of calibration texts that jobs may name. Clients can read no file outside it."""
-
-    path: Path
-    max_bytes: int  # per file: a worker reads all of it into memory
-
-    def file(self, name: str) -> Path:
-        """Return the path of the text with symbolic links resolved.
-
-        Raises ``InvalidSpec`` for a file outside the folder or larger than ``max_bytes``.
-        """
-        if "\0" in name:
-            raise InvalidSpec("calibration.path", "the path contains a null character")
-        path = self.path / name
-        num_bytes = _num_bytes(path)
-        if num_bytes is None or not path.resolve().is_relative_to(self.path.resolve()):
-            raise InvalidSpec(
-                "calibration.path",
-                f"no file {name[:_MAX_SHOWN_CHARS]!r} in the texts folder of the service: put it "
-                "there first",
-            )
-        if num_bytes > self.max_bytes:
-            raise InvalidSpec(
-                "calibration.path",
-                f"{name[:_MAX_SHOWN_CHARS]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES "
-                f"allows {self.max_bytes}: a part of it is enough for calibration",
-            )
-        return path.resolve()
 
 
 @dataclass(frozen=True)
@@ -309,6 +278,7 @@ class JobSubmission:
     def _checked(self, body: PruneJobBody) -> _Checked:
         info = self._models.inspect(body.model)
         spec = PruneSpec.from_dict(body.spec_fields()).resolved(self._texts.file)
+        check_lengths(spec.calibration)
         if spec.quantize is not None:
             check_quantizable(info.model_type)
         methods_for(spec.repair, read_config(info.path))
@@ -374,11 +344,3 @@ def _as_created(job: Job) -> Job:
 def _existing(path: Path) -> Path:
     """Return the path, or its nearest parent that exists."""
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
-
-
-def _num_bytes(path: Path) -> int | None:
-    """Return the size of a regular file, and None for anything else."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:  # the name is too long, or the folder is not readable
-        return None

@@ -68,6 +68,7 @@ def test_a_waiting_job_can_be_cancelled_once(client: TestClient) -> None:
     assert again.json()["type"].endswith("illegal-transition")
 
 
+HELLO = {"dataset": "file", "path": "hello"}
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "other"}, 404, "known ones are"),
     ({"model": "/etc"}, 404, "known ones are"),
@@ -108,6 +109,15 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "loop"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "large"}}, 422, "SLEB_MAX_TEXT_BYTES"),
     ({"calibration": [{"dataset": "file", "path": "large"}]}, 422, "calibration.0.path"),
+    (
+        {"calibration": {"dataset": "file", "path": "empty"}},
+        422,
+        "has 0 bytes, which gives no 4096",
+    ),
+    ({"calibration": [{"dataset": "file", "path": "empty"}]}, 422, "calibration.0.path"),
+    ({"calibration": {**HELLO, "seqlen": 12, "num_samples": 1}}, 422, "has 11 bytes"),
+    ({"calibration": {**HELLO, "seqlen": 4}, "dry_run": True}, 422, "which gives no 128 tokens"),
+    ({"calibration": {**HELLO, "seqlen": 12, "sampling": "rows"}}, 422, "which gives no 12 tokens"),
     ({"calibration": {"weight": 2}}, 422, "calibration/weight: unknown field"),
     ({"calibration": "text"}, 422, "/calibration: "),
     ({"calibration": []}, 422, "at least 1 item"),
@@ -149,6 +159,8 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
     (data_dir / "texts").mkdir()
     (data_dir / "texts" / "link").symlink_to("/etc/passwd")
     (data_dir / "texts" / "loop").symlink_to("loop")
+    (data_dir / "texts" / "empty").touch()
+    (data_dir / "texts" / "hello").write_text("hello world")
     (data_dir / "texts" / "large").touch()
     os.truncate(data_dir / "texts" / "large", 256 * 2**20 + 1)
     response = client.post("/prune-jobs", json={**JOB, **change})
@@ -202,7 +214,7 @@ def test_a_job_is_taken_with_every_setting_of_the_search(
     client: TestClient, data_dir: Path, target: dict[str, float]
 ) -> None:
     (data_dir / "texts").mkdir()
-    (data_dir / "texts" / "a.txt").write_text("text")
+    (data_dir / "texts" / "a.txt").write_text("text" * 1024)
     change = {**target, "search": "staged", "resident": "stream", "num_remove": None}
     spec = submit(client, **change, calibration={"dataset": "file", "path": "a.txt"})["spec"]
     assert spec.items() >= change.items()
@@ -220,7 +232,7 @@ def test_a_weight_is_a_number(client: TestClient, weight: str) -> None:
 
 def test_a_mix_of_texts_and_another_metric_are_taken(client: TestClient, data_dir: Path) -> None:
     (data_dir / "texts").mkdir()
-    (data_dir / "texts" / "a.txt").write_text("text")
+    (data_dir / "texts" / "a.txt").write_text("text" * 1024)
     mix = [
         {"dataset": "file", "path": "a.txt", "weight": 2.5, "seed": 3},
         {"dataset": "self", "seed": 4},
@@ -252,7 +264,7 @@ def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
 
 def test_a_file_of_the_texts_folder_is_taken(client: TestClient, data_dir: Path) -> None:
     (data_dir / "texts").mkdir()
-    (data_dir / "texts" / "a.txt").write_text("text")
+    (data_dir / "texts" / "a.txt").write_text("text" * 1024)
     job = submit(client, calibration={"dataset": "file", "path": "a.txt"})
     assert job["spec"]["calibration"]["path"] == str(data_dir / "texts" / "a.txt")
 
