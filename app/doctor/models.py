@@ -1,17 +1,13 @@
 """The doctor's checks of models and checkpoints, by headers and sizes: no weights are read."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from app.doctor.finding import Finding, fine, note, wrong
 from app.models.external import InvalidExternalModels, read_external_models
 from pruning.checkpoints.store import FORMAT, CheckpointCorrupt, read_manifest
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.names import is_name
-from pruning.models.safetensors_headers import read_header
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel
 from pruning.plural import counted
 
@@ -49,32 +45,6 @@ def weights(models_dir: Path) -> dict[str, int]:
     }
 
 
-def check_weights(path: Path) -> None:
-    """Raise ``NotAModel`` if safetensors files are missing, truncated or too long."""
-    if absent := sorted(name for name in _shards(path) if not (path / name).is_file()):
-        raise NotAModel(f"{path}: {', '.join(absent)} of {SAFE_WEIGHTS_INDEX_NAME} is missing")
-    for file in sorted(path.glob("*.safetensors")):
-        header, begins = read_header(file)
-        try:
-            ends = [of["data_offsets"][1] for name, of in header.items() if name[:2] != "__"]
-            num_bytes = begins + max(ends, default=0)
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise NotAModel(f"{file}: the header has no offsets of its tensors") from error
-        if (found := file.stat().st_size) != num_bytes:
-            raise NotAModel(f"{file} has {found} bytes, its header says {num_bytes}")
-
-
-def _shards(path: Path) -> set[str]:
-    """The file names in the index; none without an index."""
-    index = path / SAFE_WEIGHTS_INDEX_NAME
-    if not index.is_file():
-        return set()
-    try:
-        return {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotAModel(f"{index} is not a safetensors index: {error}") from error
-
-
 def _model(models_dir: Path, path: Path) -> Finding:
     check = f"model {path.name}"
     if not is_name(path.name):
@@ -82,7 +52,6 @@ def _model(models_dir: Path, path: Path) -> Finding:
         return wrong(check, said, "use letters, digits, dots, dashes and underscores only")
     try:
         info = ModelStore(models_dir).inspect(path.name)
-        check_weights(path)
     except _REASONS as error:
         return wrong(check, str(error), "add the model again, or delete the directory")
     return fine(check, f"{info.model_type}, {counted(info.num_blocks, 'block')}, {info.dtype}")

@@ -11,8 +11,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pruning.models.store import NotAModel
-
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
 _HEADS = ("lm_head.weight", "embed_out.weight")  # in all families
@@ -20,6 +18,13 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _EXPERTS = ".experts."
 _SAMPLE_BYTES = 1024  # of each tensor in the fingerprint
 _IGNORED_KEYS = ("_name_or_path", "transformers_version")  # config keys that differ between copies
+
+
+_INDEX = "model.safetensors.index.json"
+
+
+class NotAModel(ValueError):
+    """The directory exists, but does not contain a model that can be loaded."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,21 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
     )
 
 
+def check_weights(path: Path) -> None:
+    """Raise ``NotAModel`` if safetensors files are missing, truncated or too long."""
+    if absent := sorted(name for name in _shards(path) if not (path / name).is_file()):
+        raise NotAModel(f"{path}: {', '.join(absent)} of {_INDEX} is missing")
+    for file in sorted(path.glob("*.safetensors")):
+        header, begins = read_header(file)
+        try:
+            ends = [of["data_offsets"][1] for name, of in header.items() if name[:2] != "__"]
+            num_bytes = begins + max(ends, default=0)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise NotAModel(f"{file}: the header has no offsets of its tensors") from error
+        if (found := file.stat().st_size) != num_bytes:
+            raise NotAModel(f"{file} has {found} bytes, its header says {num_bytes}")
+
+
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and the offset of its tensors. Raises ``NotAModel``."""
     with _errors_as_not_a_model(file), file.open("rb") as opened:
@@ -110,6 +130,17 @@ def fingerprint(path: Path) -> str:
     for file in sorted(path.glob("*.safetensors")):
         _add_file(digest, file)
     return digest.hexdigest()
+
+
+def _shards(path: Path) -> set[str]:
+    """The file names in the index; none without an index."""
+    index = path / _INDEX
+    if not index.is_file():
+        return set()
+    try:
+        return {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotAModel(f"{index} is not a safetensors index: {error}") from error
 
 
 def _shape_of(

@@ -23,6 +23,8 @@ from pruning.models.architectures import (
 )
 from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.names import is_name
+from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
+from pruning.models.safetensors_headers import check_weights
 
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +42,7 @@ COMPANION_FILES = (
     "vocab.json",
     "LICENSE",
 )
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of them
 # Bytes of a number, by the torch name of its type.
 DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
 _SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
@@ -47,10 +50,6 @@ _SLACK = 2**20  # parameters: a small surplus is named key by key, which says mo
 
 class ModelNotFound(LookupError):
     """The store has no model of this name."""
-
-
-class NotAModel(ValueError):
-    """The directory exists, but does not contain a model that can be loaded."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,12 @@ def stamp_of(path: Path) -> Stamp:
 
 def _info(name: str, path: Path) -> ModelInfo:
     config = _usable_config(path)
+    check_weights(path)
+    if not any((path / name).is_file() for name in _VOCABULARIES):
+        raise NotAModel(
+            f"{path} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the files of the "
+            "tokenizer beside the weights"
+        )
     return ModelInfo(
         name=name,
         path=path,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.doctor.finding import Level
-from app.doctor.models import check_weights, checkpoints, external, models, weights
-from pruning.models.store import NotAModel
+from app.doctor.models import checkpoints, external, models, weights
+from pruning.models.safetensors_headers import NotAModel, check_weights
 from tests.support.api_fixtures import publish_pruned
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.unsupported import quantize_config, write_unsupported
@@ -37,6 +37,10 @@ def lose_weights(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
+def lose_tokenizer(path: Path) -> None:
+    (path / "tokenizer.json").unlink()
+
+
 def quantize(path: Path) -> None:
     quantize_config(path, "gptq")
 
@@ -56,6 +60,7 @@ def test_a_whole_model_is_well(tiny_models_dir: Path) -> None:
         (lose_config, "no config.json"),
         (spoil_config, "cannot be read"),
         (lose_weights, "no .safetensors file"),
+        (lose_tokenizer, "has no tokenizer"),
         (quantize, "unquantized"),
     ],
 )

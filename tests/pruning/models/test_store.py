@@ -41,6 +41,24 @@ def test_inspect_tells_without_reading_weights(tiny_models_dir: Path) -> None:
     assert (info.max_positions, info.dtype) == (MAX_POSITIONS, "float32")
 
 
+def test_a_model_whose_files_are_not_whole_is_refused_before_it_is_loaded(
+    tiny_models_dir: Path,
+) -> None:
+    store, path = ModelStore(tiny_models_dir), tiny_models_dir / "tiny"
+    tokenizer = (path / "tokenizer.json").read_bytes()
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(
+        NotAModel, match=r"has no tokenizer \(tokenizer\.json, .* beside the weights"
+    ):
+        store.inspect("tiny")
+    (path / "tokenizer.json").write_bytes(tokenizer)
+    assert store.inspect("tiny").num_blocks == NUM_BLOCKS
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(NotAModel, match="bytes, its header says"):
+        store.inspect("tiny")
+
+
 @pytest.mark.parametrize("name", ["", "other", "..", "../tiny", "/", "tiny/", "a" * 500, "\0"])
 def test_what_is_not_in_the_store_is_not_found(tiny_models_dir: Path, name: str) -> None:
     with pytest.raises(ModelNotFound, match="known ones are: tiny"):
