@@ -13,7 +13,7 @@ from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.config import ClusterSettings, ServeSettings
-from pruning.config import WorkerSettings, secret_files, set_variables
+from pruning.config import Settings, WorkerSettings, secret_files, set_variables
 
 _PREFIX = "SLEB_"
 _TEST_PREFIX = "SLEB_TEST_"
@@ -114,6 +114,14 @@ def check_port(settings: ServeSettings) -> None:
                 f"port {settings.port} of {host} is in use: another service may be running, so "
                 f"stop it, or choose another port with --port or SLEB_PORT"
             ) from error
+
+
+def check_device(settings: Settings) -> None:
+    """Raise ``UnusableDevice`` at the start of a service, and not at its first request."""
+    if settings.device not in ("auto", "cpu"):
+        from pruning.models.store import pick_device  # noqa: PLC0415 - imports torch, for seconds
+
+        pick_device(settings.device)
 
 
 def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:

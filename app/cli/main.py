@@ -123,10 +123,11 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: the embedded Valkey, one worker and the API."""
     from app.config import serve_settings
     from app.server.up import run_up
-    from app.settings import check_port, check_ports
+    from app.settings import check_device, check_port, check_ports
     from pruning.config import WorkerSettings
 
     settings = serve_settings(host=host, port=port, insecure=insecure)
+    check_device(settings)
     check_port(settings)
     check_ports(settings, WorkerSettings())
     run_up(settings)
@@ -136,9 +137,10 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
 def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run the API: generation, jobs, models and metrics."""
     from app.config import serve_settings
-    from app.settings import check_port
+    from app.settings import check_device, check_port
 
     settings = serve_settings(host=host, port=port, insecure=insecure)
+    check_device(settings)
     check_port(settings)
     from app.server.serve import run_api  # imports torch, after the check
 
@@ -175,10 +177,12 @@ def worker() -> None:
     """Run a worker, which runs pruning jobs one at a time."""
     from app.models.measured_speedups import MeasuredSpeedups
     from app.server.valkey import redis_url
+    from app.settings import check_device
     from pruning.config import WorkerSettings
     from pruning.worker.entrypoints import run_worker
 
     settings = WorkerSettings()
+    check_device(settings)
     with redis_url(settings) as url:
         run_worker(settings, url, speedup_of=MeasuredSpeedups(settings.data_dir).of_checkpoint)
 

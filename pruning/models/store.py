@@ -25,6 +25,7 @@ from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.names import is_name
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
+from pruning.plural import counted
 
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,12 @@ COMPANION_FILES = (
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of them
 # Bytes of a number, by the torch name of its type.
 DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
+_DEVICES = "auto, cpu, cuda or cuda:NUMBER"
 _SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
+
+
+class UnusableDevice(ValueError):
+    """This machine does not have the device that the settings name."""
 
 
 class ModelNotFound(LookupError):
@@ -232,12 +238,13 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     """Load the model in evaluation mode, and its tokenizer.
 
     ``dtype`` is a torch name or "auto" (that of the checkpoint), and ``device`` a torch device or
-    "auto". On "meta" no weights are read, but keys are checked. Raises ``NotAModel`` if a key is
-    missing, unexpected or of the wrong shape.
+    "auto". On "meta" no weights are read, but keys are checked. Raises ``UnusableDevice``, or
+    ``NotAModel`` if a key is missing, unexpected or of the wrong shape.
     """
     import torch  # noqa: PLC0415 - takes seconds
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
 
+    device = pick_device(device)
     config = _usable_config(path)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
@@ -259,7 +266,7 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     model, report = loaded
     _refuse_wrong_keys(path, report)
     _refuse_wrong_buffers(path, model)
-    return LoadedModel(model.to(pick_device(device)).eval(), tokenizer, path)
+    return LoadedModel(model.to(device).eval(), tokenizer, path)
 
 
 def _check_size(path: Path, config: "PreTrainedConfig") -> None:
@@ -299,11 +306,22 @@ def copy_companions(source: Path, directory: Path) -> None:
 
 
 def pick_device(device: str) -> str:
-    if device != "auto":
-        return device
+    """The torch device that a value of ``SLEB_DEVICE`` means. Raises ``UnusableDevice``."""
     import torch  # noqa: PLC0415 - takes seconds
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UnusableDevice(f"{device!r} is no device: set SLEB_DEVICE to {_DEVICES}") from error
+    num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= num_usable:
+        raise UnusableDevice(
+            f"SLEB_DEVICE is {device}, and torch can use {counted(num_usable, 'GPU')} here: set it "
+            f"to {_DEVICES}; `sleb doctor` says what is missing"
+        )
+    return device
 
 
 def set_up_torch(threads: int | None = None) -> None:

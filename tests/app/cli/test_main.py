@@ -257,6 +257,20 @@ def test_a_busy_port_is_reported_before_anything_starts(data_dir: Path, command:
     assert not (data_dir / "valkey").exists()
 
 
+@pytest.mark.parametrize("device", ["cuda:97", "gpu"])
+@pytest.mark.parametrize(
+    "command", ["up", "serve", "worker", "prune tiny --num-remove 1 --out out", "eval tiny"]
+)
+def test_a_device_that_is_not_here_is_one_message(
+    data_dir: Path, command: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_DEVICE", device)
+    ran = sleb(data_dir, *command.split())
+    assert ran.returncode == 1
+    assert "\nerror: " in f"\n{ran.stderr}"
+    assert "auto, cpu, cuda or cuda:NUMBER" in ran.stderr
+
+
 def test_the_settings_of_a_service_that_runs_can_be_printed(data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
