@@ -26,6 +26,15 @@ _STYLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "pruned": {"color": "#C44E00", "ls": "--", "marker": "s", "ms": 4, "lw": 1.4},
         "repaired": {"color": "#0072B2", "ls": "-", "marker": "o", "ms": 4.5, "lw": 2},
+        "healed": {"color": "#007A57", "ls": "none", "marker": "D", "ms": 5.5},
+    }
+)
+# Where the perplexity at the end of a curve is written, so that no two overlap
+_BESIDE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "pruned": {"xytext": (5, 3), "va": "bottom"},
+        "repaired": {"xytext": (12, -3), "va": "top"},  # behind the point of a healed model
+        "healed": {"xytext": (-6, -3), "va": "top", "ha": "right"},
     }
 )
 
@@ -34,19 +43,23 @@ _STYLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 class Curve:
     """Perplexities after 0, 1, 2 ... removals, divided by the dense one: low end, value, high end.
 
-    ``perplexity`` is the last one itself.
+    ``perplexity`` is the last one itself, and ``first`` the number of removals of the first point.
     """
 
     label: str
     points: tuple[tuple[float, float, float], ...]
     perplexity: float
+    first: int = 0
 
 
 def curves(domain: DomainQuality) -> Iterator[Curve]:
-    """The pruned model, and the repaired one if there is any."""
+    """The pruned model, the repaired one if there is any, and the point of a healed one."""
     yield _curve("pruned", domain, domain.raw_after)
     if any(domain.repaired):
         yield _curve("repaired", domain, domain.unhealed_after)
+    if domain.healed is not None:
+        point = limited_ratio(domain.ratio(domain.healed))
+        yield Curve("healed", (point,), domain.healed.perplexity, first=len(domain.raw))
 
 
 def grid(num_panels: int) -> tuple[int, int]:
@@ -64,15 +77,15 @@ def draw_panel(
     """
     for at, curve in enumerate(curves(domain)):
         style = _STYLES[curve.label]
-        step, value = draw_intervals(axes, curve.points, 0.08 * at, curve.label, style)
+        shift = curve.first + 0.08 * at
+        step, value = draw_intervals(axes, curve.points, shift, curve.label, style)
         axes.annotate(
             _shorter(curve.perplexity),
             (step, value),
-            xytext=(5, -3 if at else 3),
             textcoords="offset points",
-            va="top" if at else "bottom",
             color=style["color"],
             size=8,
+            **_BESIDE[curve.label],
         )
     name_text(axes, domain)
     _name_steps(axes, removed, speedups)

@@ -114,15 +114,18 @@ def _name_curves(figure: "Figure") -> None:
 def _draw_panel(
     axes: "Axes", panel: Panel, look: Mapping[str, int], speedups: Sequence[float]
 ) -> list[float]:
-    """The curves of the models as they are served, with their intervals. Returns all values."""
+    """The curves of the models as they are served, with their intervals. Returns all values.
+
+    A healed checkpoint is one point: its healing made no model of fewer removals.
+    """
     drawn: list[float] = []
     for name, domain in panel.items():
-        number = look[name]
-        depths = range(1, len(domain.raw) + 1)
-        points = [(1.0, 1.0, 1.0)]
-        points += [limited_ratio(domain.ratio(domain.served_after(depth))) for depth in depths]
+        number, deepest = look[name], len(domain.raw)
+        first = 0 if domain.healed is None else deepest
+        depths = range(first, deepest + 1)
+        points = [limited_ratio(domain.ratio(domain.served_after(depth))) for depth in depths]
         style = {"color": _COLORS[number], "marker": _MARKERS[number], "ms": 4.5, "lw": 1.6}
-        draw_intervals(axes, points, 0.06 * number, name, style)
+        draw_intervals(axes, points, first + 0.06 * number, name, style)
         drawn += [value for point in points for value in point]
     name_text(axes, next(iter(panel.values())))
     deepest = max(len(domain.raw) for domain in panel.values())

@@ -41,7 +41,7 @@ class Row:
     num_candidates: int | None  # of the round
     num_full: int | None  # candidates that were evaluated on all windows
     speedup: float | None  # predicted for a decode step
-    repair: str | None  # its method, as the perplexity is that of the repaired model
+    repair: str | None  # what the perplexity contains: the method of a repair, or a healing
 
 
 def rows(manifest: Manifest, removals: Iterable[Removal] = ()) -> tuple[Row, ...]:
@@ -86,8 +86,10 @@ def legend(
     ``speedups`` are those measured by number of removed blocks; None if they are not known here.
     """
     evaluated_on = manifest.quality.evaluated_on
-    is_repaired = any(domain.repaired for domain in manifest.quality.domains)
+    is_repaired = any(any(domain.repaired) for domain in manifest.quality.domains)
     served = "of the model as served, with its repair, " if is_repaired else ""
+    if manifest.healing is not None:
+        served = f"{served}and in the last row after healing, "
     compared = "perplexity" if evaluated_on else "exp(loss)"
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
@@ -200,8 +202,18 @@ def _row(manifest: Manifest, step: int, removal: Removal | None) -> Row:
         num_candidates=len(windows) if removal else None,
         num_full=sum(num == max(windows) for num in windows) if removal else None,
         speedup=manifest.predicted_speedup(step),
-        repair=manifest.repair[step - 1].method.value if step and manifest.repair else None,
+        repair=_repair(manifest, step),
     )
+
+
+def _repair(manifest: Manifest, step: int) -> str | None:
+    """How the model of this row was corrected. A healed checkpoint does not record methods."""
+    if manifest.healing is None:
+        return manifest.repair[step - 1].method.value if step and manifest.repair else None
+    if step == len(manifest.removed_blocks):
+        return "healed"
+    is_repaired = any(domain.repaired_after(step) for domain in manifest.quality.domains)
+    return "repaired" if is_repaired else None
 
 
 _COLUMNS: Mapping[str, Callable[[Row], str]] = MappingProxyType(

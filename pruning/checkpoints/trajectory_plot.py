@@ -130,7 +130,8 @@ def _draw_panels(figure: "Figure", domains: Sequence[DomainQuality], manifest: M
 def _titles(manifest: Manifest) -> tuple[str, str]:
     name = manifest.parent if len(manifest.parent) <= 40 else f"…{manifest.parent[-39:]}"
     quality, num_removed = manifest.quality, len(manifest.removed_blocks)
-    title = f"{name} without {num_removed} of its {manifest.num_blocks} blocks"
+    healed = "" if manifest.healing is None else ", healed"
+    title = f"{name} without {num_removed} of its {manifest.num_blocks} blocks{healed}"
     if quality.domains:
         worst = max(quality.domains, key=lambda one: one.ratio(one.served_after(num_removed)).value)
         served = worst.served_after(num_removed)

@@ -1,15 +1,20 @@
 """Pruning runs on a tiny model, and manifests and removals of any shape made without a run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
+from pruning.healing.progress import Check
+from pruning.healing.record import Healing, Run
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.removal import Losses, Removal, decide
+from pruning.repair.record import Method
 from pruning.search.state import SearchState
 from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.heal import Heal
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from tests.support.recorder import Recorder
 
@@ -74,6 +79,21 @@ def domain_of(
 
 
 RUN = manifest_of(6, (3, 1), (4.0, 4.25, 5.0), (50.0, 60.0, 125.0))
+
+
+def healed_run(manifest: Manifest, loss: float) -> Manifest:
+    """The same after a healing, with a loss of ``loss`` nats on each window of every domain."""
+    check = Check(1, 64, 0.5, {})
+    run = Run(1, 64, 1.0, check, (check,), (0.5,))
+    heal = Healing(manifest.name, Heal(num_tokens=64), Method.RIDGE, run, None, (), (), 0)
+    dense = (3.0, 4.0, 5.0)
+    domains = tuple(
+        replace(domain, healed=Measured.against(dense, (loss,) * len(dense)))
+        for domain in manifest.quality.domains
+    )
+    quality = replace(manifest.quality, domains=domains)
+    name = f"{manifest.name}+healed"
+    return replace(manifest, name=name, quality=quality, repair=None, healing=heal)
 
 
 def removals_of_run(*, is_staged: bool) -> list[Removal]:

@@ -19,7 +19,7 @@ from pruning.checkpoints.trajectory import CEILING
 from pruning.checkpoints.trajectory_plot import draw, plot
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.block_times import BlockTimes
-from tests.support.pruning_runs import domain_of, manifest_of
+from tests.support.pruning_runs import domain_of, healed_run, manifest_of
 
 RAW = ((3.5, 4.5, 5.4), (4.0, 5.1, 6.0))
 REPAIRED = (None, (3.6, 4.6, 5.6))
@@ -56,7 +56,7 @@ TIMED = {
 }
 LONGER = replace(PROSE, raw=PROSE.raw * 5, repaired=PROSE.repaired * 5)
 TEN = replace(with_domains([LONGER] * 3, range(1, 11)), block_times=BlockTimes(0.1, 1.0, 0.5))
-MANIFESTS |= {**TIMED, "ten, timed": TEN}
+MANIFESTS |= {**TIMED, "ten, timed": TEN, "healed": healed_run(MANIFESTS["two"], 4.5)}
 
 
 def drawn(figure: Figure, panel: int) -> dict[str, list[tuple[float, float, float]]]:
@@ -88,6 +88,20 @@ def test_a_panel_shows_the_ratios_and_their_intervals() -> None:
             assert point == pytest.approx((ratio.low, ratio.value, ratio.high))
     [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["pruned", "repaired"]
+
+
+def test_a_healed_model_is_a_point_and_the_title_is_of_it() -> None:
+    figure = draw(MANIFESTS["healed"])
+    for panel in (0, 1):
+        [point] = drawn(figure, panel)["healed"]
+        assert point[1] == pytest.approx(math.exp(0.5))
+        container = figure.axes[panel].containers[-1]
+        assert isinstance(container, ErrorbarContainer)
+        assert 2 <= np.asarray(container.lines[0].get_xdata())[0] < 2.3
+        assert f"{math.exp(4.5):.2f}" in [text.get_text() for text in figure.axes[panel].texts]
+    title, result = (text.get_text() for text in figure.texts)
+    assert title.endswith("blocks, healed")
+    assert f"→ {math.exp(4.5):.2f}, {math.exp(0.5):.2f} × dense" in result
 
 
 def test_a_panel_names_its_text() -> None:

@@ -1,5 +1,6 @@
 """Several checkpoints in one plot, where a panel has one text."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, draw_orde
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.block_times import BlockTimes
-from tests.support.pruning_runs import domain_of, manifest_of
+from tests.support.pruning_runs import domain_of, healed_run, manifest_of
 
 RAW = ((3.5, 4.5, 5.4), (4.0, 5.1, 6.0))
 REPAIRED = (None, (3.6, 4.6, 5.6))
@@ -53,6 +54,13 @@ def test_a_curve_has_the_ratios_of_the_models_as_they_are_served() -> None:
     [panel] = curves([checkpoint("tiny@a", PROSE)])
     served = [PROSE.ratio(PROSE.served_after(depth)).value for depth in (1, 2)]
     assert panel["tiny@a"] == pytest.approx([1.0, *served])
+
+
+def test_a_healed_checkpoint_is_one_point_beside_the_curve_of_the_repaired_one() -> None:
+    repaired = checkpoint("tiny@a", PROSE)
+    [panel] = curves([repaired, healed_run(repaired, 4.5)])
+    assert len(panel["tiny@a"]) == 3
+    assert panel["tiny@a+healed"] == pytest.approx([math.exp(0.5)])
 
 
 def test_the_axis_below_has_the_predicted_speed_ups() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pruning.checkpoints.trajectory import calibration_perplexities, legend, rows, short, table
 from pruning.evaluation.quality import MAX_NATS
 from pruning.repair.record import DepthRepair, Method
-from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
+from tests.support.pruning_runs import RUN, domain_of, healed_run, manifest_of, removals_of_run
 
 
 def test_a_row_for_the_dense_model_and_for_each_removal() -> None:
@@ -50,6 +50,17 @@ def test_a_depth_says_how_it_was_repaired() -> None:
     assert "repair: how the weights" in " ".join(legend(manifest, headings))
     unrepaired = replace(RUN, repair=depths[1:] * 2)
     assert "repair" not in table(rows(unrepaired))[0]
+
+
+def test_the_row_of_a_healed_model_is_not_one_of_its_repair() -> None:
+    domain = domain_of("prose", ((4.5,) * 3, (5.0,) * 3), (None, (4.8,) * 3))
+    manifest = replace(RUN, quality=replace(RUN.quality, domains=(domain,)))
+    healed = healed_run(manifest, 4.5)
+    headings, cells = table(rows(healed))
+    assert [line[headings.index("repair")] for line in cells] == ["-", "-", "healed"]
+    explained = " ".join(legend(healed, headings))
+    assert "with its repair, and in the last row after healing, on held-out text" in explained
+    assert "healing" not in " ".join(legend(manifest, headings))
 
 
 def test_without_held_out_text_the_calibration_text_gives_the_ratio() -> None:
