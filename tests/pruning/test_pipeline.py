@@ -22,7 +22,7 @@ from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder, Stop
-from tests.support.tiny_directory import NUM_BLOCKS
+from tests.support.tiny_directory import NUM_BLOCKS, spoil_weights
 
 TEXT = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
 SPEC = PruneSpec("tiny", num_remove=3, calibration=TEXT)
@@ -132,7 +132,7 @@ def test_a_run_that_cannot_end_is_refused_before_the_weights_are_read(
     tiny_models_dir: Path,
 ) -> None:
     recorder = Recorder()
-    (tiny_models_dir / "tiny" / "model.safetensors").write_bytes(b"never read")
+    spoil_weights(tiny_models_dir / "tiny")
     with pytest.raises(TooManyRemovals, match="4 can go"):
         run(tiny_models_dir, recorder, PruneSpec("tiny", num_remove=5))
     assert recorder.phases == []

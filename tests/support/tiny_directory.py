@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -65,3 +66,8 @@ def write_tiny_model(
 def edit_config(path: Path, **changes: object) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def spoil_weights(path: Path) -> None:
+    """Replace the weights by a whole file of others, which can be looked at and not loaded."""
+    save_file({"other.weight": torch.zeros(2)}, path / "model.safetensors")

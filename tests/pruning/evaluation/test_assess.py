@@ -27,6 +27,7 @@ from tests.support.losses import mean_loss
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
 from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_directory import spoil_weights
 from tests.support.zero_shot_tasks import write_tasks
 
 SPEC = PruneSpec(
@@ -133,7 +134,7 @@ def test_what_will_be_missing_is_said_before_the_weights_are_read(
         monkeypatch.setattr(missing, "find_spec", none_found)
     tasks_dir = write_tasks(tmp_path / "tasks", *PAPER_TASKS)
     (tasks_dir / "questions.jsonl").unlink()
-    (tiny_models_dir / "tiny" / "model.safetensors").write_bytes(b"never looked at")
+    spoil_weights(tiny_models_dir / "tiny")
     observer = Recorder()
     with pytest.raises(raised):
         run(tiny_models_dir, spec, observer, tasks_dir)
@@ -144,7 +145,7 @@ def test_a_family_that_cannot_be_quantized_is_refused_before_its_weights_are_rea
     tmp_path: Path,
 ) -> None:
     write_checkpoint(tmp_path / "models" / "tiny", "mixtral")
-    (tmp_path / "models" / "tiny" / "model.safetensors").write_bytes(b"never looked at")
+    spoil_weights(tmp_path / "models" / "tiny")
     with pytest.raises(CannotQuantize, match="mixtral"):
         run(tmp_path / "models", replace(SPEC, quantize=Quantize.INT8), Recorder())
 
