@@ -19,12 +19,12 @@ from rich.table import Table
 
 from app.commands.domain_table import fits, print_sections
 from app.terminal import print_json
-from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, with_interval
+from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, too_few, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.json_questions import JsonScore
 from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeScore
-from pruning.evaluation.quality import text_of
+from pruning.evaluation.quality import MIN_WINDOWS, text_of
 from pruning.evaluation.zero_shot_scores import TaskScore
 from pruning.models.names import VariantName
 from pruning.sleb import Blocks
@@ -197,16 +197,24 @@ def _with_error(value: float, error: float | None) -> str:
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
-def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> Iterator[str]:
-    """Each text, and a sentence for each kind of number in the tables."""
+def _text_legend(sections: Sequence[_Section]) -> Iterator[str]:
+    """Each text, and what its numbers mean."""
     for section in sections:
         found = section.any_of_it
         windows = text_of(found.text, found.num_windows, found.seqlen)
         yield text_line(section.heading, windows, found.digest)
     if sections:
         yield "perplexity: over windows that do not overlap, the same ones for all of a section."
-    if any(section.any_of_it.num_windows > 1 for section in sections):
+    few = [each.heading for each in sections if each.any_of_it.num_windows < MIN_WINDOWS]
+    if len(few) < len(sections):
         yield INTERVALS
+    if few:
+        yield too_few(few)
+
+
+def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> Iterator[str]:
+    """Each text, and a sentence for each kind of number in the tables."""
+    yield from _text_legend(sections)
     if any(evaluation.probe for evaluation in evaluations):
         yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."
     if any(evaluation.valid_json for evaluation in evaluations):

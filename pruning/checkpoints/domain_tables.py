@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pruning.checkpoints.trajectory import NONE, Cells, short
 from pruning.evaluation.quality import (
     CONFIDENCE,
+    MIN_WINDOWS,
     Compared,
     DomainAtDepth,
     DomainQuality,
@@ -64,12 +65,21 @@ def explained(domains: Sequence[DomainQuality | DomainAtDepth]) -> Iterator[str]
     ]
     if any(domain.dense.low is not None for domain in at_depth):
         yield INTERVALS
+    if few := [domain.domain for domain in at_depth if domain.dense.low is None]:
+        yield too_few(few)
     if any(domain.repaired for domain in domains):
         yield "came back: share of the lost nats per token that repair gives back."
     if any(domain.healed for domain in domains):
         yield "healed: trained to predict what the dense model predicts, behind any repair."
     if any(domain.control for domain in domains):
         yield "control: the dense model after the same training, which has nothing to give back."
+
+
+def too_few(texts: Sequence[str]) -> str:
+    """What is said of texts without intervals."""
+    return (
+        f"no intervals on {', '.join(texts)}: too few windows, as they need at least {MIN_WINDOWS}"
+    )
 
 
 def text_line(name: str, text: str, digest: str) -> str:

@@ -16,6 +16,7 @@ from pruning.removal import Losses, paired_gaps, standard_error
 from pruning.student_t import quantile
 
 CONFIDENCE = 0.95  # of every interval
+MIN_WINDOWS = 3  # with two, Student's t makes an interval so wide that it says nothing
 MAX_NATS = 700.0  # exp of a larger loss, as of a broken model, overflows a float
 
 
@@ -140,7 +141,8 @@ class DomainQuality:
 
     def dense_perplexity(self) -> Interval:
         """The perplexity of the dense model on text like this one."""
-        return _exp_interval(self.dense.loss, self.dense.standard_error, self.num_windows)
+        error = self.dense.standard_error
+        return _exp_interval(self.dense.loss, error, self.num_windows, least_nats=0.0)
 
     def recovered_after(self, num_removed: int) -> float | None:
         """The share of the lost nats that repair gives back; None if nothing was lost."""
@@ -237,7 +239,7 @@ def perplexity_of(loss: float) -> float:
 
 def interval_of(losses: Losses) -> Interval:
     """The perplexity on text like these windows."""
-    return _exp_interval(fmean(losses), _error_of(losses), len(losses))
+    return _exp_interval(fmean(losses), _error_of(losses), len(losses), least_nats=0.0)
 
 
 def ratio_of(dense: Losses, losses: Losses) -> Interval:
@@ -255,9 +257,15 @@ def _error_of(values: Sequence[float]) -> float | None:
     return standard_error(values) if is_known else None
 
 
-def _exp_interval(nats: float, error: float | None, num_windows: int) -> Interval:
-    """exp of a mean over windows and of the ends of its interval, by Student's t."""
-    if error is None:
+def _exp_interval(
+    nats: float, error: float | None, num_windows: int, least_nats: float = -math.inf
+) -> Interval:
+    """exp of a mean over windows and of the ends of its interval, by Student's t.
+
+    With too few windows the interval is unknown. A loss has at least ``least_nats``.
+    """
+    if error is None or num_windows < MIN_WINDOWS:
         return Interval(perplexity_of(nats), None, None)
     margin = quantile((1 + CONFIDENCE) / 2, num_windows - 1) * error
-    return Interval(*(perplexity_of(nats + shift) for shift in (0.0, -margin, margin)))
+    ends = max(least_nats, nats - margin), nats + margin
+    return Interval(perplexity_of(nats), *map(perplexity_of, ends))

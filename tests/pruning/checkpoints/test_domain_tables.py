@@ -40,6 +40,15 @@ def test_a_row_for_each_domain_at_one_depth() -> None:
     assert code[4:] == ("-", "-", "-")
 
 
+def test_too_few_windows_are_said() -> None:
+    few = replace(CODE, num_windows=2)
+    said = list(explained([PROSE, few]))
+    assert "no intervals on code: too few windows, as they need at least 3" in said
+    _, (_, row) = depth_table([PROSE, few], NUM_REMOVED)
+    assert not any("(" in cell for cell in row)
+    assert not any("too few" in line for line in explained([PROSE, CODE]))
+
+
 def test_a_narrow_table_has_a_row_for_each_model() -> None:
     domains = [PROSE.at_depth(NUM_REMOVED), CODE.at_depth(NUM_REMOVED)]
     headings, rows = narrow_table(domains)
@@ -100,8 +109,8 @@ def test_one_window_has_a_value_without_an_interval() -> None:
     dense, pruned = Measured.of_dense((4.0,)), Measured.against((4.0,), (4.5,))
     one = replace(CODE, num_windows=1, dense=dense, raw=(pruned,))
     for domains in ([one], [one.at_depth(1)]):
-        assert not any("interval" in sentence for sentence in explained(domains))
-    assert any("interval" in sentence for sentence in explained([PROSE]))
+        assert not any("Student" in sentence for sentence in explained(domains))
+    assert any("Student" in sentence for sentence in explained([PROSE]))
 
 
 def test_the_card_has_every_domain_and_its_text() -> None:

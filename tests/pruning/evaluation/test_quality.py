@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.quality import DomainQuality, Interval, Measured, Quality, perplexity_of
+from pruning.evaluation.quality import (
+    DomainQuality,
+    Interval,
+    Measured,
+    Quality,
+    interval_of,
+    perplexity_of,
+)
 from tests.support.pruning_runs import RUN
 
 DENSE = (3.0, 4.0, 5.0)
@@ -54,6 +61,22 @@ def test_one_window_has_no_interval() -> None:
     assert single.ratio(single.raw[0]).high is None
 
 
+def test_two_windows_are_too_few_for_an_interval() -> None:
+    two = replace(PROSE, num_windows=2, dense=Measured.of_dense((3.0, 5.0)))
+    assert two.dense_perplexity() == Interval(two.dense.perplexity, None, None)
+    assert two.ratio(PROSE.raw[1]).low is None
+    assert interval_of((3.0, 5.0)).high is None
+    assert interval_of((3.0, 5.0, 4.0)).high is not None
+
+
+def test_no_perplexity_is_below_one() -> None:
+    """Losses of 0.1, 0.2 and 3 nats: their mean is 1.1, with a margin of more than that."""
+    assert interval_of((0.1, 0.2, 3.0)).low == 1.0
+    dense = replace(PROSE, dense=Measured.of_dense((0.1, 0.2, 3.0)))
+    assert dense.dense_perplexity().low == 1.0
+    assert (dense.ratio(Measured(1.1, 1.0)).low or 1.0) < 1.0
+
+
 def test_what_is_served_is_repaired_where_repair_was_chosen() -> None:
     assert PROSE.served_after(0) is PROSE.dense
     assert PROSE.served_after(1) is PROSE.raw[0]
@@ -87,7 +110,7 @@ def test_a_domain_names_its_text() -> None:
     assert PROSE.text == "packaged prose, 3 windows of 8 tokens"
 
 
-@given(st.lists(st.tuples(nats, nats), min_size=2, max_size=6))
+@given(st.lists(st.tuples(nats, nats), min_size=3, max_size=6))
 def test_the_dense_model_against_itself_is_certain(pairs: list[tuple[float, float]]) -> None:
     dense, other = zip(*pairs, strict=True)
     domain = replace(PROSE, num_windows=len(pairs), dense=Measured.of_dense(dense))
