@@ -15,7 +15,12 @@ from pathlib import Path
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish
-from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
+from pruning.checkpoints.same_search import (
+    is_healed_otherwise,
+    is_left_to_heal,
+    published_by_search,
+)
+from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
@@ -42,6 +47,7 @@ from pruning.search.search import plan_of, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks
 from pruning.spec.gate import GateAction
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
 
@@ -62,37 +68,49 @@ def prune(
     """Prune as ``spec`` says and publish the checkpoint ``name`` in the directory ``target``.
 
     If it asks for healing, the healed checkpoint is published beside it, and its manifest returned;
-    a run whose first checkpoint is there goes on with that. ``earlier`` is the state of a search of
-    this spec. ``confirm`` is called before a checkpoint becomes visible, and while another process
-    verifies it; an exception from it cancels. ``overwrite`` replaces what is there. All of it
-    belongs to ``tenant``. Raises ``QualityGateFailed``, ``CheckpointNotPortable``, and before any
-    weight is read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
+    a run whose first checkpoint is there goes on with that. One of the same search, published with
+    other settings, is replaced. ``earlier`` is the state of a search of this spec. ``confirm`` is
+    called before a checkpoint becomes visible, and while another process verifies it; an exception
+    from it cancels. ``overwrite`` replaces what is there. All of it belongs to ``tenant``. Raises
+    ``QualityGateFailed``, ``CheckpointNotPortable``, and before any weight is read what
+    ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
     """
     resources = resources or Resources()
-    manifest = None if overwrite else _published(target, spec)
-    given = (models, observer, resources, earlier, confirm, verify, overwrite, tenant)
-    manifest = manifest or _pruned(spec, name, target, *given)
+    manifest = None if overwrite else published_by_search(target, spec)
+    if manifest is None or not is_left_to_heal(manifest, spec):
+        replaces = overwrite or (manifest is not None and manifest.spec_digest != spec.digest())
+        given = (models, observer, resources, earlier, confirm, verify, replaces, tenant)
+        manifest = _pruned(spec, name, target, *given)
     if spec.heal is None:
         return manifest
+    with_it = (models, observer, resources, confirm, verify)
+    return _healed(spec.heal, name, target, *with_it, overwrite=overwrite)
+
+
+def _healed(
+    heal: Heal,
+    name: str,
+    target: Path,
+    models: ModelStore,
+    observer: Observer,
+    resources: Resources,
+    confirm: Callable[[], object],
+    verify: Verify,
+    *,
+    overwrite: bool,
+) -> Manifest:
+    places = healed_beside(target)
     return heal_checkpoint(
-        spec.heal,
-        healed_beside(target),
+        heal,
+        places,
         name=healed_name(name),
         models=models,
         observer=observer,
         resources=resources,
         confirm=confirm,
         how=verify,
-        overwrite=overwrite,
+        overwrite=overwrite or is_healed_otherwise(places.target, name, heal),
     )
-
-
-def _published(target: Path, spec: PruneSpec) -> Manifest | None:
-    """What an earlier run with this spec has published, if the healing is left."""
-    if spec.heal is None or not (target / MANIFEST).is_file():
-        return None
-    manifest = read_manifest(target)
-    return manifest if manifest.spec_digest == spec.digest() else None
 
 
 def _before_healing(spec: PruneSpec) -> PruneSpec:

@@ -51,7 +51,7 @@ from app.results.store import ResultNotFound
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.healing.record import NotHealable
-from pruning.jobs.creation import QueueFull
+from pruning.jobs.conditions import QueueFull
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers

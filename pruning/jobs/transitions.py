@@ -7,6 +7,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 
 from pruning.jobs.job import (
+    RETRIED,
     TRANSITIONS,
     HealProgress,
     JobError,
@@ -109,6 +110,15 @@ def resumed() -> tuple[Change, ...]:
         Change("resume", {_S.PAUSED: _S.QUEUED}, _IN_FRONT, Event("resumed")),
         Change("resume", _STILL_RUNNING, withdrawn, Event("pause withdrawn"), if_pausing=True),
     )
+
+
+def retried(spec: PruneSpec, checkpoint_bytes: int) -> Change:
+    """A job that has failed or was cancelled is queued with this spec, and keeps its search."""
+    fields = dict.fromkeys((*_ATTEMPT_FIELDS, "error", "finished_at"), "")
+    fields |= {"num_lost": "0", "num_halvings": "0", "checkpoint_bytes": str(checkpoint_bytes)}
+    fields |= {"spec": json.dumps(spec.to_dict()), **_IN_FRONT}
+    moves = dict.fromkeys(RETRIED, _S.QUEUED)
+    return Change("retry", moves, fields, Event("retried"))
 
 
 def stopped() -> tuple[Change, ...]:

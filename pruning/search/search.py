@@ -8,6 +8,7 @@ from statistics import fmean
 
 from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
+from pruning.models.safetensors_headers import fingerprint
 from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, decide, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
@@ -25,19 +26,20 @@ from pruning.spec.prune import Metric, PruneSpec, Search
 def plan_of(
     spec: PruneSpec, dense: DenseModel, windows: Windows, earlier: SearchState
 ) -> SearchPlan:
-    """The plan of ``earlier`` if the windows are the same, or else a new one.
+    """The plan of ``earlier`` if the windows and the model are the same, or else a new one.
 
     A new plan turns a target speed-up into a number of blocks, by times measured now. Raises
     ``TargetUnreachable``.
     """
-    if earlier.plan is not None and earlier.plan.windows_digest == windows.digest:
+    of_model = fingerprint(dense.path)
+    if earlier.plan is not None and earlier.plan.holds_for(windows.digest, of_model):
         return earlier.plan
     blocks = num_blocks(dense.model)
     most = spec.most_removals(blocks)
     times = dense.times()
     if spec.target_speedup is not None:
         most = times.removals_for(spec.target_speedup, blocks, most)
-    return SearchPlan(windows.digest, most, times)
+    return SearchPlan(windows.digest, most, times, of_model)
 
 
 def search(

@@ -26,6 +26,12 @@ class SearchPlan:
     windows_digest: str
     num_remove: int  # an upper bound if losses decide
     times: BlockTimes | None = None  # of a decode step; None in older states
+    model_fingerprint: str | None = None  # of the dense model; None in older states
+
+    def holds_for(self, windows_digest: str, model_fingerprint: str) -> bool:
+        """Whether losses of this plan compare with those of this text and this model."""
+        is_of_model = self.model_fingerprint in (None, model_fingerprint)
+        return self.windows_digest == windows_digest and is_of_model
 
     @classmethod
     def from_json(cls, text: str) -> "SearchPlan":

@@ -2,12 +2,15 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruning.checkpoints.store import CheckpointStore
+from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import JobError, Phase
 from pruning.jobs.keys import RECORD, SEARCH
 from pruning.jobs.script import StaleAttempt
@@ -136,21 +139,53 @@ def test_a_worker_that_lost_the_job_adds_nothing(job_store: JobStore, job_id: st
     assert job_store.search_state(job_id) == SearchState(PLAN)
 
 
-@pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
-def test_an_ended_job_keeps_its_removals_and_no_state(
-    job_store: JobStore, job_id: str, redis_client: redis.Redis, end: str
+def end(store: JobStore, job_id: str, how: str) -> None:
+    if how == "succeed":
+        store.succeed(job_id, "tiny@x")
+    elif how == "fail":
+        store.fail(job_id, JobError("out_of_memory", "no"))
+    else:
+        store.cancel(job_id)
+        store.stopped(job_id)
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail", "cancel"])
+def test_an_ended_job_keeps_its_search_until_it_is_deleted(
+    job_store: JobStore, job_id: str, redis_client: redis.Redis, tmp_path: Path, how: str
 ) -> None:
     job_store.searching(job_id, PLAN, 0, 9)
     job_store.removed(job_id, [FIRST])
-    if end == "succeed":
-        job_store.succeed(job_id, "tiny@x")
-    elif end == "fail":
-        job_store.fail(job_id, JobError("out_of_memory", "no"))
-    else:
-        job_store.cancel(job_id)
-        job_store.stopped(job_id)
+    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate("2", 3, [0.5]))
+    end(job_store, job_id, how)
     assert job_store.get(job_id).removed_blocks == (FIRST.block,)
+    assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST,), scored={"2": {3: [0.5]}})
+    JobDeletion(redis_client, job_store, CheckpointStore(tmp_path)).delete(job_id)
     assert not redis_client.exists(SEARCH.format(id=job_id))
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail", "cancel"])
+def test_a_new_job_goes_on_with_the_search_of_another(
+    job_store: JobStore, job_id: str, how: str
+) -> None:
+    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.removed(job_id, [FIRST])
+    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate("2", 3, [0.5]))
+    end(job_store, job_id, how)
+    created = job_store.create(PruneSpec("tiny", num_remove=3), search_of=job_id)
+    assert job_store.search_state(created.id) == job_store.search_state(job_id)
+    assert created.search_of == job_id
+    assert (created.removed_blocks, created.losses) == ((FIRST.block,), (FIRST.loss,))
+    assert created.progress.evaluations_done == 4
+    job_store.start(created.id, "w")
+    job_store.searching(created.id, SearchPlan("0ther", 3), 0, 9, is_anew=True)
+    assert job_store.search_state(job_id).removals == (FIRST,)  # a copy of its own
+    assert job_store.get(created.id).removed_blocks == ()
+
+
+def test_a_job_whose_search_is_gone_begins_its_own(job_store: JobStore) -> None:
+    created = job_store.create(PruneSpec("tiny", num_remove=3), search_of="prn-" + "0" * 21)
+    assert (created.search_of, created.removed_blocks) == (None, ())
+    assert job_store.search_state(created.id) == SearchState()
 
 
 def test_the_pace_counts_what_this_worker_has_done(job_store: JobStore, job_id: str) -> None:
