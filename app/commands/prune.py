@@ -200,7 +200,7 @@ def _check_disk(spec: PruneSpec, info: ModelInfo, out: Path) -> None:
 
 
 def _record(spec: PruneSpec, info: ModelInfo, settings: Settings) -> Path:
-    """Where the search is recorded: one file for each spec and content of the model."""
-    words = f"{spec.digest()} {fingerprint(info.path)}"
+    """Where the search is recorded: one file for each search and content of the model."""
+    words = f"{spec.search_digest()} {fingerprint(info.path)}"
     digest = hashlib.sha256(words.encode()).hexdigest()
     return settings.data_dir / "searches" / f"{digest}.jsonl"

@@ -64,6 +64,7 @@ function showState() {
       ["Status", statusOf(job)],
       ["Model", name(job.model)],
       ["Heals", job.source && name(job.source)],
+      ["Search of", job.search_of && el("a", { href: `/ui/jobs/${encodeURIComponent(job.search_of)}` }, text(job.search_of))],
       ["Target", targetOf(job)],
       ["Phase", FINAL.has(job.status) ? null : job.phase],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
@@ -108,6 +109,7 @@ function showActions() {
   fill(byId("actions"),
     can("queued", "running") && !isPausing ? change("pause", "Pause", "pause") : null,
     can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume", "pause") : null,
+    can("failed", "cancelled") ? change("retry", "Retry", "retry") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
     job.status === "succeeded" && job.source === null && job.spec.heal === null
       ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
