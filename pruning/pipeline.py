@@ -33,6 +33,12 @@ from pruning.healing.places import healed_beside
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
+from pruning.models.memory import (
+    StateBudgetTooSmall,
+    is_out_of_memory,
+    release_cache,
+    shortage,
+)
 from pruning.models.names import healed_name
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
@@ -40,6 +46,7 @@ from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
 from pruning.repair.order import OrderRepair, RepairRequest, methods_for, repair_order, request_for
 from pruning.repair.record import Method
+from pruning.repair.states import SpillFailed
 from pruning.repair.stored import write_repair
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
@@ -48,7 +55,7 @@ from pruning.search.state import SearchState
 from pruning.sleb import Blocks
 from pruning.spec.gate import GateAction
 from pruning.spec.heal import Heal
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 
 
 def prune(
@@ -267,20 +274,45 @@ def _searched(
 
 
 def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:
-    """The run with the repairs that its spec asks for."""
+    """The run with the repairs that its spec asks for.
+
+    ``AUTO`` also means none: where memory does not suffice, a warning takes the place of a repair.
+    """
     if run.request is None:
         return run
     observer.phase("repair")
-    repair = repair_order(
+    if run.request.repair is not Repair.AUTO:
+        return replace(run, repair=_repair(run, observer, resources, resources.batch_tokens))
+    reason = resources.no_repair
+    for batch_tokens in () if reason else (resources.batch_tokens, resources.batch_tokens // 2):
+        try:
+            return replace(run, repair=_repair(run, observer, resources, batch_tokens))
+        except Exception as error:
+            if (reason := _shortage(error)) is None:
+                raise
+        release_cache()  # only now, as the error held what was in memory
+    observer.warned(f"the model is not repaired: {reason}")
+    return run
+
+
+def _shortage(error: Exception) -> str | None:
+    """What says that memory, or the disk that stands in for it, does not suffice for a repair."""
+    if isinstance(error, (SpillFailed, StateBudgetTooSmall)):
+        return str(error)
+    return shortage(error) if is_out_of_memory(error) else None
+
+
+def _repair(run: _Run, observer: Observer, resources: Resources, batch_tokens: int) -> OrderRepair:
+    assert run.request is not None
+    return repair_order(
         run.request,
         run.dense.visited(),
         run.order,
-        batch_tokens=resources.batch_tokens,
+        batch_tokens=batch_tokens,
         state_budget=resources.state_budget,
         open_walk=run.dense.open_walk(),
         observe=observer.repairing,
     )
-    return replace(run, repair=repair)
 
 
 def _write_json(path: Path, data: object) -> None:

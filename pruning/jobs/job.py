@@ -129,6 +129,7 @@ class JobNotFound(LookupError):
         self.job_id = job_id
 
 
+_COUNTS = ("priority", "attempt", "num_lost", "num_halvings")
 _OPTIONAL_TEXTS = ("source", "search_of", "worker", "pruned_model", "owner")  # of a record
 _EXPECTED = MappingProxyType(
     {
@@ -235,6 +236,7 @@ class Job:
     dense_loss: float | None = None
     attempt: int = 0
     num_lost: int = 0
+    lost_in: Phase | None = None  # the phase of the last of them
     num_halvings: int = 0  # of the batch size, after it ran out of memory
     worker: str | None = None
     pruned_model: str | None = None
@@ -267,7 +269,6 @@ class Job:
             spec=spec,
             status=JobStatus(fields["status"]),
             created_at=float(fields["created_at"]),
-            priority=int(fields.get("priority") or 0),
             status_since=_number(fields, "status_since"),
             pause_requested_at=_number(fields, "pause_requested_at"),
             phase=Phase(phase) if (phase := fields.get("phase")) else None,
@@ -278,9 +279,7 @@ class Job:
             removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
             losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
             dense_loss=_number(fields, "dense_loss"),
-            attempt=int(fields.get("attempt") or 0),
-            num_lost=int(fields.get("num_lost") or 0),
-            num_halvings=int(fields.get("num_halvings") or 0),
+            lost_in=Phase(lost_in) if (lost_in := fields.get("lost_in")) else None,
             started_at=_number(fields, "started_at"),
             finished_at=_number(fields, "finished_at"),
             estimated_finish=_estimated_finish(fields),
@@ -293,7 +292,7 @@ class Job:
                 for sink in Sink
                 if (text := fields.get(sink.field))
             },
-            **{name: fields.get(name) or None for name in _OPTIONAL_TEXTS},
+            **_plain(fields),
         )
 
 
@@ -320,6 +319,12 @@ def stop_request(status: JobStatus, *, is_pausing: bool) -> StopRequest | None:
     if status is JobStatus.CANCELLING:
         return StopRequest.CANCEL
     return StopRequest.PAUSE if is_pausing else None
+
+
+def _plain(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The counts and texts that are in the record as they are."""
+    counts = {name: int(fields.get(name) or 0) for name in _COUNTS}
+    return counts | {name: fields.get(name) or None for name in _OPTIONAL_TEXTS}
 
 
 def _number(fields: Mapping[str, str], name: str) -> float | None:

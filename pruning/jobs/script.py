@@ -53,6 +53,9 @@ if after ~= before then
   redis.call('ZREM', given.indexes[before], given.id)
   redis.call('ZADD', given.indexes[after], 0, given.id)
 end
+for name, from in pairs(change.copied) do
+  redis.call('HSET', KEYS[1], name, redis.call('HGET', KEYS[1], from) or '')
+end
 for name, value in pairs(change.fields) do redis.call('HSET', KEYS[1], name, value) end
 if given.finals[after] then redis.call('HSET', KEYS[1], 'finished_at', given.now) end
 for _, name in ipairs(change.incremented) do redis.call('HINCRBY', KEYS[1], name, 1) end
@@ -115,6 +118,7 @@ class Change:
     fields: Mapping[str, str] = field(default_factory=dict)  # to set in the record
     event: Event | None = None
     incremented: tuple[str, ...] = ()  # fields of the record
+    copied: Mapping[str, str] = field(default_factory=dict)  # likewise, each from the one named
     search: Mapping[str, str] = field(default_factory=dict)  # fields of the search state to set
     search_removed: tuple[str, ...] = ()  # fields of the search state to remove
     clears_search: bool = False  # before its fields are set
@@ -191,6 +195,7 @@ def _argument(change: Change, now: float) -> dict[str, Any]:
         "moves": change.moves,
         "fields": change.fields,
         "incremented": change.incremented,
+        "copied": dict(change.copied),
         "search": change.search,
         "search_removed": change.search_removed,
         "clears_search": change.clears_search,

@@ -47,6 +47,7 @@ _ATTEMPT_FIELDS = (
 )
 _PLAN_FIELDS = ("removed_blocks", "losses", "dense_loss")
 _IN_FRONT = {"in_front": "1"}  # a job that returns to the queue precedes others of its priority
+_LOST_IN = {"lost_in": "phase"}
 _HALVED = {"num_halvings": "1"}
 _PROGRESSED = {"num_lost": "0"}  # a later death of a worker has another cause
 _S = JobStatus
@@ -130,8 +131,8 @@ def released(reason: str, *, is_lost: bool) -> tuple[Change, ...]:
     """The worker is gone, for ``reason``. ``is_lost`` counts it as lost with the job."""
     level = "warn" if is_lost else "info"
     cancelled, paused = (Event(f"{word}: {reason}", level) for word in ("cancelled", "paused"))
-    counters = ("num_lost",) if is_lost else ()
-    return _requeued(cancelled, paused, Event(reason, level), incremented=counters)
+    counters, copied = (("num_lost",), _LOST_IN) if is_lost else ((), {})
+    return _requeued(cancelled, paused, Event(reason, level), {}, counters, copied)
 
 
 def short_of_memory(reason: str) -> tuple[Change, ...]:
@@ -146,13 +147,21 @@ def _requeued(
     queued: Event,
     also: Mapping[str, str] = MappingProxyType({}),
     incremented: tuple[str, ...] = (),
+    copied: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Change, ...]:
     """A job that no worker has any more: cancelled or paused if that was requested, else queued."""
     fields = {**dict.fromkeys(_ATTEMPT_FIELDS, ""), **also}
     return (
         Change("requeue", {_S.CANCELLING: _S.CANCELLED}, event=cancelled),
         Change("requeue", {_S.RUNNING: _S.PAUSED}, fields, paused, if_pausing=True),
-        Change("requeue", {_S.RUNNING: _S.QUEUED}, fields | _IN_FRONT, queued, incremented),
+        Change(
+            "requeue",
+            {_S.RUNNING: _S.QUEUED},
+            fields | _IN_FRONT,
+            queued,
+            incremented,
+            copied=copied,
+        ),
         Change("requeue", {_S.QUEUED: _S.QUEUED}, fields, queued, incremented),  # not yet started
     )
 
@@ -166,7 +175,15 @@ def started(worker: str) -> tuple[Change, ...]:
     counters = ("attempt", "num_lost")
     return (
         Change("start", {_S.QUEUED: _S.RUNNING}, fields, started_, ("attempt",)),
-        Change("start", _STILL_RUNNING, fields, taken_over, counters, if_pausing=False),
+        Change(
+            "start",
+            _STILL_RUNNING,
+            fields,
+            taken_over,
+            counters,
+            copied=_LOST_IN,
+            if_pausing=False,
+        ),
     )
 
 

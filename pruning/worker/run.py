@@ -11,7 +11,8 @@ from pruning.checkpoints.store import Manifest
 from pruning.config import Verify, WorkerSettings
 from pruning.heal_checkpoint import heal_checkpoint
 from pruning.healing.places import HealedPlaces, healed_beside
-from pruning.jobs.job import Job, JobError
+from pruning.jobs.job import Job, JobError, Phase
+from pruning.jobs.queue import DELIVERIES
 from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.pipeline import prune
@@ -37,6 +38,8 @@ def prune_job(
     name, models = job.checkpoint_name, ModelStore(settings.models_dir)
     checkpoints = checkpoints_of(settings)
     resources = Resources.of(settings, BATCH_TOKENS >> job.num_halvings)
+    if job.lost_in is Phase.REPAIR and job.num_lost >= DELIVERIES - 1:
+        resources = replace(resources, no_repair=f"it has ended {job.num_lost} workers")
     if job.source is not None and job.spec.heal is not None:
         source = checkpoints.directory(job.source)  # raises CheckpointNotFound
         places = replace(healed_beside(checkpoints.path(name)), source=source)
