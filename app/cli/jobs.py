@@ -53,6 +53,9 @@ def submit(
     heal_it: Annotated[
         bool, typer.Option("--heal", help="Heal the pruned model, as the heal options say.")
     ] = False,
+    reuse_search: Annotated[
+        bool, typer.Option(help="Go on with what an earlier job with the same search has found.")
+    ] = True,
     priority: Priority = 0,
     watch_it: WatchIt = False,
     url: Url = None,
@@ -69,7 +72,8 @@ def submit(
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios, "heal": heal})
     fields = {name: value for name, value in spec.to_dict().items() if value is not None}
     with _client(url) as client:
-        job = client.submit({**fields, "priority": priority})
+        own = {"priority": priority, "reuse_search": reuse_search}
+        job = client.submit({**fields, **own})
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
