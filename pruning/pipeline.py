@@ -24,7 +24,12 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
-from pruning.data.calibration import calibrate, repair_windows
+from pruning.data.calibration import (
+    calibrate,
+    check_healable_text,
+    evaluation_windows,
+    repair_windows,
+)
 from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
@@ -144,7 +149,8 @@ def _pruned(
     run = _repaired(run, observer, resources)
     observer.phase("evaluate")
     asked = _before_healing(spec)
-    quality = assess(asked, run.dense, run.removals, run.own_tensors, resources.tasks_dir)
+    given = (run.dense, run.removals, run.measured_on, run.own_tensors, resources.tasks_dir)
+    quality = assess(asked, *given)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
@@ -165,6 +171,7 @@ class _Run:
     request: RepairRequest | None  # None if nothing is to be repaired
     removals: list[Removal]
     times: BlockTimes | None  # of the dense model
+    measured_on: Mapping[str, Windows]  # by domain; empty if perplexities are not measured
     repair: OrderRepair | None = None
 
     @cached_property
@@ -266,11 +273,15 @@ def _searched(
     windows = calibrate(*source)
     read = partial(repair_windows, *source)
     request = request_for(spec.repair, methods, read, observer.warned)
+    measured_on = evaluation_windows(*source) if spec.evaluate else {}
+    if spec.heal is not None:  # raises now what would be raised behind the search
+        check_healable_text(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
     plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = search(spec, dense, windows, observer, state)
-    return _Run(spec, dense, parent_fingerprint, windows, request, removals, plan.times)
+    given = (windows, request, removals, plan.times, measured_on)
+    return _Run(spec, dense, parent_fingerprint, *given)
 
 
 def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:

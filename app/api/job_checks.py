@@ -2,21 +2,27 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from app.auth.keys import seen_tenant
 from pruning.checkpoints.store import CheckpointStore, Manifest, no_checkpoint
+from pruning.data.enough import check_text
+from pruning.evaluation.assess import check_measures
 from pruning.healing.record import check_healable
 from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint
 from pruning.jobs.heal_estimate import heal_estimate
-from pruning.models.architectures import ARCHITECTURES, check_quantizable
+from pruning.models.architectures import ARCHITECTURES
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
-from pruning.models.store import ModelInfo, ModelStore, read_config
+from pruning.models.store import ModelInfo, ModelStore, load_tokenizer, read_config
 from pruning.repair.order import methods_for
 from pruning.spec import InvalidSpec
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
+_KEPT_TOKENIZERS = 2  # between submissions: one takes some 100 MB and half a second to read
 _MAX_SHOWN_CHARS = 256  # of a file name in a message
 
 
@@ -99,13 +105,13 @@ class JobChecks:
         self._models = models
         self._texts = texts
         self._checkpoints = checkpoints
+        self._tokenizer = lru_cache(_KEPT_TOKENIZERS)(_tokenizer_of)
 
     def pruning(self, spec: PruneSpec) -> Checked:
         """Raises what says why a worker could not run it."""
         info = self._models.inspect(spec.model)
         spec = spec.resolved(self._texts.file)
-        if spec.quantize is not None:
-            check_quantizable(info.model_type)
+        check_measures(spec, info)
         methods_for(spec.repair, read_config(info.path))
         num_evaluations = spec.num_evaluations(info.num_blocks)
         _check_positions(spec, info)
@@ -113,6 +119,7 @@ class JobChecks:
         needed = footprint(spec, info, sizes)
         copies = 1 if spec.heal is None else 2
         free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
+        check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
         return Checked(spec, num_evaluations, info.num_blocks, sizes, needed, free_bytes)
 
     def healing(self, name: str, heal: Heal) -> CheckedHealing:
@@ -133,6 +140,15 @@ class JobChecks:
         if needed_bytes > free_bytes:
             raise DiskTooSmall(needed_bytes, free_bytes)
         return free_bytes
+
+
+def _tokenizer_of(path: Path, _changed_at: float) -> PreTrainedTokenizerBase:
+    return load_tokenizer(path)
+
+
+def _changed_at(path: Path) -> float:
+    """When a file of the model has last changed, in seconds since the epoch."""
+    return max(file.stat().st_mtime for file in path.iterdir())
 
 
 def _check_positions(spec: PruneSpec, info: ModelInfo) -> None:

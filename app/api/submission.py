@@ -19,6 +19,8 @@ from app.auth.keys import ApiKey, caller, seen_tenant
 from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.data.corpora import CalibrationError
+from pruning.evaluation.zero_shot import ZeroShotUnavailable
 from pruning.healing.record import NotHealable
 from pruning.jobs.conditions import Conditions, QueueFull
 from pruning.jobs.estimate import (
@@ -57,6 +59,8 @@ RAISES = (
     TooManyRemovals,
     TargetUnreachable,
     DiskTooSmall,
+    CalibrationError,
+    ZeroShotUnavailable,
     InvalidWebhook,
     WebhooksOff,
     IdempotencyKeyReused,
