@@ -59,9 +59,9 @@ class RecordedBar(SearchBar):
             )
         super().searching(plan, done, total)
 
-    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None = None) -> None:
-        if scored is not None:
-            self._file.scored(scored)
+    def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate] = ()) -> None:
+        for candidate in scored:
+            self._file.scored(candidate)
         super().evaluated(done, total, scored)
 
     def removed(self, removal: Removal) -> None:

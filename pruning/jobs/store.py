@@ -266,10 +266,11 @@ class JobStore:
         done: int,
         total: int,
         attempt: int | None = None,
-        scored: ScoredCandidate | None = None,
+        scored: Sequence[ScoredCandidate] = (),
+        before: int | None = None,
     ) -> StopRequest | None:
-        """Record evaluation ``done`` of ``total``, and the losses of its candidate."""
-        change = transitions.evaluated(done, total, scored)
+        """Record evaluation ``done`` of ``total``, behind ``before``, and losses of candidates."""
+        change = transitions.evaluated(done, total, scored, before)
         return self._change(job_id, change, attempt=attempt).stop_request
 
     def removed(

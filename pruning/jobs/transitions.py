@@ -219,8 +219,12 @@ def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Chan
     return Change("update", _WORKING, fields, event, search=search, clears_search=is_anew)
 
 
-def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> Change:
-    """A candidate is evaluated. Only whole percents are events: there may be thousands."""
+def evaluated(
+    done: int, total: int, scored: Sequence[ScoredCandidate] = (), before: int | None = None
+) -> Change:
+    """Candidates are evaluated, after ``before``. Only whole percents are events: there may be
+    thousands.
+    """
     fields = {
         "evaluations_done": str(done),
         "evaluations_total": str(total),
@@ -228,12 +232,15 @@ def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> C
     }
     data = {"evaluations_done": done, "evaluations_total": total}
     event = Event(f"{done} of {counted(total, 'evaluation')}", type="metrics", data=data)
+    search: dict[str, str] = {}
+    for candidate in scored:
+        search |= scored_field(candidate)
     return Change(
         "update",
         _WORKING,
         fields | _PROGRESSED if scored else fields,
-        event=event if _is_whole_percent(done, total) else None,
-        search=scored_field(scored) if scored else {},
+        event=event if _is_whole_percent(done, total, before) else None,
+        search=search,
     )
 
 
@@ -317,8 +324,10 @@ def healing(progress: HealProgress, *, is_check: bool) -> Change:
     return Change("update", _WORKING, fields | _PROGRESSED, event=event)
 
 
-def _is_whole_percent(done: int, total: int) -> bool:
-    return total > 0 and done * 100 // total > (done - 1) * 100 // total
+def _is_whole_percent(done: int, total: int, before: int | None = None) -> bool:
+    """Whether ``done`` of ``total`` is another percent than ``before``, by default one less."""
+    before = done - 1 if before is None else before
+    return total > 0 and done * 100 // total > before * 100 // total
 
 
 def warned(message: str) -> Change:

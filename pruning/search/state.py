@@ -42,7 +42,10 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """The losses of one candidate in the round of that name, which is not decided yet."""
+    """The losses of one candidate in the round of that name, which is not decided yet.
+
+    They are those of the first windows, and of all of them in the end.
+    """
 
     round: str
     block: int
@@ -85,6 +88,11 @@ class SearchState:
             decided=decided,
             scored=scored,
         )
+
+
+def num_whole(scored: Mapping[int, Losses], num_windows: int) -> int:
+    """How many evaluations the losses of some candidates amount to."""
+    return sum(map(len, scored.values())) // num_windows
 
 
 _DECIDED, _SCORED = "round", "scored"

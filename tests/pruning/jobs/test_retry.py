@@ -36,7 +36,7 @@ def failed_with_a_search(store: JobStore) -> str:
     attempt = store.start(job.id, "first").attempt
     store.searching(job.id, PLAN, 0, 9, attempt)
     store.removed(job.id, [FIRST], attempt)
-    store.evaluated(job.id, 3, 9, attempt, ScoredCandidate("2", 2, [1.5]))
+    store.evaluated(job.id, 3, 9, attempt, [ScoredCandidate("2", 2, [1.5])])
     store.fail(job.id, JobError("out_of_memory", "too little"), attempt)
     return job.id
 
