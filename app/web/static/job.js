@@ -87,6 +87,16 @@ function change(verb, label, key) {
   }) }, label);
 }
 
+/** Queue the job again as it was. Its events go on behind those of its end. */
+async function retry(event) {
+  await act(event.target, async () => {
+    job = await post(`${path}/retry`);
+    say("retry requested");
+    show();
+    begin(watch);
+  });
+}
+
 async function cancel(event) {
   const isSure = await confirmed("Cancel this job?",
     "It stops after its current evaluation. The removals found so far stay, and can be served.", "Cancel the job");
@@ -109,7 +119,7 @@ function showActions() {
   fill(byId("actions"),
     can("queued", "running") && !isPausing ? change("pause", "Pause", "pause") : null,
     can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume", "pause") : null,
-    can("failed", "cancelled") ? change("retry", "Retry", "retry") : null,
+    can("failed", "cancelled") ? el("button", { "data-key": "retry", onclick: retry }, "Retry") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
     job.status === "succeeded" && job.source === null && job.spec.heal === null
       ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
@@ -265,10 +275,16 @@ function heard(event) {
   refreshSoon();
 }
 
-await begin(async () => {
-  await refresh();
-  readNumBlocks();
+/** Show all events, the old ones first, until the job ends. */
+async function watch() {
+  byId("events").replaceChildren();
   await follow(`${path}/events`, new Freshness(), heard, ({ data }) => FINAL.has(data.status));
   refreshSoon();
   say(`The job has ended: ${job.status}`);
+}
+
+await begin(async () => {
+  await refresh();
+  readNumBlocks();
+  await watch();
 });
