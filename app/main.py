@@ -12,6 +12,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from app.api.deps import GenerationServices, JobServices, Services, State
 from app.api.errors import install_errors
 from app.api.formats.jobs import job_view_at
+from app.api.job_checks import JobChecks, TextsFolder
 from app.api.lifespan import running
 from app.api.middleware.auth import AuthMiddleware
 from app.api.middleware.metrics import MetricsMiddleware
@@ -32,7 +33,6 @@ from app.api.routes import (
     status,
 )
 from app.api.submission import JobSubmission
-from app.api.texts_folder import TextsFolder
 from app.auth.audit import AuditLog
 from app.auth.keys import seen_tenant
 from app.auth.limits import KeyLimits
@@ -248,12 +248,12 @@ def _submission(
     checkpoints: CheckpointStore,
 ) -> JobSubmission:
     rule = address_rule(is_private_allowed=settings.webhook_allow_private)
+    texts = TextsFolder(settings.texts_dir, settings.max_text_bytes)
     return JobSubmission(
         store,
         queue,
         IdempotencyKeys(connection),
-        models,
-        TextsFolder(settings.texts_dir, settings.max_text_bytes),
+        JobChecks(models, texts, checkpoints),
         checkpoints=checkpoints,
         max_queued=settings.max_queued_jobs,
         webhook_rule=None if settings.webhook_secret is None else rule,

@@ -66,7 +66,7 @@ class _Cost(Observer):
         self.at_removal: list[tuple[int, float]] = []
         self._began_s = time.perf_counter()
 
-    def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None) -> None:
+    def evaluated(self, done: int, _total: int, _scored: Sequence[ScoredCandidate]) -> None:
         self.evaluations = done
 
     def removed(self, _removal: Removal) -> None:

@@ -50,7 +50,7 @@ class _Progress(Observer):
         self._console = console
         self._metric = metric
 
-    def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None) -> None:
+    def evaluated(self, done: int, _total: int, _scored: Sequence[ScoredCandidate]) -> None:
         self.evaluations = done
 
     def removed(self, removal: Removal) -> None:

@@ -15,11 +15,21 @@ from pathlib import Path
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish
-from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
+from pruning.checkpoints.same_search import (
+    is_healed_otherwise,
+    is_left_to_heal,
+    published_by_search,
+)
+from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
-from pruning.data.calibration import calibrate, repair_windows
+from pruning.data.calibration import (
+    calibrate,
+    check_healable_text,
+    evaluation_windows,
+    repair_windows,
+)
 from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
@@ -28,6 +38,12 @@ from pruning.healing.places import healed_beside
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
+from pruning.models.memory import (
+    StateBudgetTooSmall,
+    is_out_of_memory,
+    release_cache,
+    shortage,
+)
 from pruning.models.names import healed_name
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
@@ -35,6 +51,7 @@ from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
 from pruning.repair.order import OrderRepair, RepairRequest, methods_for, repair_order, request_for
 from pruning.repair.record import Method
+from pruning.repair.states import SpillFailed
 from pruning.repair.stored import write_repair
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
@@ -42,7 +59,8 @@ from pruning.search.search import plan_of, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks
 from pruning.spec.gate import GateAction
-from pruning.spec.prune import PruneSpec
+from pruning.spec.heal import Heal
+from pruning.spec.prune import PruneSpec, Repair
 
 
 def prune(
@@ -62,37 +80,49 @@ def prune(
     """Prune as ``spec`` says and publish the checkpoint ``name`` in the directory ``target``.
 
     If it asks for healing, the healed checkpoint is published beside it, and its manifest returned;
-    a run whose first checkpoint is there goes on with that. ``earlier`` is the state of a search of
-    this spec. ``confirm`` is called before a checkpoint becomes visible, and while another process
-    verifies it; an exception from it cancels. ``overwrite`` replaces what is there. All of it
-    belongs to ``tenant``. Raises ``QualityGateFailed``, ``CheckpointNotPortable``, and before any
-    weight is read what ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
+    a run whose first checkpoint is there goes on with that. One of the same search, published with
+    other settings, is replaced. ``earlier`` is the state of a search of this spec. ``confirm`` is
+    called before a checkpoint becomes visible, and while another process verifies it; an exception
+    from it cancels. ``overwrite`` replaces what is there. All of it belongs to ``tenant``. Raises
+    ``QualityGateFailed``, ``CheckpointNotPortable``, and before any weight is read what
+    ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
     """
     resources = resources or Resources()
-    manifest = None if overwrite else _published(target, spec)
-    given = (models, observer, resources, earlier, confirm, verify, overwrite, tenant)
-    manifest = manifest or _pruned(spec, name, target, *given)
+    manifest = None if overwrite else published_by_search(target, spec)
+    if manifest is None or not is_left_to_heal(manifest, spec):
+        replaces = overwrite or (manifest is not None and manifest.spec_digest != spec.digest())
+        given = (models, observer, resources, earlier, confirm, verify, replaces, tenant)
+        manifest = _pruned(spec, name, target, *given)
     if spec.heal is None:
         return manifest
+    with_it = (models, observer, resources, confirm, verify)
+    return _healed(spec.heal, name, target, *with_it, overwrite=overwrite)
+
+
+def _healed(
+    heal: Heal,
+    name: str,
+    target: Path,
+    models: ModelStore,
+    observer: Observer,
+    resources: Resources,
+    confirm: Callable[[], object],
+    verify: Verify,
+    *,
+    overwrite: bool,
+) -> Manifest:
+    places = healed_beside(target)
     return heal_checkpoint(
-        spec.heal,
-        healed_beside(target),
+        heal,
+        places,
         name=healed_name(name),
         models=models,
         observer=observer,
         resources=resources,
         confirm=confirm,
         how=verify,
-        overwrite=overwrite,
+        overwrite=overwrite or is_healed_otherwise(places.target, name, heal),
     )
-
-
-def _published(target: Path, spec: PruneSpec) -> Manifest | None:
-    """What an earlier run with this spec has published, if the healing is left."""
-    if spec.heal is None or not (target / MANIFEST).is_file():
-        return None
-    manifest = read_manifest(target)
-    return manifest if manifest.spec_digest == spec.digest() else None
 
 
 def _before_healing(spec: PruneSpec) -> PruneSpec:
@@ -119,7 +149,8 @@ def _pruned(
     run = _repaired(run, observer, resources)
     observer.phase("evaluate")
     asked = _before_healing(spec)
-    quality = assess(asked, run.dense, run.removals, run.own_tensors, resources.tasks_dir)
+    given = (run.dense, run.removals, run.measured_on, run.own_tensors, resources.tasks_dir)
+    quality = assess(asked, *given)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
@@ -140,6 +171,7 @@ class _Run:
     request: RepairRequest | None  # None if nothing is to be repaired
     removals: list[Removal]
     times: BlockTimes | None  # of the dense model
+    measured_on: Mapping[str, Windows]  # by domain; empty if perplexities are not measured
     repair: OrderRepair | None = None
 
     @cached_property
@@ -241,28 +273,57 @@ def _searched(
     windows = calibrate(*source)
     read = partial(repair_windows, *source)
     request = request_for(spec.repair, methods, read, observer.warned)
+    measured_on = evaluation_windows(*source) if spec.evaluate else {}
+    if spec.heal is not None:  # raises now what would be raised behind the search
+        check_healable_text(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
     plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = search(spec, dense, windows, observer, state)
-    return _Run(spec, dense, parent_fingerprint, windows, request, removals, plan.times)
+    given = (windows, request, removals, plan.times, measured_on)
+    return _Run(spec, dense, parent_fingerprint, *given)
 
 
 def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:
-    """The run with the repairs that its spec asks for."""
+    """The run with the repairs that its spec asks for.
+
+    ``AUTO`` also means none: where memory does not suffice, a warning takes the place of a repair.
+    """
     if run.request is None:
         return run
     observer.phase("repair")
-    repair = repair_order(
+    if run.request.repair is not Repair.AUTO:
+        return replace(run, repair=_repair(run, observer, resources, resources.batch_tokens))
+    reason = resources.no_repair
+    for batch_tokens in () if reason else (resources.batch_tokens, resources.batch_tokens // 2):
+        try:
+            return replace(run, repair=_repair(run, observer, resources, batch_tokens))
+        except Exception as error:
+            if (reason := _shortage(error)) is None:
+                raise
+        release_cache()  # only now, as the error held what was in memory
+    observer.warned(f"the model is not repaired: {reason}")
+    return run
+
+
+def _shortage(error: Exception) -> str | None:
+    """What says that memory, or the disk that stands in for it, does not suffice for a repair."""
+    if isinstance(error, (SpillFailed, StateBudgetTooSmall)):
+        return str(error)
+    return shortage(error) if is_out_of_memory(error) else None
+
+
+def _repair(run: _Run, observer: Observer, resources: Resources, batch_tokens: int) -> OrderRepair:
+    assert run.request is not None
+    return repair_order(
         run.request,
         run.dense.visited(),
         run.order,
-        batch_tokens=resources.batch_tokens,
+        batch_tokens=batch_tokens,
         state_budget=resources.state_budget,
         open_walk=run.dense.open_walk(),
         observe=observer.repairing,
     )
-    return replace(run, repair=repair)
 
 
 def _write_json(path: Path, data: object) -> None:

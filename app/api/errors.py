@@ -50,8 +50,10 @@ from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.results.store import ResultNotFound
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
+from pruning.data.corpora import CalibrationError
+from pruning.evaluation.zero_shot import ZeroShotUnavailable
 from pruning.healing.record import NotHealable
-from pruning.jobs.creation import QueueFull
+from pruning.jobs.conditions import QueueFull
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers
@@ -109,6 +111,8 @@ _JOBS: Problems = {
     TooManyRemovals: (422, "too-many-removals", "The model has too few removable blocks."),
     TargetUnreachable: (422, "target-unreachable", "No number of removals reaches the target."),
     NotHealable: (422, "not-healable", "The checkpoint cannot be healed."),
+    CalibrationError: (422, "text-unusable", "The calibration text cannot be used."),
+    ZeroShotUnavailable: (422, "zero-shot-unavailable", "Zero-shot tasks are not available."),
     DiskTooSmall: (422, "disk-too-small", "Not enough disk space for the pruned model."),
     InvalidWebhook: (422, "invalid-webhook", "Webhook URL not allowed."),
     WebhooksOff: (422, "webhooks-off", "Webhooks are disabled."),

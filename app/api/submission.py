@@ -1,36 +1,33 @@
 """Submitting a pruning job: check the request, record the job, queue it.
 
-A request that can never succeed is refused here, not hours later by a worker.
+A request that can never succeed is refused here, not hours later by a worker. One that has ended
+without a result is queued again here as well.
 """
 
 import hashlib
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from app.api.job_checks import Checked, CheckedHealing, JobChecks
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
-from app.api.texts_folder import TextsFolder, check_lengths
-from app.auth.keys import caller, seen_tenant
+from app.api.schemas.retry import RetryJobBody
+from app.auth.keys import ApiKey, caller, seen_tenant
 from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
-from pruning.checkpoints.store import (
-    CheckpointCorrupt,
-    CheckpointNotFound,
-    CheckpointStore,
-)
-from pruning.healing.record import NotHealable, check_healable
-from pruning.jobs.creation import Conditions, QueueFull
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from pruning.data.corpora import CalibrationError
+from pruning.evaluation.zero_shot import ZeroShotUnavailable
+from pruning.healing.record import NotHealable
+from pruning.jobs.conditions import Conditions, QueueFull
 from pruning.jobs.estimate import (
     DiskTooSmall,
     Duration,
     Footprint,
     duration,
-    footprint,
     is_upper_bound,
     wait_s,
 )
@@ -41,20 +38,13 @@ from pruning.jobs.idempotency import (
     IdempotencyKeyReused,
     IdempotencyKeys,
 )
-from pruning.jobs.job import Job, JobNotFound, JobStatus, Webhook
+from pruning.jobs.job import RETRIED, IllegalTransition, Job, JobNotFound, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
-from pruning.models.architectures import (
-    ARCHITECTURES,
-    UnknownArchitecture,
-    UnsupportedConfig,
-    check_quantizable,
-)
-from pruning.models.safetensors_headers import WeightSizes, weight_sizes
-from pruning.models.store import ModelNotFound, ModelStore, NotAModel, read_config
-from pruning.repair.order import methods_for
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.store import ModelNotFound, NotAModel
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.heal import Heal
@@ -69,6 +59,8 @@ RAISES = (
     TooManyRemovals,
     TargetUnreachable,
     DiskTooSmall,
+    CalibrationError,
+    ZeroShotUnavailable,
     InvalidWebhook,
     WebhooksOff,
     IdempotencyKeyReused,
@@ -81,6 +73,7 @@ RAISES = (
 )
 
 HEAL_RAISES = (*RAISES, CheckpointNotFound, CheckpointCorrupt, NotHealable)
+RETRY_RAISES = (*HEAL_RAISES, IllegalTransition)
 
 _NUM_EARLIER_JOBS = 100  # the newest jobs that an estimate uses
 _REFRESH_S = 2.0  # that a submission waits for a list of the object store
@@ -105,6 +98,7 @@ class Estimate:
     footprint: Footprint
     heal: HealEstimate | None  # None if it heals nothing
     free_disk_bytes: int
+    search_of: str | None  # the job whose search it would go on with
 
 
 @dataclass(frozen=True)
@@ -116,17 +110,6 @@ class HealingEstimate:
 
 
 @dataclass(frozen=True)
-class _Checked:
-    spec: PruneSpec
-    webhook: Webhook | None
-    num_evaluations: int
-    num_blocks: int
-    sizes: WeightSizes
-    footprint: Footprint
-    free_disk_bytes: int
-
-
-@dataclass(frozen=True)
 class _Asked:
     """What a request asks for, after its checks."""
 
@@ -134,14 +117,14 @@ class _Asked:
     webhook: Webhook | None
     checkpoint_bytes: int  # that the job writes at most
     source: str | None = None  # the checkpoint to heal
+    search_of: str | None = None  # the job whose search it goes on with
 
 
 class JobSubmission:
     """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
-    The folder of ``checkpoints`` is where a pruned model has to fit. ``webhook_rule`` says which
-    addresses webhooks may go to; None refuses webhooks. ``default_quota`` is that of tenants
-    without their own.
+    ``webhook_rule`` says which addresses webhooks may go to; None refuses webhooks.
+    ``default_quota`` is that of tenants without their own.
     """
 
     def __init__(
@@ -149,8 +132,7 @@ class JobSubmission:
         jobs: JobStore,
         queue: PruneQueue,
         idempotency: IdempotencyKeys,
-        models: ModelStore,
-        texts: TextsFolder,
+        checks: JobChecks,
         *,
         checkpoints: CheckpointStore,
         max_queued: int,
@@ -160,8 +142,7 @@ class JobSubmission:
         self._jobs = jobs
         self._queue = queue
         self._idempotency = idempotency
-        self._models = models
-        self._texts = texts
+        self._checks = checks
         self._checkpoints = checkpoints
         self._max_queued = max_queued
         self._webhook_rule = webhook_rule
@@ -172,40 +153,65 @@ class JobSubmission:
 
         A refused request leaves nothing behind, and its key stays free.
         """
-
-        def asked() -> _Asked:
-            checked = self._checked(body)
-            return _Asked(checked.spec, checked.webhook, _checkpoint_bytes(checked))
-
-        return self._submitted(body, key, asked)
+        return self._submitted(body, key, lambda: self._pruning(body)[0])
 
     def submit_healing(self, body: HealJobBody, key: str | None) -> Submitted:
         """As ``submit``, for a job that heals a published checkpoint. Raises ``HEAL_RAISES``."""
         return self._submitted(body, key, lambda: self._healing(body)[0])
 
+    def estimate(self, body: PruneJobBody) -> Estimate:
+        """Say what the job would need, and create nothing. Raises as ``submit`` does."""
+        asked, checked = self._pruning(body)
+        return self._estimated(checked, asked.search_of)
+
     def estimate_healing(self, body: HealJobBody) -> HealingEstimate:
         """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
-        return self._healing(body, self._succeeded)[1]
-
-    def _healing(
-        self, body: HealJobBody, succeeded: Callable[[], Sequence[Job]] = tuple
-    ) -> tuple["_Asked", HealingEstimate]:
-        """The job, and what it would need by the pace of those that have ``succeeded``."""
-        manifest = self._checkpoints.to_heal(body.model, seen_tenant())
-        check_healable(manifest.name, manifest.healing)
-        info = self._models.inspect(manifest.parent)
-        heal = Heal.from_dict(body.heal.model_dump())
-        spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
-        free_bytes = shutil.disk_usage(_existing(self._checkpoints.root)).free
-        if manifest.weight_bytes > free_bytes:
-            raise DiskTooSmall(manifest.weight_bytes, free_bytes)
-        webhook = None if body.webhook is None else self._webhook(body.webhook)
-        sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
-        found = heal_estimate(spec, info.num_blocks, sizes, succeeded())
+        _, checked = self._healing(body)
+        found = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
         assert found is not None
-        needed_bytes = manifest.weight_bytes + found.adapter_bytes
-        asked = _Asked(spec, webhook, needed_bytes, manifest.name)
-        return asked, HealingEstimate(found, manifest.weight_bytes)
+        return HealingEstimate(found, checked.source.weight_bytes)
+
+    def retry(self, job_id: str, body: RetryJobBody) -> Job:
+        """Queue a job again that has failed or was cancelled. Raises ``RETRY_RAISES``."""
+        job, checked = self._retried(job_id, body)
+        conditions = self._conditions_again(job, checked.checkpoint_bytes)
+        retried = self._jobs.retry(job_id, checked.spec, conditions)
+        self._queue.enqueue(job_id)
+        return retried
+
+    def _retried(self, job_id: str, body: RetryJobBody) -> tuple[Job, Checked | CheckedHealing]:
+        job = self._jobs.get(job_id)
+        if job.status not in RETRIED:
+            raise IllegalTransition(job_id, job.status, "retry")
+        spec = body.changed(job.spec, heals_only=job.source is not None)
+        if job.source is not None and spec.heal is not None:
+            return job, self._checks.healing(job.source, spec.heal)
+        return job, self._checks.pruning(spec)
+
+    def _pruning(self, body: PruneJobBody) -> tuple["_Asked", Checked]:
+        checked = self._checks.pruning(PruneSpec.from_dict(body.spec_fields()))
+        webhook = None if body.webhook is None else self._webhook(body.webhook)
+        earlier = self._same_search(checked.spec) if body.reuse_search else None
+        search_of = None if earlier is None else earlier.id
+        asked = _Asked(checked.spec, webhook, checked.checkpoint_bytes, search_of=search_of)
+        return asked, checked
+
+    def _healing(self, body: HealJobBody) -> tuple["_Asked", CheckedHealing]:
+        checked = self._checks.healing(body.model, Heal.from_dict(body.heal.model_dump()))
+        webhook = None if body.webhook is None else self._webhook(body.webhook)
+        source = checked.source.name
+        return _Asked(checked.spec, webhook, checked.checkpoint_bytes, source), checked
+
+    def _same_search(self, spec: PruneSpec) -> Job | None:
+        """The job, of those that the client may see, whose search has come furthest."""
+        digest, owner = spec.search_digest(), seen_tenant()
+        found = [
+            job
+            for job in self._jobs.list(_NUM_EARLIER_JOBS, owner=owner).jobs
+            if job.model == spec.model and job.source is None and job.progress.evaluations_done
+            if job.spec.search_digest() == digest
+        ]
+        return max(found, key=lambda job: job.progress.evaluations_done, default=None)
 
     def _submitted(
         self, body: PruneJobBody | HealJobBody, key: str | None, check: Callable[[], "_Asked"]
@@ -215,44 +221,57 @@ class JobSubmission:
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
             asked = check()
-            conditions = self._conditions(claim, asked.checkpoint_bytes)
-            given = (body.metadata, conditions, body.priority, asked.webhook, asked.source)
+            given = (body.metadata, self._conditions(claim, asked), body.priority, asked.webhook)
             try:
-                job = self._jobs.create(asked.spec, *given)
+                job = self._jobs.create(asked.spec, *given, asked.source, asked.search_of)
             except (QueueFull, QueueQuotaReached) as full:
                 full.retry_after_s = self._wait_s()
                 raise
         self._queue.enqueue(job.id)
         return Submitted(job, is_replayed=False)
 
-    def _conditions(self, claim: Claim | None, checkpoint_bytes: int) -> Conditions:
+    def _conditions(self, claim: Claim | None, asked: "_Asked") -> Conditions:
         """Those of the caller's tenant, which the jobs of admins count towards as well."""
+        return self._conditions_of(caller.get(), claim, asked.checkpoint_bytes)
+
+    def _conditions_again(self, job: Job, checkpoint_bytes: int) -> Conditions:
+        """Those of a job that is retried. Its tenant's quota counts if that sends the request."""
         key = caller.get()
+        is_own = key is not None and key.owner == job.owner
+        return self._conditions_of(key if is_own else None, None, checkpoint_bytes, {job.id})
+
+    def _conditions_of(
+        self,
+        key: ApiKey | None,
+        claim: Claim | None,
+        checkpoint_bytes: int,
+        retried: Collection[str] = (),
+    ) -> Conditions:
         if key is None:
             return Conditions(self._max_queued, claim, checkpoint_bytes=checkpoint_bytes)
         quota = key.quota.over(self._default_quota)
         of_tenant = JobQuota(quota.queued_jobs or 0, quota.checkpoint_bytes or 0)
         if quota.checkpoint_bytes:
-            pending = self._jobs.pending_ids()
+            pending = self._jobs.pending_ids().union(retried)
             # it may have what was pending a moment ago; if it is away, what it had counts
             self._checkpoints.refresh_within(_REFRESH_S)
             published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=pending)
             of_tenant = replace(of_tenant, published_bytes=published_bytes, pending_jobs=pending)
         return Conditions(self._max_queued, claim, key.owner, of_tenant, checkpoint_bytes)
 
-    def estimate(self, body: PruneJobBody) -> Estimate:
-        """Say what the job would need, and create nothing. Raises as ``submit`` does."""
-        checked = self._checked(body)
-        spec = checked.spec
-        succeeded = self._succeeded()
+    def _estimated(self, checked: Checked, search_of: str | None) -> Estimate:
+        spec, succeeded = checked.spec, self._succeeded()
+        num_known = 0 if search_of is None else self._jobs.get(search_of).progress.evaluations_done
+        num_left = max(0, checked.num_evaluations - num_known)
         return Estimate(
             model=spec.model,
             num_evaluations=checked.num_evaluations,
             is_upper_bound=is_upper_bound(spec),
-            duration=duration(spec, checked.num_evaluations, succeeded),
+            duration=duration(spec, num_left, succeeded),
             footprint=checked.footprint,
             heal=heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded),
             free_disk_bytes=checked.free_disk_bytes,
+            search_of=search_of,
         )
 
     @contextmanager
@@ -275,44 +294,11 @@ class JobSubmission:
         succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
         return wait_s(running, succeeded, time.time())
 
-    def _checked(self, body: PruneJobBody) -> _Checked:
-        info = self._models.inspect(body.model)
-        spec = PruneSpec.from_dict(body.spec_fields()).resolved(self._texts.file)
-        check_lengths(spec.calibration)
-        if spec.quantize is not None:
-            check_quantizable(info.model_type)
-        methods_for(spec.repair, read_config(info.path))
-        num_evaluations = spec.num_evaluations(info.num_blocks)
-        if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
-            raise InvalidSpec(
-                "calibration.seqlen",
-                f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions "
-                f"of {spec.model}",
-            )
-        refit = ARCHITECTURES[info.model_type].writes.refit
-        sizes = weight_sizes(info.path, refit)
-        needed = footprint(spec, info, sizes)
-        free_bytes = shutil.disk_usage(_existing(self._checkpoints.root)).free
-        least_bytes = needed.least_checkpoint_bytes * (1 if spec.heal is None else 2)
-        if least_bytes > free_bytes:
-            raise DiskTooSmall(least_bytes, free_bytes)
-        webhook = None if body.webhook is None else self._webhook(body.webhook)
-        blocks = info.num_blocks
-        return _Checked(spec, webhook, num_evaluations, blocks, sizes, needed, free_bytes)
-
     def _webhook(self, body: WebhookBody) -> Webhook:
         if self._webhook_rule is None:
             raise WebhooksOff
         check(body.url, self._webhook_rule)
         return Webhook(body.url, tuple(dict.fromkeys(body.events)))
-
-
-def _checkpoint_bytes(checked: _Checked) -> int:
-    """What the job writes at most: the pruned model, its repairs, and the healed one."""
-    needed = checked.footprint
-    healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, succeeded=())
-    healed_bytes = 0 if healing is None else needed.checkpoint_bytes + healing.adapter_bytes
-    return needed.checkpoint_bytes + needed.repair_bytes + healed_bytes
 
 
 def _scoped(key: str) -> str:
@@ -339,8 +325,3 @@ def _as_created(job: Job) -> Job:
         source=job.source,
         owner=job.owner,
     )
-
-
-def _existing(path: Path) -> Path:
-    """Return the path, or its nearest parent that exists."""
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())

@@ -14,6 +14,8 @@ from app.cli.options import (
     DomainRatios,
     Url,
     calibration_of,
+    change_options,
+    changes_of,
     heal_from,
     heal_of,
     heal_options,
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 jobs = typer.Typer(
     no_args_is_help=True,
-    help="Submit, heal, list, show, watch, pause, resume, cancel and delete the jobs of a service.",
+    help="Submit, heal, list, show, watch, pause, resume, retry, cancel and delete the jobs of a "
+    "service.",
 )
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job: prn-...")]
@@ -50,6 +53,9 @@ def submit(
     heal_it: Annotated[
         bool, typer.Option("--heal", help="Heal the pruned model, as the heal options say.")
     ] = False,
+    reuse_search: Annotated[
+        bool, typer.Option(help="Go on with what an earlier job with the same search has found.")
+    ] = True,
     priority: Priority = 0,
     watch_it: WatchIt = False,
     url: Url = None,
@@ -66,7 +72,8 @@ def submit(
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios, "heal": heal})
     fields = {name: value for name, value in spec.to_dict().items() if value is not None}
     with _client(url) as client:
-        job = client.submit({**fields, "priority": priority})
+        own = {"priority": priority, "reuse_search": reuse_search}
+        job = client.submit({**fields, **own})
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
@@ -172,6 +179,31 @@ def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Queue a paused job again. It continues where it stopped."""
     with _client(url) as client:
         _print_change(client.resume(job_id), as_json=as_json)
+
+
+@jobs.command()
+@change_options
+def retry(
+    job_id: JobId,
+    gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - typer needs a list, and never changes it
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="Check no limits.")] = False,
+    no_heal: Annotated[bool, typer.Option("--no-heal", help="Heal nothing.")] = False,
+    watch_it: WatchIt = False,
+    url: Url = None,
+    as_json: AsJson = False,
+    **values: object,
+) -> None:
+    """Queue a job again that has failed or was cancelled. No candidate is scored again.
+
+    Options change what follows its search. What has none stays as it was; a heal option alone adds
+    a healing.
+    """
+    ratios = ratios_by_domain(gate_max_perplexity_ratio_of) or None
+    none = {part: None for part, is_none in (("gate", no_gate), ("heal", no_heal)) if is_none}
+    with _client(url) as client:
+        given = {**values, "gate_max_perplexity_ratio_of": ratios}
+        job = client.retry(job_id, {**changes_of(given, client.get(job_id)["spec"]), **none})
+    _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
 def _client(url: str | None) -> "AbstractContextManager[JobClient]":

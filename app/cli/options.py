@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -15,7 +15,7 @@ from pruning.spec import InvalidSpec
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.gate import Gate, gate_of
 from pruning.spec.heal import Heal
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import BEHIND_SEARCH, PruneSpec
 from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url
 
 Command = Callable[..., None]
@@ -110,6 +110,29 @@ def spec_options(*names: str) -> Callable[[Command], Command]:
 def heal_options(command: Command) -> Command:
     """Add an option for every field of ``Heal`` to a command, as ``**values``."""
     return _with_options(tuple(HEAL_HELP), lambda: _of_fields(Heal, "", HEAL_HELP))(command)
+
+
+def change_options(command: Command) -> Command:
+    """Add an option for every setting that follows a search to a command, as ``**values``.
+
+    None of them has a default: what is not given stays as it was.
+    """
+    names = [*HELP, *HEAL_OF_JOB]
+    chosen = [name for name in names if name in BEHIND_SEARCH or name.startswith((GATE, HEAL))]
+    return _with_options(chosen, _changes)(command)
+
+
+def changes_of(values: Mapping[str, object], spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What options of ``change_options`` change; a gate or healing keeps the rest of ``spec``."""
+    given = {name: value for name, value in values.items() if value is not None}
+    changes = {name: value for name, value in given.items() if name in BEHIND_SEARCH}
+    for part, prefix in (("gate", GATE), ("heal", HEAL)):
+        nested = {
+            name.removeprefix(prefix): given[name] for name in given if name.startswith(prefix)
+        }
+        if nested:
+            changes[part] = {**(spec.get(part) or {}), **nested}
+    return changes
 
 
 def heal_of(values: Mapping[str, object], *, is_asked: bool) -> Heal | None:
@@ -239,6 +262,15 @@ def _parameters() -> dict[str, inspect.Parameter]:
     for kind, prefix in ((PruneSpec, ""), (CalibrationSpec, ""), (Gate, GATE)):
         found |= _of_fields(kind, prefix, HELP)
     return found | _of_fields(Heal, HEAL, HEAL_OF_JOB)
+
+
+def _changes() -> dict[str, inspect.Parameter]:
+    """The same options without defaults."""
+    found = {}
+    for name, parameter in _parameters().items():
+        kind, option = get_args(parameter.annotation)
+        found[name] = parameter.replace(default=None, annotation=Annotated[kind | None, option])
+    return found
 
 
 def _of_fields(kind: Any, prefix: str, texts: Mapping[str, str]) -> dict[str, inspect.Parameter]:  # noqa: ANN401 - any dataclass

@@ -173,21 +173,26 @@ class JobClient(ServiceClient):
     def resume(self, job_id: str) -> dict[str, Any]:
         return self.request("POST", f"{_path(job_id)}/resume")
 
+    def retry(self, job_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+        return self.request("POST", f"{_path(job_id)}/retry", body=changes)
+
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Every event, once and in order, until the job has ended.
 
-        After the first event, a lost connection is opened again, up to ``MAX_FAILURES`` times in
-        a row.
+        The service ends the stream then. Earlier events may have ended the job as well, before it
+        was retried. After the first event, a lost connection is opened again, up to
+        ``MAX_FAILURES`` times in a row.
         """
-        last, failures = None, 0
+        last, failures, has_ended = None, 0, False
         while True:
             before = last
             try:
                 for event in self._stream(job_id, last):
                     last, failures = event["id"], 0
+                    has_ended = _is_final(event["data"]["status"])
                     yield event
-                    if _is_final(event["data"]["status"]):
-                        return
+                if has_ended:
+                    return
                 if last == before:
                     self._check_unfinished(job_id)
             except ServiceUnavailable:
@@ -221,12 +226,13 @@ def _detail(response: httpx2.Response) -> str:
 
 def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None]) -> None:
     """Pass every event to ``show`` until the job ends. Raises ``JobNotSucceeded``."""
+    status, message = "", ""
     for event in client.follow(job_id):
         show(event)
-        status = event["data"]["status"]
-        if _is_final(status) and status != JobStatus.SUCCEEDED:
-            reason = event["message"].removeprefix(status).removeprefix(": ")
-            raise JobNotSucceeded(f"job {job_id} {status}{reason and f': {reason}'}")
+        status, message = event["data"]["status"], event["message"]
+    if status != JobStatus.SUCCEEDED:
+        reason = message.removeprefix(status).removeprefix(": ")
+        raise JobNotSucceeded(f"job {job_id} {status}{reason and f': {reason}'}")
 
 
 @contextmanager

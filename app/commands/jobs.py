@@ -73,7 +73,7 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
             if text:
                 shown.add_row(label, Text(text))
     if job.get("repair_progress") and job["pruned_model"] and job["repair"] is None:
-        shown.add_row("repair", "none: each one that was tried harms some kind of text")
+        shown.add_row("repair", "none: each one that was tried does harm, or an event says why")
     if job.get("predicted_speedup") is not None:  # an older service has none
         shown.add_row("speed-up", _speedup(job))
     console = Console(highlight=False)

@@ -106,7 +106,7 @@ class SearchBar(Observer):
     def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
-    def evaluated(self, done: int, total: int, _scored: ScoredCandidate | None = None) -> None:
+    def evaluated(self, done: int, total: int, _scored: Sequence[ScoredCandidate] = ()) -> None:
         self._count(done, total)
 
     def repairing(self, done: int, total: int) -> None:

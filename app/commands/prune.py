@@ -59,9 +59,9 @@ class RecordedBar(SearchBar):
             )
         super().searching(plan, done, total)
 
-    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None = None) -> None:
-        if scored is not None:
-            self._file.scored(scored)
+    def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate] = ()) -> None:
+        for candidate in scored:
+            self._file.scored(candidate)
         super().evaluated(done, total, scored)
 
     def removed(self, removal: Removal) -> None:
@@ -200,7 +200,7 @@ def _check_disk(spec: PruneSpec, info: ModelInfo, out: Path) -> None:
 
 
 def _record(spec: PruneSpec, info: ModelInfo, settings: Settings) -> Path:
-    """Where the search is recorded: one file for each spec and content of the model."""
-    words = f"{spec.digest()} {fingerprint(info.path)}"
+    """Where the search is recorded: one file for each search and content of the model."""
+    words = f"{spec.search_digest()} {fingerprint(info.path)}"
     digest = hashlib.sha256(words.encode()).hexdigest()
     return settings.data_dir / "searches" / f"{digest}.jsonl"

@@ -42,7 +42,7 @@ class _RunBar(Observer):
         self._total = total
         self.evaluated(done, total)
 
-    def evaluated(self, done: int, _total: int, _scored: ScoredCandidate | None = None) -> None:
+    def evaluated(self, done: int, _total: int, _scored: Sequence[ScoredCandidate] = ()) -> None:
         self._progress.update(self._task, completed=self._number * self._total + done)
 
 

@@ -91,16 +91,33 @@ def healing_windows(
         selection=_by_domain([*sources, *others], Use.SELECTION),
     )
     if not found.train or not found.selection:
-        raise CalibrationError(
-            "not_enough_text",
-            f"the text gives no window of {spec.seqlen} tokens to train on, or none to stop "
-            "by: add text, or choose a smaller seqlen",
-        )
+        raise _nothing_to_stop_by(spec)
     return found
 
 
-def evaluation_windows(
+def check_healable_text(
     spec: Calibration, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise ``CalibrationError`` if ``healing_windows`` of this text would."""
+    parts = [*_others(spec, DEFAULT), *spec.parts]
+    sources = (source_of(part, model, tokenizer) for part in parts)
+    if not any(len(source.windows(Use.SELECTION).token_ids) for source in sources):
+        raise _nothing_to_stop_by(spec)
+
+
+def _nothing_to_stop_by(spec: Calibration) -> CalibrationError:
+    return CalibrationError(
+        "not_enough_text",
+        f"the text gives no window of {spec.seqlen} tokens to train on, or none to stop "
+        "by: add text, or choose a smaller seqlen",
+    )
+
+
+def evaluation_windows(
+    spec: Calibration,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    observe: Observe = unobserved,
 ) -> dict[str, Windows]:
     """Held-out windows by domain, and of every packaged text beside the calibration's own.
 
@@ -108,7 +125,7 @@ def evaluation_windows(
     gives as many as the largest source. Raises ``CalibrationError``.
     """
     parts = [*spec.parts, *_others(spec, PACKAGED)]
-    sources = [(part.domain, source_of(part, model, tokenizer)) for part in parts]
+    sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in parts]
     return _by_domain(sources, Use.EVALUATION)
 
 

@@ -4,7 +4,8 @@ The corpora come from the Hugging Face hub. The text to evaluate on may also lie
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -88,20 +89,27 @@ class HubCorpus:
         return Corpus(self.read_rows(path), self.separator)
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file. Raises ``CalibrationError``."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise ``CalibrationError`` for a file that is too large, not UTF-8, or not readable."""
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise CalibrationError(
                 "file_too_large", f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}"
             )
-        return path.read_text(encoding="utf-8-sig")
+        yield
     except UnicodeDecodeError as error:
         raise CalibrationError(
             "wrong_encoding", f"{path} is not UTF-8 (byte {error.start}): convert it first"
         ) from error
     except OSError as error:
         raise CalibrationError("file_unreadable", f"{path}: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file. Raises ``CalibrationError``."""
+    with reading(path):
+        return path.read_text(encoding="utf-8-sig")
 
 
 def read_rows(path: Path) -> list[str]:
@@ -111,13 +119,18 @@ def read_rows(path: Path) -> list[str]:
     """
     rows = read_text(path).splitlines()
     if path.suffix == ".jsonl":
-        rows = [_text_of(line, path, at) for at, line in enumerate(rows, 1) if line.strip()]
+        rows = [text_of_record(line, path, at) for at, line in enumerate(rows, 1) if line.strip()]
     if not any(row.strip() for row in rows):
-        raise CalibrationError("empty_text", f"{path} holds no text")
+        raise no_text(path)
     return rows
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
+def no_text(path: Path) -> CalibrationError:
+    return CalibrationError("empty_text", f"{path} holds no text")
+
+
+def text_of_record(line: str, path: Path, number: int) -> str:
+    """The text of a line of a ``.jsonl`` file. Raises ``CalibrationError``."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:

@@ -73,13 +73,18 @@ def source_of(
     if spec.dataset is Dataset.SELF:
         return _ModelText(spec, model, observe)
     if spec.dataset in PACKAGED:
-        return _packaged(spec, tokenizer)
+        return packaged_source(spec, tokenizer)
     if spec.path is None:
         known = HUB_CORPORA[spec.dataset]
         names = {split: f"{spec.dataset} {part.split}" for split, part in known.parts.items()}
         return _SplitText(spec, known.load, names, tokenizer)
-    rows, name = read_rows(Path(spec.path)), f"file {spec.path}"
-    if Path(spec.path).suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
+    return file_source(spec, Path(spec.path), tokenizer)
+
+
+def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> Source:
+    """The source of a file. Raises ``CalibrationError``."""
+    rows, name = read_rows(path), f"file {path}"
+    if path.suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
         documents = _DocumentText(spec, split_documents(rows), name, tokenizer)
         if documents.is_enough:
             return documents
@@ -294,7 +299,7 @@ _SPLITS: Mapping[Use, Split] = {
 }
 
 
-def _packaged(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Source:
+def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Source:
     """A packaged text: windows of its documents, or rows that are the lines of them."""
     documents, name = packaged_documents(spec.dataset), f"packaged {spec.dataset}"
     if spec.sampling is Sampling.WINDOWS:

@@ -14,7 +14,7 @@ from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized, text_of
 from pruning.evaluation.quality_gate import ask_both, gated
-from pruning.evaluation.zero_shot import fetch_tasks, score_tasks
+from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
 from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
@@ -22,17 +22,30 @@ from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel
 from pruning.spec import InvalidSpec
+from pruning.spec.calibration import PACKAGED
 from pruning.spec.gate import Gate
 from pruning.spec.prune import PruneSpec
+
+
+def check_measures(spec: PruneSpec, info: ModelInfo) -> None:
+    """Check what can be told at once of what ``assess`` measures.
+
+    Raises ``CannotQuantize``, ``ZeroShotUnavailable``, or ``InvalidSpec`` for a limit on a domain
+    that is not measured: it would pass in silence.
+    """
+    if spec.quantize is not None:
+        check_quantizable(info.model_type)
+    if spec.zero_shot:
+        require_lm_eval()
+    _check_limits(spec.gate, {*(part.domain for part in spec.calibration.parts), *PACKAGED})
 
 
 def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
     """Check before the search that all that ``assess`` needs is available.
 
-    Raises ``CannotQuantize``, ``ZeroShotUnavailable`` or ``TaskUnusable``.
+    Raises as ``check_measures``, or ``TaskUnusable``.
     """
-    if spec.quantize is not None:
-        check_quantizable(info.model_type)
+    check_measures(spec, info)
     if spec.zero_shot:
         fetch_tasks(PAPER_TASKS, tasks_dir)
 
@@ -41,20 +54,21 @@ def assess(
     spec: PruneSpec,
     dense: DenseModel,
     removals: Sequence[Removal],
+    windows: Mapping[str, Windows],
     own: Mapping[int, Own] = MappingProxyType({}),
     tasks_dir: Path | None = None,
 ) -> Quality:
     """Measure what the spec asks for. Tasks in ``tasks_dir`` precede those of lm-eval.
 
-    ``own`` are the own tensors of each depth that is repaired, by its number of removed blocks.
-    Raises ``QualityGateFailed``, ``InvalidSpec`` for a limit on a domain that is not measured, and
-    what ``prepare`` raises.
+    ``windows`` are those of ``evaluation_windows``, unless nothing is evaluated. ``own`` are the
+    own tensors of each depth that is repaired, by its number of removed blocks. Raises
+    ``QualityGateFailed``, ``InvalidSpec`` for a limit on a domain that is not measured, and what
+    ``prepare`` raises.
     """
     removed = tuple(removal.block for removal in removals)
     pruned = PrunedModel(kept(num_blocks(dense.model), removed), own.get(len(removed), NO_OWN))
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
-        windows = evaluation_windows(spec.calibration, dense.model, dense.tokenizer)
         _check_limits(spec.gate, windows)
         domains = measure_domains(dense, windows, removed, own)
         calibrated = {part.domain for part in spec.calibration.parts}
@@ -124,8 +138,8 @@ def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mappin
 
 
 def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
-    """A limit on a domain that is not measured would pass in silence. Raises ``InvalidSpec``."""
-    known = ", ".join(domains)
+    """Raises ``InvalidSpec`` for a limit on a domain that is not measured."""
+    known = ", ".join(sorted(domains))
     for domain in gate.max_perplexity_ratio_of if gate else ():
         if domain not in domains:
             raise InvalidSpec(

@@ -1,9 +1,11 @@
 """Deletion of ended jobs: the published checkpoint, the record, and all other keys of the job."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import redis
 
+from pruning.checkpoints.same_search import is_of_search
 from pruning.checkpoints.staging import discard_staged
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.healing.places import healed_beside
@@ -16,9 +18,14 @@ from pruning.models.names import healed_name
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
 
-# KEYS the outbox, and the keys of the job, its webhook messages first. ARGV the id and the indexes
-# that may list it. The status needs no check: an ended job stays ended.
+# KEYS the outbox, and the keys of the job, its webhook messages first and its record second. ARGV
+# the id, the index of all jobs, and others that list it only if it has ended: a client may have
+# queued it again. Returns its status if it has not ended.
 _DELETE = """
+local status = redis.call('HGET', KEYS[3], 'status')
+local is_ended = not status
+for at = 3, #ARGV do is_ended = is_ended or redis.call('ZSCORE', ARGV[at], ARGV[1]) end
+if not is_ended then return status end
 for _, message in ipairs(redis.call('HKEYS', KEYS[2])) do redis.call('ZREM', KEYS[1], message) end
 for at = 2, #KEYS do redis.call('DEL', KEYS[at]) end
 for at = 2, #ARGV do redis.call('ZREM', ARGV[at], ARGV[1]) end
@@ -92,7 +99,7 @@ class JobDeletion:
             return False
         except CheckpointCorrupt:
             return True
-        return manifest.spec_digest == job.spec.digest()
+        return is_of_search(manifest, job.spec)
 
     def _ended(self, job_id: str) -> Job:
         job = self._jobs.get(job_id)
@@ -123,4 +130,6 @@ class JobDeletion:
         indexes = [STATUS_INDEX.format(status=status) for status in _FINALS]
         indexes += [SINK.format(sink=sink) for sink in Sink]
         with redis_errors_translated():
-            self._script(keys=keys, args=[job.id, INDEX, *indexes])
+            status: Any = self._script(keys=keys, args=[job.id, INDEX, *indexes])
+        if status is not None:
+            raise IllegalTransition(job.id, JobStatus(status.decode()), "delete")

@@ -95,6 +95,7 @@ def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) ->
         job.id: seconds / job.progress.evaluations_done
         for job in succeeded
         if job.spec.heal is None  # its time is not that of the search alone
+        if job.search_of is None  # nor did it search all by itself
         if _work(job.spec) == _work(spec) and job.progress.evaluations_done
         if (seconds := _ran_s(job)) is not None
     }

@@ -56,9 +56,10 @@ class EventFeed:
     ) -> AsyncIterator[AsyncIterator[JobEvent | None]]:
         """Iterate over the events after the event ``after``, each once and in order.
 
-        Yields None after every ``poll_s`` seconds without an event. Ends with the event that ends
-        the job, or at once if ``after`` is that event or the job does not exist. Raises
-        ``TooManyWatchers``; the iterator raises ``JobStoreUnavailable``.
+        Yields None after every ``poll_s`` seconds without an event. Ends with the last event of a
+        job that has ended, or at once if ``after`` is that event or the job does not exist. Earlier
+        events may have ended the job as well, before it was retried. Raises ``TooManyWatchers``;
+        the iterator raises ``JobStoreUnavailable``.
         """
         if self._num_watchers >= self.max_watchers:
             raise TooManyWatchers(self.max_watchers)
@@ -78,13 +79,10 @@ class EventFeed:
             for event in events:
                 yield event
                 last = event.id
-                if JobStatus(event.data["status"]).is_final:
-                    return
-            if not events:
-                if is_over:
-                    return
-                if not await self._wait(client, job_id, last):
-                    yield None
+            if is_over and len(events) < _PAGE:
+                return
+            if not events and not await self._wait(client, job_id, last):
+                yield None
 
     async def _wait(self, client: Redis, job_id: str, last: str) -> bool:
         """Wait up to ``poll_s`` for an event after ``last``, and return whether there is one."""

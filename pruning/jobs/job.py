@@ -59,7 +59,7 @@ class JobStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        return not TRANSITIONS[self]
+        return self in _FINALS
 
 
 class StopRequest(StrEnum):
@@ -113,10 +113,12 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
         # cancelling to succeeded: the model was published before the request was seen
         _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),
         _S.SUCCEEDED: frozenset(),
-        _S.FAILED: frozenset(),
-        _S.CANCELLED: frozenset(),
+        _S.FAILED: frozenset({_S.QUEUED}),  # on a client's request only
+        _S.CANCELLED: frozenset({_S.QUEUED}),
     }
 )
+RETRIED = (_S.FAILED, _S.CANCELLED)  # those of which a job can be queued again
+_FINALS = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 
 
 class JobNotFound(LookupError):
@@ -127,12 +129,15 @@ class JobNotFound(LookupError):
         self.job_id = job_id
 
 
+_COUNTS = ("priority", "attempt", "num_lost", "num_halvings")
+_OPTIONAL_TEXTS = ("source", "search_of", "worker", "pruned_model", "owner")  # of a record
 _EXPECTED = MappingProxyType(
     {
         "cancel": "expected a job that has not ended",
         "delete": "cancel it, or wait until it has ended",
         "pause": "expected a queued or running job",
         "resume": "expected a paused job, or one that is about to pause",
+        "retry": "expected a job that has failed or was cancelled",
     }
 )
 
@@ -218,6 +223,7 @@ class Job:
     created_at: float
     priority: int = 0
     source: str | None = None  # the published checkpoint that it heals, without pruning anything
+    search_of: str | None = None  # the job whose search it went on with when it was created
     status_since: float | None = None
     pause_requested_at: float | None = None
     phase: Phase | None = None
@@ -230,6 +236,7 @@ class Job:
     dense_loss: float | None = None
     attempt: int = 0
     num_lost: int = 0
+    lost_in: Phase | None = None  # the phase of the last of them
     num_halvings: int = 0  # of the batch size, after it ran out of memory
     worker: str | None = None
     pruned_model: str | None = None
@@ -262,8 +269,6 @@ class Job:
             spec=spec,
             status=JobStatus(fields["status"]),
             created_at=float(fields["created_at"]),
-            priority=int(fields.get("priority") or 0),
-            source=fields.get("source") or None,
             status_since=_number(fields, "status_since"),
             pause_requested_at=_number(fields, "pause_requested_at"),
             phase=Phase(phase) if (phase := fields.get("phase")) else None,
@@ -274,24 +279,20 @@ class Job:
             removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
             losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
             dense_loss=_number(fields, "dense_loss"),
-            attempt=int(fields.get("attempt") or 0),
-            num_lost=int(fields.get("num_lost") or 0),
-            num_halvings=int(fields.get("num_halvings") or 0),
-            worker=fields.get("worker") or None,
-            pruned_model=fields.get("pruned_model") or None,
+            lost_in=Phase(lost_in) if (lost_in := fields.get("lost_in")) else None,
             started_at=_number(fields, "started_at"),
             finished_at=_number(fields, "finished_at"),
             estimated_finish=_estimated_finish(fields),
             error=JobError(**json.loads(error)) if (error := fields.get("error")) else None,
             metadata=json.loads(fields.get("metadata") or "{}"),
             webhook=Webhook.from_json(text) if (text := fields.get("webhook")) else None,
-            owner=fields.get("owner") or None,
             held_at=int(held_at) if (held_at := fields.get("held_at")) else None,
             sinks={
                 sink: SinkState(**json.loads(text))
                 for sink in Sink
                 if (text := fields.get(sink.field))
             },
+            **_plain(fields),
         )
 
 
@@ -318,6 +319,12 @@ def stop_request(status: JobStatus, *, is_pausing: bool) -> StopRequest | None:
     if status is JobStatus.CANCELLING:
         return StopRequest.CANCEL
     return StopRequest.PAUSE if is_pausing else None
+
+
+def _plain(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The counts and texts that are in the record as they are."""
+    counts = {name: int(fields.get(name) or 0) for name in _COUNTS}
+    return counts | {name: fields.get(name) or None for name in _OPTIONAL_TEXTS}
 
 
 def _number(fields: Mapping[str, str], name: str) -> float | None:

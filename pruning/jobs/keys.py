@@ -3,7 +3,7 @@
     key                     value                                    lifetime
     sleb:job:{id}           hash: the record                         permanent
     sleb:job:{id}:events    stream: the last 1000 events             permanent
-    sleb:job:{id}:search    hash: the state of the search            until the job ends
+    sleb:job:{id}:search    hash: the state of the search            permanent
     sleb:job:{id}:messages  hash: undelivered webhook messages       until delivered or given up
     sleb:job:{id}:told      list: the last 100 delivery attempts     permanent
     sleb:jobs               zset: all ids, in order of creation      permanent

@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.commands.core import Script
 
+from pruning.jobs.conditions import UNMET, Conditions, limits_of, raise_unmet
 from pruning.jobs.job import (
     TRANSITIONS,
     IllegalTransition,
@@ -25,8 +26,10 @@ from pruning.jobs.job import (
 # KEYS record, events, search state, webhook messages, outbox. ARGV the changes as JSON.
 # All values are strings, so that floats keep every digit. The JSON names the indexes and outboxes,
 # which Redis Cluster would not allow, but RQ does not support it either. A new status ends a pause
-# request.
-SCRIPT = """
+# request. Limits are checked where a change brings the job to the queue as a new one.
+SCRIPT = (
+    UNMET
+    + """
 local given = cjson.decode(ARGV[1])
 local record = redis.call('HMGET', KEYS[1], 'status', 'attempt', 'pause_requested_at')
 local before, attempt = record[1], record[2] or '0'
@@ -40,16 +43,23 @@ for _, candidate in ipairs(given.changes) do
 end
 if not change then return {'refused', before, attempt, 0} end
 local after = change.moves[before]
+if given.limits then
+  local code, bytes = unmet(given.limits)
+  if code then return {code, before, attempt, bytes} end
+end
 if after ~= before then
   redis.call('HSET', KEYS[1], 'status', after, 'status_since', given.now)
   redis.call('HDEL', KEYS[1], 'pause_requested_at')
   redis.call('ZREM', given.indexes[before], given.id)
   redis.call('ZADD', given.indexes[after], 0, given.id)
 end
+for name, from in pairs(change.copied) do
+  redis.call('HSET', KEYS[1], name, redis.call('HGET', KEYS[1], from) or '')
+end
 for name, value in pairs(change.fields) do redis.call('HSET', KEYS[1], name, value) end
 if given.finals[after] then redis.call('HSET', KEYS[1], 'finished_at', given.now) end
 for _, name in ipairs(change.incremented) do redis.call('HINCRBY', KEYS[1], name, 1) end
-if change.clears_search or given.finals[after] then redis.call('DEL', KEYS[3]) end
+if change.clears_search then redis.call('DEL', KEYS[3]) end
 for name, value in pairs(change.search) do redis.call('HSET', KEYS[3], name, value) end
 for _, name in ipairs(change.search_removed) do redis.call('HDEL', KEYS[3], name) end
 for _, key in ipairs(change.due) do redis.call('ZADD', key, 0, given.id) end
@@ -76,6 +86,7 @@ end
 record = redis.call('HMGET', KEYS[1], 'attempt', 'pause_requested_at')
 return {'done', after, record[1] or '0', (record[2] or '') ~= '' and 1 or 0}
 """
+)
 
 
 class StaleAttempt(RuntimeError):
@@ -100,16 +111,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a job's record. ``moves`` maps each allowed status to the status that follows.
-
-    The search state belongs to jobs that have not ended: the script deletes it at the end.
-    """
+    """A change of a job's record. ``moves`` maps each allowed status to the status that follows."""
 
     name: str  # a verb, for the message of a refused change
     moves: Mapping[JobStatus, JobStatus]
     fields: Mapping[str, str] = field(default_factory=dict)  # to set in the record
     event: Event | None = None
     incremented: tuple[str, ...] = ()  # fields of the record
+    copied: Mapping[str, str] = field(default_factory=dict)  # likewise, each from the one named
     search: Mapping[str, str] = field(default_factory=dict)  # fields of the search state to set
     search_removed: tuple[str, ...] = ()  # fields of the search state to remove
     clears_search: bool = False  # before its fields are set
@@ -141,11 +150,18 @@ class JobKeys:
     max_events: int
 
 
-def apply(script: Script, job: JobKeys, changes: Sequence[Change], attempt: int | None) -> Outcome:
+def apply(
+    script: Script,
+    job: JobKeys,
+    changes: Sequence[Change],
+    attempt: int | None,
+    conditions: Conditions | None = None,
+) -> Outcome:
     """Apply the first of ``changes`` that the job allows. ``script`` is ``SCRIPT``, registered.
 
     ``attempt`` is that of the writing worker, None for other writers. Raises ``JobNotFound``,
-    ``StaleAttempt``, or ``IllegalTransition`` if the job allows none; then nothing is written.
+    ``StaleAttempt``, ``IllegalTransition`` if the job allows none, or as ``raise_unmet`` if the
+    limits of the ``conditions`` do not hold; then nothing is written.
     """
     now = time.time()
     argument: dict[str, Any] = {
@@ -159,7 +175,9 @@ def apply(script: Script, job: JobKeys, changes: Sequence[Change], attempt: int 
     # left out if None: JSON's null is true in Lua
     if attempt is not None:
         argument["attempt"] = str(attempt)
-    code, status, current, is_pausing = script(keys=job.keys, args=[json.dumps(argument)])
+    if conditions is not None:
+        argument["limits"] = limits_of(conditions)
+    code, status, current, number = script(keys=job.keys, args=[json.dumps(argument)])
     if code == b"missing":
         raise JobNotFound(job.job_id)
     if code == b"stale":
@@ -167,7 +185,9 @@ def apply(script: Script, job: JobKeys, changes: Sequence[Change], attempt: int 
     found = JobStatus(status.decode())
     if code == b"refused":
         raise IllegalTransition(job.job_id, found, changes[0].name)
-    return Outcome(found, int(current), stop_request(found, is_pausing=bool(is_pausing)))
+    if conditions is not None:
+        raise_unmet(code, number, conditions)
+    return Outcome(found, int(current), stop_request(found, is_pausing=bool(number)))
 
 
 def _argument(change: Change, now: float) -> dict[str, Any]:
@@ -175,6 +195,7 @@ def _argument(change: Change, now: float) -> dict[str, Any]:
         "moves": change.moves,
         "fields": change.fields,
         "incremented": change.incremented,
+        "copied": dict(change.copied),
         "search": change.search,
         "search_removed": change.search_removed,
         "clears_search": change.clears_search,

@@ -13,7 +13,8 @@ from typing import Any
 import redis
 
 from pruning.jobs import script, transitions
-from pruning.jobs.creation import CREATE, PENDING, UNCONDITIONAL, Conditions, create_job
+from pruning.jobs.conditions import PENDING, UNCONDITIONAL, Conditions
+from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import (
     JOB_ID,
     HealProgress,
@@ -70,22 +71,24 @@ class JobStore:
         priority: int = 0,
         webhook: Webhook | None = None,
         source: str | None = None,
+        search_of: str | None = None,
     ) -> Job:
         """Record a job as queued. ``PruneQueue.enqueue`` delivers it.
 
-        A job with a ``source`` heals that checkpoint as its spec says, and prunes nothing.
-        Raises as ``create_job`` if the ``conditions`` do not hold.
+        A job with a ``source`` heals that checkpoint as its spec says, and prunes nothing. One with
+        ``search_of`` goes on with the search of that job, if its record is still there. Raises as
+        ``create_job`` if the ``conditions`` do not hold.
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
         fields = transitions.new_record(
             job_id, spec, metadata or {}, now, priority, webhook, source, conditions.owner
         )
-        own = (RECORD.format(id=job_id), EVENTS.format(id=job_id))
+        record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
         with redis_errors_translated():
-            keys = (*own, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
-            create_job(self._creation, keys, fields, conditions)
-        return Job.from_fields(fields)
+            keys = (record, events, search, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
+            create_job(self._creation, keys, fields, conditions, search_of)
+        return Job.from_fields(fields) if search_of is None else self.get(job_id)
 
     def get(self, job_id: str) -> Job:
         if not JOB_ID.fullmatch(job_id):
@@ -203,6 +206,16 @@ class JobStore:
         self._change(job_id, *transitions.resumed())
         return self.get(job_id)
 
+    def retry(self, job_id: str, spec: PruneSpec, conditions: Conditions = UNCONDITIONAL) -> Job:
+        """Queue a job that has failed or was cancelled, for the caller to enqueue.
+
+        It keeps what its search has found, so ``spec`` must describe the same search. Raises
+        ``IllegalTransition`` if it is in another status, and as ``raise_unmet``.
+        """
+        change = transitions.retried(spec, conditions.checkpoint_bytes)
+        self._change(job_id, change, conditions=conditions)
+        return self.get(job_id)
+
     def requeue(self, job_id: str, reason: str, *, is_lost: bool) -> JobStatus:
         """Take the job from a worker that is gone, and queue it, or cancel or pause as requested.
 
@@ -253,10 +266,11 @@ class JobStore:
         done: int,
         total: int,
         attempt: int | None = None,
-        scored: ScoredCandidate | None = None,
+        scored: Sequence[ScoredCandidate] = (),
+        before: int | None = None,
     ) -> StopRequest | None:
-        """Record evaluation ``done`` of ``total``, and the losses of its candidate."""
-        change = transitions.evaluated(done, total, scored)
+        """Record evaluation ``done`` of ``total``, behind ``before``, and losses of candidates."""
+        change = transitions.evaluated(done, total, scored, before)
         return self._change(job_id, change, attempt=attempt).stop_request
 
     def removed(
@@ -316,13 +330,19 @@ class JobStore:
         """Requeue the job, to be tried again with half the batch."""
         return self._change(job_id, *transitions.short_of_memory(reason), attempt=attempt).status
 
-    def _change(self, job_id: str, *changes: Change, attempt: int | None = None) -> Outcome:
+    def _change(
+        self,
+        job_id: str,
+        *changes: Change,
+        attempt: int | None = None,
+        conditions: Conditions | None = None,
+    ) -> Outcome:
         if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
         own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
         keys = JobKeys(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with redis_errors_translated():
-            return script.apply(self._script, keys, changes, attempt)
+            return script.apply(self._script, keys, changes, attempt, conditions)
 
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:

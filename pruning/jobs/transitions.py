@@ -7,6 +7,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 
 from pruning.jobs.job import (
+    RETRIED,
     TRANSITIONS,
     HealProgress,
     JobError,
@@ -46,6 +47,7 @@ _ATTEMPT_FIELDS = (
 )
 _PLAN_FIELDS = ("removed_blocks", "losses", "dense_loss")
 _IN_FRONT = {"in_front": "1"}  # a job that returns to the queue precedes others of its priority
+_LOST_IN = {"lost_in": "phase"}
 _HALVED = {"num_halvings": "1"}
 _PROGRESSED = {"num_lost": "0"}  # a later death of a worker has another cause
 _S = JobStatus
@@ -111,6 +113,15 @@ def resumed() -> tuple[Change, ...]:
     )
 
 
+def retried(spec: PruneSpec, checkpoint_bytes: int) -> Change:
+    """A job that has failed or was cancelled is queued with this spec, and keeps its search."""
+    fields = dict.fromkeys((*_ATTEMPT_FIELDS, "error", "finished_at"), "")
+    fields |= {"num_lost": "0", "num_halvings": "0", "checkpoint_bytes": str(checkpoint_bytes)}
+    fields |= {"spec": json.dumps(spec.to_dict()), **_IN_FRONT}
+    moves = dict.fromkeys(RETRIED, _S.QUEUED)
+    return Change("retry", moves, fields, Event("retried"))
+
+
 def stopped() -> tuple[Change, ...]:
     """The worker has stopped as requested. A job whose pause was withdrawn is queued again."""
     return _requeued(Event("cancelled"), Event("paused"), Event("queued: the pause was withdrawn"))
@@ -120,8 +131,8 @@ def released(reason: str, *, is_lost: bool) -> tuple[Change, ...]:
     """The worker is gone, for ``reason``. ``is_lost`` counts it as lost with the job."""
     level = "warn" if is_lost else "info"
     cancelled, paused = (Event(f"{word}: {reason}", level) for word in ("cancelled", "paused"))
-    counters = ("num_lost",) if is_lost else ()
-    return _requeued(cancelled, paused, Event(reason, level), incremented=counters)
+    counters, copied = (("num_lost",), _LOST_IN) if is_lost else ((), {})
+    return _requeued(cancelled, paused, Event(reason, level), {}, counters, copied)
 
 
 def short_of_memory(reason: str) -> tuple[Change, ...]:
@@ -136,13 +147,21 @@ def _requeued(
     queued: Event,
     also: Mapping[str, str] = MappingProxyType({}),
     incremented: tuple[str, ...] = (),
+    copied: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Change, ...]:
     """A job that no worker has any more: cancelled or paused if that was requested, else queued."""
     fields = {**dict.fromkeys(_ATTEMPT_FIELDS, ""), **also}
     return (
         Change("requeue", {_S.CANCELLING: _S.CANCELLED}, event=cancelled),
         Change("requeue", {_S.RUNNING: _S.PAUSED}, fields, paused, if_pausing=True),
-        Change("requeue", {_S.RUNNING: _S.QUEUED}, fields | _IN_FRONT, queued, incremented),
+        Change(
+            "requeue",
+            {_S.RUNNING: _S.QUEUED},
+            fields | _IN_FRONT,
+            queued,
+            incremented,
+            copied=copied,
+        ),
         Change("requeue", {_S.QUEUED: _S.QUEUED}, fields, queued, incremented),  # not yet started
     )
 
@@ -156,7 +175,15 @@ def started(worker: str) -> tuple[Change, ...]:
     counters = ("attempt", "num_lost")
     return (
         Change("start", {_S.QUEUED: _S.RUNNING}, fields, started_, ("attempt",)),
-        Change("start", _STILL_RUNNING, fields, taken_over, counters, if_pausing=False),
+        Change(
+            "start",
+            _STILL_RUNNING,
+            fields,
+            taken_over,
+            counters,
+            copied=_LOST_IN,
+            if_pausing=False,
+        ),
     )
 
 
@@ -192,8 +219,12 @@ def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Chan
     return Change("update", _WORKING, fields, event, search=search, clears_search=is_anew)
 
 
-def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> Change:
-    """A candidate is evaluated. Only whole percents are events: there may be thousands."""
+def evaluated(
+    done: int, total: int, scored: Sequence[ScoredCandidate] = (), before: int | None = None
+) -> Change:
+    """Candidates are evaluated, after ``before``. Only whole percents are events: there may be
+    thousands.
+    """
     fields = {
         "evaluations_done": str(done),
         "evaluations_total": str(total),
@@ -201,12 +232,15 @@ def evaluated(done: int, total: int, scored: ScoredCandidate | None = None) -> C
     }
     data = {"evaluations_done": done, "evaluations_total": total}
     event = Event(f"{done} of {counted(total, 'evaluation')}", type="metrics", data=data)
+    search: dict[str, str] = {}
+    for candidate in scored:
+        search |= scored_field(candidate)
     return Change(
         "update",
         _WORKING,
         fields | _PROGRESSED if scored else fields,
-        event=event if _is_whole_percent(done, total) else None,
-        search=scored_field(scored) if scored else {},
+        event=event if _is_whole_percent(done, total, before) else None,
+        search=search,
     )
 
 
@@ -290,8 +324,10 @@ def healing(progress: HealProgress, *, is_check: bool) -> Change:
     return Change("update", _WORKING, fields | _PROGRESSED, event=event)
 
 
-def _is_whole_percent(done: int, total: int) -> bool:
-    return total > 0 and done * 100 // total > (done - 1) * 100 // total
+def _is_whole_percent(done: int, total: int, before: int | None = None) -> bool:
+    """Whether ``done`` of ``total`` is another percent than ``before``, by default one less."""
+    before = done - 1 if before is None else before
+    return total > 0 and done * 100 // total > before * 100 // total
 
 
 def warned(message: str) -> Change:

@@ -242,7 +242,7 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     ``NotAModel`` if a key is missing, unexpected or of the wrong shape.
     """
     import torch  # noqa: PLC0415 - takes seconds
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
 
     device = pick_device(device)
     config = _usable_config(path)
@@ -258,7 +258,6 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
             device_map="meta" if device == "meta" else None,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (torch.AcceleratorError, MemoryError, NotAModel):
         raise
     except Exception as error:  # the code of a model runs on whatever the config holds
@@ -266,7 +265,24 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     model, report = loaded
     _refuse_wrong_keys(path, report)
     _refuse_wrong_buffers(path, model)
+    tokenizer = load_tokenizer(path)
     return LoadedModel(model.to(device).eval(), tokenizer, path)
+
+
+def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the model in that directory. Raises ``NotAModel``."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False, local_files_only=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # the code of a tokenizer runs on whatever its files hold
+        raise NotAModel(f"the tokenizer of {path} cannot be loaded: {error}") from error
+    tokenizer: PreTrainedTokenizerBase = found
+    return tokenizer
 
 
 def _check_size(path: Path, config: "PreTrainedConfig") -> None:

@@ -116,6 +116,7 @@ class Resources:
     num_actors: int = 0  # Ray actors that share the search; 0: this process
     batch_tokens: int = BATCH_TOKENS  # per call of a block, but at least one window
     tasks_dir: Path | None = None  # folder with tasks of lm-eval that replace its own
+    no_repair: str | None = None  # why repair=auto is none, whatever it would give
 
     @classmethod
     def of(cls, settings: WorkerSettings, batch_tokens: int = BATCH_TOKENS) -> Self:

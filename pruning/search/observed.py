@@ -1,13 +1,18 @@
 """What an observer of a search receives, and scorers that report to it."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pruning.healing.progress import Step
 from pruning.removal import Losses, Removal
 from pruning.search.ranking import Ranker
 from pruning.search.refine import Exchange
-from pruning.search.state import ScoredCandidate, SearchPlan
-from pruning.sleb import Blocks, RoundScorer
+from pruning.search.scoring import WindowScorer
+from pruning.search.staged import StagedScorer
+from pruning.search.state import ScoredCandidate, SearchPlan, num_whole
+from pruning.sleb import Blocks
+
+SECONDS_PER_REPORT = 1.0  # of candidates that are not scored as a whole
 
 
 class Observer:
@@ -30,10 +35,10 @@ class Observer:
         ``total`` is exact for a number of blocks without refinement, and otherwise an upper bound.
         """
 
-    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None) -> None:
-        """One more candidate was evaluated, or ``total`` is lower than it was.
+    def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate]) -> None:
+        """Candidates were evaluated, on all windows or on more than before; or ``total`` is lower.
 
-        ``scored`` has the losses of the candidate if the search can resume within the round.
+        ``scored`` has their losses so far, from which the search can resume within the round.
         """
 
     def removed(self, removal: Removal) -> None:
@@ -59,29 +64,53 @@ class Observer:
 
 
 class Tally:
-    """Counts evaluations and reports each to the observer."""
+    """Counts evaluations and reports them to the observer.
+
+    A candidate that is scored on some of the windows counts as a share of an evaluation. It is
+    reported with the next that is whole, or after ``SECONDS_PER_REPORT``: a report takes time.
+    """
 
     def __init__(self, observer: Observer, done: int, total: int) -> None:
         self.done = done
         self.total = total
         self._observer = observer
+        self._waiting: dict[tuple[str, int], ScoredCandidate] = {}
+        self._reported_at_s = time.monotonic()
 
-    def add(self, scored: ScoredCandidate | None) -> None:
-        self.done += 1
-        self._observer.evaluated(self.done, self.total, scored)
+    def add(self, scored: ScoredCandidate) -> None:
+        """One more candidate is scored as a whole."""
+        self.reach(self.done + 1, scored, is_whole=True)
+
+    def reach(self, done: int, scored: ScoredCandidate, *, is_whole: bool) -> None:
+        """``done`` evaluations are done, with those losses of a candidate."""
+        self.done = done
+        self._waiting[scored.round, scored.block] = scored
+        if is_whole or time.monotonic() - self._reported_at_s >= SECONDS_PER_REPORT:
+            self._report()
+
+    def end_round(self, done: int) -> None:
+        """All candidates of a round are scored as far as they have to be."""
+        if done != self.done:
+            self.done = done
+            self._report()
 
     def expect(self, num_left: int) -> None:
         """Lower the total: at most ``num_left`` evaluations are left."""
         if self.done + num_left < self.total:
             self.total = self.done + num_left
-            self._observer.evaluated(self.done, self.total, None)
+            self._report()
+
+    def _report(self) -> None:
+        scored = tuple(self._waiting.values())
+        self._waiting.clear()
+        self._reported_at_s = time.monotonic()
+        self._observer.evaluated(self.done, self.total, scored)
 
 
 class ObservedRanker:
     """A ranker that reports every candidate it scores, under the ``name`` of the round.
 
-    Candidates in ``scored``, by names of rounds, are not scored again. Without a ``name``, the
-    search cannot resume within a round. ``latest`` gets the losses of the latest round.
+    Candidates in ``scored``, by names of rounds, are not scored again.
     """
 
     def __init__(
@@ -89,41 +118,114 @@ class ObservedRanker:
         ranker: Ranker,
         tally: Tally,
         scored: Mapping[str, Mapping[int, Losses]],
-        name: Callable[[Blocks], str] | None,
-        latest: dict[int, Losses],
+        name: str,
     ) -> None:
         self._ranker = ranker
         self._tally = tally
         self._scored = scored
         self._name = name
-        self._latest = latest
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        name = self._name(keep) if self._name else None
-        known = self._scored.get(name, {}) if name else {}
-        self._latest.clear()
-        self._latest.update((block, known[block]) for block in candidates if block in known)
-        yield from list(self._latest.items())
+        known = self._scored.get(self._name, {})
+        yield from ((block, known[block]) for block in candidates if block in known)
         unknown = tuple(block for block in candidates if block not in known)
         for block, losses in self._ranker.score_round(keep, unknown):
-            self._tally.add(ScoredCandidate(name, block, losses) if name else None)
-            self._latest[block] = losses
+            self._tally.add(ScoredCandidate(self._name, block, losses))
             yield block, losses
 
 
-class ObservedScorer(ObservedRanker):
-    """A scorer that reports every candidate of a round."""
+class ObservedScorer:
+    """A scorer that reports every candidate of a round, also one that is scored on some windows.
+
+    ``name`` gives the name of the round behind some blocks. Losses in ``scored``, by names of
+    rounds, are not computed again. ``latest`` gets the losses of the latest round.
+    """
 
     def __init__(
         self,
-        scorer: RoundScorer,
+        scorer: WindowScorer,
         tally: Tally,
         scored: Mapping[str, Mapping[int, Losses]],
-        name: Callable[[Blocks], str] | None,
+        name: Callable[[Blocks], str],
         latest: dict[int, Losses],
+        *,
+        is_staged: bool = False,
     ) -> None:
-        super().__init__(scorer, tally, scored, name, latest)
         self._scorer = scorer
+        self._tally = tally
+        self._scored = scored
+        self._name = name
+        self._latest = latest
+        self._is_staged = is_staged
 
     def losses(self, keep: Blocks) -> Losses:
         return self._scorer.losses(keep)
+
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        name = self._name(keep)
+        known = {b: found for b, found in self._scored.get(name, {}).items() if b in candidates}
+        begin = self._tally.done - num_whole(known, self._scorer.num_windows)
+        parts = _InParts(self._scorer, self._tally, name, known, begin)
+        scorer = StagedScorer(parts) if self._is_staged else parts
+        self._latest.clear()
+        for block, losses in scorer.score_round(keep, candidates):
+            self._latest[block] = losses
+            yield block, losses
+        self._tally.end_round(begin + len(candidates))
+
+
+class _InParts:
+    """The window scorer of one round, which asks for the windows part by part.
+
+    The parts are those of the scorer itself, so that it has no more to compute. ``begin`` is the
+    number of evaluations before the round.
+    """
+
+    def __init__(
+        self,
+        scorer: WindowScorer,
+        tally: Tally,
+        name: str,
+        known: Mapping[int, Losses],
+        begin: int,
+    ) -> None:
+        self.num_windows = scorer.num_windows
+        self._scorer = scorer
+        self._tally = tally
+        self._name = name
+        self._known = dict(known)  # of each candidate: the losses of the first windows
+        self._begin = begin
+
+    def losses(self, keep: Blocks) -> Losses:
+        return self._scorer.losses(keep)
+
+    def parts(self, windows: range) -> Sequence[range]:
+        return self._scorer.parts(windows)
+
+    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        return self.score(keep, candidates, range(self.num_windows))
+
+    def score(
+        self, keep: Blocks, candidates: Blocks, windows: range
+    ) -> Iterator[tuple[int, Losses]]:
+        waiting = self._unknown(candidates, windows.stop)
+        for block in candidates:
+            if block not in waiting:
+                yield block, self._known[block][windows.start : windows.stop]
+        for part in self._scorer.parts(windows):
+            unknown = self._unknown(waiting, part.stop)
+            for block, losses in self._scorer.score(keep, unknown, part):
+                self._learn(block, [*self._known.get(block, ())[: part.start], *losses])
+                if part.stop == windows.stop:
+                    yield block, self._known[block][windows.start :]
+
+    def _unknown(self, candidates: Blocks, num_windows: int) -> Blocks:
+        """Those that are not scored on the first windows yet."""
+        known = self._known
+        return tuple(b for b in candidates if len(known.get(b, ())) < num_windows)
+
+    def _learn(self, block: int, losses: Losses) -> None:
+        self._known[block] = losses
+        done = self._begin + num_whole(self._known, self.num_windows)
+        is_whole = len(losses) == self.num_windows
+        self._tally.reach(done, ScoredCandidate(self._name, block, losses), is_whole=is_whole)

@@ -142,6 +142,10 @@ class ClusterScorer:
         (result,) = self._pool.run(keep, shares, range(self.num_windows))
         return result.losses
 
+    def parts(self, windows: range) -> Sequence[range]:
+        """One: actors would wait for each other in between, and ties be decided part by part."""
+        return [windows]
+
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
 

@@ -7,7 +7,7 @@ states that it computed before. ``losses`` of a scorer are losses whatever the o
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import torch
@@ -35,8 +35,12 @@ class WindowScorer(RoundScorer, Protocol):
     ) -> Iterator[tuple[int, Losses]]:
         """Yield ``(block, losses of keep without it)`` on these windows only.
 
-        ``windows`` must begin and end at 0, ``num_windows`` or a boundary of the scorer.
+        ``windows`` must begin and end at 0, ``num_windows``, a boundary of the scorer, or an end
+        of its ``parts``.
         """
+
+    def parts(self, windows: range) -> Sequence[range]:
+        """Those that can be scored one after the other without more to compute."""
 
 
 class PlainScorer:
@@ -201,6 +205,13 @@ class SharedPrefixScorer:
             with self._forgotten_after(batch):
                 found += self._batch_scores(batch, keep)
         return found
+
+    def parts(self, windows: range) -> Sequence[range]:
+        """The batches, where each is forgotten before the next."""
+        if self._plan.keeps_all:
+            return [windows]
+        ends = list(accumulate(self._plan.batch_sizes, initial=0))
+        return [range(*pair) for pair in pairwise(ends) if pair[0] in windows]
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
+from pruning.models.safetensors_headers import fingerprint
 from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, decide, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
@@ -15,8 +16,8 @@ from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Ta
 from pruning.search.ranking import Ranker, ranked
 from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
 from pruning.search.scoring import WindowScorer
-from pruning.search.staged import StagedScorer, stages
-from pruning.search.state import RANKING, SearchPlan, SearchState, round_name
+from pruning.search.staged import stages
+from pruning.search.state import RANKING, SearchPlan, SearchState, num_whole, round_name
 from pruning.sleb import Blocks, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search
@@ -25,19 +26,20 @@ from pruning.spec.prune import Metric, PruneSpec, Search
 def plan_of(
     spec: PruneSpec, dense: DenseModel, windows: Windows, earlier: SearchState
 ) -> SearchPlan:
-    """The plan of ``earlier`` if the windows are the same, or else a new one.
+    """The plan of ``earlier`` if the windows and the model are the same, or else a new one.
 
     A new plan turns a target speed-up into a number of blocks, by times measured now. Raises
     ``TargetUnreachable``.
     """
-    if earlier.plan is not None and earlier.plan.windows_digest == windows.digest:
+    of_model = fingerprint(dense.path)
+    if earlier.plan is not None and earlier.plan.holds_for(windows.digest, of_model):
         return earlier.plan
     blocks = num_blocks(dense.model)
     most = spec.most_removals(blocks)
     times = dense.times()
     if spec.target_speedup is not None:
         most = times.removals_for(spec.target_speedup, blocks, most)
-    return SearchPlan(windows.digest, most, times)
+    return SearchPlan(windows.digest, most, times, of_model)
 
 
 def search(
@@ -60,7 +62,8 @@ def search(
     boundaries = stages(len(windows.token_ids)) if spec.search is Search.STAGED else ()
     blocks = num_blocks(dense.model)
     total = spec.num_evaluations(blocks)
-    tally = Tally(observer, total - _num_left(spec, state, blocks), total)
+    num_windows = len(windows.token_ids)
+    tally = Tally(observer, total - _num_left(spec, state, blocks, num_windows), total)
     with dense.scorer(windows.token_ids, boundaries, objective) as scorer:
         observer.searching(plan, tally.done, total)
         run = _Search(spec, dense, windows, scorer, plan, state, observer, tally)
@@ -136,18 +139,16 @@ class _Search:
         observed = self._observed(lambda keep: round_name(self.num_blocks - len(keep) + 1))
         if self.spec.metric.has_rounds:
             return partial(sleb, observed)
-        is_cosine = self.spec.metric is Metric.COSINE
-        ranker: Ranker = (
-            self.dense.cosine_ranker(self.windows.token_ids) if is_cosine else self.scorer
-        )
-        ranking = ObservedRanker(ranker, self.tally, self.state.scored, lambda _keep: RANKING, {})
+        ranking: Ranker = self._observed(lambda _keep: RANKING)
+        if self.spec.metric is Metric.COSINE:
+            ranker = self.dense.cosine_ranker(self.windows.token_ids)
+            ranking = ObservedRanker(ranker, self.tally, self.state.scored, RANKING)
         return partial(ranked, observed, ranking)
 
     def _observed(self, name: Callable[[Blocks], str]) -> ObservedScorer:
-        """A stage depends on all candidates, so a staged search resumes with whole rounds only."""
-        if self.spec.search is Search.STAGED:
-            return ObservedScorer(StagedScorer(self.scorer), self.tally, {}, None, self.latest)
-        return ObservedScorer(self.scorer, self.tally, self.state.scored, name, self.latest)
+        is_staged = self.spec.search is Search.STAGED
+        given = (self.scorer, self.tally, self.state.scored, name, self.latest)
+        return ObservedScorer(*given, is_staged=is_staged)
 
     def _decide(self, round_: Round, dense_loss: float) -> Removal:
         """Score and decide a round of the refinement, unless its decision is known."""
@@ -179,28 +180,28 @@ class _Search:
 
     def _expect(self, most: int, kind: str = "") -> None:
         """``most`` evaluations remain, of which those of the ``kind`` in the state are known."""
-        self.tally.expect(most - _num_refined(self.state, kind))
+        num_windows = len(self.windows.token_ids)
+        self.tally.expect(most - _num_refined(self.state, num_windows, kind))
 
 
-def _num_left(spec: PruneSpec, state: SearchState, blocks: int) -> int:
+def _num_left(spec: PruneSpec, state: SearchState, blocks: int, num_windows: int) -> int:
     """How many evaluations remain after ``state``, at most."""
     num_removed = len(state.removals)
-    left = spec.num_evaluations(blocks, num_removed) - _num_refined(state)
-    if spec.search is Search.STAGED:
-        return left
-    left -= len(state.scored_in(round_name(num_removed + 1)))
+    left = spec.num_evaluations(blocks, num_removed) - _num_refined(state, num_windows)
+    left -= num_whole(state.scored_in(round_name(num_removed + 1)), num_windows)
     ranking = state.scored_in(RANKING)
     if spec.metric.has_rounds or not num_removed:
-        return left - len(ranking)
+        return left - num_whole(ranking, num_windows)
     known = {*ranking, *(removal.block for removal in state.removals)}
     return left + len(set(range(spec.protect_first, blocks - spec.protect_last)) - known)
 
 
-def _num_refined(state: SearchState, kind: str = "") -> int:
+def _num_refined(state: SearchState, num_windows: int, kind: str = "") -> int:
     """How many evaluations of the refinement are in the state, of one kind of rounds or of all."""
     kinds = [kind] if kind else [each.value for each in RoundKind]
     counts = {name: len(removal.scores) for name, removal in state.decided.items()}
-    counts |= {name: len(scored) for name, scored in state.scored.items() if name not in counts}
+    for name, scored in state.scored.items():
+        counts.setdefault(name, num_whole(scored, num_windows))
     return sum(number for name, number in counts.items() if name.startswith(tuple(kinds)))
 
 

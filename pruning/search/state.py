@@ -26,6 +26,12 @@ class SearchPlan:
     windows_digest: str
     num_remove: int  # an upper bound if losses decide
     times: BlockTimes | None = None  # of a decode step; None in older states
+    model_fingerprint: str | None = None  # of the dense model; None in older states
+
+    def holds_for(self, windows_digest: str, model_fingerprint: str) -> bool:
+        """Whether losses of this plan compare with those of this text and this model."""
+        is_of_model = self.model_fingerprint in (None, model_fingerprint)
+        return self.windows_digest == windows_digest and is_of_model
 
     @classmethod
     def from_json(cls, text: str) -> "SearchPlan":
@@ -36,7 +42,10 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class ScoredCandidate:
-    """The losses of one candidate in the round of that name, which is not decided yet."""
+    """The losses of one candidate in the round of that name, which is not decided yet.
+
+    They are those of the first windows, and of all of them in the end.
+    """
 
     round: str
     block: int
@@ -79,6 +88,11 @@ class SearchState:
             decided=decided,
             scored=scored,
         )
+
+
+def num_whole(scored: Mapping[int, Losses], num_windows: int) -> int:
+    """How many evaluations the losses of some candidates amount to."""
+    return sum(map(len, scored.values())) // num_windows
 
 
 _DECIDED, _SCORED = "round", "scored"

@@ -5,7 +5,7 @@ Hidden states are reused as in ``SharedPrefixScorer``.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 import torch
@@ -88,6 +88,11 @@ class StreamedScorer:
     def losses(self, keep: Blocks) -> Losses:
         return self._losses_by_candidate(keep, None, range(self.num_windows))[None]
 
+    def parts(self, windows: range) -> Sequence[range]:
+        """The groups of windows that have a sweep of their own."""
+        sizes = (sum(map(_num_windows, group)) for group in self._groups(windows))
+        return [range(*pair) for pair in pairwise(accumulate(sizes, initial=windows.start))]
+
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
 
@@ -104,7 +109,7 @@ class StreamedScorer:
     ) -> dict[int | None, list[float]]:
         """Losses by the block that is left out; None is ``keep`` itself, without candidates."""
         losses: dict[int | None, list[float]] = {}
-        for group in _grouped(self._batches_of(windows), _num_windows, self._windows_per_sweep):
+        for group in self._groups(windows):
             try:
                 for without, found in self._group_losses(group, keep, candidates):
                     losses.setdefault(without, []).extend(found)
@@ -113,6 +118,9 @@ class StreamedScorer:
                     for batch in group:
                         batch.forget(keep_dense=self._keeps_dense)
         return losses
+
+    def _groups(self, windows: range) -> Iterator[list[Prefixes]]:
+        return _grouped(self._batches_of(windows), _num_windows, self._windows_per_sweep)
 
     def _batches_of(self, windows: range) -> list[Prefixes]:
         chosen = [batch for begin, batch in self._batches.items() if begin in windows]

@@ -72,11 +72,6 @@ class CalibrationSpec:
         return (self,)
 
     @property
-    def least_tokens(self) -> int:
-        """How many tokens of text a calibration needs at least."""
-        return self.seqlen * (1 if self.sampling is Sampling.ROWS else self.num_samples)
-
-    @property
     def domain(self) -> str:
         """The kind of text, under which its quality is reported: a file's name, or the data set."""
         return self.dataset.value if self.path is None else Path(self.path).stem

@@ -82,6 +82,8 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "heal": None,
     }
 )
+# The settings of what follows the search: they may change without a candidate being scored again
+BEHIND_SEARCH = ("evaluate", "gate", "quantize", "zero_shot", "repair", "heal", "resident")
 # The settings that say how far to prune, with the open interval that their value must lie in
 TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -306,10 +308,16 @@ class PruneSpec:
         Settings of ``_LATER`` count only if they differ from what older specs imply, so that the
         digests of those stay valid.
         """
-        settings = self.to_dict()
-        for name in _LATER:
-            if getattr(self, name) == _LATER[name]:
-                del settings[name]
+        return self._digest_without()
+
+    def search_digest(self) -> str:
+        """The same of those settings that the search depends on: with it, losses compare."""
+        return self._digest_without(*BEHIND_SEARCH)
+
+    def _digest_without(self, *names: str) -> str:
+        implied = (name for name in _LATER if getattr(self, name) == _LATER[name])
+        left_out = {*names, *implied}
+        settings = {name: value for name, value in self.to_dict().items() if name not in left_out}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def resolved(self, locate: Callable[[str], Path]) -> "PruneSpec":

@@ -154,6 +154,7 @@ class JobObserver(Observer):
         self._removals = list(earlier.removals)
         # writes that must not be lost, in order
         self._pending: list[Callable[[], StopRequest | None]] = []
+        self._done: int | None = None  # evaluations, as last recorded
         self._held_out_losses: dict[str, float] = {}  # of the healing
         self._is_away = False
         self._is_terminating = is_terminating
@@ -165,7 +166,7 @@ class JobObserver(Observer):
         self._write()  # stops on request
 
     def searching(self, plan: SearchPlan, done: int, total: int) -> None:
-        is_anew = plan != self._plan
+        is_anew, self._done = plan != self._plan, done
         if is_anew:
             self._plan, self._removals = plan, []
         self._pending.append(
@@ -175,8 +176,11 @@ class JobObserver(Observer):
         )
         self._write()
 
-    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None = None) -> None:
-        self._write(lambda: self._store.evaluated(self._id, done, total, self._attempt, scored))
+    def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate] = ()) -> None:
+        before, self._done = self._done, done
+        self._write(
+            lambda: self._store.evaluated(self._id, done, total, self._attempt, scored, before)
+        )
 
     def removed(self, removal: Removal) -> None:
         self._removals.append(removal)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from pruning.data.calibration import RepairWindows
 from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows
 from pruning.models.blocks import view
+from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.repair.folding import folded
-from pruning.repair.order import request_for
+from pruning.repair.order import OrderRepair, repair_order, request_for
 from pruning.repair.record import DepthRepair, Method
 from pruning.repair.repair import possible_methods
+from pruning.repair.states import SpillFailed
+from pruning.repair.walk import LocalWalk
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Resident
@@ -141,6 +145,68 @@ def test_a_family_without_a_sound_method_is_published_with_a_warning(
     ]
     assert (manifest.repair, recorder.repair_steps) == (None, [])
     assert not (path / "repair").exists()
+
+
+SHORTAGES: dict[str, Exception] = {
+    "memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "main memory": MemoryError(),
+    "budget": StateBudgetTooSmall("a state budget of 3 bytes"),
+    "disk": SpillFailed("9 bytes of hidden states do not fit"),
+}
+
+
+def short(monkeypatch: pytest.MonkeyPatch, error: Exception, num_times: int) -> list[int]:
+    """Memory runs out in each of so many walks; returns the batches that were tried."""
+    run, tried = LocalWalk.run, list[int]()
+
+    def fails(walk: LocalWalk, stream: int) -> None:
+        if len(tried) <= num_times:
+            raise error
+        run(walk, stream)
+
+    def repair(*args: Any, batch_tokens: int, **named: Any) -> OrderRepair:
+        tried.append(batch_tokens)
+        return repair_order(*args, batch_tokens=batch_tokens, **named)
+
+    monkeypatch.setattr(LocalWalk, "run", fails)
+    monkeypatch.setattr("pruning.pipeline.repair_order", repair)
+    return tried
+
+
+@pytest.mark.parametrize("kind", SHORTAGES)
+def test_auto_warns_and_repairs_nothing_where_memory_does_not_suffice(
+    tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tried, recorder = short(monkeypatch, SHORTAGES[kind], 2), Recorder()
+    manifest, path = prune_tiny(tiny_models_dir, spec, "tiny@prn-1", recorder)
+    assert tried == [BATCH_TOKENS, BATCH_TOKENS // 2]
+    assert (manifest.repair, repair_of(path, 1)) == (None, None)
+    [warning] = recorder.warnings
+    assert warning.startswith("the model is not repaired: ")
+    assert "memory" in warning or str(SHORTAGES[kind]) in warning
+
+
+def test_auto_repairs_with_half_the_batch_if_that_fits(
+    tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prune_tiny(tiny_models_dir, spec, "whole")
+    tried, recorder = short(monkeypatch, MemoryError(), 1), Recorder()
+    manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@prn-1", recorder)
+    assert (len(tried), recorder.warnings) == (2, [])
+    assert manifest.repair is not None
+    assert whole.repair is not None
+    assert [each.method for each in manifest.repair] == [each.method for each in whole.repair]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SpillFailed("full"), RuntimeError("a defect")])
+def test_a_repair_that_is_asked_for_is_no_matter_of_luck(
+    tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    short(monkeypatch, error, 9)
+    is_defect = type(error) is RuntimeError
+    asked = replace(spec, repair=Repair.AUTO if is_defect else Repair.RIDGE)
+    with pytest.raises(type(error)):
+        prune_tiny(tiny_models_dir, asked, "tiny@prn-1")
 
 
 def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(

@@ -5,7 +5,7 @@ import pytest
 from app.bench.plan import BenchPlan, Scenario
 from pruning.checkpoints.trajectory import ties
 from pruning.evaluation.quality import text_of
-from pruning.jobs.creation import QueueFull
+from pruning.jobs.conditions import QueueFull
 from pruning.plural import counted
 
 

@@ -21,6 +21,7 @@ CHANGES: Mapping[str, Callable[[JobStore, str], object]] = {
     "cancel": lambda store, job_id: store.cancel(job_id),
     "pause": lambda store, job_id: store.pause(job_id),
     "resume": lambda store, job_id: store.resume(job_id),
+    "retry": lambda store, job_id: store.retry(job_id, SPEC),
     "stopped": lambda store, job_id: store.stopped(job_id),
     "lost": lambda store, job_id: store.requeue(job_id, "lost", is_lost=True),
     "requeued": lambda store, job_id: store.requeue(job_id, "stops", is_lost=False),

@@ -48,10 +48,9 @@ class Recorder(Observer):
         self.plans.append(plan)
         self.evaluations.append((done, total))
 
-    def evaluated(self, done: int, total: int, scored: ScoredCandidate | None) -> None:
+    def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate]) -> None:
         self.evaluations.append((done, total))
-        if scored is not None:
-            self.scored.append(scored)
+        self.scored += scored
         if done == self.stop_after:
             raise Stop
 

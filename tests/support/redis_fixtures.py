@@ -80,13 +80,10 @@ def _eternal(client: redis.Redis, names: Sequence[str]) -> Iterator[str]:
 
 
 def _ownerless(names: Sequence[str], statuses: Mapping[str, JobStatus]) -> Iterator[str]:
-    """What is kept of one job goes with its record; the state of its search, when it has ended."""
+    """What is kept of one job goes with its record."""
     for name in names:
-        job_id = name.split(":")[2]
-        if job_id not in statuses:
+        if name.split(":")[2] not in statuses:
             yield f"{name} belongs to no job"
-        elif name == keys.SEARCH.format(id=job_id) and statuses[job_id].is_final:
-            yield f"{name} has outlived its search"
 
 
 def _misplaced(client: redis.Redis, statuses: Mapping[str, JobStatus]) -> Iterator[str]:

@@ -38,6 +38,7 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         id=job.id,
         model=job.model,
         source=job.source,
+        search_of=job.search_of,
         status=job.status.value,
         priority=job.priority,
         tenant=job.owner,
@@ -123,6 +124,7 @@ def _urls(path: str) -> dict[str, str]:
         "cancel": f"{path}/cancel",
         "pause": f"{path}/pause",
         "resume": f"{path}/resume",
+        "retry": f"{path}/retry",
         "events": f"{path}/events",
         "checkpoints": f"{path}/checkpoints",
         "webhook_deliveries": f"{path}/webhook-deliveries",
@@ -134,6 +136,7 @@ def estimate_view(estimate: Estimate) -> EstimateView:
     return EstimateView(
         model=estimate.model,
         evaluations_total=estimate.num_evaluations,
+        search_of=estimate.search_of,
         is_upper_bound=estimate.is_upper_bound,
         estimated_s=estimate.duration.seconds,
         estimated_from=list(estimate.duration.jobs),

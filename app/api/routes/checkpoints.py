@@ -14,7 +14,12 @@ from app.api.deps import CatalogDep, CheckpointsDep, JobId, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
 from app.api.formats.models import domain_views, measured_speedup_view, repair_view
 from app.api.openapi import responses_for
-from app.api.schemas.jobs import CheckpointFileView, CheckpointList, CheckpointView, PrefixView
+from app.api.schemas.checkpoints import (
+    CheckpointFileView,
+    CheckpointList,
+    CheckpointView,
+    PrefixView,
+)
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (

@@ -18,7 +18,8 @@ from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
 from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
-from app.api.submission import RAISES, Submitted
+from app.api.schemas.retry import RetryJobBody
+from app.api.submission import RAISES, RETRY_RAISES, Submitted
 from app.auth.keys import seen_tenant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog
@@ -34,6 +35,7 @@ _LINKED = (
     "get_prune_job",
     "pause_prune_job",
     "resume_prune_job",
+    "retry_prune_job",
     "cancel_prune_job",
     "delete_prune_job",
     "list_prune_job_events",
@@ -58,6 +60,7 @@ ACCEPTED: dict[str, Any] = {
         for name in _LINKED
     },
 }
+_AS_IT_WAS = RetryJobBody()
 _READ = responses_for(*READ_RAISES)
 _CHANGE = responses_for(*CHANGE_RAISES)
 _DELETE = responses_for(*CHANGE_RAISES, CheckpointInUse, InvalidAliasFile)
@@ -173,6 +176,28 @@ def resume(
     if job.status is JobStatus.QUEUED:
         queue.enqueue(job_id)
     return job_view(job, request, catalog)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    name="retry_prune_job",
+    responses=responses_for(*RETRY_RAISES, has_body=True),
+)
+def retry(
+    job_id: JobId,
+    submission: SubmissionDep,
+    catalog: CatalogDep,
+    request: Request,
+    body: RetryJobBody = _AS_IT_WAS,
+) -> PruneJobView:
+    """A job that has failed or was cancelled is queued again, first within its priority. What its
+    search has found is kept, and no candidate is scored again.
+
+    The body may change what follows the search. Without one, the job is tried as it was. A healing
+    that has begun goes on if its settings stay.
+    """
+    return job_view(submission.retry(job_id, body), request, catalog)
 
 
 @router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_DELETE)

@@ -57,6 +57,7 @@ class PruneJobView(BaseModel):
     )
     model: str = Field(description="The dense model.")
     source: str | None = Field(description="The published checkpoint that the job only heals.")
+    search_of: str | None = Field(description="The job whose search it went on with.")
     status: str = Field(
         description="queued, running, paused, cancelling, succeeded, failed or cancelled."
     )
@@ -123,6 +124,7 @@ class EstimateView(BaseModel):
     )
     model: str = Field(description="The dense model.")
     evaluations_total: int = Field(description="Evaluations of the search.")
+    search_of: str | None = Field(description="The job whose search it would go on with.")
     is_upper_bound: bool = Field(
         description="True if the search decides how many evaluations it needs."
     )
@@ -143,56 +145,6 @@ class EstimateView(BaseModel):
     heal: HealEstimateView | None = Field(
         description="What its healing would need beside that; null without one."
     )
-
-
-class CheckpointFileView(BaseModel):
-    name: str = Field(description="Path within the checkpoint.")
-    num_bytes: int = Field(description="Size of the file.")
-    sha256: str = Field(description="Digest of the file.")
-    url: str = Field(description="Where to download it.")
-
-
-class PrefixView(BaseModel):
-    """The dense model without the first blocks of a removal order."""
-
-    model: str = Field(description="The name to generate with.")
-    num_removed: int = Field(description="Number of removed blocks.")
-    removed_block: int = Field(description="The block removed last.")
-    loss: float = Field(description="On the calibration text, in nats per token, unrepaired.")
-    perplexity: float | None = Field(
-        description="On the text of evaluated_on; null until evaluated."
-    )
-    domains: list[DomainView] = Field(description="Quality by domain; empty until evaluated.")
-    predicted_speedup: float | None = Field(
-        description="Time of a decode step of one sequence, dense over pruned, by the times of the "
-        "blocks on the machine of the job. Null until published."
-    )
-    measured_speedup: MeasuredSpeedupView | None = Field(
-        description="Of any variant with as many blocks; null if none was measured."
-    )
-    repair: RepairView | None = Field(description="Null until published, or without repair.")
-
-
-class CheckpointView(BaseModel):
-    """The published checkpoint of a job. Before that: prefixes, no files."""
-
-    id: str = Field(description="Name of the checkpoint.")
-    object: Literal["prune_job.checkpoint"] = Field(
-        default="prune_job.checkpoint", description="The kind of this object."
-    )
-    is_published: bool = Field(description="Whether its files are complete.")
-    created_at: float | None = Field(description="When it was published.")
-    num_blocks: int = Field(description="Number of remaining blocks.")
-    removed_blocks: list[int] = Field(description="In the order of their removal.")
-    num_parameters: int | None = Field(description="Null until published.")
-    evaluated_on: str | None = Field(description="The text of perplexities, with its windows.")
-    prefixes: list[PrefixView] = Field(description="Those that can be served now.")
-    files: list[CheckpointFileView] = Field(description="Empty until published.")
-
-
-class CheckpointList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
-    data: list[CheckpointView] = Field(description="The checkpoint of the job, if it has one.")
 
 
 class PruneJobList(BaseModel):
@@ -378,6 +330,10 @@ class PruneJobBody(Body):
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
     webhook: WebhookBody | None = Field(
         default=None, description="Where to send messages about the job."
+    )
+    reuse_search: bool = Field(
+        default=True,
+        description="Go on with what an earlier job has found that searches in the same way.",
     )
     dry_run: DryRun = False
 

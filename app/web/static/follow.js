@@ -8,18 +8,23 @@ const MAX_RETRY_S = 30;
 
 const sleep = (seconds) => new Promise((resolve) => { setTimeout(resolve, seconds * 1000); });
 
-/** Call `onEvent` for each event until `isFinal` of one. Raises `Problem` if none can follow. */
+/**
+ * Call `onEvent` for each event until the service ends the stream behind one that `isFinal`: earlier
+ * ones may be so too, before a job was retried. Raises `Problem` if none can follow.
+ */
 export async function follow(path, freshness, onEvent, isFinal) {
   let last = null;
   let failures = 0;
+  let hasEnded = false;
   for (;;) {
     try {
       for await (const event of stream(path, last, () => freshness.fresh())) {
         failures = 0;
         last = event.id ?? last;
+        hasEnded = isFinal(event.data);
         onEvent(event.data);
-        if (isFinal(event.data)) return;
       }
+      if (hasEnded) return;
       await sleep(RETRY_S); // the service has ended the stream, as it does before it stops
     } catch (error) {
       if (error instanceof Problem && !error.isTemporary) throw error;

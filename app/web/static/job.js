@@ -64,6 +64,7 @@ function showState() {
       ["Status", statusOf(job)],
       ["Model", name(job.model)],
       ["Heals", job.source && name(job.source)],
+      ["Search of", job.search_of && el("a", { href: `/ui/jobs/${encodeURIComponent(job.search_of)}` }, text(job.search_of))],
       ["Target", targetOf(job)],
       ["Phase", FINAL.has(job.status) ? null : job.phase],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
@@ -84,6 +85,16 @@ function change(verb, label, key) {
     say(`${verb} requested`);
     show();
   }) }, label);
+}
+
+/** Queue the job again as it was. Its events go on behind those of its end. */
+async function retry(event) {
+  await act(event.target, async () => {
+    job = await post(`${path}/retry`);
+    say("retry requested");
+    show();
+    begin(watch);
+  });
 }
 
 async function cancel(event) {
@@ -108,6 +119,7 @@ function showActions() {
   fill(byId("actions"),
     can("queued", "running") && !isPausing ? change("pause", "Pause", "pause") : null,
     can("paused") || isPausing ? change("resume", isPausing ? "Withdraw the pause" : "Resume", "pause") : null,
+    can("failed", "cancelled") ? el("button", { "data-key": "retry", onclick: retry }, "Retry") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
     job.status === "succeeded" && job.source === null && job.spec.heal === null
       ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
@@ -263,10 +275,16 @@ function heard(event) {
   refreshSoon();
 }
 
-await begin(async () => {
-  await refresh();
-  readNumBlocks();
+/** Show all events, the old ones first, until the job ends. */
+async function watch() {
+  byId("events").replaceChildren();
   await follow(`${path}/events`, new Freshness(), heard, ({ data }) => FINAL.has(data.status));
   refreshSoon();
   say(`The job has ended: ${job.status}`);
+}
+
+await begin(async () => {
+  await refresh();
+  readNumBlocks();
+  await watch();
 });

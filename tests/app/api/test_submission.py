@@ -11,9 +11,11 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from pruning.jobs.job import HealProgress, JobStatus
+from pruning.jobs.job import HealProgress, JobError, JobStatus
 from pruning.jobs.store import JobStore
+from pruning.search.state import SearchPlan
 from tests.support.api_fixtures import publish_pruned
+from tests.support.job_lives import REMOVAL
 from tests.support.prune_requests import JOB, num_jobs, post_with_key, submit
 from tests.support.serving import local_api
 
@@ -78,9 +80,12 @@ def test_the_time_is_judged_by_earlier_jobs_of_the_kind(
     record = job_store.get(job["id"])
     assert record.started_at is not None
     assert record.finished_at is not None
-    needed = client.post("/prune-jobs", json={**JOB, "dry_run": True}).json()
+    anew = {**JOB, "dry_run": True, "reuse_search": False}
+    needed = client.post("/prune-jobs", json=anew).json()
     assert needed["estimated_from"] == [job["id"]]
     assert needed["estimated_s"] == pytest.approx(record.finished_at - record.started_at)
+    known = client.post("/prune-jobs", json={**JOB, "dry_run": True}).json()
+    assert (known["search_of"], known["estimated_s"]) == (job["id"], 0)
 
 
 def test_a_dry_run_refuses_what_a_job_is_refused_for(client: TestClient) -> None:
@@ -88,6 +93,43 @@ def test_a_dry_run_refuses_what_a_job_is_refused_for(client: TestClient) -> None
     assert answer.status_code == 422
     assert answer.json()["type"].endswith("too-many-removals")
     assert answer.json()["param"] == "num_remove"
+
+
+# ---- searches of earlier jobs
+
+
+def searched(store: JobStore, job_id: str, status: JobStatus) -> None:
+    """The job has found a removal, and has ended so."""
+    store.start(job_id, "w")
+    store.searching(job_id, SearchPlan("d1g", 2), 0, 7)
+    store.evaluated(job_id, 4, 7)
+    store.removed(job_id, [REMOVAL])
+    if status is JobStatus.FAILED:
+        store.fail(job_id, JobError("quality_gate", "too bad"))
+    else:
+        store.succeed(job_id, "tiny@x")
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.SUCCEEDED])
+def test_a_job_goes_on_with_the_search_of_an_earlier_one(
+    client: TestClient, job_store: JobStore, status: JobStatus
+) -> None:
+    searched(job_store, earlier := submit(client)["id"], status)
+    submit(client, reuse_search=False)  # which has found nothing
+    job = submit(client, repair="none", evaluate=False)
+    assert job["search_of"] == earlier
+    assert job["removed_blocks"] == [REMOVAL.block]
+    assert job["progress"]["evaluations_done"] == 4
+    assert job_store.search_state(job["id"]) == job_store.search_state(earlier)
+
+
+def test_a_search_that_differs_or_is_not_wanted_begins_anew(
+    client: TestClient, job_store: JobStore
+) -> None:
+    searched(job_store, submit(client)["id"], JobStatus.FAILED)
+    for change in ({"num_remove": 1}, {"protect_last": 2}, {"reuse_search": False}):
+        job = submit(client, **change)
+        assert (job["search_of"], job["removed_blocks"]) == (None, [])
 
 
 # ---- bounds

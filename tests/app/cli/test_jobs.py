@@ -21,6 +21,8 @@ from pruning.jobs.job import JobError, JobStatus, Webhook
 from pruning.jobs.keys import ATTEMPTS
 from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
 from pruning.jobs.store import JobStore
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.gate import Gate, GateAction
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
@@ -72,6 +74,36 @@ class Sleb:
 @pytest.fixture
 def sleb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> Sleb:
     return Sleb(monkeypatch, capsys, url)
+
+
+# ---- retry
+
+
+def test_a_job_is_retried_with_what_the_options_change(
+    sleb: Sleb, job_store: JobStore, tiny_models_dir: Path
+) -> None:
+    assert tiny_models_dir.exists()
+    calibration = CalibrationSpec(Dataset.PROSE, num_samples=2, seqlen=8)
+    gate = Gate(max_perplexity_ratio=1.5, action=GateAction.REFUSE)
+    heal = Heal(rank=2, seed=3)
+    job_id = job_store.create(
+        PruneSpec("tiny", num_remove=1, calibration=calibration, gate=gate, heal=heal)
+    ).id
+    job_store.cancel(job_id)
+    code, out, err = sleb.jobs(
+        *("retry", job_id, "--repair", "none", "--gate-action", "warn", "--heal-rank", "4")
+    )
+    assert (code, out) == (0, f"job {job_id} is queued\n"), err
+    spec = job_store.get(job_id).spec
+    assert (spec.repair, spec.heal) == (Repair.NONE, replace(heal, rank=4))
+    assert spec.gate == replace(gate, action=GateAction.WARN)
+    assert (spec.evaluate, spec.calibration) == (True, calibration)
+    code, _, err = sleb.jobs("retry", job_id)
+    assert (code, "expected a job that has failed or was cancelled" in err) == (1, True)
+    job_store.cancel(job_id)
+    assert sleb.jobs("retry", job_id, "--no-gate", "--no-heal", "--no-evaluate")[0] == 0
+    spec = job_store.get(job_id).spec
+    assert (spec.gate, spec.heal, spec.evaluate, spec.repair) == (None, None, False, Repair.NONE)
 
 
 # ---- list, show, cancel

@@ -8,6 +8,7 @@ import pytest
 
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
+from pruning.jobs.job import JobError
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.api_fixtures import publish_pruned
@@ -61,7 +62,7 @@ def settings(data_dir: Path) -> ServeSettings:
     return ServeSettings(data_dir=data_dir, drain_s=0)
 
 
-def test_a_job_is_submitted_paused_cancelled_and_deleted(
+def test_a_job_is_submitted_paused_cancelled_retried_and_deleted(
     settings: ServeSettings, redis_url: str, job_store: JobStore
 ) -> None:
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
@@ -95,7 +96,17 @@ def test_a_job_is_submitted_paused_cancelled_and_deleted(
         tab_to(page, "dialog .danger", "Shift+Tab")
         page.keyboard.press("Space")
         page.locator(".status", has_text="cancelled").wait_for()
-        wait_for_focus(page, "Delete")
+        wait_for_focus(page, "Retry")
+        page.keyboard.press("Enter")
+        page.locator(".status", has_text="queued").wait_for()
+        wait_for_focus(page, "Pause")
+        job_store.start(job.id, "w")  # the page follows it again
+        page.locator(".status", has_text="running").wait_for()
+        job_store.fail(job.id, JobError("disk_full", "no room"))
+        page.get_by_text("Failed: disk_full").wait_for()
+        assert page.locator("#events").get_by_text("retried").count() == 1
+        wait_for_focus(page, "Retry")
+        tab_to(page, "[data-key=delete]")
         page.keyboard.press("Enter")
         wait_for_focus(page, "Keep it")
         tab_to(page, "dialog .danger", "Shift+Tab")

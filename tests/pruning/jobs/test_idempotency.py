@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import redis
 
-from pruning.jobs.creation import Conditions
+from pruning.jobs.conditions import Conditions
 from pruning.jobs.idempotency import (
     CLAIM_S,
     KEY_KEPT_S,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rq.exceptions import DequeueTimeout
 
-from pruning.jobs.creation import Conditions
+from pruning.jobs.conditions import Conditions
 from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import RUNNING_LIMITS
 from pruning.jobs.queue import LeasedQueue, PruneQueue

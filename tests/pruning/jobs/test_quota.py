@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import redis
 
-from pruning.jobs.creation import Conditions
+from pruning.jobs.conditions import Conditions
 from pruning.jobs.job import Job, JobError, JobStatus, Sink
 from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.sinks import SinkOutbox

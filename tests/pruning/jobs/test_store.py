@@ -15,7 +15,7 @@ from pruning.jobs.job import (
     Phase,
     RepairProgress,
 )
-from pruning.jobs.keys import INDEX, RECORD, SEARCH
+from pruning.jobs.keys import INDEX, RECORD
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
@@ -242,7 +242,6 @@ def test_the_stream_of_events_is_bounded(job_store: JobStore) -> None:
     [
         (lambda client, _id: client.set("sleb:forgotten", 1), "sleb:forgotten has neither"),
         (lambda client, id_: client.delete(RECORD.format(id=id_)), "events belongs to no job"),
-        (lambda client, id_: client.hset(SEARCH.format(id=id_), "a", 1), "outlived its search"),
         (lambda client, id_: client.zrem(INDEX, id_), "sleb:jobs is wrong"),
         (lambda client, id_: client.zadd("sleb:jobs:queued", {id_: 0}), "queued is wrong"),
     ],

@@ -6,9 +6,10 @@ import pytest
 import redis
 
 from pruning.jobs import transitions
-from pruning.jobs.creation import CREATE, UNCONDITIONAL, Conditions, QueueFull, create_job
+from pruning.jobs.conditions import UNCONDITIONAL, Conditions, QueueFull
+from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import JobStatus
-from pruning.jobs.keys import EVENTS, INDEX, RECORD, STATUS_INDEX
+from pruning.jobs.keys import EVENTS, INDEX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
@@ -43,7 +44,8 @@ def test_a_command_that_is_sent_again_creates_nothing_more(
     job_store: JobStore, redis_client: redis.Redis
 ) -> None:
     job_id = "prn-" + "0" * 21
-    keys = (RECORD.format(id=job_id), EVENTS.format(id=job_id), INDEX)
+    record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
+    keys = (record, events, search, INDEX)
     queued = STATUS_INDEX.format(status=JobStatus.QUEUED)
     script = redis_client.register_script(CREATE)
     fields = transitions.new_record(job_id, SPEC, {}, 1.0)

@@ -2,12 +2,15 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruning.checkpoints.store import CheckpointStore
+from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import JobError, Phase
 from pruning.jobs.keys import RECORD, SEARCH
 from pruning.jobs.script import StaleAttempt
@@ -64,12 +67,12 @@ def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: st
     assert job_store.search_state(job_id) == SearchState()
     job_store.searching(job_id, PLAN, 0, 9)
     for done, block in enumerate(FIRST.scores, start=1):
-        job_store.evaluated(job_id, done, 9, scored=ScoredCandidate("1", block, [1.0 * block]))
+        job_store.evaluated(job_id, done, 9, scored=[ScoredCandidate("1", block, [1.0 * block])])
     assert job_store.search_state(job_id) == SearchState(
         PLAN, scored={"1": {1: [1.0], 2: [2.0], 3: [3.0]}}
     )
     job_store.removed(job_id, [FIRST])
-    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate("2", 3, [0.1, 1 / 3]))
+    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.1, 1 / 3])])
     assert job_store.search_state(job_id) == SearchState(
         PLAN, (FIRST,), scored={"2": {3: [0.1, 1 / 3]}}
     )
@@ -84,7 +87,7 @@ def test_the_record_has_the_greedy_order_until_the_refinement_is_over(
     job_store.removed(job_id, [FIRST])
     job_store.removed(job_id, [FIRST, SECOND])
     name = "exchange-1"
-    job_store.evaluated(job_id, 6, 9, scored=ScoredCandidate(name, 2, [0.5]))
+    job_store.evaluated(job_id, 6, 9, scored=[ScoredCandidate(name, 2, [0.5])])
     assert job_store.search_state(job_id).scored_in(name) == {2: [0.5]}
     better = decide(2, 2.0, {2: [0.5], 4: [0.25]})
     job_store.decided(job_id, name, better)
@@ -107,7 +110,7 @@ def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
     job_store: JobStore, job_id: str
 ) -> None:
     job_store.searching(job_id, PLAN, 0, 9)
-    job_store.evaluated(job_id, 4, 9, scored=ScoredCandidate("2", 3, [0.5]))
+    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.5])])
     job_store.removed(job_id, [FIRST])
     job_store.requeue(job_id, "its worker died", is_lost=True)
     waiting = job_store.get(job_id)
@@ -130,27 +133,59 @@ def test_a_worker_that_lost_the_job_adds_nothing(job_store: JobStore, job_id: st
     job_store.searching(job_id, PLAN, 0, 9, attempt=1)
     job_store.start(job_id, "second")
     with pytest.raises(StaleAttempt):
-        job_store.evaluated(job_id, 1, 9, 1, ScoredCandidate("1", 1, [9.0]))
+        job_store.evaluated(job_id, 1, 9, 1, [ScoredCandidate("1", 1, [9.0])])
     with pytest.raises(StaleAttempt):
         job_store.removed(job_id, [FIRST], 1)
     assert job_store.search_state(job_id) == SearchState(PLAN)
 
 
-@pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
-def test_an_ended_job_keeps_its_removals_and_no_state(
-    job_store: JobStore, job_id: str, redis_client: redis.Redis, end: str
+def end(store: JobStore, job_id: str, how: str) -> None:
+    if how == "succeed":
+        store.succeed(job_id, "tiny@x")
+    elif how == "fail":
+        store.fail(job_id, JobError("out_of_memory", "no"))
+    else:
+        store.cancel(job_id)
+        store.stopped(job_id)
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail", "cancel"])
+def test_an_ended_job_keeps_its_search_until_it_is_deleted(
+    job_store: JobStore, job_id: str, redis_client: redis.Redis, tmp_path: Path, how: str
 ) -> None:
     job_store.searching(job_id, PLAN, 0, 9)
     job_store.removed(job_id, [FIRST])
-    if end == "succeed":
-        job_store.succeed(job_id, "tiny@x")
-    elif end == "fail":
-        job_store.fail(job_id, JobError("out_of_memory", "no"))
-    else:
-        job_store.cancel(job_id)
-        job_store.stopped(job_id)
+    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.5])])
+    end(job_store, job_id, how)
     assert job_store.get(job_id).removed_blocks == (FIRST.block,)
+    assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST,), scored={"2": {3: [0.5]}})
+    JobDeletion(redis_client, job_store, CheckpointStore(tmp_path)).delete(job_id)
     assert not redis_client.exists(SEARCH.format(id=job_id))
+
+
+@pytest.mark.parametrize("how", ["succeed", "fail", "cancel"])
+def test_a_new_job_goes_on_with_the_search_of_another(
+    job_store: JobStore, job_id: str, how: str
+) -> None:
+    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.removed(job_id, [FIRST])
+    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.5])])
+    end(job_store, job_id, how)
+    created = job_store.create(PruneSpec("tiny", num_remove=3), search_of=job_id)
+    assert job_store.search_state(created.id) == job_store.search_state(job_id)
+    assert created.search_of == job_id
+    assert (created.removed_blocks, created.losses) == ((FIRST.block,), (FIRST.loss,))
+    assert created.progress.evaluations_done == 4
+    job_store.start(created.id, "w")
+    job_store.searching(created.id, SearchPlan("0ther", 3), 0, 9, is_anew=True)
+    assert job_store.search_state(job_id).removals == (FIRST,)  # a copy of its own
+    assert job_store.get(created.id).removed_blocks == ()
+
+
+def test_a_job_whose_search_is_gone_begins_its_own(job_store: JobStore) -> None:
+    created = job_store.create(PruneSpec("tiny", num_remove=3), search_of="prn-" + "0" * 21)
+    assert (created.search_of, created.removed_blocks) == (None, ())
+    assert job_store.search_state(created.id) == SearchState()
 
 
 def test_the_pace_counts_what_this_worker_has_done(job_store: JobStore, job_id: str) -> None:

@@ -278,7 +278,7 @@ def test_a_refinement_resumes_wherever_it_was_stopped(
     assert len(first.scored) + len(again.scored) == len(whole.scored)
 
 
-def test_a_staged_refinement_resumes_with_whole_rounds(models_dir: Path, spec: PruneSpec) -> None:
+def test_a_staged_refinement_resumes_within_a_round(models_dir: Path, spec: PruneSpec) -> None:
     spec = replace(spec, search=Search.STAGED)
     whole, first, again = Recorder(), Recorder(stop_after=23), Recorder()
     expected, _ = prune_tiny(models_dir, spec, "tiny@whole", whole)
@@ -287,7 +287,7 @@ def test_a_staged_refinement_resumes_with_whole_rounds(models_dir: Path, spec: P
     found, _ = prune_tiny(models_dir, spec, "tiny@resumed", again, first.state)
     assert found.quality == expected.quality
     assert len(first.rounds) == 1
-    assert again.evaluations[0][0] == 18 + 3
+    assert again.evaluations[0][0] == 23 > 18 + 3
 
 
 def test_the_depth_of_a_ratio_is_that_of_the_greedy_search(

@@ -159,7 +159,7 @@ def test_a_worker_goes_on_with_what_the_one_before_has_found(
     def lost(_job: Job, observer: JobObserver) -> str:
         assert observer.earlier == SearchState()
         observer.searching(plan, 0, 2)
-        observer.evaluated(1, 2, ScoredCandidate("1", 3, [2.5]))
+        observer.evaluated(1, 2, [ScoredCandidate("1", 3, [2.5])])
         observer.removed(FIRST)
         job_store.requeue(job_id, "its worker died", is_lost=True)
         return "tiny@lost"

@@ -33,10 +33,11 @@ class FlakyStore(JobStore):
         done: int,
         total: int,
         attempt: int | None = None,
-        scored: ScoredCandidate | None = None,
+        scored: Sequence[ScoredCandidate] = (),
+        before: int | None = None,
     ) -> StopRequest | None:
         self._fail_perhaps()
-        return super().evaluated(job_id, done, total, attempt, scored)
+        return super().evaluated(job_id, done, total, attempt, scored, before)
 
     def searching(
         self,

@@ -13,7 +13,7 @@ from app.config import ServeSettings
 from app.models.aliases import Aliases
 from app.results.store import ResultKind, ResultStore
 from pruning.checkpoints.store import MANIFEST, read_manifest
-from pruning.jobs.creation import Conditions
+from pruning.jobs.conditions import Conditions
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.api_fixtures import publish_pruned

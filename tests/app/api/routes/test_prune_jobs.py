@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "a\0b"}}, 422, "null"),
     ({"calibration": {"dataset": "file", "path": "a" * 300}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "loop"}}, 422, "texts folder"),
+    ({"calibration": {"dataset": "file", "path": "short"}}, 422, "128 tokens, needed: 32"),
+    ({"calibration": {"dataset": "file", "path": "empty"}}, 422, "holds no text"),
+    ({"calibration": {"dataset": "file", "path": "latin"}}, 422, "not UTF-8"),
+    (
+        {"calibration": {"dataset": "code", "num_samples": 20000, "seqlen": 64}},
+        422,
+        "needed: 20000",
+    ),
+    ({"gate": {"max_perplexity_ratio_of": {"poems": 2}}}, 422, "no text of the domain 'poems'"),
+    ({"model": "mute"}, 422, "the tokenizer of"),
     ({"calibration": {"dataset": "file", "path": "large"}}, 422, "SLEB_MAX_TEXT_BYTES"),
     ({"calibration": [{"dataset": "file", "path": "large"}]}, 422, "calibration.0.path"),
     (
@@ -156,11 +167,14 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
 ) -> None:
     (data_dir / "models" / "odd").mkdir()
     (data_dir / "models" / "odd" / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copytree(data_dir / "models" / "tiny", data_dir / "models" / "mute")
+    (data_dir / "models" / "mute" / "tokenizer.json").write_text("{")
     (data_dir / "texts").mkdir()
     (data_dir / "texts" / "link").symlink_to("/etc/passwd")
     (data_dir / "texts" / "loop").symlink_to("loop")
-    (data_dir / "texts" / "empty").touch()
-    (data_dir / "texts" / "hello").write_text("hello world")
+    (data_dir / "texts" / "short").write_text("lazy dogs\n" * 90)
+    (data_dir / "texts" / "empty").write_text(" \n")
+    (data_dir / "texts" / "latin").write_bytes(b"caf\xe9")
     (data_dir / "texts" / "large").touch()
     os.truncate(data_dir / "texts" / "large", 256 * 2**20 + 1)
     response = client.post("/prune-jobs", json={**JOB, **change})
@@ -214,7 +228,7 @@ def test_a_job_is_taken_with_every_setting_of_the_search(
     client: TestClient, data_dir: Path, target: dict[str, float]
 ) -> None:
     (data_dir / "texts").mkdir()
-    (data_dir / "texts" / "a.txt").write_text("text" * 1024)
+    (data_dir / "texts" / "a.txt").write_text("lazy dogs\n" * 9000)
     change = {**target, "search": "staged", "resident": "stream", "num_remove": None}
     spec = submit(client, **change, calibration={"dataset": "file", "path": "a.txt"})["spec"]
     assert spec.items() >= change.items()
@@ -232,7 +246,7 @@ def test_a_weight_is_a_number(client: TestClient, weight: str) -> None:
 
 def test_a_mix_of_texts_and_another_metric_are_taken(client: TestClient, data_dir: Path) -> None:
     (data_dir / "texts").mkdir()
-    (data_dir / "texts" / "a.txt").write_text("text" * 1024)
+    (data_dir / "texts" / "a.txt").write_text("lazy dogs\n" * 9000)
     mix = [
         {"dataset": "file", "path": "a.txt", "weight": 2.5, "seed": 3},
         {"dataset": "self", "seed": 4},
@@ -264,7 +278,7 @@ def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
 
 def test_a_file_of_the_texts_folder_is_taken(client: TestClient, data_dir: Path) -> None:
     (data_dir / "texts").mkdir()
-    (data_dir / "texts" / "a.txt").write_text("text" * 1024)
+    (data_dir / "texts" / "a.txt").write_text("lazy dogs\n" * 9000)
     job = submit(client, calibration={"dataset": "file", "path": "a.txt"})
     assert job["spec"]["calibration"]["path"] == str(data_dir / "texts" / "a.txt")
 

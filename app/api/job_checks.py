@@ -1,0 +1,171 @@
+"""What is checked of a job before it is recorded: all that a worker would refuse hours later."""
+
+import shutil
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from app.auth.keys import seen_tenant
+from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.data.enough import check_text
+from pruning.evaluation.assess import check_measures
+from pruning.healing.record import check_healable
+from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint
+from pruning.jobs.heal_estimate import heal_estimate
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.safetensors_headers import WeightSizes, weight_sizes
+from pruning.models.store import ModelInfo, ModelStore, load_tokenizer, read_config
+from pruning.repair.order import methods_for
+from pruning.spec import InvalidSpec
+from pruning.spec.heal import Heal
+from pruning.spec.prune import PruneSpec
+
+_KEPT_TOKENIZERS = 2  # between submissions: one takes some 100 MB and half a second to read
+_MAX_SHOWN_CHARS = 256  # of a file name in a message
+
+
+@dataclass(frozen=True)
+class TextsFolder:
+    """The folder of calibration texts that jobs may name. Clients can read no file outside it."""
+
+    path: Path
+    max_bytes: int  # per file: a worker reads all of it into memory
+
+    def file(self, name: str) -> Path:
+        """Return the path of the text with symbolic links resolved.
+
+        Raises ``InvalidSpec`` for a file outside the folder or larger than ``max_bytes``.
+        """
+        if "\0" in name:
+            raise InvalidSpec("calibration.path", "the path contains a null character")
+        path = self.path / name
+        num_bytes = _num_bytes(path)
+        if num_bytes is None or not path.resolve().is_relative_to(self.path.resolve()):
+            raise InvalidSpec(
+                "calibration.path",
+                f"no file {name[:_MAX_SHOWN_CHARS]!r} in the texts folder of the service: put it "
+                "there first",
+            )
+        if num_bytes > self.max_bytes:
+            raise InvalidSpec(
+                "calibration.path",
+                f"{name[:_MAX_SHOWN_CHARS]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES "
+                f"allows {self.max_bytes}: a part of it is enough for calibration",
+            )
+        return path.resolve()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A pruning job that a worker can run, as far as can be told, and what it needs."""
+
+    spec: PruneSpec
+    num_evaluations: int
+    num_blocks: int
+    sizes: WeightSizes
+    footprint: Footprint
+    free_disk_bytes: int
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What the job writes at most: the pruned model, its repairs, and the healed one."""
+        needed = self.footprint
+        healing = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
+        healed_bytes = 0 if healing is None else needed.checkpoint_bytes + healing.adapter_bytes
+        return needed.checkpoint_bytes + needed.repair_bytes + healed_bytes
+
+
+@dataclass(frozen=True)
+class CheckedHealing:
+    """The same of a job that only heals the checkpoint of ``source``."""
+
+    spec: PruneSpec
+    source: Manifest
+    num_blocks: int
+    sizes: WeightSizes
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What the job writes at most."""
+        found = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
+        return self.source.weight_bytes + (0 if found is None else found.adapter_bytes)
+
+
+class JobChecks:
+    """Checks jobs against the models, texts and checkpoints of this service.
+
+    The folder of ``checkpoints`` is where a pruned model has to fit.
+    """
+
+    def __init__(
+        self, models: ModelStore, texts: TextsFolder, checkpoints: CheckpointStore
+    ) -> None:
+        self._models = models
+        self._texts = texts
+        self._checkpoints = checkpoints
+        self._tokenizer = lru_cache(_KEPT_TOKENIZERS)(_tokenizer_of)
+
+    def pruning(self, spec: PruneSpec) -> Checked:
+        """Raises what says why a worker could not run it."""
+        info = self._models.inspect(spec.model)
+        spec = spec.resolved(self._texts.file)
+        check_measures(spec, info)
+        methods_for(spec.repair, read_config(info.path))
+        num_evaluations = spec.num_evaluations(info.num_blocks)
+        _check_positions(spec, info)
+        sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
+        needed = footprint(spec, info, sizes)
+        copies = 1 if spec.heal is None else 2
+        free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
+        check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
+        return Checked(spec, num_evaluations, info.num_blocks, sizes, needed, free_bytes)
+
+    def healing(self, name: str, heal: Heal) -> CheckedHealing:
+        """The same of a job that only heals the checkpoint of that name."""
+        manifest = self._checkpoints.to_heal(name, seen_tenant())
+        check_healable(manifest.name, manifest.healing)
+        info = self._models.inspect(manifest.parent)
+        spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
+        self._checked_disk(manifest.weight_bytes)
+        sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
+        return CheckedHealing(spec, manifest, info.num_blocks, sizes)
+
+    def _checked_disk(self, needed_bytes: int) -> int:
+        """The bytes that are free for checkpoints. Raises ``DiskTooSmall``."""
+        free_bytes = shutil.disk_usage(_existing(self._checkpoints.root)).free
+        if needed_bytes > free_bytes:
+            raise DiskTooSmall(needed_bytes, free_bytes)
+        return free_bytes
+
+
+def _tokenizer_of(path: Path, _changed_at: float) -> PreTrainedTokenizerBase:
+    return load_tokenizer(path)
+
+
+def _changed_at(path: Path) -> float:
+    """When a file of the model has last changed, in seconds since the epoch."""
+    return max(file.stat().st_mtime for file in path.iterdir())
+
+
+def _check_positions(spec: PruneSpec, info: ModelInfo) -> None:
+    if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
+        raise InvalidSpec(
+            "calibration.seqlen",
+            f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions "
+            f"of {spec.model}",
+        )
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or its nearest parent that exists."""
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _num_bytes(path: Path) -> int | None:
+    """Return the size of a regular file, and None for anything else."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # the name is too long, or the folder is not readable
+        return None

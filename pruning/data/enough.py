@@ -1,0 +1,60 @@
+"""Whether there is enough text for a calibration, told without its model, before a job is recorded.
+
+A file is read only as far as it takes to know, unless rows are sampled. Text of the hub and of the
+model itself is not looked at: only a worker has it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from pruning.data.corpora import no_text, reading, text_of_record
+from pruning.data.sources import Use, check_enough, file_source, packaged_source
+from pruning.spec.calibration import PACKAGED, Calibration, CalibrationSpec, Sampling
+
+_PIECE = 2**16  # characters that are tokenized at once: some megabytes of memory
+
+
+def check_text(spec: Calibration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``CalibrationError`` if a source cannot give the windows that it has to give."""
+    for part in spec.parts:
+        if part.dataset in PACKAGED:
+            packaged_source(part, tokenizer).windows(Use.CALIBRATION)
+        elif part.path is not None:
+            with reading(Path(part.path)):
+                _check_file(part, Path(part.path), tokenizer)
+
+
+def _check_file(part: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    if part.sampling is Sampling.ROWS:  # which rows it takes depends on all of them
+        file_source(part, path, tokenizer).windows(Use.CALIBRATION)
+        return
+    num_tokens, has_text = 0, False
+    for piece in _pieces(path):
+        has_text = has_text or bool(piece.strip())
+        # a batch of one, as a single text is tokenized without letting other threads run
+        num_tokens += len(tokenizer([piece], verbose=False).input_ids[0])
+        if num_tokens >= part.num_samples * part.seqlen:
+            return
+    if not has_text:
+        raise no_text(path)
+    check_enough(part, torch.empty(num_tokens // part.seqlen, 0))
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """The text in pieces. They give as many tokens as the whole, or a few more."""
+    with path.open(encoding="utf-8-sig") as file:
+        if path.suffix != ".jsonl":
+            while piece := file.read(_PIECE):
+                yield piece
+            return
+        waiting = ""
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                waiting += text_of_record(line, path, number) + "\n"
+            if len(waiting) >= _PIECE:
+                yield waiting
+                waiting = ""
+        yield waiting

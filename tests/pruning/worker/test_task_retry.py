@@ -1,0 +1,210 @@
+"""Jobs that fail behind their search, and are retried: no candidate is scored again."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruning.checkpoints.store import CheckpointStore
+from pruning.checkpoints.verify_reload import CheckpointNotPortable
+from pruning.config import WorkerSettings
+from pruning.evaluation.quality_gate import QualityGateFailed
+from pruning.healing.train import HealingDiverged
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.store import JobStore
+from pruning.models.names import healed_name
+from pruning.search.prefixes import Prefixes
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.heal import Heal
+from pruning.spec.prune import PruneSpec, Repair
+from pruning.worker.run import prune_job
+from pruning.worker.task import JobObserver, execute
+from tests.support.tiny_directory import write_tiny_model
+
+HEAL = Heal(num_tokens=2 * 32, rank=2, batch_tokens=32, steps_per_check=2, control=False)
+# what breaks, with the call that raises and the code of the job's error
+FAILURES: dict[str, tuple[str, Exception, str]] = {
+    "repair": ("pruning.repair.repair.fit", torch.OutOfMemoryError("no room"), "out_of_memory"),
+    "gate": ("pruning.pipeline.assess", QualityGateFailed("gate", "too bad"), "quality_gate"),
+    "verify": (
+        "pruning.pipeline.verify_portable",
+        CheckpointNotPortable("weights differ"),
+        "checkpoint_not_portable",
+    ),
+    "publish": (
+        "pruning.pipeline.copy_companions",
+        OSError(errno.ENOSPC, "no space left on device"),
+        "disk_full",
+    ),
+    "heal": (
+        "pruning.healing.train.Training._step",
+        HealingDiverged("loss is nan"),
+        "healing_diverged",
+    ),
+    "evaluate the healed": (
+        "pruning.heal_checkpoint.assess_healed",
+        QualityGateFailed("gate", "too bad"),
+        "quality_gate",
+    ),
+}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_models_dir: Path) -> WorkerSettings:
+    assert tiny_models_dir == tmp_path / "models"
+    return WorkerSettings(data_dir=tmp_path, threads=1)
+
+
+@pytest.fixture
+def spec(settings: WorkerSettings) -> PruneSpec:
+    text = settings.data_dir / "text.txt"
+    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
+    return PruneSpec(
+        "tiny", 2, calibration=calibration, evaluate=False, repair=Repair.RIDGE, heal=HEAL
+    )
+
+
+def run_of(settings: WorkerSettings) -> Callable[[Job, JobObserver], str]:
+    return lambda job, observer: prune_job(
+        settings, job, observer, observer.earlier, observer.confirm
+    )
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The candidates whose branches are computed from now on."""
+    branch, found = Prefixes.branch, list[int]()
+
+    def noted(prefixes: Prefixes, block: int) -> Any:
+        found.append(block)
+        return branch(prefixes, block)
+
+    monkeypatch.setattr(Prefixes, "branch", noted)
+    return found
+
+
+def run_to_an_end(store: JobStore, settings: WorkerSettings, job_id: str) -> Job:
+    """Twice where memory has run out once."""
+    while not (job := store.get(job_id)).status.is_final:
+        execute(job_id, store, "a worker", run_of(settings))
+    return job
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_job_that_has_failed_is_retried_without_its_search(
+    settings: WorkerSettings,
+    job_store: JobStore,
+    spec: PruneSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    call, error, code = FAILURES[what]
+    job_id = job_store.create(spec).id
+    scored = counted(monkeypatch)
+
+    def breaks(*_args: object, **_named: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(call, breaks)
+        failed = run_to_an_end(job_store, settings, job_id)
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.error.code == code
+    assert len(scored) == failed.progress.evaluations_total
+    scored.clear()
+    job_store.retry(job_id, spec)
+    job = run_to_an_end(job_store, settings, job_id)
+    assert (job.status, scored) == (JobStatus.SUCCEEDED, []), job.error
+    assert (job.removed_blocks, job.losses) == (failed.removed_blocks, failed.losses)
+    assert job.pruned_model == healed_name(job.checkpoint_name)
+    assert job.progress.ratio == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("repair", {"repair": Repair.SCALE}),
+        ("gate", {"heal": None}),
+        ("heal", {"repair": Repair.NONE}),
+        ("heal", {"heal": Heal(num_tokens=64, rank=1, batch_tokens=32, control=False)}),
+        ("heal", {"heal": None}),
+        ("evaluate the healed", {"evaluate": True}),
+    ],
+)
+def test_other_settings_of_what_follows_do_not_score_again_either(
+    settings: WorkerSettings,
+    job_store: JobStore,
+    spec: PruneSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    changes: dict[str, Any],
+) -> None:
+    """Also where the job has published a checkpoint with the settings before."""
+    call, error, _ = FAILURES[what]
+    job_id = job_store.create(spec).id
+
+    def breaks(*_args: object, **_named: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(call, breaks)
+        failed = run_to_an_end(job_store, settings, job_id)
+    scored = counted(monkeypatch)
+    changed = PruneSpec.from_dict({**spec.to_dict(), **_plain(changes)})
+    job_store.retry(job_id, changed)
+    job = run_to_an_end(job_store, settings, job_id)
+    assert (job.status, scored) == (JobStatus.SUCCEEDED, []), job.error
+    assert job.removed_blocks == failed.removed_blocks
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    manifest = checkpoints.manifest(job.checkpoint_name)
+    expected = "scale" if changed.repair is Repair.SCALE else changed.repair
+    assert manifest.repaired_by == expected
+    assert bool(manifest.quality.perplexities) == changed.evaluate
+    healed = [name for name in checkpoints.names() if name == healed_name(job.checkpoint_name)]
+    assert len(healed) == (changed.heal is not None)
+    if changed.heal is not None:
+        found = checkpoints.manifest(healed[0]).healing
+        assert found is not None
+        assert found.settings == changed.heal
+
+
+def _plain(changes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.to_dict() if isinstance(value, Heal) else value
+        for name, value in changes.items()
+    }
+
+
+def test_a_new_job_scores_nothing_that_another_has_scored(
+    settings: WorkerSettings,
+    job_store: JobStore,
+    spec: PruneSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = run_to_an_end(job_store, settings, job_store.create(spec).id)
+    scored = counted(monkeypatch)
+    other = job_store.create(
+        PruneSpec.from_dict({**spec.to_dict(), "repair": "none"}), search_of=first.id
+    )
+    job = run_to_an_end(job_store, settings, other.id)
+    assert (job.status, scored) == (JobStatus.SUCCEEDED, [])
+    assert (job.removed_blocks, job.losses) == (first.removed_blocks, first.losses)
+
+
+def test_losses_of_other_weights_are_not_used(
+    settings: WorkerSettings,
+    job_store: JobStore,
+    spec: PruneSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = run_to_an_end(job_store, settings, job_store.create(spec).id)
+    write_tiny_model(settings.models_dir / "tiny", seed=5)
+    scored = counted(monkeypatch)
+    job = run_to_an_end(job_store, settings, job_store.create(spec, search_of=first.id).id)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert len(scored) == job.progress.evaluations_total
+    assert job.losses != first.losses
