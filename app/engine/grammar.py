@@ -18,12 +18,14 @@ from pruning.cpus import usable_cpus
 MAX_SCHEMA_CHARS = 65_536
 MAX_PATTERN_REPEATS = 10_000  # (a{100}){100}; the time of a mask grows with it
 _MAX_MESSAGE_CHARS = 300
+_NO_DETAILS = "<non-verbose/>"  # of llguidance, for verbose_errors=False
 # Without a limit, a model may continue with white space for ever. Unknown keywords are errors.
 _JSON: Any = {
     "whitespace_pattern": r"[ \n\r\t]{1,32}",
     "lenient": False,
     "coerce_one_of": False,
 }
+_JSON_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\],:]', re.DOTALL)
 _PATTERN_PARTS = re.compile(
     r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()]|\{([0-9]+)(?:,([0-9]*))?\}|.", re.DOTALL
 )
@@ -45,6 +47,7 @@ class Grammar:
             source = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
         except ValueError as error:
             raise _refused(str(error)) from error
+        self._tokens = tokens
         self._matcher = LLMatcher(tokens, source, log_level=0, limits=_limits())
         first = self._matcher.compute_bitmask() if not self._matcher.is_error() else b""
         if self._matcher.is_error():
@@ -53,22 +56,32 @@ class Grammar:
             raise _refused("no text fulfils the schema")
 
     def matcher(self) -> "Matcher":
-        return Matcher(self._matcher.deep_copy())
+        return Matcher(self._matcher.deep_copy(), self._tokens)
 
 
 class Matcher:
     """The state of one sequence in its grammar, which says which tokens may come next."""
 
-    def __init__(self, state: LLMatcher) -> None:
+    def __init__(self, state: LLMatcher, tokens: LLTokenizer) -> None:
         self.state = state
+        self._tokens = tokens
+        self._token_ids: list[int] = []
 
     def advance(self, token_id: int) -> None:
-        self.state.consume_token(token_id)
+        """Raises ``ResponseFormatRefused`` if the grammar cannot go on."""
+        self._token_ids.append(token_id)
+        if not self.state.consume_token(token_id):
+            raise self._refused()
 
     @property
     def failure(self) -> str | None:
         """Why no further token can be chosen, None if one can."""
-        return str(_refused(self.state.get_error())) if self.state.is_error() else None
+        return str(self._refused()) if self.state.is_error() else None
+
+    def _refused(self) -> ResponseFormatRefused:
+        pointer = pointer_at_end(self._tokens.decode_str(self._token_ids))
+        part = f"the part for {pointer} of the output" if pointer else "the outermost part"
+        return _refused(f"{part}: {self.state.get_error()}")
 
 
 def grammar_tokens(
@@ -98,13 +111,18 @@ def upper_bounds(
 ) -> torch.Tensor:
     """Bounds of logits ``[matchers, vocab_size]``: inf for tokens that may follow, else -inf.
 
-    All are computed at once, in threads. No token may follow where a matcher has failed.
+    All are computed at once, in threads. No token may follow where a matcher has failed or fails
+    now: its own mask would still allow the end of the text.
     """
     masks = torch.zeros(len(matchers), -(-vocab_size // 32), dtype=torch.int32)
     alive = [(one.state, row) for row, one in enumerate(matchers) if not one.state.is_error()]
-    _executor().unsafe_compute_mask_ptr(
-        alive, masks.data_ptr(), masks.shape[1] * masks.element_size(), len(matchers)
-    )
+    if alive:  # an empty list is an error
+        _executor().unsafe_compute_mask_ptr(
+            alive, masks.data_ptr(), masks.shape[1] * masks.element_size(), len(matchers)
+        )
+    for state, row in alive:
+        if state.is_error():
+            masks[row] = 0
     of_bytes = masks.view(torch.uint8).to(device).flatten().int()
     # ten times as fast on a CPU as booleans and masked_fill
     bounds = _bounds_of_bits(device).index_select(0, of_bytes)
@@ -182,10 +200,28 @@ def num_repeats(pattern: str) -> float:
     return max(most)
 
 
+def pointer_at_end(text: str) -> str:
+    """The JSON pointer of the value with which this beginning of a JSON text ends."""
+    path: list[str | int | None] = []  # the index in each open array, the key in each object
+    last = ""
+    for part in _JSON_PARTS.findall(text):
+        if part in ("{", "["):
+            path.append(None if part == "{" else 0)
+        elif part in ("}", "]") and path:
+            path.pop()
+        elif part == "," and path and isinstance(index := path[-1], int):
+            path[-1] = index + 1
+        elif part == ":" and path:
+            path[-1] = last[1:-1].replace("~", "~0").replace("/", "~1")
+        last = part
+    return "".join(f"/{part}" for part in path if part is not None)
+
+
 def _refused(reason: str) -> ResponseFormatRefused:
-    [first, *_] = reason.strip().splitlines() or ["unknown"]
+    lines = (line.strip() for line in reason.splitlines())
+    told = " ".join(line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
     return ResponseFormatRefused(
-        f"this schema cannot be enforced: {first[:_MAX_MESSAGE_CHARS]}; simplify it"
+        f"this schema cannot be enforced: {told[:_MAX_MESSAGE_CHARS]}; simplify it"
     )
 
 

@@ -3,7 +3,9 @@
 The head runs on chunks of rows, so that logits of all tokens never exist at once.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+import logging
+from collections.abc import Generator, Iterator
+from collections.abc import Sequence as Values
 from itertools import accumulate
 
 import torch
@@ -11,28 +13,45 @@ from transformers import DynamicCache
 
 from app.engine.model_runner import Forwarded
 from app.engine.scheduler import Batch
-from app.engine.sequence import PromptToken
+from app.engine.sequence import PromptToken, Sequence
 from app.engine.variant import Variant
 from pruning.models.blocks import final_logits
 from pruning.models.loss import rows_per_chunk, token_losses
 
+logger = logging.getLogger(__name__)
+
 
 @torch.inference_mode()
-def score_prompts(batch: Batch, forwarded: Forwarded) -> None:
+def score_prompts(batch: Batch, forwarded: Forwarded) -> list[Sequence]:
     """Give the sequences that report them the prompt tokens which this forward predicts.
 
-    To be called before ``num_cached`` counts the forward.
+    To be called before ``num_cached`` counts the forward. Returns the sequences for which this
+    fails, which is logged.
     """
+    failed: list[Sequence] = []
     firsts = accumulate(batch.num_scheduled_tokens, initial=0)
     for first, seq, num in zip(firsts, batch.sequences, batch.num_scheduled_tokens, strict=False):
-        num_best = seq.request.params.num_prompt_logprobs
-        end = min(seq.num_cached + num, len(seq.request.prompt_ids) - 1)
-        if num_best is None or end <= seq.num_cached:
-            continue
-        targets = seq.tokens[seq.num_cached + 1 : end + 1]
-        for logits in _logits(batch.variant, forwarded, first, first + len(targets)):
-            seq.scored += _scored(logits, targets[: len(logits)], num_best)
-            targets = targets[len(logits) :]
+        try:
+            _score_prompt(batch.variant, forwarded, seq, first, num)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("no log-probabilities for request %s", seq.request.request_id)
+            failed.append(seq)
+    return failed
+
+
+def _score_prompt(
+    variant: Variant, forwarded: Forwarded, seq: Sequence, first: int, num: int
+) -> None:
+    num_best = seq.request.params.num_prompt_logprobs
+    end = min(seq.num_cached + num, len(seq.request.prompt_ids) - 1)
+    if num_best is None or end <= seq.num_cached:
+        return
+    targets = seq.tokens[seq.num_cached + 1 : end + 1]
+    for logits in _logits(variant, forwarded, first, first + len(targets)):
+        seq.scored += _scored(logits, targets[: len(logits)], num_best)
+        targets = targets[len(logits) :]
 
 
 def _logits(variant: Variant, forwarded: Forwarded, first: int, end: int) -> Iterator[torch.Tensor]:
@@ -44,7 +63,7 @@ def _logits(variant: Variant, forwarded: Forwarded, first: int, end: int) -> Ite
         yield final_logits(variant.model, rows).float()
 
 
-def _scored(logits: torch.Tensor, targets: Sequence[int], num_best: int) -> list[PromptToken]:
+def _scored(logits: torch.Tensor, targets: Values[int], num_best: int) -> list[PromptToken]:
     logprobs = logits.log_softmax(dim=-1)
     ids = torch.tensor(targets, device=logits.device)
     of_targets: list[float] = logprobs.gather(1, ids[:, None])[:, 0].tolist()
@@ -57,7 +76,7 @@ def _scored(logits: torch.Tensor, targets: Sequence[int], num_best: int) -> list
 
 
 def score(
-    variant: Variant, prompt_ids: Sequence[int], output_ids: Sequence[int], chunk: int = 512
+    variant: Variant, prompt_ids: Values[int], output_ids: Values[int], chunk: int = 512
 ) -> Generator[None, None, list[float]]:
     """The log-probability of each output token given all tokens before it, in nats, in float32.
 

@@ -4,6 +4,7 @@ A sequence draws one number per token, and inverts the cumulative distribution i
 ids. So the token depends on its seed and logits only, not on other sequences.
 """
 
+import logging
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import torch
 
 from app.engine.grammar import upper_bounds
 from app.engine.sequence import SamplingParams, Sequence
+
+logger = logging.getLogger(__name__)
 
 _NUCLEUS = 1024  # best tokens, tried first for top-p: sorting all takes as long as a forward
 
@@ -37,7 +40,38 @@ def new_generator(params: SamplingParams) -> torch.Generator | None:
 
 
 def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
-    """Choices for float32 logits ``[rows, vocab]``, None for rows that are not finite."""
+    """Choices for float32 logits ``[rows, vocab]``, None for rows that have none.
+
+    A row has none if it is not finite, if its response format fails, or if its own parameters make
+    the sampling fail, which is logged. The other rows keep their choices.
+    """
+    numbers = [_number(seq.generator) for seq in seqs]  # once, also if rows are sampled again
+    try:
+        return _choices(logits, seqs, numbers)
+    except torch.AcceleratorError:
+        raise
+    except Exception:
+        logger.exception("sampling failed in a batch of %d: each row is sampled alone", len(seqs))
+    return [
+        _choice_alone(logits[row : row + 1], seq, number)
+        for row, (seq, number) in enumerate(zip(seqs, numbers, strict=True))
+    ]
+
+
+def _choice_alone(logits: torch.Tensor, seq: Sequence, number: torch.Tensor) -> Choice | None:
+    try:
+        [choice] = _choices(logits, [seq], [number])
+    except torch.AcceleratorError:
+        raise
+    except Exception:
+        logger.exception("sampling failed for request %s", seq.request.request_id)
+        return None
+    return choice
+
+
+def _choices(
+    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[torch.Tensor]
+) -> list[Choice | None]:
     params = [seq.request.params for seq in seqs]
     adjusted = _adjusted(logits, seqs)
     best, best_ids = adjusted.max(dim=-1)
@@ -46,7 +80,7 @@ def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | Non
     drawn = [row for row, one in enumerate(params) if is_finite[row] and not one.is_greedy]
     if drawn:
         probabilities = filtered_probabilities(adjusted[drawn], [params[row] for row in drawn])
-        draws = _draw(probabilities, [seqs[row].generator for row in drawn])
+        draws = _draw(probabilities, [numbers[row] for row in drawn])
         for row, token_id in zip(drawn, draws, strict=True):
             token_ids[row] = token_id
     choices = [
@@ -181,11 +215,15 @@ def _keep_min_p(probabilities: torch.Tensor, min_p: Rows[float]) -> torch.Tensor
     return probabilities.masked_fill(probabilities < least, 0.0)
 
 
-def _draw(probabilities: torch.Tensor, generators: Rows[torch.Generator | None]) -> list[int]:
+def _number(generator: torch.Generator | None) -> torch.Tensor:
+    """The next random number of a sequence ``[1]``; no number is drawn for a greedy one."""
+    if generator is None:
+        return torch.zeros(1)
+    return torch.rand(1, generator=generator, dtype=torch.float32)
+
+
+def _draw(probabilities: torch.Tensor, numbers: Rows[torch.Tensor]) -> list[int]:
     cumulative = probabilities.double().cumsum(dim=-1)  # float32 would lose small ones
-    numbers = torch.cat(
-        [torch.rand(1, generator=generator, dtype=torch.float32) for generator in generators]
-    )
-    thresholds = numbers.to(cumulative)[:, None] * cumulative[:, -1:]
+    thresholds = torch.cat(list(numbers)).to(cumulative)[:, None] * cumulative[:, -1:]
     token_ids: list[int] = torch.searchsorted(cumulative, thresholds, right=True)[:, 0].tolist()
     return token_ids
