@@ -7,11 +7,14 @@ ids. So the token depends on its seed and logits only, not on other sequences.
 import logging
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
+from llguidance import LLExecutor
 
-from app.engine.grammar import upper_bounds
+from app.engine.grammar import Matcher
 from app.engine.sequence import SamplingParams, Sequence
+from pruning.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +166,39 @@ def _formatted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
     formatted = logits.clone()
     formatted[list(rows)] = torch.minimum(logits[list(rows)], bounds)
     return formatted
+
+
+def upper_bounds(matchers: Rows[Matcher], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Bounds of logits ``[matchers, vocab_size]``: inf for tokens that may follow, else -inf.
+
+    All are computed at once, in threads. No token may follow where a matcher has failed or fails
+    now: its own mask would still allow the end of the text.
+    """
+    masks = torch.zeros(len(matchers), -(-vocab_size // 32), dtype=torch.int32)
+    alive = [(one.state, row) for row, one in enumerate(matchers) if not one.state.is_error()]
+    if alive:  # an empty list is an error
+        _executor().unsafe_compute_mask_ptr(
+            alive, masks.data_ptr(), masks.shape[1] * masks.element_size(), len(matchers)
+        )
+    for state, row in alive:
+        if state.is_error():
+            masks[row] = 0
+    of_bytes = masks.view(torch.uint8).to(device).flatten().int()
+    # ten times as fast on a CPU as booleans and masked_fill
+    bounds = _bounds_of_bits(device).index_select(0, of_bytes)
+    return bounds.view(len(matchers), -1)[:, :vocab_size]
+
+
+@cache
+def _executor() -> LLExecutor:
+    return LLExecutor(usable_cpus())
+
+
+@lru_cache(maxsize=8)
+def _bounds_of_bits(device: torch.device) -> torch.Tensor:
+    """For each byte, the bounds that its bits mean, from the lowest on ``[256, 8]``."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8)
+    return torch.where(bits & 1 == 1, torch.inf, -torch.inf).to(device)
 
 
 def _report(logits: torch.Tensor, choices: list[Choice | None], num_best: dict[int, int]) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from app.engine import logprobs, sampling
 from app.engine.engine import Engine
-from app.engine.grammar import Grammar, Matcher, ResponseFormatRefused
+from app.engine.grammar import Matcher, ResponseFormatRefused
 from app.engine.sequence import FinishReason, Request, Sequence
 from app.engine.variant import Variant, make_variant
 from pruning.models.store import LoadedModel
 from tests.support.engine_requests import Outcome, run
-from tests.support.response_formats import PERSON, constrained, tiny_tokens
+from tests.support.response_formats import PERSON, constrained, tiny_grammar
 
 MARK = 7  # a parameter of the request that fails
 WIDE: Mapping[str, Any] = {
@@ -123,7 +123,7 @@ def test_a_grammar_that_exceeds_its_limits(
     assert failure.startswith(f"this schema cannot be enforced: {part}: ")
     assert reason in failure
     assert "non-verbose" not in failure
-    alone = replace(bad, grammar=Grammar(json.dumps(schema), tiny_tokens()))
+    alone = replace(bad, grammar=tiny_grammar(json.dumps(schema)))
     assert run(Engine(), alone).last["bad"].failure == failure
 
 
