@@ -5,7 +5,6 @@ that names its reason.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -16,8 +15,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 MAX_BYTES = 2**24
 MAX_TEXT = 2**20  # characters of one text
 MAX_INTEGER = 2**63  # what other programs can hold
+MAX_NUMBER = 1e306  # above perplexities of broken models, and below what sums overflow
 MAX_TIME_S = 2.5e11  # seconds since the epoch: the last years that a date can name
 _MAX_SHOWN = 80
+_MAX_REASON = 500
 
 
 class InvalidRecord(ValueError):
@@ -48,6 +49,17 @@ def check_time(name: str, at: float | None) -> None:
     """Raises ``InvalidRecord`` for what is no time in seconds since the epoch."""
     if at is not None and not 0 <= at <= MAX_TIME_S:
         raise InvalidRecord(f"{name}: expected seconds since the epoch, and it is {_shown(at)}")
+
+
+def reason_of(error: Exception) -> str:
+    """What was wrong with a record, as a text that can be sent: it may quote the record."""
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return sendable(reason[:_MAX_REASON])
+
+
+def sendable(text: str) -> str:
+    """The text with halves of characters escaped, which cannot be sent."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @cache
@@ -135,7 +147,7 @@ def _check_plain(value: object, where: str) -> None:
 def _fits(number: object) -> bool:
     if isinstance(number, int):
         return abs(number) <= MAX_INTEGER
-    return isinstance(number, float) and (abs(number) < 1e300 or not math.isfinite(number))
+    return isinstance(number, float) and abs(number) < MAX_NUMBER  # not nan or inf: no JSON
 
 
 def _is_text(text: str) -> bool:

@@ -18,7 +18,7 @@ from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
-from pruning.records import InvalidRecord, check_record, check_time, parse_record
+from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
 from pruning.removal import kept
 from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.sleb import Blocks
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_BLOCKS = 10_000  # of a dense model
-_MAX_REASON = 500
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,246}(\+healed)?")
 
 
@@ -278,8 +277,7 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
     try:
         return Manifest.from_json(content.decode())
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointCorrupt(f"{place} is not a manifest: {reason[:_MAX_REASON]}") from error
+        raise CheckpointCorrupt(f"{place} is not a manifest: {reason_of(error)}") from error
 
 
 def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:

@@ -107,9 +107,12 @@ class DomainQuality:
     control: Measured | None = None
 
     def has_depths(self, num_removed: int) -> bool:
-        """Whether there is one loss for each of 1, 2 ... removals, of at least one window."""
+        """Whether there is one loss for each of 1, 2 ... removals, and windows for their errors."""
+        found = (self.dense, *self.raw, *self.repaired, self.healed, self.control)
+        has_errors = any(each is not None and each.standard_error is not None for each in found)
         is_repaired = len(self.repaired) in (0, num_removed)
-        return self.num_windows >= 1 and len(self.raw) == num_removed and is_repaired
+        is_enough = self.num_windows >= (2 if has_errors else 1)
+        return is_enough and len(self.raw) == num_removed and is_repaired
 
     @property
     def text(self) -> str:

@@ -14,8 +14,6 @@ from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
 
-_FINALS = tuple(status for status in JobStatus if status.is_final)
-
 # KEYS the outbox, and the keys of the job, its webhook messages first. ARGV the id and the indexes
 # that may list it. The status needs no check: an ended job stays ended.
 _DELETE = """
@@ -120,7 +118,7 @@ class JobDeletion:
 
     def _forget(self, job: Job) -> None:
         keys = [OUTBOX, *(key.format(id=job.id) for key in KEYS_OF_A_JOB)]
-        indexes = [STATUS_INDEX.format(status=status) for status in _FINALS]
+        indexes = [STATUS_INDEX.format(status=status) for status in JobStatus]  # broken: any
         indexes += [SINK.format(sink=sink) for sink in Sink]
         with redis_errors_translated():
             self._script(keys=keys, args=[job.id, INDEX, *indexes])
