@@ -8,6 +8,8 @@ takes its own share of the work, and meets the others at barriers.
 import ctypes
 import hashlib
 import logging
+import os
+import stat
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -166,7 +168,8 @@ def _gomp() -> ctypes.CDLL:
 def keep_compiled_in(directory: Path) -> None:
     """Keep what this process compiles from now on, in a directory that others may share.
 
-    numba looks at the file of a function alone, and not at those of what it calls. So each version
+    numba reads what is kept by pickle, so a directory that others can write is not used.
+    It looks at the file of a function alone, and not at those of what it calls. So each version
     of the source has a folder, on each processor.
     """
     digest = hashlib.sha256()
@@ -175,9 +178,19 @@ def keep_compiled_in(directory: Path) -> None:
         digest.update(f"{file.stat().st_mtime_ns}".encode() + file.read_bytes())
     folder = directory / f"compiled-{digest.hexdigest()[:16]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(folder)
         with TemporaryFile(dir=folder):
             numba.config.CACHE_DIR = str(folder)
     except OSError as error:
         logger.warning("compiled functions are not kept: %s", error)
         numba.config.CACHE_DIR = ""
+
+
+def _check_private(folder: Path) -> None:
+    """Raise ``PermissionError`` if a user other than this one can write there."""
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to user {status.st_uid}: remove it")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"other users can write in {folder}: remove it, or what it has")
