@@ -264,12 +264,15 @@ def read_manifest(path: Path) -> Manifest:
 
 def _manifest_content(path: Path) -> bytes:
     """Raises as ``read_manifest``."""
+    file = path / MANIFEST
     try:
-        return (path / MANIFEST).read_bytes()
+        if file.exists() and not file.is_file():  # reading a pipe would hang
+            raise CheckpointCorrupt(f"{file} is no regular file: remove it")
+        return file.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CheckpointCorrupt(f"{path / MANIFEST} cannot be read: {error.strerror}") from error
+        raise CheckpointCorrupt(f"{file} cannot be read: {error.strerror}") from error
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:

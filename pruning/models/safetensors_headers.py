@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pruning.models.store import NotAModel
 
@@ -90,7 +90,7 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and the offset of its tensors. Raises ``NotAModel``."""
-    with _errors_as_not_a_model(file), file.open("rb") as opened:
+    with _errors_as_not_a_model(file), _opened(file) as opened:
         (num_bytes,) = struct.unpack("<Q", opened.read(8))
         if num_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
@@ -110,6 +110,13 @@ def fingerprint(path: Path) -> str:
     for file in sorted(path.glob("*.safetensors")):
         _add_file(digest, file)
     return digest.hexdigest()
+
+
+def _opened(file: Path) -> BinaryIO:
+    """Raises ``OSError``, also for a pipe, which could not be read to its end."""
+    if file.exists() and not file.is_file():
+        raise OSError(f"{file} is no regular file")
+    return file.open("rb")
 
 
 def _shape_of(
@@ -147,7 +154,7 @@ def _add_file(digest: "hashlib._Hash", file: Path) -> None:
     header, begin = read_header(file)
     digest.update(json.dumps([file.name, file.stat().st_size, header], sort_keys=True).encode())
     offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    with file.open("rb") as opened:
+    with _opened(file) as opened:
         for first, end in sorted(offsets):
             opened.seek(begin + first)
             digest.update(opened.read(min(_SAMPLE_BYTES, end - first)))

@@ -154,6 +154,13 @@ def _info(name: str, path: Path) -> ModelInfo:
     )
 
 
+def _refuse_special_files(path: Path) -> None:
+    """Raise ``NotAModel`` for a folder with a pipe, a socket or a device: reading it may hang."""
+    for file in path.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise NotAModel(f"{file} is neither a file nor a directory: remove it")
+
+
 def _usable_config(path: Path) -> "PreTrainedConfig":
     """The config of a supported model, whose values make sense. Raises as ``inspect`` does."""
     config = read_config(path)
@@ -188,6 +195,7 @@ def read_config(path: Path) -> "PreTrainedConfig":
     """The config of a directory with config and weights. Raises what ``parse_config`` raises."""
     if not (path / "config.json").is_file():
         raise NotAModel(f"{path} is not a model: it has no config.json")
+    _refuse_special_files(path)
     if not any(path.glob("*.safetensors")):
         raise NotAModel(
             f"{path} has no .safetensors file: convert its weights to safetensors first"
