@@ -1,6 +1,7 @@
 """Grammars of requests: their schemas are checked in other processes, a share for each API key.
 
-A schema is compiled here only after it was compiled there, within limits of time and memory.
+A schema is compiled here only after it was compiled there, within limits of time and memory. What
+takes long waits apart, so that it delays no usual schema, not even of the same key.
 """
 
 import asyncio
@@ -20,21 +21,36 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.auth.keys import caller
 from app.engine.admission import Overloaded
-from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_tokens, no_tokens
+from app.engine.grammar import (
+    Grammar,
+    ResponseFormatRefused,
+    grammar_tokens,
+    no_tokens,
+    schema_refused,
+)
 from app.engine.sequence import ResponseFormat
 from app.engine.variant import Variant
-from app.generation.schema_client import SchemaClient, Vocabulary
-from app.generation.schema_server import CPU_S
+from app.generation.schema_client import SchemaClient, TakesLonger, Vocabulary
 from pruning.plural import counted
+
+_Result = TypeVar("_Result")
 
 DEADLINE_S = 10.0  # for a turn
 MAX_CHECKED = 128  # schemas that are remembered
 MAX_WAITING = 64  # requests of one key
 NUM_AT_ONCE = 8
 NUM_OF_KEY = 2  # at once
+USUAL_CPU_S = 0.1
+MAX_CPU_S = 1.0
 
-_Result = TypeVar("_Result")
-Verdict = str | ResponseFormatRefused  # the source of the grammar, or why there is none
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What the check of a schema has found: the source of its grammar, or why there is none."""
+
+    source: str = ""
+    refusal: str | None = None
+    is_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +68,10 @@ class Turns:
     Each key waits in a line of its own, so a key with much work delays the others little.
     """
 
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, cpu_s: float) -> None:
         self._deadline_s = deadline_s
+        self._cpu_s = cpu_s  # of one
+        self.executor = ThreadPoolExecutor(NUM_OF_KEY, "grammar")
         self._all = asyncio.Semaphore(NUM_AT_ONCE)
         self._of_key: dict[str | None, asyncio.Semaphore] = {}
         self._num_open: Counter[str | None] = Counter()
@@ -77,22 +95,26 @@ class Turns:
             if not self._num_open[key]:
                 del self._num_open[key], self._of_key[key]
 
+    async def run(self, work: Callable[[], _Result]) -> _Result:
+        """Do the work of a turn in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+
     def _overloaded(self, key: str | None) -> Overloaded:
         num_open = self._num_open[key]
         whose = "clients without a key" if key is None else "this key"
         what = f"{counted(num_open, 'schema')} of {whose} are compiled or wait for it"
-        return Overloaded(what, "grammars_full", 1 + num_open * CPU_S / NUM_OF_KEY)
+        return Overloaded(what, "grammars_full", 1 + num_open * self._cpu_s / NUM_OF_KEY)
 
 
 class Grammars:
     """Bound to one event loop. Remembers by digest which schemas were checked, refused ones too."""
 
     def __init__(self, deadline_s: float = DEADLINE_S) -> None:
-        self._turns = Turns(deadline_s)
-        self._executor = ThreadPoolExecutor(NUM_OF_KEY * 2, "grammar")
+        self._usual = Turns(deadline_s, USUAL_CPU_S)
+        self._long = Turns(deadline_s, MAX_CPU_S)
         self._client = SchemaClient()
         self._making: set[asyncio.Task[Grammar]] = set()
-        self._checked: OrderedDict[str, Verdict] = OrderedDict()
+        self._checked: OrderedDict[str, _Verdict] = OrderedDict()
         self._tokens: WeakKeyDictionary[
             PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], _Tokens]
         ] = WeakKeyDictionary()
@@ -114,42 +136,67 @@ class Grammars:
     async def _made(
         self, response_format: ResponseFormat, tokenizer: PreTrainedTokenizerBase, variant: Variant
     ) -> Grammar:
-        key = caller.get()
-        async with self._turns.turn(None if key is None else key.name):
-            tokens = await self._in_thread(partial(self._tokens_of, tokenizer, variant))
-            source = await self._source(response_format.schema, tokens)
-            return await self._in_thread(partial(Grammar, source, tokens.tokens))
+        api_key = caller.get()
+        key = None if api_key is None else api_key.name
+        async with self._usual.turn(key):
+            tokens = await self._usual.run(partial(self._tokens_of, tokenizer, variant))
+            digest = _digest(tokens.name, response_format.schema)
+            verdict = self._known(digest) or await self._checked_within(
+                USUAL_CPU_S, response_format.schema, tokens
+            )
+            if verdict is not None and verdict.refusal is not None:
+                raise ResponseFormatRefused(verdict.refusal)
+            if verdict is not None and not verdict.is_long:
+                return await self._usual.run(partial(Grammar, verdict.source, tokens.tokens))
+        async with self._long.turn(key):
+            return await self._long_one(response_format.schema, tokens)
+
+    async def _long_one(self, schema: str, tokens: "_Tokens") -> Grammar:
+        verdict = self._known(_digest(tokens.name, schema))
+        if verdict is None:
+            verdict = await self._checked_within(MAX_CPU_S, schema, tokens)
+        assert verdict is not None
+        if verdict.refusal is not None:
+            raise ResponseFormatRefused(verdict.refusal)
+        return await self._long.run(partial(Grammar, verdict.source, tokens.tokens))
+
+    async def _checked_within(
+        self, cpu_s: float, schema: str, tokens: "_Tokens"
+    ) -> "_Verdict | None":
+        """The verdict, which is remembered; None if it takes longer than that, and may."""
+        is_long = cpu_s == MAX_CPU_S
+        try:
+            source = await self._client.source(schema, tokens.name, tokens.vocabulary, cpu_s)
+            verdict = _Verdict(source, is_long=is_long)
+        except ResponseFormatRefused as error:
+            verdict = _Verdict(refusal=str(error))
+        except TakesLonger:
+            if not is_long:
+                return None
+            refused = schema_refused(f"it takes more than {MAX_CPU_S:g} s to compile")
+            verdict = _Verdict(refusal=str(refused))
+        self._checked[_digest(tokens.name, schema)] = verdict
+        if len(self._checked) > MAX_CHECKED:
+            self._checked.popitem(last=False)
+        return verdict
+
+    def _known(self, digest: str) -> "_Verdict | None":
+        if digest in self._checked:
+            self._checked.move_to_end(digest)
+        return self._checked.get(digest)
 
     async def aclose(self) -> None:
         """Ends what is being made."""
         for making in self._making:
             making.cancel()
         await self._client.aclose()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for turns in (self._usual, self._long):
+            turns.executor.shutdown(wait=False, cancel_futures=True)
 
     def _forget(self, making: "asyncio.Task[Grammar]") -> None:
         self._making.discard(making)
         if not making.cancelled():
             making.exception()  # which the caller has, unless it has left
-
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-    async def _source(self, schema: str, tokens: _Tokens) -> str:
-        digest = hashlib.sha256(f"{tokens.name} {schema}".encode()).hexdigest()
-        if digest not in self._checked:
-            try:
-                verdict: Verdict = await self._client.source(schema, tokens.name, tokens.vocabulary)
-            except ResponseFormatRefused as error:
-                verdict = error
-            self._checked[digest] = verdict
-            if len(self._checked) > MAX_CHECKED:
-                self._checked.popitem(last=False)
-        self._checked.move_to_end(digest)
-        verdict = self._checked[digest]
-        if isinstance(verdict, ResponseFormatRefused):
-            raise ResponseFormatRefused(*verdict.args)
-        return verdict
 
     def _tokens_of(self, tokenizer: PreTrainedTokenizerBase, variant: Variant) -> _Tokens:
         with self._lock:
@@ -158,6 +205,10 @@ class Grammars:
             if key not in own:
                 own[key] = _tokens(tokenizer, *key)
             return own[key]
+
+
+def _digest(name: str, schema: str) -> str:
+    return hashlib.sha256(f"{name} {schema}".encode()).hexdigest()
 
 
 def _tokens(

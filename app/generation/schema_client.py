@@ -22,6 +22,10 @@ class SchemaServerEnded(GenerationFailed):
     """The process ended before it answered."""
 
 
+class TakesLonger(Exception):
+    """The schema was not compiled in the time that it was given."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What ``grammar_tokens`` needs."""
@@ -41,22 +45,25 @@ class SchemaClient:
         self._reading: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
-    async def source(self, schema: str, name: str, vocabulary: Vocabulary) -> str:
+    async def source(self, schema: str, name: str, vocabulary: Vocabulary, cpu_s: float) -> str:
         """The source of the grammar of this schema. ``name`` stands for the vocabulary.
 
-        Raises ``ResponseFormatRefused``, or ``SchemaServerEnded`` if it fails twice.
+        Raises ``ResponseFormatRefused``, ``TakesLonger`` than ``cpu_s``, or ``SchemaServerEnded``
+        if the process ends twice.
         """
+        request = {"schema": schema, "tokens": name, "cpu_s": cpu_s}
         try:
-            answer = await self._checked(schema, name, vocabulary)
+            answer = await self._checked(request, vocabulary)
         except SchemaServerEnded:
             logger.warning("the process that checks schemas has ended: starting another one")
-            answer = await self._checked(schema, name, vocabulary)
+            answer = await self._checked(request, vocabulary)
+        if "takes_longer" in answer:
+            raise TakesLonger
         if "refused" in answer:
             raise ResponseFormatRefused(answer["refused"])
         return str(answer["source"])
 
-    async def _checked(self, schema: str, name: str, vocabulary: Vocabulary) -> dict[str, Any]:
-        request: dict[str, Any] = {"schema": schema, "tokens": name}
+    async def _checked(self, request: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
         answer = await self._ask(request)
         if "needs_tokenizer" in answer:
             answer = await self._ask({**request, "tokenizer": asdict(vocabulary)})
