@@ -23,6 +23,7 @@ from pruning.models.architectures import (
 )
 from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.names import is_name
+from pruning.records import InvalidRecord, check_record
 
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -121,8 +122,8 @@ class ModelStore:
         if path != self._root / name:  # given as a path
             return _info(name, path)
         if (fields := self._record.read(name, stamp)) is not None:
-            with suppress(TypeError):  # of a checkout whose version has not changed since
-                return ModelInfo(path=path, **fields)
+            with suppress(TypeError, InvalidRecord):  # of a checkout of the same version, or broken
+                return _checked(ModelInfo(path=path, **fields))
         info = _info(name, path)
         fields = {key: value for key, value in asdict(info).items() if key != "path"}
         self._record.write(name, stamp, fields)
@@ -130,6 +131,14 @@ class ModelStore:
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         return load(self.path(name), dtype=dtype, device=device)
+
+
+def _checked(info: ModelInfo) -> ModelInfo:
+    """The information of a record. Raises ``InvalidRecord``."""
+    check_record(info)
+    if not (0 < info.num_blocks < 2**31 and info.dtype in DTYPE_BYTES and info.weight_bytes >= 0):
+        raise InvalidRecord("it describes no model")
+    return info
 
 
 def stamp_of(path: Path) -> Stamp:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 VALUES: tuple[Any, ...] = (
@@ -33,13 +34,15 @@ def _change(record: Any, choose: random.Random) -> None:
     container, key = choose.choice(places)
     kind = choose.random()
     if kind < 0.8:
-        container[key] = choose.choice(VALUES)
+        container[key] = deepcopy(choose.choice(VALUES))
     elif kind < 0.9:
         del container[key]
     elif isinstance(container, dict):
-        container[choose.choice(("unknown", "", "\ud800", "__class__"))] = choose.choice(VALUES)
+        container[choose.choice(("unknown", "", "\ud800", "__class__"))] = deepcopy(
+            choose.choice(VALUES)
+        )
     else:
-        container.append(choose.choice(VALUES))
+        container.append(deepcopy(choose.choice(VALUES)))
 
 
 def _places(part: Any) -> Iterator[tuple[Any, Any]]:
