@@ -69,6 +69,11 @@ class ServeSettings(Settings):
         default=False,
         description="`true` allows listening beyond this machine without API keys",
     )
+    address_connections: PositiveInt | None = Field(
+        default=None,
+        description="open connections allowed to each address; beyond them only `/health` is "
+        "answered; unset is half of what the limit of open files allows. A proxy is one address",
+    )
     key_rate: PositiveInt | None = Field(
         default=None,
         le=100_000,

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from app.bench.machine import machine
 from app.compare.speedup import alternate
-from app.engine.grammar import Grammar, grammar_tokens, upper_bounds
+from app.engine.grammar import Grammar, grammar_source, grammar_tokens
+from app.engine.sampling import upper_bounds
 from app.engine.sequence import Request, ResponseFormat
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
@@ -93,9 +94,10 @@ def _measured(
     turns, steps = sizes
     schema = json.dumps({"type": "array", "items": _ITEMS[name], "minItems": _MANY})
     began_s = time.perf_counter()
-    tokens = grammar_tokens(loaded.tokenizer, variant.vocab_size, variant.eos_token_ids)
+    tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
+    tokens = grammar_tokens(tokenizer, variant.vocab_size, variant.eos_token_ids)
     with_tokens_s = time.perf_counter()
-    grammar = Grammar(schema, tokens)
+    grammar = Grammar(grammar_source(schema), tokens)
     compiled_s = time.perf_counter()
     sides = {
         "free": SteadyBatch(variant, requests, make_requests=partial(_sampled, None)),

@@ -145,7 +145,7 @@ async def _finish(services: Services) -> None:
 async def _close(services: Services) -> None:
     if services.generation.shadow is not None:
         await services.generation.shadow.aclose()
-    await services.generation.external.aclose()
+    await services.generation.generator.aclose()
     await services.key_limits.aclose()
     services.jobs.store.close()
     services.jobs.stats.close()

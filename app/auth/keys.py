@@ -7,7 +7,6 @@ processes of a data directory at once.
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from app.auth.quotas import NO_QUOTA, Quota, read_limit, read_quota
 from app.json_file import JsonFile
+from pruning.records import check_record, check_time, parse_record, reason_of
 
 _FORMAT = 1
 _PREFIX = "sleb_"  # for secret scanners
@@ -297,17 +297,17 @@ def _digest(key: str) -> str:
 
 def _parsed(text: bytes, path: Path) -> _Content:
     try:
-        data = json.loads(text)
+        data = parse_record(text)
         if data["format"] != _FORMAT:
             raise ValueError(f"format {data['format']} is not {_FORMAT}")
         quotas = {str(name): read_quota(row) for name, row in data.get("quotas", {}).items()}
         if not all(map(_NAME.fullmatch, quotas)):
             raise ValueError("a tenant is none")
         return _Content(tuple(_key(row, quotas) for row in data["keys"]), quotas)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise InvalidKeyFile(
-            f"{path} is not as `sleb keys` writes it ({error}): restore it, or remove it and make "
-            "new keys"
+            f"{path} is not as `sleb keys` writes it ({reason_of(error)}): restore it, "
+            "or remove it and make new keys"
         ) from error
 
 
@@ -326,4 +326,7 @@ def _key(row: dict[str, Any], quotas: Mapping[str, Quota]) -> ApiKey:
         raise ValueError("a tenant is none")
     if not _NAME.fullmatch(key.name) or not _DIGEST.fullmatch(key.sha256):
         raise ValueError("a name or a hash is none")
+    check_record(key)
+    check_time("created_at", key.created_at)
+    check_time("expires_at", key.expires_at)
     return replace(key, quota=quotas.get(key.owner, NO_QUOTA))

@@ -184,9 +184,13 @@ def generates(method: str, path: str) -> bool:
 
 def check_same_origin(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Check that a page of this service asks, as Host names it. Raises ``NotSameOrigin``."""
-    sent = {name.lower(): value for name, value in headers}
-    scheme, _, address = sent.get(b"origin", b"").partition(b"://")
-    host = sent.get(b"host", b"")
+    sent = [(name.lower(), value) for name, value in headers]
+    origins = [value for name, value in sent if name == b"origin"]
+    hosts = [value for name, value in sent if name == b"host"]
+    if len(origins) != 1 or len(hosts) != 1:  # of several, each reader may take another
+        raise NotSameOrigin
+    (origin,), (host,) = origins, hosts
+    scheme, _, address = origin.partition(b"://")
     if scheme not in (b"http", b"https") or not host or address.lower() != host.lower():
         raise NotSameOrigin
 
@@ -221,7 +225,12 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def _check_local(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Check Host and Origin, which pages cannot forge. Raises ``NotLocal``."""
+    seen: set[bytes] = set()
     for name, value in headers:
+        if name.lower() in (b"host", b"origin"):
+            if name.lower() in seen:  # of several, each reader may take another
+                raise NotLocal(name.decode("latin-1"))
+            seen.add(name.lower())
         if name.lower() == b"host" and not _is_here(b"//" + value):
             raise NotLocal("Host")
         if name.lower() == b"origin" and not _is_here(value):

@@ -1,23 +1,29 @@
 """Sessions of browsers: a key is exchanged for a cookie, as pages and their streams send no header.
 
 A session is signed, not stored: the name of the key, when it began and ends, and a signature by a
-secret of the data directory over these and the hash of the key. So it is good for all API processes
-of the directory, and ends at once when its key is revoked.
+secret of the data directory over these, the hash of the key and its generation. So it is good for
+all API processes of the directory, and ends at once when its key is revoked. Signing out counts up
+the generation, which ends all sessions of the key.
 """
 
 import hashlib
 import hmac
+import json
+import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from app.auth.keys import ApiKey, KeyFile
-from app.json_file import replace_file
+from app.json_file import JsonFile, replace_file
 
+logger = logging.getLogger(__name__)
+
+GENERATIONS = "sessions.json"  # beside the secret
 COOKIE = "sleb_session"
 LIFETIME_S = 3600  # without a request
 MAX_LIFETIME_S = 12 * 3600  # from the sign-in, whatever is requested
@@ -52,6 +58,9 @@ class Sessions:
     ) -> None:
         self._keys = keys
         self._secret_file = secret_file
+        self._generations: JsonFile[Mapping[str, int]] = JsonFile(
+            secret_file.with_name(GENERATIONS), _generations, dict
+        )
         self._clock = clock
 
     def begin(self, key: ApiKey) -> Session:
@@ -62,7 +71,18 @@ class Sessions:
     def cookie(self, session: Session) -> str:
         """The value of the cookie."""
         content = f"{session.key.name}:{session.began_at}:{session.ends_at}"
-        return f"{content}:{_signature(self._new_secret(), content, session.key)}"
+        generation = self._generations.read().get(session.key.sha256, 0)
+        return f"{content}:{_signature(self._new_secret(), content, session.key, generation)}"
+
+    def end(self, session: Session) -> None:
+        """End all sessions of the key of this one. Raises ``OSError``."""
+        with self._generations.changing():
+            known = {key.sha256 for key in self._keys.known()}
+            latest = {
+                key: number for key, number in self._generations.read().items() if key in known
+            }
+            latest[session.key.sha256] = latest.get(session.key.sha256, 0) + 1
+            self._generations.replace(latest)
 
     def find(self, cookie: str) -> Session | None:
         """Return the session of a cookie; None if it is forged, or it or its key has ended.
@@ -75,10 +95,16 @@ class Sessions:
         name, began, ends, signature = parts
         secret = self._secret()
         content, now_s = f"{name}:{began}:{ends}", self._clock()
+        try:
+            generations = self._generations.read()
+        except (OSError, ValueError, RecursionError):
+            logger.exception("all sessions are ended: which were ended before is unknown")
+            return None
         for key in self._keys.known():  # after a rotation, several have this name
             if key.name != name or secret is None or key.has_ended(now_s):
                 continue
-            if hmac.compare_digest(_signature(secret, content, key), signature):
+            generation = generations.get(key.sha256, 0)
+            if hmac.compare_digest(_signature(secret, content, key, generation), signature):
                 session = Session(key, int(began), int(ends))
                 return session if now_s < session.ends_at else None
         return None
@@ -113,5 +139,14 @@ class Sessions:
         return secret
 
 
-def _signature(secret: bytes, content: str, key: ApiKey) -> str:
-    return hmac.new(secret, f"{content}:{key.sha256}".encode(), hashlib.sha256).hexdigest()
+def _signature(secret: bytes, content: str, key: ApiKey, generation: int) -> str:
+    signed = f"{content}:{key.sha256}:{generation}"
+    return hmac.new(secret, signed.encode(), hashlib.sha256).hexdigest()
+
+
+def _generations(content: bytes) -> Mapping[str, int]:
+    """How often the sessions of keys were ended, by the hash of the key. Raises ``ValueError``."""
+    found = json.loads(content)
+    if not isinstance(found, dict) or not all(type(number) is int for number in found.values()):
+        raise ValueError("expected a JSON object of integers")
+    return found

@@ -208,7 +208,7 @@ class Engine:
             # From the last slot on, so that none is moved.
             failed = reversed(batch.sequences)
             return events + [self._finish(seq, FinishReason.ERROR) for seq in failed]
-        return events + [self._advance(seq, choice) for seq, choice in choices]
+        return events + [self._advanced(seq, choice) for seq, choice in choices]
 
     def stats(self) -> EngineStats:
         if not self.has_live_work:
@@ -269,19 +269,24 @@ class Engine:
             batch = runner.with_fixed_chunks(batch)
         forwarded = runner.forward(batch, step)
         logits = forwarded.logits
-        score_prompts(batch, forwarded, partial(runner.head, step=step))
+        failed = score_prompts(batch, forwarded, partial(runner.head, step=step))
         for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
             seq.num_cached += num
             seq.ran(step.kernels)
             if seq.num_generated and num == 1:  # a decode step
                 seq.num_decodes += 1
                 seq.sum_batch_sizes += len(batch.sequences)
-        ready = [row for row, seq in enumerate(batch.sequences) if not seq.num_uncached]
+        ready = [
+            row
+            for row, seq in enumerate(batch.sequences)
+            if not seq.num_uncached and seq not in failed
+        ]
         seqs = [batch.sequences[row] for row in ready]
         self._batch_size = len(batch.sequences)
         if len(ready) < len(logits):  # a decode needs no copy: all of its rows are ready
             logits = logits[ready]
-        return list(zip(seqs, next_tokens(logits, seqs), strict=True))
+        chosen = zip(seqs, next_tokens(logits, seqs), strict=True)
+        return [*chosen, *((seq, None) for seq in failed)]
 
     def _runner(self, variant: Variant) -> ModelRunner:
         if variant not in self._runners:
@@ -290,6 +295,16 @@ class Engine:
             record = self._recorder(variant.model.device) if is_recorded else None
             self._runners[variant] = ModelRunner(variant, flat, record, self.kernels.tuner)
         return self._runners[variant]
+
+    def _advanced(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
+        """What fails in the work of one sequence ends it alone."""
+        num_tokens = len(seq.tokens)
+        try:
+            return self._advance(seq, choice)
+        except Exception:
+            logger.exception("request %s failed", seq.request.request_id)
+            del seq.tokens[num_tokens:]
+            return self._fail(seq)
 
     def _advance(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         if choice is None:
@@ -313,7 +328,7 @@ class Engine:
     def _fail(self, seq: Sequence) -> TokenEvent:
         """End a sequence that has no next token."""
         failure = None if seq.matcher is None else seq.matcher.failure
-        reason = failure or "the logits are not finite"
+        reason = failure or "no token can be chosen from its logits"
         logger.error("request %s: %s", seq.request.request_id, reason)
         return replace(self._finish(seq, FinishReason.ERROR), failure=failure)
 

@@ -1,29 +1,37 @@
-"""Grammars of response formats, and masks of the tokens that they allow next, by llguidance.
+"""Grammars of response formats, by llguidance: which texts are allowed, and which tokens come next.
 
-A grammar is compiled once for a tokenizer. Each sequence has a matcher of its own.
+The process that checks schemas imports this module, so it imports neither torch nor transformers.
 """
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from pruning.cpus import usable_cpus
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_SCHEMA_CHARS = 65_536
 MAX_PATTERN_REPEATS = 10_000  # (a{100}){100}; the time of a mask grows with it
 _MAX_MESSAGE_CHARS = 300
+_NO_DETAILS = "<non-verbose/>"  # of llguidance, for verbose_errors=False
 # Without a limit, a model may continue with white space for ever. Unknown keywords are errors.
 _JSON: Any = {
     "whitespace_pattern": r"[ \n\r\t]{1,32}",
     "lenient": False,
     "coerce_one_of": False,
 }
+_COUNTS = frozenset(
+    f"{end}{of}" for end in ("min", "max") for of in ("Items", "Length", "Properties", "Contains")
+)
+# keywords whose value is a schema or a list of them, and those with schemas by name
+_SCHEMAS = frozenset(
+    {"additionalItems", "additionalProperties", "allOf", "anyOf", "contains", "else", "if", "items"}
+    | {"not", "oneOf", "prefixItems", "propertyNames", "then"}
+)
+_NAMED_SCHEMAS = frozenset(
+    {"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"}
+)
+_JSON_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\],:]', re.DOTALL)
 _PATTERN_PARTS = re.compile(
     r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()]|\{([0-9]+)(?:,([0-9]*))?\}|.", re.DOTALL
 )
@@ -35,92 +43,79 @@ class ResponseFormatRefused(ValueError):
     param = "response_format"
 
 
-class Grammar:
-    """A compiled schema, for the tokens of one model."""
+def grammar_source(schema: str) -> str:
+    """What llguidance compiles for this schema. Raises ``ResponseFormatRefused``.
 
-    def __init__(self, schema: str, tokens: LLTokenizer) -> None:
-        """Takes up to seconds. Raises ``ResponseFormatRefused``."""
-        _check_size(schema)
-        try:
-            source = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)
-        except ValueError as error:
-            raise _refused(str(error)) from error
+    A schema may be made to take long, here and when the source is compiled.
+    """
+    try:
+        source = LLMatcher.grammar_from_json_schema(_normalized(schema), overrides=_JSON)
+    except ValueError as error:
+        raise schema_refused(str(error)) from error
+    return str(source)
+
+
+class Grammar:
+    """A compiled schema, for the tokens of one model.
+
+    Its matchers share what llguidance computes lazily: if one exceeds the limits of that, all do.
+    So each request has a grammar of its own.
+    """
+
+    def __init__(self, source: str, tokens: LLTokenizer) -> None:
+        """Raises ``ResponseFormatRefused``."""
+        self._tokens = tokens
         self._matcher = LLMatcher(tokens, source, log_level=0, limits=_limits())
         first = self._matcher.compute_bitmask() if not self._matcher.is_error() else b""
         if self._matcher.is_error():
-            raise _refused(self._matcher.get_error())
+            raise schema_refused(self._matcher.get_error())
         if not any(first):
-            raise _refused("no text fulfils the schema")
+            raise schema_refused("no text fulfils the schema")
 
     def matcher(self) -> "Matcher":
-        return Matcher(self._matcher.deep_copy())
+        return Matcher(self._matcher.deep_copy(), self._tokens)
 
 
 class Matcher:
     """The state of one sequence in its grammar, which says which tokens may come next."""
 
-    def __init__(self, state: LLMatcher) -> None:
+    def __init__(self, state: LLMatcher, tokens: LLTokenizer) -> None:
         self.state = state
+        self._tokens = tokens
+        self._token_ids: list[int] = []
 
     def advance(self, token_id: int) -> None:
-        self.state.consume_token(token_id)
+        """Raises ``ResponseFormatRefused`` if the grammar cannot go on."""
+        self._token_ids.append(token_id)
+        if not self.state.consume_token(token_id):
+            raise self._refusal()
 
     @property
     def failure(self) -> str | None:
         """Why no further token can be chosen, None if one can."""
-        return str(_refused(self.state.get_error())) if self.state.is_error() else None
+        return str(self._refusal()) if self.state.is_error() else None
+
+    def _refusal(self) -> ResponseFormatRefused:
+        pointer = pointer_at_end(self._tokens.decode_str(self._token_ids))
+        part = f"the part for {pointer} of the output" if pointer else "the outermost part"
+        return schema_refused(f"{part}: {self.state.get_error()}")
 
 
-def grammar_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_ids: Collection[int]
-) -> LLTokenizer:
-    """The tokens of a model, as grammars need them. Takes up to seconds.
+def grammar_tokens(tokenizer: str, vocab_size: int, eos_token_ids: Collection[int]) -> LLTokenizer:
+    """The tokens of a model, as grammars need them, from the text of its ``tokenizer.json``.
 
-    Raises ``ResponseFormatRefused`` if they have no texts, or none of them ends a text.
+    Takes up to a second. Raises ``ResponseFormatRefused`` if they have no texts, or none of them
+    ends a text.
     """
     if not eos_token_ids:
         raise ResponseFormatRefused(
             "the model has no end-of-text token, with which an output by a schema ends: "
             "leave out response_format"
         )
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise _no_tokens(f"it is a {type(tokenizer).__name__}, and no tokenizer.json")
     try:
-        return LLTokenizer(
-            tokenizer.backend_tokenizer.to_str(), n_vocab=vocab_size, eos_token=[*eos_token_ids]
-        )
+        return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=[*eos_token_ids])
     except (ValueError, RuntimeError) as error:
-        raise _no_tokens(str(error)) from error
-
-
-def upper_bounds(
-    matchers: Sequence[Matcher], vocab_size: int, device: torch.device
-) -> torch.Tensor:
-    """Bounds of logits ``[matchers, vocab_size]``: inf for tokens that may follow, else -inf.
-
-    All are computed at once, in threads. No token may follow where a matcher has failed.
-    """
-    masks = torch.zeros(len(matchers), -(-vocab_size // 32), dtype=torch.int32)
-    alive = [(one.state, row) for row, one in enumerate(matchers) if not one.state.is_error()]
-    _executor().unsafe_compute_mask_ptr(
-        alive, masks.data_ptr(), masks.shape[1] * masks.element_size(), len(matchers)
-    )
-    of_bytes = masks.view(torch.uint8).to(device).flatten().int()
-    # ten times as fast on a CPU as booleans and masked_fill
-    bounds = _bounds_of_bits(device).index_select(0, of_bytes)
-    return bounds.view(len(matchers), -1)[:, :vocab_size]
-
-
-@cache
-def _executor() -> LLExecutor:
-    return LLExecutor(usable_cpus())
-
-
-@lru_cache(maxsize=8)
-def _bounds_of_bits(device: torch.device) -> torch.Tensor:
-    """For each byte, the bounds that its bits mean, from the lowest on ``[256, 8]``."""
-    bits = torch.arange(256)[:, None] >> torch.arange(8)
-    return torch.where(bits & 1 == 1, torch.inf, -torch.inf).to(device)
+        raise no_tokens(str(error)) from error
 
 
 def _limits() -> LLParserLimits:
@@ -135,19 +130,51 @@ def _limits() -> LLParserLimits:
     )
 
 
-def _check_size(schema: str) -> None:
+def _normalized(schema: str) -> str:
+    """The schema as llguidance reads it. Raises ``ResponseFormatRefused``."""
     if len(schema) > MAX_SCHEMA_CHARS:
-        raise _refused(f"it has {len(schema)} characters, and {MAX_SCHEMA_CHARS} are the limit")
+        raise schema_refused(
+            f"it has {len(schema)} characters, and {MAX_SCHEMA_CHARS} are the limit"
+        )
     try:
-        found = json.loads(schema)
-    except (ValueError, RecursionError) as error:
-        raise _refused(str(error)) from error
-    for pattern in _patterns(found):
+        parsed = json.loads(schema)
+    except RecursionError as error:
+        raise schema_refused("it is nested too deeply") from error
+    except ValueError as error:
+        raise schema_refused(f"it is not JSON: {error}") from error
+    for pattern in _patterns(parsed):
         if num_repeats(pattern) > MAX_PATTERN_REPEATS:
-            raise _refused(
+            raise schema_refused(
                 f"the repetitions of the pattern {pattern[:80]!r} make more than "
                 f"{MAX_PATTERN_REPEATS} copies of a part"
             )
+    _simplify(parsed)
+    return json.dumps(parsed)
+
+
+def _simplify(schema: object) -> None:
+    """Replace, in all schemas within this one, what llguidance refuses but can express."""
+    left = [schema]
+    while left:
+        part = left.pop()
+        if not isinstance(part, dict):
+            continue
+        for keyword in _COUNTS & part.keys():
+            if isinstance(count := part[keyword], float) and count.is_integer():
+                part[keyword] = int(count)
+        if part.get("uniqueItems") is False:  # as if it were left out
+            del part["uniqueItems"]
+        left += _inner_schemas(part)
+
+
+def _inner_schemas(schema: Mapping[str, Any]) -> list[Any]:
+    found: list[Any] = []
+    for keyword in _SCHEMAS & schema.keys():
+        inner = schema[keyword]
+        found += inner if isinstance(inner, list) else [inner]
+    for keyword in _NAMED_SCHEMAS & schema.keys():
+        found += named.values() if isinstance(named := schema[keyword], dict) else []
+    return found
 
 
 def _patterns(schema: object) -> list[str]:
@@ -182,14 +209,34 @@ def num_repeats(pattern: str) -> float:
     return max(most)
 
 
-def _refused(reason: str) -> ResponseFormatRefused:
-    [first, *_] = reason.strip().splitlines() or ["unknown"]
+def pointer_at_end(text: str) -> str:
+    """The JSON pointer of the value with which this beginning of a JSON text ends."""
+    path: list[str | int | None] = []  # the index in each open array, the key in each object
+    last = ""
+    for part in _JSON_PARTS.findall(text):
+        if part in ("{", "["):
+            path.append(None if part == "{" else 0)
+        elif part in ("}", "]") and path:
+            path.pop()
+        elif part == "," and path and isinstance(index := path[-1], int):
+            path[-1] = index + 1
+        elif part == ":" and path:
+            path[-1] = last[1:-1].replace("~", "~0").replace("/", "~1")
+        last = part
+    return "".join(f"/{part}" for part in path if part is not None)
+
+
+def schema_refused(reason: str) -> ResponseFormatRefused:
+    lines = (line.strip() for line in reason.splitlines())
+    told = " ".join(line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
+    if "coerce_one_of" in told:  # an option of llguidance that no request can set
+        told = "oneOf is supported only where its schemas exclude each other: use anyOf"
     return ResponseFormatRefused(
-        f"this schema cannot be enforced: {first[:_MAX_MESSAGE_CHARS]}; simplify it"
+        f"this schema cannot be enforced: {told[:_MAX_MESSAGE_CHARS]}; simplify it"
     )
 
 
-def _no_tokens(reason: str) -> ResponseFormatRefused:
+def no_tokens(reason: str) -> ResponseFormatRefused:
     return ResponseFormatRefused(
         f"the tokenizer of the model does not tell the bytes of its tokens, which a schema needs: "
         f"{reason[:_MAX_MESSAGE_CHARS]}; leave out response_format"

@@ -3,7 +3,10 @@
 The head runs on chunks of rows, so that logits of all tokens never exist at once.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator
+from collections.abc import Sequence as Values
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -11,29 +14,47 @@ from transformers import DynamicCache
 
 from app.engine.model_runner import Forwarded
 from app.engine.scheduler import Batch
-from app.engine.sequence import PromptToken
+from app.engine.sequence import PromptToken, Sequence
 from app.engine.variant import Variant
 from pruning.models.loss import rows_per_chunk, token_losses
+
+logger = logging.getLogger(__name__)
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # float32 [rows, vocab] of [rows, width]
 
 
 @torch.inference_mode()
-def score_prompts(batch: Batch, forwarded: Forwarded, head: Logits) -> None:
+def score_prompts(batch: Batch, forwarded: Forwarded, head: Logits) -> list[Sequence]:
     """Give the sequences that report them the prompt tokens which this forward predicts.
 
-    To be called before ``num_cached`` counts the forward.
+    To be called before ``num_cached`` counts the forward. Returns the sequences for which this
+    fails, which is logged.
     """
+    failed: list[Sequence] = []
     firsts = accumulate(batch.num_scheduled_tokens, initial=0)
     for first, seq, num in zip(firsts, batch.sequences, batch.num_scheduled_tokens, strict=False):
-        num_best = seq.request.params.num_prompt_logprobs
-        end = min(seq.num_cached + num, len(seq.request.prompt_ids) - 1)
-        if num_best is None or end <= seq.num_cached:
-            continue
-        targets = seq.tokens[seq.num_cached + 1 : end + 1]
-        for logits in _logits(batch.variant, forwarded, head, first, first + len(targets)):
-            seq.scored += _scored(logits, targets[: len(logits)], num_best)
-            targets = targets[len(logits) :]
+        try:
+            chunks = partial(_logits, batch.variant, forwarded, head)
+            _score_prompt(chunks, seq, first, num)
+        except torch.AcceleratorError:
+            raise
+        except Exception:
+            logger.exception("no log-probabilities for request %s", seq.request.request_id)
+            failed.append(seq)
+    return failed
+
+
+def _score_prompt(
+    chunks: Callable[[int, int], Iterator[torch.Tensor]], seq: Sequence, first: int, num: int
+) -> None:
+    num_best = seq.request.params.num_prompt_logprobs
+    end = min(seq.num_cached + num, len(seq.request.prompt_ids) - 1)
+    if num_best is None or end <= seq.num_cached:
+        return
+    targets = seq.tokens[seq.num_cached + 1 : end + 1]
+    for logits in chunks(first, first + len(targets)):
+        seq.scored += _scored(logits, targets[: len(logits)], num_best)
+        targets = targets[len(logits) :]
 
 
 def _logits(
@@ -47,7 +68,7 @@ def _logits(
         yield head(rows)
 
 
-def _scored(logits: torch.Tensor, targets: Sequence[int], num_best: int) -> list[PromptToken]:
+def _scored(logits: torch.Tensor, targets: Values[int], num_best: int) -> list[PromptToken]:
     logprobs = logits.log_softmax(dim=-1)
     ids = torch.tensor(targets, device=logits.device)
     of_targets: list[float] = logprobs.gather(1, ids[:, None])[:, 0].tolist()
@@ -60,7 +81,7 @@ def _scored(logits: torch.Tensor, targets: Sequence[int], num_best: int) -> list
 
 
 def score(
-    variant: Variant, prompt_ids: Sequence[int], output_ids: Sequence[int], chunk: int = 512
+    variant: Variant, prompt_ids: Values[int], output_ids: Values[int], chunk: int = 512
 ) -> Generator[None, None, list[float]]:
     """The log-probability of each output token given all tokens before it, in nats, in float32.
 

@@ -4,13 +4,19 @@ A sequence draws one number per token, and inverts the cumulative distribution i
 ids. So the token depends on its seed and logits only, not on other sequences.
 """
 
+import logging
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
+from llguidance import LLExecutor
 
-from app.engine.grammar import upper_bounds
+from app.engine.grammar import Matcher
 from app.engine.sequence import SamplingParams, Sequence
+from pruning.cpus import usable_cpus
+
+logger = logging.getLogger(__name__)
 
 _NUCLEUS = 1024  # best tokens, tried first for top-p: sorting all takes as long as a forward
 
@@ -37,7 +43,38 @@ def new_generator(params: SamplingParams) -> torch.Generator | None:
 
 
 def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
-    """Choices for float32 logits ``[rows, vocab]``, None for rows that are not finite."""
+    """Choices for float32 logits ``[rows, vocab]``, None for rows that have none.
+
+    A row has none if it is not finite, if its response format fails, or if its own parameters make
+    the sampling fail, which is logged. The other rows keep their choices.
+    """
+    numbers = [_number(seq.generator) for seq in seqs]  # once, also if rows are sampled again
+    try:
+        return _choices(logits, seqs, numbers)
+    except torch.AcceleratorError:
+        raise
+    except Exception:
+        logger.exception("sampling failed in a batch of %d: each row is sampled alone", len(seqs))
+    return [
+        _choice_alone(logits[row : row + 1], seq, number)
+        for row, (seq, number) in enumerate(zip(seqs, numbers, strict=True))
+    ]
+
+
+def _choice_alone(logits: torch.Tensor, seq: Sequence, number: torch.Tensor) -> Choice | None:
+    try:
+        [choice] = _choices(logits, [seq], [number])
+    except torch.AcceleratorError:
+        raise
+    except Exception:
+        logger.exception("sampling failed for request %s", seq.request.request_id)
+        return None
+    return choice
+
+
+def _choices(
+    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[torch.Tensor]
+) -> list[Choice | None]:
     params = [seq.request.params for seq in seqs]
     adjusted = _adjusted(logits, seqs)
     best, best_ids = adjusted.max(dim=-1)
@@ -46,7 +83,7 @@ def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | Non
     drawn = [row for row, one in enumerate(params) if is_finite[row] and not one.is_greedy]
     if drawn:
         probabilities = filtered_probabilities(adjusted[drawn], [params[row] for row in drawn])
-        draws = _draw(probabilities, [seqs[row].generator for row in drawn])
+        draws = _draw(probabilities, [numbers[row] for row in drawn])
         for row, token_id in zip(drawn, draws, strict=True):
             token_ids[row] = token_id
     choices = [
@@ -131,6 +168,39 @@ def _formatted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
     return formatted
 
 
+def upper_bounds(matchers: Rows[Matcher], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Bounds of logits ``[matchers, vocab_size]``: inf for tokens that may follow, else -inf.
+
+    All are computed at once, in threads. No token may follow where a matcher has failed or fails
+    now: its own mask would still allow the end of the text.
+    """
+    masks = torch.zeros(len(matchers), -(-vocab_size // 32), dtype=torch.int32)
+    alive = [(one.state, row) for row, one in enumerate(matchers) if not one.state.is_error()]
+    if alive:  # an empty list is an error
+        _executor().unsafe_compute_mask_ptr(
+            alive, masks.data_ptr(), masks.shape[1] * masks.element_size(), len(matchers)
+        )
+    for state, row in alive:
+        if state.is_error():
+            masks[row] = 0
+    of_bytes = masks.view(torch.uint8).to(device).flatten().int()
+    # ten times as fast on a CPU as booleans and masked_fill
+    bounds = _bounds_of_bits(device).index_select(0, of_bytes)
+    return bounds.view(len(matchers), -1)[:, :vocab_size]
+
+
+@cache
+def _executor() -> LLExecutor:
+    return LLExecutor(usable_cpus())
+
+
+@lru_cache(maxsize=8)
+def _bounds_of_bits(device: torch.device) -> torch.Tensor:
+    """For each byte, the bounds that its bits mean, from the lowest on ``[256, 8]``."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8)
+    return torch.where(bits & 1 == 1, torch.inf, -torch.inf).to(device)
+
+
 def _report(logits: torch.Tensor, choices: list[Choice | None], num_best: dict[int, int]) -> None:
     """Add log-probabilities to the choices of the rows in ``num_best``."""
     logprobs = logits[list(num_best)].log_softmax(dim=-1)
@@ -181,11 +251,15 @@ def _keep_min_p(probabilities: torch.Tensor, min_p: Rows[float]) -> torch.Tensor
     return probabilities.masked_fill(probabilities < least, 0.0)
 
 
-def _draw(probabilities: torch.Tensor, generators: Rows[torch.Generator | None]) -> list[int]:
+def _number(generator: torch.Generator | None) -> torch.Tensor:
+    """The next random number of a sequence ``[1]``; no number is drawn for a greedy one."""
+    if generator is None:
+        return torch.zeros(1)
+    return torch.rand(1, generator=generator, dtype=torch.float32)
+
+
+def _draw(probabilities: torch.Tensor, numbers: Rows[torch.Tensor]) -> list[int]:
     cumulative = probabilities.double().cumsum(dim=-1)  # float32 would lose small ones
-    numbers = torch.cat(
-        [torch.rand(1, generator=generator, dtype=torch.float32) for generator in generators]
-    )
-    thresholds = numbers.to(cumulative)[:, None] * cumulative[:, -1:]
+    thresholds = torch.cat(list(numbers)).to(cumulative)[:, None] * cumulative[:, -1:]
     token_ids: list[int] = torch.searchsorted(cumulative, thresholds, right=True)[:, 0].tolist()
     return token_ids

@@ -1,6 +1,7 @@
 """Generation by the engine of this process: text to tokens, streams, and tokens to text."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -28,6 +29,8 @@ from app.generation.request import GenerationRequest, Prompt
 from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
+
+logger = logging.getLogger(__name__)
 
 # the errors of a generation by the engine of this process
 ENGINE_RAISES = (
@@ -68,6 +71,9 @@ class EngineBackend:
     def on_completed(self, listener: Callable[[CompletedOutput], None]) -> None:
         """Call the listener with every output that a client has waited for to its end."""
         self._listeners.append(listener)
+
+    async def aclose(self) -> None:
+        await self._grammars.aclose()
 
     def check_room(self) -> None:
         """Raise ``Overloaded`` if no request would be admitted now."""
@@ -199,7 +205,12 @@ class EngineBackend:
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None
         assert last.timings is not None
-        self._metrics.finished(labels, len(request.prompt_ids), last.finish_reason, last.timings)
+        try:
+            self._metrics.finished(
+                labels, len(request.prompt_ids), last.finish_reason, last.timings
+            )
+        except Exception:  # the events of other requests are still to be delivered
+            logger.exception("request %s is not counted", request.request_id)
 
 
 class EngineOutputStream(OutputStream):
@@ -271,7 +282,16 @@ class EngineOutputStream(OutputStream):
             raise GenerationFailed("the engine failed on this request: see its log")
         if not self._detokenized.is_stopped:
             self._text.append(self._detokenized.flush())
-        is_stopped = self._detokenized.is_stopped
-        self._finish(FinishReason.STOP if is_stopped else reason, last.timings)
+        self._finish(self._finish_reason(reason, last), last.timings)
         if self._on_done is not None:
             self._on_done(self.output)
+
+    def _finish_reason(self, reason: FinishReason, last: TokenEvent) -> FinishReason:
+        """STOP by a schema means that the output fulfils it: one that is cut has LENGTH."""
+        is_cut, request = self._detokenized.is_stopped, self._stream.request
+        if not is_cut and reason is not FinishReason.STOP:
+            return reason
+        if request.grammar is None:
+            return FinishReason.STOP
+        is_end = not is_cut and last.token_id in request.variant.eos_token_ids
+        return FinishReason.STOP if is_end else FinishReason.LENGTH

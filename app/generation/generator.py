@@ -40,6 +40,11 @@ class Generator:
         self._metrics = metrics
         self._max_timeout_s = max_timeout_s
 
+    async def aclose(self) -> None:
+        """End the processes and connections of the backends."""
+        await self._engine.aclose()
+        await self._external.aclose()
+
     def check_room(self) -> None:
         """Raise ``Overloaded`` if no request would be admitted now, whatever its model is."""
         if not self._external.has_models:

@@ -1,103 +1,225 @@
-"""Compiled grammars of response formats: made in threads, within a deadline, and kept for reuse."""
+"""Grammars of requests: their schemas are checked in other processes, a share for each API key.
+
+A schema is compiled here only after it was compiled there, within limits of time and memory. What
+takes long waits apart, so that it delays no usual schema, not even of the same key.
+"""
 
 import asyncio
-from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from threading import Lock
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from llguidance import LLTokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from app.auth.keys import caller
 from app.engine.admission import Overloaded
-from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_tokens
+from app.engine.grammar import (
+    Grammar,
+    ResponseFormatRefused,
+    grammar_tokens,
+    no_tokens,
+    schema_refused,
+)
 from app.engine.sequence import ResponseFormat
 from app.engine.variant import Variant
+from app.generation.schema_client import SchemaClient, TakesLonger, Vocabulary
+from pruning.plural import counted
 
-DEADLINE_S = 10.0
-MAX_GRAMMARS = 64  # of one tokenizer
-MAX_WAITING = 64
-_NUM_THREADS = 2
+_Result = TypeVar("_Result")
+
+DEADLINE_S = 10.0  # for a turn
+MAX_CHECKED = 128  # schemas that are remembered
+MAX_WAITING = 64  # requests of one key
+NUM_AT_ONCE = 8
+NUM_OF_KEY = 2  # at once
+USUAL_CPU_S = 0.1
+MAX_CPU_S = 1.0
 
 
 @dataclass(frozen=True)
-class _OfTokenizer:
-    """What was made for one tokenizer: tokens by vocabulary and ends, and grammars of them."""
+class _Verdict:
+    """What the check of a schema has found: the source of its grammar, or why there is none."""
 
-    tokens: dict[tuple[int, frozenset[int]], LLTokenizer] = field(default_factory=dict)
-    grammars: "OrderedDict[tuple[str, int, frozenset[int]], Future[Grammar]]" = field(
-        default_factory=OrderedDict
-    )
-    lock: Lock = field(default_factory=Lock)  # of tokens
+    source: str = ""
+    refusal: str | None = None
+    is_long: bool = False
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokens of a tokenizer for one size of vocabulary and its ends."""
+
+    name: str
+    vocabulary: Vocabulary
+    tokens: LLTokenizer
+
+
+class Turns:
+    """Work of several keys: a few at once, and at most a share of them for one key.
+
+    Each key waits in a line of its own, so a key with much work delays the others little.
+    """
+
+    def __init__(self, deadline_s: float, cpu_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._cpu_s = cpu_s  # of one
+        self.executor = ThreadPoolExecutor(NUM_OF_KEY, "grammar")
+        self._all = asyncio.Semaphore(NUM_AT_ONCE)
+        self._of_key: dict[str | None, asyncio.Semaphore] = {}
+        self._num_open: Counter[str | None] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, key: str | None) -> AsyncIterator[None]:
+        """Raises ``Overloaded`` if too much of this key waits, or waits for too long."""
+        if self._num_open[key] >= MAX_WAITING:
+            raise self._overloaded(key)
+        self._num_open[key] += 1
+        own = self._of_key.setdefault(key, asyncio.Semaphore(NUM_OF_KEY))
+        try:
+            try:
+                async with asyncio.timeout(self._deadline_s) as deadline, own, self._all:
+                    deadline.reschedule(None)  # it is for the wait only
+                    yield
+            except TimeoutError:
+                raise self._overloaded(key) from None
+        finally:
+            self._num_open[key] -= 1
+            if not self._num_open[key]:
+                del self._num_open[key], self._of_key[key]
+
+    async def run(self, work: Callable[[], _Result]) -> _Result:
+        """Do the work of a turn in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+
+    def _overloaded(self, key: str | None) -> Overloaded:
+        num_open = self._num_open[key]
+        whose = "clients without a key" if key is None else "this key"
+        what = f"{counted(num_open, 'schema')} of {whose} are compiled or wait for it"
+        return Overloaded(what, "grammars_full", 1 + num_open * self._cpu_s / NUM_OF_KEY)
 
 
 class Grammars:
-    """The grammars of recent response formats. Bound to one event loop.
-
-    Those that were refused are kept as well, so that they cost nothing the next time.
-    """
+    """Bound to one event loop. Remembers by digest which schemas were checked, refused ones too."""
 
     def __init__(self, deadline_s: float = DEADLINE_S) -> None:
-        self._deadline_s = deadline_s
-        self._executor = ThreadPoolExecutor(_NUM_THREADS, "grammar")
-        self._num_open = 0  # requests for one that is not made yet
-        self._made: WeakKeyDictionary[PreTrainedTokenizerBase, _OfTokenizer] = WeakKeyDictionary()
+        self._usual = Turns(deadline_s, USUAL_CPU_S)
+        self._long = Turns(deadline_s, MAX_CPU_S)
+        self._client = SchemaClient()
+        self._making: set[asyncio.Task[Grammar]] = set()
+        self._checked: OrderedDict[str, _Verdict] = OrderedDict()
+        self._tokens: WeakKeyDictionary[
+            PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], _Tokens]
+        ] = WeakKeyDictionary()
+        self._lock = Lock()  # of the tokens
 
     async def get(
         self, response_format: ResponseFormat, tokenizer: PreTrainedTokenizerBase, variant: Variant
     ) -> Grammar:
-        """The grammar of this format for the tokens of this variant.
+        """A new grammar of this format for the tokens of this variant.
 
-        Raises ``ResponseFormatRefused``, and ``Overloaded`` if too many others are being made.
+        Raises ``ResponseFormatRefused``, ``SchemaServerEnded``, and ``Overloaded`` if too many
+        others of the same API key are being made.
         """
-        future = self._future(response_format.schema, tokenizer, variant)
-        if future.done():
-            return future.result()
-        if self._num_open >= MAX_WAITING:
-            raise self._overloaded()
-        self._num_open += 1
+        making = asyncio.create_task(self._made(response_format, tokenizer, variant))
+        self._making.add(making)
+        making.add_done_callback(self._forget)
+        return await asyncio.shield(making)  # a client that leaves keeps its turn to the end
+
+    async def _made(
+        self, response_format: ResponseFormat, tokenizer: PreTrainedTokenizerBase, variant: Variant
+    ) -> Grammar:
+        api_key = caller.get()
+        key = None if api_key is None else api_key.name
+        async with self._usual.turn(key):
+            tokens = await self._usual.run(partial(self._tokens_of, tokenizer, variant))
+            digest = _digest(tokens.name, response_format.schema)
+            verdict = self._known(digest) or await self._checked_within(
+                USUAL_CPU_S, response_format.schema, tokens
+            )
+            if verdict is not None and verdict.refusal is not None:
+                raise ResponseFormatRefused(verdict.refusal)
+            if verdict is not None and not verdict.is_long:
+                return await self._usual.run(partial(Grammar, verdict.source, tokens.tokens))
+        async with self._long.turn(key):
+            return await self._long_one(response_format.schema, tokens)
+
+    async def _long_one(self, schema: str, tokens: "_Tokens") -> Grammar:
+        verdict = self._known(_digest(tokens.name, schema))
+        if verdict is None:
+            verdict = await self._checked_within(MAX_CPU_S, schema, tokens)
+        assert verdict is not None
+        if verdict.refusal is not None:
+            raise ResponseFormatRefused(verdict.refusal)
+        return await self._long.run(partial(Grammar, verdict.source, tokens.tokens))
+
+    async def _checked_within(
+        self, cpu_s: float, schema: str, tokens: "_Tokens"
+    ) -> "_Verdict | None":
+        """The verdict, which is remembered; None if it takes longer than that, and may."""
+        is_long = cpu_s == MAX_CPU_S
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await asyncio.shield(asyncio.wrap_future(future))
-        except TimeoutError:
-            if not future.running() and not future.done():  # others took the time
-                raise self._overloaded() from None
-            raise ResponseFormatRefused(
-                f"this schema takes longer than {self._deadline_s:g} s to compile: simplify it"
-            ) from None
-        finally:
-            self._num_open -= 1
+            source = await self._client.source(schema, tokens.name, tokens.vocabulary, cpu_s)
+            verdict = _Verdict(source, is_long=is_long)
+        except ResponseFormatRefused as error:
+            verdict = _Verdict(refusal=str(error))
+        except TakesLonger:
+            if not is_long:
+                return None
+            refused = schema_refused(f"it takes more than {MAX_CPU_S:g} s to compile")
+            verdict = _Verdict(refusal=str(refused))
+        self._checked[_digest(tokens.name, schema)] = verdict
+        if len(self._checked) > MAX_CHECKED:
+            self._checked.popitem(last=False)
+        return verdict
 
-    def _future(
-        self, schema: str, tokenizer: PreTrainedTokenizerBase, variant: Variant
-    ) -> "Future[Grammar]":
-        own = self._made.setdefault(tokenizer, _OfTokenizer())
-        key = schema, variant.vocab_size, variant.eos_token_ids
-        if key in own.grammars:
-            own.grammars.move_to_end(key)
-            return own.grammars[key]
-        future = self._executor.submit(_compile, own, tokenizer, *key)
-        own.grammars[key] = future
-        if len(own.grammars) > MAX_GRAMMARS:
-            own.grammars.popitem(last=False)
-        return future
+    def _known(self, digest: str) -> "_Verdict | None":
+        if digest in self._checked:
+            self._checked.move_to_end(digest)
+        return self._checked.get(digest)
 
-    def _overloaded(self) -> Overloaded:
-        what = f"{self._num_open} requests wait for their schemas to be compiled"
-        return Overloaded(what, "grammars_full", 1.0)
+    async def aclose(self) -> None:
+        """Ends what is being made."""
+        for making in self._making:
+            making.cancel()
+        await self._client.aclose()
+        for turns in (self._usual, self._long):
+            turns.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _forget(self, making: "asyncio.Task[Grammar]") -> None:
+        self._making.discard(making)
+        if not making.cancelled():
+            making.exception()  # which the caller has, unless it has left
+
+    def _tokens_of(self, tokenizer: PreTrainedTokenizerBase, variant: Variant) -> _Tokens:
+        with self._lock:
+            own = self._tokens.setdefault(tokenizer, {})
+            key = variant.vocab_size, variant.eos_token_ids
+            if key not in own:
+                own[key] = _tokens(tokenizer, *key)
+            return own[key]
 
 
-def _compile(
-    own: _OfTokenizer,
-    tokenizer: PreTrainedTokenizerBase,
-    schema: str,
-    vocab_size: int,
-    eos_token_ids: frozenset[int],
-) -> Grammar:
-    with own.lock:
-        key = vocab_size, eos_token_ids
-        if key not in own.tokens:
-            own.tokens[key] = grammar_tokens(tokenizer, vocab_size, eos_token_ids)
-        tokens = own.tokens[key]
-    return Grammar(schema, tokens)
+def _digest(name: str, schema: str) -> str:
+    return hashlib.sha256(f"{name} {schema}".encode()).hexdigest()
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_ids: frozenset[int]
+) -> _Tokens:
+    """Takes up to a second. Raises ``ResponseFormatRefused``."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise no_tokens(f"it is a {type(tokenizer).__name__}, and no tokenizer.json")
+    vocabulary = Vocabulary(
+        tokenizer.backend_tokenizer.to_str(), vocab_size, tuple(sorted(eos_token_ids))
+    )
+    tokens = grammar_tokens(vocabulary.tokenizer, vocab_size, vocabulary.eos_token_ids)
+    name = hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+    return _Tokens(name, vocabulary, tokens)

@@ -146,20 +146,27 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLim
         ids = tokenizer(text, add_special_tokens=not is_chat, verbose=False).input_ids
         limit.check(len(ids))
         return tuple(ids)
-    encoding = _backend(tokenizer).encode(text, add_special_tokens=not is_chat)
+    # ``encode`` would hold the interpreter's lock for the whole text
+    [encoding] = _backend(tokenizer).encode_batch_fast([text], add_special_tokens=not is_chat)
     limit.check(len(encoding))
     return tuple(encoding.ids)
 
 
 def _check_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit) -> None:
-    if len(text) <= limit.max_len:
-        return
-    if (longest := max_token_chars(tokenizer)) is not None:
-        limit.check(-(-len(text) // longest), is_minimum=True)
+    if len(text) > limit.max_len and (minimum := min_tokens(text, tokenizer)):
+        limit.check(minimum, is_minimum=True)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What any text needs, for a tokenizer that drops no other characters than some single ones."""
+
+    max_chars: int  # that one token can stand for
+    dropped: str  # characters without a token
 
 
 _backends: WeakKeyDictionary[PreTrainedTokenizerFast, Tokenizer] = WeakKeyDictionary()
-_max_chars: WeakKeyDictionary[PreTrainedTokenizerBase, int | None] = WeakKeyDictionary()
+_bounds: WeakKeyDictionary[PreTrainedTokenizerBase, _Bound | None] = WeakKeyDictionary()
 _lock = Lock()
 
 
@@ -175,33 +182,41 @@ def _backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
         return _backends[tokenizer]
 
 
-def max_token_chars(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The maximum of characters that one token can stand for; None if no maximum is known.
+def min_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The fewest tokens that the text can have by its length; 0 if that is not known.
 
-    Known for BPE over bytes that keeps all of a text. Other tokenizers drop white space, or have
-    one token for any unknown word.
+    Known for BPE over bytes that keeps a text, apart from single characters that have no token.
+    Other tokenizers drop white space, or have one token for any unknown word.
     """
     with _lock:
-        if tokenizer not in _max_chars:
-            _max_chars[tokenizer] = _measured(tokenizer)
-        return _max_chars[tokenizer]
+        if tokenizer not in _bounds:
+            _bounds[tokenizer] = _measured(tokenizer)
+        bound = _bounds[tokenizer]
+    if bound is None:
+        return 0
+    num_kept = len(text) - sum(map(text.count, bound.dropped))
+    return -(-num_kept // bound.max_chars)
 
 
-def _measured(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _measured(tokenizer: PreTrainedTokenizerBase) -> _Bound | None:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
     backend = tokenizer.backend_tokenizer
-    shrinkage = _shrinkage(_parts(backend.normalizer, "normalizers"))
+    normalizers = _parts(backend.normalizer, "normalizers")
+    shrinkage = _shrinkage(normalizers)
     splits = _parts(backend.pre_tokenizer, "pretokenizers")
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    dropped = _dropped(backend.model, splits, vocabulary)
     added = backend.get_added_tokens_decoder().values()
-    is_lossless = (
-        shrinkage is not None
-        and all(map(_keeps_text, splits))
-        and _knows_all_bytes(backend.model, splits, vocabulary)
-        and not any(token.lstrip or token.rstrip for token in added)
-    )
-    return shrinkage * max(map(len, vocabulary)) if is_lossless and shrinkage else None
+    if (
+        shrinkage is None
+        or dropped is None
+        or (dropped and any(part["type"] != "NFC" for part in normalizers))  # may make them
+        or not all(map(_keeps_text, splits))
+        or any(token.lstrip or token.rstrip for token in added)
+    ):
+        return None
+    return _Bound(shrinkage * max(map(len, vocabulary)), dropped)
 
 
 def _parts(component: Any, key: str) -> list[dict[str, Any]]:  # noqa: ANN401 - of several classes
@@ -233,14 +248,20 @@ def _keeps_text(split: Mapping[str, Any]) -> bool:
     return split["type"] in _LOSSLESS_SPLITS
 
 
-def _knows_all_bytes(
+def _dropped(
     model: Any,  # noqa: ANN401 - of several classes
     splits: Sequence[Mapping[str, Any]],
     vocabulary: Mapping[str, int],
-) -> bool:
-    """Whether every text has tokens, none of them for something unknown."""
+) -> str | None:
+    """The characters without a token; None if that may be any, or one token stands for many."""
     if type(model).__name__ != "BPE":
-        return False
+        return None
     if any(split["type"] == "ByteLevel" for split in splits):
-        return all(letter in vocabulary for letter in bytes_to_unicode().values())
-    return bool(model.byte_fallback) and all(f"<0x{n:02X}>" in vocabulary for n in range(256))
+        letters = bytes_to_unicode()
+        known = {byte for byte, letter in letters.items() if letter in vocabulary}
+        # beyond ASCII, each character has a byte from 0x80 to 0xBF in UTF-8
+        if not known.issuperset(range(0x80, 0xC0)):
+            return None
+        return "".join(chr(byte) for byte in range(0x80) if byte not in known)
+    is_complete = model.byte_fallback and all(f"<0x{n:02X}>" in vocabulary for n in range(256))
+    return "" if is_complete else None

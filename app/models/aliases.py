@@ -4,13 +4,13 @@ They are in a file of the data directory, so that generation needs no job store.
 atomically, so that a switch reaches all API processes of the directory at once.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from app.json_file import JsonFile
 from pruning.models.names import is_name
+from pruning.records import parse_record, reason_of, sendable
 
 _FORMAT = 1
 
@@ -84,12 +84,12 @@ class Aliases:
 
     def _parsed(self, text: bytes) -> dict[str, str]:
         try:
-            data = json.loads(text)
+            data = parse_record(text)
             if data["format"] != _FORMAT:
                 raise ValueError(f"format {data['format']} is not {_FORMAT}")
-            return {str(alias): str(target) for alias, target in data["aliases"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return {sendable(alias): sendable(target) for alias, target in data["aliases"].items()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise InvalidAliasFile(
-                f"{self._file.path} is not as `sleb models alias` writes it ({error}): restore it, "
-                "or remove it and set the aliases again"
+                f"{self._file.path} is not as `sleb models alias` writes it "
+                f"({reason_of(error)}): restore it, or remove it and set the aliases again"
             ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.models.aliases import Aliases, AliasTaken, InvalidAlias
+from app.models.dense import DenseModels
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
@@ -23,10 +24,8 @@ from pruning.models.architectures import (
     UnsupportedConfig,
     check_quantizable,
 )
-from pruning.models.inspection_record import Stamp
 from pruning.models.names import VariantName, split_depth, split_int8, split_raw
-from pruning.models.safetensors_headers import fingerprint
-from pruning.models.store import ModelInfo, ModelNotFound, ModelStore, NotAModel, stamp_of
+from pruning.models.store import ModelStore, NotAModel
 
 if TYPE_CHECKING:  # redis takes a sixth of a second to import
     from pruning.jobs.store import JobStore
@@ -66,8 +65,9 @@ class Catalog:
         self._aliases = aliases
         self._speedups = speedups
         self._tenant = tenant
-        self._dense_models = _DenseModels(models)
+        self._dense_models = DenseModels(models)
         self._published: dict[str, RemovalOrder] = {}
+        self._broken: dict[str, str] = {}  # why checkpoints are not served
 
     def aliases_of(self, name: str) -> list[str]:
         """The aliases of a model, of a checkpoint or of their variants."""
@@ -199,7 +199,10 @@ class Catalog:
             raise UnknownModel(f"no alias {alias[:128]!r}; the known ones are: {known}")
 
     def entries(self) -> list[ModelEntry]:
-        """Dense models with the prefixes of their newest orders, checkpoints, external models."""
+        """Dense models with the prefixes of their newest orders, checkpoints, external models.
+
+        What is broken has an ``error``.
+        """
         orders = self._newest_orders()
         entries = []
         for name in self.dense_names():
@@ -208,6 +211,11 @@ class Catalog:
             if dense.order is not None:
                 entries += self._prefix_entries(dense.order, VariantName(name))
         entries += [self._whole_entry(order) for order in self._published_orders()]
+        if self._tenant() is None:  # whom a broken one belongs to is not known
+            entries += [
+                ModelEntry(name, VariantName.of_checkpoint(name).model, None, None, error=reason)
+                for name, reason in self._broken.items()
+            ]
         entries = [entry for entry in entries if entry.name not in self._external]
         return entries + [self._external_entry(model) for model in self._external.values()]
 
@@ -305,13 +313,17 @@ class Catalog:
         return {order.parent: order for order in by_age}
 
     def _published_orders(self) -> list[RemovalOrder]:
-        orders = (self._published_order(name) for name in self._checkpoints.names())
+        names = self._checkpoints.names()
+        for gone in self._broken.keys() - {*names}:
+            self._broken.pop(gone, None)
+        orders = (self._published_order(name) for name in names)
         return [order for order in orders if order is not None]
 
     def _published_order(self, name: str) -> RemovalOrder | None:
         """Read once: a published checkpoint never changes, but may be deleted."""
         if not self._checkpoints.holds(name):
             self._published.pop(name, None)
+            self._broken.pop(name, None)
             return None
         if name not in self._published:
             try:
@@ -320,8 +332,11 @@ class Catalog:
             except CheckpointNotFound:
                 return None
             except CheckpointCorrupt as error:
-                logger.warning("a corrupt checkpoint is not served: %s", error)
+                if self._broken.get(name) != str(error):  # once
+                    logger.warning("a corrupt checkpoint is not served: %s", error)
+                self._broken[name] = str(error)
                 return None
+            self._broken.pop(name, None)
         order = self._published[name]
         return order if self._sees(order.tenant) else None
 
@@ -347,54 +362,3 @@ class Catalog:
     def _order_of_job(self, job: Job) -> RemovalOrder | None:
         info = self._dense_models.info(job.model) if job.removed_blocks else None
         return RemovalOrder.of_job(job, info) if info is not None else None
-
-
-class _DenseModels:
-    """The dense models that removal orders were found on: present, and unchanged since.
-
-    Every call checks the files, but reads them again only after they have changed.
-    """
-
-    def __init__(self, models: ModelStore) -> None:
-        self._models = models
-        self._fingerprints: dict[Path, tuple[Stamp, str]] = {}
-        self._logged: set[str] = set()  # names of orders
-
-    def info(self, name: str) -> ModelInfo | None:
-        """None if there is no usable dense model of this name."""
-        try:
-            return self._models.inspect(name)
-        except (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig):
-            return None
-
-    def matching(self, order: RemovalOrder) -> ModelInfo | None:
-        """The model that the order was found on; None if it is not here or was replaced."""
-        info = self.info(order.parent)
-        if info is None or info.num_blocks != order.num_blocks:
-            return None
-        if order.parent_fingerprint not in (None, self._fingerprint(info.path)):
-            self._log_replaced(order)
-            return None
-        return info
-
-    def _fingerprint(self, path: Path) -> str | None:
-        """None if the files cannot be read."""
-        try:
-            stamp = stamp_of(path)
-            if path not in self._fingerprints or self._fingerprints[path][0] != stamp:
-                self._fingerprints[path] = (stamp, fingerprint(path))
-        except (OSError, ValueError) as error:
-            logger.warning("%s cannot be compared with its removal orders: %s", path, error)
-            return None
-        return self._fingerprints[path][1]
-
-    def _log_replaced(self, order: RemovalOrder) -> None:
-        """Log a warning, once for each order."""
-        if order.name not in self._logged:
-            self._logged.add(order.name)
-            logger.warning(
-                "%s is served from its own weights, and its prefixes are not served: the dense "
-                "model %s has been replaced since it was pruned",
-                order.name,
-                order.parent,
-            )

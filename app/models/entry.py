@@ -157,7 +157,8 @@ class ModelEntry:
 
     @property
     def kind(self) -> ModelKind:
-        return "pruned" if self.is_pruned else "dense"
+        is_broken_checkpoint = self.error is not None and self.name != self.base
+        return "pruned" if self.is_pruned or is_broken_checkpoint else "dense"
 
     @property
     def is_pruned(self) -> bool:

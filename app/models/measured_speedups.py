@@ -4,7 +4,6 @@ Which blocks are missing, and how the others are repaired, makes no difference t
 variants of a depth share one measurement, the latest.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from app.json_file import JsonFile
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Interval
+from pruning.records import check_record, check_time, parse_record, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,18 @@ class MeasuredSpeedups:
         try:
             return self._file.read()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s is not used: %s", self._file.path, error)
+            logger.warning("%s is not used: %s", self._file.path, reason_of(error))
             return {}
 
 
 def _parsed(content: bytes) -> _ByDepth:
-    data = json.loads(content)
-    return {
+    data = parse_record(content)
+    by_depth = {
         name: {depth: MeasuredSpeedup(**found) for depth, found in depths.items()}
         for name, depths in data["models"].items()
     }
+    for depths in by_depth.values():
+        for found in depths.values():
+            check_record(found)
+            check_time("measured_at", found.measured_at)
+    return by_depth

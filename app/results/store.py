@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.json_file import replace_file
+from pruning.records import MAX_BYTES, check_record, check_time, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,14 @@ class ResultStore:
         if _ID.fullmatch(result_id) is None:
             raise ResultNotFound(f"no result has the id {result_id[:64]!r}: see GET /results")
         try:
-            return _parsed(result_id, self._path(result_id).read_bytes())
+            if (path := self._path(result_id)).exists() and not path.is_file():
+                raise OSError("it is no regular file")
+            return _parsed(result_id, path.read_bytes())
         except FileNotFoundError as error:
             raise _absent(result_id) from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             raise ResultNotFound(
-                f"the file of result {result_id} cannot be read ({error}): remove "
+                f"the file of result {result_id} cannot be read ({_reason(error)}): remove "
                 f"{FOLDER}/{result_id}.json from the data directory, and measure again"
             ) from error
 
@@ -140,10 +143,12 @@ def _absent(result_id: str) -> ResultNotFound:
 
 def _parsed(result_id: str, content: bytes) -> Result:
     """Numbers that JSON does not know, as NaN, become None."""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has {len(content)} bytes, and {MAX_BYTES} are the limit")
     data = json.loads(content, parse_constant=lambda _: None)
     if not isinstance(data["report"], dict):
         raise TypeError("its report is no object")
-    return Result(
+    result = Result(
         id=result_id,
         kind=ResultKind(data["kind"]),
         model=str(data["model"]),
@@ -152,3 +157,10 @@ def _parsed(result_id: str, content: bytes) -> Result:
         report=data["report"],
         tenants=frozenset(data.get("tenants", ())),
     )
+    check_record(result)
+    check_time("created_at", result.created_at)
+    return result
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else reason_of(error)

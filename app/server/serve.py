@@ -19,6 +19,7 @@ from app.auth.scopes import check_address
 from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
+from app.server.connections import ConnectionLimits, limits_of
 from app.server.tls import CertificateFiles, Certificates
 from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
@@ -46,7 +47,7 @@ def run_api(settings: ServeSettings) -> None:
             log_level=settings.log_level,
             access_log=settings.log_level == "debug",
         )
-        server = ApiServer(config, certificates)
+        server = ApiServer(config, limits_of(settings.address_connections), certificates)
         _leave_out_of_collections()
         with suppress(KeyboardInterrupt):
             server.run()
@@ -63,13 +64,19 @@ class ApiServer(uvicorn.Server):
     """On shutdown, reports that it drains and finishes running requests while still listening.
 
     It does not wait for clients that follow events. The whole shutdown has one deadline.
-    With ``certificates``, it serves HTTPS.
+    It cuts slow clients. With ``certificates``, it serves HTTPS.
     """
 
-    def __init__(self, config: uvicorn.Config, certificates: Certificates | None = None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        limits: ConnectionLimits,
+        certificates: Certificates | None = None,
+    ) -> None:
         super().__init__(config)
+        config.load()
+        config.http_protocol_class = limits.protocol  # type: ignore[assignment]
         if certificates is not None:
-            config.load()
             config.ssl = certificates.context
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

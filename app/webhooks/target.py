@@ -7,7 +7,7 @@ second lookup may return others (DNS rebinding).
 
 import socket
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import httpx2
 
@@ -20,6 +20,7 @@ Resolver = Callable[[str, int], Sequence[Address]]
 _PORTS = {"http": 80, "https": 443}
 _GLOBAL_UNICAST = IPv6Network("2000::/3")  # RFC 4291: IANA has allocated no other space
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
+_RELAYS = IPv4Network("192.88.99.0/24")  # RFC 7526: 6to4 relays, which no one should use
 _TRANSIENT = (socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM)
 
 
@@ -126,7 +127,7 @@ def _any_address(_address: Address) -> bool:
 def is_public(address: Address) -> bool:
     """Whether the address, and an IPv4 address within it, is public unicast."""
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast
+        return address.is_global and not address.is_multicast and address not in _RELAYS
     if (embedded := _embedded(address)) is not None:
         return is_public(embedded)
     return address in _GLOBAL_UNICAST and address.is_global

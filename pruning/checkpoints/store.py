@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.staging import remove
@@ -18,6 +18,7 @@ from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
+from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
 from pruning.removal import kept
 from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.sleb import Blocks
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MAX_BLOCKS = 10_000  # of a dense model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,246}(\+healed)?")
 
 
@@ -108,7 +110,9 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        data = json.loads(text)
+        data = parse_record(text)
+        if "broken" in data:  # as a listing keeps those that it could not read
+            raise InvalidRecord(str(data["broken"]))
         data["quality"] = Quality.from_dict(data["quality"])
         data["removed_blocks"] = tuple(data["removed_blocks"])
         data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
@@ -118,7 +122,40 @@ class Manifest:
             data["block_times"] = BlockTimes(**data["block_times"])
         if data.get("healing") is not None:
             data["healing"] = Healing.from_dict(data["healing"])
-        return cls(**data)
+        manifest = cls(**data)
+        check_record(manifest)
+        _check_manifest(manifest)
+        return manifest
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Raise ``InvalidRecord`` for fields that contradict each other."""
+    num_blocks, removed = manifest.num_blocks, manifest.removed_blocks
+    num_removed = len(removed)
+    depths = [each.num_removed for each in manifest.repair or ()]
+    check_time("created_at", manifest.created_at)
+    for name, is_so in {
+        "name": is_checkpoint_name(manifest.name),
+        "num_blocks": 1 <= num_blocks <= MAX_BLOCKS,
+        "removed_blocks": 1 <= num_removed == len({*removed}) < num_blocks
+        and all(0 <= block < num_blocks for block in removed),
+        "dtype": manifest.dtype in DTYPE_BYTES,
+        "num_parameters": 0 <= manifest.num_parameters <= manifest.dense_num_parameters,
+        "block_times": manifest.block_times is None or manifest.block_times.is_plausible,
+        "quality": manifest.quality.has_depths(num_removed),
+        "repair": depths == sorted({*depths}) and all(1 <= each <= num_removed for each in depths),
+    }.items():
+        if not is_so:
+            raise InvalidRecord(f"{name}: it contradicts the other fields, or cannot be")
+    for file in manifest.files:
+        if not _is_inside(file):
+            raise InvalidRecord(f"it names the file {file[:128]!r}")
+
+
+def _is_inside(file: str) -> bool:
+    """Whether the name of a file does not lead out of a folder."""
+    path = PurePosixPath(file)
+    return not (path.is_absolute() or ".." in path.parts or file in ("", ".", MANIFEST))
 
 
 def _no_checkpoint(name: str) -> CheckpointNotFound:
@@ -258,20 +295,23 @@ def read_manifest(path: Path) -> Manifest:
 
 def _manifest_content(path: Path) -> bytes:
     """Raises as ``read_manifest``."""
+    file = path / MANIFEST
     try:
-        return (path / MANIFEST).read_bytes()
+        if file.exists() and not file.is_file():  # reading a pipe would hang
+            raise CheckpointCorrupt(f"{file} is no regular file: remove it")
+        return file.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CheckpointCorrupt(f"{path / MANIFEST} cannot be read: {error.strerror}") from error
+        raise CheckpointCorrupt(f"{file} cannot be read: {error.strerror}") from error
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
     """Raises ``CheckpointCorrupt``, whose message names the ``place`` that it is from."""
     try:
         return Manifest.from_json(content.decode())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointCorrupt(f"{place} is not a manifest: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise CheckpointCorrupt(f"{place} is not a manifest: {reason_of(error)}") from error
 
 
 def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:

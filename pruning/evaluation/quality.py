@@ -107,6 +107,14 @@ class DomainQuality:
     healed: Measured | None = None
     control: Measured | None = None
 
+    def has_depths(self, num_removed: int) -> bool:
+        """Whether there is one loss for each of 1, 2 ... removals, and windows for their errors."""
+        found = (self.dense, *self.raw, *self.repaired, self.healed, self.control)
+        has_errors = any(each is not None and each.standard_error is not None for each in found)
+        is_repaired = len(self.repaired) in (0, num_removed)
+        is_enough = self.num_windows >= (2 if has_errors else 1)
+        return is_enough and len(self.raw) == num_removed and is_repaired
+
     @property
     def text(self) -> str:
         """Text, windows and window length, as every perplexity states them."""
@@ -215,6 +223,15 @@ class Quality:
     zero_shot: ZeroShot | None = None
     domains: tuple[DomainQuality, ...] = ()  # empty if not evaluated, and in old manifests
     raw_perplexities: tuple[float, ...] = ()  # perplexities without repair; not in old manifests
+
+    def has_depths(self, num_removed: int) -> bool:
+        """Whether each sequence that is not empty has one value for each number of removals."""
+        curves = (self.perplexities, self.raw_perplexities)
+        return (
+            len(self.losses) == num_removed + 1
+            and all(len(curve) in (0, num_removed + 1) for curve in curves)
+            and all(each.has_depths(num_removed) for each in self.domains)
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Quality":

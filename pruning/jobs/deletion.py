@@ -11,24 +11,29 @@ from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, Che
 from pruning.healing.places import healed_beside
 from pruning.jobs.job import IllegalTransition, Job, JobStatus, Sink
 from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, SINK, STATUS_INDEX
+from pruning.jobs.record import BROKEN
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
 
 _FINALS = tuple(status for status in JobStatus if status.is_final)
+_OTHERS = tuple(status for status in JobStatus if not status.is_final)
 
 # KEYS the outbox, and the keys of the job, its webhook messages first and its record second. ARGV
-# the id, the index of all jobs, and others that list it only if it has ended: a client may have
-# queued it again. Returns its status if it has not ended.
+# the id, the number of indexes of which one lists it if it has ended, these, and all others. A
+# client may have queued it again: returns its status then. With the number 0, it is not asked.
 _DELETE = """
-local status = redis.call('HGET', KEYS[3], 'status')
-local is_ended = not status
-for at = 3, #ARGV do is_ended = is_ended or redis.call('ZSCORE', ARGV[at], ARGV[1]) end
-if not is_ended then return status end
+local num_ended = tonumber(ARGV[2])
+if num_ended > 0 then
+  local status = redis.call('HGET', KEYS[3], 'status')
+  local is_ended = not status
+  for at = 3, 2 + num_ended do is_ended = is_ended or redis.call('ZSCORE', ARGV[at], ARGV[1]) end
+  if not is_ended then return status end
+end
 for _, message in ipairs(redis.call('HKEYS', KEYS[2])) do redis.call('ZREM', KEYS[1], message) end
 for at = 2, #KEYS do redis.call('DEL', KEYS[at]) end
-for at = 2, #ARGV do redis.call('ZREM', ARGV[at], ARGV[1]) end
+for at = 3, #ARGV do redis.call('ZREM', ARGV[at], ARGV[1]) end
 """
 
 
@@ -127,9 +132,12 @@ class JobDeletion:
 
     def _forget(self, job: Job) -> None:
         keys = [OUTBOX, *(key.format(id=job.id) for key in KEYS_OF_A_JOB)]
-        indexes = [STATUS_INDEX.format(status=status) for status in _FINALS]
-        indexes += [SINK.format(sink=sink) for sink in Sink]
+        ended = [STATUS_INDEX.format(status=status) for status in _FINALS]
+        ended += [SINK.format(sink=sink) for sink in Sink]
+        others = [INDEX, *(STATUS_INDEX.format(status=status) for status in _OTHERS)]
+        is_broken = job.error is not None and job.error.code == BROKEN  # whatever its status says
+        num_ended = 0 if is_broken else len(ended)
         with redis_errors_translated():
-            status: Any = self._script(keys=keys, args=[job.id, INDEX, *indexes])
+            status: Any = self._script(keys=keys, args=[job.id, num_ended, *ended, *others])
         if status is not None:
             raise IllegalTransition(job.id, JobStatus(status.decode()), "delete")

@@ -15,6 +15,7 @@ import redis
 
 from pruning.jobs.job import Job
 from pruning.jobs.keys import ATTEMPTS, MESSAGES, OUTBOX
+from pruning.jobs.record import stored_job
 from pruning.jobs.redis import redis_errors_translated
 
 LEASE_S = 60.0  # of a claim; much longer than the timeout of an attempt
@@ -62,7 +63,7 @@ class Message:
 
     @property
     def job(self) -> Job:
-        return Job.from_fields(self.record)
+        return stored_job(self.job_id, self.record)
 
 
 @dataclass(frozen=True)

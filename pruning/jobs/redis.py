@@ -56,6 +56,11 @@ def redis_errors_translated() -> Iterator[None]:
         raise JobStoreUnavailable(f"the job store does not respond: {error}") from error
 
 
+def is_wrong_type(error: Exception) -> bool:
+    """Whether Redis has refused a command as the key holds something else."""
+    return isinstance(error, redis_errors.ResponseError) and str(error).startswith("WRONGTYPE")
+
+
 @cache
 def _connection_class(kind: type[Connection]) -> type[Connection]:
     """Return a subclass whose parser raises ``WritesRefused`` for MISCONF."""

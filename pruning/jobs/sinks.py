@@ -20,6 +20,7 @@ import redis
 from pruning.jobs.job import Job, Sink, SinkState
 from pruning.jobs.keys import EVENTS, RECORD, SINK, WITHDRAWN
 from pruning.jobs.outbox import CLAIM
+from pruning.jobs.record import stored_job
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import Event
 
@@ -101,11 +102,10 @@ class SinkOutbox:
                 return None
             job_id = due[0].decode()
             record: Any = self._redis.hgetall(RECORD.format(id=job_id))
-            fields = {name.decode(): value.decode() for name, value in record.items()}
-            if sink.field not in fields:
-                self._redis.zrem(key, job_id)  # deleted in between
+            job = stored_job(job_id, record)
+            if sink not in job.sinks:
+                self._redis.zrem(key, job_id)  # deleted in between, or broken
                 return None
-        job = Job.from_fields(fields)
         return SinkClaim(job, job.sinks[sink])
 
     def renew(self, sink: Sink, job_id: str) -> bool:

@@ -15,6 +15,7 @@ from rq.worker_registration import get_keys
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.keys import RECORD
 from pruning.jobs.queue import LEASE_S
+from pruning.jobs.record import numbers
 from pruning.jobs.redis import connect, redis_errors_translated
 from pruning.jobs.store import JobStore
 
@@ -61,7 +62,7 @@ class JobStatsReader:
         with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipeline:
             for job_id in self._jobs.ids(JobStatus.QUEUED):
                 pipeline.hget(RECORD.format(id=job_id), "status_since")
-            queued_at = [float(found) for found in pipeline.execute() if found]
+            queued_at = numbers(pipeline.execute(raise_on_error=False))
         return max(0.0, time.time() - min(queued_at)) if queued_at else 0.0
 
     def _num_workers(self) -> int:

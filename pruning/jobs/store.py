@@ -31,7 +31,8 @@ from pruning.jobs.job import (
     Webhook,
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.jobs.redis import JobStoreUnavailable, redis_errors_translated
+from pruning.jobs.record import stored_job
+from pruning.jobs.redis import JobStoreUnavailable, is_wrong_type, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, JobKeys, Outcome, read_event
 from pruning.removal import Removal
 from pruning.search.refine import Exchange
@@ -94,10 +95,10 @@ class JobStore:
         if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
         with redis_errors_translated():
-            record = self._redis.hgetall(RECORD.format(id=job_id))
+            record = self._records([job_id])[0]
         if not record:
             raise JobNotFound(job_id)
-        return Job.from_fields(_texts(record))
+        return stored_job(job_id, record)
 
     def owner(self, job_id: str) -> str | None:
         """The tenant that the job belongs to; None if it has none, or does not exist."""
@@ -124,13 +125,25 @@ class JobStore:
         newest = "+" if after is None else f"({after}"
         with redis_errors_translated():
             ids = self._ids(index, newest, limit + 1, owner)
-            with self._redis.pipeline(transaction=False) as pipeline:
-                for job_id in ids[:limit]:
-                    pipeline.hgetall(RECORD.format(id=job_id.decode()))
-                records = pipeline.execute()
-        jobs = (Job.from_fields(_texts(record)) for record in records if record)
+            listed = [job_id.decode(errors="replace") for job_id in ids[:limit]]
+            records = zip(listed, self._records(listed), strict=True)
+        jobs = (stored_job(job_id, record) for job_id, record in records if record)
         found = tuple(job for job in jobs if status in (None, job.status))
         return JobPage(found, has_more=len(ids) > limit)
+
+    def _records(self, ids: Sequence[str]) -> Sequence[Any]:
+        """The hash of each, or the error of Redis for what is none. Empty if there is no such job.
+
+        Errors that mean that Redis is unavailable are raised.
+        """
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in ids:
+                pipeline.hgetall(RECORD.format(id=job_id))
+            records: list[Any] = pipeline.execute(raise_on_error=False)
+        for record in records:
+            if isinstance(record, Exception) and not is_wrong_type(record):
+                raise record
+        return records
 
     def _ids(self, index: str, newest: str, num: int, owner: str | None) -> Sequence[bytes]:
         """The first ``num`` ids of the index that the owner may see, from ``newest`` on."""

@@ -1,5 +1,6 @@
 """The time of the parts of one decode step, and the speed-up of removals that follows from it."""
 
+import math
 from dataclasses import dataclass
 
 from pruning.plural import counted
@@ -13,6 +14,12 @@ class BlockTimes:
     embedding_s: float  # all before the first block, with masks and rotations
     block_s: float  # one block
     head_s: float  # all after the last block: norm and logits
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether a step takes time, and no part of it an endless or negative one."""
+        parts = (self.embedding_s, self.block_s, self.head_s)
+        return all(0 <= part < math.inf for part in parts) and self.embedding_s + self.head_s > 0
 
     def step_s(self, num_blocks: int) -> float:
         """Seconds of a step through ``num_blocks`` blocks."""

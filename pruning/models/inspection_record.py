@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from pruning.records import parse_record
+
 FILE = ".inspected.json"
 _PACKAGES = ("sleb-serve", "transformers")  # they decide what can be used, and what is the default
 
@@ -50,12 +52,12 @@ class InspectionRecord:
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         try:
-            content = json.loads(self._file.read_text())
+            content = parse_record(self._file.read_bytes())
             is_valid = content["versions"] == _versions()
             entries: dict[str, dict[str, Any]] = dict(content["models"]) if is_valid else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
-        return entries
+        return {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
 
 
 def _versions() -> list[str]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
@@ -110,7 +110,7 @@ def check_weights(path: Path) -> None:
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and the offset of its tensors. Raises ``NotAModel``."""
-    with _errors_as_not_a_model(file), file.open("rb") as opened:
+    with _errors_as_not_a_model(file), _opened(file) as opened:
         (num_bytes,) = struct.unpack("<Q", opened.read(8))
         if num_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
@@ -141,6 +141,13 @@ def _shards(path: Path) -> set[str]:
         return {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotAModel(f"{index} is not a safetensors index: {error}") from error
+
+
+def _opened(file: Path) -> BinaryIO:
+    """Raises ``OSError``, also for a pipe, which could not be read to its end."""
+    if file.exists() and not file.is_file():
+        raise OSError(f"{file} is no regular file")
+    return file.open("rb")
 
 
 def _shape_of(
@@ -178,7 +185,7 @@ def _add_file(digest: "hashlib._Hash", file: Path) -> None:
     header, begin = read_header(file)
     digest.update(json.dumps([file.name, file.stat().st_size, header], sort_keys=True).encode())
     offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    with file.open("rb") as opened:
+    with _opened(file) as opened:
         for first, end in sorted(offsets):
             opened.seek(begin + first)
             digest.update(opened.read(min(_SAMPLE_BYTES, end - first)))

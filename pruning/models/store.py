@@ -26,6 +26,7 @@ from pruning.models.names import is_name
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
 from pruning.plural import counted
+from pruning.records import InvalidRecord, check_record
 
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -126,8 +127,8 @@ class ModelStore:
         if path != self._root / name:  # given as a path
             return _info(name, path)
         if (fields := self._record.read(name, stamp)) is not None:
-            with suppress(TypeError):  # of a checkout whose version has not changed since
-                return ModelInfo(path=path, **fields)
+            with suppress(TypeError, InvalidRecord):  # of a checkout of the same version, or broken
+                return _checked(ModelInfo(path=path, **fields))
         info = _info(name, path)
         fields = {key: value for key, value in asdict(info).items() if key != "path"}
         self._record.write(name, stamp, fields)
@@ -135,6 +136,14 @@ class ModelStore:
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
         return load(self.path(name), dtype=dtype, device=device)
+
+
+def _checked(info: ModelInfo) -> ModelInfo:
+    """The information of a record. Raises ``InvalidRecord``."""
+    check_record(info)
+    if not (0 < info.num_blocks < 2**31 and info.dtype in DTYPE_BYTES and info.weight_bytes >= 0):
+        raise InvalidRecord("it describes no model")
+    return info
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -163,6 +172,13 @@ def _info(name: str, path: Path) -> ModelInfo:
         dtype=_dtype_of(config),
         weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
     )
+
+
+def _refuse_special_files(path: Path) -> None:
+    """Raise ``NotAModel`` for a folder with a pipe, a socket or a device: reading it may hang."""
+    for file in path.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise NotAModel(f"{file} is neither a file nor a directory: remove it")
 
 
 def _usable_config(path: Path) -> "PreTrainedConfig":
@@ -199,6 +215,7 @@ def read_config(path: Path) -> "PreTrainedConfig":
     """The config of a directory with config and weights. Raises what ``parse_config`` raises."""
     if not (path / "config.json").is_file():
         raise NotAModel(f"{path} is not a model: it has no config.json")
+    _refuse_special_files(path)
     if not any(path.glob("*.safetensors")):
         raise NotAModel(
             f"{path} has no .safetensors file: convert its weights to safetensors first"

@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pruning.checkpoints.store import CheckpointCorrupt, Manifest, is_checkpoint_name
+from pruning.records import check_record
 from pruning.storage.store import ObjectMissing, ObjectStore
 from pruning.storage.transfer import received_manifest
 
@@ -62,7 +63,7 @@ class Listing:
     def refresh(self) -> None:
         """Read what is new in the store. Raises ``StoreUnavailable``, ``StoreDenied``, ``OSError``.
 
-        A bad manifest is logged once, and is not listed.
+        A bad manifest is logged once, and its reason is kept in its place.
         """
         found = {
             name: at for name, at in self._store.versions().items() if is_checkpoint_name(name)
@@ -90,11 +91,14 @@ class Listing:
                 self._replace(self._file(name), checked_manifest(self._store, name)[1])
             except CheckpointCorrupt as error:
                 logger.warning("a corrupt checkpoint is not served: %s", error)
+                self._replace(self._file(name), json.dumps({"broken": str(error)}).encode())
 
     def _index(self) -> _Index:
         try:
-            return _Index(**json.loads((self._folder / _INDEX).read_bytes()))
-        except (OSError, ValueError, TypeError):
+            index = _Index(**json.loads((self._folder / _INDEX).read_bytes()))
+            check_record(index)
+            return index
+        except (OSError, ValueError, TypeError, RecursionError):
             return _Index()
 
     def _file(self, name: str) -> Path:

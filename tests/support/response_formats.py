@@ -7,7 +7,7 @@ from typing import Any
 
 from llguidance import LLTokenizer
 
-from app.engine.grammar import Grammar, grammar_tokens
+from app.engine.grammar import Grammar, grammar_source, grammar_tokens
 from app.engine.sequence import Request, ResponseFormat, SamplingParams
 from app.engine.variant import Variant
 from tests.support.tiny_directory import tiny_tokenizer
@@ -32,12 +32,11 @@ def json_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 @cache
 def tiny_tokens(eos: int = 1) -> LLTokenizer:
     tokenizer = tiny_tokenizer()
-    return grammar_tokens(tokenizer, len(tokenizer), {eos})
+    return grammar_tokens(tokenizer.backend_tokenizer.to_str(), len(tokenizer), {eos})
 
 
-@cache
 def tiny_grammar(schema: str) -> Grammar:
-    return Grammar(schema, tiny_tokens())
+    return Grammar(grammar_source(schema), tiny_tokens())
 
 
 def constrained(

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.engine.engine import Engine
 from app.main import create_app
+from app.server.connections import limits_of
 from app.server.serve import ApiServer
 from app.server.tls import CertificateFiles, Certificates
 from tests.support.waiting import wait_until
@@ -36,7 +37,8 @@ def serving(
         create_app(settings, redis_url=redis_url, engine=engine), log_config=None
     )
     files = CertificateFiles.of(settings)
-    server = ApiServer(config, None if files is None else Certificates(files))
+    certificates = None if files is None else Certificates(files)
+    server = ApiServer(config, limits_of(settings.address_connections), certificates)
     scheme = "http" if files is None else "https"
     # said to be TCP, or asyncio leaves Nagle's algorithm on, and every answer takes 40 ms
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:

@@ -16,9 +16,12 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
 async def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
-    """503 if the thread of the engine has died or is stuck in a step: restart the process."""
+    """503 if the thread of the engine has died or is stuck in a step: restart the process.
+
+    While the process shuts down, it is alive: its engine ends before it does.
+    """
     ailment = engine.ailment
-    if readiness.reason != "starting" and ailment is not None:
+    if readiness.reason not in ("starting", "draining") and ailment is not None:
         response.status_code = 503
         return HealthView(status="dead", detail=ailment)
     return HealthView(status="alive")

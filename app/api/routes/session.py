@@ -60,9 +60,13 @@ def sign_in(
 
 
 @router.delete("", status_code=204, name="sign_out", responses=responses_for(NotSameOrigin))
-def sign_out(request: Request, response: Response) -> None:
-    """Delete the cookie."""
+def sign_out(
+    request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
+) -> None:
+    """Delete the cookie, and end all sessions of its key."""
     check_same_origin(request.scope["headers"])
+    if (session := authorizer.session(request.scope["headers"])) is not None:
+        sessions.end(session)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
 

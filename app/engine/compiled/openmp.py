@@ -8,6 +8,8 @@ takes its own share of the work, and meets the others at barriers.
 import ctypes
 import hashlib
 import logging
+import os
+import stat
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -160,12 +162,14 @@ def _gomp() -> ctypes.CDLL:
 def keep_compiled_in(directory: Path) -> None:
     """Keep what this process compiles from now on, in a directory that others may share.
 
-    numba looks at the file of a function alone, and not at those of what it calls. So each version
-    of the source, of Python and of the compiler has a folder, on each processor.
+    numba reads what is kept by pickle, so a directory that others can write is not used. It looks
+    at the file of a function alone, and not at those of what it calls. So each version of the
+    source, of Python and of the compiler has a folder, on each processor.
     """
     folder = compiled_folder(directory)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(folder)
         with TemporaryFile(dir=folder):
             numba.config.CACHE_DIR = str(folder)
     except OSError as error:
@@ -181,3 +185,12 @@ def compiled_folder(directory: Path) -> Path:
     for file in sorted(source.glob("*.py")):  # numba compares their times
         digest.update(f"{file.stat().st_mtime_ns}".encode())
     return directory / f"compiled-{digest.hexdigest()[:16]}"
+
+
+def _check_private(folder: Path) -> None:
+    """Raise ``PermissionError`` if a user other than this one can write there."""
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} belongs to user {status.st_uid}: remove it")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"other users can write in {folder}: remove it, or what it has")

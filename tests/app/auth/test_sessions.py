@@ -138,9 +138,44 @@ def test_changes_come_from_pages_of_this_service_and_scopes_hold(
     assert client.delete("/session", headers=HERE).status_code == 204
     assert client.get("/prune-jobs").status_code == 401
     client.cookies.set(COOKIE, cookie)
+    assert client.get("/prune-jobs").status_code == 401  # a copy of the cookie has ended too
+    client.cookies.clear()
+    again = keys.create("again", [Scope.JOBS])
+    client.post("/session", json={"key": again}, headers=HERE)
     assert client.get("/prune-jobs").status_code == 200
-    keys.revoke("reader")
+    keys.revoke("again")
     assert client.get("/prune-jobs").status_code == 401
+
+
+@pytest.mark.parametrize("name", ["Origin", "Host"])
+def test_two_headers_of_one_name_are_refused(
+    client: TestClient, settings: ServeSettings, name: str
+) -> None:
+    value = "http://localhost" if name == "Origin" else "localhost"
+    twice = [("Origin", "http://localhost"), ("Host", "localhost"), (name, value)]
+    refused = client.post("/prune-jobs", json={**JOB, "dry_run": True}, headers=twice)
+    assert (refused.status_code, refused.json()["type"]) == (403, "not-local")
+    key = KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+    client.post("/session", json={"key": key}, headers=HERE)
+    refused = client.post("/prune-jobs", json={**JOB, "dry_run": True}, headers=twice)
+    assert refused.status_code == 403
+
+
+def test_signing_out_ends_the_sessions_of_one_key_for_all_processes(
+    sessions: Sessions, keys: KeyFile, tmp_path: Path, clock: Clock
+) -> None:
+    first = began(sessions, keys, keys.create("a", [Scope.JOBS]))
+    other = began(sessions, keys, keys.create("b", [Scope.JOBS]))
+    cookies = [sessions.cookie(first), sessions.cookie(other)]
+    beside = Sessions(keys, tmp_path / "sessions.secret", clock=clock)
+    assert beside.find(cookies[0]) == first
+    sessions.end(first)
+    assert (sessions.find(cookies[0]), beside.find(cookies[0])) == (None, None)
+    assert (sessions.find(cookies[1]), beside.find(cookies[1])) == (other, other)
+    assert beside.find(sessions.cookie(first)) == first  # signed in again
+    for damaged in ("{", "[]", '{"a": "b"}', "[" * 100_000):
+        (tmp_path / "sessions.json").write_text(damaged)
+        assert beside.find(cookies[1]) is None
 
 
 def test_a_session_ends_with_its_own_key_of_two_after_a_rotation(

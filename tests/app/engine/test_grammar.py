@@ -16,8 +16,9 @@ from llguidance import LLMatcher
 from app.engine.engine import Engine
 from app.engine.grammar import (
     MAX_SCHEMA_CHARS,
-    Grammar,
     ResponseFormatRefused,
+    _normalized,
+    grammar_source,
     grammar_tokens,
     num_repeats,
 )
@@ -236,7 +237,8 @@ def test_a_grammar_that_fails_ends_its_sequence_alone(tiny: Variant) -> None:
     outcome.take(engine.step())
     matcher = engine._sequences["bad"].matcher
     assert matcher is not None
-    matcher.advance(5)  # a token that the schema does not allow here
+    with pytest.raises(ResponseFormatRefused):
+        matcher.advance(5)  # a token that the schema does not allow here
     run(engine, outcome=outcome)
     assert outcome.reason(bad) is FinishReason.ERROR
     assert "cannot be enforced" in str(outcome.last["bad"].failure)
@@ -276,6 +278,7 @@ HOSTILE = {
     "foreign": '{"$ref": "http://127.0.0.1:1/x"}',
     "unknown keyword": '{"uniqueItems": true}',
     "unknown keyword, ignored": '{"x-guidance": {"lenient": true}, "uniqueItems": true}',
+    "unknown type": '{"type": "set"}',
     "overlapping": '{"oneOf": [{"type": "integer"}, {"type": "number"}]}',
     "wrong type": '{"type": 7}',
     "pattern": json.dumps({"type": "string", "pattern": "(" * 9_000}),
@@ -285,17 +288,63 @@ HOSTILE = {
 
 @pytest.mark.parametrize("schema", HOSTILE.values(), ids=HOSTILE)
 def test_a_schema_that_cannot_be_enforced_is_refused_soon(schema: str) -> None:
-    tokens = tiny_tokens()
+    tiny_tokens()
     began_s = time.process_time()
     with pytest.raises(ResponseFormatRefused, match="this schema cannot be enforced") as refused:
-        Grammar(schema, tokens)
+        tiny_grammar(schema)
     assert time.process_time() - began_s < 3
     assert len(str(refused.value)) < 600
 
 
+@pytest.mark.parametrize(
+    ("schema", "plain"),
+    [
+        ({"type": "array", "uniqueItems": False}, {"type": "array"}),
+        (
+            {"type": "array", "minItems": 1.0, "maxItems": 2.0, "items": {"maxLength": 3.0}},
+            {"type": "array", "minItems": 1, "maxItems": 2, "items": {"maxLength": 3}},
+        ),
+        (
+            {"properties": {"maxItems": {"uniqueItems": False}}},
+            {"properties": {"maxItems": {}}},
+        ),
+        (
+            {"anyOf": [{"uniqueItems": False}, {"$ref": "#/$defs/a"}]}
+            | {"$defs": {"a": {"not": {"maxLength": 3.0}}}},
+            {"anyOf": [{}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"not": {"maxLength": 3}}}},
+        ),
+        # values and names, which look like keywords
+        ({"const": {"uniqueItems": False, "maxItems": 2.0}},) * 2,
+        ({"enum": [{"maxLength": 1.0}], "default": {"uniqueItems": False}},) * 2,
+        ({"properties": {"uniqueItems": False, "maxItems": True}},) * 2,
+        ({"maxItems": 2.5, "uniqueItems": True},) * 2,
+    ],
+)
+def test_a_schema_may_say_the_same_in_other_words(
+    schema: Mapping[str, Any], plain: Mapping[str, Any]
+) -> None:
+    assert grammar_source(json.dumps(schema)) == grammar_source(json.dumps(plain))
+    assert _normalized(json.dumps(schema)) == json.dumps(plain)
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "string", "pattern": "^(a|[b"}, "regex parse error: ^(a|[b error: unclosed"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "exclude each other: use anyOf"),
+        ({"type": "array", "maxItems": 2.5}, "maxItems"),
+    ],
+)
+def test_a_refusal_says_all_of_its_reason(schema: Mapping[str, Any], reason: str) -> None:
+    with pytest.raises(ResponseFormatRefused) as refused:
+        tiny_grammar(json.dumps(schema))
+    assert reason in str(refused.value)
+    assert "coerce_one_of" not in str(refused.value)
+
+
 def test_a_schema_that_expands_is_compiled_soon() -> None:
     began_s = time.process_time()
-    Grammar(expanding(60), tiny_tokens())
+    tiny_grammar(expanding(60))
     assert time.process_time() - began_s < 3
     assert len(expanding(60)) < MAX_SCHEMA_CHARS
 
@@ -324,14 +373,14 @@ def test_repetitions_multiply(pattern: str, expected: float) -> None:
 
 def test_a_model_without_an_end_of_text_is_refused() -> None:
     with pytest.raises(ResponseFormatRefused, match="no end-of-text token"):
-        grammar_tokens(tiny_tokenizer(), 320, ())
+        grammar_tokens(tiny_tokenizer().backend_tokenizer.to_str(), 320, ())
 
 
 def test_a_tokenizer_without_bytes_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.decoder = None
+    tokenizer = tiny_tokenizer().backend_tokenizer
+    tokenizer.decoder = None
     with pytest.raises(ResponseFormatRefused, match="does not tell the bytes"):
-        grammar_tokens(tokenizer, len(tokenizer), {EOS})
+        grammar_tokens(tokenizer.to_str(), tokenizer.get_vocab_size(), {EOS})
 
 
 def test_grammars_are_copied_for_each_sequence() -> None:
@@ -339,7 +388,8 @@ def test_grammars_are_copied_for_each_sequence() -> None:
     first, second = grammar.matcher(), grammar.matcher()
     [one] = tiny_tokenizer()("1", add_special_tokens=False).input_ids
     first.advance(one)
-    first.advance(one)
+    with pytest.raises(ResponseFormatRefused):
+        first.advance(one)
     assert first.failure
     second.advance(one)
     assert second.failure is None

@@ -1,20 +1,33 @@
-"""Grammars are made once, off the event loop, within a deadline, and a bounded number is kept."""
+"""Schemas are checked in other processes within limits, a share for each key, and remembered."""
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.auth.keys import ApiKey, caller
 from app.engine.admission import Overloaded
 from app.engine.grammar import Grammar, ResponseFormatRefused
 from app.engine.sequence import ResponseFormat
 from app.engine.variant import Variant, make_variant
-from app.generation import grammars
-from app.generation.grammars import Grammars
+from app.generation import grammars, schema_server
+from app.generation.grammars import Grammars, Turns
+from app.generation.schema_client import SchemaServerEnded
 from pruning.models.store import LoadedModel
+
+SLOW = {"type": "integer", "multipleOf": 999_983}  # minutes to compile
+LARGE = {"type": "string", "pattern": "[" * 60_000}  # minutes to look for repetitions
+VALUES = {"const": 12}
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +35,8 @@ def tiny(tiny_loaded: LoadedModel) -> Variant:
     return make_variant("tiny", "tiny", tiny_loaded.model)
 
 
-def const(value: object) -> ResponseFormat:
-    return ResponseFormat("json_schema", f'{{"const": {value}}}')
+def schema(value: object) -> ResponseFormat:
+    return ResponseFormat("json_schema", json.dumps(value))
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -34,83 +47,174 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-class _Gate:
-    """Holds up the making of grammars until it is open, and counts it."""
+class Service:
+    """Grammars for the tiny model, and the keys that ask for them."""
 
-    def __init__(self) -> None:
-        self.is_open, self.has_begun = threading.Event(), threading.Event()
-        self.schemas: list[str] = []
+    def __init__(self, made: Grammars, loaded: LoadedModel, variant: Variant) -> None:
+        self.made = made
+        self._arguments = loaded.tokenizer, variant
 
-    def make(self, schema: str, tokens: Any) -> Grammar:
-        self.schemas.append(schema)
-        self.has_begun.set()
-        self.is_open.wait()
-        return Grammar(schema, tokens)
+    async def get(self, value: object, key: str | None = None) -> Grammar:
+        caller.set(None if key is None else ApiKey(key, frozenset(), "", 0.0))
+        return await self.made.get(schema(value), *self._arguments)
 
+    def start(self, value: object, key: str | None = None) -> "asyncio.Task[Grammar]":
+        return asyncio.create_task(self.get(value, key))
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Gate]:
-    gate = _Gate()
-    monkeypatch.setattr(grammars, "Grammar", gate.make)
-    yield gate
-    gate.is_open.set()
+    @property
+    def num_asked(self) -> int:
+        """How often the process was asked to check a schema."""
+        return next(self.made._client._ids)
 
 
-@in_loop
-async def test_a_schema_is_compiled_once(
-    tiny: Variant, tiny_loaded: LoadedModel, gate: _Gate
-) -> None:
-    gate.is_open.set()
-    made = Grammars()
-    both = [made.get(const(1), tiny_loaded.tokenizer, tiny) for _ in range(2)]
-    first, second = await asyncio.gather(*both)
-    assert first is second
-    wrong = ResponseFormat("json_schema", '{"not": {}}')
-    for _ in range(2):
-        with pytest.raises(ResponseFormatRefused, match="not"):
-            await made.get(wrong, tiny_loaded.tokenizer, tiny)
-    assert len(gate.schemas) == 2
+@asynccontextmanager
+async def service(
+    loaded: LoadedModel, variant: Variant, deadline_s: float = 60.0
+) -> AsyncIterator[Service]:
+    made = Grammars(deadline_s)
+    try:
+        yield Service(made, loaded, variant)
+    finally:
+        await made.aclose()
 
 
 @in_loop
-async def test_the_oldest_grammars_are_dropped(
-    tiny: Variant, tiny_loaded: LoadedModel, gate: _Gate, monkeypatch: pytest.MonkeyPatch
+async def test_each_request_has_a_grammar_of_a_schema_that_is_checked_once(
+    tiny: Variant, tiny_loaded: LoadedModel
 ) -> None:
-    monkeypatch.setattr(grammars, "MAX_GRAMMARS", 2)
-    gate.is_open.set()
-    made = Grammars()
-    for value in (1, 2, 1, 3, 1, 2):
-        await made.get(const(value), tiny_loaded.tokenizer, tiny)
-    assert gate.schemas == [const(value).schema for value in (1, 2, 3, 2)]
+    async with service(tiny_loaded, tiny) as serving:
+        first, second = await serving.get(VALUES), await serving.get(VALUES)
+        assert first is not second
+        for _ in range(2):
+            with pytest.raises(ResponseFormatRefused, match="not"):
+                await serving.get({"not": {}})
+        assert serving.num_asked == 3  # one as the process did not know the tokenizer
+
+
+@pytest.mark.parametrize("value", [SLOW, LARGE], ids=["slow", "large"])
+@in_loop
+async def test_a_schema_that_takes_long_is_refused_and_delays_no_usual_one(
+    tiny: Variant, tiny_loaded: LoadedModel, value: object
+) -> None:
+    async with service(tiny_loaded, tiny) as serving:
+        await serving.get(VALUES)  # the process runs
+        slow = [serving.start({**value, "title": f"{n}"}, "bad") for n in range(6)]  # type: ignore[dict-item]
+        for number in range(4):
+            await asyncio.gather(
+                serving.get({"const": number}, "good"), serving.get({"const": -number}, "bad")
+            )
+        assert not any(each.done() for each in slow)
+        for each in slow:
+            with pytest.raises(ResponseFormatRefused, match="more than 1 s to compile"):
+                await each
+        began_s = time.monotonic()
+        with pytest.raises(ResponseFormatRefused, match="more than 1 s"):
+            await serving.get({**value, "title": "0"})  # type: ignore[dict-item]
+        assert time.monotonic() - began_s < 0.5  # remembered
+    assert not children()
+
+
+def children() -> list[str]:
+    """The processes that this one has started."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
 
 
 @in_loop
-async def test_the_deadline_refuses_what_takes_long_and_others_may_retry(
-    tiny: Variant, tiny_loaded: LoadedModel, gate: _Gate
+async def test_a_key_has_a_share_and_is_told_how_much_of_it_is_in_use(
+    tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Grammars(deadline_s=0.2)
-    long = [asyncio.ensure_future(made.get(const(n), tiny_loaded.tokenizer, tiny)) for n in (1, 2)]
-    while len(gate.schemas) < 2:
+    monkeypatch.setattr(grammars, "MAX_WAITING", 3)
+    async with service(tiny_loaded, tiny) as serving:
+        slow = [serving.start({**SLOW, "title": f"{n}"}, "bad") for n in range(3)]
         await asyncio.sleep(0)
-    with pytest.raises(Overloaded) as overloaded:  # its turn has not come
-        await made.get(const(3), tiny_loaded.tokenizer, tiny)
-    assert overloaded.value.retry_after_s >= 1
-    for each in long:
-        with pytest.raises(ResponseFormatRefused, match=r"longer than 0\.2 s"):
-            await each
-    gate.is_open.set()
-    assert await Grammars().get(const(3), tiny_loaded.tokenizer, tiny)
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="3 schemas of this key are compiled or wait") as told:
+            await serving.get(VALUES, "bad")
+        assert told.value.retry_after_s == pytest.approx(1.15)
+        assert await serving.get(VALUES, "good")
+        await asyncio.gather(*slow, return_exceptions=True)
 
 
 @in_loop
-async def test_few_requests_wait(
-    tiny: Variant, tiny_loaded: LoadedModel, gate: _Gate, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_that_leaves_keeps_its_turn_until_its_schema_is_checked(
+    tiny: Variant, tiny_loaded: LoadedModel
 ) -> None:
-    monkeypatch.setattr(grammars, "MAX_WAITING", 1)
-    made = Grammars()
-    waiting = asyncio.ensure_future(made.get(const(1), tiny_loaded.tokenizer, tiny))
-    assert await asyncio.to_thread(gate.has_begun.wait, 30)
-    with pytest.raises(Overloaded):
-        await made.get(const(1), tiny_loaded.tokenizer, tiny)
-    gate.is_open.set()
-    assert await waiting
+    async with service(tiny_loaded, tiny) as serving:
+        await serving.get(VALUES)
+        for number in range(4):
+            leaving = serving.start({**SLOW, "title": f"{number}"}, "bad")
+            await asyncio.sleep(0)
+            leaving.cancel()
+        assert len(serving.made._making) == 4
+        await asyncio.gather(*serving.made._making, return_exceptions=True)
+        assert len(serving.made._checked) == 5
+
+
+@in_loop
+async def test_waiting_for_a_turn_has_a_deadline() -> None:
+    turns = Turns(0.05, 1.0)
+    async with turns.turn("a"), turns.turn("a"):
+        with pytest.raises(Overloaded):
+            async with turns.turn("a"):
+                pass
+        async with turns.turn("b"):
+            pass
+    async with turns.turn("a"):
+        pass
+
+
+@in_loop
+async def test_the_oldest_verdicts_are_dropped(
+    tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammars, "MAX_CHECKED", 2)
+    async with service(tiny_loaded, tiny) as serving:
+        for value in (1, 2, 1, 3, 1, 2):
+            await serving.get({"const": value})
+        assert serving.num_asked == 4 + 1
+
+
+@in_loop
+async def test_a_process_that_ends_is_started_again(
+    tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(tiny_loaded, tiny) as serving:
+        await serving.get(VALUES)
+        waiting = serving.start(SLOW)
+        while not serving.made._client._waiting:
+            await asyncio.sleep(0)
+        process = serving.made._client._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(ResponseFormatRefused, match="more than 1 s"):
+            await waiting
+        monkeypatch.setattr(schema_server, "__name__", "app.no_such_module")
+        os.kill(serving.made._client._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
+        with pytest.raises(SchemaServerEnded):
+            await serving.get({"const": 13})
+
+
+def test_memory_is_limited() -> None:
+    program = (
+        "import os\n"
+        "from app.generation.schema_server import MEMORY_BYTES, _limit, _ended\n"
+        "if not (pid := os.fork()):\n"
+        "    _limit(1.0)\n"
+        "    bytearray(MEMORY_BYTES)\n"
+        "print(_ended(os.waitpid(pid, 0)[1]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert "it takes more than 512 MB of memory to compile" in ended.stdout
+
+
+def test_the_process_imports_neither_torch_nor_transformers() -> None:
+    program = (
+        "import sys, app.generation.schema_server\n"
+        "print({'torch', 'transformers', 'numpy', 'pydantic'} & sys.modules.keys())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == "set()"

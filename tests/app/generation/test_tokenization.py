@@ -1,7 +1,9 @@
 """Prompts to token ids: what is refused unread, and how much is in work at once."""
 
 import asyncio
+import json
 import threading
+import time
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from app.engine.admission import Overloaded
 from app.engine.engine import PromptTooLong
@@ -21,7 +24,7 @@ from app.generation.tokenization import (
     MAX_BYTES_WAITING,
     PromptLimit,
     TokenizerPool,
-    max_token_chars,
+    min_tokens,
 )
 from tests.support.tiny_directory import tiny_tokenizer
 from tests.support.waiting import wait_until
@@ -63,6 +66,14 @@ def without_letters() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
+def without_bytes(unknown: Sequence[int]) -> PreTrainedTokenizerFast:
+    """It drops these bytes."""
+    parts = json.loads(TINY.backend_tokenizer.to_str())
+    for byte in unknown:
+        del parts["model"]["vocab"][bytes_to_unicode()[byte]]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)))
+
+
 def with_stripping_token() -> PreTrainedTokenizerFast:
     tokenizer = changed()
     tokenizer.add_special_tokens({"pad_token": AddedToken("<pad>", rstrip=True)})
@@ -73,6 +84,7 @@ LOSSLESS = {
     "bytes": TINY,
     "composed": changed(normalizer=normalizers.NFC()),
     "byte fallback": with_byte_fallback(),
+    "rare bytes": without_bytes([0x04, 0x1D, 0xC0, 0xF1, 0xFF]),
     "digits": changed(
         pre_tokenizer=pre_tokenizers.Sequence(
             [
@@ -87,6 +99,7 @@ LOSSY = {
     "unknown words": word_piece(),
     "unknown bytes": with_byte_fallback(all_bytes=False),
     "unknown letters": without_letters(),
+    "unknown part of characters": without_bytes([0x81]),
     "stripped": changed(normalizer=normalizers.Strip()),
     "collapsed": changed(normalizer=normalizers.Replace(Regex(" +"), " ")),
     "shortened": changed(normalizer=normalizers.Replace("aa", "a")),
@@ -97,7 +110,7 @@ LOSSY = {
     ),
     "swallowed": with_stripping_token(),
 }
-LETTERS = "aé 1\u0301\u1100\u1161\u11a8🦊<s>\n"
+LETTERS = "aé \x04\x1d\U000400001\u0301\u1100\u1161\u11a8🦊<s>\n"
 
 
 @pytest.mark.parametrize("tokenizer", LOSSLESS.values(), ids=LOSSLESS)
@@ -106,15 +119,14 @@ LETTERS = "aé 1\u0301\u1100\u1161\u11a8🦊<s>\n"
 def test_no_text_has_fewer_tokens_than_its_length_allows(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> None:
-    longest = max_token_chars(tokenizer)
-    assert longest is not None
     for repeated in (text, text * 20):
-        assert len(tokenizer(repeated).input_ids) * longest >= len(repeated)
+        assert len(tokenizer(repeated).input_ids) >= min_tokens(repeated, tokenizer)
+    assert min_tokens(text + "a" * 10_000, tokenizer) > 50
 
 
 @pytest.mark.parametrize("tokenizer", LOSSY.values(), ids=LOSSY)
 def test_where_text_may_vanish_no_length_is_too_long(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert max_token_chars(tokenizer) is None
+    assert min_tokens("a" * 10_000, tokenizer) == 0
 
 
 def encode(
@@ -140,6 +152,27 @@ def test_a_chat_has_no_special_tokens_but_those_of_its_template() -> None:
     assert encode([chat], tokenizer) == [tuple(expected)]
 
 
+def test_other_threads_go_on_while_a_long_text_is_encoded() -> None:
+    tokenizer = LOSSY["unknown words"]
+    longest_s, is_done = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal longest_s
+        last_s = time.perf_counter()
+        while not is_done.wait(0.001):
+            now_s = time.perf_counter()
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began_s = time.perf_counter()
+    encode(["a b c d " * 250_000], tokenizer)
+    took_s = time.perf_counter() - began_s
+    is_done.set()
+    watching.join()
+    assert longest_s < took_s / 3
+
+
 def limit_of(max_len: int) -> PromptLimit:
     return PromptLimit("tiny@-2", max_len, 4)
 
@@ -147,8 +180,7 @@ def limit_of(max_len: int) -> PromptLimit:
 def test_a_text_is_refused_by_its_length_exactly_where_no_tokens_could_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    longest = max_token_chars(TINY)
-    assert longest is not None
+    longest = -(-10_000 // min_tokens("a" * 10_000, TINY))
     within = "a" * longest * 20_000
     prompts = [within, within + "a", Chat([{"role": "user", "content": within + "a"}])]
     with pytest.raises(PromptTooLong, match=r"a prompt of at least 20001 tokens .* of tiny@-2"):

@@ -80,13 +80,16 @@ def test_a_failed_job_says_why(job_store: JobStore) -> None:
     assert job_store.events(job_id)[-1].level == "error"
 
 
-@pytest.mark.parametrize("message", ["Größe \0 😀", "no text: \udc80"])
-def test_any_message_can_be_recorded(job_store: JobStore, message: str) -> None:
+@pytest.mark.parametrize(
+    ("message", "read"),
+    [("Größe \0 😀", "Größe \0 😀"), ("no text: \udc80", "no text: \\udc80")],
+)
+def test_any_message_can_be_recorded(job_store: JobStore, message: str, read: str) -> None:
     job_id = job_store.create(SPEC).id
     job_store.fail(job_id, JobError("internal_error", message))
     error = job_store.get(job_id).error
     assert error is not None
-    assert error.message == message
+    assert error.message == read
 
 
 def test_the_estimated_finish_follows_the_pace_of_the_search() -> None:

@@ -142,13 +142,16 @@ def test_lists_follow_the_store_and_read_what_has_changed(tmp_path: Path) -> Non
     checkpoints = stored(store, tmp_path)
     for _ in range(2):
         checkpoints.refresh()
-        assert checkpoints.names() == [NAME, "tiny@prn-2"]
+        assert checkpoints.names() == ["tiny@broken", "tiny@other", NAME, "tiny@prn-2"]
+        for name, reason in {"tiny@broken": "is not JSON", "tiny@other": "is that of"}.items():
+            with pytest.raises(CheckpointCorrupt, match=reason):
+                checkpoints.manifest(name)
     assert store.calls["manifest"] == 4
     remote.delete("tiny@prn-2")
     remote.delete(NAME)
     upload(remote, tmp_path / "again")
     checkpoints.refresh()
-    assert checkpoints.names() == [NAME]
+    assert checkpoints.names() == ["tiny@broken", "tiny@other", NAME]
     assert store.calls["manifest"] == 5
 
 

@@ -1,15 +1,21 @@
 """What is around the work: health, metrics, versions, ids, errors that tell nothing internal."""
 
+import asyncio
 import math
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fastapi import Response
 from fastapi.testclient import TestClient
 
+from app.api.routes.health import live
 from app.config import ServeSettings
+from app.engine.async_engine import AsyncEngine
+from app.engine.engine import Engine
 from app.metrics.metrics import latency_buckets
+from app.readiness import Readiness
 from tests.support.api_fixtures import publish_pruned
 from tests.support.serving import local_api
 
@@ -103,3 +109,13 @@ def test_the_schema_and_its_page_are_there(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/generate", "/prune-jobs", "/prune-jobs/{job_id}", "/models", "/metrics"} <= set(paths)
     assert client.get("/docs").status_code == 200
+
+
+def test_a_process_that_shuts_down_is_alive() -> None:
+    ended, readiness = AsyncEngine(Engine(), 1), Readiness()
+    readiness.reason = None
+    for status in (503, 200):
+        response = Response(status_code=200)
+        asyncio.run(live(ended, readiness, response))
+        assert response.status_code == status
+        readiness.drain(30.0)

@@ -1,16 +1,18 @@
 """``response_format`` over HTTP: the routes, streams, choices, refusals."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import openai
+import pytest
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from tests.support.response_formats import PERSON, json_schema
 from tests.support.serving import local_api
-from tests.support.tiny_directory import edit_config
+from tests.support.tiny_directory import edit_config, tiny_tokenizer
 
 ASK: dict[str, Any] = {"model": "tiny", "seed": 3, "temperature": 1.0, "max_tokens": 120}
 USER: Any = [{"role": "user", "content": "the dog"}]
@@ -66,10 +68,39 @@ def test_a_stop_string_and_a_limit_end_an_answer_early(client: TestClient) -> No
     assert whole is not None
     stopped = api.chat.completions.create(**ask, stop='"age"').choices[0]
     assert stopped.message.content == whole[: whole.index('"age"')]
-    assert stopped.finish_reason == "stop"
+    assert stopped.finish_reason == "length"  # it does not fulfil the schema
+    [brace] = tiny_tokenizer()("}", add_special_tokens=False).input_ids
+    cut = api.chat.completions.create(**ask, extra_body={"stop_token_ids": [brace]}).choices[0]
+    assert cut.message.content == whole[: whole.index("}")]
+    assert cut.finish_reason == "length"
     short = api.chat.completions.create(**ask | {"max_tokens": 4}).choices[0]
     assert short.finish_reason == "length"
     assert whole.startswith(short.message.content or "-")
+
+
+def test_a_schema_that_fails_in_the_middle_ends_its_request_alone(client: TestClient) -> None:
+    api = openai_of(client)
+    whole = api.chat.completions.create(**ASK, messages=USER, response_format=FORMAT)
+    wide = {f"p{number}": {"type": "integer"} for number in range(1_200)}
+    bad = {"type": "object", "properties": wide, "required": ["p0"]}
+    ask = {**ASK, "messages": USER, "response_format": json_schema(bad)}
+
+    def answered(**body: Any) -> Any:
+        return api.chat.completions.create(**body)
+
+    with ThreadPoolExecutor() as pool:
+        failing = [pool.submit(answered, **ask) for _ in range(3)]
+        good = pool.submit(answered, **ASK, messages=USER, response_format=FORMAT)
+        for each in failing:
+            error = each.exception()
+            assert isinstance(error, openai.BadRequestError)
+            assert error.param == "response_format"
+            assert "the part for /p0 of the output: " in error.message
+        assert good.result().choices == whole.choices
+    events = []
+    with pytest.raises(openai.APIError, match="the part for /p0 of the output"):
+        events += api.chat.completions.create(**ask, stream=True)
+    assert not [each for each in events if each.choices[0].finish_reason]
 
 
 def test_any_object_is_json(client: TestClient) -> None:

@@ -1,6 +1,8 @@
 """Functions on the threads of torch, and the directory that keeps them."""
 
 import logging
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,35 @@ def test_a_directory_that_cannot_be_written_costs_nothing_but_time(
         keep_compiled_in(file)
     assert counted(ParallelFunction(count))[0] == 1
     assert "compiled functions are not kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "reason"),
+    [
+        (0o770, None, "other users can write"),
+        (0o707, None, "other users can write"),
+        (0o700, 65_534, "belongs to user 65534"),
+    ],
+)
+@pytest.mark.usefixtures("kept_in")
+def test_what_somebody_else_can_write_is_not_read(
+    mode: int, owner: int | None, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if owner is not None and os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    keep_compiled_in(tmp_path)
+    counted(ParallelFunction(count))
+    (folder,) = tmp_path.glob("compiled-*")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(mode)
+    if owner is not None:
+        os.chown(folder, owner, -1)
+    with caplog.at_level(logging.WARNING):
+        keep_compiled_in(tmp_path)
+    assert not ParallelFunction(count).is_kept
+    assert counted(ParallelFunction(count))[0] == 1
+    assert "compiled functions are not kept" in caplog.text
+    assert reason in caplog.text
 
 
 def test_what_cannot_be_compiled_is_never_ready() -> None:

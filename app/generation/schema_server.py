@@ -1,0 +1,176 @@
+"""A process that checks schemas, each in a fork of its own with limits of time and memory.
+
+It imports neither torch nor transformers, so it starts soon and forks are cheap. Requests and
+answers are JSON, behind its length in four bytes.
+"""
+
+import json
+import os
+import resource
+import selectors
+import signal
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llguidance import LLTokenizer
+
+from app.engine.grammar import (
+    Grammar,
+    ResponseFormatRefused,
+    grammar_source,
+    grammar_tokens,
+    schema_refused,
+)
+from pruning.process import end_with_parent
+
+DEADLINE_S = 20.0  # of one schema, on a busy machine
+MEMORY_BYTES = 2**29  # beside what the process has
+_MAX_TOKENIZERS = 4
+_NICENESS = 5
+_CHUNK_BYTES = 2**16
+LENGTH_BYTES = 4
+_TIMERS = (signal.SIGPROF, signal.SIGALRM)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A schema in a fork, whose answer comes through a pipe."""
+
+    request_id: int
+    pid: int
+    chunks: list[bytes] = field(default_factory=list)
+
+
+def framed(message: dict[str, Any]) -> bytes:
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(LENGTH_BYTES) + body
+
+
+class SchemaServer:
+    """Answers until its input ends."""
+
+    def __init__(self, requests: int, answers: BinaryIO) -> None:
+        self._requests = requests
+        self._answers = answers
+        self._tokens: OrderedDict[str, LLTokenizer] = OrderedDict()
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        self._selector.register(self._requests, selectors.EVENT_READ)
+        is_open = True
+        while is_open:
+            for key, _ in self._selector.select():
+                if isinstance(key.data, _Job):
+                    self._receive(key.fd, key.data)
+                elif request := self._read():
+                    self._take(request)
+                else:
+                    is_open = False
+
+    def _read(self) -> dict[str, Any]:
+        """The next request; empty at the end."""
+        if not (length := self._read_exactly(LENGTH_BYTES)):
+            return {}
+        request: dict[str, Any] = json.loads(self._read_exactly(int.from_bytes(length)))
+        return request
+
+    def _read_exactly(self, num_bytes: int) -> bytes:
+        """Without a buffer, which the selector would not see."""
+        read = b""
+        while len(read) < num_bytes:
+            if not (chunk := os.read(self._requests, num_bytes - len(read))):
+                return b""
+            read += chunk
+        return read
+
+    def _answer(self, request_id: int, answer: dict[str, Any]) -> None:
+        self._answers.write(framed({"id": request_id, **answer}))
+        self._answers.flush()
+
+    def _take(self, request: dict[str, Any]) -> None:
+        request_id, name = request["id"], request["tokens"]
+        if "tokenizer" in request:
+            try:
+                self._tokens[name] = grammar_tokens(**request["tokenizer"])
+            except ResponseFormatRefused as error:
+                self._answer(request_id, {"refused": str(error)})
+                return
+            if len(self._tokens) > _MAX_TOKENIZERS:
+                self._tokens.popitem(last=False)
+        if name not in self._tokens:
+            self._answer(request_id, {"needs_tokenizer": True})
+            return
+        self._tokens.move_to_end(name)
+        self._fork(request_id, request["schema"], self._tokens[name], request["cpu_s"])
+
+    def _fork(self, request_id: int, schema: str, tokens: LLTokenizer, cpu_s: float) -> None:
+        own, of_fork = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            os.close(of_fork)
+            self._selector.register(own, selectors.EVENT_READ, _Job(request_id, pid))
+            return
+        try:
+            end_with_parent(parent, signal.SIGKILL)
+            _limit(cpu_s)
+            with os.fdopen(of_fork, "wb") as pipe:
+                pipe.write(json.dumps(_checked(schema, tokens)).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)  # never back to the loop of the parent
+
+    def _receive(self, fd: int, job: _Job) -> None:
+        if chunk := os.read(fd, _CHUNK_BYTES):
+            job.chunks.append(chunk)
+            return
+        self._selector.unregister(fd)
+        os.close(fd)
+        _, status = os.waitpid(job.pid, 0)
+        answer = _ended(status) if status else json.loads(b"".join(job.chunks))
+        self._answer(job.request_id, answer)
+
+
+def _checked(schema: str, tokens: LLTokenizer) -> dict[str, str]:
+    try:
+        source = grammar_source(schema)
+        Grammar(source, tokens)
+    except ResponseFormatRefused as error:
+        return {"refused": str(error)}
+    return {"source": source}
+
+
+def _limit(cpu_s: float) -> None:
+    """Have the kernel end this process at its limits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is printed at an abort
+    with suppress(OSError):  # of a system without it
+        num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = num_pages * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
+
+
+def _ended(status: int) -> dict[str, Any]:
+    """The answer for a fork that has given none."""
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in _TIMERS:
+        return {"takes_longer": True}
+    reason = f"it takes more than {MEMORY_BYTES // 2**20} MB of memory to compile"
+    return {"refused": str(schema_refused(reason))}
+
+
+def main(parent: str) -> None:
+    end_with_parent(int(parent), signal.SIGKILL)
+    os.nice(_NICENESS)
+    with suppress(OSError):  # the first to be killed where memory runs out (proc(5))
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    SchemaServer(sys.stdin.fileno(), sys.stdout.buffer).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

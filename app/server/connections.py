@@ -1,0 +1,194 @@
+"""Connections of the API: deadlines for slow clients, and limits in all and for one address.
+
+Beyond the limits, a connection is still accepted, but only questions about health are answered.
+"""
+
+import asyncio
+import json
+import resource
+from collections import Counter
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+HEADERS_S = 10.0  # from the beginning of a connection or request to the end of its headers
+BODY_S = 20.0  # for the whole body, and a second more for each
+BYTES_PER_S = 10_240
+WRITE_S = 60.0  # without anything read by a client for which data waits
+RESTRICTED_S = 2.0  # for the headers of a connection beyond the limits
+
+NUM_RESERVED = 32  # connections beyond the limits that are open at once
+MAX_CONNECTIONS = 2_048
+_NUM_OWN_FILES = 64  # that this process may open later
+_OPEN_TO_ALL = "/health/"
+
+_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_PROBLEM = {
+    "type": "too-many-connections",
+    "title": "Too many connections.",
+    "status": 503,
+    "detail": "this service, or your address, has as many open connections as are allowed: "
+    "close some, or retry later",
+}
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class ConnectionLimits:
+    """Counts connections of one server."""
+
+    def __init__(self, num_all: int, num_of_address: int | None = None) -> None:
+        self._num_all = num_all
+        self._num_of_address = num_of_address or max(1, num_all // 2)
+        self._of_address: Counter[str] = Counter()
+        self._restricted: dict[GuardedProtocol, None] = {}  # the oldest is the first
+
+    def protocol(self, **arguments: Any) -> "GuardedProtocol":  # noqa: ANN401 - uvicorn's
+        return GuardedProtocol(self, **arguments)
+
+    def admit(self, connection: "GuardedProtocol", address: str) -> bool:
+        """Count a connection, or say that it is beyond the limits.
+
+        A new one beyond the limits ends the oldest of its kind that has not sent its headers, if
+        there are too many: whoever asks for health sends them at once.
+        """
+        is_within = self._of_address[address] < self._num_of_address
+        if is_within and self._of_address.total() < self._num_all:
+            self._of_address[address] += 1
+            return True
+        self._restricted[connection] = None
+        if len(self._restricted) > NUM_RESERVED:
+            next(iter(self._restricted)).cut()
+        return False
+
+    def forget(self, connection: "GuardedProtocol", address: str) -> None:
+        if connection in self._restricted:
+            del self._restricted[connection]
+            return
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP of uvicorn, with deadlines for what a client sends and reads."""
+
+    def __init__(self, limits: ConnectionLimits, **arguments: Any) -> None:  # noqa: ANN401
+        super().__init__(**arguments)
+        self._limits = limits
+        self._reading: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+        self._is_admitted = True
+        self._address = ""
+        self._began_s = 0.0  # of what is awaited
+        self._num_bytes = 0  # of the body so far
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._address = self.client[0] if self.client else ""
+        self._is_admitted = self._limits.admit(self, self._address)
+        self._expect(HEADERS_S if self._is_admitted else RESTRICTED_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_reading_timer()
+        self._stop_writing_timer()
+        self._limits.forget(self, self._address)
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._reading is None:
+            self._expect(HEADERS_S)
+
+    def on_headers_complete(self) -> None:
+        self._num_bytes = 0
+        self._expect(BODY_S, is_body=True)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_reading_timer()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_writing_timer()
+
+    def cut(self) -> None:
+        """End the connection of a client that is too slow."""
+        self._stop_reading_timer()
+        if self.cycle is None or not self.cycle.response_started:
+            self.transport.write(_TIMED_OUT)
+        self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401
+        if not self._is_admitted:
+            cycle.keep_alive = False
+            is_open = cycle.scope["path"].startswith(_OPEN_TO_ALL)
+            app = app if is_open else _refuse
+        super()._start_asgi_task(cycle, app)
+
+    def _expect(self, timeout_s: float, *, is_body: bool = False) -> None:
+        """Cut the client if the headers, or the body, have not arrived by then."""
+        self._stop_reading_timer()
+        self._began_s = self.loop.time()
+        self._reading = self.loop.call_later(timeout_s, self._check, timeout_s, is_body)
+
+    def _check(self, timeout_s: float, is_body: bool) -> None:
+        self._reading = None
+        if self.flow.read_paused or (is_body and self.cycle.waiting_for_100_continue):
+            self._expect(timeout_s, is_body=is_body)  # the client waits for this process
+            return
+        steady_s = self._num_bytes / BYTES_PER_S if is_body else 0.0
+        left_s = self._began_s + timeout_s + steady_s - self.loop.time()
+        if left_s > 0:
+            self._reading = self.loop.call_later(left_s, self._check, timeout_s, is_body)
+        else:
+            self.cut()
+
+    def _stop_reading_timer(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _stop_writing_timer(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+
+async def _refuse(_scope: Any, _receive: Any, send: Send) -> None:  # noqa: ANN401 - as ASGI has it
+    body = json.dumps(_PROBLEM).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"%.0f" % BODY_S),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def limits_of(num_of_address: int | None) -> ConnectionLimits:
+    """The limits that the open files of this process allow, of which it takes all that it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + NUM_RESERVED + 2 * _NUM_OWN_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    num_free = soft - num_open_files() - NUM_RESERVED - _NUM_OWN_FILES
+    return ConnectionLimits(max(1, min(num_free, MAX_CONNECTIONS)), num_of_address)
+
+
+def num_open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return sum(1 for _ in folder.iterdir()) if folder.exists() else _NUM_OWN_FILES

@@ -1,0 +1,175 @@
+"""Stored records: read from JSON within limits, and compared with the types of their fields.
+
+Whoever can write to a store decides what a record is, so anything but a good one must be an error
+that names its reason.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+MAX_BYTES = 2**24
+MAX_TEXT = 2**20  # characters of one text
+MAX_INTEGER = 2**63  # what other programs can hold
+MAX_NUMBER = 1e306  # above perplexities of broken models, and below what sums overflow
+MAX_TIME_S = 2.5e11  # seconds since the epoch: the last years that a date can name
+_MAX_SHOWN = 80
+_MAX_REASON = 500
+
+
+class InvalidRecord(ValueError):
+    """A stored record is not one of its kind."""
+
+
+def parse_record(content: bytes | str) -> dict[str, Any]:
+    """The fields of a record. Raises ``InvalidRecord``."""
+    if len(content) > MAX_BYTES:
+        raise InvalidRecord(f"it has {len(content)} bytes, and {MAX_BYTES} are the limit")
+    try:
+        parsed = json.loads(content)
+    except RecursionError as error:
+        raise InvalidRecord("it is nested too deeply") from error
+    except ValueError as error:
+        raise InvalidRecord(f"it is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidRecord(f"expected a JSON object, and it is {_shown(parsed)}")
+    return parsed
+
+
+def check_record(record: object) -> None:
+    """Compare all fields of a dataclass with their types. Raises ``InvalidRecord``."""
+    _check(record, type(record), "")
+
+
+def check_time(name: str, at: float | None) -> None:
+    """Raises ``InvalidRecord`` for what is no time in seconds since the epoch."""
+    if at is not None and not 0 <= at <= MAX_TIME_S:
+        raise InvalidRecord(f"{name}: expected seconds since the epoch, and it is {_shown(at)}")
+
+
+def reason_of(error: Exception) -> str:
+    """What was wrong with a record, as a text that can be sent: it may quote the record."""
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return sendable(reason[:_MAX_REASON])
+
+
+def sendable(text: str) -> str:
+    """The text with halves of characters escaped, which cannot be sent."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@cache
+def _types(kind: type) -> Mapping[str, Any]:
+    return get_type_hints(kind)
+
+
+def _check(value: object, kind: Any, where: str) -> None:  # noqa: ANN401 - any type
+    origin = get_origin(kind)
+    if kind is Any:
+        _check_plain(value, where)
+    elif origin in (Union, UnionType):
+        _check_any_of(value, get_args(kind), where)
+    elif origin is Literal:
+        _expect(value in get_args(kind), value, f"one of {get_args(kind)}", where)
+    elif origin is not None:
+        _check_items(value, origin, get_args(kind), where)
+    elif is_dataclass(kind) and isinstance(kind, type):
+        _expect(type(value) is kind, value, kind.__name__, where)
+        for name, of_field in _types(kind).items():
+            if name in {each.name for each in fields(kind)}:
+                _check(getattr(value, name), of_field, f"{where}.{name}".lstrip("."))
+    else:
+        _check_value(value, kind, where)
+
+
+def _check_any_of(value: object, kinds: tuple[Any, ...], where: str) -> None:
+    errors = []
+    for kind in kinds:
+        try:
+            return _check(value, kind, where)
+        except InvalidRecord as error:
+            errors.append(error)
+    # of the kind that describes it best, which is not None
+    raise errors[0]
+
+
+def _check_items(value: object, origin: Any, kinds: tuple[Any, ...], where: str) -> None:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        _expect(issubclass(origin, Mapping), value, origin.__name__, where)
+        for key, item in value.items():
+            _check(key, kinds[0], where)
+            _check(item, kinds[1], f"{where}.{_shown(key)}")
+        return
+    _expect(isinstance(value, origin) and not isinstance(value, str), value, "a list", where)
+    assert isinstance(value, tuple | list | frozenset)
+    is_fixed = origin is tuple and len(kinds) > 1 and kinds[-1] is not Ellipsis
+    _expect(not is_fixed or len(value) == len(kinds), value, f"{len(kinds)} values", where)
+    for number, item in enumerate(value):
+        _check(item, kinds[number] if is_fixed else kinds[0], f"{where}.{number}")
+
+
+def _check_value(value: object, kind: Any, where: str) -> None:  # noqa: ANN401 - any type
+    if kind is NoneType:
+        _expect(value is None, value, "null", where)
+    elif kind is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _expect(is_number and _fits(value), value, "a number", where)
+    elif kind is int:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        _expect(is_integer and _fits(value), value, "an integer", where)
+    elif kind is str:
+        _expect(isinstance(value, str) and _is_text(value), value, "a text", where)
+    else:
+        _expect(isinstance(value, kind), value, kind.__name__, where)
+        if isinstance(value, str) and not isinstance(value, Enum):
+            _expect(_is_text(value), value, "a text", where)
+
+
+def _check_plain(value: object, where: str) -> None:
+    """What JSON can hold, within the limits of the rest."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping):
+            left += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple):
+            left += part
+        elif isinstance(part, str):
+            _expect(_is_text(part), part, "a text", where)
+        elif part is not None and not isinstance(part, bool):
+            _expect(isinstance(part, int | float) and _fits(part), part, "a number", where)
+
+
+def _fits(number: object) -> bool:
+    if isinstance(number, int):
+        return abs(number) <= MAX_INTEGER
+    return isinstance(number, float) and abs(number) < MAX_NUMBER  # not nan or inf: no JSON
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is short enough and has no half of a character, which cannot be sent."""
+    if len(text) > MAX_TEXT:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _expect(is_so: bool, value: object, expected: str, where: str) -> None:
+    if not is_so:
+        place = where or "the record"
+        raise InvalidRecord(f"{place}: expected {expected}, and it is {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return (
+        ascii(value)[:_MAX_SHOWN]
+        if isinstance(value, str | int | float)
+        else str(type(value).__name__)
+    )

@@ -1,0 +1,90 @@
+"""Pipes where files are expected, and damaged results: refused at once, and they hide nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import ServeSettings
+from app.results.store import FOLDER, ResultKind, ResultStore
+from pruning.checkpoints.store import MANIFEST
+from tests.support.api_fixtures import publish_pruned
+from tests.support.mutations import mutations
+from tests.support.serving import LocalClient, local_api
+
+LISTS = ("/models", "/v1/models", "/metrics", "/results")
+BODY = {"prompt": "a", "max_new_tokens": 1}
+
+
+@pytest.fixture
+def client(data_dir: Path, settings: ServeSettings, redis_url: str) -> Iterator[LocalClient]:
+    assert data_dir
+    with local_api(settings, redis_url, preload=("tiny",)) as client:
+        yield client
+
+
+def replaced_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pipe_in_a_model_is_refused_at_once(
+    client: LocalClient, data_dir: Path, name: str
+) -> None:
+    shutil.copytree(data_dir / "models" / "tiny", data_dir / "models" / "bad")
+    replaced_by_pipe(data_dir / "models" / "bad" / name)
+    assert all(client.get(path).status_code == 200 for path in LISTS)
+    assert client.post("/generate", json={**BODY, "model": "bad"}).status_code in (404, 422)
+    assert client.post("/generate", json={**BODY, "model": "tiny"}).status_code == 200
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [MANIFEST, "config.json", "model.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_refused_at_once(
+    client: LocalClient, data_dir: Path, name: str
+) -> None:
+    manifest = publish_pruned(data_dir)
+    replaced_by_pipe(data_dir / "checkpoints" / manifest.name / name)
+    shutil.rmtree(data_dir / "models" / "tiny")  # only its own weights are left
+    assert all(client.get(path).status_code == 200 for path in LISTS)
+    answer = client.post("/generate", json={**BODY, "model": manifest.name})
+    assert answer.status_code in (404, 422), answer.text
+    assert client.get(f"/checkpoints/{manifest.name}/files/{name}").status_code < 500
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_as_a_result_is_left_out(client: LocalClient, data_dir: Path) -> None:
+    results = ResultStore(data_dir)
+    good = results.keep(ResultKind.BENCH, "tiny", "faster", {})
+    bad = results.keep(ResultKind.BENCH, "tiny", "faster", {})
+    replaced_by_pipe(data_dir / FOLDER / f"{bad}.json")
+    assert [each["id"] for each in client.get("/results").json()["data"]] == [good]
+    assert client.get(f"/results/{bad}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "number", [60, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.timeout(3_000)))]
+)
+def test_no_result_breaks_the_list(client: LocalClient, data_dir: Path, number: int) -> None:
+    results = ResultStore(data_dir)
+    report: dict[str, Any] = {"runs": [{"a": 1.5, "b": [1, 2]}], "text": "x"}
+    good = results.keep(ResultKind.BENCH, "tiny", "faster", report)
+    file = data_dir / FOLDER / f"{good}.json"
+    record = json.loads(file.read_text())
+    changed = file.with_name(f"{good[:-1]}{'0' if good[-1] != '0' else '1'}.json")
+    num_good = 0
+    for text in mutations(record, number):
+        changed.write_text(text, encoding="utf-8", errors="surrogatepass")
+        listed = client.get("/results")
+        one = client.get(f"/results/{changed.stem}")
+        assert listed.status_code == 200, text[:2_000]
+        assert one.status_code in (200, 404), text[:2_000]
+        assert good in [each["id"] for each in listed.json()["data"]]
+        num_good += one.status_code == 200
+    assert 0 < num_good < number

@@ -1,0 +1,89 @@
+"""Small files of the data directory that somebody has damaged: what reads them has one error."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.auth.keys import InvalidKeyFile, KeyFile, Scope
+from app.models.aliases import Aliases, InvalidAliasFile
+from app.models.measured_speedups import FILE, MeasuredSpeedup, MeasuredSpeedups
+from pruning.models import inspection_record
+from pruning.models.store import ModelStore
+from tests.support.mutations import mutations
+from tests.support.tiny_directory import write_tiny_model
+
+Read = Callable[[], object]
+NUMBERS = [300, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.timeout(3_000)))]
+
+
+def keys_in(folder: Path) -> tuple[Path, Read]:
+    keys = KeyFile(folder / "keys.json")
+    keys.create("a", [Scope.JOBS, Scope.ADMIN], rate_per_min=5, tenant="b")
+
+    def read() -> object:
+        with suppress(InvalidKeyFile):
+            return json.dumps([[key.name, key.created_at, key.expires_at] for key in keys.known()])
+        return None
+
+    return folder / "keys.json", read
+
+
+def aliases_in(folder: Path) -> tuple[Path, Read]:
+    aliases = Aliases(folder)
+    aliases.set("chat", "tiny@-1")
+
+    def read() -> object:
+        with suppress(InvalidAliasFile):
+            return "".join(map(str, aliases.all().items())).encode()
+        return None
+
+    return folder / "aliases.json", read
+
+
+def speedups_in(folder: Path) -> tuple[Path, Read]:
+    speedups = MeasuredSpeedups(folder)
+    speedups.record("tiny", {1: MeasuredSpeedup(1.5, 1.4, 1.6, 6, "decode", 1.0)})
+
+    def read() -> object:
+        found = speedups.of("tiny", 6, 1)
+        return found and f"{found} {found.measured_at} {found.scenario}".encode()
+
+    return folder / FILE, read
+
+
+def inspections_in(folder: Path) -> tuple[Path, Read]:
+    write_tiny_model(folder / "tiny")
+    expected = ModelStore(folder).inspect("tiny")
+
+    def read() -> object:
+        found = ModelStore(folder).inspect("tiny")
+        assert (found.name, found.path) == (expected.name, expected.path)
+        return found
+
+    return folder / inspection_record.FILE, read
+
+
+KINDS: Mapping[str, Callable[[Path], tuple[Path, Read]]] = {
+    "keys": keys_in,
+    "aliases": aliases_in,
+    "speed-ups": speedups_in,
+    "inspections": inspections_in,
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_has_one_error(tmp_path: Path, kind: str, number: int) -> None:
+    file, read = KINDS[kind](tmp_path)
+    record: Any = json.loads(file.read_text())
+    assert read() is not None
+    for text in mutations(record, number // 10 if kind == "inspections" else number):
+        file.write_text(text, encoding="utf-8", errors="surrogatepass")
+        try:
+            read()
+        except Exception as error:
+            raise AssertionError(text[:2_000]) from error
