@@ -23,6 +23,7 @@ from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.compiled.openmp import keep_compiled_in
+from app.engine.engine import Engine
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
@@ -53,6 +54,8 @@ def run_bench(
     """
     sides = subject.sides()
     dense = subject.dense.model
+    with Console(stderr=True).status("Compiling and timing kernels"):
+        Engine(tuner=subject.tuner).kernels.finish(*sides.values())
     with Console(stderr=True).status("Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from app.engine.admission import Admission, Overloaded, Reservation
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
@@ -16,6 +16,7 @@ from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.sequence import FinishReason, Request, TokenEvent
 from app.engine.stream import OnEnd, Stream
 from app.engine.variant import Variant
+from app.engine.warm_up import State
 from pruning.plural import counted
 
 _Result = TypeVar("_Result")
@@ -221,7 +222,7 @@ class AsyncEngine:
         return self._engine.kernels.warm_up.is_warming_up(variant)
 
     @property
-    def kernels_state(self) -> Literal["compiling", "timing", "ready"]:
+    def kernels_state(self) -> State:
         """What is done for the kernels of loaded models now."""
         return self._engine.kernels.warm_up.state
 

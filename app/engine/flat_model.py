@@ -159,7 +159,9 @@ class FlatModel:
         first = self._blocks[0]
         block = self._compiled.name if self._compiled is not None else "blocks"
         like = self._embeddings
-        shape = (like.shape[1], *first.num_heads[:2], first.head_dim, first.inner_width)
+        windows = sorted(window or 0 for window in self._windows.values())
+        heads = (*first.num_heads[:2], first.head_dim)
+        shape = (like.shape[1], *heads, first.inner_width, *windows)
         return f"{block}, {name}", key_of(f"{block}, {name},", like, *shape)
 
     def _reproducible(

@@ -27,6 +27,7 @@ class Kernels:
         self.warm_up = WarmUp(tuner)
         self._limits = limits
         self._lock = Lock()
+        self._making = Lock()
         self._flat_models: WeakKeyDictionary[Variant, FlatModel | None] = WeakKeyDictionary()
 
     def prepare(self, variant: Variant) -> FlatModel | None:
@@ -38,7 +39,13 @@ class Kernels:
         with self._lock:
             if variant in self._flat_models:
                 return self._flat_models[variant]
-            flat = self._flat_models[variant] = flat_model(variant.model, self.tuner)
+        with self._making:  # for which steps of other variants do not wait
+            with self._lock:
+                if variant in self._flat_models:
+                    return self._flat_models[variant]
+            flat = flat_model(variant.model, self.tuner)
+            with self._lock:
+                self._flat_models[variant] = flat
         functions = functions_of_steps(variant.model, self.tuner)
         trials = partial(self._trials, variant, flat)
         self.warm_up.add(variant, functions, trials)

@@ -28,6 +28,7 @@ _AGAIN_S = 30.0  # between two attempts to time again what was disturbed
 _MAX_SHARE = 0.1  # of the time of live steps that increments may take beside them
 
 Trials = Callable[[], Iterable[Trial]]
+State = Literal["compiling", "timing", "ready", "failed"]
 
 
 @dataclass(eq=False)
@@ -48,6 +49,10 @@ class _Model:
     @property
     def is_compiling(self) -> bool:
         return any(each.is_awaited for each in self.functions)
+
+    @property
+    def has_failed(self) -> bool:
+        return any(each.has_failed and not each.is_ready for each in self.functions)
 
     @property
     def is_due_again(self) -> bool:
@@ -87,12 +92,15 @@ class WarmUp:
             return any(model.variant() is variant for model in models)
 
     @property
-    def state(self) -> Literal["compiling", "timing", "ready"]:
-        """What is done for the kernels now. They are ready also where compiling has failed."""
+    def state(self) -> State:
+        """What is done for the kernels now. Where compiling has failed, torch's are used."""
         with self._lock:
             if any(model.is_compiling for model in self._waiting):
                 return "compiling"
-            return "timing" if self._waiting or self._current else "ready"
+            if self._waiting or self._current:
+                return "timing"
+            has_failed = any(model.has_failed for model in self._done if model.variant())
+            return "failed" if has_failed else "ready"
 
     @property
     def wait_s(self) -> float | None:

@@ -299,8 +299,9 @@ class HealthView(BaseModel):
 
 
 class ReadyView(HealthView):
-    kernels: Literal["compiling", "timing", "ready"] = Field(
-        description="What is done for the kernels of loaded models, while requests run."
+    kernels: Literal["compiling", "timing", "ready", "failed"] = Field(
+        description="What is done for the kernels of loaded models, while requests run. Where "
+        "compiling has failed, it is tried again, and steps run torch's operations."
     )
 
 

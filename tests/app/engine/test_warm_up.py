@@ -125,13 +125,14 @@ def test_a_model_waits_for_what_is_compiled() -> None:
     states.append(warm_up.state)
     finished(warm_up, variant())
     assert tuner.choices.keys() == {"a", "b"}
-    assert [*states, warm_up.state] == ["compiling", "timing", "ready"]
+    assert [*states, warm_up.state] == ["compiling", "timing", "failed"]
     function.load()  # at a later attempt
     trials.keys = ("a", "c")
     clock.now_s += 100
     while warm_up.wait_s == 0.0:
         warm_up.advance()
     assert tuner.choices.keys() == {"a", "b", "c"}
+    assert warm_up.state == "ready"
 
 
 def test_a_failure_leaves_the_first_kernels(caplog: pytest.LogCaptureFixture) -> None:
