@@ -149,6 +149,8 @@ class _Exporter:
             self.subject.weights,
             predicted_speedup=self.subject.predicted_speedup if removed and is_plain else None,
             measured_speedup=self._measured_speedup(parent, total) if is_plain else None,
+            domains=self.subject.measured,
+            probe=self.subject.probe,
         )
 
     def _measured_speedup(self, parent: str, num_blocks: int) -> Interval | None:

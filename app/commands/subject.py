@@ -9,6 +9,8 @@ from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
 from pruning.config import Settings
+from pruning.evaluation.probe_scores import ProbeComparison
+from pruning.evaluation.quality import DomainAtDepth, Quality
 from pruning.healing.adapter import Merged, read_adapter
 from pruning.healing.places import CONTROL_FOLDER
 from pruning.models.blocks import NO_OWN, Own, num_blocks
@@ -41,11 +43,36 @@ class Subject:
     predicted_speedup: float | None = None  # with plain weights
     weights: Quantize | None = None  # to which the weights at ``path`` are rounded
     healed_in: Path | None = None  # the checkpoint of a healed model
+    quality: Quality | None = None  # as it was measured with plain weights in the dtype of its job
     is_control: bool = False  # the dense model after the training of the checkpoint ``healed_in``
 
     @property
     def is_dense(self) -> bool:
         return not self.removed_blocks and not self.is_control
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is without any repair or healing."""
+        return self.method is Method.NONE and self.healed_in is None
+
+    @property
+    def measured(self) -> tuple[DomainAtDepth, ...]:
+        """Its quality by domain of text, as far as its job has measured it with these weights."""
+        if self.quality is None or self.is_dense or self.weights is not None:
+            return ()
+        num_removed = len(self.removed_blocks)
+        found = tuple(domain.at_depth(num_removed) for domain in self.quality.domains)
+        return tuple(domain.unrepaired() for domain in found) if self.is_raw else found
+
+    @property
+    def probe(self) -> ProbeComparison | None:
+        """The answers that its job has counted, which are those of the model that it published."""
+        if self.quality is None or not self.measured:
+            return None
+        num_removed = len(self.removed_blocks)
+        found = [domain.at_depth(num_removed) for domain in self.quality.domains]
+        is_published = num_removed == len(self.quality.losses) - 1 and [*self.measured] == found
+        return self.quality.probe if is_published else None
 
     @property
     def control(self) -> "Subject | None":
@@ -129,6 +156,7 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
             entry.removed_blocks,
             parent=parent,
             predicted_speedup=entry.predicted_speedup,
+            quality=entry.order.quality if entry.order else None,
         )
         if entry.order is None or entry.view_repair is None:
             return subject
@@ -157,5 +185,6 @@ def _directory(path: Path, name: str, models: ModelStore) -> Subject:
         manifest.repaired_by,
         parent=parent,
         predicted_speedup=manifest.predicted_speedup(len(manifest.removed_blocks)),
+        quality=manifest.quality,
         healed_in=None if manifest.healing is None else path,
     )

@@ -9,13 +9,15 @@ from pruning.checkpoints.domain_tables import (
     depth_table,
     domain_table,
     explained,
+    narrow_table,
     with_interval,
 )
 from pruning.checkpoints.store import Manifest
-from pruning.checkpoints.trajectory import legend, rows, table
+from pruning.checkpoints.trajectory import legend, probe_line, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.perplexity import Perplexity
-from pruning.evaluation.quality import DomainQuality, Interval, text_of
+from pruning.evaluation.probe_scores import ProbeComparison
+from pruning.evaluation.quality import DomainAtDepth, DomainQuality, Interval, text_of
 from pruning.healing.record import Healing
 from pruning.models.lineage import Lineage
 from pruning.plural import counted
@@ -83,8 +85,15 @@ words of each window, and `manifest.json` the lineage.
 _EXPORT = """\
 {head}
 {parent} {kept} {num_blocks} transformer blocks{changed}, in {dtype}.
-{speed}{quantized}
+{quality}{speed}{quantized}
 {loading}"""
+_QUALITY = """
+Quality, as measured when the blocks were chosen:
+
+{table}
+
+{legend}
+"""
 _SPEED = """
 Times per token, dense over pruned:
 
@@ -222,6 +231,8 @@ class Exported:
     perplexities: Sequence[QuantizedText] = ()  # of a quantized model
     predicted_speedup: float | None = None
     measured_speedup: Interval | None = None
+    domains: Sequence[DomainAtDepth] = ()  # as the job has measured them
+    probe: ProbeComparison | None = None
 
 
 def export_card(exported: Exported, lineage: Lineage) -> str:
@@ -239,9 +250,19 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         kept=kept,
         num_blocks=exported.num_blocks,
         dtype=exported.dtype,
+        quality=_measured(exported),
         speed=_speed(exported),
         quantized=_quantized(exported),
     )
+
+
+def _measured(exported: Exported) -> str:
+    """The quality by domain, and the probe. Nothing if no domain was measured."""
+    if not exported.domains:
+        return ""
+    headings, rows = narrow_table(exported.domains)
+    legend = [*explained(exported.domains), *probe_line(exported.probe)]
+    return _QUALITY.format(table=_markdown(headings, rows), legend=_list(legend))
 
 
 def _speed(exported: Exported) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
+from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import Quality, perplexity_of
 from pruning.plural import counted
 from pruning.removal import Removal, is_tie
@@ -169,12 +170,17 @@ def _measured(quality: Quality) -> Iterator[str]:
             f"zero-shot: {tasks.dense_mean:.4f} dense, {tasks.pruned_mean:.4f} pruned, the mean "
             f"accuracy on {', '.join(score.task for score in tasks.pruned)}."
         )
-    if (probe := quality.probe) is not None:
+    yield from probe_line(quality.probe)
+    yield from (f"warning: {warning}." for warning in quality.warnings)
+
+
+def probe_line(probe: ProbeComparison | None) -> Iterator[str]:
+    """The scores of both models. Nothing if they were not probed."""
+    if probe is not None:
         yield (
             f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, at most 1; "
             f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}."
         )
-    yield from (f"warning: {warning}." for warning in quality.warnings)
 
 
 def short(value: float) -> str:

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -85,6 +85,17 @@ class DomainAtDepth:
     healed: Compared | None = None
     control: Compared | None = None
     healed_share: float | None = None
+
+    def unrepaired(self) -> "DomainAtDepth":
+        """What is true of the same blocks without repair and healing."""
+        return replace(
+            self,
+            repaired=None,
+            recovered=None,
+            healed=None,
+            control=None,
+            healed_share=None,
+        )
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def domain_views(entry: ModelEntry) -> list[DomainView]:
 def _domain_view(entry: ModelEntry, found: DomainAtDepth) -> DomainView:
     served = found.raw if entry.is_raw else found.healed or found.repaired or found.raw
     share = found.healed_share if found.healed else found.recovered
-    control = None if entry.is_raw else found.control
+    repaired, control = (None, None) if entry.is_raw else (found.repaired, found.control)
     return DomainView(
         domain=found.domain,
         text=found.text,
@@ -93,6 +93,10 @@ def _domain_view(entry: ModelEntry, found: DomainAtDepth) -> DomainView:
         raw_ratio=found.raw.ratio.value,
         raw_ratio_low=found.raw.ratio.low,
         raw_ratio_high=found.raw.ratio.high,
+        repaired_perplexity=repaired.perplexity if repaired else None,
+        repaired_ratio=repaired.ratio.value if repaired else None,
+        repaired_ratio_low=repaired.ratio.low if repaired else None,
+        repaired_ratio_high=repaired.ratio.high if repaired else None,
         control_perplexity=control.perplexity if control else None,
         control_ratio=control.ratio.value if control else None,
         control_ratio_low=control.ratio.low if control else None,

@@ -166,7 +166,7 @@ class DomainView(BaseModel):
     dense_perplexity: float = Field(description="Of the dense model on the same windows.")
     dense_perplexity_low: float | None = Field(
         description="Lower end of its 95 % interval on text like this, by Student's t over "
-        "windows. Null, as all ends of intervals, if there is a single window."
+        "windows. Null, as all ends of intervals, if there are fewer than three windows."
     )
     dense_perplexity_high: float | None = Field(description="Upper end of that interval.")
     ratio: float = Field(description="perplexity / dense_perplexity.")
@@ -178,6 +178,14 @@ class DomainView(BaseModel):
     raw_ratio: float = Field(description="raw_perplexity / dense_perplexity.")
     raw_ratio_low: float | None = Field(description="Lower end of the same interval of raw_ratio.")
     raw_ratio_high: float | None = Field(description="Upper end of that interval.")
+    repaired_perplexity: float | None = Field(
+        description="With repair and without healing. Null without a repair."
+    )
+    repaired_ratio: float | None = Field(description="repaired_perplexity / dense_perplexity.")
+    repaired_ratio_low: float | None = Field(
+        description="Lower end of the same interval of repaired_ratio."
+    )
+    repaired_ratio_high: float | None = Field(description="Upper end of that interval.")
     control_perplexity: float | None = Field(
         description="Of the dense model after the training that healed this one: as far as it is "
         "below dense_perplexity, the gain is due to the text. Null without a healing or control."

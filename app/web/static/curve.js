@@ -37,21 +37,21 @@ function places() {
   return [...new Set([origin(), ...found])].sort((one, other) => one - other);
 }
 
-/** Up to three lines of an order: as served, without its repairs, and what was healed. */
+/** Up to two lines of an order, as served and without its repairs, and the point of what was healed. */
 function seriesOf(order, index, xs) {
   const drawn = [];
-  const add = (words, isWanted, value, dash = null, isRaw = false) => {
+  const add = (words, isWanted, value, dash = null, isRaw = false, first = 1) => {
     const found = xs.map((x) => pointsOf(order).find((point) => at(point) === x && isWanted(point)))
       .map((point) => (point ? value(point) : null));
     if (!found.some(Boolean)) return;
     drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio,
-      values: xs.map((x, place) => (x === origin() ? 1 : found[place]?.ratio ?? null)),
+      values: xs.map((x, place) => (x === origin() ? first : found[place]?.ratio ?? null)),
       bounds: isRaw ? null : found.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
   };
   const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
   add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point);
   if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point.raw ?? point, [6, 4], true);
-  add(", healed", isHealed, (point) => point, [2, 3]);
+  add(", healed", isHealed, (point) => point, [2, 3], false, null); // no model leads from the dense one to it
   return drawn;
 }
 
@@ -162,7 +162,7 @@ async function choose() {
   const before = domain();
   fill(byId("domain"), domains.map((each) => el("option", { selected: each === before }, each)));
   for (const id of ["domain", "axis", "measure", "csv"]) byId(id).disabled = orders.length === 0;
-  const submit = el("a", { href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
+  const submit = el("a", { "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
   fill(byId("empty"), orders.length ? null
     : empty("No job has measured this model yet. A job gives the whole curve:", el("p", {}, submit)));
   if (orders.length) show();

@@ -205,13 +205,22 @@ function roundTable(found) {
   return table("Rounds of the removal order", columns, rows);
 }
 
+/** The perplexity of another model than the served one on a text: raw, repaired or control. */
+function measuredAs(found, kind) {
+  if (found[`${kind}_perplexity`] === null) return null;
+  const range = interval(found[`${kind}_ratio_low`], found[`${kind}_ratio_high`]);
+  return [perplexity(found[`${kind}_perplexity`]), bracketed(ratio(found[`${kind}_ratio`]), range)];
+}
+
 /** The healed checkpoint beside what it was before, by domain. */
 function healedTable() {
   const healed = checkpoints.flatMap((checkpoint) => checkpoint.prefixes).find((prefix) => prefix.repair?.is_healed);
   if (!healed) return null;
-  const columns = ["text", "dense", "pruned, raw", "healed"].map((title, index) => ({ title, num: index > 0 }));
+  const kinds = [["pruned, raw", "raw"], ["repaired", "repaired"], ["healed", null], ["control", "control"]]
+    .filter(([, kind]) => kind === null || healed.domains.some((found) => found[`${kind}_perplexity`] !== null));
+  const columns = ["text", "dense", ...kinds.map(([title]) => title)].map((title, index) => ({ title, num: index > 0 }));
   const rows = healed.domains.map((found) => [found.domain, perplexity(found.dense_perplexity),
-    [perplexity(found.raw_perplexity), bracketed(ratio(found.raw_ratio))], quality(healed, found.domain)]);
+    ...kinds.map(([, kind]) => (kind === null ? quality(healed, found.domain) : measuredAs(found, kind)))]);
   return [el("h3", {}, "Perplexity of ", name(healed.model)), table(`Perplexity of ${healed.model}`, columns, rows)];
 }
 

@@ -25,7 +25,8 @@ export class Freshness {
       const banner = byId("stale");
       banner.hidden = false;
       const age = this.at === null ? "" : `This page shows the state of ${seconds(Math.round((Date.now() - this.at) / 1000))} ago. `;
-      banner.textContent = `${age}${problem.title} ${problem.message} This page tries again by itself.`;
+      const next = problem.isTemporary ? " This page tries again by itself." : "";
+      banner.textContent = `${age}${problem.title} ${problem.message}${next}`;
     };
     clearInterval(this.timer);
     show();
@@ -33,12 +34,14 @@ export class Freshness {
   }
 }
 
-/** Call `load` now and every `everyS` while the page is visible. Returns a function for now. */
+/** Call `load` now and every `everyS` while the page is visible. Returns a function for now.
+ * A refusal that asking again cannot change ends it. */
 export function poll(load, everyS) {
   const freshness = new Freshness();
   let timer = null;
   let failures = 0;
   let isRunning = false;
+  let isRefused = false;
 
   async function run() {
     clearTimeout(timer);
@@ -47,15 +50,17 @@ export function poll(load, everyS) {
     try {
       await load();
       failures = 0;
+      isRefused = false;
       freshness.fresh();
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       failures += 1;
+      isRefused = !error.isTemporary;
       freshness.failed(error);
     } finally {
       isRunning = false;
       const waitS = Math.min(everyS * 2 ** Math.min(failures, 4), Math.max(everyS, MAX_WAIT_S));
-      if (!document.hidden) timer = setTimeout(run, waitS * 1000);
+      if (!document.hidden && !isRefused) timer = setTimeout(run, waitS * 1000);
     }
   }
 

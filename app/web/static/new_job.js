@@ -3,7 +3,7 @@
 import { json, post, Problem } from "./api.js";
 import { copies } from "./command.js";
 import { curl, requiresKey } from "./curl.js";
-import { byId, el, facts, fill, name, say } from "./dom.js";
+import { alertOf, byId, el, facts, fill, name, say } from "./dom.js";
 import { noModel } from "./empty.js";
 import { bytes, count, seconds } from "./format.js";
 import { act, begin } from "./live.js";
@@ -135,6 +135,7 @@ async function estimate() {
   estimating = new AbortController();
   try {
     const found = await post(route, { ...body(), dry_run: true }, { signal: estimating.signal });
+    alertOf(null); // what was refused before is right now
     fill(byId("estimate"), source === null ? estimateOf(found) : healingOf(found));
   } catch (error) {
     if (error.name === "AbortError") return;

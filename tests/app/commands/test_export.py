@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from typer.testing import CliRunner
 from app.cli.main import app as command_line
 from app.commands.export import Export
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from pruning.checkpoints.domain_tables import with_interval
 from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
-from pruning.checkpoints.store import CheckpointStore, Manifest, repair_of
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, repair_of
+from pruning.checkpoints.trajectory import short
 from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
 from pruning.models.blocks import num_blocks, view
 from pruning.models.save_streamed import SHARD_BYTES
@@ -29,6 +32,7 @@ from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.logits import logits_of, token_ids
+from tests.support.pruning_runs import domain_of
 from tests.support.recorder import Recorder
 from tests.support.repairs import repair_checkpoint
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -99,6 +103,30 @@ def pruned_logits(models_dir: Path, keep: Blocks, dtype: str = "auto") -> torch.
     repaired = repair_of(checkpoint, num_blocks(dense) - len(keep))
     assert repaired is not None
     return logits_of(view(dense, keep, folded(dense, keep, repaired)), token_ids())
+
+
+def test_the_card_of_an_export_has_the_quality_that_its_job_has_measured(
+    manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_VERIFY", "off")
+    prose = domain_of("prose", ((4.0, 4.5, 5.0), (4.0, 5.1, 6.0)), (None, (3.6, 4.6, 5.6)))
+    quality = replace(manifest.quality, domains=(prose,))
+    file = tiny_models_dir.parent / "checkpoints" / manifest.name / MANIFEST
+    file.write_text(replace(manifest, quality=quality).to_json())
+    cards = {}
+    for name in ("tiny@-2", "tiny@-2+raw", manifest.name, "tiny"):
+        said = json.loads(run(name, str(tmp_path / name), "--json").stdout)
+        cards[name] = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert [domain["domain"] for domain in said["domains"]] == ["prose"] * (name != "tiny")
+    found = prose.at_depth(2)
+    assert found.repaired is not None
+    for name in ("tiny@-2", manifest.name):
+        assert f"|   repaired | {short(found.repaired.perplexity)} |" in cards[name]
+        assert with_interval(found.repaired.ratio) in cards[name]
+        assert "prose: some prose, 3 windows of 8 tokens (sha256" in cards[name]
+    assert with_interval(found.raw.ratio) in cards["tiny@-2+raw"]
+    assert "repaired |" not in cards["tiny@-2+raw"]
+    assert "Quality" not in cards["tiny"]
 
 
 def test_the_card_of_an_export_has_the_speed_that_is_known(

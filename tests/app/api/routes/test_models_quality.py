@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import MANIFEST, Manifest
-from pruning.evaluation.quality import Measured
+from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.gate import Gate
@@ -46,6 +46,18 @@ def test_scores_are_of_the_dense_model_and_of_full_depth(
     names = {labels["model_name"] for labels in scrape.series("sleb_model_probe_score")}
     assert names == {"tiny", "tiny@-3", "tiny@prn-1"}
     assert scrape.value("sleb_model_probe_score", model_name="tiny") == dense
+
+
+def repaired_fields(domain: DomainQuality, num_removed: int) -> dict[str, float | None]:
+    """What the body says of the repaired model of this depth; nulls without a repair."""
+    repaired = domain.repaired_after(num_removed)
+    ratio = None if repaired is None else domain.ratio(repaired)
+    return {
+        "repaired_perplexity": None if repaired is None else repaired.perplexity,
+        "repaired_ratio": None if ratio is None else ratio.value,
+        "repaired_ratio_low": None if ratio is None else ratio.low,
+        "repaired_ratio_high": None if ratio is None else ratio.high,
+    }
 
 
 def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: TestClient) -> None:
@@ -93,6 +105,7 @@ def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: Tes
             "raw_ratio_low": raw_ratio.low,
             "raw_ratio_high": raw_ratio.high,
             "recovered": prose.recovered_after(number) if number > 1 else None,
+            **repaired_fields(prose, number),
             "control_perplexity": None,
             "control_ratio": None,
             "control_ratio_low": None,

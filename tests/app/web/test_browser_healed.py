@@ -1,0 +1,113 @@
+"""What pages say of a healed model, and what they offer to a key that may not submit jobs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.auth.keys import KeyFile, Scope
+from app.config import ServeSettings
+from pruning.heal_checkpoint import heal_checkpoint
+from pruning.healing.places import HealedPlaces
+from pruning.jobs.store import JobStore
+from pruning.models.names import healed_name
+from pruning.models.store import ModelStore
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec, Repair
+from tests.support.browser import browser_page
+from tests.support.healing import HEAL
+from tests.support.job_lives import succeed
+from tests.support.pruning_runs import prune_tiny
+from tests.support.recorder import Recorder
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def settings(tiny_models_dir: Path) -> ServeSettings:
+    return ServeSettings(data_dir=tiny_models_dir.parent, drain_s=0)
+
+
+def healed_job(settings: ServeSettings, job_store: JobStore) -> str:
+    """A job that has pruned, repaired and healed, with the control of its healing."""
+    text = settings.data_dir / "text.txt"
+    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
+    spec = PruneSpec("tiny", 2, calibration=calibration, repair=Repair.RIDGE)
+    job = job_store.create(replace(spec, heal=HEAL)).id
+    name = f"tiny@{job}"
+    prune_tiny(settings.models_dir, spec, name)
+    checkpoints = settings.data_dir / "checkpoints"
+    target = checkpoints / healed_name(name)
+    heal_checkpoint(
+        HEAL,
+        HealedPlaces(checkpoints / name, target, settings.data_dir / "searches" / name),
+        name=target.name,
+        models=ModelStore(settings.models_dir),
+        observer=Recorder(),
+    )
+    succeed(job_store, job, target.name)
+    return job
+
+
+def test_a_healed_model_is_compared_with_all_others_and_is_one_point_of_the_curve(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    job = healed_job(settings, job_store)
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto(f"/ui/jobs/{job}")
+        page.locator("#healed table").wait_for()
+        headings = page.locator("#healed thead th").all_inner_texts()
+        assert headings == ["text", "dense", "pruned, raw", "repaired", "healed", "control"]
+        for row in page.locator("#healed tbody tr").all():
+            assert all("×" in cell for cell in row.locator("td").all_inner_texts()[1:])
+
+        page.goto("/ui/curve?model=tiny")
+        page.locator("#plot .u-over").hover(position={"x": 2, "y": 40})
+        page.locator("#plot .u-series .u-value", has_text="1.00×").first.wait_for()
+        at_dense = {
+            row.locator(".u-label").inner_text(): row.locator(".u-value").inner_text()
+            for row in page.locator("#plot .u-series").all()[1:]
+        }
+        values = {label.rpartition(", ")[2]: value for label, value in at_dense.items()}
+        assert values.pop("healed") in ("", "\N{EN DASH}")
+        assert {value.startswith("1") for value in values.values()} == {True}
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_key_that_may_only_generate_is_not_offered_jobs_and_asks_once(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    key = KeyFile(settings.keys_file).create("reader", [Scope.GENERATE])
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        watched.may_fail = True
+        page.clock.install()
+        page.goto("/ui/jobs")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("reader (generate)").wait_for()
+        page.locator("#stale").wait_for()
+        assert "tries again" not in page.locator("#stale").inner_text()
+        assert not page.get_by_role("link", name="New job").is_visible()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.clock.fast_forward(120_000)
+        page.evaluate("() => fetch('/health/live').then((response) => response.status)")
+        assert any("/health/live" in each for each in asked)
+        assert not [each for each in asked if "/prune-jobs" in each]
+
+
+def test_the_error_of_a_refused_form_goes_once_the_form_is_right(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        watched.may_fail = True
+        page.goto("/ui/jobs/new?model=tiny")
+        page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        page.locator("#num_remove").fill("5")
+        page.get_by_role("button", name="Submit the job").click()
+        page.locator("#alert .banner").wait_for()
+        page.locator("#num_remove").fill("2")
+        page.locator("#alert .banner").wait_for(state="detached")
+        assert page.locator("#num_remove-error").inner_text() == ""
