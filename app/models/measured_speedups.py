@@ -12,7 +12,7 @@ from pathlib import Path
 from app.json_file import JsonFile
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Interval
-from pruning.records import check_record, check_time, parse_record, reason_of
+from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,4 +87,6 @@ def _parsed(content: bytes) -> _ByDepth:
         for found in depths.values():
             check_record(found)
             check_time("measured_at", found.measured_at)
+            if (found.low is None) != (found.high is None):
+                raise InvalidRecord("an interval has one end")
     return by_depth
