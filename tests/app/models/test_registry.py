@@ -151,7 +151,7 @@ def test_a_replaced_parent_is_told_once(
     registry = registry_of(tiny_models_dir.parent)
     for _ in range(3):
         registry.catalog.entries()
-    [record] = [each for each in caplog.records if each.name == "app.models.catalog"]
+    [record] = [each for each in caplog.records if each.name == "app.models.dense"]
     assert manifest.name in record.getMessage()
 
 
