@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
 from app.api.schemas.sampling import SamplingFields
 from app.engine.sequence import MAX_TOP_LOGPROBS
@@ -53,7 +53,7 @@ class GenerateBody(PromptsBody):
     """The prompts are generated together as one batch."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
-    return_token_ids: bool = Field(
+    return_token_ids: StrictBool = Field(
         default=False, description="Whether outputs have their token ids."
     )
     logprobs: int | None = Field(
@@ -68,7 +68,7 @@ class GenerateBody(PromptsBody):
         le=86_400,
         description="Outputs that take longer end with finish_reason timeout.",
     )
-    stream: bool = Field(default=False, description="Respond with server-sent events.")
+    stream: StrictBool = Field(default=False, description="Respond with server-sent events.")
 
 
 class TimingsView(BaseModel):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool
 
 from app.api.schemas.generate import Body
 from pruning.spec.heal import COUNTS, Heal
@@ -63,7 +63,7 @@ class HealBody(Body):
         description="Weight of the error of the last hidden state, beside the divergence.",
         json_schema_extra={"minimum": 0},
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: StrictBool = Field(
         default=Heal.checkpoint_activations,
         description="Compute activations again in the backward pass: less memory, more time.",
     )
@@ -82,7 +82,7 @@ class HealBody(Body):
         description="Of the adapters and of the order of the text.",
         json_schema_extra=_range("seed"),
     )
-    control: bool = Field(
+    control: StrictBool = Field(
         default=Heal.control,
         description="Train the dense model in the same way, for comparison.",
     )

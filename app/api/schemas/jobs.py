@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
@@ -213,7 +213,8 @@ Priority = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, Field(description="Return an estimate of what the job would need, and create no job.")
+    StrictBool,
+    Field(description="Return an estimate of what the job would need, and create no job."),
 ]
 METADATA = "Your own labels, up to 16."
 Metadata = dict[
@@ -266,7 +267,7 @@ class PruneJobBody(Body):
         default="auto", description="Of the weights during the run; auto is the model's own."
     )
     priority: Priority = 0
-    evaluate: bool = Field(
+    evaluate: StrictBool = Field(
         default=PruneSpec.evaluate,
         description="Measure the perplexity on held-out text at every depth.",
     )
@@ -296,7 +297,7 @@ class PruneJobBody(Body):
         description="Also measure the perplexity of the pruned model with its blocks quantized to "
         "8 or 4 bits; needs evaluate. The published weights are not quantized.",
     )
-    zero_shot: bool = Field(
+    zero_shot: StrictBool = Field(
         default=PruneSpec.zero_shot,
         description="Evaluate the dense and the pruned model with lm-eval, on the paper's five "
         "tasks.",
@@ -315,7 +316,7 @@ class PruneJobBody(Body):
         "metric=sleb or kl.",
         json_schema_extra={"minimum": 0},
     )
-    score_repaired: bool = Field(
+    score_repaired: StrictBool = Field(
         default=PruneSpec.score_repaired,
         description="Score candidates with the hidden states behind each gap scaled to the norms "
         "of the dense model, so that the order is chosen for the repaired model. Needs a repair.",

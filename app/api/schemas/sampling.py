@@ -78,7 +78,7 @@ class SamplingFields(BaseModel):
         default_factory=list,
         description="An output ends at any of these tokens, which are not part of its text.",
     )
-    ignore_eos: bool = Field(
+    ignore_eos: StrictBool = Field(
         default=SamplingParams.ignore_eos,
         description="Continue behind the end-of-text token, up to the maximum length.",
     )

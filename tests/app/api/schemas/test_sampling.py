@@ -5,10 +5,12 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.api.schemas.compare import CompareBody
 from app.api.schemas.generate import GenerateBody
+from app.api.schemas.heal import HealBody
+from app.api.schemas.jobs import PruneJobBody
 from app.api.schemas.openai import ChatBody, CompletionBody
 from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampling_params
 from app.engine.sequence import RANGES, InvalidSampling, ResponseFormat, SamplingParams
@@ -107,3 +109,22 @@ def test_a_response_format_reaches_the_engine(
 def test_the_engine_checks_the_ranges() -> None:
     with pytest.raises(InvalidSampling, match="top_p"):
         sampling_params(GenerateBody(model="tiny", prompt="a", top_p=2))
+
+
+BOOLEANS: list[tuple[type[BaseModel], dict[str, Any]]] = [
+    (GenerateBody, {"model": "a", "prompt": "b"}),
+    (PruneJobBody, {"model": "a", "num_remove": 1}),
+    (HealBody, {}),
+]
+
+
+@pytest.mark.parametrize(("body", "required"), BOOLEANS)
+def test_a_number_or_a_text_is_no_boolean(body: type[BaseModel], required: dict[str, Any]) -> None:
+    names = [name for name, field in body.model_fields.items() if isinstance(field.default, bool)]
+    assert names
+    for name in names:
+        for value in (0, 1, "true", "no", 1.0):
+            with pytest.raises(ValidationError, match=name):
+                body.model_validate({**required, name: value})
+        for value in (True, False):
+            assert getattr(body.model_validate({**required, name: value}), name) is value
