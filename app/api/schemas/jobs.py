@@ -307,7 +307,8 @@ class PruneJobBody(Body):
         description="How the remaining blocks are corrected, at every depth. ridge: matrices in "
         "front of and behind removed blocks are fitted anew by least squares; scale: one factor of "
         "the hidden states behind each group of removed blocks; auto: the best of both on its "
-        "worst domain of text, or none if each of them does harm; none: no correction.",
+        "worst domain of text, or none if each does harm or needs more memory than there is; none: "
+        "no correction.",
     )
     refine: int = Field(
         default=PruneSpec.refine,

@@ -10,6 +10,7 @@ from pruning.jobs.job import JobError, JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.search.state import SearchPlan
+from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import REMOVAL
 from tests.support.prune_requests import JOB, submit
@@ -117,3 +118,23 @@ def test_it_is_refused_like_a_new_job_when_the_disk_is_full(
     for url, body in ((failed["urls"]["retry"], {}), ("/prune-jobs", JOB)):
         refused = client.post(url, json=body)
         assert refused.json()["type"].endswith("disk-too-small")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"repair": "none"}, 422, "this job only heals, so change heal"),
+        ({"heal": None}, 422, "nothing would be left"),
+        ({"heal": {"rank": 4}}, 404, "no checkpoint named"),
+        ({}, 404, "no checkpoint named"),
+    ],
+)
+def test_a_job_that_only_heals_changes_its_healing_alone(
+    client: TestClient, job_store: JobStore, changes: Any, status: int, said: str
+) -> None:
+    spec = PruneSpec("tiny", num_remove=1, heal=Heal(rank=2))
+    job_id = job_store.create(spec, source="tiny@gone").id
+    job_store.cancel(job_id)
+    refused = client.post(f"/prune-jobs/{job_id}/retry", json=changes)
+    assert (refused.status_code, said in refused.text) == (status, True), refused.text
+    assert job_store.get(job_id).status is JobStatus.CANCELLED
