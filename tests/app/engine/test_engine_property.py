@@ -20,6 +20,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, PromptToken, Request, TokenEvent
 from tests.support.engine_requests import (
     Outcome,
+    check_best,
     check_scored,
     plain,
     prompt,
@@ -182,7 +183,7 @@ def check(event: TokenEvent, expected: Choice) -> None:
     assert (event.logprob is None) == (expected.logprob is None)
     if event.logprob is not None:
         assert event.logprob == pytest.approx(expected.logprob, abs=1e-3)
-    assert [each for each, _ in event.top_logprobs] == [each for each, _ in expected.top_logprobs]
+    check_best(event.top_logprobs, expected.top_logprobs)
 
 
 TestEngine = EngineMachine.TestCase
