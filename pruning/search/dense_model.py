@@ -30,8 +30,9 @@ from pruning.search.cosine import CosineRanker
 from pruning.search.objective import LOSS, Objective
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
-from pruning.search.scoring import SharedPrefixScorer, WindowScorer
+from pruning.search.scoring import SharedPrefixScorer
 from pruning.search.streamed_scoring import StreamedScorer
+from pruning.search.window_scorer import WindowScorer
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec
 from pruning.spec.prune import Quantize, Resident

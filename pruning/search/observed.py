@@ -7,9 +7,9 @@ from pruning.healing.progress import Step
 from pruning.removal import Losses, Removal
 from pruning.search.ranking import Ranker
 from pruning.search.refine import Exchange
-from pruning.search.scoring import WindowScorer
 from pruning.search.staged import StagedScorer
 from pruning.search.state import ScoredCandidate, SearchPlan, num_whole
+from pruning.search.window_scorer import WindowScorer
 from pruning.sleb import Blocks
 
 SECONDS_PER_REPORT = 1.0  # of candidates that are not scored as a whole

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -19,28 +18,9 @@ from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.removal import Losses
 from pruning.search.objective import LOSS, Objective
 from pruning.search.prefixes import Prefixes, Walk
-from pruning.sleb import Blocks, RoundScorer
+from pruning.sleb import Blocks
 
 PLAIN_LOGITS_BYTES = 2**30
-
-
-class WindowScorer(RoundScorer, Protocol):
-    """Scores candidates on all windows or on some of them."""
-
-    @property
-    def num_windows(self) -> int: ...
-
-    def score(
-        self, keep: Blocks, candidates: Blocks, windows: range
-    ) -> Iterator[tuple[int, Losses]]:
-        """Yield ``(block, losses of keep without it)`` on these windows only.
-
-        ``windows`` must begin and end at 0, ``num_windows``, a boundary of the scorer, or an end
-        of its ``parts``.
-        """
-
-    def parts(self, windows: range) -> Sequence[range]:
-        """Those that can be scored one after the other without more to compute."""
 
 
 class PlainScorer:

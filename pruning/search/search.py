@@ -15,9 +15,9 @@ from pruning.search.objective import Objective
 from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Tally
 from pruning.search.ranking import Ranker, ranked
 from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
-from pruning.search.scoring import WindowScorer
 from pruning.search.staged import stages
 from pruning.search.state import RANKING, SearchPlan, SearchState, num_whole, round_name
+from pruning.search.window_scorer import WindowScorer
 from pruning.sleb import Blocks, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search

@@ -11,7 +11,7 @@ from math import sqrt
 from statistics import NormalDist, fmean
 
 from pruning.removal import Losses, paired_gaps, standard_error
-from pruning.search.scoring import WindowScorer
+from pruning.search.window_scorer import WindowScorer
 from pruning.sleb import Blocks
 from pruning.student_t import quantile
 
