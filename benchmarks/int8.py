@@ -27,8 +27,8 @@ from benchmarks.steady import SteadyBatch, steady_output_len
 from benchmarks.workload import Prompts
 from pruning.config import Settings
 from pruning.data.texts import default_seqlen, text_windows
-from pruning.evaluation.perplexity import Perplexity, measure_perplexity
-from pruning.evaluation.quality import text_of
+from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.quality import Perplexity, text_of
 from pruning.models.forward import InMemoryForward
 from pruning.models.quantize import quantized_layers
 from pruning.models.store import LoadedModel, set_up_torch

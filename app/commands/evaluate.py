@@ -19,10 +19,11 @@ from app.commands.subject import NotEvaluable, Subject, subject_of
 from pruning.config import WorkerSettings
 from pruning.data.texts import default_seqlen, text_windows
 from pruning.evaluation.json_questions import JsonScore, json_questions
-from pruning.evaluation.perplexity import Perplexity, measure_perplexity
+from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ProbeScore, summary
+from pruning.evaluation.quality import Perplexity
 from pruning.evaluation.zero_shot import require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks

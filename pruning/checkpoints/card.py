@@ -15,9 +15,14 @@ from pruning.checkpoints.domain_tables import (
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, probe_line, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
-from pruning.evaluation.perplexity import Perplexity
 from pruning.evaluation.probe_scores import ProbeComparison
-from pruning.evaluation.quality import DomainAtDepth, DomainQuality, Interval, text_of
+from pruning.evaluation.quality import (
+    DomainAtDepth,
+    DomainQuality,
+    Interval,
+    Perplexity,
+    text_of,
+)
 from pruning.healing.record import Healing
 from pruning.models.lineage import Lineage
 from pruning.plural import counted

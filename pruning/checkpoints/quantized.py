@@ -16,7 +16,8 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.texts import default_seqlen, text_windows
-from pruning.evaluation.perplexity import Perplexity, measure_perplexity
+from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.quality import Perplexity
 from pruning.models.architectures import architecture
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import other_parameters, quantized_layers

@@ -4,14 +4,13 @@ Measured as in the paper: windows do not overlap, and each is a sequence of its 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 
 import torch
 
 from pruning.data.windows import Windows
-from pruning.evaluation.quality import Interval, interval_of, perplexity_of, ratio_of
+from pruning.evaluation.quality import Perplexity, interval_of, perplexity_of
 from pruning.models.forward import Forward
 from pruning.models.loss import window_losses
 from pruning.removal import Losses, NonFiniteLoss
@@ -20,27 +19,6 @@ from pruning.removal import Losses, NonFiniteLoss
 def perplexity(losses: Losses) -> float:
     """exp of the mean nats per token over windows that do not overlap."""
     return perplexity_of(fmean(losses))
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """A perplexity with what it was measured on: text, windows, and their length."""
-
-    text: str
-    num_windows: int
-    seqlen: int  # tokens of a window; all but the first are predicted
-    loss: float  # mean nats per predicted token
-    perplexity: float  # exp of it
-    digest: str  # of the token ids: equal ones make two perplexities comparable
-    interval: Interval  # of the perplexity on text like this
-    losses: tuple[float, ...]  # mean nats per predicted token of each window
-    ratio: Interval | None = None  # to the dense model on the same windows, where it is known
-
-    def against(self, dense: "Perplexity") -> "Perplexity":
-        """With the ratio to the dense model, if that was measured on the same windows."""
-        if dense.digest != self.digest:
-            return self
-        return replace(self, ratio=ratio_of(dense.losses, self.losses))
 
 
 @torch.inference_mode()

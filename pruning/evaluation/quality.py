@@ -34,6 +34,27 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Perplexity:
+    """A perplexity with what it was measured on: text, windows, and their length."""
+
+    text: str
+    num_windows: int
+    seqlen: int  # tokens of a window; all but the first are predicted
+    loss: float  # mean nats per predicted token
+    perplexity: float  # exp of it
+    digest: str  # of the token ids: equal ones make two perplexities comparable
+    interval: Interval  # of the perplexity on text like this
+    losses: tuple[float, ...]  # mean nats per predicted token of each window
+    ratio: Interval | None = None  # to the dense model on the same windows, where it is known
+
+    def against(self, dense: "Perplexity") -> "Perplexity":
+        """With the ratio to the dense model, if that was measured on the same windows."""
+        if dense.digest != self.digest:
+            return self
+        return replace(self, ratio=ratio_of(dense.losses, self.losses))
+
+
+@dataclass(frozen=True)
 class Measured:
     """The loss of one model on the windows of a domain: mean nats per predicted token.
 
