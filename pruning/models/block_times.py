@@ -17,9 +17,9 @@ class BlockTimes:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether a step takes time, and no part of it an endless or negative one."""
+        """Whether a step through one block takes time, and no part an endless or negative one."""
         parts = (self.embedding_s, self.block_s, self.head_s)
-        return all(0 <= part < math.inf for part in parts) and self.embedding_s + self.head_s > 0
+        return all(0 <= part < math.inf for part in parts) and self.step_s(num_blocks=1) > 0
 
     def step_s(self, num_blocks: int) -> float:
         """Seconds of a step through ``num_blocks`` blocks."""
