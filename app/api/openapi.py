@@ -51,6 +51,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "GenerateBody": {"model": _MODEL, "prompt": _PROMPT, "max_new_tokens": 32},
     "HealJobBody": {"model": f"{_MODEL}@JOB_ID", "heal": {"num_tokens": 500_000}},
     "PruneJobBody": {"model": _MODEL, "num_remove": 3},
+    "RetryJobBody": {"repair": "none"},
     "SignInBody": {"key": "sleb_…"},
 }
 
