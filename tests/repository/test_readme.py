@@ -96,9 +96,8 @@ def test_every_curl_line_works_in_the_order_of_the_pages(client: TestClient) -> 
     variants = ["dense", "pruned"]  # of the README, then of the guide
     assert [answer["variant"] for answer in generated] == [*variants, *variants, "pruned", "pruned"]
     assert [len(answer["outputs"]) for answer in generated] == [1, 1, 1, 1, 2, 1]
-    assert [
-        answer["status"] for answer in answers if "removed_blocks" in answer and "urls" in answer
-    ][-1] == ("cancelled")
+    statuses = [answer["status"] for answer in answers if answer.get("object") == "prune_job"]
+    assert statuses[-2:] == ["cancelled", "queued"]  # and then retried
     assert "text_completion" in {answer.get("object") for answer in answers}
 
 

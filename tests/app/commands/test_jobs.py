@@ -120,7 +120,7 @@ def test_a_job_says_that_no_repair_was_kept(capsys: pytest.CaptureFixture[str]) 
     steps = {"steps_done": 37, "steps_total": 37}
     tried = {**JOB, "pruned_model": "llama@prn-1", "repair": None, "repair_progress": steps}
     print_job(tried)
-    assert "none: each one that was tried harms" in capsys.readouterr().out
+    assert "none: each one that was tried does harm" in capsys.readouterr().out
     print_job({**tried, "repair": {"method": "ridge"}})
     assert "none: each" not in capsys.readouterr().out
 

@@ -81,7 +81,7 @@ def test_pause_stops_the_run_at_its_next_word_and_the_next_goes_on(
 ) -> None:
     def run(job: Job, observer: JobObserver) -> str:
         assert len(observer.earlier.removals) == job.attempt - 1
-        observer.removed(FIRST)
+        observer.removed([FIRST, SECOND][job.attempt - 1])
         job_store.pause(job_id)
         observer.evaluated(1, 2)
         raise AssertionError("not stopped")

@@ -14,7 +14,7 @@ from pruning.spec.gate import Gate
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
-OF_THE_JOB = {"priority", "metadata", "webhook", "dry_run"}
+OF_THE_JOB = {"priority", "metadata", "webhook", "reuse_search", "dry_run"}
 FULL: dict[str, Any] = {
     "model": "m",
     "sparsity": 0.25,
