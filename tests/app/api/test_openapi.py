@@ -45,7 +45,7 @@ few.values = [1, 2, 3]
 # Whether a model has that many blocks or positions, and the file is there, only the service knows.
 [[operations]]
 include-name = [
-    "POST /prune-jobs", "POST /prune-jobs/{job_id}/retry", "POST /heal-jobs", "POST /generate",
+    "POST /prune-jobs", "POST /prune-jobs/{{job_id}}/retry", "POST /heal-jobs", "POST /generate",
     "POST /compare",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422", "429"]
