@@ -7,9 +7,8 @@ Kernels are timed between the steps of the engine, never in one. A step only loo
 import json
 import logging
 import platform
-import resource
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from statistics import median
 from threading import Lock
 from typing import Any, Self
 
+import psutil
 import torch
 from filelock import FileLock, Timeout
 
@@ -29,13 +29,13 @@ _NUM_ROUNDS = 5  # of timed runs, after one that is not timed
 # Of the time of the first kernel, which another must stay below: where nothing else runs, and else.
 _WORTH, _WORTH_DISTURBED = 0.95, 0.7
 _HOPELESS = 4.0  # times the fastest: such a kernel is not run again
-_MAX_SWITCHES_PER_S = 20.0  # of a thread that has to leave its core, where nothing else runs
 _MAX_SECTIONS = 16  # of the file: a processor and versions each
 _LOCK_TIMEOUT_S = 5.0
-_CONTEXTS = (64, 512, 4096)  # tokens: sizes of contexts that share their choices
+_CONTEXTS = (64, 256, 1024, 4096)  # tokens: sizes of contexts that share their choices
 _ENOUGH_S = 0.2  # of timed runs, after which two rounds are enough
 
 Run = Callable[[], object]
+Times = Mapping[str, Sequence[float]]  # seconds of the runs of each kernel
 
 
 @dataclass(frozen=True)
@@ -175,17 +175,16 @@ class Autotuner:
 OFF = Autotuner(is_on=False)
 
 
-def timed(trial: Trial) -> Generator[None, None, Choice]:
+def timed(trial: Trial) -> Generator[None, None, Times]:
     """Time the kernels of a trial in turn. The generator pauses after each run."""
     runs = dict(trial.prepare())
     times: dict[str, list[float]] = {name: [] for name in runs}
-    num_switches, total_s = 0, 0.0
+    total_s = 0.0
     for number in range(_NUM_ROUNDS + 1):
         for name, run in runs.items():
-            switches, began_s = _num_switches(), time.perf_counter()
+            began_s = time.perf_counter()
             run()
             seconds = time.perf_counter() - began_s
-            num_switches += _num_switches() - switches
             total_s += seconds
             times[name].append(seconds)
             yield
@@ -194,10 +193,13 @@ def timed(trial: Trial) -> Generator[None, None, Choice]:
         if number == 0:
             fastest_s = min(first for (first,) in times.values())
             runs = {n: run for n, run in runs.items() if times[n][0] <= _HOPELESS * fastest_s}
-    is_quiet = num_switches <= 1 + _MAX_SWITCHES_PER_S * total_s
+    return {name: found[1:] or found for name, found in times.items()}
+
+
+def chosen(times: Times, *, is_quiet: bool) -> Choice:
+    """The choice by these times. If something else ran, only much shorter ones count."""
     worth = _WORTH if is_quiet else _WORTH_DISTURBED
-    counted = {name: found[1:] or found for name, found in times.items()}
-    usual = {name: median(found) if is_quiet else min(found) for name, found in counted.items()}
+    usual = {name: median(found) if is_quiet else min(found) for name, found in times.items()}
     return Choice(_fastest(usual, worth), usual, is_quiet)
 
 
@@ -207,9 +209,27 @@ def _fastest(seconds: Mapping[str, float], worth: float = _WORTH) -> str:
     return best if seconds[best] < worth * seconds[first] else first
 
 
-def _num_switches() -> int:
-    """How often threads of this process had to leave their cores for something else."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds that cores have spent since some moment, on this process and on anything."""
+
+    at_s: float
+    ours_s: float
+    all_s: float
+
+    @classmethod
+    def now(cls) -> Self:
+        found = psutil.cpu_times()._asdict()
+        # guests are part of user and nice
+        idle = ("idle", "iowait", "guest", "guest_nice")
+        busy_s = sum(seconds for kind, seconds in found.items() if kind not in idle)
+        return cls(time.perf_counter(), time.process_time(), busy_s)
+
+    def others_share(self, later: "CpuTimes") -> float:
+        """The share of all cores that other processes have taken until a later moment."""
+        others_s = (later.all_s - self.all_s) - (later.ours_s - self.ours_s)
+        cores_s = (later.at_s - self.at_s) * (psutil.cpu_count() or 1)
+        return max(others_s, 0.0) / max(cores_s, 1e-9)
 
 
 def _read(file: Path) -> dict[str, dict[str, Choice]]:

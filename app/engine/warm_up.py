@@ -16,7 +16,7 @@ from weakref import ref
 
 import torch
 
-from app.engine.autotuning import Autotuner, Trial, timed
+from app.engine.autotuning import Autotuner, CpuTimes, Times, Trial, chosen, timed
 from app.engine.compiled.compilation import compile_beside
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.variant import Variant
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _COMPILING_S = 0.1  # between two looks at what is compiled
 _AGAIN_S = 30.0  # between two attempts to time again what was disturbed
+_WINDOW_S = 0.5  # of times that are judged together: the system counts in hundredths
+_MAX_OTHERS = 0.05  # of all cores that other processes may take meanwhile
 _MAX_SHARE = 0.1  # of the time of live steps that increments may take beside them
 
 Trials = Callable[[], Iterable[Trial]]
@@ -182,16 +184,27 @@ class WarmUp:
     def _timed(self, model: _Model) -> Generator[None, None, None]:
         """Time what is not known, and at another time what was disturbed."""
         is_again, is_disturbed = model.is_timed, False
+        before, times = CpuTimes.now(), dict[str, Times]()
         for trial in model.trials():
-            is_known = self._tuner.is_known(trial.key)
-            if is_known and not is_again:
-                is_disturbed |= not self._tuner.is_known(trial.key, is_quiet=True)
+            is_quiet = self._tuner.is_known(trial.key, is_quiet=True)
+            if is_quiet or (self._tuner.is_known(trial.key) and not is_again):
+                is_disturbed |= not is_quiet
                 continue
-            if self._tuner.is_known(trial.key, is_quiet=True):
-                continue
-            choice = yield from timed(trial)
-            if is_known and not choice.is_quiet:
-                return  # the machine is still busy
-            self._tuner.record(trial.key, choice)
-            is_disturbed |= not choice.is_quiet
-        model.is_disturbed = is_disturbed
+            times[trial.key] = yield from timed(trial)
+            if (now := CpuTimes.now()).at_s - before.at_s >= _WINDOW_S:
+                is_disturbed |= self._take(times, before)
+                before = now
+                if is_again and is_disturbed:
+                    return  # the machine is still busy
+        model.is_disturbed = self._take(times, before) or is_disturbed
+
+    def _take(self, times: dict[str, Times], before: CpuTimes) -> bool:
+        """Take choices from times that were measured since then, and forget the times. Returns
+        whether something else ran. Such times replace none."""
+        is_quiet = before.others_share(CpuTimes.now()) <= _MAX_OTHERS
+        for key, found in times.items():
+            if is_quiet or not self._tuner.is_known(key):
+                self._tuner.record(key, chosen(found, is_quiet=is_quiet))
+        is_disturbed = bool(times) and not is_quiet
+        times.clear()
+        return is_disturbed

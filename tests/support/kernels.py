@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from app.engine.autotuning import Choice, Trial, timed
+from app.engine.autotuning import Choice, Times, Trial, chosen, timed
 
 
-def choice_of(trial: Trial) -> Choice:
+def choice_of(trial: Trial, *, is_quiet: bool = True) -> Choice:
     """What a trial chooses."""
-    (choice,) = _choices(trial)
-    return choice
+    (times,) = _times(trial)
+    return chosen(times, is_quiet=is_quiet)
 
 
-def _choices(trial: Trial) -> Iterator[Choice]:
+def _times(trial: Trial) -> Iterator[Times]:
     increments = timed(trial)
     while True:
         try:
