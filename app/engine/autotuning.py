@@ -108,6 +108,7 @@ class Autotuner:
         self._always = always
         self._lock = Lock()
         self._choices: dict[str, Choice] = {}
+        self._is_changed = False  # since they were kept
         if file is not None and is_on:
             self._choices = _read(file).get(processor(), {})
 
@@ -156,10 +157,13 @@ class Autotuner:
         """Take a choice from now on. It is kept by ``save``."""
         with self._lock:
             self._choices = {**self._choices, key: choice}
+            self._is_changed = True
 
     def save(self) -> None:
-        """Keep all choices in the file, beside those of other processes."""
-        if self._file is None:
+        """Keep new choices in the file, beside those of other processes. Waits for the disk."""
+        with self._lock:
+            is_changed, self._is_changed = self._is_changed, False
+        if self._file is None or not is_changed:
             return
         try:
             with FileLock(self._file.with_suffix(".lock"), timeout=_LOCK_TIMEOUT_S):

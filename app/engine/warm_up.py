@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, Thread
 from typing import Literal
 from weakref import ref
 
@@ -179,7 +179,7 @@ class WarmUp:
             self._current = self._increments = None
             self._longest_s = 0.0
             self._again_s = self._clock() + _AGAIN_S
-        self._tuner.save()
+        Thread(target=self._tuner.save, name="tuning").start()  # no step waits for the disk
 
     def _timed(self, model: _Model) -> Generator[None, None, None]:
         """Time what is not known, and at another time what was disturbed."""

@@ -3,6 +3,7 @@
 Variants share the weights of their model, and have the tensors that a repair has changed.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ import torch
 
 from app.engine.variant import Variant
 from app.models.entry import VariantKey
+from app.models.loading_thread import beside_steps, give_way
 from pruning.models.memory import free_bytes, is_out_of_memory, shortage
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, pick_device
@@ -134,7 +136,7 @@ class LoadedWeights:
                     self._check_room(f"the repaired tensors of {source.name!r}", source.own_bytes)
                 self._making_bytes = source.own_bytes
             try:
-                variant = source.make()
+                variant = beside_steps(source.make)
                 with self._lock:
                     weights.variants[source.key] = variant
             finally:
@@ -171,7 +173,8 @@ class LoadedWeights:
         with self._lock:
             if name in self._pending:
                 raise WeightsLoading(f"{name!r} is being loaded: unload it after that has finished")
-            self._loaded.pop(name, None)
+            if self._loaded.pop(name, None) is not None:
+                gc.unfreeze()  # for the next collection
 
     def _sizes(self) -> dict[str, int]:
         counted: set[int] = set()
@@ -193,6 +196,7 @@ class LoadedWeights:
 
     def _read(self, source: WeightSource, future: "Future[Weights]") -> None:
         """One model at a time, as transformers changes global state of torch while it loads."""
+        give_way()
         try:
             source.fetch()
             with self._reading:
@@ -208,6 +212,9 @@ class LoadedWeights:
             del self._pending[source.name]
             num_bytes = self._sizes()[source.name]
         logger.info("loaded %s: %d bytes of weights", source.name, num_bytes)
+        # A model has so many objects that each later collection would stop all steps.
+        gc.collect()
+        gc.freeze()
         future.set_result(weights)
 
     def _check_room(self, what: str, num_bytes: int) -> None:
