@@ -333,7 +333,7 @@ class PruneJobBody(Body):
     webhook: WebhookBody | None = Field(
         default=None, description="Where to send messages about the job."
     )
-    reuse_search: bool = Field(
+    reuse_search: StrictBool = Field(
         default=True,
         description="Go on with what an earlier job has found that searches in the same way.",
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from app.api.schemas.generate import Body
 from app.api.schemas.heal import HealBody
@@ -20,7 +20,7 @@ class RetryJobBody(Body):
     The search has what it depends on in other fields, which cannot change.
     """
 
-    evaluate: bool | None = Field(
+    evaluate: StrictBool | None = Field(
         default=None, description="Measure the perplexity on held-out text at every depth."
     )
     repair: Repair | None = Field(
@@ -32,7 +32,7 @@ class RetryJobBody(Body):
     quantize: Quantize | None = Field(
         default=None, description="Measure the perplexity with quantized blocks too; null to not."
     )
-    zero_shot: bool | None = Field(
+    zero_shot: StrictBool | None = Field(
         default=None, description="Evaluate both models on the paper's five tasks."
     )
     resident: Resident | None = Field(

@@ -86,7 +86,7 @@ class SamplingFields(BaseModel):
         default=None,
         description="What an output must be: any text, a JSON object, or JSON by a schema.",
     )
-    reproducible: bool = Field(
+    reproducible: StrictBool = Field(
         default=SamplingParams.reproducible,
         description="Whether the output must not depend on other requests, which takes longer.",
     )
