@@ -1,10 +1,10 @@
 """The kernels that an engine runs: made ready when a variant is loaded, and chosen meanwhile."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from threading import Lock
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from app.engine.autotuning import Autotuner, Trial, processor
 from app.engine.compiled.compilation import wait_for_compilation
@@ -47,8 +47,7 @@ class Kernels:
             with self._lock:
                 self._flat_models[variant] = flat
         functions = functions_of_steps(variant.model, self.tuner)
-        trials = partial(self._trials, variant, flat)
-        self.warm_up.add(variant, functions, trials)
+        self.warm_up.add(variant, functions, partial(self._trials, ref(variant)))
         return flat
 
     def finish(self, *variants: Variant) -> None:
@@ -72,8 +71,11 @@ class Kernels:
         kernels = sorted((key, choice.kernel) for key, choice in choices.items())
         return sha256(f"{processor()} {is_reproducible} {kernels}".encode()).hexdigest()
 
-    def _trials(self, variant: Variant, flat: FlatModel | None) -> Iterator[Trial]:
-        limits = self._limits
+    def _trials(self, of: Callable[[], Variant | None]) -> Iterator[Trial]:
+        """None once the variant is unloaded, which what waits must not keep in memory."""
+        if (variant := of()) is None:
+            return
+        limits, flat = self._limits, self.prepare(variant)
         yield from product_trials(variant.model, self.tuner)
         yield from Head(variant.model, self.tuner).trials(limits.max_num_seqs)
         if flat is not None:

@@ -1,6 +1,8 @@
 """Kernels are timed beside the work of the engine, in short increments."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,11 +14,12 @@ from app.engine.autotuning import OFF, Autotuner, Trial
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
-from app.engine.variant import Variant
+from app.engine.variant import Variant, make_variant
 from app.engine.warm_up import WarmUp
 from tests.support.compiled import count, load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
 from tests.support.engine_scenarios import scenario
+from tests.support.tiny import tiny_model
 
 KERNELS = ("one", "two")
 
@@ -187,3 +190,14 @@ def test_who_compares_waits_until_all_is_timed() -> None:
             await engine.warmed_up([variant()], 0.0)
 
     scenario(wait, engine=engine)
+
+
+def test_what_has_warmed_up_keeps_no_variant_in_memory() -> None:
+    load_compiled()
+    kernels = Engine(tuner=Autotuner()).kernels
+    each = make_variant("tiny", "tiny", tiny_model("llama"))
+    kernels.finish(each)
+    gone = weakref.ref(each)
+    del each
+    gc.collect()
+    assert gone() is None
