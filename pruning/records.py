@@ -1,6 +1,6 @@
 """Stored records: read from JSON within limits, and compared with the types of their fields.
 
-Whoever can write to a store decides what a record is, so anything but a good one must be an error
+Anyone with write access to a store can change its records, so a bad record must be an error
 that names its reason.
 """
 

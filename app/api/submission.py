@@ -203,7 +203,7 @@ class JobSubmission:
         return _Asked(checked.spec, webhook, checked.checkpoint_bytes, source), checked
 
     def _same_search(self, spec: PruneSpec) -> Job | None:
-        """The job, of those that the client may see, whose search has come furthest."""
+        """The job with the most recorded removals, among those that the client may see."""
         digest, owner = spec.search_digest(), seen_tenant()
         found = [
             job

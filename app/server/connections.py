@@ -52,7 +52,7 @@ class ConnectionLimits:
         """Count a connection, or say that it is beyond the limits.
 
         A new one beyond the limits ends the oldest of its kind that has not sent its headers, if
-        there are too many: whoever asks for health sends them at once.
+        there are too many: a client that asks for health sends them at once.
         """
         is_within = self._of_address[address] < self._num_of_address
         if is_within and self._of_address.total() < self._num_all:

@@ -74,7 +74,7 @@ def asked(arrival: Arrival, of: tuple[Variant, Variant], name: str) -> Request:
 
 
 def told(engine: Engine, arrivals: Sequence[Arrival], of: tuple[Variant, Variant]) -> list[Told]:
-    """What each request is told, tokens and log-probabilities."""
+    """The tokens and log-probabilities of each request."""
     found: list[Told] = [[] for _ in arrivals]
     waiting = sorted(range(len(arrivals)), key=lambda at: arrivals[at].step)
     steps = 0

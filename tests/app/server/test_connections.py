@@ -1,4 +1,4 @@
-"""Slow clients are cut, and whoever opens too many connections leaves health to be asked for."""
+"""Slow clients are cut, and health is answered whatever number of connections is open."""
 
 import json
 import socket

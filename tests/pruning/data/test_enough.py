@@ -1,4 +1,4 @@
-"""Whether there is enough text is told before a job is recorded, and as a worker would tell it."""
+"""A job without enough text is refused before it is recorded, for the reason of a worker."""
 
 import json
 from collections.abc import Callable
