@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _NUM_ROUNDS = 5  # of timed runs, after one that is not timed
 # Of the time of the first kernel, which another must stay below: where nothing else runs, and else.
 _WORTH, _WORTH_DISTURBED = 0.95, 0.7
-_HOPELESS = 4.0  # times the fastest: such a kernel is not run again
+_HOPELESS = 4.0  # times the fastest: such a kernel is run no more than twice
 _MAX_SECTIONS = 16  # of the file: a processor and versions each
 _LOCK_TIMEOUT_S = 5.0
 _CONTEXTS = (64, 256, 1024, 4096)  # tokens: sizes of contexts that share their choices
@@ -179,24 +179,26 @@ class Autotuner:
 OFF = Autotuner(is_on=False)
 
 
-def timed(trial: Trial) -> Generator[None, None, Times]:
+def timed(
+    trial: Trial, clock: Callable[[], float] = time.perf_counter
+) -> Generator[None, None, Times]:
     """Time the kernels of a trial in turn. The generator pauses after each run."""
     runs = dict(trial.prepare())
     times: dict[str, list[float]] = {name: [] for name in runs}
     total_s = 0.0
     for number in range(_NUM_ROUNDS + 1):
         for name, run in runs.items():
-            began_s = time.perf_counter()
+            began_s = clock()
             run()
-            seconds = time.perf_counter() - began_s
+            seconds = clock() - began_s
             total_s += seconds
             times[name].append(seconds)
             yield
         if number >= 2 and total_s > _ENOUGH_S:
             break
-        if number == 0:
-            fastest_s = min(first for (first,) in times.values())
-            runs = {n: run for n, run in runs.items() if times[n][0] <= _HOPELESS * fastest_s}
+        if number == 1:  # one run alone may have waited for a core
+            fastest_s = min(map(min, times.values()))
+            runs = {n: run for n, run in runs.items() if min(times[n]) <= _HOPELESS * fastest_s}
     return {name: found[1:] or found for name, found in times.items()}
 
 

@@ -1,18 +1,34 @@
-"""Kernels that are timed at once."""
+"""Kernels that are timed at once, on a clock that may be a test's own."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from app.engine.autotuning import Choice, Times, Trial, chosen, timed
 
 
-def choice_of(trial: Trial, *, is_quiet: bool = True) -> Choice:
+class Clock:
+    """A clock that stands still until something takes ``seconds``."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def __call__(self) -> float:
+        return self._now_s
+
+    def take(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
+def choice_of(
+    trial: Trial, *, is_quiet: bool = True, clock: Callable[[], float] = time.perf_counter
+) -> Choice:
     """What a trial chooses."""
-    (times,) = _times(trial)
+    (times,) = _times(trial, clock)
     return chosen(times, is_quiet=is_quiet)
 
 
-def _times(trial: Trial) -> Iterator[Times]:
-    increments = timed(trial)
+def _times(trial: Trial, clock: Callable[[], float]) -> Iterator[Times]:
+    increments = timed(trial, clock)
     while True:
         try:
             next(increments)

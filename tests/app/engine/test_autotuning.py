@@ -79,11 +79,12 @@ def test_the_fastest_is_found(names: tuple[str, str]) -> None:
     assert kernels.num_runs[FAST] >= 3
 
 
-def test_a_hopeless_kernel_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hopeless_kernel_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotuning, "_HOPELESS", 1.0)
     kernels = Kernels()
     choice_of(kernels.trial(SLOW, FAST))
-    assert min(kernels.num_runs.values()) == 1
+    assert min(kernels.num_runs.values()) == 2
+    assert max(kernels.num_runs.values()) > 2
 
 
 def test_equal_kernels_do_not_take_turns_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:

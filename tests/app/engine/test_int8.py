@@ -1,6 +1,8 @@
 """Int8 forms give the tokens of plain models of dequantized weights, whichever product they use."""
 
 import copy
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from pruning.models.rounding import Product, QuantizedLinear, dequantized_produc
 from pruning.spec.prune import Quantize
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import prompt, request, run
-from tests.support.kernels import choice_of
+from tests.support.kernels import Clock, choice_of
 from tests.support.logits import logits_of, token_ids
 from tests.support.tiny import generated, tiny_model
 
@@ -51,11 +53,13 @@ def _compiled() -> None:
         load_compiled(dtype)
 
 
-def time_products(model: PreTrainedModel, tuner: Autotuner) -> None:
+def time_products(
+    model: PreTrainedModel, tuner: Autotuner, clock: Callable[[], float] = time.perf_counter
+) -> None:
     """Time the products of a model, and take the fastest."""
     with torch.inference_mode():
         for trial in product_trials(model, tuner):
-            tuner.record(trial.key, choice_of(trial))
+            tuner.record(trial.key, choice_of(trial, clock=clock))
 
 
 LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
@@ -251,8 +255,15 @@ def test_each_number_of_rows_has_the_product_that_was_chosen_for_it() -> None:
 def test_a_product_that_is_slow_wrong_or_missing_is_not_chosen(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
+    clock = Clock()
+
+    def plain(*given: torch.Tensor) -> torch.Tensor:
+        clock.take(1.0)
+        return dequantized_product(*given)
+
     def slow(*given: torch.Tensor) -> torch.Tensor:
-        return [dequantized_product(*given) for _ in range(20)][-1]
+        clock.take(2.0)
+        return dequantized_product(*given)
 
     def wrong(*given: torch.Tensor) -> torch.Tensor:
         return given[0] @ given[1].to(given[0].dtype).T
@@ -264,29 +275,33 @@ def test_a_product_that_is_slow_wrong_or_missing_is_not_chosen(
     dense = dense.float() if dtype is torch.float32 else dense.bfloat16()
     model = quantized(dense, Quantize.INT8)
     layers = quantized_layers(model)
-    named = {"slow": slow, "wrong": wrong, "missing": missing, "plain": dequantized_product}
+    named = {"slow": slow, "wrong": wrong, "missing": missing, "plain": plain}
     monkeypatch.setattr("app.engine.int8.PRODUCTS", named)
-    time_products(model, Autotuner())
+    time_products(model, Autotuner(), clock)
     for layer in layers:
         assert isinstance(layer.product, ChosenProduct)
-        assert layer.product.by_size == (dequantized_product,) * NUM_SIZES
+        assert layer.product.by_size == (plain,) * NUM_SIZES
     monkeypatch.setattr("app.engine.int8.PRODUCTS", {"missing": missing})
-    time_products(model, Autotuner())
+    time_products(model, Autotuner(), clock)
     assert layers[0](torch.ones(2, 32, dtype=dtype)).shape == (2, len(layers[0].values))
 
 
 def test_a_product_that_is_slow_for_few_rows_is_chosen_for_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    clock = Clock()
+
     def row_by_row(*given: torch.Tensor) -> torch.Tensor:
-        return torch.cat([dequantized_product(row, *given[1:]) for row in given[0].split(1)])
+        clock.take(len(given[0]))
+        return dequantized_product(*given)
 
     def steady(*given: torch.Tensor) -> torch.Tensor:
-        return [dequantized_product(*given) for _ in range(20)][-1]
+        clock.take(20.0)
+        return dequantized_product(*given)
 
     model = quantized(tiny_model("llama"), Quantize.INT8)
     monkeypatch.setattr("app.engine.int8.PRODUCTS", {"rows": row_by_row, "steady": steady})
-    time_products(model, Autotuner())
+    time_products(model, Autotuner(), clock)
     for layer in quantized_layers(model):
         assert isinstance(layer.product, ChosenProduct)
         assert (layer.product.by_size[0], layer.product.by_size[-1]) == (row_by_row, steady)

@@ -21,6 +21,7 @@ from tests.support.auth import Headers, team_keys
 from tests.support.exposition import Scrape
 from tests.support.job_lives import succeed
 from tests.support.serving import local_api
+from tests.support.shadow_traffic import share_of_controls
 from tests.support.waiting import wait_until
 
 GENERATE = {"prompt": "the dog", "max_new_tokens": 2}
@@ -132,7 +133,9 @@ def test_requests_are_replayed_on_what_their_key_sees(
     keys: Mapping[str, Headers],
     data_dir: Path,
     job_store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    share_of_controls(monkeypatch, 0.0)  # a control needs no counterpart
     publish(data_dir, job_store, "team")
     changes: dict[str, Any] = {"shadow_share": 1.0, "shadow_direction": "@-1"}
 
