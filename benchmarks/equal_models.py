@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _JOB_SAMPLES = 64  # so that it lasts longer than the measurement
 _REQUESTS_PER_REPEAT = 4  # of bench
 _TIMEOUT_S = 1800.0
 _CONTROL_TIMEOUT_S = 120.0  # for the two replays of one request
+_POLL_S = 0.5  # a poll takes a core from the replays for some milliseconds
 
 
 class NoControl(RuntimeError):
@@ -80,17 +82,20 @@ def _pruning(server: Server, settings: ServeSettings) -> Iterator[None]:
 
 
 def by_shadow(subject: Subject) -> Mapping[str, Any]:
-    """One request after another, each of which is replayed twice."""
+    """One request after another, each of which is replayed twice.
+
+    The service replays nothing while it times kernels again. Such a request is repeated.
+    """
     server = subject.server
-    for number, request in enumerate(subject.requests, start=1):
+    for request in subject.requests:
         body = {
             "model": server.model,
             "prompt": request.text,
             "max_new_tokens": request.num_new_tokens,
             "ignore_eos": True,
         }
-        _post(server, "/generate", body)
-        _wait_for_control(server, number)
+        while not _is_replayed(server, body):
+            pass
     found = {
         labels["bound"]: value
         for labels, value in _samples(server, "sleb_shadow_control_speedup")
@@ -169,15 +174,34 @@ def judged(found: Mapping[str, Mapping[str, Any]], *, beside_job: bool) -> dict[
     }
 
 
-def _wait_for_control(server: Server, number: int) -> None:
+def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
+    """Whether this request was replayed as a control. False if kernels were timed meanwhile.
+
+    Raises ``NoControl`` if it was not replayed for another reason.
+    """
+    done, dropped = _num_controls(server), _num_dropped(server)
+    _post(server, "/generate", body)
     pause = threading.Event()
-    for _ in range(int(_CONTROL_TIMEOUT_S / 0.1)):
-        if sum(value for _, value in _samples(server, "sleb_shadow_control_done_total")) >= number:
-            return
-        if dropped := _samples(server, "sleb_shadow_dropped_total"):
-            raise NoControl(f"a request was not replayed: {dropped}")
-        pause.wait(0.1)
-    raise NoControl(f"request {number} was not replayed within {_CONTROL_TIMEOUT_S:.0f} s")
+    for _ in range(int(_CONTROL_TIMEOUT_S / _POLL_S)):
+        pause.wait(_POLL_S)
+        if _num_controls(server) > done:
+            return True
+        if reasons := [
+            each for each, count in _num_dropped(server).items() if count > dropped[each]
+        ]:
+            if reasons == ["warming_up"]:
+                return False
+            raise NoControl(f"a request was not replayed: {', '.join(reasons)}")
+    raise NoControl(f"a request was not replayed within {_CONTROL_TIMEOUT_S:.0f} s")
+
+
+def _num_controls(server: Server) -> float:
+    return sum(value for _, value in _samples(server, "sleb_shadow_control_done_total"))
+
+
+def _num_dropped(server: Server) -> Counter[str]:
+    found = _samples(server, "sleb_shadow_dropped_total")
+    return Counter({labels["reason"]: int(value) for labels, value in found})
 
 
 def _samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:

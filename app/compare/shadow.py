@@ -4,12 +4,13 @@ A replay begins when its live output is complete and runs as a background reques
 which delays a live request by one step at most. Under load, replays are dropped first.
 
 Every chosen request is replayed twice: on its own variant and on the counterpart. Their times
-compare with each other, since both ran in the same way. A share of the pairs is a control: both
-replays on the request's own variant.
+compare with each other, since both ran in the same way. Each of them comes first in every other
+pair. A share of the pairs is a control: both replays on the request's own variant.
 """
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -90,6 +91,7 @@ class Shadow:
         self._times = ShadowTimes(counts, is_live_baseline=direction != "dense")
         self._random = random.Random()  # noqa: S311 - no secret
         self._pairs: dict[asyncio.Task[None], _Pair] = {}
+        self._num_pairs: Counter[tuple[str, ...]] = Counter()  # begun, by the names of the sides
 
     def consider(self, live: CompletedOutput) -> None:
         """Begin the replays of this request, or drop them. Does not delay the live request."""
@@ -163,11 +165,15 @@ class Shadow:
             raise _Dropped("error") from error
 
     async def _replay(self, pair: _Pair, sides: Sequence[ServedModel]) -> list[Output]:
-        """The output of each side. The engine runs them one after the other, in random order."""
+        """The output of each side. The engine runs them one after the other."""
         self._check_warm(sides)
+        order = list(range(len(sides)))
+        if self._num_pairs[key := tuple(side.entry.name for side in sides)] % 2:
+            order.reverse()
+        self._num_pairs[key] += 1
         outputs: dict[int, EngineOutputStream] = {}
         async with AsyncExitStack() as stack:
-            for at in self._random.sample(range(len(sides)), k=len(sides)):
+            for at in order:
                 outputs[at] = self._begin(pair, sides[at])
                 stack.push_async_callback(outputs[at].aclose)
             await asyncio.gather(*(self._finish(pair, output) for output in outputs.values()))
