@@ -8,7 +8,7 @@ from app.models.catalog import UnknownModel
 from app.models.registry import ModelRegistry
 from app.models.weights import WeightsLoading
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.models.memory import release_cache
+from pruning.models.memory import empty_cache
 
 
 class ModelInUse(RuntimeError):
@@ -37,4 +37,6 @@ async def unload(
     registry.drop(entry)
     if shadow is not None:
         await shadow.forget(variants)
-    await asyncio.to_thread(release_cache)
+    await asyncio.to_thread(
+        empty_cache
+    )  # no reference cycle holds a model: no collection is needed

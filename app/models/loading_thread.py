@@ -10,7 +10,9 @@ from typing import TypeVar
 
 import torch
 
-_NICENESS = 10  # of a thread, where the system has one for each
+# Of a thread that reads a model from disk, and of one that makes a variant in memory: the first
+# has work for many seconds, and must end beside other processes too.
+_READING_NICENESS, _MAKING_NICENESS = 10, 19
 _Result = TypeVar("_Result")
 
 
@@ -23,7 +25,7 @@ def beside_steps(work: Callable[[], _Result]) -> _Result:
     future: Future[_Result] = Future()
 
     def run() -> None:
-        give_way()
+        give_way(_MAKING_NICENESS)
         _take_one_core()
         try:
             future.set_result(work())
@@ -34,10 +36,10 @@ def beside_steps(work: Callable[[], _Result]) -> _Result:
     return future.result()
 
 
-def give_way() -> None:
+def give_way(niceness: int = _READING_NICENESS) -> None:
     """Give this thread, and no other, a low priority."""
     with suppress(OSError, AttributeError):  # of a system that has it for processes only
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _take_one_core() -> None:

@@ -173,8 +173,7 @@ class LoadedWeights:
         with self._lock:
             if name in self._pending:
                 raise WeightsLoading(f"{name!r} is being loaded: unload it after that has finished")
-            if self._loaded.pop(name, None) is not None:
-                gc.unfreeze()  # for the next collection
+            self._loaded.pop(name, None)
 
     def _sizes(self) -> dict[str, int]:
         counted: set[int] = set()

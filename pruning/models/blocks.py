@@ -199,14 +199,11 @@ def _renumbered(block: nn.Module, config: PreTrainedConfig, position: int) -> nn
 
 
 def _copied(block: nn.Module) -> nn.Module:
-    shell = copy.copy(block)
-    for name, value in block.__dict__.items():
-        if isinstance(value, dict):
-            shell.__dict__[name] = copy.copy(value)
+    copied = _with_own_dicts(block)
     for name, child in block._modules.items():
         if child is not None:
-            shell._modules[name] = _copied(child)
-    return shell
+            copied._modules[name] = _copied(child)
+    return copied
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -229,11 +226,16 @@ def _scale_input(block: nn.Module, scale: float) -> None:
 
 
 def _shell(module: _Module, config: PreTrainedConfig) -> _Module:
-    """A new module over the same tensors. ``copy.copy`` alone would share its dicts too."""
-    shell = copy.copy(module)
-    for name, value in module.__dict__.items():
-        if isinstance(value, dict):
-            shell.__dict__[name] = copy.copy(value)
+    """A new module over the same tensors."""
+    shell = _with_own_dicts(module)
     if isinstance(module.__dict__.get("config"), PreTrainedConfig):
         shell.__dict__["config"] = config
     return shell
+
+
+def _with_own_dicts(module: _Module) -> _Module:
+    """A copy of a module. ``copy.copy`` alone would share its dicts: parameters, children, hooks."""
+    copied = copy.copy(module)
+    dicts = {name: each.copy() for name, each in module.__dict__.items() if isinstance(each, dict)}
+    copied.__dict__.update(dicts)
+    return copied

@@ -50,8 +50,16 @@ def state_budget(
 
 
 def release_cache() -> None:
-    """Return cached memory to the device, for other processes."""
+    """Return the memory of what is no longer used to the device, for other processes.
+
+    A collection stops all threads.
+    """
     gc.collect()
+    empty_cache()
+
+
+def empty_cache() -> None:
+    """Return the cached memory of the device, for other processes."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

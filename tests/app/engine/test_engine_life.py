@@ -23,9 +23,19 @@ from app.engine.flat_model import COMPILED
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, Request, Timings
 from app.engine.variant import make_variant
+from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from tests.support.compiled import always
-from tests.support.engine_requests import Outcome, expected, plain, prompt, request, run, variant
+from tests.support.engine_requests import (
+    PRUNED_BLOCKS,
+    Outcome,
+    expected,
+    plain,
+    prompt,
+    request,
+    run,
+    variant,
+)
 from tests.support.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
@@ -100,14 +110,23 @@ def test_cancelling_frees_the_slot_at_once() -> None:
 
 
 @pytest.mark.parametrize("tuner", [OFF, always(COMPILED)], ids=["flat", "compiled"])
-def test_nothing_of_a_variant_stays_when_it_is_unloaded(tuner: Autotuner) -> None:
-    engine, model = Engine(tuner=tuner), copy.deepcopy(tiny_model("llama"))
-    each = request(prompt(5), make_variant("tiny", "tiny", model), max_new_tokens=3)
-    run(engine, each)
-    weights = weakref.ref(model)
-    del each, model
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_no_reference_cycle_holds_a_model(family: str, tuner: Autotuner) -> None:
+    """So an unload frees its memory at once, without a collection that stops all threads."""
+    engine, model = Engine(tuner=tuner), copy.deepcopy(tiny_model(family))
+    requests = [
+        request(prompt(5), make_variant(name, "tiny", model, keep), max_new_tokens=3)
+        for name, keep in (("tiny", None), ("tiny@-2", PRUNED_BLOCKS))
+    ]
+    weights = [weakref.ref(each.variant.model) for each in requests]
     gc.collect()
-    assert weights() is None
+    gc.disable()
+    try:
+        run(engine, *requests)
+        del requests, model
+        assert [each() for each in weights] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_waiting_request_can_be_cancelled_and_an_unknown_one_is_none() -> None:
