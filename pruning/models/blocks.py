@@ -234,7 +234,7 @@ def _shell(module: _Module, config: PreTrainedConfig) -> _Module:
 
 
 def _with_own_dicts(module: _Module) -> _Module:
-    """A copy of a module. ``copy.copy`` alone would share its dicts: parameters, children, hooks."""
+    """A copy of a module. ``copy.copy`` alone would share its dicts, as of its parameters."""
     copied = copy.copy(module)
     dicts = {name: each.copy() for name, each in module.__dict__.items() if isinstance(each, dict)}
     copied.__dict__.update(dicts)
