@@ -78,14 +78,13 @@ class WarmUp:
 
     def add(self, variant: Variant, functions: Sequence[ParallelFunction], trials: Trials) -> None:
         """Compile these functions, unless they are ready, and then time these kernels, unless their
-        times are known."""
+        times are known or not needed."""
         if not self._tuner.chooses:
             return
         compile_beside(functions)
-        if not self._tuner.needs_times:
-            return
+        needed = trials if self._tuner.needs_times else tuple
         with self._lock:
-            self._waiting.append(_Model(ref(variant), functions, trials))
+            self._waiting.append(_Model(ref(variant), functions, needed))
 
     def is_warming_up(self, variant: Variant) -> bool:
         """Whether its steps may become faster soon."""

@@ -87,9 +87,21 @@ def test_all_keys_are_timed_once() -> None:
 
 @pytest.mark.parametrize("tuner", [OFF, Autotuner(always=frozenset({"one"}))])
 def test_nothing_is_timed_where_nothing_is_chosen_by_time(tuner: Autotuner) -> None:
-    warm_up = WarmUp(tuner)
-    warm_up.add(variant(), (), Trials(Clock()))
-    assert not warm_up.is_warming_up(variant())
+    warm_up, trials = WarmUp(tuner), Trials(Clock())
+    warm_up.add(variant(), (), trials)
+    finished(warm_up, variant())
+    assert not trials.runs
+
+
+def test_what_is_chosen_without_times_is_compiled_before_it_is_ready() -> None:
+    warm_up, function = WarmUp(Autotuner(always=frozenset({"one"}))), ParallelFunction(count)
+    function.is_claimed = True
+    warm_up.add(variant(), [function], Trials(Clock()))
+    assert warm_up.state == "compiling"
+    assert warm_up.is_warming_up(variant())
+    function.load()
+    finished(warm_up, variant())
+    assert warm_up.state == "ready"
 
 
 def test_what_was_disturbed_is_timed_again_once_nothing_else_runs(disturbed: list[bool]) -> None:

@@ -234,6 +234,7 @@ def test_parts_of_another_kind_are_left_to_the_flat_blocks(
 
 def test_a_background_decode_ends_with_the_block_that_has_begun() -> None:
     interruption, engine = Interruption(), Engine(tuner=always(COMPILED))
+    engine.kernels.finish(variant())
     loop = EngineLoop(engine, interruption)
     engine.add(replace(request(prompt(5)), is_background=True))
     assert len(loop.step()) == 1, "no token after the prompt"
