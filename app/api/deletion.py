@@ -6,6 +6,7 @@ from contextlib import suppress
 from app.api.unload import ModelInUse, unload
 from app.compare.shadow import Shadow
 from app.engine.async_engine import AsyncEngine
+from app.models.aliases import InvalidAliasFile
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.staging import remove
 from pruning.jobs.job import JobNotFound, JobStatus
@@ -25,7 +26,7 @@ async def delete_dense(
 ) -> None:
     """Unload the model and delete its directory.
 
-    Raises what ``unload`` does, ``NotDeletable`` or ``InvalidAliasFile``.
+    Raises what ``unload`` does, or ``NotDeletable``.
     """
     entry = await asyncio.to_thread(registry.catalog.resolve, name)
     if entry.is_pruned or entry.external is not None:
@@ -41,7 +42,11 @@ async def delete_dense(
 
 
 def _check_unused(name: str, registry: ModelRegistry, jobs: JobStore) -> None:
-    if aliases := registry.catalog.aliases_of(name):
+    try:
+        aliases = registry.catalog.aliases_of(name)
+    except InvalidAliasFile as error:
+        raise ModelInUse(f"{name!r} may have an alias: {error}") from error
+    if aliases:
         raise ModelInUse(
             f"{name!r} or a variant of it has the alias {', '.join(aliases)}: give it another "
             f"target or remove it first"

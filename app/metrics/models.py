@@ -1,7 +1,6 @@
 """Metrics of models: their lineage and quality, loaded weights, and running requests."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 
 import torch
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -9,7 +8,6 @@ from prometheus_client.registry import Collector
 
 from app.engine.engine import EngineStats
 from app.engine.variant import Variant
-from app.models.aliases import InvalidAliasFile
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 
@@ -44,8 +42,7 @@ class ModelCollector(Collector):
         yield from _known(entries)
         yield from _by_domain(entries)
         yield _model_info(entries)
-        with suppress(InvalidAliasFile):  # all else is as important
-            yield _alias_info(self._registry.catalog.aliases())
+        yield _alias_info(self._registry.catalog.aliases())
 
 
 class ExternalCollector(Collector):

@@ -6,7 +6,7 @@ published them. Reads configs and manifests, never weights.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,7 +135,7 @@ class Catalog:
         if published := self.published(name):
             return published
         order, depth = self._order_and_depth(name)
-        if order is None and (target := self.aliases().get(name)) is not None:
+        if order is None and (target := self._alias_target(name)) is not None:
             return self._target_entry(name, target)
         if order is None:
             raise self._unknown(name)
@@ -165,8 +165,14 @@ class Catalog:
         return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
 
     def aliases(self) -> Mapping[str, str]:
-        """The target of each alias. Raises ``InvalidAliasFile``."""
-        return {} if self._aliases is None else self._aliases.all()
+        """The target of each alias that can be used; none if their file is broken."""
+        return {} if self._aliases is None else self._aliases.listed()
+
+    def is_alias(self, name: str) -> bool:
+        """Whether it is an alias, which may be broken."""
+        return self._aliases is not None and (
+            name in self._aliases.listed() or name in self._aliases.broken()
+        )
 
     def external_name(self, name: str) -> str | None:
         """The external model that a name or an alias means, if it means one."""
@@ -217,7 +223,17 @@ class Catalog:
                 for name, reason in self._broken.items()
             ]
         entries = [entry for entry in entries if entry.name not in self._external]
-        return entries + [self._external_entry(model) for model in self._external.values()]
+        entries += [self._external_entry(model) for model in self._external.values()]
+        return entries + self._broken_aliases({entry.name for entry in entries})
+
+    def _broken_aliases(self, models: Collection[str]) -> list[ModelEntry]:
+        """One entry each, unless a model has its name, which hides it."""
+        broken = {} if self._aliases is None else self._aliases.broken()
+        return [
+            ModelEntry(alias, alias, None, None, error=reason)
+            for alias, reason in broken.items()
+            if alias not in models and self._tenant() is None
+        ]
 
     def unpublished(self) -> list[ModelEntry]:
         """The prefixes that unfinished jobs have found so far. Raises ``JobStoreUnavailable``."""
@@ -255,6 +271,16 @@ class Catalog:
             return [self._whole_entry(order)]
         entries = self._prefix_entries(order, VariantName.of_checkpoint(order.name))
         return [entry for entry in entries if entry.is_view or entry.is_whole_checkpoint]
+
+    def _alias_target(self, name: str) -> str | None:
+        """None for what is no alias. Raises ``UnknownModel`` for a broken one, ``InvalidAliasFile``
+        for any name if the file is broken: it may be an alias."""
+        if self._aliases is None:
+            return None
+        target = self._aliases.all().get(name)
+        if target is None and (reason := self._aliases.broken().get(name)) is not None:
+            raise UnknownModel(f"the alias {name!r} is broken: {reason}")
+        return target
 
     def _target_entry(self, alias: str, target: str) -> ModelEntry:
         try:

@@ -48,7 +48,8 @@ class JobDeletion:
     and ``IllegalTransition`` if the job has not ended. Where checkpoints are in an object store as
     well, ``StoreError`` may be raised before anything is deleted here. An interrupted deletion can
     be repeated.
-    A checkpoint for which ``aliases_of`` returns names is kept, by raising ``CheckpointInUse``.
+    A checkpoint for which ``aliases_of`` returns names, or raises ``ValueError``, is kept, by
+    raising ``CheckpointInUse``.
     """
 
     def __init__(
@@ -113,7 +114,11 @@ class JobDeletion:
         return job
 
     def _unpublish(self, job: Job) -> None:
-        if aliases := self._aliases_of(job.checkpoint_name):
+        try:
+            aliases = self._aliases_of(job.checkpoint_name)
+        except ValueError as error:  # they cannot be read
+            raise CheckpointInUse(f"{job.checkpoint_name!r} may have an alias: {error}") from error
+        if aliases:
             raise CheckpointInUse(
                 f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
                 f"target or remove it first"

@@ -128,7 +128,7 @@ class ModelStore:
             return _info(name, path)
         if (fields := self._record.read(name, stamp)) is not None:
             with suppress(TypeError, InvalidRecord):  # of a checkout of the same version, or broken
-                return _checked(ModelInfo(path=path, **fields))
+                return _checked(ModelInfo(path=path, **fields), name)
         info = _info(name, path)
         fields = {key: value for key, value in asdict(info).items() if key != "path"}
         self._record.write(name, stamp, fields)
@@ -138,11 +138,12 @@ class ModelStore:
         return load(self.path(name), dtype=dtype, device=device)
 
 
-def _checked(info: ModelInfo) -> ModelInfo:
+def _checked(info: ModelInfo, name: str) -> ModelInfo:
     """The information of a record. Raises ``InvalidRecord``."""
     check_record(info)
-    if not (0 < info.num_blocks < 2**31 and info.dtype in DTYPE_BYTES and info.weight_bytes >= 0):
-        raise InvalidRecord("it describes no model")
+    is_plausible = 0 < info.num_blocks < 2**31 and info.weight_bytes >= 0
+    if info.name != name or info.dtype not in DTYPE_BYTES or not is_plausible:
+        raise InvalidRecord(f"it does not describe {name}")
     return info
 
 

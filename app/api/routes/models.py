@@ -93,7 +93,7 @@ async def delete_model(
     not ended, or while an alias means it or a variant. Published checkpoints of it stay, and can
     still be served at their full depth. They are deleted with their jobs.
     """
-    if name in await asyncio.to_thread(registry.catalog.aliases):
+    if await asyncio.to_thread(registry.catalog.is_alias, name):
         await asyncio.to_thread(registry.catalog.remove_alias, name)
     else:
         await delete_dense(name, registry, engine, shadow, jobs)

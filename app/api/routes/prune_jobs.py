@@ -21,7 +21,6 @@ from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, Prune
 from app.api.schemas.retry import RetryJobBody
 from app.api.submission import RAISES, RETRY_RAISES, Submitted
 from app.auth.keys import seen_tenant
-from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.job import JobStatus
@@ -63,7 +62,7 @@ ACCEPTED: dict[str, Any] = {
 _AS_IT_WAS = RetryJobBody()
 _READ = responses_for(*READ_RAISES)
 _CHANGE = responses_for(*CHANGE_RAISES)
-_DELETE = responses_for(*CHANGE_RAISES, CheckpointInUse, InvalidAliasFile)
+_DELETE = responses_for(*CHANGE_RAISES, CheckpointInUse)
 
 IdempotencyKey = Annotated[
     str | None,

@@ -140,6 +140,51 @@ def test_a_broken_file_concerns_aliases_only(client: TestClient, data_dir: Path)
     response = client.post("/generate", json=BODY)
     assert (response.status_code, response.json()["type"]) == (500, "invalid-alias-file")
     assert "sleb_model_info" in client.get("/metrics").text
+    entries = {each["id"]: each["error"] for each in client.get("/models").json()["data"]}
+    assert "restore it" in entries.pop("aliases.json")
+    assert "tiny" in entries
+    assert not any(entries.values())
+    assert "tiny" in [card["id"] for card in client.get("/v1/models").json()["data"]]
+    response = client.delete("/models/tiny")
+    assert (response.status_code, response.json()["type"]) == (409, "model-in-use")
+
+
+BROKEN: dict[str, object] = {
+    "number": 5, "empty": "", "long": "a" * 10_000, "half": "\ud800", "no name": "tiny",
+    "here": "there", "there": "here+int8", "itself": "itself",
+}  # fmt: skip
+
+
+def test_a_broken_alias_is_one_entry_and_one_line(
+    client: TestClient, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = data_dir / "aliases.json"
+    file.write_text(json.dumps({"format": 1, "aliases": {"prod": "tiny@-1", **BROKEN}}))
+    for _ in range(2):
+        entries = {each["id"]: each["error"] for each in client.get("/models").json()["data"]}
+        assert client.get("/metrics").status_code == 200
+    assert {name for name, error in entries.items() if error} == BROKEN.keys()
+    cards = {card["id"] for card in client.get("/v1/models").json()["data"]}
+    assert cards & {"prod", *BROKEN} == {"prod"}
+    assert len([line for line in caplog.messages if "cannot be used" in line]) == len(BROKEN)
+    for name in BROKEN:
+        assert client.post("/generate", json={**BODY, "model": name}).status_code == 404
+    assert client.post("/generate", json=BODY).status_code == 200
+    put(client, "tiny", "number")
+    for name in BROKEN:  # the change of one has not lost the others
+        assert client.delete(f"/models/{name}").status_code == 204, name
+    assert json.loads(file.read_text())["aliases"] == {"prod": "tiny@-1"}
+
+
+def test_a_deletion_keeps_what_may_have_an_alias(
+    client: TestClient, data_dir: Path, redis_client: redis.Redis
+) -> None:
+    job: Job = ended(JobStore(redis_client), JobStatus.SUCCEEDED)
+    publish_pruned(data_dir, job=job.id, spec=job.spec)
+    (data_dir / "aliases.json").write_text("[" * 200_000)
+    response = client.delete(f"/prune-jobs/{job.id}")
+    assert (response.status_code, response.json()["type"]) == (409, "checkpoint-in-use")
+    assert "may have an alias" in response.json()["detail"]
 
 
 def test_the_command_and_the_service_have_the_same_aliases(
