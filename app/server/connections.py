@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_remote_addr
 
 HEADERS_S = 10.0  # from the beginning of a connection or request to the end of its headers
 BODY_S = 20.0  # for the whole body, and a second more for each
@@ -80,22 +81,35 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        self._is_admitted = True
+        self._is_admitted: bool | None = None  # None: not counted
+        self._is_http = False  # and not a handshake of TLS before it
         self._address = ""
         self._began_s = 0.0  # of what is awaited
         self._num_bytes = 0  # of the body so far
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if self._is_admitted is None:
+            self.begin(transport)
+        self._is_http = True
         super().connection_made(transport)
-        self._address = self.client[0] if self.client else ""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end()
+        super().connection_lost(exc)
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        """Count the connection, whose headers are awaited from now on, behind TLS if it has it."""
+        self.transport = transport
+        client = get_remote_addr(transport)
+        self._address = client[0] if client else ""
         self._is_admitted = self._limits.admit(self, self._address)
         self._expect(HEADERS_S if self._is_admitted else RESTRICTED_S)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def end(self) -> None:
+        """Count it no more."""
         self._stop_reading_timer()
         self._stop_writing_timer()
         self._limits.forget(self, self._address)
-        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -126,6 +140,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def cut(self) -> None:
         """End the connection of a client that is too slow."""
         self._stop_reading_timer()
+        if not self._is_http:
+            self.transport.abort()
+            return
         if self.cycle is None or not self.cycle.response_started:
             self.transport.write(_TIMED_OUT)
         self.transport.close()
@@ -145,7 +162,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _check(self, timeout_s: float, is_body: bool) -> None:
         self._reading = None
-        if self.flow.read_paused or (is_body and self.cycle.waiting_for_100_continue):
+        is_paused = self._is_http and self.flow.read_paused
+        if is_paused or (is_body and self.cycle.waiting_for_100_continue):
             self._expect(timeout_s, is_body=is_body)  # the client waits for this process
             return
         steady_s = self._num_bytes / BYTES_PER_S if is_body else 0.0

@@ -5,7 +5,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -20,6 +20,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
 from app.server.connections import ConnectionLimits, limits_of
+from app.server.handshake import protocol_of
 from app.server.tls import CertificateFiles, Certificates
 from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
@@ -75,9 +76,8 @@ class ApiServer(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         config.load()
-        config.http_protocol_class = limits.protocol  # type: ignore[assignment]
-        if certificates is not None:
-            config.ssl = certificates.context
+        self._tls = None if certificates is None else certificates.context
+        config.http_protocol_class = protocol_of(limits, self._tls)  # type: ignore[assignment]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services = services_of(self.lifespan.state)
@@ -88,6 +88,10 @@ class ApiServer(uvicorn.Server):
         services.generation.external.abort()
         self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
         await super().shutdown(sockets)
+
+    def _log_started_message(self, listeners: Sequence[socket.SocketType]) -> None:
+        self.config.ssl = self._tls  # for the scheme: the listeners are open and do without
+        super()._log_started_message(listeners)
 
     async def _finish_requests(self, readiness: Readiness) -> None:
         """Wait for the running requests; a second Ctrl-C ends the wait."""

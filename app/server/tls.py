@@ -40,6 +40,7 @@ class CertificateFiles:
     def read(self) -> ssl.SSLContext:
         """Raises ``InvalidCertificate``."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever the system would allow
         context.set_alpn_protocols(["http/1.1"])
         try:
             # a key with a passphrase is refused: without one here, OpenSSL would ask the terminal
