@@ -43,6 +43,7 @@ pytest_plugins = [
     "tests.support.process_fixtures",
     "tests.support.redis_fixtures",
     "tests.support.s3_server",
+    "tests.support.simcuda.fixtures",
     "tests.support.worker_fixtures",
 ]
 
