@@ -273,7 +273,8 @@ def _searched(
     windows = calibrate(*source)
     read = partial(repair_windows, *source)
     request = request_for(spec.repair, methods, read, observer.warned)
-    measured_on = evaluation_windows(*source) if spec.evaluate else {}
+    held_out = partial(evaluation_windows, *source, evaluation=spec.evaluation)
+    measured_on = held_out() if spec.evaluate else {}
     if spec.heal is not None:  # raises now what would be raised behind the search
         check_healable_text(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")

@@ -150,12 +150,15 @@ def _changed_at(path: Path) -> float:
 
 
 def _check_positions(spec: PruneSpec, info: ModelInfo) -> None:
-    if info.max_positions is not None and spec.calibration.seqlen > info.max_positions:
-        raise InvalidSpec(
-            "calibration.seqlen",
-            f"seqlen={spec.calibration.seqlen} is beyond the {info.max_positions} positions "
-            f"of {spec.model}",
-        )
+    lengths = {"calibration.seqlen": spec.calibration.seqlen}
+    if spec.evaluation is not None and spec.evaluation.seqlen is not None:
+        lengths["evaluation.seqlen"] = spec.evaluation.seqlen
+    for param, seqlen in lengths.items():
+        if info.max_positions is not None and seqlen > info.max_positions:
+            raise InvalidSpec(
+                param,
+                f"seqlen={seqlen} is beyond the {info.max_positions} positions of {spec.model}",
+            )
 
 
 def _existing(path: Path) -> Path:

@@ -13,6 +13,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
+from pruning.spec.evaluation import Evaluation
 from pruning.spec.gate import Gate, gate_of
 from pruning.spec.heal import Heal
 from pruning.spec.prune import BEHIND_SEARCH, PruneSpec
@@ -46,6 +47,7 @@ Url = Annotated[
     typer.Option(help="URL of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
 ]
 GATE = "gate_"  # options of the quality gate begin with it
+EVALUATION = "evaluation_"  # those of the held-out text
 HEAL = "heal_"  # and those of a healing, in a command that also prunes
 _FIELD = re.compile(r"(?<![\w.-])(?:[a-z]+(?:_[a-z]+)+\b|[a-z_]+(?==)|sparsity\b)")  # a_b, a=
 HELP: Mapping[str, str] = MappingProxyType(
@@ -72,6 +74,10 @@ HELP: Mapping[str, str] = MappingProxyType(
         "gate_action": "Beyond a limit: publish with a warning, or refuse to publish.",
         "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
         "zero_shot": "Measure both models on the paper's five tasks.",
+        "evaluation_num_samples": "Held-out windows of each domain; as many as needed by default.",
+        "evaluation_seqlen": "Tokens per held-out window; as in the calibration by default.",
+        "evaluation_margin": "Add held-out windows until every ratio is known to ±3 %, as 0.03.",
+        "evaluation_max_seconds": "Add no held-out windows beyond this time.",
         "repair": "Correction of the remaining blocks; auto: the best on separate text, or none.",
     }
 )
@@ -118,7 +124,9 @@ def change_options(command: Command) -> Command:
     None of them has a default: what is not given stays as it was.
     """
     names = [*HELP, *HEAL_OF_JOB]
-    chosen = [name for name in names if name in BEHIND_SEARCH or name.startswith((GATE, HEAL))]
+    chosen = [
+        name for name in names if name in BEHIND_SEARCH or name.startswith((GATE, HEAL, EVALUATION))
+    ]
     return _with_options(chosen, _changes)(command)
 
 
@@ -126,7 +134,7 @@ def changes_of(values: Mapping[str, object], spec: Mapping[str, Any]) -> dict[st
     """What options of ``change_options`` change; a gate or healing keeps the rest of ``spec``."""
     given = {name: value for name, value in values.items() if value is not None}
     changes = {name: value for name, value in given.items() if name in BEHIND_SEARCH}
-    for part, prefix in (("gate", GATE), ("heal", HEAL)):
+    for part, prefix in (("gate", GATE), ("heal", HEAL), ("evaluation", EVALUATION)):
         nested = {
             name.removeprefix(prefix): given[name] for name in given if name.startswith(prefix)
         }
@@ -188,8 +196,20 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
         gate = gate_of(**limits)
     except InvalidSpec as error:
         raise _with_option(error, error.param.removeprefix("gate."), GATE) from None
-    given = {**values_of(PruneSpec, values), "gate": gate}
+    given = {**values_of(PruneSpec, values), "gate": gate, "evaluation": _evaluation_of(values)}
     return PruneSpec(**{**given, "model": model, "calibration": calibration})
+
+
+def _evaluation_of(values: Mapping[str, object]) -> Evaluation:
+    given: dict[str, Any] = {
+        field.name: values[EVALUATION + field.name]
+        for field in fields(Evaluation)
+        if EVALUATION + field.name in values
+    }
+    try:
+        return Evaluation(**given)
+    except InvalidSpec as error:
+        raise _with_option(error, error.param, EVALUATION) from None
 
 
 def with_options(message: str) -> str:
@@ -259,7 +279,10 @@ def num_bytes(text: str, least: int = 1) -> int:
 def _parameters() -> dict[str, inspect.Parameter]:
     """Every option as a parameter of a function, with the type and the default of its field."""
     found: dict[str, inspect.Parameter] = {}
-    for kind, prefix in ((PruneSpec, ""), (CalibrationSpec, ""), (Gate, GATE)):
+    for kind, prefix in (
+        *((PruneSpec, ""), (CalibrationSpec, "")),
+        *((Gate, GATE), (Evaluation, EVALUATION)),
+    ):
         found |= _of_fields(kind, prefix, HELP)
     return found | _of_fields(Heal, HEAL, HEAL_OF_JOB)
 

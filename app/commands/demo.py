@@ -31,6 +31,7 @@ from pruning.plural import counted
 from pruning.process import deferred_signal
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
+EVALUATION = {"margin": 0.05, "max_seconds": 45, "seqlen": 64}
 DTYPE = "float32"  # in bfloat16, processors differ in the third digit of a perplexity
 PROMPTS = (
     "The capital of France is",
@@ -154,7 +155,13 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str, Any]:
     """Submit a job and show its progress. Returns the job after it has succeeded."""
-    body = {"model": NAME, "num_remove": num_remove, "calibration": CALIBRATION, "dtype": DTYPE}
+    body = {
+        "model": NAME,
+        "num_remove": num_remove,
+        "calibration": CALIBRATION,
+        "evaluation": EVALUATION,
+        "dtype": DTYPE,
+    }
     with deferred_signal(signal.SIGINT) as is_interrupted:  # a job without an id is not cancelled
         job = _post(client, "/prune-jobs", body, expected=202)
     with _cancelled_on_error(client, console, job):

@@ -91,10 +91,12 @@ def legend(
     served = "of the model as served, with its repair, " if is_repaired else ""
     if manifest.healing is not None:
         served = f"{served}and in the last row after healing, "
+    extent = manifest.quality.extent
+    until = f" Its extent: {extent}." if extent else ""
     compared = "perplexity" if evaluated_on else "exp(loss)"
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
-        "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.",
+        "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.{until}",
         "× dense": f"× dense: {compared} divided by that of the dense model.",
         "speed-up": _speedup_sentence(manifest, rows, speedups),
         "repair": "repair: how the weights of that depth were corrected.",

@@ -1,14 +1,15 @@
 """The text of a pruning run by domain: to choose blocks, to repair, to select and to evaluate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.corpora import CalibrationError
-from pruning.data.sources import Observe, Source, Use, source_of, unobserved
+from pruning.data.sources import Observe, Source, Use, check_positions, source_of, unobserved
 from pruning.data.windows import Windows, mixed
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
+from pruning.spec.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,23 @@ def evaluation_windows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     observe: Observe = unobserved,
+    *,
+    evaluation: Evaluation | None = None,
 ) -> dict[str, Windows]:
     """Held-out windows by domain, and of every packaged text beside the calibration's own.
 
-    ``held_out`` describes the windows of each source. A packaged text that is in no calibration
-    gives as many as the largest source. Raises ``CalibrationError``.
+    With an ``evaluation`` there are as many as it may need, in an order of which any first few
+    represent all. Without one, ``held_out`` describes the windows of each source, and a packaged
+    text that is in no calibration gives as many as the largest source. Raises ``CalibrationError``.
     """
     parts = [*spec.parts, *_others(spec, PACKAGED)]
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in parts]
-    return _by_domain(sources, Use.EVALUATION)
+    if evaluation is None:
+        return _by_domain(sources, Use.EVALUATION)
+    if evaluation.seqlen is not None:
+        check_positions(evaluation.seqlen, model, "evaluation.seqlen")
+    pools = [(domain, source.pool(evaluation)) for domain, source in sources]
+    return {name: all_of.first(evaluation.most_windows) for name, all_of in _mixed(pools).items()}
 
 
 def _others(spec: Calibration, datasets: Sequence[Dataset]) -> list[CalibrationSpec]:
@@ -142,9 +151,12 @@ def _others(spec: Calibration, datasets: Sequence[Dataset]) -> list[CalibrationS
 
 def _by_domain(sources: Sequence[tuple[str, Source]], use: Use) -> dict[str, Windows]:
     """The windows of each domain that has any. Sources of one domain are mixed."""
+    return _mixed([(domain, source.windows(use)) for domain, source in sources])
+
+
+def _mixed(parts: Iterable[tuple[str, Windows]]) -> dict[str, Windows]:
     found: dict[str, list[Windows]] = {}
-    for domain, source in sources:
-        windows = source.windows(use)
+    for domain, windows in parts:
         if len(windows.token_ids):
             found.setdefault(domain, []).append(windows)
-    return {domain: mixed(parts) for domain, parts in found.items()}
+    return {domain: mixed(windows) for domain, windows in found.items()}

@@ -7,6 +7,7 @@ file. Other files are kept apart by window.
 """
 
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
@@ -28,6 +29,7 @@ from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows
 from pruning.plural import counted
 from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling
+from pruning.spec.evaluation import Evaluation
 
 MIN_REPAIR_WINDOWS = 16
 MIN_SELECTION_WINDOWS = 4
@@ -48,9 +50,14 @@ class Use(Enum):
 
 
 class Source(Protocol):
-    """One source of text; ``windows`` may be fewer than wanted, and none for selection."""
+    """One source of text; ``windows`` may be fewer than wanted, and none for selection.
+
+    ``pool`` has windows for an evaluation of a size of its own. Any first few represent all.
+    """
 
     def windows(self, use: Use) -> Windows: ...
+
+    def pool(self, evaluation: Evaluation) -> Windows: ...
 
 
 def unobserved(_done: int, _total: int) -> None:
@@ -64,12 +71,7 @@ def source_of(
     observe: Observe = unobserved,
 ) -> Source:
     """The source that ``spec`` names. Raises ``CalibrationError``, as ``windows`` of it does."""
-    max_positions = getattr(model.config, "max_position_embeddings", None)
-    if max_positions is not None and spec.seqlen > max_positions:
-        raise CalibrationError(
-            "seqlen_too_long",
-            f"seqlen={spec.seqlen} is beyond the {max_positions} positions of this model",
-        )
+    check_positions(spec.seqlen, model)
     if spec.dataset is Dataset.SELF:
         return _ModelText(spec, model, observe)
     if spec.dataset in PACKAGED:
@@ -79,6 +81,16 @@ def source_of(
         names = {split: f"{spec.dataset} {part.split}" for split, part in known.parts.items()}
         return _SplitText(spec, known.load, names, tokenizer)
     return file_source(spec, Path(spec.path), tokenizer)
+
+
+def check_positions(seqlen: int, model: PreTrainedModel, field: str = "seqlen") -> None:
+    """Raise ``CalibrationError`` for windows that are longer than the model can read."""
+    max_positions = getattr(model.config, "max_position_embeddings", None)
+    if max_positions is not None and seqlen > max_positions:
+        raise CalibrationError(
+            "seqlen_too_long",
+            f"{field}={seqlen} is beyond the {max_positions} positions of this model",
+        )
 
 
 def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> Source:
@@ -165,8 +177,14 @@ class _ModelText:
         more = self._sampled(wanted - self._spec.num_samples, seed + 3)
         return replace(first, token_ids=torch.cat([first.token_ids, more.token_ids]))
 
-    def _sampled(self, num_windows: int, seed: int) -> Windows:
-        token_ids = sampled_text(self._model, num_windows, self._spec.seqlen, seed, self._observe)
+    def pool(self, evaluation: Evaluation) -> Windows:
+        """As many as the calibration has: more would take the model long to write."""
+        wanted = evaluation.num_samples or self._spec.num_samples
+        return self._sampled(wanted, self._spec.seed + 1, evaluation.seqlen)
+
+    def _sampled(self, num_windows: int, seed: int, seqlen: int | None = None) -> Windows:
+        seqlen = seqlen or self._spec.seqlen
+        token_ids = sampled_text(self._model, num_windows, seqlen, seed, self._observe)
         return Windows(token_ids, f"self (seed {seed})")
 
 
@@ -187,6 +205,15 @@ class _Shuffled:
             return all_windows(text, self._spec.seqlen, self._tokenizer)
         order = rng.sample(range(len(self._windows)), len(self._windows))
         return self._windows[sorted(order[start:stop])]
+
+    def drawn(self, *parts: slice) -> torch.Tensor:
+        """The windows of these ranges in their random order, not in that of the text."""
+        rng = random.Random(self._spec.seed)  # noqa: S311 - as above
+        order = rng.sample(range(len(self)), len(self))
+        return self._windows[[at for part in parts for at in order[part]]]
+
+    def __len__(self) -> int:
+        return len(self._windows)
 
     @cached_property
     def _windows(self) -> torch.Tensor:
@@ -214,9 +241,21 @@ class _SplitText:
             check_enough(self._spec, token_ids)
         return Windows(token_ids, self._names[split])
 
+    def pool(self, evaluation: Evaluation) -> Windows:
+        split = Split.EVALUATION
+        spec = replace(self._spec, seqlen=evaluation.seqlen or self._spec.seqlen)
+        shuffled = _Shuffled(self._load(split), spec, self._tokenizer)
+        token_ids = shuffled.drawn(slice(evaluation.most_windows))
+        check_enough(replace(spec, num_samples=1), token_ids)
+        return Windows(token_ids, self._names[split])
+
 
 class _FileText:
-    """A file as one text: every window, or row, has one use."""
+    """A file as one text: every window, or row, has one use.
+
+    The order is calibration, evaluation, selection, repair and healing, and a last part that only
+    evaluations of a size of their own use.
+    """
 
     def __init__(
         self,
@@ -241,10 +280,37 @@ class _FileText:
         if use is Use.SELECTION:
             chosen = self._shuffled.take(2 * num_samples, selection_end)
             return Windows(chosen, f"{self._name}, windows for selection")
-        num_more = num_wanted(self._spec, use) - num_samples
-        more = self._shuffled.take(selection_end, selection_end + num_more)
+        end = selection_end + num_wanted(self._spec, use) - num_samples
+        more = self._shuffled.take(selection_end, min(end, self._reserved_from))
         used = self._shuffled.take(0, num_samples)
         return Windows(torch.cat([used, more]), self._name)
+
+    @property
+    def _reserved_from(self) -> int:
+        """Where the part begins that only evaluations use: a fifth of all windows, if it can be."""
+        if self._spec.sampling is Sampling.ROWS:
+            return sys.maxsize
+        uses = (Use.EVALUATION, Use.SELECTION, Use.REPAIR)  # the last one has the calibration's
+        total = len(self._shuffled)
+        return max(sum(num_wanted(self._spec, use) for use in uses), total - total // 5)
+
+    def pool(self, evaluation: Evaluation) -> Windows:
+        if evaluation.seqlen not in (None, self._spec.seqlen):
+            raise CalibrationError(
+                "seqlen_of_one_text",
+                f"evaluation.seqlen={evaluation.seqlen}: windows of {self._name} are kept apart by "
+                f"the calibration's {self._spec.seqlen} tokens; leave evaluation.seqlen out, or "
+                "give a .jsonl file of several documents",
+            )
+        if self._spec.sampling is Sampling.ROWS:
+            return self._held_out().first(evaluation.most_windows)
+        num_samples = self._spec.num_samples
+        parts = slice(num_samples, 2 * num_samples), slice(self._reserved_from, None)
+        token_ids = self._shuffled.drawn(*parts)
+        if not len(token_ids):
+            return self._held_out().first(evaluation.most_windows)
+        name = f"{self._name}, other windows than the calibration's"
+        return Windows(token_ids[: evaluation.most_windows], name)
 
     def _held_out(self) -> Windows:
         num_samples = self._spec.num_samples
@@ -282,6 +348,12 @@ class _DocumentText:
         if use is Use.CALIBRATION:
             check_enough(self._spec, token_ids)
         return Windows(token_ids, f"{self._name}, {_SPLITS[use]} documents")
+
+    def pool(self, evaluation: Evaluation) -> Windows:
+        documents = self._documents[Split.EVALUATION]
+        seqlen = evaluation.seqlen or self._spec.seqlen
+        token_ids = draw(documents, evaluation.most_windows, seqlen, 0, self._tokenizer)
+        return Windows(token_ids, f"{self._name}, {Split.EVALUATION} documents")
 
     def _draw(self, use: Use) -> torch.Tensor:
         """Evaluation windows do not depend on the seed: what is measured stays comparable."""

@@ -1,8 +1,9 @@
 """Windows of token ids, where they come from, and how several texts are mixed."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ class Windows:
         header = ",".join(str(size) for size in self.token_ids.shape).encode()
         return hashlib.sha256(header + self.token_ids.numpy().astype("<i8").tobytes()).hexdigest()
 
+    def first(self, num_windows: int) -> "Windows":
+        """The first of these windows."""
+        return replace(self, token_ids=self.token_ids[:num_windows])
+
 
 @dataclass(frozen=True)
 class MixedWindows(Windows):
@@ -41,6 +46,12 @@ class MixedWindows(Windows):
     @property
     def domains(self) -> tuple[str, ...]:
         return tuple(domain for _, domain in self.origins)
+
+    def first(self, num_windows: int) -> "MixedWindows":
+        origins = self.origins[:num_windows]
+        return MixedWindows(
+            self.token_ids[:num_windows], _named([source for source, _ in origins]), origins=origins
+        )
 
 
 def mixed(parts: Sequence[Windows]) -> Windows:
@@ -53,9 +64,14 @@ def mixed(parts: Sequence[Windows]) -> Windows:
     )
     return MixedWindows(
         token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
-        source=" + ".join(f"{len(part.token_ids)} × {part.source}" for part in parts),
+        source=_named([part.source for part in parts for _ in part.token_ids]),
         origins=tuple((parts[number].source, parts[number].domain) for _, number, _ in order),
     )
+
+
+def _named(sources: Sequence[str]) -> str:
+    """The sources of windows, with how many each gives."""
+    return " + ".join(f"{number} × {source}" for source, number in Counter(sources).items())
 
 
 def described(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

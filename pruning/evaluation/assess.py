@@ -1,5 +1,6 @@
 """Assess a pruned model: perplexity, also quantized, zero-shot tasks, and the quality gate."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,14 +11,25 @@ from pruning.data.calibration import evaluation_windows
 from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows, mixed
 from pruning.evaluation.domains import measure_domains, perplexity_curve, with_healed
+from pruning.evaluation.enough import EVERY_WINDOW, UntilKnown
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
-from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized, text_of
-from pruning.evaluation.quality_gate import ask_both, gated
+from pruning.evaluation.quality import (
+    DomainQuality,
+    Measured,
+    Quality,
+    Quantized,
+    Shares,
+    overall_ratio,
+    perplexity_of,
+    text_of,
+)
+from pruning.evaluation.quality_gate import ask_both, gated, is_known
 from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
 from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
+from pruning.models.forward import Forward
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel
@@ -70,26 +82,76 @@ def assess(
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
         _check_limits(spec.gate, windows)
-        domains = measure_domains(dense, windows, removed, own)
-        calibrated = {part.domain for part in spec.calibration.parts}
-        text = mixed([found for name, found in windows.items() if name in calibrated])
-        of_text = [one for one in domains if one.domain in calibrated]
-        quality = replace(
-            quality,
-            domains=domains,
-            perplexities=perplexity_curve(of_text, DomainQuality.served_after),
-            raw_perplexities=perplexity_curve(of_text, DomainQuality.raw_after),
-            evaluated_on=text_of(text.source, *text.token_ids.shape),
-        )
+        quality = _on_held_out(spec, quality, dense, removed, windows, own)
         if spec.quantize is not None:
             forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
-            found = measure_perplexity(forward, text).perplexity
+            found = _perplexity_of_text(forward, spec, quality, windows)
             quality = replace(quality, quantized=Quantized(spec.quantize.value, found))
     if spec.gate is not None:
-        quality = gated(spec.gate, quality, partial(ask_both, dense, pruned))
+        ratio = overall_ratio(_of_text(spec, quality), _shares(spec, quality), len(removed))
+        quality = gated(spec.gate, quality, partial(ask_both, dense, pruned), ratio)
     if spec.zero_shot:
         quality = replace(quality, zero_shot=_zero_shot(dense, pruned, tasks_dir))
     return quality
+
+
+def _on_held_out(
+    spec: PruneSpec,
+    quality: Quality,
+    dense: DenseModel,
+    removed: Sequence[int],
+    windows: Mapping[str, Windows],
+    own: Mapping[int, Own],
+) -> Quality:
+    """The ``quality`` with the losses on held-out text, by domain and on the calibration's text."""
+
+    def is_decided(domains: Sequence[DomainQuality]) -> bool:
+        so_far = replace(quality, domains=tuple(domains))
+        ratio = overall_ratio(_of_text(spec, so_far), _shares(spec, so_far), len(removed))
+        return spec.gate is None or is_known(spec.gate, so_far, ratio)
+
+    until = None if spec.evaluation is None else UntilKnown(spec.evaluation, is_decided)
+    domains = measure_domains(dense, windows, tuple(removed), own, until or EVERY_WINDOW)
+    quality = replace(quality, domains=domains, extent=until.extent if until else None)
+    of_text, shares = _of_text(spec, quality), _shares(spec, quality)
+    text = mixed([windows[domain.domain].first(domain.num_windows) for domain in of_text])
+    return replace(
+        quality,
+        perplexities=perplexity_curve(of_text, DomainQuality.served_after, shares),
+        raw_perplexities=perplexity_curve(of_text, DomainQuality.raw_after, shares),
+        evaluated_on=text_of(text.source, *text.token_ids.shape),
+    )
+
+
+def _of_text(spec: PruneSpec, quality: Quality) -> list[DomainQuality]:
+    """The domains of the calibration's text."""
+    calibrated = {part.domain for part in spec.calibration.parts}
+    return [domain for domain in quality.domains if domain.domain in calibrated]
+
+
+def _shares(spec: PruneSpec, quality: Quality) -> Shares:
+    """What each domain counts in the calibration's text, however many windows were measured."""
+    if spec.evaluation is None:
+        return {domain.domain: domain.num_windows for domain in quality.domains}
+    shares: Counter[str] = Counter()
+    for part in spec.calibration.parts:
+        shares[part.domain] += part.num_samples
+    return shares
+
+
+def _perplexity_of_text(
+    forward: Forward, spec: PruneSpec, quality: Quality, windows: Mapping[str, Windows]
+) -> float:
+    """The perplexity on the windows of the calibration's text that were measured."""
+    shares, of_text = _shares(spec, quality), _of_text(spec, quality)
+    losses = {
+        domain.domain: measure_perplexity(
+            forward, windows[domain.domain].first(domain.num_windows)
+        ).loss
+        for domain in of_text
+    }
+    total = sum(shares[name] for name in losses)
+    return perplexity_of(sum(shares[name] * loss for name, loss in losses.items()) / total)
 
 
 def assess_healed(
@@ -104,18 +166,19 @@ def assess_healed(
     Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
     """
     quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None)
-    of_control = None
+    of_control = ratio = None
     if earlier.domains:
         windows = held_out_for(spec, dense, earlier)
         domains = with_healed(dense, windows, earlier.domains, healed, control)
-        calibrated = {part.domain for part in spec.calibration.parts}
-        of_text = [one for one in domains if one.domain in calibrated]
-        curve = perplexity_curve(of_text, DomainQuality.served_after)
-        quality = replace(quality, domains=domains, perplexities=curve)
+        quality = replace(quality, domains=domains)
+        of_text, shares = _of_text(spec, quality), _shares(spec, quality)
+        curve = perplexity_curve(of_text, DomainQuality.served_after, shares)
+        quality = replace(quality, perplexities=curve)
+        ratio = overall_ratio(of_text, shares, len(domains[0].raw))
         if control is not None:
-            of_control, *_ = perplexity_curve(of_text, _control_or_dense)
+            of_control, *_ = perplexity_curve(of_text, _control_or_dense, shares)
     if spec.gate is not None:
-        quality = gated(spec.gate, quality, partial(ask_both, dense, healed), of_control)
+        quality = gated(spec.gate, quality, partial(ask_both, dense, healed), ratio, of_control)
     return quality
 
 
@@ -125,16 +188,21 @@ def _control_or_dense(domain: DomainQuality, _num_removed: int) -> Measured:
 
 def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:
     """The windows that ``earlier`` was measured on. Raises ``CalibrationError`` if they differ."""
-    windows = evaluation_windows(spec.calibration, dense.model, dense.tokenizer)
+    text = (spec.calibration, dense.model, dense.tokenizer)
+    windows = evaluation_windows(*text, evaluation=spec.evaluation)
+    used = {}
     for domain in earlier.domains:
         found = windows.get(domain.domain)
+        if found is not None and spec.evaluation is not None:
+            found = found.first(domain.num_windows)
         if found is None or found.digest != domain.digest:
             raise CalibrationError(
                 "text_changed",
                 f"the text of the domain {domain.domain!r} is not the one that the checkpoint was "
                 "measured on: restore it, or prune the model again",
             )
-    return windows
+        used[domain.domain] = found
+    return used
 
 
 def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:

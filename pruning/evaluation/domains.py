@@ -7,8 +7,9 @@ from itertools import pairwise
 import torch
 
 from pruning.data.windows import Windows
+from pruning.evaluation.enough import EVERY_WINDOW, Enough
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
-from pruning.evaluation.quality import DomainQuality, Measured, perplexity_of
+from pruning.evaluation.quality import DomainQuality, Measured, Shares, perplexity_of
 from pruning.models.blocks import Own, num_blocks
 from pruning.removal import Losses, kept
 from pruning.search.dense_model import DenseModel
@@ -16,23 +17,69 @@ from pruning.sleb import Blocks
 
 
 def measure_domains(
-    dense: DenseModel, windows: Mapping[str, Windows], removed: Blocks, own: Mapping[int, Own]
+    dense: DenseModel,
+    windows: Mapping[str, Windows],
+    removed: Blocks,
+    own: Mapping[int, Own],
+    enough: Enough = EVERY_WINDOW,
 ) -> tuple[DomainQuality, ...]:
-    """The quality after each removal, on the ``windows`` of each domain, all of one length.
+    """The quality after each removal, on the first ``windows`` of each domain, until ``enough``.
 
     ``own`` are the own tensors of each repaired depth, by its number of removed blocks.
     """
     total = num_blocks(dense.model)
     raw = [PrunedModel(kept(total, removed[:number])) for number in range(len(removed) + 1)]
     repaired = [PrunedModel(raw[number].keep, tensors) for number, tensors in own.items()]
-    token_ids = torch.cat([part.token_ids for part in windows.values()])
-    losses = pruned_losses(dense, [*raw, *repaired], token_ids)
-    return tuple(
-        _domain(
-            name, windows[name], found[: len(raw)], dict(zip(own, found[len(raw) :], strict=True))
+    models = [*raw, *repaired]
+    depth_of = dict(enumerate([*(at for at in range(len(raw))), *own]))
+    served = {at for at, depth in depth_of.items() if at >= len(raw) or depth not in own}
+    losses: dict[str, list[list[float]]] = {name: [[] for _ in models] for name in windows}
+    available = {name: len(part.token_ids) for name, part in windows.items()}
+    wanted: Mapping[str, int] = {
+        name: enough.at_first(number) for name, number in available.items()
+    }
+    measured = list(range(len(models)))
+    while True:
+        _measure(dense, models, measured, windows, wanted, losses)
+        found = tuple(
+            _domain(name, windows[name], of_domain, tuple(own), len(raw))
+            for name, of_domain in losses.items()
         )
-        for name, found in _by_domain(windows, losses)
-    )
+        wanted = enough.next_sizes(found, available)
+        if not wanted:
+            return found
+        measured = [0] + [
+            at
+            for at in sorted(served - {0})
+            if any(enough.lacks(one, depth_of[at]) for one in found if one.domain in wanted)
+        ]
+
+
+def _measure(
+    dense: DenseModel,
+    models: Sequence[PrunedModel],
+    measured: Sequence[int],
+    windows: Mapping[str, Windows],
+    wanted: Mapping[str, int],
+    losses: Mapping[str, list[list[float]]],
+) -> None:
+    """Extend the ``losses`` of some models to the first ``wanted`` windows of these domains.
+
+    ``measured`` are their positions. A model that was left out before keeps what it has: all its
+    windows are the first ones.
+    """
+    parts = {
+        name: replace(part, token_ids=part.token_ids[len(losses[name][0]) : wanted[name]])
+        for name, part in windows.items()
+        if name in wanted
+    }
+    token_ids = torch.cat([part.token_ids for part in parts.values()])
+    chosen = [models[at] for at in measured]
+    for name, found in _by_domain(parts, pruned_losses(dense, chosen, token_ids)):
+        num_before = len(losses[name][0])
+        for at, more in zip(measured, found, strict=True):
+            if len(losses[name][at]) == num_before:
+                losses[name][at].extend(more)
 
 
 def with_healed(
@@ -61,17 +108,20 @@ def _healed(
 
 
 def perplexity_curve(
-    domains: Sequence[DomainQuality], of_depth: Callable[[DomainQuality, int], Measured]
+    domains: Sequence[DomainQuality],
+    of_depth: Callable[[DomainQuality, int], Measured],
+    shares: Shares | None = None,
 ) -> tuple[float, ...]:
-    """The perplexity after 0, 1, 2 ... removals, on all windows of these domains.
+    """The perplexity after 0, 1, 2 ... removals, of a text that has these shares of the domains.
 
-    ``of_depth`` says of which model: ``DomainQuality.served_after`` or ``raw_after``.
+    ``of_depth`` says of which model: ``DomainQuality.served_after`` or ``raw_after``. Without
+    ``shares``, every window counts the same.
     """
-    num_windows = sum(domain.num_windows for domain in domains)
+    shares = shares or {domain.domain: domain.num_windows for domain in domains}
+    total = sum(shares[domain.domain] for domain in domains)
     return tuple(
         perplexity_of(
-            sum(domain.num_windows * of_depth(domain, number).loss for domain in domains)
-            / num_windows
+            sum(shares[domain.domain] * of_depth(domain, number).loss for domain in domains) / total
         )
         for number in range(len(domains[0].raw) + 1)
     )
@@ -89,19 +139,26 @@ def _by_domain(
 
 
 def _domain(
-    name: str, windows: Windows, raw: Sequence[Losses], repaired: Mapping[int, Losses]
+    name: str,
+    windows: Windows,
+    losses: Sequence[Losses],
+    repaired_depths: Sequence[int],
+    num_raw: int,
 ) -> DomainQuality:
-    """``raw`` are losses of the dense model and of each depth, ``repaired`` those of some."""
-    num_windows, seqlen = windows.token_ids.shape
-    dense, *depths = raw
+    """``losses`` are of the dense model, of each depth, and of the repaired ones, on the first of
+    the ``windows``.
+    """
+    dense, *depths = losses[:num_raw]
+    repaired = dict(zip(repaired_depths, losses[num_raw:], strict=True))
     measured = {number: Measured.against(dense, found) for number, found in repaired.items()}
+    used = windows.first(len(dense))
     return DomainQuality(
         domain=name,
-        source=windows.source,
-        num_windows=num_windows,
-        seqlen=seqlen,
-        digest=windows.digest,
+        source=used.source,
+        num_windows=len(dense),
+        seqlen=used.token_ids.shape[1],
+        digest=used.digest,
         dense=Measured.of_dense(dense),
         raw=tuple(Measured.against(dense, found) for found in depths),
-        repaired=tuple(measured.get(number) for number in range(1, len(raw))) if measured else (),
+        repaired=tuple(measured.get(number) for number in range(1, num_raw)) if measured else (),
     )

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
+from pruning.evaluation.extent import Extent
 from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.zero_shot_scores import ZeroShot
 from pruning.plural import counted
 from pruning.removal import Losses, paired_gaps, standard_error
 from pruning.student_t import quantile
+
+Shares = Mapping[str, int]  # of each domain in a text, in any unit
 
 CONFIDENCE = 0.95  # of every interval
 MIN_WINDOWS = 3  # with two, Student's t makes an interval so wide that it says nothing
@@ -60,10 +63,13 @@ class Measured:
 
     ``standard_error`` is that of the mean of the differences to the dense model, window by window;
     for the dense model, that of its own mean. None with a single window or a broken model.
+    ``num_windows`` are those with differences, where the dense model was measured on more: then
+    ``loss`` is that of the dense model and the mean difference.
     """
 
     loss: float
     standard_error: float | None
+    num_windows: int | None = None
 
     @classmethod
     def of_dense(cls, losses: Losses) -> "Measured":
@@ -71,8 +77,11 @@ class Measured:
 
     @classmethod
     def against(cls, dense: Losses, losses: Losses) -> "Measured":
-        """The model with ``losses`` on the windows on which the dense model has ``dense``."""
-        return cls(fmean(losses), _error_of(paired_gaps(losses, dense)))
+        """The model with ``losses`` on the first of the windows of the dense model."""
+        gaps = paired_gaps(losses, dense)
+        if len(losses) == len(dense):
+            return cls(fmean(losses), _error_of(gaps))
+        return cls(fmean(dense) + fmean(gaps), _error_of(gaps), len(gaps))
 
     @property
     def perplexity(self) -> float:
@@ -175,9 +184,21 @@ class DomainQuality:
         """The perplexity divided by that of the dense model on the same windows."""
         if measured is self.dense:
             return Interval(1.0, 1.0, 1.0)  # its error is that of its mean
-        return _exp_interval(
-            measured.loss - self.dense.loss, measured.standard_error, self.num_windows
-        )
+        num_windows = measured.num_windows or self.num_windows
+        return _exp_interval(measured.loss - self.dense.loss, measured.standard_error, num_windows)
+
+    def margin_after(self, num_removed: int) -> float | None:
+        """How far the interval of the ratio reaches, on the scale of the loss, as it is served.
+
+        None if it is unknown; infinite for a broken model.
+        """
+        served = self.served_after(num_removed)
+        if not math.isfinite(served.loss):
+            return math.inf
+        num_windows = served.num_windows or self.num_windows
+        if served.standard_error is None or num_windows < MIN_WINDOWS:
+            return None
+        return _margin(served.standard_error, num_windows)
 
     def dense_perplexity(self) -> Interval:
         """The perplexity of the dense model on text like this one."""
@@ -255,6 +276,7 @@ class Quality:
     zero_shot: ZeroShot | None = None
     domains: tuple[DomainQuality, ...] = ()  # empty if not evaluated, and in old manifests
     raw_perplexities: tuple[float, ...] = ()  # perplexities without repair; not in old manifests
+    extent: Extent | None = None  # None if the calibration decided the number of windows
 
     def has_depths(self, num_removed: int) -> bool:
         """Whether each sequence that is not empty has one value for each number of removals."""
@@ -278,6 +300,7 @@ class Quality:
             zero_shot=ZeroShot.from_dict(asked) if (asked := data.get("zero_shot")) else None,
             domains=tuple(map(DomainQuality.from_dict, data.get("domains", ()))),
             raw_perplexities=tuple(data.get("raw_perplexities", ())),
+            extent=Extent.from_dict(extent) if (extent := data.get("extent")) else None,
         )
 
 
@@ -315,6 +338,37 @@ def _exp_interval(
     """
     if error is None or num_windows < MIN_WINDOWS:
         return Interval(perplexity_of(nats), None, None)
-    margin = quantile((1 + CONFIDENCE) / 2, num_windows - 1) * error
+    margin = _margin(error, num_windows)
     ends = max(least_nats, nats - margin), nats + margin
     return Interval(perplexity_of(nats), *map(perplexity_of, ends))
+
+
+def _margin(error: float, num_windows: int) -> float:
+    return quantile((1 + CONFIDENCE) / 2, num_windows - 1) * error
+
+
+def overall_ratio(
+    domains: Sequence[DomainQuality], shares: Shares, num_removed: int
+) -> Interval | None:
+    """The ratio of the model as it is served, on a text with these shares of the domains.
+
+    The degrees of freedom are those of Welch and Satterthwaite. None without domains.
+    """
+    if not domains:
+        return None
+    total = sum(shares[domain.domain] for domain in domains)
+    parts = [
+        (shares[each.domain] / total, each, each.served_after(num_removed)) for each in domains
+    ]
+    nats = sum(share * (served.loss - each.dense.loss) for share, each, served in parts)
+    variances = [
+        (share * served.standard_error) ** 2
+        for share, _, served in parts
+        if served.standard_error is not None
+    ]
+    counts = [served.num_windows or each.num_windows for _, each, served in parts]
+    if len(variances) < len(parts) or min(counts) < MIN_WINDOWS:
+        return Interval(perplexity_of(nats), None, None)
+    below = sum(part**2 / (count - 1) for part, count in zip(variances, counts, strict=True))
+    degrees = int(sum(variances) ** 2 / below) if below else sum(counts)
+    return _exp_interval(nats, math.sqrt(sum(variances)), max(MIN_WINDOWS, degrees + 1))

@@ -9,9 +9,12 @@ from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ProbeComparison, compare
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Interval, Quality
+from pruning.evaluation.verdict import Verdict
 from pruning.models.blocks import num_blocks
 from pruning.search.dense_model import DenseModel
 from pruning.spec.gate import Gate, GateAction
+
+_Z = 1.959964  # of a 95 % interval
 
 
 class QualityGateFailed(RuntimeError):
@@ -22,28 +25,54 @@ class QualityGateFailed(RuntimeError):
         self.param = param
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """A limit that is not kept, or not for sure: ``param`` is its name in the spec."""
+
+    param: str
+    verdict: Verdict
+    reason: str
+
+
 def gated(
     gate: Gate,
     quality: Quality,
     ask: Callable[[], ProbeComparison],
+    ratio: Interval | None = None,
     control: float | None = None,
 ) -> Quality:
     """Add the probe, if the gate needs it, and the warnings of the gate to ``quality``.
 
-    A healed model is compared with its ``control``, a perplexity, where that is better than the
-    dense model: what the text alone gives does not make up for removed blocks. Raises
-    ``QualityGateFailed`` unless the gate only warns.
+    ``ratio`` is that of the perplexities, with its interval where it is known. A healed model is
+    compared with its ``control``, a perplexity, where that is better than the dense model: what the
+    text alone gives does not make up for removed blocks. What is undecided is a warning. Raises
+    ``QualityGateFailed`` for what exceeds a limit, unless the gate only warns.
     """
     if gate.max_probe_drop is not None:
         quality = replace(quality, probe=ask())
-    findings = _findings(gate, quality, control)
-    if findings and gate.action is GateAction.REFUSE:
-        reasons = "; ".join(findings.values())
+    findings = _findings(gate, quality, ratio, control)
+    exceeded = {each.param: each.reason for each in findings if each.verdict is Verdict.EXCEEDED}
+    if exceeded and gate.action is GateAction.REFUSE:
+        reasons = "; ".join(exceeded.values())
         raise QualityGateFailed(
-            next(iter(findings)),
+            next(iter(exceeded)),
             f"not published: {reasons}. Remove fewer blocks, calibrate on more text, or allow more",
         )
-    return replace(quality, warnings=tuple(findings.values()))
+    return replace(quality, warnings=tuple(each.reason for each in findings))
+
+
+def is_known(gate: Gate, quality: Quality, ratio: Interval | None) -> bool:
+    """Whether more windows would not change what the gate says of perplexities."""
+    ratios = [(gate.max_perplexity_ratio, ratio)]
+    for domain in quality.domains:
+        limit = gate.max_perplexity_ratio_of.get(domain.domain)
+        ratios.append((limit, domain.ratio(domain.served_after(len(domain.raw)))))
+    verdicts = [
+        Verdict.of(interval, limit)
+        for limit, interval in ratios
+        if limit is not None and interval is not None
+    ]
+    return Verdict.UNDECIDED not in verdicts
 
 
 def ask_both(dense: DenseModel, pruned: PrunedModel) -> ProbeComparison:
@@ -56,43 +85,69 @@ def ask_both(dense: DenseModel, pruned: PrunedModel) -> ProbeComparison:
     return compare(before, after, digest(items))
 
 
-def _findings(gate: Gate, quality: Quality, control: float | None) -> dict[str, str]:
-    """Map each exceeded limit to a sentence about it."""
-    found = {}
-    limit, probe = gate.max_probe_drop, quality.probe
-    if limit is not None and probe is not None and probe.drop > limit:
-        found["gate.max_probe_drop"] = (
-            f"the probe's score went from {probe.dense.score:.3f} to {probe.pruned.score:.3f}, "
-            f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f} where {limit} is allowed"
-        )
-    limit, curve = gate.max_perplexity_ratio, quality.perplexities
-    if limit is not None and curve:
-        whole = _Whole.of(curve[0], control)
-        if not curve[-1] <= limit * whole.perplexity:  # NaN exceeds any limit
-            found["gate.max_perplexity_ratio"] = (
-                f"perplexity went from {whole} to {curve[-1]:.4g} on {quality.evaluated_on}, "
-                f"{curve[-1] / whole.perplexity:.4g} times as much where {limit} is allowed"
-            )
+def _findings(
+    gate: Gate, quality: Quality, ratio: Interval | None, control: float | None
+) -> list[_Finding]:
+    """The limits that are exceeded or undecided, each with a sentence about it."""
+    found = [
+        _of_probe(gate.max_probe_drop, quality),
+        _of_text(gate.max_perplexity_ratio, quality, ratio, control),
+    ]
     for domain in quality.domains:
         limit = gate.max_perplexity_ratio_of.get(domain.domain)
-        if limit is not None and (finding := _of_domain(domain, limit)) is not None:
-            found[f"gate.max_perplexity_ratio_of.{domain.domain}"] = finding
-    return found
+        found.append(None if limit is None else _of_domain(domain, limit))
+    return [each for each in found if each is not None]
 
 
-def _of_domain(domain: DomainQuality, limit: float) -> str | None:
-    """A sentence if the model as it is served exceeds the limit."""
+def _of_probe(limit: float | None, quality: Quality) -> _Finding | None:
+    probe = quality.probe
+    if limit is None or probe is None:
+        return None
+    reach = _Z * probe.standard_error
+    drop = Interval(probe.drop, probe.drop - reach, probe.drop + reach)
+    what = (
+        f"the probe's score went from {probe.dense.score:.3f} to {probe.pruned.score:.3f}, "
+        f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f} where {limit} is allowed"
+    )
+    return _finding("gate.max_probe_drop", drop, limit, what)
+
+
+def _of_text(
+    limit: float | None, quality: Quality, ratio: Interval | None, control: float | None
+) -> _Finding | None:
+    curve = quality.perplexities
+    if limit is None or not curve:
+        return None
+    whole = _Whole.of(curve[0], control)
+    if ratio is None or whole.is_control:
+        ratio = Interval(curve[-1] / whole.perplexity, None, None)
+    what = (
+        f"perplexity went from {whole} to {curve[-1]:.4g} on {quality.evaluated_on}, "
+        f"{ratio} times as much where {limit} is allowed"
+    )
+    return _finding("gate.max_perplexity_ratio", ratio, limit, what)
+
+
+def _of_domain(domain: DomainQuality, limit: float) -> _Finding | None:
     served, control = domain.served_after(len(domain.raw)), domain.control
     whole = _Whole.of(domain.dense.perplexity, control.perplexity if control else None)
     ratio = domain.ratio(served)
     if whole.is_control:
         ratio = Interval(served.perplexity / whole.perplexity, None, None)
-    if ratio.value <= limit:
-        return None
-    return (
+    what = (
         f"perplexity on {domain.domain} went from {whole} to {served.perplexity:.4g} "
         f"({domain.text}), {ratio} times as much where {limit} is allowed"
     )
+    return _finding(f"gate.max_perplexity_ratio_of.{domain.domain}", ratio, limit, what)
+
+
+def _finding(param: str, interval: Interval, limit: float, what: str) -> _Finding | None:
+    verdict = Verdict.of(interval, limit)
+    if verdict is Verdict.KEPT:
+        return None
+    if verdict is Verdict.UNDECIDED:
+        what += "; undecided, because the interval contains the limit"
+    return _Finding(param, verdict, what)
 
 
 @dataclass(frozen=True)

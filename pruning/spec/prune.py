@@ -19,6 +19,7 @@ from pruning.spec.calibration import (
     calibration_from,
     default_calibration,
 )
+from pruning.spec.evaluation import Evaluation
 from pruning.spec.gate import Gate
 from pruning.spec.heal import Heal
 
@@ -80,10 +81,13 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "refine": 0,
         "score_repaired": False,
         "heal": None,
+        "evaluation": None,
     }
 )
 # The settings of what follows the search: they may change without a candidate being scored again
-BEHIND_SEARCH = ("evaluate", "gate", "quantize", "zero_shot", "repair", "heal", "resident")
+BEHIND_SEARCH = (
+    *("evaluate", "evaluation", "gate", "quantize", "zero_shot", "repair", "heal", "resident"),
+)
 # The settings that say how far to prune, with the open interval that their value must lie in
 TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -123,6 +127,7 @@ class PruneSpec:
     refine: int = 0  # exchanges of a removed block for a kept one behind the greedy search, at most
     score_repaired: bool = False  # candidates are scored as repaired by scale, not as cut
     heal: Heal | None = None  # train the pruned model in the end, and publish that as well
+    evaluation: Evaluation | None = field(default_factory=Evaluation)  # None: as many as calibrate
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -352,5 +357,7 @@ class PruneSpec:
         gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None
         calibration = calibration_from(data.get("calibration", {}))
         heal = Heal.from_dict(given) if (given := data.get("heal")) is not None else None
-        parts = {"calibration": calibration, "gate": gate, "heal": heal}
+        measured = data.get("evaluation")
+        evaluation = None if measured is None else Evaluation.from_dict(measured)
+        parts = {"calibration": calibration, "gate": gate, "heal": heal, "evaluation": evaluation}
         return cls(**{**data, **enums, **parts})

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
+from app.api.schemas.evaluation import EVALUATION, EvaluationBody
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
@@ -322,6 +323,7 @@ class PruneJobBody(Body):
         description="Score candidates with the hidden states behind each gap scaled to the norms "
         "of the dense model, so that the order is chosen for the repaired model. Needs a repair.",
     )
+    evaluation: EvaluationBody | None = Field(default=EvaluationBody(), description=EVALUATION)
     heal: HealBody | None = Field(
         default=None,
         description="Train the pruned model in the end and publish the result beside it, as "

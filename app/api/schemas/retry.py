@@ -4,13 +4,14 @@ from typing import Any
 
 from pydantic import Field, StrictBool
 
+from app.api.schemas.evaluation import EvaluationBody
 from app.api.schemas.generate import Body
 from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody
 from pruning.spec import InvalidSpec
 from pruning.spec.prune import PruneSpec, Quantize, Repair, Resident
 
-_CAN_BE_NULL = ("gate", "quantize", "heal")
+_CAN_BE_NULL = ("gate", "quantize", "heal", "evaluation")
 _OF_HEALING = frozenset({"heal"})  # all that a job has that prunes nothing
 
 
@@ -22,6 +23,9 @@ class RetryJobBody(Body):
 
     evaluate: StrictBool | None = Field(
         default=None, description="Measure the perplexity on held-out text at every depth."
+    )
+    evaluation: EvaluationBody | None = Field(
+        default=None, description="How much held-out text is measured, as for a new job."
     )
     repair: Repair | None = Field(
         default=None, description="How the remaining blocks are corrected, as for a new job."

@@ -17,6 +17,7 @@ const GROUPS = {
   Repair: ["repair", "score_repaired"],
   Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "clip_norm", "steps_per_check",
     "patience", "hidden_weight", "seed", "checkpoint_activations", "control"].map((field) => `heal.${field}`),
+  Evaluation: ["num_samples", "seqlen", "margin", "max_seconds"].map((field) => `evaluation.${field}`),
   "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "priority"],
 };
 const COMMON = ["sampling", "num_samples", "seqlen", "seed"]; // to all texts of a mix
@@ -172,7 +173,7 @@ function showTarget() {
 
 function build(document_, dense) {
   const { schemas } = document_.components;
-  const owners = { calibration: schemas.CalibrationBody, heal: schemas.HealBody };
+  const owners = { calibration: schemas.CalibrationBody, heal: schemas.HealBody, evaluation: schemas.EvaluationBody };
   for (const path of [...TARGETS, ...Object.values(GROUPS).flat()]) {
     const owner = owners[path.split(".")[0]] ?? schemas.PruneJobBody;
     fields.set(path, new Field(path, owner.properties, schemas));

@@ -20,6 +20,7 @@ from app.cli.options import (
 from app.cli.prune import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
+from pruning.spec.evaluation import Evaluation
 from pruning.spec.gate import Gate
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
@@ -71,11 +72,12 @@ def test_a_ratio_belongs_to_a_domain() -> None:
 
 
 def test_prune_has_an_option_for_every_field_of_the_spec() -> None:
-    nested = {"calibration", "gate"}  # one option for each of their fields
+    nested = {"calibration", "gate", "evaluation"}  # one option for each of their fields
     nested |= {"heal"}  # a command of its own
     expected = {field.name for field in fields(PruneSpec)} - nested
     expected |= {field.name for field in fields(CalibrationSpec)} - {"dataset", "path"}
     expected |= {f"gate_{field.name}" for field in fields(Gate)}
+    expected |= {f"evaluation_{field.name}" for field in fields(Evaluation)}
     own = {"model", "out", "calibration", "state_budget", "actors", "overwrite", "as_json"}
     assert set(inspect.signature(prune).parameters) - own == expected - {"model"}
 
@@ -96,6 +98,10 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     assert spec_of("m", calibration, asked) == PruneSpec("m", num_remove=2)
     limited = spec_of("m", calibration, {**asked, "gate_max_probe_drop": 0.1})
     assert limited.gate == Gate(max_probe_drop=0.1)
+    measured = spec_of("m", calibration, {**asked, "evaluation_num_samples": 7})
+    assert measured.evaluation == Evaluation(num_samples=7)
+    with pytest.raises(InvalidSpec, match="--evaluation-margin=2: expected a share"):
+        spec_of("m", calibration, {**asked, "evaluation_margin": 2})
 
 
 @pytest.mark.parametrize(

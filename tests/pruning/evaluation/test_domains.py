@@ -1,5 +1,6 @@
 """The quality of each domain is what the slow scorer finds on its windows, depth by depth."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -85,6 +86,37 @@ def test_each_domain_is_measured_dense_raw_and_repaired(
         assert perplexity_curve([prose, code], of_depth) == pytest.approx(expected, rel=1e-5)
 
 
+class TwiceForDepth2:
+    """Takes two windows of each domain, and then three for the second depth."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def at_first(self, _available: int) -> int:
+        return 2
+
+    def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Mapping[str, int]:
+        self.passes += 1
+        return {one.domain: 3 for one in domains} if self.passes == 1 else {}
+
+    def lacks(self, _domain: DomainQuality, num_removed: int) -> bool:
+        return num_removed == 2
+
+
+def test_windows_are_added_for_depths_that_lack_them(dense: DenseModel) -> None:
+    prose, code = measure_domains(dense, TEXTS, REMOVED, {}, TwiceForDepth2())
+    for found in (prose, code):
+        first = TEXTS[found.domain].first(3)
+        [whole] = measure_domains(dense, {found.domain: first}, REMOVED, {})
+        assert (found.num_windows, found.digest) == (3, first.digest)
+        same(found.dense, whole.dense)
+        same(found.raw[1], whole.raw[1])
+        assert [one.num_windows for one in found.raw] == [2, None]
+        [short] = measure_domains(dense, {found.domain: first.first(2)}, REMOVED, {})
+        gap = short.raw[0].loss - short.dense.loss
+        assert found.raw[0].loss == pytest.approx(whole.dense.loss + gap, abs=1e-5)
+
+
 def same(found: Measured, expected: Measured) -> None:
     assert found.loss == pytest.approx(expected.loss, abs=1e-5)
     assert found.standard_error == pytest.approx(expected.standard_error, abs=1e-5)
@@ -115,7 +147,8 @@ def test_a_run_measures_the_domains_of_its_calibration(tiny_models_dir: Path) ->
         CalibrationSpec(Dataset.SELF, num_samples=6, seqlen=SEQLEN),
         CalibrationSpec(Dataset.FILE, num_samples=6, seqlen=SEQLEN, path=str(file)),
     )
-    spec = PruneSpec("tiny", num_remove=2, calibration=CalibrationMix(sources, (2, 1)))
+    mix = CalibrationMix(sources, (2, 1))
+    spec = PruneSpec("tiny", num_remove=2, calibration=mix, evaluation=None)
     manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@prn-1")
     loaded = ModelStore(tiny_models_dir).load("tiny")
     text = evaluation_windows(spec.calibration, loaded.model, loaded.tokenizer)

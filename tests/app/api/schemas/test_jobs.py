@@ -7,9 +7,11 @@ import pytest
 from pydantic import BaseModel
 
 from app.api.schemas.calibration import CalibrationBody, SourceBody
+from app.api.schemas.evaluation import EvaluationBody
 from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody, PruneJobBody
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec
+from pruning.spec.evaluation import Evaluation
 from pruning.spec.gate import Gate
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
@@ -30,6 +32,7 @@ FULL: dict[str, Any] = {
     "quantize": "int8",
     "zero_shot": True,
     "repair": "scale",
+    "evaluation": {"num_samples": 9, "margin": 0.1},
     "heal": {"num_tokens": 500, "rank": 2, "control": False},
 }
 
@@ -42,6 +45,7 @@ FULL: dict[str, Any] = {
         (SourceBody, CalibrationSpec, {"weight"}),
         (GateBody, Gate, set()),
         (HealBody, Heal, set()),
+        (EvaluationBody, Evaluation, set()),
     ],
 )
 def test_a_body_has_the_fields_and_defaults_of_its_spec(
@@ -64,6 +68,8 @@ def test_a_body_has_the_fields_and_defaults_of_its_spec(
         assert text == expected["calibration"]
         assert defaults.pop("calibration") == CalibrationBody()
         del expected["calibration"]
+        assert defaults.pop("evaluation") == EvaluationBody()
+        assert expected.pop("evaluation") == Evaluation()
     assert defaults == expected
 
 
@@ -80,7 +86,7 @@ def test_every_setting_of_a_body_reaches_the_spec() -> None:
         if name == "calibration":
             pairs = zip(wire[name], value, strict=True)
             assert all(got.items() >= sent.items() for got, sent in pairs)
-        elif name in {"gate", "heal"}:
+        elif name in {"gate", "heal", "evaluation"}:
             assert wire[name].items() >= value.items()
         else:
             assert wire[name] == value

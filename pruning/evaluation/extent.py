@@ -1,0 +1,38 @@
+"""How long an evaluation went on, and why no longer, as the manifest of a checkpoint records it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Ended(StrEnum):
+    """Why no more windows were measured."""
+
+    MARGIN = "margin"  # all intervals were narrow enough
+    TIME = "time"
+    TEXT = "text"  # there are no more windows
+    NUMBER = "number"  # it was asked for
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long an evaluation went on."""
+
+    ended: Ended
+    margin: float  # that was wanted, relative
+    seconds: float
+
+    def __str__(self) -> str:
+        wanted = f"±{100 * self.margin:.3g} %"
+        return {
+            Ended.MARGIN: f"windows were added until every ratio was known to {wanted}",
+            Ended.TIME: f"the time was spent, {self.seconds:.0f} s, before every ratio was known "
+            f"to {wanted}",
+            Ended.TEXT: f"the text has no more windows, and not every ratio is known to {wanted}",
+            Ended.NUMBER: "the number of windows was asked for",
+        }[self.ended]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Extent":
+        return cls(**{**data, "ended": Ended(data["ended"])})

@@ -1,0 +1,142 @@
+"""How many windows an evaluation takes: by intervals, time, text and limits of a gate."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruning.data.windows import Windows, mixed
+from pruning.evaluation.enough import FIRST_WINDOWS, UntilKnown
+from pruning.evaluation.extent import Ended, Extent
+from pruning.evaluation.quality import DomainQuality, Measured, Quality
+from pruning.spec import InvalidSpec
+from pruning.spec.evaluation import Evaluation
+from pruning.spec.prune import PruneSpec
+
+
+def domain(name: str, num_windows: int, error: float | None, loss: float = 2.1) -> DomainQuality:
+    served = (Measured(loss, error),)
+    return DomainQuality(name, "text", num_windows, 8, "d", Measured(2.0, 0.1), served)
+
+
+def until(evaluation: Evaluation, *, spent_s: float = 1.0, is_decided: bool = True) -> UntilKnown:
+    times: Iterator[float] = iter((0.0, spent_s))
+    return UntilKnown(evaluation, lambda _domains: is_decided, lambda: next(times))
+
+
+PLENTY = {"prose": 500, "code": 500}
+
+
+def sizes(
+    enough: UntilKnown, *domains: DomainQuality, available: Mapping[str, int] = PLENTY
+) -> tuple[Mapping[str, int], Ended | None]:
+    found = enough.next_sizes(domains, available)
+    return found, enough.extent.ended if enough.extent else None
+
+
+def test_only_a_domain_with_a_wide_interval_gets_more_windows() -> None:
+    narrow, wide = domain("prose", 16, 0.01), domain("code", 16, 0.03)
+    found, ended = sizes(until(Evaluation()), narrow, wide)
+    assert ended is None
+    assert found.keys() == {"code"}
+    # t(15) * 0.03 = 0.0639, wanted log(1.03) = 0.0296: (0.0639 / 0.0296)² * 1.1 * 16 = 82.4
+    assert found["code"] == 65  # not more than four times as many, and one
+    assert sizes(until(Evaluation()), narrow) == ({}, Ended.MARGIN)
+    assert sizes(until(Evaluation(margin=0.1)), narrow, wide) == ({}, Ended.MARGIN)
+
+
+def test_the_time_ends_it_by_the_pace_so_far() -> None:
+    wide = domain("prose", 16, 0.03)
+    found, ended = sizes(until(Evaluation(max_seconds=3), spent_s=1.0), wide)
+    assert (found, ended) == ({"prose": 47}, None)  # 16 a second, 2 s are left
+    assert sizes(until(Evaluation(max_seconds=1), spent_s=1.0), wide) == ({}, Ended.TIME)
+
+
+def test_the_text_ends_it() -> None:
+    wide = domain("prose", 16, 0.03)
+    assert sizes(until(Evaluation()), wide, available={"prose": 20})[0] == {"prose": 20}
+    assert sizes(until(Evaluation()), wide, available={"prose": 16}) == ({}, Ended.TEXT)
+
+
+def test_an_undecided_limit_asks_for_twice_as_many() -> None:
+    narrow = domain("prose", 16, 0.001)
+    enough = until(Evaluation(), is_decided=False)
+    assert sizes(enough, narrow) == ({"prose": 32}, None)
+
+
+def test_a_number_of_windows_is_taken_at_once() -> None:
+    enough = until(Evaluation(num_samples=5), is_decided=False)
+    assert enough.at_first(100) == 5
+    assert sizes(enough, domain("prose", 5, 1.0)) == ({}, Ended.NUMBER)
+    assert until(Evaluation()).at_first(100) == FIRST_WINDOWS
+
+
+def test_a_broken_model_is_not_measured_for_ever() -> None:
+    broken = domain("prose", 16, None, math.inf)
+    assert sizes(until(Evaluation()), broken)[0] == {}
+    few = domain("prose", 2, None)
+    assert sizes(until(Evaluation()), few)[0] == {"prose": 9}
+
+
+def test_differences_on_fewer_windows_are_added_to_the_loss_of_the_dense_model() -> None:
+    dense, some = (1.0, 2.0, 3.0, 6.0), (1.1, 2.3, 3.2)
+    measured = Measured.against(dense, some)
+    assert measured.loss == pytest.approx(3.0 + 0.2)
+    assert measured.num_windows == 3
+    of_domain = DomainQuality("d", "text", 4, 8, "d", Measured.of_dense(dense), (measured,))
+    alone = replace(of_domain, num_windows=3, raw=(Measured.against(dense[:3], some),))
+    alone = replace(alone, dense=Measured.of_dense(dense[:3]))
+    found, expected = of_domain.ratio(measured), alone.ratio(alone.raw[0])
+    assert (found.value, found.low) == pytest.approx((expected.value, expected.low))
+
+
+def test_only_depths_that_lack_windows_are_measured_again() -> None:
+    served = (Measured(2.1, 0.001), Measured(2.4, 0.1))
+    of_domain = DomainQuality("prose", "text", 16, 8, "d", Measured(2.0, 0.1), served)
+    enough = until(Evaluation())
+    assert sizes(enough, of_domain)[0] == {"prose": 65}
+    assert [enough.lacks(of_domain, depth) for depth in (1, 2)] == [False, True]
+
+
+def test_the_manifest_keeps_how_it_ended() -> None:
+    extent = Extent(Ended.TIME, 0.05, 30.2)
+    data = {"losses": [1.0], "perplexities": [], "evaluated_on": ""}
+    assert Quality.from_dict(data).extent is None
+    kept = Quality.from_dict({**data, "extent": {"ended": "time", "margin": 0.05, "seconds": 30.2}})
+    assert kept.extent == extent
+    assert str(extent) == "the time was spent, 30 s, before every ratio was known to ±5 %"
+
+
+def test_the_first_windows_of_a_mix_name_what_they_are_from() -> None:
+    parts = [Windows(torch.full((number, 4), number), f"text {number}", "d") for number in (2, 4)]
+    first = mixed(parts).first(3)
+    assert first.token_ids.tolist() == [[4] * 4, [2] * 4, [4] * 4]
+    assert first.source == "2 × text 4 + 1 × text 2"
+    assert first.domains == ("d", "d", "d")
+
+
+def test_a_spec_keeps_its_evaluation_and_that_of_an_earlier_release() -> None:
+    spec = PruneSpec("m", 1, evaluation=Evaluation(num_samples=7, seqlen=9))
+    assert PruneSpec.from_dict(spec.to_dict()) == spec
+    assert spec.search_digest() == PruneSpec("m", 1).search_digest()
+    before = {name: value for name, value in spec.to_dict().items() if name != "evaluation"}
+    assert PruneSpec.from_dict(before).evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"num_samples": 0}, "num_samples"),
+        ({"seqlen": 1}, "seqlen"),
+        ({"margin": 0.0}, "margin"),
+        ({"margin": math.nan}, "margin"),
+        ({"max_seconds": -1.0}, "max_seconds"),
+        ({"num_samples": 100_000, "seqlen": 1_000_000}, "num_samples"),
+    ],
+)
+def test_settings_out_of_range_are_refused(given: dict[str, float], param: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        Evaluation.from_dict(given)
+    assert caught.value.param == f"evaluation.{param}"
