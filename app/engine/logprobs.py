@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from app.engine.model_runner import Forwarded
 from app.engine.scheduler import Batch
 from app.engine.sequence import PromptToken, Sequence
+from app.engine.transfer import download_all, upload
 from app.engine.variant import Variant
 from pruning.models.loss import rows_per_chunk, token_losses
 
@@ -70,10 +71,9 @@ def _logits(
 
 def _scored(logits: torch.Tensor, targets: Values[int], num_best: int) -> list[PromptToken]:
     logprobs = logits.log_softmax(dim=-1)
-    ids = torch.tensor(targets, device=logits.device)
-    of_targets: list[float] = logprobs.gather(1, ids[:, None])[:, 0].tolist()
+    of_targets = logprobs.gather(1, upload(targets, logits.device)[:, None])[:, 0]
     best = logprobs.topk(min(num_best, logprobs.shape[-1]), dim=-1)
-    rows = zip(targets, of_targets, best.indices.tolist(), best.values.tolist(), strict=True)
+    rows = zip(targets, *download_all(of_targets, best.indices, best.values), strict=True)
     return [
         PromptToken(token_id, logprob, tuple(zip(best_ids, best_values, strict=True)))
         for token_id, logprob, best_ids, best_values in rows

@@ -5,15 +5,18 @@ ids. So the token depends on its seed and logits only, not on other sequences.
 """
 
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import chain
 
 import torch
 from llguidance import LLExecutor
 
 from app.engine.grammar import Matcher
 from app.engine.sequence import SamplingParams, Sequence
+from app.engine.transfer import Numbers, download_all, sent, upload_all
 from pruning.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | Non
     ]
 
 
-def _choice_alone(logits: torch.Tensor, seq: Sequence, number: torch.Tensor) -> Choice | None:
+def _choice_alone(logits: torch.Tensor, seq: Sequence, number: float) -> Choice | None:
     try:
         [choice] = _choices(logits, [seq], [number])
     except torch.AcceleratorError:
@@ -73,68 +76,123 @@ def _choice_alone(logits: torch.Tensor, seq: Sequence, number: torch.Tensor) -> 
 
 
 def _choices(
-    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[torch.Tensor]
+    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[float]
 ) -> list[Choice | None]:
+    """All that depends on the requests goes to the device at once, and all results come back at
+    once: a step waits for the device only there."""
     params = [seq.request.params for seq in seqs]
-    adjusted = _adjusted(logits, seqs)
-    best, best_ids = adjusted.max(dim=-1)
-    is_finite = best.isfinite().tolist()
-    token_ids: list[int] = best_ids.tolist()
-    drawn = [row for row, one in enumerate(params) if is_finite[row] and not one.is_greedy]
+    drawn = [row for row, one in enumerate(params) if not one.is_greedy]
+    num_best = {
+        row: one.num_logprobs for row, one in enumerate(params) if one.num_logprobs is not None
+    }
+    lists = _of_adjustments(seqs)
+    if num_best:
+        lists["reported"] = Numbers([*num_best])
     if drawn:
-        probabilities = filtered_probabilities(adjusted[drawn], [params[row] for row in drawn])
-        draws = _draw(probabilities, [numbers[row] for row in drawn])
-        for row, token_id in zip(drawn, draws, strict=True):
-            token_ids[row] = token_id
-    choices = [
-        Choice(token_id) if is_finite[row] else None for row, token_id in enumerate(token_ids)
-    ]
-    reported = [row for row, one in enumerate(params) if one.num_logprobs is not None]
-    if reported:
-        _report(logits, choices, {row: params[row].num_logprobs or 0 for row in reported})
+        lists |= _of_filters([params[row] for row in drawn])
+        lists["drawn"] = Numbers(drawn)
+        lists["numbers"] = Numbers([numbers[row] for row in drawn], torch.float64)
+    on_device = upload_all(lists, logits.device)
+    adjusted = _adjusted(logits, seqs, on_device)
+    best, token_ids = adjusted.max(dim=-1)
+    if drawn:
+        chosen = _rows(adjusted, on_device["drawn"])
+        draws = _draw(_filtered(chosen, on_device, _most(params)), on_device["numbers"])
+        all_drawn = len(drawn) == len(seqs)
+        token_ids = draws if all_drawn else token_ids.index_copy(0, on_device["drawn"], draws)
+    reports = _reports(logits, token_ids, on_device["reported"], num_best) if num_best else ()
+    is_finite, ids, *reported = download_all(best.isfinite(), token_ids, *reports)
+    choices = [Choice(each) if is_finite[row] else None for row, each in enumerate(ids)]
+    for row, logprob, best_ids, values in zip(num_best, *reported, strict=True):
+        if is_finite[row]:
+            top = zip(best_ids[: num_best[row]], values[: num_best[row]], strict=True)
+            choices[row] = Choice(ids[row], logprob, tuple(top))
     return choices
 
 
-def _adjusted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+def _most(params: Rows[SamplingParams]) -> int:
+    """The most tokens that top-k keeps of a row."""
+    return max(one.top_k for one in params)
+
+
+def _rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return logits if len(rows) == len(logits) else logits.index_select(0, rows)
+
+
+def _of_adjustments(seqs: Rows[Sequence]) -> dict[str, Numbers]:
+    """The numbers that ``_adjusted`` needs on the device, by name."""
+    found = _of_biases(seqs) | _of_repetition(seqs) | _of_generated(seqs)
+    if formatted := [row for row, seq in enumerate(seqs) if seq.matcher is not None]:
+        found["formatted"] = Numbers(formatted)
+    return found
+
+
+def _adjusted(
+    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
     """Logits after biases, penalties and response formats."""
-    adjusted = _biased(logits, seqs)
-    adjusted = _without_repetition(adjusted, seqs)
-    adjusted = _without_generated(adjusted, seqs)
-    return _formatted(adjusted, seqs)
+    adjusted = _biased(logits, numbers)
+    adjusted = _without_repetition(adjusted, numbers)
+    adjusted = _without_generated(adjusted, numbers)
+    return _formatted(adjusted, seqs, numbers)
 
 
-def _biased(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
-    """Logits with the bias of each token added."""
+def _of_biases(seqs: Rows[Sequence]) -> dict[str, Numbers]:
     biases = [
         (row, token_id, bias)
         for row, seq in enumerate(seqs)
         for token_id, bias in seq.request.params.logit_bias
     ]
     if not biases:
-        return logits
+        return {}
     rows, token_ids, values = zip(*biases, strict=True)
-    where = torch.tensor([rows, token_ids], device=logits.device)
+    return {
+        "biased rows": Numbers(rows),
+        "biased tokens": Numbers(token_ids),
+        "biases": Numbers(values, torch.float32),
+    }
+
+
+def _biased(logits: torch.Tensor, numbers: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits with the bias of each token added."""
+    if "biases" not in numbers:
+        return logits
     biased = logits.clone()
-    biased[where[0], where[1]] += logits.new_tensor(values)
+    biased[numbers["biased rows"], numbers["biased tokens"]] += numbers["biases"]
     return biased
 
 
-def _without_repetition(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
-    """Logits with the repetition penalty of CTRL (arXiv 1909.05858) on prompt and output tokens."""
+def _of_repetition(seqs: Rows[Sequence]) -> dict[str, Numbers]:
     rows = [row for row, seq in enumerate(seqs) if seq.request.params.repetition_penalty != 1]
     if not rows:
+        return {}
+    penalties = [seqs[row].request.params.repetition_penalty for row in rows]
+    return {
+        "repeating rows": Numbers(rows),
+        "penalties": Numbers(penalties, torch.float32),
+        "num seen": Numbers([len(seqs[row].tokens) for row in rows]),
+        "seen": Numbers([*chain(*(seqs[row].tokens for row in rows))]),
+    }
+
+
+def _without_repetition(logits: torch.Tensor, numbers: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits with the repetition penalty of CTRL (arXiv 1909.05858) on prompt and output tokens."""
+    if "seen" not in numbers:
         return logits
-    penalised = logits.clone()
-    for row in rows:
-        seen = torch.tensor(seqs[row].tokens, device=logits.device)
-        scores = logits[row, seen]
-        penalty = seqs[row].request.params.repetition_penalty
-        penalised[row, seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    owners = _owners(numbers["num seen"], numbers["seen"])
+    seen = numbers["repeating rows"][owners], numbers["seen"]
+    penalties = numbers["penalties"][owners]
+    scores, penalised = logits[seen], logits.clone()
+    penalised[seen] = torch.where(scores < 0, scores * penalties, scores / penalties)
     return penalised
 
 
-def _without_generated(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
-    """Logits with OpenAI's presence and frequency penalties, on output tokens only."""
+def _owners(lengths: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """To which of the lists, of these lengths, each of the values belongs."""
+    return torch.repeat_interleave(lengths, output_size=len(values))
+
+
+def _of_generated(seqs: Rows[Sequence]) -> dict[str, Numbers]:
     params = [seq.request.params for seq in seqs]
     rows = [
         row
@@ -142,29 +200,43 @@ def _without_generated(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tens
         if (one.presence_penalty or one.frequency_penalty) and seqs[row].num_generated
     ]
     if not rows:
+        return {}
+    generated = [seqs[row].generated for row in rows]
+    return {
+        "generating rows": Numbers(rows),
+        "frequency": Numbers([params[row].frequency_penalty for row in rows], torch.float32),
+        "presence": Numbers([params[row].presence_penalty for row in rows], torch.float32),
+        "num generated": Numbers([*map(len, generated)]),
+        "generated": Numbers([*chain(*generated)]),
+    }
+
+
+def _without_generated(logits: torch.Tensor, numbers: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits with OpenAI's presence and frequency penalties, on output tokens only."""
+    if "generated" not in numbers:
         return logits
-    where = [(at, token_id) for at, row in enumerate(rows) for token_id in seqs[row].generated]
-    at, token_ids = torch.tensor(where, device=logits.device).unbind(dim=-1)
+    rows, generated = numbers["generating rows"], numbers["generated"]
     counts = logits.new_zeros(len(rows), logits.shape[-1])
-    counts.index_put_((at, token_ids), counts.new_ones(()), accumulate=True)
-    frequency = logits.new_tensor([params[row].frequency_penalty for row in rows])[:, None]
-    presence = logits.new_tensor([params[row].presence_penalty for row in rows])[:, None]
+    where = _owners(numbers["num generated"], generated), generated
+    counts.index_put_(where, counts.new_ones(()), accumulate=True)
+    frequency, presence = numbers["frequency"][:, None], numbers["presence"][:, None]
     penalised = logits.clone()
     penalised[rows] -= frequency * counts + presence * (counts > 0)
     return penalised
 
 
-def _formatted(logits: torch.Tensor, seqs: Rows[Sequence]) -> torch.Tensor:
+def _formatted(
+    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
     """Logits of the tokens that each response format allows; the others are -inf."""
-    matchers = [(row, seq.matcher) for row, seq in enumerate(seqs) if seq.matcher is not None]
+    matchers = [seq.matcher for seq in seqs if seq.matcher is not None]
     if not matchers:
         return logits
-    rows, of_rows = zip(*matchers, strict=True)
-    bounds = upper_bounds(of_rows, logits.shape[-1], logits.device)
-    if len(rows) == len(seqs):
+    bounds = upper_bounds(matchers, logits.shape[-1], logits.device)
+    if len(matchers) == len(seqs):
         return torch.minimum(logits, bounds, out=bounds)
-    formatted = logits.clone()
-    formatted[list(rows)] = torch.minimum(logits[list(rows)], bounds)
+    formatted, rows = logits.clone(), numbers["formatted"]
+    formatted[rows] = torch.minimum(logits[rows], bounds)
     return formatted
 
 
@@ -183,7 +255,7 @@ def upper_bounds(matchers: Rows[Matcher], vocab_size: int, device: torch.device)
     for state, row in alive:
         if state.is_error():
             masks[row] = 0
-    of_bytes = masks.view(torch.uint8).to(device).flatten().int()
+    of_bytes = sent(masks.view(torch.uint8), device).flatten().int()
     # ten times as fast on a CPU as booleans and masked_fill
     bounds = _bounds_of_bits(device).index_select(0, of_bytes)
     return bounds.view(len(matchers), -1)[:, :vocab_size]
@@ -201,65 +273,93 @@ def _bounds_of_bits(device: torch.device) -> torch.Tensor:
     return torch.where(bits & 1 == 1, torch.inf, -torch.inf).to(device)
 
 
-def _report(logits: torch.Tensor, choices: list[Choice | None], num_best: dict[int, int]) -> None:
-    """Add log-probabilities to the choices of the rows in ``num_best``."""
-    logprobs = logits[list(num_best)].log_softmax(dim=-1)
+def _reports(
+    logits: torch.Tensor, token_ids: torch.Tensor, rows: torch.Tensor, num_best: Mapping[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of these rows, the log-probability of the chosen token, and the best tokens with theirs."""
+    logprobs = _rows(logits, rows).log_softmax(dim=-1)
     best = logprobs.topk(min(max(num_best.values()), logprobs.shape[-1]), dim=-1)
-    table = zip(num_best.items(), logprobs, best.indices, best.values, strict=True)
-    for (row, num), of_row, best_ids, best_values in table:
-        if (choice := choices[row]) is not None:
-            top = zip(best_ids[:num].tolist(), best_values[:num].tolist(), strict=True)
-            choices[row] = Choice(choice.token_id, float(of_row[choice.token_id]), tuple(top))
+    chosen = logprobs.gather(1, _rows(token_ids, rows)[:, None])[:, 0]
+    return chosen, best.indices, best.values
 
 
 def filtered_probabilities(logits: torch.Tensor, params: Rows[SamplingParams]) -> torch.Tensor:
     """Probabilities ``[rows, vocab]`` after temperature, top-k, top-p and min-p, in this order."""
-    temperatures = logits.new_tensor([one.temperature for one in params])[:, None]
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperatures
-    if rows := [row for row, one in enumerate(params) if one.top_k]:
-        logits[rows] = _keep_top_k(logits[rows], [params[row].top_k for row in rows])
+    return _filtered(logits, upload_all(_of_filters(params), logits.device), _most(params))
+
+
+def _of_filters(params: Rows[SamplingParams]) -> dict[str, Numbers]:
+    """The numbers that ``_filtered`` needs on the device, by name."""
+
+    def of_rows(name: str, rows: list[int], values: list[float], dtype: torch.dtype) -> None:
+        found[f"{name} rows"], found[name] = Numbers(rows), Numbers(values, dtype)
+
+    found = {"temperature": Numbers([one.temperature for one in params], torch.float32)}
+    every = [*enumerate(params)]
+    ks = [(row, one.top_k) for row, one in every if one.top_k]
+    of_rows("top-k", [row for row, _ in ks], [k for _, k in ks], torch.long)
+    ps = [(row, one.top_p) for row, one in every if one.top_p < 1]
+    of_rows("top-p", [row for row, _ in ps], [p for _, p in ps], torch.float64)
+    shares = [(row, one.min_p) for row, one in every if one.min_p]
+    of_rows("min-p", [row for row, _ in shares], [p for _, p in shares], torch.float32)
+    return found
+
+
+def _filtered(logits: torch.Tensor, numbers: Mapping[str, torch.Tensor], most: int) -> torch.Tensor:
+    """Probabilities after the filters, of which top-k keeps at most ``most`` tokens."""
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / numbers["temperature"][:, None]
+    if "top-k" in numbers:
+        rows = numbers["top-k rows"]
+        logits[rows] = _keep_top_k(logits[rows], numbers["top-k"][:, None], most)
     probabilities = logits.softmax(dim=-1)
-    if rows := [row for row, one in enumerate(params) if one.top_p < 1]:
-        probabilities[rows] = _keep_top_p(probabilities[rows], [params[row].top_p for row in rows])
-    if rows := [row for row, one in enumerate(params) if one.min_p]:
-        probabilities[rows] = _keep_min_p(probabilities[rows], [params[row].min_p for row in rows])
+    for name, keep in (("top-p", _keep_top_p), ("min-p", _keep_min_p)):
+        if name in numbers:
+            rows = numbers[f"{name} rows"]
+            probabilities[rows] = keep(probabilities[rows], numbers[name][:, None])
     return probabilities
 
 
-def _keep_top_k(logits: torch.Tensor, top_k: Rows[int]) -> torch.Tensor:
-    ranks = torch.tensor(top_k, device=logits.device).clamp(max=logits.shape[-1])[:, None]
-    best = logits.topk(int(ranks.max()), dim=-1).values
-    return logits.masked_fill(logits < best.gather(-1, ranks - 1), -torch.inf)
+def _keep_top_k(logits: torch.Tensor, top_k: torch.Tensor, most: int) -> torch.Tensor:
+    vocab_size = logits.shape[-1]
+    best = logits.topk(min(most, vocab_size), dim=-1).values
+    kept = best.gather(-1, top_k.clamp(max=vocab_size) - 1)
+    return logits.masked_fill(logits < kept, -torch.inf)
 
 
-def _keep_top_p(probabilities: torch.Tensor, top_p: Rows[float]) -> torch.Tensor:
-    """Keep the most probable tokens that together reach ``top_p``, ties included."""
-    limits = torch.tensor(top_p, dtype=torch.float64, device=probabilities.device)[:, None]
-    num_best = min(_NUCLEUS, probabilities.shape[-1])
-    descending = probabilities.topk(num_best, dim=-1).values
-    if (descending.double().sum(dim=-1, keepdim=True) < limits).any():
-        descending = probabilities.sort(dim=-1, descending=True).values
+def _keep_top_p(probabilities: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Keep the most probable tokens that together reach the limits, ties included."""
+    descending = _descending(probabilities, limits)
     better = descending.double().cumsum(dim=-1) - descending
     lowest = descending.masked_fill(better >= limits, torch.inf).amin(dim=-1, keepdim=True)
     return probabilities.masked_fill(probabilities < lowest, 0.0)
 
 
-def _keep_min_p(probabilities: torch.Tensor, min_p: Rows[float]) -> torch.Tensor:
+def _descending(probabilities: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """The best probabilities, as many as reach the limits. A GPU sorts all of them, since the host
+    would wait to know whether a few reach the limits."""
+    if probabilities.device.type == "cpu":
+        best = probabilities.topk(min(_NUCLEUS, probabilities.shape[-1]), dim=-1).values
+        if not (best.double().sum(dim=-1, keepdim=True) < limits).any():
+            return best
+    return probabilities.sort(dim=-1, descending=True).values
+
+
+def _keep_min_p(probabilities: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Keep tokens of at least this share of the best probability (arXiv 2407.01082)."""
-    shares = probabilities.new_tensor(min_p)[:, None]
     least = shares * probabilities.amax(dim=-1, keepdim=True)
     return probabilities.masked_fill(probabilities < least, 0.0)
 
 
-def _number(generator: torch.Generator | None) -> torch.Tensor:
-    """The next random number of a sequence ``[1]``; no number is drawn for a greedy one."""
+def _number(generator: torch.Generator | None) -> float:
+    """The next random number of a sequence; no number is drawn for a greedy one."""
     if generator is None:
-        return torch.zeros(1)
-    return torch.rand(1, generator=generator, dtype=torch.float32)
+        return 0.0
+    return torch.rand(1, generator=generator, dtype=torch.float32).item()
 
 
-def _draw(probabilities: torch.Tensor, numbers: Rows[torch.Tensor]) -> list[int]:
+def _draw(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """A token for each row. Of a row without probabilities, which is not finite, any one."""
     cumulative = probabilities.double().cumsum(dim=-1)  # float32 would lose small ones
-    thresholds = torch.cat(list(numbers)).to(cumulative)[:, None] * cumulative[:, -1:]
-    token_ids: list[int] = torch.searchsorted(cumulative, thresholds, right=True)[:, 0].tolist()
-    return token_ids
+    thresholds = numbers[:, None] * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
+    return found.clamp_(max=probabilities.shape[-1] - 1)

@@ -68,7 +68,7 @@ def check_alone(tiny: Variant, bad: Request, break_it: Callable[[Engine], None])
 
 PARTS: Mapping[str, tuple[Any, str, Callable[..., bool]]] = {
     "filters": (sampling, "_keep_top_k", lambda _logits, top_k: MARK in top_k),
-    "reports": (sampling, "_report", lambda _logits, _choices, best: MARK in best.values()),
+    "reports": (sampling, "_reports", lambda _logits, _ids, _rows, best: MARK in best.values()),
     "prompt": (logprobs, "_scored", lambda _logits, _targets, num_best: num_best == MARK),
     "end": (Sequence, "finish_reason", lambda seq: seq.request.params.top_k == MARK),
 }

@@ -12,11 +12,13 @@ from transformers import (
 from app.engine.sampling import (
     Choice,
     _adjusted,
+    _of_adjustments,
     filtered_probabilities,
     new_generator,
     next_tokens,
 )
 from app.engine.sequence import Request, SamplingParams, Sequence
+from app.engine.transfer import upload_all
 from tests.support.engine_requests import variant
 
 VOCAB = 64
@@ -33,6 +35,10 @@ def sequence(params: SamplingParams, tokens: tuple[int, ...] = (5, 6, 7)) -> Seq
 def tokens_of(scores: torch.Tensor, *seqs: Sequence) -> list[int | None]:
     choices = next_tokens(scores, seqs)
     return [None if choice is None else choice.token_id for choice in choices]
+
+
+def adjusted(scores: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
+    return _adjusted(scores, seqs, upload_all(_of_adjustments(seqs), scores.device))
 
 
 def draw(scores: torch.Tensor, *params: SamplingParams) -> list[int | None]:
@@ -186,7 +192,7 @@ def test_a_bias_is_that_of_transformers() -> None:
     scores = logits(3)
     biased, plain = SamplingParams(logit_bias=tuple(bias.items())), SamplingParams()
     expected = processor(torch.tensor([[1]]), scores[1:2].clone())
-    found = _adjusted(scores, [sequence(plain), sequence(biased), sequence(plain)])
+    found = adjusted(scores, [sequence(plain), sequence(biased), sequence(plain)])
     assert torch.equal(found, torch.cat([scores[:1], expected, scores[2:]]))
     assert tokens_of(scores[1:2], sequence(biased)) == [63]
 
@@ -205,7 +211,7 @@ def test_presence_and_frequency_penalties_are_as_they_are_defined() -> None:
         for token_id in set(output):
             expected[row, token_id] -= output.count(token_id) * frequency + presence
     before = scores.clone()
-    torch.testing.assert_close(_adjusted(scores, seqs), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(adjusted(scores, seqs), expected, rtol=0, atol=1e-6)
     assert torch.equal(scores, before), "the caller's logits are not ours to change"
 
 
@@ -214,7 +220,7 @@ def test_adjustments_come_in_the_order_of_vllm() -> None:
         logit_bias=((5, 4.0),), repetition_penalty=2.0, presence_penalty=1.0, frequency_penalty=0.5
     )
     scores = torch.full((1, 8), 2.0)
-    found = _adjusted(scores, [grown(params, (5, 5))])
+    found = adjusted(scores, [grown(params, (5, 5))])
     assert found[0].tolist() == [2, 2, 2, 2, 2, (2 + 4) / 2 - 1 - 2 * 0.5, 2 / 2, 2 / 2]
 
 
