@@ -14,6 +14,7 @@ import torch
 
 from app.engine.kv_cache import SlotCache
 from app.engine.scheduler import Batch
+from app.engine.transfer import pinned, sent
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class _Graph:
     replay: Step
 
     def run(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.inputs.copy_(inputs)
+        self.inputs.copy_(pinned(inputs, self.inputs.device), non_blocking=True)
         return self.replay()
 
 
@@ -95,12 +96,13 @@ class DecodeGraphs:
     def _recorded(self, batch: Batch) -> _Graph:
         """Raises ``WrongReplay``, and any error of the recording."""
         shape = batch.cache_shape
-        inputs = _inputs(batch).to(self._device)
+        on_host = _inputs(batch)
+        inputs = sent(on_host, self._device)
         expected = self._step(inputs[0], inputs[1], shape)  # makes the room in the cache, too
         self._drop_stale()
         static = _next(inputs, len(batch.sequences), shape)
         graph = _Graph(static, self._record(lambda: self._step(static[0], static[1], shape)))
-        found = graph.run(inputs)
+        found = graph.run(on_host)
         if not torch.allclose(found, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())):
             raise WrongReplay("the logits of a replay are not those of the step that it repeats")
         return graph

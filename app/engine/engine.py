@@ -29,6 +29,7 @@ from app.engine.sequence import (
     TokenEvent,
 )
 from app.engine.step import NEVER, Interruption, Step
+from app.engine.transfer import upload
 from app.engine.variant import Variant
 from pruning.plural import counted
 
@@ -284,7 +285,7 @@ class Engine:
         seqs = [batch.sequences[row] for row in ready]
         self._batch_size = len(batch.sequences)
         if len(ready) < len(logits):  # a decode needs no copy: all of its rows are ready
-            logits = logits[ready]
+            logits = logits[upload(ready, logits.device)]
         chosen = zip(seqs, next_tokens(logits, seqs), strict=True)
         return [*chosen, *((seq, None) for seq in failed)]
 

@@ -30,6 +30,7 @@ from app.engine.head import Head
 from app.engine.kv_cache import AttentionMetadata, SlotCache
 from app.engine.scheduler import Batch, cache_shape
 from app.engine.step import Interruption, Step
+from app.engine.transfer import upload
 from app.engine.variant import Variant
 from pruning.models.blocks import block_list
 
@@ -115,7 +116,7 @@ class ModelRunner:
             seq.tokens[each.start : each.stop]
             for seq, each in zip(batch.sequences, places, strict=True)
         ]
-        token_ids = torch.tensor([*chain(*scheduled)], device=self._model.device)
+        token_ids = upload([*chain(*scheduled)], self._model.device)
         metadata = self._metadata(batch, places, is_alone=is_alone)
         self.cache.open(metadata)
         if self._flat_model is None:
@@ -128,7 +129,8 @@ class ModelRunner:
             hidden = self._flat_model(token_ids, metadata.positions, attention, self.cache, step)
         if batch.is_one_token_each:
             return Forwarded(self.head(hidden, step), hidden if is_alone else None)
-        last = hidden[[num - 1 for num in accumulate(batch.num_scheduled_tokens)]]
+        ends = [num - 1 for num in accumulate(batch.num_scheduled_tokens)]
+        last = hidden[upload(ends, hidden.device)]
         return Forwarded(self.head(last, step), hidden)
 
     def _decode(
@@ -164,7 +166,7 @@ class ModelRunner:
             rows, num_tokens = None, 0
         slots = [slot for slot, each in enumerate(places, first) for _ in each]
         positions = [*chain(*places)]
-        both = torch.tensor([slots, positions], device=self._model.device)
+        both = upload([slots, positions], self._model.device)
         longest = max(batch.num_scheduled_tokens)
         return AttentionMetadata(both[0], both[1], batch.cache_shape, rows, num_tokens, longest)
 

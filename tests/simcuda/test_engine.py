@@ -1,0 +1,200 @@
+"""The engine on a simulated GPU: what it gives, and how often the host waits for the device."""
+
+import gc
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.engine.engine import Engine
+from app.engine.sequence import Request, TokenEvent
+from app.engine.variant import Variant, make_variant
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.store import LoadedModel
+from tests.support.engine_requests import PRUNED_BLOCKS, check_best, prompt, request
+from tests.support.response_formats import PERSON, constrained
+from tests.support.simcuda.device import SimulatedCuda
+from tests.support.simcuda.models import on_device, variant_on
+from tests.support.tiny import tiny_model
+
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3},
+    "penalties": {
+        "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.3,
+        "logit_bias": ((3, 2.0),),
+    },
+    "log-probabilities": {"num_logprobs": 3, "num_prompt_logprobs": 2},
+    "all": {
+        "temperature": 0.9, "top_p": 0.8, "seed": 4, "repetition_penalty": 1.1, "num_logprobs": 2,
+    },
+}  # fmt: skip
+EXPERTS = {"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+
+
+def requests(of: Variant, num_tokens: int = 8) -> list[Request]:
+    return [
+        request(
+            prompt(length, seed=length), of, request_id=f"{kind}, {length}",
+            max_new_tokens=num_tokens, ignore_eos=True, **params,
+        )
+        for kind, params in KINDS.items()
+        for length in (5, 40)
+    ]  # fmt: skip
+
+
+def events(engine: Engine, *asked: Request) -> dict[str, list[TokenEvent]]:
+    """What the engine says of each request, without timings."""
+    found: dict[str, list[TokenEvent]] = {each.request_id: [] for each in asked}
+    for each in asked:
+        engine.add(each)
+    while engine.has_work:
+        for event in engine.step():
+            found[event.request_id].append(replace(event, timings=None))
+    return found
+
+
+def check(found: Mapping[str, list[TokenEvent]], expected: Mapping[str, list[TokenEvent]]) -> None:
+    """The same tokens, and the same log-probabilities but for rounding."""
+    for name, theirs in expected.items():
+        ours = found[name]
+        assert [each.token_id for each in ours] == [each.token_id for each in theirs], name
+        for our, their in zip(ours, theirs, strict=True):
+            assert our.finish_reason == their.finish_reason
+            if their.logprob is not None:
+                assert our.logprob == pytest.approx(their.logprob, abs=1e-3)
+                check_best(our.top_logprobs, their.top_logprobs)
+            assert len(our.prompt) == len(their.prompt)
+            for scored, same in zip(our.prompt[1:], their.prompt[1:], strict=True):
+                assert scored.logprob == pytest.approx(same.logprob, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family: str) -> None:
+    """Recorded, but for experts in float32: torch reads on the host where their groups end."""
+    model = tiny_model(family)
+    for keep in (None, PRUNED_BLOCKS):
+        cpu = make_variant("tiny", "tiny", model, keep)
+        gpu = make_variant("tiny", "tiny", on_device(model), keep)
+        expected = events(Engine(), *requests(cpu))
+        cuda.num_replays = 0
+        check(events(Engine(), *requests(gpu)), expected)
+        assert (cuda.num_replays > 0) == (family not in EXPERTS)
+
+
+@pytest.mark.parametrize("family", sorted(EXPERTS))
+def test_experts_are_recorded_in_bfloat16(cuda: SimulatedCuda, family: str) -> None:
+    model = on_device(tiny_model(family)).bfloat16()
+    found = events(Engine(), *requests(make_variant("tiny", "tiny", model)))
+    assert cuda.num_replays > 0
+    assert all(len(each) == 8 for each in found.values())
+
+
+def test_a_response_format_gives_what_it_gives_on_the_cpu(
+    cuda: SimulatedCuda, tiny_loaded: LoadedModel
+) -> None:
+    def asked(of: Variant) -> list[Request]:
+        return [
+            constrained(PERSON, of, (70, 71, 72), "constrained", max_new_tokens=30, seed=5),
+            request(prompt(7), of, request_id="free", max_new_tokens=30, ignore_eos=True),
+        ]
+
+    expected = events(Engine(), *asked(make_variant("tiny", "tiny", tiny_loaded.model)))
+    check(events(Engine(), *asked(variant_on(tiny_loaded.model))), expected)
+    assert cuda.num_replays > 0
+
+
+def test_two_devices_serve_one_variant_each(cuda: SimulatedCuda) -> None:
+    model = tiny_model("llama")
+    both = [variant_on(model, f"cuda:{index}") for index in range(2)]
+    asked = [
+        request(prompt(9), of, request_id=str(of.model.device), max_new_tokens=12) for of in both
+    ]
+    found = events(Engine(), *asked)
+    first, second = ([each.token_id for each in of] for of in found.values())
+    assert first == second
+    assert len(first) == 12
+    assert cuda.allocated_bytes(0) > 0 < cuda.allocated_bytes(1)
+
+
+def test_a_model_of_the_second_device_uses_no_memory_of_the_first(cuda: SimulatedCuda) -> None:
+    gc.collect()
+    before = cuda.allocated_bytes(0)
+    cuda.reset_peak(0)
+    of = variant_on(tiny_model("llama"), "cuda:1")
+    events(Engine(), *requests(of))
+    assert cuda.num_replays > 0
+    assert cuda.peak_bytes(0) == before
+
+
+def decode_costs(cuda: SimulatedCuda, num_rows: int, **params: Any) -> tuple[int, int, int]:
+    """Waits, uploads and downloads of one decode step in the middle of so many outputs."""
+    of = variant_on(tiny_model("llama"))
+    engine = Engine()
+    for row in range(num_rows):
+        engine.add(request(prompt(9, row), of, max_new_tokens=20, ignore_eos=True, **params))
+    for _ in range(8):  # the prompts, and what a first decode records
+        engine.step()
+    cuda.log.clear()
+    assert len(engine.step()) == num_rows
+    counts = [cuda.log.count(kind) for kind in ("wait", "upload", "download")]
+    assert sum(cuda.log.by_place("wait").values()) == counts[0]
+    return counts[0], counts[1], counts[2]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decode_step_waits_once_for_all_its_results(
+    cuda: SimulatedCuda, kind: str, num_rows: int
+) -> None:
+    """Uploads are that of the tokens, and one of what their sampling needs."""
+    waits, uploads, downloads = decode_costs(cuda, num_rows, **KINDS[kind])
+    assert waits == downloads == 1
+    assert uploads == (1 if kind == "greedy" else 2)
+
+
+def test_rows_of_several_kinds_cost_no_more_than_one(cuda: SimulatedCuda) -> None:
+    of = variant_on(tiny_model("llama"))
+    engine = Engine()
+    for each in requests(of, num_tokens=20):
+        engine.add(each)
+    for _ in range(8):
+        engine.step()
+    cuda.log.clear()
+    assert len(engine.step()) == 2 * len(KINDS)
+    assert cuda.log.count("wait") == cuda.log.count("download") == 1
+    assert cuda.log.count("upload") == 2
+
+
+def test_a_response_format_costs_one_upload_of_its_masks(
+    cuda: SimulatedCuda, tiny_loaded: LoadedModel
+) -> None:
+    of = variant_on(tiny_loaded.model)
+    engine = Engine()
+    for row in range(3):
+        ask = constrained(
+            PERSON, of, (70, 71, 72 + row), str(row), max_new_tokens=30, temperature=0.8, seed=row
+        )
+        engine.add(ask)
+    for _ in range(6):
+        engine.step()
+    cuda.log.clear()
+    engine.step()
+    assert cuda.log.count("wait") == 1
+    assert cuda.log.count("upload") <= 3
+
+
+def test_a_prompt_waits_once_for_its_token(cuda: SimulatedCuda) -> None:
+    of = variant_on(tiny_model("llama"))
+    engine = Engine()
+    for row in range(3):
+        engine.add(request(prompt(9 + row, row), of, max_new_tokens=3))
+    engine.step()
+    assert cuda.log.count("upload") > 0
+    cuda.log.clear()
+    for row in range(3):
+        engine.add(request(prompt(9 + row, row + 3), of, max_new_tokens=3))
+    while not any(event.token_id is not None for event in engine.step()):
+        cuda.log.clear()
+    assert cuda.log.count("wait") == cuda.log.count("download") == 1
