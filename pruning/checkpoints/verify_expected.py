@@ -182,9 +182,10 @@ def _loading(num_bytes: int, device: str) -> Loading:
 
 
 def logits_of(forward: Forward, token_ids: torch.Tensor) -> torch.Tensor:
-    """Return logits ``[batch, seqlen, vocab]`` of token ids ``[batch, seqlen]``."""
+    """Return logits ``[batch, seqlen, vocab]`` of token ids ``[batch, seqlen]``, on the host."""
     # within the loop: a streamed head is unloaded when the generator continues
-    [logits] = (final_logits(forward.model, hidden) for _, hidden in forward.hidden([token_ids]))
+    made = forward.hidden([token_ids])
+    [logits] = (final_logits(forward.model, hidden).cpu() for _, hidden in made)
     return logits
 
 
@@ -194,5 +195,5 @@ def _continued(forward: Forward, prompt: torch.Tensor) -> tuple[list[int], torch
     for _ in range(NEW_TOKENS):
         last = logits_of(forward, token_ids)[0, -1]
         scores.append(last)
-        token_ids = torch.cat([token_ids, last.argmax().cpu().view(1, 1)], dim=1)
+        token_ids = torch.cat([token_ids, last.argmax().view(1, 1)], dim=1)
     return token_ids[0, len(prompt) :].tolist(), torch.stack(scores)
