@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 from filelock import FileLock
 
+from pruning.records import read_stored
+
 _Content = TypeVar("_Content")
 
 
@@ -43,11 +45,10 @@ class JsonFile(Generic[_Content]):
         Raises ``OSError``, and what ``parse`` raises.
         """
         try:
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                version = (found.st_mtime_ns, found.st_ino, found.st_size)
-                if version != self._version:
-                    self._content, self._version = self._parse(file.read()), version
+            found = self.path.stat()
+            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if version != self._version:  # of a file that is replaced now, it is read once more
+                self._content, self._version = self._parse(read_stored(self.path)), version
         except FileNotFoundError:
             self._content, self._version = self._empty(), None
         return self._content

@@ -4,11 +4,15 @@ Anyone with write access to a store can change its records, so a bad record must
 that names its reason.
 """
 
+import errno
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +27,22 @@ _MAX_REASON = 500
 
 class InvalidRecord(ValueError):
     """A stored record is not one of its kind."""
+
+
+def read_stored(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
+    """The content of a file that somebody else may have put there.
+
+    Raises ``OSError``, also for a pipe or a device, which could be read without end.
+    """
+    # without O_NONBLOCK, opening a pipe would wait for a writer
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > most_bytes:
+            reason = f"it has {status.st_size} bytes, and {most_bytes} are the limit"
+            raise OSError(errno.EFBIG, reason, str(path))
+        return file.read(most_bytes)
 
 
 def parse_record(content: bytes | str) -> dict[str, Any]:

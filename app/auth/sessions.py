@@ -8,7 +8,6 @@ the generation, which ends all sessions of the key.
 
 import hashlib
 import hmac
-import json
 import logging
 import secrets
 import time
@@ -20,6 +19,7 @@ from filelock import FileLock
 
 from app.auth.keys import ApiKey, KeyFile
 from app.json_file import JsonFile, replace_file
+from pruning.records import parse_record, read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Sessions:
         content, now_s = f"{name}:{began}:{ends}", self._clock()
         try:
             generations = self._generations.read()
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             logger.exception("all sessions are ended: which were ended before is unknown")
             return None
         for key in self._keys.known():  # after a rotation, several have this name
@@ -123,7 +123,7 @@ class Sessions:
 
     def _secret(self) -> bytes | None:
         try:
-            secret = self._secret_file.read_bytes()
+            secret = read_stored(self._secret_file)
         except OSError:
             return None
         return secret if len(secret) == _NUM_BYTES else None
@@ -146,7 +146,7 @@ def _signature(secret: bytes, content: str, key: ApiKey, generation: int) -> str
 
 def _generations(content: bytes) -> Mapping[str, int]:
     """How often the sessions of keys were ended, by the hash of the key. Raises ``ValueError``."""
-    found = json.loads(content)
-    if not isinstance(found, dict) or not all(type(number) is int for number in found.values()):
+    found = parse_record(content)
+    if not all(type(number) is int for number in found.values()):
         raise ValueError("expected a JSON object of integers")
     return found

@@ -22,6 +22,14 @@ from filelock import FileLock, Timeout
 
 from app.engine.versions import versions_digest
 from app.json_file import replace_file
+from pruning.records import (
+    InvalidRecord,
+    check_record,
+    parse_record,
+    read_stored,
+    reason_of,
+    sendable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -239,23 +247,35 @@ class CpuTimes:
 
 
 def _read(file: Path) -> dict[str, dict[str, Choice]]:
-    """All choices in the file by processor; none if it is missing or not such a file."""
+    """All choices in the file by processor, without those that are broken."""
     try:
-        sections: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            section: {key: _parsed(choice) for key, choice in choices.items()}
-            for section, choices in sections.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        sections = parse_record(read_stored(file))
+    except FileNotFoundError:
         return {}
+    except (OSError, InvalidRecord) as error:
+        logger.warning("kernels are timed again: %s cannot be read: %s", file, reason_of(error))
+        return {}
+    found: dict[str, dict[str, Choice]] = {}
+    num_broken = 0
+    for section, choices in sections.items():
+        of_section = found.setdefault(sendable(section), {})
+        for key, fields in choices.items() if isinstance(choices, dict) else [("", choices)]:
+            try:
+                of_section[sendable(key)] = _parsed(fields)
+            except (InvalidRecord, TypeError, KeyError):
+                num_broken += 1
+    if num_broken:
+        logger.warning("%d choices of kernels in %s are broken and left out", num_broken, file)
+    return found
 
 
 def _parsed(fields: Mapping[str, Any]) -> Choice:
-    """Raises ``ValueError`` if the chosen kernel has no time."""
-    kernel, seconds = fields["kernel"], {name: float(s) for name, s in fields["seconds"].items()}
-    if seconds.get(kernel, 0.0) <= 0:
-        raise ValueError(f"{kernel} has no time")
-    return Choice(kernel, seconds, bool(fields["is_quiet"]))
+    """Raises ``InvalidRecord``, ``TypeError`` or ``KeyError``."""
+    choice = Choice(fields["kernel"], fields["seconds"], fields["is_quiet"])
+    check_record(choice)
+    if choice.kernel not in choice.seconds or min(choice.seconds.values()) <= 0:
+        raise InvalidRecord(f"{choice.kernel} has no time")
+    return choice
 
 
 def _replace(file: Path, sections: Mapping[str, Mapping[str, Choice]]) -> None:

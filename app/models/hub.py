@@ -45,6 +45,7 @@ from pruning.models.store import (
     parse_config,
     set_up_torch,
 )
+from pruning.records import parse_record, read_stored
 from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -131,8 +132,8 @@ def ensure_model(repo_id: str, settings: ServeSettings) -> Path:
     if not path.is_dir():
         return add_model(repo_id, settings)
     try:
-        source = json.loads((path / ORIGIN_FILE).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+        source = parse_record(read_stored(path / ORIGIN_FILE))["source"]
+    except (OSError, ValueError, KeyError):
         source = None
     if source != repo_id:
         raise ModelNotAdded(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.json_file import replace_file
-from pruning.records import MAX_BYTES, check_record, check_time, reason_of
+from pruning.records import check_record, check_time, read_stored, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,7 @@ class ResultStore:
         if _ID.fullmatch(result_id) is None:
             raise ResultNotFound(f"no result has the id {result_id[:64]!r}: see GET /results")
         try:
-            if (path := self._path(result_id)).exists() and not path.is_file():
-                raise OSError("it is no regular file")
-            return _parsed(result_id, path.read_bytes())
+            return _parsed(result_id, read_stored(self._path(result_id)))
         except FileNotFoundError as error:
             raise _absent(result_id) from error
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
@@ -143,8 +141,6 @@ def _absent(result_id: str) -> ResultNotFound:
 
 def _parsed(result_id: str, content: bytes) -> Result:
     """Numbers that JSON does not know, as NaN, become None."""
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has {len(content)} bytes, and {MAX_BYTES} are the limit")
     data = json.loads(content, parse_constant=lambda _: None)
     if not isinstance(data["report"], dict):
         raise TypeError("its report is no object")

@@ -360,4 +360,7 @@ class JobStore:
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:
     """Decode a hash. The client returns bytes, as RQ needs it to."""
-    return {name.decode(): value.decode() for name, value in record.items()}
+    return {
+        name.decode(errors="replace"): value.decode(errors="replace")
+        for name, value in record.items()
+    }

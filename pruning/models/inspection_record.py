@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pruning.records import parse_record
+from pruning.records import parse_record, read_stored
 
 FILE = ".inspected.json"
 _PACKAGES = ("sleb-serve", "transformers")  # they decide what can be used, and what is the default
@@ -52,7 +52,7 @@ class InspectionRecord:
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         try:
-            content = parse_record(self._file.read_bytes())
+            content = parse_record(read_stored(self._file))
             is_valid = content["versions"] == _versions()
             entries: dict[str, dict[str, Any]] = dict(content["models"]) if is_valid else {}
         except (OSError, ValueError, KeyError, TypeError):

@@ -1,9 +1,10 @@
 """The origin and the licence of a dense model, from the files of its directory."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from pruning.records import InvalidRecord, parse_record, read_stored, sendable
 
 ORIGIN_FILE = "sleb-origin.json"
 _FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
@@ -42,10 +43,10 @@ def lineage_of(directory: Path) -> Lineage:
 def _origin(directory: Path) -> dict[str, str]:
     """The texts in the file that ``sleb models add`` or the demo wrote."""
     try:
-        origin = json.loads((directory / ORIGIN_FILE).read_text(encoding="utf-8"))
-        return {name: value for name, value in origin.items() if isinstance(value, str)}
-    except (OSError, ValueError, AttributeError):
+        origin = parse_record(read_stored(directory / ORIGIN_FILE))
+    except (OSError, InvalidRecord):
         return {}
+    return {name: sendable(value) for name, value in origin.items() if isinstance(value, str)}
 
 
 def _licence(directory: Path) -> str | None:

@@ -32,10 +32,11 @@ def plan_of(
     ``TargetUnreachable``.
     """
     of_model = fingerprint(dense.path)
-    if earlier.plan is not None and earlier.plan.holds_for(windows.digest, of_model):
-        return earlier.plan
     blocks = num_blocks(dense.model)
     most = spec.most_removals(blocks)
+    known = earlier.plan
+    if known and known.holds_for(windows.digest, of_model) and known.num_remove <= most:
+        return known
     times = dense.times()
     if spec.target_speedup is not None:
         most = times.removals_for(spec.target_speedup, blocks, most)
@@ -58,11 +59,13 @@ def search(
     plan = plan_of(spec, dense, windows, earlier)
     if spec.target_speedup is not None:
         spec = replace(spec, target_speedup=None, num_remove=plan.num_remove)
-    state = earlier if earlier.plan == plan else SearchState(plan)
-    boundaries = stages(len(windows.token_ids)) if spec.search is Search.STAGED else ()
-    blocks = num_blocks(dense.model)
+    blocks, num_windows = num_blocks(dense.model), len(windows.token_ids)
+    state = SearchState(plan)
+    if earlier.plan == plan:
+        free = range(spec.protect_first, blocks - spec.protect_last)
+        state = earlier.within(free, num_windows)
+    boundaries = stages(num_windows) if spec.search is Search.STAGED else ()
     total = spec.num_evaluations(blocks)
-    num_windows = len(windows.token_ids)
     tally = Tally(observer, total - _num_left(spec, state, blocks, num_windows), total)
     with dense.scorer(windows.token_ids, boundaries, objective) as scorer:
         observer.searching(plan, tally.done, total)
@@ -153,7 +156,8 @@ class _Search:
     def _decide(self, round_: Round, dense_loss: float) -> Removal:
         """Score and decide a round of the refinement, unless its decision is known."""
         name = round_.name
-        if name not in self.decided:
+        known = self.decided.get(name)
+        if known is None or known.block not in round_.candidates:
             keep = kept(self.num_blocks, round_.removed)
             scored = self._observed(lambda _keep: name).score_round(keep, round_.candidates)
             found = decide(len(round_.removed) + 1, dense_loss, dict(scored))

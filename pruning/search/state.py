@@ -1,12 +1,16 @@
 """The state of a search, from which another process can resume it, and its text fields."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
 from pruning.models.block_times import BlockTimes
+from pruning.records import InvalidRecord, check_record, parse_record, reason_of
 from pruning.removal import Losses, Removal
+
+logger = logging.getLogger(__name__)
 
 PLAN = "plan"
 RANKING = "0"  # the name of the round that ranks the candidates of the dense model
@@ -35,9 +39,14 @@ class SearchPlan:
 
     @classmethod
     def from_json(cls, text: str) -> "SearchPlan":
-        fields = json.loads(text)
+        """Raises ``ValueError`` or ``TypeError``."""
+        fields = parse_record(text)
         times = fields.pop("times", None)
-        return cls(**fields, times=BlockTimes(**times) if times else None)
+        plan = cls(**fields, times=BlockTimes(**times) if times else None)
+        check_record(plan)
+        if plan.num_remove < 1 or not (plan.times is None or plan.times.is_plausible):
+            raise InvalidRecord("it is the plan of no search")
+        return plan
 
 
 @dataclass(frozen=True)
@@ -69,25 +78,72 @@ class SearchState:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "SearchState":
-        """Parse what the functions below write."""
+        """Parse what the functions below write.
+
+        A broken field is a line in the log, and what it recorded is done again: a decision, a
+        candidate, or all with a broken plan.
+        """
+        plan: SearchPlan | None = None
         decided: dict[str, Removal] = {}
         scored: dict[str, dict[int, Losses]] = {}
         for field_name, text in fields.items():
             kind, _, name = field_name.partition(":")
-            if kind == _DECIDED:
-                decided[name] = Removal.from_dict(json.loads(text))
-            elif kind == _SCORED:
-                of_round, _, block = name.rpartition(":")
-                scored.setdefault(of_round, {})[int(block)] = json.loads(text)
+            try:
+                if field_name == PLAN:
+                    plan = SearchPlan.from_json(text)
+                elif kind == _DECIDED:
+                    decided[name] = _decision(text)
+                elif kind == _SCORED:
+                    of_round, _, block = name.rpartition(":")
+                    scored.setdefault(of_round, {})[int(block)] = _losses(text)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                logger.warning(
+                    "the field %.80r of a search is broken, and is found again: %s",
+                    *(field_name, reason_of(error)),
+                )
+        if plan is None and PLAN in fields:
+            return cls()
         removals: list[Removal] = []
         while (removal := decided.pop(round_name(len(removals) + 1), None)) is not None:
             removals.append(removal)
-        return cls(
-            plan=SearchPlan.from_json(fields[PLAN]) if PLAN in fields else None,
-            removals=tuple(removals),
-            decided=decided,
-            scored=scored,
+        return cls(plan, tuple(removals), decided, scored)
+
+    def within(self, free: Collection[int], num_windows: int) -> "SearchState":
+        """Without what no search of these free blocks and so many windows can have recorded."""
+        removals: list[Removal] = []
+        for removal in self.removals:
+            is_new = removal.block not in {earlier.block for earlier in removals}
+            if removal.block not in free or not is_new or removal.step != len(removals) + 1:
+                break
+            removals.append(removal)
+        return replace(
+            self,
+            removals=tuple(removals[: self.plan.num_remove if self.plan else None]),
+            decided={name: each for name, each in self.decided.items() if each.block in free},
+            scored={
+                name: {
+                    block: losses
+                    for block, losses in candidates.items()
+                    if block in free and len(losses) <= num_windows
+                }
+                for name, candidates in self.scored.items()
+            },
         )
+
+
+def _decision(text: str) -> Removal:
+    removal = Removal.from_dict(parse_record(text))
+    check_record(removal)
+    if removal.block not in removal.scores or removal.scores.keys() != removal.num_windows.keys():
+        raise InvalidRecord("it has no score of the block that it removes")
+    return removal
+
+
+def _losses(text: str) -> Losses:
+    """Finite ones: a search ends at others, and records none."""
+    losses = parse_record(f'{{"losses": {text}}}')["losses"]
+    check_record(ScoredCandidate("", 0, losses))
+    return [float(loss) for loss in losses]
 
 
 def num_whole(scored: Mapping[int, Losses], num_windows: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pruning.records import InvalidRecord, parse_record, read_stored
 from pruning.removal import Removal
 from pruning.search.state import (
     ScoredCandidate,
@@ -20,6 +21,8 @@ from pruning.search.state import (
     round_name,
     scored_field,
 )
+
+_MAX_BYTES = 2**30  # of all losses of a search
 
 
 class SearchFile:
@@ -61,9 +64,13 @@ class SearchFile:
 
     def _fields(self) -> dict[str, str]:
         fields: dict[str, str] = {}
-        with suppress(FileNotFoundError, ValueError):  # of an incomplete line
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                fields.update(json.loads(line))
+        try:
+            lines = read_stored(self.path, _MAX_BYTES).split(b"\n")
+        except FileNotFoundError:
+            return fields
+        for line in lines:
+            with suppress(InvalidRecord):  # of an incomplete line
+                fields.update(parse_record(line))
         return fields
 
     def _append(self, fields: Mapping[str, str]) -> None:

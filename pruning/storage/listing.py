@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pruning.checkpoints.store import CheckpointCorrupt, Manifest, is_checkpoint_name
-from pruning.records import check_record
+from pruning.records import check_record, parse_record, read_stored
 from pruning.storage.store import ObjectMissing, ObjectStore
 from pruning.storage.transfer import received_manifest
 
@@ -95,10 +95,10 @@ class Listing:
 
     def _index(self) -> _Index:
         try:
-            index = _Index(**json.loads((self._folder / _INDEX).read_bytes()))
+            index = _Index(**parse_record(read_stored(self._folder / _INDEX)))
             check_record(index)
             return index
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError):
             return _Index()
 
     def _file(self, name: str) -> Path:

@@ -183,8 +183,9 @@ class JobObserver(Observer):
         )
 
     def removed(self, removal: Removal) -> None:
-        self._removals.append(removal)
-        found = tuple(self._removals)
+        # those behind it were recorded, and were no removals of this search
+        found = (*self._removals[: removal.step - 1], removal)
+        self._removals = list(found)
         self._pending.append(lambda: self._store.removed(self._id, found, self._attempt))
         self._write()
 

@@ -1,14 +1,20 @@
 """Small files of the data directory that somebody has damaged: what reads them has one error."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.auth.keys import InvalidKeyFile, KeyFile, Scope
+from app.auth.sessions import GENERATIONS, Sessions
+from app.engine.autotuning import Autotuner, Choice
+from app.engine.compiled.compilation import CompilationState, kept_state
+from app.engine.compiled.openmp import compiled_folder
 from app.models.aliases import Aliases, InvalidAliasFile
 from app.models.measured_speedups import FILE, MeasuredSpeedup, MeasuredSpeedups
 from pruning.models import inspection_record
@@ -67,11 +73,47 @@ def inspections_in(folder: Path) -> tuple[Path, Read]:
     return folder / inspection_record.FILE, read
 
 
+def kernels_in(folder: Path) -> tuple[Path, Read]:
+    file = folder / "tuning.json"
+    tuner = Autotuner(file)
+    tuner.record("a 1x2 float32 cpu", Choice("slow", {"slow": 1.5, "fast": 0.5}))
+    tuner.save()
+
+    def read() -> object:
+        known = Autotuner(file)
+        assert known.kernel("a 1x2 float32 cpu", ["other", "fast"]) in ("other", "fast")
+        found = known.choices
+        assert all(choice.seconds[choice.kernel] > 0 for choice in found.values())
+        return json.dumps([[key, choice.seconds] for key, choice in found.items()]).encode()
+
+    return file, read
+
+
+def compilation_in(folder: Path) -> tuple[Path, Read]:
+    state = compiled_folder(folder) / "state.json"
+    state.parent.mkdir()
+    state.write_text(json.dumps(asdict(CompilationState("failed", "no memory", 1.5))))
+    return state, lambda: (found := kept_state(folder)) and f"{found.reason}{found}".encode()
+
+
+def sessions_in(folder: Path) -> tuple[Path, Read]:
+    keys = KeyFile(folder / "keys.json")
+    keys.create("a", [Scope.JOBS])
+    sessions = Sessions(keys, folder / "sessions.secret")
+    session = sessions.begin(keys.known()[0])
+    sessions.end(session)
+    cookie = sessions.cookie(session)
+    return folder / GENERATIONS, lambda: sessions.find(cookie) or "ended"
+
+
 KINDS: Mapping[str, Callable[[Path], tuple[Path, Read]]] = {
     "keys": keys_in,
     "aliases": aliases_in,
     "speed-ups": speedups_in,
     "inspections": inspections_in,
+    "kernels": kernels_in,
+    "compilation": compilation_in,
+    "sessions": sessions_in,
 }
 
 
@@ -87,3 +129,12 @@ def test_a_damaged_file_has_one_error(tmp_path: Path, kind: str, number: int) ->
             read()
         except Exception as error:
             raise AssertionError(text[:2_000]) from error
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipe_in_the_place_of_a_file_is_an_error_too(tmp_path: Path, kind: str) -> None:
+    file, read = KINDS[kind](tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    read()

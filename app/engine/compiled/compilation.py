@@ -32,6 +32,7 @@ from app.engine.compiled.openmp import (
 )
 from app.json_file import replace_file
 from pruning.process import end_with_parent
+from pruning.records import check_record, check_time, parse_record, read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,13 @@ def wait_for_compilation(functions: Sequence[ParallelFunction], limit_s: float) 
 def kept_state(directory: Path) -> CompilationState | None:
     """How the last attempt to compile into this directory ended; None before the first."""
     try:
-        fields = json.loads((compiled_folder(directory) / _STATE_FILE).read_text(encoding="utf-8"))
-        retry_at = fields["retry_at"]
-        when = None if retry_at is None else float(retry_at)
-        return CompilationState(str(fields["state"]), str(fields["reason"]), when)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        state = CompilationState(
+            **parse_record(read_stored(compiled_folder(directory) / _STATE_FILE))
+        )
+        check_record(state)
+        check_time("retry_at", state.retry_at)
+        return state
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -27,6 +27,7 @@ from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from app.engine.compiled.kept import is_kept, note_digests, remove_damaged
 from app.engine.versions import versions_digest
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,8 @@ class ParallelFunction:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it was compiled into the directory of ``keep_compiled_in``."""
-        file = Path(self.function.__code__.co_filename)
-        name = f"{file.stem}.{self.function.__qualname__}-*.nbc"
-        return bool(numba.config.CACHE_DIR) and any(Path(numba.config.CACHE_DIR).rglob(name))
+        """Whether it was compiled into the directory of ``keep_compiled_in``, and is whole."""
+        return is_kept(self.function)
 
     def load(self) -> None:
         """Read it where it is kept, or compile it, which takes seconds.
@@ -144,7 +143,12 @@ def _kept(function: Callable[[int], None]) -> Any:
 
 def compile_now(function: Callable[[int], None], *, keeps: bool = False) -> Any:
     """The compiled function. Raises ``NumbaError``, or any error of a directory that keeps it."""
-    return numba.cfunc(types.void(types.int64), error_model="numpy", cache=keeps)(function)
+    if keeps:
+        remove_damaged(function)
+    found = numba.cfunc(types.void(types.int64), error_model="numpy", cache=keeps)(function)
+    if keeps:
+        note_digests(function)
+    return found
 
 
 def has_openmp() -> bool:
