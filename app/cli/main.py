@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from app.cli.advise import advise
 from app.cli.ask import chat, compare
 from app.cli.bench import bench
 from app.cli.config import config
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.command()(prune)
 app.command()(heal)
 app.command("eval")(evaluate)
+app.command()(advise)
 app.command()(export)
 app.command()(stability)
 app.command()(bench)

@@ -1,10 +1,11 @@
 """The model card of a checkpoint: its README.md, with the metadata that model hubs read."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
+from pruning.checkpoints.advice_section import advice_section
 from pruning.checkpoints.domain_tables import (
     depth_table,
     domain_table,
@@ -12,6 +13,7 @@ from pruning.checkpoints.domain_tables import (
     narrow_table,
     with_interval,
 )
+from pruning.checkpoints.markdown import bullets, markdown
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, probe_line, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -67,7 +69,7 @@ _CARD = """\
 remain.
 
 {loading}
-
+{advice}
 ## Quality after each removal
 
 ![Perplexity by number of removed blocks, and a map of all blocks]({plot})
@@ -181,9 +183,10 @@ def model_card(
         num_parameters=manifest.num_parameters,
         dense_num_parameters=manifest.dense_num_parameters,
         metric=_METRICS[spec.metric],
+        advice=advice_section(manifest),
         plot=PLOT_FILE,
-        table=_markdown(headings, cells),
-        legend=_list(legend(manifest, headings, trajectory)),
+        table=markdown(headings, cells),
+        legend=bullets(legend(manifest, headings, trajectory)),
         domains=_domains(manifest.quality.domains),
         search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
         windows=counted(manifest.calibration["num_windows"], "window"),
@@ -267,7 +270,7 @@ def _measured(exported: Exported) -> str:
         return ""
     headings, rows = narrow_table(exported.domains)
     legend = [*explained(exported.domains), *probe_line(exported.probe)]
-    return _QUALITY.format(table=_markdown(headings, rows), legend=_list(legend))
+    return _QUALITY.format(table=markdown(headings, rows), legend=bullets(legend))
 
 
 def _speed(exported: Exported) -> str:
@@ -280,7 +283,7 @@ def _speed(exported: Exported) -> str:
         "not predicted" if predicted is None else f"{predicted:.2f}",
         "not measured" if measured is None else with_interval(measured),
     )
-    return _SPEED.format(table=_markdown(("blocks", "predicted", "measured"), [row]))
+    return _SPEED.format(table=markdown(("blocks", "predicted", "measured"), [row]))
 
 
 def _quantized(exported: Exported) -> str:
@@ -295,9 +298,7 @@ def _quantized(exported: Exported) -> str:
         bits=exported.quantized.value,
         group=_GROUPS[exported.quantized],
         dtype=exported.dtype,
-        table=_markdown(("text", "before", "quantized", "ratio"), rows)
-        if rows
-        else "not measured.",
+        table=markdown(("text", "before", "quantized", "ratio"), rows) if rows else "not measured.",
     )
 
 
@@ -305,21 +306,12 @@ def _domains(domains: Sequence[DomainQuality]) -> str:
     """The full depth, and then each depth of each domain. Nothing if no domain was measured."""
     if not domains:
         return ""
-    depths = (f"{one.domain}:\n\n{_markdown(*domain_table(one))}" for one in domains)
+    depths = (f"{one.domain}:\n\n{markdown(*domain_table(one))}" for one in domains)
     return _DOMAINS.format(
-        table=_markdown(*depth_table(domains, len(domains[0].raw))),
-        legend=_list(explained(domains)),
+        table=markdown(*depth_table(domains, len(domains[0].raw))),
+        legend=bullets(explained(domains)),
         depths="\n\n".join(depths),
     )
-
-
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["--:"] * len(headings)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *rows])
-
-
-def _list(texts: Iterable[str]) -> str:
-    return "\n".join(f"- {text}" for text in texts)
 
 
 def _head(name: str, parent: str, lineage: Lineage) -> str:

@@ -76,23 +76,23 @@ class UntilKnown:
     ) -> Mapping[str, int]:
         spent_s = self._clock() - self._started
         if self._evaluation.num_samples is not None:
-            return self._end(Ended.NUMBER, spent_s)
+            return self._end(Ended.NUMBER)
         self._lacks_decision = not self._is_decided(domains)
         lacking = {domain.domain: size for domain in domains if (size := self._size(domain))}
         if not lacking:
-            return self._end(Ended.MARGIN, spent_s)
+            return self._end(Ended.MARGIN)
         sizes = {name: min(size, available[name]) for name, size in lacking.items()}
         measured = {domain.domain: domain.num_windows for domain in domains}
         more = {name: size - measured[name] for name, size in sizes.items()}
         if not any(more.values()):
-            return self._end(Ended.TEXT, spent_s)
+            return self._end(Ended.TEXT)
         share = self._affordable(sum(measured.values()), sum(more.values()), spent_s)
         sizes = {
             name: measured[name] + took
             for name, number in more.items()
             if (took := math.floor(share * number)) > 0
         }
-        return sizes or self._end(Ended.TIME, spent_s)
+        return sizes or self._end(Ended.TIME)
 
     def lacks(self, domain: DomainQuality, num_removed: int) -> bool:
         margin = domain.margin_after(num_removed)
@@ -124,6 +124,6 @@ class UntilKnown:
         left_s = self._evaluation.max_seconds - spent_s
         return 1.0 if needed_s <= left_s else max(0.0, left_s) / needed_s
 
-    def _end(self, ended: Ended, spent_s: float) -> Mapping[str, int]:
-        self.extent = Extent(ended, self._evaluation.margin, round(spent_s, 2))
+    def _end(self, ended: Ended) -> Mapping[str, int]:
+        self.extent = Extent(ended, self._evaluation.margin, self._evaluation.max_seconds)
         return {}

@@ -17,18 +17,18 @@ class Ended(StrEnum):
 
 @dataclass(frozen=True)
 class Extent:
-    """How long an evaluation went on."""
+    """What ended an evaluation, and what it was asked for."""
 
     ended: Ended
     margin: float  # that was wanted, relative
-    seconds: float
+    max_seconds: float
 
     def __str__(self) -> str:
         wanted = f"±{100 * self.margin:.3g} %"
         return {
             Ended.MARGIN: f"windows were added until every ratio was known to {wanted}",
-            Ended.TIME: f"the time was spent, {self.seconds:.0f} s, before every ratio was known "
-            f"to {wanted}",
+            Ended.TIME: f"{self.max_seconds:g} s were spent before every ratio was known to "
+            f"{wanted}",
             Ended.TEXT: f"the text has no more windows, and not every ratio is known to {wanted}",
             Ended.NUMBER: "the number of windows was asked for",
         }[self.ended]

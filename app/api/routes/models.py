@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from app.api.deletion import NotDeletable, delete_dense
 from app.api.deps import (
@@ -16,20 +16,32 @@ from app.api.deps import (
     RegistryDep,
     ShadowDep,
 )
+from app.api.formats.advice import advice_view
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
+from app.api.schemas.advice import AdviceView
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
 from app.api.unload import RAISES, unload
 from app.engine.async_engine import EngineStopped
+from app.models.advice import advice_on
 from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import LOAD_RAISES
+from pruning.evaluation.advice import Limits
 from pruning.jobs.redis import JobStoreUnavailable
+from pruning.spec import InvalidSpec
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 Alias = Annotated[str, Path(description="The alias to set; no model has this name.")]
 AliasOrDense = Annotated[str, Path(description="An alias or a dense model.")]
+MaxRatio = Annotated[
+    float, Query(ge=1, description="Maximum of pruned / dense perplexity, on every text.")
+]
+MinSpeedup = Annotated[float, Query(ge=1, description="Minimum speed-up per token.")]
+MinProbe = Annotated[
+    float | None, Query(ge=0, le=1, description="Minimum score of the probe; null for none.")
+]
 
 
 @router.get("")
@@ -52,6 +64,25 @@ def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -
 def get_model(name: ModelOrAlias, registry: RegistryDep, engine: EngineDep) -> ModelView:
     """A model by its name, or the target of an alias."""
     return model_view(registry.catalog.resolve(name), registry, engine)
+
+
+@router.get(
+    "/{name}/advice",
+    responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable, InvalidSpec),
+)
+def get_advice(
+    name: ModelOrAlias,
+    catalog: CatalogDep,
+    max_ratio: MaxRatio = Limits.max_ratio,
+    min_speedup: MinSpeedup = Limits.min_speedup,
+    min_probe: MinProbe = Limits.min_probe,
+) -> AdviceView:
+    """Which depth of a model to take: the fastest one whose intervals show that it keeps limits.
+
+    Measured speed-ups count before predicted ones. Of a variant, the advice is about its dense
+    model.
+    """
+    return advice_view(advice_on(name, catalog, Limits(max_ratio, min_speedup, min_probe)))
 
 
 @router.put(

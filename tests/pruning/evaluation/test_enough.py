@@ -101,12 +101,14 @@ def test_only_depths_that_lack_windows_are_measured_again() -> None:
 
 
 def test_the_manifest_keeps_how_it_ended() -> None:
-    extent = Extent(Ended.TIME, 0.05, 30.2)
+    extent = Extent(Ended.TIME, 0.05, 30.0)
     data = {"losses": [1.0], "perplexities": [], "evaluated_on": ""}
     assert Quality.from_dict(data).extent is None
-    kept = Quality.from_dict({**data, "extent": {"ended": "time", "margin": 0.05, "seconds": 30.2}})
+    kept = Quality.from_dict(
+        {**data, "extent": {"ended": "time", "margin": 0.05, "max_seconds": 30.0}}
+    )
     assert kept.extent == extent
-    assert str(extent) == "the time was spent, 30 s, before every ratio was known to ±5 %"
+    assert str(extent) == "30 s were spent before every ratio was known to ±5 %"
 
 
 def test_the_first_windows_of_a_mix_name_what_they_are_from() -> None:

@@ -1,0 +1,40 @@
+"""What ``sleb advise`` does: a sentence and a table about the depths of a model."""
+
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from app.commands.models import catalog_of
+from app.config import ServeSettings
+from app.models.advice import advice_on
+from app.terminal import print_json
+from pruning.evaluation.advice import Advice, Limits
+from pruning.evaluation.advice_table import advice_table
+
+
+def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json: bool) -> None:
+    """Raises ``UnknownModel``."""
+    advice = advice_on(model, catalog_of(settings), limits)
+    if as_json:
+        print_json(asdict(advice))
+        return
+    console = Console(highlight=False)
+    console.print(advice.sentence, markup=False)
+    if advice.depths:
+        console.print()
+        console.print(_table(advice))
+        console.print(f"limits: {advice.limits}", markup=False)
+        console.print("in parentheses: intervals of 95 %", markup=False)
+    for text in advice.missing:
+        console.print(f"missing: {text}", markup=False)
+
+
+def _table(advice: Advice) -> Table:
+    headings, rows = advice_table(advice)
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in {"take", "verdict"} else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

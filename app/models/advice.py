@@ -1,0 +1,56 @@
+"""Advice about the pruned variants of a model, from what the catalog knows of them."""
+
+from collections.abc import Iterator
+
+from app.models.catalog import Catalog
+from app.models.entry import ModelEntry
+from pruning.evaluation.advice import Advice, Candidate, Limits, advise
+from pruning.evaluation.quality import Interval
+
+
+def advice_on(name: str, catalog: Catalog, limits: Limits) -> Advice:
+    """Which depth of a model to take. Of a variant, the advice is about its dense model.
+
+    Raises ``UnknownModel`` and ``JobStoreUnavailable``.
+    """
+    model = catalog.resolve(name).base
+    return advise(model, list(_candidates(model, catalog)), limits)
+
+
+def _candidates(model: str, catalog: Catalog) -> Iterator[Candidate]:
+    """The depths of the newest order, and every healed checkpoint."""
+    entries = [
+        entry
+        for entry in catalog.entries()
+        if entry.base == model and entry.is_pruned and entry.external is None and not entry.error
+    ]
+    newest = {entry.order.name for entry in entries if entry.order and "@-" in entry.name}
+    for entry in entries:
+        order = entry.order
+        is_named_by_job = order is not None and order.name == entry.name
+        is_healed = order is not None and order.is_healed
+        if is_healed or not is_named_by_job or not newest:
+            yield _candidate(entry, catalog)
+
+
+def _candidate(entry: ModelEntry, catalog: Catalog) -> Candidate:
+    measured, predicted = catalog.measured_speedup(entry), entry.predicted_speedup
+    speedup = None if predicted is None else Interval(predicted, None, None)
+    if measured is not None:
+        speedup = Interval(measured.ratio, measured.low, measured.high)
+    is_whole = entry.order is not None and entry.num_removed == entry.order.depth
+    return Candidate(
+        name=entry.name,
+        num_removed=entry.num_removed,
+        num_blocks=entry.num_blocks,
+        speedup=speedup,
+        is_measured=measured is not None,
+        ratios={domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains},
+        parameters=_share(entry),
+        probe=entry.order.quality.probe if entry.order and is_whole else None,
+    )
+
+
+def _share(entry: ModelEntry) -> float | None:
+    of_dense = entry.order.dense_num_parameters if entry.order else None
+    return entry.num_parameters / of_dense if entry.num_parameters and of_dense else None

@@ -1,0 +1,28 @@
+"""The section of a card that says which depth to take."""
+
+from pruning.checkpoints.candidates import candidates_of
+from pruning.checkpoints.markdown import bullets, markdown
+from pruning.checkpoints.store import Manifest
+from pruning.evaluation.advice import Limits, advise
+from pruning.evaluation.advice_table import advice_table
+
+_ADVICE = """
+## Which depth
+
+{sentence}
+
+{table}
+
+{notes}
+"""
+
+
+def advice_section(manifest: Manifest) -> str:
+    """Which depth to take, by predicted speed. Nothing if no domain was measured."""
+    if not manifest.quality.domains:
+        return ""
+    advice = advise(manifest.parent, candidates_of(manifest), Limits())
+    notes = [f"limits: {advice.limits}.", *(f"{text}." for text in advice.missing)]
+    return _ADVICE.format(
+        sentence=advice.sentence, table=markdown(*advice_table(advice)), notes=bullets(notes)
+    )

@@ -1,0 +1,247 @@
+"""Which depth of a model to take: the fastest one that keeps the limits, in a sentence and a table.
+
+A measured speed-up counts before a predicted one, and the end of an interval before its value: a
+depth is taken only if its numbers show that it keeps the limits. Imports no torch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pruning.evaluation.probe_scores import ProbeComparison
+from pruning.evaluation.quality import Interval
+from pruning.evaluation.verdict import Verdict
+from pruning.plural import counted
+from pruning.spec import InvalidSpec
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a pruned model has to keep to be worth taking."""
+
+    max_ratio: float = 1.05  # of perplexity to the dense model's, on the worst domain
+    min_speedup: float = 1.1  # time per token, dense / pruned
+    min_probe: float | None = None  # score of the probe, 0 to 1
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("max_ratio", self.max_ratio, 1.0),
+            ("min_speedup", self.min_speedup, 1.0),
+        ):
+            if not low <= value < math.inf:  # false for NaN
+                raise InvalidSpec(
+                    name, f"{name}={value}: expected a finite number, {low:g} or more"
+                )
+        if self.min_probe is not None and not 0 <= self.min_probe <= 1:
+            raise InvalidSpec("min_probe", f"min_probe={self.min_probe}: expected 0 to 1")
+
+    def __str__(self) -> str:
+        probe = "" if self.min_probe is None else f", and a probe of {self.min_probe:g} or more"
+        return (
+            f"at most {self.max_ratio:g} × the dense perplexity on every text, at least "
+            f"{self.min_speedup:g} × the speed{probe}"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pruned model that can be served, and what is known of it."""
+
+    name: str
+    num_removed: int
+    num_blocks: int  # that remain
+    speedup: Interval | None  # time per token, dense / pruned; without ends if it is predicted
+    is_measured: bool  # the speed-up
+    ratios: Mapping[str, Interval] = field(default_factory=dict)  # of perplexity, by domain
+    parameters: float | None = None  # divided by those of the dense model
+    probe: ProbeComparison | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The name without that of the model."""
+        _, at, variant = self.name.partition("@")
+        return at + variant or self.name
+
+    @property
+    def worst(self) -> tuple[str, Interval] | None:
+        """The domain that lost most."""
+        known = self.ratios.items()
+        return max(known, key=lambda item: item[1].value) if known else None
+
+
+@dataclass(frozen=True)
+class AdvisedDepth:
+    """A candidate with what the limits say of it: ``because`` is empty if it keeps them all."""
+
+    candidate: Candidate
+    verdict: Verdict
+    because: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """``taken`` is the name of the model to take. None: no depth is shown to keep the limits."""
+
+    model: str
+    limits: Limits
+    taken: str | None
+    sentence: str
+    depths: tuple[AdvisedDepth, ...]  # the least pruned first
+    missing: tuple[str, ...]  # what is not known, with the command that measures it
+
+
+def advise(model: str, candidates: Sequence[Candidate], limits: Limits) -> Advice:
+    """The advice for the dense ``model``, among these pruned ones."""
+    ordered = sorted(candidates, key=lambda one: (one.num_removed, one.name))
+    depths = tuple(_judged(candidate, limits) for candidate in ordered)
+    kept = [depth for depth in depths if depth.verdict is Verdict.KEPT]
+    best = max(kept, key=_rank, default=None)
+    if best is None:
+        sentence = _none(model, depths, limits)
+    else:
+        sentence = f"{_take(best.candidate)} {_deeper(best, depths)}".strip()
+    return Advice(
+        model=model,
+        limits=limits,
+        taken=best.candidate.name if best else None,
+        sentence=sentence,
+        depths=depths,
+        missing=tuple(_missing(model, ordered, best.candidate if best else None, limits)),
+    )
+
+
+def _rank(depth: AdvisedDepth) -> tuple[int, float]:
+    """More blocks removed first: all of a depth are as fast. Then the better quality."""
+    worst = depth.candidate.worst
+    return depth.candidate.num_removed, -(worst[1].value if worst else math.inf)
+
+
+def _judged(candidate: Candidate, limits: Limits) -> AdvisedDepth:
+    found = list(_findings(candidate, limits))
+    for verdict in (Verdict.EXCEEDED, Verdict.UNDECIDED):
+        if reasons := [reason for of, reason in found if of is verdict]:
+            return AdvisedDepth(candidate, verdict, "; ".join(reasons))
+    return AdvisedDepth(candidate, Verdict.KEPT, "")
+
+
+def _findings(candidate: Candidate, limits: Limits) -> Iterator[tuple[Verdict, str]]:
+    """Every limit that is not kept, or not known to be."""
+    speedup = candidate.speedup
+    if speedup is None:
+        yield Verdict.UNDECIDED, "its speed is not known"
+    elif (verdict := Verdict.at_least(speedup, limits.min_speedup)) is not Verdict.KEPT:
+        yield verdict, _reason(verdict, "speed", speedup, limits.min_speedup)
+    if not candidate.ratios:
+        yield Verdict.UNDECIDED, "its quality was not measured"
+    for domain, ratio in candidate.ratios.items():
+        verdict = Verdict.of(ratio, limits.max_ratio)
+        if ratio.low is None and verdict is Verdict.KEPT:
+            verdict = Verdict.UNDECIDED
+        if verdict is not Verdict.KEPT:
+            yield verdict, _reason(verdict, domain, ratio, limits.max_ratio)
+    if limits.min_probe is not None:
+        yield from _of_probe(candidate.probe, limits.min_probe)
+
+
+def _of_probe(probe: ProbeComparison | None, least: float) -> Iterator[tuple[Verdict, str]]:
+    if probe is None:
+        yield Verdict.UNDECIDED, "it was not probed"
+    elif probe.pruned.score < least:
+        yield Verdict.EXCEEDED, f"probe {probe.pruned.score:.2f} is below {least:g}"
+
+
+def _reason(verdict: Verdict, of: str, interval: Interval, limit: float) -> str:
+    side = "undecided at" if verdict is Verdict.UNDECIDED else "beyond"
+    side = "below" if verdict is Verdict.EXCEEDED and of == "speed" else side
+    return f"{of} {times(interval)} is {side} {limit:g}"
+
+
+def times(interval: Interval) -> str:
+    """A ratio with its interval, in few characters."""
+    ends = "" if interval.low is None else f" ({interval.low:.2f} to {interval.high:.2f})"
+    return f"{interval.value:.2f} ×{ends}"
+
+
+def _take(candidate: Candidate) -> str:
+    return f"Take {candidate.name}: {described(candidate)}."
+
+
+def described(candidate: Candidate) -> str:
+    """Speed, size, quality on each text and the probe, as far as they are known."""
+    parts = [_speed(candidate)]
+    if candidate.parameters is not None:
+        parts[0] += f", {100 * (1 - candidate.parameters):.0f} % fewer parameters"
+    if candidate.ratios:
+        texts = ", ".join(f"{name} {times(ratio)}" for name, ratio in candidate.ratios.items())
+        parts.append(f"perplexity on {texts} the dense model's")
+    if (probe := candidate.probe) is not None:
+        parts.append(f"probe {probe.pruned.score:.2f} of {probe.dense.score:.2f}")
+    return "; ".join(parts)
+
+
+def _speed(candidate: Candidate) -> str:
+    speedup = candidate.speedup
+    if speedup is None:
+        return "its speed is not known"
+    how = "measured" if candidate.is_measured else "predicted"
+    ends = "" if speedup.low is None else f", {speedup.low:.2f} to {speedup.high:.2f}"
+    return f"{speedup.value:.2f} × as fast per token ({how}{ends})"
+
+
+def _deeper(best: AdvisedDepth, depths: Sequence[AdvisedDepth]) -> str:
+    """What the next depth would give, and why it is not taken. Nothing at the last depth."""
+    next_ones = [
+        depth for depth in depths if depth.candidate.num_removed > best.candidate.num_removed
+    ]
+    if not next_ones:
+        return ""
+    found = min(next_ones, key=lambda depth: (depth.candidate.num_removed, _cost(depth)))
+    gain = ""
+    if found.candidate.speedup is not None and best.candidate.speedup is not None:
+        more = found.candidate.speedup.value - best.candidate.speedup.value
+        gain = f" would add {more:.2f} × of speed, but"
+    return f"Not deeper: {found.candidate.short_name}{gain or ':'} {found.because}."
+
+
+def _cost(depth: AdvisedDepth) -> float:
+    return depth.candidate.worst[1].value if depth.candidate.worst else math.inf
+
+
+def _none(model: str, depths: Sequence[AdvisedDepth], limits: Limits) -> str:
+    if not depths:
+        return f"{model} has no pruned variant yet."
+    fast_enough: Callable[[AdvisedDepth], bool] = lambda depth: (  # noqa: E731
+        depth.candidate.speedup is not None and depth.candidate.speedup.value >= limits.min_speedup
+    )
+    nearest = min([*filter(fast_enough, depths)] or depths[-1:], key=_cost)
+    tried = counted(len(depths), "depth") if len(depths) > 1 else "known depth"
+    return (
+        f"None of the {tried} of {model} is shown to keep the limits ({limits}). The nearest is "
+        f"{nearest.candidate.short_name}: {described(nearest.candidate)}; {nearest.because}."
+    )
+
+
+def _missing(
+    model: str, candidates: Sequence[Candidate], best: Candidate | None, limits: Limits
+) -> Iterator[str]:
+    if not candidates:
+        yield f"nothing is pruned yet: `sleb prune {model} --num-remove 6` does that"
+        return
+    looked_at = [best] if best else candidates
+    if slow := [one for one in looked_at if not one.is_measured]:
+        variants = ",".join(one.short_name for one in slow if one.short_name.startswith("@-"))
+        option = f" --variants {variants}" if variants else ""
+        yield f"the speed-up is predicted, not measured: `sleb bench {model}{option}` measures it"
+    if any(not one.ratios for one in looked_at):
+        yield (
+            f"the quality on held-out text is not known: `sleb eval {looked_at[-1].name}` "
+            "measures it"
+        )
+    if any(ratio.low is None for one in looked_at for ratio in one.ratios.values()):
+        yield (
+            "intervals are not known, as there were too few windows: prune again with the "
+            "default evaluation"
+        )
+    if limits.min_probe is not None and any(one.probe is None for one in looked_at):
+        name = (best or candidates[-1]).name
+        yield f"the probe is not known of every depth: `sleb eval {name} --tasks probe` measures it"
