@@ -1,6 +1,7 @@
 """What ``sleb advise`` does: a sentence and a table about the depths of a model."""
 
 from dataclasses import asdict
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -20,12 +21,16 @@ def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json
         print_json(asdict(advice))
         return
     console = Console(highlight=False)
-    console.print(advice.sentence, markup=False)
+    console.print(advice.sentence, markup=False, style="bold")
     if advice.depths:
         console.print()
         console.print(_table(advice))
         console.print(f"limits: {advice.limits}", markup=False)
-        console.print("in parentheses: intervals of 95 %", markup=False)
+        console.print(
+            "speed-up per token, and perplexity by text, as multiples of the dense model's; in "
+            "parentheses intervals of 95 %; * predicted",
+            markup=False,
+        )
     for text in advice.missing:
         console.print(f"missing: {text}", markup=False)
 
@@ -34,7 +39,8 @@ def _table(advice: Advice) -> Table:
     headings, rows = advice_table(advice)
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in {"take", "verdict"} else "right")
+        justify: Literal["left", "right"] = "left" if heading in {"depth", "keeps"} else "right"
+        table.add_column(heading, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

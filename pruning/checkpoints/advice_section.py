@@ -16,13 +16,22 @@ _ADVICE = """
 {notes}
 """
 
+_READ = (
+    "speed-up per token, and perplexity by text, as multiples of the dense model's; in "
+    "parentheses intervals of 95 %; * predicted."
+)
+
 
 def advice_section(manifest: Manifest) -> str:
     """Which depth to take, by predicted speed. Nothing if no domain was measured."""
     if not manifest.quality.domains:
         return ""
     advice = advise(manifest.parent, candidates_of(manifest), Limits())
-    notes = [f"limits: {advice.limits}.", *(f"{text}." for text in advice.missing)]
+    notes = [
+        f"limits: {advice.limits}.",
+        _READ,
+        *(f"{text}." for text in advice.missing),
+    ]
     return _ADVICE.format(
         sentence=advice.sentence, table=markdown(*advice_table(advice)), notes=bullets(notes)
     )

@@ -71,11 +71,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class AdvisedDepth:
-    """A candidate with what the limits say of it: ``because`` is empty if it keeps them all."""
+    """A candidate with what the limits say of it: ``because`` is empty if it keeps them all.
+
+    ``failing`` are the names of what it does not keep: ``speed``, ``quality``, a domain, ``probe``.
+    """
 
     candidate: Candidate
     verdict: Verdict
-    because: str
+    because: str = ""
+    failing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ class Advice:
     sentence: str
     depths: tuple[AdvisedDepth, ...]  # the least pruned first
     missing: tuple[str, ...]  # what is not known, with the command that measures it
+
+
+_Finding = tuple[Verdict, str, str]  # the name of what is not kept, and why
 
 
 def advise(model: str, candidates: Sequence[Candidate], limits: Limits) -> Advice:
@@ -119,35 +126,35 @@ def _rank(depth: AdvisedDepth) -> tuple[int, float]:
 def _judged(candidate: Candidate, limits: Limits) -> AdvisedDepth:
     found = list(_findings(candidate, limits))
     for verdict in (Verdict.EXCEEDED, Verdict.UNDECIDED):
-        if reasons := [reason for of, reason in found if of is verdict]:
-            return AdvisedDepth(candidate, verdict, "; ".join(reasons))
-    return AdvisedDepth(candidate, Verdict.KEPT, "")
+        if failing := {what: reason for of, what, reason in found if of is verdict}:
+            return AdvisedDepth(candidate, verdict, "; ".join(failing.values()), tuple(failing))
+    return AdvisedDepth(candidate, Verdict.KEPT)
 
 
-def _findings(candidate: Candidate, limits: Limits) -> Iterator[tuple[Verdict, str]]:
+def _findings(candidate: Candidate, limits: Limits) -> Iterator[_Finding]:
     """Every limit that is not kept, or not known to be."""
     speedup = candidate.speedup
     if speedup is None:
-        yield Verdict.UNDECIDED, "its speed is not known"
+        yield Verdict.UNDECIDED, "speed", "its speed is not known"
     elif (verdict := Verdict.at_least(speedup, limits.min_speedup)) is not Verdict.KEPT:
-        yield verdict, _reason(verdict, "speed", speedup, limits.min_speedup)
+        yield verdict, "speed", _reason(verdict, "speed", speedup, limits.min_speedup)
     if not candidate.ratios:
-        yield Verdict.UNDECIDED, "its quality was not measured"
+        yield Verdict.UNDECIDED, "quality", "its quality was not measured"
     for domain, ratio in candidate.ratios.items():
         verdict = Verdict.of(ratio, limits.max_ratio)
         if ratio.low is None and verdict is Verdict.KEPT:
             verdict = Verdict.UNDECIDED
         if verdict is not Verdict.KEPT:
-            yield verdict, _reason(verdict, domain, ratio, limits.max_ratio)
+            yield verdict, domain, _reason(verdict, domain, ratio, limits.max_ratio)
     if limits.min_probe is not None:
         yield from _of_probe(candidate.probe, limits.min_probe)
 
 
-def _of_probe(probe: ProbeComparison | None, least: float) -> Iterator[tuple[Verdict, str]]:
+def _of_probe(probe: ProbeComparison | None, least: float) -> Iterator[_Finding]:
     if probe is None:
-        yield Verdict.UNDECIDED, "it was not probed"
+        yield Verdict.UNDECIDED, "probe", "it was not probed"
     elif probe.pruned.score < least:
-        yield Verdict.EXCEEDED, f"probe {probe.pruned.score:.2f} is below {least:g}"
+        yield Verdict.EXCEEDED, "probe", f"probe {probe.pruned.score:.2f} is below {least:g}"
 
 
 def _reason(verdict: Verdict, of: str, interval: Interval, limit: float) -> str:
@@ -207,6 +214,9 @@ def _cost(depth: AdvisedDepth) -> float:
     return depth.candidate.worst[1].value if depth.candidate.worst else math.inf
 
 
+_NOT = {Verdict.EXCEEDED: "does not keep", Verdict.UNDECIDED: "is not shown to keep"}
+
+
 def _none(model: str, depths: Sequence[AdvisedDepth], limits: Limits) -> str:
     if not depths:
         return f"{model} has no pruned variant yet."
@@ -217,7 +227,8 @@ def _none(model: str, depths: Sequence[AdvisedDepth], limits: Limits) -> str:
     tried = counted(len(depths), "depth") if len(depths) > 1 else "known depth"
     return (
         f"None of the {tried} of {model} is shown to keep the limits ({limits}). The nearest is "
-        f"{nearest.candidate.short_name}: {described(nearest.candidate)}; {nearest.because}."
+        f"{nearest.candidate.short_name}: {described(nearest.candidate)}. It "
+        f"{_NOT[nearest.verdict]} the limit on {', '.join(nearest.failing)}."
     )
 
 

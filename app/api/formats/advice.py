@@ -33,6 +33,7 @@ def _depth_view(depth: AdvisedDepth) -> AdvisedDepthView:
         probe_score=probe.pruned.score if probe else None,
         dense_probe_score=probe.dense.score if probe else None,
         verdict=depth.verdict.value,
+        failing=list(depth.failing),
         because=depth.because,
     )
 

@@ -37,6 +37,9 @@ class AdvisedDepthView(BaseModel):
     verdict: Literal["kept", "exceeded", "undecided"] = Field(
         description="Whether it keeps the limits, as far as intervals show."
     )
+    failing: list[str] = Field(
+        description="What it does not keep: speed, quality, a domain of text, or probe."
+    )
     because: str = Field(description="Why it does not; empty if it does.")
 
 

@@ -1,5 +1,6 @@
 // The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
 
+import { adviceOn, adviceTable, sentenceOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { command } from "./command.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
@@ -165,6 +166,8 @@ async function choose() {
   const submit = el("a", { "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
   fill(byId("empty"), orders.length ? null
     : empty("No job has measured this model yet. A job gives the whole curve:", el("p", {}, submit)));
+  const advice = await adviceOn(model());
+  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), adviceTable(advice)] : null);
   if (orders.length) show();
   else { byId("figure").hidden = true; fill(byId("rows")); }
   history.replaceState(null, "", `/ui/curve?${new URLSearchParams({ model: model() })}`);

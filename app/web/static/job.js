@@ -1,5 +1,6 @@
 // One job: its state, its removal order as it grows, its events, and what can be done with it.
 
+import { adviceOn, adviceTable, sentenceOf } from "./advice.js";
 import { json, post, Problem } from "./api.js";
 import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
 import { follow } from "./follow.js";
@@ -73,7 +74,8 @@ function showState() {
       ["Started", job.started_at && moment(job.started_at)],
       ["Ended", job.finished_at && `${moment(job.finished_at)}${job.started_at ? `, after ${seconds(job.finished_at - job.started_at)}` : ""}`],
       ["Published as", job.pruned_model && name(job.pruned_model)],
-    ]), bars(), job.pruned_model ? ended() : null);
+    ]));
+  fill(byId("bars"), bars());
   byId("settings").textContent = JSON.stringify(job.spec, (_, value) => value ?? undefined, 2);
   byId("rest").hidden = false;
   document.title = `${job.status}: job ${id} · sleb-serve`;
@@ -125,7 +127,7 @@ function showActions() {
       ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
     el("a", { class: "button", href: `/ui/jobs/new?${job.source === null ? new URLSearchParams({ like: id })
       : new URLSearchParams({ heal: job.source })}` }, "New job like this"),
-    FINAL.has(job.status) ? el("button", { class: "danger", "data-key": "delete", onclick: remove }, "Delete") : null);
+    FINAL.has(job.status) ? el("button", { class: "danger apart", "data-key": "delete", onclick: remove }, "Delete") : null);
 }
 
 /** The rounds of the record, with what only events and checkpoints tell. */
@@ -224,6 +226,13 @@ function healedTable() {
   return [el("h3", {}, "Perplexity of ", name(healed.model)), table(`Perplexity of ${healed.model}`, columns, rows)];
 }
 
+/** What came of the job: which depth to take. */
+async function showAdvice() {
+  if (job.status !== "succeeded" || job.pruned_model === null) return fill(byId("advice"));
+  const advice = await adviceOn(job.model);
+  fill(byId("advice"), advice && [el("h2", {}, "Which depth to take"), sentenceOf(advice), ended(), adviceTable(advice)]);
+}
+
 let numBlocks = null;
 function showTrajectory() {
   const found = rounds();
@@ -249,6 +258,7 @@ async function refresh() {
   checkpoints = list?.data ?? checkpoints;
   prefixes = checkpoints[0]?.prefixes ?? [];
   show();
+  await showAdvice();
 }
 
 /** The picture of the blocks needs their number, which a model that is gone cannot tell any more. */

@@ -1,12 +1,15 @@
 // The overview: health, models and variants; load and unload.
 
+import { adviceOn, sentenceOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
 import { noModel } from "./empty.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds } from "./format.js";
+import { gain } from "./gain.js";
 import { act, poll } from "./live.js";
 
 const PAGE = 25;
+const MAX_ADVISED = 8; // models, as each is asked for
 const shown = new Map(); // how many variants of a model are shown
 
 function card(title, value, tone, ...more) {
@@ -79,47 +82,108 @@ function memoryOf(model) {
     ? el("span", { class: "sub" }, `KV cache ${bytes(model.kv_cache_bytes)}`) : null];
 }
 
-function nameOf(model) {
+function nameOf(model, base) {
   const notes = [model.is_published ? null : "not published yet",
     model.repair && (model.repair.is_healed ? "healed" : `repaired: ${model.repair.method}`), ...model.warnings];
-  return [name(model.id), ...notes.filter(Boolean).map((note) => el("span", { class: "sub" }, note))];
+  return [el("span", { title: model.id }, name(shortName(model, base))), ...notes.filter(Boolean).map((note) => el("span", { class: "sub" }, note))];
 }
 
-function family(base, models) {
+const speedOf = (model) => model.measured_speedup?.ratio ?? model.predicted_speedup;
+
+/** The name without that of the model, which the heading has. */
+const shortName = (model, base) => (model.id.startsWith(`${base}@`) ? model.id.slice(base.length) : model.id);
+
+/** The point of a model in the picture, by its worst domain; `kind` is a field before `ratio`. */
+function pointOf(model, base, advice, kind = "") {
+  const worst = model.domains.reduce((one, other) => (other[`${kind}ratio`] > one[`${kind}ratio`] ? other : one));
+  const [cost, low, high] = ["ratio", "ratio_low", "ratio_high"].map((field) => worst[`${kind}${field}`]);
+  return { speed: speedOf(model), cost, low, high, isTaken: kind === "" && model.id === advice?.taken,
+    title: `${shortName(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
+}
+
+function picture(base, models, advice) {
+  const known = models.filter((model) => model.variant === "pruned" && speedOf(model) && model.domains.length > 0);
+  const healed = known.filter((model) => model.repair?.is_healed);
+  const depths = known.filter((model) => model.id.startsWith(`${base}@-`)).sort((one, other) => other.num_blocks - one.num_blocks);
+  const isRepaired = depths.some((model) => model.repair !== null);
+  const line = (kind, words, found, field) => ({ kind, words, points: found.map((model) => pointOf(model, base, advice, field)) });
+  return gain(`Speed and perplexity of the variants of ${base}`, [
+    line("served", isRepaired ? "repaired" : "pruned", depths),
+    ...(isRepaired ? [line("raw", "unrepaired", depths, "raw_")] : []),
+    line("healed", "healed", healed)]);
+}
+
+function speedCell(model) {
+  const measured = model.measured_speedup;
+  if (measured) return [ratio(measured.ratio), measured.low === null ? null : bracketed(interval(measured.low, measured.high))];
+  return model.predicted_speedup === null ? null : [ratio(model.predicted_speedup), el("span", { class: "sub" }, "predicted")];
+}
+
+/** The dense model first, then by depth. The checkpoint of the newest order is its deepest one. */
+function listed(base, models) {
+  const newest = models.find((model) => model.id.startsWith(`${base}@-`))?.checkpoint;
+  const isTwice = (model) => model.id === newest && models.some((other) => other !== model && other.num_blocks === model.num_blocks && other.checkpoint === newest);
+  return models.filter((model) => !isTwice(model)).sort((one, other) => (one.variant === "dense" ? -1 : 0) - (other.variant === "dense" ? -1 : 0));
+}
+
+function columnsOf(domains) {
+  return [{ title: "model" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
+    ...(domains.length ? domains.map((domain) => ({ title: `perplexity, ${domain}`, num: true }))
+      : [{ title: "perplexity", num: true }]),
+    { title: "memory" }, { title: el("span", { class: "unseen" }, "actions") }];
+}
+
+function variants(base, models) {
   const domains = [...new Set(models.flatMap((model) => model.domains.map((each) => each.domain)))];
-  const rows = models.slice(0, shown.get(base) ?? PAGE).map((model) => [
-    nameOf(model),
+  const all = listed(base, models);
+  const rows = all.slice(0, shown.get(base) ?? PAGE).map((model) => [
+    nameOf(model, base),
     model.num_blocks === 0 ? "–" : String(model.num_blocks),
+    speedCell(model),
     ...(domains.length ? domains.map((domain) => quality(model, domain))
       : [model.perplexity === null ? null : perplexity(model.perplexity)]),
     memoryOf(model),
     button(model),
   ]);
-  const columns = [{ title: "model" }, { title: "blocks", num: true },
-    ...(domains.length ? domains.map((domain) => ({ title: `perplexity, ${domain}`, num: true }))
-      : [{ title: "perplexity", num: true }]),
-    { title: "memory" }, { title: "" }];
-  columns.at(-1).title = el("span", { class: "unseen" }, "actions");
-  const rest = models.length - rows.length;
-  return [el("h3", {}, name(base), ` `, el("span", { class: "muted" },
-    `${count(models[0].num_blocks ?? "–", "block")}, ${models[0].dtype ?? "type unknown"}`)),
-  table(`Variants of ${base}`, columns, rows),
-  rest > 0 ? el("p", {}, el("button", { "data-key": `more ${base}`, onclick: () => {
-    shown.set(base, rows.length + PAGE);
-    refresh();
-  } }, `Show ${Math.min(rest, PAGE)} of ${rest} more`)) : null];
+  const rest = all.length - rows.length;
+  return [table(`Variants of ${base}`, columnsOf(domains), rows),
+    rest > 0 ? el("p", {}, el("button", { "data-key": `more ${base}`, onclick: () => {
+      shown.set(base, rows.length + PAGE);
+      refresh();
+    } }, `Show ${Math.min(rest, PAGE)} of ${rest} more`)) : null];
 }
 
-function families(models) {
-  if (models.length === 0) {
-    return [noModel()];
-  }
-  const groups = Map.groupBy(models, (model) => model.parent ?? model.id);
-  return [...groups].flatMap(([base, found]) => family(base, found));
+function family(base, models, advice) {
+  const query = new URLSearchParams({ model: base });
+  const isPruned = models.some((model) => model.variant === "pruned");
+  return [el("h3", {}, name(base), ` `, el("span", { class: "muted" },
+    `${count(models[0].num_blocks ?? "–", "block")}, ${models[0].dtype ?? "type unknown"}`)),
+  advice && isPruned ? sentenceOf(advice) : null,
+  isPruned ? [el("p", { class: "row" }, el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths")), picture(base, models, advice)]
+    : el("p", { class: "row" }, el("a", { class: "button primary", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "Prune this model")),
+  variants(base, models)];
+}
+
+function families(groups, advice) {
+  return groups.size === 0 ? [noModel()] : [...groups].flatMap(([base, found]) => family(base, found, advice.get(base)));
+}
+
+/** What to take of each model that has variants. */
+async function advices(groups) {
+  const pruned = [...groups].filter(([, found]) => found.some((model) => model.variant === "pruned")).slice(0, MAX_ADVISED);
+  return new Map(await Promise.all(pruned.map(async ([base]) => [base, await adviceOn(base)])));
+}
+
+function running({ data }) {
+  return data.map((job) => el("p", {}, el("a", { href: `/ui/jobs/${encodeURIComponent(job.id)}` }, "A job"), ` prunes ${job.model}: ${job.phase ?? "waiting"}. `,
+    el("progress", { value: job.progress.ratio, max: 1, "aria-label": `Search of ${job.model}` })));
 }
 
 const refresh = poll(async () => {
   const [status, models] = await Promise.all([json("/status"), json("/models")]);
   fill(byId("cards"), cards(status));
-  fill(byId("list"), families(models.data));
+  const groups = Map.groupBy(models.data, (model) => model.parent ?? model.id);
+  fill(byId("list"), families(groups, await advices(groups)));
+  const isRunning = status.jobs !== null && status.jobs.num_jobs.running > 0;
+  fill(byId("running"), isRunning ? running(await json("/prune-jobs?status=running&limit=5")) : null);
 }, 5);

@@ -55,6 +55,7 @@ def test_none_of_the_depths_is_an_answer() -> None:
     assert advice.taken is None
     assert advice.sentence.startswith("None of the 3 depths of m is shown to keep the limits (at ")
     assert "The nearest is @-4: 1.13 × as fast" in advice.sentence
+    assert advice.sentence.endswith("It is not shown to keep the limit on prose.")
     assert advise("m", (), Limits()).sentence == "m has no pruned variant yet."
     assert "sleb prune m" in advise("m", (), Limits()).missing[0]
 
@@ -99,9 +100,9 @@ def test_a_probe_below_its_limit_is_refused() -> None:
     refused = advise("m", (probed,), Limits(min_probe=0.6))
     assert refused.depths[0].because == "probe 0.50 is below 0.6"
     headings, [row] = advice_table(refused)
-    assert headings == ("take", "depth", "blocks", "speed-up", "prose", "code", "probe", "verdict")
-    assert row[1:4] == ("@-4", "26", "1.13 × (1.12 to 1.14)")
-    assert row[-2:] == ("0.50 of 1.00", "probe 0.50 is below 0.6")
+    assert headings == ("depth", "speed-up", "prose", "code", "probe", "keeps")
+    assert row[:2] == ("@-4", "1.13 (1.12-1.14)")
+    assert row[-2:] == ("0.50 of 1.00", "no: probe")
 
 
 @pytest.mark.parametrize("given", [{"max_ratio": 0.9}, {"min_speedup": 0.5}, {"min_probe": 2.0}])

@@ -1,0 +1,41 @@
+// Which depth of a model to take: a sentence and a table, as the service advises.
+
+import { json } from "./api.js";
+import { bracketed, el, name, table } from "./dom.js";
+import { interval, ratio } from "./format.js";
+
+const KEEPS = { kept: "all", exceeded: "not: ", undecided: "not decided: " };
+
+/** The advice for a dense model, or null where there is none: it is gone, or may not be seen. */
+export const adviceOn = (model) => json(`/models/${encodeURIComponent(model)}/advice`).catch(() => null);
+
+const cell = (found) => (found ? [ratio(found.value), found.low === null ? null : bracketed(interval(found.low, found.high))] : null);
+
+/** The sentence, with the name of what is to be taken as a link to its comparison. */
+export function sentenceOf(advice) {
+  const [before, after] = advice.taken === null ? [advice.sentence, ""] : advice.sentence.split(advice.taken, 2);
+  if (advice.taken === null) return el("p", { class: "advice" }, before);
+  const sides = new URLSearchParams([["model", advice.model], ["model", advice.taken]]);
+  return el("p", { class: "advice" }, before, el("a", { href: `/ui/compare?${sides}` }, name(advice.taken)), after);
+}
+
+/** A sentence whose commands are in backticks. */
+const marked = (text) => text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
+
+/** Every depth with what it gives and costs, and what is not known. */
+export function adviceTable(advice) {
+  const domains = [...new Set(advice.depths.flatMap(({ ratios }) => Object.keys(ratios)))];
+  const columns = [{ title: "depth" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
+    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), { title: "keeps" }];
+  const rows = advice.depths.map((depth) => [
+    [el("span", { title: depth.name }, name(depth.short_name)), depth.name === advice.taken ? el("span", { class: "sub good" }, "take this") : null],
+    String(depth.num_blocks),
+    depth.speedup && [...cell(depth.speedup), el("span", { class: "sub" }, depth.is_measured ? "measured" : "predicted")],
+    ...domains.map((domain) => cell(depth.ratios[domain])),
+    el("span", { title: depth.because }, `${KEEPS[depth.verdict]}${depth.failing.join(", ")}`),
+  ]);
+  const { max_ratio: most, min_speedup: least } = advice.limits;
+  return [advice.depths.length ? table(`Depths of ${advice.model}`, columns, rows) : null,
+    el("p", { class: "note" }, `Limits: at most ${most} × the dense perplexity on every text, and at least ${least} × the speed. Other limits: `, el("code", {}, `sleb advise ${advice.model} --max-ratio 1.2 --min-speedup 1.05`), "."),
+    advice.missing.map((text) => el("p", { class: "note" }, "Missing: ", marked(text), "."))];
+}
