@@ -1,11 +1,14 @@
 """``sleb bench``: measure speed-ups. Imports are lazy."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from app.bench.plan import Scenario
 
 
 def bench(
@@ -40,6 +43,21 @@ def bench(
     long_prompt: Annotated[int, typer.Option(min=1, help="Tokens of the scenario prompt.")] = 2048,
     concurrency: Annotated[int, typer.Option(min=1, help="Clients of served.")] = 8,
     requests: Annotated[int, typer.Option(min=1, help="Requests of all clients of served.")] = 32,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure goodput instead: the highest rate at which 99 % of the requests keep "
+            "this promise, as ttft=500ms,tpot=50ms.",
+            metavar="PROMISE",
+        ),
+    ] = None,
+    slo_requests: Annotated[
+        int, typer.Option(min=1, help="Requests at each rate of --slo; fewer than 100 allow none.")
+    ] = 100,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of arrival, prompt_tokens and new_tokens, for --slo."),
+    ] = None,
     served_tokens: Annotated[
         int, typer.Option(min=2, help="New tokens of each request of served.")
     ] = 64,
@@ -51,22 +69,16 @@ def bench(
     """Measure speed-ups: dense and pruned in turn, with intervals and verdicts.
 
     The scenarios are generation and prompt processing as in the paper, and requests of many
-    clients. Answers have fixed lengths. Each speed-up is shown beside the ideal one, which follows
-    from the times of blocks, embeddings and head.
+    clients. With --slo, requests arrive at rising rates instead, by a Poisson process or as in
+    --trace, whether earlier ones have an answer or not. Answers have fixed lengths.
     """
-    if (model is None) == (random_weights is None):
-        raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
-    if dtype not in {"auto", "float32", "bfloat16", "float16"}:
-        raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
+    _check(model, random_weights, dtype, slo, trace)
     from app.bench.bench import bench_model, facts_of, keep, print_bench, random_subject, run_bench
-    from app.bench.plan import BenchPlan, Scenario
+    from app.bench.plan import BenchPlan
     from pruning.config import Settings
 
-    names = [name for name in scenarios.split(",") if name]
-    if not names or set(names) - set(Scenario):
-        raise typer.BadParameter(f"--scenarios {scenarios}: expected any of {', '.join(Scenario)}")
     plan = BenchPlan(
-        scenarios=tuple(scenario for scenario in Scenario if scenario in names),
+        scenarios=_named(scenarios),
         batch_size=batch_size,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -77,8 +89,14 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    variant_names = [name for name in variants.split(",") if name]
+    variant_names = tuple(name for name in variants.split(",") if name)
     settings, out = Settings(), out.expanduser().absolute()
+    if slo is not None:
+        from app.bench.goodput_command import Asked, run_goodput
+
+        asked = Asked(slo, trace, slo_requests, model, random_weights, variant_names, dtype)
+        run_goodput(asked, plan, out, settings, as_json=as_json)
+        return
     out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     if model is not None:
         found = bench_model(model, variant_names, plan, out, dtype, settings)
@@ -87,3 +105,23 @@ def bench(
         found = run_bench(subject, plan, out, facts_of(dtype))
         keep(found, settings)
     print_bench(found, out, as_json=as_json)
+
+
+def _named(scenarios: str) -> "tuple[Scenario, ...]":
+    from app.bench.plan import Scenario
+
+    names = [name for name in scenarios.split(",") if name]
+    if not names or set(names) - set(Scenario):
+        raise typer.BadParameter(f"--scenarios {scenarios}: expected any of {', '.join(Scenario)}")
+    return tuple(scenario for scenario in Scenario if scenario in names)
+
+
+def _check(
+    model: str | None, random_weights: str | None, dtype: str, slo: str | None, trace: Path | None
+) -> None:
+    if (model is None) == (random_weights is None):
+        raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
+    if dtype not in {"auto", "float32", "bfloat16", "float16"}:
+        raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
+    if trace is not None and slo is None:
+        raise typer.BadParameter("--trace needs --slo")

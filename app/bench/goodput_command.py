@@ -1,0 +1,98 @@
+"""``sleb bench --slo``: the goodput of a model and of its pruned variants."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from rich.console import Console
+from rich.progress import Progress
+
+from app.bench.bench import facts_of, random_subject, stored_subject
+from app.bench.goodput import GoodputPlan, measure_goodput
+from app.bench.goodput_report import plot, sentences, to_wire
+from app.bench.machine import machine
+from app.bench.open_loop import Arrival, poisson, read_trace, serve
+from app.bench.plan import BenchPlan, BenchSubject
+from app.bench.promise import Promise
+from app.terminal import print_json
+from pruning.config import Settings
+
+REPORT_FILE, PLOT_FILE = "goodput.json", "goodput.png"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options ask for. One of ``model`` and ``shape`` is given."""
+
+    slo: str
+    trace: Path | None
+    num_requests: int
+    model: str | None
+    shape: str | None
+    variants: tuple[str, ...]
+    dtype: str
+
+
+def run_goodput(
+    asked: Asked, plan: BenchPlan, out: Path, settings: Settings, *, as_json: bool
+) -> None:
+    """Measure, write ``goodput.json`` and ``goodput.png`` into ``out``, and print the sentences.
+
+    Raises ``InvalidPromise``, ``InvalidTrace``, and what a subject raises.
+    """
+    promise = Promise.parse(asked.slo)  # before anything is loaded
+    recorded = None if asked.trace is None else read_trace(asked.trace)
+    out.mkdir(parents=True, exist_ok=True)
+    given = (asked.variants, asked.dtype, settings)
+    if asked.model is not None:
+        subject = stored_subject(asked.model, *given)
+    else:
+        subject = random_subject(asked.shape or "", *given)
+    arrivals = _arrivals(asked, plan, recorded)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"goodput of {subject.name} and {', '.join(subject.removed)}: {promise}")
+    goodput_plan = GoodputPlan(promise, arrivals, seed=plan.seed)
+    start = _start(subject, arrivals[0])
+    with Progress(console=console) as progress:
+        task = progress.add_task("searches", total=len(arrivals) * (2 + len(subject.removed)))
+        advance = partial(progress.advance, task)
+        found = measure_goodput(subject, goodput_plan, start, advance)
+    wire = {
+        "model": subject.name,
+        **to_wire(found),
+        **facts_of(asked.dtype),
+        "machine": machine(),
+    }
+    (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
+    (out / PLOT_FILE).write_bytes(plot(found))
+    if as_json:
+        print_json({"path": str(out), **wire})
+        return
+    shown = Console(highlight=False)
+    for sentence in sentences(found):
+        shown.print(sentence, markup=False)
+    shown.print(f"report and picture: {out}", markup=False, soft_wrap=True)
+
+
+def _arrivals(
+    asked: Asked, plan: BenchPlan, recorded: Sequence[Arrival] | None
+) -> list[Sequence[Arrival]]:
+    """Those of each repeat. A trace is the same in all of them."""
+    if recorded is not None:
+        return [recorded] * plan.repeats
+    return [
+        poisson(asked.num_requests, plan.prompt_tokens, plan.served_tokens, plan.seed + repeat)
+        for repeat in range(plan.repeats)
+    ]
+
+
+def _start(subject: BenchSubject, arrivals: Sequence[Arrival]) -> float:
+    """A request rate to begin with: one request at a time, after a run that is not measured."""
+    anything, times_s = Promise(e2e_s=float("inf")), []
+    for _ in range(2):
+        served = serve(subject.dense, arrivals[:1], 1.0, anything, 1.0, tuner=subject.tuner)
+        times_s.append(served.seconds)
+    return 1 / fmean(times_s[1:])

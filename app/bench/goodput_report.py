@@ -1,0 +1,93 @@
+"""The report of a goodput: sentences, JSON values, and a picture of the saturation."""
+
+from dataclasses import asdict
+from fractions import Fraction
+from io import BytesIO
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from app.bench.goodput import Goodput
+from app.bench.plan import AGAIN, DENSE
+from pruning.checkpoints.trajectory_plot import STYLE
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.figure import Figure
+
+_COLORS = ("#222222", "#909090", "#0072B2", "#C44E00", "#00795A", "#8F4A7A")
+_MOST_MACHINES = 12
+
+
+def sentences(goodput: Goodput) -> list[str]:
+    """One sentence for each variant, and one for the control."""
+    return [_sentence(goodput, side) for side in (*goodput.removed, AGAIN)]
+
+
+def _sentence(goodput: Goodput, side: str) -> str:
+    dense, other, gain = fmean(goodput.rates(DENSE)), fmean(goodput.rates(side)), goodput.gain(side)
+    rates = f"dense {dense:.3g}, {side} {other:.3g} requests a second"
+    if gain is None:
+        return f"{rates}: the dense model keeps the promise at no rate, so there is no ratio"
+    ends = "" if gain.low is None else f" ({gain.low:.2f} to {gain.high:.2f})"
+    text = f"{rates}: {gain.ratio:.2f} × the traffic{ends}, {gain.verdict.value}"
+    return f"{text}{_machines(gain.low)}" if side != AGAIN else f"control: {text}"
+
+
+def _machines(low: float | None) -> str:
+    """How many machines take the place of how many, by the lower end of the interval."""
+    if low is None or low <= 1:
+        return ""
+    for before in range(2, _MOST_MACHINES + 1):
+        after = -(-Fraction(before) // Fraction(low))
+        if after < before:
+            return f"; {after} machines do what {before} did"
+    return ""
+
+
+def to_wire(goodput: Goodput) -> dict[str, Any]:
+    """All that was measured, as JSON values."""
+    return {
+        "promise": asdict(goodput.plan.promise),
+        "share": goodput.plan.share,
+        "num_requests": [len(arrivals) for arrivals in goodput.plan.arrivals],
+        "goodput": {side: goodput.rates(side) for side in goodput.climbs},
+        "gain": {
+            side: (found := goodput.gain(side)) and asdict(found)
+            for side in (AGAIN, *goodput.removed)
+        },
+        "climbs": {
+            side: [asdict(climb) for climb in climbs] for side, climbs in goodput.climbs.items()
+        },
+        "sentences": sentences(goodput),
+    }
+
+
+def plot(goodput: Goodput) -> bytes:
+    """A PNG of the share that kept the promise over the request rate."""
+    from matplotlib import style  # noqa: PLC0415 - slow to import
+
+    buffer = BytesIO()
+    with style.context(["default", dict(STYLE)]):  # not the user's own style
+        draw(goodput).savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw(goodput: Goodput) -> "Figure":
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (side, climbs) in enumerate(goodput.climbs.items()):
+        rungs = sorted((rung.rate, rung.served.share) for climb in climbs for rung in climb.rungs)
+        color = _COLORS[number % len(_COLORS)]
+        axes.plot(*zip(*rungs, strict=True), "o", color=color, ms=4, alpha=0.7)
+        rate = fmean(goodput.rates(side))
+        axes.axvline(rate, color=color, lw=1.5, ls="--" if side == AGAIN else "-")
+        axes.plot([], [], "-o", color=color, label=f"{side}: {rate:.3g} requests a second")
+    axes.axhline(goodput.plan.share, color="#909090", lw=1)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("request rate, a second (Poisson or trace, open loop)")
+    axes.set_ylabel("share of requests that kept the promise")
+    axes.set_title(f"Promise: {goodput.plan.promise}; lines: goodput", loc="left", size=10)
+    axes.legend(loc="lower left")
+    return figure

@@ -1,0 +1,181 @@
+"""Open-loop load: requests arrive when they do, whether earlier ones have an answer or not."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+from app.bench.promise import Promise
+from app.engine.async_engine import AsyncEngine
+from app.engine.autotuning import OFF, Autotuner
+from app.engine.engine import Engine
+from app.engine.scheduler import EngineLimits
+from app.engine.sequence import Request, SamplingParams
+from app.engine.variant import Variant
+
+_UNLIMITED = 1 << 30  # cache tokens, so that no request is refused
+
+
+class InvalidTrace(ValueError):
+    """A file of arrivals cannot be read."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request at request rate 1. At another rate all arrivals are so many times as dense."""
+
+    at_s: float
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """How many of the requests kept the promise, and how many were looked at."""
+
+    num_kept: int
+    num_requests: int
+    seconds: float  # of the whole run
+    is_cut_short: bool = False  # the share was out of reach before the last request
+
+    @property
+    def share(self) -> float:
+        return self.num_kept / self.num_requests
+
+
+def poisson(num_requests: int, prompt_tokens: int, new_tokens: int, seed: int) -> list[Arrival]:
+    """Arrivals with exponential gaps of one second on average, equal for equal seeds."""
+    draw = Random(seed)  # noqa: S311 - no secret
+    at_s, arrivals = 0.0, []
+    for _ in range(num_requests):
+        arrivals.append(Arrival(at_s, prompt_tokens, new_tokens))
+        at_s += draw.expovariate(1.0)
+    return arrivals
+
+
+def read_trace(path: Path) -> list[Arrival]:
+    """JSON lines of ``arrival`` in seconds, ``prompt_tokens`` and ``new_tokens``, in order.
+
+    The times are scaled to one request a second on average. Raises ``InvalidTrace``.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        found = [
+            Arrival(float(one["arrival"]), int(one["prompt_tokens"]), int(one["new_tokens"]))
+            for one in lines
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidTrace(
+            f"{path}: expected JSON lines as "
+            '{"arrival": 0.5, "prompt_tokens": 64, "new_tokens": 32}, not '
+            f"{type(error).__name__}: {error}"
+        ) from error
+    ordered = sorted(found, key=lambda one: one.at_s)
+    span_s = ordered[-1].at_s - ordered[0].at_s if ordered else 0.0
+    if span_s <= 0 or any(one.prompt_tokens < 1 or one.new_tokens < 1 for one in ordered):
+        raise InvalidTrace(
+            f"{path}: expected two or more arrivals at different times, with at least one token "
+            "each"
+        )
+    scale = (len(ordered) - 1) / span_s
+    return [replace(one, at_s=(one.at_s - ordered[0].at_s) * scale) for one in ordered]
+
+
+def serve(
+    variant: Variant,
+    arrivals: Sequence[Arrival],
+    rate: float,
+    promise: Promise,
+    share: float,
+    *,
+    seed: int = 0,
+    tuner: Autotuner = OFF,
+) -> Served:
+    """Serve the arrivals at this request rate, until all have an answer or ``share`` of them can no
+    longer keep the promise.
+    """
+    return asyncio.run(_served(variant, arrivals, rate, promise, share, seed, tuner))
+
+
+async def _served(
+    variant: Variant,
+    arrivals: Sequence[Arrival],
+    rate: float,
+    promise: Promise,
+    share: float,
+    seed: int,
+    tuner: Autotuner,
+) -> Served:
+    engine = _engine(variant, len(arrivals), tuner)
+    requests = _requests(variant, arrivals, seed)
+    tolerated = int((1 - share) * len(arrivals) + 1e-9)
+    kept: list[bool] = []
+    is_lost = asyncio.Event()
+
+    async def client(request: Request, arrival: Arrival, began_s: float) -> None:
+        await asyncio.sleep(max(0.0, began_s + arrival.at_s / rate - time.monotonic()))
+        async with engine.stream(replace(request, arrived_s=time.monotonic())) as events:
+            kept.extend(
+                [
+                    promise.is_kept(event.timings)
+                    async for event in events
+                    if event.timings is not None
+                ]
+            )
+        if kept.count(False) > tolerated:
+            is_lost.set()
+
+    engine.start()
+    began_s = time.monotonic()
+    try:
+        pairs = zip(requests, arrivals, strict=True)
+        clients = [asyncio.create_task(client(*pair, began_s)) for pair in pairs]
+        await _all_or_lost(clients, is_lost)
+    finally:
+        await engine.stop()
+    seconds = time.monotonic() - began_s
+    return Served(sum(kept), len(kept), seconds, is_cut_short=len(kept) < len(arrivals))
+
+
+def _engine(variant: Variant, max_waiting: int, tuner: Autotuner) -> AsyncEngine:
+    """An engine that has chosen its kernels and refuses no request."""
+    inner = Engine(EngineLimits(max_cache_tokens=_UNLIMITED), tuner=tuner)
+    inner.kernels.finish(variant)
+    return AsyncEngine(inner, max_waiting=max_waiting, max_waiting_tokens=_UNLIMITED)
+
+
+async def _all_or_lost(clients: "list[asyncio.Task[None]]", is_lost: asyncio.Event) -> None:
+    """Wait for all clients. The first error of one ends the others, and so does ``is_lost``."""
+    lost = asyncio.create_task(is_lost.wait())
+    everyone = asyncio.create_task(_all(clients))
+    try:
+        await asyncio.wait([everyone, lost], return_when=asyncio.FIRST_COMPLETED)
+        if everyone.done():
+            everyone.result()
+    finally:
+        for each in (lost, everyone, *clients):
+            each.cancel()
+        await asyncio.gather(lost, everyone, *clients, return_exceptions=True)
+
+
+async def _all(clients: "list[asyncio.Task[None]]") -> bool:
+    await asyncio.gather(*clients)
+    return True
+
+
+def _requests(variant: Variant, arrivals: Sequence[Arrival], seed: int) -> list[Request]:
+    """Greedy requests of random tokens, the same for every variant."""
+    draw = Random(seed)  # noqa: S311 - no secret
+    ids = range(variant.vocab_size)
+    return [
+        Request(
+            str(index),
+            variant,
+            tuple(draw.choices(ids, k=arrival.prompt_tokens)),
+            SamplingParams(max_new_tokens=arrival.new_tokens, ignore_eos=True),
+        )
+        for index, arrival in enumerate(arrivals)
+    ]

@@ -1,0 +1,120 @@
+"""Goodput: the highest rate that keeps a promise, on arrivals that do not wait for answers."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from app.bench.goodput import Climb, Goodput, GoodputPlan, highest_rate, measure_goodput
+from app.bench.goodput_report import plot, sentences, to_wire
+from app.bench.open_loop import Arrival, InvalidTrace, Served, poisson, read_trace, serve
+from app.bench.plan import AGAIN, DENSE, BenchSubject
+from app.bench.promise import InvalidPromise, Promise
+from app.engine.variant import Variant
+from tests.support.engine_requests import variant
+
+
+@pytest.fixture(scope="module")
+def tiny_variant() -> Variant:
+    return variant()
+
+
+def up_to(limit: float, *, is_cut_short: bool = False) -> Callable[[float], Served]:
+    """Requests keep the promise up to this rate."""
+
+    def served_at(rate: float) -> Served:
+        num_kept = 100 if rate <= limit else 90
+        return Served(num_kept, 100, 1.0, is_cut_short=rate > limit and is_cut_short)
+
+    return served_at
+
+
+@pytest.mark.parametrize("limit", [0.37, 3.0, 11.0])
+@pytest.mark.parametrize("is_cut_short", [True, False])
+def test_the_rate_is_bracketed_and_bisected(limit: float, *, is_cut_short: bool) -> None:
+    climb = highest_rate(up_to(limit, is_cut_short=is_cut_short), 1.0, 0.99)
+    assert limit * 2 ** (-1 / 16) <= climb.goodput <= limit
+    assert len(climb.rungs) <= 12
+
+
+def test_a_promise_that_no_rate_keeps_has_no_goodput() -> None:
+    assert highest_rate(lambda _: Served(0, 100, 1.0), 1.0, 0.99).goodput == 0
+
+
+def test_a_promise_is_read_and_kept() -> None:
+    promise = Promise.parse("ttft=500ms,tpot:50")
+    assert promise == Promise(ttft_s=0.5, tpot_s=0.05)
+    assert Promise.parse("e2e=2s") == Promise(e2e_s=2.0)
+    assert str(promise) == "ttft of at most 500 ms, tpot of at most 50 ms"
+    for wrong in ("", "ttft", "ttft=0", "ttft=-1", "speed=3", "ttft=1h"):
+        with pytest.raises(InvalidPromise, match="ttft=500ms,tpot=50ms"):
+            Promise.parse(wrong)
+
+
+def test_arrivals_are_poisson_and_reproducible() -> None:
+    arrivals = poisson(2000, 8, 4, seed=3)
+    assert arrivals == poisson(2000, 8, 4, seed=3)
+    assert arrivals != poisson(2000, 8, 4, seed=4)
+    gaps = [two.at_s - one.at_s for one, two in pairwise(arrivals)]
+    assert fmean(gaps) == pytest.approx(1.0, abs=0.1)
+    assert stdev(gaps) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_trace_is_scaled_to_one_request_a_second(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lines = [(10.0, 5, 2), (12.0, 6, 3), (18.0, 7, 4)]
+    keys = ("arrival", "prompt_tokens", "new_tokens")
+    trace.write_text("\n".join(json.dumps(dict(zip(keys, line, strict=True))) for line in lines))
+    assert read_trace(trace) == [Arrival(0, 5, 2), Arrival(0.5, 6, 3), Arrival(2.0, 7, 4)]
+    for wrong in ("", "{}", '{"arrival": 1, "prompt_tokens": 3, "new_tokens": 2}', "x"):
+        trace.write_text(wrong)
+        with pytest.raises(InvalidTrace, match="expected"):
+            read_trace(trace)
+
+
+def test_requests_arrive_without_waiting_for_answers(tiny_variant: Variant) -> None:
+    arrivals = poisson(6, 5, 3, seed=0)
+    everything = Promise(ttft_s=1e6, tpot_s=1e6)
+    assert serve(tiny_variant, arrivals, 1e6, everything, 0.99).num_kept == 6
+    nothing = serve(tiny_variant, arrivals, 1e6, Promise(ttft_s=1e-9), 0.99)
+    assert nothing.num_kept == 0
+
+
+def test_a_run_ends_once_the_share_is_out_of_reach(tiny_variant: Variant) -> None:
+    arrivals = [Arrival(0.0, 5, 2), Arrival(3600.0, 5, 2)]
+    served = serve(tiny_variant, arrivals, 1.0, Promise(ttft_s=1e-9), 0.99)
+    assert (served.num_requests, served.is_cut_short) == (1, True)
+
+
+def goodput(dense: list[float], pruned: list[float]) -> Goodput:
+    climbs = {
+        side: [Climb(rate, highest_rate(up_to(rate), 1.0, 0.99).rungs) for rate in rates]
+        for side, rates in ((DENSE, dense), (AGAIN, dense[::-1]), ("m@-6", pruned))
+    }
+    return Goodput(GoodputPlan(Promise(ttft_s=0.5), [[]] * len(dense)), {"m@-6": 6}, climbs)
+
+
+def test_the_report_says_what_the_traffic_is_worth() -> None:
+    found = goodput([3.0, 3.1, 3.05], [3.9, 4.0, 3.95])
+    pruned, control = sentences(found)
+    assert pruned.startswith("dense 3.05, m@-6 3.95 requests a second: 1.30 × the traffic (1.2")
+    assert pruned.endswith("faster; 4 machines do what 5 did")
+    assert control.startswith("control: dense 3.05, dense again 3.05 requests a second: 1.00 ×")
+    assert to_wire(found)["goodput"]["m@-6"] == [3.9, 4.0, 3.95]
+    assert plot(found).startswith(b"\x89PNG")
+    [nothing, _] = sentences(goodput([0.0, 0.0], [1.0, 1.0]))
+    assert nothing.endswith("so there is no ratio")
+
+
+def test_dense_and_pruned_take_turns(tiny_variant: Variant) -> None:
+    subject = BenchSubject("tiny", tiny_variant, {"tiny@-2": (2, 3)})
+    arrivals = [poisson(2, 4, 2, seed) for seed in (0, 1)]
+    plan = GoodputPlan(Promise(ttft_s=1e-9), arrivals)
+    advanced: list[None] = []
+    found = measure_goodput(subject, plan, 1e6, lambda: advanced.append(None))
+    assert found.climbs.keys() == {DENSE, AGAIN, "tiny@-2"}
+    assert all(rate == 0 for side in found.climbs for rate in found.rates(side))
+    assert len(advanced) == 6
