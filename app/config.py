@@ -138,6 +138,17 @@ class ServeSettings(Settings):
     max_num_seqs: PositiveInt = Field(
         default=64, description="sequences generated concurrently, over all variants"
     )
+    max_batch_tokens: PositiveInt = Field(
+        default=512,
+        description="tokens of prompts that one step reads, of one or several prompts; fewer let "
+        "running outputs wait less",
+    )
+    kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        default=None,
+        description="memory for keys and values, for models whose keys have one shape, in bytes "
+        "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of that of a GPU, "
+        "when the first such model is used; on a CPU it is taken as it is used",
+    )
     reproducible: bool = Field(
         default=False,
         description="`true` computes each output by itself: it depends on no other request, no "
@@ -150,7 +161,7 @@ class ServeSettings(Settings):
     )
     max_waiting: NonNegativeInt = Field(
         default=256,
-        description="sequences that may wait for a slot; more are refused with 429",
+        description="sequences that may wait until others end; more are refused with 429",
     )
     max_waiting_tokens: PositiveInt = Field(
         default=131_072,

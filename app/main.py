@@ -286,7 +286,12 @@ def _tuner(settings: ServeSettings) -> Autotuner:
 
 
 def _engine(settings: ServeSettings, engine: Engine | None, tuner: Autotuner) -> AsyncEngine:
-    limits = EngineLimits(max_num_seqs=settings.max_num_seqs, max_model_len=settings.max_model_len)
+    limits = EngineLimits(
+        max_num_seqs=settings.max_num_seqs,
+        max_batch_tokens=settings.max_batch_tokens,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        max_model_len=settings.max_model_len,
+    )
     return AsyncEngine(
         engine
         or Engine(

@@ -15,8 +15,6 @@ from benchmarks.workload import SampleRequest
 _Key = TypeVar("_Key")
 MakeRequests = Callable[[Variant, Sequence[SampleRequest]], Sequence[Request]]
 
-_MAX_CACHE_TOKENS = 1 << 30  # no request is refused
-
 
 class SteadyBatch:
     """A batch of decoding requests. Their outputs must be long enough for all measured steps."""
@@ -34,7 +32,6 @@ class SteadyBatch:
             max_batch_tokens=max(
                 len(request.prompt_ids) for request in requests
             ),  # no prompt is split
-            max_cache_tokens=_MAX_CACHE_TOKENS,
         )
         self._engine = make_engine(limits)
         for request in make_requests(variant, requests):

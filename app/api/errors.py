@@ -30,6 +30,7 @@ from app.auth.sessions import NotSameOrigin
 from app.compare.compare import NotComparable
 from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped, StillWarmingUp
+from app.engine.cache.caches import CacheTooSmall
 from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
 from app.engine.grammar import ResponseFormatRefused
 from app.engine.sequence import InvalidSampling
@@ -101,6 +102,7 @@ _MODELS: Problems = {
     StoreError: (503, "checkpoint-store-unavailable", "The object store is unavailable."),
     # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
     NoRoomInCache: (507, "no-room-in-cache", "Not enough disk space for the checkpoint."),
+    CacheTooSmall: (507, "cache-too-small", "Not enough memory for keys and values."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
 }
 _JOBS: Problems = {

@@ -142,7 +142,7 @@ async def _served(
 
 def _engine(variant: Variant, max_waiting: int, tuner: Autotuner) -> AsyncEngine:
     """An engine that has chosen its kernels and refuses no request."""
-    inner = Engine(EngineLimits(max_cache_tokens=_UNLIMITED), tuner=tuner)
+    inner = Engine(EngineLimits(), tuner=tuner)
     inner.kernels.finish(variant)
     return AsyncEngine(inner, max_waiting=max_waiting, max_waiting_tokens=_UNLIMITED)
 

@@ -19,7 +19,7 @@ from app.engine.variant import Variant
 from pruning.plural import counted
 from pruning.worker.gpu import energy_j
 
-_UNLIMITED = 1 << 30  # cache tokens, so that no request is refused
+_UNLIMITED = 1 << 30  # tokens, so that no request is refused
 _WARM_UP_TOKENS = 2
 
 
@@ -131,9 +131,7 @@ def _at_once(requests: Sequence[Request], tuner: Autotuner) -> list[Timings]:
     """One batch from the start, with all prompts in one forward pass."""
     num_tokens = sum(len(request.prompt_ids) for request in requests)
     engine = Engine(
-        EngineLimits(
-            max_num_seqs=len(requests), max_batch_tokens=num_tokens, max_cache_tokens=_UNLIMITED
-        ),
+        EngineLimits(max_num_seqs=len(requests), max_batch_tokens=num_tokens),
         tuner=tuner,
     )
     engine.kernels.finish(requests[0].variant)
@@ -156,7 +154,7 @@ async def _closed_loop(
     requests: Sequence[Request], concurrency: int, tuner: Autotuner
 ) -> list[Timings]:
     """``concurrency`` clients, each of which waits for its response before its next request."""
-    limits = EngineLimits(max_num_seqs=concurrency, max_cache_tokens=_UNLIMITED)
+    limits = EngineLimits(max_num_seqs=concurrency)
     warm = Engine(limits, tuner=tuner)
     warm.kernels.finish(requests[0].variant)
     engine = AsyncEngine(

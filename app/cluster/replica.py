@@ -75,7 +75,7 @@ class Replica:
             raise EngineStopped(ailment)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tokens that wait for a slot, and the share of slots in use, 0 to 1."""
+        """Tokens of waiting requests, and the share of running ones, 0 to 1."""
         engine = self.services.generation.engine
         return {
             "queued_tokens": float(engine.num_waiting_tokens),

@@ -229,9 +229,9 @@ class AsyncEngine:
     def background(self, request: Request) -> Stream:
         """Hand over a background request, which takes steps only while there is no other work.
 
-        It ends with ABORT when live requests have to wait for a slot, and when the engine stops.
+        It ends with ABORT when live requests wait until others end, and when the engine stops.
         It counts towards no limit. Raises ``RequestRefused``, ``EngineStopped``, and ``Overloaded``
-        while live requests wait for a slot.
+        while live requests wait until others end.
         """
         if not self._is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
@@ -247,7 +247,7 @@ class AsyncEngine:
 
     @property
     def _is_overloaded(self) -> bool:
-        """Whether live requests have to wait for a slot."""
+        """Whether more live requests are open than may run."""
         return len(self._streams) > self._engine.limits.max_num_seqs
 
     def _drop_background(self) -> None:

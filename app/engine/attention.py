@@ -1,8 +1,7 @@
-"""Attention over the slots of a cache, and its masks.
+"""Attention over the pages of a cache, and its masks.
 
-There are three layouts. In a decode every sequence has one token, and neighbouring slots are rows
-of one batch. A chunk of a prompt attends to its own slot. Several whole prompts are packed in one
-row; each attends to itself only and needs no cache.
+There are two layouts. In a decode every sequence has one token, and sequences are rows of one
+batch. Parts of prompts are packed in one row, and each attends to its own sequence only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ class UnsupportedAttention(ValueError):
 
 @dataclass(frozen=True)
 class BatchedDecodeAttention:
-    """One query token for each sequence, ``[rows, heads, head_dim]``, over its own slot."""
+    """One query token for each sequence, ``[rows, heads, head_dim]``, over its own pages."""
 
     mask: Callable[[str], torch.Tensor]  # of a kind, additive, [rows, 1, 1, num_tokens]
     tuner: Autotuner = OFF
@@ -37,8 +36,8 @@ class BatchedDecodeAttention:
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:  # fmt: skip
-        """Keys and values are ``[rows, key_heads, num_tokens, head_dim]``; the result is shaped
-        like the queries."""
+        """Keys and values are ``[rows, key_heads, num_tokens, head_dim]``, by heads in memory; the
+        result is shaped like the queries."""
         rows, num_key_heads, num_tokens, head_dim = keys.shape
         # Queries that share a key head are treated as successive tokens of that head.
         grouped = queries.reshape(rows, num_key_heads, -1, head_dim)
@@ -50,8 +49,11 @@ class BatchedDecodeAttention:
                 grouped, keys, values, attn_mask=mask, scale=scaling
             )
         else:
-            attended = _products(grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, scaling)
-        return attended.view_as(queries)
+            by_head = (each.transpose(0, 1) for each in (keys, values))
+            all_keys, all_values = (each.flatten(0, 1) for each in by_head)
+            of_heads = _products(grouped.transpose(0, 1), all_keys, all_values, mask[:, 0], scaling)
+            attended = of_heads.transpose(0, 1)
+        return attended.reshape(queries.shape)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class VarlenPrefillAttention:
 
     num_queries: Sequence[int]  # of each sequence
     num_keys: Sequence[int]
+    num_stored: Sequence[int]  # keys that are there of each, with those behind its last token
     masks: Mapping[str, Sequence[torch.Tensor | None]]  # [queries, keys]; None: all before it
     tuner: Autotuner = OFF
 
@@ -67,16 +70,22 @@ class VarlenPrefillAttention:
         self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:  # fmt: skip
-        """Keys and values are ``[1, key_heads, keys, head_dim]``; the result is shaped like the
-        queries."""
+        """Keys and values are ``[1, key_heads, tokens, head_dim]``, all that are stored of one
+        sequence after the other; the result is shaped like the queries."""
         parts = zip(
             queries.split(list(self.num_queries)),
-            keys[0].split(list(self.num_keys), dim=1),
-            values[0].split(list(self.num_keys), dim=1),
+            keys[0].split(list(self.num_stored), dim=1),
+            values[0].split(list(self.num_stored), dim=1),
+            self.num_keys,
             self.masks[kind],
             strict=True,
         )
-        return torch.cat([_of_one(*each, scaling, self.tuner) for each in parts])
+        return torch.cat(
+            [
+                _of_one(each, own_keys[:, :num], own_values[:, :num], mask, scaling, self.tuner)
+                for each, own_keys, own_values, num, mask in parts
+            ]
+        )
 
 
 Attention = BatchedDecodeAttention | VarlenPrefillAttention
@@ -112,7 +121,7 @@ def _products(
     flat = queries.reshape(len(keys), -1, queries.shape[-1])
     scores = (flat @ keys.transpose(1, 2)).float().mul_(scaling)
     shares = scores.view(*queries.shape[:-1], -1).add_(mask).softmax(dim=-1).to(values.dtype)
-    return (shares.view(len(keys), -1, keys.shape[1]) @ values).view_as(queries)
+    return (shares.view(len(keys), -1, keys.shape[1]) @ values).view(queries.shape)
 
 
 def _kernel(tuner: Autotuner, name: str, shape: tuple[int, ...], keys: torch.Tensor) -> str:
@@ -129,7 +138,7 @@ def decode_attention(
     dtype: torch.dtype,
     tuner: Autotuner,
 ) -> BatchedDecodeAttention:
-    """Attention of one token for each slot, at these positions ``[slots]``."""
+    """Attention of one token of each sequence, at these positions ``[rows]``."""
 
     @cache  # compiled blocks need none
     def mask(kind: str) -> torch.Tensor:
@@ -141,17 +150,19 @@ def decode_attention(
 def prefill_attention(
     windows: Mapping[str, int | None],
     places: Sequence[range],
-    dtype: torch.dtype,
-    device: torch.device,
+    num_stored: Sequence[int],
+    like: torch.Tensor,
     tuner: Autotuner,
 ) -> VarlenPrefillAttention:
-    """Attention of several tokens of each sequence, which are at these places."""
+    """Attention of several tokens of each sequence, which are at these places, to keys and values
+    ``like`` a tensor."""
     masks = {
-        kind: [own_mask(each, reach, dtype, device) for each in places]
+        kind: [own_mask(each, reach, like.dtype, like.device) for each in places]
         for kind, reach in windows.items()
     }
+    num_keys = [each.stop for each in places]
     return VarlenPrefillAttention(
-        [len(each) for each in places], [each.stop for each in places], masks, tuner
+        [len(each) for each in places], num_keys, num_stored, masks, tuner
     )
 
 
@@ -170,7 +181,8 @@ class AttentionShape:
         shape = (rows, self.num_keys, sharing, self.head_dim, num_tokens)
 
         def prepare() -> Mapping[str, Run]:
-            cached = self.like.new_zeros(2, rows, self.num_keys, num_tokens, self.head_dim)
+            size = (2, self.num_keys, rows, num_tokens, self.head_dim)
+            cached = self.like.new_zeros(size).transpose(1, 2)
             queries = self.like.new_zeros(rows, self.num_queries, self.head_dim)
             mask = self.like.new_zeros(rows, 1, 1, num_tokens)
 
@@ -236,12 +248,20 @@ def causal_mask(
 
 
 def packed_mask(
-    positions: torch.Tensor, lengths: Sequence[int], window: int | None, dtype: torch.dtype
+    places: Sequence[range], num_stored: Sequence[int], window: int | None, like: torch.Tensor
 ) -> torch.Tensor:
-    """The same for prompts of these lengths in one row, each on its own: ``[1, 1, all, all]``."""
-    owners = torch.repeat_interleave(torch.tensor(lengths, device=positions.device))
-    hidden = _out_of_sight(positions[:, None] - positions, window)
-    return _additive(hidden | (owners[:, None] != owners), dtype)[None, None]
+    """The same for parts of prompts at these places in one row, over all keys that are stored of
+    one sequence after the other: ``[1, 1, queries, keys]``."""
+    dtype = like.dtype
+    parts = [
+        causal_mask(torch.tensor([each]), num, window, dtype)[0, 0]
+        for each, num in zip(places, num_stored, strict=True)
+    ]
+    mask = torch.full((sum(map(len, places)), sum(num_stored)), torch.finfo(dtype).min, dtype=dtype)
+    rows = mask.split([len(each) for each in places])
+    for at, (row, part) in enumerate(zip(rows, parts, strict=True)):
+        row.split(list(num_stored), dim=1)[at].copy_(part)
+    return mask[None, None].to(like.device)
 
 
 def own_mask(

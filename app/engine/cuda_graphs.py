@@ -1,30 +1,47 @@
 """Decode steps recorded as CUDA graphs: launching small kernels takes longer than running them.
 
 A replay runs the same kernels on the same addresses, without Python. So there is one graph for
-each shape, with the number of sequences rounded up to a power of two. A graph is dropped when a
-tensor of the cache is replaced.
+each shape, with the number of sequences rounded up to a power of two. Pages stay at their
+addresses, so a graph lives as long as its variant.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
-from app.engine.kv_cache import SlotCache
+from app.engine.cache.metadata import tables_of
+from app.engine.cache.pages import PAGE_TOKENS, pages_of
 from app.engine.scheduler import Batch
 from app.engine.transfer import pinned, sent
 
 logger = logging.getLogger(__name__)
 
 _CLOSE = 0.02  # of the largest logit: how far a replay may be from what it repeats
+_STEP_PAGES = max(1, 64 // PAGE_TOKENS)  # granularity of what a decode reads: whole steps are fast
 
 Step = Callable[[], torch.Tensor]
 Recorder = Callable[[Step], Step]
-Shape = tuple[int, int]  # slots, and tokens per slot
-# A token for each of the first slots and their positions, [slots]: logits [slots, vocab].
-DecodeStep = Callable[[torch.Tensor, torch.Tensor, Shape], torch.Tensor]
+Shape = tuple[int, int]  # sequences, and pages that are read of each
+
+
+class DecodeInputs(NamedTuple):
+    """A token of each sequence, and where it is. ``[rows]``, and ``[rows, pages, blocks]``."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    tables: torch.Tensor
+
+
+DecodeStep = Callable[[DecodeInputs], torch.Tensor]  # logits [rows, vocab]
+
+
+def num_read_pages(num_tokens: int) -> int:
+    """The pages of each sequence that a decode reads, of which the longest has so many tokens."""
+    return -(-pages_of(num_tokens) // _STEP_PAGES) * _STEP_PAGES
 
 
 class WrongReplay(RuntimeError):
@@ -33,49 +50,45 @@ class WrongReplay(RuntimeError):
 
 @dataclass(frozen=True)
 class _Graph:
-    inputs: torch.Tensor  # [2, slots]: what the step reads, token ids and positions
+    inputs: torch.Tensor  # what the step reads, in one tensor: one copy fills it
     replay: Step
 
-    def run(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.inputs.copy_(pinned(inputs, self.inputs.device), non_blocking=True)
+    def run(self, inputs: DecodeInputs) -> torch.Tensor:
+        on_host = pinned(_packed(inputs), self.inputs.device)
+        self.inputs.copy_(on_host, non_blocking=True)
         return self.replay()
 
 
 class DecodeGraphs:
     """The recorded decode steps of one variant, over its cache."""
 
-    def __init__(
-        self, record: Recorder, step: DecodeStep, cache: SlotCache, device: torch.device
-    ) -> None:
+    def __init__(self, record: Recorder, device: torch.device) -> None:
         self.is_possible = True
         self._record = record
-        self._step = step
-        self._cache = cache
         self._device = device
         self._graphs: dict[Shape, _Graph] = {}
-        self._on = cache.version
         self._seen: set[Shape] = set()
 
-    def run(self, batch: Batch) -> torch.Tensor | None:
+    def run(self, batch: Batch, step: DecodeStep) -> torch.Tensor | None:
         """Return the logits ``[sequences, vocab]`` of a decode, valid until the next one.
 
-        None if the step cannot be replayed. The first step of a shape is never recorded, because
-        many shapes occur only once.
+        ``step`` is recorded and not kept: its owner has these graphs. None if the step cannot be
+        replayed. The first step of a shape is never recorded, because many shapes occur only once.
         """
         if not self.is_possible or not batch.is_decode:
             return None
-        if batch.cache_shape not in self._seen:
-            self._seen.add(batch.cache_shape)
+        shape = _shape(batch)
+        if shape not in self._seen:
+            self._seen.add(shape)
             return None
-        graph = self._graph(batch)
-        return None if graph is None else graph.run(_inputs(batch))[: len(batch.sequences)]
+        graph = self._graph(batch, shape, step)
+        return None if graph is None else graph.run(_inputs(batch, shape))[: len(batch.sequences)]
 
-    def _graph(self, batch: Batch) -> _Graph | None:
-        self._drop_stale()
-        graph = self._graphs.get(batch.cache_shape)
+    def _graph(self, batch: Batch, shape: Shape, step: DecodeStep) -> _Graph | None:
+        graph = self._graphs.get(shape)
         if graph is None:
             try:
-                graph = self._recorded(batch)
+                graph = self._recorded(_inputs(batch, shape), step)
             except Exception:
                 self.is_possible = False
                 self._graphs.clear()
@@ -85,49 +98,52 @@ class DecodeGraphs:
                     exc_info=True,
                 )
             else:
-                self._graphs[batch.cache_shape] = graph
+                self._graphs[shape] = graph
         return graph
 
-    def _drop_stale(self) -> None:
-        if self._on != self._cache.version:
-            self._graphs.clear()
-            self._on = self._cache.version
-
-    def _recorded(self, batch: Batch) -> _Graph:
+    def _recorded(self, inputs: DecodeInputs, step: DecodeStep) -> _Graph:
         """Raises ``WrongReplay``, and any error of the recording."""
-        shape = batch.cache_shape
-        on_host = _inputs(batch)
-        inputs = sent(on_host, self._device)
-        expected = self._step(inputs[0], inputs[1], shape)  # makes the room in the cache, too
-        self._drop_stale()
-        static = _next(inputs, len(batch.sequences), shape)
-        graph = _Graph(static, self._record(lambda: self._step(static[0], static[1], shape)))
-        found = graph.run(on_host)
-        if not torch.allclose(found, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())):
+        first = sent(_packed(inputs), self._device)
+        expected = step(_unpacked(first, inputs))
+        # Zeros read and write the unit of no page, so the test of the replay shows that it reads
+        # its inputs.
+        packed = torch.zeros_like(first)
+        static = _unpacked(packed, inputs)
+        graph = _Graph(packed, self._record(lambda: step(static)))
+        replayed = graph.run(inputs)
+        if not torch.allclose(
+            replayed, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())
+        ):
             raise WrongReplay("the logits of a replay are not those of the step that it repeats")
         return graph
 
 
-def _inputs(batch: Batch) -> torch.Tensor:
-    """Token ids and positions of all slots of the shape.
-
-    Slots without a sequence get the first token of the vocabulary at their first position. The next
-    sequence in the slot overwrites it before it is read.
-    """
-    padding = [0] * (batch.cache_shape[0] - len(batch.sequences))
-    places = [seq.num_cached for seq in batch.sequences]
-    token_ids = [seq.tokens[at] for seq, at in zip(batch.sequences, places, strict=True)]
-    return torch.tensor([token_ids + padding, places + padding])
+def _shape(batch: Batch) -> Shape:
+    longest = max(seq.num_cached for seq in batch.sequences) + 1
+    return 1 << (len(batch.sequences) - 1).bit_length(), num_read_pages(longest)
 
 
-def _next(inputs: torch.Tensor, num_sequences: int, shape: Shape) -> torch.Tensor:
-    """Return other inputs to record with, so that the test of the replay shows that it reads them.
+def _inputs(batch: Batch, shape: Shape) -> DecodeInputs:
+    """Rows without a sequence get the first token of the vocabulary, at the first place of the
+    unit of no page."""
+    padding = [0] * (shape[0] - len(batch.sequences))
+    positions = [seq.num_cached for seq in batch.sequences]
+    token_ids = [seq.tokens[at] for seq, at in zip(batch.sequences, positions, strict=True)]
+    units = [torch.from_numpy(seq.pages.units) for seq in batch.sequences]
+    units += [units[0][:0]] * len(padding)
+    both = torch.tensor([token_ids + padding, positions + padding])
+    return DecodeInputs(both[0], both[1], tables_of(units, shape[1]))
 
-    The recorded step writes at the next positions of the sequences, not over their tokens.
-    """
-    token_ids, positions = torch.zeros_like(inputs)
-    positions[:num_sequences] = (inputs[1, :num_sequences] + 1).clamp(max=shape[1] - 1)
-    return torch.stack((token_ids, positions))
+
+def _packed(inputs: DecodeInputs) -> torch.Tensor:
+    """The inputs one after the other in one tensor."""
+    return torch.cat([each.flatten() for each in inputs])
+
+
+def _unpacked(packed: torch.Tensor, like: DecodeInputs) -> DecodeInputs:
+    """The parts of a tensor that have the shapes of these inputs."""
+    parts = packed.split([each.numel() for each in like])
+    return DecodeInputs(*(part.view(of.shape) for part, of in zip(parts, like, strict=True)))
 
 
 def recorder_on(device: torch.device) -> Recorder | None:

@@ -4,15 +4,20 @@ It is synchronous and works on token ids. Text, threads and streams are built ar
 """
 
 import logging
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from weakref import WeakSet
+from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 import torch
 
 from app.engine.autotuning import OFF, Autotuner
+from app.engine.cache.block_table import BlockTable
+from app.engine.cache.caches import Caches
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.cuda_graphs import Recorder, recorder_on
 from app.engine.kernels import Kernels
 from app.engine.logprobs import score_prompts
@@ -31,6 +36,7 @@ from app.engine.sequence import (
 from app.engine.step import NEVER, Interruption, Step
 from app.engine.transfer import upload
 from app.engine.variant import Variant
+from pruning.models.blocks import num_blocks
 from pruning.plural import counted
 
 logger = logging.getLogger(__name__)
@@ -47,9 +53,14 @@ class VariantStats:
 class EngineStats:
     num_running: int
     num_waiting: int
-    kv_cache_usage: float  # 0 to 1: share of the cache tokens reserved by running sequences
+    kv_cache_usage: float  # 0 to 1: share of all pages that running sequences have
     batch_size: int  # sequences in the latest decode forward
     variants: Mapping[str, VariantStats]  # by name, of all with requests
+    # Since the start: sequences that lost their pages, tokens of prompts that looked for pages,
+    # and those that found them.
+    num_preemptions: int = 0
+    num_prefix_queries: int = 0
+    num_prefix_hits: int = 0
 
 
 class RequestRefused(ValueError):
@@ -116,10 +127,11 @@ class Engine:
         self._recorder = recorder
         self.kernels = Kernels(tuner, self.limits)
         self.is_reproducible = is_reproducible  # of all requests
-        self._unrecorded: WeakSet[Variant] = WeakSet()  # whose recording failed
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
-        self._runners: dict[Variant, ModelRunner] = {}  # of variants with running sequences
+        self._caches = Caches(self.limits.kv_cache_bytes)
+        self._runners: WeakKeyDictionary[Variant, ModelRunner] = WeakKeyDictionary()
+        self._roots: WeakKeyDictionary[Variant, bytes] = WeakKeyDictionary()  # of keys of pages
         self._batch_size = 0
 
     @property
@@ -158,8 +170,9 @@ class Engine:
 
     def max_len(self, variant: Variant) -> int:
         """The maximum of prompt and generated tokens of a request for this variant."""
-        limits = (variant.max_model_len, self.limits.max_slot_tokens)
-        return min(*limits, self.limits.max_model_len or variant.max_model_len)
+        num_pages = self._caches.of(variant).pool.num_units // num_blocks(variant.model)
+        longest = self.limits.max_model_len or variant.max_model_len
+        return min(variant.max_model_len, longest, num_pages * PAGE_TOKENS)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises ``RequestRefused`` without any change."""
@@ -168,7 +181,9 @@ class Engine:
         if request.request_id in self._sequences:
             raise DuplicateRequest(f"request {request.request_id} is running already")
         matcher = None if request.grammar is None else request.grammar.matcher()
-        seq = Sequence(request, new_generator(request.params), matcher)
+        seq = Sequence(request, new_generator(request.params), matcher, self._table(request))
+        is_reproducible = self.is_reproducible or request.params.reproducible
+        seq.is_cut_alone = is_reproducible and self._runner(request.variant).depends_on_its_batch
         self._sequences[request.request_id] = seq
         if not request.is_background:
             self.preempt()
@@ -178,14 +193,13 @@ class Engine:
                 other.was_alone = False
 
     def preempt(self) -> None:
-        """Free the slot and cache of the running background request, which restarts later."""
-        if (seq := self._scheduler.preempt()) is not None:
-            self._forget(seq.request.variant)
+        """Free the pages of the running background request, which restarts later."""
+        self._scheduler.preempt()
 
     def cancel(
         self, request_id: str, reason: FinishReason = FinishReason.ABORT
     ) -> TokenEvent | None:
-        """End a request and free its slot. None if there is no such request."""
+        """End a request and free its pages. None if there is no such request."""
         seq = self._sequences.get(request_id)
         return None if seq is None else self._finish(seq, reason)
 
@@ -206,43 +220,55 @@ class Engine:
         except Exception:
             ids = [seq.request.request_id for seq in batch.sequences]
             logger.exception("a forward of %s failed, which ends %s", batch.variant.name, ids)
-            # From the last slot on, so that none is moved.
-            failed = reversed(batch.sequences)
-            return events + [self._finish(seq, FinishReason.ERROR) for seq in failed]
+            return events + [self._finish(seq, FinishReason.ERROR) for seq in batch.sequences]
         return events + [self._advanced(seq, choice) for seq, choice in choices]
 
     def stats(self) -> EngineStats:
-        if not self.has_live_work:
-            return EngineStats(0, 0, 0.0, 0, {})
         waiting, running = self._scheduler.waiting, self._scheduler.running
+        if not self.has_live_work:
+            waiting, running = {}, {}
+        pools = [cache.pool for cache in self._caches.every()]
         return EngineStats(
-            num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
-            kv_cache_usage=self._scheduler.cache_usage,
+            num_running=sum(map(len, running.values())),
+            num_waiting=sum(map(len, waiting.values())),
+            kv_cache_usage=self._usage() if running else 0.0,
             batch_size=self._batch_size if running else 0,
             variants={
                 variant.name: VariantStats(
                     num_running=len(running.get(variant, ())),
                     num_waiting=len(waiting.get(variant, ())),
-                    kv_cache_bytes=self._cache_bytes(variant),
+                    kv_cache_bytes=self._cache_bytes(variant, running.get(variant, ())),
                 )
                 for variant in {**running, **waiting}
             },
+            num_preemptions=self._scheduler.num_preemptions,
+            num_prefix_queries=sum(pool.num_queries for pool in pools),
+            num_prefix_hits=sum(pool.num_hits for pool in pools),
         )
 
-    def _cache_bytes(self, variant: Variant) -> int:
-        runner = self._runners.get(variant)
-        return 0 if runner is None else runner.cache.num_bytes
+    def _cache_bytes(self, variant: Variant, running: Iterable[Sequence]) -> int:
+        """The bytes of the pages of these sequences."""
+        unit_bytes = self._caches.of(variant).shape.num_bytes
+        units = {unit for seq in running for page in seq.pages.pages for unit in page.units}
+        return len(units) * unit_bytes
+
+    def _usage(self) -> float:
+        caches = self._caches.every()
+        used = sum(cache.pool.num_used * cache.shape.num_bytes for cache in caches)
+        return used / max(1, sum(cache.num_bytes for cache in caches))
+
+    def check_idle(self) -> None:
+        """Raise ``AssertionError`` if an engine without requests has pages in use."""
+        assert not any(cache.pool.num_used for cache in self._caches.every()), "a page is lost"
 
     def check_integrity(self) -> None:
-        """Raise ``AssertionError`` if slots, caches and sequences are inconsistent. Slow."""
+        """Raise ``AssertionError`` if pages, caches and sequences are inconsistent. Slow."""
         self._scheduler.check_integrity()
-        running = self._scheduler.running
-        assert self._runners.keys() == running.keys(), "a cache without sequences"
         assert len(self._sequences) == self._scheduler.num_sequences
-        for variant, runner in self._runners.items():
-            longest = max(seq.num_cached for seq in running[variant])
-            runner.cache.check_integrity(len(running[variant]), longest)
+        for cache in self._caches.every():
+            tables = [seq.pages for seq in self._sequences.values() if seq.pages.pool is cache.pool]
+            cache.pool.check_integrity([page for table in tables for page in table.pages])
+            cache.check_integrity()
 
     def _live(self) -> list[Sequence]:
         return [seq for seq in self._sequences.values() if not seq.request.is_background]
@@ -266,15 +292,14 @@ class Engine:
         is_reproducible = self.is_reproducible or batch.is_reproducible
         step = Step(interruption, is_reproducible=is_reproducible)
         runner = self._runner(batch.variant)
-        if step.is_reproducible:
-            batch = runner.with_fixed_chunks(batch)
         forwarded = runner.forward(batch, step)
         logits = forwarded.logits
         failed = score_prompts(batch, forwarded, partial(runner.head, step=step))
         for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
             seq.num_cached += num
+            seq.pages.publish(seq.tokens, seq.num_cached - num, seq.num_cached)
             seq.ran(step.kernels)
-            if seq.num_generated and num == 1:  # a decode step
+            if seq.num_generated and batch.is_decode:
                 seq.num_decodes += 1
                 seq.sum_batch_sizes += len(batch.sequences)
         ready = [
@@ -292,10 +317,23 @@ class Engine:
     def _runner(self, variant: Variant) -> ModelRunner:
         if variant not in self._runners:
             flat = self.kernels.prepare(variant)
-            is_recorded = variant not in self._unrecorded
-            record = self._recorder(variant.model.device) if is_recorded else None
-            self._runners[variant] = ModelRunner(variant, flat, record, self.kernels.tuner)
+            record = self._recorder(variant.model.device)
+            self._runners[variant] = ModelRunner(
+                variant, self._caches.of(variant), flat, record, self.kernels.tuner
+            )
         return self._runners[variant]
+
+    def _table(self, request: Request) -> BlockTable:
+        """An empty table of pages, which are found by what their keys and values depend on."""
+        variant, params = request.variant, request.params
+        pool, depth = self._caches.of(variant).pool, num_blocks(variant.model)
+        is_reproducible = self.is_reproducible or params.reproducible
+        if request.cache_scope is None or request.is_background:
+            return BlockTable(pool, depth)
+        weights = self._roots.setdefault(variant, secrets.token_bytes(16))
+        scope = f"{is_reproducible} {request.cache_scope}".encode()
+        root = blake2b(scope, digest_size=16, key=weights).digest()
+        return BlockTable(pool, depth, root, can_find=params.num_prompt_logprobs is None)
 
     def _advanced(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         """What fails in the work of one sequence ends it alone."""
@@ -337,24 +375,12 @@ class Engine:
         self, seq: Sequence, reason: FinishReason, prompt: tuple[PromptToken, ...] = ()
     ) -> TokenEvent:
         """End a sequence without a further token."""
+        if reason is FinishReason.ERROR:  # its numbers may not be finite
+            self._caches.of(seq.request.variant).clear(seq.pages.forget())
         timings = self._end(seq)
         return TokenEvent(seq.request.request_id, None, reason, timings, prompt=prompt)
 
     def _end(self, seq: Sequence) -> Timings:
         del self._sequences[seq.request.request_id]
-        self._release(seq)
+        self._scheduler.remove(seq)
         return seq.timings(self._clock())
-
-    def _release(self, seq: Sequence) -> None:
-        variant, slot = seq.request.variant, seq.slot
-        last = self._scheduler.remove(seq)
-        if variant not in self._scheduler.running:
-            self._forget(variant)
-        elif slot is not None and last is not None and variant in self._runners:
-            self._runners[variant].cache.free(slot, last)
-
-    def _forget(self, variant: Variant) -> None:
-        """Drop the cache and the recordings of an idle variant."""
-        runner = self._runners.pop(variant, None)
-        if runner is not None and runner.graphs is not None and not runner.graphs.is_possible:
-            self._unrecorded.add(variant)

@@ -194,7 +194,7 @@ class EngineThread:
         self._interruption.clear()  # before reading the queue, so that no later command is missed
         wait_s: float | None = 0.0
         if not self._loop.has_work:
-            self._engine.check_integrity()  # costs nothing now: an idle engine holds no cache
+            self._engine.check_idle()
             wait_s = self._engine.kernels.warm_up.wait_s
         while wait_s != 0.0 or not self._commands.empty():
             try:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from app.engine.attention import Attention
-from app.engine.kv_cache import SlotCache
+from app.engine.cache.paged_cache import PagedCache
 from app.engine.merged_linear import Project, feed_forward, side_by_side
 from pruning.models.architectures import Parts
 from pruning.models.blocks import input_scale
@@ -49,7 +49,7 @@ class FlatBlock:
     inner_width: int  # of the feed-forward part
 
     def __call__(
-        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
+        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: PagedCache
     ) -> torch.Tensor:
         """Map hidden states ``[tokens, hidden_size]`` to the next; writes to the open cache."""
         before, after, before_feed, after_feed = self.norms
@@ -60,7 +60,7 @@ class FlatBlock:
         return hidden + update
 
     def _attend(
-        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: SlotCache
+        self, hidden: torch.Tensor, rotation: Rotation, attention: Attention, cache: PagedCache
     ) -> torch.Tensor:
         heads = self.project(hidden).view(len(hidden), -1, self.head_dim)
         num_queries, num_keys, num_values = self.num_heads
@@ -75,7 +75,7 @@ class FlatBlock:
 
     def attended(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-        attention: Attention, cache: SlotCache,
+        attention: Attention, cache: PagedCache,
     ) -> torch.Tensor:  # fmt: skip
         """What attention adds to hidden states, from normed and rotated heads ``[tokens, heads,
         head_dim]``; writes to the open cache."""

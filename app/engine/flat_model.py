@@ -36,12 +36,14 @@ from app.engine.autotuning import (
     size_of,
     sizes_to,
 )
+from app.engine.cache.metadata import AttentionMetadata
+from app.engine.cache.paged_cache import PagedCache, UnitShape
+from app.engine.cache.pages import pages_of
 from app.engine.compiled.integers import INTEGER_PRODUCT
 from app.engine.compiled.model import BLOCKS, CompiledBlocks, compiled_blocks
 from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.flat_block import FlatBlock, Rotation, flat_block, is_usual
-from app.engine.kv_cache import AttentionMetadata, OneBlockCache, SlotCache
 from app.engine.step import NEVER, Interruption, Step
 from pruning.models.architectures import Parts, architecture
 from pruning.models.blocks import block_list, finish
@@ -90,7 +92,7 @@ class FlatModel:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         attention: Attention,
-        cache: SlotCache,
+        cache: PagedCache,
         step: Step,
     ) -> torch.Tensor:
         """Hidden states ``[tokens, hidden_size]`` in front of the head.
@@ -168,7 +170,7 @@ class FlatModel:
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
-        cache: SlotCache,
+        cache: PagedCache,
         step: Step,
     ) -> torch.Tensor:
         """Compiled blocks for as many rows at a time as have room.
@@ -179,7 +181,7 @@ class FlatModel:
         step.kernels["blocks"] = f"{COMPILED}, reproducible"
         metadata = cache.metadata
         out = []
-        num_rows = self._compiled.max_rows(metadata.cache_shape[1])
+        num_rows = self._compiled.max_rows(metadata.num_tokens)
         for start in range(0, len(hidden), num_rows):
             rows = slice(start, start + num_rows)
             cache.open(metadata.of(rows))
@@ -192,7 +194,7 @@ class FlatModel:
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         attention: Attention,
-        cache: SlotCache,
+        cache: PagedCache,
         interruption: Interruption,
     ) -> Mapping[str, _Part]:
         """The kernels that this step can run. The first one is taken until they are timed."""
@@ -208,7 +210,7 @@ class FlatModel:
         if compiled is None or not compiled.is_ready:
             return {FLAT: flat}
         whole: dict[str, _Part] = {}
-        if compiled.has_room(len(hidden), cache.metadata.cache_shape[1]):
+        if compiled.has_room(len(hidden), cache.metadata.num_tokens):
             whole[COMPILED] = partial(compiled.whole, hidden, rotations, cache, interruption)
         around = partial(compiled.around_products, hidden, rotations, cache, interruption)
         if isinstance(attention, BatchedDecodeAttention):
@@ -224,12 +226,12 @@ class FlatModel:
         """Time a decode of so many sequences, each at the end of such a context."""
 
         def prepare() -> Mapping[str, Run]:
+            tables = self._trial_tables(rows, context)
             positions = torch.full((rows,), context - 1)
-            metadata = AttentionMetadata(
-                torch.arange(rows), positions, (rows, context), slice(0, rows), context
+            metadata = AttentionMetadata(tables, torch.arange(rows), positions, None, context)
+            attention = decode_attention(
+                self._windows, positions, metadata.num_tokens, self._model.dtype, self._tuner
             )
-            dtype = self._model.dtype
-            attention = decode_attention(self._windows, positions, context, dtype, self._tuner)
             return self._runs(metadata, attention)
 
         return Trial(self._key(rows, context, is_decode=True)[1], prepare)
@@ -242,16 +244,14 @@ class FlatModel:
             number = tokens // context if is_packed else 1
             places = [range(0 if is_packed else context - tokens, context)] * number
             metadata = AttentionMetadata(
+                self._trial_tables(number, context),
                 torch.arange(number).repeat_interleave(len(places[0])),
                 torch.tensor([*chain(*places)]),
-                (number, context),
-                None if is_packed else slice(0, 1),
-                num_tokens=0 if is_packed else context,
-                num_packed=context,
+                num_read=(context,) * number,
+                num_seen=context,
             )
-            model = self._model
             attention = prefill_attention(
-                self._windows, places, model.dtype, model.device, self._tuner
+                self._windows, places, metadata.num_stored, self._embeddings, self._tuner
             )
             return self._runs(metadata, attention)
 
@@ -261,9 +261,17 @@ class FlatModel:
         like = self._embeddings
         hidden = torch.randn(len(metadata.positions), like.shape[1]).to(like.dtype)
         rotations = {kind: self._rotation(kind, hidden, metadata.positions) for kind in self._kinds}
-        cache = OneBlockCache()
+        heads = self._attention_shape()
+        shape = UnitShape(heads.num_keys, heads.head_dim, like.dtype, like.device)
+        cache = PagedCache(shape, int(metadata.tables.max()))
         cache.open(metadata)
         return self._on_parts(self._kernels(hidden, rotations, attention, cache, NEVER))
+
+    def _trial_tables(self, num_sequences: int, context: int) -> torch.Tensor:
+        """The tables of sequences that fill such a context. All blocks share the units of one."""
+        num_pages = pages_of(context)
+        units = torch.arange(num_sequences * num_pages).add_(1).view(num_sequences, num_pages, 1)
+        return units.expand(-1, -1, len(self._blocks)).contiguous()
 
     def _on_parts(self, kernels: Mapping[str, _Part]) -> Mapping[str, Run]:
         """Runs of a few blocks, the next ones each time. As in a step, no cache of the processor

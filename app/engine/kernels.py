@@ -16,6 +16,7 @@ from app.engine.variant import Variant
 from app.engine.warm_up import WarmUp
 
 _MAX_COMPILATION_S = 600.0
+_MAX_TIMED_TOKENS = 65_536  # of all sequences of a decode that is timed
 REPRODUCIBLE = frozenset({COMPILED, COMPILED_HEAD})  # of steps whose rows depend on no other row
 
 
@@ -83,7 +84,9 @@ class Kernels:
                 Sizes(
                     max_rows=limits.max_num_seqs,
                     max_prompt=limits.max_batch_tokens,
-                    max_tokens=min(variant.max_model_len, limits.max_slot_tokens),
-                    max_cache_tokens=limits.max_cache_tokens,
+                    max_tokens=min(
+                        variant.max_model_len, limits.max_model_len or variant.max_model_len
+                    ),
+                    max_cache_tokens=_MAX_TIMED_TOKENS,
                 )
             )

@@ -50,7 +50,7 @@ def _score_prompt(
 ) -> None:
     num_best = seq.request.params.num_prompt_logprobs
     end = min(seq.num_cached + num, len(seq.request.prompt_ids) - 1)
-    if num_best is None or end <= seq.num_cached:
+    if num_best is None or seq.num_generated or end <= seq.num_cached:
         return
     targets = seq.tokens[seq.num_cached + 1 : end + 1]
     for logits in chunks(first, first + len(targets)):

@@ -1,4 +1,4 @@
-"""The forward of one variant over its cache: a batch of sequences in, logits out.
+"""The forward of one variant over the pages of its cache: a batch of sequences in, logits out.
 
 Prefill and decode differ only in the number of tokens for each sequence. Nothing is padded: prompts
 are packed in one row, with explicit positions and masks. Models with blocks of the usual kind use
@@ -24,13 +24,15 @@ from app.engine.attention import (
     prefill_attention,
 )
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.cuda_graphs import DecodeGraphs, Recorder, Shape
+from app.engine.cache.metadata import AttentionMetadata, tables_of
+from app.engine.cache.paged_cache import PagedCache
+from app.engine.cache.pages import PAGE_TOKENS, pages_of
+from app.engine.cuda_graphs import DecodeGraphs, DecodeInputs, Recorder, num_read_pages
 from app.engine.flat_model import FlatModel
 from app.engine.head import Head
-from app.engine.kv_cache import AttentionMetadata, SlotCache
-from app.engine.scheduler import Batch, cache_shape
+from app.engine.scheduler import Batch
 from app.engine.step import Interruption, Step
-from app.engine.transfer import upload
+from app.engine.transfer import sent, upload
 from app.engine.variant import Variant
 from pruning.models.blocks import block_list
 
@@ -56,11 +58,12 @@ class ModelRunner:
     def __init__(
         self,
         variant: Variant,
+        cache: PagedCache,
         flat: FlatModel | None = None,
         record: Recorder | None = None,
         tuner: Autotuner = OFF,
     ) -> None:
-        self.cache = SlotCache()
+        self.cache = cache
         self.head = Head(variant.model, tuner)
         self.graphs: DecodeGraphs | None = None
         self._model = variant.model
@@ -68,33 +71,26 @@ class ModelRunner:
         self._flat_model = flat
         self._tuner = tuner
         if record is not None:
-            self.graphs = DecodeGraphs(record, self._decode, self.cache, self._model.device)
+            self.graphs = DecodeGraphs(record, self._model.device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, step: Step) -> Forwarded:
         """Raises ``StepInterrupted``."""
         if step.is_reproducible:
             return self._reproducible(batch, step)
-        if self.graphs is not None and (logits := self.graphs.run(batch)) is not None:
+        if self.graphs is not None and (logits := self.graphs.run(batch, self._decode)) is not None:
             step.kernels["decode"] = "recorded"
             return Forwarded(logits, None)
         return self._forward(batch, step)
 
     @property
-    def _depends_on_its_batch(self) -> bool:
+    def depends_on_its_batch(self) -> bool:
         """Whether what a token gives may depend on other tokens of the same forward."""
         return self._flat_model is None or not self._flat_model.can_reproduce
 
-    def with_fixed_chunks(self, batch: Batch) -> Batch:
-        """The batch without tokens of prompts that are cut there only beside other requests."""
-        if not (batch.is_decode and self._depends_on_its_batch):
-            return batch
-        ends = [seq for seq in batch.sequences if seq.num_uncached == 1]
-        return replace(batch, sequences=tuple(ends), num_scheduled_tokens=(1,) * len(ends))
-
     def _reproducible(self, batch: Batch, step: Step) -> Forwarded:
         """Each sequence by itself, unless what a token gives depends on no other token."""
-        if not self._depends_on_its_batch:
+        if not self.depends_on_its_batch:
             return self._forward(batch, step)
         step.kernels["blocks"] = "one sequence at a time"
         each = [
@@ -116,12 +112,15 @@ class ModelRunner:
             seq.tokens[each.start : each.stop]
             for seq, each in zip(batch.sequences, places, strict=True)
         ]
-        token_ids = upload([*chain(*scheduled)], self._model.device)
-        metadata = self._metadata(batch, places, is_alone=is_alone)
+        owners = [owner for owner, each in enumerate(places) for _ in each]
+        token_ids, owner_ids, positions = upload(
+            [[*chain(*scheduled)], owners, [*chain(*places)]], self._model.device
+        )
+        metadata = self._metadata(batch, places, owner_ids, positions)
         self.cache.open(metadata)
         if self._flat_model is None:
             shape = (-1, 1) if batch.is_one_token_each else (1, -1)
-            masks = self._model_masks(metadata, batch)
+            masks = self._model_masks(metadata, places)
             positions = metadata.positions.view(shape)
             hidden = self._model_forward(token_ids.view(shape), positions, masks, step)
         else:
@@ -133,16 +132,17 @@ class ModelRunner:
         last = hidden[upload(ends, hidden.device)]
         return Forwarded(self.head(last, step), hidden)
 
-    def _decode(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, shape: Shape
-    ) -> torch.Tensor:
-        """The logits of ``forward`` for one token in each of the first slots. No decision on the
-        host depends on anything but the shape, so the step can be recorded.
+    def _decode(self, inputs: DecodeInputs) -> torch.Tensor:
+        """The logits of ``forward`` for one token of each sequence. No decision on the host depends
+        on anything but shapes, so the step can be recorded.
         """
-        num_slots, num_tokens = shape
-        slots, step = torch.arange(num_slots, device=token_ids.device), Step()
-        self.cache.open(AttentionMetadata(slots, positions, shape, slice(0, num_slots), num_tokens))
-        attention = self._decode_attention(positions, num_tokens)
+        token_ids, positions, tables = inputs
+        num_rows, step = len(tables), Step()
+        owners = torch.arange(num_rows, device=tables.device)
+        num_seen = tables.shape[1] * PAGE_TOKENS
+        metadata = AttentionMetadata(tables, owners, positions, None, num_seen)
+        self.cache.open(metadata)
+        attention = self._decode_attention(positions, metadata.num_tokens)
         if self._flat_model is None:
             masks = {kind: attention.mask(kind) for kind in self._windows}
             hidden = self._model_forward(token_ids[:, None], positions[:, None], masks, step)
@@ -151,45 +151,44 @@ class ModelRunner:
         return self.head(hidden, step)
 
     def _metadata(
-        self, batch: Batch, places: Sequence[range], *, is_alone: bool
+        self,
+        batch: Batch,
+        places: Sequence[range],
+        owners: torch.Tensor,
+        positions: torch.Tensor,
     ) -> AttentionMetadata:
-        """With ``is_alone``, what is read does not depend on other sequences of the cache."""
-        first, num_slots = batch.sequences[0].slot, len(places)
-        assert first is not None
-        if batch.is_one_token_each:  # whole steps of the cache: a product over them is far faster
-            num_tokens = cache_shape(1, places[0].stop)[1] if is_alone else batch.cache_shape[1]
-            rows = slice(first, first + num_slots)
-        elif num_slots == 1:
-            rows, num_tokens = slice(first, first + 1), places[0].stop
-        else:
-            assert not any(each.start for each in places), "only whole prompts are packed"
-            rows, num_tokens = None, 0
-        slots = [slot for slot, each in enumerate(places, first) for _ in each]
-        positions = [*chain(*places)]
-        both = upload([slots, positions], self._model.device)
-        longest = max(batch.num_scheduled_tokens)
-        return AttentionMetadata(both[0], both[1], batch.cache_shape, rows, num_tokens, longest)
+        longest = max(each.stop for each in places)
+        units = [torch.from_numpy(seq.pages.units) for seq in batch.sequences]
+        is_decode = batch.is_one_token_each
+        num_pages = num_read_pages(longest) if is_decode else pages_of(longest)
+        tables = sent(tables_of(units, num_pages), self._model.device)
+        num_read = None if is_decode else tuple(each.stop for each in places)
+        return AttentionMetadata(tables, owners, positions, num_read, longest)
 
     def _attention(self, metadata: AttentionMetadata, places: Sequence[range]) -> Attention:
-        model = self._model
         if all(len(each) == 1 for each in places):
             return self._decode_attention(metadata.positions, metadata.num_tokens)
-        return prefill_attention(self._windows, places, model.dtype, model.device, self._tuner)
+        like = self.cache.keys
+        return prefill_attention(self._windows, places, metadata.num_stored, like, self._tuner)
 
     def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:
         return decode_attention(
             self._windows, positions, num_tokens, self._model.dtype, self._tuner
         )
 
-    def _model_masks(self, metadata: AttentionMetadata, batch: Batch) -> Mapping[str, torch.Tensor]:
+    def _model_masks(
+        self, metadata: AttentionMetadata, places: Sequence[range]
+    ) -> Mapping[str, torch.Tensor]:
         """Masks by kind of attention, as the model's own forward expects them."""
-        positions = metadata.positions.view((-1, 1) if batch.is_one_token_each else (1, -1))
+        like = self.cache.keys
+        if metadata.num_read is None:
+            rows = metadata.positions[:, None]
+            return {
+                kind: causal_mask(rows, metadata.num_tokens, reach, like.dtype)
+                for kind, reach in self._windows.items()
+            }
         return {
-            kind: packed_mask(
-                metadata.positions, batch.num_scheduled_tokens, reach, self._model.dtype
-            )
-            if metadata.rows is None
-            else causal_mask(positions, metadata.num_tokens, reach, self._model.dtype)
+            kind: packed_mask(places, metadata.num_stored, reach, like)
             for kind, reach in self._windows.items()
         }
 

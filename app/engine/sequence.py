@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
+    from app.engine.cache.block_table import BlockTable
     from app.engine.grammar import Grammar, Matcher
     from app.engine.variant import Variant
 
@@ -114,6 +115,8 @@ class Request:
     arrived_s: float = field(default_factory=time.monotonic, compare=False)
     deadline_s: float | None = None  # on the monotonic clock; ends the request with TIMEOUT
     is_background: bool = False  # runs only while no live request waits or runs
+    # Requests of one scope may share the pages of their prompts; None: the prompt is read in full.
+    cache_scope: str | None = None
     grammar: "Grammar | None" = None  # of the response format
 
 
@@ -130,6 +133,7 @@ class Timings:
     was_alone: bool = False  # no other request was in the engine, from its first step to its end
     # What computed it, by what for: {"blocks, decode of 1": "compiled"}. A mapping has no hash.
     kernels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    num_cached_tokens: int = 0  # of the prompt, whose keys and values were there
 
     @property
     def queue_s(self) -> float:
@@ -208,8 +212,14 @@ class Sequence:
     matcher: "Matcher | None" = None  # of what may follow its tokens; None: anything
     tokens: list[int] = field(init=False)  # prompt, then generated tokens
     scored: list[PromptToken] = field(init=False)  # of the prompt, as far as it is cached
-    num_cached: int = 0  # leading tokens whose keys and values are in the slot
-    slot: int | None = None  # None while waiting
+    table: "BlockTable | None" = None  # of its pages
+    is_cut_alone: bool = False  # its prompt is cut into the same chunks whatever else runs
+    num_cached: int = 0  # leading tokens whose keys and values are in its pages
+    num_reused: int = 0  # tokens of the prompt whose pages were there
+    is_running: bool = False  # false while it waits
+    serial: int = 0  # in the order of arrival
+    num_passed: int = 0  # prefills without it, since it arrived or since the last one with it
+    num_preemptions: int = 0
     scheduled_s: float | None = None
     first_token_s: float | None = None
     num_decodes: int = 0
@@ -220,6 +230,28 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
         self.reset_scored()
+
+    @property
+    def pages(self) -> "BlockTable":
+        """The table of its pages, which the engine has given it."""
+        assert self.table is not None
+        return self.table
+
+    def take_found(self) -> None:
+        """Take the pages of its next tokens that are there."""
+        found = self.pages.reuse(self.tokens, self.num_cached)
+        self.num_cached += found
+        if not self.num_preemptions:
+            self.num_reused += found
+            self.pages.pool.num_hits += found
+
+    def restart(self) -> None:
+        """Leave all pages. Its tokens stay, and are read again from the first one."""
+        self.pages.release()
+        self.num_cached, self.num_passed, self.is_running = 0, 0, False
+        self.num_preemptions += 1
+        if not self.num_generated:
+            self.reset_scored()
 
     def reset_scored(self) -> None:
         """Forget the log-probabilities of the prompt, which is read again from its beginning."""
@@ -256,11 +288,6 @@ class Sequence:
     def generated(self) -> list[int]:
         return self.tokens[len(self.request.prompt_ids) :]
 
-    @property
-    def max_len(self) -> int:
-        """The maximum number of tokens, for which its slot needs room."""
-        return len(self.request.prompt_ids) + self.request.params.max_new_tokens
-
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last token, None if it goes on."""
         params = self.request.params
@@ -279,6 +306,7 @@ class Sequence:
             mean_batch_size=self.sum_batch_sizes / self.num_decodes if self.num_decodes else None,
             was_alone=self.was_alone and self.scheduled_s is not None,
             kernels=MappingProxyType(dict(self.kernels)),
+            num_cached_tokens=self.num_reused,
         )
 
 

@@ -1,6 +1,7 @@
 """The engine on a simulated GPU: what it gives, and how often the host waits for the device."""
 
 import gc
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine
+from app.engine.scheduler import EngineLimits
 from app.engine.sequence import Request, TokenEvent
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
@@ -30,6 +32,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
         "temperature": 0.9, "top_p": 0.8, "seed": 4, "repetition_penalty": 1.1, "num_logprobs": 2,
     },
 }  # fmt: skip
+LIMITS = EngineLimits(kv_cache_bytes=1 << 22)  # the memory of a card is that of the host
 EXPERTS = {"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
 
 
@@ -77,16 +80,16 @@ def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family
     for keep in (None, PRUNED_BLOCKS):
         cpu = make_variant("tiny", "tiny", model, keep)
         gpu = make_variant("tiny", "tiny", on_device(model), keep)
-        expected = events(Engine(), *requests(cpu))
+        expected = events(Engine(LIMITS), *requests(cpu))
         cuda.num_replays = 0
-        check(events(Engine(), *requests(gpu)), expected)
+        check(events(Engine(LIMITS), *requests(gpu)), expected)
         assert (cuda.num_replays > 0) == (family not in EXPERTS)
 
 
 @pytest.mark.parametrize("family", sorted(EXPERTS))
 def test_experts_are_recorded_in_bfloat16(cuda: SimulatedCuda, family: str) -> None:
     model = on_device(tiny_model(family)).bfloat16()
-    found = events(Engine(), *requests(make_variant("tiny", "tiny", model)))
+    found = events(Engine(LIMITS), *requests(make_variant("tiny", "tiny", model)))
     assert cuda.num_replays > 0
     assert all(len(each) == 8 for each in found.values())
 
@@ -100,8 +103,8 @@ def test_a_response_format_gives_what_it_gives_on_the_cpu(
             request(prompt(7), of, request_id="free", max_new_tokens=30, ignore_eos=True),
         ]
 
-    expected = events(Engine(), *asked(make_variant("tiny", "tiny", tiny_loaded.model)))
-    check(events(Engine(), *asked(variant_on(tiny_loaded.model))), expected)
+    expected = events(Engine(LIMITS), *asked(make_variant("tiny", "tiny", tiny_loaded.model)))
+    check(events(Engine(LIMITS), *asked(variant_on(tiny_loaded.model))), expected)
     assert cuda.num_replays > 0
 
 
@@ -111,7 +114,7 @@ def test_two_devices_serve_one_variant_each(cuda: SimulatedCuda) -> None:
     asked = [
         request(prompt(9), of, request_id=str(of.model.device), max_new_tokens=12) for of in both
     ]
-    found = events(Engine(), *asked)
+    found = events(Engine(LIMITS), *asked)
     first, second = ([each.token_id for each in of] for of in found.values())
     assert first == second
     assert len(first) == 12
@@ -123,15 +126,30 @@ def test_a_model_of_the_second_device_uses_no_memory_of_the_first(cuda: Simulate
     before = cuda.allocated_bytes(0)
     cuda.reset_peak(0)
     of = variant_on(tiny_model("llama"), "cuda:1")
-    events(Engine(), *requests(of))
+    events(Engine(LIMITS), *requests(of))
     assert cuda.num_replays > 0
     assert cuda.peak_bytes(0) == before
+
+
+def test_no_reference_cycle_holds_a_recorded_model(cuda: SimulatedCuda) -> None:
+    """So an unload frees its memory at once."""
+    of, engine = variant_on(tiny_model("llama")), Engine(LIMITS)
+    model, cache = weakref.ref(of.model), weakref.ref(engine._caches.of(of))
+    gc.collect()
+    gc.disable()
+    try:
+        events(engine, *requests(of))
+        assert cuda.num_replays > 0
+        del of
+        assert (model(), cache()) == (None, None)
+    finally:
+        gc.enable()
 
 
 def decode_costs(cuda: SimulatedCuda, num_rows: int, **params: Any) -> tuple[int, int, int]:
     """Waits, uploads and downloads of one decode step in the middle of so many outputs."""
     of = variant_on(tiny_model("llama"))
-    engine = Engine()
+    engine = Engine(LIMITS)
     for row in range(num_rows):
         engine.add(request(prompt(9, row), of, max_new_tokens=20, ignore_eos=True, **params))
     for _ in range(8):  # the prompts, and what a first decode records
@@ -156,7 +174,7 @@ def test_a_decode_step_waits_once_for_all_its_results(
 
 def test_rows_of_several_kinds_cost_no_more_than_one(cuda: SimulatedCuda) -> None:
     of = variant_on(tiny_model("llama"))
-    engine = Engine()
+    engine = Engine(LIMITS)
     for each in requests(of, num_tokens=20):
         engine.add(each)
     for _ in range(8):
@@ -171,7 +189,7 @@ def test_a_response_format_costs_one_upload_of_its_masks(
     cuda: SimulatedCuda, tiny_loaded: LoadedModel
 ) -> None:
     of = variant_on(tiny_loaded.model)
-    engine = Engine()
+    engine = Engine(LIMITS)
     for row in range(3):
         ask = constrained(
             PERSON, of, (70, 71, 72 + row), str(row), max_new_tokens=30, temperature=0.8, seed=row
@@ -187,7 +205,7 @@ def test_a_response_format_costs_one_upload_of_its_masks(
 
 def test_a_prompt_waits_once_for_its_token(cuda: SimulatedCuda) -> None:
     of = variant_on(tiny_model("llama"))
-    engine = Engine()
+    engine = Engine(LIMITS)
     for row in range(3):
         engine.add(request(prompt(9 + row, row), of, max_new_tokens=3))
     engine.step()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from app.engine import engine as engine_module
+from app.engine.cache.paged_cache import PagedCache
 from app.engine.engine import Engine
 from app.engine.model_runner import ModelRunner
 from app.engine.scheduler import EngineLimits
@@ -18,7 +19,7 @@ Forwards = list[tuple[torch.Tensor, torch.Tensor]]  # logits of the two ways
 def forwards(
     variants: Sequence[Variant],
     sizes: Sequence[tuple[int, int]],
-    runner: Callable[[Variant, Forwards], ModelRunner],
+    runner: Callable[[Variant, PagedCache, Forwards], ModelRunner],
     limits: EngineLimits | None = None,
 ) -> Forwards:
     """All steps that answers of these sizes take, in tokens of prompt and answer, by runners that
@@ -30,7 +31,9 @@ def forwards(
         for seed, (num_prompt, num_new) in enumerate(sizes)
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "ModelRunner", lambda each, *_: runner(each, seen))
+        patch.setattr(
+            engine_module, "ModelRunner", lambda each, cache, *_: runner(each, cache, seen)
+        )
         outcome = run(Engine(limits), *asked)
     assert [len(outcome.of(each)) for each in asked] == [num_new for _, num_new in sizes]
     return seen

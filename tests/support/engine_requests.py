@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from app.engine.cache.paged_cache import unit_shape
+from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.sampling import Choice, new_generator, next_tokens
 from app.engine.sequence import (
@@ -22,6 +24,7 @@ from app.engine.sequence import (
     TokenEvent,
 )
 from app.engine.variant import Variant, make_variant
+from pruning.models.blocks import num_blocks
 from tests.support.tiny import VOCAB_SIZE, generated, tiny_model
 
 PRUNED_BLOCKS = (0, 2, 3, 5)
@@ -32,6 +35,13 @@ _ids = itertools.count()
 def variant(pruned: bool = False, family: str = "llama") -> Variant:
     keep = PRUNED_BLOCKS if pruned else None
     return make_variant(f"tiny@-{2 * pruned}", "tiny", tiny_model(family), keep)
+
+
+def cache_bytes(num_tokens: int, of: Variant | None = None, *, padding: int = 1) -> int:
+    """Memory for whole pages of so many tokens of a variant, and for units of padding."""
+    model = (of or variant()).model
+    num_units = pages_of(num_tokens) * num_blocks(model) + padding
+    return num_units * unit_shape(model).num_bytes
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ class EngineStatusView(BaseModel):
     """The requests of this process after the latest step."""
 
     num_running: int = Field(description="Requests that generate.")
-    num_waiting: int = Field(description="Requests that wait for a slot.")
+    num_waiting: int = Field(description="Requests that wait for others to end.")
     kv_cache_usage: float = Field(
-        description="0 to 1: share of the cache tokens reserved by running sequences."
+        description="0 to 1: share of all pages of keys and values that running sequences have."
     )
 
 

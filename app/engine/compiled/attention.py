@@ -1,4 +1,4 @@
-"""Attention of tokens, a row each, to the slots of their sequences up to their own positions.
+"""Attention of tokens, a row each, to the pages of their sequences up to their own positions.
 
 Threads share the rows, whose queries and keys are rotated, and then the heads of all rows.
 """
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.compiled.arithmetic import (
     array_like,
     as_float,
@@ -23,36 +24,45 @@ from app.engine.compiled.rows import norm_rows
 
 @inlined
 def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) -> None:
-    """Write keys and values into the cache, and what the queries get into ``attended``.
+    """Write keys and values into their pages, and what the queries get into ``attended``.
 
     ``heads [rows, outputs]`` are queries, keys and values, side by side, of which a thread has
-    written its share of the rows. The cache has numbers ``like`` these. Ends with a barrier.
+    written its share of the rows. Pages have numbers ``like`` these. Ends with a barrier.
     """
-    slots, positions = integers_at(step.slots, step.rows), integers_at(step.positions, step.rows)
+    positions = integers_at(step.positions, step.rows)
     width, num_sharing = block.head_dim, block.heads // block.key_heads
     first, last = share(step.rows)
     for row in range(first, last):
         start = step.projected + 4 * row * heads.shape[1]
         turn(block, row, start)
-        at = slots[row] * block.key_heads * block.cache_tokens + positions[row]
+        page, offset = positions[row] // PAGE_TOKENS, positions[row] % PAGE_TOKENS
+        at = _unit(block, step, row, page) * PAGE_TOKENS + offset
         _store(block, start + 4 * block.heads * width, like, block.keys, at)
         _store(block, start + 4 * (block.heads + block.key_heads) * width, like, block.values, at)
     barrier()
     first, last = share(step.rows * block.heads)
     for each in range(first, last):
         row, head = each // block.heads, each % block.heads
-        place = slots[row] * block.key_heads + head // num_sharing
-        offset = place * block.cache_tokens * width * itemsize(like)
+        query = step.projected + 4 * (row * heads.shape[1] + head * width)
+        out = step.attended + 4 * (row * attended.shape[1] + head * width)
         _attend_one(
             block,
             step,
-            positions[row] + 1,
-            floats_at(step.projected + 4 * (row * heads.shape[1] + head * width), 1, width),
-            array_like(like, block.keys + offset, block.cache_tokens, width),
-            array_like(like, block.values + offset, block.cache_tokens, width),
-            floats_at(step.attended + 4 * (row * attended.shape[1] + head * width), 1, width),
+            row,
+            head // num_sharing,
+            floats_at(query, 1, width),
+            floats_at(out, 1, width),
+            like,
         )
     barrier()
+
+
+@compiled
+def _unit(block: Any, step: Any, row: int, page: int) -> Any:
+    """The unit that has a page of the sequence of a row."""
+    owner = integers_at(step.owners, step.rows)[row]
+    at = (owner * step.num_pages + page) * step.table_width + block.column
+    return integers_at(step.tables, at + 1)[at]
 
 
 @compiled
@@ -86,12 +96,12 @@ def _norm_parts(norm: Any, address: int, size: int) -> None:
 
 @compiled
 def _store(block: Any, start: int, like: Any, address: int, at: int) -> None:
-    """Write the keys or values of a row, which start at an address, into their part of the cache
-    ``[slots, key_heads, tokens, head_dim]``; ``at`` is the place of the first head."""
+    """Write the keys or values of a row, which start at an address, into the pool ``[key_heads,
+    units, tokens, head_dim]``; ``at`` is the token of the first head."""
     width = block.head_dim
     new = floats_at(start, block.key_heads, width)
     for head in range(block.key_heads):
-        place = (at + head * block.cache_tokens) * width * itemsize(like)
+        place = (head * block.num_units * PAGE_TOKENS + at) * width * itemsize(like)
         cached = array_like(like, address + place, 1, width)
         for column in range(width):
             cached[0, column] = as_number_of(cached, new[head, column])
@@ -99,23 +109,50 @@ def _store(block: Any, start: int, like: Any, address: int, at: int) -> None:
 
 @compiled
 def _attend_one(
-    block: Any, step: Any, nearest: int, query: Floats, keys: Any, values: Any, out: Floats
+    block: Any, step: Any, row: int, key_head: int, query: Floats, out: Floats, like: Any
 ) -> None:
-    """Attention of one head to the tokens that it sees, of which ``nearest`` is the end."""
+    """Attention of one head of a row to the tokens that it sees, a page at a time."""
+    nearest = integers_at(step.positions, step.rows)[row] + 1
     farthest = max(0, nearest - block.window) if block.window else 0
     scores = own_floats(step.scores, 1, step.num_tokens)
-    for token in range(farthest, nearest):
-        scores[0, token] = _score(query, keys, token)
+    first_page, last_page = farthest // PAGE_TOKENS, (nearest - 1) // PAGE_TOKENS
+    for page in range(first_page, last_page + 1):
+        start = page * PAGE_TOKENS
+        keys = _tokens_of(block, step, row, key_head, page, block.keys, like)
+        for token in range(max(farthest, start), min(nearest, start + PAGE_TOKENS)):
+            scores[0, token] = _score(query, keys, token - start)
     _softmax(scores, farthest, nearest, block.scaling)
     for at in range(query.shape[1]):
         out[0, at] = np.float32(0)
-    by_four = farthest + (nearest - farthest) // 4 * 4
-    for token in range(farthest, by_four, 4):
-        _add_four(scores, values, token, out)
-    for token in range(by_four, nearest):
+    for page in range(first_page, last_page + 1):
+        start = page * PAGE_TOKENS
+        values = _tokens_of(block, step, row, key_head, page, block.values, like)
+        first, last = max(farthest, start), min(nearest, start + PAGE_TOKENS)
+        _add_weighted(scores, values, start, first, last, out)
+
+
+@compiled
+def _tokens_of(
+    block: Any, step: Any, row: int, key_head: int, page: int, address: int, like: Any
+) -> Any:
+    """The keys or values of a head in a page of the sequence of a row, ``[tokens, head_dim]``."""
+    place = key_head * block.num_units + _unit(block, step, row, page)
+    size = PAGE_TOKENS * block.head_dim * itemsize(like)
+    return array_like(like, address + place * size, PAGE_TOKENS, block.head_dim)
+
+
+@compiled
+def _add_weighted(
+    scores: Floats, values: Any, start: int, first: int, last: int, out: Floats
+) -> None:
+    """Add the values of the tokens ``first`` to ``last`` of the page that starts at ``start``."""
+    by_four = first + (last - first) // 4 * 4
+    for token in range(first, by_four, 4):
+        _add_four(scores, values, token, start, out)
+    for token in range(by_four, last):
         weight = scores[0, token]
-        for at in range(query.shape[1]):
-            out[0, at] += weight * as_float(values[token, at])
+        for at in range(out.shape[1]):
+            out[0, at] += weight * as_float(values[token - start, at])
 
 
 @compiled
@@ -127,12 +164,13 @@ def _score(query: Floats, keys: Any, token: int) -> Any:
 
 
 @compiled
-def _add_four(scores: Floats, values: Any, token: int, out: Floats) -> None:
+def _add_four(scores: Floats, values: Any, token: int, start: int, out: Floats) -> None:
     w0, w1 = scores[0, token], scores[0, token + 1]
     w2, w3 = scores[0, token + 2], scores[0, token + 3]
+    place = token - start
     for at in range(out.shape[1]):
-        near = w0 * as_float(values[token, at]) + w1 * as_float(values[token + 1, at])
-        far = w2 * as_float(values[token + 2, at]) + w3 * as_float(values[token + 3, at])
+        near = w0 * as_float(values[place, at]) + w1 * as_float(values[place + 1, at])
+        far = w2 * as_float(values[place + 2, at]) + w3 * as_float(values[place + 3, at])
         out[0, at] += near + far
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from app.engine.attention import Attention
+from app.engine.cache.paged_cache import PagedCache
 from app.engine.compiled.block import (
     ATTENTION,
     DOWN,
@@ -26,7 +27,6 @@ from app.engine.compiled.block import (
 from app.engine.compiled.openmp import MAX_ROOM_BYTES, ParallelFunction
 from app.engine.compiled.records import BLOCK, MATRIX, NORM, STEP
 from app.engine.flat_block import FlatBlock, Rotation
-from app.engine.kv_cache import SlotCache
 from app.engine.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
 from app.engine.step import Interruption
 from pruning.models.rounding import QuantizedLinear
@@ -70,8 +70,8 @@ class CompiledBlocks:
         self._widths = [int(each.max()) for each in widths]
         kinds = np.array([block.kind for block in blocks])
         self._of_kind = {kind: kinds == kind for kind in {block.kind for block in blocks}}
-        self._cache: Callable[[], SlotCache | None] = lambda: None  # whose addresses are set
-        self._cache_version = 0
+        self._blocks["column"] = range(len(blocks))
+        self._cache: Callable[[], PagedCache | None] = lambda: None  # whose addresses are set
         is_quantized = bool(self._blocks["down"]["scales"].any())
         self.name = "quantized blocks" if is_quantized else "blocks"
         start, size = self._blocks.ctypes.data, self._blocks.itemsize
@@ -86,14 +86,14 @@ class CompiledBlocks:
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
-        cache: SlotCache,
+        cache: PagedCache,
         interruption: Interruption,
         part: slice = _ALL,
     ) -> torch.Tensor:
         """Map hidden states ``[rows, width]`` to those behind this part of the blocks.
 
-        Writes to the open cache. Each row sees its slot up to its position. Sums have one order for
-        each row, whatever other rows there are. Raises ``StepInterrupted``.
+        Writes to the open cache. Each row sees its sequence up to its position. Sums have one
+        order for each row, whatever other rows there are. Raises ``StepInterrupted``.
         """
         out, records = hidden.clone(), self._records[part]
         stops = np.empty(len(records), dtype=np.int64)
@@ -109,7 +109,7 @@ class CompiledBlocks:
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
-        cache: SlotCache,
+        cache: PagedCache,
         interruption: Interruption,
         part: slice = _ALL,
     ) -> torch.Tensor:
@@ -128,7 +128,7 @@ class CompiledBlocks:
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
         attention: Attention,
-        cache: SlotCache,
+        cache: PagedCache,
         interruption: Interruption,
         part: slice = _ALL,
     ) -> torch.Tensor:
@@ -179,12 +179,12 @@ class CompiledBlocks:
         self,
         hidden: torch.Tensor,
         rotations: Mapping[str, Rotation],
-        cache: SlotCache,
+        cache: PagedCache,
         *,
         is_whole: bool = False,
     ) -> Iterator[None]:
         """Set what blocks read and write beside their hidden states."""
-        self._set_cache(cache, hidden)
+        self._set_cache(cache)
         tables = [
             (of_kind, *_floats_of(rotations[kind])) for kind, of_kind in self._of_kind.items()
         ]
@@ -195,21 +195,19 @@ class CompiledBlocks:
         yield
         del room, tables
 
-    def _set_cache(self, cache: SlotCache, hidden: torch.Tensor) -> None:
-        """Set where keys and values are, unless that is known."""
-        first = self._blocks[0]
-        like = hidden.new_empty(0, int(first["key_heads"]), int(first["head_dim"]))
-        cache.tensors(0, like)  # a new version if there is too little room
-        if self._cache() is cache and self._cache_version == cache.version:
+    def _set_cache(self, cache: PagedCache) -> None:
+        """Set where keys and values are, unless that is known. Their addresses never change."""
+        if self._cache() is cache:
             return
-        cached = [cache.tensors(position, like) for position in range(len(self._records))]
-        self._blocks["keys"] = [keys.data_ptr() for keys, _ in cached]
-        self._blocks["values"] = [values.data_ptr() for _, values in cached]
-        self._blocks["cache_tokens"] = [keys.shape[2] for keys, _ in cached]
-        self._cache, self._cache_version = ref(cache), cache.version
+        self._blocks["keys"], self._blocks["values"] = (
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+        )
+        self._blocks["num_units"] = cache.keys.shape[1]
+        self._cache = ref(cache)
 
     def has_room(self, rows: int, num_tokens: int) -> bool:
-        """Whether whole blocks have room for so many rows and tokens of a slot."""
+        """Whether whole blocks have room for so many rows and tokens of a sequence."""
         return rows <= self.max_rows(num_tokens)
 
     def max_rows(self, num_tokens: int) -> int:
@@ -217,17 +215,20 @@ class CompiledBlocks:
         one, two = (sum(self._sizes(rows, num_tokens, is_whole=True).values()) for rows in (1, 2))
         return (MAX_ROOM_BYTES // 4 - (2 * one - two)) // (two - one)
 
-    def _room(self, cache: SlotCache, rows: int, *, is_whole: bool) -> torch.Tensor:
+    def _room(self, cache: PagedCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""
         metadata = cache.metadata
-        sizes = self._sizes(rows, metadata.cache_shape[1], is_whole=is_whole)
+        sizes = self._sizes(rows, metadata.num_tokens, is_whole=is_whole)
         room = torch.empty(sum(sizes.values()))
         address, step = room.data_ptr(), self._step[0]
         for name, size in sizes.items():
             step[name] = address
             address += 4 * size
-        step["rows"], step["num_tokens"] = rows, metadata.cache_shape[1]
-        step["slots"], step["positions"] = metadata.slots.data_ptr(), metadata.positions.data_ptr()
+        step["rows"], step["num_tokens"] = rows, metadata.num_tokens
+        step["tables"] = metadata.tables.data_ptr()
+        step["num_pages"], step["table_width"] = metadata.tables.shape[1:]
+        step["owners"] = metadata.owners.data_ptr()
+        step["positions"] = metadata.positions.data_ptr()
         return room
 
     def _sizes(self, rows: int, num_tokens: int, *, is_whole: bool) -> Mapping[str, int]:

@@ -27,6 +27,7 @@ from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.compiled.kept import is_kept, note_digests, remove_damaged
 from app.engine.versions import versions_digest
 
@@ -185,7 +186,7 @@ def compiled_folder(directory: Path) -> Path:
     """The folder of this directory for this processor and these versions."""
     digest, source = hashlib.sha256(), Path(__file__).parent
     cpu = f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}"
-    digest.update(f"{cpu} {versions_digest(source)}".encode())
+    digest.update(f"{cpu} {versions_digest(source)} {PAGE_TOKENS}".encode())
     for file in sorted(source.glob("*.py")):  # numba compares their times
         digest.update(f"{file.stat().st_mtime_ns}".encode())
     return directory / f"compiled-{digest.hexdigest()[:16]}"

@@ -19,7 +19,9 @@ NORM = np.dtype(
 STEP = np.dtype([
     (name, np.int64)
     for name in (
-        "rows", "num_blocks", "num_tokens", "slots", "positions",  # the latter two int64, [rows]
+        "rows", "num_blocks", "num_tokens",
+        "tables", "num_pages", "table_width",  # int64 [sequences, num_pages, table_width]: units
+        "owners", "positions",  # int64, [rows]: the sequence and the place of each token
         "stream", "normed", "projected", "scores", "attended", "between", "update",
         "factors",  # of products, in bfloat16
         "interruption", "stops",  # int64: a flag, and what it was at each block, [num_blocks]
@@ -30,7 +32,7 @@ BLOCK = np.dtype(
         *[(name, np.int64) for name in ("source", "target")],  # of the part that runs
         *[
             (name, np.int64)
-            for name in ("step", "part", "keys", "values", "cache_tokens", "cos", "sin")
+            for name in ("step", "part", "keys", "values", "num_units", "column", "cos", "sin")
         ],
         *[(name, MATRIX) for name in ("project", "output", "gate_and_up", "down")],
         *[(name, NORM) for name in ("before", "after", "before_feed", "after_feed")],

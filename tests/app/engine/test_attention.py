@@ -69,14 +69,14 @@ def test_a_window_counts_the_query_itself() -> None:
     assert (mask == 0).int().flatten().tolist() == [0, 0, 1, 1, 0]
 
 
-def test_packed_prompts_see_nothing_of_each_other() -> None:
-    mask = packed_mask(torch.tensor([0, 1, 0, 1, 2]), [2, 3], 2, torch.float32)
+def test_parts_of_packed_prompts_see_nothing_of_each_other_nor_what_is_behind_them() -> None:
+    mask = packed_mask([range(2), range(1, 4)], [3, 4], 2, torch.zeros(0))
     assert (mask == 0).int()[0, 0].tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
     ]
 
 
@@ -86,13 +86,12 @@ def test_packed_prompts_see_nothing_of_each_other() -> None:
     window=st.sampled_from([None, 1, 40]),
     way=st.sampled_from([FUSED, PRODUCTS]),
 )
-def test_a_token_each_over_its_own_slot(ends: list[int], window: int | None, way: str) -> None:
+def test_a_token_each_over_its_own_tokens(ends: list[int], window: int | None, way: str) -> None:
     torch.manual_seed(len(ends))
     rows, num_tokens = len(ends), -(-max(ends) // 64) * 64
     queries = torch.randn(rows, HEADS, DIM)
-    keys, values = torch.randn(2, rows + 1, KEY_HEADS, num_tokens + 64, DIM)[
-        :, 1:, :, :num_tokens
-    ]  # a part of a cache, as they come
+    # By heads in memory, as they come.
+    keys, values = torch.randn(2, KEY_HEADS, rows, num_tokens, DIM).transpose(1, 2)
     mask = causal_mask(torch.tensor(ends)[:, None] - 1, num_tokens, window, torch.float32)
     attention = BatchedDecodeAttention({KIND: mask}.__getitem__, Autotuner(always=frozenset({way})))
     found = attention(KIND, queries, keys, values, 0.3)
@@ -107,23 +106,24 @@ def test_a_token_each_over_its_own_slot(ends: list[int], window: int | None, way
     max_scores=st.sampled_from([0, 10**6]),
     way=st.sampled_from([FUSED, PRODUCTS]),
     are_masked=st.booleans(),
+    behind=st.integers(0, 3),
 )
 def test_several_prompts_in_one_row(
-    lengths: list[int], window: int | None, max_scores: int, way: str, are_masked: bool
+    lengths: list[int], window: int | None, max_scores: int, way: str, are_masked: bool, behind: int
 ) -> None:
     torch.manual_seed(len(lengths))
     queries = torch.randn(sum(lengths), HEADS, DIM)
-    keys, values = torch.randn(2, 1, KEY_HEADS, sum(lengths), DIM)
+    stored = [length + behind for length in lengths]
+    keys, values = torch.randn(2, 1, KEY_HEADS, sum(stored), DIM)
     masks = [own_mask(range(length), window, torch.float32, CPU) for length in lengths]
     if window is None and not are_masked:
         masks = [None] * len(lengths)  # as on a GPU
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_MAX_SCORES", max_scores)
         tuner = Autotuner(always=frozenset({way}))
-        attention = VarlenPrefillAttention(lengths, lengths, {KIND: masks}, tuner)
+        attention = VarlenPrefillAttention(lengths, lengths, stored, {KIND: masks}, tuner)
         found = attention(KIND, queries, keys, values, 0.3)
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    mask = packed_mask(positions, lengths, window, torch.float32)
+    mask = packed_mask([range(length) for length in lengths], stored, window, queries)
     expected = plain(queries.transpose(0, 1)[None], keys, values, mask)[0].transpose(0, 1)
     torch.testing.assert_close(found, expected)
 
@@ -135,7 +135,9 @@ def test_a_chunk_of_a_prompt_sees_what_came_before(window: int | None) -> None:
     keys, values = torch.randn(2, 1, KEY_HEADS, 25, DIM)
     mask = own_mask(range(15, 25), window, torch.float32, CPU)
     assert mask is not None
-    found = VarlenPrefillAttention([10], [25], {KIND: [mask]})(KIND, queries, keys, values, 0.3)
+    found = VarlenPrefillAttention([10], [25], [25], {KIND: [mask]})(
+        KIND, queries, keys, values, 0.3
+    )
     whole = plain(
         torch.cat([torch.zeros(1, HEADS, 15, DIM), queries.transpose(0, 1)[None]], dim=2),
         keys,

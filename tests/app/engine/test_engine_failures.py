@@ -1,23 +1,27 @@
 """Forwards that fail half way, wherever they do: who is not in them notices nothing."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from app.engine import kv_cache
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import Engine
 from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
-from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request, run, variant
+from tests.support.engine_requests import (
+    PRUNED_BLOCKS,
+    cache_bytes,
+    prompt,
+    request,
+    run,
+    variant,
+)
 from tests.support.tiny import generated, tiny_model
 
 LONGEST = 8
@@ -55,22 +59,6 @@ def fragile_variant(fate: Fate, block: int) -> Variant:
     each = block_list(fragile.model)[block]
     each.mlp = Fragile(each.get_submodule("mlp"), fate)
     return fragile
-
-
-@contextmanager
-def scarce_memory(fate: Fate) -> Iterator[None]:
-    """Caches that cannot grow, of keys or of values, in any block."""
-    fitted: Callable[..., torch.Tensor] = kv_cache._fitted
-
-    def fail(tensor: torch.Tensor, num_slots: int, num_tokens: int) -> torch.Tensor:
-        found = fitted(tensor, num_slots, num_tokens)
-        if found is not tensor:
-            fate.strike()
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kv_cache, "_fitted", fail)
-        yield
 
 
 @cache
@@ -118,9 +106,13 @@ def test_a_block_that_fails_ends_its_batch_and_nothing_else(
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes=sizes, failures=failures, limits=limits)
-def test_a_cache_that_cannot_grow_ends_its_batch_and_nothing_else(
-    sizes: list[Size], failures: list[bool], limits: EngineLimits
+@given(
+    sizes=sizes,
+    failures=failures,
+    num_tokens=st.sampled_from([3 * PAGE_TOKENS, 4 * PAGE_TOKENS, 6 * PAGE_TOKENS]),
+)
+def test_where_pages_are_scarce_a_block_that_fails_ends_nothing_else(
+    sizes: list[Size], failures: list[bool], num_tokens: int
 ) -> None:
-    with scarce_memory(Fate(failures)):
-        check(Engine(limits), variant(), variant(pruned=True), sizes)
+    limits = EngineLimits(kv_cache_bytes=cache_bytes(num_tokens))
+    check(Engine(limits), variant(), fragile_variant(Fate(failures), 0), sizes)

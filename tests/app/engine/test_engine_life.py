@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from app.engine.autotuning import OFF, Autotuner
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import (
     DuplicateRequest,
     EmptyPrompt,
@@ -29,6 +30,7 @@ from tests.support.compiled import always
 from tests.support.engine_requests import (
     PRUNED_BLOCKS,
     Outcome,
+    cache_bytes,
     expected,
     plain,
     prompt,
@@ -36,7 +38,7 @@ from tests.support.engine_requests import (
     run,
     variant,
 )
-from tests.support.tiny import MAX_POSITIONS, VOCAB_SIZE, tiny_model
+from tests.support.tiny import MAX_POSITIONS, NUM_BLOCKS, VOCAB_SIZE, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
 
@@ -66,7 +68,9 @@ def test_the_longest_possible_request_runs() -> None:
     assert outcome.of(each) == expected(each)
 
 
-@pytest.mark.parametrize("limits", [{"max_model_len": 20}, {"max_cache_tokens": 100}])
+@pytest.mark.parametrize(
+    "limits", [{"max_model_len": 20}, {"kv_cache_bytes": cache_bytes(3 * PAGE_TOKENS)}]
+)
 def test_limits_of_the_engine_shorten_requests(limits: dict[str, int]) -> None:
     engine = Engine(EngineLimits(**limits))
     longest = engine.max_len(DENSE)
@@ -87,7 +91,7 @@ def test_an_id_is_taken_until_its_request_has_ended() -> None:
     engine.add(request(request_id="a"))
 
 
-def test_cancelling_frees_the_slot_at_once() -> None:
+def test_cancelling_frees_the_place_at_once() -> None:
     engine = Engine(EngineLimits(max_num_seqs=2))
     requests = [request(prompt(5, seed=seed), max_new_tokens=12) for seed in range(3)]
     outcome = Outcome()
@@ -268,22 +272,21 @@ def test_logits_that_are_not_finite_end_one_sequence_and_leave_no_trace() -> Non
 
 
 def test_stats_tell_what_runs_and_what_waits() -> None:
-    engine = Engine(EngineLimits(max_num_seqs=3, max_cache_tokens=1024))
+    engine = Engine(EngineLimits(max_num_seqs=3, kv_cache_bytes=cache_bytes(1024)))
     for of in (DENSE, PRUNED, DENSE, PRUNED, DENSE):
         engine.add(request(prompt(5), of, max_new_tokens=6))
     assert engine.stats().num_waiting == 5
-    for _ in range(4):
+    for _ in range(2):
         engine.step()
         engine.check_integrity()
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (3, 2)
-    config = DENSE.model.config
-    token_bytes = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     assert stats.variants == {
-        DENSE.name: VariantStats(3, 0, kv_cache_bytes=4 * 64 * token_bytes),
+        DENSE.name: VariantStats(3, 0, kv_cache_bytes=3 * cache_bytes(PAGE_TOKENS, padding=0)),
         PRUNED.name: VariantStats(0, 2, kv_cache_bytes=0),
     }
-    assert stats.kv_cache_usage == 4 * 64 / 1024
+    num_units = 1024 // PAGE_TOKENS * NUM_BLOCKS
+    assert stats.kv_cache_usage == pytest.approx(3 * NUM_BLOCKS / (num_units + 1))
     assert stats.batch_size == 3
 
 

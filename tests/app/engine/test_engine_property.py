@@ -4,7 +4,7 @@ The oracle is a plain loop of whole forwards; its own sampling is tested against
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from app.engine.scheduler import EngineLimits
 from app.engine.sequence import FinishReason, PromptToken, Request, TokenEvent
 from tests.support.engine_requests import (
     Outcome,
+    cache_bytes,
     check_best,
     check_scored,
     plain,
@@ -54,6 +55,7 @@ class Arrival:
     sampling: str
     max_new_tokens: int
     deadline_after: int | None  # steps
+    cache_scope: str | None
 
 
 @cache
@@ -79,12 +81,13 @@ arrivals = st.builds(
     sampling=st.sampled_from(sorted(SAMPLINGS)),
     max_new_tokens=st.integers(1, LONGEST),
     deadline_after=st.none() | st.integers(0, 15),
+    cache_scope=st.sampled_from([None, "", "other"]),
 )
 limits = st.builds(
     EngineLimits,
     max_num_seqs=st.integers(1, 5),
     max_batch_tokens=st.sampled_from([1, 8, 20, 512]),
-    max_cache_tokens=st.sampled_from([128, 512, 4096]),
+    kv_cache_bytes=st.sampled_from([96, 128, 512]).map(cache_bytes),
 )
 
 
@@ -114,6 +117,7 @@ class EngineMachine(RuleBasedStateMachine):
             ignore_eos=True,
             **SAMPLINGS[arrival.sampling],
         )
+        each = replace(each, cache_scope=arrival.cache_scope)
         self.engine.add(each)
         self.open[each.request_id] = each, arrival
         self.choices[each.request_id] = []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from app.engine.cache.paged_cache import PagedCache
 from app.engine.engine import Engine
 from app.engine.flat_model import flat_model
 from app.engine.model_runner import Forwarded, ModelRunner
@@ -32,10 +33,10 @@ FLAT = sorted(ARCHITECTURES.keys() - NOT_FLAT)
 class BothWays(ModelRunner):
     """Goes flat, and again through the model's own forward, and notes what either gives."""
 
-    def __init__(self, each: Variant, seen: Forwards) -> None:
-        super().__init__(each, flat_model(each.model))
-        self._oracle = ModelRunner(each)
-        self._oracle.cache = self.cache  # what both write is the same, or the next step would tell
+    def __init__(self, each: Variant, cache: PagedCache, seen: Forwards) -> None:
+        super().__init__(each, cache, flat_model(each.model))
+        # What both write is the same, or the next step would tell.
+        self._oracle = ModelRunner(each, cache)
         self._seen = seen
 
     def forward(self, batch: Batch, step: Step) -> Forwarded:

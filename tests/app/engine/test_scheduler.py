@@ -6,18 +6,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import Batch, EngineLimits, InvalidLimits, Scheduler, cache_shape
+from app.engine.cache.block_table import BlockTable
+from app.engine.cache.pages import PAGE_TOKENS, PagePool
+from app.engine.scheduler import Batch, EngineLimits, InvalidLimits, Scheduler
 from app.engine.sequence import Sequence
 from app.engine.variant import Variant
 from tests.support.engine_requests import request, variant
 
 DENSE, PRUNED = variant(), variant(pruned=True)
 OTHER = variant(family="gpt2")
+NUM_BLOCKS = {DENSE: 3, PRUNED: 2, OTHER: 1}
 
 
-def sequence(num_prompt: int, of: Variant = DENSE, max_new_tokens: int = 8) -> Sequence:
-    each = request([5] * num_prompt, of, max_new_tokens=max_new_tokens)
-    return Sequence(each, generator=None)
+def sequence(
+    num_prompt: int,
+    of: Variant = DENSE,
+    max_new_tokens: int = 8,
+    *,
+    pool: PagePool | None = None,
+    tokens: list[int] | None = None,
+    root: bytes | None = None,
+) -> Sequence:
+    each = request(tokens or [5] * num_prompt, of, max_new_tokens=max_new_tokens)
+    table = BlockTable(pool or PagePool(100_000), NUM_BLOCKS[of], root)
+    return Sequence(each, generator=None, table=table)
 
 
 def scheduler(*seqs: Sequence, **limits: int) -> Scheduler:
@@ -32,7 +44,9 @@ def run_next(each: Scheduler) -> Batch:
     batch = each.next_batch()
     assert batch is not None
     for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
+        assert seq.pages.num_tokens >= seq.num_cached + num, "a token has no page"
         seq.num_cached += num
+        seq.pages.publish(seq.tokens, seq.num_cached - num, seq.num_cached)
         if not seq.num_uncached:
             seq.tokens.append(5)
     each.check_integrity()
@@ -48,20 +62,19 @@ def test_nothing_to_do_is_no_batch() -> None:
     assert scheduler().next_batch() is None
 
 
-def test_prompts_that_fit_one_batch_are_prefilled_together_in_order_of_arrival() -> None:
+def test_prompts_that_fit_one_batch_are_read_together_the_shortest_first() -> None:
     seqs = [sequence(length) for length in (3, 8, 5)]
     batch = run_next(scheduler(*seqs))
-    assert batch.sequences == tuple(seqs)
-    assert batch.num_scheduled_tokens == (3, 8, 5)
-    assert [seq.slot for seq in seqs] == [0, 1, 2]
+    assert batch.sequences == (seqs[0], seqs[2], seqs[1])
+    assert batch.num_scheduled_tokens == (3, 5, 8)
 
 
-def test_a_batch_takes_whole_prompts_while_they_fit() -> None:
-    short, long, last = sequence(2), sequence(10), sequence(9)
-    each = scheduler(short, long, last, max_batch_tokens=20)
-    batches = [run_next(each) for _ in range(3)]
-    assert [batch.sequences for batch in batches] == [(short, long), (short, long), (last,)]
-    assert [batch.num_scheduled_tokens for batch in batches] == [(2, 10), (1, 1), (9,)]
+def test_what_is_left_of_a_batch_is_for_the_whole_pages_of_a_longer_prompt() -> None:
+    short, long, last = sequence(2), sequence(500), sequence(400)
+    each = scheduler(short, long, last, max_batch_tokens=100)
+    batch = run_next(each)
+    assert batch.sequences == (short, last)
+    assert batch.num_scheduled_tokens == (2, 98 - 98 % PAGE_TOKENS)
 
 
 def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
@@ -74,24 +87,48 @@ def test_a_running_sequence_waits_for_one_prefill_at_most() -> None:
     assert all(map(any, itertools.pairwise(are_decodes)))
 
 
-def test_a_long_prompt_is_prefilled_in_chunks_between_decodes() -> None:
+def test_a_long_prompt_is_read_in_chunks_between_decodes() -> None:
     running, long = sequence(4), sequence(50)
     each = scheduler(running, max_batch_tokens=20)
     run_next(each)
     each.add(long)
     batches = [run_next(each) for _ in range(7)]
-    # the last 2 of the 50 are read one by one, in the decodes between the chunks
-    expected = [(1,), (20,), (1, 1), (20,), (1, 1), (8,), (1, 1)]
+    expected = [(1,), (20,), (1,), (12,), (1,), (18,), (1, 1)]
     assert [batch.num_scheduled_tokens for batch in batches] == expected
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
+
+
+def test_short_prompts_pass_a_long_one_which_is_read_all_the_same() -> None:
+    long, pool = sequence(640), PagePool(10**6)
+    each = scheduler(long, max_batch_tokens=64)
+    run_next(each)
+    num_batches = 0
+    while long.num_generated == 0:
+        each.add(late := sequence(40, pool=pool))  # as many as can be read
+        while not late.num_generated:
+            run_next(each)
+        for seq in [*each.running[DENSE]]:
+            if seq is not long and seq.num_generated:
+                each.remove(seq)
+        num_batches += 1
+        assert num_batches < 400, "the long prompt is starved"
+
+
+def test_a_prompt_that_was_passed_over_for_long_comes_before_shorter_ones() -> None:
+    each = scheduler(sequence(63), long := sequence(64), max_batch_tokens=64)
+    num_prefills = 0
+    while not long.num_generated:
+        each.add(sequence(63))
+        num_prefills += not run_next(each).is_decode
+    assert 10 < num_prefills < 20
 
 
 def test_a_decode_takes_every_running_sequence_of_a_variant() -> None:
     seqs = [sequence(3), sequence(40), sequence(5)]
     each = scheduler(*seqs, max_batch_tokens=20)
     decodes = [batch for batch in (run_next(each) for _ in range(12)) if batch.is_one_token_each]
-    assert decodes[-1].sequences == tuple(seqs)
+    assert set(decodes[-1].sequences) == set(seqs)
 
 
 def test_variants_take_turns() -> None:
@@ -108,7 +145,7 @@ def test_a_flood_of_one_variant_does_not_keep_another_waiting() -> None:
     each.add(late)
     for _ in range(3):
         run_next(each)
-    assert late.slot == 0
+    assert late.is_running
 
 
 def test_a_short_prompt_waits_for_one_chunk_of_another_variants_long_one() -> None:
@@ -120,16 +157,16 @@ def test_a_short_prompt_waits_for_one_chunk_of_another_variants_long_one() -> No
 
 
 def test_a_long_prompt_alone_is_read_without_decodes_in_between() -> None:
-    each = scheduler(sequence(50), max_batch_tokens=20)
-    assert [run_next(each).num_scheduled_tokens for _ in range(4)] == [(20,), (20,), (10,), (1,)]
+    each = scheduler(sequence(96), max_batch_tokens=32)
+    assert [run_next(each).num_scheduled_tokens for _ in range(4)] == [(32,)] * 3 + [(1,)]
 
 
 def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
-    each = scheduler(*[sequence(100, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=20)
+    each = scheduler(*[sequence(320, of) for of in (DENSE, DENSE, PRUNED)], max_batch_tokens=32)
     chunks = [
         batch
         for batch in (run_next(each) for _ in range(30))
-        if batch.num_scheduled_tokens == (20,)
+        if batch.num_scheduled_tokens == (32,)
     ]
     assert [batch.variant for batch in chunks[:8]] == [DENSE, PRUNED] * 4
 
@@ -162,16 +199,10 @@ def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_var
             due[0] = (*due[0][:2], due[0][2] - 1)
         batch = run_next(each)
         assert sum(batch.num_scheduled_tokens) <= max(max_batch_tokens, len(batch.sequences))
-        cached = [seq.num_cached for seq in batch.sequences]
-        assert (
-            batch.is_one_token_each
-            or cached == list(batch.num_scheduled_tokens)
-            or len(cached) == 1
-        )
         for seq, batches in passed_over.items():
             batches.append(batch)
             assert len(batches) <= 1 + 2 or seq in batch.sequences
-            assert sum(not one.is_one_token_each for one in batches) <= 1
+            assert sum(not one.is_decode for one in batches) <= 1
         for seq in batch.sequences:
             if seq.num_generated:
                 passed_over[seq] = []
@@ -180,7 +211,7 @@ def test_a_running_sequence_waits_for_one_chunk_and_one_decode_of_each_other_var
                 del passed_over[seq]
 
 
-def test_no_more_sequences_run_than_there_are_slots() -> None:
+def test_no_more_sequences_run_than_are_allowed() -> None:
     seqs = [sequence(3, of) for of in (DENSE, PRUNED) * 3]
     each = scheduler(*seqs, max_num_seqs=4)
     for _ in range(8):
@@ -192,64 +223,137 @@ def test_no_more_sequences_run_than_there_are_slots() -> None:
     assert (each.num_running, each.num_waiting) == (4, 1)
 
 
-def test_room_for_whole_answers_is_reserved_on_admission() -> None:
-    seqs = [sequence(10, max_new_tokens=100) for _ in range(3)]
-    each = scheduler(*seqs, max_cache_tokens=256)  # two of 128 each
+def test_answers_reserve_no_room() -> None:
+    pool = PagePool(3 * 4)  # four pages
+    seqs = [sequence(10, max_new_tokens=100, pool=pool) for _ in range(2)]
+    each = scheduler(*seqs)
     run_next(each)
-    assert (each.num_running, each.num_waiting) == (2, 1)
-    assert each.cache_usage == 1.0
+    assert (each.num_running, each.num_waiting) == (2, 0)
+    assert pool.num_used == 3 * 2
 
 
-def test_what_finds_no_room_keeps_the_turn_until_it_does() -> None:
-    running = [sequence(10, max_new_tokens=50) for _ in range(2)]
-    large, small = sequence(10, DENSE, max_new_tokens=200), sequence(10, PRUNED)
-    each = scheduler(*running, max_cache_tokens=256)
+def test_where_no_page_is_free_the_last_one_that_arrived_is_read_again_later() -> None:
+    pool = PagePool(3 * 4)
+    seqs = [sequence(PAGE_TOKENS - 2, max_new_tokens=200, pool=pool) for _ in range(2)]
+    each = scheduler(*seqs)
+    while not each.num_preemptions:
+        run_next(each)
+    first, last = seqs
+    assert first.is_running
+    assert (last.is_running, last.num_cached, last.pages.pages) == (False, 0, [])
+    made = last.num_generated
+    assert made > PAGE_TOKENS
+    each.remove(first)
+    while last.num_generated == made:
+        run_next(each)
+    assert last.is_running
+    assert last.num_generated == made + 1
+
+
+def test_what_was_preempted_comes_before_what_arrives() -> None:
+    pool = PagePool(3 * 4)
+    seqs = [sequence(PAGE_TOKENS - 2, max_new_tokens=200, pool=pool) for _ in range(2)]
+    each = scheduler(*seqs)
+    while not each.num_preemptions:
+        run_next(each)
+    each.add(late := sequence(3, pool=pool))
+    for _ in range(5):
+        run_next(each)
+    assert not late.is_running, "it took the page that another one waits for"
+    each.remove(seqs[0])
     run_next(each)
-    each.add(large)
-    each.add(small)
+    assert seqs[1].is_running
+
+
+def test_a_prompt_runs_once_all_of_it_has_room() -> None:
+    pool = PagePool(3 * 6)
+    running = sequence(PAGE_TOKENS, max_new_tokens=50, pool=pool)
+    large, small = sequence(5 * PAGE_TOKENS, pool=pool), sequence(10, PRUNED, pool=pool)
+    each = scheduler(running, large, small)
     for _ in range(3):
         run_next(each)
-    assert (large.slot, small.slot) == (None, None)
-    for seq in running:
+    assert (large.is_running, small.is_running) == (False, True)
+    for seq in (running, small):
         each.remove(seq)
-    each.next_batch()
-    assert large.slot == 0
-
-
-def test_the_last_slot_fills_the_gap() -> None:
-    seqs = [sequence(3) for _ in range(3)]
-    each = scheduler(*seqs)
     run_next(each)
-    assert each.remove(seqs[0]) == 2
-    assert [seqs[2].slot, seqs[1].slot] == [0, 1]
-    each.check_integrity()
+    assert large.is_running
 
 
-def test_a_waiting_sequence_holds_no_slot_to_give_back() -> None:
+def test_what_was_passed_over_for_long_gets_what_becomes_free() -> None:
+    pool = PagePool(3 * 6)
+    each = scheduler(sequence(6, max_new_tokens=1000, pool=pool), max_batch_tokens=64)
+    run_next(each)
+    each.add(large := sequence(6 * PAGE_TOKENS - 8, pool=pool))
+    for _ in range(60):
+        each.add(sequence(2, pool=pool))
+        for _ in range(2):
+            run_next(each)
+        for seq in [*each.running[DENSE]][1:]:
+            each.remove(seq)
+    assert each.num_waiting > 20, "small ones pass it for ever"
+    assert not large.is_running
+
+
+def test_pages_that_are_there_are_not_read_again() -> None:
+    pool, prompt = PagePool(10**4), [7] * (3 * PAGE_TOKENS + 5)
+    first, again = (sequence(0, pool=pool, tokens=prompt, root=b"root") for _ in range(2))
+    stranger = sequence(0, pool=pool, tokens=prompt, root=b"other")
+    each = scheduler(first)
+    run_next(each)
+    for seq in (again, stranger):
+        each.add(seq)
+    while not stranger.num_generated:
+        run_next(each)
+    assert (first.num_reused, again.num_reused, stranger.num_reused) == (0, 3 * PAGE_TOKENS, 0)
+    assert (pool.num_queries, pool.num_hits) == (3 * len(prompt), 3 * PAGE_TOKENS)
+
+
+def test_prompts_that_begin_alike_are_not_read_twice_when_they_come_at_once() -> None:
+    pool, prompt = PagePool(10**4), [7] * (4 * PAGE_TOKENS)
+    seqs = [sequence(0, pool=pool, tokens=[*prompt, at], root=b"root") for at in range(5)]
+    each = scheduler(*seqs, max_batch_tokens=512)
+    num_read = 0
+    while not all(seq.num_generated for seq in seqs):
+        batch = run_next(each)
+        num_read += 0 if batch.is_decode else sum(batch.num_scheduled_tokens)
+    assert num_read == len(prompt) + 5
+
+
+def test_a_prompt_that_is_cut_alone_is_cut_in_the_same_places_beside_others() -> None:
+    cut = sequence(50, max_new_tokens=3)
+    cut.is_cut_alone = True
+    each = scheduler(sequence(7), cut, sequence(5), max_batch_tokens=20)
+    parts = []
+    while cut.num_generated < 3:
+        batch = run_next(each)
+        parts += [
+            num
+            for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
+            if seq is cut
+        ]
+    assert parts == [20, 20, 10, 1, 1]
+    cut.restart()
+    each.running[DENSE].remove(cut)
+    each._enqueue(cut)
+    parts.clear()
+    while cut.num_generated < 5:
+        batch = run_next(each)
+        parts += [
+            num
+            for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
+            if seq is cut
+        ]
+    assert parts[:5] == [20, 20, 10, 1, 1], "generated tokens are read as they were made"
+
+
+def test_integrity_notices_a_token_without_a_page() -> None:
     seq = sequence(3)
     each = scheduler(seq)
-    assert each.remove(seq) is None
-    assert each.num_waiting == 0
-    assert each.next_batch() is None
-
-
-def test_integrity_notices_a_slot_held_twice() -> None:
-    seqs = [sequence(3), sequence(3)]
-    each = scheduler(*seqs)
     run_next(each)
-    seqs[1].slot = 0
+    seq.num_cached = PAGE_TOKENS + 1
+    seq.tokens += [5] * PAGE_TOKENS
     with pytest.raises(AssertionError):
         each.check_integrity()
-
-
-@pytest.mark.parametrize(
-    ("num_slots", "num_tokens", "shape"),
-    [(1, 1, (1, 64)), (2, 64, (2, 64)), (3, 65, (4, 128)), (64, 500, (64, 512))],
-)
-def test_caches_grow_in_a_few_steps(
-    num_slots: int, num_tokens: int, shape: tuple[int, int]
-) -> None:
-    assert cache_shape(num_slots, num_tokens) == shape
 
 
 @pytest.mark.parametrize(
@@ -257,7 +361,7 @@ def test_caches_grow_in_a_few_steps(
     [
         {"max_num_seqs": 0},
         {"max_batch_tokens": 0},
-        {"max_cache_tokens": 63},
+        {"kv_cache_bytes": 0},
         {"max_model_len": -1},
     ],
 )

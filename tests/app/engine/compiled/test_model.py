@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.autotuning import OFF, Autotuner
+from app.engine.cache.paged_cache import PagedCache
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
 from app.engine.flat_model import (
@@ -36,7 +37,7 @@ from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, reque
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
 WAYS = (AROUND, AROUND_BOTH, COMPILED)
-NUM_TOKENS = 64  # of a slot, for short sequences
+NUM_TOKENS = 64  # of a sequence, for short ones
 COMPILED_FAMILIES = (
     "gemma", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
 )  # fmt: skip
@@ -45,20 +46,21 @@ COMPILED_FAMILIES = (
 class BothWays(ModelRunner):
     """Runs steps compiled, and again flat over the same cache, and notes what either gives."""
 
-    def __init__(self, each: Variant, tuner: Autotuner, seen: Forwards) -> None:
+    def __init__(self, each: Variant, cache: PagedCache, tuner: Autotuner, seen: Forwards) -> None:
         compiled = flat_model(each.model, tuner)
         assert compiled is not None
         assert compiled._compiled is not None
-        super().__init__(each, compiled, tuner=tuner)
-        self._oracle = ModelRunner(each, flat_model(each.model))
-        self._oracle.cache = self.cache
+        super().__init__(each, cache, compiled, tuner=tuner)
+        self._oracle = ModelRunner(each, cache, flat_model(each.model))
         self._seen = seen
 
     def forward(self, batch: Batch, step: Step) -> Forwarded:
         ours = super().forward(batch, step)
-        written = [each.clone() for each in (*self.cache._keys, *self.cache._values)]
+        pages = slice(1, 1 + self.cache.pool.num_touched)
+        both = [each[:, pages] for each in (self.cache.keys, self.cache.values)]
+        written = [each.clone() for each in both]
         theirs = self._oracle.forward(batch, Step())
-        for mine, other in zip(written, (*self.cache._keys, *self.cache._values), strict=True):
+        for mine, other in zip(written, both, strict=True):
             far = (mine - other).float().norm()
             assert far <= (1e-5 if mine.dtype == torch.float32 else 0.05) * other.float().norm()
         self._seen.append((ours.logits, theirs.logits))
@@ -68,7 +70,7 @@ class BothWays(ModelRunner):
 def steps(
     variants: Sequence[Variant], sizes: Sequence[tuple[int, int]], tuner: Autotuner
 ) -> Forwards:
-    return forwards(variants, sizes, lambda each, seen: BothWays(each, tuner, seen))
+    return forwards(variants, sizes, lambda each, cache, seen: BothWays(each, cache, tuner, seen))
 
 
 def typed(family: str, dtype: torch.dtype, *, is_int8: bool = False) -> PreTrainedModel:
@@ -151,10 +153,9 @@ class FlatPrompts(Autotuner):
 
 def test_a_cache_after_another_is_the_one_that_is_read() -> None:
     load_compiled()
-    engine = Engine(tuner=FlatPrompts())
     for seed in range(3):
         each = request(prompt(9, seed), max_new_tokens=6)
-        assert run(engine, each).of(each) == expected(each)
+        assert run(Engine(tuner=FlatPrompts()), each).of(each) == expected(each)
 
 
 def test_whole_blocks_are_timed_only_where_they_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +240,11 @@ def test_a_background_decode_ends_with_the_block_that_has_begun() -> None:
     engine.add(replace(request(prompt(5)), is_background=True))
     assert len(loop.step()) == 1, "no token after the prompt"
     cache = engine._runners[variant()].cache
-    written = [keys[0, :, 5].any().item() for keys in cache._keys]
-    assert not any(written)
+    units = range(1, NUM_BLOCKS + 1)  # of the only page
+    assert not any(cache.keys[:, unit, 5].any() for unit in units)
     interruption.set()
     assert loop.step() == []
-    written = [keys[0, :, 5].any().item() for keys in cache._keys]
+    written = [cache.keys[:, unit, 5].any().item() for unit in units]
     assert written == [True, *[False] * (NUM_BLOCKS - 1)], "more or less than a block has run"
 
 

@@ -1,0 +1,66 @@
+"""The caches of an engine: one for each shape of keys and values among the loaded variants."""
+
+from threading import Lock
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+
+from app.engine.cache.paged_cache import PagedCache, UnitShape, unit_shape
+from app.engine.variant import Variant
+from pruning.models.blocks import num_blocks
+from pruning.models.memory import free_bytes
+
+# Of the free memory when the first variant of a shape is loaded. A processor's memory is shared
+# with pruning jobs and other models, and is taken as it is used.
+_CPU_SHARE, _GPU_SHARE = 0.25, 0.8
+_MAX_BYTES = 1 << 40
+
+
+class CacheTooSmall(ValueError):
+    """The memory for keys and values has no room for a single page."""
+
+
+class Caches:
+    """Safe from any thread. A cache lives as long as a variant of its shape."""
+
+    def __init__(self, num_bytes: int | None) -> None:
+        self._num_bytes = num_bytes
+        self._lock = Lock()
+        self._by_variant: WeakKeyDictionary[Variant, PagedCache] = WeakKeyDictionary()
+        self._by_shape: WeakValueDictionary[UnitShape, PagedCache] = WeakValueDictionary()
+
+    def of(self, variant: Variant) -> PagedCache:
+        """The cache of a variant, made for the first one of its shape.
+
+        Raises ``CacheTooSmall``.
+        """
+        with self._lock:
+            cache = self._by_variant.get(variant)
+            if cache is None:
+                cache = self._by_variant[variant] = self._of_shape(variant)
+            return cache
+
+    def every(self) -> list[PagedCache]:
+        """All caches."""
+        with self._lock:
+            return [*self._by_shape.values()]
+
+    def _of_shape(self, variant: Variant) -> PagedCache:
+        shape = unit_shape(variant.model)
+        cache = self._by_shape.get(shape)
+        if cache is None:
+            num_units = self._bytes_for(shape.device) // shape.num_bytes - 1  # one of padding
+            if num_units < num_blocks(variant.model):
+                raise CacheTooSmall(
+                    f"the memory for keys and values has no room for one page of {variant.name}: "
+                    f"expected at least {(num_blocks(variant.model) + 1) * shape.num_bytes} "
+                    f"bytes; raise SLEB_KV_CACHE_BYTES or free memory"
+                )
+            cache = self._by_shape[shape] = PagedCache(shape, num_units)
+        return cache
+
+    def _bytes_for(self, device: torch.device) -> int:
+        if self._num_bytes is not None:
+            return self._num_bytes
+        share = _CPU_SHARE if device.type == "cpu" else _GPU_SHARE
+        return min(_MAX_BYTES, int(share * free_bytes(device)))

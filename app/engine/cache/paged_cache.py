@@ -1,0 +1,160 @@
+"""Keys and values in pages of one pool, for all variants of one shape.
+
+Implements the part of a transformers ``Cache`` that decoder blocks call. The pool's bookkeeping
+decides which sequence has which units.
+
+Letters: K key heads, U units, T tokens of a page, D size of a head, N tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import torch
+from transformers import Cache, PreTrainedModel
+
+from app.engine.attention import kinds_of_attention
+from app.engine.cache.metadata import AttentionMetadata
+from app.engine.cache.pages import PAGE_TOKENS, PagePool
+
+
+@dataclass(frozen=True)
+class UnitShape:
+    """What variants have in common whose keys and values are in one pool."""
+
+    num_key_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the keys and the values of one block, for the tokens of a page."""
+        return 2 * self.num_key_heads * PAGE_TOKENS * self.head_dim * self.dtype.itemsize
+
+
+class _Found(Exception):
+    """The shape of the first keys."""
+
+    def __init__(self, shape: UnitShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+
+class _Probe(Cache):
+    """Ends a forward at the first keys that it is to keep."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(self, key_states: torch.Tensor, *_args: object, **_kwargs: object) -> NoReturn:
+        _, num_heads, _, head_dim = key_states.shape
+        raise _Found(UnitShape(num_heads, head_dim, key_states.dtype, key_states.device))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the name is the base class's
+        return 0
+
+
+@torch.inference_mode()
+def unit_shape(model: PreTrainedModel) -> UnitShape:
+    """The shape of a model's keys and values, which configs do not tell alike: the first block
+    makes those of a token."""
+    token_id = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
+    kinds = set(kinds_of_attention(model.config))
+    masks = dict.fromkeys(kinds, mask) if len(kinds) > 1 else mask
+    try:
+        model.base_model(
+            input_ids=token_id,
+            attention_mask=masks,
+            position_ids=torch.zeros_like(token_id),
+            cache=_Probe(),
+            use_cache=True,
+        )
+    except _Found as found:
+        return found.shape
+    raise TypeError(f"{type(model).__name__} keeps no keys and values in its cache")
+
+
+class PagedCache(Cache):
+    """Keys and values ``[K, U, T, D]``, at addresses that never change.
+
+    Unused numbers are finite, because masks multiply them by zero.
+    """
+
+    def __init__(self, shape: UnitShape, num_units: int) -> None:
+        """Memory of a processor is taken when a unit is first used."""
+        super().__init__(layers=[])
+        self.shape = shape
+        self.pool = PagePool(num_units)
+        size = (shape.num_key_heads, 1 + num_units, PAGE_TOKENS, shape.head_dim)
+        self.keys = _zeros(size, shape)
+        self.values = _zeros(size, shape)
+        self._metadata: AttentionMetadata | None = None
+
+    def open(self, metadata: AttentionMetadata) -> None:
+        """Set what the next forward writes and reads."""
+        self._metadata = metadata
+
+    @property
+    def metadata(self) -> AttentionMetadata:
+        """What the cache was opened with."""
+        assert self._metadata is not None
+        return self._metadata
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_args: object,
+        **_kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as ``write``, for tensors ``[rows, K, width, D]`` from a model."""
+        keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (key_states, value_states))
+        return self.write(keys, values, layer_idx)
+
+    def write(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write ``[N, K, D]``. Returns copies of what the metadata reads, ``[rows, K, tokens, D]``:
+        a row for each sequence, or one row with whole pages of one sequence after the other."""
+        metadata = self.metadata
+        num_rows = len(metadata.tables) if metadata.num_read is None else 1
+        written, read = metadata.written_units[layer_idx], metadata.read_units[layer_idx]
+        found = []
+        for tensor, states in ((self.keys, keys), (self.values, values)):
+            tensor[:, written, metadata.offsets] = states.transpose(0, 1)
+            pages = tensor.index_select(1, read)
+            found.append(pages.view(len(tensor), num_rows, -1, tensor.shape[-1]).transpose(0, 1))
+        return found[0], found[1]
+
+    @torch.inference_mode()
+    def clear(self, units: Sequence[int]) -> None:
+        """Zero these units, which may have numbers that are not finite."""
+        self.keys[:, units] = 0
+        self.values[:, units] = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the name is the base class's
+        """Zero: models call this, but then use the positions that they are given."""
+        return 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all units, used or not."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` if a number is not finite. Slow."""
+        end = 1 + self.pool.num_touched
+        for tensor in (self.keys, self.values):
+            assert tensor[:, :end].isfinite().all()
+
+
+def _zeros(size: tuple[int, ...], shape: UnitShape) -> torch.Tensor:
+    if shape.device.type != "cpu":
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+    # torch would write zeros, which takes the memory at once
+    flat = torch.from_numpy(np.zeros(int(np.prod(size)) * shape.dtype.itemsize, np.uint8))
+    return flat.view(shape.dtype).view(size)

@@ -1,0 +1,146 @@
+"""Bookkeeping of pages: which are free, in use, shared, or kept for later requests.
+
+A page has the keys and values of ``PAGE_TOKENS`` tokens in all blocks of a variant: a unit of the
+pool for each block. So a variant with fewer blocks takes fewer units. Works without torch.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+PAGE_TOKENS = 32
+NULL_UNIT = 0  # of no page: where padding reads and writes
+
+
+def pages_of(num_tokens: int) -> int:
+    """The number of pages that so many tokens need."""
+    return -(-num_tokens // PAGE_TOKENS)
+
+
+@dataclass(eq=False, slots=True)
+class Page:
+    """A page that is in use or kept. Once it has a key, it is full and never written again."""
+
+    units: tuple[int, ...]  # one for each block
+    num_users: int = 1
+    key: bytes | None = None  # digest of its tokens and all before them; None: not to be reused
+
+
+@dataclass(eq=False)
+class PagePool:
+    """Units of one shape, numbered from 1.
+
+    Full pages with a key are kept after their last user, until their units are needed. The one that
+    was used least recently goes first. A sequence leaves its last page first, so a page goes after
+    those that continue it.
+    """
+
+    num_units: int
+    num_queries: int = 0  # tokens of prompts that looked for pages
+    num_hits: int = 0  # of these, tokens whose pages were there
+    _free: list[int] = field(default_factory=list)  # used before, the last one is taken first
+    _num_touched: int = 0  # units that were ever in use
+    _by_key: dict[bytes, Page] = field(default_factory=dict)
+    _kept: OrderedDict[bytes, Page] = field(default_factory=OrderedDict)  # without users
+    _num_kept_units: int = 0
+
+    @property
+    def num_available(self) -> int:
+        """Units that are free, or would be without kept pages."""
+        return self.num_units - self._num_touched + len(self._free) + self._num_kept_units
+
+    @property
+    def num_used(self) -> int:
+        """Units of pages with users."""
+        return self.num_units - self.num_available
+
+    @property
+    def num_touched(self) -> int:
+        """Units that were ever in use: 1 to this number."""
+        return self._num_touched
+
+    @property
+    def num_kept(self) -> int:
+        """Units of pages that are kept without a user."""
+        return self._num_kept_units
+
+    def allocate(self, num_units: int) -> Page | None:
+        """A new page; None if too many units are in use."""
+        if num_units > self.num_available:
+            return None
+        while num_units > self.num_units - self._num_touched + len(self._free):
+            self._evict()
+        num_again = min(num_units, len(self._free))
+        again = self._free[len(self._free) - num_again :]
+        del self._free[len(self._free) - num_again :]
+        first = self._num_touched + 1
+        self._num_touched += num_units - num_again
+        return Page((*again, *range(first, self._num_touched + 1)))
+
+    def find(self, key: bytes) -> Page | None:
+        """The page of a key, which gets a further user."""
+        page = self._by_key.get(key)
+        if page is not None:
+            if not page.num_users:
+                del self._kept[key]
+                self._num_kept_units -= len(page.units)
+            page.num_users += 1
+        return page
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is a page of this key."""
+        return key in self._by_key
+
+    def is_kept(self, key: bytes) -> bool:
+        """Whether the page of this key is there and has no user."""
+        return key in self._kept
+
+    def publish(self, page: Page, key: bytes) -> None:
+        """Let others find a full page, unless there is one of the same key."""
+        if page.key is None and key not in self._by_key:
+            page.key = key
+            self._by_key[key] = page
+
+    def release(self, page: Page) -> None:
+        """Count one user less. A page without a user is kept if it has a key."""
+        page.num_users -= 1
+        if page.num_users:
+            return
+        if page.key is None:
+            self._free += reversed(page.units)
+        else:
+            self._kept[page.key] = page
+            self._num_kept_units += len(page.units)
+
+    def forget(self, page: Page) -> None:
+        """Let nothing find a page any more."""
+        if page.key is not None:
+            del self._by_key[page.key]
+            page.key = None
+
+    def clear(self) -> None:
+        """Free all pages that are kept."""
+        while self._kept:
+            self._evict()
+
+    def _evict(self) -> None:
+        key, page = self._kept.popitem(last=False)
+        del self._by_key[key]
+        page.key = None
+        self._num_kept_units -= len(page.units)
+        self._free += reversed(page.units)
+
+    def check_integrity(self, held: list[Page]) -> None:
+        """Raise ``AssertionError`` unless users hold just these pages, each as often as it is
+        listed, and every unit is in one place. Slow."""
+        users: dict[int, int] = {}
+        for page in held:
+            users[id(page)] = users.get(id(page), 0) + 1
+        pages = {id(page): page for page in [*held, *self._kept.values()]}
+        for name, page in pages.items():
+            assert page.num_users == users.get(name, 0), "a page has lost a user, or has one more"
+            assert page.key is None or self._by_key[page.key] is page
+        found = [unit for page in pages.values() for unit in page.units] + self._free
+        assert sorted(found) == [*range(1, self._num_touched + 1)], "a unit is lost or shared"
+        assert self._num_touched <= self.num_units
+        assert self._num_kept_units == sum(len(page.units) for page in self._kept.values())
+        assert {id(page) for page in self._by_key.values()} <= pages.keys(), "a lost page is found"
