@@ -1,8 +1,9 @@
 """The connection to Redis, and one exception for the errors of redis-py while Redis is away.
 
-A server with a full disk answers every write with the error MISCONF until there is space. For
-redis-py that is an error of the command. Here it is one of the connection, so every part of this
-package, RQ included, waits as it does for a server that is away.
+A server with a full disk answers every write with the error MISCONF until there is space, one with
+full memory with OOM, and one that became a replica with READONLY. For redis-py these are errors of
+the command. Here they are errors of the connection, so every part of this package, RQ included,
+waits as it does for a server that is away.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ class JobStoreUnavailable(ConnectionError):
 
 
 class WritesRefused(redis_errors.ConnectionError):
-    """Redis refuses to write because it cannot persist, usually for want of disk space."""
+    """Redis refuses to write, usually for want of disk space or memory."""
+
+
+REFUSALS = ("MISCONF", "OOM", "READONLY")  # the first words of such errors
 
 
 def connect(redis_url: str, *, num_retries: int = 60, timeout_s: float = 5) -> redis.Redis:
@@ -49,10 +53,10 @@ def redis_errors_translated() -> Iterator[None]:
         yield
     except WritesRefused as error:
         raise JobStoreUnavailable(
-            f"the job store cannot write; free space on its disk or correct its configuration, "
-            f"and it continues by itself: {error}"
+            f"the job store cannot write; free space on its disk or in its memory, or correct its "
+            f"configuration, and it continues by itself: {error}"
         ) from error
-    except (*UNAVAILABLE, redis_errors.ReadOnlyError, redis_errors.OutOfMemoryError) as error:
+    except UNAVAILABLE as error:
         raise JobStoreUnavailable(f"the job store does not respond: {error}") from error
 
 
@@ -63,7 +67,7 @@ def is_wrong_type(error: Exception) -> bool:
 
 @cache
 def _connection_class(kind: type[Connection]) -> type[Connection]:
-    """Return a subclass whose parser raises ``WritesRefused`` for MISCONF."""
+    """Return a subclass whose parser raises ``WritesRefused`` for ``REFUSALS``."""
 
     def set_parser(self: Connection, parser_class: Any) -> None:  # noqa: ANN401 - private to redis-py
         kind.set_parser(self, _parser_class(parser_class))  # type: ignore[no-untyped-call]
@@ -73,5 +77,5 @@ def _connection_class(kind: type[Connection]) -> type[Connection]:
 
 @cache
 def _parser_class(kind: Any) -> Any:  # noqa: ANN401 - private to redis-py
-    errors = {**kind.EXCEPTION_CLASSES, "MISCONF": WritesRefused}
+    errors = {**kind.EXCEPTION_CLASSES, **dict.fromkeys(REFUSALS, WritesRefused)}
     return type(f"Translating{kind.__name__}", (kind,), {"EXCEPTION_CLASSES": errors})

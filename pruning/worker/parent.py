@@ -39,7 +39,7 @@ from pruning.jobs.queue import (
     refuse,
     worker_lost,
 )
-from pruning.jobs.redis import UNAVAILABLE, JobStoreUnavailable
+from pruning.jobs.redis import REFUSALS, UNAVAILABLE, JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.worker.metrics import WorkerMetrics
 from pruning.worker.task import run_job
@@ -282,7 +282,8 @@ class PruneWorker(Worker):
         """Whether Redis has run and accepted writes for the last lease, as far as is known."""
         server: Any = self.connection.info("server")
         errors: Any = self.connection.info("errorstats")
-        num_refused = errors.get("errorstat_MISCONF", {}).get("count", 0)
+        counts = (errors.get(f"errorstat_{word}", {}).get("count", 0) for word in REFUSALS)
+        num_refused = sum(counts)
         if num_refused != self._num_refused:
             self._num_refused = num_refused
             self._renewable_since_s = time.monotonic()

@@ -48,9 +48,25 @@ def fill(server: ValkeyServer) -> None:
         wait_until(refuses, "writes refused")
 
 
-def num_refused(client: redis.Redis) -> int:
+def fill_memory(server: ValkeyServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 1)
+
+
+def free(server: ValkeyServer) -> None:
+    server.free_disk()
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 0)
+
+
+FILLED = pytest.mark.parametrize(
+    ("fill", "word"), [(fill, "MISCONF"), (fill_memory, "OOM")], ids=["disk", "memory"]
+)
+
+
+def num_refused(client: redis.Redis, word: str) -> int:
     stats: Any = client.info("errorstats")
-    return int(stats["errorstat_MISCONF"]["count"])
+    return int(stats.get(f"errorstat_{word}", {"count": 0})["count"])
 
 
 def queued(client: redis.Redis, *, is_transaction: bool) -> object:
@@ -71,21 +87,27 @@ COMMANDS: dict[str, Callable[[redis.Redis], object]] = {
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize("protocol", ["2", "3"])
+@FILLED
 def test_a_refused_write_is_an_error_of_the_connection(
-    server: ValkeyServer, command: Callable[[redis.Redis], object], protocol: str
+    server: ValkeyServer,
+    command: Callable[[redis.Redis], object],
+    protocol: str,
+    fill: Callable[[ValkeyServer], None],
+    word: str,
 ) -> None:
     with connect(f"{server.url}?protocol={protocol}", num_retries=0) as client:
         client.set("kept", 1)
         fill(server)
-        with pytest.raises(WritesRefused, match="AOF"):
+        with pytest.raises(WritesRefused, match=r"AOF|maxmemory"):
             command(client)
+        assert num_refused(client, word)
         with (
             pytest.raises(JobStoreUnavailable, match="free space on its disk"),
             redis_errors_translated(),
         ):
             command(client)
         assert client.get("kept") == b"1"
-        server.free_disk()
+        free(server)
         wait_until(lambda: _succeeds(client), "writes accepted")
 
 
@@ -96,7 +118,19 @@ def _succeeds(client: redis.Redis) -> bool:
         return False
 
 
-def test_workers_wait_and_no_lease_is_lost(tmp_path: Path, server: ValkeyServer) -> None:
+def test_a_replica_refuses_writes_as_well(server: ValkeyServer) -> None:
+    with connect(server.url, num_retries=0) as client, redis.Redis.from_url(server.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+        with pytest.raises(WritesRefused, match="read only replica"):
+            client.set("a", 1)
+        admin.replicaof("NO", "ONE")
+        assert client.set("a", 1)
+
+
+@FILLED
+def test_workers_wait_and_no_lease_is_lost(
+    tmp_path: Path, server: ValkeyServer, fill: Callable[[ValkeyServer], None], word: str
+) -> None:
     """Neither worker can renew anything for longer than a lease, and one of them is idle."""
     workers = Workers(tmp_path, server.url)
     with redis.Redis.from_url(server.url) as client:
@@ -110,11 +144,11 @@ def test_workers_wait_and_no_lease_is_lost(tmp_path: Path, server: ValkeyServer)
             wait_until(lambda: client.scard("rq:workers") == 2, "both workers registered")
             fill(server)
             full_until = time.monotonic() + LEASE_S + 1
-            before = num_refused(client)
+            before = num_refused(client, word)
             wait_until(lambda: time.monotonic() > full_until, "leases expired")
-            assert num_refused(client) > before
+            assert num_refused(client, word) > before
             assert [process.poll() for process in processes] == [None, None]
-            server.free_disk()
+            free(server)
             wait_until(lambda: _can_create(store), "the store writes")
             second = store.list(1).jobs[0]
             PruneQueue(client, task=HOLD).enqueue(second.id)
