@@ -149,11 +149,13 @@ def _pruned(
     run = _repaired(run, observer, resources)
     observer.phase("evaluate")
     asked = _before_healing(spec)
-    given = (run.dense, run.removals, run.measured_on, run.own_tensors, resources.tasks_dir)
-    quality = assess(asked, *given)
+    quality = assess(
+        asked, run.dense, run.removals, run.measured_on, run.own_tensors, resources.tasks_dir
+    )
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
+    run = _to_publish(run, resources)
     manifest = replace(run.manifest(name, quality), tenant=tenant)
     check = partial(run.verify, how=verify, device=resources.device, ask=confirm)
     write = partial(run.write, manifest=manifest)
@@ -216,6 +218,7 @@ class _Run:
             spec_digest=self.spec.digest(),
             versions={name: version(name) for name in ("sleb-serve", "torch", "transformers")},
             created_at=time.time(),
+            parent_dtype=str(read_config(self.dense.path).dtype).removeprefix("torch."),
             parent_fingerprint=self.fingerprint,
             repair=self.repair.records if self.repair else None,
             block_times=self.times,
@@ -312,6 +315,20 @@ def _shortage(error: Exception) -> str | None:
     if isinstance(error, (SpillFailed, StateBudgetTooSmall)):
         return str(error)
     return shortage(error) if is_out_of_memory(error) else None
+
+
+def _to_publish(run: _Run, resources: Resources) -> _Run:
+    """The run with the dense weights in the type that is published, read again if it differs."""
+    own_dtype = str(read_config(run.dense.path).dtype).removeprefix("torch.")
+    computed, published = (
+        own_dtype if dtype == "auto" else dtype
+        for dtype in (run.spec.dtype, run.spec.published_dtype)
+    )
+    if computed == published:
+        return run
+    alone = replace(resources, num_actors=0)  # nothing is searched
+    dense = load_dense_model(run.dense.path, run.spec.resident, alone, dtype=published)
+    return replace(run, dense=dense)
 
 
 def _repair(run: _Run, observer: Observer, resources: Resources, batch_tokens: int) -> OrderRepair:

@@ -63,6 +63,7 @@ HELP: Mapping[str, str] = MappingProxyType(
         "protect_first": "Remaining blocks at the start that are kept.",
         "protect_last": "Remaining blocks at the end that are kept.",
         "dtype": "auto, float32, bfloat16 or float16.",
+        "save_dtype": "Of the published weights; auto is the model's own.",
         "evaluate": "Measure the perplexity of every depth at the end.",
         "metric": "Metric 3 of the paper, 2 or 1, or kl: divergence from the dense model.",
         "search": "exact, or staged: clearly worse candidates drop out early.",

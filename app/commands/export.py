@@ -1,5 +1,6 @@
 """``sleb export``: write a model for other programs, and verify the files before they appear."""
 
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
+from pruning.checkpoints.export_record import EXPORT_FILE, to_record
 from pruning.checkpoints.gguf import GgufUnsupported, check_gguf, write_gguf
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
 from pruning.checkpoints.quantized import (
@@ -180,6 +182,8 @@ class _Exporter:
             written.append(self._measured(directory))
             card = export_card(written[-1], lineage_of(self.dense.path))
             (directory / "README.md").write_text(card, encoding="utf-8")
+            record = json.dumps(to_record(written[-1]), indent=2, sort_keys=True) + "\n"
+            (directory / EXPORT_FILE).write_text(record, encoding="utf-8")
 
         try:
             place(out, num_bytes, write, overwrite=overwrite)

@@ -66,7 +66,7 @@ _CARD = """\
 {head}
 {parent} without {num_removed} of its {num_blocks} transformer blocks, chosen by {metric}
 (arXiv 2402.09025), and {changed}: {num_parameters:,} of {dense_num_parameters:,} parameters
-remain.
+remain.{dtypes}
 
 {loading}
 {advice}
@@ -183,6 +183,7 @@ def model_card(
         num_parameters=manifest.num_parameters,
         dense_num_parameters=manifest.dense_num_parameters,
         metric=_METRICS[spec.metric],
+        dtypes=_dtypes(manifest, spec),
         advice=advice_section(manifest),
         plot=PLOT_FILE,
         table=markdown(headings, cells),
@@ -192,6 +193,17 @@ def model_card(
         windows=counted(manifest.calibration["num_windows"], "window"),
         **manifest.calibration,
     )
+
+
+def _dtypes(manifest: Manifest, spec: PruneSpec) -> str:
+    """What differs from the parent: larger weights are no cheaper model. Empty if nothing does."""
+    parent = manifest.parent_dtype
+    computed = parent if spec.dtype == "auto" else spec.dtype
+    if parent is None or (manifest.dtype == parent == computed):
+        return ""
+    if manifest.dtype == parent:
+        return f" Computed in {computed}, and published in the parent's {parent}."
+    return f" The weights are in {manifest.dtype}, where those of the parent are in {parent}."
 
 
 def _healed(healing: Healing) -> str:

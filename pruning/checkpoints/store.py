@@ -70,6 +70,7 @@ class Manifest:
     block_times: BlockTimes | None = None  # of the dense parent when it was pruned
     healing: Healing | None = None  # of the model of all removals; then ``repair`` is None
     tenant: str | None = None  # whom it belongs to; None: all keys see it
+    parent_dtype: str | None = None  # of the files of the dense parent; None in old manifests
 
     @property
     def weight_bytes(self) -> int:

@@ -61,8 +61,10 @@ def is_upper_bound(spec: PruneSpec) -> bool:
 
 def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint:
     """Estimate memory and disk of a spec that was checked against the model."""
-    dtype = info.dtype if spec.dtype == "auto" else spec.dtype
-    item_bytes = _ITEM_BYTES.get(dtype, 1)  # any other dtype has 8 bits
+    item_bytes, published_bytes = (
+        _ITEM_BYTES.get(info.dtype if dtype == "auto" else dtype, 1)  # any other dtype has 8 bits
+        for dtype in (spec.dtype, spec.published_dtype)
+    )
     blocks, most = info.num_blocks, spec.most_removals(info.num_blocks)
     fewest = 1 if spec.is_depth_open else most
     text = spec.calibration
@@ -75,8 +77,8 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
         weight_bytes=item_bytes * sizes.num_parameters(blocks),
         state_bytes=None if Sampling.ROWS in _samplings(spec) else all_states,
         least_state_bytes=state_bytes * ((2 if is_streamed else 1) * blocks + 1 + of_dense),
-        checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, fewest),
-        least_checkpoint_bytes=item_bytes * sizes.num_parameters(blocks, most),
+        checkpoint_bytes=published_bytes * sizes.num_parameters(blocks, fewest),
+        least_checkpoint_bytes=published_bytes * sizes.num_parameters(blocks, most),
         repair_bytes=item_bytes * _num_refitted(spec, blocks) * sizes.num_refit // blocks,
     )
 

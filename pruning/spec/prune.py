@@ -82,11 +82,13 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "score_repaired": False,
         "heal": None,
         "evaluation": None,
+        "save_dtype": None,
     }
 )
 # The settings of what follows the search: they may change without a candidate being scored again
 BEHIND_SEARCH = (
     *("evaluate", "evaluation", "gate", "quantize", "zero_shot", "repair", "heal", "resident"),
+    "save_dtype",
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
 TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -128,6 +130,7 @@ class PruneSpec:
     score_repaired: bool = False  # candidates are scored as repaired by scale, not as cut
     heal: Heal | None = None  # train the pruned model in the end, and publish that as well
     evaluation: Evaluation | None = field(default_factory=Evaluation)  # None: as many as calibrate
+    save_dtype: str | None = "auto"  # of the published weights: the checkpoint's; None: ``dtype``
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -135,10 +138,11 @@ class PruneSpec:
         self._check_target()
         if min(self.protect_first, self.protect_last) < 0:
             raise InvalidSpec("protect_first", "protect_first and protect_last must be 0 or more")
-        if self.dtype not in get_args(Dtype):
-            raise InvalidSpec(
-                "dtype", f"dtype={self.dtype!r}: expected auto, float32, bfloat16 or float16"
-            )
+        for name in ("dtype", "save_dtype"):
+            value = getattr(self, name)
+            if value not in get_args(Dtype) and (name, value) != ("save_dtype", None):
+                expected = "expected auto, float32, bfloat16 or float16"
+                raise InvalidSpec(name, f"{name}={value!r}: {expected}")
         self._check_search()
         self._check_scoring()
         self._check_text()
@@ -306,6 +310,11 @@ class PruneSpec:
                 f"{counted(free, 'free block')} of {num_blocks} gives at most {most:.4g}; ask "
                 "for less or protect fewer blocks",
             )
+
+    @property
+    def published_dtype(self) -> str:
+        """The type of the published weights; ``auto`` is that of the dense model's files."""
+        return self.dtype if self.save_dtype is None else self.save_dtype
 
     def digest(self) -> str:
         """Hex sha256 of every setting: equal for equal specs, on any machine.

@@ -284,3 +284,29 @@ def test_a_record_survives_json(tiny_models_dir: Path, spec: PruneSpec) -> None:
     old = json.loads(manifest.to_json())
     del old["repair"]
     assert Manifest.from_json(json.dumps(old)) == replace(manifest, repair=None)
+
+
+@pytest.mark.parametrize("save_dtype", ["auto", None])
+def test_weights_are_published_in_the_type_of_the_model(
+    tiny_models_dir: Path, save_dtype: str | None
+) -> None:
+    """A run in another type computes with rounded weights, and publishes those of the files."""
+    text = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
+    spec = PruneSpec("tiny", 2, calibration=text, dtype="bfloat16", repair=Repair.RIDGE)
+    manifest, _ = prune_tiny(tiny_models_dir, replace(spec, save_dtype=save_dtype), "tiny@prn-1")
+    path = tiny_models_dir.parent / "checkpoints" / "tiny@prn-1"
+    expected = torch.float32 if save_dtype == "auto" else torch.bfloat16
+    assert (manifest.dtype, manifest.parent_dtype) == (
+        str(expected).removeprefix("torch."),
+        "float32",
+    )
+    published = load(path).model
+    assert published.dtype == expected
+    card = (path / "README.md").read_text(encoding="utf-8")
+    if save_dtype is None:
+        assert "The weights are in bfloat16, where those of the parent are in float32." in card
+        return
+    assert "Computed in bfloat16, and published in the parent's float32." in card
+    dense = load(tiny_models_dir / "tiny").model
+    name = "model.embed_tokens.weight"
+    assert torch.equal(published.get_parameter(name), dense.get_parameter(name))

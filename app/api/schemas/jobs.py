@@ -267,6 +267,10 @@ class PruneJobBody(Body):
     dtype: Dtype = Field(
         default="auto", description="Of the weights during the run; auto is the model's own."
     )
+    save_dtype: Dtype | None = Field(
+        default="auto",
+        description="Of the published weights; auto is the model's own, null that of the run.",
+    )
     priority: Priority = 0
     evaluate: StrictBool = Field(
         default=PruneSpec.evaluate,

@@ -9,9 +9,9 @@ from app.api.schemas.generate import Body
 from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody
 from pruning.spec import InvalidSpec
-from pruning.spec.prune import PruneSpec, Quantize, Repair, Resident
+from pruning.spec.prune import Dtype, PruneSpec, Quantize, Repair, Resident
 
-_CAN_BE_NULL = ("gate", "quantize", "heal", "evaluation")
+_CAN_BE_NULL = ("gate", "quantize", "heal", "evaluation", "save_dtype")
 _OF_HEALING = frozenset({"heal"})  # all that a job has that prunes nothing
 
 
@@ -41,6 +41,9 @@ class RetryJobBody(Body):
     )
     resident: Resident | None = Field(
         default=None, description="model, or stream: load one block at a time."
+    )
+    save_dtype: Dtype | None = Field(
+        default=None, description="Of the published weights, as for a new job."
     )
     heal: HealBody | None = Field(
         default=None, description="Train the pruned model in the end; null to not."

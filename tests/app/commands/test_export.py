@@ -17,6 +17,7 @@ from app.cli.main import app as command_line
 from app.commands.export import Export
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.domain_tables import with_interval
+from pruning.checkpoints.export_record import EXPORT_FILE
 from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, repair_of
@@ -118,6 +119,9 @@ def test_the_card_of_an_export_has_the_quality_that_its_job_has_measured(
         said = json.loads(run(name, str(tmp_path / name), "--json").stdout)
         cards[name] = (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert [domain["domain"] for domain in said["domains"]] == ["prose"] * (name != "tiny")
+        record = json.loads((tmp_path / name / EXPORT_FILE).read_text(encoding="utf-8"))
+        assert record["domains"] == said["domains"]
+        assert record["removed_blocks"] == said["removed_blocks"]
     found = prose.at_depth(2)
     assert found.repaired is not None
     for name in ("tiny@-2", manifest.name):
@@ -139,6 +143,10 @@ def test_the_card_of_an_export_has_the_speed_that_is_known(
     for name in ("tiny@-1", "tiny@-2", "tiny"):
         run(name, str(tmp_path / name))
         cards.append((tmp_path / name / "README.md").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "tiny@-1" / EXPORT_FILE).read_text(encoding="utf-8"))
+    speed = record["speedup"]["measured"]
+    assert (speed["value"], speed["low"]) == (1.25, 1.1)
+    assert speed["source"].startswith("sleb bench")
     predicted = [f"{manifest.predicted_speedup(depth):.2f}" for depth in (1, 2)]
     remaining = manifest.num_blocks
     assert f"| {remaining - 1} | {predicted[0]} | 1.25 (1.10 to 1.40) |" in cards[0]

@@ -177,7 +177,8 @@ def test_the_digest_of_a_spec_is_what_it_was_before_it_could_have_more_settings(
     """Manifests contain the digest, which connects a checkpoint with its job."""
     before = "a506ce7071938d5a4733d78df2215a665710310969399516ee93f9552b245c15"
     text = CalibrationSpec(Dataset.SELF, num_samples=16)
-    spec = PruneSpec("tiny", 2, calibration=text, repair=Repair.NONE, evaluation=None)
+    before_them: dict[str, Any] = {"evaluation": None, "save_dtype": None}
+    spec = PruneSpec("tiny", 2, calibration=text, repair=Repair.NONE, **before_them)
     assert spec.digest() == before
 
 
@@ -255,5 +256,5 @@ def test_a_record_of_an_earlier_release_takes_the_defaults() -> None:
         None,
     )
     assert spec.calibration.parts[0].sampling is Sampling.ROWS
-    unrepaired = PruneSpec("m", num_remove=1, repair=Repair.NONE, evaluation=None)
+    unrepaired = PruneSpec("m", num_remove=1, repair=Repair.NONE, evaluation=None, save_dtype=None)
     assert PruneSpec.from_dict({"model": "m", "num_remove": 1}) == unrepaired
