@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 from rich.console import Console
 from rich.progress import Progress
@@ -20,6 +19,7 @@ from app.bench.promise import Promise
 from app.terminal import print_json
 from pruning.config import Settings
 
+_START_BATCH = 8  # requests at a time
 REPORT_FILE, PLOT_FILE = "goodput.json", "goodput.png"
 
 
@@ -90,9 +90,12 @@ def _arrivals(
 
 
 def _start(subject: BenchSubject, arrivals: Sequence[Arrival]) -> float:
-    """A request rate to begin with: one request at a time, after a run that is not measured."""
+    """A request rate to begin with, by the time of a single request after a warm-up.
+
+    High, as a rate that breaks the promise ends soon, and a low one takes long.
+    """
     anything, times_s = Promise(e2e_s=float("inf")), []
     for _ in range(2):
         served = serve(subject.dense, arrivals[:1], 1.0, anything, 1.0, tuner=subject.tuner)
         times_s.append(served.seconds)
-    return 1 / fmean(times_s[1:])
+    return _START_BATCH / times_s[-1]
