@@ -21,6 +21,7 @@ from app.api.deletion import NotDeletable
 from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
 from app.api.schemas.calibration import without_tags
 from app.api.schemas.response_format import without_format_tags
+from app.api.suggestions import field_suggestion, path_suggestion
 from app.api.unload import ModelInUse
 from app.auth.audit import AuditUnavailable
 from app.auth.keys import KeyRefused, ScopeMissing
@@ -180,7 +181,7 @@ def install_errors(app: FastAPI) -> None:
         logger=logger,
         unhandled_wrappers={"default": _Unexpected},
         handlers=dict.fromkeys(PROBLEMS, lambda _handler, _request, error: problem_of(error)),
-        post_hooks=[_add_request_id, _add_allowed, _to_openai],
+        post_hooks=[_add_request_id, _add_allowed, _explain_path, _to_openai],
         request_validation_handler=_validation_problem,
     )
     add_exception_handler(app, handler, generic_swagger_defaults=False)
@@ -223,24 +224,25 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
 
 
 def _validation_problem(
-    _handler: ExceptionHandler, _request: Request, error: RequestValidationError
+    _handler: ExceptionHandler, request: Request, error: RequestValidationError
 ) -> Problem:
     """List a JSON pointer per error, but no input: that may be megabytes, or a secret."""
     told = error.errors()[:_MAX_ERRORS]
-    errors = [_pointed_at(found) for found in told]
+    errors = [_pointed_at(found, request) for found in told]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
     outside = [str(found["loc"][1]) for found in told if found["loc"][0] != "body"]
     extra: dict[str, Any] = {"param": outside[0]} if outside else {}
     return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors, **extra)
 
 
-def _pointed_at(found: Mapping[str, Any]) -> dict[str, str]:
+def _pointed_at(found: Mapping[str, Any], request: Request) -> dict[str, str]:
     where = without_format_tags(without_tags(found["loc"][1:]))
     what = str(found["msg"]).removeprefix("Value error, ")
     if found["type"] == "json_invalid":
         what = f"this is not JSON: {found['ctx']['error']}, at character {where.pop()}"
     elif found["type"] == "extra_forbidden":
-        what = "unknown field: leave it out"
+        meant = field_suggestion(request, found["loc"])
+        what = f"unknown field: {f'did you mean {meant}?' if meant else 'leave it out'}"
     elif found["loc"] == ("body",) and found["type"] in ("missing", "model_attributes_type"):
         what = "expected a JSON object, sent with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
@@ -267,6 +269,17 @@ def _add_allowed(
             if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
         ]
         response.headers["Allow"] = ", ".join(allowed)
+    return content, response
+
+
+def _explain_path(
+    content: dict[str, Any], request: Request, response: Response
+) -> tuple[dict[str, Any], Response]:
+    """Say more of a path that no route has than that it was not found."""
+    if content["status"] == 404 and content["type"].startswith("http-"):
+        content["detail"] = path_suggestion(request)
+        response.body = JSONResponse(content).body
+        response.headers["content-length"] = str(len(response.body))
     return content, response
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.group import WholeHelp
 from app.cli.options import (
     HEAL_OF_JOB,
     HELP,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from app.commands.client import JobClient
 
 jobs = typer.Typer(
+    cls=WholeHelp,
     no_args_is_help=True,
     help="Submit, heal, list, show, watch, pause, resume, retry, cancel and delete the jobs of a "
     "service.",

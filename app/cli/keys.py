@@ -14,10 +14,12 @@ from rich.table import Table
 
 from app.auth.keys import ApiKey, KeyFile, Scope
 from app.auth.quotas import NO_QUOTA, Quota
+from app.cli.group import WholeHelp
 from app.cli.options import AsJson, num_bytes
 from app.terminal import local_time, print_json
 
 keys = typer.Typer(
+    cls=WholeHelp,
     no_args_is_help=True,
     help="Create, rotate, list and revoke the keys that clients of the HTTP API send, and set the "
     "quotas of their tenants.",

@@ -8,7 +8,6 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperGroup
 
 from app.cli.advise import advise
 from app.cli.ask import chat, compare
@@ -17,6 +16,7 @@ from app.cli.config import config
 from app.cli.doctor import doctor
 from app.cli.eval import evaluate
 from app.cli.export import export
+from app.cli.group import WholeHelp
 from app.cli.heal import heal
 from app.cli.jobs import jobs
 from app.cli.keys import keys
@@ -30,7 +30,7 @@ from pruning.config import UnreadableSecrets, share_cpus
 from pruning.spec import InvalidSpec
 
 
-class _Commands(TyperGroup):
+class _Commands(WholeHelp):
     """The commands, whose messages about values are plain: typer has them from pydantic."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's context has no public name

@@ -5,9 +5,11 @@ from typing import Annotated
 
 import typer
 
+from app.cli.group import WholeHelp
 from app.cli.options import AsJson, Url
 
 models = typer.Typer(
+    cls=WholeHelp,
     invoke_without_command=True,
     help="List the models of the data directory and their pruned variants, or add one.",
 )

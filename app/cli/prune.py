@@ -1,5 +1,6 @@
 """``sleb prune``: prune a model in this process. Imports are lazy."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,8 +25,12 @@ from pruning.spec.calibration import DEFAULT, CalibrationSpec
 def prune(
     model: SourceArgument,
     out: Annotated[
-        str, typer.Option(help="Directory for the checkpoint, or a URL as s3://BUCKET/STORE/NAME.")
-    ],
+        str | None,
+        typer.Option(
+            help="Directory for the checkpoint, or a URL as s3://BUCKET/STORE/NAME; by default the "
+            "name of the model with -pruned, in this directory."
+        ),
+    ] = None,
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
     state_budget: Annotated[
@@ -55,4 +60,5 @@ def prune(
     settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
     from app.commands.prune import run_prune  # imports torch, after the checks above
 
-    run_prune(spec, place_of(out), settings, overwrite=overwrite, as_json=as_json)
+    place = place_of(out or f"{Path(model).name}-pruned")
+    run_prune(spec, place, settings, overwrite=overwrite, as_json=as_json)

@@ -14,8 +14,11 @@ from rich.segment import ControlType
 from app.commands.client import Refused, ServiceClient, service_client
 
 Messages = list[dict[str, str]]
-_COMPARE, _END = "/compare", "[DONE]"
-_HELP = "/compare OTHER has another model answer to your last message. Ctrl-D ends."
+_COMPARE, _SHOW_HELP, _BYE, _END = "/compare", "/help", "/bye", "[DONE]"
+_HELP = (
+    "/compare OTHER has another model answer to your last message, /help says this, and /bye or "
+    "Ctrl-D ends."
+)
 
 
 def run_chat(url: str | None, model: str, options: dict[str, Any]) -> None:
@@ -48,7 +51,11 @@ class Conversation:
                 self._console.print()  # the shell goes on below the prompt
                 return
             command, _, argument = text.partition(" ")
-            if command == _COMPARE:
+            if command == _BYE:
+                return
+            if command == _SHOW_HELP:
+                self._console.print(_HELP, style="dim")
+            elif command == _COMPARE:
                 self._compare(argument.strip())
             elif command.startswith("/"):
                 self._console.print(f"{command} is no command. {_HELP}", style="dim", markup=False)

@@ -237,9 +237,13 @@ def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None
 
 @contextmanager
 def service_client(url: str | None) -> Iterator[JobClient]:
-    """A client of the service at the URL, or of that in the settings, until the context ends."""
+    """A client of the service at the URL, or of that in the settings, until the context ends.
+
+    A URL without a scheme means http.
+    """
     settings = serve_settings()
-    client = JobClient(url_of(settings) if url is None else url, settings.api_key)
+    url = url_of(settings) if url is None else url if "://" in url else f"http://{url}"
+    client = JobClient(url, settings.api_key)
     try:
         yield client
     finally:

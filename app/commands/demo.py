@@ -4,6 +4,8 @@ The whole service runs in the background, in a data directory of its own. The de
 HTTP, as a client would.
 """
 
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from app.commands.jobs import JobView
 from app.commands.progress import search_progress
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
+from pruning.checkpoints.staging import staged
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
 from pruning.models.demo_model import NAME
@@ -59,11 +62,13 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
     path = demo_model_with_bar(settings.models_dir, console)
     console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    place = own_place(settings)
     with (
-        _service(own_place(settings), console, keep=keep) as url,
+        _service(place, console, keep=keep) as url,
         httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client,
     ):
         job = _prune(client, console, num_remove)
+        keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         with console.status("Generating with the dense and the pruned models, in turn"):
             figures = _compare(client, [NAME, *variants_of(job)])
         print_report(job, figures, PROMPTS[0], as_json=as_json)
@@ -80,6 +85,19 @@ def own_place(settings: ServeSettings) -> ServeSettings:
     own |= {"tls_cert": None, "tls_key": None, "tls_client_ca": None}
     is_local = {"host": IPv4Address("127.0.0.1"), "port": _free_port(settings.port)}
     return settings.model_copy(update={**own, **is_local})
+
+
+def keep_result(name: str, source: Path, target: Path) -> None:
+    """Let the service of the ordinary data directory serve the checkpoint of the demo as well.
+
+    Not if it has one of the model already, whose names ``@-k`` would change. Files are linked, so
+    they take no room twice and stay if the demo's directory goes.
+    """
+    if any(target.glob(f"{NAME}@*")):
+        return
+    with staged(target / name) as folder:
+        shutil.copytree(source / name, folder / name, copy_function=os.link)
+        (folder / name).rename(target / name)
 
 
 def variants_of(job: dict[str, Any]) -> list[str]:
@@ -257,6 +275,9 @@ def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_run
     name = variants_of(job)[0]
     console.print(
         f"\n[bold]Where to go next[/]{hint}\n"
+        f"  the page           {url}/ui\n"
+        f"  which depth        sleb advise {NAME}\n"
+        f"  serve it           make up, and then http://localhost:8000/ui\n"
         f"  API documentation  {url}/docs\n"
         f"  metrics            {url}/metrics\n"
         f"  the job            curl {url}/prune-jobs/{job['id']}\n"

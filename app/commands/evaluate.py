@@ -24,7 +24,7 @@ from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ProbeScore, summary
 from pruning.evaluation.quality import Perplexity
-from pruning.evaluation.zero_shot import require_lm_eval, score_tasks
+from pruning.evaluation.zero_shot import check_tasks, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Forward, InMemoryForward
@@ -99,7 +99,7 @@ def run_evaluation(
 ) -> None:
     """Evaluate each model and report the results. Shared weights are read once."""
     if tasks.zero_shot:
-        require_lm_eval()
+        check_tasks(tasks.zero_shot, tasks.tasks_dir)
     set_up_torch(settings.threads)
     subjects = [subject_of(name, settings) for name in names]
     is_compared = bool(tasks.texts) or tasks.has_json

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
+
+from rich.console import Console
 
 from app.auth.scopes import check_address
 from app.config import ServeSettings
@@ -29,6 +32,8 @@ def run_up(settings: ServeSettings) -> None:
     Raises ``ChildEnded`` or ``UnprotectedAddress``.
     """
     check_address(settings)
+    console = Console(stderr=True, highlight=False)
+    console.print("starting Valkey, a worker and the API; Ctrl-C stops all of them")
     stop = threading.Event()
     with redis_url(settings), _signals(stop):
         environment = child_environment(settings)  # each child holds the embedded Valkey itself
@@ -36,14 +41,38 @@ def run_up(settings: ServeSettings) -> None:
             _child("worker", environment, GRACE_S) as worker,
             _child("serve", environment, settings.drain_s + GRACE_S) as api,
         ):
-            _watch([worker, api], stop)
+            _watch([worker, api], stop, partial(_say_once_ready, settings, console))
 
 
-def _watch(children: Sequence["subprocess.Popen[bytes]"], stop: threading.Event) -> None:
+def _watch(
+    children: Sequence["subprocess.Popen[bytes]"], stop: threading.Event, look: Callable[[], bool]
+) -> None:
+    """Until ``stop``. ``look`` is called until it returns true. Raises ``ChildEnded``."""
+    is_ready = False
     while not stop.wait(0.2):
+        is_ready = is_ready or look()
         for child in children:
             if (code := child.poll()) is not None:
                 raise ChildEnded(f"a process ended with code {code}: see its output above")
+
+
+def _say_once_ready(settings: ServeSettings, console: Console) -> bool:
+    """Print the addresses and what to do next, if the API answers."""
+    scheme = "http" if settings.tls_cert is None else "https"
+    try:
+        with socket.create_connection(("localhost", settings.port), timeout=0.2):
+            pass
+    except OSError:
+        return False
+    url = f"{scheme}://localhost:{settings.port}"
+    console.print(
+        f"page {url}/ui, REST API {url}/docs, for OpenAI clients {url}/v1\n"
+        f"next: open the page, or `sleb jobs submit MODEL --num-remove 6 --watch`; `sleb models` "
+        "lists the models",
+        markup=False,
+        soft_wrap=True,
+    )
+    return True
 
 
 @contextmanager

@@ -35,6 +35,12 @@ def require_lm_eval() -> None:
         )
 
 
+def check_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:
+    """Raise ``ZeroShotUnavailable``, or ``TaskUnusable`` for a name that is no task."""
+    require_lm_eval()
+    _task_manager(tasks, tasks_dir)
+
+
 def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:
     """Download the data of ``tasks``. Raises ``ZeroShotUnavailable`` or ``TaskUnusable``."""
     require_lm_eval()
@@ -97,7 +103,7 @@ def _task_manager(tasks: Sequence[str], tasks_dir: Path | None) -> Any:  # noqa:
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise TaskUnusable(
             f"lm-eval has no task {', '.join(unknown)}: `lm-eval ls tasks` lists its tasks, and "
-            "--tasks-dir adds a folder with your own"
+            "--tasks-dir adds a folder with your own. Others are probe, json, zeroshot and ppl:TEXT"
         )
     return manager
 

@@ -62,6 +62,14 @@ def create_embedding() -> None:
     raise NotOffered("this service has no embeddings: it generates text, and embeds none")
 
 
+@_not_offered.api_route("/responses", methods=["GET", "POST"], include_in_schema=False)
+def create_response() -> None:
+    """The same of OpenAI's newer API."""
+    raise NotOffered(
+        "this service has no responses API: send the messages to POST /v1/chat/completions"
+    )
+
+
 router.include_router(_not_offered)
 
 

@@ -44,6 +44,7 @@ def test_help_explains_every_command_and_does_not_wait_for_torch(data_dir: Path)
         "stability",
     ):
         assert re.search(rf"\b{command}\s+[A-Z][a-z]+", ran.stdout), command
+    assert "and set the quotas of their tenants" in " ".join(ran.stdout.split())
     code = "import sys, app.cli.main; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 

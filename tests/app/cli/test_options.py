@@ -3,10 +3,13 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from app.cli.heal import heal
+from app.cli.main import app as command_line
 from app.cli.options import (
     HEAL,
     HEAL_HELP,
@@ -148,3 +151,16 @@ def test_a_refused_setting_of_a_healing_names_its_option(prefix: str, option: st
     with pytest.raises(InvalidSpec) as refused:
         heal_from({**values, f"{prefix}batch_tokens": 0}, prefix)
     assert with_options(str(refused.value)).startswith(f"{option}=0: expected ")
+
+
+def test_prune_writes_beside_where_it_runs_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places: list[object] = []
+    monkeypatch.setattr(
+        "app.commands.prune.run_prune", lambda _spec, out, *_, **__: places.append(out)
+    )
+    for arguments in (["org/tiny"], ["tiny", "--out", "there"]):
+        ran = CliRunner().invoke(command_line, ["prune", *arguments, "--num-remove", "1"])
+        assert ran.exit_code == 0, ran.output
+    assert places == [Path("tiny-pruned"), Path("there")]

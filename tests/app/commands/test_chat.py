@@ -80,6 +80,14 @@ def test_a_mistyped_command_is_not_sent_and_a_refused_message_not_kept(console: 
     assert shown.endswith("\n\n")
 
 
+def test_bye_ends_and_help_says_how(console: Console) -> None:
+    service = Echo()
+    Conversation(service, "m", {}, console).run(reading("/help", "hello", "/bye", "never"))
+    assert [body["messages"][-1]["content"] for body in service.bodies] == ["hello"]
+    assert isinstance(console.file, StringIO)
+    assert "/bye or Ctrl-D ends" in " ".join(console.file.getvalue().split())
+
+
 def test_another_model_answers_to_the_same_messages(console: Console) -> None:
     service = Echo()
     conversation = Conversation(service, "m", {}, console)

@@ -22,6 +22,7 @@ from app.commands.client import (
     Refused,
     ServiceUnavailable,
     follow,
+    service_client,
     url_of,
 )
 from app.config import ServeSettings
@@ -44,6 +45,11 @@ def url(settings: ServeSettings, redis_url: str, redis_client: redis.Redis) -> I
     redis_client.ping()
     with serving(settings, redis_url) as (_, url):
         yield url
+
+
+def test_a_url_needs_no_scheme(url: str) -> None:
+    with service_client(url.removeprefix("http://")) as client:
+        assert client.request("GET", "/version")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from app.commands.demo import (
     REPEATS,
     _compare,
     _prune,
+    keep_result,
     own_place,
     variants_of,
 )
@@ -127,3 +128,16 @@ def test_the_service_of_the_demo_has_a_place_of_its_own(
     assert variables["SLEB_HOST"] == "127.0.0.1"
     assert not {"SLEB_REDIS_URL", "SLEB_PRELOAD"} & set(variables)
     assert ModelStore(own.models_dir).names() == [NAME]
+
+
+def test_the_checkpoint_of_the_demo_is_served_by_the_ordinary_service_too(tmp_path: Path) -> None:
+    source, target = tmp_path / "demo", tmp_path / "checkpoints"
+    name = f"{NAME}@prn-1"
+    (source / name / "repair").mkdir(parents=True)
+    (source / name / "repair" / "depth-1.safetensors").write_text("weights")
+    keep_result(name, source, target)
+    found = target / name / "repair" / "depth-1.safetensors"
+    assert found.samefile(source / name / "repair" / "depth-1.safetensors")
+    (source / f"{NAME}@prn-2").mkdir()
+    keep_result(f"{NAME}@prn-2", source, target)  # names with @-k keep their meaning
+    assert not (target / f"{NAME}@prn-2").exists()

@@ -13,11 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.commands.evaluate import InvalidTasks, Tasks
+from app.commands.evaluate import InvalidTasks, Options, Tasks, run_evaluation
 from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
+from pruning.config import WorkerSettings
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.json_questions import JsonQuestion
+from pruning.evaluation.zero_shot import TaskUnusable
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS
 from pruning.models.quantize import int8_form, quantized
 from pruning.models.store import LoadedModel, ModelStore, load
@@ -351,3 +353,17 @@ def test_what_cannot_be_evaluated_is_one_message(data_dir: Path, published: Mani
     (data_dir / "checkpoints" / published.name / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointCorrupt):
         run(published.name, *PPL)
+
+
+@pytest.mark.slow  # as lm-eval reads the files of all its tasks
+def test_an_unknown_task_is_refused_before_any_model_is_read(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("a model is read before the tasks are checked")
+
+    monkeypatch.setattr("app.commands.evaluate.subject_of", read)
+    settings = WorkerSettings(data_dir=data_dir)
+    tasks = Tasks.parse(["no_such_task"])
+    with pytest.raises(TaskUnusable, match=r"no_such_task.*Others are probe, json"):
+        run_evaluation(["tiny"], tasks, Options(), settings, as_json=True, out=None)
