@@ -108,7 +108,14 @@ class ResultStore:
             return _parsed(result_id, read_stored(self._path(result_id)))
         except FileNotFoundError as error:
             raise _absent(result_id) from error
-        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             raise ResultNotFound(
                 f"the file of result {result_id} cannot be read ({_reason(error)}): remove "
                 f"{FOLDER}/{result_id}.json from the data directory, and measure again"

@@ -79,11 +79,12 @@ def test_no_result_breaks_the_list(client: LocalClient, data_dir: Path, number: 
     record = json.loads(file.read_text())
     changed = file.with_name(f"{good[:-1]}{'0' if good[-1] != '0' else '1'}.json")
     num_good = 0
-    for each, text in enumerate(mutations(record, number)):
+    late = json.dumps({**record, "created_at": 10**400})  # no float is so large
+    for each, text in enumerate((late, *mutations(record, number))):
         changed.write_text(text, encoding="utf-8", errors="surrogatepass")
         is_good = changed.stem in [result.id for result in results.page(2).results]
         num_good += is_good
-        if is_good or each % 100 == 0:
+        if each % 100 == 0 or (is_good and num_good % 10 == 1):  # most can be read
             listed = client.get("/results")
             assert listed.status_code == 200, text[:2_000]
             assert good in [result["id"] for result in listed.json()["data"]]
