@@ -1,6 +1,5 @@
 """Slow clients are cut, and health is answered whatever number of connections is open."""
 
-import json
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,36 +14,19 @@ from app.config import ServeSettings
 from app.server import connections
 from app.server.connections import ConnectionLimits, GuardedProtocol
 from app.server.serve import ApiServer
+from tests.support.plain_sockets import (
+    BODY,
+    HALF_HEAD,
+    HEAD,
+    LIVE,
+    MODELS,
+    answer_to,
+    connected,
+    status_of,
+)
 from tests.support.processes import environment, free_port, is_ready, running
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
-
-HALF_HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: appl"
-BODY = json.dumps({"model": "none", "prompt": "a"}).encode()
-HEAD = (
-    b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n" % len(BODY)
-)
-LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
-MODELS = b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-@contextmanager
-def connected(url: str, *parts: bytes) -> Iterator[socket.socket]:
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), 30) as connection:
-        for part in parts:
-            connection.sendall(part)
-        yield connection
-
-
-def status_of(connection: socket.socket) -> int:
-    return int(connection.recv(4_096).split(b" ", 2)[1])
-
-
-def answer_to(url: str, request: bytes) -> int:
-    with connected(url, request) as connection:
-        return status_of(connection)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from app.config import ServeSettings
 from app.server import connections
 from app.server.connections import ConnectionLimits
 from app.server.serve import ApiServer
-from tests.app.server.test_connections import HALF_HEAD, connected, status_of
-from tests.app.server.test_tls import Files
+from tests.support.certificates import Files
+from tests.support.plain_sockets import HALF_HEAD, connected, status_of
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
