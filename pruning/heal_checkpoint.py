@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from shutil import copyfile
+from typing import Self
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish, published
@@ -135,6 +136,7 @@ def _published(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
+    run, model = run.to_publish(model)
     manifest = run.manifest(name, quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
     check = partial(run.verify, own=model.own, how=how, ask=confirm)
@@ -244,6 +246,16 @@ class _Healing:
             PrunedModel(model.keep, model.own),
             PrunedModel(control.keep, control.own) if control else None,
         )
+
+    def to_publish(self, model: _Trained) -> tuple[Self, _Trained]:
+        """With the dense weights in the type in which the source was published."""
+        dtype = self.source.dtype
+        if dtype == str(self.dense.model.dtype).removeprefix("torch."):
+            return self, model
+        dense = load_dense_model(self.dense.path, Resident.MODEL, self.dense.resources, dtype=dtype)
+        run = replace(self, dense=dense)
+        own = Merged(dense.model, model.keep, self.heal, model.tensors, run.repaired, dense.read)
+        return run, replace(model, own=own)
 
     def manifest(
         self, name: str, quality: Quality, model: _Trained, control: _Trained | None

@@ -239,6 +239,20 @@ def test_changed_text_is_noticed_before_the_training(data_dir: Path) -> None:
     assert not recorder.healing_steps
 
 
+def test_a_healing_is_published_in_the_type_of_its_source(data_dir: Path) -> None:
+    """The source says that it was computed in another type than it was published in."""
+    file = data_dir / "checkpoints" / NAME / "manifest.json"
+    data = json.loads(file.read_text())
+    data["spec"]["dtype"] = "bfloat16"
+    file.write_text(json.dumps(data))
+    manifest = heal_tiny(data_dir, replace(HEAL, control=False), "again", Recorder())
+    published = load(data_dir / "checkpoints" / "again").model
+    assert (manifest.dtype, published.dtype) == ("float32", torch.float32)
+    dense = load(data_dir / "models" / "tiny").model
+    name = "model.embed_tokens.weight"
+    assert torch.equal(published.get_parameter(name), dense.get_parameter(name))
+
+
 @pytest.mark.parametrize("is_met", [True, False])
 def test_the_gate_of_the_spec_judges_the_healed_model(
     is_met: bool, data_dir: Path, healed: Healed
