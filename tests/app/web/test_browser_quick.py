@@ -10,7 +10,7 @@ from tests.support.serving import serving
 
 # by path, what is there once the page has read its data
 SHOWN = {
-    "/ui": "tiny@prn-1",
+    "/ui": "All depths",
     "/ui/jobs": "Submit the first job",
     "/ui/jobs/new": "6 blocks, of which 4 can be removed",
     "/ui/curve": "No job has measured this model yet",
