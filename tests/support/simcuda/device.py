@@ -105,9 +105,7 @@ class SimulatedCuda:
     @contextmanager
     def dry(self) -> Iterator[None]:
         """Within the context, tensors of the device have shapes and addresses but no memory, and
-        nothing is computed: what is read from the device is zero or one."""
-        import torch._meta_registrations  # noqa: F401, PLC0415 - more shapes, which takes a second
-
+        nothing is computed: what is read from the device is one."""
         self.library.sim_set_dry(1)
         try:
             yield
@@ -127,6 +125,8 @@ def simulated_cuda(memory_bytes: int = 80 * _GIB) -> Iterator[SimulatedCuda]:
 
     kept = _Observer(observe)  # as long as it may be called
     device.set_memory(memory_bytes)
+    for index in range(NUM_DEVICES):
+        device.reset_peak(index)
     device.library.sim_set_observer(kept)
     device.library.sim_set_present(1)
     try:
