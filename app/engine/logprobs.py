@@ -65,7 +65,8 @@ def _logits(
     if forwarded.hidden is None:  # one token for each sequence
         yield forwarded.logits[first:end]
         return
-    for rows in forwarded.hidden[first:end].split(rows_per_chunk(variant.model)):
+    per_chunk = rows_per_chunk(variant.model, forwarded.hidden.device)
+    for rows in forwarded.hidden[first:end].split(per_chunk):
         yield head(rows)
 
 

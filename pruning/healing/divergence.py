@@ -44,7 +44,7 @@ class _SummedDivergence(torch.autograd.Function):
         dense: torch.Tensor,
         model: PreTrainedModel,
     ) -> torch.Tensor:
-        per_chunk = rows_per_chunk(model, _NUM_LOGITS)
+        per_chunk = rows_per_chunk(model, hidden.device, _NUM_LOGITS)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
         parts = (hidden.split(per_chunk), dense.split(per_chunk), gradient.split(per_chunk))

@@ -10,8 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import final_logits
+from pruning.models.memory import free_bytes
 
-LOGITS_BYTES = 24 * 2**20  # float32 logits at once: about a CPU's last-level cache
+# float32 logits at once: about a CPU's last-level cache; a GPU takes more, or it waits for launches
+LOGITS_BYTES, GPU_LOGITS_BYTES = 24 * 2**20, 2**30
 
 
 def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
@@ -43,7 +45,7 @@ def window_divergences(
     and of the dense model, which have the same head. The positions are those of ``window_losses``.
     """
     rows, dense_rows = (states[:, :-1].flatten(0, 1) for states in (hidden, dense))
-    per_chunk = rows_per_chunk(model, num_logits=2)
+    per_chunk = rows_per_chunk(model, rows.device, num_logits=2)
     nats = []
     for chunk, dense_chunk in zip(rows.split(per_chunk), dense_rows.split(per_chunk), strict=True):
         wanted = final_logits(model, dense_chunk).float().log_softmax(dim=1)
@@ -70,15 +72,21 @@ def _chunks(
     model: PreTrainedModel, rows: torch.Tensor, targets: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield float32 logits ``[rows, vocab]``, which may be overwritten, and their targets."""
-    per_chunk = rows_per_chunk(model)
+    per_chunk = rows_per_chunk(model, rows.device)
     for chunk, target in zip(rows.split(per_chunk), targets.split(per_chunk), strict=True):
         yield final_logits(model, chunk).float(), target
 
 
-def rows_per_chunk(model: PreTrainedModel, num_logits: int = 1) -> int:
-    """How many rows fit with ``num_logits`` logits for each token of the vocabulary."""
+def rows_per_chunk(model: PreTrainedModel, device: torch.device, num_logits: int = 1) -> int:
+    """How many rows fit with ``num_logits`` logits for each token of the vocabulary.
+
+    On a GPU they take an eighth of the free memory at most.
+    """
+    num_bytes = LOGITS_BYTES
+    if device.type == "cuda":
+        num_bytes = max(num_bytes, min(GPU_LOGITS_BYTES, free_bytes(device) // 8))
     vocab_size: int = model.config.vocab_size
-    return max(1, LOGITS_BYTES // (4 * num_logits * vocab_size))
+    return max(1, num_bytes // (4 * num_logits * vocab_size))
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -34,13 +34,18 @@ def state_budget(
     least: int = 0,
     of: str = "",
     num_sharing: int = 1,
+    reserved: int = 0,
 ) -> int:
     """The bytes that hidden states may take: ``num_bytes`` if given.
 
-    The default is half of the free memory of ``device``, divided among ``num_sharing`` processes.
+    The default is half of the free memory of ``device``, divided among ``num_sharing`` processes;
+    or less, down to ``least``, where ``reserved`` bytes for something else would not be left.
     Raises ``StateBudgetTooSmall`` below ``least``, the bytes that the states of ``of`` take.
     """
-    budget = free_bytes(device) // (2 * num_sharing) if num_bytes is None else num_bytes
+    budget = num_bytes
+    if budget is None:
+        free = free_bytes(device) // num_sharing
+        budget = min(free // 2, max(free - reserved, least))
     if budget < least:
         raise StateBudgetTooSmall(
             f"a state budget of {budget} bytes: the hidden states of {of} need {least}; raise the "

@@ -85,7 +85,8 @@ def fit(train: Sums, selection: Mapping[str, Sums], penalties: Sequence[float] =
     def tried(penalty: float) -> Fit:
         ridge = train.gram.double()
         ridge.diagonal().add_(penalty * unit)
-        factor, failed = torch.linalg.cholesky_ex(ridge)
+        factor = ridge  # in place: of a wide layer it takes gigabytes
+        _, failed = torch.linalg.cholesky_ex(ridge, out=(factor, _no_info(ridge)))
         if failed:  # too small a penalty for a matrix without full rank
             return _no_change(train, selection, penalty, inf)
         change = torch.cholesky_solve(cross, factor).T.to(train.cross.dtype)
@@ -104,6 +105,17 @@ def fit(train: Sums, selection: Mapping[str, Sums], penalties: Sequence[float] =
         if best is not first:
             break
     return best if best.worst < 1.0 else _no_change(train, selection, None, 1.0)
+
+
+def fit_bytes(width_in: int, width_out: int, num_domains: int) -> int:
+    """Bytes of the sums of training and of each domain, and of what ``fit`` needs beside them."""
+    gram, cross = width_in * width_in, width_out * width_in
+    sums = 4 * (1 + num_domains) * (gram + cross)
+    return sums + 8 * (gram + 2 * cross) + 4 * 4 * cross  # in float64; changes, and their products
+
+
+def _no_info(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.empty((), dtype=torch.int32, device=matrix.device)
 
 
 def _no_change(

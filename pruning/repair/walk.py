@@ -17,7 +17,7 @@ from pruning.models.memory import state_budget
 from pruning.removal import Losses
 from pruning.repair.cuts import Part, Parts, Refit, Run, observed
 from pruning.repair.plan import EMBEDDED, Plan, Stream
-from pruning.repair.ridge import Sums
+from pruning.repair.ridge import Sums, fit_bytes
 from pruning.repair.states import States
 
 
@@ -127,7 +127,11 @@ class LocalWalk:
         seqlen = windows[0].token_ids.shape[1]
         window_bytes = seqlen * self._token_bytes()
         budget = state_budget(
-            device, budget, least=window_bytes, of=f"one window of {seqlen} tokens"
+            device,
+            budget,
+            least=window_bytes,
+            of=f"one window of {seqlen} tokens",
+            reserved=self._ridge_bytes(windows, max(seqlen, batch_tokens)),
         )
         size = max(1, min(batch_tokens // seqlen, budget // window_bytes))
         self._batches = [
@@ -263,6 +267,19 @@ class LocalWalk:
         domains = {b.domain: None for b in self._batches if b.part is Part.SELECTION}
         train, *others = (Sums(width_in, width_out, self._device) for _ in (None, *domains))
         return Errors(train, dict(zip(domains, others, strict=True)))
+
+    def _ridge_bytes(self, windows: Sequence[Windows], num_tokens: int) -> int:
+        """What sums, a fit and the fitted matrices take at most, beside hidden states."""
+        num_refits = sum(isinstance(made.step, Refit) for made in self._plan.streams.values())
+        if not num_refits:
+            return 0
+        weight = self._model.get_parameter(f"{self._row.blocks}.0.{self._row.writes.refit}.weight")
+        width_out: int = self._model.config.hidden_size
+        width_in = weight.numel() // width_out
+        num_domains = len({each.domain for each in windows if each.part is Part.SELECTION})
+        of_batch = 4 * num_tokens * (2 * width_in + 3 * width_out)  # float32 copies of a batch
+        matrices = num_refits * width_in * width_out * self._model.dtype.itemsize
+        return fit_bytes(width_in, width_out, num_domains) + of_batch + matrices
 
     def _token_bytes(self) -> int:
         """Bytes of a token in the states that one call needs: source, output, dense, and read."""
