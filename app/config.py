@@ -3,7 +3,7 @@
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pydantic_settings import SettingsConfigDict
 
 from pruning.config import AbsolutePath, Settings
 from pruning.models.names import VariantName
+
+PrefixCache = Literal["on", "shared", "off"]
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of a secret, not a secret
 
@@ -148,6 +150,12 @@ class ServeSettings(Settings):
         description="memory for keys and values, for models whose keys have one shape, in bytes "
         "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of that of a GPU, "
         "when the first such model is used; on a CPU it is taken as it is used",
+    )
+    prefix_cache: PrefixCache = Field(
+        default="on",
+        description="`on` keeps what was read of prompts, and a prompt that begins alike is read "
+        "from there on; with API keys, within a tenant. `shared` shares it between tenants, who "
+        "can then learn from times what others asked. `off` reads each prompt in full",
     )
     reproducible: bool = Field(
         default=False,

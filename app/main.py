@@ -315,7 +315,7 @@ def _generation(
 ) -> GenerationServices:
     metrics.registry.register(ModelCollector(engine.stats, registry))
     metrics.registry.register(ExternalCollector(external.num_running, external.num_waiting))
-    backend = EngineBackend(engine, metrics)
+    backend = EngineBackend(engine, metrics, settings.prefix_cache)
     return GenerationServices(
         registry=registry,
         engine=engine,

@@ -159,8 +159,7 @@ class Engine:
         if request.grammar is not None and request.params.ignore_eos:
             expected = "false with a response_format, which says where an output ends"
             raise InvalidSampling("ignore_eos", True, expected)
-        is_reproducible = self.is_reproducible or request.params.reproducible
-        if is_reproducible and self.kernels.are_awaited(variant):
+        if self._is_reproducible(request) and self.kernels.are_awaited(variant):
             raise NotYetReproducible(variant.name)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
             raise UnknownTokenId(
@@ -181,9 +180,11 @@ class Engine:
         if request.request_id in self._sequences:
             raise DuplicateRequest(f"request {request.request_id} is running already")
         matcher = None if request.grammar is None else request.grammar.matcher()
-        seq = Sequence(request, new_generator(request.params), matcher, self._table(request))
-        is_reproducible = self.is_reproducible or request.params.reproducible
-        seq.is_cut_alone = is_reproducible and self._runner(request.variant).depends_on_its_batch
+        is_cut_alone = self._is_reproducible(request) and (
+            self._runner(request.variant).depends_on_its_batch
+        )
+        table = self._table(request, can_find=not is_cut_alone)
+        seq = Sequence(request, new_generator(request.params), matcher, table, is_cut_alone)
         self._sequences[request.request_id] = seq
         if not request.is_background:
             self.preempt()
@@ -227,7 +228,6 @@ class Engine:
         waiting, running = self._scheduler.waiting, self._scheduler.running
         if not self.has_live_work:
             waiting, running = {}, {}
-        pools = [cache.pool for cache in self._caches.every()]
         return EngineStats(
             num_running=sum(map(len, running.values())),
             num_waiting=sum(map(len, waiting.values())),
@@ -242,8 +242,8 @@ class Engine:
                 for variant in {**running, **waiting}
             },
             num_preemptions=self._scheduler.num_preemptions,
-            num_prefix_queries=sum(pool.num_queries for pool in pools),
-            num_prefix_hits=sum(pool.num_hits for pool in pools),
+            num_prefix_queries=self._caches.counts.num_queries,
+            num_prefix_hits=self._caches.counts.num_hits,
         )
 
     def _cache_bytes(self, variant: Variant, running: Iterable[Sequence]) -> int:
@@ -323,17 +323,21 @@ class Engine:
             )
         return self._runners[variant]
 
-    def _table(self, request: Request) -> BlockTable:
+    def _is_reproducible(self, request: Request) -> bool:
+        return self.is_reproducible or request.params.reproducible
+
+    def _table(self, request: Request, *, can_find: bool) -> BlockTable:
         """An empty table of pages, which are found by what their keys and values depend on."""
         variant, params = request.variant, request.params
         pool, depth = self._caches.of(variant).pool, num_blocks(variant.model)
-        is_reproducible = self.is_reproducible or params.reproducible
         if request.cache_scope is None or request.is_background:
             return BlockTable(pool, depth)
         weights = self._roots.setdefault(variant, secrets.token_bytes(16))
-        scope = f"{is_reproducible} {request.cache_scope}".encode()
+        scope = f"{self._is_reproducible(request)} {request.cache_scope}".encode()
         root = blake2b(scope, digest_size=16, key=weights).digest()
-        return BlockTable(pool, depth, root, can_find=params.num_prompt_logprobs is None)
+        return BlockTable(
+            pool, depth, root, can_find=can_find and params.num_prompt_logprobs is None
+        )
 
     def _advanced(self, seq: Sequence, choice: Choice | None) -> TokenEvent:
         """What fails in the work of one sequence ends it alone."""

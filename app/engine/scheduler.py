@@ -267,7 +267,7 @@ class Scheduler:
         self._leave(seq)
         seq.is_running = True
         if seq.pages.can_find and not seq.num_preemptions:
-            seq.pages.pool.num_queries += len(seq.tokens)
+            seq.pages.pool.counts.num_queries += len(seq.tokens)
         self.running.setdefault(seq.request.variant, []).append(seq)
 
     def _chunk(self, seq: Sequence, num_cached: int, rest: int, *, is_first: bool) -> int:

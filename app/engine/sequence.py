@@ -133,7 +133,8 @@ class Timings:
     was_alone: bool = False  # no other request was in the engine, from its first step to its end
     # What computed it, by what for: {"blocks, decode of 1": "compiled"}. A mapping has no hash.
     kernels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    num_cached_tokens: int = 0  # of the prompt, whose keys and values were there
+    # Tokens of the prompt whose keys and values were there; None where that is not known.
+    num_cached_tokens: int | None = None
 
     @property
     def queue_s(self) -> float:
@@ -243,7 +244,7 @@ class Sequence:
         self.num_cached += found
         if not self.num_preemptions:
             self.num_reused += found
-            self.pages.pool.num_hits += found
+            self.pages.pool.counts.num_hits += found
 
     def restart(self) -> None:
         """Leave all pages. Its tokens stay, and are read again from the first one."""

@@ -10,6 +10,8 @@ from functools import partial
 from hashlib import sha256
 from uuid import uuid4
 
+from app.auth.keys import caller
+from app.config import PrefixCache
 from app.engine.admission import Overloaded, Reservation
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
@@ -61,8 +63,11 @@ class CompletedOutput:
 class EngineBackend:
     """Generates the outputs of a request as one batch."""
 
-    def __init__(self, engine: AsyncEngine, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: AsyncEngine, metrics: Metrics, prefix_cache: PrefixCache = "on"
+    ) -> None:
         self._engine = engine
+        self._prefix_cache = prefix_cache
         self._metrics = metrics
         self._tokenizers = TokenizerPool()
         self._grammars = Grammars()
@@ -166,12 +171,21 @@ class EngineBackend:
                     self._params(request, served, len(ids), number),
                     deadline_s=deadline_s,
                     grammar=grammar,
+                    cache_scope=self._cache_scope(request),
                 )
                 for ids in await self.encode(request.prompts, [served], max_new_tokens)
                 for number in range(request.n)
             ]
             places.release()
             return self._engine.streams(engine_requests, partial(self._count, labels))
+
+    def _cache_scope(self, request: GenerationRequest) -> str | None:
+        """Which requests may share pages: those of the caller's tenant, whose times would tell
+        others what it has asked for."""
+        if self._prefix_cache == "off" or request.cache_salt is None:
+            return None
+        key = caller.get() if self._prefix_cache == "on" else None
+        return repr((None if key is None else key.owner, request.cache_salt))
 
     async def _grammar(self, request: GenerationRequest, served: ServedModel) -> Grammar | None:
         if request.params.response_format is None:

@@ -50,6 +50,9 @@ class GenerationRequest:
     timeout_s: float | None = None  # outputs that it cuts short end with TIMEOUT
     fills_context: bool = False  # fewer than max_new_tokens where the context ends before
     traffic: Traffic = "live"  # the label of its metrics
+    # Requests of a tenant with the same salt share what they have read of prompts. None: each
+    # prompt is read in full, so that times can be compared.
+    cache_salt: str | None = None
 
     def params_of(self, number: int) -> SamplingParams:
         """The parameters of one of the ``n`` outputs of a prompt, ``number`` from 0."""

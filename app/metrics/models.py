@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.engine.engine import EngineStats
@@ -30,6 +30,7 @@ class ModelCollector(Collector):
         yield _gauge(
             "sleb_kv_cache_usage_perc", "Used share of the cache, 0 to 1.", stats.kv_cache_usage
         )
+        yield from _of_cache(stats)
         yield _gauge("sleb_batch_size", "Sequences in the latest decode step.", stats.batch_size)
         caches = {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
         yield _by_model("sleb_kv_cache_bytes", "KV cache held for running sequences.", caches)
@@ -77,7 +78,7 @@ def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
         "sleb_num_requests_running", "Sequences being generated.", labels=_OF_VARIANT
     )
     waiting = GaugeMetricFamily(
-        "sleb_num_requests_waiting", "Sequences without a slot.", labels=_OF_VARIANT
+        "sleb_num_requests_waiting", "Sequences that wait for others to end.", labels=_OF_VARIANT
     )
     for name, kind in kinds.items():
         variant = stats.variants.get(name)
@@ -85,6 +86,16 @@ def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
         waiting.add_metric([name, kind], variant.num_waiting if variant else 0)
     yield running
     yield waiting
+
+
+def _of_cache(stats: EngineStats) -> Iterable[Metric]:
+    """Counters of pages, named as in vLLM."""
+    for name, text, value in (
+        ("num_preemptions", "Sequences that left their pages to others.", stats.num_preemptions),
+        ("prefix_cache_queries", "Prompt tokens that looked for pages.", stats.num_prefix_queries),
+        ("prefix_cache_hits", "Prompt tokens whose pages were there.", stats.num_prefix_hits),
+    ):
+        yield CounterMetricFamily(f"sleb_{name}", text, value=value)
 
 
 def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:

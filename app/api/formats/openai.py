@@ -30,8 +30,8 @@ from app.api.schemas.openai import (
     StreamOptions,
     TokenLogprob,
     TopLogprob,
-    Usage,
 )
+from app.api.schemas.usage import Usage
 from app.engine.async_engine import EngineStopped
 from app.engine.sequence import FinishReason, PromptToken
 from app.generation.output import Delta, Output, Token, TokenKey
@@ -74,13 +74,21 @@ class OpenAIFormat(ABC):
 
     def _usage(self, outputs: Sequence[Output]) -> Usage:
         """Count each prompt once, however many outputs it has."""
-        num_prompt_tokens = sum(output.num_prompt_tokens for output in outputs[:: self._n])
-        return Usage.of(num_prompt_tokens, sum(output.num_tokens for output in outputs))
+        firsts = outputs[:: self._n]
+        num_prompt_tokens = sum(output.num_prompt_tokens for output in firsts)
+        num_tokens = sum(output.num_tokens for output in outputs)
+        return Usage.of(num_prompt_tokens, num_tokens, _num_cached_tokens(firsts))
 
     def _usage_so_far(self, delta: Delta) -> Usage | None:
         if not self._has_usage_so_far or delta.num_prompt_tokens is None:
             return None
         return Usage.of(delta.num_prompt_tokens, delta.num_tokens)
+
+
+def _num_cached_tokens(outputs: Sequence[Output]) -> int | None:
+    """None unless all of them tell."""
+    found = [output.timings.num_cached_tokens for output in outputs]
+    return sum(num for num in found if num is not None) if None not in found else None
 
 
 def finish_of(output: Output) -> Finish:

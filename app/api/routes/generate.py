@@ -36,6 +36,7 @@ async def generate(
         params=params,
         stop=body.stop_strings,
         timeout_s=body.timeout_s,
+        cache_salt=body.cache_salt,
     )
     format_ = GenerateFormat(body, Vocabulary(served.tokenizer), served.entry.kind)
     return await respond(request, generator, generation_request, format_, is_streamed=body.stream)

@@ -99,7 +99,9 @@ async def create_completion(
     served = await generator.load(body.model)
     params = _completion_params(body)
     prompts = _prompts(body)
-    generation_request = GenerationRequest(served, prompts, params, _stop(body), n=_or(body.n, 1))
+    generation_request = GenerationRequest(
+        served, prompts, params, _stop(body), n=_or(body.n, 1), cache_salt=_or(body.cache_salt, "")
+    )
     format_ = CompletionFormat(
         body, Vocabulary(served.tokenizer), generator.fingerprint(served, params), prompts
     )
@@ -119,7 +121,13 @@ async def create_chat_completion(
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
     chat = Chat([message.as_template_input() for message in body.messages])
     generation_request = GenerationRequest(
-        served, [chat], params, _stop(body), n=_or(body.n, 1), fills_context=limit is None
+        served,
+        [chat],
+        params,
+        _stop(body),
+        n=_or(body.n, 1),
+        fills_context=limit is None,
+        cache_salt=_or(body.cache_salt, ""),
     )
     format_ = ChatFormat(body, Vocabulary(served.tokenizer), generator.fingerprint(served, params))
     return await respond(

@@ -137,6 +137,11 @@ class CompareView(BaseModel):
     repeats: int = Field(description="Number of repeats of every prompt.")
     seed: int | None = Field(description="Drawn if none was given; null for greedy decoding.")
     prompts: list[ComparedPromptView] = Field(description="The outputs for each prompt.")
+    prompt_reading: Literal["in full"] = Field(
+        default="in full",
+        description="All models read every prompt from its first token each time, whatever "
+        "requests have read before.",
+    )
     baseline_kernels: dict[str, str] = Field(description="The kernels of the baseline.")
     control: ControlView | None = Field(
         description="The baseline a second time; null with a single repeat."

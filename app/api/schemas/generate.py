@@ -49,6 +49,11 @@ class PromptsBody(Body, SamplingFields):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+CACHE_SALT = (
+    "Only requests with the same text here share what was read of their prompts, as in vLLM."
+)
+
+
 class GenerateBody(PromptsBody):
     """The prompts are generated together as one batch."""
 
@@ -68,6 +73,7 @@ class GenerateBody(PromptsBody):
         le=86_400,
         description="Outputs that take longer end with finish_reason timeout.",
     )
+    cache_salt: str = Field(default="", max_length=256, description=CACHE_SALT)
     stream: StrictBool = Field(default=False, description="Respond with server-sent events.")
 
 

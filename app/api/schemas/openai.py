@@ -5,7 +5,7 @@ supported, is refused unless its value asks for nothing. Unknown fields are refu
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -21,9 +21,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas.generate import MAX_PROMPTS, Body, ModelName, StopStrings
+from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, StopStrings
 from app.api.schemas.numbers import WHOLE, Integer, TokenIds
 from app.api.schemas.sampling import OpenAISamplingFields
+from app.api.schemas.usage import Usage
 from app.engine.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
@@ -108,6 +109,9 @@ class GenerationBody(Body, OpenAISamplingFields):
     stream: StrictBool | None = Field(default=None, description="Respond with server-sent events.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
     user: Ignored = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        default=None, description=CACHE_SALT
+    )
 
     @field_validator("stream_options")
     @classmethod
@@ -240,20 +244,6 @@ class ChatBody(GenerationBody):
 
 
 Finish = Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    prompt_tokens: int = Field(description="Tokens of the prompts.")
-    completion_tokens: int = Field(description="Generated tokens.")
-    total_tokens: int = Field(description="The sum of both.")
-
-    @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Self:
-        return cls(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-        )
 
 
 class LegacyLogprobs(BaseModel):

@@ -305,7 +305,7 @@ def test_pages_that_are_there_are_not_read_again() -> None:
     while not stranger.num_generated:
         run_next(each)
     assert (first.num_reused, again.num_reused, stranger.num_reused) == (0, 3 * PAGE_TOKENS, 0)
-    assert (pool.num_queries, pool.num_hits) == (3 * len(prompt), 3 * PAGE_TOKENS)
+    assert (pool.counts.num_queries, pool.counts.num_hits) == (3 * len(prompt), 3 * PAGE_TOKENS)
 
 
 def test_prompts_that_begin_alike_are_not_read_twice_when_they_come_at_once() -> None:
