@@ -124,7 +124,8 @@ def create_app(
         title="sleb-serve",
         summary="Dense language models and their depth-pruned variants, served and compared.",
         lifespan=lifespan,
-        docs_url=None,  # app.web has it, without a foreign request
+        openapi_url=None,  # app.api.openapi has it, and app.web the page, without a foreign request
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # for links between operations
         telemetry=tracing.fastapi if tracing is not None else None,

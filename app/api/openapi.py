@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
 
 from app.api.errors import INVALID_TITLE, PROBLEMS
 from app.api.problems import TOO_LARGE_TITLE, is_openai
@@ -78,19 +80,37 @@ def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses
 
 
 def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = False) -> None:
-    """Correct the document that FastAPI generates. Kept until routes or required keys change."""
+    """Correct the document that FastAPI generates, and send it at ``/openapi.json``.
+
+    It is kept as an object and as JSON until routes or required keys change: many requests for it
+    would stop the event loop otherwise.
+    """
     generate = app.openapi
-    kept: dict[tuple[bool, bool], tuple[dict[str, Any], dict[str, Any]]] = {}
+    kept: dict[tuple[bool, bool], _Kept] = {}
 
-    def document() -> dict[str, Any]:
+    def current() -> _Kept:
         access, generated = (authorizer.requires_key, authorizer.is_local), generate()
-        before, found = kept.get(access, (None, {}))
-        if before is not generated:
-            found = _described(generated, authorizer, is_audited=is_audited)
-            kept[access] = generated, found
-        return found
+        if access not in kept or kept[access].generated is not generated:
+            document = _described(generated, authorizer, is_audited=is_audited)
+            kept[access] = _Kept(generated, document, JSONResponse(document).body)
+        return kept[access]
 
-    app.openapi = document  # type: ignore[method-assign]  # FastAPI documents this way
+    app.openapi = lambda: current().document  # type: ignore[method-assign]  # FastAPI's way
+    app.add_api_route(
+        "/openapi.json",
+        lambda: Response(current().json, media_type="application/json"),
+        include_in_schema=False,
+        name="openapi",
+    )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A document in the form that FastAPI generated, corrected, and as JSON."""
+
+    generated: dict[str, Any]
+    document: dict[str, Any]
+    json: bytes | memoryview
 
 
 def _described(

@@ -2,6 +2,8 @@
 
 import gc
 import re
+import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -24,7 +26,24 @@ def free_bytes(device: torch.device) -> int:
         free, _total = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached  # torch can use its cache again
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _left_in_group())
+
+
+def _left_in_group(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the memory limit of this control group leaves, as of a container (cgroup v2).
+
+    Cached files count as free: the kernel drops them. Without a limit, more than any machine has.
+    """
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return sys.maxsize
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        kinds = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):  # no cgroup v2, or the root of all groups
+        return sys.maxsize
+    cached = sum(int(kind.split()[1]) for kind in kinds if kind.startswith("inactive_file "))
+    return max(0, int(limit) - used + cached)
 
 
 def state_budget(

@@ -193,7 +193,7 @@ def test_a_checkpoint_that_no_disk_space_is_left_for_is_refused(
     assert str(needed) in refused.json()["detail"]
     assert asked == [data_dir]
     assert submit(client, num_remove=3)["status"] == "queued"
-    assert post_with_key(client, "k", dtype="bfloat16").status_code == 202
+    assert post_with_key(client, "k", save_dtype="bfloat16").status_code == 202
 
 
 # ---- deletion and description

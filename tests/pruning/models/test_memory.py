@@ -1,6 +1,7 @@
 """Out of memory: the message, and the same result with half of the batch."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.checkpoints.store import Manifest
 from pruning.jobs.store import JobStore
+from pruning.models import memory
 from pruning.models.memory import BATCH_TOKENS, is_out_of_memory, shortage
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
@@ -25,6 +27,8 @@ ON_GPU = (
     "CUDA out of memory. Tried to allocate 1.95 GiB. GPU 0 has a total capacity of 14.57 GiB of "
     "which {free} is free. Of the allocated memory 734.07 MiB is allocated by PyTorch."
 )
+
+STAT = "anon 400\ninactive_file 200\nactive_file 100\n"
 
 
 def raised_by(allocate: object) -> Exception:
@@ -143,3 +147,21 @@ def test_half_the_batch_changes_no_removal(
     assert half.removed_blocks == whole.removed_blocks
     assert half.quality.losses == pytest.approx(whole.quality.losses, rel=1e-6)
     assert half.quality.perplexities == pytest.approx(whole.quality.perplexities, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": STAT}, 500),
+        ({"memory.max": "1000\n", "memory.current": "1300\n", "memory.stat": STAT}, 0),
+        ({"memory.max": "max\n"}, sys.maxsize),
+        ({}, sys.maxsize),
+    ],
+    ids=["limit", "beyond the limit", "no limit", "no group"],
+)
+def test_memory_ends_at_the_limit_of_a_container(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert memory._left_in_group(tmp_path) == expected
