@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'Installing the dependencies, torch among them; the download may take minutes.'
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[cluster,dev,eval,gcs,mlflow,otel,quantize,s3]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[all,dev]'
 	@touch $@
 
 demo: setup  ## prune a real model, serve it, compare (KEEP=1: keep serving)
@@ -86,7 +86,8 @@ lock: setup  ## write requirements.lock: what the image installs, with hashes
 	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
 		| sed 's/+.*//' > build/lock/installed.txt
 	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command 'make lock' --constraints build/lock/installed.txt --extra gcs --extra otel --extra s3 \
+		--custom-compile-command 'make lock' --constraints build/lock/installed.txt \
+		$(addprefix --extra ,datasets gcs gguf gpu heal otel plots s3) \
 		--output-file requirements.lock pyproject.toml
 
 sbom: setup  ## write build/sbom.json, a software bill of materials

@@ -66,6 +66,7 @@ from app.webhooks.delivery import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 from app.webhooks.target import address_rule
 from pruning.checkpoints.store import CheckpointStore
+from pruning.extras import require_extra
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed
 from pruning.jobs.idempotency import IdempotencyKeys
@@ -161,6 +162,7 @@ def _tracing(settings: ServeSettings) -> "Tracing | None":
     """Without an endpoint nothing is imported: the extra may not be installed."""
     if settings.otlp_endpoint is None:
         return None
+    require_extra("otel", "SLEB_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT")
     from app.metrics.tracing import tracing_to  # noqa: PLC0415 - an extra
 
     return tracing_to(str(settings.otlp_endpoint))

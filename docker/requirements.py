@@ -12,7 +12,16 @@ from itertools import chain
 from pathlib import Path
 
 LOCK, PROJECT = Path("requirements.lock"), Path("pyproject.toml")
-EXTRAS = ("gcs", "otel", "s3")  # as in `make lock`
+EXTRAS = (
+    "datasets",
+    "gcs",
+    "gguf",
+    "gpu",
+    "heal",
+    "otel",
+    "plots",
+    "s3",
+)  # as in `make lock`
 _TORCH = re.compile(r"torch(?![\w.-])")
 _OF_CUDA = re.compile(r"(triton|nvidia-(?!ml-py)|cuda-)")
 

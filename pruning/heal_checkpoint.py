@@ -17,13 +17,14 @@ from typing import Self
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish, published
 from pruning.checkpoints.store import Manifest, repair_of, verify
-from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
+from pruning.checkpoints.trajectory_plot import write_plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
 from pruning.data.calibration import RepairWindows, healing_windows
 from pruning.evaluation.assess import assess_healed, held_out_for
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
+from pruning.extras import require_extra
 from pruning.healing.adapter import Adapter, Merged, Tensors, adapted
 from pruning.healing.lock import locked
 from pruning.healing.peers import ALONE, PeerLost, Peers
@@ -70,9 +71,10 @@ def heal_checkpoint(
     is kept. It belongs to ``tenant``, or else to that of the source. Waits ``patience_s`` for
     another process that heals in the same place. This one is the first of ``peers``; the others
     call ``help_heal``. Other arguments and errors are those of
-    ``pipeline.prune``; also raises ``NotHealable``, ``HealingDiverged``, ``HealingInProgress`` and
-    ``PeerLost``.
+    ``pipeline.prune``; also raises ``ExtraMissing``, ``NotHealable``, ``HealingDiverged``,
+    ``HealingInProgress`` and ``PeerLost``.
     """
+    require_extra("heal", "healing")
     observer.phase("load")
     with locked(places.state, places.source.name, patience_s=patience_s, ask=confirm):
         source = verify(places.source)
@@ -96,6 +98,7 @@ def help_heal(
 
     Raises what that raises before it measures.
     """
+    require_extra("heal", "healing")
     source = verify(places.source)
     check_healable(source.name, source.healing)
     if not peers.as_first(0):  # it is published already
@@ -306,7 +309,7 @@ class _Healing:
         removals = [Removal.from_dict(removal) for removal in found]
         card = model_card(manifest, removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
-        (directory / PLOT_FILE).write_bytes(plot(manifest))
+        write_plot(manifest, directory)
 
     def verify(self, directory: Path, *, own: Own, how: Verify, ask: Callable[[], object]) -> None:
         """Raises ``CheckpointNotPortable``, and what ``ask`` raises."""

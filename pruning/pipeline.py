@@ -21,7 +21,7 @@ from pruning.checkpoints.same_search import (
     published_by_search,
 )
 from pruning.checkpoints.store import Manifest
-from pruning.checkpoints.trajectory_plot import PLOT_FILE, plot
+from pruning.checkpoints.trajectory_plot import write_plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
 from pruning.data.calibration import (
@@ -33,6 +33,7 @@ from pruning.data.calibration import (
 from pruning.data.windows import Windows, described
 from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
+from pruning.extras import require_extra
 from pruning.heal_checkpoint import heal_checkpoint
 from pruning.healing.places import healed_beside
 from pruning.models.block_times import BlockTimes
@@ -237,7 +238,7 @@ class _Run:
         copy_companions(self.dense.path, directory)
         card = model_card(manifest, self.removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
-        (directory / PLOT_FILE).write_bytes(plot(manifest))
+        write_plot(manifest, directory)
         _write_json(directory / "removal.json", [asdict(removal) for removal in self.removals])
         windows = described(self.windows, self.dense.tokenizer)
         _write_json(directory / "calibration.json", windows)
@@ -279,6 +280,7 @@ def _searched(
     held_out = partial(evaluation_windows, *source, evaluation=spec.evaluation)
     measured_on = held_out() if spec.evaluate else {}
     if spec.heal is not None:  # raises now what would be raised behind the search
+        require_extra("heal", "healing")
         check_healable_text(spec.calibration, dense.model, dense.tokenizer)
     observer.phase("search")
     plan = plan_of(spec, dense, windows, earlier)

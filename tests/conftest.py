@@ -11,7 +11,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for every thre
 import pytest
 from hypothesis import settings
 
-from pruning import pipeline
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
 
@@ -74,5 +73,5 @@ def _one_picture() -> Iterator[None]:
         return drawn[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "plot", first)
+        patch.setattr("pruning.checkpoints.trajectory_plot.plot", first)
         yield

@@ -54,6 +54,7 @@ from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.zero_shot import ZeroShotUnavailable
+from pruning.extras import ExtraMissing
 from pruning.healing.record import NotHealable
 from pruning.jobs.conditions import QueueFull
 from pruning.jobs.deletion import CheckpointInUse
@@ -115,6 +116,7 @@ _JOBS: Problems = {
     TargetUnreachable: (422, "target-unreachable", "No number of removals reaches the target."),
     NotHealable: (422, "not-healable", "The checkpoint cannot be healed."),
     CalibrationError: (422, "text-unusable", "The calibration text cannot be used."),
+    ExtraMissing: (422, "extra-missing", "An optional package is not installed."),
     ZeroShotUnavailable: (422, "zero-shot-unavailable", "Zero-shot tasks are not available."),
     DiskTooSmall: (422, "disk-too-small", "Not enough disk space for the pruned model."),
     InvalidWebhook: (422, "invalid-webhook", "Webhook URL not allowed."),

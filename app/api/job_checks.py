@@ -11,6 +11,7 @@ from app.auth.keys import seen_tenant
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.data.enough import check_text
 from pruning.evaluation.assess import check_measures
+from pruning.extras import require_extra
 from pruning.healing.record import check_healable
 from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint
 from pruning.jobs.heal_estimate import heal_estimate
@@ -109,6 +110,8 @@ class JobChecks:
 
     def pruning(self, spec: PruneSpec) -> Checked:
         """Raises what says why a worker could not run it."""
+        if spec.heal is not None:
+            require_extra("heal", "healing")
         info = self._models.inspect(spec.model)
         spec = spec.resolved(self._texts.file)
         check_measures(spec, info)
@@ -124,6 +127,7 @@ class JobChecks:
 
     def healing(self, name: str, heal: Heal) -> CheckedHealing:
         """The same of a job that only heals the checkpoint of that name."""
+        require_extra("heal", "healing")
         manifest = self._checkpoints.to_heal(name, seen_tenant())
         check_healable(manifest.name, manifest.healing)
         info = self._models.inspect(manifest.parent)

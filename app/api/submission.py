@@ -21,6 +21,7 @@ from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.zero_shot import ZeroShotUnavailable
+from pruning.extras import ExtraMissing
 from pruning.healing.record import NotHealable
 from pruning.jobs.conditions import Conditions, QueueFull
 from pruning.jobs.estimate import (
@@ -60,6 +61,7 @@ RAISES = (
     TargetUnreachable,
     DiskTooSmall,
     CalibrationError,
+    ExtraMissing,
     ZeroShotUnavailable,
     InvalidWebhook,
     WebhooksOff,

@@ -33,6 +33,7 @@ from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
+from pruning.extras import has_extra, missing_extra
 from pruning.models.demo_model import NAME
 from pruning.models.names import VariantName
 from pruning.models.random_models import random_model
@@ -209,7 +210,9 @@ def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
         console.print(table)
         for reason in reasons(rows):
             console.print(f"  {reason}", markup=False)
-    console.print(f"reports and plot: {out}", markup=False, soft_wrap=True)
+    console.print(f"reports: {out}", markup=False, soft_wrap=True)
+    if not has_extra("plots"):
+        console.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
 
 
 def facts_of(dtype: str) -> dict[str, object]:
@@ -246,7 +249,8 @@ def _write(bench: Bench, out: Path) -> None:
     text = json.dumps(to_wire(bench), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
     (out / TABLE_FILE).write_text(markdown(bench), encoding="utf-8")
-    (out / PLOT_FILE).write_bytes(plot(bench))
+    if has_extra("plots"):
+        (out / PLOT_FILE).write_bytes(plot(bench))
 
 
 def _weight_bytes(variant: Variant) -> int:

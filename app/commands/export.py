@@ -15,7 +15,7 @@ from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
 from pruning.checkpoints.export_record import EXPORT_FILE, to_record
-from pruning.checkpoints.gguf import GgufUnsupported, check_gguf, write_gguf
+from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
 from pruning.checkpoints.quantized import (
     compared_perplexities,
@@ -30,6 +30,7 @@ from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
 from pruning.evaluation.quality import Interval
+from pruning.extras import require_extra
 from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import Own, num_blocks, pruned_config, view
 from pruning.models.lineage import lineage_of
@@ -78,6 +79,9 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
         check_place(out, overwrite=export.overwrite)
     if gguf is not None:
         _check_file(gguf, overwrite=export.overwrite)
+        require_extra("gguf", "a GGUF file")
+        from pruning.checkpoints.gguf import check_gguf  # noqa: PLC0415 - an extra
+
         config = read_config(subject.path)
         check_gguf(config if subject.keep is None else pruned_config(config, subject.keep))
     if export.to is not None:
@@ -218,6 +222,8 @@ class _Exporter:
             remove_empty(file.parent)
 
     def _write_gguf(self, temporary: Path) -> None:
+        from pruning.checkpoints.gguf import write_gguf  # noqa: PLC0415 - an extra
+
         write_gguf(temporary, self.dense, self.keep, self.exported.name, self.own)
         if self.settings.verify is not Verify.OFF:
             device = self.settings.device

@@ -20,6 +20,7 @@ from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orde
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
 from pruning.evaluation.quality import DomainQuality
+from pruning.extras import require_extra
 from pruning.models.store import ModelStore
 from pruning.plural import counted
 from pruning.storage.checkpoints import current_checkpoints
@@ -88,8 +89,9 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
 def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> None:
     """Write the picture of these checkpoints, of those of these models, or of all.
 
-    Raises ``NothingToPlot``, ``CheckpointNotFound`` or ``CheckpointCorrupt``.
+    Raises ``ExtraMissing``, ``NothingToPlot``, ``CheckpointNotFound`` or ``CheckpointCorrupt``.
     """
+    require_extra("plots", "a plot")
     manifests = _newest_first(current_checkpoints(settings), names)
     parents = sorted({manifest.parent for manifest in manifests})
     if not manifests:

@@ -16,6 +16,7 @@ from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
+from pruning.extras import has_extra, missing_extra
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.observed import Observer
 from pruning.search.state import ScoredCandidate, SearchPlan
@@ -57,8 +58,8 @@ def run_stability(
 ) -> None:
     """Write the report and the plot into ``out``, which must be empty or not exist.
 
-    They are written after the second run and updated after each further run, and so is the result
-    that the data directory keeps.
+    Without the extra ``plots`` there is no plot. They are written after the second run and updated
+    after each further run, and so is the result that the data directory keeps.
     """
     out = new_place(out)
     models = models_for(spec, settings)
@@ -90,7 +91,8 @@ def _write(out: Path, report: Stability) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_wire(report), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
-    (out / PLOT_FILE).write_bytes(plot(report))
+    if has_extra("plots"):
+        (out / PLOT_FILE).write_bytes(plot(report))
 
 
 def _keep(report: Stability, settings: WorkerSettings, result_id: str | None) -> str:
@@ -110,7 +112,9 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
     console.print(_printed("depth by depth", *depth_table(report)))
     for text in conclusions(report):
         console.print(text, markup=False)
-    console.print(f"report and plot: {out}", markup=False, soft_wrap=True)
+    console.print(f"report: {out}", markup=False, soft_wrap=True)
+    if not has_extra("plots"):
+        console.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
 
 
 def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:

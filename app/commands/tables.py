@@ -14,6 +14,7 @@ from app.terminal import print_json
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
+from pruning.extras import has_extra, missing_extra
 from pruning.removal import Removal
 from pruning.store_url import StoreUrl
 
@@ -53,16 +54,21 @@ def print_run(
         num_removed = len(manifest.removed_blocks)
         print_domains(console, [domain.at_depth(num_removed) for domain in domains])
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
-    lines = [f"plot: {place / PLOT_FILE}"] if isinstance(place, Path) else []
+    lines = [_plot_line(place / PLOT_FILE)] if isinstance(place, Path) else []
     lines.append(f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {place}")
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
 
 
+def _plot_line(file: Path) -> str:
+    return f"plot: {file}" if has_extra("plots") else missing_extra("plots", "a plot")
+
+
 def _where(place: Path | StoreUrl) -> dict[str, str]:
     """A store keeps the plot under its digest."""
     if isinstance(place, Path):
-        return {"path": str(place), "plot": str(place / PLOT_FILE)}
+        plot = place / PLOT_FILE
+        return {"path": str(place)} | ({"plot": str(plot)} if has_extra("plots") else {})
     return {"url": str(place)}
 
 

@@ -24,7 +24,7 @@ def diagnose() -> list[Finding]:
     return [
         machine.packages(),
         fine("settings", "valid"),
-        machine.extras(_packages_of_extras(api, worker)),
+        machine.extras(_needed_extras(api, worker)),
         *_hardware(api),
         *_directories(api),
         _keys(api),
@@ -40,14 +40,18 @@ def _reason(error: Exception) -> str:
     return invalid_settings(error) if isinstance(error, ValidationError) else str(error)
 
 
-def _packages_of_extras(api: ServeSettings, worker: WorkerSettings) -> dict[str, str]:
-    """Required packages of the extras, each with the setting that requires it."""
+def _needed_extras(api: ServeSettings, worker: WorkerSettings) -> dict[str, str]:
+    """The extras that settings require, each with the variable."""
+    store = (api.checkpoint_store or "").partition("://")[0]
     required = {
-        "ray": ("SLEB_NUM_ACTORS", worker.num_actors > 0),
-        "opentelemetry-sdk": ("SLEB_OTLP_ENDPOINT", api.otlp_endpoint is not None),
-        "lm-eval": ("SLEB_TASKS_DIR", worker.tasks_dir is not None),
+        "cluster": ("SLEB_NUM_ACTORS", worker.num_actors > 0),
+        "eval": ("SLEB_TASKS_DIR", worker.tasks_dir is not None),
+        "gcs": ("SLEB_CHECKPOINT_STORE", store == "gs"),
+        "mlflow": ("SLEB_MLFLOW_URI", worker.mlflow_uri is not None),
+        "otel": ("SLEB_OTLP_ENDPOINT", api.otlp_endpoint is not None),
+        "s3": ("SLEB_CHECKPOINT_STORE", store == "s3"),
     }
-    return {package: variable for package, (variable, is_set) in required.items() if is_set}
+    return {extra: variable for extra, (variable, is_set) in required.items() if is_set}
 
 
 def _hardware(api: ServeSettings) -> list[Finding]:

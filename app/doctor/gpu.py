@@ -4,12 +4,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import psutil
-import pynvml
 import torch
 
 from app.doctor.finding import Finding, fine, size, wrong
+from pruning.worker.gpu import driver
 
 _CHECK = "device"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, cgroup v2
@@ -31,17 +32,15 @@ def gpus() -> Gpus:
         warnings.simplefilter("ignore")  # the finding says what torch would warn about
         num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     torch_cuda = torch.version.cuda
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return Gpus(torch_cuda=torch_cuda, num_usable=num_usable)
-    try:
-        total = tuple(_total_bytes(index) for index in range(pynvml.nvmlDeviceGetCount()))
-        newest = int(pynvml.nvmlSystemGetCudaDriverVersion())
-    except pynvml.NVMLError:
-        return Gpus(torch_cuda=torch_cuda, num_usable=num_usable)
-    finally:
-        pynvml.nvmlShutdown()
+    unknown = Gpus(torch_cuda=torch_cuda, num_usable=num_usable)
+    with driver() as nvml:
+        if nvml is None:
+            return unknown
+        try:
+            total = tuple(_total_bytes(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+            newest = int(nvml.nvmlSystemGetCudaDriverVersion())
+        except nvml.NVMLError:
+            return unknown
     return Gpus(total, f"{newest // 1000}.{newest % 1000 // 10}", torch_cuda, num_usable)
 
 
@@ -95,5 +94,5 @@ def _sizes(total_bytes: Sequence[int]) -> str:
     return ", ".join(map(size, total_bytes))
 
 
-def _total_bytes(index: int) -> int:
+def _total_bytes(pynvml: ModuleType, index: int) -> int:
     return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).total)

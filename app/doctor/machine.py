@@ -21,6 +21,7 @@ from app.engine.autotuning import Choice
 from app.engine.compiled.compilation import CompilationState, kept_state
 from app.engine.compiled.model import BLOCKS
 from app.engine.compiled.openmp import has_openmp, keep_compiled_in
+from pruning.extras import EXTRAS, has_extra, install_command
 
 _OURS = "sleb-serve"
 _MIN_FREE_BYTES = 10**9  # for logs, the job store and a small checkpoint
@@ -43,13 +44,14 @@ def packages(required: Sequence[str] | None = None) -> Finding:
 
 
 def extras(needed: Mapping[str, str]) -> Finding:
-    """``needed``: packages of extras, each with the setting that requires it."""
-    absent = [name for name in needed if _found(name) is None]
-    if absent:
-        said = "; ".join(f"{needed[name]} is set, but {name} is not installed" for name in absent)
-        advice = "pip install its extra (cluster, otel or eval), or unset the variable"
-        return wrong("extras", said, advice)
-    return fine("extras", "all that the settings require")
+    """List all extras. ``needed``: some, each with the setting that requires it."""
+    absent = [name for name in EXTRAS if not has_extra(name)]
+    if lacking := [name for name in needed if name in absent]:
+        said = "; ".join(f"{needed[name]} is set, but {name} is not installed" for name in lacking)
+        return wrong("extras", said, f"{install_command(*lacking)}, or unset the variable")
+    installed = ", ".join(name for name in EXTRAS if name not in absent) or "none"
+    others = [f"\n{name}, for {EXTRAS[name].purpose}: not installed" for name in absent]
+    return fine("extras", f"installed: {installed}{''.join(others)}")
 
 
 def kernels(choices: Mapping[str, Choice]) -> Finding:

@@ -25,6 +25,7 @@ from pruning.evaluation.quality import (
     Perplexity,
     text_of,
 )
+from pruning.extras import has_extra
 from pruning.healing.record import Healing
 from pruning.models.lineage import Lineage
 from pruning.plural import counted
@@ -72,9 +73,7 @@ remain.{dtypes}
 {advice}
 ## Quality after each removal
 
-![Perplexity by number of removed blocks, and a map of all blocks]({plot})
-
-{table}
+{plot}{table}
 
 {legend}
 
@@ -88,6 +87,10 @@ Calibration: {source}, {windows} of {seqlen} tokens
 Low perplexity does not prove that the model can still reason: evaluate it on your own task.
 `removal.json` contains the score of every candidate in every round, `calibration.json` the first
 words of each window, and `manifest.json` the lineage.
+"""
+_PLOT = f"""\
+![Perplexity by number of removed blocks, and a map of all blocks]({PLOT_FILE})
+
 """
 _EXPORT = """\
 {head}
@@ -185,7 +188,7 @@ def model_card(
         metric=_METRICS[spec.metric],
         dtypes=_dtypes(manifest, spec),
         advice=advice_section(manifest),
-        plot=PLOT_FILE,
+        plot=_PLOT if has_extra("plots") else "",
         table=markdown(headings, cells),
         legend=bullets(legend(manifest, headings, trajectory)),
         domains=_domains(manifest.quality.domains),

@@ -3,6 +3,7 @@
 It supports the families whose GGUF files transformers can load, so that each file can be verified.
 llama.cpp describes a byte-level BPE tokenizer by its tokens, its merges and the name of its
 pre-tokenizer. The name is derived from ``tokenizer.json``, and never guessed.
+Needs the extra ``gguf``.
 """
 
 import json
@@ -25,7 +26,7 @@ from gguf import (
 )
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from pruning.checkpoints.llama_cpp import conversion_advice, slides
+from pruning.checkpoints.llama_cpp import GgufUnsupported, conversion_advice, slides
 from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.save_streamed import kept_weights
 from pruning.search.dense_model import DenseModel
@@ -41,10 +42,6 @@ _SPLITS: Mapping[str, str] = MappingProxyType(
         _WORDS.replace("{NUMBERS}", r"\p{N}"): "qwen2",
     }
 )
-
-
-class GgufUnsupported(ValueError):
-    """The model or its tokenizer is not supported by llama.cpp, or not known to be."""
 
 
 class _TokenKind(IntEnum):

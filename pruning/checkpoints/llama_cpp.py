@@ -14,6 +14,10 @@ from transformers import PreTrainedConfig
 _CONVERTER = "convert_hf_to_gguf.py of llama.cpp"
 
 
+class GgufUnsupported(ValueError):
+    """The model or its tokenizer is not supported by llama.cpp, or not known to be."""
+
+
 @dataclass(frozen=True)
 class _Cycle:
     """Kinds of blocks that repeat from the first block on, and the list of a config with kinds."""

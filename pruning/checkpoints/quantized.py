@@ -7,7 +7,6 @@ the extra ``quantize``.
 import json
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from pruning.data.texts import default_seqlen, text_windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.quality import Perplexity
+from pruning.extras import has_extra, missing_extra
 from pruning.models.architectures import architecture
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import other_parameters, quantized_layers
@@ -37,10 +37,9 @@ class QuantizeUnavailable(RuntimeError):
 
 def require_compressed_tensors() -> None:
     """Raise ``QuantizeUnavailable`` unless it is installed. Call before loading a model."""
-    if find_spec("compressed_tensors") is None:
+    if not has_extra("quantize"):
         raise QuantizeUnavailable(
-            "writing and reading quantized checkpoints needs compressed-tensors: run `make setup`, "
-            "or pip install '.[quantize]' in the checkout"
+            missing_extra("quantize", "writing or reading a quantized checkpoint")
         )
 
 

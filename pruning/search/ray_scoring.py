@@ -18,6 +18,7 @@ from typing import Self
 
 import torch
 
+from pruning.extras import missing_extra
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
 from pruning.search.objective import LOSS, Objective
@@ -261,8 +262,7 @@ def import_ray(*parts: str) -> ModuleType:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ClusterUnavailable(
-            f"this needs Ray, which cannot be imported ({error}): run `make setup`, or pip install "
-            "'.[cluster]' in the checkout"
+            f"{missing_extra('cluster', 'a Ray cluster')} ({error})"
         ) from error
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import fsspec
 
+from pruning.extras import missing_extra
 from pruning.storage.files import FileSystemStore
 from pruning.storage.store import ObjectStore, StoreError
 from pruning.store_url import StoreUrl
@@ -38,9 +39,8 @@ def file_system(url: StoreUrl) -> fsspec.AbstractFileSystem:
     try:
         return fsspec.filesystem(url.scheme, skip_instance_cache=True, **_options(url.scheme))
     except ImportError as error:
-        extra = _EXTRAS[url.scheme]
         raise StoreExtraMissing(
-            f"{url.scheme}:// needs a library of its own: pip install '.[{extra}]' in the checkout"
+            missing_extra(_EXTRAS[url.scheme], f"a store of {url.scheme}://")
         ) from error
 
 

@@ -8,6 +8,7 @@ from pruning.checkpoints.verify_reload import CheckpointNotPortable
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
+from pruning.extras import ExtraMissing
 from pruning.healing.adapter import NothingToAdapt
 from pruning.healing.lock import HealingInProgress
 from pruning.healing.record import NotHealable
@@ -41,6 +42,7 @@ CODES: Mapping[type[Exception], str] = {
     TrainingNotSaved: "disk_full",
     QualityGateFailed: "quality_gate",
     CheckpointNotPortable: "checkpoint_not_portable",
+    ExtraMissing: "extra_missing",
     ZeroShotUnavailable: "zero_shot_unavailable",
     TaskUnusable: "task_unusable",
     StateBudgetTooSmall: "state_budget_too_small",

@@ -1,16 +1,19 @@
 """Memory and energy of the GPUs of this machine, read from the NVIDIA driver by NVML.
 
-NVML needs no CUDA context, which would take GPU memory in the parent of a worker. All figures are
-of the whole device, for all processes together.
+Needs the extra ``gpu``. NVML needs no CUDA context, which would take GPU memory in the parent of a
+worker. All figures are of the whole device, for all processes together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-import pynvml
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from pruning.extras import has_extra
 
 if TYPE_CHECKING:
     import torch
@@ -25,21 +28,37 @@ class GpuMemory:
     total_bytes: int
 
 
-def gpu_memory() -> list[GpuMemory]:
-    """The memory of each GPU; empty without a working NVIDIA driver."""
+@contextmanager
+def driver() -> Iterator[ModuleType | None]:
+    """The module ``pynvml``, connected; None without the extra ``gpu`` or a working driver."""
+    if not has_extra("gpu"):
+        yield None
+        return
+    import pynvml  # noqa: PLC0415 - an extra
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
+        yield None
+        return
     try:
-        return [_memory_of(device) for device in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
 
 
-def _memory_of(device: int) -> GpuMemory:
+def gpu_memory() -> list[GpuMemory]:
+    """The memory of each GPU; empty without a working NVIDIA driver, or without the extra."""
+    with driver() as nvml:
+        if nvml is None:
+            return []
+        try:
+            return [_memory_of(nvml, device) for device in range(nvml.nvmlDeviceGetCount())]
+        except nvml.NVMLError:
+            return []
+
+
+def _memory_of(pynvml: ModuleType, device: int) -> GpuMemory:
     found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(device))
     return GpuMemory(device, int(found.used), int(found.total))
 
@@ -69,21 +88,19 @@ class GpuMemoryCollector(Collector):
 def energy_j(device: "torch.device") -> float | None:
     """Joules since the driver was loaded; None without a GPU, a driver or an energy counter.
 
-    GPUs since Volta have the counter, which is updated about ten times a second.
+    None without the extra ``gpu`` as well. GPUs since Volta have the counter, which is updated
+    about ten times a second.
     """
     if device.type != "cuda":
         return None
     import torch  # noqa: PLC0415 - slow to import
 
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    with driver() as nvml:
+        if nvml is None:
+            return None
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+        except nvml.NVMLError:
+            return None

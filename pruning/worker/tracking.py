@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.quality import Interval
+from pruning.extras import missing_extra
 from pruning.jobs.job import Job
 from pruning.worker.sinks import Delivered, NotHere
 
@@ -38,10 +39,7 @@ class MlflowRuns:
         try:
             from mlflow import MlflowClient  # noqa: PLC0415 - an extra
         except ImportError as error:
-            raise MlflowMissing(
-                "SLEB_MLFLOW_URI needs MLflow's client: run `make setup`, or pip install "
-                "'.[mlflow]' in the checkout"
-            ) from error
+            raise MlflowMissing(missing_extra("mlflow", "SLEB_MLFLOW_URI")) from error
         self._client: MlflowClient = MlflowClient(tracking_uri=uri)
         self._uri = uri.rstrip("/")
         self._experiment = experiment

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -39,7 +40,8 @@ def ranges() -> list[str]:
     """The requirements of the image, as the project has them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["gcs"], *extras["otel"], *extras["s3"]]
+    names = ("datasets", "gcs", "gguf", "gpu", "heal", "otel", "plots", "s3")
+    return [*project["dependencies"], *chain.from_iterable(extras[name] for name in names)]
 
 
 def printed(directory: Path, part: str, lock: str | None = None) -> str:

@@ -18,7 +18,8 @@ from app.commands.export import Export
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.domain_tables import with_interval
 from pruning.checkpoints.export_record import EXPORT_FILE
-from pruning.checkpoints.gguf import FAMILIES, GgufUnsupported
+from pruning.checkpoints.gguf import FAMILIES
+from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, repair_of
 from pruning.checkpoints.trajectory import short

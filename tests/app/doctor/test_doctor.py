@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,11 +205,16 @@ def test_packages_that_do_not_fit_are_told() -> None:
         assert word in found.said
 
 
-def test_extras_that_settings_ask_for_are_looked_for() -> None:
-    assert extras({"torch": "SLEB_X"}).level is Level.OK
-    found = extras({"absent-package": "SLEB_X"})
+def test_extras_that_settings_ask_for_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extras({"s3": "SLEB_X"}).level is Level.OK
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    unused = extras({})
+    assert unused.level is Level.OK
+    assert "\ns3, for stores in S3: not installed" in unused.said
+    found = extras({"s3": "SLEB_X"})
     assert found.level is Level.WRONG
-    assert "SLEB_X is set, but absent-package" in found.said
+    assert "SLEB_X is set, but s3 is not installed" in found.said
+    assert found.advice.startswith("pip install 'sleb-serve[s3]'")
 
 
 def test_too_few_open_files_are_told() -> None:

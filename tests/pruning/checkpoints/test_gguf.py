@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pruning.checkpoints import gguf
 from pruning.checkpoints.gguf import (
     FAMILIES,
-    GgufUnsupported,
     check_gguf,
     vocabulary_of,
     write_gguf,
 )
+from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.verify_expected import expectation
 from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare_gguf
 from pruning.models.blocks import view

@@ -1,5 +1,8 @@
 """Questions for JSON: the same every time, with a solved example, and judged by their schema."""
 
+import json
+from typing import Any
+
 import jsonschema
 import pytest
 
@@ -9,6 +12,7 @@ from pruning.evaluation.json_questions import (
     JsonQuestion,
     JsonScore,
     digest,
+    fulfils,
     json_questions,
     wilson,
 )
@@ -76,3 +80,20 @@ def test_a_score_has_its_share_and_the_digest_of_its_questions() -> None:
     assert (score.share, score.num_valid, score.num_questions) == (0.75, 3, 4)
     assert score.digest == digest(questions)
     assert score.low < 0.75 < score.high
+
+
+def test_values_are_judged_as_by_jsonschema() -> None:
+    values: list[Any] = [None, True, 0, 1.0, -1, 0.5, 24, "", "x", "Monday", [], {}]
+    items = [{"thing": "pens", "number": value} for value in values]
+    values += [[value] for value in (*values, *items)] + [[1, 2.5, 3], [1, 2, True]]
+    verdicts = []
+    for question in json_questions(num_questions=4):
+        solved = question.prompt.split(END)[0]
+        answer = json.loads(solved.split("\nJSON: ")[1])
+        changed = [{**answer, name: value} for name in answer for value in values]
+        lacking = [{one: answer[one] for one in answer if one != name} for name in answer]
+        peer = jsonschema.Draft202012Validator(dict(question.schema))
+        for each in (answer, *changed, *lacking, {**answer, "other": 1}, [answer], None):
+            verdicts.append(fulfils(each, question.schema))
+            assert verdicts[-1] is peer.is_valid(each), each
+    assert 20 < sum(verdicts) < len(verdicts) - 100

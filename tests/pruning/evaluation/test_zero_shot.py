@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.evaluation import zero_shot
+from pruning import extras
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import view
@@ -101,8 +101,8 @@ def test_without_the_extra_it_says_what_to_install(
     def find_none(name: str) -> None:
         assert importlib.util.find_spec(name)  # or the tests above ran on nothing
 
-    monkeypatch.setattr(zero_shot, "find_spec", find_none)
-    with pytest.raises(ZeroShotUnavailable, match=r"pip install '\.\[eval\]'"):
+    monkeypatch.setattr(extras, "find_spec", find_none)
+    with pytest.raises(ZeroShotUnavailable, match=r"pip install 'sleb-serve\[eval\]'"):
         score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["toy"])
 
 

@@ -251,7 +251,7 @@ def test_nonsense_is_refused(num_actors: int, device: str, tmp_path: Path) -> No
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ClusterUnavailable, match=r"pip install '\.\[cluster\]'"):
+    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
         ClusterScorer(tmp_path, WINDOWS, num_actors=1)
 
 
@@ -275,5 +275,5 @@ def test_a_ray_that_does_not_start_is_a_plain_error(
 def test_nor_is_ray_enough_where_a_part_of_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     assert import_ray().__name__ == "ray"
-    with pytest.raises(ClusterUnavailable, match=r"pip install '\.\[cluster\]'"):
+    with pytest.raises(ClusterUnavailable, match=r"pip install 'sleb-serve\[cluster\]'"):
         import_ray("serve")
