@@ -4,6 +4,9 @@ BUILD ?= build
 BIN := $(VENV)/bin
 PYTHON ?= python3
 MINUTES ?= 30
+DEMO := $(VENV)/.with-demo
+ALL := $(VENV)/.with-all
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -12,16 +15,24 @@ PYTEST := $(BIN)/python -m pytest
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.installed  ## create a virtual environment with all dependencies
+setup: $(ALL)  ## create a virtual environment with all dependencies
 
-$(VENV)/.installed: pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo 'Installing the dependencies, torch among them; the download may take minutes.'
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[all,dev]'
+	$(PYTHON) -m venv $(VENV)
+
+# a file for each set of extras, so that none is installed twice
+$(DEMO): pyproject.toml | $(BIN)/python
+	@echo 'Installing what the demo needs, torch among it; the download may take minutes.'
+	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-demo: setup  ## prune a real model, serve it, compare (KEEP=1: keep serving)
+$(ALL): pyproject.toml | $(BIN)/python
+	@echo 'Installing the extras and what the tests need; the download may take minutes.'
+	$(INSTALL) --editable '.[all,dev]'
+	@touch $(DEMO) $@
+
+demo: $(DEMO)  ## prune a real model, serve it, compare (KEEP=1: keep serving)
 	$(BIN)/sleb demo $(if $(KEEP),--keep)
 
 test: setup  ## lint, and beside it all tests except the slow ones
@@ -52,13 +63,13 @@ fmt: setup  ## format the code and fix lint errors
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-up: setup  ## run the embedded Valkey, a worker and the API
+up: $(DEMO)  ## run the embedded Valkey, a worker and the API
 	$(BIN)/sleb up
 
-serve: setup  ## run the API alone
+serve: $(DEMO)  ## run the API alone
 	$(BIN)/sleb serve
 
-worker: setup  ## run one worker
+worker: $(DEMO)  ## run one worker
 	$(BIN)/sleb worker
 
 bench: setup  ## benchmark all modes of the search (half an hour)

@@ -1,0 +1,53 @@
+"""What ``make`` installs, and with which command. Nothing is installed here."""
+
+import subprocess
+from pathlib import Path
+
+from tests.support.pages import ROOT
+
+
+def planned(target: str, venv: Path, path: Path) -> list[str]:
+    """The commands that ``make`` would run; ``path`` has the programs, beside those of Debian."""
+    ran = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={venv}"],
+        cwd=ROOT,
+        env={"PATH": f"{path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stdout.splitlines()
+
+
+def installs(lines: list[str]) -> list[str]:
+    return [line for line in lines if " install " in line]
+
+
+def test_the_demo_installs_no_more_than_it_needs(tmp_path: Path) -> None:
+    [demo] = installs(planned("demo", tmp_path / "venv", tmp_path))
+    assert demo.endswith("--editable '.[demo]'")
+    [everything] = installs(planned("pytest", tmp_path / "venv", tmp_path))
+    assert everything.endswith("--editable '.[all,dev]'")
+
+
+def test_pip_installs_where_there_is_no_uv(tmp_path: Path) -> None:
+    [without] = installs(planned("demo", tmp_path / "venv", tmp_path))
+    assert "/venv/bin/python -m pip install " in without
+    (tmp_path / "uv").write_text("#!/bin/sh\n")
+    (tmp_path / "uv").chmod(0o755)
+    [with_uv] = installs(planned("demo", tmp_path / "venv", tmp_path))
+    assert with_uv.startswith("uv pip install --python ")
+
+
+def test_nothing_is_installed_twice(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    everything = planned("setup", tmp_path, tmp_path)
+    [stamps] = [line for line in everything if line.startswith("touch ")]
+    for stamp in stamps.split()[1:]:  # both: all that the demo needs is in it
+        Path(stamp).touch()
+    assert installs(planned("setup", tmp_path, tmp_path)) == []
+    assert installs(planned("demo", tmp_path, tmp_path)) == []
+    (tmp_path / ".with-all").unlink()
+    assert installs(planned("demo", tmp_path, tmp_path)) == []
+    assert len(installs(planned("setup", tmp_path, tmp_path))) == 1
