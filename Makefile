@@ -78,9 +78,10 @@ bench: setup  ## benchmark all modes of the search (half an hour)
 dashboards: setup  ## generate the Grafana dashboards from dashboards/
 	$(BIN)/python -m dashboards
 
-docs: setup  ## generate docs/settings.md and docs/rest.md from the code
+docs: setup  ## generate docs/settings.md, docs/rest.md and docs/families.md from the code
 	$(BIN)/python -m tools.docs.settings
 	$(BIN)/python -m tools.docs.rest
+	$(BIN)/python -m tools.docs.families
 
 audit: setup sbom  ## check the installed packages for known vulnerabilities
 	@mkdir -p $(BUILD)

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
+from tests.support.families import is_slow
 
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
@@ -27,7 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("quick")
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        family = params.get("family")
+        is_contract = item.get_closest_marker("contract") is not None
+        if isinstance(family, str) and is_slow(family, is_contract=is_contract):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from app.engine.attention import Attention
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.merged_linear import Project, feed_forward, side_by_side
-from pruning.models.architectures import Parts
 from pruning.models.blocks import input_scale
+from pruning.models.layout import Parts
 
 
 @dataclass(frozen=True)

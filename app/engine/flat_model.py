@@ -45,8 +45,9 @@ from app.engine.compiled.openmp import ParallelFunction
 from app.engine.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.flat_block import FlatBlock, Rotation, flat_block, is_usual
 from app.engine.step import NEVER, Interruption, Step
-from pruning.models.architectures import Parts, architecture
+from pruning.models.architectures import architecture
 from pruning.models.blocks import block_list, finish
+from pruning.models.layout import Parts
 
 # Kernels of the blocks on a CPU, the last one for prompts only.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"

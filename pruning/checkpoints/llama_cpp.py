@@ -53,10 +53,17 @@ WITH_SILU = frozenset(
      "qwen3_moe", "smollm3"}
 )  # fmt: skip
 UNKNOWN = frozenset({"opt"})  # to llama.cpp, whose converter refuses them
+# What llama.cpp does with other families was not read.
+READ = WITHOUT_WINDOWS | WITH_SILU | UNKNOWN | CYCLES.keys() | {"gemma", "gpt2", "gpt_neox"}
 
 
 def conversion_advice(config: PreTrainedConfig) -> str:
     """Whether to convert a model with this config by llama.cpp's converter, and why not."""
+    if config.model_type not in READ:
+        return (
+            f"whether {_CONVERTER} is safe for a pruned {config.model_type} is not known: before "
+            f"you rely on its file, compare what it generates with what the directory does"
+        )
     if config.model_type in UNKNOWN:
         return f"llama.cpp does not support {config.model_type} either"
     if differences := list(_differences(config)):

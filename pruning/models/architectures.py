@@ -5,9 +5,11 @@ No other code depends on the family of a model.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from pruning.models.layout import Architecture, Parts, StreamWrites, weight_and_bias
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -27,65 +29,6 @@ class CannotQuantize(UnsupportedConfig):
     param = "quantize"
 
 
-def _both(*layers: str) -> tuple[str, ...]:
-    """The weight and the bias of each of these layers."""
-    return tuple(f"{layer}.{name}" for layer in layers for name in ("weight", "bias"))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Names of the parts of a standard block: attention and a feed-forward part, each residual.
-
-    Each part has a norm before and after it, whose name is empty if the family has none.
-    """
-
-    norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
-    attention: str = "self_attn"
-    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one fused projection
-    head_norms: tuple[str, ...] = ()  # norms of queries and of keys
-    output: str = "o_proj"
-    feed_forward: str = "mlp"
-    rotation: str = "model.rotary_emb"  # a path from the causal language model
-    rotates_by_kind: bool = False  # whether each kind of attention has its own frequencies
-
-
-@dataclass(frozen=True)
-class StreamWrites:
-    """The parameters that write into the residual stream, which a repair can change.
-
-    Multiplying the ``scaled`` parameters multiplies what a block adds to the stream by the same
-    factor. A model may lack some of them, such as biases that its config turns off. There are none
-    if the block reads its input without a norm, as no factor has this effect then. ``refit`` is the
-    last linear layer, if it writes into the stream directly.
-    """
-
-    scaled: tuple[str, ...] = _both("self_attn.o_proj", "mlp.down_proj")
-    offset: float = 0.0  # of norms that multiply by their weight plus this offset
-    refit: str | None = "mlp.down_proj"
-    is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
-    requires: tuple[
-        tuple[str, object], ...
-    ] = ()  # config keys, and the values without which none of this is true
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The layout of a family. Paths are dotted and start at the causal language model."""
-
-    blocks: str
-    tail: tuple[str, ...]  # modules between the last block and the head; some may be None
-    per_block: tuple[str, ...] = ("layer_types",)  # config lists with one entry per block
-    # Config keys that describe such a list by a period: views have none, as it may not be true
-    periods: tuple[str, ...] = ()
-    boundaries: tuple[str, ...] = ()  # config keys that count the blocks up to one
-    logit_softcap: str | None = None  # config key: logits become cap * tanh(logits / cap)
-    # Config keys that make blocks depend on their depth, and the values with which they do not
-    depth_dependent: tuple[tuple[str, object], ...] = ()
-    parts: Parts | None = None  # None if blocks are not standard
-    is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
-    writes: StreamWrites = StreamWrites()
-
-
 _LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
 _QWEN_LIKE = replace(_LLAMA_LIKE, boundaries=("max_window_layers",))
 _GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
@@ -95,8 +38,17 @@ _WITH_EXPERTS = replace(
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
     parts=None,
     is_linear=False,
-    writes=StreamWrites(scaled=(*_both("self_attn.o_proj"), "mlp.experts.down_proj"), refit=None),
+    writes=StreamWrites(
+        scaled=(*weight_and_bias("self_attn.o_proj"), "mlp.experts.down_proj"), refit=None
+    ),
 )
+_OWN_FORWARD = replace(_LLAMA_LIKE, parts=None)
+_GRANITE_LIKE = replace(
+    _OWN_FORWARD,
+    logit_divisor="logits_scaling",
+    writes=StreamWrites(multiplier="residual_multiplier"),
+)
+_COHERE_LIKE = replace(_OWN_FORWARD, logit_multiplier="logit_scale")
 _BEHIND_NORMS = StreamWrites(
     scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
     offset=1.0,
@@ -109,15 +61,45 @@ _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
+        "arcee": _LLAMA_LIKE,
+        "cohere": _COHERE_LIKE,
+        "cohere2": _COHERE_LIKE,
+        "cwm": _LLAMA_LIKE,
+        "ernie4_5": _OWN_FORWARD,
+        "exaone4": replace(
+            _OWN_FORWARD,
+            periods=("sliding_window_pattern",),
+            writes=StreamWrites(scaled=(), refit=None),
+        ),
+        "falcon": Architecture(
+            blocks="transformer.h",
+            tail=("transformer.ln_f",),
+            returns_tuple=True,
+            only=(("alibi", False),),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attention.dense", "mlp.dense_4h_to_h"),
+                refit="mlp.dense_4h_to_h",
+            ),
+        ),
+        "flex_olmo": replace(_WITH_EXPERTS, writes=StreamWrites(scaled=(), refit=None)),
         "gemma": _LLAMA_LIKE,
         "gemma2": replace(
-            _GEMMA_LIKE, parts=None, writes=_BEHIND_NORMS
-        ),  # softcap of attention scores
+            _GEMMA_LIKE,
+            parts=None,  # softcap of attention scores
+            writes=_BEHIND_NORMS,
+        ),
         "gemma3_text": replace(
             _GEMMA_LIKE,
             periods=("sliding_window_pattern", "_sliding_window_pattern"),
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
             writes=_BEHIND_NORMS,
+        ),
+        "glm": _OWN_FORWARD,
+        "glm4": replace(
+            _OWN_FORWARD,
+            writes=StreamWrites(
+                scaled=("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight"), refit=None
+            ),
         ),
         "gpt2": Architecture(
             blocks="transformer.h",
@@ -125,22 +107,63 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             depth_dependent=(("scale_attn_by_inverse_layer_idx", False),),
             is_linear=False,
             writes=StreamWrites(
-                scaled=_both("attn.c_proj", "mlp.c_proj"), refit="mlp.c_proj", is_transposed=True
+                scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"),
+                refit="mlp.c_proj",
+                is_transposed=True,
+            ),
+        ),
+        "gpt_bigcode": Architecture(
+            blocks="transformer.h",
+            tail=("transformer.ln_f",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit="mlp.c_proj"
             ),
         ),
         "gpt_neox": Architecture(
             blocks="gpt_neox.layers",
             tail=("gpt_neox.final_layer_norm",),
             writes=StreamWrites(
-                scaled=_both("attention.dense", "mlp.dense_4h_to_h"), refit="mlp.dense_4h_to_h"
+                scaled=weight_and_bias("attention.dense", "mlp.dense_4h_to_h"),
+                refit="mlp.dense_4h_to_h",
             ),
         ),
+        "gpt_oss": replace(
+            _WITH_EXPERTS,
+            writes=StreamWrites(
+                scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.experts.down_proj_bias"), refit=None
+            ),
+        ),
+        "granite": _GRANITE_LIKE,
+        "helium": _OWN_FORWARD,
+        "hunyuan_v1_dense": _OWN_FORWARD,
+        "hyperclovax": replace(
+            _OWN_FORWARD,
+            logit_multiplier="logits_scaling",
+            writes=StreamWrites(
+                scaled=("post_norm1.weight", "post_norm2.weight"),
+                refit=None,
+                requires=(("use_post_norm", True),),
+            ),
+        ),
+        "internlm3": _LLAMA_LIKE,
+        "iquestcoder": _LLAMA_LIKE,
+        "jais2": _LLAMA_LIKE,
         "llama": _LLAMA_LIKE,
+        "mellum": _WITH_EXPERTS,
+        "ministral": _LLAMA_LIKE,
+        "ministral3": _OWN_FORWARD,
         "mistral": _LLAMA_LIKE,
         "mixtral": _WITH_EXPERTS,
+        "nemotron": _LLAMA_LIKE,
+        "olmo": _OWN_FORWARD,
         "olmo2": replace(
             _LLAMA_LIKE,
             parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS),
+            writes=StreamWrites(scaled=(), refit=None),
+        ),
+        "olmo3": replace(
+            _LLAMA_LIKE,
+            parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS, rotates_by_kind=True),
             writes=StreamWrites(scaled=(), refit=None),
         ),
         "olmoe": _WITH_EXPERTS,
@@ -148,10 +171,25 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             blocks="model.decoder.layers",
             tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
             writes=StreamWrites(
-                scaled=_both("self_attn.out_proj", "fc2"),
+                scaled=weight_and_bias("self_attn.out_proj", "fc2"),
                 refit="fc2",
                 # OPT-350m has its norms behind; without the last norm, a scale is in the logits
                 requires=(("do_layer_norm_before", True), ("_remove_final_layer_norm", False)),
+            ),
+        ),
+        "persimmon": replace(
+            _OWN_FORWARD,
+            tail=("model.final_layernorm",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.dense", "mlp.dense_4h_to_h"),
+                refit="mlp.dense_4h_to_h",
+            ),
+        ),
+        "phi": replace(
+            _OWN_FORWARD,
+            tail=("model.final_layernorm",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.dense", "mlp.fc2"), refit="mlp.fc2"
             ),
         ),
         "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
@@ -166,15 +204,20 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "qwen3": replace(_QWEN_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
         "qwen3_moe": _WITH_EXPERTS,
+        "seed_oss": _LLAMA_LIKE,
         "smollm3": replace(
             _LLAMA_LIKE,
             per_block=("layer_types", "no_rope_layers"),
             periods=("no_rope_layer_interval",),
         ),
+        "stablelm": _OWN_FORWARD,
         "starcoder2": replace(
             _LLAMA_LIKE,
-            writes=StreamWrites(scaled=_both("self_attn.o_proj", "mlp.c_proj"), refit="mlp.c_proj"),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.o_proj", "mlp.c_proj"), refit="mlp.c_proj"
+            ),
         ),
+        "vaultgemma": replace(_OWN_FORWARD, logit_softcap="final_logit_softcapping"),
     }
 )
 
@@ -189,6 +232,12 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
             f"the weights of this model are quantized ({method}), and only plain weights can be "
             f"scored, served and published: give the unquantized model that it was made from"
         )
+    for switch, expected in row.only:
+        if (value := getattr(config, switch, expected)) != expected:
+            raise UnsupportedConfig(
+                f"{config.model_type} with {switch}={json.dumps(value)} cannot be pruned and "
+                f"served: only {switch}={json.dumps(expected)} is supported"
+            )
     for switch, harmless in row.depth_dependent:
         if (value := getattr(config, switch, harmless)) != harmless:
             raise UnsupportedConfig(

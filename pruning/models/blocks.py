@@ -125,6 +125,8 @@ class BlockCall:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         output = self.block(hidden, *self.args, **self.kwargs)
+        if isinstance(output, tuple):
+            output = output[0]
         assert isinstance(output, torch.Tensor)
         return output
 
@@ -142,10 +144,11 @@ def block_calls(
     single window, and broadcast over any batch. Runs no block.
     """
     calls: list[BlockCall] = []
+    returns_tuple = architecture(model.config).returns_tuple
 
     def note(block: nn.Module, hidden: torch.Tensor, *args: object, **kwargs: object) -> object:
         calls.append(BlockCall(block, args, kwargs))
-        return hidden
+        return (hidden, None) if returns_tuple else hidden
 
     skeleton = view(model, range(num_blocks(model)))
     for block, shell in zip(block_list(model), block_list(skeleton), strict=True):
@@ -174,8 +177,12 @@ def final_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 def softcapped(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
     """What the model makes of the output of its head."""
-    row = architecture(model.config)
-    cap = getattr(model.config, row.logit_softcap) if row.logit_softcap else None
+    row, config = architecture(model.config), model.config
+    if row.logit_multiplier is not None:
+        logits = logits * getattr(config, row.logit_multiplier)
+    if row.logit_divisor is not None:
+        logits = logits / getattr(config, row.logit_divisor)
+    cap = getattr(config, row.logit_softcap) if row.logit_softcap else None
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

@@ -162,6 +162,7 @@ class _Repair:
         self._walk = walk
         row = architecture(dense.model.config)
         self._path, self._writes = row.blocks, row.writes
+        self._multiplier = row.writes.factor(dense.model.config)
         self._factors: dict[int, float] = {}
         self._penalties: dict[int, float | None] = {}
         self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
@@ -210,7 +211,7 @@ class _Repair:
             name = f"{self._path}.{block}.{self._writes.refit}.weight"
             old = self._dense.model.get_parameter(name)
             change = found.change.T if self._writes.is_transposed else found.change
-            matrix = (old.float() + change).to(old.dtype)
+            matrix = (old.float() + change / self._multiplier).to(old.dtype)
             self._matrices[stream] = (name, matrix)
         self._walk.refit(stream, matrix)
 

@@ -202,14 +202,16 @@ class LocalWalk:
 
     @torch.no_grad()
     def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
-        """The refitted layer writes straight into the stream. So what its change adds is added to
-        the output of the block, or the block runs again if there was no room to keep that."""
+        """The refitted layer writes into the stream, at most times a factor. So what its change
+        adds is added to the output of the block, or the block runs again if there was no room to
+        keep that."""
         made = self._plan.streams[stream]
         call, layer = self._refitted(made)
         old = call.block.get_parameter(f"{layer}.weight")
         matrix = old if matrix is None else matrix.to(old.device)
         again = call.of(with_own(call.block, {f"{layer}.weight": matrix}))
-        change = (matrix.float() - old.float()).to(old.dtype)
+        factor = self._row.writes.factor(self._model.config)
+        change = ((matrix.float() - old.float()) * factor).to(old.dtype)
         if not self._row.writes.is_transposed:
             change = change.T
         for at in self._batches_of(made.reads):

@@ -32,6 +32,7 @@ DENSE, PRUNED = variant(), variant(pruned=True)
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.contract
 def test_greedy_output_is_that_of_generate(family: str) -> None:
     variants = variant(family=family), variant(pruned=True, family=family)
     requests = [

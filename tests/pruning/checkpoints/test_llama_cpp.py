@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from pruning.checkpoints.llama_cpp import (
     CYCLES,
+    READ,
     UNKNOWN,
     WITHOUT_WINDOWS,
     conversion_advice,
@@ -26,7 +27,13 @@ def advice(family: str, keep: range = range(12), /, **settings: Any) -> str:
     return conversion_advice(pruned_config(AutoConfig.for_model(family, **shape), keep))
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_no_family_is_called_safe_that_was_not_read() -> None:
+    assert ARCHITECTURES.keys() > READ
+    for family in ARCHITECTURES.keys() - READ:
+        assert f"a pruned {family} is not known" in advice(family)
+
+
+@pytest.mark.parametrize("family", sorted(READ))
 def test_blocks_that_take_turns_by_their_position_are_safe_only_in_turn(family: str) -> None:
     if family in UNKNOWN:
         assert advice(family) == f"llama.cpp does not support {family} either"
@@ -68,6 +75,7 @@ def test_the_page_lists_the_families_of_each_kind() -> None:
     section = page.partition("convert_hf_to_gguf.py` of llama.cpp")[2].partition("## ")[0]
     table = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
     listed = [re.findall(r"`(\w+)`", cells[1]) for cells in table]
-    safe = ARCHITECTURES.keys() - CYCLES.keys() - UNKNOWN - WITHOUT_WINDOWS
+    safe = READ - CYCLES.keys() - UNKNOWN - WITHOUT_WINDOWS
     kinds = [safe, WITHOUT_WINDOWS - CYCLES.keys(), CYCLES.keys(), UNKNOWN]
     assert listed == [sorted(families) for families in kinds]
+    assert "other families" in section

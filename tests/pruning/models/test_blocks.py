@@ -83,6 +83,7 @@ class TestEveryFamily:
             assert int(logits_of(pruned, ids)[0, -1].argmax()) == token
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
 
+    @pytest.mark.contract
     def test_saved_and_loaded_it_is_the_same_model(self, family: str, tmp_path: Path) -> None:
         pruned, ids = view(tiny_model(family), KEEP), token_ids()
         pruned.save_pretrained(tmp_path)
@@ -108,6 +109,7 @@ class TestEveryFamily:
         twice = view(scaled, range(len(KEEP)))
         assert torch.equal(logits_of(twice, ids), logits_of(scaled, ids))
 
+    @pytest.mark.contract
     def test_config_and_its_lists_tell_of_the_kept_blocks(self, family: str) -> None:
         dense = tiny_model(family)
         pruned = view(dense, KEEP)
@@ -133,6 +135,7 @@ class TestEveryFamily:
             places = {m.__dict__["layer_idx"] for m in block.modules() if "layer_idx" in m.__dict__}
             assert places <= {position}
 
+    @pytest.mark.contract
     def test_blocks_called_one_by_one_give_the_models_logits(self, family: str) -> None:
         """Calls of one window run on more windows, and are recorded without running a block."""
         dense, ids = tiny_model(family), token_ids(rows=3)
@@ -184,6 +187,11 @@ def test_weights_that_depend_on_their_depth_are_refused() -> None:
         architecture(config)
 
 
+def test_a_mechanism_that_is_not_served_is_refused() -> None:
+    with pytest.raises(UnsupportedConfig, match=r"falcon with alibi=true .* only alibi=false is"):
+        architecture(AutoConfig.for_model("falcon", alibi=True))
+
+
 @pytest.mark.parametrize(
     ("switch", "value"), [("mlp_only_layers", [0, 2]), ("decoder_sparse_step", 2)]
 )
@@ -202,10 +210,12 @@ def test_blocks_that_are_of_two_kinds_by_their_depth_are_refused(
 # Caches, heads of other tasks, attention to an encoder, and what ``architecture`` refuses
 NOT_IN_BLOCKS = {"use_cache", "tie_word_embeddings", "output_router_logits", "is_decoder",
                  "add_cross_attention", "summary_use_proj", "summary_proj_to_labels",
-                 "scale_attn_by_inverse_layer_idx", "use_bidirectional_attention"}  # fmt: skip
+                 "scale_attn_by_inverse_layer_idx", "use_bidirectional_attention",
+                 "alibi"}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.contract
 def test_a_tiny_model_exists_for_every_switch_of_a_config(family: str) -> None:
     config, inherited = AutoConfig.for_model(family).to_dict(), PreTrainedConfig().to_dict()
     switches = {key for key, value in config.items() if isinstance(value, bool)}

@@ -68,9 +68,9 @@ def test_an_unreachable_speedup_says_what_was_measured() -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
-def test_every_family_can_be_timed_and_is_left_alone(model_type: str) -> None:
-    model = tiny_model(model_type)
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_every_family_can_be_timed_and_is_left_alone(family: str) -> None:
+    model = tiny_model(family)
     token_ids = torch.tensor([[3, 4, 5]])
     before = model(token_ids).logits
     times = measure_times(model)

@@ -23,6 +23,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)
+@pytest.mark.contract
 def test_it_computes_what_the_folded_model_computes(family: str, method: Method) -> None:
     model, ids = tiny_model(family), token_ids()
     repaired = repaired_by(method, model, KEEP)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.models.blocks import num_blocks, view
+from pruning.models.blocks import block_list, num_blocks, view
 from pruning.models.loss import last_hidden, window_losses
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
@@ -25,6 +25,7 @@ from pruning.repair.repair import (
 )
 from pruning.repair.ridge import Sums, fit
 from pruning.repair.states import States
+from tests.support.repairs import repaired_by
 from tests.support.tiny import CONFIGS, VOCAB_SIZE, tiny_model
 
 KEEPS = [(0, 1, 2, 4, 5), (0, 2, 4, 5), (0, 2, 5), (1, 3, 4)]  # the last lacks its ends
@@ -45,6 +46,7 @@ def text(seed: int = 0, num_train: int = 6) -> RepairText:
 
 @pytest.mark.parametrize("state_budget", [None, SMALL])  # which makes blocks run again
 @pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.contract
 def test_the_folded_model_is_the_formula(family: str, state_budget: int | None) -> None:
     model = tiny_model(family)
     before = {name: values.clone() for name, values in model.named_parameters()}
@@ -88,6 +90,21 @@ def test_a_streamed_model_is_repaired_like_a_resident_one(
     streamed = StreamedModel(tiny_model_dir, device="cpu")
     other = repair_depths(streamed, KEEPS[:2], windows, batch_tokens=24, state_budget=state_budget)
     assert_equal(other, one)
+
+
+def test_a_factor_of_what_blocks_write_changes_no_repair() -> None:
+    """The same model without the factor, which its weights have instead, is repaired as well."""
+    model = tiny_model("granite")
+    plain = copy.deepcopy(model)
+    plain.config.residual_multiplier = 1.0
+    with torch.no_grad():
+        for block in block_list(plain):
+            block.__dict__["residual_multiplier"] = 1.0
+            for layer in ("self_attn.o_proj", "mlp.down_proj"):
+                block.get_parameter(f"{layer}.weight").mul_(model.config.residual_multiplier)
+    found, expected = (repaired_by(Method.RIDGE, each, KEEPS[0]) for each in (model, plain))
+    for domain, losses in expected.losses.items():
+        assert found.losses[domain] == pytest.approx(losses, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])

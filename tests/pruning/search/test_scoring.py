@@ -72,6 +72,7 @@ def one_trunk_bytes(seqlen: int) -> int:
 
 
 @pytest.mark.parametrize("family", [*sorted(ARCHITECTURES), *SWITCHED])
+@pytest.mark.contract
 def test_every_family_is_searched_as_the_plain_scorer_would(family: str) -> None:
     """Windows longer than the sliding window, in batches, with and without room for states."""
     model, token_ids = tiny_model(family), windows(5, 12)

@@ -34,12 +34,14 @@ from pruning.models.blocks import block_list
 from tests.support.both_ways import Forwards, forwards
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
+from tests.support.families import EVERYWHERE
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 
 WAYS = (AROUND, AROUND_BOTH, COMPILED)
 NUM_TOKENS = 64  # of a sequence, for short ones
 COMPILED_FAMILIES = (
-    "gemma", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
+    "cwm", "gemma", "gemma3_text", "internlm3", "iquestcoder", "llama", "ministral", "mistral",
+    "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3",
 )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def test_any_number_of_threads_computes_the_same(num_threads: int, way: str) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize("family", COMPILED_FAMILIES)
+@pytest.mark.parametrize("family", sorted(EVERYWHERE & set(COMPILED_FAMILIES)))
 def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     family: str, is_int8: bool, way: str
 ) -> None:

@@ -1,0 +1,77 @@
+"""The layout of a family of models: where its blocks are, and what its config says about them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def weight_and_bias(*layers: str) -> tuple[str, ...]:
+    """The weight and the bias of each of these layers."""
+    return tuple(f"{layer}.{name}" for layer in layers for name in ("weight", "bias"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Names of the parts of a standard block: attention and a feed-forward part, each residual.
+
+    Each part has a norm before and after it, whose name is empty if the family has none.
+    """
+
+    norms: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
+    attention: str = "self_attn"
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # or one fused projection
+    head_norms: tuple[str, ...] = ()  # norms of queries and of keys
+    output: str = "o_proj"
+    feed_forward: str = "mlp"
+    rotation: str = "model.rotary_emb"  # a path from the causal language model
+    rotates_by_kind: bool = False  # whether each kind of attention has its own frequencies
+
+
+@dataclass(frozen=True)
+class StreamWrites:
+    """The parameters that write into the residual stream, which a repair can change.
+
+    Multiplying the ``scaled`` parameters multiplies what a block adds to the stream by the same
+    factor. A model may lack some of them, such as biases that its config turns off. There are none
+    if the block reads its input without a norm, as no factor has this effect then. ``refit`` is the
+    last linear layer, if it writes into the stream, multiplied by ``multiplier`` or directly.
+    """
+
+    scaled: tuple[str, ...] = weight_and_bias("self_attn.o_proj", "mlp.down_proj")
+    offset: float = 0.0  # of norms that multiply by their weight plus this offset
+    refit: str | None = "mlp.down_proj"
+    is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
+    multiplier: str | None = None  # config key of the factor between ``refit`` and the stream
+    requires: tuple[
+        tuple[str, object], ...
+    ] = ()  # config keys, and the values without which none of this is true
+
+    def factor(self, config: "PreTrainedConfig") -> float:
+        """By what the output of ``refit`` is multiplied before it is added to the stream."""
+        return 1.0 if self.multiplier is None else float(getattr(config, self.multiplier))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The layout of a family. Paths are dotted and start at the causal language model."""
+
+    blocks: str
+    tail: tuple[str, ...]  # modules between the last block and the head; some may be None
+    per_block: tuple[str, ...] = ("layer_types", "mlp_layer_types")  # lists with an entry per block
+    # Config keys that describe such a list by a period: views have none, as it may not be true
+    periods: tuple[str, ...] = ()
+    boundaries: tuple[str, ...] = ()  # config keys that count the blocks up to one
+    # Config keys of what becomes of logits: cap * tanh(logits / cap), a factor, and a divisor
+    logit_softcap: str | None = None
+    logit_multiplier: str | None = None
+    logit_divisor: str | None = None
+    returns_tuple: bool = False  # whether a block returns its hidden states within a tuple
+    # Config keys that make blocks depend on their depth, and the values with which they do not
+    depth_dependent: tuple[tuple[str, object], ...] = ()
+    # Config keys of other mechanisms, and the values with which the family is supported
+    only: tuple[tuple[str, object], ...] = ()
+    parts: Parts | None = None  # None if blocks are not standard
+    is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
+    writes: StreamWrites = StreamWrites()

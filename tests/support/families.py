@@ -1,0 +1,205 @@
+"""Configs of tiny models: one for each supported family, and the other values of its switches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NUM_BLOCKS = 6
+VOCAB_SIZE = 96
+MAX_POSITIONS = 128
+EOS = 1
+WINDOW = 5  # shorter than the prompts, so that sliding windows slide
+
+LLAMA_LIKE: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": MAX_POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": EOS,
+    "pad_token_id": 2,
+}
+_MIXED = ["sliding_attention", "full_attention"] * (NUM_BLOCKS // 2)
+_BOTH = {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": _MIXED}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+_BIASES = {"attention_bias": True, "mlp_bias": True}
+_SLIDING = {"sliding_window": WINDOW, "layer_types": _MIXED}
+_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.3,
+}
+_GPT2_LIKE = {
+    "n_embd": 32,
+    "n_layer": NUM_BLOCKS,
+    "n_head": 4,
+    "n_positions": MAX_POSITIONS,
+    "vocab_size": VOCAB_SIZE,
+    "bos_token_id": 0,
+    "eos_token_id": EOS,
+    "pad_token_id": 2,
+}
+# These have settings of other names than llama's, and refuse some of those.
+OF_ITS_OWN = {"falcon", "gpt2", "gpt_bigcode"}
+
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "arcee": {},
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": {**_SLIDING, "logit_scale": 0.5},
+    "cwm": _SLIDING,
+    "ernie4_5": {},
+    "exaone4": _SLIDING,
+    "falcon": {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "num_hidden_layers": NUM_BLOCKS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_POSITIONS,
+        "bos_token_id": 0,
+        "eos_token_id": EOS,
+        "pad_token_id": 2,
+    },
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gemma": {},
+    "gemma2": {"sliding_window": WINDOW, "layer_types": _MIXED},
+    "gemma3_text": {"sliding_window": WINDOW, "layer_types": _MIXED},
+    "glm": {},
+    "glm4": {},
+    "gpt2": _GPT2_LIKE,
+    "gpt_bigcode": _GPT2_LIKE,
+    "gpt_neox": {},
+    "gpt_oss": {**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "granite": _MULTIPLIERS,
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "hyperclovax": _MULTIPLIERS,
+    "internlm3": _BIASES,  # it has both or none
+    "iquestcoder": {},
+    "jais2": {},
+    "llama": {},
+    "mellum": {
+        **_SLIDING,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+    "ministral": _SLIDING,
+    "ministral3": {},
+    "mistral": {"sliding_window": WINDOW},
+    "mixtral": {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "nemotron": {},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": _SLIDING,
+    "olmoe": _EXPERTS,
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "persimmon": {},
+    "phi": {},
+    "phi3": {"sliding_window": WINDOW},
+    "qwen2": _BOTH,
+    "qwen2_moe": {**_EXPERTS, **_BOTH, "shared_expert_intermediate_size": 24},
+    "qwen3": _BOTH,
+    "qwen3_moe": {
+        **_EXPERTS,
+        "num_experts": 12,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+    },
+    "seed_oss": {},
+    "smollm3": {**_BOTH, "no_rope_layers": [1, 1, 0, 1, 1, 0]},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": WINDOW},
+    "vaultgemma": _SLIDING,
+}
+
+# The other value of each setting that changes which parameters a block has, or what it computes.
+SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "arcee": _BIASES,
+    "cohere": {"attention_bias": True, "use_qk_norm": True},
+    "cohere2": {"attention_bias": True},
+    "cwm": {"mlp_bias": True},
+    "ernie4_5": {"use_bias": True},
+    "falcon": {
+        "bias": True,
+        "multi_query": False,
+        "new_decoder_architecture": True,
+        "parallel_attn": False,
+    },
+    "flex_olmo": {"attention_bias": True, "norm_topk_prob": True},
+    "gemma": {"attention_bias": True},
+    "gemma2": {"attention_bias": True},
+    "gemma3_text": {"attention_bias": True},
+    "glm": {"attention_bias": False},
+    "glm4": {"attention_bias": False},
+    "gpt2": {"reorder_and_upcast_attn": True, "scale_attn_weights": False},
+    "gpt_bigcode": {
+        "attention_softmax_in_fp32": False,
+        "multi_query": False,
+        "scale_attention_softmax_in_fp32": False,
+        "scale_attn_weights": False,
+    },
+    "gpt_neox": {"attention_bias": False, "use_parallel_residual": False},
+    "gpt_oss": {"attention_bias": False},
+    "granite": _BIASES,
+    "helium": _BIASES,
+    "hunyuan_v1_dense": {"attention_bias": True},
+    "hyperclovax": {**_BIASES, "use_post_norm": False},
+    "iquestcoder": _BIASES,
+    "jais2": {"attention_bias": False, "mlp_bias": False},
+    "llama": _BIASES,
+    "mellum": {"attention_bias": True, "norm_topk_prob": False},
+    "nemotron": _BIASES,
+    "olmo": {"attention_bias": True, "clip_qkv": 0.5},
+    "olmo2": {"attention_bias": True},
+    "olmo3": {"attention_bias": True},
+    "olmoe": {"attention_bias": True, "clip_qkv": 0.5, "norm_topk_prob": True},
+    "opt": {
+        "_remove_final_layer_norm": True,
+        "do_layer_norm_before": False,
+        "enable_bias": False,
+        "layer_norm_elementwise_affine": False,
+    },
+    "persimmon": {"qk_layernorm": False},
+    "phi": {"qk_layernorm": True},
+    "qwen2_moe": {"norm_topk_prob": True, "qkv_bias": False},
+    "qwen3": {"attention_bias": True},
+    "qwen3_moe": {"attention_bias": True, "norm_topk_prob": True},
+    "seed_oss": {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    "smollm3": _BIASES,
+    "stablelm": {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True},
+    "starcoder2": {"use_bias": False},
+    "vaultgemma": {"attention_bias": True},
+}
+SWITCHED = tuple(f"{family}-{switch}" for family, of in SWITCHES.items() for switch in of)
+
+# Families with a mechanism that no family of ``EVERYWHERE`` has: a factor of logits, blocks that
+# return a tuple, attention with sinks, a factor of the residual stream, norms behind with windows.
+MECHANISMS = frozenset({"cohere2", "falcon", "gpt_oss", "granite", "olmo3"})
+# Quick tests run these.
+EVERYWHERE = frozenset(
+    {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2",
+     "olmoe", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"}
+)  # fmt: skip
+
+
+def is_slow(family: str, *, is_contract: bool) -> bool:
+    """Whether a test of this family, or of one of ``SWITCHED``, is a slow one.
+
+    ``is_contract``: the test decides whether the family is supported.
+    """
+    name, _, switch = family.partition("-")
+    return name not in EVERYWHERE and not (is_contract and name in MECHANISMS and not switch)
