@@ -18,7 +18,8 @@ from app.engine.attention import (
     packed_mask,
 )
 from app.engine.autotuning import Autotuner
-from tests.support.tiny import WINDOW, tiny_model
+from tests.support.families import WINDOW
+from tests.support.tiny import tiny_model
 
 HEADS, KEY_HEADS, DIM = 6, 2, 8
 CPU, KIND = torch.device("cpu"), "any"
