@@ -78,7 +78,7 @@ bench: setup  ## benchmark all modes of the search (half an hour)
 dashboards: setup  ## generate the Grafana dashboards from dashboards/
 	$(BIN)/python -m dashboards
 
-docs: setup  ## generate docs/settings.md, docs/rest.md and docs/families.md from the code
+docs: setup  ## generate pages of docs/ from the code
 	$(BIN)/python -m tools.docs.settings
 	$(BIN)/python -m tools.docs.rest
 	$(BIN)/python -m tools.docs.families

@@ -4,8 +4,9 @@ No other code depends on the family of a model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from pruning.models.layout import Architecture, Parts, StreamWrites, weight_and_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+_MAX_NAMED = 12  # config keys in a message
 
 
 class UnknownArchitecture(ValueError):
@@ -226,7 +230,7 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
     """The row of this model. Raises ``UnknownArchitecture`` or ``UnsupportedConfig``."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
-        raise unknown_architecture(config.model_type)
+        raise unknown_architecture(config.model_type, config.to_dict())
     if (method := _quantized_by(config)) is not None:
         raise UnsupportedConfig(
             f"the weights of this model are quantized ({method}), and only plain weights can be "
@@ -258,13 +262,30 @@ def check_quantizable(model_type: str) -> None:
         )
 
 
-def unknown_architecture(model_type: str) -> UnknownArchitecture:
-    """The error for models of a type that has no row. It lists the supported types."""
+def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> UnknownArchitecture:
+    """The error for models of a type that has no row. It lists the supported types.
+
+    ``keys`` are those of the config, if they are known.
+    """
     return UnknownArchitecture(
-        f"models of type {model_type!r} are not supported: blocks can be removed from decoder-only "
-        f"language models of the types {', '.join(sorted(ARCHITECTURES))}, but not from models "
-        f"with an encoder, with recurrent states instead of attention, or for images"
+        f"models of type {model_type!r} are not supported{_nearest(model_type, keys)}: blocks can "
+        f"be removed from decoder-only language models of the types "
+        f"{', '.join(sorted(ARCHITECTURES))}, but not from models with an encoder, with recurrent "
+        f"states instead of attention, or for images"
     )
+
+
+def _nearest(model_type: str, keys: Collection[str]) -> str:
+    """The supported type whose name is nearest, and the config keys that it does not have."""
+    names = get_close_matches(model_type, ARCHITECTURES, n=1, cutoff=0.65)
+    if not names:
+        return ""
+    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds
+
+    nearest = AutoConfig.for_model(names[0])
+    others = sorted(key for key in keys if not hasattr(nearest, key))
+    differs = f", which does not have {', '.join(others[:_MAX_NAMED])}" if others else ""
+    return f" (the nearest supported type is {names[0]!r}{differs})"
 
 
 def _quantized_by(config: "PreTrainedConfig") -> str | None:

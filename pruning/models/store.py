@@ -235,21 +235,22 @@ def parse_config(path: Path) -> "PreTrainedConfig":
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # the code of a config runs on whatever the file holds
         needs_code = "trust_remote_code" in str(error)
-        if not needs_code and (unknown := _type_without_row(path)) is not None:
-            raise unknown_architecture(unknown) from error
+        if not needs_code and (fields := _fields_without_row(path)) is not None:
+            raise unknown_architecture(fields["model_type"], fields) from error
         reason = "the model needs its own code, which is never run" if needs_code else error
         raise NotAModel(f"{path}/config.json cannot be read: {reason}") from error
     return config
 
 
-def _type_without_row(path: Path) -> str | None:
-    """The ``model_type`` of the config, if it is a text and not a supported type."""
+def _fields_without_row(path: Path) -> dict[str, Any] | None:
+    """The fields of the config, if its ``model_type`` is a text and not a supported type."""
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    return model_type if isinstance(model_type, str) and model_type not in ARCHITECTURES else None
+    is_unknown = isinstance(model_type, str) and model_type not in ARCHITECTURES
+    return fields if is_unknown else None
 
 
 def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:

@@ -57,10 +57,10 @@ PAGE = """\
 
 # Families of models
 
-A family is the `model_type` in `config.json`. Each family in this table passes the same tests on
-random models: the search chooses what a plain search does, and the engine generates what `generate`
-does, with every switch of the config, also without some blocks and repaired; a written checkpoint
-computes the same.
+A family is the `model_type` in `config.json`; `sleb doctor MODEL` tells the same of a directory.
+Each family in this table passes the same tests on random models: the search chooses what a plain
+search does, and the engine generates what `generate` does, with every switch of the config, also
+without some blocks and repaired; a written checkpoint computes the same.
 
 *Flat* means that the engine runs the blocks itself; *own forward* that it calls the model's. A
 [repair](guides/prune.md#repair) by scale multiplies the hidden states, one by ridge refits

@@ -187,6 +187,14 @@ def test_weights_that_depend_on_their_depth_are_refused() -> None:
         architecture(config)
 
 
+def test_the_error_names_the_nearest_family_and_what_differs() -> None:
+    config = AutoConfig.for_model("qwen3_next")
+    with pytest.raises(UnknownArchitecture, match=r"nearest .* 'qwen3_moe', .* linear_conv_kernel"):
+        architecture(config)
+    with pytest.raises(UnknownArchitecture, match="'mamba' are not supported: "):
+        architecture(AutoConfig.for_model("mamba"))
+
+
 def test_a_mechanism_that_is_not_served_is_refused() -> None:
     with pytest.raises(UnsupportedConfig, match=r"falcon with alibi=true .* only alibi=false is"):
         architecture(AutoConfig.for_model("falcon", alibi=True))

@@ -1,0 +1,52 @@
+"""The doctor's report of one model: whether it is supported, how it is served, what repairs it."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from app.doctor.finding import Finding, fine, note, wrong
+from app.engine.attention import UnsupportedAttention, attention_windows
+from app.engine.flat_model import flat_model
+from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
+from pruning.models.store import NotAModel, parse_config
+from pruning.plural import counted
+from pruning.repair.repair import possible_methods
+
+
+def family(path: Path) -> list[Finding]:
+    """Findings about the model in this directory, by its config: no weights are read."""
+    try:
+        config = parse_config(path)
+        architecture(config)
+    except NotAModel as error:
+        return [wrong("family", str(error), "give a directory with the config.json of a model")]
+    except (UnknownArchitecture, UnsupportedConfig) as error:
+        advice = "docs/families.md lists all families, and why others are not supported"
+        return [wrong("family", str(error), advice)]
+    blocks = counted(config.num_hidden_layers, "block")
+    return [
+        fine("family", f"{config.model_type} is supported; the model has {blocks}"),
+        _served(config),
+        _repairs(config),
+    ]
+
+
+def _served(config: PreTrainedConfig) -> Finding:
+    try:
+        attention_windows(config)
+    except UnsupportedAttention as error:
+        return note("served", f"not by the own engine: {error}", "serve the checkpoint with vLLM")
+    with torch.device("meta"):  # modules without values
+        model = AutoModelForCausalLM.from_config(config).eval()
+        is_flat = flat_model(model) is not None
+    if is_flat:
+        return fine("served", "by the own engine, which runs the blocks itself")
+    return fine("served", "by the own engine, which calls the model's own forward")
+
+
+def _repairs(config: PreTrainedConfig) -> Finding:
+    if methods := possible_methods(config):
+        return fine("repair", f"possible by {' and by '.join(methods)}")
+    said = "not possible: its blocks read hidden states without a norm, or write them behind one"
+    return note("repair", said, "prune fewer blocks, or heal the checkpoint")

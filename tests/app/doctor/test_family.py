@@ -1,0 +1,55 @@
+"""What the doctor says of one model, by its config alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from app.cli.main import app
+from app.doctor.family import family
+from app.doctor.finding import Level
+from tests.support.tiny import tiny_model
+
+
+def config_of(path: Path, name: str) -> Path:
+    tiny_model(name).config.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "served", "repair"),
+    [
+        ("llama", "runs the blocks itself", "by scale and by ridge"),
+        ("gpt2", "calls the model's own forward", "by scale and by ridge"),
+        ("mixtral", "calls the model's own forward", "by scale"),
+        ("olmo2", "runs the blocks itself", "not possible"),
+    ],
+)
+def test_a_supported_model_is_described(
+    name: str, served: str, repair: str, tmp_path: Path
+) -> None:
+    described = {each.check: each for each in family(config_of(tmp_path, name))}
+    assert f"{name} is supported; the model has 6 blocks" in described["family"].said
+    assert served in described["served"].said
+    assert repair in described["repair"].said
+    assert ("ridge" in described["repair"].said) == ("ridge" in repair)
+
+
+def test_a_kind_of_attention_without_a_mask_is_for_vllm(tmp_path: Path) -> None:
+    path = config_of(tmp_path, "qwen2") / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "layer_types": ["chunked_attention"] * 6}))
+    [_, served, _] = family(tmp_path)
+    assert (served.level, served.advice) == (Level.NOTE, "serve the checkpoint with vLLM")
+
+
+def test_other_models_are_wrong_and_the_command_fails(tmp_path: Path) -> None:
+    AutoConfig.for_model("mamba").save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    [found] = json.loads(result.output)["findings"]
+    assert "'mamba' are not supported" in found["said"]
+    [absent] = family(tmp_path / "absent")
+    assert absent.level is Level.WRONG
