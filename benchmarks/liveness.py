@@ -40,6 +40,7 @@ NUM_TOKENS = 16
 _TIMEOUT_S = 60.0
 _GRACE_S = 5.0  # for the process of the attackers to say what it was answered
 _PERCENTILES = (50, 90, 99, 100)
+_NONE = (float("inf"),) * len(_PERCENTILES)  # where no probe was answered
 _LONG_TEXT = "the dog sees a cat. " * 200_000  # 4 MB
 
 
@@ -302,7 +303,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    found = np.percentile(row.attacked.probes_ms or [float("inf")], _PERCENTILES)
+    found = np.percentile(row.attacked.probes_ms, _PERCENTILES) if row.attacked.probes_ms else _NONE
     probes = " / ".join(f"{ms:.0f}" for ms in found)
     before, beside = (
         f"{median(of.requests_ms):.0f}" if of.requests_ms else "none"

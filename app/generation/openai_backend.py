@@ -137,6 +137,7 @@ class ExternalOutputStream(OutputStream):
         self._scheduled_s: float | None = None
         self._first_token_s: float | None = None
         self._last_token_s: float | None = None
+        self._num_cached_tokens: int | None = None
         self._end: tuple[FinishReason, float] | None = None  # as the server reported it, and when
         self._task: asyncio.Task[None] | None = None
         metrics.admitted(self._labels)
@@ -222,6 +223,7 @@ class ExternalOutputStream(OutputStream):
         if chunk.usage is not None:
             self._num_prompt_tokens = chunk.usage.num_prompt_tokens
             self._num_tokens = chunk.usage.num_tokens
+            self._num_cached_tokens = chunk.usage.num_cached_tokens
 
     def _count(self, reason: FinishReason) -> Timings:
         self._release()
@@ -230,7 +232,12 @@ class ExternalOutputStream(OutputStream):
         if first_token_s is None and self._num_tokens:
             first_token_s = finished_s  # an end of sequence alone, without text
         timings = Timings(
-            self._arrived_s, self._scheduled_s, first_token_s, finished_s, self._num_tokens
+            self._arrived_s,
+            self._scheduled_s,
+            first_token_s,
+            finished_s,
+            self._num_tokens,
+            num_cached_tokens=self._num_cached_tokens,
         )
         self._metrics.finished(self._labels, self._num_prompt_tokens or 0, reason, timings)
         return timings

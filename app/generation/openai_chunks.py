@@ -24,6 +24,7 @@ class ChunkRefused(ValueError):
 class Usage:
     num_prompt_tokens: int
     num_tokens: int  # generated
+    num_cached_tokens: int | None = None  # of the prompt, where the server says so
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,18 @@ class _Choice(BaseModel):
     finish_reason: str | None = None
 
 
+class _PromptDetails(BaseModel):
+    cached_tokens: NonNegativeInt | None = None
+
+
 class _Usage(BaseModel):
     prompt_tokens: NonNegativeInt
     completion_tokens: NonNegativeInt
+    prompt_tokens_details: _PromptDetails | None = None
+
+    def usage(self) -> Usage:
+        details = self.prompt_tokens_details or _PromptDetails()
+        return Usage(self.prompt_tokens, self.completion_tokens, details.cached_tokens)
 
 
 class _Event(BaseModel):
@@ -97,12 +107,11 @@ class ChunkReader:
         tokens = tuple(self._tokens(choice.logprobs)) if choice.logprobs else ()
         text = choice.text or choice.delta.content or ""
         self._num_characters += len(text)
-        usage = event.usage
         return Chunk(
             text,
             tokens,
             _finish_reason(choice.finish_reason),
-            Usage(usage.prompt_tokens, usage.completion_tokens) if usage else None,
+            event.usage.usage() if event.usage else None,
         )
 
     def _tokens(self, logprobs: _Logprobs) -> Iterable[Token]:

@@ -30,7 +30,7 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> N
     check_job(report["job"], tiny_directory.NUM_BLOCKS)
     check_sides(report["models"], tiny_directory.NUM_BLOCKS)
     left_behind = {path.name for path in tiny_demo_dir.iterdir()}
-    assert left_behind == {"models", "demo"}, "what others serve from here has not changed"
+    assert left_behind == {"models", "demo", "checkpoints"}, "what is served next, and no more"
 
 
 @pytest.mark.slow

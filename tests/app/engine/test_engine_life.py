@@ -181,7 +181,8 @@ def test_a_deadline_that_has_passed_on_arrival_costs_no_forward() -> None:
     late = request(deadline_s=4.0)
     outcome = run(engine, late)
     assert outcome.reason(late) is FinishReason.TIMEOUT
-    assert outcome.last[late.request_id].timings == Timings(late.arrived_s, None, None, 5.0, 0)
+    timings = Timings(late.arrived_s, None, None, 5.0, 0, num_cached_tokens=0)
+    assert outcome.last[late.request_id].timings == timings
 
 
 def test_cancelling_can_have_another_reason() -> None:

@@ -16,7 +16,7 @@ from pruning.checkpoints.domain_tables import (
 )
 from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.quality import Interval, Measured
-from tests.support.pruning_runs import RUN, domain_of
+from tests.support.pruning_runs import RUN, domain_of, manifest_of
 
 PROSE = domain_of("prose", ((4.0, 4.5, 5.0),), ((3.5, 4.0, 4.6),))
 CODE = domain_of("code", ((3.5, 4.5, 5.5),))
@@ -114,7 +114,8 @@ def test_one_window_has_a_value_without_an_interval() -> None:
 
 
 def test_the_card_has_every_domain_and_its_text() -> None:
-    manifest = replace(RUN, quality=replace(RUN.quality, domains=(PROSE, CODE)))
+    run = manifest_of(6, (3,), (4.0, 4.25), (50.0, 60.0))
+    manifest = replace(run, quality=replace(run.quality, domains=(PROSE, CODE)))
     card = model_card(manifest)
     headings, rows = depth_table([PROSE, CODE], NUM_REMOVED)
     for line in (headings, *rows):

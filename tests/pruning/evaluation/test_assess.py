@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruning import extras
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
 from pruning.data.calibration import held_out
-from pruning.evaluation import zero_shot
 from pruning.evaluation.quality import Quantized
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, ZeroShot
@@ -118,7 +118,7 @@ def none_found(_name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "missing", "raised"),
     [
-        (replace(SPEC, zero_shot=True), zero_shot, ZeroShotUnavailable),
+        (replace(SPEC, zero_shot=True), extras, ZeroShotUnavailable),
         (replace(SPEC, zero_shot=True), None, TaskUnusable),
     ],
 )
