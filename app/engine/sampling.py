@@ -283,11 +283,6 @@ def _reports(
     return chosen, best.indices, best.values
 
 
-def filtered_probabilities(logits: torch.Tensor, params: Rows[SamplingParams]) -> torch.Tensor:
-    """Probabilities ``[rows, vocab]`` after temperature, top-k, top-p and min-p, in this order."""
-    return _filtered(logits, upload_all(_of_filters(params), logits.device), _most(params))
-
-
 def _of_filters(params: Rows[SamplingParams]) -> dict[str, Numbers]:
     """The numbers that ``_filtered`` needs on the device, by name."""
 

@@ -12,8 +12,10 @@ from transformers import (
 from app.engine.sampling import (
     Choice,
     _adjusted,
+    _filtered,
+    _most,
     _of_adjustments,
-    filtered_probabilities,
+    _of_filters,
     new_generator,
     next_tokens,
 )
@@ -39,6 +41,11 @@ def tokens_of(scores: torch.Tensor, *seqs: Sequence) -> list[int | None]:
 
 def adjusted(scores: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
     return _adjusted(scores, seqs, upload_all(_of_adjustments(seqs), scores.device))
+
+
+def filtered_probabilities(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
+    numbers = upload_all(_of_filters(params), scores.device)
+    return _filtered(scores, numbers, _most(params))
 
 
 def draw(scores: torch.Tensor, *params: SamplingParams) -> list[int | None]:
