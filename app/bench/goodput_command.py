@@ -18,6 +18,7 @@ from app.bench.plan import BenchPlan, BenchSubject
 from app.bench.promise import Promise
 from app.terminal import print_json
 from pruning.config import Settings
+from pruning.extras import has_extra, missing_extra
 
 _START_BATCH = 8  # requests at a time
 REPORT_FILE, PLOT_FILE = "goodput.json", "goodput.png"
@@ -39,7 +40,7 @@ class Asked:
 def run_goodput(
     asked: Asked, plan: BenchPlan, out: Path, settings: Settings, *, as_json: bool
 ) -> None:
-    """Measure, write ``goodput.json`` and ``goodput.png`` into ``out``, and print the sentences.
+    """Measure, write ``goodput.json`` and, with the extra, ``goodput.png``, and print sentences.
 
     Raises ``InvalidPromise``, ``InvalidTrace``, and what a subject raises.
     """
@@ -67,14 +68,19 @@ def run_goodput(
         "machine": machine(),
     }
     (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
-    (out / PLOT_FILE).write_bytes(plot(found))
+    has_plot = has_extra("plots")
+    if has_plot:
+        (out / PLOT_FILE).write_bytes(plot(found))
     if as_json:
         print_json({"path": str(out), **wire})
         return
     shown = Console(highlight=False)
     for sentence in sentences(found):
         shown.print(sentence, markup=False)
-    shown.print(f"report and picture: {out}", markup=False, soft_wrap=True)
+    what = "report and picture" if has_plot else "report"
+    shown.print(f"{what}: {out}", markup=False, soft_wrap=True)
+    if not has_plot:
+        shown.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
 
 
 def _arrivals(

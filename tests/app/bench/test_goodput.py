@@ -8,12 +8,15 @@ from statistics import fmean, stdev
 
 import pytest
 
+from app.bench import goodput_command
 from app.bench.goodput import Climb, Goodput, GoodputPlan, highest_rate, measure_goodput
+from app.bench.goodput_command import Asked, run_goodput
 from app.bench.goodput_report import plot, sentences, to_wire
 from app.bench.open_loop import Arrival, InvalidTrace, Served, poisson, read_trace, serve
-from app.bench.plan import AGAIN, DENSE, BenchSubject
+from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject
 from app.bench.promise import InvalidPromise, Promise
 from app.engine.variant import Variant
+from pruning.config import Settings
 from tests.support.engine_requests import variant
 
 
@@ -107,6 +110,26 @@ def test_the_report_says_what_the_traffic_is_worth() -> None:
     assert plot(found).startswith(b"\x89PNG")
     [nothing, _] = sentences(goodput([0.0, 0.0], [1.0, 1.0]))
     assert nothing.endswith("so there is no ratio")
+
+
+@pytest.mark.parametrize("has_plots", [True, False])
+def test_without_the_extra_of_plots_there_is_a_report_alone(
+    tiny_shape: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has_plots: bool,
+) -> None:
+    if not has_plots:
+        monkeypatch.setattr("pruning.extras.find_spec", lambda _name: None)
+    found = goodput([3.0, 3.1], [3.9, 4.0])
+    monkeypatch.setattr(goodput_command, "measure_goodput", lambda *_args: found)
+    asked = Asked("ttft=1s", None, 2, None, tiny_shape, ("@-2",), "float32")
+    plan = BenchPlan(prompt_tokens=4, served_tokens=2, repeats=2)
+    run_goodput(asked, plan, tmp_path, Settings(data_dir=tmp_path), as_json=False)
+    assert json.loads((tmp_path / "goodput.json").read_text())["goodput"]["m@-6"] == [3.9, 4.0]
+    assert (tmp_path / "goodput.png").exists() == has_plots
+    assert ("sleb-serve[plots]" in capsys.readouterr().out) != has_plots
 
 
 def test_dense_and_pruned_take_turns(tiny_variant: Variant) -> None:
