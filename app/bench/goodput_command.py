@@ -68,15 +68,19 @@ def run_goodput(
         "machine": machine(),
     }
     (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
-    has_plot = has_extra("plots")
-    if has_plot:
+    if has_extra("plots"):
         (out / PLOT_FILE).write_bytes(plot(found))
     if as_json:
         print_json({"path": str(out), **wire})
-        return
+    else:
+        _print(sentences(found), out)
+
+
+def _print(found: Sequence[str], out: Path) -> None:
     shown = Console(highlight=False)
-    for sentence in sentences(found):
+    for sentence in found:
         shown.print(sentence, markup=False)
+    has_plot = has_extra("plots")
     what = "report and picture" if has_plot else "report"
     shown.print(f"{what}: {out}", markup=False, soft_wrap=True)
     if not has_plot:
