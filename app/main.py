@@ -42,11 +42,11 @@ from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import Autotuner
-from app.engine.compiled.openmp import keep_compiled_in
-from app.engine.cuda_graphs import no_recorder, recorder_on
 from app.engine.engine import Engine
-from app.engine.kernels import REPRODUCIBLE
-from app.engine.scheduler import EngineLimits
+from app.engine.kernels.compiled.openmp import keep_compiled_in
+from app.engine.running.cuda_graphs import no_recorder, recorder_on
+from app.engine.running.prepared_kernels import REPRODUCIBLE
+from app.engine.scheduling.scheduler import EngineLimits
 from app.generation.engine_backend import EngineBackend
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend

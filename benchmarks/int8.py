@@ -19,8 +19,8 @@ from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
-from app.engine.int8 import chosen_names, int8_model
-from app.engine.scheduler import EngineLimits
+from app.engine.kernels.int8 import chosen_names, int8_model
+from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.steady import SteadyBatch, steady_output_len

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from app.engine.engine import Engine
-from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
+from app.engine.scheduling.sequence import FinishReason, Request, SamplingParams, TokenEvent
 from app.engine.variant import Variant
 from benchmarks.latencies import Pass, RequestTiming
 from benchmarks.workload import SampleRequest

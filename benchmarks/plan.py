@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
+from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
 from benchmarks.workload import Prompts
 from pruning.sleb import Blocks

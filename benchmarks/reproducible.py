@@ -25,11 +25,11 @@ from rich.console import Console
 from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.engine.autotuning import Autotuner
-from app.engine.compiled.openmp import keep_compiled_in
 from app.engine.engine import Engine
-from app.engine.kernels import REPRODUCIBLE
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, SamplingParams
+from app.engine.kernels.compiled.openmp import keep_compiled_in
+from app.engine.running.prepared_kernels import REPRODUCIBLE
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.steady import SteadyBatch, steady_output_len

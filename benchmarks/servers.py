@@ -32,7 +32,7 @@ _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _KERNELS_DUE = re.compile(r'"kernels": ?"(compiling|timing)"')
-_COMPILES = "app.engine.compiled.compilation"
+_COMPILES = "app.engine.kernels.compiled.compilation"
 _OURS: Mapping[str, object] = MappingProxyType(
     {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
 )

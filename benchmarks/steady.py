@@ -6,8 +6,8 @@ from statistics import median
 from typing import TypeVar
 
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant
 from benchmarks.offline import engine_requests
 from benchmarks.workload import SampleRequest

@@ -21,8 +21,8 @@ from rich.console import Console
 from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.engine.grammar import Grammar, grammar_source, grammar_tokens
-from app.engine.sampling import upper_bounds
-from app.engine.sequence import Request, ResponseFormat
+from app.engine.sampling.sampling import upper_bounds
+from app.engine.scheduling.sequence import Request, ResponseFormat
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.offline import engine_requests

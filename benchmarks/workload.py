@@ -7,7 +7,7 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from app.engine.text import token_text
+from app.engine.sampling.text import token_text
 
 _WORD = re.compile(" [a-z]+")
 _MAX_WORDS = 256  # to compose prompts of

@@ -29,13 +29,13 @@ from app.auth.limits import LimitReached, TokenQuotaReached
 from app.auth.scopes import NotLocal
 from app.auth.sessions import NotSameOrigin
 from app.compare.compare import NotComparable
-from app.engine.admission import Overloaded
 from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.cache.caches import CacheTooSmall
-from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
+from app.engine.engine import NotYetReproducible, PromptTooLong
 from app.engine.grammar import ResponseFormatRefused
-from app.engine.sequence import InvalidSampling
-from app.engine.text import MessagesRefused, NoChatTemplate
+from app.engine.sampling.text import MessagesRefused, NoChatTemplate
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.sequence import InvalidSampling, RequestRefused
 from app.generation.openai_client import (
     BackendFailed,
     BackendOverloaded,

@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 
 from app.auth.keys import ApiKey, caller
 from app.auth.quotas import NO_QUOTA, Quota
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
 from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING, TENANT_TOKENS
 from pruning.plural import counted

@@ -22,8 +22,8 @@ from app.bench.result import Bench, to_wire
 from app.bench.runs import Sample, measure, warm_up
 from app.compare.speedup import alternate
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.compiled.openmp import keep_compiled_in
 from app.engine.engine import Engine
+from app.engine.kernels.compiled.openmp import keep_compiled_in
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar

@@ -12,8 +12,8 @@ from app.bench.promise import Promise
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, SamplingParams
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant
 
 _UNLIMITED = 1 << 30  # cache tokens, so that no request is refused

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.int8 import int8_model
+from app.engine.kernels.int8 import int8_model
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
 from pruning.plural import counted

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from app.engine.sequence import Timings
+from app.engine.scheduling.sequence import Timings
 
 _UNITS: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "": 1e-3}
 _LIMIT = re.compile(r"(ttft|tpot|e2e)[=:]([0-9]+(?:\.[0-9]+)?)(ms|s|)")

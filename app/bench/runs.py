@@ -13,8 +13,8 @@ from app.bench.plan import BenchPlan, Scenario
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, SamplingParams, Timings
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, SamplingParams, Timings
 from app.engine.variant import Variant
 from pruning.plural import counted
 from pruning.worker.gpu import energy_j

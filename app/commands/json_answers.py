@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.engine import Engine, PromptTooLong
-from app.engine.sequence import FinishReason, Request, SamplingParams, TokenEvent
-from app.engine.text import TextStream
+from app.engine.sampling.text import TextStream
+from app.engine.scheduling.sequence import FinishReason, Request, SamplingParams, TokenEvent
 from app.engine.variant import make_variant
 from pruning.evaluation.json_questions import END, MAX_NEW_TOKENS, JsonQuestion, JsonScore
 

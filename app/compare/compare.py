@@ -22,8 +22,8 @@ from app.compare.speedup import (
     speedup,
 )
 from app.engine.async_engine import AsyncEngine, StillWarmingUp
-from app.engine.logprobs import score
-from app.engine.sequence import FinishReason, SamplingParams, Timings
+from app.engine.sampling.logprobs import score
+from app.engine.scheduling.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
 from app.generation.engine_backend import ENGINE_RAISES
 from app.generation.generator import Generator

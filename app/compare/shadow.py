@@ -19,12 +19,12 @@ from uuid import uuid4
 from app.compare.compare import token_agreement
 from app.compare.shadow_times import ShadowTimes, TimedReplay
 from app.config import ServeSettings
-from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.grammar import ResponseFormatRefused
-from app.engine.sequence import FinishReason, Request
-from app.engine.stream import Stream
-from app.engine.text import TextStream
+from app.engine.sampling.stream import Stream
+from app.engine.sampling.text import TextStream
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.sequence import FinishReason, Request
 from app.engine.variant import Variant
 from app.generation.engine_backend import CompletedOutput, EngineBackend, EngineOutputStream
 from app.generation.output import GenerationFailed, Output

@@ -14,8 +14,8 @@ from app.compare.speedup import (
     different_kernels,
     speedup,
 )
-from app.engine.scheduler import BACKGROUND_CHUNK
-from app.engine.sequence import Timings
+from app.engine.scheduling.scheduler import BACKGROUND_CHUNK
+from app.engine.scheduling.sequence import Timings
 from app.generation.output import Output
 from app.metrics.shadow import ShadowMetrics, ShadowPair, ShadowReading
 from app.models.entry import ModelKind

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from app.doctor.finding import Finding, fine, note, wrong
 from app.engine.attention import UnsupportedAttention, attention_windows
-from app.engine.flat_model import flat_model
+from app.engine.running.flat_model import flat_model
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.store import NotAModel, parse_config
 from pruning.plural import counted

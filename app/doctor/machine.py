@@ -18,9 +18,9 @@ from packaging.specifiers import SpecifierSet
 
 from app.doctor.finding import Finding, fine, note, size, wrong
 from app.engine.autotuning import Choice
-from app.engine.compiled.compilation import CompilationState, kept_state
-from app.engine.compiled.model import BLOCKS
-from app.engine.compiled.openmp import has_openmp, keep_compiled_in
+from app.engine.kernels.compiled.compilation import CompilationState, kept_state
+from app.engine.kernels.compiled.model import BLOCKS
+from app.engine.kernels.compiled.openmp import has_openmp, keep_compiled_in
 from pruning.extras import EXTRAS, has_extra, install_command
 
 _OURS = "sleb-serve"

@@ -10,13 +10,13 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from app.engine.admission import Admission, Overloaded, Reservation
 from app.engine.engine import DuplicateRequest, Engine, EngineStats
 from app.engine.engine_loop import Cancel, EngineThread, Work
-from app.engine.sequence import FinishReason, Request, TokenEvent
-from app.engine.stream import OnEnd, Stream
+from app.engine.kernels.warm_up import State
+from app.engine.sampling.stream import OnEnd, Stream
+from app.engine.scheduling.admission import Admission, Overloaded, Reservation
+from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.variant import Variant
-from app.engine.warm_up import State
 from pruning.plural import counted
 
 _Result = TypeVar("_Result")

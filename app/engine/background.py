@@ -5,7 +5,7 @@ run what live steps run.
 """
 
 from app.engine.engine import Engine
-from app.engine.sequence import TokenEvent
+from app.engine.scheduling.sequence import TokenEvent
 from app.engine.step import Interruption, StepInterrupted
 
 

@@ -18,17 +18,18 @@ from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.block_table import BlockTable
 from app.engine.cache.caches import Caches
 from app.engine.cache.pages import PAGE_TOKENS
-from app.engine.cuda_graphs import Recorder, recorder_on
-from app.engine.kernels import Kernels
-from app.engine.logprobs import score_prompts
-from app.engine.model_runner import ModelRunner
-from app.engine.sampling import Choice, new_generator, next_tokens
-from app.engine.scheduler import Batch, EngineLimits, Scheduler
-from app.engine.sequence import (
+from app.engine.running.cuda_graphs import Recorder, recorder_on
+from app.engine.running.model_runner import ModelRunner
+from app.engine.running.prepared_kernels import Kernels
+from app.engine.sampling.logprobs import score_prompts
+from app.engine.sampling.sampling import Choice, new_generator, next_tokens
+from app.engine.scheduling.scheduler import Batch, EngineLimits, Scheduler
+from app.engine.scheduling.sequence import (
     FinishReason,
     InvalidSampling,
     PromptToken,
     Request,
+    RequestRefused,
     Sequence,
     Timings,
     TokenEvent,
@@ -61,10 +62,6 @@ class EngineStats:
     num_preemptions: int = 0
     num_prefix_queries: int = 0
     num_prefix_hits: int = 0
-
-
-class RequestRefused(ValueError):
-    """The engine does not accept this request."""
 
 
 class EmptyPrompt(RequestRefused):

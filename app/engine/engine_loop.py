@@ -20,7 +20,7 @@ import torch
 
 from app.engine.background import background_step
 from app.engine.engine import Engine, EngineStats
-from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.step import NEVER, Interruption
 
 logger = logging.getLogger(__name__)

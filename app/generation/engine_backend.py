@@ -12,19 +12,20 @@ from uuid import uuid4
 
 from app.auth.keys import caller
 from app.config import PrefixCache
-from app.engine.admission import Overloaded, Reservation
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.engine import NotYetReproducible, PromptTooLong, RequestRefused
+from app.engine.engine import NotYetReproducible, PromptTooLong
 from app.engine.grammar import Grammar, ResponseFormatRefused
-from app.engine.sequence import (
+from app.engine.sampling.stream import Stream
+from app.engine.sampling.text import TextStream
+from app.engine.scheduling.admission import Overloaded, Reservation
+from app.engine.scheduling.sequence import (
     FinishReason,
     InvalidSampling,
     Request,
+    RequestRefused,
     SamplingParams,
     TokenEvent,
 )
-from app.engine.stream import Stream
-from app.engine.text import TextStream
 from app.generation.grammars import Grammars
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
 from app.generation.request import GenerationRequest, Prompt

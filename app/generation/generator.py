@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
-from app.engine.sequence import SamplingParams
+from app.engine.scheduling.sequence import SamplingParams
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES

@@ -20,7 +20,6 @@ from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.auth.keys import caller
-from app.engine.admission import Overloaded
 from app.engine.grammar import (
     Grammar,
     ResponseFormatRefused,
@@ -28,7 +27,8 @@ from app.engine.grammar import (
     no_tokens,
     schema_refused,
 )
-from app.engine.sequence import ResponseFormat
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.sequence import ResponseFormat
 from app.engine.variant import Variant
 from app.generation.schema_client import SchemaClient, TakesLonger, Vocabulary
 from pruning.plural import counted

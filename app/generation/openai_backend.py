@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from app.engine.admission import Overloaded, TooManyPrompts
-from app.engine.engine import RequestRefused
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.admission import Overloaded, TooManyPrompts
+from app.engine.scheduling.sequence import FinishReason, RequestRefused, Timings
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
     BackendError,

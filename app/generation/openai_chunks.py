@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
-from app.engine.sequence import FinishReason
+from app.engine.scheduling.sequence import FinishReason
 from app.generation.output import Spelling, Token, TokenKey
 
 _REPLACEMENT = "\ufffd"

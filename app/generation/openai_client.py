@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from app.engine.sequence import ResponseFormat, SamplingParams
+from app.engine.scheduling.sequence import ResponseFormat, SamplingParams
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
 from app.generation.request import Chat, GenerationRequest, Prompt
 from app.models.external import ExternalModel

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.engine.sequence import FinishReason, PromptToken, Timings
+from app.engine.scheduling.sequence import FinishReason, PromptToken, Timings
 
 
 class GenerationFailed(RuntimeError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app.engine.sequence import SamplingParams
+from app.engine.scheduling.sequence import SamplingParams
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from app.models.registry import ServedModel

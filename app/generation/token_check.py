@@ -4,9 +4,9 @@ import asyncio
 import time
 import uuid
 
-from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.sequence import FinishReason, Request, SamplingParams
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.sequence import FinishReason, Request, SamplingParams
 from app.models.registry import ModelRegistry
 
 DEADLINE_S = 10.0

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from app.engine.admission import Overloaded
 from app.engine.engine import check_length
-from app.engine.text import render_chat
+from app.engine.sampling.text import render_chat
+from app.engine.scheduling.admission import Overloaded
 from app.generation.request import Chat, Prompt
 
 MAX_BYTES_IN_WORK = 2**20  # a longer text is encoded alone

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from app.engine.text import Detokenizer, token_bytes, token_text
+from app.engine.sampling.text import Detokenizer, token_bytes, token_text
 from app.generation.output import Spelling, TokenKey
 
 

@@ -9,7 +9,7 @@ from contextvars import Context, copy_context
 from asgi_correlation_id import correlation_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.sequence import FinishReason, Timings
 from app.models.entry import ModelEntry, ModelKind
 from app.readiness import Readiness
 

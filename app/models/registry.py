@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.flat_model import merge_layers
-from app.engine.int8 import int8_model
+from app.engine.kernels.int8 import int8_model
+from app.engine.running.flat_model import merge_layers
 from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from app.bench.plan import without
-from app.engine.cuda_graphs import Recorder, Step, no_recorder, recorder_on
 from app.engine.engine import Engine
-from app.engine.sequence import Request, SamplingParams
+from app.engine.running.cuda_graphs import Recorder, Step, no_recorder, recorder_on
+from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant, make_variant
 from benchmarks.gpu.plan import GpuPlan
 from pruning.models.random_models import random_model

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from app.bench.plan import without
 from app.compare.speedup import alternate
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
+from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
 from benchmarks.baselines import run_static
 from benchmarks.depth import measure_weights

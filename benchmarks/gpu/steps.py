@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from app.engine.cuda_graphs import no_recorder
 from app.engine.engine import Engine
-from app.engine.int8 import chosen_names, int8_model
+from app.engine.kernels.int8 import chosen_names, int8_model
+from app.engine.running.cuda_graphs import no_recorder
 from app.engine.variant import Variant, make_variant
 from benchmarks.bandwidth import Floor, weights_floor
 from benchmarks.gpu.plan import GpuPlan

@@ -13,8 +13,8 @@ import pytest
 from app.auth.keys import InvalidKeyFile, KeyFile, Scope
 from app.auth.sessions import GENERATIONS, Sessions
 from app.engine.autotuning import Autotuner, Choice
-from app.engine.compiled.compilation import CompilationState, kept_state
-from app.engine.compiled.openmp import compiled_folder
+from app.engine.kernels.compiled.compilation import CompilationState, kept_state
+from app.engine.kernels.compiled.openmp import compiled_folder
 from app.models.aliases import Aliases, InvalidAliasFile
 from app.models.measured_speedups import FILE, MeasuredSpeedup, MeasuredSpeedups
 from pruning.models import inspection_record

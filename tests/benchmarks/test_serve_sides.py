@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from app.engine.engine import Engine
-from app.engine.sequence import TokenEvent
+from app.engine.scheduling.sequence import TokenEvent
 from app.engine.step import NEVER, Interruption
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog

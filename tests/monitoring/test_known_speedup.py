@@ -12,7 +12,7 @@ from statistics import NormalDist, fmean, quantiles
 import pytest
 from prometheus_client import start_http_server
 
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
 from app.models.entry import ModelKind
 from tests.monitoring.boards import panel_queries

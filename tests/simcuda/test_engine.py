@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, TokenEvent
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, TokenEvent
 from app.engine.variant import Variant, make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.store import LoadedModel

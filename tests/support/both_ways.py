@@ -8,8 +8,8 @@ import torch
 from app.engine import engine as engine_module
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.engine import Engine
-from app.engine.model_runner import ModelRunner
-from app.engine.scheduler import EngineLimits
+from app.engine.running.model_runner import ModelRunner
+from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
 from tests.support.engine_requests import prompt, request, run
 

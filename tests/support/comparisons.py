@@ -6,8 +6,8 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, TokenEvent
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, TokenEvent
 from app.engine.step import NEVER, Interruption
 
 PROMPTS = ["the quick brown fox", "the dog"]

@@ -13,9 +13,9 @@ from filelock import FileLock
 from numba import carray, types
 
 from app.engine.autotuning import Autotuner
-from app.engine.compiled.integers import INTEGER_PRODUCT
-from app.engine.compiled.model import BLOCKS
-from app.engine.compiled.openmp import (
+from app.engine.kernels.compiled.integers import INTEGER_PRODUCT
+from app.engine.kernels.compiled.model import BLOCKS
+from app.engine.kernels.compiled.openmp import (
     ParallelFunction,
     barrier,
     get_num_threads,
@@ -23,7 +23,7 @@ from app.engine.compiled.openmp import (
     keep_compiled_in,
     pointer_to,
 )
-from app.engine.compiled.product import PRODUCTS_OF_ROWS
+from app.engine.kernels.compiled.product import PRODUCTS_OF_ROWS
 
 _to_counts = pointer_to(types.int64)
 

@@ -14,8 +14,8 @@ import torch
 from app.engine.cache.paged_cache import unit_shape
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
-from app.engine.sampling import Choice, new_generator, next_tokens
-from app.engine.sequence import (
+from app.engine.sampling.sampling import Choice, new_generator, next_tokens
+from app.engine.scheduling.sequence import (
     FinishReason,
     PromptToken,
     Request,

@@ -6,9 +6,9 @@ from typing import Any
 
 from app.engine.async_engine import AsyncEngine
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, TokenEvent
-from app.engine.stream import Stream
+from app.engine.sampling.stream import Stream
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, TokenEvent
 from tests.support.engine_requests import prompt, request
 from tests.support.tiny import MAX_POSITIONS
 

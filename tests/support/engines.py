@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import TokenEvent
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import TokenEvent
 from app.engine.step import NEVER, Interruption
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from app.engine.grammar import Grammar, grammar_source, grammar_tokens
-from app.engine.sequence import Request, ResponseFormat, SamplingParams
+from app.engine.scheduling.sequence import Request, ResponseFormat, SamplingParams
 from app.engine.variant import Variant
 from tests.support.tiny_directory import tiny_tokenizer
 

@@ -13,8 +13,8 @@ from app.compare import shadow
 from app.compare.shadow import MAX_PAIRS_AT_ONCE
 from app.config import ServeSettings
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import Request, TokenEvent
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import Request, TokenEvent
 from app.engine.step import NEVER, Interruption
 from app.server.serve import ApiServer
 from tests.support.exposition import Scrape

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from app.engine.flat_model import flat_model
+from app.engine.running.flat_model import flat_model
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.layout import StreamWrites
 

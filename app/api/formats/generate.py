@@ -17,7 +17,7 @@ from app.api.schemas.generate import (
     TimingsView,
     TokenView,
 )
-from app.engine.sequence import Timings
+from app.engine.scheduling.sequence import Timings
 from app.generation.output import Delta, Output, Token, TokenKey
 from app.generation.vocabulary import NoTokenIds, Vocabulary
 from app.models.entry import ModelKind

@@ -33,7 +33,7 @@ from app.api.schemas.openai import (
 )
 from app.api.schemas.usage import Usage
 from app.engine.async_engine import EngineStopped
-from app.engine.sequence import FinishReason, PromptToken
+from app.engine.scheduling.sequence import FinishReason, PromptToken
 from app.generation.output import Delta, Output, Token, TokenKey
 from app.generation.vocabulary import Vocabulary
 

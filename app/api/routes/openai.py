@@ -24,7 +24,7 @@ from app.api.schemas.openai import (
 )
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import respond
-from app.engine.sequence import InvalidSampling, SamplingParams
+from app.engine.scheduling.sequence import InvalidSampling, SamplingParams
 from app.generation.request import Chat, GenerationRequest
 from app.generation.vocabulary import Vocabulary
 from app.models.catalog import UnknownModel

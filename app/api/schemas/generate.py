@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
 from app.api.schemas.sampling import SamplingFields
-from app.engine.sequence import MAX_TOP_LOGPROBS
+from app.engine.scheduling.sequence import MAX_TOP_LOGPROBS
 from pruning.repair.record import Method
 
 MAX_PROMPTS = 256

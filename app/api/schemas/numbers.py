@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, WrapValidator
 
-from app.engine.sequence import MAX_LOGIT_BIAS, MAX_TOKEN_ID, RANGES
+from app.engine.scheduling.sequence import MAX_LOGIT_BIAS, MAX_TOKEN_ID, RANGES
 
 
 def integer(value: object) -> object:

@@ -25,7 +25,7 @@ from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, S
 from app.api.schemas.numbers import WHOLE, Integer, TokenIds
 from app.api.schemas.sampling import OpenAISamplingFields
 from app.api.schemas.usage import Usage
-from app.engine.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
+from app.engine.scheduling.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
 DEFAULT_CHAT_TOKENS = 1024

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from app.engine.grammar import MAX_SCHEMA_CHARS, ResponseFormatRefused
-from app.engine.sequence import ResponseFormat
+from app.engine.scheduling.sequence import ResponseFormat
 
 SchemaName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 

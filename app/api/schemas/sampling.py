@@ -19,7 +19,7 @@ from app.api.schemas.numbers import (
     range_of,
 )
 from app.api.schemas.response_format import AnyFormat, response_format
-from app.engine.sequence import SamplingParams
+from app.engine.scheduling.sequence import SamplingParams
 
 _NAMES = frozenset(field.name for field in fields(SamplingParams))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.engine.sequence import InvalidSampling, SamplingParams
+from app.engine.scheduling.sequence import InvalidSampling, SamplingParams
 
 HUGE = 10**400  # no float holds it
 NUMBERS = {

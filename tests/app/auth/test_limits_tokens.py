@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.auth.keys import ApiKey, Scope, caller
 from app.auth.limits import WINDOW_S, KeyLimits, TokenQuotaReached
 from app.auth.quotas import Quota
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels
 from pruning.jobs.keys import TENANT_TOKENS
 from tests.support.key_limits import limits_at, run

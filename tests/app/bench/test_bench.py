@@ -21,8 +21,8 @@ from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.autotuning import Autotuner
 from app.engine.engine import PromptTooLong
-from app.engine.flat_model import FLAT
-from app.engine.head import TORCH
+from app.engine.running.flat_model import FLAT
+from app.engine.running.head import TORCH
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultStore
 from pruning.checkpoints.store import MANIFEST

@@ -13,7 +13,7 @@ from app.compare import shadow
 from app.compare.shadow import MAX_PAIRS_AT_ONCE
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
-from app.engine.scheduler import EngineLimits
+from app.engine.scheduling.scheduler import EngineLimits
 from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
 from tests.support.exposition import Scrape

@@ -8,7 +8,7 @@ import redis
 from app.compare.shadow import MAX_PAIRS_AT_ONCE
 from app.config import ServeSettings
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
+from app.engine.scheduling.scheduler import EngineLimits
 from tests.support.engines import gated
 from tests.support.exposition import Scrape
 from tests.support.raw_requests import send

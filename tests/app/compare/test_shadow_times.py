@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from app.compare.shadow_times import MAX_PAIRS, ShadowTimes, TimedReplay
 from app.compare.speedup import EQUAL_WITHIN, Verdict
-from app.engine.scheduler import BACKGROUND_CHUNK
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.scheduler import BACKGROUND_CHUNK
+from app.engine.scheduling.sequence import FinishReason, Timings
 from app.generation.output import Output
 from app.metrics.shadow import ShadowMetrics, ShadowPair
 

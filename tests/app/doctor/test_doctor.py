@@ -31,8 +31,8 @@ from app.doctor.machine import (
     writable,
 )
 from app.engine.autotuning import Choice
-from app.engine.compiled.block import float32_block
-from app.engine.compiled.openmp import ParallelFunction
+from app.engine.kernels.compiled.block import float32_block
+from app.engine.kernels.compiled.openmp import ParallelFunction
 from tests.support.compiled import count, counted
 from tests.support.processes import free_port
 from tests.support.serving import local_api

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.engine.admission import Overloaded, TooManyPrompts
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import DuplicateRequest, Engine, PromptTooLong
-from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.scheduling.admission import Overloaded, TooManyPrompts
+from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.step import NEVER, Interruption
 from tests.support.engine_requests import prompt, request, variant
 from tests.support.engine_scenarios import endless, events_of, scenario, until

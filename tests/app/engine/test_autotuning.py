@@ -27,8 +27,8 @@ from app.engine.autotuning import (
     sizes_to,
 )
 from app.engine.engine import Engine
-from app.engine.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT
-from app.engine.head import COMPILED_HEAD, TORCH
+from app.engine.running.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT
+from app.engine.running.head import COMPILED_HEAD, TORCH
 from pruning.models.architectures import ARCHITECTURES
 from tests.support.compiled import always, load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from app.engine.engine import (
     Engine,
 )
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import FinishReason
 from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view

@@ -10,8 +10,8 @@ from torch import nn
 
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import FinishReason
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
 from tests.support.engine_requests import (

@@ -16,13 +16,12 @@ from app.engine.engine import (
     EmptyPrompt,
     Engine,
     PromptTooLong,
-    RequestRefused,
     UnknownTokenId,
     VariantStats,
 )
-from app.engine.flat_model import COMPILED
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason, Request, Timings
+from app.engine.running.flat_model import COMPILED
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import FinishReason, Request, RequestRefused, Timings
 from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list

@@ -11,7 +11,7 @@ from torch import nn
 from app.engine import engine_loop
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import Engine
-from app.engine.sequence import FinishReason, TokenEvent
+from app.engine.scheduling.sequence import FinishReason, TokenEvent
 from app.engine.step import NEVER, Interruption
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list

@@ -13,11 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from app.engine.cuda_graphs import Step
 from app.engine.engine import Engine
-from app.engine.sampling import Choice
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason, PromptToken, Request, TokenEvent
+from app.engine.running.cuda_graphs import Step
+from app.engine.sampling.sampling import Choice
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import FinishReason, PromptToken, Request, TokenEvent
 from tests.support.engine_requests import (
     Outcome,
     cache_bytes,

@@ -22,8 +22,8 @@ from app.engine.grammar import (
     grammar_tokens,
     num_repeats,
 )
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason, InvalidSampling, Request, SamplingParams
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import FinishReason, InvalidSampling, Request, SamplingParams
 from app.engine.variant import Variant, make_variant
 from pruning.models.store import LoadedModel
 from tests.support.engine_requests import Outcome, plain, run

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.engine import logprobs, sampling
 from app.engine.engine import Engine
 from app.engine.grammar import Matcher, ResponseFormatRefused
-from app.engine.sequence import FinishReason, Request, Sequence
+from app.engine.sampling import logprobs, sampling
+from app.engine.scheduling.sequence import FinishReason, Request, Sequence
 from app.engine.variant import Variant, make_variant
 from pruning.models.store import LoadedModel
 from tests.support.engine_requests import Outcome, run

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.compiled.model import BLOCKS
-from app.engine.compiled.openmp import ParallelFunction
 from app.engine.engine import Engine, NotYetReproducible
-from app.engine.int8 import int8_model
-from app.engine.kernels import REPRODUCIBLE
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import PromptToken, Request, TokenEvent
+from app.engine.kernels.compiled.model import BLOCKS
+from app.engine.kernels.compiled.openmp import ParallelFunction
+from app.engine.kernels.int8 import int8_model
+from app.engine.running.prepared_kernels import REPRODUCIBLE
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import PromptToken, Request, TokenEvent
 from app.engine.variant import Variant, make_variant
 from tests.support.compiled import load_compiled
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request

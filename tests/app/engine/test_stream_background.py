@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from app.engine.admission import Overloaded
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import Engine, PromptTooLong
 from app.engine.engine_loop import EngineLoop, Work
-from app.engine.scheduler import EngineLimits
-from app.engine.sequence import FinishReason, Request, TokenEvent
+from app.engine.sampling.stream import Stream
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.step import Interruption
-from app.engine.stream import Stream
 from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.support.engine_requests import Outcome, expected, prompt, request, variant

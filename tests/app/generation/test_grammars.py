@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from app.auth.keys import ApiKey, caller
-from app.engine.admission import Overloaded
 from app.engine.grammar import Grammar, ResponseFormatRefused
-from app.engine.sequence import ResponseFormat
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.sequence import ResponseFormat
 from app.engine.variant import Variant, make_variant
 from app.generation import grammars, schema_server
 from app.generation.grammars import Grammars, Turns

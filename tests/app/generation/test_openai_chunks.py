@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.sequence import FinishReason
+from app.engine.scheduling.sequence import FinishReason
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused, Usage
 from app.generation.output import Spelling
 

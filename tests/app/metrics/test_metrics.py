@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from app.engine.sequence import FinishReason, Timings
+from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape

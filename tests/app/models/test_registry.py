@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.engine.engine import Engine
-from app.engine.sequence import Request, SamplingParams
+from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry, ModelReplaced

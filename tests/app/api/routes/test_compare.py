@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.engine.engine import Engine
-from app.engine.scheduler import EngineLimits
+from app.engine.scheduling.scheduler import EngineLimits
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
 from tests.support.comparisons import MODELS, PROMPTS, Noting, compare

@@ -7,7 +7,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from app.engine.text import TextStream
+from app.engine.sampling.text import TextStream
 from tests.support.engines import CrashingEngine, FailingEngine, gated
 from tests.support.exposition import Scrape
 from tests.support.serving import local_api

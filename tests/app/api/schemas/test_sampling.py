@@ -13,7 +13,7 @@ from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import PruneJobBody
 from app.api.schemas.openai import ChatBody, CompletionBody
 from app.api.schemas.sampling import OpenAISamplingFields, SamplingFields, sampling_params
-from app.engine.sequence import RANGES, InvalidSampling, ResponseFormat, SamplingParams
+from app.engine.scheduling.sequence import RANGES, InvalidSampling, ResponseFormat, SamplingParams
 
 ENGINE = {field.name for field in fields(SamplingParams)}
 OF_ROUTES = {"num_logprobs", "num_prompt_logprobs"}  # which name them each in their own way

@@ -1,0 +1,209 @@
+"""What models need before their steps are as fast as they can be: compiled functions, and kernels
+that are timed.
+
+Other threads add models. The thread of the engine times kernels in short increments, when there is
+no other work or little time passes with it. So no step and no request waits for long.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from threading import Lock, Thread
+from typing import Literal
+from weakref import ref
+
+import torch
+
+from app.engine.autotuning import Autotuner, CpuTimes, Times, Trial, chosen, timed
+from app.engine.kernels.compiled.compilation import compile_beside
+from app.engine.kernels.compiled.openmp import ParallelFunction
+from app.engine.variant import Variant
+
+logger = logging.getLogger(__name__)
+
+_COMPILING_S = 0.1  # between two looks at what is compiled
+_AGAIN_S = 30.0  # between two attempts to time again what was disturbed
+_WINDOW_S = 0.5  # of times that are judged together: the system counts in hundredths
+_MAX_OTHERS = 0.05  # of all cores that other processes may take meanwhile
+_MAX_SHARE = 0.1  # of the time of live steps that increments may take beside them
+
+Trials = Callable[[], Iterable[Trial]]
+State = Literal["compiling", "timing", "ready", "failed"]
+
+
+@dataclass(eq=False)
+class _Model:
+    """A model that warms up."""
+
+    variant: Callable[[], Variant | None]
+    functions: Sequence[ParallelFunction]
+    trials: Trials
+    is_timed: bool = False
+    is_disturbed: bool = False  # something else ran while some of its kernels were timed
+    num_compiled: int = 0  # functions that were ready when it was timed
+
+    @property
+    def num_ready(self) -> int:
+        return sum(each.is_ready for each in self.functions)
+
+    @property
+    def is_compiling(self) -> bool:
+        return any(each.is_awaited for each in self.functions)
+
+    @property
+    def has_failed(self) -> bool:
+        return any(each.has_failed and not each.is_ready for each in self.functions)
+
+    @property
+    def is_due_again(self) -> bool:
+        return self.is_disturbed or self.num_ready > self.num_compiled
+
+
+class WarmUp:
+    """Compiles and times. ``advance`` is for the thread of the engine, the rest for any thread."""
+
+    def __init__(self, tuner: Autotuner, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tuner = tuner
+        self._clock = clock
+        self._lock = Lock()
+        self._waiting: deque[_Model] = deque()
+        self._current: _Model | None = None
+        self._increments: Generator[None, None, None] | None = None
+        self._done: list[_Model] = []  # which may be timed again
+        self._again_s = 0.0
+        self._longest_s = 0.0  # increment of the current trial and the one before
+        self._spent_s = self._live_s = 0.0
+
+    def add(self, variant: Variant, functions: Sequence[ParallelFunction], trials: Trials) -> None:
+        """Compile these functions, unless they are ready, and then time these kernels, unless their
+        times are known or not needed."""
+        if not self._tuner.chooses:
+            return
+        compile_beside(functions)
+        needed = trials if self._tuner.needs_times else tuple
+        with self._lock:
+            self._waiting.append(_Model(ref(variant), functions, needed))
+
+    def is_warming_up(self, variant: Variant) -> bool:
+        """Whether its steps may become faster soon."""
+        with self._lock:
+            models = [*self._waiting, *([self._current] if self._current else [])]
+            return any(model.variant() is variant for model in models)
+
+    @property
+    def state(self) -> State:
+        """What is done for the kernels now. Where compiling has failed, torch's are used."""
+        with self._lock:
+            if any(model.is_compiling for model in self._waiting):
+                return "compiling"
+            if self._waiting or self._current:
+                return "timing"
+            has_failed = any(model.has_failed for model in self._done if model.variant())
+            return "failed" if has_failed else "ready"
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until ``advance`` may have something to do; None if it will not."""
+        with self._lock:
+            if self._current is not None or any(not each.is_compiling for each in self._waiting):
+                return 0.0
+            if self._waiting:
+                return _COMPILING_S
+            if self._again():
+                return max(self._again_s - self._clock(), 0.0)
+            return None
+
+    def advance(self) -> bool:
+        """Run one increment. False if there is none now."""
+        if self._increments is None and not self._begin():
+            return False
+        assert self._increments is not None
+        began_s = self._clock()
+        try:
+            with torch.inference_mode():
+                next(self._increments)
+        except StopIteration:
+            self._end()
+        except Exception:  # of a kernel, or for lack of memory
+            logger.exception("kernels could not be timed: the first ones are used")
+            self._end()
+        self._longest_s = max(self._longest_s, self._clock() - began_s)
+        return True
+
+    def advance_beside(self, step_s: float) -> None:
+        """Run an increment after a live step of that length, if it is short beside such steps."""
+        self._live_s += step_s
+        is_short = 2 * self._longest_s <= step_s
+        if is_short and self._spent_s <= _MAX_SHARE * self._live_s:
+            began_s = self._clock()
+            self.advance()
+            self._spent_s += self._clock() - began_s
+
+    def finish(self) -> None:
+        """Time now what waits and is compiled. For a thread without other work."""
+        while self.wait_s == 0.0 and (self._waiting or self._current):
+            self.advance()
+
+    def _begin(self) -> bool:
+        with self._lock:
+            self._current = self._next()
+            if self._current is None:
+                return False
+            self._current.num_compiled = self._current.num_ready
+            self._increments = self._timed(self._current)
+            return True
+
+    def _next(self) -> _Model | None:
+        for model in self._waiting:
+            if not model.is_compiling:
+                self._waiting.remove(model)
+                return model
+        if (again := self._again()) and self._clock() >= self._again_s:
+            self._done.remove(again[0])
+            return again[0]
+        return None
+
+    def _again(self) -> list[_Model]:
+        """The models to time again, of those that are still loaded."""
+        self._done = [model for model in self._done if model.variant() is not None]
+        return [model for model in self._done if model.is_due_again]
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._current is not None:
+                self._current.is_timed = True
+                self._done.append(self._current)
+            self._current = self._increments = None
+            self._longest_s = 0.0
+            self._again_s = self._clock() + _AGAIN_S
+        Thread(target=self._tuner.save, name="tuning").start()  # no step waits for the disk
+
+    def _timed(self, model: _Model) -> Generator[None, None, None]:
+        """Time what is not known, and at another time what was disturbed."""
+        is_again, is_disturbed = model.is_timed, False
+        before, times = CpuTimes.now(), dict[str, Times]()
+        for trial in model.trials():
+            is_quiet = self._tuner.is_known(trial.key, is_quiet=True)
+            if is_quiet or (self._tuner.is_known(trial.key) and not is_again):
+                is_disturbed |= not is_quiet
+                continue
+            times[trial.key] = yield from timed(trial)
+            if (now := CpuTimes.now()).at_s - before.at_s >= _WINDOW_S:
+                is_disturbed |= self._take(times, before)
+                before = now
+                if is_again and is_disturbed:
+                    return  # the machine is still busy
+        model.is_disturbed = self._take(times, before) or is_disturbed
+
+    def _take(self, times: dict[str, Times], before: CpuTimes) -> bool:
+        """Take choices from times that were measured since then, and forget the times. Returns
+        whether something else ran. Such times replace none."""
+        is_quiet = before.others_share(CpuTimes.now()) <= _MAX_OTHERS
+        for key, found in times.items():
+            if is_quiet or not self._tuner.is_known(key):
+                self._tuner.record(key, chosen(found, is_quiet=is_quiet))
+        is_disturbed = bool(times) and not is_quiet
+        times.clear()
+        return is_disturbed

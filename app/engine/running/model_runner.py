@@ -1,0 +1,228 @@
+"""The forward of one variant over the pages of its cache: a batch of sequences in, logits out.
+
+Prefill and decode differ only in the number of tokens for each sequence. Nothing is padded: prompts
+are packed in one row, with explicit positions and masks. Models with blocks of the usual kind use
+the flat forward, the others their own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from app.engine.attention import (
+    Attention,
+    BatchedDecodeAttention,
+    attention_windows,
+    causal_mask,
+    decode_attention,
+    packed_mask,
+    prefill_attention,
+)
+from app.engine.autotuning import OFF, Autotuner
+from app.engine.cache.metadata import AttentionMetadata, tables_of
+from app.engine.cache.paged_cache import PagedCache
+from app.engine.cache.pages import PAGE_TOKENS, pages_of
+from app.engine.running.cuda_graphs import DecodeGraphs, DecodeInputs, Recorder, num_read_pages
+from app.engine.running.flat_model import FlatModel
+from app.engine.running.head import Head
+from app.engine.scheduling.scheduler import Batch
+from app.engine.step import Interruption, Step
+from app.engine.transfer import sent, upload
+from app.engine.variant import Variant
+from pruning.models.blocks import block_list
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """Float32 logits ``[rows, vocab]`` after the last token of each sequence.
+
+    ``hidden [tokens, hidden_size]`` are the inputs of the head of all scheduled tokens, None if
+    each sequence has one.
+    """
+
+    logits: torch.Tensor
+    hidden: torch.Tensor | None
+
+
+class ModelRunner:
+    """Runs the forward of one variant: ``flat``, or the model's own.
+
+    With ``record``, it replays recorded decode steps. ``tuner`` knows the fastest kernels.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        cache: PagedCache,
+        flat: FlatModel | None = None,
+        record: Recorder | None = None,
+        tuner: Autotuner = OFF,
+    ) -> None:
+        self.cache = cache
+        self.head = Head(variant.model, tuner)
+        self.graphs: DecodeGraphs | None = None
+        self._model = variant.model
+        self._windows = attention_windows(variant.model.config)
+        self._flat_model = flat
+        self._tuner = tuner
+        if record is not None:
+            self.graphs = DecodeGraphs(record, self._model.device)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, step: Step) -> Forwarded:
+        """Raises ``StepInterrupted``."""
+        if step.is_reproducible:
+            return self._reproducible(batch, step)
+        if self.graphs is not None and (logits := self.graphs.run(batch, self._decode)) is not None:
+            step.kernels["decode"] = "recorded"
+            return Forwarded(logits, None)
+        return self._forward(batch, step)
+
+    @property
+    def depends_on_its_batch(self) -> bool:
+        """Whether what a token gives may depend on other tokens of the same forward."""
+        return self._flat_model is None or not self._flat_model.can_reproduce
+
+    def _reproducible(self, batch: Batch, step: Step) -> Forwarded:
+        """Each sequence by itself, unless what a token gives depends on no other token."""
+        if not self.depends_on_its_batch:
+            return self._forward(batch, step)
+        step.kernels["blocks"] = "one sequence at a time"
+        each = [
+            self._forward(
+                replace(batch, sequences=(seq,), num_scheduled_tokens=(num,)), step, is_alone=True
+            )
+            for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
+        ]
+        hidden = [one.hidden for one in each if one.hidden is not None]
+        logits = torch.cat([one.logits for one in each])
+        return Forwarded(logits, None if batch.is_one_token_each else torch.cat(hidden))
+
+    def _forward(self, batch: Batch, step: Step, *, is_alone: bool = False) -> Forwarded:
+        places = [
+            range(seq.num_cached, seq.num_cached + num)
+            for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True)
+        ]
+        scheduled = [
+            seq.tokens[each.start : each.stop]
+            for seq, each in zip(batch.sequences, places, strict=True)
+        ]
+        owners = [owner for owner, each in enumerate(places) for _ in each]
+        token_ids, owner_ids, positions = upload(
+            [[*chain(*scheduled)], owners, [*chain(*places)]], self._model.device
+        )
+        metadata = self._metadata(batch, places, owner_ids, positions)
+        self.cache.open(metadata)
+        if self._flat_model is None:
+            shape = (-1, 1) if batch.is_one_token_each else (1, -1)
+            masks = self._model_masks(metadata, places)
+            positions = metadata.positions.view(shape)
+            hidden = self._model_forward(token_ids.view(shape), positions, masks, step)
+        else:
+            attention = self._attention(metadata, places)
+            hidden = self._flat_model(token_ids, metadata.positions, attention, self.cache, step)
+        if batch.is_one_token_each:
+            return Forwarded(self.head(hidden, step), hidden if is_alone else None)
+        ends = [num - 1 for num in accumulate(batch.num_scheduled_tokens)]
+        last = hidden[upload(ends, hidden.device)]
+        return Forwarded(self.head(last, step), hidden)
+
+    def _decode(self, inputs: DecodeInputs) -> torch.Tensor:
+        """The logits of ``forward`` for one token of each sequence. No decision on the host depends
+        on anything but shapes, so the step can be recorded.
+        """
+        token_ids, positions, tables = inputs
+        num_rows, step = len(tables), Step()
+        owners = torch.arange(num_rows, device=tables.device)
+        num_seen = tables.shape[1] * PAGE_TOKENS
+        metadata = AttentionMetadata(tables, owners, positions, None, num_seen)
+        self.cache.open(metadata)
+        attention = self._decode_attention(positions, metadata.num_tokens)
+        if self._flat_model is None:
+            masks = {kind: attention.mask(kind) for kind in self._windows}
+            hidden = self._model_forward(token_ids[:, None], positions[:, None], masks, step)
+        else:
+            hidden = self._flat_model(token_ids, positions, attention, self.cache, step)
+        return self.head(hidden, step)
+
+    def _metadata(
+        self,
+        batch: Batch,
+        places: Sequence[range],
+        owners: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> AttentionMetadata:
+        longest = max(each.stop for each in places)
+        units = [torch.from_numpy(seq.pages.units) for seq in batch.sequences]
+        is_decode = batch.is_one_token_each
+        num_pages = num_read_pages(longest) if is_decode else pages_of(longest)
+        tables = sent(tables_of(units, num_pages), self._model.device)
+        num_read = None if is_decode else tuple(each.stop for each in places)
+        return AttentionMetadata(tables, owners, positions, num_read, longest)
+
+    def _attention(self, metadata: AttentionMetadata, places: Sequence[range]) -> Attention:
+        if all(len(each) == 1 for each in places):
+            return self._decode_attention(metadata.positions, metadata.num_tokens)
+        like = self.cache.keys
+        return prefill_attention(self._windows, places, metadata.num_stored, like, self._tuner)
+
+    def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:
+        return decode_attention(
+            self._windows, positions, num_tokens, self._model.dtype, self._tuner
+        )
+
+    def _model_masks(
+        self, metadata: AttentionMetadata, places: Sequence[range]
+    ) -> Mapping[str, torch.Tensor]:
+        """Masks by kind of attention, as the model's own forward expects them."""
+        like = self.cache.keys
+        if metadata.num_read is None:
+            rows = metadata.positions[:, None]
+            return {
+                kind: causal_mask(rows, metadata.num_tokens, reach, like.dtype)
+                for kind, reach in self._windows.items()
+            }
+        return {
+            kind: packed_mask(places, metadata.num_stored, reach, like)
+            for kind, reach in self._windows.items()
+        }
+
+    def _model_forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        masks: Mapping[str, torch.Tensor],
+        step: Step,
+    ) -> torch.Tensor:
+        """Run the model's own forward on tokens ``[rows, width]``; return hidden states
+        ``[tokens, hidden_size]`` in front of the head. Raises ``StepInterrupted``.
+        """
+        with _interruptible(self._model, step.interruption):
+            hidden: torch.Tensor = self._model.base_model(
+                input_ids=token_ids,
+                attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+                position_ids=positions,
+                cache=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+        return hidden.flatten(0, 1)
+
+
+@contextmanager
+def _interruptible(model: PreTrainedModel, interruption: Interruption) -> Iterator[None]:
+    """Let forwards of this model look at an interruption in front of each block."""
+
+    def check(_module: nn.Module, _args: object) -> None:
+        interruption.check()
+
+    hooks = [block.register_forward_pre_hook(check) for block in block_list(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,92 @@
+"""The kernels that an engine runs: made ready when a variant is loaded, and chosen meanwhile."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from hashlib import sha256
+from threading import Lock
+from weakref import WeakKeyDictionary, ref
+
+from app.engine.autotuning import Autotuner, Trial, processor
+from app.engine.kernels.compiled.compilation import wait_for_compilation
+from app.engine.kernels.int8 import product_trials
+from app.engine.kernels.warm_up import WarmUp
+from app.engine.running.flat_model import COMPILED, FlatModel, Sizes, flat_model, functions_of_steps
+from app.engine.running.head import COMPILED_HEAD, Head
+from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.variant import Variant
+
+_MAX_COMPILATION_S = 600.0
+_MAX_TIMED_TOKENS = 65_536  # of all sequences of a decode that is timed
+REPRODUCIBLE = frozenset({COMPILED, COMPILED_HEAD})  # of steps whose rows depend on no other row
+
+
+class Kernels:
+    """Knows what steps of each variant run. Safe from any thread."""
+
+    def __init__(self, tuner: Autotuner, limits: EngineLimits) -> None:
+        self.tuner = tuner
+        self.warm_up = WarmUp(tuner)
+        self._limits = limits
+        self._lock = Lock()
+        self._making = Lock()
+        self._flat_models: WeakKeyDictionary[Variant, FlatModel | None] = WeakKeyDictionary()
+
+    def prepare(self, variant: Variant) -> FlatModel | None:
+        """Make what steps of a variant need, and queue what makes them fast. Returns its flat model
+        if it has one.
+
+        The first step of a variant does it otherwise, while others wait.
+        """
+        with self._lock:
+            if variant in self._flat_models:
+                return self._flat_models[variant]
+        with self._making:  # for which steps of other variants do not wait
+            with self._lock:
+                if variant in self._flat_models:
+                    return self._flat_models[variant]
+            flat = flat_model(variant.model, self.tuner)
+            with self._lock:
+                self._flat_models[variant] = flat
+        functions = functions_of_steps(variant.model, self.tuner)
+        self.warm_up.add(variant, functions, partial(self._trials, ref(variant)))
+        return flat
+
+    def finish(self, *variants: Variant) -> None:
+        """Compile and time now what steps of these variants need. For a thread of its own."""
+        for variant in variants:
+            self.prepare(variant)
+            functions = functions_of_steps(variant.model, self.tuner)
+            wait_for_compilation(functions, _MAX_COMPILATION_S)
+        self.warm_up.finish()
+
+    def are_awaited(self, variant: Variant) -> bool:
+        """Whether functions of its steps are not compiled, but will be tried to be."""
+        self.prepare(variant)
+        functions = functions_of_steps(variant.model, self.tuner)
+        return any(each.is_claimed and not each.is_ready for each in functions)
+
+    def digest(self, *, is_reproducible: bool) -> str:
+        """A digest of what outputs depend on beside weights and requests: processor, versions of
+        the code, and the kernels that are taken now."""
+        choices = {} if is_reproducible else self.tuner.choices
+        kernels = sorted((key, choice.kernel) for key, choice in choices.items())
+        return sha256(f"{processor()} {is_reproducible} {kernels}".encode()).hexdigest()
+
+    def _trials(self, of: Callable[[], Variant | None]) -> Iterator[Trial]:
+        """None once the variant is unloaded, which what waits must not keep in memory."""
+        if (variant := of()) is None:
+            return
+        limits, flat = self._limits, self.prepare(variant)
+        yield from product_trials(variant.model, self.tuner)
+        yield from Head(variant.model, self.tuner).trials(limits.max_num_seqs)
+        if flat is not None:
+            yield from flat.trials(
+                Sizes(
+                    max_rows=limits.max_num_seqs,
+                    max_prompt=limits.max_batch_tokens,
+                    max_tokens=min(
+                        variant.max_model_len, limits.max_model_len or variant.max_model_len
+                    ),
+                    max_cache_tokens=_MAX_TIMED_TOKENS,
+                )
+            )

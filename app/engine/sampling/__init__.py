@@ -1,0 +1,1 @@
+"""What follows a forward: the next tokens, their log-probabilities, their text, their stream."""

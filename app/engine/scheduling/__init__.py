@@ -1,0 +1,1 @@
+"""Requests, the sequences they become, and which of them the next forward has."""

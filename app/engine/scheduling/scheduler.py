@@ -1,0 +1,345 @@
+"""Scheduling: which sequences run, and what each forward reads.
+
+Works on sequences and counts, without torch. The engine carries out its batches.
+"""
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count, takewhile
+from typing import TYPE_CHECKING
+
+from app.engine.cache.pages import PAGE_TOKENS, PagePool
+from app.engine.scheduling.sequence import Sequence
+
+if TYPE_CHECKING:
+    from app.engine.variant import Variant
+
+BACKGROUND_CHUNK = 64  # prompt tokens of one background forward, which a live request waits for
+_MAX_PASSED = 16  # prefills without a prompt, after which it is read before shorter ones
+_WORTH_WAITING = 64  # tokens that another prompt of the same batch reads already
+
+
+class InvalidLimits(ValueError):
+    """No request could run under these limits."""
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    max_num_seqs: int = 64  # running sequences of all variants
+    max_batch_tokens: int = 512  # of one prefill forward
+    kv_cache_bytes: int | None = None  # for each shape of keys and values; None: by free memory
+    max_model_len: int | None = None  # prompt and generated tokens; None is the limit of the model
+
+    def __post_init__(self) -> None:
+        optional = (self.kv_cache_bytes, self.max_model_len)
+        limits = (self.max_num_seqs, self.max_batch_tokens, *(each or 1 for each in optional))
+        if min(limits) < 1 or 0 in optional:
+            raise InvalidLimits(f"{self}: expected at least 1 each")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward: for each sequence, the next ``num_scheduled_tokens`` of its uncached tokens.
+
+    The sequences are of one variant, and have pages for these tokens.
+    """
+
+    variant: "Variant"
+    sequences: tuple[Sequence, ...]
+    num_scheduled_tokens: tuple[int, ...]  # of each sequence
+    is_decode: bool = False  # the next token of each sequence that has read its prompt
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether a sequence asks for it: the kernels of a batch are those of all of it."""
+        return any(seq.request.params.reproducible for seq in self.sequences)
+
+    @property
+    def is_one_token_each(self) -> bool:
+        return max(self.num_scheduled_tokens) == 1
+
+
+class Scheduler:
+    """Waiting and running sequences of all variants.
+
+    A round is one prefill, if a prompt is to be read, and then one decode of each variant.
+    Prefills rotate over the variants. Each reads parts of prompts up to a number of tokens, the
+    shortest rest first, and first of all those that were passed over for long. So a prompt delays
+    others and running sequences by one chunk at a time, however long it is.
+
+    Sequences get pages as they grow. If there is none for a running one, the sequence that arrived
+    last is preempted: it leaves its pages and reads its tokens again later.
+
+    Background sequences run one at a time, and only without live ones.
+    """
+
+    def __init__(self, limits: EngineLimits) -> None:
+        self.limits = limits
+        self.num_preemptions = 0  # for lack of pages
+        self.waiting: dict[Variant, list[Sequence]] = {}  # in the order of arrival
+        self.running: dict[Variant, list[Sequence]] = {}
+        self._serials = count(1)
+        self._turns: deque[Variant] = deque()  # to prefill, of all with sequences
+        self._decodes_due: deque[Variant] = deque()
+        self._background: deque[Sequence] = deque()  # all but the admitted one
+        self._admitted_background: Sequence | None = None  # the only one in waiting and running
+
+    @property
+    def has_live(self) -> bool:
+        return self._admitted_background is None and bool(self.waiting or self.running)
+
+    @property
+    def num_sequences(self) -> int:
+        """Live and background ones."""
+        return self.num_waiting + self.num_running + len(self._background)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(map(len, self.waiting.values()))
+
+    @property
+    def num_running(self) -> int:
+        return sum(map(len, self.running.values()))
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence. A live one may only be added after ``preempt``."""
+        seq.serial = next(self._serials)
+        if seq.request.is_background:
+            self._background.append(seq)
+        else:
+            assert self._admitted_background is None
+            self._enqueue(seq)
+
+    def preempt(self) -> Sequence | None:
+        """Stop the running background sequence, which restarts later."""
+        seq = self._admitted_background
+        if seq is not None:
+            self.remove(seq)
+            seq.restart()
+            seq.was_alone = False
+            self._background.appendleft(seq)
+        return seq
+
+    def remove(self, seq: Sequence) -> None:
+        """Remove a sequence, which leaves its pages."""
+        if seq in self._background:
+            self._background.remove(seq)
+            return
+        if seq is self._admitted_background:
+            self._admitted_background = None
+        self._leave(seq)
+        seq.pages.release()
+        seq.is_running = False
+        variant = seq.request.variant
+        if variant not in self.waiting and variant not in self.running:
+            self._turns.remove(variant)
+            # a removed variant must not keep its weights alive
+            self._decodes_due = deque(due for due in self._decodes_due if due is not variant)
+
+    def next_batch(self) -> Batch | None:
+        """The next forward, None without work. Gives pages to its sequences."""
+        if self._background and not self.waiting and not self.running:
+            self._admitted_background = self._background.popleft()
+            self._enqueue(self._admitted_background)
+        while True:
+            while self._decodes_due:
+                if (decode := self._decode(self._decodes_due.popleft())) is not None:
+                    return decode
+            prefill = self._prefill()
+            if prefill is None and not self._is_decoding:
+                if not self.running:
+                    return None
+                self._preempt_last(chain.from_iterable(self.running.values()))
+            self._decodes_due.extend(self.running)
+            if prefill is not None:
+                return prefill
+
+    @property
+    def _is_decoding(self) -> bool:
+        return any(seq.num_uncached == 1 for seq in chain.from_iterable(self.running.values()))
+
+    def _enqueue(self, seq: Sequence) -> None:
+        variant = seq.request.variant
+        insort(self.waiting.setdefault(variant, []), seq, key=_arrival)
+        if variant not in self._turns:
+            self._turns.append(variant)
+
+    def _leave(self, seq: Sequence) -> None:
+        """Take a sequence from those that wait or run."""
+        queues, variant = self.running if seq.is_running else self.waiting, seq.request.variant
+        queues[variant].remove(seq)
+        if not queues[variant]:
+            del queues[variant]
+
+    def _decode(self, variant: "Variant") -> Batch | None:
+        """The next token of all sequences that have read their prompts, as far as there are pages
+        for them."""
+        due = [seq for seq in self.running.get(variant, ()) if seq.num_uncached == 1]
+        for seq in sorted(due, key=_arrival):
+            if seq.is_running:
+                self._grow(seq)
+        seqs = [seq for seq in due if seq.is_running]
+        return Batch(variant, tuple(seqs), (1,) * len(seqs), is_decode=True) if seqs else None
+
+    def _grow(self, seq: Sequence) -> None:
+        """Give a sequence room for its next token. The last one that arrived makes it, which may be
+        the sequence itself."""
+        while not seq.pages.grow(seq.num_cached + 1):
+            self._preempt_last(self._running_in(seq.pages.pool))
+            if not seq.is_running:
+                return
+
+    def _preempt_last(self, seqs: Iterable[Sequence]) -> None:
+        """Let that of these running sequences wait again which arrived last."""
+        last = max(seqs, key=_arrival)
+        self._leave(last)
+        last.restart()
+        self._enqueue(last)
+        self.num_preemptions += 1
+
+    def _running_in(self, pool: PagePool) -> Iterator[Sequence]:
+        seqs = chain.from_iterable(self.running.values())
+        return (seq for seq in seqs if seq.pages.pool is pool)
+
+    def _prefill(self) -> Batch | None:
+        """The prefill of the next variant in turn."""
+        may_admit = not self._is_held_back()
+        for variant in self._turns:
+            batch = self._pack(variant, may_admit=may_admit)
+            if batch is not None:
+                self._turns.remove(variant)
+                self._turns.append(variant)
+                self._count_passed(batch)
+                return batch
+        return None
+
+    def _is_held_back(self) -> bool:
+        """Whether what was passed over for long finds no room: all that becomes free is for it."""
+        waiting = chain.from_iterable(self.waiting.values())
+        first = min((seq for seq in waiting if _is_due(seq)), key=_arrival, default=None)
+        return first is not None and not self._has_room(first)
+
+    def _count_passed(self, batch: Batch) -> None:
+        for seqs in (*self.waiting.values(), *self.running.values()):
+            for seq in seqs:
+                if seq.num_uncached > 1 or not seq.is_running:
+                    seq.num_passed += 1
+        for seq in batch.sequences:
+            seq.num_passed = 0
+
+    def _pack(self, variant: "Variant", *, may_admit: bool) -> Batch | None:
+        """Parts of the variant's prompts that fit into one batch, None if there is none."""
+        candidates = [seq for seq in self.running.get(variant, ()) if seq.num_uncached > 1]
+        if may_admit:
+            candidates += self.waiting.get(variant, ())
+        chosen: list[Sequence] = []
+        nums: list[int] = []
+        read: set[bytes] = set()  # keys of the pages that this batch fills
+        for seq in sorted(candidates, key=_urgency):
+            rest = self.limits.max_batch_tokens - sum(nums)
+            if rest <= 0:
+                break
+            if (num := self._schedule(seq, rest, read, is_first=not chosen)) > 0:
+                chosen.append(seq)
+                nums.append(num)
+                read.update(seq.pages.keys(seq.tokens, (seq.num_cached + num) // PAGE_TOKENS))
+        return Batch(variant, tuple(chosen), tuple(nums)) if chosen else None
+
+    def _schedule(self, seq: Sequence, rest: int, read: set[bytes], *, is_first: bool) -> int:
+        """Let a sequence read up to ``rest`` tokens, and admit it if it waits. Returns how many, 0
+        if it has to wait for pages or for what this batch reads."""
+        found = seq.pages.count_found(seq.tokens, seq.num_cached)
+        num = self._chunk(seq, seq.num_cached + found, rest, is_first=is_first)
+        if not num or _overlap(seq, seq.num_cached + found, read) >= _WORTH_WAITING:
+            return 0
+        if not seq.is_running:
+            if not self._has_room(seq):
+                return 0
+            self._admit(seq)
+        seq.take_found()
+        if not seq.pages.grow(seq.num_cached + num):
+            return 0
+        return num
+
+    def _admit(self, seq: Sequence) -> None:
+        self._leave(seq)
+        seq.is_running = True
+        if seq.pages.can_find and not seq.num_preemptions:
+            seq.pages.pool.counts.num_queries += len(seq.tokens)
+        self.running.setdefault(seq.request.variant, []).append(seq)
+
+    def _chunk(self, seq: Sequence, num_cached: int, rest: int, *, is_first: bool) -> int:
+        """The tokens of the next forward behind ``num_cached``, 0 if ``rest`` is too small.
+
+        A part of a prompt ends with a page where it can, so that what follows may be found.
+        """
+        longest = self.limits.max_batch_tokens
+        if seq.request.is_background:
+            longest = min(longest, BACKGROUND_CHUNK)
+        if seq.is_cut_alone:
+            left = len(seq.request.prompt_ids) - num_cached
+            num = min(left, longest - num_cached % longest) if left > 0 else 1
+            return num if num <= rest else 0
+        left = len(seq.tokens) - num_cached
+        num = min(left, longest, rest)
+        whole = num - (num_cached + num) % PAGE_TOKENS
+        if num == left:
+            return num
+        return whole if whole > 0 else num * is_first
+
+    def _has_room(self, seq: Sequence) -> bool:
+        """Whether a waiting sequence may run: there are pages for all of its tokens, all that
+        running prompts have still to read, and a further page for each running sequence."""
+        if self.num_running >= self.limits.max_num_seqs:
+            return False
+        promised = sum(
+            each.pages.num_missing(len(each.tokens)) + each.pages.num_blocks
+            for each in self._running_in(seq.pages.pool)
+        )
+        needed = seq.pages.num_needed(seq.tokens)
+        return promised + needed <= seq.pages.pool.num_available
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` if a sequence or a page is lost, or a limit exceeded. Slow."""
+        assert self.num_running <= self.limits.max_num_seqs
+        if (seq := self._admitted_background) is not None:
+            active = [*self.waiting.values(), *self.running.values()]
+            assert [[*seqs] for seqs in active] == [[seq]], "a background sequence is not alone"
+        assert sorted(map(id, self._turns)) == sorted(map(id, {**self.waiting, **self.running}))
+        for variant, running in self.running.items():
+            assert running, variant.name
+            assert all(seq.is_running and seq.num_uncached > 0 for seq in running), variant.name
+            assert all(seq.num_cached <= seq.pages.num_tokens for seq in running), variant.name
+        for variant, queue in self.waiting.items():
+            assert queue == sorted(queue, key=_arrival) != [], variant.name
+        for seq in (*self._background, *chain.from_iterable(self.waiting.values())):
+            assert (seq.is_running, seq.num_cached, seq.pages.pages) == (False, 0, [])
+
+
+def _arrival(seq: Sequence) -> int:
+    return seq.serial
+
+
+def _is_due(seq: Sequence) -> bool:
+    """Whether it was passed over for long, or was preempted."""
+    return seq.num_passed >= _MAX_PASSED or seq.num_preemptions > 0
+
+
+def _overlap(seq: Sequence, num_cached: int, read: set[bytes]) -> int:
+    """The next tokens behind ``num_cached`` which this batch reads for another sequence."""
+    if not (read and seq.pages.can_find):
+        return 0
+    keys = seq.pages.keys(seq.tokens, len(seq.tokens) // PAGE_TOKENS)
+    return PAGE_TOKENS * sum(
+        1 for _ in takewhile(read.__contains__, keys[num_cached // PAGE_TOKENS :])
+    )
+
+
+def _urgency(seq: Sequence) -> tuple[bool, int, int]:
+    """Prompts that were passed over for long come first, then those with the least to read."""
+    if _is_due(seq):
+        return False, 0, seq.serial
+    found = seq.pages.count_found(seq.tokens, seq.num_cached)
+    return True, seq.num_uncached - found, seq.serial

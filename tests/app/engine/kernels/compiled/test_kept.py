@@ -1,0 +1,50 @@
+"""Files of compiled functions that are damaged: they are compiled again, and never run."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from app.engine.kernels.compiled.openmp import ParallelFunction
+from tests.support.compiled import count, counted
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted([*folder.rglob("*.nbc"), *folder.rglob("*.nbi")])
+
+
+@pytest.mark.parametrize(
+    "number", [40, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.timeout(3_000)))]
+)
+def test_a_damaged_file_is_compiled_again(kept_in: Path, number: int) -> None:
+    expected = counted(ParallelFunction(count))
+    files = files_in(kept_in)
+    assert len(files) == 2
+    choose = random.Random(0)
+    for each in range(number):
+        file = choose.choice(files)
+        good = file.read_bytes()
+        bad = bytearray(good)
+        for _ in range(choose.choice((1, 1, 8))):
+            bad[choose.randrange(len(bad))] ^= choose.randrange(1, 256)
+        bad = bad[: choose.randrange(len(bad))] if choose.random() < 0.1 else bad
+        if bad == good:
+            continue
+        file.write_bytes(bad)
+        assert not ParallelFunction(count).is_kept, "numba would read it"
+        if each % 1_000 == 0:
+            assert counted(ParallelFunction(count)) == expected
+        else:
+            file.write_bytes(good)
+        assert ParallelFunction(count).is_kept
+
+
+def test_a_file_that_is_missing_or_a_pipe_is_compiled_again(kept_in: Path) -> None:
+    counted(ParallelFunction(count))
+    for file in files_in(kept_in):
+        file.unlink()
+        counted(ParallelFunction(count))
+        assert ParallelFunction(count).is_kept
+    digest = next(kept_in.rglob("*.sha256"))
+    digest.write_text("0")
+    assert not ParallelFunction(count).is_kept
