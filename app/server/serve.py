@@ -5,6 +5,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
@@ -26,6 +27,7 @@ from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
 from pruning.models.store import set_up_torch
 
+_SWITCH_INTERVAL_S = 0.0005  # a step waits so long for the interpreter, which a load holds
 _POLL_S = 0.1  # between two checks for a second Ctrl-C
 
 
@@ -59,6 +61,7 @@ def set_up_process(settings: ServeSettings) -> None:
     set_up_logging(settings.log_level, settings.log_format, log_fields)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # at INFO it logs URLs with their secrets
     set_up_torch(settings.threads)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 class ApiServer(uvicorn.Server):

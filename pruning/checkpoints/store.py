@@ -285,8 +285,10 @@ class CheckpointStore:
 
     def repair(self, name: str, num_removed: int) -> "Repaired | None":
         """As ``repair_of``. Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
-        self.manifest(name)
-        return repair_of(self.path(name), num_removed)
+        try:
+            return repair_of(self.path(name), num_removed)
+        except FileNotFoundError as error:
+            raise _no_checkpoint(name) from error
 
 
 def read_manifest(path: Path) -> Manifest:

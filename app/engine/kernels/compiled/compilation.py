@@ -4,6 +4,7 @@ A thread would hold the interpreter's lock, for which every operation of a step 
 """
 
 import atexit
+import gc
 import json
 import logging
 import os
@@ -99,6 +100,10 @@ def _make_ready(functions: Sequence[ParallelFunction]) -> None:
             for each in functions:
                 each.has_failed = not each.is_ready
             _changed.notify_all()
+        if reason is None:
+            # Compiled code has so many objects that each later collection would stop all steps.
+            gc.collect()
+            gc.freeze()
         if reason is None or wait_s is None:
             return
         never.wait(wait_s)
