@@ -3,9 +3,11 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
+from typing import Any
 
 from benchmarks.http_stream import Chunk, post
 from benchmarks.latencies import Pass, RequestTiming
@@ -16,6 +18,18 @@ from benchmarks.workload import SampleRequest
 _TIMEOUT_S = 600.0
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server gave to a request."""
+
+    timing: RequestTiming
+    text: str
+    num_cached: int  # tokens of the prompt that it did not read again, 0 if it does not say
+
+
+Client = Generator[SampleRequest, Answer, None]  # what it sends, each after the answer before
 
 
 def closed_loop(server: Server, requests: Sequence[SampleRequest], concurrency: int) -> Pass:
@@ -34,6 +48,14 @@ def open_loop(server: Server, requests: Sequence[SampleRequest], per_s: float, s
     return asyncio.run(_open_loop(server, requests, per_s, seed))
 
 
+def clients_at_once(server: Server, clients: Sequence[Client]) -> float:
+    """Let these clients send their requests at the same time. Returns the seconds of all.
+
+    Raises the same errors as ``closed_loop``.
+    """
+    return asyncio.run(_clients_at_once(server, clients))
+
+
 def arrivals_s(number: int, per_s: float, seed: int) -> list[float]:
     """Arrival times of a Poisson process in seconds, the first at 0."""
     random = Random(seed)  # noqa: S311 - no secret
@@ -47,7 +69,7 @@ async def _closed_loop(server: Server, requests: Sequence[SampleRequest], concur
 
     async def client() -> None:
         for number, request in waiting:
-            timings[number] = await _send(server, request)
+            timings[number] = (await _send(server, request)).timing
 
     began_s = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(concurrency)))
@@ -60,7 +82,7 @@ async def _open_loop(
 ) -> Pass:
     async def client(request: SampleRequest, arrival_s: float) -> RequestTiming:
         await asyncio.sleep(began_s + arrival_s - time.perf_counter())
-        return await _send(server, request)
+        return (await _send(server, request)).timing
 
     arrivals = zip(requests, arrivals_s(len(requests), per_s, seed), strict=True)
     began_s = time.perf_counter()
@@ -68,32 +90,53 @@ async def _open_loop(
     return Pass(time.perf_counter() - began_s, tuple(timings))
 
 
-async def _send(server: Server, request: SampleRequest) -> RequestTiming:
+async def _clients_at_once(server: Server, clients: Sequence[Client]) -> float:
+    async def run(client: Client) -> None:
+        try:
+            request = next(client)
+            while True:
+                request = client.send(await _send(server, request))
+        except StopIteration:
+            return
+
+    began_s = time.perf_counter()
+    await asyncio.gather(*map(run, clients))
+    return time.perf_counter() - began_s
+
+
+async def _send(server: Server, request: SampleRequest) -> Answer:
     sent_s = time.perf_counter()
     async with asyncio.timeout(_TIMEOUT_S):
         chunks = await post(f"{server.url}/v1/completions", server.body(request))
-    received_s, last = _events(chunks)
-    return checked_timing(sent_s, received_s, request, _num_tokens(last))
+    events = list(_events(chunks))
+    usage = _usage(events[-1][1] if events else b"")
+    # The last event has the usage and no text: its time counts only if there is no other.
+    received_s = [moment for moment, _ in events][:-1] or [moment for moment, _ in events]
+    timing = checked_timing(sent_s, received_s, request, usage["completion_tokens"])
+    details = usage.get("prompt_tokens_details") or {}
+    return Answer(timing, _text(events), details.get("cached_tokens") or 0)
 
 
-def _events(chunks: Iterable[Chunk]) -> tuple[Sequence[float], bytes]:
-    """Arrival times of the events with text, and the last event, which has the usage.
-
-    A response without text has only the last event: its time is returned.
-    """
-    rest, last, moments = b"", b"", []
+def _events(chunks: Iterable[Chunk]) -> Iterable[tuple[float, bytes]]:
+    """When each event with data arrived, and its data."""
+    rest = b""
     for moment, chunk in chunks:
         *events, rest = (rest + chunk).split(b"\n\n")
         for event in events:
             if event.startswith(_DATA) and event != _DONE:
-                moments.append(moment)
-                last = event
-    return moments[:-1] or moments, last
+                yield moment, event.removeprefix(_DATA)
 
 
-def _num_tokens(last: bytes) -> int:
+def _usage(last: bytes) -> Mapping[str, Any]:
     try:
-        return int(json.loads(last.removeprefix(_DATA))["usage"]["completion_tokens"])
+        usage: Mapping[str, Any] = json.loads(last)["usage"]
+        int(usage["completion_tokens"])
     except (ValueError, KeyError, TypeError) as error:
         text = last.decode(errors="replace")
         raise ServerFailed(f"the stream does not end with usage, but with {text!r}") from error
+    return usage
+
+
+def _text(events: Iterable[tuple[float, bytes]]) -> str:
+    choices = (json.loads(data).get("choices") or [] for _, data in events)
+    return "".join(each.get("text") or "" for some in choices for each in some)

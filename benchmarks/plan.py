@@ -27,6 +27,9 @@ class Part(StrEnum):
     CONTEXT = "context"  # decode steps by context length
     HTTP = "http"  # sleb serve and transformers serve
     PEERS = "peers"  # sleb serve, vLLM and llama.cpp
+    PREFIX = "prefix"  # sleb serve and vLLM: prompts that begin alike
+    CHAT = "chat"  # the same: conversations that grow
+    LONG = "long"  # the same: a long prompt beside short ones
 
 
 class Baseline(StrEnum):
@@ -35,6 +38,23 @@ class Baseline(StrEnum):
     TRANSFORMERS_SERVE = "transformers-serve"
     VLLM = "vllm"
     LLAMA_CPP = "llama.cpp"
+
+
+@dataclass(frozen=True)
+class TrafficSizes:
+    """Clients, requests and lengths in tokens of the parts with traffic like that of users."""
+
+    output_len: int = 32
+    num_rounds: int = 2  # requests of each client, but for conversations
+    prefix_clients: int = 16
+    shared_len: int = 1024
+    own_len: int = 32
+    chat_clients: int = 4
+    num_turns: int = 5
+    turn_len: int = 128
+    short_clients: int = 15
+    short_len: int = 64
+    long_len: int = 6000
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class ServePlan:
     batch_size: int = 32  # of the part "pruned"
     num_steps: int = 32  # likewise
     context_lens: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    traffic: TrafficSizes = TrafficSizes()
     open_loop_rate: float | None = None  # requests per second; None: half of the closed loop
     repeats: int = 3
     seed: int = 0

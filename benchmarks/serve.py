@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, TypeVar
@@ -26,6 +27,7 @@ from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
+from benchmarks.traffic import traffic
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.blocks import num_blocks
@@ -45,6 +47,7 @@ PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingP
         Part.CONTEXT: offline_parts.context,
         Part.HTTP: http_parts.http,
         Part.PEERS: peers.peers,
+        **{part: partial(traffic, part) for part in (Part.PREFIX, Part.CHAT, Part.LONG)},
     }
 )
 

@@ -10,6 +10,18 @@ from rich.table import Table
 
 AT_LEAST, AT_MOST = "at least", "at most"
 _MIN_SHARE_OF_BOUND = 0.95
+_MIN_HITS = 0.95  # of the tokens that could be reused
+
+
+def _of_traffic(part: str, *, has_hits: bool = True) -> Mapping[str, tuple[str, float]]:
+    """Targets of a part with traffic like that of users."""
+    targets = {
+        f"{part}_vs_vllm": (AT_LEAST, 1.0),  # requests per second
+        f"{part}_ttft_vs_vllm": (AT_MOST, 1.0),  # median
+        f"{part}_worst_ttft_vs_vllm": (AT_MOST, 1.0),
+    }
+    return {**targets, f"{part}_hits": (AT_LEAST, _MIN_HITS)} if has_hits else targets
+
 
 # None: no fixed target.
 TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
@@ -26,6 +38,9 @@ TARGETS: Mapping[str, tuple[str, float] | None] = MappingProxyType(
         "weights_with_ten_variants": (AT_MOST, 1.05),
         "http_vs_vllm": (AT_LEAST, 1.0),  # with the number of clients where it is least
         "http_vs_llama_cpp": (AT_LEAST, 1.0),  # likewise
+        **_of_traffic("prefix"),
+        **_of_traffic("chat"),
+        **_of_traffic("long", has_hits=False),
     }
 )
 

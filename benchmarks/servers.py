@@ -45,6 +45,7 @@ _VLLM: Mapping[str, str] = MappingProxyType(
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # all threads that it is given, none left out
     }
 )
+_VLLM_REUSES = ("--enable-prefix-caching", "--enable-prompt-tokens-details")
 
 
 class ServerFailed(RuntimeError):
@@ -210,8 +211,10 @@ def vllm_serve(
     max_len: int,
     max_num_seqs: int,
     options: Sequence[str] = (),
+    *,
+    reuses_prefixes: bool = False,
 ) -> Iterator[Server]:
-    """``vllm serve``, without the cache of prefixes, as every turn has the same prompts.
+    """``vllm serve``, by default without the cache of prefixes, since turns have the same prompts.
 
     Raises ``ServerFailed``.
     """
@@ -220,7 +223,8 @@ def vllm_serve(
         command = [str(program), "serve", str(model), "--served-model-name", model.name]
         command += ["--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--max-model-len", str(max_len)]
-        command += ["--max-num-seqs", str(max_num_seqs), "--no-enable-prefix-caching", *options]
+        command += ["--max-num-seqs", str(max_num_seqs), *options]
+        command += _VLLM_REUSES if reuses_prefixes else ["--no-enable-prefix-caching"]
         environment = {**child_environment(ServeSettings()), **_VLLM}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)

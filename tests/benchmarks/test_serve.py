@@ -22,7 +22,8 @@ from tests.support.processes import environment
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-OFFLINE = tuple(part for part in Part if part not in (Part.HTTP, Part.PEERS))
+OVER_HTTP = (Part.HTTP, Part.PEERS, Part.PREFIX, Part.CHAT, Part.LONG)
+OFFLINE = tuple(part for part in Part if part not in OVER_HTTP)
 PLAN = ServePlan(
     parts=OFFLINE,
     concurrency=(1, 3),
@@ -61,8 +62,8 @@ def test_every_ratio_is_there_and_null_where_it_was_not_run(offline: dict[str, A
     ratios = offline["ratios"]
     assert ratios.keys() == TARGETS.keys()
     unknown = {name for name, value in ratios.items() if value is None}
-    over_http = {"http_vs_offline", "http_vs_transformers_serve"}
-    assert unknown == over_http | {"http_vs_vllm", "http_vs_llama_cpp"}
+    parts = tuple(f"{part}_" for part in OVER_HTTP)
+    assert unknown == {name for name in TARGETS if name.startswith(parts)}
     assert all(value > 0 for value in ratios.values() if value is not None)
     assert ratios["weights_with_ten_variants"] == 1
     assert offline["machine"]["torch_threads"] > 0
