@@ -27,7 +27,7 @@ from app.auth.audit import AuditUnavailable
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached, TokenQuotaReached
 from app.auth.scopes import NotLocal
-from app.auth.sessions import NotSameOrigin
+from app.auth.sessions import NotSameOrigin, SessionsNotKept
 from app.compare.compare import NotComparable
 from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.cache.caches import CacheTooSmall
@@ -80,6 +80,7 @@ _AUTH: Problems = {
     NotLocal: (403, "not-local", "Without an API key only requests from this machine are allowed."),
     KeyRefused: (401, "invalid-api-key", "API key missing or invalid."),
     NotSameOrigin: (403, "not-same-origin", "A session accepts changes from its own pages only."),
+    SessionsNotKept: (503, "sessions-not-kept", "The files of sessions cannot be used."),
     ScopeMissing: (403, "scope-missing", "The API key lacks the required scope."),
     AuditUnavailable: (503, "audit-unavailable", "The audit log cannot be written."),
     LimitReached: (429, "key-limit-reached", "Rate limit of this API key exceeded."),

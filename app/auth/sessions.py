@@ -11,7 +11,8 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from filelock import FileLock
 
 from app.auth.keys import ApiKey, KeyFile
 from app.json_file import JsonFile, replace_file
-from pruning.records import parse_record, read_stored
+from pruning.records import MAX_INTEGER, InvalidRecord, parse_record, read_stored
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,16 @@ class NotSameOrigin(Exception):
         )
 
 
+class SessionsNotKept(Exception):
+    """The files of sessions cannot be read or written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"the files of sessions cannot be read or written ({error.strerror}): free space, or "
+            "correct the data directory, or send the key with each request"
+        )
+
+
 @dataclass(frozen=True)
 class Session:
     """Times are seconds since the epoch."""
@@ -58,7 +69,7 @@ class Sessions:
     ) -> None:
         self._keys = keys
         self._secret_file = secret_file
-        self._generations: JsonFile[Mapping[str, int]] = JsonFile(
+        self._generations: JsonFile[Mapping[str, int] | None] = JsonFile(
             secret_file.with_name(GENERATIONS), _generations, dict
         )
         self._clock = clock
@@ -69,18 +80,21 @@ class Sessions:
         return Session(key, now, now + LIFETIME_S)
 
     def cookie(self, session: Session) -> str:
-        """The value of the cookie."""
+        """The value of the cookie. Raises ``SessionsNotKept``."""
         content = f"{session.key.name}:{session.began_at}:{session.ends_at}"
-        generation = self._generations.read().get(session.key.sha256, 0)
-        return f"{content}:{_signature(self._new_secret(), content, session.key, generation)}"
+        with _files_reported():
+            if (generations := self._generations.read()) is None:
+                with self._generations.changing():
+                    generations = self._readable()
+            generation = generations.get(session.key.sha256, 0)
+            secret = self._new_secret()
+        return f"{content}:{_signature(secret, content, session.key, generation)}"
 
     def end(self, session: Session) -> None:
-        """End all sessions of the key of this one. Raises ``OSError``."""
-        with self._generations.changing():
+        """End all sessions of the key of this one. Raises ``SessionsNotKept``."""
+        with _files_reported(), self._generations.changing():
             known = {key.sha256 for key in self._keys.known()}
-            latest = {
-                key: number for key, number in self._generations.read().items() if key in known
-            }
+            latest = {key: number for key, number in self._readable().items() if key in known}
             latest[session.key.sha256] = latest.get(session.key.sha256, 0) + 1
             self._generations.replace(latest)
 
@@ -97,8 +111,10 @@ class Sessions:
         content, now_s = f"{name}:{began}:{ends}", self._clock()
         try:
             generations = self._generations.read()
-        except (OSError, ValueError):
-            logger.exception("all sessions are ended: which were ended before is unknown")
+        except OSError as error:
+            logger.warning("no session is accepted: %s", error)
+            return None
+        if generations is None:
             return None
         for key in self._keys.known():  # after a rotation, several have this name
             if key.name != name or secret is None or key.has_ended(now_s):
@@ -121,6 +137,17 @@ class Sessions:
     def seconds_left(self, session: Session) -> int:
         return session.ends_at - int(self._clock())
 
+    def _readable(self) -> Mapping[str, int]:
+        """What the file has. A damaged one is replaced; call it while the file is locked.
+
+        No session may outlive one whose end was in that file, so all of them end first.
+        """
+        if (found := self._generations.read()) is None:
+            with self._secret_lock():
+                replace_file(self._secret_file, secrets.token_bytes(_NUM_BYTES))
+            self._generations.replace(found := {})
+        return found
+
     def _secret(self) -> bytes | None:
         try:
             secret = read_stored(self._secret_file)
@@ -130,13 +157,24 @@ class Sessions:
 
     def _new_secret(self) -> bytes:
         """Return the secret; make it if there is none."""
-        self._secret_file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._secret_file}.lock", mode=0o600):
+        with self._secret_lock():
             secret = self._secret()
             if secret is None:
                 secret = secrets.token_bytes(_NUM_BYTES)
                 replace_file(self._secret_file, secret)
         return secret
+
+    def _secret_lock(self) -> FileLock:
+        self._secret_file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self._secret_file}.lock", mode=0o600)
+
+
+@contextmanager
+def _files_reported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SessionsNotKept(error) from error
 
 
 def _signature(secret: bytes, content: str, key: ApiKey, generation: int) -> str:
@@ -144,9 +182,13 @@ def _signature(secret: bytes, content: str, key: ApiKey, generation: int) -> str
     return hmac.new(secret, signed.encode(), hashlib.sha256).hexdigest()
 
 
-def _generations(content: bytes) -> Mapping[str, int]:
-    """How often the sessions of keys were ended, by the hash of the key. Raises ``ValueError``."""
-    found = parse_record(content)
-    if not all(type(number) is int for number in found.values()):
-        raise ValueError("expected a JSON object of integers")
+def _generations(content: bytes) -> Mapping[str, int] | None:
+    """How often the sessions of keys were ended, by the hash of the key. None if it is damaged."""
+    try:
+        found = parse_record(content)
+        if not all(type(n) is int and abs(n) <= MAX_INTEGER for n in found.values()):
+            raise InvalidRecord("expected a JSON object of integers")
+    except InvalidRecord as error:  # once for each version of the file
+        logger.warning("all sessions are ended, as %s is damaged: %s", GENERATIONS, error)
+        return None
     return found

@@ -10,7 +10,7 @@ from app.api.openapi import responses_for
 from app.api.schemas.generate import Body
 from app.auth.keys import KeyRefused, Scope
 from app.auth.scopes import Authorizer, check_same_origin
-from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions
+from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions, SessionsNotKept
 
 router = APIRouter(prefix="/session", tags=["session"])
 
@@ -29,7 +29,7 @@ class SessionView(BaseModel):
     ends_at: float | None = Field(description="Without a further request.")
 
 
-@router.get("", name="get_session")
+@router.get("", name="get_session", responses=responses_for(SessionsNotKept))
 def get_session(
     request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
 ) -> SessionView:
@@ -41,7 +41,11 @@ def get_session(
     return _view(authorizer, session)
 
 
-@router.post("", name="sign_in", responses=responses_for(KeyRefused, NotSameOrigin, has_body=True))
+@router.post(
+    "",
+    name="sign_in",
+    responses=responses_for(KeyRefused, NotSameOrigin, SessionsNotKept, has_body=True),
+)
 def sign_in(
     body: SignInBody,
     request: Request,
@@ -59,7 +63,9 @@ def sign_in(
     return _view(authorizer, session)
 
 
-@router.delete("", status_code=204, name="sign_out", responses=responses_for(NotSameOrigin))
+@router.delete(
+    "", status_code=204, name="sign_out", responses=responses_for(NotSameOrigin, SessionsNotKept)
+)
 def sign_out(
     request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
 ) -> None:

@@ -1,5 +1,6 @@
 """Sessions: signed, short, bound to a key that still exists, and to pages of this service."""
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,17 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.auth.keys import KeyFile, Scope
-from app.auth.sessions import COOKIE, LIFETIME_S, MAX_LIFETIME_S, Session, Sessions
+from app.auth.sessions import (
+    COOKIE,
+    GENERATIONS,
+    LIFETIME_S,
+    MAX_LIFETIME_S,
+    Session,
+    Sessions,
+)
 from app.config import ServeSettings
 from tests.support.clock import Clock
+from tests.support.full_disk import full_disk
 from tests.support.prune_requests import JOB
 
 HERE = {"Origin": "http://localhost"}
@@ -176,6 +185,49 @@ def test_signing_out_ends_the_sessions_of_one_key_for_all_processes(
     for damaged in ("{", "[]", '{"a": "b"}', "[" * 100_000):
         (tmp_path / "sessions.json").write_text(damaged)
         assert beside.find(cookies[1]) is None
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"a": "b"}', "[" * 100_000, "", "\0"])
+def test_a_sign_in_replaces_a_damaged_file_and_revives_no_session(
+    client: TestClient, settings: ServeSettings, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which sessions were ended before is unknown then, so all of them are."""
+    key = KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+    client.post("/session", json={"key": key}, headers=HERE)
+    signed_out = client.cookies[COOKIE]
+    client.delete("/session", headers=HERE)
+    client.post("/session", json={"key": key}, headers=HERE)
+    kept = client.cookies[COOKIE]
+    (settings.data_dir / GENERATIONS).write_text(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert [client.get("/prune-jobs").status_code for _ in range(3)] == [401] * 3
+    assert sum(GENERATIONS in line for line in caplog.messages) == 1
+    assert client.post("/session", json={"key": key}, headers=HERE).status_code == 200
+    assert client.get("/prune-jobs").status_code == 200
+    for cookie in (signed_out, kept):
+        client.cookies.clear()
+        client.cookies.set(COOKIE, cookie)
+        assert client.get("/prune-jobs").status_code == 401
+
+
+@pytest.mark.parametrize("has_signed_in", [False, True])
+def test_a_full_disk_refuses_sessions_and_says_why(
+    client: TestClient, settings: ServeSettings, has_signed_in: bool
+) -> None:
+    key = KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+    if has_signed_in:
+        client.post("/session", json={"key": key}, headers=HERE)
+    with full_disk():
+        answer = (
+            client.delete("/session", headers=HERE)
+            if has_signed_in
+            else client.post("/session", json={"key": key}, headers=HERE)
+        )
+        assert (answer.status_code, answer.json()["type"]) == (503, "sessions-not-kept")
+        assert "File too large" in answer.json()["detail"]
+        of_key = {"Authorization": f"Bearer {key}"}
+        assert client.get("/prune-jobs", headers=of_key).status_code == 200
+    assert client.get("/prune-jobs").status_code == (200 if has_signed_in else 401)
 
 
 def test_a_session_ends_with_its_own_key_of_two_after_a_rotation(

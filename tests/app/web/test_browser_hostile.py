@@ -1,0 +1,108 @@
+"""Markup in names, outputs, results and jobs that others have written: pages show it as text."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+import pytest
+import redis
+
+from app.config import ServeSettings
+from app.models.aliases import FILE
+from app.results.store import ResultKind, ResultStore
+from pruning.checkpoints.store import MANIFEST
+from pruning.jobs.job import JobError
+from pruning.jobs.keys import RECORD
+from pruning.jobs.store import JobStore
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
+from tests.support.api_fixtures import publish_pruned
+from tests.support.browser import browser_page
+from tests.support.external import DONE, declare, fake_server, head, says, text
+from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+HIT = "document.title='hit'"
+IMAGE = f'<img src=x onerror="{HIT}">'
+MARKUP = f'{IMAGE}<script>{HIT}</script>"><svg onload={HIT}>\u202e<a href="javascript:{HIT}">a</a>'
+
+
+def write_names(data_dir: Path) -> None:
+    """An alias and a manifest that are broken, and whose reasons quote them."""
+    aliases = {IMAGE: "tiny", "good": IMAGE}
+    (data_dir / FILE).write_text(json.dumps({"format": 1, "aliases": aliases}))
+    manifest = publish_pruned(data_dir)
+    file = data_dir / "checkpoints" / "tiny@bad" / MANIFEST
+    file.parent.mkdir()
+    file.write_text(json.dumps({**json.loads(manifest.to_json()), "created_at": IMAGE}))
+
+
+def write_results(data_dir: Path) -> dict[ResultKind, str]:
+    """One result of each kind, with markup in every text of it."""
+    speedup = {"ratio": 1.2, "low": 1.1, "high": 1.3, "verdict": MARKUP, "reason": MARKUP}
+    row = {"scenario": MARKUP, "variant": MARKUP, "time": MARKUP, "speedup": speedup}
+    bench = {"num_blocks": 6, "results": [{**row, "dense_s": 0.3, "variant_s": 0.2, "ideal": 1.2}]}
+    run = {"text": MARKUP, "seed": 1, "removals": [{"block": 2}]}
+    stability = {"num_blocks": 6, "dense_perplexities": {}, "runs": [run], "depths": []}
+    reports = {
+        ResultKind.BENCH: bench,
+        ResultKind.STABILITY: {**stability, "picked": [], "conclusions": [MARKUP]},
+    }
+    store = ResultStore(data_dir)
+    return {kind: store.keep(kind, MARKUP, MARKUP, report) for kind, report in reports.items()}
+
+
+def write_job(store: JobStore, client: redis.Redis) -> str:
+    path = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=MARKUP)
+    job_id = store.create(PruneSpec("tiny", 2, calibration=path)).id
+    store.start(job_id, MARKUP)
+    store.warn(job_id, MARKUP)
+    store.fail(job_id, JobError("broken", MARKUP, MARKUP))
+    client.hset(RECORD.format(id=job_id), "pruned_model", f"tiny@{IMAGE}")
+    return job_id
+
+
+def shows(page: "Page", path: str, *parts: str) -> None:
+    """The page has each of these texts, and has made nothing of them."""
+    page.goto(path)
+    for part in parts:
+        page.locator("main").get_by_text(part, exact=False).first.wait_for(state="attached")
+    is_made = "() => document.querySelectorAll('img, [onload], [onerror], a[href^=java]').length"
+    assert page.evaluate(is_made) == 0, path
+    assert page.title() != "hit", path
+
+
+def test_markup_of_others_is_text(
+    data_dir: Path, redis_url: str, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    write_names(data_dir)
+    results = write_results(data_dir)
+    job_id = write_job(job_store, redis_client)
+    settings = ServeSettings(data_dir=data_dir, drain_s=0)
+    with fake_server() as far:
+        far.behave = says(head(), text(MARKUP), text(MARKUP, "stop"), DONE)
+        declare(data_dir, "far", far.base_url)
+        with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+            shows(page, "/ui", IMAGE, "tiny@bad")
+            shows(page, "/ui/results", MARKUP)
+            for result in results.values():
+                shows(page, f"/ui/results/{result}", MARKUP)
+            shows(page, "/ui/jobs", job_id)
+            shows(page, f"/ui/jobs/{job_id}", MARKUP)
+            assert watched.complaints == []
+            watched.may_fail = True  # there are no such models
+            for path in ("/ui/curve", "/ui/jobs/new", "/ui/compare"):
+                shows(page, f"{path}?{urlencode({'model': MARKUP, 'prompt': MARKUP})}")
+            asked = {"model": "far", "prompt": MARKUP, "max_new_tokens": 8}
+            shows(page, f"/ui/compare?{urlencode(asked)}")
+            page.get_by_role("button", name="Generate").click()
+            page.locator("#outputs .facts").first.wait_for()
+            assert page.locator("#outputs").text_content().count(IMAGE) >= 2
+            assert page.locator("main img").count() == 0
+            assert page.title() != "hit"
+            assert (watched.complaints, watched.foreign) == ([], [])
