@@ -32,7 +32,7 @@ from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.search.streamed_scoring import StreamedScorer
-from pruning.search.window_scorer import WindowScorer
+from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec
 from pruning.spec.prune import Quantize, Resident
@@ -63,7 +63,7 @@ class DenseModel(Protocol):
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
-    ) -> Iterator[WindowScorer]:
+    ) -> Iterator[GrowingScorer]:
         """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
 
         Windows can be scored up to each of the ``boundaries``.
@@ -74,7 +74,7 @@ class DenseModel(Protocol):
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
-    ) -> WindowScorer:
+    ) -> GrowingScorer:
         """A scorer in this process."""
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
@@ -175,7 +175,7 @@ class _InMemory:
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
-    ) -> Iterator[WindowScorer]:
+    ) -> Iterator[GrowingScorer]:
         if not self.resources.num_actors:
             yield self.local_scorer(windows, boundaries, objective)
             return
@@ -197,7 +197,7 @@ class _InMemory:
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
-    ) -> WindowScorer:
+    ) -> GrowingScorer:
         return SharedPrefixScorer(
             self.model,
             windows,
@@ -274,7 +274,7 @@ class _OnDisk:
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
-    ) -> Iterator[WindowScorer]:
+    ) -> Iterator[GrowingScorer]:
         yield self.local_scorer(windows, boundaries, objective)
 
     def local_scorer(
@@ -282,7 +282,7 @@ class _OnDisk:
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
-    ) -> WindowScorer:
+    ) -> GrowingScorer:
         return StreamedScorer(
             self.streamed,
             windows,

@@ -9,7 +9,7 @@ from pruning.search.ranking import Ranker
 from pruning.search.refine import Exchange
 from pruning.search.staged import StagedScorer
 from pruning.search.state import ScoredCandidate, SearchPlan, num_whole
-from pruning.search.window_scorer import WindowScorer
+from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks
 
 SECONDS_PER_REPORT = 1.0  # of candidates that are not scored as a whole
@@ -143,7 +143,7 @@ class ObservedScorer:
 
     def __init__(
         self,
-        scorer: WindowScorer,
+        scorer: GrowingScorer,
         tally: Tally,
         scored: Mapping[str, Mapping[int, Losses]],
         name: Callable[[Blocks], str],
@@ -175,15 +175,14 @@ class ObservedScorer:
 
 
 class _InParts:
-    """The window scorer of one round, which asks for the windows part by part.
+    """The scorer of one round, which learns of the losses of candidates as they grow.
 
-    The parts are those of the scorer itself, so that it has no more to compute. ``begin`` is the
-    number of evaluations before the round.
+    ``begin`` is the number of evaluations before the round.
     """
 
     def __init__(
         self,
-        scorer: WindowScorer,
+        scorer: GrowingScorer,
         tally: Tally,
         name: str,
         known: Mapping[int, Losses],
@@ -199,30 +198,19 @@ class _InParts:
     def losses(self, keep: Blocks) -> Losses:
         return self._scorer.losses(keep)
 
-    def parts(self, windows: range) -> Sequence[range]:
-        return self._scorer.parts(windows)
-
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
 
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        waiting = self._unknown(candidates, windows.stop)
-        for block in candidates:
-            if block not in waiting:
-                yield block, self._known[block][windows.start : windows.stop]
-        for part in self._scorer.parts(windows):
-            unknown = self._unknown(waiting, part.stop)
-            for block, losses in self._scorer.score(keep, unknown, part):
-                self._learn(block, [*self._known.get(block, ())[: part.start], *losses])
-                if part.stop == windows.stop:
-                    yield block, self._known[block][windows.start :]
-
-    def _unknown(self, candidates: Blocks, num_windows: int) -> Blocks:
-        """Those that are not scored on the first windows yet."""
-        known = self._known
-        return tuple(b for b in candidates if len(known.get(b, ())) < num_windows)
+        known = {b: self._known.get(b, ())[windows.start : windows.stop] for b in candidates}
+        waiting = tuple(block for block in candidates if len(known[block]) < len(windows))
+        yield from ((block, known[block]) for block in candidates if block not in waiting)
+        for block, losses in self._scorer.growing(keep, waiting, windows, known):
+            self._learn(block, [*self._known.get(block, ())[: windows.start], *losses])
+            if len(losses) == len(windows):
+                yield block, losses
 
     def _learn(self, block: int, losses: Losses) -> None:
         self._known[block] = losses

@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from pruning.search.scoring import SharedPrefixScorer
 from pruning.sleb import Blocks
 
 NO_BLOCK = -1  # as a candidate: evaluate the kept blocks themselves
+NOTHING: Mapping[int, Losses] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ScoringTask:
 
 
 class Evaluator:
-    """Runs in an actor: a model and its scorer, which return one candidate per call."""
+    """Runs in an actor: a model and its scorer, which tell of one candidate per call."""
 
     def load(self, config: ActorConfig, task: ScoringTask) -> str:
         """Load the model and return its dtype."""
@@ -71,13 +72,20 @@ class Evaluator:
         return str(model.dtype)
 
     def begin(
-        self, keep: Blocks, candidates: Sequence[int], windows: range
+        self,
+        keep: Blocks,
+        candidates: Sequence[int],
+        windows: range,
+        known: Mapping[int, Losses],
     ) -> tuple[int, Losses] | None:
-        """Start a round in place of any earlier one, and return its first result."""
+        """Start a round in place of any earlier one, and return its first result.
+
+        ``known`` and the results are as in ``GrowingScorer.growing``.
+        """
         if NO_BLOCK in candidates:
             self._results = iter([(NO_BLOCK, self._scorer.losses(keep))])
         else:
-            self._results = self._scorer.score(keep, tuple(candidates), windows)
+            self._results = self._scorer.growing(keep, tuple(candidates), windows, known)
         return self.more()
 
     def more(self) -> tuple[int, Losses] | None:
@@ -96,10 +104,11 @@ class ClusterLost(RuntimeError):
 
 @dataclass(frozen=True)
 class ActorResult:
-    """The losses without ``block``, and the actor that measured them."""
+    """The losses without ``block`` on the first windows, and the actor that measured them."""
 
     block: int
     losses: Losses
+    is_whole: bool  # whether these are all windows that were asked for
     place: int  # of the actor in its pool
     actor: int  # differs between a lost actor and its replacement
 
@@ -160,14 +169,19 @@ class ActorPool:
         return [actor.place for actor in self.actors if actor.loading is None]
 
     def run(
-        self, keep: Blocks, shares: Mapping[int, Sequence[int]], windows: range
+        self,
+        keep: Blocks,
+        shares: Mapping[int, Sequence[int]],
+        windows: range,
+        known: Mapping[int, Losses] = NOTHING,
     ) -> Iterator[ActorResult]:
-        """Yield the losses of ``keep`` without each candidate as they arrive; one run at a time.
+        """Yield the losses of ``keep`` without each candidate as they grow; one run at a time.
 
-        ``shares`` are candidates by place, or ``NO_BLOCK``. Other actors take over what a lost one
-        leaves undone. Errors of an evaluation are raised as they are.
+        ``shares`` are candidates by place, or ``NO_BLOCK``, and ``known`` is as in
+        ``GrowingScorer.growing``. Other actors take over what a lost one leaves undone. Errors of
+        an evaluation are raised as they are.
         """
-        return _Round(self, keep, shares, windows).results()
+        return _Round(self, keep, shares, windows, known).results()
 
     def loaded(self, actor: Actor) -> Actor | None:
         """Mark the actor as ready, or return its replacement if loading failed."""
@@ -243,9 +257,15 @@ class _Round:
     """One round: the candidates of each actor, and those that wait for an idle actor."""
 
     def __init__(
-        self, pool: ActorPool, keep: Blocks, shares: Mapping[int, Sequence[int]], windows: range
+        self,
+        pool: ActorPool,
+        keep: Blocks,
+        shares: Mapping[int, Sequence[int]],
+        windows: range,
+        known: Mapping[int, Losses],
     ) -> None:
         self._pool = pool
+        self._known = dict(known)
         self._errors = pool.ray.exceptions
         self._keep = keep
         self._windows = windows
@@ -270,7 +290,8 @@ class _Round:
 
     def _begin(self, actor: Actor, share: Sequence[int]) -> None:
         self._working[actor] = list(share)
-        result = actor.handle.begin.remote(self._keep, share, self._windows)
+        known = {block: self._known[block] for block in share if block in self._known}
+        result = actor.handle.begin.remote(self._keep, share, self._windows, known)
         self._pending[result.future()] = actor
 
     def _feed(self) -> None:
@@ -311,10 +332,13 @@ class _Round:
         raise self._pool.lost()
 
     def _evaluated(self, actor: Actor, block: int, losses: Losses) -> ActorResult:
-        self._working[actor].remove(block)
+        is_whole = len(losses) == len(self._windows)
+        if is_whole:
+            self._working[actor].remove(block)
+        self._known[block] = losses  # for another actor, should this one be lost
         self._pending[actor.handle.more.remote().future()] = actor
         actor.num_lost = 0
-        return ActorResult(block, losses, actor.place, actor.number)
+        return ActorResult(block, losses, is_whole, actor.place, actor.number)
 
     def _expect(self, fresh: Actor | None) -> None:
         if fresh is not None and fresh.loading is not None:

@@ -24,6 +24,7 @@ from pruning.removal import Losses
 from pruning.search.objective import LOSS, Objective
 from pruning.search.ray_actors import (
     NO_BLOCK,
+    NOTHING,
     ActorConfig,
     ActorPool,
     ActorResult,
@@ -86,7 +87,7 @@ class ClusterUnavailable(RuntimeError):
 class ClusterScorer:
     """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs.
 
-    A ``WindowScorer`` over ``windows [num_windows, seqlen]``, for one round at a time. ``device``
+    A ``GrowingScorer`` over ``windows [num_windows, seqlen]``, for one round at a time. ``device``
     is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; each actor has its own
     ``state_budget`` and ``batch_tokens``. Candidates so close to the best that rounding may decide
     are evaluated again on one actor. Raises what loading the model raises and
@@ -143,10 +144,6 @@ class ClusterScorer:
         (result,) = self._pool.run(keep, shares, range(self.num_windows))
         return result.losses
 
-    def parts(self, windows: range) -> Sequence[range]:
-        """One: actors would wait for each other in between, and ties be decided part by part."""
-        return [windows]
-
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
 
@@ -154,9 +151,20 @@ class ClusterScorer:
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
         """Yield candidates as they arrive, and those within ``tie_nats`` of the best at the end."""
+        for block, losses in self.growing(keep, candidates, windows, NOTHING):
+            if len(losses) == len(windows):
+                yield block, losses
+
+    def growing(
+        self, keep: Blocks, candidates: Blocks, windows: range, known: Mapping[int, Losses]
+    ) -> Iterator[tuple[int, Losses]]:
+        """As ``score``; each actor tells of its candidates part by part, at its own pace."""
         best, tied = inf, list[ActorResult]()
-        for result in self._pool.run(keep, self._assigned(keep, candidates), windows):
+        for result in self._pool.run(keep, self._assigned(keep, candidates), windows, known):
             self._homes[result.block] = result.place
+            if not result.is_whole:
+                yield result.block, result.losses
+                continue
             best = min(best, fmean(result.losses))
             tied.append(result)
             certain = [one for one in tied if not fmean(one.losses) <= best + self.tie_nats]
@@ -175,7 +183,7 @@ class ClusterScorer:
         while len({result.actor for result in tied}) > 1:
             place = min(result.place for result in tied)
             shares = {place: [result.block for result in tied]}
-            tied = list(self._pool.run(keep, shares, windows))
+            tied = [one for one in self._pool.run(keep, shares, windows) if one.is_whole]
         return tied
 
     def _assigned(self, keep: Blocks, candidates: Blocks) -> dict[int, list[int]]:

@@ -4,7 +4,7 @@
 states that it computed before. ``losses`` of a scorer are losses whatever the objective is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -18,6 +18,7 @@ from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.removal import Losses
 from pruning.search.objective import LOSS, Objective
 from pruning.search.prefixes import Prefixes, Walk
+from pruning.search.window_scorer import grown
 from pruning.sleb import Blocks
 
 PLAIN_LOGITS_BYTES = 2**30
@@ -192,6 +193,11 @@ class SharedPrefixScorer:
             return [windows]
         ends = list(accumulate(self._plan.batch_sizes, initial=0))
         return [range(*pair) for pair in pairwise(ends) if pair[0] in windows]
+
+    def growing(
+        self, keep: Blocks, candidates: Blocks, windows: range, known: Mapping[int, Losses]
+    ) -> Iterator[tuple[int, Losses]]:
+        return grown(self, keep, candidates, windows, known)
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))

@@ -17,7 +17,7 @@ from pruning.search.ranking import Ranker, ranked
 from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
 from pruning.search.staged import stages
 from pruning.search.state import RANKING, SearchPlan, SearchState, num_whole, round_name
-from pruning.search.window_scorer import WindowScorer
+from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search
@@ -81,7 +81,7 @@ class _Search:
     spec: PruneSpec
     dense: DenseModel
     windows: Windows
-    scorer: WindowScorer
+    scorer: GrowingScorer
     plan: SearchPlan
     state: SearchState
     observer: Observer

@@ -3,7 +3,7 @@
 Hidden states are reused as in ``SharedPrefixScorer``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import accumulate, pairwise
 from typing import TypeVar
@@ -16,6 +16,7 @@ from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.search.objective import LOSS, Objective
 from pruning.search.prefixes import Prefixes, Walk
+from pruning.search.window_scorer import grown
 from pruning.sleb import Blocks
 
 _Item = TypeVar("_Item")
@@ -92,6 +93,11 @@ class StreamedScorer:
         """The groups of windows that have a sweep of their own."""
         sizes = (sum(map(_num_windows, group)) for group in self._groups(windows))
         return [range(*pair) for pair in pairwise(accumulate(sizes, initial=windows.start))]
+
+    def growing(
+        self, keep: Blocks, candidates: Blocks, windows: range, known: Mapping[int, Losses]
+    ) -> Iterator[tuple[int, Losses]]:
+        return grown(self, keep, candidates, windows, known)
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))

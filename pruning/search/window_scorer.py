@@ -1,6 +1,6 @@
 """What the search needs of a scorer that can score candidates on some of the windows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from pruning.removal import Losses
@@ -18,9 +18,48 @@ class WindowScorer(RoundScorer, Protocol):
     ) -> Iterator[tuple[int, Losses]]:
         """Yield ``(block, losses of keep without it)`` on these windows only.
 
-        ``windows`` must begin and end at 0, ``num_windows``, a boundary of the scorer, or an end
-        of its ``parts``.
+        ``windows`` must begin and end at 0, ``num_windows`` or a boundary of the scorer.
         """
+
+
+class GrowingScorer(WindowScorer, Protocol):
+    """Tells of candidates while they are scored."""
+
+    def growing(
+        self, keep: Blocks, candidates: Blocks, windows: range, known: Mapping[int, Losses]
+    ) -> Iterator[tuple[int, Losses]]:
+        """As ``score``, but a candidate comes whenever it is scored on more of the windows.
+
+        Losses are those of the first windows of the range. Those in ``known`` are not computed
+        again, but for windows that are only scored together with others.
+        """
+
+
+class ScoresParts(Protocol):
+    """A scorer that says which windows it can score one after the other."""
+
+    def score(
+        self, keep: Blocks, candidates: Blocks, windows: range
+    ) -> Iterator[tuple[int, Losses]]: ...
 
     def parts(self, windows: range) -> Sequence[range]:
         """Those that can be scored one after the other without more to compute."""
+
+
+def grown(
+    scorer: ScoresParts,
+    keep: Blocks,
+    candidates: Blocks,
+    windows: range,
+    known: Mapping[int, Losses],
+) -> Iterator[tuple[int, Losses]]:
+    """``GrowingScorer.growing``, part by part."""
+    found = {block: known.get(block, ()) for block in candidates}
+    for part in scorer.parts(windows):
+        begin, end = part.start - windows.start, part.stop - windows.start
+        unknown = tuple(block for block in candidates if len(found[block]) < end)
+        if not unknown:
+            continue
+        for block, losses in scorer.score(keep, unknown, part):
+            found[block] = [*found[block][:begin], *losses]
+            yield block, found[block]

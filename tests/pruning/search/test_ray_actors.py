@@ -42,11 +42,11 @@ def test_answers_are_those_of_the_scorer_one_at_a_time(
         evaluator.load(config(tmp_path), ScoringTask(WINDOWS, (2,), objective)) == "torch.float32"
     )
     scorer = SharedPrefixScorer(load(tmp_path).model, WINDOWS, boundaries=(2,), objective=objective)
-    assert evaluator.begin(KEEP, (NO_BLOCK,), range(4)) == (NO_BLOCK, scorer.losses(KEEP))
+    assert evaluator.begin(KEEP, (NO_BLOCK,), range(4), {}) == (NO_BLOCK, scorer.losses(KEEP))
     assert evaluator.more() is None
     first, second = scorer.score(KEEP, (3, 1), range(2, 4))
-    assert evaluator.begin(KEEP, (2, 4), range(4)) is not None  # not finished
-    assert evaluator.begin(KEEP, (3, 1), range(2, 4)) == first
+    assert evaluator.begin(KEEP, (2, 4), range(4), {}) is not None  # not finished
+    assert evaluator.begin(KEEP, (3, 1), range(2, 4), {}) == first
     assert evaluator.more() == second
     assert evaluator.more() is None
 

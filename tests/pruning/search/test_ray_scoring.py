@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
+from pruning.removal import Losses
 from pruning.search.ray_actors import ActorResult, ClusterLost
 from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
@@ -126,8 +128,10 @@ def test_ties_are_decided_in_one_place(
     """As if the machines of the actors rounded differently."""
     run = scorer._pool.run
 
-    def off(keep: Blocks, shares: dict[int, list[int]], windows: range) -> Iterator[ActorResult]:
-        for answer in run(keep, shares, windows):
+    def off(
+        keep: Blocks, shares: dict[int, list[int]], windows: range, *known: dict[int, Losses]
+    ) -> Iterator[ActorResult]:
+        for answer in run(keep, shares, windows, *known):
             shift = TIE_NATS / 4 * answer.actor
             yield replace(answer, losses=[loss + shift for loss in answer.losses])
 
@@ -210,6 +214,52 @@ def test_a_lost_actors_candidates_are_done_by_the_other_and_its_place_is_filled_
     scorer: ClusterScorer, shared: SharedPrefixScorer
 ) -> None:
     check_filled_again(scorer, shared, kill)
+
+
+@pytest.fixture
+def parts_of(model_dir: Path, local: LocalRay) -> Iterator[ClusterScorer]:
+    """Actors with memory for four windows at a time."""
+    assert local
+    room = 4 * WINDOWS.shape[1] * 32 * 4 * (NUM_BLOCKS + 1)
+    with ClusterScorer(model_dir, WINDOWS, num_actors=2, device="cpu", state_budget=room) as scorer:
+        yield scorer
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The candidates that are scored from now on, once for each batch."""
+    score, found = SharedPrefixScorer._batch_scores, list[int]()
+
+    def noted(scorer: SharedPrefixScorer, batch: Any, keep: Blocks, *without: int) -> list[float]:
+        found.extend(without)
+        return score(scorer, batch, keep, *without)
+
+    monkeypatch.setattr(SharedPrefixScorer, "_batch_scores", noted)
+    return found
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["stopped", "lost"])
+def test_candidates_are_told_while_they_are_scored_and_are_not_scored_again(
+    parts_of: ClusterScorer, shared: SharedPrefixScorer, scored: list[int], is_lost: bool
+) -> None:
+    """Behind a stop of the search, or the loss of an actor."""
+    expected = dict(shared.score_round(KEEP, CANDIDATES))
+    scored.clear()
+    growing = parts_of.growing(KEEP, CANDIDATES, ALL, {})
+    found = dict(islice(growing, 10))
+    assert all(0 < len(losses) < len(ALL) for losses in found.values())
+    if is_lost:
+        kill_local(parts_of, 0)
+    else:
+        growing = parts_of.growing(KEEP, CANDIDATES, ALL, found)
+    for block, losses in growing:
+        assert len(losses) > len(found.get(block, ())) or len(losses) == len(ALL)
+        found[block] = losses
+    for block, losses in expected.items():
+        assert found[block] == pytest.approx(losses, abs=1e-6)
+    num_parts = len(ALL) // 4
+    whole, again = len(CANDIDATES) * num_parts, len(TWINS) * num_parts  # in one place
+    assert whole <= len(scored) <= whole + again + 2 * 2  # each actor had an answer not read
 
 
 @pytest.mark.usefixtures("local")

@@ -32,9 +32,6 @@ class DrawnScorer:
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
 
-    def parts(self, windows: range) -> list[range]:
-        return [windows]
-
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
