@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from dashboards import queries
+from dashboards.cache import cache_row
 from dashboards.fairness import BOTH, fairness, quantiles_of, service_level
 from dashboards.frame import Panel, annotation, board, datasource, one_of, values_of
 from dashboards.panels import (
@@ -53,6 +54,7 @@ def dense_vs_pruned() -> Dashboard:
         ("Latency distribution", _distribution()),
         ("Service level", service_level()),
         ("Fairness of the comparison", fairness()),
+        ("Keys and values", cache_row()),
         ("Quality", quality_row()),
     )
     for title, panels in sections:

@@ -62,7 +62,10 @@ def _paired_speedup() -> Panel:
         return f"{dense} / {pruned}"
 
     pairs = f'sum(increase(sleb_shadow_tpot_seconds_count{{{_PAIR},variant="pruned"}}[$__range]))'
-    text = f"Replays of the same requests, each alone in the engine. {_ABOUT_PAIRS}"
+    text = (
+        "Replays of the same requests, each alone in the engine, which read every prompt in full. "
+        f"{_ABOUT_PAIRS}"
+    )
     return stat_panel(
         About("Paired speed-up", text, "suffix:×", _NO_PAIRS, decimals=2),
         [

@@ -23,7 +23,7 @@ from app.engine.running.model_runner import ModelRunner
 from app.engine.running.prepared_kernels import Kernels
 from app.engine.sampling.logprobs import score_prompts
 from app.engine.sampling.sampling import Choice, new_generator, next_tokens
-from app.engine.scheduling.scheduler import Batch, EngineLimits, Scheduler
+from app.engine.scheduling.scheduler import Batch, CacheCounts, EngineLimits, Scheduler
 from app.engine.scheduling.sequence import (
     FinishReason,
     InvalidSampling,
@@ -57,11 +57,7 @@ class EngineStats:
     kv_cache_usage: float  # 0 to 1: share of all pages that running sequences have
     batch_size: int  # sequences in the latest decode forward
     variants: Mapping[str, VariantStats]  # by name, of all with requests
-    # Since the start: sequences that lost their pages, tokens of prompts that looked for pages,
-    # and those that found them.
-    num_preemptions: int = 0
-    num_prefix_queries: int = 0
-    num_prefix_hits: int = 0
+    cache_counts: Mapping[str, CacheCounts]  # by name, since the start
 
 
 class EmptyPrompt(RequestRefused):
@@ -238,9 +234,7 @@ class Engine:
                 )
                 for variant in {**running, **waiting}
             },
-            num_preemptions=self._scheduler.num_preemptions,
-            num_prefix_queries=self._caches.counts.num_queries,
-            num_prefix_hits=self._caches.counts.num_hits,
+            cache_counts={name: replace(counts) for name, counts in self._scheduler.counts.items()},
         )
 
     def _cache_bytes(self, variant: Variant, running: Iterable[Sequence]) -> int:

@@ -43,6 +43,7 @@ SEQUENCES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256
 
 
 _LABELS = ("model_name", "variant", "traffic")
+_COMPUTED, _FOUND = "local_compute", "local_cache_hit"  # vLLM's sources of prompt tokens
 _UNKNOWN_MODEL = "other"  # unknown names from clients would be an unbounded label
 _MAX_EXEMPLAR_CHARS = 128 - len("request_id")  # characters, by OpenMetrics
 
@@ -81,6 +82,11 @@ class Metrics:
             return Counter(name, text, (*_LABELS, *labels), registry=self.registry)
 
         self._prompt_tokens = counter("sleb_prompt_tokens", "Prompt tokens processed.")
+        self._prompt_sources = counter(
+            "sleb_prompt_tokens_by_source",
+            "Prompt tokens by where keys and values are from.",
+            "source",
+        )
         self._generation_tokens = counter("sleb_generation_tokens", "Tokens generated.")
         self._success = counter(
             "sleb_request_success", "Requests that finished.", "finished_reason"
@@ -88,7 +94,9 @@ class Metrics:
         self._rejections = counter(
             "sleb_admission_rejections", "Requests refused before queueing.", "reason"
         )
+        self._make_http()
 
+    def _make_http(self) -> None:
         self._http = Counter(
             "sleb_http_requests",
             "Requests answered.",
@@ -168,6 +176,8 @@ class Metrics:
             shape.labels(*values)
         for counter in (self._prompt_tokens, self._generation_tokens):
             counter.labels(*values)
+        for source in (_COMPUTED, _FOUND):
+            self._prompt_sources.labels(*values, source)
         for reason in FinishReason:
             self._success.labels(*values, reason)
 
@@ -180,6 +190,9 @@ class Metrics:
         """
         values = labels.values
         self._prompt_tokens.labels(*values).inc(num_prompt_tokens)
+        num_found = min(timings.num_cached_tokens or 0, num_prompt_tokens)
+        self._prompt_sources.labels(*values, _FOUND).inc(num_found)
+        self._prompt_sources.labels(*values, _COMPUTED).inc(num_prompt_tokens - num_found)
         self._generation_tokens.labels(*values).inc(timings.num_tokens)
         self._success.labels(*values, reason).inc()
         if reason not in {FinishReason.ABORT, FinishReason.ERROR}:

@@ -1,12 +1,14 @@
 """Metrics of models: their lineage and quality, loaded weights, and running requests."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.engine.engine import EngineStats
+from app.engine.scheduling.scheduler import CacheCounts
 from app.engine.variant import Variant
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
@@ -30,7 +32,7 @@ class ModelCollector(Collector):
         yield _gauge(
             "sleb_kv_cache_usage_perc", "Used share of the cache, 0 to 1.", stats.kv_cache_usage
         )
-        yield from _of_cache(stats)
+        yield from _of_cache(stats, self._registry.loaded_variants())
         yield _gauge("sleb_batch_size", "Sequences in the latest decode step.", stats.batch_size)
         caches = {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
         yield _by_model("sleb_kv_cache_bytes", "KV cache held for running sequences.", caches)
@@ -88,14 +90,22 @@ def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
     yield waiting
 
 
-def _of_cache(stats: EngineStats) -> Iterable[Metric]:
-    """Counters of pages, named as in vLLM."""
-    for name, text, value in (
-        ("num_preemptions", "Sequences that left their pages to others.", stats.num_preemptions),
-        ("prefix_cache_queries", "Prompt tokens that looked for pages.", stats.num_prefix_queries),
-        ("prefix_cache_hits", "Prompt tokens whose pages were there.", stats.num_prefix_hits),
+def _of_cache(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
+    """Counters of pages, named as in vLLM. Variants that are loaded begin with 0."""
+    counts = {variant.name: CacheCounts() for variant in loaded} | dict(stats.cache_counts)
+    for name, text, of in (
+        (
+            "num_preemptions",
+            "Sequences that left their pages to others.",
+            attrgetter("num_preemptions"),
+        ),
+        ("prefix_cache_queries", "Prompt tokens that looked for pages.", attrgetter("num_queries")),
+        ("prefix_cache_hits", "Prompt tokens whose pages were there.", attrgetter("num_hits")),
     ):
-        yield CounterMetricFamily(f"sleb_{name}", text, value=value)
+        counter = CounterMetricFamily(f"sleb_{name}", text, labels=["model_name"])
+        for model, each in counts.items():
+            counter.add_metric([model], of(each))
+        yield counter
 
 
 def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:

@@ -41,6 +41,9 @@ def _engine(stats: EngineStats) -> EngineStatusView:
         num_running=stats.num_running,
         num_waiting=stats.num_waiting,
         kv_cache_usage=stats.kv_cache_usage,
+        num_prefix_queries=sum(each.num_queries for each in stats.cache_counts.values()),
+        num_prefix_hits=sum(each.num_hits for each in stats.cache_counts.values()),
+        num_preemptions=sum(each.num_preemptions for each in stats.cache_counts.values()),
     )
 
 

@@ -15,6 +15,13 @@ class EngineStatusView(BaseModel):
     kv_cache_usage: float = Field(
         description="0 to 1: share of all pages of keys and values that running sequences have."
     )
+    num_prefix_queries: int = Field(
+        description="Tokens of prompts that looked for keys and values, since the start."
+    )
+    num_prefix_hits: int = Field(description="Those whose keys and values were there.")
+    num_preemptions: int = Field(
+        description="How often a running request left its pages to others, since the start."
+    )
 
 
 class MemoryStatusView(BaseModel):

@@ -6,7 +6,6 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 
 from app.engine.cache.paged_cache import PagedCache, UnitShape, unit_shape
-from app.engine.cache.pages import PrefixCounts
 from app.engine.variant import Variant
 from pruning.models.blocks import num_blocks
 from pruning.models.memory import free_bytes
@@ -26,7 +25,6 @@ class Caches:
 
     def __init__(self, num_bytes: int | None) -> None:
         self._num_bytes = num_bytes
-        self.counts = PrefixCounts()
         self._lock = Lock()
         self._by_variant: WeakKeyDictionary[Variant, PagedCache] = WeakKeyDictionary()
         self._by_shape: WeakValueDictionary[UnitShape, PagedCache] = WeakValueDictionary()
@@ -58,7 +56,7 @@ class Caches:
                     f"expected at least {(num_blocks(variant.model) + 1) * shape.num_bytes} "
                     f"bytes; raise SLEB_KV_CACHE_BYTES or free memory"
                 )
-            cache = self._by_shape[shape] = PagedCache(shape, num_units, self.counts)
+            cache = self._by_shape[shape] = PagedCache(shape, num_units)
         return cache
 
     def _bytes_for(self, device: torch.device) -> int:

@@ -16,7 +16,7 @@ from transformers import Cache, PreTrainedModel
 
 from app.engine.attention import kinds_of_attention
 from app.engine.cache.metadata import AttentionMetadata
-from app.engine.cache.pages import PAGE_TOKENS, PagePool, PrefixCounts
+from app.engine.cache.pages import PAGE_TOKENS, PagePool
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,11 @@ class PagedCache(Cache):
     Unused numbers are finite, because masks multiply them by zero.
     """
 
-    def __init__(
-        self, shape: UnitShape, num_units: int, counts: PrefixCounts | None = None
-    ) -> None:
+    def __init__(self, shape: UnitShape, num_units: int) -> None:
         """Memory of a processor is taken when a unit is first used."""
         super().__init__(layers=[])
         self.shape = shape
-        self.pool = PagePool(num_units, counts or PrefixCounts())
+        self.pool = PagePool(num_units)
         size = (shape.num_key_heads, 1 + num_units, PAGE_TOKENS, shape.head_dim)
         self.keys = _zeros(size, shape)
         self.values = _zeros(size, shape)

@@ -26,14 +26,6 @@ class Page:
 
 
 @dataclass(eq=False)
-class PrefixCounts:
-    """Tokens of prompts that looked for pages, and those whose pages were there."""
-
-    num_queries: int = 0
-    num_hits: int = 0
-
-
-@dataclass(eq=False)
 class PagePool:
     """Units of one shape, numbered from 1.
 
@@ -43,7 +35,6 @@ class PagePool:
     """
 
     num_units: int
-    counts: PrefixCounts = field(default_factory=PrefixCounts)
     _free: list[int] = field(default_factory=list)  # used before, the last one is taken first
     _num_touched: int = 0  # units that were ever in use
     _by_key: dict[bytes, Page] = field(default_factory=dict)

@@ -4,7 +4,7 @@ Works on sequences and counts, without torch. The engine carries out its batches
 """
 
 from bisect import insort
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
@@ -37,6 +37,15 @@ class EngineLimits:
         limits = (self.max_num_seqs, self.max_batch_tokens, *(each or 1 for each in optional))
         if min(limits) < 1 or 0 in optional:
             raise InvalidLimits(f"{self}: expected at least 1 each")
+
+
+@dataclass(eq=False)
+class CacheCounts:
+    """Of one variant, since the start."""
+
+    num_queries: int = 0  # tokens of prompts that looked for pages
+    num_hits: int = 0  # tokens of prompts whose pages were there
+    num_preemptions: int = 0  # sequences that lost their pages for lack of others
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Scheduler:
 
     def __init__(self, limits: EngineLimits) -> None:
         self.limits = limits
-        self.num_preemptions = 0  # for lack of pages
+        self.counts: defaultdict[str, CacheCounts] = defaultdict(CacheCounts)  # by variant's name
         self.waiting: dict[Variant, list[Sequence]] = {}  # in the order of arrival
         self.running: dict[Variant, list[Sequence]] = {}
         self._serials = count(1)
@@ -197,7 +206,7 @@ class Scheduler:
         self._leave(last)
         last.restart()
         self._enqueue(last)
-        self.num_preemptions += 1
+        self._counts_of(last).num_preemptions += 1
 
     def _running_in(self, pool: PagePool) -> Iterator[Sequence]:
         seqs = chain.from_iterable(self.running.values())
@@ -258,16 +267,19 @@ class Scheduler:
             if not self._has_room(seq):
                 return 0
             self._admit(seq)
-        seq.take_found()
+        self._counts_of(seq).num_hits += seq.take_found()
         if not seq.pages.grow(seq.num_cached + num):
             return 0
         return num
+
+    def _counts_of(self, seq: Sequence) -> CacheCounts:
+        return self.counts[seq.request.variant.name]
 
     def _admit(self, seq: Sequence) -> None:
         self._leave(seq)
         seq.is_running = True
         if seq.pages.can_find and not seq.num_preemptions:
-            seq.pages.pool.counts.num_queries += len(seq.tokens)
+            self._counts_of(seq).num_queries += len(seq.tokens)
         self.running.setdefault(seq.request.variant, []).append(seq)
 
     def _chunk(self, seq: Sequence, num_cached: int, rest: int, *, is_first: bool) -> int:

@@ -242,13 +242,15 @@ class Sequence:
         assert self.table is not None
         return self.table
 
-    def take_found(self) -> None:
-        """Take the pages of its next tokens that are there."""
+    def take_found(self) -> int:
+        """Take the pages of its next tokens that are there. Returns how many tokens of its prompt
+        are not read for the first time therefore."""
         found = self.pages.reuse(self.tokens, self.num_cached)
         self.num_cached += found
-        if not self.num_preemptions:
-            self.num_reused += found
-            self.pages.pool.counts.num_hits += found
+        if self.num_preemptions:
+            return 0
+        self.num_reused += found
+        return found
 
     def restart(self) -> None:
         """Leave all pages. Its tokens stay, and are read again from the first one."""

@@ -2,6 +2,7 @@
 
 import { adviceOn, sentenceOf } from "./advice.js";
 import { json, post } from "./api.js";
+import { cacheLines } from "./cache.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
 import { noModel } from "./empty.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds } from "./format.js";
@@ -15,7 +16,7 @@ const shown = new Map(); // how many variants of a model are shown
 function card(title, value, tone, ...more) {
   return el("div", { class: "card" }, el("dt", {}, title),
     el("dd", { class: `value ${tone}` }, value),
-    more.map((line) => el("dd", { class: "sub" }, line)));
+    more.filter(Boolean).map((line) => el("dd", { class: "sub" }, line)));
 }
 
 function jobCards(jobs) {
@@ -39,8 +40,8 @@ function cards(status) {
   return [
     card("Service", status.status, isReady ? "good" : "warn", status.detail ?? "accepts requests"),
     ...jobCards(jobs),
-    card("Requests", `${engine.num_running} running`, "", `${engine.num_waiting} waiting`,
-      `${Math.round(engine.kv_cache_usage * 100)} % of the KV cache in use`),
+    card("Requests", `${engine.num_running} running`, "", `${engine.num_waiting} waiting`),
+    card("Keys and values", ...cacheLines(engine)),
     card(`Memory, ${memory.device}`, `${bytes(memory.free_bytes)} free`, "",
       `weights: ${bytes(memory.weight_bytes)}${limit}`),
   ];

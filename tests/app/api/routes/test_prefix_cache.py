@@ -13,6 +13,7 @@ from tests.support.exposition import Scrape
 from tests.support.serving import local_api
 
 PROMPT = [4 + at % 30 for at in range(2 * PAGE_TOKENS + 3)]
+TINY = {"model_name": "tiny"}
 BODY: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
 
@@ -36,9 +37,23 @@ def test_metrics_count_what_was_looked_for_and_found(client: TestClient) -> None
     for _ in range(2):
         num_cached(client)
     found = Scrape(client.get("/metrics").text)
-    assert found.value("sleb_prefix_cache_queries_total") == 2 * len(PROMPT)
-    assert found.value("sleb_prefix_cache_hits_total") == 2 * PAGE_TOKENS
-    assert found.value("sleb_num_preemptions_total") == 0
+    assert found.value("sleb_prefix_cache_queries_total", **TINY) == 2 * len(PROMPT)
+    assert found.value("sleb_prefix_cache_hits_total", **TINY) == 2 * PAGE_TOKENS
+    labels = {**TINY, "variant": "dense", "traffic": "live"}
+    by_source = [
+        found.value("sleb_prompt_tokens_by_source_total", source=source, **labels)
+        for source in ("local_compute", "local_cache_hit")
+    ]
+    assert by_source == [2 * len(PROMPT) - 2 * PAGE_TOKENS, 2 * PAGE_TOKENS]
+    status = client.get("/status").json()["engine"]
+    assert status["num_prefix_queries"] == 2 * len(PROMPT)
+    assert status["num_prefix_hits"] == 2 * PAGE_TOKENS
+
+
+def test_counters_of_a_loaded_model_begin_with_zero(client: TestClient) -> None:
+    found = Scrape(client.get("/metrics").text)
+    for name in ("prefix_cache_queries", "prefix_cache_hits", "num_preemptions"):
+        assert found.value(f"sleb_{name}_total", **TINY) == 0
 
 
 def test_a_comparison_reads_every_prompt_in_full_and_says_so(
@@ -51,7 +66,7 @@ def test_a_comparison_reads_every_prompt_in_full_and_says_so(
     assert answer.status_code == 200
     assert answer.json()["prompt_reading"] == "in full"
     found = Scrape(client.get("/metrics").text)
-    assert found.value("sleb_prefix_cache_queries_total") == len(PROMPT)
+    assert found.value("sleb_prefix_cache_queries_total", **TINY) == len(PROMPT)
 
 
 @pytest.mark.parametrize(

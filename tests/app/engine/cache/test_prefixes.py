@@ -46,6 +46,10 @@ def num_found(engine: Engine, each: Request) -> int:
     return timings.num_cached_tokens
 
 
+def num_hits(engine: Engine) -> int:
+    return sum(counts.num_hits for counts in engine.stats().cache_counts.values())
+
+
 def read(engine: Engine, each: Request) -> None:
     assert num_found(engine, each) == 0
 
@@ -56,9 +60,9 @@ def test_a_prompt_that_begins_alike_is_read_from_where_it_differs() -> None:
     other = (*prompt(LONG)[: PAGE_TOKENS + 3], *prompt(20, seed=5))
     assert num_found(engine, shared(request(other))) == PAGE_TOKENS
     assert num_found(engine, shared(request(prompt(LONG)))) == WHOLE_PAGES
-    stats = engine.stats()
-    assert stats.num_prefix_queries == 2 * LONG + len(other)
-    assert stats.num_prefix_hits == PAGE_TOKENS + WHOLE_PAGES
+    counts = engine.stats().cache_counts[variant().name]
+    assert counts.num_queries == 2 * LONG + len(other)
+    assert counts.num_hits == PAGE_TOKENS + WHOLE_PAGES
 
 
 def test_a_conversation_goes_on_behind_the_answer() -> None:
@@ -99,7 +103,7 @@ def test_parallel_samples_read_their_prompt_once() -> None:
     alone = [run(Engine(), replace(each, cache_scope=None)).of(each) for each in asked]
     outcome = run(engine, *asked)
     assert [outcome.of(each) for each in asked] == alone
-    assert engine.stats().num_prefix_hits == 3 * ((LONG + 29) // PAGE_TOKENS) * PAGE_TOKENS
+    assert num_hits(engine) == 3 * ((LONG + 29) // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def test_log_probabilities_of_a_prompt_are_those_of_all_of_it() -> None:
@@ -126,7 +130,7 @@ def test_numbers_that_are_not_finite_are_found_by_nothing() -> None:
         each = shared(request((*prompt(LONG, seed=1), 3), poisoned))
         outcome = run(engine, each)  # which checks that all that is kept is finite
         assert outcome.of(each) == []
-        assert engine.stats().num_prefix_hits == 0
+        assert num_hits(engine) == 0
     finally:
         with torch.no_grad():
             weights[3] = before

@@ -236,7 +236,7 @@ def test_where_no_page_is_free_the_last_one_that_arrived_is_read_again_later() -
     pool = PagePool(3 * 4)
     seqs = [sequence(PAGE_TOKENS - 2, max_new_tokens=200, pool=pool) for _ in range(2)]
     each = scheduler(*seqs)
-    while not each.num_preemptions:
+    while not each.counts[DENSE.name].num_preemptions:
         run_next(each)
     first, last = seqs
     assert first.is_running
@@ -254,7 +254,7 @@ def test_what_was_preempted_comes_before_what_arrives() -> None:
     pool = PagePool(3 * 4)
     seqs = [sequence(PAGE_TOKENS - 2, max_new_tokens=200, pool=pool) for _ in range(2)]
     each = scheduler(*seqs)
-    while not each.num_preemptions:
+    while not each.counts[DENSE.name].num_preemptions:
         run_next(each)
     each.add(late := sequence(3, pool=pool))
     for _ in range(5):
@@ -305,7 +305,8 @@ def test_pages_that_are_there_are_not_read_again() -> None:
     while not stranger.num_generated:
         run_next(each)
     assert (first.num_reused, again.num_reused, stranger.num_reused) == (0, 3 * PAGE_TOKENS, 0)
-    assert (pool.counts.num_queries, pool.counts.num_hits) == (3 * len(prompt), 3 * PAGE_TOKENS)
+    counts = each.counts[DENSE.name]
+    assert (counts.num_queries, counts.num_hits) == (3 * len(prompt), 3 * PAGE_TOKENS)
 
 
 def test_prompts_that_begin_alike_are_not_read_twice_when_they_come_at_once() -> None:

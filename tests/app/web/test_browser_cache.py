@@ -1,0 +1,29 @@
+"""The page on keys and values that are kept: pages in use, and hits."""
+
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.config import ServeSettings
+from app.engine.cache.pages import PAGE_TOKENS
+from tests.support.browser import browser_page
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def settings(tiny_models_dir: Path) -> ServeSettings:
+    return ServeSettings(data_dir=tiny_models_dir.parent, drain_s=0)
+
+
+def test_the_overview_has_pages_in_use_and_hits(settings: ServeSettings, redis_url: str) -> None:
+    body = {"model": "tiny", "prompt": [5] * (2 * PAGE_TOKENS + 1), "max_tokens": 1}
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, _):
+        page.goto("/ui")
+        page.locator("#cards").get_by_text("no prompt looked for one yet").wait_for()
+        for _ in range(2):
+            assert httpx2.post(f"{url}/v1/completions", json=body).status_code == 200
+        page.locator("#cards").get_by_text("49 % of the tokens of prompts were there").wait_for()
+        page.locator("#cards").get_by_text("0 % of the pages in use").wait_for()
