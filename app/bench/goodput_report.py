@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from fractions import Fraction
 from io import BytesIO
+from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from app.bench.goodput import Goodput
 from app.bench.plan import AGAIN, DENSE
+from app.compare.speedup import prompt_reading
 from pruning.checkpoints.trajectory_plot import STYLE
 
 if TYPE_CHECKING:  # slow to import
@@ -45,8 +47,11 @@ def _machines(low: float | None) -> str:
 
 def to_wire(goodput: Goodput) -> dict[str, Any]:
     """All that was measured, as JSON values."""
+    climbs = chain.from_iterable(goodput.climbs.values())
+    rungs = chain.from_iterable(climb.rungs for climb in climbs)
     return {
         "promise": asdict(goodput.plan.promise),
+        "prompt_reading": prompt_reading(sum(rung.served.num_cached_tokens for rung in rungs)),
         "share": goodput.plan.share,
         "num_requests": [len(arrivals) for arrivals in goodput.plan.arrivals],
         "goodput": {side: goodput.rates(side) for side in goodput.climbs},

@@ -9,11 +9,12 @@ from pathlib import Path
 from random import Random
 
 from app.bench.promise import Promise
+from app.bench.runs import num_cached_tokens
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
-from app.engine.scheduling.sequence import Request, SamplingParams
+from app.engine.scheduling.sequence import Request, SamplingParams, Timings
 from app.engine.variant import Variant
 
 _UNLIMITED = 1 << 30  # cache tokens, so that no request is refused
@@ -40,6 +41,7 @@ class Served:
     num_requests: int
     seconds: float  # of the whole run
     is_cut_short: bool = False  # the share was out of reach before the last request
+    num_cached_tokens: int = 0  # of prompts: their keys and values were there
 
     @property
     def share(self) -> float:
@@ -112,20 +114,14 @@ async def _served(
     engine = _engine(variant, len(arrivals), tuner)
     requests = _requests(variant, arrivals, seed)
     tolerated = int((1 - share) * len(arrivals) + 1e-9)
-    kept: list[bool] = []
+    ended: list[Timings] = []
     is_lost = asyncio.Event()
 
     async def client(request: Request, arrival: Arrival, began_s: float) -> None:
         await asyncio.sleep(max(0.0, began_s + arrival.at_s / rate - time.monotonic()))
         async with engine.stream(replace(request, arrived_s=time.monotonic())) as events:
-            kept.extend(
-                [
-                    promise.is_kept(event.timings)
-                    async for event in events
-                    if event.timings is not None
-                ]
-            )
-        if kept.count(False) > tolerated:
+            ended.extend([event.timings async for event in events if event.timings is not None])
+        if sum(not promise.is_kept(each) for each in ended) > tolerated:
             is_lost.set()
 
     engine.start()
@@ -136,8 +132,13 @@ async def _served(
         await _all_or_lost(clients, is_lost)
     finally:
         await engine.stop()
-    seconds = time.monotonic() - began_s
-    return Served(sum(kept), len(kept), seconds, is_cut_short=len(kept) < len(arrivals))
+    return Served(
+        num_kept=sum(map(promise.is_kept, ended)),
+        num_requests=len(ended),
+        seconds=time.monotonic() - began_s,
+        is_cut_short=len(ended) < len(arrivals),
+        num_cached_tokens=num_cached_tokens(ended),
+    )
 
 
 def _engine(variant: Variant, max_waiting: int, tuner: Autotuner) -> AsyncEngine:

@@ -21,12 +21,12 @@ PLOT_FILE = "bench.png"
 
 _METHOD = """\
 Dense model and variants took turns, each first equally often, on the same prompts with answers of
-fixed lengths, after a short run of each that was not measured. A speed-up is a ratio of mean times
-over {repeats}, with its 95 % interval. It has a verdict only if the interval is no wider
-than the effect, or lies within {equal:.0%} of 1. `{again}` is the control: the dense model a second
-time, whose true speed-up is 1. A speed-up whose interval overlaps that of the control has no
-verdict, nor has one of other kernels than those of the dense model. The ideal is the speed-up of a
-forward pass that consists of embeddings, blocks and head only.
+fixed lengths, after a short run of each that was not measured. Prompts were read {reading}. A
+speed-up is a ratio of mean times over {repeats}, with its 95 % interval. It has a verdict only if
+the interval is no wider than the effect, or lies within {equal:.0%} of 1. `{again}` is the control:
+the dense model a second time, whose true speed-up is 1. A speed-up whose interval overlaps that of
+the control has no verdict, nor has one of other kernels than those of the dense model. The ideal is
+the speed-up of a forward pass that consists of embeddings, blocks and head only.
 """
 
 # Sizes in inches: the plot, a row, the head, the gap above a scenario, the foot, the margins.
@@ -46,7 +46,9 @@ def markdown(bench: Bench) -> str:
     """The whole report."""
     subject, plan = bench.subject, bench.plan
     repeats = counted(plan.repeats, "repeat")
-    method = _METHOD.format(repeats=repeats, equal=EQUAL_WITHIN, again=AGAIN)
+    method = _METHOD.format(
+        repeats=repeats, equal=EQUAL_WITHIN, again=AGAIN, reading=bench.prompt_reading
+    )
     lines = [f"# {subject.name}: speed-up of pruned variants", "", method]
     lines += [f"- `{name}`: {_variant(subject, name)}" for name in subject.removed]
     for scenario, samples in bench.samples.items():

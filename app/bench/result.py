@@ -15,6 +15,7 @@ from app.compare.speedup import (
     beyond_noise,
     different_kernels,
     kernel_names,
+    prompt_reading,
     speedup,
 )
 from pruning.models.block_times import BlockTimes
@@ -50,6 +51,11 @@ class Bench:
     parts: Mapping[Scenario, BlockTimes]  # embeddings and head for the rows of the scenario
     weight_bytes: Mapping[str, int]  # of each variant, if loaded alone
     facts: Mapping[str, object]  # dtype, machine, command
+
+    @property
+    def prompt_reading(self) -> str:
+        runs = chain.from_iterable(chain(*(each.values() for each in self.samples.values())))
+        return prompt_reading(sum(run.num_cached_tokens for run in runs))
 
     def rows(self) -> list[Row]:
         return [
@@ -126,6 +132,7 @@ def to_wire(bench: Bench) -> dict[str, Any]:
         "variants": {name: list(blocks) for name, blocks in bench.subject.removed.items()},
         "repairs": {name: repaired.method for name, repaired in bench.subject.repairs.items()},
         "control": AGAIN,
+        "prompt_reading": bench.prompt_reading,
         "kernels": {
             scenario: {name: kernel_names(_kernels(runs)) for name, runs in samples.items()}
             for scenario, samples in bench.samples.items()

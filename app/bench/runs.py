@@ -37,6 +37,7 @@ class Sample:
     peak_memory_bytes: int | None  # of tensors on the GPU, including the weights of all variants
     energy_j: float | None  # of the whole GPU
     kernels: tuple[Mapping[str, str], ...] = ()  # of its requests, each only once
+    num_cached_tokens: int = 0  # of prompts: their keys and values were there
 
     @property
     def tokens_per_s(self) -> float:
@@ -67,7 +68,13 @@ def measure(
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
         energy_j=None if before_j is None or after_j is None else after_j - before_j,
         kernels=_kernels(timings),
+        num_cached_tokens=num_cached_tokens(timings),
     )
+
+
+def num_cached_tokens(timings: Sequence[Timings]) -> int:
+    """The tokens of prompts that were not read, because an earlier request had read them."""
+    return sum(one.num_cached_tokens or 0 for one in timings)
 
 
 def _kernels(timings: Sequence[Timings]) -> tuple[Mapping[str, str], ...]:

@@ -237,6 +237,8 @@ class Shadow:
                 ShadowSide(other.entry.kind, outputs[1].num_tokens),
                 agreements[1],
             )
+        cached = (output.timings.num_cached_tokens or 0 for output in outputs)
+        self._counts.reused(pair, sum(cached))
         self._times.add(pair, *(TimedReplay(each.entry.kind, output) for each, output in sides))
         for served, output in sides:
             if output.timings.was_alone:  # otherwise its times include waiting

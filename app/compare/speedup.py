@@ -44,6 +44,11 @@ class Speedup:
     reason: str
 
 
+def prompt_reading(num_cached_tokens: int) -> str:
+    """How all sides read their prompts, of which so many tokens were not read."""
+    return "from what was there" if num_cached_tokens else "in full"
+
+
 _Subject = TypeVar("_Subject")
 
 

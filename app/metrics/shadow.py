@@ -69,6 +69,11 @@ class ShadowMetrics:
         self._agreement = self._agreements("", "counterpart's replay", _PAIR)
         self._floor = self._agreements("floor_", "replay on its own model", ("live_model",))
         self._tokens = self._counter("answer_tokens", "Tokens of compared outputs.", _SIDE)
+        self._cached = self._counter(
+            "cached_tokens",
+            "Tokens of prompts that replays did not read; with 0, all prompts were read in full.",
+            _PAIR,
+        )
         self._times = {
             "tpot": self._summary("tpot", "Time per output token"),
             "prefill": self._summary("prefill", "First forward to first token, of short prompts"),
@@ -85,6 +90,9 @@ class ShadowMetrics:
         self._verdict = self._gauge(
             "verdict", "1 for the verdict on the speed-up.", (*_PAIR, "time", "verdict")
         )
+        self._make_control()
+
+    def _make_control(self) -> None:
         self._control_done = self._counter(
             "control_done", "Live outputs that were replayed as a control.", ("live_model",)
         )
@@ -117,6 +125,10 @@ class ShadowMetrics:
         """Count a time of both replays of a pair: on the live model, and on its counterpart."""
         for traffic, (kind, time_s) in zip(("live", "shadow"), sides, strict=True):
             self._times[time].labels(*pair.labels, kind, traffic).observe(time_s)
+
+    def reused(self, pair: ShadowPair, num_tokens: int) -> None:
+        """Count the tokens of prompts that the replays of a pair did not read."""
+        self._cached.labels(*pair.labels).inc(num_tokens)
 
     def ran_different_kernels(self, pair: ShadowPair) -> None:
         self._different_kernels.labels(*pair.labels).inc()

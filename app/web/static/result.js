@@ -84,7 +84,7 @@ await begin(async () => {
   fill(byId("title"), isBench ? "Benchmark of " : "Stability of ", name(found.model));
   fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", String(report.num_blocks)],
     ["Command", report.command && el("code", { dir: "auto" }, report.command)],
-    ["Repeats", report.plan && String(report.plan.repeats)]]));
+    ["Repeats", report.plan && String(report.plan.repeats)], ["Prompts are read", report.prompt_reading]]));
   fill(byId("report"), isBench ? [el("p", { class: "note" }, BENCH_NOTE), bench(report)] : stability(report));
   if (!isBench) drawSpread(report);
   if (report.machine) fill(byId("details"), el("h2", {}, "Machine"), el("pre", { tabindex: 0, role: "region", "aria-label": "Machine" }, JSON.stringify(report.machine, null, 2)));

@@ -47,7 +47,8 @@ function shadow(samples) {
     reading(pair.speedup, "pair"), reading(pair.control, "control"), verdictOf(pair)]);
   return [pairs.length ? table("Pairs of shadow traffic", columns, rows) : null,
     dropped.length ? el("p", { class: "note" }, "Not replayed: ", dropped.map(({ model, reason, number }) => `${number} of ${model} (${reason})`).join(", "), ".") : null,
-    pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the last pairs whose two replays each had the engine to themselves; "
+    pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the last pairs whose two replays each had the engine to themselves"
+      + `${pairs.some(({ numCached }) => numCached > 0) ? "" : " and read the prompt in full"}; `
       + "in brackets, the 95 % interval. A model over itself is the control, measured in the same way: a speed-up that overlaps its interval has no verdict.") : null];
 }
 

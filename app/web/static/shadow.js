@@ -25,6 +25,7 @@ export function pairsOf(samples) {
       agreement: mean(of, "agreement_ratio", { live_model: labels.live_model, shadow_model: labels.shadow_model }),
       floor: mean(of, "floor_agreement_ratio", { live_model: labels.live_model }),
       whole: done && numbers.length ? 1 - numbers[0].value / done : null,
+      numCached: of("cached_tokens_total", { live_model: labels.live_model, shadow_model: labels.shadow_model }) ?? 0,
       numDifferent: of("different_kernels_total", { live_model: labels.live_model, shadow_model: labels.shadow_model }) ?? 0,
       ...speedup(samples, of, { live_model: labels.live_model, shadow_model: labels.shadow_model }) };
   });

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from app.bench import bench
+from app.bench import runs as bench_runs
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.report import draw, markdown, plot
 from app.bench.result import Bench, to_wire
@@ -20,9 +21,11 @@ from app.bench.runs import Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
 from app.engine.autotuning import Autotuner
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import PromptTooLong
 from app.engine.running.flat_model import FLAT
 from app.engine.running.head import TORCH
+from app.engine.scheduling.sequence import Request
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultStore
 from pruning.checkpoints.store import MANIFEST
@@ -79,6 +82,7 @@ def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
             assert [each["num_tokens"] for each in runs] == [tokens[scenario]] * 2
             assert all(each["peak_memory_bytes"] is None for each in runs)  # no GPU here
     assert list(found["samples"]) == list(tokens)
+    assert found["prompt_reading"] == "in full"
     written = json.loads((out / "bench.json").read_text())
     assert written == {each: value for each, value in found.items() if each != "path"}
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
@@ -287,6 +291,30 @@ def test_different_kernels_have_no_verdict_and_are_said() -> None:
     says = "different kernels: blocks, decode of 3 (compiled against torch)"
     assert says in markdown(found)
     assert to_wire(found)["kernels"]["generation"]["pruned"] == kernels_of("torch")
+
+
+def test_it_says_how_prompts_were_read() -> None:
+    found = made_up([0.0720, 0.0721, 0.0719])
+    assert to_wire(found)["prompt_reading"] == "in full"
+    assert "Prompts were read in full." in markdown(found)
+    noted = dict(found.samples[Scenario.GENERATION])
+    noted["pruned"] = [replace(run, num_cached_tokens=32) for run in noted["pruned"]]
+    found = replace(found, samples={Scenario.GENERATION: noted})
+    assert to_wire(found)["prompt_reading"] == "from what was there"
+    assert "Prompts were read from what was there." in markdown(found)
+
+
+def test_a_run_counts_what_it_did_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(PLAN, batch_size=2, prompt_tokens=3 * PAGE_TOKENS)
+    assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 0
+    made = bench_runs._requests
+
+    def sharing(*given: Any) -> list[Request]:
+        first, *rest = (replace(each, cache_scope="") for each in made(*given))
+        return [first, *(replace(each, prompt_ids=first.prompt_ids) for each in rest)]
+
+    monkeypatch.setattr(bench_runs, "_requests", sharing)
+    assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 2 * PAGE_TOKENS
 
 
 def kernels_of(kernel: str) -> dict[str, str]:

@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 
-from app.bench import goodput_command
+from app.bench import goodput_command, open_loop
 from app.bench.goodput import Climb, Goodput, GoodputPlan, highest_rate, measure_goodput
 from app.bench.goodput_command import Asked, run_goodput
 from app.bench.goodput_report import plot, sentences, to_wire
 from app.bench.open_loop import Arrival, InvalidTrace, Served, poisson, read_trace, serve
 from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject
 from app.bench.promise import InvalidPromise, Promise
+from app.engine.cache.pages import PAGE_TOKENS
+from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant
 from pruning.config import Settings
 from tests.support.engine_requests import variant
@@ -84,6 +88,29 @@ def test_requests_arrive_without_waiting_for_answers(tiny_variant: Variant) -> N
     assert serve(tiny_variant, arrivals, 1e6, everything, 0.99).num_kept == 6
     nothing = serve(tiny_variant, arrivals, 1e6, Promise(ttft_s=1e-9), 0.99)
     assert nothing.num_kept == 0
+
+
+def test_the_report_says_whether_prompts_were_read_in_full(
+    tiny_variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = BenchSubject("tiny", tiny_variant, {})
+    arrivals = [Arrival(at_s, 2 * PAGE_TOKENS, 1) for at_s in (0.0, 0.01)]
+    plan = GoodputPlan(Promise(ttft_s=1e6), [arrivals])
+
+    def reading() -> str:
+        found = measure_goodput(subject, plan, 1.0, lambda: None)
+        told: str = to_wire(found)["prompt_reading"]
+        return told
+
+    assert reading() == "in full"
+    made = open_loop._requests
+
+    def sharing(*given: Any) -> list[Request]:
+        first, *_ = made(*given)
+        return [replace(first, request_id=str(at), cache_scope="") for at in range(len(arrivals))]
+
+    monkeypatch.setattr(open_loop, "_requests", sharing)
+    assert reading() == "from what was there"
 
 
 def test_a_run_ends_once_the_share_is_out_of_reach(tiny_variant: Variant) -> None:

@@ -13,6 +13,7 @@ from app.compare import shadow
 from app.compare.shadow import MAX_PAIRS_AT_ONCE
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.scheduling.scheduler import EngineLimits
 from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
@@ -59,6 +60,18 @@ def test_live_answers_are_replayed_and_compared(client: TestClient) -> None:
     for labels in (LIVE, SHADOW):
         tokens = scrape.value("sleb_shadow_answer_tokens_total", **labels)
         assert tokens == lengths[labels["traffic"]]
+
+
+def test_replays_read_in_full_what_live_requests_have_read(client: TestClient) -> None:
+    prompt = "the dog and the cat " * 8
+    live = generate(client, model="tiny", prompt=prompt)["outputs"][0]
+    assert live["prompt_tokens"] > 2 * PAGE_TOKENS
+    for number in (1, 2):
+        generate(client, prompt=prompt)
+        wait_until(lambda: num_done(client) == number, "it was replayed")  # noqa: B023
+    scrape = scraped(client)
+    assert scrape.value("sleb_prefix_cache_hits_total", model_name="tiny@-2")
+    assert scrape.value("sleb_shadow_cached_tokens_total", **PAIR) == 0
 
 
 def test_a_replay_has_the_response_format_of_the_live_request(client: TestClient) -> None:

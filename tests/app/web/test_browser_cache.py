@@ -1,4 +1,4 @@
-"""The page on keys and values that are kept: pages in use, and hits."""
+"""The page on keys and values that are kept: pages in use and hits, and how results were read."""
 
 from pathlib import Path
 
@@ -7,10 +7,13 @@ import pytest
 
 from app.config import ServeSettings
 from app.engine.cache.pages import PAGE_TOKENS
+from app.results.store import ResultKind, ResultStore
 from tests.support.browser import browser_page
 from tests.support.serving import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RESULT = "20200101T000000Z-bench-000000"
 
 
 @pytest.fixture
@@ -18,7 +21,11 @@ def settings(tiny_models_dir: Path) -> ServeSettings:
     return ServeSettings(data_dir=tiny_models_dir.parent, drain_s=0)
 
 
-def test_the_overview_has_pages_in_use_and_hits(settings: ServeSettings, redis_url: str) -> None:
+def test_the_overview_has_hits_and_a_result_says_how_prompts_were_read(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    report = {"num_blocks": 6, "results": [], "prompt_reading": "in full"}
+    ResultStore(settings.data_dir).keep(ResultKind.BENCH, "tiny", "1.20×", report, RESULT)
     body = {"model": "tiny", "prompt": [5] * (2 * PAGE_TOKENS + 1), "max_tokens": 1}
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, _):
         page.goto("/ui")
@@ -27,3 +34,5 @@ def test_the_overview_has_pages_in_use_and_hits(settings: ServeSettings, redis_u
             assert httpx2.post(f"{url}/v1/completions", json=body).status_code == 200
         page.locator("#cards").get_by_text("49 % of the tokens of prompts were there").wait_for()
         page.locator("#cards").get_by_text("0 % of the pages in use").wait_for()
+        page.goto(f"/ui/results/{RESULT}")
+        page.locator("#facts").get_by_text("in full", exact=True).wait_for()
