@@ -193,7 +193,7 @@ def _services(
         tuner=tuner,
         prepare=async_engine.prepare,
     )
-    external = ExternalBackend(declared, metrics)
+    external = ExternalBackend(declared, metrics, settings.prefix_cache)
     return Services(
         settings=settings,
         readiness=readiness,

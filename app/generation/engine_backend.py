@@ -10,7 +10,6 @@ from functools import partial
 from hashlib import sha256
 from uuid import uuid4
 
-from app.auth.keys import caller
 from app.config import PrefixCache
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import NotYetReproducible, PromptTooLong
@@ -28,6 +27,7 @@ from app.engine.scheduling.sequence import (
 )
 from app.generation.grammars import Grammars
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
+from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt
 from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
@@ -172,21 +172,13 @@ class EngineBackend:
                     self._params(request, served, len(ids), number),
                     deadline_s=deadline_s,
                     grammar=grammar,
-                    cache_scope=self._cache_scope(request),
+                    cache_scope=cache_scope(request.cache_salt, self._prefix_cache),
                 )
                 for ids in await self.encode(request.prompts, [served], max_new_tokens)
                 for number in range(request.n)
             ]
             places.release()
             return self._engine.streams(engine_requests, partial(self._count, labels))
-
-    def _cache_scope(self, request: GenerationRequest) -> str | None:
-        """Which requests may share pages: those of the caller's tenant, whose times would tell
-        others what it has asked for."""
-        if self._prefix_cache == "off" or request.cache_salt is None:
-            return None
-        key = caller.get() if self._prefix_cache == "on" else None
-        return repr((None if key is None else key.owner, request.cache_salt))
 
     async def _grammar(self, request: GenerationRequest, served: ServedModel) -> Grammar | None:
         if request.params.response_format is None:

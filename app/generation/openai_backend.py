@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from app.config import PrefixCache
 from app.engine.scheduling.admission import Overloaded, TooManyPrompts
 from app.engine.scheduling.sequence import FinishReason, RequestRefused, Timings
 from app.generation.openai_chunks import Chunk
@@ -23,6 +24,7 @@ from app.generation.openai_client import (
     openai_request,
 )
 from app.generation.output import OutputStream
+from app.generation.prompt_sharing import salt_elsewhere
 from app.generation.request import GenerationRequest, ServedElsewhere
 from app.metrics.metrics import Metrics, labels_of
 from app.models.entry import ModelEntry
@@ -45,11 +47,26 @@ class NoPromptLogprobs(RequestRefused):
         )
 
 
+class NoCacheSalt(RequestRefused):
+    """A request has a salt, and the server of its model is not declared to take one."""
+
+    param = "cache_salt"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"another server generates for {name!r}, and is not declared to separate what it keeps "
+            f"of prompts: leave out cache_salt, or declare takes_cache_salt if the server takes it"
+        )
+
+
 class ExternalBackend:
     """The servers of all declared external models. Bound to one event loop; must be closed."""
 
-    def __init__(self, models: Sequence[ExternalModel], metrics: Metrics) -> None:
+    def __init__(
+        self, models: Sequence[ExternalModel], metrics: Metrics, prefix_cache: PrefixCache = "on"
+    ) -> None:
         self._metrics = metrics
+        self._prefix_cache = prefix_cache
         self._servers = {
             model.name: _Server(
                 ServedElsewhere(ModelEntry.of_external(model), model),
@@ -81,13 +98,14 @@ class ExternalBackend:
     ) -> list[OutputStream]:
         """Admit the outputs of a request, all or none. Each must be closed.
 
-        Raises ``NoPromptLogprobs``, ``TooManyPrompts`` or ``Overloaded``.
+        Raises ``NoPromptLogprobs``, ``NoCacheSalt``, ``TooManyPrompts`` or ``Overloaded``.
         """
         if request.params.num_prompt_logprobs is not None:
             raise NoPromptLogprobs
         server = self._servers[served.model.name]
+        salt = self._salt(request, served.model)
         requests = [
-            openai_request(request, prompt, number)
+            openai_request(request, prompt, number, salt)
             for prompt in request.prompts
             for number in range(request.n)
         ]
@@ -100,6 +118,14 @@ class ExternalBackend:
             ExternalOutputStream(index, one, server, self._metrics, deadline_s)
             for index, one in enumerate(requests)
         ]
+
+    def _salt(self, request: GenerationRequest, model: ExternalModel) -> str | None:
+        """Raises ``NoCacheSalt``."""
+        if model.takes_cache_salt:
+            return salt_elsewhere(request.cache_salt, self._prefix_cache)
+        if request.cache_salt:
+            raise NoCacheSalt(model.name)
+        return None
 
     def abort(self) -> None:
         """End all open outputs with what they have."""

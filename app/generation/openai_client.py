@@ -83,10 +83,14 @@ class OpenAIRequest:
     body: Mapping[str, Any]
 
 
-def openai_request(request: GenerationRequest, prompt: Prompt, number: int) -> OpenAIRequest:
+def openai_request(
+    request: GenerationRequest, prompt: Prompt, number: int, cache_salt: str | None = None
+) -> OpenAIRequest:
     """The request for one of the ``n`` outputs of this prompt, ``number`` from 0."""
     params = request.params_of(number)
     body = _sampling(params)
+    if cache_salt is not None:
+        body["cache_salt"] = cache_salt
     if request.stop:
         body["stop"] = list(request.stop)
     if not request.fills_context:

@@ -46,6 +46,7 @@ class ExternalModel:
     max_waiting: int  # requests that may queue here
     connect_s: float  # timeout for a connection, in seconds
     silence_s: float  # timeout between two bytes, in seconds
+    takes_cache_salt: bool = False  # separates what it keeps of prompts by cache_salt, as vLLM does
 
 
 def _endpoint(text: str) -> str:
@@ -83,6 +84,7 @@ class _Declared(BaseModel):
     max_waiting: NonNegativeInt = 256
     connect_s: PositiveFloat = 5.0
     silence_s: PositiveFloat = 120.0
+    takes_cache_salt: bool = False
 
     @model_validator(mode="after")
     def _check_lineage(self) -> Self:
@@ -142,6 +144,7 @@ def _model(declared: _Declared, directory: Path) -> ExternalModel:
         max_waiting=declared.max_waiting,
         connect_s=declared.connect_s,
         silence_s=declared.silence_s,
+        takes_cache_salt=declared.takes_cache_salt,
     )
 
 

@@ -50,7 +50,8 @@ class PromptsBody(Body, SamplingFields):
 
 
 CACHE_SALT = (
-    "Only requests with the same text here share what was read of their prompts, as in vLLM."
+    "Only requests with the same text here share what was read of their prompts, as in vLLM. "
+    "Refused for a model of another server that is not declared to take it."
 )
 
 

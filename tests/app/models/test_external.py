@@ -23,6 +23,7 @@ max_num_seqs = 8
 max_waiting = 0
 connect_s = 1
 silence_s = 30.5
+takes_cache_salt = true
 
 [[models]]
 name = "vllm-dense"
@@ -48,6 +49,7 @@ def test_all_of_it_is_read(tmp_path: Path) -> None:
     assert (pruned.parent, pruned.removed_blocks, pruned.num_removed) == ("my-model", (10, 4), 2)
     assert (pruned.num_blocks, pruned.max_num_seqs, pruned.max_waiting) == (22, 8, 0)
     assert (pruned.connect_s, pruned.silence_s) == (1, 30.5)
+    assert (pruned.takes_cache_salt, dense.takes_cache_salt) == (True, False)
     assert (dense.model, dense.api_key, dense.parent) == ("vllm-dense", None, None)
     assert (dense.num_removed, dense.num_blocks) == (0, None)
 

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from app.config import ServeSettings
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import Engine
 from app.main import create_app
 from app.server.serve import ApiServer
@@ -389,6 +390,26 @@ def test_it_is_listed_with_its_lineage(
         assert info["removed_blocks"] == " ".join(map(str, removed))
         for action, status in (("load", 200), ("unload", 204)):
             assert client.post(f"/models/vllm/{action}").status_code == status
+
+
+def test_a_salt_separates_what_the_other_server_keeps(
+    settings: ServeSettings, redis_url: str, tmp_path: Path
+) -> None:
+    with both(settings, redis_url, tmp_path, takes_cache_salt=True) as services:
+
+        def num_cached(**salt: str) -> int:
+            body = {
+                "model": "there",
+                "prompt": [5] * (2 * PAGE_TOKENS + 3),
+                "max_tokens": 1,
+                **salt,
+            }
+            answer = httpx2.post(f"{services.here}/v1/completions", json=body)
+            found: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+            return found
+
+        assert [num_cached() for _ in range(2)] == [0, 2 * PAGE_TOKENS]
+        assert [num_cached(cache_salt="mine") for _ in range(2)] == [0, 2 * PAGE_TOKENS]
 
 
 def test_what_needs_token_ids_is_refused(services: Both) -> None:
