@@ -15,6 +15,7 @@ from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
 from tests.support.families import is_slow
 
+_FEW_MUTATIONS = 60  # of each kind of record in `make test`
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
@@ -26,6 +27,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == "not slow":
         settings.register_profile("quick", max_examples=_QUICK_EXAMPLES)
         settings.load_profile("quick")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--mutations", type=int, default=10_000, help="changed records of each kind in slow tests"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of changed records take ``num_mutations``: a few of them, and many as a slow test."""
+    if "num_mutations" in metafunc.fixturenames:
+        many = metafunc.config.getoption("mutations")
+        marks = (pytest.mark.slow, pytest.mark.timeout(7_200))
+        numbers = [_FEW_MUTATIONS, pytest.param(many, marks=marks)]
+        metafunc.parametrize("num_mutations", numbers, ids=["few", "many"])
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are deselected

@@ -19,11 +19,16 @@ def mutations(record: dict[str, Any], number: int, seed: int = 0) -> Iterator[st
     yield from TEXTS[:number]
     choose = random.Random(seed)
     for _ in range(number - len(TEXTS)):
-        changed = json.loads(json.dumps(record))
-        for _ in range(choose.choice((1, 1, 1, 2, 3))):
-            _change(changed, choose)
-        text = json.dumps(changed)
+        text = json.dumps(changed(record, choose))
         yield text[: choose.randrange(len(text))] if choose.random() < 0.02 else text
+
+
+def changed(record: Any, choose: random.Random) -> Any:
+    """A copy that differs in one to three places."""
+    copied = json.loads(json.dumps(record))
+    for _ in range(choose.choice((1, 1, 1, 2, 3))):
+        _change(copied, choose)
+    return copied
 
 
 def _change(record: Any, choose: random.Random) -> None:

@@ -3,8 +3,6 @@
 import random
 from pathlib import Path
 
-import pytest
-
 from app.engine.kernels.compiled.openmp import ParallelFunction
 from tests.support.compiled import count, counted
 
@@ -13,15 +11,12 @@ def files_in(folder: Path) -> list[Path]:
     return sorted([*folder.rglob("*.nbc"), *folder.rglob("*.nbi")])
 
 
-@pytest.mark.parametrize(
-    "number", [40, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.timeout(3_000)))]
-)
-def test_a_damaged_file_is_compiled_again(kept_in: Path, number: int) -> None:
+def test_a_damaged_file_is_compiled_again(kept_in: Path, num_mutations: int) -> None:
     expected = counted(ParallelFunction(count))
     files = files_in(kept_in)
     assert len(files) == 2
     choose = random.Random(0)
-    for each in range(number):
+    for each in range(num_mutations):
         file = choose.choice(files)
         good = file.read_bytes()
         bad = bytearray(good)
