@@ -14,7 +14,7 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
 MAX_BYTES = 2**24
 MAX_TEXT = 2**20  # characters of one text
@@ -34,15 +34,26 @@ def read_stored(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
 
     Raises ``OSError``, also for a pipe or a device, which could be read without end.
     """
-    # without O_NONBLOCK, opening a pipe would wait for a writer
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if status.st_size > most_bytes:
-            reason = f"it has {status.st_size} bytes, and {most_bytes} are the limit"
+    with open_stored(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if num_bytes > most_bytes:
+            reason = f"it has {num_bytes} bytes, and {most_bytes} are the limit"
             raise OSError(errno.EFBIG, reason, str(path))
         return file.read(most_bytes)
+
+
+def open_stored(path: Path, *, is_link_allowed: bool = True) -> BinaryIO:
+    """A file for reading that somebody else may have put there.
+
+    Raises ``OSError``, also for a pipe or a device, and for a link unless it is allowed.
+    """
+    # without O_NONBLOCK, opening a pipe would wait for a writer
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if is_link_allowed else os.O_NOFOLLOW)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def parse_record(content: bytes | str) -> dict[str, Any]:

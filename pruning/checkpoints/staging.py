@@ -64,7 +64,7 @@ def sweep(directory: Path) -> None:
     for folder in root.glob("*/"):
         # a lock is made before its folder and removed after it
         if _OURS.fullmatch(folder.name) and not _lock_of(folder).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def remove(published: Path) -> None:
@@ -73,7 +73,7 @@ def remove(published: Path) -> None:
     make_directory(root)
     hidden = published.rename(root / uuid4().hex)
     sync_directory(published.parent)
-    shutil.rmtree(hidden, ignore_errors=True)
+    _remove(hidden)
 
 
 def discard_staged(target: Path) -> None:
@@ -111,9 +111,16 @@ def _takes(lock: int) -> bool:
     return os.fstat(lock).st_nlink > 0
 
 
+def _remove(folder: Path) -> None:
+    """Remove what can be removed of a folder, or a link to one."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _discard(folder: Path) -> None:
     """Remove a folder whose lock is held. Files that cannot be removed are left to a sweep."""
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     with suppress(OSError):
         _lock_of(folder).unlink()
 

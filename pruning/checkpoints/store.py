@@ -18,7 +18,14 @@ from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
-from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
+from pruning.records import (
+    InvalidRecord,
+    check_record,
+    check_time,
+    parse_record,
+    read_stored,
+    reason_of,
+)
 from pruning.removal import kept
 from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.sleb import Blocks
@@ -300,9 +307,7 @@ def _manifest_content(path: Path) -> bytes:
     """Raises as ``read_manifest``."""
     file = path / MANIFEST
     try:
-        if file.exists() and not file.is_file():  # reading a pipe would hang
-            raise CheckpointCorrupt(f"{file} is no regular file: remove it")
-        return file.read_bytes()
+        return read_stored(file)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -44,6 +44,7 @@ def locked(
 
 def remove_folder(folder: Path) -> None:
     """Remove the files of a healing, the lock last, and the folder above it if it was the last."""
+    _refuse_link(folder)
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
             if path.name != LOCK:
@@ -54,9 +55,16 @@ def remove_folder(folder: Path) -> None:
             directory.rmdir()
 
 
+def _refuse_link(folder: Path) -> None:
+    """Remove a link in the place of the folder: the files where it leads are of another."""
+    if folder.is_symlink():
+        folder.unlink()
+
+
 def _taken(folder: Path) -> int | None:
     """The descriptor of the lock; None if another process has it."""
     while True:
+        _refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)

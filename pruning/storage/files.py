@@ -6,13 +6,20 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from fsspec import AbstractFileSystem
 
 from pruning.checkpoints.staging import make_directory, sync_directory
-from pruning.storage.store import ObjectMissing, StoreDenied, StoreError, StoreUnavailable
+from pruning.records import open_stored
+from pruning.storage.store import (
+    ObjectMissing,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
+    whole,
+)
 
 BLOCK_BYTES = 16 * 2**20
 _SUFFIX = ".json"
@@ -42,8 +49,8 @@ class FileSystemStore:
         }
 
     def manifest(self, name: str) -> bytes:
-        with self._errors(f"read the manifest of {name}"):
-            return cast("bytes", self._system.cat_file(self._manifest(name)))
+        parts = self._parts(self._manifest(name), f"read the manifest of {name}")
+        return whole(self.url, name, parts)
 
     def put_manifest(self, name: str, content: bytes) -> None:
         with self._errors(f"write the manifest of {name}"):
@@ -68,18 +75,7 @@ class FileSystemStore:
                     self._system.put_file(str(file), self._path("objects", name, digest))
 
     def blocks(self, name: str, sha256: str) -> Iterator[bytes]:
-        path = self._path("objects", name, sha256)
-        with self._errors(f"read an object of {name}"):
-            opened: Any = self._system.open(
-                path, "rb", block_size=BLOCK_BYTES, cache_type="readahead"
-            )
-        with opened:
-            while True:
-                with self._errors(f"read an object of {name}"):
-                    block = opened.read(BLOCK_BYTES)
-                if not block:
-                    return
-                yield block
+        return self._parts(self._path("objects", name, sha256), f"read an object of {name}")
 
     def discard(self, name: str, digests: Collection[str]) -> None:
         for digest in digests:
@@ -92,6 +88,23 @@ class FileSystemStore:
                 self._system.rm_file(self._manifest(name))
             with suppress(FileNotFoundError):
                 self._system.rm(self._path("objects", name), recursive=True)
+
+    def _parts(self, path: str, verb: str) -> Iterator[bytes]:
+        with self._errors(verb):
+            opened = self._opened(path)
+        with opened:
+            while True:
+                with self._errors(verb):
+                    block = opened.read(BLOCK_BYTES)
+                if not block:
+                    return
+                yield block
+
+    def _opened(self, path: str) -> Any:  # noqa: ANN401 - of each file system
+        """For reading. In a folder, a link leads to a file that is not of the store."""
+        if self._is_folder:
+            return open_stored(Path(path), is_link_allowed=False)
+        return self._system.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self._root, *parts)

@@ -27,7 +27,13 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from pruning.storage.store import ObjectMissing, StoreDenied, StoreError, StoreUnavailable
+from pruning.storage.store import (
+    ObjectMissing,
+    StoreDenied,
+    StoreError,
+    StoreUnavailable,
+    whole,
+)
 
 _BLOCK_BYTES = 2**20
 _TIMEOUT_S = 30.0
@@ -58,7 +64,8 @@ class HubStore:
         }
 
     def manifest(self, name: str) -> bytes:
-        return b"".join(self._read(f"manifests/{name}{_SUFFIX}", f"read the manifest of {name}"))
+        parts = self._read(f"manifests/{name}{_SUFFIX}", f"read the manifest of {name}")
+        return whole(self.url, name, parts)
 
     def put_manifest(self, name: str, content: bytes) -> None:
         path = f"{self._folder}manifests/{name}{_SUFFIX}"

@@ -57,7 +57,7 @@ class Listing:
         if not is_checkpoint_name(name):
             return None
         with suppress(FileNotFoundError):
-            return self._file(name).read_bytes()
+            return read_stored(self._file(name))
         return None
 
     def refresh(self) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from pruning.records import MAX_BYTES
+
 
 class StoreError(RuntimeError):
     """A request to the object store failed."""
@@ -25,6 +27,22 @@ class ObjectCorrupt(StoreError):
     """The content of an object is not what its name says."""
 
 
+class ObjectTooLarge(StoreError):
+    """A manifest in the store has more bytes than one can have."""
+
+
+def whole(url: str, name: str, parts: Iterable[bytes]) -> bytes:
+    """The manifest of a checkpoint from its parts. Raises ``ObjectTooLarge``."""
+    content = b""
+    for part in parts:
+        content += part
+        if len(content) > MAX_BYTES:
+            raise ObjectTooLarge(
+                f"{url}: the manifest of {name} has more than {MAX_BYTES} bytes: delete it there"
+            )
+    return content
+
+
 class ObjectStore(Protocol):
     """Checkpoints in a store. Every method may raise ``StoreUnavailable`` or ``StoreDenied``."""
 
@@ -36,7 +54,7 @@ class ObjectStore(Protocol):
         """The names of all complete checkpoints, and what changes with the manifest of each."""
 
     def manifest(self, name: str) -> bytes:
-        """Raises ``ObjectMissing``."""
+        """Raises ``ObjectMissing`` or ``ObjectTooLarge``."""
 
     def put_manifest(self, name: str, content: bytes) -> None:
         """Make the checkpoint visible. All of its objects must be there."""

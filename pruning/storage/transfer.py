@@ -15,7 +15,7 @@ from pruning.checkpoints.store import (
     parse_manifest,
     read_manifest,
 )
-from pruning.storage.store import ObjectCorrupt, ObjectMissing, ObjectStore
+from pruning.storage.store import ObjectCorrupt, ObjectMissing, ObjectStore, ObjectTooLarge
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def discard_unnamed(store: ObjectStore, directory: Path, name: str) -> None:
 def _has_manifest(store: ObjectStore, name: str, content: bytes) -> bool:
     try:
         return store.manifest(name) == content
-    except ObjectMissing:
+    except (ObjectMissing, ObjectTooLarge):
         return False
 
 
@@ -84,7 +84,10 @@ def received_manifest(store: ObjectStore, name: str) -> tuple[Manifest, bytes]:
 
     Raises ``CheckpointCorrupt``.
     """
-    content = store.manifest(name)
+    try:
+        content = store.manifest(name)
+    except ObjectTooLarge as error:
+        raise CheckpointCorrupt(str(error)) from error
     manifest = parse_manifest(content, f"{store.url}: the manifest of {name}")
     return manifest, content
 

@@ -137,11 +137,13 @@ def get_file(
     if headers["ETag"] in (tag.strip() for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
     holding = ExitStack()
-    files = None if file == MANIFEST else [file]
-    path = holding.enter_context(checkpoints.held(name, files))
-    if not (path / file).is_file():
+    path = holding.enter_context(checkpoints.held(name, None if file == MANIFEST else [file]))
+    fault = None if (path / file).is_file() else "is missing"
+    if not (path / file).resolve().is_relative_to(path.resolve()):
+        fault = "is a link that leads out of the checkpoint"
+    if fault is not None:
         holding.close()
-        raise CheckpointCorrupt(f"{manifest.name}: {file} is missing; prune again")
+        raise CheckpointCorrupt(f"{manifest.name}: {file} {fault}; prune again")
     return Download(
         path / file,
         media_type="application/octet-stream",

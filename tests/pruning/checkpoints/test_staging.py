@@ -116,3 +116,17 @@ def test_a_writer_can_be_thwarted_and_others_not_along_with_it(tmp_path: Path) -
         with pytest.raises(FileNotFoundError):
             wanted.rename(tmp_path / "tiny")
     assert names_in(tmp_path / STAGING) == []
+
+
+def test_a_link_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    root = tmp_path / "checkpoints"
+    (root / STAGING).mkdir(parents=True)
+    (root / "tiny@prn-1").symlink_to(other)
+    (root / STAGING / f"tiny@prn-2-{'0' * 32}").symlink_to(other)
+    remove(root / "tiny@prn-1")
+    sweep(root)
+    assert (names_in(root), names_in(root / STAGING)) == ([STAGING], [])
+    assert names_in(other) == ["kept"]

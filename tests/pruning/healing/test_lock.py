@@ -83,3 +83,20 @@ def test_a_folder_that_is_removed_while_another_waits_is_made_again(folder: Path
             with pytest.raises(HealingInProgress), locked(folder, "tiny@a"):
                 pass
     assert not folder.parent.exists()
+
+
+def test_a_link_in_its_place_leads_to_no_file_of_another(folder: Path, tmp_path: Path) -> None:
+    """Whoever writes to the folder of checkpoints could choose what is deleted."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").touch()
+    folder.parent.mkdir()
+    folder.symlink_to(other)
+    remove_folder(folder)
+    assert not folder.is_symlink()
+    folder.parent.mkdir(exist_ok=True)
+    folder.symlink_to(other)
+    with locked(folder, "tiny@a"):
+        (folder / "state").touch()
+    assert [path.name for path in other.iterdir()] == ["kept"]
+    assert (folder / "state").exists()
