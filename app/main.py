@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
+import torch
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -76,7 +77,8 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.redis import connect
 from pruning.jobs.stats import JobStatsReader
 from pruning.jobs.store import JobStore
-from pruning.models.store import ModelStore
+from pruning.models.memory import total_bytes
+from pruning.models.store import ModelStore, pick_device
 from pruning.storage.checkpoints import checkpoints_of
 
 if TYPE_CHECKING:
@@ -256,12 +258,19 @@ def _submission(
         store,
         queue,
         IdempotencyKeys(connection),
-        JobChecks(models, texts, checkpoints),
+        JobChecks(models, texts, checkpoints, _memory_of_workers(settings)),
         checkpoints=checkpoints,
         max_queued=settings.max_queued_jobs,
         webhook_rule=None if settings.webhook_secret is None else rule,
         default_quota=default_quota(settings),
     )
+
+
+def _memory_of_workers(settings: ServeSettings) -> int | None:
+    """None where workers may be on other machines: the embedded job store has none from there."""
+    if settings.redis_url is not None:
+        return None
+    return total_bytes(torch.device(pick_device(settings.device)))
 
 
 def _deliverer(

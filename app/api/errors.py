@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from app.api.deletion import NotDeletable
+from app.api.memory_checks import MemoryTooSmall
 from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
 from app.api.schemas.calibration import without_tags
 from app.api.schemas.response_format import without_format_tags
@@ -120,6 +121,7 @@ _JOBS: Problems = {
     ExtraMissing: (422, "extra-missing", "An optional package is not installed."),
     ZeroShotUnavailable: (422, "zero-shot-unavailable", "Zero-shot tasks are not available."),
     DiskTooSmall: (422, "disk-too-small", "Not enough disk space for the pruned model."),
+    MemoryTooSmall: (422, "memory-too-small", "Not enough memory for the job."),
     InvalidWebhook: (422, "invalid-webhook", "Webhook URL not allowed."),
     WebhooksOff: (422, "webhooks-off", "Webhooks are disabled."),
     IdempotencyInFlight: (

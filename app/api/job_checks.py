@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from app.api.memory_checks import check_memory, needs
 from app.auth.keys import seen_tenant
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.data.enough import check_text
@@ -97,12 +98,18 @@ class CheckedHealing:
 class JobChecks:
     """Checks jobs against the models, texts and checkpoints of this service.
 
-    The folder of ``checkpoints`` is where a pruned model has to fit.
+    The folder of ``checkpoints`` is where a pruned model has to fit. ``memory_bytes`` is all that
+    a worker can have; None if workers may be on other machines.
     """
 
     def __init__(
-        self, models: ModelStore, texts: TextsFolder, checkpoints: CheckpointStore
+        self,
+        models: ModelStore,
+        texts: TextsFolder,
+        checkpoints: CheckpointStore,
+        memory_bytes: int | None = None,
     ) -> None:
+        self._memory_bytes = memory_bytes
         self._models = models
         self._texts = texts
         self._checkpoints = checkpoints
@@ -120,6 +127,7 @@ class JobChecks:
         _check_positions(spec, info)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
         needed = footprint(spec, info, sizes)
+        check_memory(needs(spec, info, sizes, needed), self._memory_bytes)
         copies = 1 if spec.heal is None else 2
         free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
         check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
@@ -134,6 +142,8 @@ class JobChecks:
         spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
         self._checked_disk(manifest.weight_bytes)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
+        *_, of_healing = needs(spec, info, sizes, footprint(spec, info, sizes))
+        check_memory((of_healing,), self._memory_bytes)
         return CheckedHealing(spec, manifest, info.num_blocks, sizes)
 
     def _checked_disk(self, needed_bytes: int) -> int:

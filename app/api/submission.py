@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from app.api.job_checks import Checked, CheckedHealing, JobChecks
+from app.api.memory_checks import MemoryTooSmall
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
 from app.api.schemas.retry import RetryJobBody
@@ -60,6 +61,7 @@ RAISES = (
     TooManyRemovals,
     TargetUnreachable,
     DiskTooSmall,
+    MemoryTooSmall,
     CalibrationError,
     ExtraMissing,
     ZeroShotUnavailable,

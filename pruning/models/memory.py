@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
+_GROUP = Path("/sys/fs/cgroup")
 BATCH_TOKENS = 4096  # per call of a block: enough to keep a device busy
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -29,21 +30,36 @@ def free_bytes(device: torch.device) -> int:
     return min(int(psutil.virtual_memory().available), _left_in_group())
 
 
-def _left_in_group(group: Path = Path("/sys/fs/cgroup")) -> int:
+def total_bytes(device: torch.device) -> int:
+    """All bytes of memory that a process could have on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return min(int(psutil.virtual_memory().total), _limit_of_group() or sys.maxsize)
+
+
+def _limit_of_group(group: Path = _GROUP) -> int | None:
+    """The memory limit of this control group, as of a container (cgroup v2); None without one."""
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+    except OSError:  # no cgroup v2, or the root of all groups
+        return None
+    return int(limit) if limit.isdigit() else None
+
+
+def _left_in_group(group: Path = _GROUP) -> int:
     """Bytes that the memory limit of this control group leaves, as of a container (cgroup v2).
 
     Cached files count as free: the kernel drops them. Without a limit, more than any machine has.
     """
+    if (limit := _limit_of_group(group)) is None:
+        return sys.maxsize
     try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit == "max":
-            return sys.maxsize
         used = int((group / "memory.current").read_text(encoding="ascii"))
         kinds = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):  # no cgroup v2, or the root of all groups
+    except (OSError, ValueError):
         return sys.maxsize
     cached = sum(int(kind.split()[1]) for kind in kinds if kind.startswith("inactive_file "))
-    return max(0, int(limit) - used + cached)
+    return max(0, limit - used + cached)
 
 
 def state_budget(
